@@ -43,32 +43,19 @@ def _tasks() -> str:
 
 
 def task_table(entries: Iterable[CatalogEntry]) -> str:
-    """Return a Markdown table: a row for each task, a column for each of `entries`, `yes` where the
-    model offers it.
-    """
+    """Return a Markdown table: a row a task, a column for each of `entries`, `yes` if offered."""
     models = list(entries)
     header = ["task", "parameters", *(entry.id for entry in models)]
-    rows = [
-        [
-            f"`{task.id}`",
-            _parameters(task.id),
-            *("yes" if task.id in entry.task_ids else "" for entry in models),
-        ]
-        for task in TASKS.values()
-    ]
+    rows: list[list[str]] = []
+    for task in TASKS.values():
+        offered = ["yes" if task.id in entry.task_ids else "" for entry in models]
+        # alternatives are joined by 'or', parameters with a default are in brackets
+        alternatives = " or ".join(f"`{name}`" for name in task.exactly_one_of)
+        required = [f"`{name}`" for name in task.required]
+        optional = [f"[`{p.name}`]" for p in task.parameters if p.default is not None]
+        parameters = ", ".join(filter(None, [alternatives, *required, *optional]))
+        rows.append([f"`{task.id}`", parameters, *offered])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
-
-
-def _parameters(task_id: str) -> str:
-    """Return the parameters, those of which one is needed joined by 'or', those with a default in
-    brackets.
-    """
-    task = TASKS[task_id]
-    alternatives = " or ".join(f"`{name}`" for name in task.exactly_one_of)
-    optional = [f"[`{p.name}`]" for p in task.parameters if p.default is not None]
-    return ", ".join(
-        part for part in [alternatives, *(f"`{name}`" for name in task.required), *optional] if part
-    )
 
 
 def _sections(file: str, *titles: str) -> str:
@@ -98,12 +85,11 @@ def settings_table() -> str:
 
 
 def _shown(default: object) -> str:
-    text = ",".join(default) if isinstance(default, tuple) else str(default)
-    return (
-        "unset"
-        if default in (None, ())
-        else f"`{text.lower() if isinstance(default, bool) else text}`"
-    )
+    if default in (None, ()):
+        return "unset"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{','.join(default)}`" if isinstance(default, tuple) else f"`{default}`"
 
 
 def _range(name: str) -> str:

@@ -1,5 +1,4 @@
-"""An image file becomes the pixels of a model's input, for serving, tuning and the export's checks
-alike.
+"""An image file becomes the pixels of a model's input, for serving, tuning and checks.
 
 It needs Pillow and blake3 only, and knows neither requests nor models.
 """

@@ -1,5 +1,4 @@
-"""The structure of an image file, read before Pillow sees it: what decoding needs, and the
-orientation.
+"""The structure of an image file, read before Pillow: decoding data and orientation.
 
 Metadata never reaches Pillow, which takes seconds or gigabytes for some of a few megabytes: EXIF,
 XMP, ICC profiles, texts and further frames are skipped, whatever their size. The number of parts is
@@ -24,9 +23,10 @@ FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP")
 
 # markers or chunks: a PNG of 80 MB in the smallest pieces of usual encoders, 4 kB
 _MAX_PARTS = 20_000
-# of a JPEG, usually below 2,000; Pillow takes 60 ms for a million bytes
+# usually below 2,000; Pillow takes 60 ms for a million bytes
 _MAX_TABLES_BYTES = 256_000
-_USUAL_SCANS, _MAX_SCANS = 16, 1_000  # libjpeg's progression has 10
+_USUAL_SCANS = 16  # libjpeg's progression has 10
+_MAX_SCANS = 1_000
 _MAX_FILL_BYTES = 65_536  # between two segments of a JPEG, usually none
 
 _JPEG_START = b"\xff\xd8"
@@ -104,24 +104,19 @@ def _jpeg(data: bytes) -> Container:
         elif kind == _APP1 and not exif and segment.startswith(_EXIF_START, 4):
             exif = segment[4:]
         if kind == _START_OF_SCAN:
+            tables = b"".join(kept)
+            if len(tables) > _MAX_TABLES_BYTES:
+                found = f"the JPEG has {len(tables)} bytes of tables before its first scan"
+                raise OversizedImage(f"{found}; the maximum is {_MAX_TABLES_BYTES}")
             rest = (memoryview(data)[position:],)
-            return Container(
-                "JPEG", _tables(kept), rest, exif_orientation(exif), _num_scans(data, position)
-            )
+            num_scans = _num_scans(data, position)
+            return Container("JPEG", tables, rest, exif_orientation(exif), num_scans)
     raise _too_many_parts("JPEG", "markers before its first scan")
 
 
 def _segment_end(data: bytes, marker: re.Match[bytes]) -> int:
     """Return the end of the segment of a marker; its length includes itself."""
     return marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
-
-
-def _tables(segments: list[bytes]) -> bytes:
-    tables = b"".join(segments)
-    if len(tables) > _MAX_TABLES_BYTES:
-        found = f"the JPEG has {len(tables)} bytes of tables before its first scan"
-        raise OversizedImage(f"{found}; the maximum is {_MAX_TABLES_BYTES}")
-    return tables
 
 
 def _num_scans(data: bytes, position: int) -> int:
@@ -223,9 +218,7 @@ def _too_many_parts(image_format: ImageFormat, parts: str) -> OversizedImage:
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """Return the orientation in EXIF, None if it has none or is malformed (Exif 3.0, 4.6; TIFF 6.0,
-    section 2).
-    """
+    """Return the orientation in EXIF, None without a valid one (Exif 3.0, 4.6; TIFF 6.0, 2)."""
     tiff = exif.removeprefix(_EXIF_START).removeprefix(_EXIF_START)  # some writers repeat it
     order = _BYTE_ORDERS.get(tiff[:4])
     if order is None or len(tiff) < 8:

@@ -1,5 +1,4 @@
-"""An image file: header and hash, checked against limits before any pixel is decoded; upright
-pixels in RGB, resized.
+"""An image file: header and hash, checked before pixels are decoded; upright RGB, resized.
 
 Format, sides and scans are known from the header; together they bound time and memory of decoding.
 The decoding program imports this module for each image that takes long: it loads no more than it
@@ -90,7 +89,10 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     width, height = image.size
     is_on_side = _TRANSPOSITIONS.get(container.orientation) in _SWAPPING_SIDES
     upright_wh = (height, width) if is_on_side else (width, height)
-    decoding_ns = width * height * _pixel_ns(container)
+    pixel_ns: float = _OTHERS_NS
+    if container.format == "JPEG":
+        pixel_ns = _JPEG_NS + _SCAN_NS * container.num_scans
+    decoding_ns = width * height * pixel_ns
     return ImageHeader(
         upright_wh, blake3(data).digest(), decoding_ns < _LIGHT_NS, decoding_ns > _HEAVY_NS
     )
@@ -104,20 +106,20 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     image.decodermaxblock = len(data)
     with _decoding_errors(container):
         image.load()
-        rgb = _to_rgb(image)
+        if image.mode.startswith("I"):
+            # 16-bit grey: `convert` would clip it; a transparent tone is ignored
+            rgb = image.point(lambda tone: tone / 256).convert("RGB")
+        elif image.has_transparency_data:
+            rgb = _flatten(image)
+        else:
+            rgb = image.convert("RGB")
     transposition = _TRANSPOSITIONS.get(container.orientation)
     return rgb if transposition is None else rgb.transpose(transposition)
 
 
 def resize(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Image.Image:
-    """Return the image at exactly `size_wh`, without keeping the aspect ratio, as the models were
-    trained.
-    """
+    """Return the image at exactly `size_wh`, ignoring the aspect ratio, as models are trained."""
     return rgb.resize(size_wh, Image.Resampling(resample))
-
-
-def _pixel_ns(container: Container) -> float:
-    return _JPEG_NS + _SCAN_NS * container.num_scans if container.format == "JPEG" else _OTHERS_NS
 
 
 def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.ImageFile:
@@ -151,13 +153,6 @@ def _decoding_errors(container: Container) -> Iterator[None]:
         # file may lack.
         message = f"the {container.format} image is damaged or truncated and cannot be decoded"
         raise UnreadableImage(message) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    # 16-bit grey: `convert` would clip it; a transparent tone is ignored
-    if image.mode.startswith("I"):
-        return image.point(lambda tone: tone / 256).convert("RGB")
-    return _flatten(image) if image.has_transparency_data else image.convert("RGB")
 
 
 def _flatten(image: Image.Image) -> Image.Image:

@@ -1,5 +1,4 @@
-"""Answers one task about millions of images without a server: Ray Data distributes shards to actors
-with a model each.
+"""Answers one task about millions of images without a server, on Ray Data.
 
 Images are decoded, encoded, decoded into text and parsed by the code of the service. Nothing here
 knows HTTP.

@@ -1,5 +1,4 @@
-"""Answers one task about every image of folders, patterns, parquet files and tar archives, without
-a server.
+"""Answers one task about every image of folders, patterns, parquet and tar files.
 
     python -m offline images/ --task captioning --model florence-2-mini --output answers
 
@@ -81,26 +80,20 @@ def _answer(
 
     done: list[DoneShard] = []
     start_ray(given.address)
+    counts = [shard.num_images for _, shard in shards]
+    num_known = None if None in counts else sum(filter(None, counts))
     with tqdm(unit=" images") as bar:
         for shard in answer_shards(output, shards, settings, given.actors):
             done.append(shard)
             num_images = sum(each.num_images for each in done)
             num_failed = sum(each.num_failed for each in done)
-            bar.total = _expected(shards, num_images, len(done))
+            # archives have no index: an estimate from the shards done
+            bar.total = num_images * len(shards) // len(done) if num_known is None else num_known
             bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{len(shards)}", refresh=False)
             bar.update(shard.num_images)
     # without the start
     seconds = max(each.ended_s for each in done) - min(each.started_s for each in done)
     print(f"{num_images} images in {seconds:.2f} s, {num_images / seconds:.2f} images/s")
-
-
-def _expected(shards: list[tuple[int, Shard]], num_answered: int, num_done: int) -> int:
-    """Return the number of images of all shards; with archives, which have no index, an estimate
-    from those done.
-    """
-    counts = [shard.num_images for _, shard in shards]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else num_answered * len(shards) // num_done
 
 
 def _settings(model_id: str) -> Settings:
@@ -139,9 +132,7 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
 
 
 def _fields(pairs: Iterable[str]) -> dict[str, object]:
-    """Return fields of the form NAME=VALUE, of which those of a list are repeated, as in a form of
-    /v1/predict.
-    """
+    """Return fields of the form NAME=VALUE; those of a list are repeated."""
     texts = defaultdict[str, list[str]](list)
     for pair in pairs:
         name, separator, text = pair.partition("=")

@@ -89,7 +89,9 @@ class Answerer:
         rows = []
         await self._places.acquire()
         while (image := await in_thread(next, images, None)) is not None:
-            rows.append(asyncio.create_task(self._answered_in_place(image)))
+            row = asyncio.create_task(self._answered(image))
+            row.add_done_callback(lambda _: self._places.release())
+            rows.append(row)
             await self._places.acquire()
         self._places.release()
         return await asyncio.gather(*rows)
@@ -128,12 +130,6 @@ class Answerer:
             for _ in range(self._num_places):
                 self._places.release()
 
-    async def _answered_in_place(self, image: InputImage) -> Row:
-        try:
-            return await self._answered(image)
-        finally:
-            self._places.release()
-
     async def _answered(self, image: InputImage) -> Row:
         """Return the row of an image; of its defects and those of the model, too."""
         model = self._loaded.model.id
@@ -143,7 +139,17 @@ class Answerer:
             opened = LazyImage(await in_thread(image.read), self._decoder, _CLIENT)
             await opened.open()
             width, height = opened.header.size_wh
-            return _row(image.key, await self._answer(opened))
+            answer = await self._answer(opened)
+            return Row(
+                image.key,
+                answer.model.id,
+                answer.request.task.id,
+                *answer.image_size_wh,
+                result=RESULT.dump_python(RESULT.validate_python(answer.result), mode="json"),
+                raw_text=answer.written.text,
+                finish_reason=answer.written.finish_reason,
+                calibrated=answer.is_calibrated,
+            )
         except (Unreadable, OSError) as error:
             failed = RowError("unreadable_input", str(error))
         except ServiceError as error:
@@ -169,16 +175,3 @@ class Answerer:
         return await predict(
             model, self._loaded.runner, request, image, PredictContext(prompts, math.inf)
         )
-
-
-def _row(key: str, answer: Answer) -> Row:
-    return Row(
-        key,
-        answer.model.id,
-        answer.request.task.id,
-        *answer.image_size_wh,
-        result=RESULT.dump_python(RESULT.validate_python(answer.result), mode="json"),
-        raw_text=answer.written.text,
-        finish_reason=answer.written.finish_reason,
-        calibrated=answer.is_calibrated,
-    )

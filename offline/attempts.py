@@ -1,5 +1,4 @@
-"""Attempts at a shard, in files that outlive the worker: an image that kills its worker is found
-and left out.
+"""Attempts at a shard, in files that outlive a worker that an image kills.
 
     .incomplete/part-00000012.attempt-0001    empty: images are in progress together
     .incomplete/part-00000012.attempt-0002    the position of the image that is in progress alone
@@ -22,9 +21,7 @@ from offline.output import Output
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at a shard; `deaths` counts the workers that died while the image of a position
-    was alone.
-    """
+    """One attempt at a shard; `deaths` counts the workers that died alone with an image."""
 
     output: Output
     index: int  # of the shard

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from offline.output import Output
-from offline.rows import Row
 from tasks.results import RunLengthMask
 from tasks.run_length import decode_mask
 
@@ -19,23 +18,22 @@ _UNNAMED = "object"  # of a task without labels
 
 def write_coco(output: Output) -> None:
     """Write the document of a complete output."""
-    output.write(NAME, lambda stream: _write(stream, output))
-
-
-def _write(stream: IO[bytes], output: Output) -> None:
     category_ids: dict[str, int] = {}
     answered = ((number, row) for number, row in output.rows() if row.error is None)
-    stream.write(b'{"images": [')
-    _write_list(
-        stream,
-        ({"id": n, "file_name": r.key, "width": r.width, "height": r.height} for n, r in answered),
+    images = (
+        {"id": n, "file_name": r.key, "width": r.width, "height": r.height} for n, r in answered
     )
-    stream.write(b'], "annotations": [')
-    _write_list(stream, _annotations(output, category_ids))
-    categories = [{"id": category_id, "name": name} for name, category_id in category_ids.items()]
-    stream.write(
-        b'], "categories": ' + json.dumps(categories, ensure_ascii=False).encode() + b"}\n"
-    )
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(b'{"images": [')
+        _write_list(stream, images)
+        stream.write(b'], "annotations": [')
+        _write_list(stream, _annotations(output, category_ids))
+        categories = [{"id": number, "name": name} for name, number in category_ids.items()]
+        text = json.dumps(categories, ensure_ascii=False)
+        stream.write(b'], "categories": ' + text.encode() + b"}\n")
+
+    output.write(NAME, write)
 
 
 def _write_list(stream: IO[bytes], values: Iterator[dict[str, Any]]) -> None:
@@ -47,24 +45,20 @@ def _annotations(output: Output, category_ids: dict[str, int]) -> Iterator[dict[
     """Yield the annotation of every object; new categories are added to `category_ids`."""
     annotation_id = 0
     for image_id, row in output.rows():
-        for value in _objects(row):
+        result = row.result or {}
+        objects: list[dict[str, Any]] = result.get("detections") or result.get("instances") or []
+        for value in objects:
             annotation_id += 1
             category_id = category_ids.setdefault(value["label"] or _UNNAMED, len(category_ids) + 1)
             ids = {"id": annotation_id, "image_id": image_id, "category_id": category_id}
-            yield {**ids, **_shape(value), "score": value["score"], "iscrowd": 0}
-
-
-def _objects(row: Row) -> list[dict[str, Any]]:
-    result = row.result or {}
-    objects: list[dict[str, Any]] = result.get("detections") or result.get("instances") or []
-    return objects
-
-
-def _shape(value: dict[str, Any]) -> dict[str, Any]:
-    x1, y1, x2, y2 = value["box"]
-    shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "segmentation": []}
-    if mask := value.get("mask"):
-        height, width = mask["size"]
-        area = int(decode_mask(RunLengthMask((height, width), mask["counts"])).sum())
-        shape |= {"area": area, "segmentation": mask}
-    return shape
+            x1, y1, x2, y2 = value["box"]
+            shape = {
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "segmentation": [],
+            }
+            if mask := value.get("mask"):
+                height, width = mask["size"]
+                area = int(decode_mask(RunLengthMask((height, width), mask["counts"])).sum())
+                shape |= {"area": area, "segmentation": mask}
+            yield {**ids, **shape, "score": value["score"], "iscrowd": 0}

@@ -46,9 +46,7 @@ class StoredFile:
             return stream.read()
 
     def beside(self, name: str) -> "StoredFile":
-        """Return the file that `name` means in the folder of this one: relative, absolute, or a
-        URI.
-        """
+        """Return the file `name` in the folder of this one: relative, absolute, or a URI."""
         if "://" in name:
             return StoredFile(name, file_system(name)[1])
         return StoredFile(self.root, posixpath.join(posixpath.dirname(self.path), name))
@@ -65,7 +63,15 @@ def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
         if not separator or scheme == "file":
             files, path = url_to_fs(str(Path(rest if separator else uri).absolute()))
         elif scheme in _ARROW_SCHEMES:
-            files, path = _arrow_file_system(uri)
+            address, question, options = uri.partition("?")
+            # A pattern is not a URI to pyarrow: it is added to the path.
+            parts = address.split("/")
+            is_pattern = (index for index, part in enumerate(parts) if _MAGIC & set(part))
+            num_plain = next(is_pattern, len(parts))
+            plain = "/".join(parts[:num_plain]) + question + options
+            arrow_files, arrow_path = FileSystem.from_uri(plain)
+            files = ArrowFSWrapper(arrow_files)
+            path = posixpath.join(arrow_path, *parts[num_plain:])
         else:
             files, path = url_to_fs(uri)
     except (ValueError, ImportError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
@@ -73,18 +79,10 @@ def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
     return files, path
 
 
-def _arrow_file_system(uri: str) -> tuple[AbstractFileSystem, str]:
-    address, question, options = uri.partition("?")
-    parts = address.split("/")
-    # A pattern is no URI to pyarrow: it is added to the path.
-    num_plain = next((index for index, part in enumerate(parts) if _MAGIC & set(part)), len(parts))
-    file_system, path = FileSystem.from_uri("/".join(parts[:num_plain]) + question + options)
-    return ArrowFSWrapper(file_system), posixpath.join(path, *parts[num_plain:])
-
-
 def is_within(uri: str, folder: str) -> bool:
     """Return True if both are in one file system, and `uri` in `folder` or the same."""
-    (files, path), (others, folder_path) = file_system(uri), file_system(folder)
+    files, path = file_system(uri)
+    others, folder_path = file_system(folder)
     return type(files) is type(others) and f"{path}/".startswith(f"{folder_path.rstrip('/')}/")
 
 

@@ -1,6 +1,4 @@
-"""A job: what is asked of which model about which images, and the manifest by which a later run
-recognises it.
-"""
+"""A job: task, model and images, and the manifest by which a later run recognises it."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +11,6 @@ from offline.filesystems import InputError
 from offline.rows import ShardFormat
 from service.inference.served_models import ServedModel
 from service.settings import Settings
-from tasks.scores import Calibration
 
 OutputFormat = Literal["parquet", "jsonl", "coco"]
 _VERSION = 2
@@ -35,11 +32,13 @@ class Build:
 
     @classmethod
     def of(cls, model: ServedModel, task: str, settings: Settings) -> Self:
+        calibration = model.calibrations.get(task)
+        digest = None if calibration is None else blake3(repr(calibration).encode()).hexdigest()
         return cls(
             model=model.id,
             build_key=model.manifest.build_key,
             precision=model.precision,
-            calibration=_digest(model.calibrations.get(task)),
+            calibration=digest,
             template=model.entry.template(task),
             one_name_per_prompt=model.entry.one_name_per_prompt,
             max_image_pixels=settings.max_image_pixels,
@@ -94,7 +93,3 @@ def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 def _shown(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _digest(calibration: Calibration | None) -> str | None:
-    return None if calibration is None else blake3(repr(calibration).encode()).hexdigest()

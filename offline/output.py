@@ -84,9 +84,7 @@ class Output:
         files.mv(incomplete, self._path(name))
 
     def incomplete_path(self, name: str) -> str:
-        """Return the path of a file that is removed at the end of a run, and at the start of the
-        next.
-        """
+        """Return the path of a file that is removed at the end or start of a run."""
         return self._path(f"{_INCOMPLETE}/{name}")
 
     def rows(self) -> Iterator[tuple[int, Row]]:

@@ -1,5 +1,4 @@
-"""The run on Ray Data: shards go to a pool of actors, each of which holds the model on a device of
-its own.
+"""The run on Ray Data: shards go to actors, each with a model on a device.
 
 An actor that dies is started again by Ray, and its shards are answered again: a shard is written at
 once, so that none of its images is in the output twice. An image that kills its actor is left out
@@ -132,9 +131,7 @@ class _Pool:
 
 
 def _pool(settings: Settings, num_actors: int | None) -> _Pool:
-    """Return one actor for each GPU of the cluster; without any, one for each host, with all of its
-    cores.
-    """
+    """Return an actor for each GPU; without any, one for each host with all its cores."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     num_gpus = 0 if settings.device == "cpu" else int(sum(each.get("GPU", 0) for each in resources))
     cores = [each["CPU"] for each in resources if each.get("CPU", 0) >= 1]

@@ -1,6 +1,4 @@
-"""One row of the output: the answer about an image, or the error; and its place in the two formats
-of shards.
-"""
+"""One row of the output, an answer or an error, and its place in both formats."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,5 +1,4 @@
-"""The input as shards, which depend on its files alone: a run that resumes finds the same images in
-each.
+"""The input as shards, by its files alone: a resumed run finds the same images.
 
     images       `shard_size` files
     .parquet     `shard_size` rows of one file; a column of encoded images, of paths, or Hugging
@@ -34,9 +33,7 @@ _NO_END = (tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError)  # type: igno
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive that must end with its mark: tarfile alone ends quietly where an
-    archive is cut off.
-    """
+    """A member of an archive that must end with its mark; tarfile ignores a cut."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -54,9 +51,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InputImage:
-    """An image of the input; `read` returns the bytes of its file, or raises `Unreadable` or
-    `OSError`.
-    """
+    """An image of the input; `read` returns its file, or raises `Unreadable` or `OSError`."""
 
     key: str
     read: Callable[[], bytes]
@@ -170,9 +165,7 @@ Shard = FilesShard | RowsShard | ArchiveShard
 
 
 def images_of(shard: Shard) -> Iterator[InputImage]:
-    """Yield the images of a shard, and one that is unreadable where the rest of its file cannot be
-    read.
-    """
+    """Yield the images of a shard, and an unreadable one where the rest cannot be read."""
     try:
         yield from shard.images()
     except _UNREADABLE as error:

@@ -1,5 +1,4 @@
-"""The gateway: HTTP and gRPC interfaces, admission, images, and calls of the runners, which hold
-the models.
+"""The gateway: HTTP and gRPC interfaces, admission, images, and calls of the runners.
 
 It composes `tasks` (prompts and parsers), `imaging` (pixels) and `runners` (tensors).
 """

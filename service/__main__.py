@@ -1,5 +1,4 @@
-"""Starts the service or a part of it: checks settings and artifacts, then becomes the supervisor of
-its processes.
+"""Starts the service or a part of it: checks settings and artifacts, then supervises.
 
 python -m service [gateway | runner MODEL]     (service/supervision/roles.py)
 """
@@ -49,8 +48,7 @@ def main() -> None:
 
 
 def _check(role: Role, settings: Settings) -> None:
-    """Raise unless every served model has artifacts that match their manifest and support the
-    settings.
+    """Raise unless every served model has artifacts that match manifest and settings.
 
     Of a model, the files are hashed that the processes of this start read.
     """

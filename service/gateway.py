@@ -122,11 +122,13 @@ class _Gateway:
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
-        self._runners = {
-            model.id: _runner_client(model)
-            for model in models.values()
-            if model.runner_id == model.id
-        }
+        self._runners: dict[str, RunnerClient] = {}
+        timeout_s = call_timeout_s(_SETTINGS)
+        for model in models.values():
+            if model.runner_id == model.id:
+                url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
+                channel = RunnerChannel(url, model.manifest.build_key, timeout_s)
+                self._runners[model.id] = RunnerClient(model.id, channel)
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
         core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS), gaps)
@@ -162,17 +164,11 @@ class _Gateway:
         await asyncio.to_thread(tracing.stop)
 
     async def _drain(self) -> None:
-        await asyncio.gather(
-            self._grpc.set_not_serving(), self._entrance.close(), self._stop_batches()
-        )
-
-    async def _stop_batches(self) -> None:
-        if self._batches is not None:
-            await self._batches.stop()
+        batches = [] if self._batches is None else [self._batches.stop()]
+        await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close(), *batches)
 
     async def __is_ready__(self) -> bool:
-        """Return True if the gateway does not drain, every runner is ready, and the first adapters
-        are listed.
+        """Return True if the gateway accepts requests and runners and adapters are ready.
 
         BentoML 1.4.40's own probe of dependencies runs only after this returned True: it does not
         catch a refused connection, and its timeout middleware then delays the response until the
@@ -204,13 +200,6 @@ def _publish(model: ServedModel, is_served: bool = True) -> None:
         resolution=model.entry.resolution,
         build_key=manifest.build_key,
     ).set(int(is_served))
-
-
-def _runner_client(model: ServedModel) -> RunnerClient:
-    url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
-    return RunnerClient(
-        model.id, RunnerChannel(url, model.manifest.build_key, call_timeout_s(_SETTINGS))
-    )
 
 
 def _make_gateway() -> Any:

@@ -1,6 +1,4 @@
-"""The gRPC server in the gateway's process: Vision, Open Inference, the standard health service,
-and reflection.
-"""
+"""The gRPC server: Vision, Open Inference, the standard health service, reflection."""
 
 import asyncio
 import logging

@@ -11,8 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from runners.artifacts.devices import DeviceSetting, model_device
 from runners.artifacts.precision import WantedPrecision
-from service.images.url_rules import AllowedHost
-from service.setting_urls import check_http_url, check_store_url, split_runner_url
+from service.setting_values import (
+    Devices,
+    HttpUrl,
+    Names,
+    RunnerUrls,
+    StoreUrl,
+    UrlHosts,
+    split_runner_url,
+)
 from service.telemetry.logs import LogFormat
 
 PREFIX = "DIPTYCH_"
@@ -29,7 +36,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    models: tuple[str, ...] = Field(
+    models: Names = Field(
         ("florence-2-mini", "paligemma-mini"),
         min_length=1,
         description="Served models: catalog ids, comma-separated.",
@@ -37,10 +44,7 @@ class Settings(BaseModel):
     catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
     adapters: Path | None = Field(
         None,
-        description=(
-            "Watched folder of LoRA adapters, one in each sub-folder. Unset: only those of the"
-            " catalog."
-        ),
+        description="Watched folder of LoRA adapters, one a sub-folder. Unset: the catalog's only.",
     )
     max_adapter_rank: int = Field(
         512, ge=1, le=65_536, description="Maximum rank of a layer in an adapter of the folder."
@@ -77,12 +81,9 @@ class Settings(BaseModel):
     )
     api_keys_file: Path | None = Field(
         None,
-        description=(
-            "File of API keys: the SHA-256 of one key and its limits per line. Unset: no key is"
-            " required."
-        ),
+        description="File of API keys: a SHA-256 and its limits per line. Unset: none is required.",
     )
-    shared_limits_url: str | None = Field(
+    shared_limits_url: StoreUrl | None = Field(
         None,
         description=(
             "Redis or Valkey in which gateways share what is used of the limits of keys, as"
@@ -101,7 +102,7 @@ class Settings(BaseModel):
     tls_key_file: Path | None = Field(
         None, description="PEM file of the certificate's private key, unencrypted."
     )
-    url_hosts: tuple[str, ...] = Field(
+    url_hosts: UrlHosts = Field(
         (),
         description=(
             "Hosts from which images may be fetched by URL, comma-separated; `*`: any host;"
@@ -111,7 +112,7 @@ class Settings(BaseModel):
     url_timeout_s: int = Field(
         10, ge=1, le=3600, description="Timeout of fetching one image by URL, seconds."
     )
-    label_studio_url: str | None = Field(
+    label_studio_url: HttpUrl | None = Field(
         None,
         description=(
             "URL of the Label Studio whose uploaded and local files are fetched with the token of"
@@ -128,10 +129,7 @@ class Settings(BaseModel):
         description="Maximum size of a request body or an image by URL, bytes.",
     )
     max_image_pixels: int = Field(
-        50_000_000,
-        ge=1_000,
-        le=500_000_000,
-        description="Maximum size of an image, width times height, pixels.",
+        50_000_000, ge=1_000, le=500_000_000, description="Maximum pixels of an image."
     )
     max_image_side_px: int = Field(
         20_000, ge=100, le=65_535, description="Maximum width and height of an image, pixels."
@@ -152,16 +150,10 @@ class Settings(BaseModel):
         1_000,
         ge=1,
         le=1_000_000,
-        description=(
-            "Maximum HTTP connections from one address; more are closed. Behind a proxy all come"
-            " from its own."
-        ),
+        description="Maximum HTTP connections from one address or proxy; more are closed.",
     )
     max_pending_requests: int = Field(
-        64,
-        ge=1,
-        le=10_000,
-        description="Maximum requests in flight or queued; more are refused with 429.",
+        64, ge=1, le=10_000, description="Maximum requests in flight or queued; more get 429."
     )
     max_request_memory_mb: int = Field(
         0,
@@ -201,18 +193,12 @@ class Settings(BaseModel):
         ),
     )
     start_timeout_s: int = Field(
-        600,
-        ge=5,
-        le=86_400,
-        description="A runner whose start takes longer than this, seconds, ends and is restarted.",
+        600, ge=5, le=86_400, description="Timeout of a runner's start, seconds; then it restarts."
     )
     vision_cache_mb: int = Field(
-        256,
-        ge=0,
-        le=1_000_000,
-        description="Size of a runner's image features cache, MB (1,000,000 bytes); 0: disabled.",
+        256, ge=0, le=1_000_000, description="Size of a runner's features cache, MB; 0: disabled."
     )
-    runner_urls: tuple[str, ...] = Field(
+    runner_urls: RunnerUrls = Field(
         (),
         description=(
             "Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL per model:"
@@ -232,7 +218,7 @@ class Settings(BaseModel):
     device: DeviceSetting = Field(
         "auto", description="Device of encoders and decoders; auto: CUDA if available."
     )
-    devices: tuple[str, ...] = Field(
+    devices: Devices = Field(
         (),
         description=(
             "Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`,"
@@ -249,9 +235,7 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=256,
-        description=(
-            "Maximum images in a batch of a vision encoder, at least 2; 0: 2 on CPU, 16 on CUDA."
-        ),
+        description="Maximum images in an encoder's batch, at least 2; 0: 2 on CPU, 16 on CUDA.",
     )
     encoder_max_latency_ms: int = Field(
         3_600_000,
@@ -269,9 +253,7 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=256,
-        description=(
-            "Maximum sequences in a batch of a decoder; 0: 16 on CPU, on CUDA 64 if they fit."
-        ),
+        description="Maximum sequences in a decoder's batch; 0: 16 on CPU, on CUDA 64 if they fit.",
     )
     decoder_max_positions: int = Field(
         0,
@@ -283,10 +265,7 @@ class Settings(BaseModel):
         ),
     )
     decoder_max_waiting: int = Field(
-        256,
-        ge=1,
-        le=100_000,
-        description="Maximum sequences queued for a decoder; more are refused with 429.",
+        256, ge=1, le=100_000, description="Maximum sequences queued for a decoder; more get 429."
     )
     decoder_max_prefill_tokens: int = Field(
         4096,
@@ -297,29 +276,20 @@ class Settings(BaseModel):
     decoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of a decoder; 0: all cores, or 1 for a narrow model."
     )
-    calibration: tuple[str, ...] = Field(
+    calibration: Names = Field(
         (),
-        description=(
-            "Files of `diptych evaluate --calibrate`, preferred to the artifacts' own; `off`: none"
-            " is used."
-        ),
+        description="Files of `diptych evaluate --calibrate`, before the artifacts'; `off`: none.",
     )
     log_format: LogFormat = Field("text", description="Format of log lines.")
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: HttpUrl | None = Field(
         None,
-        description=(
-            "http(s) URL of an OTLP/HTTP trace collector, without the path `/v1/traces`. Unset: no"
-            " spans are recorded."
-        ),
+        description="OTLP/HTTP trace collector: http(s) URL without `/v1/traces`. Unset: no spans.",
     )
     trace_sample: float = Field(
         1,
         ge=0,
         le=1,
-        description=(
-            "Fraction of the traces started here that are exported; a caller's sampling decision is"
-            " kept."
-        ),
+        description="Exported fraction of traces started here; a caller's decision is kept.",
     )
 
     @field_validator("models", "url_hosts", "runner_urls", "devices", "calibration", mode="before")
@@ -330,13 +300,6 @@ class Settings(BaseModel):
             if isinstance(value, str)
             else value
         )
-
-    @field_validator("url_hosts")
-    @classmethod
-    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for host in value:
-            AllowedHost.parse(host)
-        return value
 
     @field_validator("max_decoded_images")
     @classmethod
@@ -356,24 +319,6 @@ class Settings(BaseModel):
             )
         return value
 
-    @field_validator("runner_urls")
-    @classmethod
-    def _check_runner_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        models = [model for model, _ in map(split_runner_url, value)]
-        if len(set(models)) < len(models):
-            raise ValueError(
-                "a model has two URLs; use the URL of a proxy that balances its replicas"
-            )
-        return value
-
-    @field_validator("devices")
-    @classmethod
-    def _check_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        models = [model for model, _, _ in map(model_device, value)]
-        if len(set(models)) < len(models):
-            raise ValueError("a model has two devices")
-        return value
-
     def device_of(self, model_id: str) -> tuple[DeviceSetting, int | None]:
         """Return the device of a model, and the index of its GPU; None: the first."""
         own = {model: (device, gpu) for model, device, gpu in map(model_device, self.devices)}
@@ -382,11 +327,6 @@ class Settings(BaseModel):
     def runner_url(self, model_id: str) -> str | None:
         """Return the URL of a model's runner; None: it runs on this host."""
         return dict(map(split_runner_url, self.runner_urls)).get(model_id)
-
-    @field_validator("shared_limits_url")
-    @classmethod
-    def _check_shared_limits(cls, value: str | None) -> str | None:
-        return None if value is None else check_store_url(value)
 
     @property
     def max_decoded(self) -> int:
@@ -402,11 +342,6 @@ class Settings(BaseModel):
     def max_request_bytes_of_key(self) -> int:
         """Maximum memory of the requests of one API key, bytes."""
         return self.max_request_memory_mb_per_key * BYTES_PER_MB or self.max_request_bytes
-
-    @field_validator("otlp_endpoint", "label_studio_url")
-    @classmethod
-    def _check_url(cls, value: str | None) -> str | None:
-        return None if value is None else check_http_url(value)
 
 
 def variable(field: str) -> str:

@@ -1,5 +1,4 @@
-"""Pydantic's errors as one sentence: which field, the value that was given, what is allowed; and
-strings of JSON.
+"""Pydantic's errors as one sentence: field, given value, allowed values; and JSON strings.
 
 Settings, API keys and the fields of every interface are reported by it; the callers choose the
 exception.
@@ -40,8 +39,7 @@ def rejected_field(error: ValidationError) -> RejectedField:
 
 
 def lone_surrogate(document: object) -> str | None:
-    r"""Return the dotted path of a string or name in a JSON value that cannot be encoded, None if
-    there is none.
+    r"""Return the dotted path of a string in a JSON value that cannot be encoded, or None.
 
     JSON can write half of a surrogate pair (`\ud800`): Python reads it, and fails when it writes
     the string.
@@ -49,18 +47,17 @@ def lone_surrogate(document: object) -> str | None:
     pending: list[tuple[str, object]] = [("", document)]
     while pending:
         path, value = pending.pop()
-        for name, child in _children(value):
+        children: Iterable[tuple[object, object]] = ()
+        if isinstance(value, dict):
+            children = value.items()
+        elif isinstance(value, list):
+            children = enumerate(value)
+        for name, child in children:
             if _is_broken(name) or _is_broken(child):
                 return _path_of(path, name)
             if isinstance(child, dict | list):
                 pending.append((_path_of(path, name), child))
     return None
-
-
-def _children(value: object) -> Iterable[tuple[object, object]]:
-    if isinstance(value, dict):
-        return value.items()
-    return enumerate(value) if isinstance(value, list) else ()
 
 
 def _is_broken(text: object) -> bool:

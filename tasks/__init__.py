@@ -1,5 +1,4 @@
-"""The language of the project: tasks and their parameters, prompts out, generated text to typed
-results.
+"""The language of the project: tasks, parameters, prompts, and parsers of answers.
 
 Pure Python and numpy. It knows both families' strings; it knows no tensors, no tokenizer and no
 HTTP.

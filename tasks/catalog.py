@@ -56,11 +56,11 @@ class CatalogEntry:
     parameters: int
     context_window: int  # tokens, image tokens included
     resolution: int  # side of the square that images are resized to, px
-    # of each part on each device; the export measures the loss
+    # for each part on each device; the export measures the loss
     precision: Mapping[Device, Mapping[Part, Precision]]
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
-    # of PaliGemma, which otherwise detects all names by one prompt
+    # PaliGemma's; otherwise it detects all names by one prompt
     one_name_per_prompt: bool = False
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
     # the id of the base, if the source is a LoRA adapter in PEFT's format
@@ -69,19 +69,21 @@ class CatalogEntry:
     task_ids: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "task_ids", tuple(task_id for task_id in TASKS if self._offers(task_id))
-        )
+        offered: list[str] = []
+        for task in TASKS.values():
+            override = self.tasks.get(task.id)
+            if override is not None:
+                is_offered = override.template is not None
+            else:
+                is_offered = self.family in task.families
+            if is_offered:
+                offered.append(task.id)
+        object.__setattr__(self, "task_ids", tuple(offered))
 
     def template(self, task_id: str) -> str | None:
         """Return the entry's own prompt template for the task, or None."""
         override = self.tasks.get(task_id)
         return override.template if override else None
-
-    def _offers(self, task_id: str) -> bool:
-        if task_id in self.tasks:
-            return self.tasks[task_id].template is not None
-        return self.family in TASKS[task_id].families
 
 
 def load_catalog(path: Path) -> dict[str, CatalogEntry]:
@@ -116,9 +118,7 @@ def load_catalog(path: Path) -> dict[str, CatalogEntry]:
 def _with_base(
     row: Mapping[str, object], bases: Mapping[str, Mapping[str, object]]
 ) -> dict[str, object]:
-    """Return the row of an adapter with the keys that it takes from its base, which comes before
-    it.
-    """
+    """Return the row of an adapter with the keys of its base, which comes before it."""
     entry_id = row.get("id")
     base = row["adapter_of"]
     if not isinstance(base, str) or base not in bases:
@@ -137,8 +137,7 @@ def _with_base(
 def adapter_entry(
     model_id: str, source: str, row: Mapping[str, object], base: CatalogEntry
 ) -> CatalogEntry:
-    """Return the entry of an adapter that is not in the catalog; keys that `row` does not have are
-    the base's.
+    """Return the entry of an adapter outside the catalog; missing keys are the base's.
 
     Raise `CatalogError`.
     """
@@ -185,7 +184,10 @@ def parse_entry(row: object) -> CatalogEntry:
         for task_id, value in row.get("tasks", {}).items()
     }
     entry = CatalogEntry(**{**row, "features": tuple(row["features"]), "tasks": overrides})
-    _check_mask_decoder(entry)
+    needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
+    if needs != (entry.mask_decoder is not None):
+        rule = "set for paligemma models that offer instance_segmentation, and for no others"
+        raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")
     return entry
 
 
@@ -270,10 +272,3 @@ def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
         )
         raise CatalogError(f"{entry_id}: tasks.{task_id} must be {allowed}, not {value!r}")
     return TaskOverride(template)
-
-
-def _check_mask_decoder(entry: CatalogEntry) -> None:
-    needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
-    if needs != (entry.mask_decoder is not None):
-        rule = "set for paligemma models that offer instance_segmentation, and for no others"
-        raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")

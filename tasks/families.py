@@ -1,6 +1,4 @@
-"""Both families behind one interface: a task's prompts and grammar, and the typed result of the
-generated text.
-"""
+"""Both families behind one interface: prompts, grammar, and the parser of answers."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -41,8 +39,7 @@ class FamilyLanguage(Protocol):
         ...
 
     def answer_grammar(self, task_id: str, parameters: TaskParameters) -> str | None:
-        """Return the grammar of the answer to each prompt of a task, None where any text is
-        well-formed.
+        """Return the grammar of the answer to each prompt, None where any text is valid.
 
         A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation`
         defined elsewhere.

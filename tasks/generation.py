@@ -4,7 +4,7 @@ Its grammar is not known here.
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,8 +32,7 @@ class GeneratedText:
         return bool(found) or not self.text.strip()
 
     def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
-        """Return the probability of the label times the geometric mean of those of the location
-        tokens, 0 to 1.
+        """Return the label's probability times the geometric mean of the locations', 0 to 1.
 
         It ranks better than the geometric mean of all tokens: mAP 81.7 to 81.6 of florence-2-mini
         and 83.2 to 83.0 of paligemma-mini (`diptych evaluate` with labels on 300 scenes of 40 px).
@@ -44,23 +43,17 @@ class GeneratedText:
         return min(1.0, math.exp(math.fsum(of_label) + mean))
 
     def _logprobs_in(self, spans: Sequence[Span]) -> list[float]:
-        """Return the log-probabilities of the tokens that overlap any of `spans`."""
-        indices = {index for start, end in spans for index in self._tokens_in(start, end)}
-        return [self.logprobs[index] for index in indices]
-
-    def _tokens_in(self, start: int, end: int) -> range:
-        """Return the tokens that overlap `start` to `end`.
+        """Return the log-probabilities of the tokens that overlap any of `spans`.
 
         A token that completes no character (a byte of a longer one) has no width; it belongs to the
         token after it.
         """
-        first = bisect_right(self.token_ends, start)
-        while first > 0 and self._start(first - 1) == self.token_ends[first - 1] == start:
-            first -= 1
-        last = first
-        while last < len(self.token_ends) and self._start(last) < end:
-            last += 1
-        return range(first, last)
-
-    def _start(self, index: int) -> int:
-        return self.token_ends[index - 1] if index else 0
+        starts = (0, *self.token_ends)
+        indices = set[int]()
+        for start, end in spans:
+            first = bisect_right(self.token_ends, start)
+            while first > 0 and starts[first - 1] == starts[first] == start:
+                first -= 1
+            last = bisect_left(starts, end, first, len(self.token_ends))
+            indices.update(range(first, last))
+        return [self.logprobs[index] for index in indices]

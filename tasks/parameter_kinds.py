@@ -1,5 +1,4 @@
-"""Kinds of parameters as data: their JSON Schema, and the validation that turns a JSON value into a
-typed one.
+"""Kinds of parameters as data: JSON Schema, and the validation of a JSON value.
 
 In strings every run of white space becomes one space (a newline ends PaliGemma's prompt); control
 characters are rejected. This module knows neither the tasks nor the size of an image.

@@ -1,6 +1,6 @@
 """The parameters of one request, validated against the task table, with defaults."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.errors import ParameterError
@@ -10,9 +10,7 @@ from tasks.table import Task
 
 @dataclass(frozen=True, slots=True)
 class TaskParameters:
-    """The validated parameters of one request; None if the task has no such parameter or it was not
-    given.
-    """
+    """The validated parameters of one request; None where not given."""
 
     labels: tuple[str, ...] | None = None
     caption: str | None = None
@@ -32,17 +30,14 @@ def parse_parameters(task: Task, values: Mapping[str, object]) -> TaskParameters
             allowed = f"allowed are {', '.join(by_name)}" if by_name else "it has no parameters"
             raise ParameterError(name, f"{name} is not a parameter of {task.id}; {allowed}")
     if task.exactly_one_of:
-        _check_exactly_one(task, [name for name in task.exactly_one_of if name in values])
+        given = [name for name in task.exactly_one_of if name in values]
+        if len(given) != 1:
+            param = given[-1] if given else task.exactly_one_of[0]
+            allowed = ", ".join(task.exactly_one_of)
+            got = " and ".join(given) or "none"
+            raise ParameterError(param, f"{task.id} requires exactly one of {allowed}; got {got}")
     for name in task.required:
         if name not in values:
             raise ParameterError(name, f"{task.id} requires {name}: {by_name[name].description}")
     parsed = {n: p.parse(values[n]) if n in values else p.default for n, p in by_name.items()}
     return TaskParameters(**parsed)  # type: ignore[arg-type]  # each name has the type of its kind
-
-
-def _check_exactly_one(task: Task, given: Sequence[str]) -> None:
-    if len(given) != 1:
-        param = given[-1] if given else task.exactly_one_of[0]
-        allowed = ", ".join(task.exactly_one_of)
-        got = " and ".join(given) or "none"
-        raise ParameterError(param, f"{task.id} requires exactly one of {allowed}; got {got}")

@@ -1,6 +1,4 @@
-"""Shared by both families' parsers: location tokens in a text, the box that they span, and the
-label of a box.
-"""
+"""Shared by both parsers: location tokens, the box that they span, labels."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,5 +1,4 @@
-"""The prompt of a task, as segments that keep user text apart from control tokens, and the task
-read from a prompt.
+"""The prompt of a task, as segments that keep user text apart from control tokens.
 
 The tokens that surround every prompt of a family (image tokens, `<s>…</s>`, `<bos>…` and a newline)
 are the runner's.
@@ -14,9 +13,7 @@ from tasks.results import BoxXyxy
 
 @dataclass(frozen=True, slots=True)
 class PromptSegment:
-    """Part of a prompt; only a control segment may be tokenized as control tokens such as
-    `<loc_5>`.
-    """
+    """Part of a prompt; only a control segment may hold control tokens, as `<loc_5>`."""
 
     text: str
     is_control: bool = False
@@ -39,11 +36,11 @@ class AskedTask:
 
 
 def join_segments(*segments: PromptSegment) -> Prompt:
-    """Return a prompt without empty segments; adjacent segments of one kind are merged, as BPE
-    depends on context.
-    """
+    """Return a prompt with adjacent segments of a kind merged, as BPE depends on context."""
     present = (segment for segment in segments if segment.text)
     groups = groupby(present, key=lambda segment: segment.is_control)
-    return tuple(
-        PromptSegment("".join(s.text for s in group), is_control) for is_control, group in groups
-    )
+    joined: list[PromptSegment] = []
+    for is_control, group in groups:
+        text = "".join(segment.text for segment in group)
+        joined.append(PromptSegment(text, is_control))
+    return tuple(joined)

@@ -48,9 +48,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class TextRegion:
-    """A piece of text with the four corners of its quadrilateral, in the order the model wrote
-    them.
-    """
+    """A piece of text with the corners of its quadrilateral, in the order written."""
 
     quad: QuadXy
     text: str

@@ -4,6 +4,7 @@ The only module that imports pycocotools, which has no types.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> RunLengthMask:
 def encode_rings(rings: Sequence[Ring], image_size_wh: tuple[int, int]) -> RunLengthMask:
     """Return the union of the rings' insides, in an image of that size, as run lengths."""
     width, height = image_size_wh
-    flat = [[coordinate for point in ring for coordinate in point] for ring in rings]
+    flat = [list(chain(*ring)) for ring in rings]
     return _typed(coco.merge(coco.frPyObjects(flat, height, width)))
 
 

@@ -1,5 +1,4 @@
-"""Which objects of a result are returned, and with which scores: non-maximum suppression,
-calibration, minimum score.
+"""Scores of a result's objects: suppression, calibration, minimum score.
 
 A calibration is fitted by `diptych evaluate --calibrate` for one task of one checkpoint; its file:
 
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +39,7 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The probability that an object is right as a function of its score: points, and lines between
-    them.
-    """
+    """The probability that an object is right by its score, piecewise linear."""
 
     model: str
     checkpoint: str  # sha256, hexadecimal, as in the manifest of the artifacts
@@ -72,22 +69,24 @@ def read_calibrations(path: Path) -> tuple[Calibration, ...]:
     """Read a calibration file; raise `CalibrationError`."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["calibrations"]
-        return tuple(_calibration(row) for row in rows)
+        return tuple(
+            Calibration(
+                row["model"],
+                row["checkpoint"],
+                row["task"],
+                tuple(map(float, row["scores"])),
+                tuple(map(float, row["probabilities"])),
+            )
+            for row in rows
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"{path} is not a valid calibration file: {error!r}") from error
-
-
-def _calibration(row: dict[str, Any]) -> Calibration:
-    scores, probabilities = (tuple(map(float, row[name])) for name in ("scores", "probabilities"))
-    return Calibration(row["model"], row["checkpoint"], row["task"], scores, probabilities)
 
 
 def refine(
     result: Result, calibration: Calibration | None, min_score: float, nms_iou: float | None
 ) -> Result:
-    """Return the objects that non-maximum suppression keeps, with their calibrated scores if at
-    least `min_score`.
-    """
+    """Return the objects that suppression keeps, with calibrated scores from `min_score`."""
 
     def refined(items: tuple[ItemT, ...]) -> tuple[ItemT, ...]:
         kept = items if nms_iou is None else suppress(items, nms_iou)
@@ -107,9 +106,7 @@ def refine(
 
 
 def suppress(items: tuple[ItemT, ...], max_iou: float) -> tuple[ItemT, ...]:
-    """Return the items, in their order, without those that overlap a better one of the same label
-    by more.
-    """
+    """Return the items, in order, that overlap no better one of their label by more."""
     overlaps = _overlaps([_box(item) for item in items]) > max_iou
     kept: list[int] = []
     for index in sorted(range(len(items)), key=lambda index: -items[index].score):

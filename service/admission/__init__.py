@@ -1,3 +1,1 @@
-"""Which requests start, and when: API keys and their quotas, the fair queue of a model, the load
-and its drain.
-"""
+"""Which requests start, and when: API keys, quotas, the fair queue, load and drain."""

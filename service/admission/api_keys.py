@@ -1,5 +1,4 @@
-"""API keys: a file of their SHA-256 hashes, re-read when it changes, the quota of each key, and the
-rate of wrong ones.
+"""API keys: a re-read file of their SHA-256 hashes, their quotas, the rate of wrong ones.
 
 A line of the file is one key, with optional limits:
 
@@ -48,6 +47,26 @@ class KeyEntry:
     sha256: str  # of the key, hexadecimal
     name: str  # in messages; keys of one name count as one client in the fair queue
     limits: QuotaLimits = NO_LIMITS
+
+    @classmethod
+    def parse(cls, line: str, number: int) -> Self:
+        """Return the key of a line; raise `ValueError`."""
+        sha256, *words = line.split()
+        if not _SHA256.fullmatch(sha256.lower()):
+            raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
+        values = dict(word.partition("=")[::2] for word in words)
+        if not values.keys() <= _Options.model_fields.keys() or len(values) < len(words):
+            allowed = ", ".join(_Options.model_fields)
+            raise ValueError(f"unknown or repeated option; the options are {allowed}")
+        try:
+            options = _Options.model_validate(values)
+        except ValidationError as error:
+            rejected = rejected_field(error)
+            raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None
+        limits = QuotaLimits(
+            options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent
+        )
+        return cls(sha256.lower(), options.name or f"key-{number}", limits)
 
 
 class ApiKeys:
@@ -123,11 +142,13 @@ class ApiKeys:
 
     def _accept(self, entries: Sequence[KeyEntry]) -> None:
         """Replace the keys; an unchanged entry keeps its used quota."""
-        self._quotas = {entry: self._quotas.get(entry) or self._quota(entry) for entry in entries}
-
-    def _quota(self, entry: KeyEntry) -> Quota:
-        shared = None if self._shared is None else self._shared.of(entry.sha256)
-        return Quota(entry.name, entry.limits, self._clock, shared, entry.sha256[:_OWNER_CHARS])
+        quotas: dict[KeyEntry, Quota] = {}
+        for entry in entries:
+            shared = None if self._shared is None else self._shared.of(entry.sha256)
+            quotas[entry] = self._quotas.get(entry) or Quota(
+                entry.name, entry.limits, self._clock, shared, entry.sha256[:_OWNER_CHARS]
+            )
+        self._quotas = quotas
 
 
 class WrongKeys:
@@ -150,9 +171,7 @@ class WrongKeys:
 
 
 def _network(address: str) -> str:
-    """Return the /64 network of an IPv6 address, all of which one client has; any other address
-    unchanged.
-    """
+    """Return the /64 network of an IPv6 address, as one client has all of it."""
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:
@@ -181,9 +200,7 @@ class KeyFile:
         return parse_keys(text)
 
     def has_changed(self) -> bool:
-        """Return True if the file differs from the one last read; False within a second of the last
-        check.
-        """
+        """Return True if the file has changed since it was read; checked once a second."""
         if self._clock() - self._checked_s < _CHECK_INTERVAL_S:
             return False
         self._checked_s = self._clock()
@@ -211,7 +228,7 @@ def parse_keys(text: str) -> tuple[KeyEntry, ...]:
     entries: dict[str, KeyEntry] = {}
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
         try:
-            entry = _entry(line, number)
+            entry = KeyEntry.parse(line, number)
         except ValueError as error:
             raise SettingsError(f"{_VARIABLE}: entry {number}: {error}") from None
         if entry.sha256 in entries:
@@ -220,27 +237,3 @@ def parse_keys(text: str) -> tuple[KeyEntry, ...]:
             )
         entries[entry.sha256] = entry
     return tuple(entries.values())
-
-
-def _entry(line: str, number: int) -> KeyEntry:
-    sha256, *words = line.split()
-    if not _SHA256.fullmatch(sha256.lower()):
-        raise ValueError("it must start with a SHA-256 of 64 hexadecimal digits")
-    options = _options(words)
-    limits = QuotaLimits(
-        options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent
-    )
-    return KeyEntry(sha256.lower(), options.name or f"key-{number}", limits)
-
-
-def _options(words: list[str]) -> _Options:
-    values = dict(word.partition("=")[::2] for word in words)
-    if not values.keys() <= _Options.model_fields.keys() or len(values) < len(words):
-        raise ValueError(
-            f"unknown or repeated option; the options are {', '.join(_Options.model_fields)}"
-        )
-    try:
-        return _Options.model_validate(values)
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None

@@ -1,5 +1,4 @@
-"""The fair queue of one runner, whose model and its adapters share it: requests wait here, not in
-the runner.
+"""The fair queue of one runner: requests wait here, not in the runner.
 
     refused   the client has too many tokens queued, or the request would miss its deadline
     waiting   in the order of start-time fair queueing: clients are served equally often, weighted
@@ -74,7 +73,8 @@ class FairQueue:
 
         Raise `Overloaded` or `DeadlineExceeded`.
         """
-        self._refuse_hopeless(request)
+        if self._num_running:
+            self._refuse_hopeless(request)
         waited_s = 0.0
         if self._num_running < self._max_running:  # then none waits
             self._num_running += 1
@@ -92,18 +92,18 @@ class FairQueue:
             self._release()
 
     def _refuse_hopeless(self, request: QueuedRequest) -> None:
-        """Raise `Overloaded` for a request above its client's share, and for one that would miss
-        its deadline.
-        """
-        if not self._num_running:
-            return
+        """Raise `Overloaded` above the client's share, and if the deadline would be missed."""
         excess = self._waiting_cost.excess(request.client, request.cost)
         if excess > 0 and self._num_running >= self._max_running:
             usage = self._waiting_cost.usage(request.client, f"tokens queued for {self._model_id}")
             raise Overloaded(
                 f"{usage}; this request needs {request.cost}", self._throughput.seconds_for(excess)
             )
-        needed_s = self._throughput.seconds_for(self._cost_until_done(request)) * _SAFETY_FACTOR
+        # clients are served alternately: until it is done, each gets as much as this one
+        own = self._waiting_cost.of(request.client) + request.cost
+        num_clients = self._waiting_cost.num_clients_with(request.client)
+        ahead = min(self._waiting_cost.total + request.cost, own * num_clients)
+        needed_s = self._throughput.seconds_for(self._running_cost + ahead) * _SAFETY_FACTOR
         late_s = self._now() + needed_s - request.deadline_s
         if late_s > 0:
             message = (
@@ -112,18 +112,17 @@ class FairQueue:
             )
             raise Overloaded(f"{message} after its deadline", late_s)
 
-    def _cost_until_done(self, request: QueuedRequest) -> float:
-        """Return the cost of all work up to the end of the request, served alternately with that of
-        other clients.
-        """
-        own = self._waiting_cost.of(request.client) + request.cost
-        num_clients = self._waiting_cost.num_clients_with(request.client)
-        return self._running_cost + min(self._waiting_cost.total + request.cost, own * num_clients)
-
     async def _wait(self, request: QueuedRequest) -> float:
         """Return the seconds waited."""
         start_s = self._now()
-        waiting = self._enqueue(request)
+        start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
+        self._last_finish[request.client] = start + request.cost
+        waiting = _Waiting(
+            start, next(self._numbers), request, asyncio.get_running_loop().create_future()
+        )
+        heapq.heappush(self._waiting, waiting)
+        self._waiting_cost.add(request.client, request.cost)
+        self._depth.inc()
         try:
             async with asyncio.timeout(request.deadline_s - self._now()):
                 await waiting.admission
@@ -138,17 +137,6 @@ class FairQueue:
             self._abandon(waiting)
             raise
         return self._now() - start_s
-
-    def _enqueue(self, request: QueuedRequest) -> _Waiting:
-        start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
-        self._last_finish[request.client] = start + request.cost
-        waiting = _Waiting(
-            start, next(self._numbers), request, asyncio.get_running_loop().create_future()
-        )
-        heapq.heappush(self._waiting, waiting)
-        self._waiting_cost.add(request.client, request.cost)
-        self._depth.inc()
-        return waiting
 
     def _abandon(self, waiting: _Waiting) -> None:
         """Remove a request from the queue; if it was just admitted, admit the next one instead."""

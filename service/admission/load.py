@@ -1,5 +1,4 @@
-"""The load of the service: who has how much work pending, how fast work is done, and whether any is
-left.
+"""The load of the service: pending work by client, throughput, requests in flight.
 
 A client alone may use a whole limit, each of n clients 1/n of it: the backlog of one client never
 locks out another. While the share of the first shrinks, all clients together may use up to twice
@@ -62,9 +61,7 @@ class FairShare:
         self.add(client, amount)
 
     def excess(self, client: str, amount: float) -> float:
-        """Return by how much another `amount` of a client exceeds its share or the overcommit; <= 0
-        if it fits.
-        """
+        """Return by how much a further `amount` exceeds share or overcommit; <= 0 if it fits."""
         over_share = self._pending.get(client, 0) + amount - self._share(client)
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
@@ -86,9 +83,7 @@ class FairShare:
 
 
 class ClientSlots:
-    """Slots for work that is not refused but waits, of which one client gets `num_of_client` at
-    most.
-    """
+    """Slots for which work waits; one client gets at most `num_of_client`."""
 
     def __init__(self, num_slots: int, num_of_client: int) -> None:
         self._num_of_client = num_of_client
@@ -145,9 +140,7 @@ class ThroughputEstimate:
 
 
 class DrainGate:
-    """Counts requests in flight, and admits no more after `close`, which waits until none is
-    left.
-    """
+    """Counts requests in flight; after `close` it admits no more and waits for the last."""
 
     def __init__(self) -> None:
         self.is_closed = False

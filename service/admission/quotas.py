@@ -47,9 +47,7 @@ class TokenBucket:
         self._refilled_s = clock()
 
     def take(self, amount: float) -> float:
-        """Take `amount` and return 0, or take nothing and return the seconds until it is
-        available.
-        """
+        """Take `amount` and return 0, or return the seconds until it is available."""
         now_s = self._clock()
         self._level = min(
             self.per_minute, self._level + (now_s - self._refilled_s) * self.per_minute / 60
@@ -62,8 +60,7 @@ class TokenBucket:
 
 
 class Quota:
-    """The limits of one API key and how much of them is used: in `shared` by all gateways, else by
-    this process.
+    """The limits of one API key and their usage: of all gateways in `shared`, else of this one.
 
     What this process has used is counted in both cases, and bounds it while the shared store does
     not answer.
@@ -122,15 +119,19 @@ class Quota:
         if self._num_concurrent >= self._max_concurrent:
             raise self._too_many(self._max_concurrent)
         self._num_concurrent += 1
+        if self._shared is None:
+            return ""
+        lease = uuid.uuid4().hex
+        lease_s = timeout_s + _LEASE_MARGIN_S
         try:
-            return (
-                ""
-                if self._shared is None
-                else await self._leased(self._shared, self._max_concurrent, timeout_s)
-            )
-        except BaseException:
+            if await self._shared.lease(self._max_concurrent, lease, lease_s) is False:
+                raise self._too_many(self._max_concurrent)
+        except BaseException as error:
             self._num_concurrent -= 1
+            if isinstance(error, asyncio.CancelledError):
+                self._shared.release(lease)
             raise
+        return lease  # without an answer, too: the store may have it
 
     async def end_request(self, lease: str) -> None:
         """Count a request that has begun as ended, even if the caller is cancelled meanwhile."""
@@ -155,17 +156,6 @@ class Quota:
             return wait_s
         own_wait_s = bucket.take(amount)
         return own_wait_s if wait_s is None else 0.0
-
-    async def _leased(self, shared: "SharedQuota", max_concurrent: int, timeout_s: float) -> str:
-        lease = uuid.uuid4().hex
-        try:
-            is_granted = await shared.lease(max_concurrent, lease, timeout_s + _LEASE_MARGIN_S)
-        except asyncio.CancelledError:
-            shared.release(lease)
-            raise
-        if is_granted is False:
-            raise self._too_many(max_concurrent)
-        return lease  # without an answer, too: the store may have it
 
     def _too_many(self, max_concurrent: int) -> Overloaded:
         return self._exceeded(f"{max_concurrent} concurrent requests", 1)

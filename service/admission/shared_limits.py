@@ -1,5 +1,4 @@
-"""The usage of each API key's limits by all gateways, kept in a store that they share: Redis or
-Valkey.
+"""The usage of each API key's limits by all gateways, in a shared Redis or Valkey.
 
 A key of the store is one limit of one API key: of a rate a hash {level, at} as in `TokenBucket`, of
 concurrent requests a sorted set of leases by their expiry. Each change is one script, by the
@@ -78,9 +77,7 @@ class SharedLimits:
         self._releases: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
-        """Connect now, so that the first request does not wait for it, and a wrong URL is in the
-        log at the start.
-        """
+        """Connect now: no request waits for it, and a wrong URL is logged at the start."""
         await self._answer(self._store.ping)
 
     def of(self, sha256: str) -> "SharedQuota":
@@ -95,9 +92,7 @@ class SharedLimits:
         return None if wait_s is None else float(wait_s)
 
     async def lease(self, name: str, max_leases: int, lease: str, seconds: float) -> bool | None:
-        """Return True if the lease begins, which `release` ends or its expiry; False above
-        `max_leases`.
-        """
+        """Return True if the lease begins; False above `max_leases`."""
         is_granted = await self._answer(
             lambda: _called(self._lease, name, max_leases, seconds, lease)
         )
@@ -129,24 +124,21 @@ class SharedLimits:
             async with asyncio.timeout(self._timeout_s):
                 answer = await call()
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
-            self._note_failure(error)
+            SHARED_LIMITS_UNANSWERED.inc()
+            self._retry_at_s = self._clock() + _RETRY_AFTER_S
+            if not self._is_down:
+                self._is_down = True
+                reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
+                logger.error(
+                    "the store of the shared limits fails: %s; each process applies its own limits",
+                    reason,
+                )
             return None
         if self._is_down:
             self._is_down = False
             self._retry_at_s = 0.0
             logger.info("the store of the shared limits answers again")
         return answer
-
-    def _note_failure(self, error: Exception) -> None:
-        SHARED_LIMITS_UNANSWERED.inc()
-        self._retry_at_s = self._clock() + _RETRY_AFTER_S
-        if not self._is_down:
-            self._is_down = True
-            reason = str(error).rstrip(".") or f"no answer within {self._timeout_s:g} s"
-            logger.error(
-                "the store of the shared limits fails: %s; each process applies its own limits",
-                reason,
-            )
 
 
 async def _called(script: AsyncScript, name: str, *arguments: float | str) -> bytes | int:

@@ -48,9 +48,7 @@ class TrafficGaps:
         self._changed = asyncio.Event()
 
     def begin_online(self) -> None:
-        """Count an online request until `end_online`, and cancel the background requests of the gap
-        that it ends.
-        """
+        """Count an online request until `end_online`; cancel the gap's background requests."""
         self._num_online += 1
         self._allowed = 1
         for task, running in self._running.items():
@@ -82,9 +80,7 @@ class TrafficGaps:
         return task
 
     def _wait_s(self) -> float:
-        """Return the seconds until a background request may start if nothing changes; infinite: it
-        may not.
-        """
+        """Return the seconds until a background request may start; infinite: unknown."""
         if self._num_online:
             return math.inf if self._running else self._rested_at_s - self._now()
         if len(self._running) >= self._allowed:

@@ -1,3 +1,1 @@
-"""OpenAI's Files and Batches: requests in a file, answered in the gaps of online traffic, into
-another file.
-"""
+"""OpenAI's Files and Batches: a file of requests, answered in the gaps of online traffic."""

@@ -1,5 +1,4 @@
-"""Answers one request of a batch: what POST to its url would answer, as a line of the output or the
-error file.
+"""Answers one request of a batch as POST to its url would, as a line of a file.
 
 A request that met a busy service or a runner that is not there is repeated until the batch ends.
 Its line is in memory while it is answered, and counts with what is parsed of it as memory of
@@ -59,8 +58,7 @@ class FiledRequest:
         self._num_late = 0
 
     async def answered(self, is_stopped: Callable[[], bool]) -> RenderedLine | None:
-        """Return the line with the answer or the error; None if the batch stops before there is
-        one.
+        """Return the line with the answer or the error; None if the batch stops before.
 
         Raise `OSError` if the input file cannot be read.
         """
@@ -80,7 +78,9 @@ class FiledRequest:
             body = await answer(line.body, self._core, context)
             return _rendered(line, context, _OK, body.model_dump(mode="json"))
         except Exception as error:  # a defect at one request must not end its batch
-            if self._is_repeated(error):
+            is_late = isinstance(error, DeadlineExceeded)
+            self._num_late += is_late
+            if isinstance(error, Overloaded | NotReady) or (is_late and self._num_late < _MAX_LATE):
                 return None
             if line is None:
                 raise
@@ -98,11 +98,6 @@ class FiledRequest:
         return await parsed(
             parse_line, data, BodyMemory(len(data), partial(self._core.hold, context))
         )
-
-    def _is_repeated(self, error: Exception) -> bool:
-        is_late = isinstance(error, DeadlineExceeded)
-        self._num_late += is_late
-        return isinstance(error, Overloaded | NotReady) or (is_late and self._num_late < _MAX_LATE)
 
 
 def _failed(line: BatchLine, context: RequestContext, error: Exception) -> RenderedLine:

@@ -35,7 +35,8 @@ from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
 
-_MAX_FILES, _MAX_BATCHES = 10_000, 100  # of one page
+_MAX_FILES = 10_000  # of one page
+_MAX_BATCHES = 100
 _USUAL_BATCHES = 20
 _PURPOSES = ("batch", "batch_output")
 
@@ -66,9 +67,19 @@ class BatchesApi:
 
     def routes(self) -> list[Route]:
         def route(method: str, path: str, function: Endpoint) -> Route:
-            return Route(
-                path, self._boundary.endpoint(_on_disk(function), OPENAI), methods=[method]
-            )
+            # an error of the disk, such as a full one, is `NotReady`
+            async def answer(request: Request, context: RequestContext) -> Response:
+                try:
+                    return await function(request, context)
+                except OSError as error:
+                    logger.error(
+                        "request %s: the folder of batches fails: %s", context.request_id, error
+                    )
+                    raise NotReady(
+                        f"the disk of files and batches fails: {error.strerror}; try again later"
+                    ) from error
+
+            return Route(path, self._boundary.endpoint(answer, OPENAI), methods=[method])
 
         return [
             route("POST", "/v1/files", self.upload),
@@ -166,21 +177,6 @@ class BatchesApi:
                 f"files and batches are disabled: {variable('batches_folder')} is not set"
             )
         return self._store.of(context.quota.owner)
-
-
-def _on_disk(function: Endpoint) -> Endpoint:
-    """Return an endpoint whose errors of the disk, such as a full one, are `NotReady`."""
-
-    async def answer(request: Request, context: RequestContext) -> Response:
-        try:
-            return await function(request, context)
-        except OSError as error:
-            logger.error("request %s: the folder of batches fails: %s", context.request_id, error)
-            raise NotReady(
-                f"the disk of files and batches fails: {error.strerror}; try again later"
-            ) from error
-
-    return answer
 
 
 async def _read_batch(request: Request, memory: BodyMemory) -> BatchRequest:

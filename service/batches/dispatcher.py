@@ -39,9 +39,7 @@ Work = Callable[[KeyFolder, BatchState], Awaitable[None]]
 
 
 class WaitingBatches:
-    """The ids of batches that wait: API keys take turns, and of one key the oldest batch comes
-    first.
-    """
+    """The ids of waiting batches: API keys take turns, and a key's oldest is first."""
 
     def __init__(self) -> None:
         self._ids: dict[str, set[str]] = {}
@@ -81,7 +79,7 @@ class Dispatcher:
         self._unchecked = WaitingBatches()
         self._ready = WaitingBatches()
         self._is_checking = False
-        # by owner, the batch that gives its requests to the executor
+        # the batch of each owner that gives its requests to the executor
         self._reading: dict[str, str] = {}
         self._num_waiting: dict[str, int] = {}  # requests of each batch without an answer
         self._changed = asyncio.Event()
@@ -106,29 +104,21 @@ class Dispatcher:
 
     async def _look(self, group: asyncio.TaskGroup) -> None:
         """Find new batches, and end those that were cancelled while they wait."""
-        owners = await in_thread(self._owners)
+        owners = await in_thread(self._owner_of_each, KeyFolder.batch_ids)
         self._known.intersection_update(owners)
         for batch_id, owner in owners.items():
             if batch_id not in self._known:
                 self._known.add(batch_id)
                 await self._attempt(owner, batch_id, self._sort_in)
-        for batch_id, owner in (await in_thread(self._cancelled)).items():
+        cancelled = await in_thread(self._owner_of_each, KeyFolder.cancelled_ids)
+        for batch_id, owner in cancelled.items():
             if self._unchecked.remove(owner, batch_id) or self._ready.remove(owner, batch_id):
                 group.create_task(self._complete(owner, batch_id))
 
-    def _owners(self) -> dict[str, str]:
-        """Return the owner of each batch, the oldest of an owner first."""
+    def _owner_of_each(self, ids: Callable[[KeyFolder], list[str]]) -> dict[str, str]:
+        """Return the owner of each batch among `ids`, the oldest of an owner first."""
         return {
-            each: owner
-            for owner in self._store.owners()
-            for each in self._store.of(owner).batch_ids()
-        }
-
-    def _cancelled(self) -> dict[str, str]:
-        return {
-            each: owner
-            for owner in self._store.owners()
-            for each in self._store.of(owner).cancelled_ids()
+            each: owner for owner in self._store.owners() for each in ids(self._store.of(owner))
         }
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
@@ -142,9 +132,7 @@ class Dispatcher:
             group.create_task(self._complete(owner, batch_id))
 
     async def _attempt(self, owner: str, batch_id: str, work: Work) -> None:
-        """Do `work` on a batch that has not ended; after an error of the disk the batch is found
-        again later.
-        """
+        """Do `work` on a batch that has not ended; after a disk error it is found again."""
         folder = self._store.of(owner)
         try:
             state = await in_thread(folder.state, batch_id)

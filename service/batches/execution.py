@@ -18,9 +18,7 @@ from service.inference.core import Core
 
 
 class BatchRun:
-    """The requests of one batch that have no answer yet, and the lines of those that have one since
-    `take_output`.
-    """
+    """The unanswered requests of one batch, and the answered lines since `take_output`."""
 
     def __init__(
         self,
@@ -54,9 +52,7 @@ class BatchRun:
         return not self._in_flight and (self.is_stopped or not (self.has_lines or self._num_taken))
 
     async def take_line(self) -> LineSpan | None:
-        """Return the next request, to be given to `begin` or `drop`; None at the end of the
-        file.
-        """
+        """Return the next request, for `begin` or `drop`; None at the end of the file."""
         self._num_taken += 1
         if self._put_back:
             return self._put_back.popleft()
@@ -121,9 +117,7 @@ class Executor:
         self._changed.set()
 
     def remove(self, run: BatchRun) -> None:
-        """Cancel a batch's requests in flight and start no others; also for one that was
-        removed.
-        """
+        """Cancel a batch's requests in flight, also of a removed one; start no others."""
         run.cancel()
         if run in self._runs:
             self._runs.remove(run)
@@ -131,20 +125,19 @@ class Executor:
     async def run(self) -> None:
         """Start one request after the other, until cancelled."""
         while True:
-            run = self._next_run()
+            # the oldest batch of the API key whose last turn is the longest ago
+            runs = [run for run in self._runs if run.has_lines]
+            run = min(
+                runs,
+                key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id),
+                default=None,
+            )
             if run is None:
                 self._changed.clear()
                 await self._changed.wait()
             elif (line := await run.take_line()) is not None:
                 await self._gaps.wait()
                 self._begin(run, line)
-
-    def _next_run(self) -> BatchRun | None:
-        """Return the oldest batch of the API key whose last turn is the longest ago."""
-        runs = [run for run in self._runs if run.has_lines]
-        return min(
-            runs, key=lambda run: (self._last_turn.get(run.owner, 0), run.batch_id), default=None
-        )
 
     def _begin(self, run: BatchRun, line: LineSpan) -> None:
         if run.is_stopped:

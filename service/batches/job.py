@@ -1,5 +1,4 @@
-"""A batch at work: its answers are written while its key has room for them, and its files made when
-it ends.
+"""A batch at work: its answers are written while there is room, then its files made.
 
 All calls block.
 """
@@ -76,9 +75,7 @@ class Job:
             self.folder.save(self.state)
 
     def finish(self, *, is_full: bool = False) -> None:
-        """Make the files and end the batch; repeated as a whole if the process is killed
-        meanwhile.
-        """
+        """Make the files and end the batch; repeated as a whole after a crash."""
         batch = self.state.batch
         batch.cancelling_at = self.folder.state(batch.id).batch.cancelling_at
         now_s = int(time.time())
@@ -90,7 +87,17 @@ class Job:
         if batch.expired_at is not None and not is_full:
             is_full = not self._append_expired()
         self._count()
-        self._add_files()
+        kept_s = self.state.output_kept_s
+        if self.journal.num_answered:
+            self.folder.add_file(
+                self.state.output_id, f"{batch.id}_output.jsonl", "batch_output", kept_s
+            )
+            batch.output_file_id = self.state.output_id
+        if self.journal.num_failed:
+            self.folder.add_file(
+                self.state.error_id, f"{batch.id}_error.jsonl", "batch_output", kept_s
+            )
+            batch.error_file_id = self.state.error_id
         self._end(is_full)
         self.folder.save(self.state)
 
@@ -116,20 +123,6 @@ class Job:
             batch.status = "completed"
             batch.completed_at = now_s
             batch.cancelling_at = None
-
-    def _add_files(self) -> None:
-        batch = self.state.batch
-        kept_s = self.state.output_kept_s
-        if self.journal.num_answered:
-            self.folder.add_file(
-                self.state.output_id, f"{batch.id}_output.jsonl", "batch_output", kept_s
-            )
-            batch.output_file_id = self.state.output_id
-        if self.journal.num_failed:
-            self.folder.add_file(
-                self.state.error_id, f"{batch.id}_error.jsonl", "batch_output", kept_s
-            )
-            batch.error_file_id = self.state.error_id
 
     def _append_expired(self) -> bool:
         """Append an error for each request that was not run.

@@ -1,5 +1,5 @@
-"""The output and the error file of a batch while it runs: lines are appended, and found again after
-a crash.
+"""Writes that survive a crash: whole files, and the output and the error file of a batch while it
+runs, whose lines are appended and found again.
 
 A request is answered if its line is there and ends; a line that was cut by a crash or a full disk
 is removed. Only the process that holds the lock of the store writes. All calls block.
@@ -7,6 +7,7 @@ is removed. Only the process that holds the lock of the store writes. All calls 
 
 import json
 import os
+import secrets
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,25 @@ from pathlib import Path
 from service.batches.lines import IdHashes, RenderedLine, id_hash
 
 _TAIL_BYTES = 65_536
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file as a whole, durably."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @dataclass(slots=True)

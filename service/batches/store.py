@@ -26,6 +26,7 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from service.batches.journal import write_whole
 from service.batches.wire import DAY_S, ENDED, MAX_KEPT_S, Batch, BatchRequest, FileObject
 from service.errors import InvalidRequest, NotFound, Overloaded
 from service.settings import SettingsError, variable
@@ -119,11 +120,9 @@ class KeyFolder:
         """Raise `Overloaded` if another file of `num_bytes` is over a limit of the key."""
         sizes = self._sizes()
         if len(sizes) >= MAX_FILES_PER_KEY or sum(sizes) + num_bytes > MAX_BYTES_PER_KEY:
-            usage = (
-                f"this key has {len(sizes)} of {MAX_FILES_PER_KEY} files of {sum(sizes)} of"
-                f" {MAX_BYTES_PER_KEY} bytes"
-            )
-            raise Overloaded(f"{usage}; delete some", 60)
+            files = f"{len(sizes)} of {MAX_FILES_PER_KEY} files"
+            size = f"{sum(sizes)} of {MAX_BYTES_PER_KEY} bytes"
+            raise Overloaded(f"this key has {files} of {size}; delete some", 60)
 
     def num_free_bytes(self) -> int:
         """Return how much the files may grow."""
@@ -131,12 +130,12 @@ class KeyFolder:
 
     def _sizes(self) -> list[int]:
         """Return the sizes of all contents; those of unfinished batches grow."""
-        return [
-            size
-            for entry in _entries(self.files)
-            if entry.name.endswith(".jsonl")
-            for size in _size(entry)
-        ]
+        sizes: list[int] = []
+        for entry in _entries(self.files):
+            if entry.name.endswith(".jsonl"):
+                with suppress(FileNotFoundError):  # just removed
+                    sizes.append(entry.stat().st_size)
+        return sizes
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file.
@@ -146,9 +145,8 @@ class KeyFolder:
         self.file(file_id)
         for state in self.states():
             if state.batch.input_file_id == file_id and state.batch.status not in ENDED:
-                raise InvalidRequest(
-                    f"{file_id} is the input of {state.batch.id}, which has not ended", "file_id"
-                )
+                problem = f"{file_id} is the input of {state.batch.id}, which has not ended"
+                raise InvalidRequest(problem, "file_id")
         self.remove_file(file_id)
 
     def remove_file(self, file_id: str) -> None:
@@ -166,16 +164,11 @@ class KeyFolder:
         """
         self.check_room()  # for its output
         if self.file(request.input_file_id).purpose != "batch":
-            raise InvalidRequest(
-                f"{request.input_file_id} is no input file: its purpose must be batch",
-                "input_file_id",
-            )
+            problem = f"{request.input_file_id} is no input file: its purpose must be batch"
+            raise InvalidRequest(problem, "input_file_id")
         if len(_ids(self.batches)) >= MAX_BATCHES_PER_KEY:
-            message = (
-                f"this key has {MAX_BATCHES_PER_KEY} batches; they are removed 30 days after they"
-                " were created"
-            )
-            raise Overloaded(message, DAY_S)
+            usage = f"this key has {MAX_BATCHES_PER_KEY} batches"
+            raise Overloaded(f"{usage}; they are removed 30 days after they were created", DAY_S)
         self.batches.mkdir(parents=True, exist_ok=True)
         now_s = int(time.time())
         batch = Batch(
@@ -186,15 +179,13 @@ class KeyFolder:
             expires_at=now_s + DAY_S,
             metadata=request.metadata,
         )
-        kept_s = request.output_expires_after.seconds
-        self.save(
-            BatchState(
-                batch=batch,
-                output_id=new_id("file-"),
-                error_id=new_id("file-"),
-                output_kept_s=kept_s,
-            )
+        state = BatchState(
+            batch=batch,
+            output_id=new_id("file-"),
+            error_id=new_id("file-"),
+            output_kept_s=request.output_expires_after.seconds,
         )
+        self.save(state)
         return batch
 
     def state(self, batch_id: str) -> BatchState:
@@ -205,9 +196,8 @@ class KeyFolder:
         state = BatchState.model_validate_json(found)
         if state.batch.status not in ENDED:
             state.batch.cancelling_at = self._cancelling_at(batch_id)
-            state.batch.status = (
-                state.batch.status if state.batch.cancelling_at is None else "cancelling"
-            )
+            if state.batch.cancelling_at is not None:
+                state.batch.status = "cancelling"
         return state
 
     def save(self, state: BatchState) -> None:
@@ -246,6 +236,21 @@ class KeyFolder:
     def remove_batch(self, batch_id: str) -> None:
         (self.batches / f"{batch_id}.json").unlink(missing_ok=True)
         (self.batches / f"{batch_id}.cancel").unlink(missing_ok=True)
+
+    def remove_expired(self, now_s: float) -> None:
+        """Remove files and batches that are no longer kept; raise `ValidationError`."""
+        used = set[str]()
+        for state in self.states():
+            if state.batch.status not in ENDED:
+                used.update((state.batch.input_file_id, state.output_id, state.error_id))
+            elif state.batch.created_at + MAX_KEPT_S < now_s:
+                self.remove_batch(state.batch.id)
+        for file_id in self.file_ids():
+            with suppress(NotFound):  # its client has just deleted it
+                if file_id not in used and self.file(file_id).expires_at < now_s:
+                    self.remove_file(file_id)
+        _remove_old(self.files, now_s, kept=used | set(self.file_ids()))
+        _remove_old(self.batches, now_s, kept=self.batch_ids())
 
     def _cancelling_at(self, batch_id: str) -> int | None:
         try:
@@ -294,7 +299,7 @@ class Store:
         _remove_old(self.uploads, now_s)
         for owner in self.owners():
             try:
-                _remove_expired(self.of(owner), now_s)
+                self.of(owner).remove_expired(now_s)
             except ValidationError as error:  # which files it uses is unknown
                 logger.error(
                     "no files of the key %s are removed, as a batch of it cannot be read: %s",
@@ -303,46 +308,12 @@ class Store:
                 )
 
 
-def _remove_expired(folder: KeyFolder, now_s: float) -> None:
-    used = set[str]()
-    for state in folder.states():
-        if state.batch.status not in ENDED:
-            used.update((state.batch.input_file_id, state.output_id, state.error_id))
-        elif state.batch.created_at + MAX_KEPT_S < now_s:
-            folder.remove_batch(state.batch.id)
-    for file_id in folder.file_ids():
-        with suppress(NotFound):  # its client has just deleted it
-            if file_id not in used and folder.file(file_id).expires_at < now_s:
-                folder.remove_file(file_id)
-    _remove_old(folder.files, now_s, kept=used | set(folder.file_ids()))
-    _remove_old(folder.batches, now_s, kept=folder.batch_ids())
-
-
 def _remove_old(folder: Path, now_s: float, kept: set[str] | Sequence[str] = ()) -> None:
     """Remove entries that have not changed for a day, except those of the ids in `kept`."""
     for entry in _entries(folder):
         with suppress(FileNotFoundError):  # a rename has just completed it
             if entry.name.partition(".")[0] not in kept and entry.stat().st_mtime + DAY_S < now_s:
                 Path(entry.path).unlink()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file as a whole, durably."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def new_id(prefix: Literal["file-", "batch_"]) -> str:
@@ -361,11 +332,6 @@ def _read(folder: Path, given_id: str) -> str | None:
         return (folder / f"{given_id}.json").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-
-
-def _size(entry: os.DirEntry[str]) -> Iterator[int]:
-    with suppress(FileNotFoundError):  # just removed
-        yield entry.stat().st_size
 
 
 def _ids(folder: Path, suffix: str = ".json") -> list[str]:

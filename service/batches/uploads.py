@@ -1,12 +1,9 @@
-"""Uploads: a multipart form whose file is written to the disk while it streams, and never in memory
-as a whole.
-"""
+"""Uploads: a multipart form whose file is written to the disk while it streams."""
 
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -143,7 +140,7 @@ async def read_upload(content_type: str, chunks: AsyncIterator[bytes], folder: P
 async def _parse(form: _Form, boundary: bytes, chunks: AsyncIterator[bytes]) -> None:
     num_bytes = 0
     waiting = bytearray()
-    with _malformed():
+    try:
         parser = MultipartParser(boundary, form.callbacks())
         async for chunk in chunks:
             num_bytes += len(chunk)
@@ -154,12 +151,6 @@ async def _parse(form: _Form, boundary: bytes, chunks: AsyncIterator[bytes]) -> 
                 await in_thread(parser.write, bytes(waiting))
                 waiting.clear()
         await in_thread(parser.write, bytes(waiting))
-
-
-@contextmanager
-def _malformed() -> Iterator[None]:
-    try:
-        yield
     except (MultipartParseError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {str(error)[:200]}") from error
 

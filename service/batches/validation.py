@@ -115,15 +115,11 @@ async def check_file(path: Path, endpoint: Endpoint, max_line_bytes: int) -> Che
         checks = _Checks(read_lines(file, max_line_bytes), endpoint, max_line_bytes)
         while await in_thread(checks.check_next):
             await asyncio.sleep(_PAUSE_S)
-    return Checked(checks.num_lines, checks.errors[:_MAX_ERRORS] or _errors_of_file(checks))
-
-
-def _errors_of_file(checks: _Checks) -> list[BatchError]:
-    if checks.is_too_long:
+    errors = checks.errors[:_MAX_ERRORS]
+    if not errors and checks.is_too_long:
         message = f"The file has more than {MAX_LINES} requests or {_MAX_BLANK_LINES} blank lines."
-        return [BatchError(code="too_many_tasks", line=None, message=message)]
-    return (
-        []
-        if checks.num_lines
-        else [BatchError(code="empty_file", line=None, message="The file has no requests.")]
-    )
+        errors = [BatchError(code="too_many_tasks", line=None, message=message)]
+    elif not errors and not checks.num_lines:
+        message = "The file has no requests."
+        errors = [BatchError(code="empty_file", line=None, message=message)]
+    return Checked(checks.num_lines, errors)

@@ -34,9 +34,7 @@ class BatchWorker:
         self._leading = asyncio.create_task(self._lead())
 
     async def stop(self) -> None:
-        """Cancel what is in flight, write what is answered, and release the lock: another process
-        goes on.
-        """
+        """Cancel requests in flight, write finished answers, and release the lock."""
         self._is_stopping = True
         if self._leading is not None:
             self._leading.cancel()

@@ -1,5 +1,4 @@
-"""Request bodies to an image and fields: multipart forms and JSON, limited in size while they
-stream.
+"""Request bodies to an image and fields: forms and JSON, limited while they stream.
 
 Values of a form are text; each becomes the JSON type of its field in a JSON body. No step of
 reading a large body holds the interpreter's lock, or the event loop, for more than some hundredths
@@ -55,9 +54,7 @@ ParsedT = TypeVar("ParsedT")
 
 
 def _json_types() -> dict[str, str]:
-    """Return the JSON type of each field of every endpoint; of a list, `array of` the type of its
-    elements.
-    """
+    """Return the JSON type of each field of every endpoint; of a list, `array of` a type."""
     schemas = {
         **PredictFields.model_json_schema()["properties"],
         **CompareFields.model_json_schema()["properties"],
@@ -144,6 +141,8 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
         raise _too_large(memory.max_bytes)
     body = bytearray()
     async for chunk in request.stream():
+        if not chunk:  # as the last piece is
+            continue
         memory.hold(copies * len(chunk))
         body += chunk
         if len(body) > memory.max_bytes:
@@ -179,29 +178,20 @@ def parse_image(image: object) -> ImageInput:
             "image is a data: URL that is not base64-encoded; it must be data:image/…;base64,…"
         )
         raise InvalidRequest(message, "image")
+    text = data if comma else image
+    # pieces: each holds the interpreter's lock for some milliseconds
+    starts = range(0, len(text), PIECE_BYTES)
     try:
-        return _base64_decoded(data if comma else image)
+        if starts and "=" in text[: starts[-1]]:
+            raise ValueError("Excess data after padding")
+        pieces = (text[start : start + PIECE_BYTES] for start in starts)
+        return b"".join(binascii.a2b_base64(piece, strict_mode=True) for piece in pieces)
     except (binascii.Error, ValueError) as error:
         raise UnsupportedImage(f"image is not base64: {error}", "image") from error
 
 
-def _base64_decoded(text: str) -> bytes:
-    """Decode in pieces, each of which holds the interpreter's lock for some milliseconds.
-
-    Raise `ValueError`.
-    """
-    starts = range(0, len(text), PIECE_BYTES)
-    if starts and "=" in text[: starts[-1]]:
-        raise ValueError("Excess data after padding")
-    return b"".join(
-        binascii.a2b_base64(text[start : start + PIECE_BYTES], strict_mode=True) for start in starts
-    )
-
-
 class _InMemoryParser(MultiPartParser):
-    """Keeps files in memory, where they are counted: Starlette's parser writes those above 1 MB to
-    TMPDIR.
-    """
+    """Keeps files in memory, where they are counted; Starlette's parser uses TMPDIR."""
 
     spool_max_size = sys.maxsize
 
@@ -234,9 +224,7 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
 
 
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield a body in pieces, and to other requests between them: the parser of 20 MB takes a tenth
-    of a second.
-    """
+    """Yield a body in pieces; parsing 20 MB at once would stop the loop for 0.1 s."""
     for start in range(0, len(body), PIECE_BYTES):
         if start:
             await asyncio.sleep(0)
@@ -244,7 +232,10 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
 
 
 def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
-    """Return the values of a field as the JSON type of that field; raise `InvalidRequest`."""
+    """Return the values of a field as the JSON type of that field; raise `InvalidRequest`.
+
+    A list is given as repeated fields or as one JSON array.
+    """
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != len(values):
         raise InvalidRequest(
@@ -252,7 +243,12 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
         )
     json_type = _JSON_TYPES.get(name, "string")
     if json_type.startswith("array"):
-        return _form_list(name, texts)
+        if len(texts) == 1 and texts[0].lstrip().startswith("["):
+            data = texts[0].encode(errors="surrogatepass")
+            elements = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
+            check_texts(elements, name)
+            return elements
+        return [_number(text) for text in texts] if json_type == "array of number" else texts
     if len(texts) > 1:
         raise _repeated(name, len(texts))
     match json_type:
@@ -262,16 +258,6 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
             return _number(texts[0])
         case _:
             return texts[0]
-
-
-def _form_list(name: str, texts: list[str]) -> object:
-    """Return a list given as repeated fields or as one JSON array."""
-    if len(texts) == 1 and texts[0].lstrip().startswith("["):
-        data = texts[0].encode(errors="surrogatepass")
-        values = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
-        check_texts(values, name)
-        return values
-    return [_number(text) for text in texts] if _JSON_TYPES[name] == "array of number" else texts
 
 
 def _number(text: str) -> object:

@@ -89,8 +89,7 @@ class RestBoundary:
     def endpoint(
         self, function: Endpoint, interface: Interface = REST, *, is_public: bool = False
     ) -> Callable[[Request], Awaitable[Response]]:
-        """Return `function` with its context, and with the error body of `interface` for whatever
-        it raises.
+        """Return `function` with its context, and with errors as bodies of `interface`.
 
         It is called for requests with an accepted key, each of which counts for its quota; for all
         if `is_public`.
@@ -151,8 +150,7 @@ class RestBoundary:
         return None
 
     async def read(self, reader: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
-        """Return what `reader` makes of a request's body, read before the deadline in a place of
-        its client's.
+        """Return the body read by `reader` before the deadline, in a place of its client.
 
         Raise `Overloaded` before reading, or `DeadlineExceeded`.
         """

@@ -1,5 +1,4 @@
-"""Bounds on HTTP connections that apply before there is a request: their number, the size of a
-head, the time for it.
+"""Bounds on HTTP connections before a request: number, size of a head, time for it.
 
 It is uvicorn 0.54's protocol over httptools, which has none of them. A request's deadline covers
 its body, and uvicorn's keep-alive timeout an idle connection.
@@ -78,9 +77,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._count_head(len(name) + len(value))
 
     def _count_head(self, num_bytes: int) -> None:
-        """Raise `ValueError`, which uvicorn answers with status 400, for a head that is too
-        large.
-        """
+        """Raise `ValueError`, which uvicorn answers with 400, for a head that is too large."""
         self._num_head_bytes += num_bytes
         if (
             self._num_head_bytes > self.limits.max_head_bytes

@@ -1,5 +1,4 @@
-"""JSON of clients: bounded in values, escapes and numbers before it is parsed, without lone
-surrogates.
+"""JSON of clients: bounded before it is parsed, without lone surrogates.
 
 No step holds the interpreter's lock for more than some hundredths of a second, whatever the JSON
 has.
@@ -85,9 +84,7 @@ def json_value(data: bytes, what: str, max_values: int, param: str | None = None
 
 
 def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
-    """Count up to about `maximum`, in pieces that hold the interpreter's lock for less than a
-    millisecond each.
-    """
+    """Count up to about `maximum`, holding the interpreter's lock below a millisecond."""
     num_found = 0
     for start in range(0, len(body), PIECE_BYTES):
         num_found += sum(body.count(mark, start, start + PIECE_BYTES) for mark in marks)
@@ -97,9 +94,7 @@ def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
 
 
 def _has_long_number(body: bytes) -> bool:
-    """Return True for a number that the parser, which does not release the lock, would read for
-    long.
-    """
+    """Return True for a number that would hold the parser, and its lock, for long."""
     if len(body) <= LARGE_BYTES:
         return False
     pieces = (
@@ -118,9 +113,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _float(text: str) -> float:
-    """Parse a number where the interpreter may switch threads: by itself, json holds its lock for
-    300,000 in 0.1 s.
-    """
+    """Parse a number where threads may switch: json holds its lock for 300,000 in 0.1 s."""
     return float(text)
 
 

@@ -1,5 +1,4 @@
-"""ASGI middleware around every HTTP route of the gateway, BentoML's own included: traces, headers,
-keys, drain count.
+"""ASGI middleware around every HTTP route: traces, headers, keys, drain count.
 
 Probes and pages get a trace id and no span. A span is named by its route, as a path can contain
 anything.
@@ -59,17 +58,13 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 def with_page_policy(response: Response) -> Response:
-    """Return the response of a page with the headers that restrict it to files and API of this
-    service.
-    """
+    """Return a page's response with headers that restrict it to this service."""
     response.headers.update(_PAGE_HEADERS)
     return response
 
 
 class TracedRequests:
-    """Runs each request in its trace, up to the last byte of the response, which carries the
-    trace's id.
-    """
+    """Runs each request in its trace, whose id the response carries, up to the last byte."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -101,9 +96,7 @@ class TracedRequests:
 
 
 class SecurityHeaders:
-    """Adds security headers to each response, except those that it sets itself, as a page's
-    policy.
-    """
+    """Adds security headers to each response, except those that it sets itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -65,9 +65,7 @@ class RestApi:
         return _json(comparison_json(comparison, context.request_id))
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
-        """List the served models in the format of OpenAI's API; `catalog=true` adds the catalog's
-        other models.
-        """
+        """List the served models as OpenAI does; `catalog=true` adds the catalog's others."""
         models = self._boundary.core().models
         catalog = request.query_params.get("catalog", "false")
         if catalog not in ("true", "false"):

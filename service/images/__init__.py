@@ -1,3 +1,1 @@
-"""Images of requests: fetched, and opened and decoded by `imaging` in bounded slots, threads and
-processes.
-"""
+"""Images of requests: fetched, opened and decoded in bounded threads and processes."""

@@ -1,5 +1,4 @@
-"""The image of a request: its header and hash, and its pixels, decoded and resized only if a runner
-needs them.
+"""The image of a request: header, hash, and pixels only if a runner needs them.
 
 Decoded images are large and slow to make: their number is bounded, and no client takes all places.
 Ordinary images are decoded in threads, heavy ones in processes that end with their requests and
@@ -11,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -33,8 +32,7 @@ ResultT = TypeVar("ResultT")
 
 
 class ImageDecoder:
-    """The limits on an image, the decodings in progress, and their slots, of which one client gets
-    all but one.
+    """The limits on an image, decodings in progress, and slots: a client gets all but one.
 
     Heavy images together get all but one, too, so that those of others never take the place of an
     ordinary one.
@@ -42,24 +40,18 @@ class ImageDecoder:
 
     def __init__(self, limits: ImageLimits, num_slots: int) -> None:
         self.limits = limits
-        self._header_slots = ClientSlots(num_slots, num_slots - 1)
+        self.header_slots = ClientSlots(num_slots, num_slots - 1)
         self._slots = ClientSlots(num_slots, num_slots - 1)
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
-        # by client and hash of the file
+        # keys: client and hash of the file
         self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}
 
     @asynccontextmanager
     async def slot(self, client: str, is_heavy: bool) -> AsyncIterator[None]:
         """Wait for a slot, and hold it for as long as the context lasts."""
-        async with (
-            self._heavy_slots.slot(client) if is_heavy else nullcontext(),
-            self._slots.slot(client),
-        ):
+        heavy_slot = self._heavy_slots.slot(client) if is_heavy else nullcontext()
+        async with heavy_slot, self._slots.slot(client):
             yield
-
-    def header_slot(self, client: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a slot to read a header, and hold it for as long as the context lasts."""
-        return self._header_slots.slot(client)
 
     @contextmanager
     def decoding(self, image: "LazyImage") -> Iterator["SharedDecoding"]:
@@ -99,9 +91,7 @@ class DecodedImage:
 
 @dataclass(slots=True, eq=False)
 class SharedDecoding:
-    """One decoding of a file, for all models and requests of a client that need its pixels at the
-    same time.
-    """
+    """One decoding of a file, shared by the models and requests of a client."""
 
     decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
         default_factory=asyncio.Future
@@ -161,7 +151,8 @@ class LazyImage:
         """
         start_s = time.monotonic()
         try:
-            async with asyncio.timeout(deadline_s - start_s), self.decoder.header_slot(self.client):
+            slot = self.decoder.header_slots.slot(self.client)
+            async with asyncio.timeout(deadline_s - start_s), slot:
                 self.header = await in_thread(read_header, self.data, self.decoder.limits)
         except TimeoutError as error:
             raise DeadlineExceeded(
@@ -172,8 +163,7 @@ class LazyImage:
         self.open_s = time.monotonic() - start_s
 
     def key(self, manifest: Manifest) -> str:
-        """Return the image key, hexadecimal: the hash of everything that determines the features of
-        this image.
+        """Return the image key, hexadecimal: a hash of everything that determines the features.
 
         An adapter without a vision encoder has the key of its base, whose features it uses.
         """

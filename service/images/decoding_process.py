@@ -1,5 +1,4 @@
-"""Decoding in a process of its own, for images that take long: it is killed when no request needs
-the image any more.
+"""Decoding in a process, for images that take long: killed when no request needs it.
 
 A thread could not be stopped, and its memory would be the gateway's. The process starts for one
 image in about a tenth of a second (`service/images/decoding_program.py`), has the lowest priority
@@ -67,7 +66,19 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
 
     Raise `UnreadableImage` or `DecoderEnded`.
     """
-    process = await _started(data, limits)
+    with open(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+        await asyncio.to_thread(file.write, data)
+        file.seek(0)
+        arguments = (file.fileno(), os.getpid(), limits.max_pixels, limits.max_side_px)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", _PROGRAM, *map(str, arguments)),
+            stdin=PIPE,
+            stdout=PIPE,
+            pass_fds=(file.fileno(),),
+            cwd=_ROOT,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            limit=_BUFFER_BYTES,
+        )
     try:
         assert process.stdout is not None
         report = await process.stdout.readline()
@@ -83,22 +94,6 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-
-async def _started(data: bytes, limits: ImageLimits) -> Process:
-    with open(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as file:
-        await asyncio.to_thread(file.write, data)
-        file.seek(0)
-        arguments = (file.fileno(), os.getpid(), limits.max_pixels, limits.max_side_px)
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", _PROGRAM, *map(str, arguments)),
-            stdin=PIPE,
-            stdout=PIPE,
-            pass_fds=(file.fileno(),),
-            cwd=_ROOT,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            limit=_BUFFER_BYTES,
-        )
 
 
 async def _ended(process: Process) -> DecoderEnded:

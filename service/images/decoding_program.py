@@ -1,5 +1,4 @@
-"""The program that decodes one image and resizes it on request, in a process that can be killed at
-any time.
+"""The program that decodes one image and resizes it on request; it may be killed.
 
     python -m service.images.decoding_program FD PARENT MAX_PIXELS MAX_SIDE_PX
 
@@ -29,7 +28,11 @@ _LOWEST_PRIORITY = 19
 
 
 def main(fd: int, parent: int, limits: ImageLimits) -> None:
-    _end_with(parent)
+    # a decoder is killed when its parent ends
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the parent has ended")
     os.nice(_LOWEST_PRIORITY)  # ordinary requests go first
     with open(fd, "rb") as file:
         data = file.read()
@@ -46,14 +49,6 @@ def main(fd: int, parent: int, limits: ImageLimits) -> None:
         width, height, resample = map(int, line.split())
         sys.stdout.buffer.write(resize(rgb, (width, height), resample).tobytes())
         sys.stdout.flush()
-
-
-def _end_with(parent: int) -> None:
-    """Be killed when the parent ends, if it has not already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent has ended")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""The sandbox of the process that decodes heavy images: a file that takes it over can only compute
-and answer.
+"""The sandbox of the decoding process: a hostile file can only compute and answer.
 
 A seccomp filter admits the system calls that memory and open pipes need. All others fail with
 EPERM: files, sockets, programs, processes, signals. Limits on resources do part of the same where

@@ -60,9 +60,7 @@ class CheckedUrl:
 
 @dataclass(frozen=True, slots=True)
 class AllowedHost:
-    """A host that images may be read from, `*` for any; without a port, the standard ones of http
-    and https.
-    """
+    """An allowed host of images, `*` for any; without a port, those of http and https."""
 
     host: str
     port: int | None = None

@@ -1,3 +1,1 @@
-"""The core that all interfaces call: validates a request, runs it on one or several models, records
-its outcome.
-"""
+"""The core of all interfaces: validates a request, runs models, records the outcome."""

@@ -87,9 +87,7 @@ class CoreLimits:
 
 
 class Core:
-    """The service without its interfaces; without a fetcher it refuses image URLs, and `gaps` see
-    its requests.
-    """
+    """The service without its interfaces; without a fetcher it refuses image URLs."""
 
     def __init__(
         self,
@@ -193,7 +191,8 @@ class Core:
         """
         parsed = None if callable(fields) else self._parse(fields)
         async with self._opened(image, context) as opened_image:
-            model, request = parsed or self._parse(_at_size(fields, opened_image.header.size_wh))
+            size_wh = opened_image.header.size_wh
+            model, request = parsed or self._parse(fields(size_wh) if callable(fields) else fields)
             return await self._answer(model, request, opened_image, context, on_text)
 
     async def stream(
@@ -221,7 +220,11 @@ class Core:
     ) -> Comparison:
         """Answer with several models concurrently; raise only errors that concern all of them."""
         common, request = parse_fields(CompareFields, fields)
-        models = self._compared(common.models, request)
+        if common.models is None:
+            models = self.models.offering(request.task.id)
+        else:
+            chosen = {self.models.get(model_id, "models").id for model_id in common.models}
+            models = tuple(model for model in self.models if model.id in chosen)
         async with self._opened(image, context) as opened_image:
             outcomes = await asyncio.gather(
                 *(self._outcome(each, request, opened_image, context) for each in models)
@@ -242,15 +245,6 @@ class Core:
         if common.model is None:
             return self.models.offering(request.task.id)[0], request
         return self.models.get(common.model), request
-
-    def _compared(
-        self, model_ids: list[str] | None, request: TaskRequest
-    ) -> tuple[ServedModel, ...]:
-        """Return the models of a comparison in catalog order."""
-        if model_ids is None:
-            return self.models.offering(request.task.id)
-        chosen = {self.models.get(model_id, "models").id for model_id in model_ids}
-        return tuple(model for model in self.models if model.id in chosen)
 
     async def _outcome(
         self, model: ServedModel, request: TaskRequest, image: LazyImage, context: RequestContext
@@ -327,10 +321,6 @@ class Core:
             raise InvalidRequest(message, "image")
         receiver = Receiver(context.deadline_s, context.quota.name, partial(self.hold, context))
         return await self._fetcher.fetch(image, receiver)
-
-
-def _at_size(fields: Fields, size_wh: tuple[int, int]) -> Mapping[str, object]:
-    return fields(size_wh) if callable(fields) else fields
 
 
 def _defect(error: Exception, model_id: str, request_id: str) -> ServiceError:

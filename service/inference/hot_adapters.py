@@ -1,5 +1,4 @@
-"""The adapters of a watched folder as served models: listed once the runner of their base has
-loaded them.
+"""The adapters of a watched folder as models, listed once their runner has them.
 
     found       its entry is read; invalid: refused, logged once
     loading     the runner is asked each second for the build; until it has it, the version before
@@ -48,9 +47,7 @@ class Found:
 
 
 class HotAdapters:
-    """Keeps the served models equal to the catalog's and the adapters of a folder; `publish` is
-    called with changes.
-    """
+    """Serves the catalog and a folder's adapters; `publish` is called with changes."""
 
     def __init__(
         self,
@@ -82,9 +79,7 @@ class HotAdapters:
             await asyncio.sleep(SCAN_EVERY_S)
 
     async def update(self) -> None:
-        """Read new adapters, list those that their runners have loaded, and remove those whose
-        folders are gone.
-        """
+        """Read new adapters, list those that are loaded, and remove those that are gone."""
         self._found = await asyncio.to_thread(self._read_all)
         wanted = {
             name: found.model for name, found in self._found.items() if found.model is not None
@@ -133,7 +128,16 @@ class HotAdapters:
         return found if folder.is_current() else None
 
     def _model(self, folder: AdapterFolder) -> ServedModel:
-        base = self._base_of(folder)
+        bases = [model for model in self._catalog.values() if model.entry.adapter_of is None]
+        own = [model for model in bases if folder.is_adapter_of(model.manifest)]
+        if len(own) != 1:
+            names = ", ".join(f"{model.id} ({model.manifest.source})" for model in own or bases)
+            problem = "is not served; the served models are" if not own else "is the source of"
+            raise AdapterError(
+                f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in"
+                " its diptych.yaml"
+            )
+        base = own[0]
         if folder.name in self._reserved:
             raise AdapterError(f"the catalog has a model {folder.name!r}; rename the folder")
         entry = adapter_entry(folder.name, str(folder.path), folder.entry(), base.entry)
@@ -151,18 +155,6 @@ class HotAdapters:
             base_build_key=base.manifest.build_key,
         )
         return adapter_model(entry, manifest, folder.path, base, self._settings)
-
-    def _base_of(self, folder: AdapterFolder) -> ServedModel:
-        bases = [model for model in self._catalog.values() if model.entry.adapter_of is None]
-        own = [model for model in bases if folder.is_adapter_of(model.manifest)]
-        if len(own) != 1:
-            names = ", ".join(f"{model.id} ({model.manifest.source})" for model in own or bases)
-            problem = "is not served; the served models are" if not own else "is the source of"
-            raise AdapterError(
-                f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in"
-                " its diptych.yaml"
-            )
-        return own[0]
 
     def _list(self, listed: Mapping[str, ServedModel]) -> None:
         """Serve `listed` beside the models of the catalog."""

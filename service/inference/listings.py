@@ -14,9 +14,7 @@ def models_json(models: ServedModels) -> dict[str, Any]:
 
 
 def catalog_json(models: ServedModels) -> dict[str, Any]:
-    """Return the list of the served models, then of the catalog's others with the command that
-    serves each.
-    """
+    """Return the served models, then the catalog's others with their serve commands."""
     served = [model_json(model) | {"served": True, "serve_command": None} for model in models]
     unserved = [
         _row(model.entry, model.precision)
@@ -29,20 +27,20 @@ def catalog_json(models: ServedModels) -> dict[str, Any]:
 
 def tasks_json(models: ServedModels) -> dict[str, Any]:
     """Return every task with the JSON Schema of its parameters and the models that offer it."""
-    return {
-        "object": "list",
-        "data": [
+    rows: list[dict[str, Any]] = []
+    for task in TASKS.values():
+        offering = [model.id for model in models if task.id in model.entry.task_ids]
+        rows.append(
             {
                 "id": task.id,
                 "object": "task",
                 "description": task.description,
                 "result": task.result_kind,
                 "parameters": task.json_schema(),
-                "models": [model.id for model in models if task.id in model.entry.task_ids],
+                "models": offering,
             }
-            for task in TASKS.values()
-        ],
-    }
+        )
+    return {"object": "list", "data": rows}
 
 
 def model_json(model: ServedModel) -> dict[str, Any]:
@@ -56,10 +54,11 @@ def model_json(model: ServedModel) -> dict[str, Any]:
 
 def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
     """Return the columns of the comparison table."""
+    year, month = map(int, entry.release_date.split("-"))
     return {
         "id": entry.id,
         "object": "model",
-        "created": _unix_time(entry.release_date),
+        "created": calendar.timegm((year, month, 1, 0, 0, 0)),
         "owned_by": entry.organization,
         "family": entry.family,
         "organization": entry.organization,
@@ -75,11 +74,3 @@ def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
         "precision": precision,
         "adapter_of": entry.adapter_of,
     }
-
-
-def _unix_time(release_date: str) -> int:
-    """Return the start of the month `YYYY-MM` as Unix time, the type of `created` in the OpenAI
-    API.
-    """
-    year, month = map(int, release_date.split("-"))
-    return calendar.timegm((year, month, 1, 0, 0, 0))

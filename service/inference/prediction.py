@@ -143,9 +143,11 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
         if options.is_constrained
         else None
     )
-    return [
-        SequenceSpec(
-            segments=[(segment.text, segment.is_control) for segment in prompt],
+    specs: list[SequenceSpec] = []
+    for prompt in context.prompts:
+        segments = [(segment.text, segment.is_control) for segment in prompt]
+        spec = SequenceSpec(
+            segments=segments,
             max_new_tokens=options.max_new_tokens,
             num_beams=options.num_beams,
             temperature=options.temperature,
@@ -155,8 +157,8 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
             adapter=model.adapter_key,
             timeout_s=max(0.0, context.deadline_s - time.monotonic()),
         )
-        for prompt in context.prompts
-    ]
+        specs.append(spec)
+    return specs
 
 
 def _parse(

@@ -1,5 +1,4 @@
-"""Records every request: metrics by model and task, one log line, the span of each model's answer
-and its outcome.
+"""Records every request: metrics by model and task, one log line, spans.
 
 Images, prompts, answers and keys are never logged or traced.
 """
@@ -51,9 +50,7 @@ _FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadli
 
 @contextmanager
 def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
-    """Make the span of one model's answer, with the attributes of OpenTelemetry's conventions for
-    generative AI.
-    """
+    """Make the span of one model's answer, by OpenTelemetry's conventions for AI."""
     attributes = {
         GEN_AI_OPERATION_NAME: _OPERATION,
         GEN_AI_PROVIDER_NAME: "diptych",
@@ -66,9 +63,7 @@ def answer_span(model: str, task: str, request_id: str) -> Iterator[None]:
 
 
 def note_status(status: str) -> None:
-    """Set the outcome of a request that has no answer on the current span: an error code, or
-    client_gone.
-    """
+    """Set the outcome of a failed request on the current span: error code or client_gone."""
     current = get_current_span()
     current.set_attribute(_STATUS, status)
     if status in _FAULTS:
@@ -97,6 +92,14 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
     _trace_answer(answer)
+    width, height = answer.image_size_wh
+    sizes_and_times = {
+        "image_width": width,
+        "image_height": height,
+        "generated_tokens": num_tokens,
+        "vision_cache": answer.written.features.outcome,
+        **{f"{stage}_ms": ms for stage, ms in times.in_ms().items()},
+    }
     logger.info(
         "request %s ok api=%s model=%s task=%s image=%dx%d tokens=%d total_ms=%.1f trace_id=%s",
         *(
@@ -108,14 +111,12 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
             times.total_s * 1000,
             trace_id(),
         ),
-        extra={FIELDS: _labels(request_id, "ok", api, *labels) | _sizes_and_times(answer)},
+        extra={FIELDS: _labels(request_id, "ok", api, *labels) | sizes_and_times},
     )
 
 
 def record_error(error: ServiceError, api: str, request_id: str) -> None:
-    """Count and log an error that ends a request, or is the outcome of one model in a
-    comparison.
-    """
+    """Count and log an error that ends a request, or one model of a comparison."""
     model = error.model or NONE
     task = error.task or NONE
     REQUESTS.labels(api, model, task, error.code).inc()
@@ -159,17 +160,6 @@ def record_gone_client(api: str, request_id: str) -> None:
 
 def _labels(request_id: str, status: str, api: str, model: str, task: str) -> dict[str, object]:
     return {"request_id": request_id, "status": status, "api": api, "model": model, "task": task}
-
-
-def _sizes_and_times(answer: Answer) -> dict[str, object]:
-    width, height = answer.image_size_wh
-    return {
-        "image_width": width,
-        "image_height": height,
-        "generated_tokens": answer.written.num_generated_tokens,
-        "vision_cache": answer.written.features.outcome,
-        **{f"{stage}_ms": ms for stage, ms in answer.times.in_ms().items()},
-    }
 
 
 def _trace_answer(answer: Answer) -> None:

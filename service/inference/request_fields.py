@@ -147,7 +147,10 @@ def parse_fields(
     """
     for name in fields:
         if name not in fields_class.model_fields and name not in PARAMETER_NAMES:
-            raise _unknown_field(name, fields_class)
+            allowed = ", ".join(["image", *fields_class.model_fields, *sorted(PARAMETER_NAMES)])
+            # A lone surrogate cannot be encoded in the response.
+            param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
+            raise InvalidRequest(f"unknown field {shown(name)}; the fields are {allowed}", param)
     try:
         common = {name: value for name, value in fields.items() if name not in PARAMETER_NAMES}
         values = fields_class.model_validate(common)
@@ -191,10 +194,3 @@ def _generation_options(fields: GenerationFields) -> GenerationOptions:
         fields.seed,
         fields.constrained,
     )
-
-
-def _unknown_field(name: str, fields_class: type[BaseModel]) -> InvalidRequest:
-    allowed = ", ".join(["image", *fields_class.model_fields, *sorted(PARAMETER_NAMES)])
-    # A lone surrogate cannot be encoded in the response.
-    param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
-    return InvalidRequest(f"unknown field {shown(name)}; the fields are {allowed}", param)

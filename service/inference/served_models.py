@@ -33,7 +33,7 @@ class ServedModel:
     mask_decoder: MaskDecoder | None
     precision: str  # of encoder and decoder, as text
     banned_phrases: frozenset[str] = frozenset()
-    # of its answers with those of float32, as the export measured it
+    # measured by the export: its answers against those of float32
     agreement: Mapping[str, Any] | None = None
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
     id: str = field(init=False)
@@ -77,9 +77,7 @@ def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
 
 
 def _check_adapter(entry: CatalogEntry, settings: Settings) -> None:
-    """Raise `SettingsError` unless the base of an adapter is served, with the only settings of
-    their runner.
-    """
+    """Raise `SettingsError` unless an adapter's base is served and alone has settings."""
     if entry.adapter_of not in settings.models:
         raise SettingsError(
             f"DIPTYCH_MODELS has {entry.id}, which is an adapter of {entry.adapter_of} and runs in"
@@ -154,8 +152,7 @@ def load_served_models(settings: Settings) -> dict[str, ServedModel]:
 def adapter_model(
     entry: CatalogEntry, manifest: Manifest, folder: Path, base: ServedModel, settings: Settings
 ) -> ServedModel:
-    """Return an adapter as a model that shares everything but its entry, manifest and calibrations
-    with its base.
+    """Return an adapter as a model with its own entry, manifest and calibrations.
 
     One with a vision encoder of its own may run it in another precision. Raise `ArtifactError` if
     that is impossible.

@@ -1,5 +1,4 @@
-"""The places of a call's answers: the call's own, lent to one at a time, and further ones while
-there are some.
+"""The places of a call's answers: its own, lent to one at a time, and further ones.
 
 A call keeps its place while it has a body or images in memory. If each answer needed a further
 place, the calls that hold all places would wait for each other for ever; so would the only call of

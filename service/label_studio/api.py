@@ -45,7 +45,7 @@ _PATHS = (PREFIX, f"{PREFIX}/{{model}}")
 _MAX_TASKS = 1000
 # an interactive call has all annotations of its task, with the bytes of brush masks
 MAX_JSON_VALUES = 1_000_000
-# of them lists and objects, such as the points of polygons: 1,000,000 take 0.4 s
+# lists and objects among them, such as the points of polygons: 1,000,000 take 0.4 s
 _MAX_JSON_NESTED = 100_000
 _PLAN_COPIES = 4  # of the configuration's characters, at most four bytes each
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
@@ -54,7 +54,7 @@ _TRAINING = "START_TRAINING"
 LABEL_STUDIO = Interface("label_studio")
 
 _CONFIG: dict[str, JsonValue] = {"maxLength": MAX_CONFIG_CHARS}  # `parse_config` refuses more
-# with all that they hold: `json_object`
+# counts all that they hold: `json_object`
 _VALUES: dict[str, JsonValue] = {"maxProperties": MAX_JSON_VALUES}
 _BOUNDED = Field(json_schema_extra=_VALUES)
 
@@ -125,9 +125,7 @@ class LabelStudioApi:
         )
 
     async def health(self, request: Request, _context: RequestContext) -> Response:
-        """Return readiness, to a request with an accepted key: Label Studio shows a wrong key at
-        this call.
-        """
+        """Return readiness to a request with an accepted key."""
         core = self._boundary.core()
         models = _models(core, request)
         is_ready = await asyncio.gather(*map(core.is_ready, models))
@@ -165,9 +163,7 @@ class LabelStudioApi:
         return JSONResponse({"model_version": plan.version(plan.by_model())})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
-        """Return the predictions of each task, one of each model; or, with a prompt, the one that
-        answers it.
-        """
+        """Return the predictions of each task by each model, or the one for a prompt."""
         core = self._boundary.core()
         asked = await self._read(PredictBody, request, context)
         plan = await in_thread(
@@ -185,9 +181,7 @@ class LabelStudioApi:
         return Response(b'{"results":[' + b",".join(results) + b"]}", media_type="application/json")
 
     async def webhook(self, request: Request, context: RequestContext) -> Response:
-        """Refuse to train; accept all other events unread, as Label Studio sends them without the
-        backend's key.
-        """
+        """Refuse to train; accept other events unread, as they come without the key."""
         if self._boundary.is_authorized(request):
             body = await self._boundary.read(_read_json, request, context)
             if body.get("action") == _TRAINING:

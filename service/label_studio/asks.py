@@ -1,5 +1,4 @@
-"""Which tasks the controls of a project ask of a model: of a whole image, or of a prompt that the
-user gives.
+"""Which tasks the controls of a project ask of a model: of an image, or of a prompt.
 
 | control | task of an image |
 | RectangleLabels | open_vocabulary_detection of its labels |
@@ -68,7 +67,9 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
     for text in texts:
         tags = _region_tags(text, filled)
         filled = [each for each in filled if each not in (text, tags.shape, tags.label)]
-        asks.append(_region_text_ask(tags))
+        task = _chosen_task(text, _REGION_TEXT_TASKS, _REGION_TEXT_TASKS[0])
+        fields = _fields(tags.text, task)
+        asks.append(Ask(task, tags.text.image_key, fields, partial(located_texts, tags=tags)))
     for control in filled:
         if not control.is_per_region:
             asks += _control_asks(control)
@@ -87,9 +88,7 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
 
 
 def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
-    """Return the tags of the regions that a perRegion text belongs to: the first shape over its
-    image, and a label.
-    """
+    """Return the tags of a perRegion text: the first shape over its image, and a label."""
     near = [each for each in controls if each.image == text.image]
     shape = next((each for tag in _SHAPES for each in near if each.tag == tag), None)
     if shape is None:
@@ -103,13 +102,6 @@ def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
         else next((each for each in near if each.tag == "Labels" and each.labels), None)
     )
     return RegionTags(shape, text, label)
-
-
-def _region_text_ask(tags: RegionTags) -> Ask:
-    task = _chosen_task(tags.text, _REGION_TEXT_TASKS, _REGION_TEXT_TASKS[0])
-    return Ask(
-        task, tags.text.image_key, _fields(tags.text, task), partial(located_texts, tags=tags)
-    )
 
 
 def _control_asks(control: Control) -> Iterator[Ask]:
@@ -143,9 +135,7 @@ def _control_asks(control: Control) -> Iterator[Ask]:
 def _detection_asks(
     control: Control, results: Callable[..., Iterable[JsonObject]]
 ) -> Iterator[Ask]:
-    """Yield detections of all phrases; their number in a request is limited, and each counts
-    once.
-    """
+    """Yield detections of all phrases, split by the limit of a request."""
     phrases = list(
         {phrase.casefold(): phrase for label in control.labels for phrase in label.phrases}.values()
     )
@@ -191,20 +181,15 @@ def _fields(control: Control, task: str) -> dict[str, object]:
     """Return the fields of a task that are options of its control."""
     options = {"captioning": ("detail", "language"), _QUESTION: ("question", "language")}
     attributes = control.attributes
-    given = {
-        name: attributes[f"model_{name}"]
-        for name in options.get(task, ())
-        if f"model_{name}" in attributes
-    }
-    return {"task": task, **given, **_min_score(control)}
-
-
-def _min_score(control: Control) -> dict[str, object]:
-    text = control.attributes.get("model_score_threshold")
+    fields: dict[str, object] = {"task": task}
+    for name in options.get(task, ()):
+        if f"model_{name}" in attributes:
+            fields[name] = attributes[f"model_{name}"]
+    text = attributes.get("model_score_threshold")
     if text is None:
-        return {}
+        return fields
     try:
-        return {"min_score": float(text)}
+        return fields | {"min_score": float(text)}
     except ValueError as error:
         message = (
             f"model_score_threshold of {control.tag} {control.name} is {shown(text)}; it must be"
@@ -303,7 +288,9 @@ def _boxed_asks(
             fields = _segmentation_fields(control)
             results = partial(labelled_masks, control=control, label=label)
         elif _is_text(control):
-            fields = {"task": "region_description", **_detail(control)}
+            fields = {"task": "region_description"}
+            if control.attributes.get("model_task") == "ocr":
+                fields["detail"] = "text"
             results = partial(written_text, control=control)
         else:
             continue
@@ -312,16 +299,10 @@ def _boxed_asks(
         )
 
 
-def _detail(control: Control) -> dict[str, str]:
-    return {"detail": "text"} if control.attributes.get("model_task") == "ocr" else {}
-
-
 def _with_region(
     fields: Mapping[str, object], box: Sequence[float], size_wh: tuple[int, int]
 ) -> Mapping[str, object]:
-    """Return the fields with a box in percent of the image as a region in pixels, within the
-    image.
-    """
+    """Return the fields with a box in percent as a region in pixels, within the image."""
     x, y, width, height = box
     corners = (x, y, x + width, y + height)
     region = [

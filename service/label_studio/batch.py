@@ -1,5 +1,4 @@
-"""Predicts many tasks in one call, concurrently, and answers with what is done before Label Studio
-stops waiting.
+"""Predicts many tasks in one call, concurrently, before Label Studio stops waiting.
 
 Label Studio sends all selected tasks in one request and stores what it gets. A task that ran out of
 time or met a busy service gets no prediction: Label Studio sends it again with the next "Retrieve
@@ -63,7 +62,12 @@ class Plan:
     def sources(self, tasks: Iterable[Mapping[str, object]]) -> list[Sources]:
         """Return the images that tasks of Label Studio name, without the rest of their data."""
         keys = self.image_keys
-        return [_strings(task.get("data"), keys) for task in tasks]
+        sources: list[Sources] = []
+        for task in tasks:
+            data = task.get("data")
+            given = data if isinstance(data, Mapping) else {}
+            sources.append({key: given[key] for key in keys if isinstance(given.get(key), str)})
+        return sources
 
     def by_first_model(self) -> dict[str, list[Ask]]:
         """Return each task with the first model that offers it."""
@@ -82,22 +86,13 @@ class Plan:
         return next(version_of(model) for model in self.models if model.id == first)
 
 
-def _strings(data: object, keys: Iterable[str]) -> Sources:
-    given = data if isinstance(data, Mapping) else {}
-    return {key: given[key] for key in keys if isinstance(given.get(key), str)}
-
-
 def source_bytes(sources: Sources) -> int:
-    """Return an upper bound of the memory that sources take, with the images that are decoded from
-    them.
-    """
+    """Return an upper bound of the memory of sources and the images decoded from them."""
     return _TASK_BYTES + sum(2 * sys.getsizeof(source) for source in sources.values())
 
 
 def version_of(model: ServedModel) -> str:
-    """Return a model's version: its id, and the build of its artifacts, whose predictions may
-    differ.
-    """
+    """Return a model's version: its id and the build of its artifacts."""
     return f"{model.id}@{model.manifest.build_key[:8]}"
 
 
@@ -179,7 +174,15 @@ class Batch:
                     for ask in asks
                     if ask.image_key == key
                 ]
-                results = await self._all_results(image, asked)
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        running = [
+                            group.create_task(self._results(image, model, ask))
+                            for model, ask in asked
+                        ]
+                except ExceptionGroup as errors:
+                    raise errors.exceptions[0] from None
+                results = [each.result() for each in running]
             for (model, _), each in zip(asked, results, strict=True):
                 found[model] += each
         return found
@@ -206,18 +209,6 @@ class Batch:
             except Overloaded as error:
                 self._core.keep(context, 0)
                 await self._wait(error)
-
-    async def _all_results(
-        self, image: bytes, asked: Sequence[tuple[str, Ask]]
-    ) -> list[list[JsonObject]]:
-        try:
-            async with asyncio.TaskGroup() as group:
-                running = [
-                    group.create_task(self._results(image, model, ask)) for model, ask in asked
-                ]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [each.result() for each in running]
 
     async def _results(self, image: bytes, model_id: str, ask: Ask) -> list[JsonObject]:
         """Return the results of one task; none for a variant that the model does not offer."""
@@ -264,7 +255,5 @@ def _of_model(fields: Fields, model_id: str) -> Fields:
 
 
 def _shown(error: ServiceError) -> list[JsonObject]:
-    """Return what a failed task gets: nothing if it may be tried again, else a prediction that
-    names the error.
-    """
+    """Return the predictions of a failed task: none if it may be retried, else the error."""
     return [] if isinstance(error, _TEMPORARY) else [prediction(f"failed: {error.message}", [])]

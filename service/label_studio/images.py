@@ -1,5 +1,4 @@
-"""Reads the images of tasks: `data:` URLs, http(s) URLs under the service's rules, and files that
-Label Studio serves.
+"""Reads the images of tasks: `data:` URLs, http(s) URLs, files of Label Studio.
 
 A file of Label Studio (`/data/upload/…`, `/data/local-files/?d=…`, `/data/…`) is fetched from the
 operator's DIPTYCH_LABEL_STUDIO_URL alone, with the token that came with the request: a user sees

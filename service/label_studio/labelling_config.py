@@ -110,7 +110,13 @@ def parse_config(text: str) -> tuple[Control, ...]:
     tags = _control_tags(root)
     if len(tags) > _MAX_CONTROLS:
         raise _invalid(f"has {len(tags)} control tags; the maximum is {_MAX_CONTROLS}")
-    images = _image_keys(root)
+    values = {
+        each.attrib.get("name", ""): each.attrib.get("value", "") for each in root.iter("Image")
+    }
+    images: dict[str, str] = {}  # the key of the data of each Image by its name
+    for name, value in values.items():
+        if name and value.startswith("$"):
+            images[_name(name)] = _name(value[1:])
     names = [each.element.attrib["toName"] for each in tags]
     controls = tuple(
         _control(each, image, images[image])
@@ -159,18 +165,6 @@ def _control_tags(root: ElementTree.Element) -> list[_Tag]:
             control.children.append(element)
         pending += [(child, depth + 1, control) for child in reversed(element)]
     return tags
-
-
-def _image_keys(root: ElementTree.Element) -> dict[str, str]:
-    """Return the key of the data of each Image tag by its name."""
-    images = {
-        each.attrib.get("name", ""): each.attrib.get("value", "") for each in root.iter("Image")
-    }
-    return {
-        _name(name): _name(value[1:])
-        for name, value in images.items()
-        if name and value.startswith("$")
-    }
 
 
 def _control(found: _Tag, image: str, image_key: str) -> Control:

@@ -1,5 +1,4 @@
-"""Answers to the results of a prediction: boxes and polygons in percent of the image, brush masks,
-texts, choices.
+"""Answers to results of a prediction: boxes, polygons, brush masks, texts, choices.
 
 Source: HumanSignal/label-studio docs/source/guide/predictions.md (units of image annotations),
 label_studio_sdk/label_interface/control_tags.py (values that Label Studio accepts).
@@ -39,7 +38,8 @@ class Canvas:
 
     def box(self, box: BoxXyxy) -> JsonObject:
         """Return a box as corner, width and height in percent."""
-        (x1, y1), (x2, y2) = self.point(box[:2]), self.point(box[2:])
+        x1, y1 = self.point(box[:2])
+        x2, y2 = self.point(box[2:])
         return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
 
     def point(self, point: PointXy) -> tuple[float, float]:
@@ -90,19 +90,16 @@ def labelled_masks(answer: Answer, control: Control, label: str) -> Iterator[Jso
     assert isinstance(answer.result, InstancesResult)
     canvas = Canvas(answer.image_size_wh)
     for found in answer.result.instances:
-        for value in _brush(found) if control.tag == "BrushLabels" else _polygons(found, canvas):
+        values: Iterable[JsonObject] = _polygons(found, canvas)
+        if control.tag == "BrushLabels":
+            mask = found.mask
+            values = [] if mask is None else [{"format": "rle", "rle": brush_rle(mask)}]
+        for value in values:
             yield canvas.region(control, value | {control.result_type: [label]}, found.score)
 
 
-def _brush(found: Instance) -> Iterator[JsonObject]:
-    if found.mask is not None:
-        yield {"format": "rle", "rle": brush_rle(found.mask)}
-
-
 def _polygons(found: Instance, canvas: Canvas) -> Iterator[JsonObject]:
-    """Yield a polygon for each ring that is no hole, which these cannot have, with few points, as
-    people edit them.
-    """
+    """Yield a polygon of few points, as people edit them, for each ring but holes."""
     rings = [Polygon(ring) for ring in found.polygons or () if len(ring) >= _MIN_POINTS]
     for ring in rings:
         if sum(contains_xy(rings, *ring.exterior.coords[0])) % 2 == 0:
@@ -113,9 +110,7 @@ def _polygons(found: Instance, canvas: Canvas) -> Iterator[JsonObject]:
 
 @dataclass(frozen=True, slots=True)
 class RegionTags:
-    """The tags of a region with its own text: its shape, its text, and its label if the project has
-    some.
-    """
+    """The tags of a region with text: its shape, its text, and its label, if any."""
 
     shape: Control
     text: Control
@@ -177,9 +172,7 @@ def chosen_answer(answer: Answer, control: Control) -> Iterator[JsonObject]:
 
 
 def chosen_objects(answer: Answer, control: Control) -> Iterator[JsonObject]:
-    """Yield the choices whose objects were detected: the one with the highest score, or all in a
-    multiple choice.
-    """
+    """Yield the choice detected with the highest score; all in a multiple choice."""
     assert isinstance(answer.result, DetectionsResult)
     scores: dict[str, float] = {}
     for found in sorted(answer.result.detections, key=lambda each: -each.score):

@@ -127,9 +127,11 @@ def read_request(request: pb.ModelInferRequest) -> InferRequest:
     outputs = tuple(output.name for output in request.outputs)
     for output in request.outputs:
         _refuse_parameters(output.parameters)
-    return InferRequest(
-        request.id, inputs, _values(request.parameters), outputs, wants_raw=bool(raw)
-    )
+    parameters = {  # in their JSON types; one without a value is None
+        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
+        for name, parameter in request.parameters.items()
+    }
+    return InferRequest(request.id, inputs, parameters, outputs, wants_raw=bool(raw))
 
 
 def write_answer(answer: Answer, request: InferRequest, request_id: str) -> pb.ModelInferResponse:
@@ -156,14 +158,6 @@ def _tensor(each: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> T
         )
     typed: Sequence[object] = getattr(each.contents, _CONTENTS.get(each.datatype, "bytes_contents"))
     return Tensor(each.name, each.datatype, tuple(each.shape), typed if raw is None else raw)
-
-
-def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, object]:
-    """Return parameters in their JSON types; one without a value is None."""
-    return {
-        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
-        for name, parameter in parameters.items()
-    }
 
 
 def _refuse_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:

@@ -108,7 +108,11 @@ class OpenInferenceRest:
     async def infer(self, request: Request, context: RequestContext) -> Response:
         core = self._boundary.core()
         model = _model(core, request)
-        _check_encoding(request)
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise InvalidRequest(
+                f"Content-Encoding is {shown(encoding)}; compressed bodies are not supported"
+            )
         infer = await self._boundary.read(_read_infer, request, context)
         context = request_context(infer, context)
         request.state.request_id = context.request_id
@@ -140,14 +144,6 @@ async def _read_infer(request: Request, memory: BodyMemory) -> InferRequest:
     if json_length is None:
         return await parsed(parse, await read_bytes(request, memory), memory)
     return await off_loop(parse, await read_bytes(request, memory, _BINARY_COPIES))
-
-
-def _check_encoding(request: Request) -> None:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise InvalidRequest(
-            f"Content-Encoding is {shown(encoding)}; compressed bodies are not supported"
-        )
 
 
 def _response(body: InferBody) -> Response:

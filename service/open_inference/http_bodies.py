@@ -90,7 +90,13 @@ class InferBody:
 
 def read_request(body: bytes, json_length: str | None) -> InferRequest:
     """Read a request; `json_length` is the value of the header. Raise `InvalidRequest`."""
-    start = _json_length(json_length, len(body))
+    start = len(body)
+    if json_length is not None:
+        is_number = json_length.isascii() and json_length.isdigit() and len(json_length) <= 15
+        if not is_number or int(json_length) > len(body):
+            given = f"Inference-Header-Content-Length is {shown(json_length)}"
+            raise InvalidRequest(f"{given}; it must be at most the {len(body)} bytes of the body")
+        start = int(json_length)
     document = _checked(json_object(body[:start]))
     inputs = []
     for each in document.inputs:
@@ -125,18 +131,6 @@ def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Infe
     return InferBody(document + raw, len(document) if raw else None)
 
 
-def _json_length(header: str | None, num_bytes: int) -> int:
-    if header is None:
-        return num_bytes
-    if not (header.isascii() and header.isdigit() and len(header) <= 15) or int(header) > num_bytes:
-        message = (
-            f"Inference-Header-Content-Length is {shown(header)}; it must be at most the"
-            f" {num_bytes} bytes of the body"
-        )
-        raise InvalidRequest(message)
-    return int(header)
-
-
 def _checked(document: Mapping[str, object]) -> InferJson:
     try:
         return InferJson.model_validate(document)
@@ -165,9 +159,7 @@ def _raw(each: _Input, data: bytes) -> bytes:
 
 
 def _wants_raw(document: InferJson) -> bool:
-    """Return True if the result is requested raw; `binary_data` of an output overrides the
-    request's parameter.
-    """
+    """Return True if the result is requested raw; an output overrides the request."""
     of_all = document.parameters.get("binary_data_output", False)
     if not isinstance(of_all, bool):
         raise InvalidRequest(

@@ -39,9 +39,7 @@ def model_metadata(model: ServedModel) -> JsonObject:
 
 
 def model_config(model: ServedModel) -> JsonObject:
-    """Return the part of Triton's model configuration that its load tools read: optional inputs, no
-    batching.
-    """
+    """Return the part of Triton's model configuration that its load tools read."""
     inputs = [
         {
             "name": spec.name,

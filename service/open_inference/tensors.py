@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from service.errors import InvalidRequest, UnknownModel
 from service.http.body import RequestBody, missing_image, parse_image
@@ -60,6 +60,15 @@ class InputSpec:
     is_list: bool = False
     is_required: bool = False
 
+    @classmethod
+    def of(cls, name: str, schema: dict[str, Any]) -> Self:
+        """Return the form of a field with this JSON schema."""
+        value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other one is null
+        if value["type"] != "array":
+            return cls(name, _DATATYPES[value["type"]], is_required=name == "task")
+        length = value["maxItems"] if value["minItems"] == value["maxItems"] else None
+        return cls(name, _DATATYPES[value["items"]["type"]], length, is_list=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -90,16 +99,8 @@ def input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
     }
     image = InputSpec("image", _DATATYPES["string"], is_required=True)
     return {image.name: image} | {
-        name: _spec(name, schema) for name, schema in (fields | parameters).items()
+        name: InputSpec.of(name, schema) for name, schema in (fields | parameters).items()
     }
-
-
-def _spec(name: str, schema: dict[str, Any]) -> InputSpec:
-    value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other one is null
-    if value["type"] != "array":
-        return InputSpec(name, _DATATYPES[value["type"]], is_required=name == "task")
-    length = value["maxItems"] if value["minItems"] == value["maxItems"] else None
-    return InputSpec(name, _DATATYPES[value["items"]["type"]], length, is_list=True)
 
 
 _INPUTS = input_specs(TASKS.values())
@@ -136,8 +137,26 @@ def request_context(request: InferRequest, context: RequestContext) -> RequestCo
 
 def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
     """Return the image and the other fields in their JSON types; raise `InvalidRequest`."""
-    options = {name: value for name, value in request.parameters.items() if _is_option(name)}
-    _check_names([tensor.name for tensor in request.inputs], list(options), request.outputs)
+    options = {
+        name: value
+        for name, value in request.parameters.items()
+        if name != "timeout" and not name.startswith(_FOR_TRITON)
+    }
+    inputs = [tensor.name for tensor in request.inputs]
+    for name, count in Counter([*inputs, *options]).items():
+        if name not in _INPUTS:
+            raise InvalidRequest(
+                f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}", "inputs"
+            )
+        if count > 1:
+            raise InvalidRequest(f"{name} occurs {count} times; send it once", name)
+    if "image" in options:
+        raise InvalidRequest("image is sent as a parameter; send it as an input", "image")
+    for name in request.outputs:
+        if name != OUTPUT:
+            raise InvalidRequest(
+                f"unknown output {shown(name)}; the only output is {OUTPUT}", "outputs"
+            )
     fields = options | {tensor.name: _value(tensor) for tensor in request.inputs}
     image = fields.pop("image", None)
     if image is None:
@@ -158,27 +177,6 @@ def result_text(answer: Answer, request_id: str) -> str:
     return answer_json(answer, request_id).model_dump_json()
 
 
-def _is_option(parameter: str) -> bool:
-    return parameter != "timeout" and not parameter.startswith(_FOR_TRITON)
-
-
-def _check_names(inputs: Sequence[str], options: Sequence[str], outputs: Iterable[str]) -> None:
-    for name, count in Counter([*inputs, *options]).items():
-        if name not in _INPUTS:
-            raise InvalidRequest(
-                f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}", "inputs"
-            )
-        if count > 1:
-            raise InvalidRequest(f"{name} occurs {count} times; send it once", name)
-    if "image" in options:
-        raise InvalidRequest("image is sent as a parameter; send it as an input", "image")
-    for name in outputs:
-        if name != OUTPUT:
-            raise InvalidRequest(
-                f"unknown output {shown(name)}; the only output is {OUTPUT}", "outputs"
-            )
-
-
 def _value(tensor: Tensor) -> object:
     """Return the value of a field; raise `InvalidRequest` for a tensor of another form."""
     spec = _INPUTS[tensor.name]
@@ -187,27 +185,24 @@ def _value(tensor: Tensor) -> object:
             spec.name,
             f"has the datatype {shown(tensor.datatype)}; it must be {' or '.join(spec.datatypes)}",
         )
-    elements = _elements(tensor, _length(spec, tensor.shape))
-    if spec.name == "image":
-        return elements[0]
-    values = [
-        _text(spec.name, element) if isinstance(element, bytes) else element for element in elements
-    ]
-    return values if spec.is_list else values[0]
-
-
-def _length(spec: InputSpec, shape: tuple[int, ...]) -> int:
-    """Return the number of elements of a tensor of `shape`."""
-    *batch, length = shape or (-1,)
+    *batch, length = tensor.shape or (-1,)
     if (
         batch not in ([], [1])
         or not 0 <= length <= MAX_ELEMENTS
         or spec.length not in (None, length)
     ):
         wanted = spec.length or "n"
-        given = shown(list(shape[:4]))
+        given = shown(list(tensor.shape[:4]))
         raise _bad(spec.name, f"has the shape {given}; it must be [{wanted}] or [1, {wanted}]")
-    return length
+    elements = _elements(tensor, length)
+    if spec.name == "image":
+        return elements[0]
+    try:
+        values = [each.decode() if isinstance(each, bytes) else each for each in elements]
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8: {error.reason} at byte {error.start}"
+        raise _bad(spec.name, problem) from error
+    return values if spec.is_list else values[0]
 
 
 def _elements(tensor: Tensor, length: int) -> Sequence[object]:
@@ -220,36 +215,25 @@ def _elements(tensor: Tensor, length: int) -> Sequence[object]:
             )
         return data
     if tensor.datatype == "BYTES":
-        return _split(tensor.name, data, length)
+        elements: list[bytes] = []
+        start = 0
+        for index in range(length):
+            end = start + _LENGTH.size
+            if end <= len(data):
+                end += _LENGTH.unpack_from(data, start)[0]
+            if end > len(data):
+                where = f"within element {index} of {length}"
+                raise _bad(tensor.name, f"ends at byte {len(data)}, {where}")
+            elements.append(data[start + _LENGTH.size : end])
+            start = end
+        if start < len(data):
+            raise _bad(tensor.name, f"has {len(data) - start} bytes after its last element")
+        return elements
     layout = struct.Struct(f"<{length}{_ELEMENTS[tensor.datatype]}")
     if len(data) != layout.size:
         wanted = f"{tensor.datatype} {list(tensor.shape)} needs {layout.size}"
         raise _bad(tensor.name, f"has {len(data)} bytes; {wanted}")
     return layout.unpack(data)
-
-
-def _split(name: str, data: bytes, length: int) -> Sequence[bytes]:
-    """Return the elements of a raw BYTES tensor."""
-    elements: list[bytes] = []
-    start = 0
-    for index in range(length):
-        end = start + _LENGTH.size
-        if end <= len(data):
-            end += _LENGTH.unpack_from(data, start)[0]
-        if end > len(data):
-            raise _bad(name, f"ends at byte {len(data)}, within element {index} of {length}")
-        elements.append(data[start + _LENGTH.size : end])
-        start = end
-    if start < len(data):
-        raise _bad(name, f"has {len(data) - start} bytes after its last element")
-    return elements
-
-
-def _text(name: str, element: bytes) -> str:
-    try:
-        return element.decode()
-    except UnicodeDecodeError as error:
-        raise _bad(name, f"is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _bad(name: str, what: str) -> InvalidRequest:

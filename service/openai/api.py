@@ -8,7 +8,7 @@ also has OpenAI's form.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +97,17 @@ class OpenAiApi:
 async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> ChatCompletion:
     """Return the completion of a message; raise `ServiceError`."""
     answer = await core.predict(_image(chat), _fields(chat, core), context)
-    return _completion(answer, context.request_id)
+    choice = ChatChoice(
+        message=AssistantMessage(content=answer.written.text),
+        finish_reason=answer.written.finish_reason,
+    )
+    return ChatCompletion(
+        id=context.request_id,
+        created=int(time.time()),
+        model=answer.model.id,
+        choices=[choice],
+        usage=_usage(answer),
+    )
 
 
 def read_chat(body: Mapping[str, object]) -> ChatRequest:
@@ -119,28 +129,6 @@ def _image(chat: ChatRequest) -> ImageInput:
 
 def _fields(chat: ChatRequest, core: Core) -> Fields:
     """Return the fields of POST /v1/predict with the meaning of a message."""
-    asked = _asked_task(chat, core)
-    fields = {
-        "task": asked.task_id,
-        **asked.values,
-        **{name: getattr(chat, name) for name in _OPTIONS},
-    }
-    fields["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
-    shares = asked.region_shares
-    return (
-        fields if shares is None else lambda size_wh: fields | {"region": _pixels(shares, size_wh)}
-    )
-
-
-def _pixels(region_shares: Sequence[float], size_wh: tuple[int, int]) -> list[float]:
-    return [share * side for share, side in zip(region_shares, size_wh * 2, strict=True)]
-
-
-def _asked_task(chat: ChatRequest, core: Core) -> AskedTask:
-    """Return the task of the message's one text.
-
-    A text that is no prompt of the model is a question.
-    """
     texts = [part.text for part in chat.messages[0].content if isinstance(part, TextPart)]
     if len(texts) != 1:
         raise InvalidRequest(f"the message has {len(texts)} text parts; send one", "messages")
@@ -148,21 +136,23 @@ def _asked_task(chat: ChatRequest, core: Core) -> AskedTask:
         asked = FAMILIES[core.models.get(chat.model).entry.family].read_prompt(texts[0])
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    return asked or AskedTask("visual_question_answering", {"question": texts[0]})
+    # a text that is not a prompt of the model is a question
+    asked = asked or AskedTask("visual_question_answering", {"question": texts[0]})
+    fields = {
+        "task": asked.task_id,
+        **asked.values,
+        **{name: getattr(chat, name) for name in _OPTIONS},
+    }
+    fields["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
+    shares = asked.region_shares
+    if shares is None:
+        return fields
 
+    def with_region(size_wh: tuple[int, int]) -> Mapping[str, object]:
+        region = [share * side for share, side in zip(shares, size_wh * 2, strict=True)]
+        return fields | {"region": region}
 
-def _completion(answer: Answer, request_id: str) -> ChatCompletion:
-    choice = ChatChoice(
-        message=AssistantMessage(content=answer.written.text),
-        finish_reason=answer.written.finish_reason,
-    )
-    return ChatCompletion(
-        id=request_id,
-        created=int(time.time()),
-        model=answer.model.id,
-        choices=[choice],
-        usage=_usage(answer),
-    )
+    return with_region
 
 
 @dataclass(slots=True)

@@ -1,5 +1,4 @@
-"""The served subset of OpenAI's chat completions as JSON models: one message of one image and one
-text.
+"""The served subset of OpenAI's chat completions: a message of one image and one text.
 
 Source of names and meaning: OpenAI's API reference, "Create chat completion" and "The chat
 completion chunk object".

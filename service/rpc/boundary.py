@@ -102,9 +102,7 @@ class GrpcApi:
         )
 
     def deadline_s(self, context: "Context") -> float:
-        """Return the deadline of a call on the clock of time.monotonic(), at most the service's own
-        timeout away.
-        """
+        """Return the deadline of a call on time.monotonic(), at most the service's timeout."""
         remaining_s = context.time_remaining()
         limit_s = self._settings.request_timeout_s
         return time.monotonic() + (limit_s if remaining_s is None else min(remaining_s, limit_s))

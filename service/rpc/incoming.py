@@ -29,9 +29,7 @@ _SMALL_TIMEOUT_S = 10.0
 
 
 def address_of(peer: str) -> str:
-    """Return the address in a peer of grpc, such as ipv4:192.0.2.1:50000 or
-    ipv6:%5B2001:db8::1%5D:50000.
-    """
+    """Return the address in a peer of grpc: ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 

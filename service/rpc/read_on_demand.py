@@ -1,6 +1,4 @@
-"""The interceptor that registers every method as one that receives a stream of bytes:
-service/rpc/incoming.py.
-"""
+"""Registers every method as one that receives a stream of bytes (incoming.py)."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, suppress
@@ -19,9 +17,7 @@ Messages = AsyncIterator[bytes]
 
 
 class ReadOnDemand(grpc.aio.ServerInterceptor):
-    """Gives the methods of `own` services an `Incoming`, and those of libraries a message that it
-    has read.
-    """
+    """Gives methods of `own` services an `Incoming`, and others a message it has read."""
 
     def __init__(self, own: Collection[str]) -> None:
         self._own = own
@@ -34,7 +30,13 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
             return None
         is_own = details.method.split("/")[1] in self._own
         if handler.unary_unary is not None:
-            unary = self._own_unary(handler) if is_own else self._unary(handler)
+
+            async def unary(messages: Messages, context: Context) -> Message:
+                incoming = self._incoming(handler, messages, context)
+                request = incoming if is_own else await _read(incoming, context)
+                reply: Message = await handler.unary_unary(request, context)
+                return reply
+
             return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
         stream = self._own_stream(handler) if is_own else self._stream(handler)
         return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
@@ -42,15 +44,6 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
     def _incoming(self, handler: Handler, messages: Messages, context: Context) -> Incoming:
         message_class = handler.request_deserializer.__self__  # its method FromString
         return Incoming(messages, message_class, self._small, str(context.peer()))
-
-    def _own_unary(self, handler: Handler) -> Any:
-        async def answer(messages: Messages, context: Context) -> Message:
-            reply: Message = await handler.unary_unary(
-                self._incoming(handler, messages, context), context
-            )
-            return reply
-
-        return answer
 
     def _own_stream(self, handler: Handler) -> Any:
         async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
@@ -61,18 +54,8 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
 
         return answers
 
-    def _unary(self, handler: Handler) -> Any:
-        async def answer(messages: Messages, context: Context) -> Message:
-            message = await _read(self._incoming(handler, messages, context), context)
-            reply: Message = await handler.unary_unary(message, context)
-            return reply
-
-        return answer
-
     def _stream(self, handler: Handler) -> Any:
-        """Return the stream of health, a coroutine that writes, or that of reflection, an answer
-        for each message.
-        """
+        """Return the stream of health, which writes, or of reflection, which yields."""
         if handler.unary_stream is not None:
 
             async def write(messages: Messages, context: Context) -> None:

@@ -20,8 +20,7 @@ _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
-    """Return the number of fields, list elements and map entries, in all messages; stop above
-    `maximum`.
+    """Return the number of fields, list elements and map entries, up to `maximum`.
 
     A message that is cut or malformed is counted up to there: its parser refuses it.
     """
@@ -34,7 +33,10 @@ def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
             tag, position = _varint(data, position)
             kind = tag & 7
             if kind != _BYTES:
-                position = _end_of_number(data, position, kind)
+                if kind == _VARINT:
+                    _, position = _varint(data, position)
+                else:  # a group has its fields behind its start
+                    position += _FIXED_BYTES.get(kind, 0)
                 continue
             length, position = _varint(data, position)
             field = of_message.fields_by_number.get(tag >> 3)
@@ -44,12 +46,6 @@ def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
                 found += length  # packed numbers, of a byte or more
             position += length
     return found
-
-
-def _end_of_number(data: bytes, position: int, kind: int) -> int:
-    if kind == _VARINT:
-        return _varint(data, position)[1]
-    return position + _FIXED_BYTES.get(kind, 0)  # a group has its fields behind its start
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:

@@ -1,5 +1,4 @@
-"""The JSON of answers and errors, as pydantic models: responses and /openapi.json are made from the
-same declarations.
+"""The JSON of answers and errors as pydantic models, which /openapi.json shows.
 
 Fields are those of the public contract; boxes, polygons and quads are in pixels of the original
 image.

@@ -1,5 +1,4 @@
-"""Health check of the container image, which has no curl: exit status 0 if the service of this host
-is ready.
+"""Health check of the container image: exit status 0 if the service is ready.
 
 python -m service.supervision.health_check
 """
@@ -7,6 +6,7 @@ python -m service.supervision.health_check
 import http.client
 import ssl
 import sys
+from contextlib import closing
 
 from service.environment import settings
 from service.settings import Settings
@@ -24,21 +24,14 @@ def main() -> None:
 def problem(values: Settings) -> str | None:
     """Return the problem of the service with these settings, or None."""
     try:
-        status = _readyz_status(values)
+        with closing(_connection(values)) as connection:
+            connection.request("GET", "/readyz")
+            status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
         return f"{values.host}:{values.port} does not answer: {error}"
     # The health check has no key: if one is required, a 401 shows that the gateway answers.
     is_healthy = status == _OK or (values.health_needs_key and status == _UNAUTHORIZED)
     return None if is_healthy else f"/readyz answers {status}"
-
-
-def _readyz_status(values: Settings) -> int:
-    connection = _connection(values)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 def _connection(values: Settings) -> http.client.HTTPConnection:

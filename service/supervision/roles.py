@@ -50,8 +50,7 @@ class Role:
         return self.name == "runner"
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Return `environment` with the settings of this role: a runner alone serves its model on
-        this host.
+        """Return `environment` with the settings of this role: a runner serves its model.
 
         Of the other served models it keeps the adapters of its model.
         """

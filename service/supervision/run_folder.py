@@ -21,11 +21,17 @@ _PREFIX = "diptych-"
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """Yield a new folder in /dev/shm, or in the temporary folder where there is none; remove it
-    afterwards.
-    """
+    """Yield a new folder in /dev/shm or the temporary folder; remove it afterwards."""
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-    _remove_abandoned(parent)
+    # folders of killed supervisors
+    for abandoned in parent.glob(f"{_PREFIX}*/"):
+        with suppress(OSError):  # another user's, or in use
+            abandoned_fd = os.open(abandoned, os.O_RDONLY)
+            try:
+                fcntl.flock(abandoned_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(abandoned)
+            finally:
+                os.close(abandoned_fd)
     # Other starts ignore its first name, under which it is not yet locked.
     unlocked = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
     folder = parent / unlocked.name.removeprefix(".")
@@ -37,14 +43,3 @@ def run_folder() -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(fd)
-
-
-def _remove_abandoned(parent: Path) -> None:
-    for folder in parent.glob(f"{_PREFIX}*/"):
-        with suppress(OSError):  # another user's, or in use
-            fd = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(fd)

@@ -1,5 +1,4 @@
-"""Starts the processes of the service, restarts those that end, and stops them without losing an
-accepted request.
+"""Starts, restarts and stops the processes without losing an accepted request.
 
     python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and
                                                      becomes this)
@@ -63,8 +62,7 @@ _RUNNERS_STOP_S = 10.0
 
 
 class Supervisor:
-    """The processes of one start: those of `front` share the service's port, `runners` are behind
-    them.
+    """The processes of one start: `front` share the service's port, `runners` are behind.
 
     The caller has blocked `_SIGNALS` in the main thread.
     """
@@ -116,19 +114,15 @@ class Supervisor:
         for process in (*self._front, *self._runners):
             process.start_if_due()
         received = signal.sigwait(_SIGNALS)
-        self._reap()
-        return received
-
-    def _reap(self) -> None:
-        """Wait for every child that has ended; process 1 of a container also inherits orphans."""
+        # every child that has ended; process 1 of a container also inherits orphans
         running = {process.pid: process for process in (*self._front, *self._runners)}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return received
             if pid == 0:
-                return
+                return received
             if (process := running.get(pid)) is not None:
                 process.note_end(status)
                 remove_live_gauges(self._metrics, process.name)
@@ -142,10 +136,12 @@ def main(arguments: Sequence[str]) -> None:
     role = Role.parse(arguments)
     values = settings()
     configure_logging(values.log_format)
-    _raise_descriptor_limit()
+    # open files: often 1,024 are set and many more allowed
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers
     if num_front > 1 and values.grpc_port:
-        # in use: gateways that share it would not notice
+        # gateways that share a port in use would not notice
         _listen(values.host, values.grpc_port).close()
     with run_folder() as folder:
         parts = (
@@ -162,14 +158,6 @@ def main(arguments: Sequence[str]) -> None:
         front = [process(parts[0], f"{parts[0].name}-{number}") for number in range(num_front)]
         runners = [process(part, part.name) for part in parts[1:]]
         Supervisor(front, runners, folder / METRICS_FOLDER).run(values.request_timeout_s)
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many open files as the system lets this process have: often 1,024 are set and many
-    more allowed.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _front(role: Role, values: Settings) -> Part:

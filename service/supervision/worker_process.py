@@ -33,7 +33,7 @@ _PAUSE_S = 1.0
 BACKLOG = 2048
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# in /proc/PID/stat after the name: arg_start and arg_end (man proc_pid_stat)
+# arg_start and arg_end in /proc/PID/stat, after the name (man proc_pid_stat)
 _ARGUMENTS = slice(45, 47)
 
 
@@ -123,9 +123,7 @@ class WorkerProcess:
 
 
 def _show_as(title: str) -> None:
-    """Overwrite the command line that `ps` shows for this process, cut to the length of the
-    supervisor's.
-    """
+    """Overwrite the command line that `ps` shows, cut to the length it had."""
     with (
         suppress(OSError),
         open("/proc/self/stat", encoding="utf-8") as stat,
@@ -136,21 +134,8 @@ def _show_as(title: str) -> None:
         memory.write(title.encode()[: end - start - 1].ljust(end - start, b"\0"))
 
 
-def _use_own_folder(part: Part) -> None:
-    """Put temporary files in a folder of this process.
-
-    The supervisor removes it, however the process ends.
-    """
-    with suppress(OSError):  # no space: no folder; nothing that a request needs is written there
-        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(
-            f"-{os.getpid()}", f"{part.name}-"
-        )
-
-
 def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
-    """Run BentoML's worker in a new process, which is killed if the supervisor dies; never
-    return.
-    """
+    """Run BentoML's worker in a new process, killed if the supervisor dies."""
     status = 1
     try:
         if sys.platform == "linux":
@@ -159,7 +144,12 @@ def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _use_own_folder(part)
+        # removed by the supervisor, however this process ends; without space there is no folder, as
+        # nothing that a request needs is written there
+        with suppress(OSError):
+            os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(
+                f"-{os.getpid()}", f"{part.name}-"
+            )
         write_metrics_as(name)
         _show_as(f"diptych --service-name {part.name}")
         run_worker(

@@ -16,7 +16,7 @@ from runners.telemetry.tracing import trace_id
 
 LogFormat = Literal["text", "json"]
 
-# in the `extra` of a log call: a mapping whose items become fields of the JSON line
+# key of a log call's `extra`: a mapping whose items become fields of the JSON line
 FIELDS = "diptych_fields"
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 

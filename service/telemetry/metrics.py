@@ -1,6 +1,4 @@
-"""Prometheus metrics of requests by model and task; runners have their own
-(runners/telemetry/metrics.py).
-"""
+"""Prometheus metrics of requests by model and task (of runners: runners/telemetry/)."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

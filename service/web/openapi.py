@@ -23,7 +23,7 @@ from service.schema.wire import AnswerJson, ComparisonJson, ErrorJson
 from service.validation import BOUNDED_BY_BODY
 from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
 from service.x_anylabeling.asks import Call
-from tasks.table import TASKS, Task
+from tasks.table import TASKS
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _ERROR_STATUSES = {
@@ -33,10 +33,7 @@ _ERROR_STATUSES = {
     "413": "the image has too many pixels, or the body too many bytes",
     "415": "not a readable image",
     "422": "the model does not support the task or this variant of it",
-    "429": (
-        "too many requests are queued, or a limit of the API key is used up; Retry-After is the"
-        " time to wait"
-    ),
+    "429": "too many requests are queued, or a limit of the key is used up; see Retry-After",
     "503": "a runner is starting or unavailable",
     "504": "the deadline of the request has passed",
 }
@@ -54,10 +51,7 @@ _MODEL_PATHS = {
     "": "Inputs and output of a model.",
     "/config": "Configuration of a model, as Triton's load tools request it.",
     "/ready": "Readiness of a model.",
-    "/infer": (
-        "Answer with one model: inputs are named as the fields of /v1/predict, the output `result`"
-        " is its body."
-    ),
+    "/infer": "Answer with one model: inputs are the fields of /v1/predict, `result` is its body.",
 }
 _LABEL_STUDIO = (
     "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or"
@@ -89,10 +83,7 @@ _BATCH_OPERATIONS = {  # path and method: summary, answer
     ("/v1/files/{file_id}", "get"): ("Describe a file.", FileObject),
     ("/v1/files/{file_id}", "delete"): ("Delete a file.", FileDeleted),
     ("/v1/files/{file_id}/content", "get"): ("Return the content of a file.", None),
-    ("/v1/batches", "post"): (
-        "Answer the requests of a file in the gaps of online traffic.",
-        Batch,
-    ),
+    ("/v1/batches", "post"): ("Answer a file's requests in the gaps of online traffic.", Batch),
     ("/v1/batches", "get"): ("List the batches of the API key.", BatchList),
     ("/v1/batches/{batch_id}", "get"): ("Describe a batch.", Batch),
     ("/v1/batches/{batch_id}/cancel", "post"): ("Cancel a batch.", Batch),
@@ -102,6 +93,19 @@ _LIST_QUERIES = {
     "/v1/files": ("limit", "after", "order", "purpose"),
     "/v1/batches": ("limit", "after"),
 }
+
+_CATALOG = {
+    "name": "catalog",
+    "in": "query",
+    "description": "true: also the catalog's models not served, each with its `serve_command`.",
+    "schema": {"type": "boolean", "default": False},
+}
+
+_ANSWERS = (
+    *(AnswerJson, ComparisonJson, ErrorJson),
+    *(ChatCompletion, ChatError, OpenInferenceError),
+    *(FileObject, FileList, FileDeleted, Batch, BatchList),
+)
 
 JsonObject = dict[str, Any]
 
@@ -125,31 +129,41 @@ def openapi_document(models: ServedModels) -> JsonObject:
                     "compare", "Answer with several models concurrently.", "ComparisonJson"
                 )
             },
-            "/v1/chat/completions": {"post": _chat_operation()},
-            "/v1/models": {"get": _models_operation()},
+            "/v1/chat/completions": {
+                "post": {
+                    "operationId": "createChatCompletion",
+                    "summary": "Answer a chat message of one image and one text, as OpenAI does.",
+                    "requestBody": _request_body("ChatRequest"),
+                    "responses": {
+                        "200": _response("the answer", "ChatCompletion"),
+                        **_errors("ChatError"),
+                    },
+                }
+            },
+            "/v1/models": {
+                "get": {
+                    **_listing("listModels", "The served models and their comparison table."),
+                    "parameters": [_CATALOG],
+                }
+            },
             "/v1/models/{model_id}": {"get": _model_operation()},
             "/v1/tasks": {
                 "get": _listing("listTasks", "All tasks with the schemas of their parameters.")
             },
             **_batch_paths(),
             **_open_inference_paths(),
-            **_label_studio_paths(),
+            f"{LABEL_STUDIO_PREFIX}/failed/{{status}}": {
+                "get": _foreign_operation(
+                    "Repeat the error of a failed call.", _LABEL_STUDIO, ("status",), "ErrorJson"
+                )
+            },
+            **_tool_paths(LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
+            **_tool_paths(f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
             **_tool_paths(X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS),
         },
         "components": {
             "schemas": {
-                **_schemas(
-                    (
-                        AnswerJson,
-                        ComparisonJson,
-                        ErrorJson,
-                        ChatCompletion,
-                        ChatError,
-                        OpenInferenceError,
-                    ),
-                    "serialization",
-                ),
-                **_schemas((FileObject, FileList, FileDeleted, Batch, BatchList), "serialization"),
+                **_schemas(_ANSWERS, "serialization"),
                 **read,
                 _WEBHOOK: {"type": "object", "maxProperties": MAX_JSON_VALUES},
                 _CALL: _with_image(read[Call.__name__]),
@@ -172,15 +186,6 @@ def _operation(name: str, summary: str, answer: str) -> JsonObject:
     }
 
 
-def _chat_operation() -> JsonObject:
-    return {
-        "operationId": "createChatCompletion",
-        "summary": "Answer a chat message of one image and one text, in OpenAI's format.",
-        "requestBody": _request_body("ChatRequest", ("application/json",)),
-        "responses": {"200": _response("the answer", "ChatCompletion"), **_errors("ChatError")},
-    }
-
-
 def _batch_paths() -> JsonObject:
     form = {
         "type": "object",
@@ -194,23 +199,22 @@ def _batch_paths() -> JsonObject:
     }
     bodies = {
         "/v1/files": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-        "/v1/batches": _request_body(BatchRequest.__name__, ("application/json",)),
+        "/v1/batches": _request_body(BatchRequest.__name__),
     }
     paths: JsonObject = {}
     for (path, method), (summary, answer) in _BATCH_OPERATIONS.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         operation = _foreign_operation(summary, _BATCHES, names, ChatError.__name__)
         if method == "get":
-            operation["parameters"] += [_query(name) for name in _LIST_QUERIES.get(path, ())]
+            operation["parameters"] += [
+                {"name": name, "in": "query", "schema": {"type": "string"}}
+                for name in _LIST_QUERIES.get(path, ())
+            ]
         if answer is not None:
             operation["responses"]["200"] = _response("the answer", answer.__name__)
         body = {"requestBody": bodies[path]} if method == "post" and path in bodies else {}
         paths.setdefault(path, {})[method] = operation | body
     return paths
-
-
-def _query(name: str) -> JsonObject:
-    return {"name": name, "in": "query", "schema": {"type": "string"}}
 
 
 def _request_body(schema: str, types: tuple[str, ...] = ("application/json",)) -> JsonObject:
@@ -220,20 +224,6 @@ def _request_body(schema: str, types: tuple[str, ...] = ("application/json",)) -
 
 def _errors(schema: str) -> JsonObject:
     return {status: _response(text, schema) for status, text in _ERROR_STATUSES.items()}
-
-
-def _models_operation() -> JsonObject:
-    parameter = {
-        "name": "catalog",
-        "in": "query",
-        "description": (
-            "true: also the models of the catalog that are not served, each with its"
-            " `serve_command`."
-        ),
-        "schema": {"type": "boolean", "default": False},
-    }
-    listing = _listing("listModels", "The served models and their comparison table.")
-    return {**listing, "parameters": [parameter]}
 
 
 def _model_operation() -> JsonObject:
@@ -291,17 +281,6 @@ def _open_inference_operation(summary: str, names: Sequence[str] = ()) -> JsonOb
     return _foreign_operation(summary, _OPEN_INFERENCE, names, OpenInferenceError.__name__)
 
 
-def _label_studio_paths() -> JsonObject:
-    failed = _foreign_operation(
-        "Repeat the error of a failed call.", _LABEL_STUDIO, ("status",), ErrorJson.__name__
-    )
-    return {
-        f"{LABEL_STUDIO_PREFIX}/failed/{{status}}": {"get": failed},
-        **_tool_paths(LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
-        **_tool_paths(f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
-    }
-
-
 def _tool_paths(
     prefix: str, description: str, operations: Mapping[str, tuple[str, str | None]]
 ) -> JsonObject:
@@ -341,34 +320,26 @@ def _schemas(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonO
 
 
 def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
-    """Return one alternative for each task that a served model offers: its parameters and the
-    common fields.
-    """
+    """Return one alternative for each offered task: its parameters and the common fields."""
     offered = {task_id for model in models for task_id in model.entry.task_ids}
-    return {
-        "oneOf": [_task_schema(fields_class, task) for task in TASKS.values() if task.id in offered]
-    }
-
-
-def _task_schema(fields_class: type[GenerationFields], task: Task) -> JsonObject:
     common = fields_class.model_json_schema()["properties"]
-    parameters: JsonObject = task.json_schema()
-    fields = {
-        **parameters,
-        "title": task.id,
-        "description": task.description,
-        "properties": {**common, "task": {"const": task.id}, **parameters["properties"]},
-        "required": ["task", *parameters["required"]],
-    }
-    return _with_image(fields)
+    alternatives: list[JsonObject] = []
+    for task in (each for each in TASKS.values() if each.id in offered):
+        parameters: JsonObject = task.json_schema()
+        fields = {
+            **parameters,
+            "title": task.id,
+            "description": task.description,
+            "properties": {**common, "task": {"const": task.id}, **parameters["properties"]},
+            "required": ["task", *parameters["required"]],
+        }
+        alternatives.append(_with_image(fields))
+    return {"oneOf": alternatives}
 
 
 def _with_image(fields: JsonObject) -> JsonObject:
     """Return the schema of a body of an image and `fields`."""
-    description = (
-        "in a form: a file; in JSON: a data: URL, base64, or an http(s) URL if the service"
-        " allows it"
-    )
+    description = "in a form: a file; in JSON: a data: URL, base64, or an allowed http(s) URL"
     image = {"type": "string", "description": description, **BOUNDED_BY_BODY}
     properties = {"image": image, **fields["properties"]}
     return {**fields, "properties": properties, "required": ["image", *fields["required"]]}

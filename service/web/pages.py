@@ -1,5 +1,4 @@
-"""Pages for a browser, which need no key: the playground, and the HTTP contract as a page and as a
-document.
+"""Pages for a browser, without a key: the playground, and the HTTP contract.
 
 GET / (leads to /playground)  GET /playground  GET /playground/{file}  GET /docs  GET /docs/start.js
                               GET /openapi.json

@@ -86,9 +86,7 @@ def _succeeded(data: object) -> Response:
 def _with_bearer(
     endpoint: Callable[[Request], Awaitable[Response]],
 ) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint for requests whose key is in the header `Token`, which is empty without
-    one.
-    """
+    """Return an endpoint for requests whose key is in the header `Token`, if any."""
 
     async def answer(request: Request) -> Response:
         tokens = [value for name, value in request.scope["headers"] if name == b"token" and value]

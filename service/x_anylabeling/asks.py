@@ -1,5 +1,4 @@
-"""How X-AnyLabeling asks each task: by a button, a text or a rectangle; and its parameters as
-fields of a request.
+"""How X-AnyLabeling asks each task, and its parameters as fields of a request.
 
 Source: CVHub520/X-AnyLabeling@0f38687
 anylabeling/views/labeling/widgets/auto_labeling/auto_labeling.py (widgets),

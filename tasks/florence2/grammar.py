@@ -13,7 +13,7 @@ models/florence2/processing_florence2.py (Florence2PostProcessor).
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tasks.generation import Span
@@ -61,22 +61,18 @@ class Phrase:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt of a task, None where any text is
-    well-formed.
+    """Return the grammar of the answer to each prompt, None where any text is valid.
 
     The label of a box is one of the names asked for.
     """
     names = parameters.labels or parameters.phrases
     answer = _ANSWERS["open_vocabulary_detection"] if names else _ANSWERS.get(task_id)
-    return answer and answer + _PARTS % (_one_of(names) if names else _ANY_TEXT)
-
-
-def _one_of(names: Sequence[str]) -> str:
-    """Return an expression of the names as they were given, and with any article or none."""
-    given, bare = (
-        " | ".join(map(json.dumps, each)) for each in (names, map(without_article, names))
-    )
-    return f'" "? ({given} | ("a " | "an " | "the ")? ({bare}))'
+    label = _ANY_TEXT
+    if names:  # as they were given, and with any article or none
+        given = " | ".join(map(json.dumps, names))
+        bare = " | ".join(json.dumps(without_article(name)) for name in names)
+        label = f'" "? ({given} | ("a " | "an " | "the ")? ({bare}))'
+    return answer and answer + _PARTS % label
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:
@@ -123,6 +119,6 @@ def _phrase(
             instances[-1].append([])
         else:
             instances.append([[]])
-    located = [tuple(tuple(run) for run in instance if run) for instance in instances]
+    located = [tuple(map(tuple, filter(None, instance))) for instance in instances]
     if found := tuple(instance for instance in located if instance):
         yield Phrase(label, spans, found)

@@ -7,11 +7,11 @@ polygons of fewer than three points.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from tasks.florence2.grammar import Phrase, split_phrases, text_before_tokens, text_without_tokens
+from tasks.florence2.grammar import split_phrases, text_before_tokens, text_without_tokens
 from tasks.florence2.locations import dequantize
 from tasks.florence2.prompts import asked_per_prompt
 from tasks.generation import GeneratedText
@@ -51,9 +51,7 @@ def parse_answer(
     mask_decoder: object,  # noqa: ARG001  # PaliGemma's; this family writes polygons
     banned_phrases: frozenset[str] = frozenset(),
 ) -> Result:
-    """Return the typed result of the answers to `task_prompts`; banned phrases of a caption have no
-    boxes.
-    """
+    """Return the typed result of the answers; banned phrases of a caption have no boxes."""
     asked = asked_per_prompt(parameters)
     match TASKS[task_id].result_kind:
         case "text":
@@ -83,9 +81,7 @@ def parse_answer(
 
 
 def read_banned_phrases(processor_config: Path) -> frozenset[str]:
-    """Return the phrases for which a checkpoint's processor removes the boxes when it grounds a
-    caption.
-    """
+    """Return the phrases whose boxes a checkpoint's processor removes in a grounded caption."""
     if not processor_config.exists():
         return frozenset()
     config = (
@@ -97,25 +93,19 @@ def read_banned_phrases(processor_config: Path) -> frozenset[str]:
 def _detections(
     answer: GeneratedText, asked: Sequence[str], is_named: bool, image_size_wh: tuple[int, int]
 ) -> Iterator[Detection]:
-    """Yield the boxes; if boxes are named, those without a name are dropped."""
+    """Yield the boxes; if boxes are named, those without a name are dropped.
+
+    A box encloses two corners, or an instance's polygons (open vocabulary).
+    """
+    is_polygon = "<poly>" in answer.text
     for phrase in split_phrases(answer.text):
         label = resolve_label(phrase.label, asked) if is_named else ""
-        for runs in _boxes(phrase, is_polygon="<poly>" in answer.text):
+        corners = ([piece] for run in chain(*phrase.instances) for piece in in_pieces(run, 4))
+        for runs in filter(None, map(_polygons, phrase.instances)) if is_polygon else corners:
             box = bounding_box(point for run in runs for point in _ring(run, image_size_wh))
             if box and (label or not is_named):
                 spans = phrase.label_spans if is_named else ()
                 yield Detection(box, label, answer.score(spans, list(map(span_of, runs))))
-
-
-def _boxes(phrase: Phrase, is_polygon: bool) -> Iterable[Sequence[Locations]]:
-    """Return the locations that each box encloses: two corners, or an instance's polygons (open
-    vocabulary).
-    """
-    if is_polygon:
-        return filter(None, map(_polygons, phrase.instances))
-    return (
-        [piece] for instance in phrase.instances for run in instance for piece in in_pieces(run, 4)
-    )
 
 
 def _instances(
@@ -136,15 +126,12 @@ def _instances(
 
 def _text_regions(answer: GeneratedText, image_size_wh: tuple[int, int]) -> Iterator[TextRegion]:
     for phrase in split_phrases(answer.text):
-        for piece in (
-            p for instance in phrase.instances for run in instance for p in in_pieces(run, 8)
-        ):
-            if phrase.label:
+        for run in chain(*phrase.instances) if phrase.label else ():
+            for piece in in_pieces(run, 8):
                 top_left, top_right, bottom_right, bottom_left = _ring(piece, image_size_wh)
+                quad = (top_left, top_right, bottom_right, bottom_left)
                 score = answer.score(phrase.label_spans, [span_of(piece)])
-                yield TextRegion(
-                    (top_left, top_right, bottom_right, bottom_left), phrase.label, score
-                )
+                yield TextRegion(quad, phrase.label, score)
 
 
 def _polygons(instance: Sequence[Locations]) -> list[Locations]:

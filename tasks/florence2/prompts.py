@@ -1,5 +1,4 @@
-"""Florence-2's prompts: the sentence that a task token (`<OD>`, …) stands for, with the user's text
-or region.
+"""Florence-2's prompts: the sentence of a task token (`<OD>`, …), with text or region.
 
 `read_prompt` reads task tokens as users of its processor write them: `<OD>`,
 `<CAPTION_TO_PHRASE_GROUNDING>a cat`, `<REGION_TO_OCR><loc_52><loc_332><loc_932><loc_774>`.
@@ -9,7 +8,6 @@ task_prompts_with_input).
 """
 
 import re
-from collections.abc import Sequence
 
 from tasks.catalog import QUESTION_FIELD, CatalogEntry
 from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
@@ -87,7 +85,14 @@ def task_prompts(
     sentence = _sentence(entry, task_id, parameters)
     if parameters.region is not None:
         return (_with_region(sentence, parameters.region, image_size_wh),)
-    return tuple((PromptSegment(sentence.replace("{text}", text)),) for text in _texts(parameters))
+    texts = [parameters.caption or parameters.question or parameters.phrase or ""]
+    # Labels and phrases are located one by one as open vocabulary, without their article: one
+    # phrase grounding prompt with all of them, with or without articles, misses more. So does a
+    # label with its article: over 200 scenes florence-2-mini answers .115 right for "a circle" and
+    # .965 for "circle".
+    if names := parameters.labels or parameters.phrases:
+        texts = [without_article(name) for name in names]
+    return tuple((PromptSegment(sentence.replace("{text}", text)),) for text in texts)
 
 
 def read_prompt(text: str) -> AskedTask | None:
@@ -110,7 +115,13 @@ def read_prompt(text: str) -> AskedTask | None:
         return AskedTask(task_id, {name: [rest] if name == "labels" else rest})
     if token in _WITH_REGION:
         task_id, values = _WITH_REGION[token]
-        return AskedTask(task_id, values, _region_shares(token, rest))
+        match = _REGION.fullmatch(rest)
+        if match is None:
+            allowed = "a region <loc_x1><loc_y1><loc_x2><loc_y2> of bins 0 to 999"
+            message = f"<{token}> must be followed by {allowed}, not by {rest[:80]!r}"
+            raise ParameterError("messages", message)
+        x1, y1, x2, y2 = (dequantize(int(bin_index), 1) for bin_index in match.groups())
+        return AskedTask(task_id, values, (x1, y1, x2, y2))
     tokens = ", ".join(f"<{each}>" for each in (*_ALONE, *_WITH_TEXT, *_WITH_REGION))
     raise ParameterError("messages", f"<{token[:80]}> is not a task token; allowed are {tokens}")
 
@@ -138,19 +149,6 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
             return _SENTENCES[task_id]
 
 
-def _texts(parameters: TaskParameters) -> Sequence[str]:
-    """Return the text inserted into the sentence of each prompt.
-
-    Labels and phrases are located one by one as open vocabulary, without their article: one phrase
-    grounding prompt with all of them, with or without articles, misses more. So does a label with
-    its article: over 200 scenes florence-2-mini answers .115 right for "a circle" and .965 for
-    "circle".
-    """
-    if names := parameters.labels or parameters.phrases:
-        return [without_article(name) for name in names]
-    return (parameters.caption or parameters.question or parameters.phrase or "",)
-
-
 def _with_region(sentence: str, region: BoxXyxy, image_size_wh: tuple[int, int]) -> Prompt:
     width, height = image_size_wh
     if region[2] > width or region[3] > height:
@@ -159,13 +157,3 @@ def _with_region(sentence: str, region: BoxXyxy, image_size_wh: tuple[int, int])
     before, after = sentence.split("{region}")
     tokens = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
     return join_segments(PromptSegment(before), tokens, PromptSegment(after))
-
-
-def _region_shares(token: str, text: str) -> BoxXyxy:
-    match = _REGION.fullmatch(text)
-    if match is None:
-        allowed = "a region <loc_x1><loc_y1><loc_x2><loc_y2> of bins 0 to 999"
-        message = f"<{token}> must be followed by {allowed}, not by {text[:80]!r}"
-        raise ParameterError("messages", message)
-    x1, y1, x2, y2 = (dequantize(int(bin_index), 1) for bin_index in match.groups())
-    return (x1, y1, x2, y2)

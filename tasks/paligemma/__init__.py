@@ -1,6 +1,4 @@
-"""PaliGemma's language: its prompts, its location and segmentation tokens, and how its answers are
-read.
-"""
+"""PaliGemma's language: prompts, location and segmentation tokens, parsing of answers."""
 
 from tasks.paligemma.grammar import answer_grammar
 from tasks.paligemma.masks import MaskDecoder

@@ -52,8 +52,7 @@ class Entry:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt of a task, None where any text is
-    well-formed.
+    """Return the grammar of the answer to each prompt, None where any text is valid.
 
     A label is one of the names asked for.
     """

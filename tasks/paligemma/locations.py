@@ -1,5 +1,4 @@
-"""PaliGemma's location tokens: 1024 bins a side, `<loc0000>` to `<loc1023>`, y before x; bin b is
-at b / 1023.
+"""PaliGemma's location tokens: 1024 bins a side, y before x; bin b is at b / 1023.
 
 Sources: google-research/big_vision@5f95305, big_vision/pp/proj/paligemma/segmentation.py
 (quantising rounds) and big_vision/evaluators/proj/paligemma/transfers/segmentation.py (divide by
@@ -28,6 +27,7 @@ def location_token(bin_index: int) -> str:
 
 def box_tokens(box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]) -> str:
     """Return the four location tokens of a box, y1 x1 y2 x2."""
-    (x1, y1, x2, y2), (width, height) = box_xyxy, image_size_wh
+    x1, y1, x2, y2 = box_xyxy
+    width, height = image_size_wh
     bins = (quantize(y1, height), quantize(x1, width), quantize(y2, height), quantize(x2, width))
     return "".join(map(location_token, bins))

@@ -15,10 +15,9 @@ from tasks.results import BoxXyxy, Ring
 def mask_in_image(
     field: Floats, box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """Return the mask (H, W) of the image: the pixels whose centre is in the box and has the field
-    above 0.
-    """
-    (x1, y1, x2, y2), (width, height) = box_xyxy, image_size_wh
+    """Return the mask (H, W): pixels whose centre is in the box and has a field above 0."""
+    x1, y1, x2, y2 = box_xyxy
+    width, height = image_size_wh
     rows = _pixels_between(y1, y2, height)
     columns = _pixels_between(x1, x2, width)
     mask = np.zeros((height, width), dtype=np.bool_)
@@ -46,7 +45,11 @@ def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:
         closed,
         line_type=contourpy.LineType.Separate,
     )
-    rings = (_without_repeats(np.asarray(line)) for line in generator.lines(0.0))
+    rings: list[Ring] = []
+    for line in map(np.asarray, generator.lines(0.0)):
+        # each point once where neighbours are equal; the last one is the first again
+        moves = np.any(line[1:] != line[:-1], axis=1)
+        rings.append(tuple((float(x), float(y)) for x, y in line[1:][moves]))
     return tuple(ring for ring in rings if len(ring) > 2)
 
 
@@ -56,19 +59,9 @@ def _pixels_between(start_px: float, end_px: float, side_px: int) -> range:
 
 
 def _interpolation(pixels: range, start_px: float, end_px: float) -> Floats:
-    """Return the weights (pixels, 64) of the samples along a side of the box at the centre of each
-    pixel.
-    """
+    """Return the weights (pixels, 64) of the samples at each pixel of a side of the box."""
     places = (np.asarray(pixels) + 0.5 - start_px) * FIELD_SIDE / (end_px - start_px) - 0.5
     distances = np.abs(places.clip(0, FIELD_SIDE - 1)[:, None] - np.arange(FIELD_SIDE))
     # a sample's weight is 0 from its neighbours on
     weights: Floats = (1 - distances).clip(min=0).astype(np.float32)
     return weights
-
-
-def _without_repeats(line: NDArray[np.float64]) -> Ring:
-    """Return the points of a closed line, each once where neighbours are equal, the last not again
-    the first.
-    """
-    moves = np.any(line[1:] != line[:-1], axis=1)
-    return tuple((float(x), float(y)) for x, y in line[1:][moves])

@@ -1,5 +1,4 @@
-"""PaliGemma's mask decoder: 16 segmentation tokens to a 64 x 64 field, about 1 inside the object
-and -1 outside.
+"""PaliGemma's mask decoder: 16 tokens to a 64 x 64 field, 1 inside and -1 outside.
 
 It is the decoder of a vector-quantised autoencoder (Ning et al., arXiv 2301.02229), here in numpy
 alone. Architecture and tensor names: google-research/big_vision@5f95305,
@@ -67,15 +66,12 @@ class MaskDecoder:
         grid = self.codebook[np.asarray(codes)].reshape(_GRID_SIDE, _GRID_SIDE, -1)
         x = _relu(self._convolve(grid, "decoder.0"))
         for block in _RESIDUAL_BLOCKS:
-            x = x + self._residual(x, block)
+            inner = _relu(self._convolve(_patches(x, 3), f"{block}.0"))
+            inner = _relu(self._convolve(_patches(inner, 3), f"{block}.2"))
+            x = x + self._convolve(inner, f"{block}.4")
         for layer in _UPSAMPLINGS:
             x = _relu(self._upsample(x, layer))
         return self._convolve(x, "decoder.12")[:, :, 0]
-
-    def _residual(self, x: Floats, block: str) -> Floats:
-        x = _relu(self._convolve(_patches(x, 3), f"{block}.0"))
-        x = _relu(self._convolve(_patches(x, 3), f"{block}.2"))
-        return self._convolve(x, f"{block}.4")
 
     def _convolve(self, patches: Floats, layer: str) -> Floats:
         """Apply a convolution to patches (H, W, taps * C)."""
@@ -103,7 +99,9 @@ def _read_tensors(path: Path) -> dict[str, Floats]:
     expected = {_CODEBOOK: _CODEBOOK_SHAPE} | {
         f"{layer}.weight": shape for layer, shape in _WEIGHT_SHAPES.items()
     }
-    expected |= {f"{layer}.bias": (_num_outputs(layer),) for layer in _WEIGHT_SHAPES}
+    for layer, shape in _WEIGHT_SHAPES.items():
+        num_outputs = shape[1] if layer in _UPSAMPLINGS else shape[0]
+        expected[f"{layer}.bias"] = (num_outputs,)
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -123,18 +121,13 @@ def _read_tensors(path: Path) -> dict[str, Floats]:
     return {name: array.astype(np.float32) for name, array in present.items()}
 
 
-def _num_outputs(layer: str) -> int:
-    return _WEIGHT_SHAPES[layer][1 if layer in _UPSAMPLINGS else 0]
-
-
 def _matrix(weight: Floats) -> Floats:
     """Turn a convolution's weight (O, C, kH, kW) into (kH * kW * C, O)."""
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
 
 
 def _phase_matrices(weight: Floats) -> Floats:
-    """Turn a transposed convolution's weight (C, O, 4, 4) into one matrix (4 taps * C, O) for each
-    of its four phases.
+    """Turn a transposed convolution's weight (C, O, 4, 4) into a matrix for each phase.
 
     An output at phase 0 sees its two inputs through taps 3 and 1, at phase 1 through taps 2 and 0.
     """
@@ -148,9 +141,7 @@ def _phase_matrices(weight: Floats) -> Floats:
 
 
 def _patches(x: Floats, side: int) -> Floats:
-    """Return for x (H, W, C) with a border of zeros its windows of `side` x `side`: (H', W', side *
-    side * C).
-    """
+    """Return the `side` x `side` windows of x with a zero border: (H', W', side² * C)."""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     height = padded.shape[0] - side + 1
     width = padded.shape[1] - side + 1

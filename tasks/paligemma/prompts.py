@@ -91,9 +91,18 @@ def _per_prompt(entry: CatalogEntry, parameters: TaskParameters) -> tuple[TaskPa
 def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
     match task_id:
         case "captioning":
-            return f"{_captioning_word(entry, parameters)} {parameters.language}"
+            detail = parameters.detail or "short"
+            if detail not in _CAPTIONING:
+                raise UnsupportedVariant(
+                    "detail",
+                    f"{entry.id} supports detail {' and '.join(_CAPTIONING)} only, not {detail}",
+                )
+            return f"{_CAPTIONING[detail]} {parameters.language}"
         case "open_vocabulary_detection" | "phrase_grounding":
-            _check_one_phrase(entry, parameters.caption)
+            if parameters.caption and _SEVERAL_PHRASES.search(parameters.caption):
+                allowed = "a caption of one phrase only, without comma, semicolon or 'and'"
+                message = f"{entry.id} supports {allowed}; send several as phrases"
+                raise UnsupportedVariant("caption", message)
             return f"detect {f' {SEPARATOR} '.join(asked_names(parameters))}"
         case "instance_segmentation":
             if parameters.region is not None:
@@ -105,21 +114,3 @@ def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
             return f"answer {parameters.language} {parameters.question}"
         case _:
             return task_id
-
-
-def _captioning_word(entry: CatalogEntry, parameters: TaskParameters) -> str:
-    detail = parameters.detail or "short"
-    if detail not in _CAPTIONING:
-        raise UnsupportedVariant(
-            "detail", f"{entry.id} supports detail {' and '.join(_CAPTIONING)} only, not {detail}"
-        )
-    return _CAPTIONING[detail]
-
-
-def _check_one_phrase(entry: CatalogEntry, caption: str | None) -> None:
-    if caption and _SEVERAL_PHRASES.search(caption):
-        allowed = (
-            "a caption of one phrase only, without comma, semicolon or 'and'; send several as"
-            " phrases"
-        )
-        raise UnsupportedVariant("caption", f"{entry.id} supports {allowed}")

@@ -48,7 +48,8 @@ class NameServer:
 
     def _answer(self, message: bytes) -> bytes:
         end = message.index(b"\0", _HEADER.size) + 1
-        name, (kind, _) = message[_HEADER.size : end], struct.unpack_from("!HH", message, end)
+        name = message[_HEADER.size : end]
+        kind, _ = struct.unpack_from("!HH", message, end)
         is_known = name.lower() == self._name
         records = [self._record(each) for each in self.addresses if is_known and kind == _TYPE_A]
         flags = _ANSWER_FLAGS | (0 if is_known else _NAME_IS_MISSING)

@@ -8,12 +8,10 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import aiohttp
 import pytest
 
 from tests.deploy.name_server import NameServer, name_server
+from tests.deploy.runner_process import STOP_S, RunnerProcess, small_runners
 from tests.deploy.small_calls import KEY, PIXELS, Calls, image_key
 from tests.deploy.small_runner import CACHE_SIZE
 from tests.support.export_cli import ROOT
@@ -41,52 +40,7 @@ MODEL = "florence-2-mini"
 DOMAIN = "diptych.svc.cluster.local"
 NUM_CLIENTS = 16
 CALL_S = 0.03
-STOP_S = 10
 EJECTION_S = 6.0  # two checks of 2 s, 1 s until the first of them, and some
-
-
-class RunnerProcess:
-    """A small runner, which can be killed, stopped and started again."""
-
-    def __init__(self, name: str, host: str = "127.0.0.1", port: int | None = None) -> None:
-        self.name = name
-        self.host = host
-        self.port = port or free_port()
-        self.url = f"http://{self.host}:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and return when it listens."""
-        command = [
-            sys.executable,
-            "-m",
-            "tests.deploy.small_runner",
-            self.host,
-            str(self.port),
-            self.name,
-        ]
-        self.process = subprocess.Popen(command, cwd=ROOT)
-        wait_until(self._listens)
-
-    def stop(self) -> None:
-        """End the process, whatever state it is in."""
-        self.process.kill()
-        self.process.wait(STOP_S)
-
-    def _listens(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex((self.host, self.port)) == 0
-
-
-@contextmanager
-def small_runners(*names: str) -> Iterator[list[RunnerProcess]]:
-    with ExitStack() as stack:
-        yield [_stopped_at_the_end(stack, RunnerProcess(name)) for name in names]
-
-
-def _stopped_at_the_end(stack: ExitStack, runner: RunnerProcess) -> RunnerProcess:
-    stack.callback(runner.stop)
-    return runner
 
 
 @pytest.fixture
@@ -107,12 +61,6 @@ async def calls_to(url: str) -> AsyncIterator[Calls]:
         yield Calls(session, url)
 
 
-def random_keys(seed: int) -> Iterator[str]:
-    drawn = random.Random(seed)
-    while True:
-        yield image_key(drawn.randrange(CACHE_SIZE))
-
-
 def test_haproxy_takes_every_configuration_without_a_warning(tmp_path: Path) -> None:
     (example,) = re.findall(
         r"```haproxy\n(.*?)```",
@@ -122,13 +70,8 @@ def test_haproxy_takes_every_configuration_without_a_warning(tmp_path: Path) -> 
     (tmp_path / "hosts.cfg").write_text(example)
     for models in (MODELS, tmp_path / "hosts.cfg"):
         command = ["haproxy", "-c", "-f", str(CONFIGURATION), "-f", str(models)]
-        run = subprocess.run(
-            command,
-            env=os.environ | {"RUNNERS_DOMAIN": DOMAIN},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        variables = os.environ | {"RUNNERS_DOMAIN": DOMAIN}
+        run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         assert (run.returncode, run.stdout + run.stderr) == (0, "")
 
 
@@ -184,9 +127,12 @@ def test_calls_about_one_image_are_shared_once_a_runner_has_more_than_its_part(
 def test_nothing_is_lost_with_a_runner(
     balancer: HaProxy, runners: list[RunnerProcess], kill: signal.Signals
 ) -> None:
+    drawn = random.Random(2)
+    keys = (image_key(drawn.randrange(CACHE_SIZE)) for _ in itertools.count())
+
     async def ask() -> None:
         async with calls_to(balancer.url(MODEL)) as calls:
-            async with calls.under_load(random_keys(2), NUM_CLIENTS, CALL_S):
+            async with calls.under_load(keys, NUM_CLIENTS, CALL_S):
                 await calls.wait_for_more(10 * NUM_CLIENTS)
                 assert len(calls.by_runner()) == 2
                 runners[0].process.send_signal(kill)
@@ -195,7 +141,7 @@ def test_nothing_is_lost_with_a_runner(
                 await calls.wait_for_more(10 * NUM_CLIENTS)
                 assert set(calls.by_runner(start + NUM_CLIENTS)) == {"b"}
                 assert calls.oldest_s() < 1  # none hangs at the other
-                bring_back(runners[0], kill)
+                runners[0].bring_back(kill)
                 await wait_for_ready(balancer, 2)
                 start = len(calls.done)
                 await calls.wait_for_more(10 * NUM_CLIENTS)
@@ -204,14 +150,6 @@ def test_nothing_is_lost_with_a_runner(
             assert max(call.seconds for call in calls.done) < EJECTION_S
 
     asyncio.run(ask())
-
-
-def bring_back(runner: RunnerProcess, kill: signal.Signals) -> None:
-    if kill == signal.SIGSTOP:
-        runner.process.send_signal(signal.SIGCONT)
-    else:
-        runner.stop()
-        runner.start()
 
 
 async def wait_for_ready(balancer: HaProxy, count: int) -> None:
@@ -356,7 +294,7 @@ def pods() -> Iterator[list[RunnerProcess]]:
     with ExitStack() as stack:
         port = free_port()
         yield [
-            _stopped_at_the_end(stack, RunnerProcess(host, host, port))
+            stack.enter_context(RunnerProcess(host, host, port))
             for host in ("127.0.0.2", "127.0.0.3")
         ]
 

@@ -56,11 +56,11 @@ def test_every_package_that_the_service_imports_is_required() -> None:
     required = {re.split(r"[=>\[]", line)[0].lower() for line in lines("requirements.txt")}
     modules = {name.partition(".")[0] for name in imported()} - set(sys.stdlib_module_names) - OURS
     distributions = packages_distributions()
-    missing = {
-        name
-        for name in modules
-        if not required & {each.lower().replace("_", "-") for each in distributions[name]}
-    }
+    missing = set()
+    for name in modules:
+        names = {each.lower().replace("_", "-") for each in distributions[name]}
+        if not required & names:
+            missing.add(name)
     assert not missing
 
 

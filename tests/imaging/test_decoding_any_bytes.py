@@ -44,7 +44,9 @@ def decodes_or_refuses(data: bytes) -> bool:
 
 
 EXIF = Image.Exif()
-EXIF[ORIENTATION], EXIF[DESCRIPTION], EXIF[X_RESOLUTION] = 6, "a", 72.0
+EXIF[ORIENTATION] = 6
+EXIF[DESCRIPTION] = "a"
+EXIF[X_RESOLUTION] = 72.0
 SEEDS = [
     encoded(image.resize((8, 4)), image_format, exif=EXIF)
     for image, image_format in itertools.product(

@@ -51,7 +51,9 @@ def written_ids(model_id: str, task_id: str, values: dict[str, Any]) -> list[int
     entry = ENTRIES[model_id]
     parameters = parse_parameters(TASKS[task_id], values)
     prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, (640, 480))
-    segments = [[(segment.text, segment.is_control) for segment in prompt] for prompt in prompts]
+    segments = []
+    for prompt in prompts:
+        segments.append([(segment.text, segment.is_control) for segment in prompt])
     return [token_id for prompt in segments for token_id in TOKENIZERS[model_id].encode(prompt)]
 
 

@@ -210,10 +210,10 @@ def prompt_ids(
 ) -> Sequence[list[int]]:
     parameters = parse_parameters(TASKS[task], values)
     prompts = FAMILIES[entry.family].task_prompts(entry, task, parameters, IMAGE_WH)
-    own = [
-        tokenizer.encode([(segment.text, segment.is_control) for segment in prompt])
-        for prompt in prompts
-    ]
+    own = []
+    for prompt in prompts:
+        segments = [(segment.text, segment.is_control) for segment in prompt]
+        own.append(tokenizer.encode(segments))
     if entry.family == "florence2":
         return [[0, *ids, 2] for ids in own]
     return [[2, *ids, *tokenizer.encode([("\n", False)])] for ids in own]

@@ -57,7 +57,8 @@ def measurement(
 
 
 def run(*measurements: Measurement) -> Run:
-    models = [model(model_id) for model_id in dict.fromkeys(one.model for one in measurements)]
+    model_ids = dict.fromkeys(one.model for one in measurements)
+    models = [model(model_id) for model_id in model_ids]
     return Run(
         models,
         measurements,

@@ -103,10 +103,10 @@ def write_voc(folder: Path) -> Path:
 
 def write_json_lines(folder: Path) -> Path:
     write_images(folder)
-    rows = [
-        {"image": name, "objects": [{"label": label, "box": box} for label, box in own]}
-        for name, own in OBJECTS.items()
-    ]
+    rows = []
+    for name, own in OBJECTS.items():
+        objects = [{"label": label, "box": box} for label, box in own]
+        rows.append({"image": name, "objects": objects})
     (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -129,16 +129,14 @@ def arrow_table(folder: Path) -> pyarrow.Table:
     ClassLabel.
     """
     write_images(folder / "originals")
-    rows = [
-        {
-            "image": {"bytes": (folder / "originals" / name).read_bytes(), "path": name},
-            "objects": {
-                "bbox": [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in own],
-                "category": [CLASSES.index(label) for label, _ in own],
-            },
+    rows = []
+    for name, own in OBJECTS.items():
+        objects = {
+            "bbox": [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in own],
+            "category": [CLASSES.index(label) for label, _ in own],
         }
-        for name, own in OBJECTS.items()
-    ]
+        image = {"bytes": (folder / "originals" / name).read_bytes(), "path": name}
+        rows.append({"image": image, "objects": objects})
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     boxes = pyarrow.list_(pyarrow.list_(pyarrow.float64()))
     objects = pyarrow.struct([("bbox", boxes), ("category", pyarrow.list_(pyarrow.int64()))])

@@ -106,7 +106,8 @@ class FakeDecoder:
             raise torch.OutOfMemoryError
         slots = range(first_slot, first_slot + len(requests))
         for slot, request in zip(slots, requests, strict=True):
-            cache.answers[slot], cache.num_generated[slot] = request.prompt_ids, 0
+            cache.answers[slot] = request.prompt_ids
+            cache.num_generated[slot] = 0
         return self._logits(cache, slots, width_of(drafts) if drafts else 1)
 
     def decode_step(self, cache: FakeCache, token_ids: Tensor) -> Tensor:
@@ -150,7 +151,8 @@ class FakeDecoder:
         assert on_device is None
         held = [(cache.answers[source], cache.num_generated[source]) for source in sources]
         for target, (answer, num_generated) in zip(targets, held, strict=True):
-            cache.answers[target], cache.num_generated[target] = answer, num_generated
+            cache.answers[target] = answer
+            cache.num_generated[target] = num_generated
 
     def recorded(self, cache: FakeCache) -> None:  # noqa: ARG002
         return None

@@ -195,6 +195,11 @@ def _prompt(spec: SequenceSpec) -> str:
 def _outcome(answer: str | Failed) -> Outcome:
     if isinstance(answer, Failed):
         return answer
+    return written(answer)
+
+
+def written(answer: str) -> Written:
+    """Return a complete sequence."""
     text = generated(answer)
     return Written(
         text=text.text,

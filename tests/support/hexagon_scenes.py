@@ -89,7 +89,8 @@ def write_hexagon_coco(folder: Path, first_seed: int, num_scenes: int) -> Path:
 
 def _ring(drawn: SceneObject, rng: Generator) -> Ring:
     turn = math.pi / 6 * int(rng.integers(2))
-    (x, y), radius = drawn.center_xy, drawn.radius_px
+    x, y = drawn.center_xy
+    radius = drawn.radius_px
     angles = [turn + math.pi / 3 * corner for corner in range(6)]
     return tuple((x + radius * math.sin(angle), y - radius * math.cos(angle)) for angle in angles)
 

@@ -80,7 +80,8 @@ _MORE_TESTS = {
 }
 _MAX_BASELINE_S = 1800
 _MAX_LOG_CHARS = 3000
-_SURVIVED, _NO_TESTS = 0, 5  # pytest's exit codes; any other kills the mutant
+_SURVIVED = 0  # pytest's exit codes; any other kills the mutant
+_NO_TESTS = 5
 
 
 class BaselineFailed(Exception):

@@ -1,6 +1,7 @@
 """The page's default requests for a sample, sent to the API."""
 
 import json
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -55,10 +56,7 @@ def drawn(result: dict[str, Any]) -> list[tuple[str, list[list[float]]]]:
     if "detections" in result:
         return [(each["label"], _corners(*each["box"])) for each in result["detections"]]
     if "instances" in result:
-        return [
-            (each["label"], [xy for ring in each["polygons"] for xy in ring])
-            for each in result["instances"]
-        ]
+        return [(each["label"], list(chain(*each["polygons"]))) for each in result["instances"]]
     return [(each["text"], each["quad"]) for each in result["text_regions"]]
 
 

@@ -1,14 +1,15 @@
 """The code that one REST predict crosses in the gateway: `python -m tests.support.request_path
 [--calls]`.
 
-The real app, core and channel answer a form with a new PNG in this process; a simulated runner
-answers the channel over TCP. The second request is counted, so that nothing of a first one is.
-Calls of our own functions are recorded in all threads in the order in which they begin; a coroutine
-that is resumed does not begin again.
+The real app, core and channel answer a form in this process: object detection, with an image that
+the gateway has not seen. A simulated runner answers over TCP. A request about another image comes
+first, so that nothing is counted that only a first one does. Our own functions are recorded in all
+threads in the order in which they begin; a coroutine that is resumed does not begin again.
 """
 
 import argparse
 import asyncio
+import dis
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from pathlib import Path
 from types import FrameType
 
 import httpx
+from aiohttp import web
 from aiohttp.test_utils import TestServer
+from PIL import Image
 
 from imaging.files import ImageLimits
-from loadtest.simulated_runner import app as simulated_runner
+from runners.transport.messages import FoundFeatures, Outcomes
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import SecurityHeaders, TracedRequests
@@ -33,9 +36,12 @@ from service.inference.served_models import ServedModels
 from service.runner_client.client import RunnerChannel, RunnerClient
 from service.settings import Settings
 from tests.support.catalog import FLORENCE, ROOT
-from tests.support.fake_service import PNG, served
+from tests.support.fake_runners import written
+from tests.support.fake_service import IMAGE_SIZE_WH, encoded, served
 
-_FIRST_INSTRUCTIONS = 8  # bytes of code before the body: a frame that is further on is resumed
+_WRITTEN = written("red circle<loc_100><loc_200><loc_500><loc_600>")
+_ANSWER = Outcomes(features=FoundFeatures(outcome="miss"), outcomes=[_WRITTEN]).model_dump_json()
+_RESUME = dis.opmap["RESUME"]
 _INLINE = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")  # read where they stand
 FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "imaging", "tasks"))
 
@@ -68,10 +74,11 @@ def recorded(path: RequestPath) -> Iterator[None]:
 
     def profile(frame: FrameType, event: str, _argument: object) -> None:
         code = frame.f_code
-        is_beginning = (
-            event == "call" and frame.f_lasti <= _FIRST_INSTRUCTIONS and code.co_name not in _INLINE
-        )
-        if is_beginning and (file := code.co_filename).startswith(FOLDERS):
+        if event != "call" or code.co_name in _INLINE or not code.co_filename.startswith(FOLDERS):
+            return
+        file = code.co_filename
+        # RESUME has another argument than 0 after a yield or an await
+        if tuple(code.co_code[frame.f_lasti : frame.f_lasti + 2]) == (_RESUME, 0):
             path.calls.append((str(Path(file).relative_to(ROOT)), code.co_qualname))
 
     threading.setprofile(profile)
@@ -84,10 +91,10 @@ def recorded(path: RequestPath) -> Iterator[None]:
 
 
 async def request_path() -> RequestPath:
-    """Answer two requests about the same image, and return the path of the second."""
+    """Answer two requests about different images, and return the path of the second."""
     path = RequestPath()
     model = served(FLORENCE)
-    async with TestServer(simulated_runner()) as server:
+    async with TestServer(_runner()) as server:
         channel = RunnerChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
         runner = RunnerClient(model.id, channel)
         boundary = RestBoundary(Settings())
@@ -98,18 +105,37 @@ async def request_path() -> RequestPath:
         boundary.start(core, ApiKeys(None))
         transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
         async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
-            await _predict(client)
-            # whose threads are recorded
+            await _predict(client, (200, 30, 30))
+            # its threads are recorded
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
             with recorded(path):
-                await _predict(client)
+                await _predict(client, (30, 30, 200))
         await runner.close()
     return path
 
 
-async def _predict(client: httpx.AsyncClient) -> None:
-    response = await client.post("/v1/predict", data={"task": "captioning"}, files={"image": PNG})
-    response.raise_for_status()
+async def _predict(client: httpx.AsyncClient, color: tuple[int, int, int]) -> None:
+    """Send a form as one piece, as a server receives a small one."""
+    image = encoded(Image.new("RGB", IMAGE_SIZE_WH, color))
+    fields = {"task": "object_detection"}
+    request = client.build_request("POST", "/v1/predict", data=fields, files={"image": image})
+    await request.aread()
+    response = await client.send(request)
+    assert len(response.raise_for_status().json()["result"]["detections"]) == 1
+
+
+def _runner() -> web.Application:
+    """Return a runner that answers every call with pixels by one box, and no other."""
+    app = web.Application()
+    app.add_routes([web.post("/write", _write)])
+    return app
+
+
+async def _write(request: web.Request) -> web.Response:
+    await request.read()
+    if request.content_type == "application/json":
+        return web.Response(status=404)
+    return web.json_response(text=_ANSWER)
 
 
 def main() -> None:

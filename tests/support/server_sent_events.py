@@ -7,5 +7,8 @@ from typing import Any
 def parse_events(text: str) -> list[tuple[str, Any]]:
     """Return name and JSON of each event of a body."""
     blocks = text.removesuffix("\n\n").split("\n\n")
-    events = [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
+    events = []
+    for block in blocks:
+        pairs = [line.split(": ", 1) for line in block.split("\n")]
+        events.append(dict(pairs))
     return [(event.get("event", "message"), json.loads(event["data"])) for event in events]

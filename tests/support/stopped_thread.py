@@ -12,7 +12,9 @@ from tests.support.waiting import wait_until
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_DETACH, _SEIZE, _INTERRUPT = 17, 0x4206, 0x4207  # linux/ptrace.h
+_DETACH = 17  # linux/ptrace.h
+_SEIZE = 0x4206
+_INTERRUPT = 0x4207
 _WALL = 0x40000000  # linux/wait.h: threads too
 _SAMPLE_S = 0.3
 _USER_TICKS = 11  # in /proc/PID/task/TID/stat after the name

@@ -101,14 +101,9 @@ def _infer(
 
 def _array(value: Any) -> Any:
     values = value if isinstance(value, list) else [value]
-    dtype = (
-        np.object_
-        if isinstance(values[0], str | bytes)
-        else np.float64
-        if isinstance(value, list)
-        else None
-    )
-    return np.array(values, dtype=dtype)
+    if isinstance(values[0], str | bytes):
+        return np.array(values, dtype=np.object_)
+    return np.array(values, dtype=np.float64 if isinstance(value, list) else None)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ from tests.support.image_files import LIMITS
 
 PER_LINUX32 = 8  # linux/personality.h
 PRCTL = {"x86_64": 157, "aarch64": 167}
-LOAD_NUMBER, JUMP_UNLESS_EQUAL, RETURN = (0x20, 0, 0), (0x15, 0, 1), (0x06, 0, 0)  # linux/filter.h
-EINVAL, ALLOW = 0x00050016, 0x7FFF0000  # linux/seccomp.h
+LOAD_NUMBER = (0x20, 0, 0)  # linux/filter.h
+JUMP_UNLESS_EQUAL = (0x15, 0, 1)
+RETURN = (0x06, 0, 0)
+EINVAL = 0x00050016  # linux/seccomp.h
+ALLOW = 0x7FFF0000
 
 
 def main(lack: str) -> None:

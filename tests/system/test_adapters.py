@@ -28,7 +28,8 @@ VISION = "shapes-vision"
 ADAPTERS = ("shapes-a", "shapes-b", VISION)
 PARAGRAPH = "Describe with a paragraph what is shown in the image."
 INPUT_SIZE_WH = (192, 192)
-CACHE_MB, CACHED_IMAGES = 1, 60  # more than the features cache holds
+CACHE_MB = 1
+CACHED_IMAGES = 60  # more than the features cache holds
 
 
 @pytest.fixture(scope="module")

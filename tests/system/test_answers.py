@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -162,7 +163,7 @@ def test_a_mask_and_its_polygons_cover_the_same_pixels(client: httpx.Client) -> 
         assert set(by_polygon) == {"box", "label", "score", "polygons"}
         assert set(by_mask) == {"box", "label", "score", "mask"}
         assert by_mask["mask"]["size"] == [240, 320]
-        rings = [[value for point in ring for value in point] for ring in by_polygon["polygons"]]
+        rings = [list(chain(*ring)) for ring in by_polygon["polygons"]]
         drawn = coco_mask.merge(coco_mask.frPyObjects(rings, 240, 320))
         assert coco_mask.iou([drawn], [by_mask["mask"]], [0])[0][0] > 0.9
 

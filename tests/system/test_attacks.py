@@ -142,12 +142,9 @@ def test_unfinished_grpc_messages_of_open_methods_take_little_memory(
 ) -> None:
     before = attacked.resident
     with ExitStack() as stack:
-        attacks = [
-            stack.enter_context(unfinished_calls(attacked.service.grpc_address, method, 10))
-            for _ in range(5)
-        ]
-        for attack in attacks:
-            attack.send(LARGE_BYTES)
+        for _ in range(5):
+            attack = unfinished_calls(attacked.service.grpc_address, method, 10)
+            stack.enter_context(attack).send(LARGE_BYTES)
         assert attacked.resident - before < MOST_GROWTH_BYTES
 
 

@@ -80,7 +80,10 @@ def shares_right(
                 scenes(NUM_SCENES[model]),
             )
         )
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    means: dict[str, float] = {}
+    for name in rows[0]:
+        means[name] = sum(row[name] for row in rows) / len(rows)
+    return means
 
 
 @pytest.mark.parametrize("task", PARAMETERS)

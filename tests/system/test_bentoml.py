@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import httpx
@@ -49,7 +50,7 @@ def test_bentoml_serve_gives_the_answers_of_the_supervisor(
         answers = [
             answer_of(each).raise_for_status().json()["answers"] for each in (served, service)
         ]
-        texts = [[each["raw_text"] for each in answer] for answer in answers]
+        texts = [list(map(itemgetter("raw_text"), answer)) for answer in answers]
         assert texts[0] == texts[1]
         assert metric(served, "diptych_batch_size_count", model=MODEL, stage="encode") == 1
 

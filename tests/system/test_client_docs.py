@@ -35,7 +35,7 @@ RETRIED = (Overloaded, NotReady, ConnectionFailed)
 def table(first_column: str) -> list[list[str]]:
     """Return the rows of the table whose first column has this heading."""
     lines = GUIDE.partition(f"\n| {first_column} |")[2].partition("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [list(map(str.strip, line.strip("|").split("|"))) for line in lines]
 
 
 def adapted(text: str, service: RunningService, tmp_path: Path) -> str:

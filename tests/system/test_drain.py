@@ -27,7 +27,8 @@ from tests.support.server_sent_events import parse_events
 from tests.support.service_metrics import samples, total
 from tests.support.waiting import wait_until
 
-NUM_TOKENS, NUM_BEAMS = 280, 4  # of answers that take some seconds together
+NUM_TOKENS = 280  # answers of so many beams take some seconds together
+NUM_BEAMS = 4
 # Of the requests some wait in the gateway for their turn, and none finds its image encoded.
 SETTINGS = {"DIPTYCH_DECODER_MAX_BATCH_SIZE": "8", "DIPTYCH_VISION_CACHE_MB": "0"}
 NUM_TURNS = 12  # half as many again as the decoder writes at once

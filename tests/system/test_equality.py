@@ -110,14 +110,10 @@ def _asked(client: Client, image: bytes, fields: dict[str, Any]) -> Outcome:
 
 def over_triton(transport: str, service: RunningService) -> list[Outcome]:
     address = service.grpc_address if transport == "grpc" else service.url.removeprefix("http://")
-    calls = [
-        Infer(
-            fields.get("model", FLORENCE),
-            image,
-            {name: value for name, value in fields.items() if name != "model"},
-        )
-        for image, fields in CASES
-    ]
+    calls = []
+    for image, fields in CASES:
+        others = {name: value for name, value in fields.items() if name != "model"}
+        calls.append(Infer(fields.get("model", FLORENCE), image, others))
     outcomes = triton(transport, address, calls)
     return [_inferred(outcome) for outcome in outcomes]
 

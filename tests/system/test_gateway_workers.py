@@ -76,27 +76,21 @@ def gateways(service: RunningService) -> list[psutil.Process]:
 def num_listening(service: RunningService) -> int:
     """Return the number of gateways that listen on both ports."""
     ports = {int(address.rpartition(":")[2]) for address in (service.url, service.grpc_address)}
-    listening = [
-        {
-            each.laddr.port
-            for each in gateway.net_connections("tcp")
-            if each.status == psutil.CONN_LISTEN
-        }
-        for gateway in gateways(service)
-    ]
+    listening = []
+    for gateway in gateways(service):
+        found = gateway.net_connections("tcp")
+        listening.append({each.laddr.port for each in found if each.status == psutil.CONN_LISTEN})
     return sum(ports <= each for each in listening)
 
 
 def num_connections(service: RunningService, address: str) -> list[int]:
     """Return the number of clients' connections to a port in each gateway."""
     port = int(address.rpartition(":")[2])
-    return [
-        sum(
-            each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED
-            for each in of.net_connections("tcp")
-        )
-        for of in gateways(service)
-    ]
+    counts: list[int] = []
+    for gateway in gateways(service):
+        found = [each for each in gateway.net_connections("tcp") if each.laddr.port == port]
+        counts.append(sum(each.status == psutil.CONN_ESTABLISHED for each in found))
+    return counts
 
 
 def ask(service: RunningService) -> httpx.Response:

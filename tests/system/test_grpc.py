@@ -51,7 +51,9 @@ def _item(item: dict[str, Any]) -> dict[str, Any]:
     if "quad" in shown:
         shown["quad"] = [{"x": x, "y": y} for x, y in shown["quad"]]
     if "polygons" in shown:
-        rings = [{"points": [{"x": x, "y": y} for x, y in ring]} for ring in shown["polygons"]]
+        rings = []
+        for ring in shown["polygons"]:
+            rings.append({"points": [{"x": x, "y": y} for x, y in ring]})
         shown["polygons"] = {"rings": rings}
     if "mask" in shown:
         height, width = shown["mask"]["size"]

@@ -69,7 +69,7 @@ class HotService:
 
     def log_lines(self, *words: str) -> list[str]:
         lines = self.running.log.read_text().splitlines()
-        return [line for line in lines if all(word in line for word in words)]
+        return [line for line in lines if all(map(line.__contains__, words))]
 
 
 @pytest.fixture(scope="module")

@@ -138,8 +138,9 @@ def test_both_models_predict_every_control_and_label_studio_accepts_it(pair: Pai
         detected = answer(pair, model, task="open_vocabulary_detection", labels=LABELS)[
             "detections"
         ]
+        expected = sorted(each["box"] for each in detected)
         assert sorted(pixels(value) for value in of(results, "box")) == [
-            pytest.approx(box, abs=0.01) for box in sorted(each["box"] for each in detected)
+            pytest.approx(box, abs=0.01) for box in expected
         ]
         assert (
             len(detected) == len(of(results, "polygon")) == len(of(results, "brush")) == len(LABELS)

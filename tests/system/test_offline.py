@@ -225,14 +225,11 @@ def assert_same(row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
 
 
 def without_scores(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        kind: (
-            value
-            if isinstance(value, str)
-            else [{k: v for k, v in each.items() if k != "score"} for each in value]
-        )
-        for kind, value in result.items()
-    }
+    found = dict(result)
+    for kind, value in result.items():
+        if not isinstance(value, str):
+            found[kind] = [{**each, "score": None} for each in value]
+    return found
 
 
 def scores(result: Mapping[str, Any]) -> list[float]:

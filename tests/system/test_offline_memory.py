@@ -57,7 +57,8 @@ def test_memory_does_not_grow_with_the_images_that_are_answered(
     early = [each for each in samples if 0.2 <= each.share_done < 0.3]
     late = [each for each in samples if 0.9 <= each.share_done < 1]
     for name in ("worker_bytes", "driver_bytes"):
-        before, after = (median(getattr(each, name) for each in part) for part in (early, late))
+        before = median(getattr(each, name) for each in early)
+        after = median(getattr(each, name) for each in late)
         print(
             f"{name}: {before / 1e6:.0f} MB with a quarter of {NUM_IMAGES} images,"
             f" {after / 1e6:.0f} MB at the end"

@@ -120,17 +120,10 @@ def test_images_at_one_time_are_encoded_in_batches_by_bentoml(
         with runner.running[runner.ports[0]].client() as client:
             lines = client.get("/metrics").text.splitlines()
         labels = f'{{model="{MODEL}",stage="encode"}}'
-        count, total = (
-            next(
-                (
-                    float(line.split()[1])
-                    for line in lines
-                    if line.startswith(f"diptych_batch_size_{name}{labels}")
-                ),
-                0,
-            )
-            for name in ("count", "sum")
-        )  # 0: nothing was encoded yet
+        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        # 0: nothing was encoded yet
+        count = float(values.get(f"diptych_batch_size_count{labels}", 0))
+        total = float(values.get(f"diptych_batch_size_sum{labels}", 0))
         return count, total
 
     count_before, images_before = batches()

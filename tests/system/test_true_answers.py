@@ -119,7 +119,7 @@ def test_every_offered_task_was_asked(
         models = {
             model["id"]: set(model["tasks"]) for model in client.get("/v1/models").json()["data"]
         }
-    asked = {
-        model: {name.split(" ")[0] for name in e.latencies_ms} for model, e in evaluations.items()
-    }
+    asked = {}
+    for model, evaluation in evaluations.items():
+        asked[model] = {name.split(" ")[0] for name in evaluation.latencies_ms}
     assert asked == models

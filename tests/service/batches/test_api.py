@@ -122,10 +122,8 @@ def test_invalid_fields_of_an_upload_are_named_and_nothing_is_stored(
 
 
 def form(*parts: bytes, end: bytes = b"--x--\r\n") -> dict[str, Any]:
-    body = (
-        b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts)
-        + end
-    )
+    start = b"--x\r\nContent-Disposition: form-data; "
+    body = b"".join(start + part + b"\r\n" for part in parts) + end
     return {"content": body, "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
 
 

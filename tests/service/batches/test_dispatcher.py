@@ -70,10 +70,10 @@ def test_one_batch_of_a_key_runs_at_a_time_and_the_others_are_ids(
 
     async def scenario() -> None:
         core, decoder = blocked()
-        batches = [
-            create(store, *(line(f"{batch}-{number}") for number in range(20)))
-            for batch in range(3)
-        ]
+        batches = []
+        for batch in range(3):
+            lines = [line(f"{batch}-{number}") for number in range(20)]
+            batches.append(create(store, *lines))
         async with working(store, core):
             await until(lambda: all(now(store, batch).status == "in_progress" for batch in batches))
             await until(lambda: decoder.num_waiting)
@@ -106,7 +106,8 @@ def test_files_are_checked_one_at_a_time(store: Store, monkeypatch: pytest.Monke
 
     async def scenario() -> None:
         core, _ = blocked()
-        batches = [create(store, *(line(str(number)) for number in range(5))) for _ in range(4)]
+        lines = [line(str(number)) for number in range(5)]
+        batches = [create(store, *lines) for _ in range(4)]
         async with working(store, core):
             nums_open = []
             while not all(now(store, batch).status == "in_progress" for batch in batches):

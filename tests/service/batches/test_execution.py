@@ -72,10 +72,10 @@ def test_an_online_request_cancels_what_runs_and_each_is_put_back_into_its_batch
         gaps = TrafficGaps()
         core, decoder = blocked(gaps)
         release(decoder)
-        batches = {
-            owner: create(store, *(line(f"{owner}-{number}") for number in range(40)), owner=owner)
-            for owner in ("first", "second")
-        }
+        batches = {}
+        for owner in ("first", "second"):
+            lines = [line(f"{owner}-{number}") for number in range(40)]
+            batches[owner] = create(store, *lines, owner=owner)
         async with working(store, core, gaps):
             for num_cancelled in (8, 16):
                 await hold_back(decoder, 8)

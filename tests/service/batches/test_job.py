@@ -28,7 +28,8 @@ from tests.support.rest_client import OCR
 
 def test_a_process_that_ends_early_leaves_the_rest_to_the_next(store: Store) -> None:
     """Every other line is bad, and has its error once."""
-    good, bad = ({f"{kind}-{number}" for number in range(100)} for kind in ("good", "bad"))
+    good = {f"good-{number}" for number in range(100)}
+    bad = {f"bad-{number}" for number in range(100)}
     lines = [
         line(each, body=OCR if each in good else {"task": "ocr"})
         for each in sorted(good | bad, key=_number)

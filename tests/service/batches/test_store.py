@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.batches.store import BatchState, Store, write_whole
+from service.batches.journal import write_whole
+from service.batches.store import BatchState, Store
 from service.batches.wire import DAY_S, MAX_KEPT_S, BatchRequest, Status
 from service.errors import InvalidRequest
 from service.settings import SettingsError

@@ -55,7 +55,7 @@ def test_one_client_never_takes_all_places_to_read_headers_and_its_deadline_ends
         waiting, polite = (
             LazyImage(encoded(colour_steps()), decoder, client) for client in ("flood", "polite")
         )
-        async with decoder.header_slot("flood"):
+        async with decoder.header_slots.slot("flood"):
             with pytest.raises(
                 DeadlineExceeded, match="the header of the image was not read before the deadline"
             ):

@@ -93,7 +93,8 @@ def test_request_has_no_cookies_or_credentials() -> None:
     head, port = asyncio.run(scenario())
     request, *headers = head.strip().split("\r\n")
     assert request == "GET / HTTP/1.1"
-    assert {name.lower(): value for name, value in (line.split(": ") for line in headers)} == {
+    pairs = [line.split(": ") for line in headers]
+    assert {name.lower(): value for name, value in pairs} == {
         "host": f"images.test:{port}",
         "accept": "image/jpeg, image/png, image/webp, */*;q=0.1",
         "accept-encoding": "identity",

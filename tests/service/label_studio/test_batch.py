@@ -150,12 +150,11 @@ def test_other_requests_are_served_while_a_configuration_is_read() -> None:
             assert calling.result().status_code == 200
             assert num_turns > 5  # else 1
 
-    config = view(
-        *[
-            labelled("RectangleLabels", *[f"{tag} {label}" for label in range(100)])
-            for tag in range(10)
-        ]
-    )
+    tags = []
+    for tag in range(10):
+        labels = [f"{tag} {label}" for label in range(100)]
+        tags.append(labelled("RectangleLabels", *labels))
+    config = view(*tags)
     asyncio.run(scenario())
 
 

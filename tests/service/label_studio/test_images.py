@@ -61,9 +61,8 @@ def read(
 
 def headers_of(request: str) -> dict[str, str]:
     lines = request.split("\r\n")[1:]
-    return {
-        name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name
-    }
+    parts = [line.partition(": ") for line in lines]
+    return {name.lower(): value for name, _, value in parts if name}
 
 
 def refusal(found: bytes | ServiceError) -> str:

@@ -32,10 +32,9 @@ def test_a_label_belongs_to_the_nearest_control_around_it() -> None:
     inner = labelled("Choices", "x", name="inner")
     children = f'<Label value="a"/><Choice value="no label"/>{inner}<View><Label value="b"/></View>'
     text = f'<RectangleLabels name="box" toName="image">{children}</RectangleLabels>'
-    found = {
-        control.name: [label.value for label in control.labels]
-        for control in parse_config(view(text))
-    }
+    found = {}
+    for control in parse_config(view(text)):
+        found[control.name] = [label.value for label in control.labels]
     assert found == {"box": ["a", "b"], "inner": ["x"]}
 
 

@@ -189,10 +189,10 @@ def test_located_text_is_results_with_one_id_and_one_shape(
     outline = points if shape is POLYGON else PERCENT
     assert all(outline.items() <= each["value"].items() for each in results)
     assert [each["value"].get("text") for each in results] == [*[None] * (len(types) - 1), ["HI"]]
-    found = [
-        {name: each["value"][name] for name in each["value"] if "labels" in name}
-        for each in results
-    ]
+    found = []
+    for each in results:
+        value = each["value"]
+        found.append({name: value[name] for name in value if "labels" in name})
     assert [each for each in found if each] == labels
 
 

@@ -8,7 +8,8 @@ from service.settings import Settings, SettingsError
 from service.supervision.roles import Role
 from tests.support.catalog import ROOT
 
-A, B = MODELS = ("florence-2-mini", "paligemma-mini")
+MODELS = ("florence-2-mini", "paligemma-mini")
+A, B = MODELS
 URLS = (f"{A}=http://10.0.0.1:3000",)
 
 

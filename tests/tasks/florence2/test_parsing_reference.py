@@ -230,7 +230,7 @@ def ours(case: Case, text: str) -> Found | str:
         case "text_regions":
             return [(each.text, (flat(each.quad),)) for each in result.text_regions]
         case _:
-            return [("", tuple(flat(ring) for ring in each.polygons)) for each in result.instances]
+            return [("", tuple(map(flat, each.polygons))) for each in result.instances]
 
 
 def reference(post_processor: Florence2PostProcessor, case: Case, text: str) -> Found | str:

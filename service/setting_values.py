@@ -1,10 +1,21 @@
-"""The URLs in settings: which parts each may have. Raises `ValueError` with what is allowed."""
+"""The types of settings that are URLs, hosts or devices: which parts a value may have.
+
+A check raises `ValueError` with what is allowed.
+"""
 
 import re
+from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
+from pydantic import AfterValidator
 
-def check_store_url(url: str) -> str:
+from runners.artifacts.devices import model_device
+from service.images.url_rules import AllowedHost
+
+Names = tuple[str, ...]
+
+
+def _check_store_url(url: str) -> str:
     """Return the URL of a store of shared limits, if it is one."""
     parts = urlsplit(url)
     is_store = parts.scheme in ("redis", "rediss") and parts.hostname and _has_port(parts)
@@ -13,7 +24,7 @@ def check_store_url(url: str) -> str:
     return url
 
 
-def check_http_url(url: str) -> str:
+def _check_http_url(url: str) -> str:
     """Return the URL of another service, if it has no credentials and no query."""
     parts = urlsplit(url)
     if (
@@ -44,9 +55,36 @@ def split_runner_url(pair: str) -> tuple[str, str]:
     return model_id, url.rstrip("/")
 
 
+def _check_hosts(hosts: Names) -> Names:
+    for host in hosts:
+        AllowedHost.parse(host)
+    return hosts
+
+
+def _check_runner_urls(pairs: Names) -> Names:
+    models = [model for model, _ in map(split_runner_url, pairs)]
+    if len(set(models)) < len(models):
+        raise ValueError("a model has two URLs; use the URL of a proxy that balances its replicas")
+    return pairs
+
+
+def _check_devices(pairs: Names) -> Names:
+    models = [model for model, _, _ in map(model_device, pairs)]
+    if len(set(models)) < len(models):
+        raise ValueError("a model has two devices")
+    return pairs
+
+
 def _has_port(parts: SplitResult) -> bool:
     """Return True for a valid port and for none."""
     try:
         return parts.port is None or parts.port > 0
     except ValueError:
         return False
+
+
+StoreUrl = Annotated[str, AfterValidator(_check_store_url)]
+HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
+UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]
+RunnerUrls = Annotated[Names, AfterValidator(_check_runner_urls)]
+Devices = Annotated[Names, AfterValidator(_check_devices)]
