@@ -3,6 +3,7 @@
 import pytest
 
 from runners.artifacts.adapter_folder import AdapterLimits
+from runners.telemetry.tracing import TraceOptions
 from service.environment import read_settings
 from service.process_options import max_running, max_slots, runner_options
 from tests.support.catalog import FLORENCE, PALIGEMMA
@@ -58,3 +59,9 @@ def test_the_bounds_of_adapters_and_of_the_start_reach_the_runner() -> None:
     )
     assert options.start_timeout_s == 5
     assert runner_options(FLORENCE.id, read_settings({}), ENTRIES).adapter_limits == AdapterLimits()
+
+
+def test_a_runner_sends_its_traces_where_the_gateway_does() -> None:
+    environment = {"DIPTYCH_OTLP_ENDPOINT": "http://a:4318", "DIPTYCH_TRACE_SAMPLE": "0.5"}
+    options = runner_options(FLORENCE.id, read_settings(environment), ENTRIES)
+    assert options.traces == TraceOptions("http://a:4318", 0.5)

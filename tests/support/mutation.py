@@ -50,13 +50,6 @@ _EXCLUDED = {
 }
 # Tests of a room beside those of the same folder in tests/.
 _MORE_TESTS = {
-    "client/diptych_client/cli": [
-        "tests/system/test_cli.py",
-        "tests/system/test_evaluate.py",
-        "tests/system/test_scores.py",
-    ],
-    "client/diptych_client/integrations": ["tests/system/test_cvat.py", "tests/system/test_mcp.py"],
-    "client/diptych_client/long_runs": ["tests/client/annotate", "tests/client/evaluation"],
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
     "runners": ["tests/runners/telemetry", "tests/system/test_transport.py"],
@@ -67,16 +60,14 @@ _MORE_TESTS = {
     ],
     "service": [
         "tests/test_docs.py",
-        "tests/service/http/test_rest_*.py",
+        "tests/service/http/test_rest_errors.py",
         "tests/service/rpc",
-        "tests/system/test_bentoml.py",
+        "tests/system/test_metrics.py",
     ],
     "service/http": ["tests/service/telemetry/test_traces.py"],
-    "service/openai": ["tests/system/test_openai_client.py"],
     "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
     "service/schema": ["tests/service/http/test_rest_*.py"],
-    "service/supervision": ["tests/system/test_drain.py", "tests/system/test_gateway_workers.py"],
-    "service/telemetry": ["tests/service/inference", "tests/service/http", "tests/test_docs.py"],
+    "service/supervision": ["tests/system/test_gateway_workers.py"],
 }
 _MAX_BASELINE_S = 1800
 _MAX_LOG_CHARS = 3000
@@ -208,7 +199,8 @@ def run_room(room: str, modules: Sequence[str], workers: Sequence[Worker]) -> Ro
         raise BaselineFailed(
             f"the tests of {room} fail without a mutant, with status {code}:\n{log}"
         )
-    timeout_s = 20 + 3 * (time.monotonic() - start_s)
+    # a busy machine must not count as a killer
+    timeout_s = 60 + 4 * (time.monotonic() - start_s)
     free: queue.Queue[Worker] = queue.Queue()
     for worker in workers:
         free.put(worker)

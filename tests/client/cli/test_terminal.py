@@ -1,5 +1,6 @@
 """No text of a server or a dataset controls the terminal."""
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -58,3 +59,13 @@ def test_a_progress_bar_shows_a_name_as_it_is(capsys: pytest.CaptureFixture[str]
 
     run_with_progress(1, run, "[red]\x9b31m")
     assert r"[red]\u009b31m" in capsys.readouterr().err
+
+
+def test_a_progress_bar_has_the_rate_in_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    async def run(advance: Callable[[], None]) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.01)  # a rate needs two times
+            advance()
+
+    run_with_progress(3, run, unit="requests")
+    assert " requests/s" in " ".join(capsys.readouterr().err.split())

@@ -73,6 +73,7 @@ def test_text_selects_the_task_and_the_completion_is_the_raw_text(
         ({**body(), "temperature": 3}, "invalid_request", "temperature"),
         ({**body(), "temperature": 1e-300}, "invalid_request", "temperature"),
         ({**body(), "max_tokens": 0}, "invalid_request", "max_tokens"),
+        ({**body(), "seed": 2**63}, "invalid_request", "seed"),
         (body("detect " + "a ; " * 2500), "invalid_request", "messages.0.content.0.text.text"),
         (message(*[text("<OCR>")] * 17), "invalid_request", "messages.0.content"),
         (body(model="x" * 1001), "invalid_request", "model"),

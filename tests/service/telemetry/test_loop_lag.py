@@ -88,3 +88,19 @@ def test_a_loop_in_time_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
         await asyncio.sleep(0.2)
 
     assert log_of("quick", wait, caplog) == []
+
+
+def test_only_the_request_that_blocks_now_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def block(seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def block_beside_others() -> None:
+        # late, but within the promise: noted and not logged
+        await asyncio.create_task(block(0.09), name="request earlier")
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(asyncio.sleep(0.1), name="request waiting")
+        await asyncio.create_task(block(BLOCKED_S), name="request later")
+        await waiting
+
+    (line,) = log_of("slow-4", block_beside_others, caplog)
+    assert "request later at" in line

@@ -1,0 +1,113 @@
+"""`diptych evaluate` over a scripted service: the files of its report, and models it refuses."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diptych_client import Answer
+from diptych_client.cli.evaluation import EvaluateCommand, evaluate_dataset
+from diptych_client.cli.options import ConnectionOptions, TaskOptions
+from diptych_client.long_runs import RunError
+from diptych_client.results import Model
+from tests.support.client_answers import DETECTIONS, SIZE, answer
+from tests.support.scripted_services import Script, serving_rest
+
+TASK = "object_detection"
+NAMES = ("first", "second")
+
+
+def model(name: str, calibrated_tasks: tuple[str, ...] = ()) -> Model:
+    return Model(
+        id=name,
+        family="florence2",
+        organization="o",
+        category="c",
+        modality="m",
+        release_date="2024-06-01",
+        context_window=1,
+        parameters=1,
+        license="MIT",
+        tasks=(TASK,),
+        features=(),
+        resolution=1,
+        precision="float32",
+        checkpoint="0" * 64,
+        calibrated_tasks=calibrated_tasks,
+    )
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> EvaluateCommand:
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "images" / name)
+    return EvaluateCommand(
+        dataset=tmp_path / "images",
+        out=tmp_path / "out",
+        task_options=TaskOptions(TASK),
+        models=None,
+        images=None,
+        split=None,
+        prompts=None,
+        num_images=None,
+        concurrency=1,
+        gallery=2,
+        calibrate=None,
+    )
+
+
+def evaluated(
+    command: EvaluateCommand, models: Sequence[Model], answers: Sequence[Answer] = ()
+) -> tuple[int, Script]:
+    task = {"id": TASK, "description": "", "result": "detections", "parameters": {}}
+    listings = {
+        "/v1/tasks": [task | {"models": [each.id for each in models]}],
+        "/v1/models": [asdict(each) for each in models],
+    }
+    script = Script(list(answers), listings=listings)
+    with serving_rest(script) as url:
+        return evaluate_dataset(ConnectionOptions(url, None, 5.0, 0), command), script
+
+
+def test_every_image_is_sent_to_every_model_and_the_report_has_their_answers(
+    command: EvaluateCommand,
+) -> None:
+    answers = [answer(DETECTIONS, model=name) for name in NAMES for _ in range(2)]
+    models = [model(name) for name in NAMES]
+    num_failures, script = evaluated(command, models, answers)
+    assert (num_failures, len(script.received)) == (0, 4)
+    report = json.loads((command.out / "report.json").read_text())
+    assert report["models"] == list(NAMES)
+    assert "agreement" in (command.out / "report.md").read_text()
+    assert "a.png" in (command.out / "report.html").read_text()
+    again, script = evaluated(command, models)
+    assert (again, script.received) == (0, [])  # a finished run is not sent again
+
+
+def test_models_with_calibrated_scores_are_not_calibrated_again(
+    command: EvaluateCommand, tmp_path: Path
+) -> None:
+    calibrate = replace(command, calibrate=tmp_path / "calibration.json")
+    models = [model("first", (TASK,)), model("second"), model("third", (TASK,))]
+    with pytest.raises(RunError, match=f"^first, third answers {TASK} with calibrated scores"):
+        evaluated(calibrate, models)
+    assert not command.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"models": ("none", "first", "other")}, f"none, other does not offer {TASK}; offered by"),
+        ({"task_options": TaskOptions("ocr")}, f"no model offers task 'ocr'; offered are {TASK}"),
+    ],
+)
+def test_a_model_or_task_that_is_not_served_is_refused_before_a_request(
+    command: EvaluateCommand, changed: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RunError, match=message):
+        evaluated(replace(command, **changed), [model(name) for name in NAMES])  # type: ignore[arg-type]
+    assert not command.out.exists()

@@ -1,0 +1,82 @@
+"""The log of a long run: what a killed process leaves, large values, locks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diptych_client.long_runs import AppendLog, RunError
+from diptych_client.long_runs.append_log import _BLOCK_BYTES
+
+VALUES = [{"image": "a.png", "n": 1}, {"image": "größer.png", "n": None}, {}]
+LINES = "".join(f"{json.dumps(value)}\n" for value in VALUES).encode()
+
+
+def logged(path: Path, *values: dict[str, Any]) -> list[int]:
+    with AppendLog.open(path) as log:
+        return [log.append(value) for value in values]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    with AppendLog.open(path) as log:
+        return [value for _, value in log.values()]
+
+
+def test_values_are_read_in_their_order_and_by_their_offsets(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "deeper" / "log"
+    offsets = logged(path, *VALUES[:2])
+    offsets += logged(path, VALUES[2])
+    with AppendLog.open(path) as log:
+        assert list(log.values()) == list(zip(offsets, VALUES, strict=True))
+        assert [log.value(offset) for offset in reversed(offsets)] == VALUES[::-1]
+    assert path.read_bytes() == LINES
+
+
+@pytest.mark.parametrize("num_bytes", [_BLOCK_BYTES + change for change in (-1, 0, 1)])
+def test_a_value_of_about_a_block_is_found_between_others(tmp_path: Path, num_bytes: int) -> None:
+    overhead = len(json.dumps({"text": ""}))
+    large = {"text": "x" * (num_bytes - overhead)}
+    first, second, third = logged(tmp_path / "log", VALUES[0], large, VALUES[1])
+    with AppendLog.open(tmp_path / "log") as log:
+        assert log.value(second) == large
+        assert (log.value(first), log.value(third)) == (VALUES[0], VALUES[1])
+
+
+@pytest.mark.parametrize("num_written", [1, 20, _BLOCK_BYTES, 2 * _BLOCK_BYTES + 5])
+def test_a_line_that_a_killed_process_was_writing_is_removed(
+    tmp_path: Path, num_written: int
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(LINES + b"x" * num_written)
+    assert read(path) == VALUES
+    assert path.read_bytes() == LINES
+    (offset,) = logged(path, {"n": 2})
+    assert offset == len(LINES)
+    assert read(path) == [*VALUES, {"n": 2}]
+
+
+@pytest.mark.parametrize("num_written", [0, 1, _BLOCK_BYTES, _BLOCK_BYTES + 1])
+def test_a_log_without_a_whole_line_is_empty(tmp_path: Path, num_written: int) -> None:
+    (tmp_path / "log").write_bytes(b"x" * num_written)
+    assert read(tmp_path / "log") == []
+    assert (tmp_path / "log").read_bytes() == b""
+    assert logged(tmp_path / "log", {}) == [0]
+
+
+def test_a_line_that_is_not_json_is_an_error_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(LINES + b"{\n")
+    with AppendLog.open(path) as log, pytest.raises(RunError, match="log, line 4: invalid JSON"):
+        list(log.values())
+
+
+def test_a_log_is_open_once_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with AppendLog.open(path) as log:
+        with pytest.raises(RunError, match="log is locked by another process"):
+            AppendLog.open(path)
+        log.append({})
+        log.close()
+        with AppendLog.open(path) as other:  # `close` releases it, before the context ends
+            assert [value for _, value in other.values()] == [{}]

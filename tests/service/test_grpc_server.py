@@ -1,0 +1,87 @@
+"""The gRPC server from its start to its stop: health, and calls in flight."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.admission.api_keys import ApiKeys
+from service.grpc_server import GrpcServer
+from service.inference.core import Core
+from service.rpc.proto import vision_pb2 as pb
+from service.rpc.proto.vision_pb2_grpc import VisionStub
+from service.settings import Settings
+from tests.support.core_calls import until
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PNG, make_core
+from tests.support.running_service import free_port
+
+STATES = health_pb2.HealthCheckResponse
+LIMIT_S = 5  # of a call: far above what it takes
+
+
+@dataclass(slots=True)
+class Runners:
+    """Runners that are ready, or not."""
+
+    are_ready: bool = True
+
+    async def is_ready(self) -> bool:
+        return self.are_ready
+
+
+@asynccontextmanager
+async def started(
+    core: Core, runners: Runners
+) -> AsyncIterator[tuple[GrpcServer, grpc.aio.Channel]]:
+    settings = Settings(grpc_port=free_port())
+    server = GrpcServer(core, ApiKeys(None), settings, runners.is_ready)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            yield server, channel
+    finally:
+        await server.stop(0)
+
+
+async def health(channel: grpc.aio.Channel, service: str = "") -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT_S)
+    return int(answer.status)
+
+
+def test_health_is_that_of_the_runners_until_the_server_drains() -> None:
+    async def scenario() -> None:
+        for are_ready, state in ((True, STATES.SERVING), (False, STATES.NOT_SERVING)):
+            async with started(make_core(), Runners(are_ready)) as (server, channel):
+                for service in ("", "diptych.v1.Vision", "inference.GRPCInferenceService"):
+                    assert await health(channel, service) == state
+                await server.set_not_serving()
+                assert await health(channel) == STATES.NOT_SERVING
+
+    asyncio.run(scenario())
+
+
+def test_calls_in_flight_are_answered_while_the_server_stops() -> None:
+    async def scenario() -> list[str]:
+        released = asyncio.Event()
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
+        core = make_core(decoders={FLORENCE_ID: decoder})
+        async with started(core, Runners()) as (server, channel):
+            stub = VisionStub(channel)
+            calls = [
+                stub.Predict(pb.PredictRequest(image=PNG, task=task), timeout=LIMIT_S)
+                for task in ("ocr", "captioning")
+            ]
+            await until(lambda: decoder.num_waiting == len(calls))
+            stopping = asyncio.create_task(server.stop(LIMIT_S))
+            await asyncio.sleep(0)  # it begins
+            released.set()
+            answers = [await call for call in calls]
+            await stopping
+        return [answer.raw_text for answer in answers]
+
+    assert asyncio.run(scenario()) == ["HELLO", "a red circle"]
