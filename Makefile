@@ -15,18 +15,18 @@ INSTALL ?= $(PY) -m pip install --quiet
 EMBEDDED := florence-2-mini paligemma-mini
 URL ?= http://127.0.0.1:3000
 
-# Of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
+# Options of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
 ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
 VARIANT ?= cpu
 MODELS ?= $(EMBEDDED)
 MODEL_LIST = $(subst $() $(),$(COMMA),$(strip $(MODELS)))
 IMAGE ?= diptych
-# What podman and buildah make by themselves, OCI's format, has no health check.
+# The default format of podman and buildah, OCI's, has no health check.
 FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
 COMMA := ,
 
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
-# Neither BentoML nor ONNX Runtime (1.32's builds do) tells its makers that it runs.
+# Disable the telemetry of BentoML and of ONNX Runtime (1.32's builds have it).
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
@@ -59,7 +59,7 @@ proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
 	cp service/rpc/proto/vision_pb2.py service/rpc/proto/vision_pb2.pyi client/diptych_client/transports
 
-# torch and ONNX Runtime differ by device; networkx, setuptools and sympy are what torch needs on every one.
+# torch and ONNX Runtime differ by device; torch needs networkx, setuptools and sympy on every one.
 lock: $(VENV)/installed-dev
 	{ echo "# By \`make lock\`, for Python 3.11 on Linux."; { grep -v '^torch' requirements.txt; printf 'networkx\nsetuptools\nsympy\n'; } \
 	    | $(PY) -m uv pip compile - --quiet --python-version 3.11 --python-platform linux --generate-hashes --no-header \

@@ -1,4 +1,4 @@
-"""Results as FiftyOne's labels, made by the real package in an environment of its own."""
+"""Results as FiftyOne's labels, made by the real package in a separate environment."""
 
 import json
 import os

@@ -162,7 +162,7 @@ def test_the_gpu_variant_has_another_onnx_runtime_and_a_newer_torch() -> None:
 
 @pytest.mark.long
 def test_the_gpu_requirements_lack_nothing_but_the_driver(tmp_path: Path) -> None:
-    """Installs 1.1 GB into an environment of its own; torch is left out, as it brings its own
+    """Install 1.1 GB into a separate environment; torch is left out, as it brings its own
     libraries.
     """
     venv.create(tmp_path, with_pip=True)
@@ -176,7 +176,7 @@ def test_the_gpu_requirements_lack_nothing_but_the_driver(tmp_path: Path) -> Non
         text=True,
         check=True,
     )
-    if run.stdout != "True\n":  # with a driver it loads
+    if run.stdout != "True\n":  # it loads if there is a driver
         assert "libcuda.so.1: cannot open shared object file" in run.stderr
 
 

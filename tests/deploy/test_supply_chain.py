@@ -19,7 +19,7 @@ REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]
 EXACT_IMAGE = re.compile(r".*:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 OWN_IMAGE = "diptych"
-NOT_LOCKED = {"onnxruntime", "torch"}  # whose builds differ by device
+NOT_LOCKED = {"onnxruntime", "torch"}  # builds differ by device
 SERVED = ("service", "runners", "imaging", "tasks")
 OURS = {*SERVED, "models"}
 

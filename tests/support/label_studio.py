@@ -27,7 +27,7 @@ MISSING_LABEL_STUDIO = (
 EMAIL = "admin@example.com"
 PASSWORD = "password123"
 _LEGACY_TOKEN = "0123456789abcdef0123456789abcdef01234567"
-_DATABASE = ENVIRONMENT / "new.sqlite3"  # as the first start made it, which takes most of a minute
+_DATABASE = ENVIRONMENT / "new.sqlite3"  # made by the first start in most of a minute
 _START_TIMEOUT_S = 300
 _SETTINGS = {
     "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
@@ -42,7 +42,7 @@ _SETTINGS = {
 
 
 def install() -> bool:
-    """Install Label Studio into an environment of its own, unless it is there.
+    """Install Label Studio into a separate environment, unless it is there.
 
     Return False if pip cannot.
     """
@@ -141,7 +141,7 @@ class LabelStudio:
     """A running Label Studio."""
 
     url: str
-    http: httpx.Client  # of its administrator
+    http: httpx.Client  # logged in as its administrator
     personal_token: str
 
     def project(self, title: str, config: str) -> Project:

@@ -17,7 +17,7 @@ from typing import Literal
 
 Kind = Literal["comment", "docstring", "message", "page"]
 
-MAX_SENTENCE_WORDS = 30  # on pages
+MAX_SENTENCE_WORDS = 30  # limit of pages
 PATTERNS: dict[str, tuple[tuple[Kind, ...], re.Pattern[str]]] = {
     "comment begins with a preposition or pronoun": (
         ("comment",),
@@ -30,8 +30,8 @@ PATTERNS: dict[str, tuple[tuple[Kind, ...], re.Pattern[str]]] = {
     "is no NOUN": (
         ("comment", "docstring", "message", "page"),
         re.compile(
-            r"(?<!\bthere )\b(?:is|are|was|were|be)\s+(?:no(?!\s+(?:longer|more|less|fewer)\b)"
-            r"|none\s+of)\s+[a-z`]",
+            r"(?<!\bthere )(?<!\bthere (?:may|can) )\b(?:is|are|was|were|be)\s+"
+            r"(?:no(?!\s+(?:longer|more|less|fewer)\b)|none\s+of)\s+[a-z`]",
             re.IGNORECASE,
         ),
     ),
@@ -41,13 +41,18 @@ PATTERNS: dict[str, tuple[tuple[Kind, ...], re.Pattern[str]]] = {
     ),
     "of its own": (
         ("comment", "docstring", "message", "page"),
-        re.compile(r"\bof\s+(?:its|their|his|one's|our)\s+own\b", re.IGNORECASE),
+        re.compile(
+            r"\bof\s+(?:its|their|his|one's|our)\s+own"
+            r"(?=\s*(?:[.,;:)]|\Z)|\s+(?:an?|and|as|at|between|by|each|for|from|in|is|of|on|or|per"
+            r"|that|the|to|under|until|when|where|which|with)\b)",
+            re.IGNORECASE,
+        ),
     ),
 }
 # One word for one thing, and the field's: what is found, and what to write instead.
 WORDS = {
     "capture, not record": re.compile(
-        r"\brecord(?:s|ed|ing)?\s+(?:\w+\s+){0,3}?(?:pass(?:es)?|graphs?|decode\s+steps?)\b"
+        r"\brecord(?:s|ed|ing)?\s+(?:\w+\s+){0,3}?(?:pass(?:es)?|graphs?|steps?|choices?)\b"
         r"|\b(?:pass(?:es)?|graphs?|decode\s+steps?)\s+(?:\w+\s+){0,3}?(?:is|are|was|were|be)\s+recorded\b",
         re.IGNORECASE,
     ),

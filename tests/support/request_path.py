@@ -99,7 +99,7 @@ async def request_path() -> RequestPath:
         transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
         async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
             await _predict(client)
-            # whose threads are recorded
+            # its threads are recorded
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
             with recorded(path):
                 await _predict(client)

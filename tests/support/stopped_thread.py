@@ -15,7 +15,7 @@ _LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _DETACH, _SEIZE, _INTERRUPT = 17, 0x4206, 0x4207  # linux/ptrace.h
 _WALL = 0x40000000  # linux/wait.h: threads too
 _SAMPLE_S = 0.3
-_USER_TICKS = 11  # in /proc/PID/task/TID/stat after the name
+_USER_TICKS = 11  # index after the name in /proc/PID/task/TID/stat
 
 
 def busiest_thread(pid: int) -> int:

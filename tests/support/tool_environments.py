@@ -1,4 +1,4 @@
-"""Environments of their own for tools whose pinned packages differ from ours."""
+"""Separate environments for tools whose pinned packages differ from ours."""
 
 import subprocess
 import sys
