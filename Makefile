@@ -1,12 +1,15 @@
+# make help       these lines
 # make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base paligemma-mini"
 # make test       all checks: style, types, tests
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing, mutants
+# make matrix     the unit tests under each Python that is supported and found: make matrix PYTHONS="3.12 3.14"
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench      our service against what a user would write instead, at most 25 minutes; tables and history in loadtest/results
 # make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
+# make release    all checks, then one version in every place, its changes described, a clean tree
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +21,7 @@ URL ?= http://127.0.0.1:3000
 # Options of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
 ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
 VARIANT ?= cpu
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 MODELS ?= $(EMBEDDED)
 MODEL_LIST = $(subst $() $(),$(COMMA),$(strip $(MODELS)))
 IMAGE ?= diptych
@@ -30,7 +34,7 @@ export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: serve export test test-long gpu-check check proto lock image bench loadtest clean
+.PHONY: serve export test test-long matrix gpu-check check proto lock image release bench loadtest help clean
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -46,6 +50,9 @@ test: $(VENV)/installed-dev $(VENV)/installed-export
 test-long: check export
 	$(PY) -m pytest -m long
 	$(PY) -m tests.support.mutation
+
+matrix: $(VENV)/installed-dev
+	VENV=$(VENV) .ci/matrix $(PYTHONS)
 
 gpu-check: export
 	$(PY) -m export.gpu_check $(GPU_CHECK) $(EMBEDDED)
@@ -70,7 +77,10 @@ image: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
 	$(PY) -m export.bento build/bento $(MODELS)
 	$(ENGINE) build $(FORMAT) --file deploy/container/Containerfile --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) \
-	    --build-arg MODELS=$(MODEL_LIST) $(BUILD_OPTIONS) build/bento
+	    --build-arg MODELS=$(MODEL_LIST) --build-arg VERSION=$(VERSION) $(BUILD_OPTIONS) build/bento
+
+release: test
+	$(PY) -m deploy.release
 
 bench: $(VENV)/installed-bench
 	$(PY) -m loadtest $(BENCH)
@@ -91,6 +101,9 @@ $(VENV)/bin/python:
 	    || { echo "Python's venv is missing: apt-get install python3-venv" >&2; exit 1; }
 	@echo "The first start installs its packages and exports the embedded models: about five minutes."
 	$(PYTHON) -m venv $(VENV)
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 clean:
 	rm -rf $(VENV) .bentoml build
