@@ -88,10 +88,16 @@ bench: $(VENV)/installed-bench
 loadtest: $(VENV)/installed-loadtest
 	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) $(LOADTEST)
 
+# The group of pyproject.toml, and what it is installed beside.
+BESIDE = -r requirements.txt
+$(VENV)/installed-dev: BESIDE += -e ./client
 $(VENV)/installed-dev: client/pyproject.toml
+$(VENV)/installed-loadtest: BESIDE =
 
-$(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
-	$(INSTALL) -r $<
+# pip 25.1 is the first that reads dependency groups.
+$(VENV)/installed-%: pyproject.toml requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet 'pip>=25.1'
+	$(INSTALL) $(BESIDE) --group $*
 	touch $@
 
 $(VENV)/bin/python:

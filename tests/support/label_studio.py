@@ -17,9 +17,9 @@ import httpx
 
 from tests.support.export_cli import ROOT
 from tests.support.running_service import free_port
+from tests.support.tool_environments import dependency_group
 from tests.support.waiting import wait_until_ready
 
-REQUIREMENTS = ROOT / "requirements-label-studio.txt"
 ENVIRONMENT = ROOT / "build/label-studio"
 MISSING_LABEL_STUDIO = (
     "Label Studio cannot be installed by pip here: its integration is NOT tested with the real tool"
@@ -47,12 +47,13 @@ def install() -> bool:
     Return False if pip cannot.
     """
     stamp = ENVIRONMENT / "installed"
-    wanted = REQUIREMENTS.read_text(encoding="utf-8")
+    requirements = dependency_group("label-studio")
+    wanted = "\n".join(requirements)
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return True
     _DATABASE.unlink(missing_ok=True)
     subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    pip = subprocess.run([ENVIRONMENT / "bin/pip", "install", "--quiet", "-r", REQUIREMENTS])
+    pip = subprocess.run([ENVIRONMENT / "bin/pip", "install", "--quiet", *requirements])
     if pip.returncode == 0:
         stamp.write_text(wanted, encoding="utf-8")
     return pip.returncode == 0
