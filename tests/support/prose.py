@@ -73,6 +73,7 @@ HASH_COMMENTS = (
     ".yml",
     "Containerfile",
     "Makefile",
+    "matrix",
     "run",
 )
 COMMENT_MARKS = {".css": "/*", ".js": "//", ".proto": "//", **dict.fromkeys(HASH_COMMENTS, "#")}
