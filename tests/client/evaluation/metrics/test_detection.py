@@ -58,9 +58,8 @@ def random_samples(seed: int, has_masks: bool = False) -> list[Sample]:
             )
             if rng.random() < 0.8:
                 shaken = tuple(float(v) for v in np.array(box) + rng.normal(0, 4, 4))
-                answers.append(
-                    answer(shaken, label if rng.random() < 0.8 else "cat", rng, has_masks)
-                )  # type: ignore[arg-type]
+                named = label if rng.random() < 0.8 else "cat"
+                answers.append(answer(shaken, named, rng, has_masks))  # type: ignore[arg-type]
         if rng.random() < 0.4:
             answers.append(answer(random_box(rng), CLASSES[rng.integers(3)], rng, has_masks))
         samples.append((tuple(truths), tuple(answers)))
