@@ -1,12 +1,15 @@
+# make help       these lines
 # make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base paligemma-mini"
 # make test       all checks: style, types, tests
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing, mutants
+# make matrix     the unit tests under each Python that is supported and found: make matrix PYTHONS="3.12 3.14"
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench      our service against what a user would write instead, at most 25 minutes; tables and history in loadtest/results
 # make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
+# make release    all checks, then one version in every place, its changes described, a clean tree
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,22 +18,23 @@ INSTALL ?= $(PY) -m pip install --quiet
 EMBEDDED := florence-2-mini paligemma-mini
 URL ?= http://127.0.0.1:3000
 
-# Of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
+# Options of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
 ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
 VARIANT ?= cpu
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 MODELS ?= $(EMBEDDED)
 MODEL_LIST = $(subst $() $(),$(COMMA),$(strip $(MODELS)))
 IMAGE ?= diptych
-# What podman and buildah make by themselves, OCI's format, has no health check.
+# The default format of podman and buildah, OCI's, has no health check.
 FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
 COMMA := ,
 
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
-# Neither BentoML nor ONNX Runtime (1.32's builds do) tells its makers that it runs.
+# Disable the telemetry of BentoML and of ONNX Runtime (1.32's builds have it).
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: serve export test test-long gpu-check check proto lock image bench loadtest clean
+.PHONY: serve export test test-long matrix gpu-check check proto lock image release bench loadtest help clean
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -47,6 +51,9 @@ test-long: check export
 	$(PY) -m pytest -m long
 	$(PY) -m tests.support.mutation
 
+matrix: $(VENV)/installed-dev
+	VENV=$(VENV) .ci/matrix $(PYTHONS)
+
 gpu-check: export
 	$(PY) -m export.gpu_check $(GPU_CHECK) $(EMBEDDED)
 
@@ -59,7 +66,7 @@ proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
 	cp service/rpc/proto/vision_pb2.py service/rpc/proto/vision_pb2.pyi client/diptych_client/transports
 
-# torch and ONNX Runtime differ by device; networkx, setuptools and sympy are what torch needs on every one.
+# torch and ONNX Runtime differ by device; torch needs networkx, setuptools and sympy on every one.
 lock: $(VENV)/installed-dev
 	{ echo "# By \`make lock\`, for Python 3.11 on Linux."; { grep -v '^torch' requirements.txt; printf 'networkx\nsetuptools\nsympy\n'; } \
 	    | $(PY) -m uv pip compile - --quiet --python-version 3.11 --python-platform linux --generate-hashes --no-header \
@@ -70,7 +77,10 @@ image: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
 	$(PY) -m export.bento build/bento $(MODELS)
 	$(ENGINE) build $(FORMAT) --file deploy/container/Containerfile --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) \
-	    --build-arg MODELS=$(MODEL_LIST) $(BUILD_OPTIONS) build/bento
+	    --build-arg MODELS=$(MODEL_LIST) --build-arg VERSION=$(VERSION) $(BUILD_OPTIONS) build/bento
+
+release: test
+	$(PY) -m deploy.release
 
 bench: $(VENV)/installed-bench
 	$(PY) -m loadtest $(BENCH)
@@ -78,10 +88,16 @@ bench: $(VENV)/installed-bench
 loadtest: $(VENV)/installed-loadtest
 	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) $(LOADTEST)
 
+# The group of pyproject.toml, and what it is installed beside.
+BESIDE = -r requirements.txt
+$(VENV)/installed-dev: BESIDE += -e ./client
 $(VENV)/installed-dev: client/pyproject.toml
+$(VENV)/installed-loadtest: BESIDE =
 
-$(VENV)/installed-%: requirements-%.txt requirements.txt | $(VENV)/bin/python
-	$(INSTALL) -r $<
+# pip 25.1 is the first that reads dependency groups.
+$(VENV)/installed-%: pyproject.toml requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet 'pip>=25.1'
+	$(INSTALL) $(BESIDE) --group $*
 	touch $@
 
 $(VENV)/bin/python:
@@ -91,6 +107,9 @@ $(VENV)/bin/python:
 	    || { echo "Python's venv is missing: apt-get install python3-venv" >&2; exit 1; }
 	@echo "The first start installs its packages and exports the embedded models: about five minutes."
 	$(PYTHON) -m venv $(VENV)
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 clean:
 	rm -rf $(VENV) .bentoml build

@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say at the end, in red, where a part was not tested."""
+    """Report in red, at the end, the parts that were not tested."""
     if CHROMIUM is None:
         terminalreporter.write_line(MISSING, red=True, bold=True)
     if not HAS_PROMETHEUS:

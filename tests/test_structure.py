@@ -41,7 +41,7 @@ BENTOML_ENTRY_POINTS = {
     "runners/artifacts/store.py",
     "export/artifacts/store.py",
     "export/bento.py",
-    "loadtest/bench/peers/bentoml_server.py",  # a peer, which is none of our services
+    "loadtest/bench/peers/bentoml_server.py",  # a peer, not one of our services
 }
 MAX_LINES = 350
 

@@ -1,5 +1,5 @@
-"""Builds the image on a base of its own, runs it, asks it over REST and gRPC, stops it, and prints
-what that took.
+"""Builds a base and the image on it, runs it, sends requests over REST and gRPC, stops it, and
+prints times and sizes.
 
     make export && .venv/bin/pip install ./client && sudo .venv/bin/python -m
     deploy.container.try_image
@@ -40,7 +40,7 @@ IMAGE = "diptych"
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=90000:90000")
 READY_S = 300
 STOP_S = 120
-# of Python's own library
+# Parts of Python's own library.
 NOT_COPIED = ("site-packages", "test", "__pycache__", "idlelib", "tkinter", "turtledemo")
 # What the copied Python is linked with.
 LIBRARIES = (
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def use_own_storage(folder: Path) -> None:
-    """Let buildah write below `folder` only, without a daemon and without overlays."""
+    """Make buildah write below `folder` only, without a daemon and without overlays."""
     storage = folder / "storage.conf"
     storage.write_text(
         f'[storage]\ndriver = "vfs"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/storage"\n'
@@ -256,7 +256,7 @@ def is_ready(url: str) -> bool:
 
 
 def ask(url: str) -> None:
-    """Ask every model what is on the README's scene; raise unless all say the same as there."""
+    """Send the README's scene to every model; raise unless all answers are the README's."""
     with Client(url) as client:
         answers = client.compare(SCENE, "ocr").answers
     texts = [

@@ -48,7 +48,7 @@ def test_a_pixel_is_inside_where_its_centre_is(rings: list[Ring]) -> None:
         (x, y)
         for x, y in disagree
         if is_inside(x + 0.49, y + 0.5, rings) == is_inside(x + 0.51, y + 0.5, rings)
-    ]  # on an edge itself rounding decides
+    ]  # rounding decides on an edge itself
 
 
 def test_a_ring_in_a_ring_is_a_hole() -> None:

@@ -45,7 +45,7 @@ def test_an_answer_says_if_its_scores_are_calibrated() -> None:
     before = {
         name: value for name, value in answer_json(calibrated).items() if name != "calibrated"
     }
-    assert not answer_from_json(before).calibrated  # of a journal of an earlier client
+    assert not answer_from_json(before).calibrated  # a journal of an earlier client
 
 
 def test_a_comparison_survives_a_round_trip() -> None:

@@ -1,4 +1,4 @@
-"""Results as FiftyOne's labels, made by the real package in an environment of its own."""
+"""Results as FiftyOne's labels, made by the real package in a separate environment."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Any:
         os.environ | own | {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT)])}
     )
     run = subprocess.run(
-        [tool_python("fiftyone"), "-c", CONVERT],
+        [tool_python("fiftyone", "-e", "./client"), "-c", CONVERT],
         env=environment,
         capture_output=True,
         text=True,

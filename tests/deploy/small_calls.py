@@ -37,7 +37,7 @@ class Call:
 
     @property
     def is_right(self) -> bool:
-        """Whether it was answered, for its own image."""
+        """Return True if it was answered, for its own image."""
         return self.answer is not None and self.answer.key == self.key
 
 
@@ -53,7 +53,7 @@ class Calls:
         self._session = session
         self._url = url
         self.done: list[Call] = []
-        self._started_s: dict[object, float] = {}  # of calls in flight
+        self._started_s: dict[object, float] = {}  # calls in flight
 
     async def make(self, key: str, seconds: float = 0.0) -> Call:
         """Make one call that the runner works on for `seconds`."""

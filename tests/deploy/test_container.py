@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -133,10 +134,18 @@ def test_the_list_of_materials_is_of_the_environment_of_the_image() -> None:
     assert "--from=packages /opt/diptych/sbom.cdx.json /opt/diptych/sbom.cdx.json" in copied
 
 
+def test_the_image_is_labelled_with_the_version_of_the_project() -> None:
+    assert "org.opencontainers.image.version=$VERSION" in instruction("LABEL")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    command = ["make", "--just-print", "-o", ".venv/installed-export", "image", "ENGINE=podman"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"--build-arg VERSION={project['version']} " in printed
+
+
 def test_settings_of_the_image_are_settings() -> None:
     words = dict(word.split("=", 1) for word in instruction("ENV").split())
     given = {name: value for name, value in words.items() if name.startswith("DIPTYCH_")}
-    (models,) = [value for name, value in LAST_STAGE if name == "ARG"]
+    models, _ = [value for name, value in LAST_STAGE if name == "ARG"]
     settings = read_settings(given | {"DIPTYCH_MODELS": models.partition("=")[2]})
     assert (settings.host, settings.models) == ("0.0.0.0", EMBEDDED)
     assert {str(settings.port), str(settings.grpc_port)} == set(instruction("EXPOSE").split())
@@ -162,7 +171,7 @@ def test_the_gpu_variant_has_another_onnx_runtime_and_a_newer_torch() -> None:
 
 @pytest.mark.long
 def test_the_gpu_requirements_lack_nothing_but_the_driver(tmp_path: Path) -> None:
-    """Installs 1.1 GB into an environment of its own; torch is left out, as it brings its own
+    """Install 1.1 GB into a separate environment; torch is left out, as it brings its own
     libraries.
     """
     venv.create(tmp_path, with_pip=True)
@@ -176,7 +185,7 @@ def test_the_gpu_requirements_lack_nothing_but_the_driver(tmp_path: Path) -> Non
         text=True,
         check=True,
     )
-    if run.stdout != "True\n":  # with a driver it loads
+    if run.stdout != "True\n":  # it loads if there is a driver
         assert "libcuda.so.1: cannot open shared object file" in run.stderr
 
 

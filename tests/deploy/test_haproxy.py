@@ -290,7 +290,7 @@ def test_without_any_runner_a_call_fails_at_once(
 
 @pytest.fixture
 def pods() -> Iterator[list[RunnerProcess]]:
-    """Two runners with the port of all pods, each on an address of its own."""
+    """Two runners with the port of all pods, each on a separate address."""
     with ExitStack() as stack:
         port = free_port()
         yield [

@@ -34,10 +34,10 @@ from tests.support.kubernetes_resources import RESOURCES
 
 pytestmark = needs_kubectl
 
-# of Kubernetes: what base/kustomization.yaml says, and the newest schema there is
+# Versions of Kubernetes: the one in base/kustomization.yaml, and the newest published schema.
 OLDEST = "1.30"
 NEWEST = "1.37"
-STOP_S = 20  # that the processes may take beside their requests (README.md, "Faults")
+STOP_S = 20  # time of the processes beside their requests (docs/reliability.md, "Faults")
 MIB = 1 << 20
 STRANGER = Peer("default", {"app": "other"})
 

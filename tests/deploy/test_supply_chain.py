@@ -5,6 +5,7 @@ named.
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions, requires
 from itertools import chain
@@ -15,11 +16,13 @@ from packaging.requirements import Requirement
 
 from tests.support.export_cli import ROOT
 
-REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+GROUPS = PROJECT["dependency-groups"]
+REQUIREMENTS = sorted(path.name for path in ROOT.glob("requirements*.txt"))
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]
 EXACT_IMAGE = re.compile(r".*:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 OWN_IMAGE = "diptych"
-NOT_LOCKED = {"onnxruntime", "torch"}  # whose builds differ by device
+NOT_LOCKED = {"onnxruntime", "torch"}  # builds differ by device
 SERVED = ("service", "runners", "imaging", "tasks")
 OURS = {*SERVED, "models"}
 
@@ -42,14 +45,14 @@ def imported() -> Iterator[str]:
 EXACT = r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[\w.]+"  # may have a marker of Python or machine
 
 
-@pytest.mark.parametrize("name", [path.name for path in REQUIREMENTS])
+@pytest.mark.parametrize("name", [*REQUIREMENTS, *GROUPS])
 def test_every_requirement_has_an_exact_version(name: str) -> None:
-    unpinned = [
-        line
-        for line in lines(name)
-        if not re.fullmatch(rf"{EXACT}( *;.*)?|-r .*|-e \./client|torch(vision)?>=.*,<.*", line)
-    ]
-    assert not unpinned
+    required = GROUPS.get(name) or lines(name)
+    pins = [line for line in required if isinstance(line, str)]  # the others include a group
+    assert pins
+    assert [
+        line for line in pins if not re.fullmatch(rf"{EXACT}( *;.*)?|torch(vision)?>=.*,<.*", line)
+    ] == []
 
 
 def test_every_package_that_the_service_imports_is_required() -> None:

@@ -35,7 +35,7 @@ class Tuned:
 
     store: ModelStore
     catalog: Path
-    folders: Mapping[str, Path]  # in PEFT's format
+    folders: Mapping[str, Path]  # PEFT's format
     printed: str
 
 

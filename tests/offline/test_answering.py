@@ -38,7 +38,7 @@ class CountingDecoder(FakeDecoder):
 
     num_in_progress: int = 0
     maximum: int = 0
-    # as many images are in progress as there are places
+    # images in progress fill all places
     is_full: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def write(

@@ -14,7 +14,7 @@ from tests.support.export_cli import ModelStore
 from tests.support.offline_runs import write_scenes
 
 MODEL = "florence-2-mini"
-# A runner watches, and may end, the process that holds it: these run in one of their own.
+# A runner watches, and may end, the process that holds it: these run in a separate one.
 OTHER_BUILDS = """
 import os
 from dataclasses import replace

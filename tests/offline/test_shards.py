@@ -43,7 +43,7 @@ def write_table(path: Path, values: list[object], row_group_size: int = 100) -> 
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    # a variable is no literal
+    # a variable, not a literal
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, data in members.items():
             member = tarfile.TarInfo(name)

@@ -6,7 +6,7 @@ import pytest
 from runners.device_errors import EXIT_STATUS, exit_if_device_lost, is_out_of_memory
 from tests.support.export_cli import ROOT
 
-# As ONNX Runtime, CUDA, cuBLAS and torch word them.
+# The wording of ONNX Runtime, CUDA, cuBLAS and torch.
 ARENA = (
     "Error in execution: … bfc_arena.cc:360 … Failed to allocate memory for requested buffer of"
     " size 939524096"

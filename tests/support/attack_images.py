@@ -62,7 +62,7 @@ def segment(marker: int, content: bytes = b"") -> bytes:
     return bytes((0xFF, marker)) + struct.pack(">H", 2 + len(content)) + content
 
 
-# By format, parts that an attacker may repeat or move.
+# Parts that an attacker may repeat or move; key: format.
 PARTS: dict[str, list[bytes]] = {
     "JPEG": [
         *(segment(marker) for marker in (0xE1, 0xE2, 0xFE, 0xC4, 0xDB)),

@@ -57,7 +57,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@dataclass  # with room for what Playwright puts on a listener
+@dataclass  # no slots: Playwright sets attributes on a listener
 class Witness:
     """Notes what no page of the service may do: fail in a script, break its policy, ask another
     host.

@@ -1,4 +1,4 @@
-"""The command `diptych` as requirements-dev.txt installs it, beside the Python that runs the
+"""The command `diptych` as `make test` installs it, beside the Python that runs the
 tests.
 """
 

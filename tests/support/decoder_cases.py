@@ -43,9 +43,9 @@ SIDE_PX = 192
 NUM_SCENES = 6
 MAX_NEW_TOKENS = 40
 NEAR_TIE_LOGITS = 1e-3  # well above the rounding error of sums in a different order
-MAX_NEAR_TIES = 0.02  # of the answers
+MAX_NEAR_TIES = 0.02  # share of the answers
 
-# Of the released Florence-2 checkpoints: no repeated trigrams, early stopping.
+# The released Florence-2 checkpoints have these: no repeated trigrams, early stopping.
 RELEASED_RULES = {"no_repeat_ngram_size": 3, "early_stopping": True}
 CASE_NAMES = (
     *EMBEDDED,

@@ -55,7 +55,7 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        with self:  # in inference mode, operations that others make up arrive whole
+        with self:  # composite operations arrive whole in inference mode
             if (result := func.decompose(*args, **kwargs)) is not NotImplemented:
                 return result
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
@@ -143,7 +143,7 @@ class GraphDecoder:
         return getattr(self._decoder, name)
 
     def make_endless(self) -> None:
-        """Let answers end at their limit only, without rules."""
+        """Make answers end at their limit only, without rules."""
         self._decoder.rules = replace(
             self._decoder.rules,
             eos_token_ids=frozenset({-1}),

@@ -1,5 +1,5 @@
-"""The export as a user runs it: `python -m export` in its own process, with a model store of its
-own.
+"""The export as a user runs it: `python -m export` in its own process, with its own model
+store.
 """
 
 import os
@@ -57,10 +57,9 @@ class ModelStore:
 
 
 def small_disk(folder: Path, size_mb: int) -> tuple[str, ...]:
-    """Return a command that runs its arguments with a disk of `size_mb` at `folder`, which ends
-    with them.
+    """Return a command that runs its arguments with a disk of `size_mb` at `folder`.
 
-    The disk is a tmpfs in a mount namespace of its own: no other process sees it.
+    The disk is a tmpfs in a new mount namespace: no other process sees it, and it ends with them.
     """
     folder.mkdir()
     mount = f'mount -t tmpfs -o size={size_mb}m tmpfs "$0" && exec "$@"'

@@ -58,7 +58,7 @@ class FakeDecoder:
     pad_token_id: int = 0
     batch_sizes: list[int] = field(default_factory=list)
     step_sizes: list[int] = field(default_factory=list)
-    draft_widths: list[int] = field(default_factory=list)  # of the steps that read drafts
+    draft_widths: list[int] = field(default_factory=list)  # one for each step that reads drafts
     adapter_keys: frozenset[str] = frozenset()
     num_tokens: int = VOCABULARY_SIZE
     can_draft: bool = True

@@ -47,7 +47,7 @@ class FakeEncoder:
     Its features are the first pixels, one value per token.
     """
 
-    failure: Exception | None = None  # of the call with pixels
+    failure: Exception | None = None  # raised by the call with pixels
     failed: Failed | None = None  # the outcome of every image
     released: asyncio.Event | None = None  # answers only when this is set
     shapes: list[tuple[int, ...]] = field(default_factory=list)

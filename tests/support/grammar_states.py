@@ -56,7 +56,7 @@ _MODEL_OF: dict[Family, TokenizerName] = {
     "paligemma": "paligemma-mini",
 }
 EOS_ID: dict[Family, int] = {"florence2": 2, "paligemma": 1}
-NUM_STATES = 125  # of each vocabulary
+NUM_STATES = 125  # for each vocabulary
 _NUM_SCENES = 12
 _NUM_BEAMS = 3
 _MAX_NEW_TOKENS = 96
@@ -95,7 +95,7 @@ def recorded_states(tokenizer: TokenizerName) -> list[GrammarState]:
 
 
 def tokenizer_definition(name: TokenizerName) -> dict[str, Any] | None:
-    """Return the values of a `tokenizer.json`, None if it cannot be fetched."""
+    """Return the values of a `tokenizer.json`, or None if it cannot be fetched."""
     if name == "bart" or name == "gemma":
         return fetch_tokenizer(name)
     definition: dict[str, Any] = json.loads(

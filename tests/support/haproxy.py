@@ -33,7 +33,7 @@ class HaProxy:
     """A running HAProxy."""
 
     pid: int
-    ports: Mapping[str, int]  # of each model
+    ports: Mapping[str, int]  # key: model
     status_url: str
     log: Path
 

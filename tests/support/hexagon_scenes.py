@@ -25,7 +25,7 @@ NAMES = (*SHAPES, HEXAGON)
 # no training or evaluation of embedded models has them
 FIRST_TRAINING_SEED = 600_000_000
 FIRST_TEST_SEED = 700_000_000
-_HEXAGON_SHARE = 0.4  # of the objects of a scene that has hexagons
+_HEXAGON_SHARE = 0.4  # share of the objects of a scene with hexagons
 _STEP_BINS = 8
 
 

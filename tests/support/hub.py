@@ -50,7 +50,7 @@ class LocalHub:
         return checkpoint | {"pytorch_model.bin": b"pickle", "modeling.py": b"code"}
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """Return the variables by which an export uses this hub, with a cache of its own."""
+        """Return the variables by which an export uses this hub, with its own cache."""
         return {
             "HF_ENDPOINT": self.address,
             "HF_HOME": str(cache),

@@ -28,11 +28,11 @@ KINDS: dict[str, RandomKind] = {
     "paligemma-3b-mix-224": "paligemma",
     "paligemma-2-3b-mix-224": "paligemma2",
 }
-EOS_TOKEN_IDS = [1, 107]  # of PaliGemma 2: Gemma's <eos> and <end_of_turn>
+EOS_TOKEN_IDS = [1, 107]  # PaliGemma 2: Gemma's <eos> and <end_of_turn>
 NUM_SHARDS = 3
 PROBES = ProbePlan(2, 12)
 _WEIGHTS = "model.safetensors"
-# of Gemma 2, whose answers would otherwise repeat one token
+# Gemma 2 needs these: its answers would otherwise repeat one token.
 _EMBEDDING_FACTOR = 0.3
 _NORM_OFFSET = 9.0
 _OLD_NAMES = {

@@ -15,7 +15,7 @@ import yaml
 from tests.support.export_cli import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-REPLICATED = ("overlays/cpu", "overlays/gpu")  # with runners in pods of their own
+REPLICATED = ("overlays/cpu", "overlays/gpu")  # separate pods for runners
 SINGLE = "overlays/single"
 BUILDS = (*REPLICATED, SINGLE)
 HAS_KUBECTL = shutil.which("kubectl") is not None
@@ -63,7 +63,7 @@ def pod_labels(deployment: Object) -> Labels:
 
 
 def container(deployment: Object) -> Object:
-    """Return the one container of a Deployment's pods that is no sidecar."""
+    """Return the one container of a Deployment's pods that is not a sidecar."""
     (only,) = deployment["spec"]["template"]["spec"]["containers"]
     return dict(only)
 

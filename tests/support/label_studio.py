@@ -17,9 +17,9 @@ import httpx
 
 from tests.support.export_cli import ROOT
 from tests.support.running_service import free_port
+from tests.support.tool_environments import dependency_group
 from tests.support.waiting import wait_until_ready
 
-REQUIREMENTS = ROOT / "requirements-label-studio.txt"
 ENVIRONMENT = ROOT / "build/label-studio"
 MISSING_LABEL_STUDIO = (
     "Label Studio cannot be installed by pip here: its integration is NOT tested with the real tool"
@@ -27,7 +27,7 @@ MISSING_LABEL_STUDIO = (
 EMAIL = "admin@example.com"
 PASSWORD = "password123"
 _LEGACY_TOKEN = "0123456789abcdef0123456789abcdef01234567"
-_DATABASE = ENVIRONMENT / "new.sqlite3"  # as the first start made it, which takes most of a minute
+_DATABASE = ENVIRONMENT / "new.sqlite3"  # made by the first start in most of a minute
 _START_TIMEOUT_S = 300
 _SETTINGS = {
     "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
@@ -42,17 +42,18 @@ _SETTINGS = {
 
 
 def install() -> bool:
-    """Install Label Studio into an environment of its own, unless it is there.
+    """Install Label Studio into a separate environment, unless it is there.
 
     Return False if pip cannot.
     """
     stamp = ENVIRONMENT / "installed"
-    wanted = REQUIREMENTS.read_text(encoding="utf-8")
+    requirements = dependency_group("label-studio")
+    wanted = "\n".join(requirements)
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return True
     _DATABASE.unlink(missing_ok=True)
     subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    pip = subprocess.run([ENVIRONMENT / "bin/pip", "install", "--quiet", "-r", REQUIREMENTS])
+    pip = subprocess.run([ENVIRONMENT / "bin/pip", "install", "--quiet", *requirements])
     if pip.returncode == 0:
         stamp.write_text(wanted, encoding="utf-8")
     return pip.returncode == 0
@@ -141,7 +142,7 @@ class LabelStudio:
     """A running Label Studio."""
 
     url: str
-    http: httpx.Client  # of its administrator
+    http: httpx.Client  # logged in as its administrator
     personal_token: str
 
     def project(self, title: str, config: str) -> Project:

@@ -13,8 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tests.support.export_cli import ROOT
 
 LAYERS = r".*language_model.*(_proj|fc1|fc2)"
-# Of both parts: linear layers and convolutions by pattern; names that hit both, with whole weights
-# beside them.
+# Both parts: linear layers and convolutions by pattern; names that hit both, beside whole weights.
 VISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "florence-2-mini": {
         "target_modules": (
@@ -26,7 +25,7 @@ VISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "modules_to_save": ["multi_modal_projector"],
     },
 }
-# of an adapter's product, relative to its layer: changes answers and leaves them readable
+# An adapter's product relative to its layer: it changes answers and leaves them readable.
 _STRENGTH = 0.3
 
 

@@ -88,7 +88,7 @@ def malformed_requests(num_requests: int, good: bytes, seed: int = 0) -> Iterato
 
 
 def malformed_messages(num_messages: int, good: bytes, seed: int = 0) -> Iterator[bytes]:
-    """Yield gRPC messages with invalid fields, and some bytes that are no message."""
+    """Yield gRPC messages with invalid fields, and bytes that are not a message."""
     rng = random.Random(seed)
     for _ in range(num_messages):
         request = pb.PredictRequest(

@@ -30,7 +30,7 @@ from tests.support.mutants import Mutant, mutants_of
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_suffix(".json")
 MIN_KILLED = 0.9
-NUM_MUTANTS = 12  # of a room
+NUM_MUTANTS = 12  # for each room
 _TREES = (
     "tasks",
     "service",
@@ -150,7 +150,7 @@ class Worker:
         source = path.read_bytes()
         times = path.stat()
         path.write_bytes(mutant.applied(source))
-        # a time of its own: Python knows compiled modules by time and size
+        # a unique time: Python knows compiled modules by time and size
         os.utime(path, (number, number))
         try:
             yield

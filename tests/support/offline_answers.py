@@ -2,8 +2,8 @@
 
     python -m tests.support.offline_answers MODEL TASK FILE…
 
-One line of JSON for each file; DIPTYCH_MODELS is needed for an adapter, with its base. A process of
-its own: a runner watches, and may end, the process that holds it.
+One line of JSON for each file; DIPTYCH_MODELS is needed for an adapter, with its base. It is
+a separate process: a runner watches, and may end, the process that holds it.
 """
 
 import asyncio

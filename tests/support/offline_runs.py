@@ -35,7 +35,7 @@ class OfflineJob:
 
     store: ModelStore
     model: str
-    fields: Mapping[str, str]  # with the task
+    fields: Mapping[str, str]  # task included
     images: Path
     output: Path
     shard_size: int
@@ -104,7 +104,7 @@ def install_killer_files(folder: Path) -> Path:
 
 
 def actor_of(run: "subprocess.Popen[str]") -> int | None:
-    """Return the process that holds the model; None if it is not there yet."""
+    """Return the process that holds the model, or None before it starts."""
     for pid in descendants(run.pid):
         if "MapWorker" in Path(f"/proc/{pid}/cmdline").read_text():
             return pid

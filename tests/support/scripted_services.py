@@ -57,7 +57,7 @@ class Script:
 
     steps: list[Step]
     received: list[Received] = field(default_factory=list)
-    # of a path, over REST
+    # key: REST path
     listings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def next_step(self, received: Received) -> Step:

@@ -17,7 +17,7 @@ _SEIZE = 0x4206
 _INTERRUPT = 0x4207
 _WALL = 0x40000000  # linux/wait.h: threads too
 _SAMPLE_S = 0.3
-_USER_TICKS = 11  # in /proc/PID/task/TID/stat after the name
+_USER_TICKS = 11  # index after the name in /proc/PID/task/TID/stat
 
 
 def busiest_thread(pid: int) -> int:

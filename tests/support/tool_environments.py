@@ -1,22 +1,25 @@
-"""Environments of their own for tools whose pinned packages differ from ours."""
+"""Separate environments for tools whose pinned packages differ from ours."""
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from tests.support.export_cli import ROOT
 
 
-def tool_python(tool: str) -> Path:
-    """Return the Python of build/TOOL with requirements-TOOL.txt, which are installed if they are
-    not yet.
-    """
+def dependency_group(name: str) -> list[str]:
+    """Return the requirements of a dependency group that includes no other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return list(project["dependency-groups"][name])
+
+
+def tool_python(tool: str, *beside: str) -> Path:
+    """Return the Python of build/TOOL, with its dependency group and `beside` installed by pip."""
     environment = ROOT / "build" / tool
     python = environment / "bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    requirements = ROOT / f"requirements-{tool}.txt"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "-r", requirements], cwd=ROOT, check=True
-    )
+    pip = [python, "-m", "pip", "install", "--quiet", *dependency_group(tool), *beside]
+    subprocess.run(pip, cwd=ROOT, check=True)
     return python

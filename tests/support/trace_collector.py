@@ -32,7 +32,7 @@ class CollectedSpan:
     end_s: float
     attributes: dict[str, Any]
     has_failed: bool
-    bytes: bytes  # as sent
+    bytes: bytes  # the request's body
 
     @property
     def duration_s(self) -> float:

@@ -27,7 +27,7 @@ class Infer:
     model: str
     image: bytes
     fields: dict[str, Any]
-    options: dict[str, Any] = field(default_factory=dict)  # of the client's infer
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the client's infer
     outputs: tuple[str, ...] = ()
     is_batched: bool = False
     is_json: bool = False  # over HTTP: no raw tensors

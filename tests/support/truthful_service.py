@@ -1,6 +1,4 @@
-"""A service without models, on a port of its own, that knows the evaluation's scenes and says the
-truth unless told.
-"""
+"""A service without models that knows the evaluation's scenes and answers truthfully by default."""
 
 import asyncio
 import json

@@ -30,7 +30,7 @@ class UnfinishedCalls:
         self._connection = connection
         self._connection.settimeout(0.2)
         self._received = b""
-        self._window = Counter({0: 65_535})  # of the connection, and of each stream
+        self._window = Counter({0: 65_535})  # key: stream; 0 is the connection
         self.calls = [1 + 2 * number for number in range(num_calls)]
         self._connection.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b""))
         headers = {

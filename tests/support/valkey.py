@@ -1,4 +1,4 @@
-"""Debian's Valkey, or Redis, on a port of its own."""
+"""Debian's Valkey, or Redis, on a free port."""
 
 import os
 import shutil

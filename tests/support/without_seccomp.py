@@ -1,5 +1,4 @@
-"""Decodes an image in processes, twice, where no seccomp filter is to be had; writes the log to the
-standard error.
+"""Decodes an image twice in processes without a seccomp filter; writes the log to standard error.
 
 python -m tests.support.without_seccomp unknown-architecture | refusing-kernel
 """
@@ -34,7 +33,7 @@ def main(lack: str) -> None:
 
 
 def refuse_prctl() -> None:
-    """Let the kernel refuse the call as one without seccomp does."""
+    """Make the kernel refuse the call like one without seccomp."""
     number = PRCTL[os.uname().machine]
     steps = (*LOAD_NUMBER, 0), (*JUMP_UNLESS_EQUAL, number), (*RETURN, EINVAL), (*RETURN, ALLOW)
     instructions = ctypes.create_string_buffer(

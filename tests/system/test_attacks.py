@@ -42,7 +42,7 @@ LARGE_BYTES = 18_000_000
 @dataclass(frozen=True, slots=True)
 class Attacked:
     service: RunningService
-    resident_before: int  # of the gateway, bytes
+    resident_before: int  # gateway's memory, bytes
 
     @property
     def resident(self) -> int:
@@ -310,7 +310,7 @@ LARGE_BODIES = {
 def test_a_large_body_does_not_stop_the_loop(attacked: Attacked, name: str) -> None:
     """Of three stalls the shortest counts: the machine is shared.
 
-    The probe is a process, with a lock of its own.
+    The probe is a process with its own lock.
     """
     content_type = "multipart/form-data; boundary=x" if name == "form" else "application/json"
     headers = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": content_type}

@@ -25,7 +25,7 @@ MAX_RATIO = 1.2
 NUM_ROUNDS = 5
 ROUND_S = 15
 NUM_LINES = 2500  # more than are answered in a round
-SEEDS = range(100, 130)  # of other images than the batch's
+SEEDS = range(100, 130)  # the batch has other images
 ASKED = [
     {"task": "captioning", "model": FLORENCE},
     {"task": "captioning", "model": PALIGEMMA},

@@ -20,7 +20,7 @@ from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
 
-# of every answer that is written to its end: the positions of the embedded models allow it
+# Tokens of every complete answer: the positions of the embedded models allow it.
 NUM_TOKENS = 280
 NUM_BEAMS = 8  # so that an answer takes far longer than scraping the metrics
 FORM = {"task": "captioning", "max_new_tokens": str(NUM_TOKENS), "num_beams": str(NUM_BEAMS)}

@@ -209,7 +209,7 @@ def test_yolo_has_a_label_file_for_every_image(
     images = Path(dataset["path"]) / dataset["train"]
     lines = []
     for image in images.rglob("*.png"):
-        # as trainers find them
+        # trainers find labels like this
         labels = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
         lines += [line.split() for line in labels.read_text().splitlines()]
     assert len(list(images.rglob("*.png"))) == NUM_IMAGES

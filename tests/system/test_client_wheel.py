@@ -5,6 +5,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 from zipfile import ZipFile
@@ -66,9 +67,10 @@ def output(*command: str | Path) -> str:
 
 def test_the_wheel_contains_the_package_its_types_and_its_grpc_code(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
+    client = tomllib.loads((ROOT / "client/pyproject.toml").read_text(encoding="utf-8"))
     assert {name.partition("/")[0] for name in names} == {
         "diptych_client",
-        "diptych_client-0.1.0.dist-info",
+        f"diptych_client-{client['project']['version']}.dist-info",
     }
     assert {"diptych_client/py.typed", "diptych_client/transports/vision_pb2.py"} <= names
 

@@ -1,5 +1,5 @@
-"""SIGTERM: not ready at once, no more is let in, what was accepted is answered; then exit 0, and
-nothing is left.
+"""SIGTERM: not ready at once, new requests are refused, accepted ones answered; then exit 0 without
+leftovers.
 """
 
 import os
@@ -27,9 +27,9 @@ from tests.support.server_sent_events import parse_events
 from tests.support.service_metrics import samples, total
 from tests.support.waiting import wait_until
 
-NUM_TOKENS = 280  # answers of so many beams take some seconds together
-NUM_BEAMS = 4
-# Of the requests some wait in the gateway for their turn, and none finds its image encoded.
+NUM_TOKENS = 280
+NUM_BEAMS = 4  # together these answers take some seconds
+# Some requests are queued in the gateway, and none finds its image encoded.
 SETTINGS = {"DIPTYCH_DECODER_MAX_BATCH_SIZE": "8", "DIPTYCH_VISION_CACHE_MB": "0"}
 NUM_TURNS = 12  # half as many again as the decoder writes at once
 FORM = {"task": "captioning", "max_new_tokens": str(NUM_TOKENS)}

@@ -225,7 +225,7 @@ def test_a_killed_decoder_comes_back_and_its_request_is_answered(small: RunningS
 def test_a_decoder_that_cannot_be_reached_is_503(small: RunningService) -> None:
     """The last of that service, whose runner does not come back."""
     assert asked(small, scene_png()).status_code == 200
-    for address in run_folder_of(small.process.pid).glob("*.sock"):  # that the runners listen on
+    for address in run_folder_of(small.process.pid).glob("*.sock"):  # the runners' sockets
         address.unlink()
     kill(small, "florence-2-mini-runner")
     response = asked(small, scene_png())

@@ -79,7 +79,8 @@ def test_a_model_of_the_zoo_labels_samples(
         "FIFTYONE_DO_NOT_TRACK": "true",
         "PYTHONPATH": str(ROOT / "client"),
     }
-    command = [str(tool_python("fiftyone")), "-c", LABEL, source, service.url, str(images)]
+    python = tool_python("fiftyone", "-e", "./client")
+    command = [str(python), "-c", LABEL, source, service.url, str(images)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     boxes, of_pixels, masks, caption = json.loads(run.stdout.rpartition("labelled:")[2])

@@ -34,7 +34,7 @@ POLITE = "key-of-a-polite-client"
 ATTACKERS_ADDRESS = "127.0.0.2"
 MOST_OF_ADDRESS = 200
 LARGE_BYTES = 18_000_000
-MOST_GROWTH_BYTES = 300_000_000  # of the gateway and HAProxy together
+MOST_GROWTH_BYTES = 300_000_000  # gateway and HAProxy together
 # and SETTINGS without values
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 PREDICT = "/diptych.v1.Vision/Predict"

@@ -30,11 +30,11 @@ from tests.system.test_answers import comparable, post_form
 NUM_REST = 8000
 NUM_GRPC = 2000
 NUM_CLIENTS = 16
-MOST_GROWTH_BYTES = 60_000_000  # of the gateway, over all of it: caches and the allocator's arenas
+MOST_GROWTH_BYTES = 60_000_000  # gateway, whole test: caches and the allocator's arenas
 OK = grpc.StatusCode.OK
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
-NO_MESSAGE = grpc.StatusCode.UNKNOWN  # grpc's own word for bytes that are no message
+NO_MESSAGE = grpc.StatusCode.UNKNOWN  # grpc's wording for bytes that are not a message
 METHODS = ("Predict", "PredictStream", "Compare", "ListModels", "ListTasks")
 
 

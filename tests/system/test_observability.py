@@ -40,8 +40,9 @@ def prometheus(
 
 
 def load_until_seen(service: RunningService, prometheus: Prometheus) -> None:
-    """Ask both models until every query has an answer, or the time is over: the tests say which
-    have none.
+    """Send requests to both models until every query has an answer or the time is over.
+
+    The tests name queries without an answer.
     """
     deadline_s = time.monotonic() + DATA_TIMEOUT_S
     with service.client() as client:

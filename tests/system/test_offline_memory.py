@@ -20,7 +20,7 @@ NUM_SCENES = 64  # more than are in progress at a time, so that each image is de
 SHARD_SIZE = 256
 QUESTION = {"task": "captioning", "max_new_tokens": "1"}
 MAX_RUN_S = 1800
-# of a process, while four fifths of the images are answered: 400 bytes for each
+# One process, while four fifths of the images are answered: 400 bytes for each.
 MAX_GROWTH_BYTES = 32_000_000
 
 

@@ -30,8 +30,8 @@ OVERLOAD = 10
 OVERLOAD_S = float(os.environ.get("OVERLOAD_S", "24"))
 CAPACITY_CLIENTS = 24
 CAPACITY_S = OVERLOAD_S / 3
-DEADLINE_LATENCIES = 2.0  # of a request, in those of a service that is full and no more
-MOST_GROWTH_BYTES = 100_000_000  # of all processes: connections, and the allocator's arenas
+DEADLINE_LATENCIES = 2.0  # unit: latency of a service that is just full
+MOST_GROWTH_BYTES = 100_000_000  # all processes: connections and the allocator's arenas
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Sent:
     """The outcome of one request."""
 
     status: int
-    end_s: float  # on the clock of time.monotonic()
+    end_s: float  # clock: time.monotonic()
     latency_s: float
     retry_after: str | None
 

@@ -26,7 +26,7 @@ SPEC = SequenceSpec(
 
 @pytest.fixture(scope="module")
 def runner(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    """One runner as a service of its own."""
+    """One runner as a separate service."""
     with replicas(exported, tmp_path_factory.mktemp("runner"), 1) as made:
         yield made
 

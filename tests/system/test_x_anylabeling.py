@@ -18,7 +18,7 @@ from tests.support.tool_environments import tool_python
 pytestmark = pytest.mark.long
 
 FLORENCE, PALIGEMMA = EMBEDDED
-SQUARE = (51.4, 109.6, 135.8, 174.8)  # of the scene
+SQUARE = (51.4, 109.6, 135.8, 174.8)  # the scene has it
 STEPS: Sequence[Mapping[str, Any]] = (
     {"model": FLORENCE, "task": "object_detection"},
     {"model": PALIGEMMA, "task": "open_vocabulary_detection", "text": "purple square"},
@@ -38,7 +38,7 @@ def session(service: RunningService, folder: Path, steps: Sequence[Mapping[str, 
         "image": str(image),
         "folder": str(folder),
         "steps": steps,
-        "picture": str(folder / "picture.png"),  # of docs/x-anylabeling.md, after the first step
+        "picture": str(folder / "picture.png"),  # after the first step, for docs/x-anylabeling.md
     }
     script = ROOT / "tests/support/x_anylabeling_session.py"
     command = [str(tool_python("x-anylabeling")), str(script), json.dumps(given)]

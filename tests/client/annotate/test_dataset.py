@@ -1,4 +1,4 @@
-"""Which results a format accepts, the order of classes, and JSON lines."""
+"""Results that a format accepts, the order of classes, and JSON lines."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which files of a folder are labelled, and which output folders are allowed."""
+"""Files of a folder that are labelled, and output folders that are allowed."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ def sample(name: str, *requests: TaskParameters) -> Sample:
 
 
 def ask(folder: Path, samples: Sequence[Sample], url: str, models: Sequence[str] = ("m",)) -> int:
-    """Ask what is unanswered; return the number of failures."""
+    """Send unanswered requests; return the number of failures."""
 
     async def run(asker: Asker) -> None:
         async with AsyncClient(url, max_retries=0) as client:

@@ -1,4 +1,4 @@
-"""Which requests a task makes of a dataset's labels."""
+"""The requests that a task makes of a dataset's labels."""
 
 from pathlib import Path
 

@@ -42,7 +42,7 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
     found = estimates({"one": [mean("m", values)]}, range(400), seed=0).intervals["one"]["m"]
     expected = 100 * 1.96 * np.std(values) / 20
     assert found.value == pytest.approx(100 * np.mean(values))
-    assert found.half_width == pytest.approx(expected, rel=0.1)  # of 1,000 resamples
+    assert found.half_width == pytest.approx(expected, rel=0.1)  # 1,000 resamples
 
 
 def test_samples_of_one_image_are_drawn_together() -> None:

@@ -53,7 +53,7 @@ def test_the_description_has_the_choice_that_tool_apis_refuse_in_the_schema() ->
 def test_arguments_are_those_of_the_client() -> None:
     call = parsed(region=[1, 2, 3, 4], models=["n"])
     assert (call.image, call.models) == (URL, ["n"])
-    # of JSON
+    # JSON has lists
     assert call.parameters == TaskParameters(region=[1, 2, 3, 4])  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Rings that are no holes, and rings with fewer points."""
+"""Outer rings, and rings with fewer points."""
 
 import math
 from itertools import pairwise

@@ -55,7 +55,7 @@ def features(file: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(found)
 
 
-# of the trace, about the sides of padding
+# The trace warns about the sides of padding.
 @pytest.mark.filterwarnings("ignore:Constant folding - Only steps=1")
 @pytest.mark.parametrize(
     ("model_id", "size_px"),

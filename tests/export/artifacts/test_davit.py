@@ -14,7 +14,7 @@ from runners.artifacts.manifest import Precision, vision_encoder_file
 from tests.support.export_cli import MODELS
 
 CHECKPOINT = MODELS / "florence-2-mini"
-ROUNDING = 1e-5  # of the largest feature, after sums in another order
+ROUNDING = 1e-5  # relative to the largest feature, after sums in another order
 
 
 def towers() -> tuple[torch.nn.Module, TokenRowsDavit]:

@@ -12,7 +12,7 @@ from export.checkpoints.errors import ImageProcessorError
 from export.checks.reference import Reference
 from runners.encoder.session import VisionEncoder
 
-# of features up to about 6, after sums of some hundred terms in another order
+# Features are up to about 6; sums of some hundred terms have another order.
 FLOAT32_ROUNDING = 1e-4
 
 

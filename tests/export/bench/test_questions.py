@@ -26,7 +26,7 @@ def test_loadtest_reads_the_written_material(model: BenchModel, tmp_path: Path) 
 @pytest.mark.parametrize("model", BENCH_MODELS, ids=lambda model: model.id)
 def test_our_api_accepts_every_question(model: BenchModel, tmp_path: Path) -> None:
     entry = CATALOG[model.entry_id]
-    # those of several prompts are left out
+    # questions with several prompts are left out
     scenes = model_material(model, entry, tmp_path, num_scenes=12)["scenes"]
     asked = {
         parse_fields(PredictFields, question["fields"])[1].task.id

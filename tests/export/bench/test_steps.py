@@ -18,6 +18,6 @@ def test_a_checkpoint_whose_answer_ends_at_once_or_has_beams_has_as_many_steps(
     decoder.rules = replace(decoder.rules, num_beams=3)
     for num_sequences in (1, 3):
         measured = measure_steps(decoder, manifest, num_sequences)
-        # of 48 tokens, of which prefill and forced start give one or two
+        # 48 tokens, one or two of them by prefill and forced start
         assert measured["num_steps"] in (46, 47)
         assert 0 < measured["model_s"] < measured["step_s"]

@@ -60,7 +60,7 @@ def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
     assert main(command(data, model_id, whole)) == 0
     run = killed / RUN_FOLDER
     kill_after_an_epoch(tune(command(data, model_id, killed)), run)
-    (run / "checkpoint-99999").mkdir()  # as a process leaves it that is killed while it saves
+    (run / "checkpoint-99999").mkdir()  # left by a process killed while it saves
     capsys.readouterr()
     assert main(command(data, model_id, killed, "--resume")) == 0
     printed = capsys.readouterr().out

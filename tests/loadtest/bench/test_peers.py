@@ -48,7 +48,7 @@ def encoder_graph(checkpoint: Path, folder: Path) -> Path:
 
 @cache
 def answers_alone(checkpoint: Path) -> list[GeneratedAnswer]:
-    """Return the answer to each request in a batch of its own."""
+    """Return the answer to each request in a separate batch."""
     generator = Generator(checkpoint, num_threads=1)
     return [generator.answer([one])[0] for one in prompted(checkpoint)]
 

@@ -52,7 +52,7 @@ def recorded(
     sequences: Sequence[Sequence[int]],
     kind: ChoiceKind | None = None,
 ) -> list[list[Choice]]:
-    """Return what a recorded step chooses, with as many rows in its buffers as there may be."""
+    """Return the choices of a captured step, with the maximum number of rows in its buffers."""
     packed = PackedConditions(MAX_ROWS, logits.shape[1], DEVICE)
     packed.write(conditions, sequences, NextInputs(()))
     results = choose(packed, logits, kind or ChoiceKind.of(conditions)).numpy()
@@ -246,7 +246,7 @@ def test_a_choice_takes_no_more_memory_than_is_counted_for_it(kind: ChoiceKind) 
     with PeakMemory() as memory:
         choose(packed, logits, kind)
     counted = num_rows * choice_bytes(num_tokens)
-    kept = 2 * logits.nbytes  # those of the last step, and those that tokens were last drawn from
+    kept = 2 * logits.nbytes  # logits of the last step, and of the last draw
     assert counted / 2 < memory.peak_bytes + kept + packed.num_bytes <= counted
 
 
@@ -257,5 +257,5 @@ def test_what_has_no_room_does_not_fit() -> None:
     )
     assert not fits([RowConditions(), RowConditions(banned=(*banned, 40))])
     assert not fits([RowConditions(beam_score=0.0, num_candidates=MAX_CANDIDATES + 1)])
-    # in the beam's mask
+    # the beam's mask has them
     assert fits([RowConditions(banned=(*banned, 40), beam_score=0.0, num_candidates=6)])

@@ -93,7 +93,7 @@ def test_the_number_of_tokens_is_the_requests_else_the_checkpoints_within_the_po
     assert request(short).max_new_tokens == 4
     assert request(short, max_new_tokens=6).max_new_tokens == 6
     assert request(long).max_new_tokens == left
-    assert left < DEFAULT_MAX_NEW_TOKENS == 1024  # of Florence-2's model card
+    assert left < DEFAULT_MAX_NEW_TOKENS == 1024  # Florence-2's model card
     assert request(FakeDecoder()).max_new_tokens == left
     assert request(FakeDecoder(), max_new_tokens=left).max_new_tokens == left
     with pytest.raises(

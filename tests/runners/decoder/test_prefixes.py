@@ -21,7 +21,7 @@ class Sequences:
 
     def __init__(self) -> None:
         self.table = PrefixTable(NUM_SLOTS, CPU)
-        self.owners: list[int] = []  # by slot
+        self.owners: list[int] = []  # index: slot
         self.stored: dict[int, int] = {}  # the sequence whose prefix has each number
         self.num_admitted = 0
 

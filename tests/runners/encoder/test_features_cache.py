@@ -12,7 +12,7 @@ from runners.encoder.features_cache import CachedFeatures, VisionCache
 from runners.transport.messages import EncodedImage, Failed
 
 ResultT = TypeVar("ResultT")
-NUM_BYTES = 40  # of the features of one image
+NUM_BYTES = 40  # features of one image
 MAX_ENCODING = 3
 PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
 

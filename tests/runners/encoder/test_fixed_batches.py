@@ -23,7 +23,7 @@ from runners.encoder.fixed_batches import FixedBatches, Pixels, batch_sizes, spl
 from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import ROOT, ModelStore
 
-ROUNDING = 1e-4  # of features up to about 6, after sums in another order
+ROUNDING = 1e-4  # features are up to about 6; sums have another order
 NO_MEMORY = RuntimeError(
     "bfc_arena.cc:360 … Available memory of 69123840 is smaller than requested bytes of 84934656"
 )
@@ -32,7 +32,8 @@ INVALIDATED = RuntimeError(
     "CUDA failure 901: operation failed due to a previous error during capture"
 )
 
-Fault = Callable[[int, int], Exception | None]  # of a run of a session, by its number and its graph
+# Arguments: the numbers of a session's run and of its graph.
+Fault = Callable[[int, int], Exception | None]
 
 LITTLE_MEMORY = """
 import logging, sys
@@ -111,7 +112,7 @@ class Sessions:
         self._fault = fault
         self._stale = stale
         self._refusal = refusal
-        # with graphs or without, and the sessions alive before
+        # has graphs, and the number of sessions alive before
         self.opened: list[tuple[bool, int]] = []
         self._alive: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -221,7 +222,7 @@ def test_all_threads_run_batches_in_the_one_that_captured(encoder_file: str) -> 
 
 def test_pixels_may_be_read_only(encoder_file: str) -> None:
     pixels = random_pixels(1)
-    pixels.flags.writeable = False  # as those of shared memory
+    pixels.flags.writeable = False  # like pixels in shared memory
     assert loaded(Sessions(encoder_file), 1).encode(pixels).isfinite().all()
 
 

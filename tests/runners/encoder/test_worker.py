@@ -18,7 +18,7 @@ from service.settings import Settings
 from tests.support.export_cli import EMBEDDED, ModelStore
 
 OPTIONS = runner_options(EMBEDDED[0], Settings(encoder_precision="float32"), ())
-OWNERS = (None, "tuned", "tuned", None, "tuned")  # of the images of a batch
+OWNERS = (None, "tuned", "tuned", None, "tuned")  # one for each image of a batch
 
 
 def test_images_of_a_mixed_batch_have_the_features_of_their_own_encoder(

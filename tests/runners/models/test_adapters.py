@@ -50,7 +50,7 @@ class Tuned:
 
     case: Case
     artifacts: Path
-    tensors: Mapping[str, Mapping[str, torch.Tensor]]  # of each adapter
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]  # key: adapter
     references: Mapping[str | None, Reference]
 
     def request(self, index: int, num_beams: int = 1) -> SequenceRequest:
@@ -274,6 +274,6 @@ def test_the_product_of_an_adapter_is_added_to_a_base_of_lower_precision(
 
     expected = moved("float32")
     measured = moved(precision)
-    assert measured[0].abs().max() == 0  # of the base
+    assert measured[0].abs().max() == 0  # the base's row
     cosines = torch.cosine_similarity(measured[1:], expected[1:])
     assert cosines.min() > 0.95

@@ -23,7 +23,7 @@ def case(
 
 @pytest.fixture(scope="module")
 def alone(case: Case) -> list[GeneratedSequence]:
-    """Return the answer to each request in a batch of its own."""
+    """Return the answer to each request in a separate batch."""
     return [generate_all(case.decoder, [request])[0] for request in case.requests()]
 
 

@@ -25,7 +25,7 @@ from tests.support.decoder_cases import MAX_NEAR_TIES, NEAR_TIE_LOGITS
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 
 NUM_SCENES = 14
-NUM_ANSWERS = 30  # of the tests that run every time
+NUM_ANSWERS = 30  # fewer than in the long tests
 BESIDE = 3  # requests in flight, so that drafts of different lengths share a pass
 
 

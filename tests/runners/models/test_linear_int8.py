@@ -17,7 +17,7 @@ def weight() -> torch.Tensor:
 @pytest.fixture
 def states() -> torch.Tensor:
     rows = torch.randn(ROWS, IN, generator=torch.Generator().manual_seed(1))
-    return rows * torch.tensor([1e-3, 1.0, 50.0, 1e4, 0.0])[:, None]  # of very different magnitudes
+    return rows * torch.tensor([1e-3, 1.0, 50.0, 1e4, 0.0])[:, None]  # very different magnitudes
 
 
 def reference_product(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:

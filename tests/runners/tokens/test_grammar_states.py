@@ -25,7 +25,7 @@ from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.token_choices import masked
 
 GEMMA_LOGITS = 257_216
-MAX_FIRST_MS, MAX_LATER_MS = 2.0, 0.4  # of a mask; on a quiet core 0.3 and 0.15
+MAX_FIRST_MS, MAX_LATER_MS = 2.0, 0.4  # a mask; 0.3 and 0.15 on a quiet core
 
 
 @pytest.mark.parametrize("name", FAMILY_OF)

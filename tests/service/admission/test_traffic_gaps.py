@@ -106,7 +106,7 @@ def test_a_gap_begins_after_a_moment_without_online_requests(
         clock.now_s += SHORT_S
         gaps.end_online()
         clock.now_s += quiet_s
-        gaps._changed.set()  # as its timer does on the real clock
+        gaps._changed.set()  # its timer does this on the real clock
         await settle()
         assert len(background.running) == num_running
 
@@ -116,7 +116,7 @@ def test_a_gap_begins_after_a_moment_without_online_requests(
 def test_traffic_without_gaps_leaves_one_in_fifty_parts_of_the_time() -> None:
     async def scenario(gaps: TrafficGaps, background: Background, clock: FakeClock) -> None:
         clock.now_s += 2
-        await background.end_one()  # of 2 s
+        await background.end_one()  # it took 2 s
         gaps.begin_online()
         await settle()
         assert background.running == []

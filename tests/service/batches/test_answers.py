@@ -1,6 +1,4 @@
-"""What a request of a batch is answered with: the answer or the error of its endpoint, when there
-is memory for it.
-"""
+"""A request of a batch gets the answer or error of its endpoint, once there is memory for it."""
 
 import asyncio
 
@@ -116,7 +114,7 @@ def test_a_request_waits_until_there_is_memory_for_its_line(store: Store) -> Non
 
     async def scenario() -> None:
         online = context()
-        core.hold(online, 1)  # whose client gets half of the memory
+        core.hold(online, 1)  # its client gets half of the memory
         batch = create(store, line("a"))
         async with working(store, core):
             await until(lambda: now(store, batch).status == "in_progress")

@@ -266,7 +266,7 @@ def test_invalid_fields_of_a_batch_are_named(
 )
 def test_unknown_files_and_batches_are_not_found(rest: Client, unknown: str) -> None:
     error(create(rest, unknown), "not_found", "file_id")
-    # which is a slash again before it is routed: no route has some of these
+    # %2F is a slash again before it is routed: no route has some of these
     quoted = unknown.replace("/", "%2F")
     for method, path in [("GET", ""), ("DELETE", ""), ("GET", "/content")]:
         assert rest.send(method, f"/v1/files/{quoted}{path}").status_code in (404, 405)

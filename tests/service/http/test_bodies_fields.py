@@ -132,7 +132,7 @@ def test_large_fields_of_a_form_are_parsed_off_the_event_loop() -> None:
     names: set[str] = set()
     body = form(file_part("image", IMAGE), part("labels", json.dumps(["a" * 300_000])))
     asyncio.run(scenario())
-    assert any(name.startswith("asyncio_") for name in names)  # of the loop's executor
+    assert any(name.startswith("asyncio_") for name in names)  # threads of the loop's executor
 
 
 @pytest.mark.parametrize("name", ["task", "seed", "question", "unknown"])

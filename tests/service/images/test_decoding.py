@@ -105,7 +105,7 @@ async def pixels_of(data: bytes, limits: ImageLimits) -> None:
     [
         (b"GIF89a", UnsupportedImage, FORMATS),
         (b"\x89PNG\r\n\x1a\n", UnsupportedImage, DAMAGED),
-        (encoded(colour_steps())[:-40], UnsupportedImage, DAMAGED),  # by its pixels
+        (encoded(colour_steps())[:-40], UnsupportedImage, DAMAGED),  # pixels are missing
         (
             encoded(Image.new("1", (1001, 1000))),
             ImageTooLarge,

@@ -1,6 +1,4 @@
-"""Adapters in the core: models of their own that share the runner of their base, and so its
-queue.
-"""
+"""Adapters in the core: separate models that share the runner of their base, and so its queue."""
 
 import asyncio
 from dataclasses import replace

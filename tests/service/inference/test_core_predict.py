@@ -36,7 +36,7 @@ from tests.support.fake_service import (
 
 LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
 
-# of a fake decoder's answer: two words and four locations, each with exp(-0.5)
+# A fake decoder answers two words and four locations, each with exp(-0.5).
 SCORE = math.exp(-0.5 * 3)
 
 

@@ -182,7 +182,7 @@ def num_memories() -> int:
         try:
             links.append(os.readlink(f"/proc/self/fd/{fd}"))
         except FileNotFoundError:
-            continue  # of the listing itself
+            continue  # the listing itself opened it
     return sum(link.startswith("/memfd:diptych-") for link in links)
 
 

@@ -144,7 +144,7 @@ def test_body_is_that_of_the_contract() -> None:
             "prefill": 5.0,
             "decode": 6.0,
             "postprocess": 0.0,  # rounded to microseconds
-            "queue": 6.1,  # of encoder and decoder
+            "queue": 6.1,  # encoder and decoder
             "total": 30.1,
         },
     }

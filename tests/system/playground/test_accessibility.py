@@ -48,7 +48,7 @@ def test_nothing_is_wider_than_the_page(playground: Playground, width: int) -> N
     for link in [*LINKS, {"task": "open_vocabulary_detection", "labels": long, "sample": SAMPLE}]:
         playground.open(**link)
         assert playground.page.evaluate("document.documentElement.scrollWidth") <= width, link
-    for _ in range(4):  # as many as make the session's runs wider
+    for _ in range(4):  # enough to make the session's runs wider
         playground.run()
     assert playground.page.evaluate("document.documentElement.scrollWidth") <= width
 

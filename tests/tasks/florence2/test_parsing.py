@@ -97,7 +97,7 @@ def test_region_proposals_have_no_label(text: str, expected: Any, is_parsed: boo
     ("texts", "expected", "is_parsed"),
     [
         ((f"dog{BOX}", f"Blue Cat{OTHER}"), [("dog", BOX_PX), ("blue cat", OTHER_PX)], True),
-        ((f"puppy{BOX}", ""), [], True),  # another name than the asked one is no answer
+        ((f"puppy{BOX}", ""), [], True),  # another name than the requested one is not an answer
         ((f"blue cat{BOX}", ""), [], True),  # asked for a dog
         ((BOX, OTHER), [("dog", BOX_PX), ("blue cat", OTHER_PX)], True),
         (("", ""), [], True),

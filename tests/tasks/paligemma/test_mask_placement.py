@@ -71,7 +71,7 @@ def test_outer_rings_run_clockwise_and_holes_anticlockwise() -> None:
     field[20:40, 20:40] = -1
     areas = sorted(signed_area(ring) for ring in rings_in_box(field, (0.0, 0.0, 64.0, 64.0)))
     assert len(areas) == 2
-    assert areas[0] < 0 < areas[1]  # with y downwards a positive area is clockwise on the screen
+    assert areas[0] < 0 < areas[1]  # y points down: a positive area is clockwise on the screen
     assert areas[1] == pytest.approx(40 * 40, rel=0.01)
 
 

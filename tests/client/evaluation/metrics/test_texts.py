@@ -58,7 +58,7 @@ def test_answers_are_compared_as_in_vqa(text: str, expected: str) -> None:
     [
         (["yes"] * 10, 1),
         (["no"] * 10, 0),
-        (["yes"] + ["no"] * 9, 0.3),  # of ten subsets, nine have one "yes"
+        (["yes"] + ["no"] * 9, 0.3),  # nine of ten subsets have one "yes"
         (["yes"] * 2 + ["no"] * 8, 0.6),
         (["yes"] * 3 + ["no"] * 7, 0.9),
         (["yes"] * 4 + ["no"] * 6, 1),

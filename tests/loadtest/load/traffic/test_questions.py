@@ -58,7 +58,7 @@ def test_a_region_is_in_pixels_of_the_image(tmp_path: Path) -> None:
     }
     mix = mix_of(tmp_path, share)
     question = Questions(mix, LISTED, random.Random(0)).next("rest")
-    assert question.parameters == {"region": [16, 24, 48, 48]}  # of 64 x 48
+    assert question.parameters == {"region": [16, 24, 48, 48]}  # the image has 64 x 48
     assert question.form_fields() == {
         "task": "region_description",
         "model": "a",
