@@ -4,9 +4,6 @@ models          checkpoints, the bench's own catalog, and their artifacts
 encoder_graphs  vision encoders as torch exports them, for a peer
 questions       images, and questions both as fields of our API and as the model's exact prompt
 steps           time of a decode step in the scheduler
-encoders        time and features of the vision encoder's graphs
-labels          several labels by one prompt, and by one prompt each
-linears         throughput of the packed linear layer
 
 FOLDER/checkpoints/ID/   for the other servers, which use transformers
 FOLDER/encoders/ID.onnx  for the server that encodes images with ONNX Runtime

@@ -24,8 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
 
-# Of a linear layer: below this, torch.utils.mkldnn takes longer than MKL. Source: python -m
-# export.bench.linears.
+# Of a linear layer: below this, torch.utils.mkldnn takes longer than MKL; measured at 63dee10.
 _MIN_WEIGHTS = 500_000
 
 
