@@ -5,7 +5,7 @@
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
-# make bench      our service against what a user would write instead, at most 25 minutes; tables and history in loadtest/results
+# make bench      our service against what a user would write instead, at most 25 minutes; tables and history in laboratory/results
 # make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
 
 PYTHON ?= python3
@@ -48,12 +48,12 @@ test-long: check export
 	$(PY) -m tests.support.mutation
 
 gpu-check: export
-	$(PY) -m export.gpu_check $(GPU_CHECK) $(EMBEDDED)
+	$(PY) -m laboratory.gpu_check $(GPU_CHECK) $(EMBEDDED)
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy service runners imaging tasks export offline loadtest client deploy docs tests
+	$(VENV)/bin/mypy service runners imaging tasks export laboratory offline loadtest client deploy docs tests
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
@@ -73,7 +73,7 @@ image: $(VENV)/installed-export
 	    --build-arg MODELS=$(MODEL_LIST) $(BUILD_OPTIONS) build/bento
 
 bench: $(VENV)/installed-bench
-	$(PY) -m loadtest $(BENCH)
+	$(PY) -m laboratory.bench $(BENCH)
 
 loadtest: $(VENV)/installed-loadtest
 	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) $(LOADTEST)

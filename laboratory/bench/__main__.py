@@ -1,10 +1,9 @@
-"""Run the benchmark: `python -m loadtest [--minutes N] [--quick] [--resume]` (make bench), or a
-short run of it.
+"""Run the benchmark: `python -m laboratory.bench [--minutes N] [--quick] [--resume]` (make bench).
 
-Missing checkpoints, artifacts and images are made first by `python -m export.bench`, within the
-same time, and kept in build/bench. A whole run is appended to loadtest/results/history.jsonl.
-`--short`, for the end of the checks, compares the embedded models with one peer, and the ratios
-with those in the history; it reads the artifacts of `make export`.
+Missing checkpoints, artifacts and images are made first by `python -m laboratory.bench.material`,
+within the same time, and kept in build/bench. A whole run is appended to
+laboratory/results/history.jsonl. `--short`, for the end of the checks, compares the embedded models
+with one peer, and the ratios with those in the history; it reads the artifacts of `make export`.
 """
 
 import argparse
@@ -19,23 +18,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from loadtest.bench.bench import Bench
-from loadtest.bench.history import HistoryRow, append_row, ratios_of, read_history
-from loadtest.bench.limits import measure_steps, shares_of, steps_bytes
-from loadtest.bench.machine import MachineRates
-from loadtest.bench.measures import numbers_of
-from loadtest.bench.operations import count_operations
-from loadtest.bench.report import markdown, ratio_table, write_plot
-from loadtest.bench.results import Run, as_json, is_ours
-from loadtest.bench.rounds.material import ModelMaterial, read_material
-from loadtest.bench.rounds.measurement import Measurement
-from loadtest.bench.short import run_short, short_report
+from laboratory.bench.bench import Bench
+from laboratory.bench.history import HistoryRow, append_row, ratios_of, read_history
+from laboratory.bench.limits import measure_steps, shares_of, steps_bytes
+from laboratory.bench.machine import MachineRates
+from laboratory.bench.material.records import ModelMaterial, read_material
+from laboratory.bench.measures import numbers_of
+from laboratory.bench.operations import count_operations
+from laboratory.bench.report import markdown, ratio_table, write_plot
+from laboratory.bench.results import Run, as_json, is_ours
+from laboratory.bench.rounds.measurement import Measurement
+from laboratory.bench.short import run_short, short_report
 from loadtest.figures import processor_name, shown
 from loadtest.processes import NUM_CORES, ROOT
 
 _FOLDER = ROOT / "build" / "bench"
 _SHORT_FOLDER = ROOT / "build" / "bench-short"
-_RESULTS = ROOT / "loadtest" / "results"
+_RESULTS = ROOT / "laboratory" / "results"
 _HISTORY = _RESULTS / "history.jsonl"
 _SHORT_MINUTES = 1.5
 
@@ -56,13 +55,18 @@ class Options:
         """The command, for the report."""
         flags = ["--quick"] * self.is_quick + ["--resume"] * self.is_resumed
         return " ".join(
-            [f"python -m loadtest --minutes {self.minutes:g}", *flags, "--scales", *self.scales]
+            [
+                f"python -m laboratory.bench --minutes {self.minutes:g}",
+                *flags,
+                "--scales",
+                *self.scales,
+            ]
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     # servers are stopped
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("python -m loadtest was terminated"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("python -m laboratory.bench was terminated"))
     options = _parse(arguments)
     deadline_s = time.monotonic() + options.minutes * 60
     if options.is_short:
@@ -127,7 +131,7 @@ def _make_material(folder: Path, *options: str) -> None:
         "BENTOML_HOME": str(folder / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
     }
-    command = [sys.executable, "-m", "export.bench", str(folder), *options]
+    command = [sys.executable, "-m", "laboratory.bench.material", str(folder), *options]
     subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=True)
 
 
@@ -138,7 +142,7 @@ def _machine_rates(bytes_of_steps: Sequence[int]) -> list[MachineRates]:
     command = [
         sys.executable,
         "-m",
-        "loadtest.bench.machine",
+        "laboratory.bench.machine",
         "--step-bytes",
         *map(str, bytes_of_steps),
     ]
@@ -182,7 +186,7 @@ def _note(text: str) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(
-        "python -m loadtest", description=(__doc__ or "").partition("\n")[0]
+        "python -m laboratory.bench", description=(__doc__ or "").partition("\n")[0]
     )
     times = f"maximum time; default 25, of the short run {_SHORT_MINUTES:g}"
     parser.add_argument("--minutes", type=float, metavar="N", help=times)

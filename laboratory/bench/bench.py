@@ -12,16 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from loadtest.bench.rounds.material import ModelMaterial
-from loadtest.bench.rounds.measurement import (
+from laboratory.bench.material.records import ModelMaterial
+from laboratory.bench.rounds.measurement import (
     Measurement,
     file_stem,
     read_measurement,
     started,
     write_measurement,
 )
-from loadtest.bench.rounds.servers import Server, servers_of
-from loadtest.bench.rounds.workloads import RoundPlan, base_plan, embedded_plan
+from laboratory.bench.rounds.servers import Server, servers_of
+from laboratory.bench.rounds.workloads import RoundPlan, base_plan, embedded_plan
 
 _START_S = 20.0  # of a server of real size, which is not available for requests
 _RESERVE_S = 60.0  # for reports, and for what takes longer than planned

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.results import IS_TIME, MEASURES, TITLES
-from loadtest.bench.rounds.servers import OURS, OURS_DEFAULT
+from laboratory.bench.results import IS_TIME, MEASURES, TITLES
+from laboratory.bench.rounds.servers import OURS, OURS_DEFAULT
 from loadtest.figures import table
 
 TOLERANCE = 0.15

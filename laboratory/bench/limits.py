@@ -3,7 +3,7 @@ outside the model.
 
 The vision encoder is compared with the rate of matrix products, a decode step with that of memory.
 Times are from `timings_ms`, of one client that sends one request at a time. Decode steps alone are
-measured by `python -m export.bench.steps`.
+measured by `python -m laboratory.bench.steps`.
 """
 
 import json
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bench.machine import MachineRates
-from loadtest.bench.operations import Operations
-from loadtest.bench.rounds.client import Sample
-from loadtest.bench.rounds.measurement import Measurement
+from laboratory.bench.machine import MachineRates
+from laboratory.bench.operations import Operations
+from laboratory.bench.rounds.client import Sample
+from laboratory.bench.rounds.measurement import Measurement
 from loadtest.processes import ROOT
 
 _PROMPT_TOKENS = 12  # of the questions, about
@@ -99,7 +99,7 @@ def precision_of(listed: str, part: str) -> str:
 def measure_steps(model_id: str, folder: Path) -> tuple[StepTimes, ...]:
     """Measure decode steps of a model in the bench's store."""
     run = subprocess.run(
-        [sys.executable, "-m", "export.bench.steps", model_id],
+        [sys.executable, "-m", "laboratory.bench.steps", model_id],
         cwd=ROOT,
         env=os.environ | {"BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"},
         stdout=subprocess.PIPE,

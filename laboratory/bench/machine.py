@@ -1,5 +1,5 @@
 """The machine's limits: float32 and int8 matrix products, memory bandwidth (python -m
-loadtest.bench.machine).
+laboratory.bench.machine).
 
 Each is the best of several tries, on one core and on all cores of this process: a limit, not a
 mean. It prints JSON.
@@ -111,7 +111,7 @@ def _best_s(work: Callable[[], Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        "python -m loadtest.bench.machine", description=(__doc__ or "").partition("\n")[0]
+        "python -m laboratory.bench.machine", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--step-bytes", nargs="*", type=int, default=[], metavar="N")
     steps_bytes = parser.parse_args().step_bytes

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loadtest.bench.rounds.client import Round, Sample
-from loadtest.bench.rounds.workloads import SHORT_TOKENS
+from laboratory.bench.rounds.client import Round, Sample
+from laboratory.bench.rounds.workloads import SHORT_TOKENS
 from loadtest.figures import percentile
 
 STAGES = ("preprocess", "queue", "encode", "prefill", "decode", "postprocess")

@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
-from loadtest.bench.limits import Share
-from loadtest.bench.measures import (
+from laboratory.bench.limits import Share
+from laboratory.bench.measures import (
     COLUMNS,
     Numbers,
     num_equal,
@@ -16,10 +16,10 @@ from loadtest.bench.measures import (
     numbers_of,
     profile_of,
 )
-from loadtest.bench.results import MEASURES, TITLES, Comparison, Run, comparisons, is_ours
-from loadtest.bench.rounds.client import Round
-from loadtest.bench.rounds.measurement import Measurement
-from loadtest.bench.rounds.workloads import NUM_CLIENTS, WorkloadName
+from laboratory.bench.results import MEASURES, TITLES, Comparison, Run, comparisons, is_ours
+from laboratory.bench.rounds.client import Round
+from laboratory.bench.rounds.measurement import Measurement
+from laboratory.bench.rounds.workloads import NUM_CLIENTS, WorkloadName
 from loadtest.figures import milliseconds, percent, shown, table
 
 _LETTERS: dict[WorkloadName, str] = {

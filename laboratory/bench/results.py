@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from loadtest.bench.bench import Skipped
-from loadtest.bench.limits import Share, StepTimes
-from loadtest.bench.machine import MachineRates
-from loadtest.bench.measures import Numbers, numbers_of
-from loadtest.bench.rounds.material import ModelMaterial, Scale
-from loadtest.bench.rounds.measurement import Measurement
-from loadtest.bench.rounds.servers import OURS, OURS_DEFAULT
-from loadtest.bench.rounds.workloads import WorkloadName
+from laboratory.bench.bench import Skipped
+from laboratory.bench.limits import Share, StepTimes
+from laboratory.bench.machine import MachineRates
+from laboratory.bench.material.records import ModelMaterial, Scale
+from laboratory.bench.measures import Numbers, numbers_of
+from laboratory.bench.rounds.measurement import Measurement
+from laboratory.bench.rounds.servers import OURS, OURS_DEFAULT
+from laboratory.bench.rounds.workloads import WorkloadName
 
 Measure = Literal["requests_per_s", "tokens_per_s", "short_p95_s", "p50_s"]  # fields of `Numbers`
 IS_TIME: dict[Measure, bool] = {

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loadtest.bench.history import TOLERANCE, Change, HistoryRow, changes, ratios_of
-from loadtest.bench.results import Run, as_json
-from loadtest.bench.rounds.client import Round
-from loadtest.bench.rounds.material import ModelMaterial
-from loadtest.bench.rounds.measurement import MeasuredServer, Measurement, started
-from loadtest.bench.rounds.servers import OURS, Server, short_peer
-from loadtest.bench.rounds.workloads import WorkloadName, short_plan
+from laboratory.bench.history import TOLERANCE, Change, HistoryRow, changes, ratios_of
+from laboratory.bench.material.records import ModelMaterial
+from laboratory.bench.results import Run, as_json
+from laboratory.bench.rounds.client import Round
+from laboratory.bench.rounds.measurement import MeasuredServer, Measurement, started
+from laboratory.bench.rounds.servers import OURS, Server, short_peer
+from laboratory.bench.rounds.workloads import WorkloadName, short_plan
 from loadtest.processes import ROOT, cpu_s, machine_cpu_s
 
 _MAX_OTHERS_CORES = 0.3

@@ -1,5 +1,5 @@
 """Time of a decode step in the scheduler, and the model's share of it (`python -m
-export.bench.steps MODEL`).
+laboratory.bench.steps MODEL`).
 
 Generates several sequences at once from empty image features, greedily and up to the same length
 whatever the checkpoint's rules, and prints JSON. The rest of a step is token selection, generation
@@ -100,7 +100,7 @@ def _generate(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one model of BentoML's model store."""
     parser = argparse.ArgumentParser(
-        "python -m export.bench.steps", description=(__doc__ or "").partition("\n")[0]
+        "python -m laboratory.bench.steps", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("model")
     parsed = parser.parse_args(arguments)

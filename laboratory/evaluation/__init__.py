@@ -1,5 +1,5 @@
 """Accuracy of a running service on scenes whose true answers are known: `python -m
-export.evaluation`.
+laboratory.evaluation`.
 
 client              questions about scenes over REST, and the score of each answer
 conditions          the image file of a scene: plain, small, large, jpeg, blurred, stretched, 40px,
@@ -16,14 +16,14 @@ calibration         calibrations of the scores
 consensus           labels that both models agree on
 """
 
-from export.evaluation.accuracy_tables import (
+from laboratory.evaluation.accuracy_tables import (
     accuracy_table,
     question_table,
     robustness_table,
     task_accuracy,
 )
-from export.evaluation.client import Evaluation, collect, evaluate, evaluation_scene
-from export.evaluation.conditions import CONDITIONS, SceneImage, png_image
+from laboratory.evaluation.client import Evaluation, collect, evaluate, evaluation_scene
+from laboratory.evaluation.conditions import CONDITIONS, SceneImage, png_image
 
 __all__ = [
     "CONDITIONS",

@@ -1,6 +1,6 @@
 """Measures the accuracy of a running service on rendered scenes, whose true answers are known.
 
-    python -m export.evaluation [--url URL] [--models ID …] [--scenes N] [--conditions NAME …]
+    python -m laboratory.evaluation [--url URL] [--models ID …] [--scenes N] [--conditions NAME …]
     [--clients N] [--details]
 
 Requests go over REST, greedy and unconstrained. Prints one table per condition and, for several
@@ -15,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-from export.evaluation import (
+from laboratory.evaluation import (
     CONDITIONS,
     Evaluation,
     accuracy_table,
@@ -23,7 +23,7 @@ from export.evaluation import (
     question_table,
     robustness_table,
 )
-from export.evaluation.client import answer_scenes, served_models
+from laboratory.evaluation.client import answer_scenes, served_models
 
 _TIMEOUT_S = 60
 
@@ -62,7 +62,7 @@ def _evaluate(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser("python -m export.evaluation", description=summary)
+    parser = argparse.ArgumentParser("python -m laboratory.evaluation", description=summary)
     parser.add_argument(
         "--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s"
     )

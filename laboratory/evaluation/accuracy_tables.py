@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from export.evaluation.client import Evaluation
 from export.scenes import CONFIDENT_SCORE, Measure, Scorecard, Tally
+from laboratory.evaluation.client import Evaluation
 from tasks.table import TASKS
 
 _NOTHING = "-"

@@ -1,7 +1,7 @@
 """Fits the calibrations of the embedded models' scores and measures them on other scenes; prints a
 table.
 
-    python -m export.evaluation.calibration [--models ID …] [--scenes N]
+    python -m laboratory.evaluation.calibration [--models ID …] [--scenes N]
 
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
 clean, blurred, and so small that the models err. Needs requirements-dev.txt, for `diptych
@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from export.checkpoints.jobs import ROOT
-from export.evaluation import CONDITIONS
-from export.evaluation.client import offered_tasks
-from export.evaluation.coco_scenes import write_coco_scenes
-from export.evaluation.service_process import run_diptych, service_process
+from laboratory.evaluation import CONDITIONS
+from laboratory.evaluation.client import offered_tasks
+from laboratory.evaluation.coco_scenes import write_coco_scenes
+from laboratory.evaluation.service_process import run_diptych, service_process
 from runners.artifacts.manifest import CALIBRATION_FILE
 
 CALIBRATED_TASKS = ("object_detection", "open_vocabulary_detection", "region_proposal")
@@ -130,7 +130,9 @@ def _table(before: Errors, after: Errors) -> Iterator[str]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser("python -m export.evaluation.calibration", description=summary)
+    parser = argparse.ArgumentParser(
+        "python -m laboratory.evaluation.calibration", description=summary
+    )
     models = ["florence-2-mini", "paligemma-mini"]
     parser.add_argument(
         "--models", nargs="+", metavar="ID", default=models, help="default: both embedded models"

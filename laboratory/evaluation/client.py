@@ -14,8 +14,8 @@ from itertools import chain
 
 import httpx
 
-from export.evaluation.conditions import Condition, SceneImage
 from export.scenes import Measure, Question, Scene, Scorecard, questions, sample_scene, score_answer
+from laboratory.evaluation.conditions import Condition, SceneImage
 
 FIRST_SEED = 900_000_000  # training uses smaller seeds only
 NO_OBJECT_EVERY = 10

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from export.evaluation.client import evaluation_scene
-from export.evaluation.conditions import Condition
 from export.scenes.geometry import box_xyxy
 from export.scenes.scene import CANVAS_PX, SHAPES
+from laboratory.evaluation.client import evaluation_scene
+from laboratory.evaluation.conditions import Condition
 
 
 def write_coco_scenes(

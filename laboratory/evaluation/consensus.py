@@ -1,7 +1,7 @@
 """Measures the labels that both embedded models agree on: `diptych annotate --consensus` on scenes
 with known boxes.
 
-    python -m export.evaluation.consensus [--conditions NAME …] [--scenes N] [--first-scene N]
+    python -m laboratory.evaluation.consensus [--conditions NAME …] [--scenes N] [--first-scene N]
     [--iou I]
                                           [--accept-scores S …]
 
@@ -22,13 +22,13 @@ from typing import Any
 
 import httpx
 
-from export.evaluation import CONDITIONS
-from export.evaluation.calibration import SCENE_CONDITIONS
-from export.evaluation.coco_scenes import write_coco_scenes
-from export.evaluation.service_process import run_diptych, service_process
 from export.scenes.scene import SHAPES
 from export.scenes.scoring import Tally, match_boxes
 from export.scenes.truth import LabelledBox
+from laboratory.evaluation import CONDITIONS
+from laboratory.evaluation.calibration import SCENE_CONDITIONS
+from laboratory.evaluation.coco_scenes import write_coco_scenes
+from laboratory.evaluation.service_process import run_diptych, service_process
 
 MODELS = ("florence-2-mini", "paligemma-mini")
 _TASK = "open_vocabulary_detection"
@@ -134,7 +134,9 @@ def _journal_boxes(out: Path, model: str) -> Boxes:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser("python -m export.evaluation.consensus", description=summary)
+    parser = argparse.ArgumentParser(
+        "python -m laboratory.evaluation.consensus", description=summary
+    )
     parser.add_argument(
         "--conditions",
         nargs="+",

@@ -1,6 +1,6 @@
 """Counts the answers that constrained decoding changes.
 
-    python -m export.evaluation.constraint_effect [--url URL] [--scenes N] [--clients N]
+    python -m laboratory.evaluation.constraint_effect [--url URL] [--scenes N] [--clients N]
 
 Every question about every scene is sent twice over REST, constrained and unconstrained. Answers of
 tasks without a grammar cannot differ.
@@ -16,9 +16,9 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-from export.evaluation import CONDITIONS
-from export.evaluation.client import evaluation_scene, offered_tasks, predict, served_models
 from export.scenes import questions
+from laboratory.evaluation import CONDITIONS
+from laboratory.evaluation.client import evaluation_scene, offered_tasks, predict, served_models
 
 _TIMEOUT_S = 60
 _Count = Counter[tuple[str, bool]]  # by task, and whether the answer changed
@@ -27,7 +27,7 @@ _Count = Counter[tuple[str, bool]]  # by task, and whether the answer changed
 def main() -> None:
     """Print the number of changed answers and of all answers for each model and task."""
     parser = argparse.ArgumentParser(
-        "python -m export.evaluation.constraint_effect", description=__doc__
+        "python -m laboratory.evaluation.constraint_effect", description=__doc__
     )
     parser.add_argument(
         "--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s"

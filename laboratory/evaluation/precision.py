@@ -1,6 +1,6 @@
 """Measures a model's accuracy at each precision and records it beside the catalog.
 
-    python -m export.evaluation.precision MODEL
+    python -m laboratory.evaluation.precision MODEL
 
     for every precision of the encoder and every precision of the decoder that the device supports:
         start the service, evaluate it on unseen scenes
@@ -28,8 +28,8 @@ from export.checkpoints.precision_record import (
     write_record,
 )
 from export.checkpoints.sources import resolve_source
-from export.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate, task_accuracy
-from export.evaluation.service_process import service_process
+from laboratory.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate, task_accuracy
+from laboratory.evaluation.service_process import service_process
 from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
 from runners.artifacts.precision import possible_precisions
 from runners.artifacts.store import artifact_folder
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         _measure(entry, parsed)
     except (ExportError, CatalogError) as error:
-        print(f"python -m export.evaluation.precision: {error}", file=sys.stderr)
+        print(f"python -m laboratory.evaluation.precision: {error}", file=sys.stderr)
         return 1
     return export(["--if-changed", entry.id])
 
@@ -105,7 +105,9 @@ def _evaluate(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser("python -m export.evaluation.precision", description=summary)
+    parser = argparse.ArgumentParser(
+        "python -m laboratory.evaluation.precision", description=summary
+    )
     parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
     parser.add_argument(
         "--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default: %(default)s"

@@ -1,5 +1,4 @@
-"""The check of a GPU: `python -m export.gpu_check MODEL…` (`make gpu-check`) on the host that has
-the card.
+"""The check of a GPU: `python -m laboratory.gpu_check MODEL…` (`make gpu-check`) on its host.
 
 verdicts    a measurement with its aim, as a line of JSON and as a row of a table
 parts       a model's encoder and decoder on the device, and requests for them

@@ -1,5 +1,4 @@
-"""`python -m export.gpu_check MODEL…`: check that the served models run, and run well, on the GPU
-of this host.
+"""`python -m laboratory.gpu_check MODEL…`: check that the models run well on this host's GPU.
 
 Prints a line of JSON for each check, then a table; the exit status is 1 if an aim is missed. The
 models are in the store of BENTOML_HOME; `--widths` adds Florence-2-base with random weights, which
@@ -16,26 +15,26 @@ from pathlib import Path
 
 import torch
 
-from export.bench.models import BENCH_MODELS, make_models
-from export.gpu_check.choices import check_choices
-from export.gpu_check.exactness import check_features, check_tokens
-from export.gpu_check.idle import check_idle
-from export.gpu_check.parts import Model, elapsed_ms
-from export.gpu_check.resources import (
+from laboratory.bench.material.models import BENCH_MODELS, make_models
+from laboratory.gpu_check.choices import check_choices
+from laboratory.gpu_check.exactness import check_features, check_tokens
+from laboratory.gpu_check.idle import check_idle
+from laboratory.gpu_check.parts import Model, elapsed_ms
+from laboratory.gpu_check.resources import (
     check_lost_device,
     check_memory,
     check_out_of_memory,
     check_provider,
     check_transfers,
 )
-from export.gpu_check.speed import (
+from laboratory.gpu_check.speed import (
     check_encoder,
     check_prefill,
     check_sampled_among_greedy,
     check_step,
     check_throughput,
 )
-from export.gpu_check.verdicts import Verdict, failed, table
+from laboratory.gpu_check.verdicts import Verdict, failed, table
 from runners.artifacts.manifest import Device
 
 # Images per second with 30 tokens each, greedy, on an H100.
@@ -112,7 +111,7 @@ def _bytes_per_s(device: Device) -> float:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m export.gpu_check", description=(__doc__ or "").partition("\n")[0]
+        "python -m laboratory.gpu_check", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="a model of the store in BENTOML_HOME"

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.gpu_check.parts import Model
-from export.gpu_check.verdicts import Verdict
+from laboratory.gpu_check.parts import Model
+from laboratory.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
 from runners.cuda_graphs.buckets import buckets
 from runners.cuda_graphs.graphs import CudaGraph, CudaGraphs, capture_cuda_graph

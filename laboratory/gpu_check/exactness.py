@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from export.gpu_check.parts import Model, requests
-from export.gpu_check.verdicts import Verdict
+from laboratory.gpu_check.parts import Model, requests
+from laboratory.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
 from runners.decoder.batch import generate_all
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from export.bench.steps import make_endless
-from export.gpu_check.parts import Model, admitted, synchronize
-from export.gpu_check.verdicts import Verdict
+from laboratory.bench.steps import make_endless
+from laboratory.gpu_check.parts import Model, admitted, synchronize
+from laboratory.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
 from runners.tokens.token_choice import Choice
 

@@ -10,9 +10,9 @@ from typing import Any
 import onnxruntime
 import torch
 
-from export.bench.steps import make_endless
-from export.gpu_check.parts import Model, requests, scheduler, write
-from export.gpu_check.verdicts import Verdict
+from laboratory.bench.steps import make_endless
+from laboratory.gpu_check.parts import Model, requests, scheduler, write
+from laboratory.gpu_check.verdicts import Verdict
 from runners.artifacts.devices import decoder_device, encoder_device
 from runners.artifacts.manifest import Device
 from runners.decoder.batch import LiveBatch, start_sequence
@@ -34,7 +34,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _LOSES_THE_DEVICE = """
 import sys
 import torch
-from export.gpu_check.parts import Model, requests, scheduler, write
+from laboratory.gpu_check.parts import Model, requests, scheduler, write
 
 model = Model.of(sys.argv[1])
 decoder = model.decoder("cuda")

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from export.bench.steps import make_endless
-from export.gpu_check.parts import Model, admitted, elapsed_ms, median_ms, requests, scheduler
-from export.gpu_check.verdicts import Verdict
+from laboratory.bench.steps import make_endless
+from laboratory.gpu_check.parts import Model, admitted, elapsed_ms, median_ms, requests, scheduler
+from laboratory.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence

@@ -1,5 +1,6 @@
-"""Training of the embedded checkpoints from scratch on rendered scenes: `python -m export.training
-MODEL`.
+"""Training of the embedded checkpoints from scratch on rendered scenes.
+
+Command: `python -m laboratory.training MODEL`.
 
     scenes -> examples (prompt, answer, the subject of each token) -> losses -> model ->
     models/MODEL

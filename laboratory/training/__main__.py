@@ -1,4 +1,4 @@
-"""Train an embedded checkpoint from scratch: `python -m export.training MODEL`.
+"""Train an embedded checkpoint from scratch: `python -m laboratory.training MODEL`.
 
 A stopped run resumes; --restart discards it. The checkpoint is written at the end, or with --export
 from the current state of the run.
@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 
 from export.checkpoints.jobs import ROOT, find_entry
-from export.training.masks.autoencoder import MaskAutoencoder
-from export.training.masks.training import shape_codes, train_mask_autoencoder
-from export.training.models import florence2, paligemma
-from export.training.models.initialization import initialize
-from export.training.runs.cell_heads import CellHeads
-from export.training.runs.loop import Training
-from export.training.runs.recipes import RECIPES
-from export.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
-from export.training.runs.run_folder import RunFolder
+from laboratory.training.masks.autoencoder import MaskAutoencoder
+from laboratory.training.masks.training import shape_codes, train_mask_autoencoder
+from laboratory.training.models import florence2, paligemma
+from laboratory.training.models.initialization import initialize
+from laboratory.training.runs.cell_heads import CellHeads
+from laboratory.training.runs.loop import Training
+from laboratory.training.runs.recipes import RECIPES
+from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
+from laboratory.training.runs.run_folder import RunFolder
 from tasks.paligemma import MaskDecoder
 
 _MODELS = ROOT / "models"
@@ -58,7 +58,7 @@ def has_bfloat16(device: str) -> bool:
 
 def main() -> int:
     """Train one model, or write the checkpoint of its run; return the exit status."""
-    parser = argparse.ArgumentParser("python -m export.training", description=__doc__)
+    parser = argparse.ArgumentParser("python -m laboratory.training", description=__doc__)
     parser.add_argument("model", choices=[*RECIPES, "mask-decoder"])
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "build" / "training", help="default: %(default)s"

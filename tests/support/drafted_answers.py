@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from export.evaluation import evaluation_scene
 from export.scenes import question_prompts, questions, render_scene
+from laboratory.evaluation import evaluation_scene
 from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from export.evaluation import CONDITIONS, evaluation_scene
 from export.scenes import Question, questions
+from laboratory.evaluation import CONDITIONS, evaluation_scene
 from tasks.table import TASKS
 from tests.support.served_app import serving_app
 from tests.support.true_results import true_result, wrong_result

@@ -1,4 +1,4 @@
-"""Prepare the models and questions of `make bench`: `python -m export.bench FOLDER`.
+"""Prepare the models and questions of `make bench`: `python -m laboratory.bench.material FOLDER`.
 
 Existing models are kept.
 
@@ -14,29 +14,31 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from export.bench.encoder_graphs import write_encoder_graph
-from export.bench.models import (
+from export.checkpoints.errors import ExportError
+from laboratory.bench.material.encoder_graphs import write_encoder_graph
+from laboratory.bench.material.models import (
     BENCH_MODELS,
     checkpoint_folder,
     encoder_graph_file,
     make_models,
     write_checkpoints,
 )
-from export.bench.questions import NUM_SCENES, NUM_SHORT_SCENES, model_material
-from export.checkpoints.errors import ExportError
+from laboratory.bench.material.questions import NUM_SCENES, NUM_SHORT_SCENES, model_material
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare models and material; return the exit status."""
     parser = argparse.ArgumentParser(
-        "python -m export.bench", description=(__doc__ or "").partition("\n")[0]
+        "python -m laboratory.bench.material", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"]
     )
     parser.add_argument(
-        "--short", action="store_true", help="for `python -m loadtest --short`; exports nothing"
+        "--short",
+        action="store_true",
+        help="for `python -m laboratory.bench --short`; exports nothing",
     )
     parsed = parser.parse_args(arguments)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _make(parsed.folder, parsed.scales, parsed.short)
     except ExportError as error:
-        print(f"python -m export.bench: {error}", file=sys.stderr)
+        print(f"python -m laboratory.bench.material: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from export.bench.models import BenchModel, checkpoint_folder, encoder_graph_file
-from export.evaluation import evaluation_scene, png_image
 from export.scenes import Scene, question_prompts, questions, render_scene
+from laboratory.bench.material.models import BenchModel, checkpoint_folder, encoder_graph_file
+from laboratory.evaluation import evaluation_scene, png_image
 from tasks.catalog import CatalogEntry
 
 NUM_SCENES = {"embedded": 400, "base": 120}

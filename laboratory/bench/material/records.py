@@ -1,4 +1,4 @@
-"""The material of the benchmark: models, images and questions, as `python -m export.bench` writes
+"""Models, images and questions of the benchmark, as `python -m laboratory.bench.material` writes
 them.
 """
 

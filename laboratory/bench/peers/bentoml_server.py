@@ -1,8 +1,8 @@
-"""BentoML's adaptive batching over transformers' `generate`, as its documentation has it for
+r"""BentoML's adaptive batching over transformers' `generate`, as its documentation has it for
 several parameters.
 
-    python -m bentoml serve loadtest.bench.peers.bentoml_server:Vision --arg checkpoint=FOLDER --arg
-    threads=1 …
+    python -m bentoml serve laboratory.bench.peers.bentoml_server:Vision \
+        --arg checkpoint=FOLDER --arg threads=1 …
 
 A batchable API takes one parameter: a wrapper service accepts the form and calls the service of the
 model, which runs in processes of its own (docs.bentoml.com, "Adaptive batching", "Handle multiple
@@ -14,7 +14,7 @@ from pathlib import Path
 import bentoml
 from pydantic import BaseModel
 
-from loadtest.bench.peers.generation import Generator, PromptedImage
+from laboratory.bench.peers.generation import Generator, PromptedImage
 
 # a batch that exceeds it is refused; the time limit of the benchmark is that of the round
 _TIMEOUT_S = 900

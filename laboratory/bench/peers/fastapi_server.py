@@ -1,5 +1,5 @@
 """FastAPI with transformers' `generate` behind a lock: `python -m
-loadtest.bench.peers.fastapi_server`.
+laboratory.bench.peers.fastapi_server`.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from typing import Annotated
 import uvicorn
 from fastapi import FastAPI, File, Form
 
-from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage
+from laboratory.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage
 
 
 def make_app(generator: Generator) -> FastAPI:
@@ -39,7 +39,7 @@ def make_app(generator: Generator) -> FastAPI:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        "python -m loadtest.bench.peers.fastapi_server", description=__doc__
+        "python -m laboratory.bench.peers.fastapi_server", description=__doc__
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--port", type=int, required=True)

@@ -1,5 +1,5 @@
 """LitServe with dynamic batching over transformers' `generate`: `python -m
-loadtest.bench.peers.litserve_server`.
+laboratory.bench.peers.litserve_server`.
 
 With `--encoder-graph`, ONNX Runtime encodes the images.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import litserve
 from fastapi import Request
 
-from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage
+from laboratory.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage
 
 
 class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types
@@ -58,7 +58,7 @@ class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no typ
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        "python -m loadtest.bench.peers.litserve_server",
+        "python -m laboratory.bench.peers.litserve_server",
         description=(__doc__ or "").partition("\n")[0],
     )
     parser.add_argument("checkpoint", type=Path)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from loadtest.bench.rounds.workloads import BenchRequest
+from laboratory.bench.rounds.workloads import BenchRequest
 
 _TIMEOUT_S = 900  # longer than any answer: the time limit is that of the round
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 
-from loadtest.bench.rounds.client import Answer, Api, DiptychApi, PeerApi, Round, Sample, drive
-from loadtest.bench.rounds.material import ModelMaterial
-from loadtest.bench.rounds.servers import Server, launch_of
-from loadtest.bench.rounds.workloads import (
+from laboratory.bench.material.records import ModelMaterial
+from laboratory.bench.rounds.client import Answer, Api, DiptychApi, PeerApi, Round, Sample, drive
+from laboratory.bench.rounds.servers import Server, launch_of
+from laboratory.bench.rounds.workloads import (
     NUM_CLIENTS,
     NUM_WARM_UP,
     BenchRequest,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from loadtest.bench.rounds.material import ModelMaterial
+from laboratory.bench.material.records import ModelMaterial
 from loadtest.processes import NUM_CORES, Launch, free_port
 
 Kind = Literal["diptych", "bentoml", "litserve", "litserve_onnx", "fastapi"]
@@ -25,7 +25,7 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)  # of our service
 
 
-_PEERS = "loadtest.bench.peers"
+_PEERS = "laboratory.bench.peers"
 _FLOAT32 = {"DIPTYCH_ENCODER_PRECISION": "float32", "DIPTYCH_DECODER_PRECISION": "float32"}
 OURS = Server("diptych", "diptych", "float32, else default settings", environment=_FLOAT32)
 OURS_DEFAULT = Server("diptych default", "diptych", "default settings")

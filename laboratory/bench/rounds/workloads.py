@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from loadtest.bench.rounds.material import Question, SceneMaterial
+from laboratory.bench.material.records import Question, SceneMaterial
 
 WorkloadName = Literal["mixed", "mixed_4", "one_image", "decode_heavy", "single"]
 NUM_CLIENTS: dict[WorkloadName, int] = {

@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from export.scenes import Scene, render_scene, sample_scene
 from export.scenes.scene import CANVAS_PX
-from export.training.data.cell_targets import CellTargets
-from export.training.data.examples import Example, Language, make_examples
 from imaging.files import resize
+from laboratory.training.data.cell_targets import CellTargets
+from laboratory.training.data.examples import Example, Language, make_examples
 
 NO_TOKEN = -100  # padding of answers
 _EASY_SHARES = (0.05, 0.55, 0.4, 0.0, 0.0)  # of scenes with 0 to 4 objects

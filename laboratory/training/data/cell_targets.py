@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.scenes.fonts import load_font
 from export.scenes.geometry import Point, box_xyxy
 from export.scenes.scene import CANVAS_PX, COLORS, SHAPES, SIZES, BoxXYXY, Scene, Word
-from export.training.data.mentions import WORD, Mention
+from laboratory.training.data.mentions import WORD, Mention
 
 GRID = 12
 CELL_PX = CANVAS_PX / GRID

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 
 from export.scenes import Question, Scene, question_prompts, questions
 from export.scenes.truth import InstancesTruth
-from export.training.data.cell_targets import NUM_CELLS, CellTargets
-from export.training.data.mentions import Piece, ranked_subjects, segmented_subject
+from laboratory.training.data.cell_targets import NUM_CELLS, CellTargets
+from laboratory.training.data.mentions import Piece, ranked_subjects, segmented_subject
 from runners.tokens.tokenizer import PromptTokenizer, Segments
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from export.scenes.geometry import box_xyxy, polygon_xy, quad_xy
 from export.scenes.scene import CANVAS_PX, BoxXYXY, Scene
 from export.scenes.truth import InstancesTruth, Question, TextRegionsTruth, TextTruth
-from export.training.data.mentions import (
+from laboratory.training.data.mentions import (
     BOX_STEP,
     Mention,
     Piece,

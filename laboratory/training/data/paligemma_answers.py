@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from export.scenes.geometry import box_xyxy
 from export.scenes.scene import CANVAS_PX, BoxXYXY, Scene
 from export.scenes.truth import InstancesTruth, Question, TextTruth
-from export.training.data.mentions import (
+from laboratory.training.data.mentions import (
     BOX_STEP,
     Mention,
     Piece,

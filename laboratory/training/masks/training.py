@@ -21,10 +21,10 @@ from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
 from export.scenes.scene import SHAPES
-from export.training.masks.autoencoder import MaskAutoencoder
-from export.training.masks.samples import sample_masks, shape_mask
-from export.training.runs.optimizer import Muon
-from export.training.runs.run_folder import RunFolder
+from laboratory.training.masks.autoencoder import MaskAutoencoder
+from laboratory.training.masks.samples import sample_masks, shape_mask
+from laboratory.training.runs.optimizer import Muon
+from laboratory.training.runs.run_folder import RunFolder
 
 _NUM_STEPS = 900
 _NUM_MASKS = 32  # of a step

@@ -20,18 +20,18 @@ from transformers import (
 
 from export.artifacts.vision_module import VisionEncoderModule, read_image_input
 from export.scenes.scene import CANVAS_PX
-from export.training.data.batches import NO_TOKEN, SequenceBatch
-from export.training.data.cell_targets import NUM_CELLS
-from export.training.data.examples import Language
-from export.training.data.florence2_answers import answer_pieces
-from export.training.data.tokenizers import (
+from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
+from laboratory.training.data.cell_targets import NUM_CELLS
+from laboratory.training.data.examples import Language
+from laboratory.training.data.florence2_answers import answer_pieces
+from laboratory.training.data.tokenizers import (
     IMAGE_TOKEN,
     florence2_tokenizer,
     padded_size,
     prompt_tokenizer,
     token_id,
 )
-from export.training.models.trainee import (
+from laboratory.training.models.trainee import (
     MAX_NEW_TOKENS,
     TRAINING_ATTENTION,
     FamilyParts,

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from export.training.models.trainee import Trainee
+from laboratory.training.models.trainee import Trainee
 
 _DEPTHWISE_GAIN = 0.3
 _QUIET_GAIN = 0.1

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from export.training.data.batches import SequenceBatch
-from export.training.data.examples import Language
+from laboratory.training.data.batches import SequenceBatch
+from laboratory.training.data.examples import Language
 from tasks.paligemma import MaskDecoder
 
 MAX_NEW_TOKENS = 128

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from export.scenes.scene import CANVAS_PX, COLORS, SHAPES, SIZES
-from export.training.data.batches import ImageBatch, SequenceBatch
-from export.training.data.cell_targets import CHARACTERS, MAX_CHARACTERS, NOTHING
-from export.training.data.mentions import WORD
-from export.training.runs.losses import soft_cross_entropy, soft_targets
+from laboratory.training.data.batches import ImageBatch, SequenceBatch
+from laboratory.training.data.cell_targets import CHARACTERS, MAX_CHARACTERS, NOTHING
+from laboratory.training.data.mentions import WORD
+from laboratory.training.runs.losses import soft_cross_entropy, soft_targets
 
 NUM_RANKS = 6  # 0: not in the answer, then up to four objects and the word
 _CLASSES = {

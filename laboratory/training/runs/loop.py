@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from export.scenes import Scene, Scorecard
-from export.training.data.batches import (
+from laboratory.training.data.batches import (
     ENCODER_SCENES,
     ImageBatch,
     SceneKinds,
@@ -28,14 +28,14 @@ from export.training.data.batches import (
     sequence_batch,
     training_scenes,
 )
-from export.training.data.cell_targets import CellTargets, cell_targets
-from export.training.models.trainee import FamilyParts, WrittenAnswers
-from export.training.runs.cell_heads import CellHeads, grid_bins
-from export.training.runs.losses import answer_loss, attention_loss
-from export.training.runs.optimizer import make_optimizers
-from export.training.runs.recipes import Recipe, Stage
-from export.training.runs.run_folder import RunFolder
-from export.training.runs.validation import validate
+from laboratory.training.data.cell_targets import CellTargets, cell_targets
+from laboratory.training.models.trainee import FamilyParts, WrittenAnswers
+from laboratory.training.runs.cell_heads import CellHeads, grid_bins
+from laboratory.training.runs.losses import answer_loss, attention_loss
+from laboratory.training.runs.optimizer import make_optimizers
+from laboratory.training.runs.recipes import Recipe, Stage
+from laboratory.training.runs.run_folder import RunFolder
+from laboratory.training.runs.validation import validate
 
 _JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
 _LOGGED_EVERY = 10

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from export.training.data.batches import NO_TOKEN, SequenceBatch
+from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
 
 _REACH = 3  # grid steps to each side of a location's soft target
 _MIN_MASS = 1e-6

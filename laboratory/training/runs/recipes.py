@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from export.training.runs.optimizer import Rates
+from laboratory.training.runs.optimizer import Rates
 
 
 @dataclass(frozen=True, slots=True)

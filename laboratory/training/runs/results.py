@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from export.training.runs.run_folder import RunFolder
+from laboratory.training.runs.run_folder import RunFolder
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 

@@ -1,8 +1,8 @@
 """Accuracy of a model in training on scenes that it is not trained on, by the decoders and parsers
 that serve it.
 
-Greedy, at the model's own image size, without the network between; `python -m export.evaluation`
-measures what is served.
+Greedy, at the model's own image size, without the network between; `python -m
+laboratory.evaluation` measures what is served.
 """
 
 import json
@@ -15,8 +15,8 @@ import torch
 from export.scenes import Question, Scorecard, questions, render_scene, sample_scene, score_answer
 from export.scenes.prompts import question_prompts
 from export.scenes.scene import CANVAS_PX
-from export.training.data.examples import Language
-from export.training.models.trainee import FamilyParts, Trainee
+from laboratory.training.data.examples import Language
+from laboratory.training.models.trainee import FamilyParts, Trainee
 from runners.decoder.answers import to_written
 from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench.history import (
+from laboratory.bench.history import (
     HistoryRow,
     append_row,
     changes,
@@ -11,8 +11,8 @@ from loadtest.bench.history import (
     ratios_of,
     read_history,
 )
-from loadtest.bench.results import Run, as_json
-from loadtest.bench.short import short_report
+from laboratory.bench.results import Run, as_json
+from laboratory.bench.short import short_report
 from tests.support.bench_rounds import OTHER_PEER, PEER, measurement, one_round, run, sample
 
 RATE = "(a) mixed | m | requests/s"

@@ -1,9 +1,9 @@
 import pytest
 
-from loadtest.bench.limits import precision_of, shares_of, steps_bytes
-from loadtest.bench.machine import MachineRates
-from loadtest.bench.operations import Operations
-from loadtest.bench.rounds.servers import OURS_DEFAULT
+from laboratory.bench.limits import precision_of, shares_of, steps_bytes
+from laboratory.bench.machine import MachineRates
+from laboratory.bench.operations import Operations
+from laboratory.bench.rounds.servers import OURS_DEFAULT
 from tests.support.bench_rounds import measurement, one_round, sample
 
 OPERATIONS = Operations(

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from loadtest.bench.measures import STAGES, num_equal, num_other_length, numbers_of, profile_of
+from laboratory.bench.measures import STAGES, num_equal, num_other_length, numbers_of, profile_of
 from tests.support.bench_rounds import one_round, sample
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from loadtest.bench.limits import steps_bytes
-from loadtest.bench.operations import Operations, count_operations
+from laboratory.bench.limits import steps_bytes
+from laboratory.bench.operations import Operations, count_operations
 from tasks.catalog import CatalogEntry
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.bench.encoder_graphs import write_encoder_graph
-from loadtest.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage, use_onednn
-from loadtest.bench.rounds.client import PeerApi, Round, drive
-from loadtest.bench.rounds.material import Question
-from loadtest.bench.rounds.servers import Server, peer_launch
-from loadtest.bench.rounds.workloads import BenchRequest
+from laboratory.bench.material.encoder_graphs import write_encoder_graph
+from laboratory.bench.material.records import Question
+from laboratory.bench.peers.generation import GeneratedAnswer, Generator, PromptedImage, use_onednn
+from laboratory.bench.rounds.client import PeerApi, Round, drive
+from laboratory.bench.rounds.servers import Server, peer_launch
+from laboratory.bench.rounds.workloads import BenchRequest
 from loadtest.processes import Launch, ServerError, cpu_s, free_port, running
 from tasks.catalog import CatalogEntry
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT

@@ -1,9 +1,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from loadtest.bench.bench import Skipped
-from loadtest.bench.report import markdown, write_plot
-from loadtest.bench.results import Run, as_json
+from laboratory.bench.bench import Skipped
+from laboratory.bench.report import markdown, write_plot
+from laboratory.bench.results import Run, as_json
 from tests.support.bench_rounds import PEER, measurement, one_round, run, sample
 
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from loadtest.bench.measures import numbers_of
-from loadtest.bench.results import Target, compare, comparisons
+from laboratory.bench.measures import numbers_of
+from laboratory.bench.results import Target, compare, comparisons
 from tests.support.bench_rounds import OTHER_PEER, PEER, measurement, one_round, run, sample
 
 RATE = Target("mixed", "requests_per_s", "embedded", 2)

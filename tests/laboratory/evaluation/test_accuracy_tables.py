@@ -2,7 +2,9 @@
 
 import pytest
 
-from export.evaluation import (
+from export.scenes import Scorecard, Tally, questions, score_answer
+from export.scenes.scoring import Measure
+from laboratory.evaluation import (
     Evaluation,
     accuracy_table,
     evaluation_scene,
@@ -10,9 +12,7 @@ from export.evaluation import (
     robustness_table,
     task_accuracy,
 )
-from export.evaluation.accuracy_tables import TASK_MEASURES, TaskMeasure
-from export.scenes import Scorecard, Tally, questions, score_answer
-from export.scenes.scoring import Measure
+from laboratory.evaluation.accuracy_tables import TASK_MEASURES, TaskMeasure
 from tasks.table import TASKS
 from tests.support.true_results import true_result
 

@@ -7,8 +7,8 @@ import time
 import httpx
 import pytest
 
-from export.evaluation import CONDITIONS, Evaluation, evaluate, evaluation_scene
-from export.evaluation.client import MAX_ATTEMPTS
+from laboratory.evaluation import CONDITIONS, Evaluation, evaluate, evaluation_scene
+from laboratory.evaluation.client import MAX_ATTEMPTS
 from tests.support.export_cli import ROOT
 from tests.support.truthful_service import MODEL_ID, TruthfulService, serving
 
@@ -110,7 +110,7 @@ def test_unserved_model_is_refused_with_the_list_of_served_ones() -> None:
 
 
 def run_command(
-    url: httpx.URL | str, *arguments: str, module: str = "export.evaluation"
+    url: httpx.URL | str, *arguments: str, module: str = "laboratory.evaluation"
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, "--url", str(url), *arguments]
     return subprocess.run(
@@ -152,7 +152,7 @@ def test_answers_changed_by_constraints_are_counted_by_task() -> None:
     )
     with serving(service) as client:
         run = run_command(
-            client.base_url, "--scenes", "2", module="export.evaluation.constraint_effect"
+            client.base_url, "--scenes", "2", module="laboratory.evaluation.constraint_effect"
         )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[2:] == [

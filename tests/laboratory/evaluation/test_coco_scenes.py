@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from export.evaluation import CONDITIONS, evaluation_scene
-from export.evaluation.coco_scenes import write_coco_scenes
 from export.scenes import questions
 from export.scenes.truth import DetectionsTruth
+from laboratory.evaluation import CONDITIONS, evaluation_scene
+from laboratory.evaluation.coco_scenes import write_coco_scenes
 
 
 def test_every_scene_has_its_true_boxes_under_every_condition(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.evaluation import CONDITIONS, evaluation_scene
 from export.scenes import Scene, questions
 from export.scenes.truth import DetectionsTruth, LabelledBox
+from laboratory.evaluation import CONDITIONS, evaluation_scene
 
 EXPECTED = {
     "plain": ((384, 384), "PNG"),

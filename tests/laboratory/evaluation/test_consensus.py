@@ -1,6 +1,6 @@
 from typing import Any
 
-from export.evaluation.consensus import best, tally
+from laboratory.evaluation.consensus import best, tally
 
 PLACE = (0.0, 0.0, 10.0, 10.0)
 

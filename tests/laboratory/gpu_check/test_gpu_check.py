@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from export.gpu_check.idle import HostMark, MarkedDecoder
-from export.gpu_check.verdicts import Verdict, failed, table
+from laboratory.gpu_check.idle import HostMark, MarkedDecoder
+from laboratory.gpu_check.verdicts import Verdict, failed, table
 from runners.artifacts.manifest import read_manifest
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
@@ -36,7 +36,7 @@ CHECKS = [
 @pytest.mark.long
 def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> None:
     run = exported.python(
-        "-m", "export.gpu_check", "--device", "cpu", "--seconds", "1", "florence-2-mini"
+        "-m", "laboratory.gpu_check", "--device", "cpu", "--seconds", "1", "florence-2-mini"
     )
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     assert [line["check"] for line in lines] == CHECKS, run.stderr

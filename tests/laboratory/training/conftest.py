@@ -1,7 +1,7 @@
 import pytest
 from tokenizers import Tokenizer
 
-from export.training.data.tokenizers import florence2_tokenizer, paligemma_tokenizer
+from laboratory.training.data.tokenizers import florence2_tokenizer, paligemma_tokenizer
 from tasks.catalog import CatalogEntry
 from tests.support.catalog import CATALOG
 

@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.bench.models import (
+from laboratory.bench.material.models import (
     BENCH_MODELS,
     BenchModel,
     checkpoint_folder,
     write_catalog,
     write_checkpoint,
 )
-from loadtest.bench.peers.generation import Generator, PromptedImage
+from laboratory.bench.peers.generation import Generator, PromptedImage
 from tests.support.scene_images import scene_image
 
 ENDLESS = [model for model in BENCH_MODELS if model.is_endless and not model.is_random]

@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.bench.models import BENCH_MODELS, BenchModel
-from export.bench.questions import model_material
-from loadtest.bench.rounds.material import read_material
+from laboratory.bench.material.models import BENCH_MODELS, BenchModel
+from laboratory.bench.material.questions import model_material
+from laboratory.bench.material.records import read_material
 from service.inference.request_fields import PredictFields, parse_fields
 from tests.support.catalog import CATALOG
 
 
 @pytest.mark.parametrize("model", BENCH_MODELS, ids=lambda model: model.id)
-def test_loadtest_reads_the_written_material(model: BenchModel, tmp_path: Path) -> None:
+def test_the_written_material_is_read(model: BenchModel, tmp_path: Path) -> None:
     listed = model_material(model, CATALOG[model.entry_id], tmp_path, num_scenes=2)
     (tmp_path / "material.json").write_text(json.dumps({"models": [listed]}))
     (read,) = read_material(tmp_path)

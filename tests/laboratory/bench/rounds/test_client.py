@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from loadtest.bench.rounds.client import DiptychApi, PeerApi, drive
-from loadtest.bench.rounds.material import Question
-from loadtest.bench.rounds.workloads import BenchRequest
+from laboratory.bench.material.records import Question
+from laboratory.bench.rounds.client import DiptychApi, PeerApi, drive
+from laboratory.bench.rounds.workloads import BenchRequest
 from tests.support.bench_rounds import question
 
 

@@ -1,7 +1,11 @@
 from pathlib import Path
 
-from loadtest.bench.rounds.measurement import mean_batch_sizes, read_measurement, write_measurement
-from loadtest.bench.rounds.servers import OURS_DEFAULT, servers_of
+from laboratory.bench.rounds.measurement import (
+    mean_batch_sizes,
+    read_measurement,
+    write_measurement,
+)
+from laboratory.bench.rounds.servers import OURS_DEFAULT, servers_of
 from tests.support.bench_rounds import PEER, measurement, model, one_round, sample
 
 METRICS = """

@@ -8,14 +8,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from export.bench.models import BENCH_MODELS
-from export.bench.questions import model_material
-from loadtest.bench.limits import precision_of
-from loadtest.bench.measures import COLUMNS, profile_of
-from loadtest.bench.rounds.client import DiptychApi, drive
-from loadtest.bench.rounds.material import ModelMaterial, read_material
-from loadtest.bench.rounds.measurement import mean_batch_sizes
-from loadtest.bench.rounds.workloads import Scenes, requests_of
+from laboratory.bench.limits import precision_of
+from laboratory.bench.material.models import BENCH_MODELS
+from laboratory.bench.material.questions import model_material
+from laboratory.bench.material.records import ModelMaterial, read_material
+from laboratory.bench.measures import COLUMNS, profile_of
+from laboratory.bench.rounds.client import DiptychApi, drive
+from laboratory.bench.rounds.measurement import mean_batch_sizes
+from laboratory.bench.rounds.workloads import Scenes, requests_of
 from loadtest.processes import cpu_s
 from tests.support.catalog import FLORENCE
 from tests.support.running_service import RunningService

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench.rounds.workloads import (
+from laboratory.bench.rounds.workloads import (
     LENGTHS,
     NUM_CLIENTS,
     SHORT_TOKENS,

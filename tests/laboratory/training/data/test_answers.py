@@ -12,14 +12,14 @@ from tokenizers import Tokenizer
 from export.scenes import Question, Scene, Scorecard, questions, sample_scene, score_answer
 from export.scenes.prompts import question_prompts
 from export.scenes.truth import TextTruth
-from export.training.data.cell_targets import cell_targets
-from export.training.data.examples import make_example
-from export.training.data.florence2_answers import answer_pieces as florence2_pieces
-from export.training.data.mentions import WORD, Piece, ranked_subjects
-from export.training.data.paligemma_answers import PaliGemmaAnswers
-from export.training.masks.autoencoder import MaskAutoencoder
-from export.training.masks.training import shape_codes
-from export.training.models.florence2 import make_language as florence2_language
+from laboratory.training.data.cell_targets import cell_targets
+from laboratory.training.data.examples import make_example
+from laboratory.training.data.florence2_answers import answer_pieces as florence2_pieces
+from laboratory.training.data.mentions import WORD, Piece, ranked_subjects
+from laboratory.training.data.paligemma_answers import PaliGemmaAnswers
+from laboratory.training.masks.autoencoder import MaskAutoencoder
+from laboratory.training.masks.training import shape_codes
+from laboratory.training.models.florence2 import make_language as florence2_language
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText

@@ -2,8 +2,8 @@ import numpy as np
 
 from export.scenes import sample_scene
 from export.scenes.geometry import box_xyxy, polygon_xy
-from export.training.data.cell_targets import CELL_PX, CHARACTERS, GRID, NOTHING, cell_targets
-from export.training.data.mentions import WORD, Mention
+from laboratory.training.data.cell_targets import CELL_PX, CHARACTERS, GRID, NOTHING, cell_targets
+from laboratory.training.data.mentions import WORD, Mention
 
 
 def test_every_object_and_word_has_cells_inside_its_box() -> None:

@@ -1,7 +1,7 @@
 import pytest
 from tokenizers import Tokenizer
 
-from export.training.data.tokenizers import padded_size, prompt_tokenizer
+from laboratory.training.data.tokenizers import padded_size, prompt_tokenizer
 from tasks.catalog import CatalogEntry
 from tests.support.export_cli import MODELS
 

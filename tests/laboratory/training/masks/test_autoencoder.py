@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.scenes.scene import SHAPES, Shape
-from export.training.masks.autoencoder import Codebook, MaskAutoencoder
-from export.training.masks.samples import sample_masks, shape_mask
-from export.training.masks.training import MaskTraining, shape_codes, train_mask_autoencoder
-from export.training.runs.run_folder import RunFolder
+from laboratory.training.masks.autoencoder import Codebook, MaskAutoencoder
+from laboratory.training.masks.samples import sample_masks, shape_mask
+from laboratory.training.masks.training import MaskTraining, shape_codes, train_mask_autoencoder
+from laboratory.training.runs.run_folder import RunFolder
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import MASK_DECODER, MASK_DECODER_FILE
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from export.training.__main__ import make_training
-from export.training.runs.loop import Training
-from export.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
+from laboratory.training.__main__ import make_training
+from laboratory.training.runs.loop import Training
+from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor

@@ -1,7 +1,7 @@
 import torch
 
-from export.training.data.batches import NO_TOKEN, SequenceBatch
-from export.training.runs.losses import answer_loss, attention_loss, soft_targets
+from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
+from laboratory.training.runs.losses import answer_loss, attention_loss, soft_targets
 
 NUM_CELLS = 4
 LOCATION_IDS = torch.arange(10, 30)  # 20 bins

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from export.training.runs.optimizer import Rates, make_optimizers, orthogonalized
+from laboratory.training.runs.optimizer import Rates, make_optimizers, orthogonalized
 
 
 def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
