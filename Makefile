@@ -76,7 +76,8 @@ bench: $(VENV)/installed-bench
 	$(PY) -m laboratory.bench $(BENCH)
 
 loadtest: $(VENV)/installed-loadtest
-	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) $(LOADTEST)
+	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --html loadtest/results/load/load.html \
+	    --host $(URL) $(LOADTEST)
 
 $(VENV)/installed-dev: client/pyproject.toml
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc.experimental.gevent
 from locust.env import Environment
 
-from loadtest.load.reports.samples import NOT_SENT, Recorder, Sample
+from loadtest.load.samples import NOT_SENT, Recorder, Sample
 from loadtest.load.senders.arrivals import RequestPool
 from loadtest.load.senders.grpc_sender import GrpcSender
 from loadtest.load.senders.replies import OK, Checker, Reply

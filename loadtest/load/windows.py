@@ -1,14 +1,11 @@
-"""The numbers of an interval: the requests due in it, their outcomes, and the service's own
-metrics.
-"""
+"""The numbers of an interval: the requests due in it and their outcomes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loadtest.figures import percentile
-from loadtest.load.reports.samples import NOT_SENT, VERDICTS, Sample, Verdict
-from loadtest.load.reports.service_metrics import Scrape, ServiceNumbers, service_numbers
+from loadtest.load.samples import NOT_SENT, Sample, Verdict
 from loadtest.load.senders.replies import OK
 from loadtest.load.traffic.plans import Window
 from loadtest.load.traffic.saturation import Step
@@ -29,9 +26,9 @@ class Numbers:
     """Numbers of some requests."""
 
     num_due: int
-    verdicts: Mapping[Verdict, int]
-    statuses: Mapping[str, int]
-    latency_ms: Percentiles | None  # of right answers, including late ones; None if there are none
+    num_right: int  # including late ones
+    verdicts: Counter[Verdict]
+    latency_ms: Percentiles | None  # of right answers; None if there are none
 
     def share(self, verdict: Verdict) -> float:
         """Return the share of a verdict in all due requests."""
@@ -43,14 +40,11 @@ class WindowNumbers:
     """Numbers of one window."""
 
     level: float
-    start_s: float  # Unix time
     seconds: float
     all: Numbers
-    by_api: Mapping[str, Numbers]
     by_model: Mapping[str, Mapping[str, Numbers]]  # then by task
     first_token_ms: Percentiles | None  # of streams, measured by their clients
     lag_ms: Percentiles | None  # of sent requests: the delay of this side
-    service: ServiceNumbers
 
     @property
     def offered_per_s(self) -> float:
@@ -60,7 +54,7 @@ class WindowNumbers:
     @property
     def answered_per_s(self) -> float:
         """Right answers per second, including late ones."""
-        return self.all.statuses.get(OK, 0) / self.seconds
+        return self.all.num_right / self.seconds
 
     @property
     def goodput_per_s(self) -> float:
@@ -73,45 +67,29 @@ class WindowNumbers:
 
 
 def window_numbers(
-    window: Window, samples: Iterable[Sample], scrapes: Sequence[Scrape], slos_ms: Mapping[str, Slo]
+    window: Window, samples: Iterable[Sample], slos_ms: Mapping[str, Slo]
 ) -> WindowNumbers:
     """Return the numbers of the requests that were due in a window."""
     inside = [sample for sample in samples if window.contains(sample.due_s)]
     first_tokens = [sample.first_token_s for sample in inside if sample.first_token_s is not None]
+    by_model: dict[str, dict[str, Numbers]] = {}
+    for model, of_model in _by(inside, lambda sample: sample.model).items():
+        by_task = _by(of_model, lambda sample: sample.task)
+        by_model[model] = {task: numbers_of(some, slos_ms) for task, some in by_task.items()}
     return WindowNumbers(
         window.level,
-        window.start_s,
         window.seconds,
         numbers_of(inside, slos_ms),
-        numbers_by_api(inside, slos_ms),
-        {
-            model: {
-                task: numbers_of(few, slos_ms)
-                for task, few in _by(some, lambda sample: sample.task).items()
-            }
-            for model, some in _by(inside, lambda sample: sample.model).items()
-        },
+        by_model,
         _percentiles(first_tokens),
         _percentiles([sample.lag_s for sample in inside if sample.status != NOT_SENT]),
-        service_numbers(scrapes, window),
     )
 
 
 def numbers_of(samples: Sequence[Sample], slos_ms: Mapping[str, Slo]) -> Numbers:
+    right_s = [sample.latency_s for sample in samples if sample.status == OK]
     verdicts = Counter(sample.verdict(slos_ms) for sample in samples)
-    return Numbers(
-        len(samples),
-        {verdict: verdicts[verdict] for verdict in VERDICTS},
-        dict(sorted(Counter(sample.status for sample in samples).items())),
-        _percentiles([sample.latency_s for sample in samples if sample.status == OK]),
-    )
-
-
-def numbers_by_api(samples: Sequence[Sample], slos_ms: Mapping[str, Slo]) -> dict[str, Numbers]:
-    return {
-        api: numbers_of(some, slos_ms)
-        for api, some in _by(samples, lambda sample: sample.api).items()
-    }
+    return Numbers(len(samples), len(right_s), verdicts, _percentiles(right_s))
 
 
 def _by(samples: Iterable[Sample], key: Callable[[Sample], str]) -> dict[str, list[Sample]]:

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from loadtest.load.reports.samples import DEFECTS, Recorder, Verdict
+from loadtest.load.samples import DEFECTS, Recorder, Verdict
 from loadtest.load.traffic.plans import Window
 from loadtest.load.traffic.saturation import Step
 from service.errors import ErrorCode

@@ -1,22 +1,19 @@
 """The report of a run with known samples."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from loadtest.load.reports.page import html_page
-from loadtest.load.reports.report import LoadReport, markdown, write_report
-from loadtest.load.reports.samples import Sample
-from loadtest.load.reports.windows import WindowNumbers, numbers_by_api, numbers_of, window_numbers
+from loadtest.load.report import LoadReport, markdown
+from loadtest.load.samples import Sample
 from loadtest.load.traffic.plans import Window
 from loadtest.load.traffic.saturation import Saturation
+from loadtest.load.windows import WindowNumbers, window_numbers
 from tests.support.load_samples import SLOS_MS, sample
 
 
 def window(level: float, *samples: Sample) -> WindowNumbers:
-    return window_numbers(Window(level, 0, 10), samples, [], SLOS_MS)
+    return window_numbers(Window(level, 0, 10), samples, SLOS_MS)
 
 
 def answers(num: int, latency_s: float = 0.1) -> list[Sample]:
@@ -27,16 +24,7 @@ def answers(num: int, latency_s: float = 0.1) -> list[Sample]:
 def report() -> LoadReport:
     first = window(4, *answers(38), sample(latency_s=0.5), sample("compare", model="compared"))
     second = window(8, *answers(60), *(sample(status="overloaded") for _ in range(20)))
-    samples = [
-        *answers(98),
-        sample("compare", model="compared"),
-        sample("grpc", "captioning", status="internal"),
-    ]
-    total = numbers_of(samples, SLOS_MS)
-    facts = {"command": "`locust <x>`"}
-    return LoadReport(
-        facts, "requests/s", SLOS_MS, [second, first], total, numbers_by_api(samples, SLOS_MS)
-    )
+    return LoadReport({"command": "`locust`"}, "requests/s", SLOS_MS, [second, first])
 
 
 def test_rates_and_shares_are_of_the_due_requests() -> None:
@@ -103,27 +91,3 @@ def test_tasks_are_shown_at_the_highest_level_that_holds(report: LoadReport) -> 
     assert "At 4 requests/s." in text
     assert "| ocr | 400 / 300 | 100 / 100, 1 of 1 | 100 / 100, 38 of 39 |" in text
     assert "| captioning | 600 / 300 |  |  |" in text
-
-
-def test_interfaces_are_those_of_the_whole_run(report: LoadReport) -> None:
-    assert "| grpc | 1 | 0 | 0 | 0 | 1 | 0 | 1 internal |" in markdown(report)
-    assert "| all | 100 | 99 | 0 | 0 | 1 | 0 | 1 internal, 99 ok |" in markdown(report)
-
-
-def test_all_files_are_written(report: LoadReport, tmp_path: Path) -> None:
-    write_report(report, tmp_path / "new")
-    written = json.loads((tmp_path / "new" / "load.json").read_text())
-    assert written["saturation"] == {"held": 4, "not_held": 8}
-    assert [one["all"]["num_due"] for one in written["windows"]] == [80, 40]
-    assert (tmp_path / "new" / "load.md").read_text() == markdown(report)
-    assert (tmp_path / "new" / "load.png").read_bytes().startswith(b"\x89PNG")
-    page = (tmp_path / "new" / "load.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert "<code>locust &lt;x&gt;</code>" in page
-
-
-def test_markdown_becomes_html() -> None:
-    page = html_page("# A\n\n- b\n\n## C\n\n| d | e |\n|---|---:|\n| f |  |\n", [])
-    assert "<table><tr><th>d</th><th>e</th></tr><tr><td>f</td><td></td></tr></table>" in page
-    assert "<h1>A</h1>" in page
-    assert "<ul><li>b</li></ul>" in page
