@@ -214,7 +214,7 @@ def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: P
 
 def _is_ready(launch: Launch) -> bool:
     try:
-        return httpx.get(launch.url + launch.ready_path, timeout=30).is_success
+        return httpx.get(launch.url + launch.ready_path, timeout=30, trust_env=False).is_success
     except httpx.TransportError:
         return False
 

@@ -16,18 +16,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from laboratory.bench.bench import Bench
 from laboratory.bench.history import HistoryRow, append_row, ratios_of, read_history
-from laboratory.bench.limits import measure_steps, shares_of, steps_bytes
+from laboratory.bench.limits import Share, StepTimes, measure_steps, shares_of, steps_bytes
 from laboratory.bench.machine import MachineRates
 from laboratory.bench.material.records import ModelMaterial, read_material
 from laboratory.bench.measures import numbers_of
 from laboratory.bench.operations import count_operations
 from laboratory.bench.report import markdown, ratio_table, write_plot
 from laboratory.bench.results import Run, as_json, is_ours
-from laboratory.bench.rounds.measurement import Measurement
 from laboratory.bench.short import run_short, short_report
 from loadtest.figures import processor_name, shown
 from loadtest.processes import NUM_CORES, ROOT
@@ -70,59 +70,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     deadline_s = time.monotonic() + options.minutes * 60
     if options.is_short:
-        _short(deadline_s)
+        start_s = time.monotonic()
+        _make_material(_SHORT_FOLDER, "--short")
+        for short in run_short(read_material(_SHORT_FOLDER), _SHORT_FOLDER, deadline_s):
+            print(short_report(short.run, read_history(_HISTORY), short.others_cores), flush=True)
+        _note(f"short bench: {time.monotonic() - start_s:.0f} s on {_machine()}")
         return
     _make_material(_FOLDER, "--scales", *options.scales)
     models = [model for model in read_material(_FOLDER) if model.scale in options.scales]
     commit = _commit()  # before the results are written
     run = _run(models, options, deadline_s)
     print(ratio_table(run))
-    _write(run, options.results)
+    folder = options.results
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.md").write_text(markdown(run), encoding="utf-8")
+    (folder / "bench.json").write_text(json.dumps(as_json(run), indent=1) + "\n", encoding="utf-8")
+    write_plot(run, folder / "bench.png")
+    _note(f"written to {folder}: bench.md, bench.json, bench.png")
     if not options.is_quick and options.results == _RESULTS:
         today = datetime.now(UTC).date().isoformat()
         append_row(HistoryRow(commit, today, _machine(), ratios_of(as_json(run))), _HISTORY)
         _note(f"appended to {_HISTORY}; `python -m docs.tables` updates the pages")
 
 
-def _short(deadline_s: float) -> None:
-    start_s = time.monotonic()
-    _make_material(_SHORT_FOLDER, "--short")
-    for short in run_short(read_material(_SHORT_FOLDER), _SHORT_FOLDER, deadline_s):
-        print(short_report(short.run, read_history(_HISTORY), short.others_cores), flush=True)
-    _note(f"short bench: {time.monotonic() - start_s:.0f} s on {_machine()}")
-
-
 def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -> Run:
     """Measure the machine, then every server."""
     operations = {model.id: count_operations(model.checkpoint) for model in models}
-    rates = _machine_rates(
-        sorted({num_bytes for one in operations.values() for num_bytes in steps_bytes(one)})
-    )
-    steps = [
-        step for model in models if model.is_endless for step in measure_steps(model.id, _FOLDER)
-    ]
+    rates = _machine_rates(sorted(set(chain.from_iterable(map(steps_bytes, operations.values())))))
+    steps = list[StepTimes]()
+    for model in models:
+        if model.is_endless:
+            steps += measure_steps(model.id, _FOLDER)
     bench = Bench(models, _FOLDER, deadline_s, options.is_quick)
     if not options.is_resumed:
         bench.clear()
     measurements = []
+    shares = list[Share]()
     for each in bench.run():
-        _note(f"{_one_line(each)}; {(deadline_s - time.monotonic()) / 60:.1f} minutes are left")
         measurements.append(each)
-    ours = filter(is_ours, measurements)
-    shares = [share for each in ours for share in shares_of(each, operations[each.model], rates)]
-    return Run(models, measurements, _facts(options), rates, shares, steps, bench.skipped)
-
-
-def _one_line(measurement: Measurement) -> str:
-    """Return `florence-2-mini, litserve 16: 7.1 s to start, requests/s: single 11.8, mixed
-    70.4`.
-    """
-    rates = (
-        f"{load} {shown(numbers_of(rounds).requests_per_s)}"
-        for load, rounds in measurement.rounds.items()
-    )
-    named = f"{measurement.model}, {measurement.server.name}: {measurement.start_s:.1f} s to start"
-    return f"{named}, requests/s: {', '.join(rates)}"
+        if is_ours(each):
+            shares += shares_of(each, operations[each.model], rates)
+        left_minutes = (deadline_s - time.monotonic()) / 60
+        reached = [
+            f"{load} {shown(numbers_of(rounds).requests_per_s)}"
+            for load, rounds in each.rounds.items()
+        ]
+        _note(
+            f"{each.model}, {each.server.name}: {each.start_s:.1f} s to start, requests/s:"
+            f" {', '.join(reached)}; {left_minutes:.1f} minutes are left"
+        )
+    facts = {
+        "command": f"`{options.command}`",
+        "machine": f"{_machine()}, load {os.getloadavg()[0]:.1f} at the end",
+        "percentiles": "over all answers of a workload; rates are medians of its rounds",
+        "CPU ms": "processor time of all the server's processes for a request, mean",
+    }
+    return Run(models, measurements, facts, rates, shares, steps, bench.skipped)
 
 
 def _make_material(folder: Path, *options: str) -> None:
@@ -139,17 +142,10 @@ def _machine_rates(bytes_of_steps: Sequence[int]) -> list[MachineRates]:
     """Measure in a process of its own, so that its threads and memory are released before a server
     starts.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "laboratory.bench.machine",
-        "--step-bytes",
-        *map(str, bytes_of_steps),
-    ]
-    measured = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
-    return [MachineRates(**rates) for rates in json.loads(measured)]
+    command = [sys.executable, "-m", "laboratory.bench.machine", "--step-bytes"]
+    command += map(str, bytes_of_steps)
+    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return [MachineRates(**rates) for rates in json.loads(run.stdout)]
 
 
 def _commit() -> str:
@@ -161,23 +157,6 @@ def _commit() -> str:
 
 def _machine() -> str:
     return f"{processor_name()}, {NUM_CORES} cores of {os.cpu_count()}"
-
-
-def _facts(options: Options) -> dict[str, str]:
-    return {
-        "command": f"`{options.command}`",
-        "machine": f"{_machine()}, load {os.getloadavg()[0]:.1f} at the end",
-        "percentiles": "over all answers of a workload; rates are medians of its rounds",
-        "CPU ms": "processor time of all the server's processes for a request, mean",
-    }
-
-
-def _write(run: Run, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.md").write_text(markdown(run), encoding="utf-8")
-    (folder / "bench.json").write_text(json.dumps(as_json(run), indent=1) + "\n", encoding="utf-8")
-    write_plot(run, folder / "bench.png")
-    _note(f"written to {folder}: bench.md, bench.json, bench.png")
 
 
 def _note(text: str) -> None:

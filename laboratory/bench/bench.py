@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from laboratory.bench.material.records import ModelMaterial
+from laboratory.bench.rounds.client import Round
 from laboratory.bench.rounds.measurement import (
     Measurement,
     file_stem,
@@ -21,7 +22,12 @@ from laboratory.bench.rounds.measurement import (
     write_measurement,
 )
 from laboratory.bench.rounds.servers import Server, servers_of
-from laboratory.bench.rounds.workloads import RoundPlan, base_plan, embedded_plan
+from laboratory.bench.rounds.workloads import (
+    RoundPlan,
+    WorkloadName,
+    base_plan,
+    embedded_plan,
+)
 
 _START_S = 20.0  # of a server of real size, which is not available for requests
 _RESERVE_S = 60.0  # for reports, and for what takes longer than planned
@@ -58,11 +64,9 @@ class Bench:
 
         Those without remaining time are listed in `skipped`.
         """
-        todo = [
-            (model, server)
-            for model in self._models
-            for server in servers_of(model, self._is_quick)
-        ]
+        todo = list[tuple[ModelMaterial, Server]]()
+        for model in self._models:
+            todo += [(model, server) for server in servers_of(model, self._is_quick)]
         for index, (model, server) in enumerate(todo):
             file = self._measurements / f"{file_stem(model, server)}.json"
             if file.exists():
@@ -81,26 +85,19 @@ class Bench:
             request_s = measured.warm_up()
             ready_s = time.monotonic() - start_s
             plan = self._plan(model, request_s, allowance_s)
-            driven = {step.workload: measured.run(step) for step in self._affordable(plan)}
-            # Only rounds with an answer before their time limit.
-            answered = {
-                workload: tuple(one for one in rounds if one.samples)
-                for workload, rounds in driven.items()
-            }
-            rounds = {workload: some for workload, some in answered.items() if some}
-            missing = (step.workload for step in plan if step.workload not in rounds)
-            self.skipped += [
-                Skipped(model.id, server.name, f"{name}: no time was left") for name in missing
-            ]
-            sizes = measured.batch_sizes()
+            rounds = dict[WorkloadName, tuple[Round, ...]]()
+            for step in plan:
+                answered = tuple[Round, ...]()
+                if (left_s := self._left_s()) > 0:
+                    driven = measured.run(replace(step, limit_s=min(step.limit_s, left_s)))
+                    answered = tuple(one for one in driven if one.samples)
+                if answered:
+                    rounds[step.workload] = answered
+                else:
+                    reason = f"{step.workload}: no time was left"
+                    self.skipped.append(Skipped(model.id, server.name, reason))
             precision = measured.precision()
-        return Measurement(model.id, server, request_s, ready_s, rounds, sizes, precision)
-
-    def _affordable(self, plan: Sequence[RoundPlan]) -> Iterator[RoundPlan]:
-        """Yield the workloads while time is left, each limited to it."""
-        for step in plan:
-            if (left_s := self._left_s()) > 0:
-                yield replace(step, limit_s=min(step.limit_s, left_s))
+        return Measurement(model.id, server, request_s, ready_s, rounds, precision)
 
     def _plan(
         self, model: ModelMaterial, request_s: float, allowance_s: float
@@ -113,10 +110,8 @@ class Bench:
         file = self._measurements / f"{model.scale}-plan.json"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(
-                json.dumps([asdict(step) for step in base_plan(request_s, allowance_s)]),
-                encoding="utf-8",
-            )
+            steps = [asdict(step) for step in base_plan(request_s, allowance_s)]
+            file.write_text(json.dumps(steps), encoding="utf-8")
         return tuple(RoundPlan(**step) for step in json.loads(file.read_text(encoding="utf-8")))
 
     def _left_s(self) -> float:

@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,10 @@ def changes(ratios: Ratios, history: Sequence[HistoryRow]) -> Iterator[Change]:
 
 def _change(name: str, by_peer: Mapping[str, float], row: HistoryRow) -> Change:
     """Return the change since `row`, by the peers that both have."""
-    common = by_peer.keys() & row.ratios[name].keys()
-    now, before = (
-        statistics.median(each[peer] for peer in common) for each in (by_peer, row.ratios[name])
-    )
-    return Change(name, ", ".join(sorted(common)), now, before, row)
+    common = sorted(by_peer.keys() & row.ratios[name].keys())
+    now = statistics.median(by_peer[peer] for peer in common)
+    before = statistics.median(row.ratios[name][peer] for peer in common)
+    return Change(name, ", ".join(common), now, before, row)
 
 
 def history_table(history: Sequence[HistoryRow]) -> str:
@@ -156,16 +156,13 @@ def history_table(history: Sequence[HistoryRow]) -> str:
     by over 15 %.
     """
     shown = history[-_MAX_SHOWN:]
-    names = dict.fromkeys(name for row in shown for name in row.ratios)
+    names = dict.fromkeys(chain.from_iterable(row.ratios for row in shown))
     header = ["ours ÷ best peer", *(f"{row.commit}, {row.date}" for row in shown)]
-    rows = [
-        [
-            name.replace(" | ", ", "),
-            *(_cell(name, index, history) for index in range(-len(shown), 0)),
-        ]
-        for name in names
-    ]
-    return table(header, [["machine", *(row.machine for row in shown)], *rows])
+    rows = [["machine", *(row.machine for row in shown)]]
+    for name in names:
+        cells = [_cell(name, index, history) for index in range(-len(shown), 0)]
+        rows.append([name.replace(" | ", ", "), *cells])
+    return table(header, rows)
 
 
 def _cell(name: str, index: int, history: Sequence[HistoryRow]) -> str:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from laboratory.bench.machine import MachineRates
 from laboratory.bench.operations import Operations
-from laboratory.bench.rounds.client import Sample
 from laboratory.bench.rounds.measurement import Measurement
 from loadtest.processes import ROOT
 
@@ -71,20 +71,23 @@ def shares_of(
     measurement: Measurement, operations: Operations, rates: Sequence[MachineRates]
 ) -> tuple[Share, ...]:
     """Return the shares that our service reaches; none if it did not run `single`."""
-    samples = [sample for one in measurement.rounds.get("single", ()) for sample in one.samples]
+    rounds = measurement.rounds.get("single", ())
+    samples = list(chain.from_iterable(one.samples for one in rounds))
     if not samples:
         return ()
-    encoder, decoder = (
-        precision_of(measurement.precision, part) for part in ("encoder", "decoder")
-    )
+    encoder = precision_of(measurement.precision, "encoder")
+    decoder = precision_of(measurement.precision, "decoder")
     num_bytes = _step_bytes(operations, decoder)
     products = [rate.int8_per_s if encoder == "int8" else rate.float32_per_s for rate in rates]
     memory = [rate.step_bytes_per_s[str(num_bytes)] for rate in rates]
     encode_s = statistics.median(sample.answer.timings_ms["encode"] for sample in samples) / 1000
+    # the mean time of a token after the first
+    decode_s = sum(sample.answer.timings_ms["decode"] for sample in samples) / 1000
+    step_s = decode_s / sum(sample.answer.generated_tokens - 1 for sample in samples)
     model = measurement.model
     return (
         _share(model, "encoder", encoder, operations.encoder_operations, encode_s, products),
-        _share(model, "decode step", decoder, num_bytes, _step_s(samples), memory),
+        _share(model, "decode step", decoder, num_bytes, step_s, memory),
     )
 
 
@@ -108,12 +111,6 @@ def measure_steps(model_id: str, folder: Path) -> tuple[StepTimes, ...]:
         check=True,
     )
     return tuple(StepTimes(**row) for row in json.loads(run.stdout))
-
-
-def _step_s(samples: Sequence[Sample]) -> float:
-    """Return the mean time of a token after the first."""
-    decode_ms = sum(sample.answer.timings_ms["decode"] for sample in samples)
-    return decode_ms / sum(sample.answer.generated_tokens - 1 for sample in samples) / 1000
 
 
 def _step_bytes(operations: Operations, precision: str) -> int:

@@ -48,25 +48,17 @@ class MachineRates:
 
 def measure(num_threads: int, steps_bytes: Sequence[int] = ()) -> MachineRates:
     torch.set_num_threads(num_threads)
+    random = np.random.default_rng(0)
+    numbers = [random.random((_SIDE, _SIDE), dtype=np.float32) for _ in range(2)]
+    left = random.integers(0, 256, (_SIDE, _SIDE), dtype=np.uint8)
+    right = random.integers(-127, 128, (_SIDE, _SIDE), dtype=np.int8)
     return MachineRates(
         num_threads,
-        float32_per_s=_float32_rate(num_threads),
-        int8_per_s=_int8_rate(num_threads),
+        float32_per_s=_product_rate("MatMul", *numbers, TensorProto.FLOAT, num_threads),
+        int8_per_s=_product_rate("MatMulInteger", left, right, TensorProto.INT32, num_threads),
         memory_bytes_per_s=_read_rate(_MEMORY_BYTES),
         step_bytes_per_s={str(num_bytes): _read_rate(num_bytes) for num_bytes in steps_bytes},
     )
-
-
-def _float32_rate(num_threads: int) -> float:
-    values = np.random.default_rng(1).random((_SIDE, _SIDE), dtype=np.float32)
-    left = np.random.default_rng(0).random((_SIDE, _SIDE), dtype=np.float32)
-    return _product_rate("MatMul", left, values, TensorProto.FLOAT, num_threads)
-
-
-def _int8_rate(num_threads: int) -> float:
-    values = np.random.default_rng(1).integers(-127, 128, (_SIDE, _SIDE), dtype=np.int8)
-    left = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE), dtype=np.uint8)
-    return _product_rate("MatMulInteger", left, values, TensorProto.INT32, num_threads)
 
 
 def _product_rate(
@@ -116,11 +108,8 @@ def main() -> None:
     parser.add_argument("--step-bytes", nargs="*", type=int, default=[], metavar="N")
     steps_bytes = parser.parse_args().step_bytes
     cores = len(os.sched_getaffinity(0))
-    print(
-        json.dumps(
-            [asdict(measure(num_threads, steps_bytes)) for num_threads in sorted({1, cores})]
-        )
-    )
+    rates = [measure(num_threads, steps_bytes) for num_threads in sorted({1, cores})]
+    print(json.dumps([asdict(rate) for rate in rates]))
 
 
 if __name__ == "__main__":

@@ -43,59 +43,59 @@ class Profile:
 
 def numbers_of(rounds: Sequence[Round]) -> Numbers:
     """Return the measures of rounds with at least one answer."""
-    samples = [sample for one in rounds for sample in one.samples]
+    samples = list[Sample]()
+    tokens_per_s = []
+    for one in rounds:
+        samples += one.samples
+        num_tokens = sum(sample.answer.generated_tokens for sample in one.samples)
+        tokens_per_s.append(num_tokens / one.elapsed_s)
     latencies = [sample.latency_s for sample in samples]
+    short = [sample.latency_s for sample in samples if sample.max_new_tokens == SHORT_TOKENS]
     return Numbers(
         num_rounds=len(rounds),
         num_requests=sum(one.num_requests for one in rounds),
         num_answered=len(samples),
         requests_per_s=statistics.median(len(one.samples) / one.elapsed_s for one in rounds),
-        tokens_per_s=statistics.median(
-            sum(sample.answer.generated_tokens for sample in one.samples) / one.elapsed_s
-            for one in rounds
-        ),
+        tokens_per_s=statistics.median(tokens_per_s),
         cpu_s_per_request=sum(one.cpu_s for one in rounds) / len(samples),
         p50_s=percentile(latencies, 50),
         p95_s=percentile(latencies, 95),
         p99_s=percentile(latencies, 99),
-        short_p95_s=percentile(
-            [s.latency_s for s in samples if s.max_new_tokens == SHORT_TOKENS], 95
-        ),
+        short_p95_s=percentile(short, 95),
     )
 
 
 def profile_of(samples: Sequence[Sample]) -> Profile:
     """Return the profile of at least one answer of our service."""
-    rows = [_stages_ms(sample) for sample in samples]
-    means = {name: statistics.fmean(row[name] for row in rows) for name in COLUMNS}
-    return Profile(
-        len(rows), statistics.fmean(sample.latency_s for sample in samples) * 1000, means
-    )
-
-
-def _stages_ms(sample: Sample) -> dict[str, float]:
-    timings = sample.answer.timings_ms
-    stages = {name: timings[name] for name in STAGES}
-    return stages | {
-        "between": timings["total"] - sum(stages.values()),
-        "http": sample.latency_s * 1000 - timings["total"],
-    }
+    latency_ms = statistics.fmean(sample.latency_s for sample in samples) * 1000
+    timings = [sample.answer.timings_ms for sample in samples]
+    means = {}
+    for name in (*STAGES, "total"):
+        means[name] = statistics.fmean(each[name] for each in timings)
+    total_ms = means.pop("total")
+    others = {"between": total_ms - sum(means.values()), "http": latency_ms - total_ms}
+    return Profile(len(samples), latency_ms, means | others)
 
 
 def num_equal(ours: Sequence[Round], theirs: Sequence[Round]) -> tuple[int, int]:
     """Return the number of requests with the same text from both servers, and the number that both
     answered.
     """
-    pairs = [
-        (a.answer.text, b.answer.text)
-        for one, other in zip(ours, theirs, strict=False)
-        if not one.is_cut and not other.is_cut
-        for a, b in zip(one.samples, other.samples, strict=True)
-    ]
-    return sum(a == b for a, b in pairs), len(pairs)
+    num_same = 0
+    num_both = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one.is_cut or other.is_cut:
+            continue
+        num_both += len(one.samples)
+        for mine, yours in zip(one.samples, other.samples, strict=True):
+            num_same += mine.answer.text == yours.answer.text
+    return num_same, num_both
 
 
 def num_other_length(rounds: Sequence[Round]) -> int:
     """Return the number of answers whose length is not the requested one."""
-    samples = (sample for one in rounds for sample in one.samples)
-    return sum(sample.answer.generated_tokens != sample.max_new_tokens for sample in samples)
+    num_other = 0
+    for one in rounds:
+        for sample in one.samples:
+            num_other += sample.answer.generated_tokens != sample.max_new_tokens
+    return num_other

@@ -41,20 +41,16 @@ def count_operations(checkpoint: Path) -> Operations:
     processor = _Processor.from_pretrained(checkpoint, local_files_only=True)
     with torch.device("meta"):
         model = _Model.from_config(config, attn_implementation="eager").eval()
+    size = dict(processor.image_processor.size)
+    pixel_values = torch.empty(1, 3, size["height"], size["width"], device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.get_image_features(pixel_values)
     return Operations(
-        encoder_operations=_encoder_operations(model, dict(processor.image_processor.size)),
+        encoder_operations=int(counter.get_total_flops()),
         step_weights=_step_weights(model),
         numbers_per_position=_numbers_per_position(config.get_text_config()),
         num_image_tokens=int(processor.image_processor.image_seq_length),
     )
-
-
-@torch.no_grad()
-def _encoder_operations(model: Any, size: dict[str, int]) -> int:
-    pixel_values = torch.empty(1, 3, size["height"], size["width"], device="meta")
-    with FlopCounterMode(display=False) as counter:
-        model.get_image_features(pixel_values)
-    return int(counter.get_total_flops())
 
 
 def _step_weights(model: Any) -> int:
@@ -63,12 +59,11 @@ def _step_weights(model: Any) -> int:
     """
     language_model = model.model.language_model
     layers = getattr(language_model, "decoder", language_model).layers
-    in_layers = sum(
-        p.numel()
-        for name, p in layers.named_parameters()
-        if not any(part in name for part in _ONCE)
-    )
-    return int(in_layers + model.lm_head.weight.numel())
+    num_weights = model.lm_head.weight.numel()
+    for name, parameter in layers.named_parameters():
+        if not any(part in name for part in _ONCE):
+            num_weights += parameter.numel()
+    return int(num_weights)
 
 
 def _numbers_per_position(config: Any) -> int:

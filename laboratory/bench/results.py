@@ -1,8 +1,9 @@
 """All results of a run, and our service's ratio to the best peer with its target."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal
 
 from laboratory.bench.bench import Skipped
@@ -122,26 +123,22 @@ def comparisons(run: Run) -> list[Comparison]:
     """Return the ratio of every target, for every model that ran its workload on our service and on
     a peer.
     """
-    return [comparison for target in TARGETS for comparison in _comparisons(run, target)]
-
-
-def _comparisons(run: Run, target: Target) -> Iterator[Comparison]:
     scales = {model.id: model.scale for model in run.models}
-    name = OURS.name if target.precision == "float32" else OURS_DEFAULT.name
-    for ours in run.ours():
-        if (
-            ours.server.name != name
-            or scales[ours.model] != target.scale
-            or target.workload not in ours.rounds
-        ):
+    found = []
+    for target, ours in product(TARGETS, run.ours()):
+        workload = target.workload
+        name = OURS.name if target.precision == "float32" else OURS_DEFAULT.name
+        is_meant = ours.server.name == name and scales[ours.model] == target.scale
+        if not is_meant or workload not in ours.rounds:
             continue
         peers = {
-            peer.server.name: numbers_of(peer.rounds[target.workload])
+            peer.server.name: numbers_of(peer.rounds[workload])
             for peer in run.peers_of(ours.model)
-            if target.workload in peer.rounds
+            if workload in peer.rounds
         }
         if peers:
-            yield compare(target, ours.model, numbers_of(ours.rounds[target.workload]), peers)
+            found.append(compare(target, ours.model, numbers_of(ours.rounds[workload]), peers))
+    return found
 
 
 def compare(target: Target, model: str, ours: Numbers, peers: Mapping[str, Numbers]) -> Comparison:
@@ -174,7 +171,6 @@ def _measurement_json(measurement: Measurement) -> dict[str, Any]:
         "setting": measurement.server.description,
         "precision": measurement.precision,
         "start_s": measurement.start_s,
-        "mean_batch": dict(measurement.batch_sizes),
         "workloads": {
             name: asdict(numbers_of(rounds)) for name, rounds in measurement.rounds.items()
         },

@@ -62,20 +62,12 @@ def _short_run(
         others_s = _others_cpu_s()
         rounds = _rounds(running, deadline_s)
         others_cores = (_others_cpu_s() - others_s) / (time.monotonic() - loaded_s)
-        measurements = [
-            Measurement(
-                model.id,
-                server,
-                request_s,
-                loaded_s - start_s,
-                own,
-                each.batch_sizes(),
-                each.precision(),
+        ready_s = loaded_s - start_s
+        measurements = []
+        for server, each, request_s, own in zip(servers, running, requests_s, rounds, strict=True):
+            measurements.append(
+                Measurement(model.id, server, request_s, ready_s, own, each.precision())
             )
-            for server, each, request_s, own in zip(
-                servers, running, requests_s, rounds, strict=True
-            )
-        ]
     return ShortRun(Run([model], measurements, facts={}), others_cores)
 
 

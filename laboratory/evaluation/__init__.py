@@ -11,7 +11,6 @@ service_process     a service started for an evaluation, and the client's comman
 Commands over them:
 
 precision           accuracy at each precision
-constraint_effect   answers that constrained decoding changes
 calibration         calibrations of the scores
 consensus           labels that both models agree on
 """

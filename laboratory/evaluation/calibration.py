@@ -10,7 +10,8 @@ evaluate`.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +22,7 @@ from laboratory.evaluation import CONDITIONS
 from laboratory.evaluation.client import offered_tasks
 from laboratory.evaluation.coco_scenes import write_coco_scenes
 from laboratory.evaluation.service_process import run_diptych, service_process
+from loadtest.figures import table
 from runners.artifacts.manifest import CALIBRATION_FILE
 
 CALIBRATED_TASKS = ("object_detection", "open_vocabulary_detection", "region_proposal")
@@ -38,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = ",".join(parsed.models)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _write_scenes(folder, parsed.scenes)
+        everything = [CONDITIONS[name] for name in SCENE_CONDITIONS]
+        first = _FIRST_FITTING_SCENE
+        fitted = range(first, first + 2 * parsed.scenes)
+        write_coco_scenes(folder / "fitting", everything, fitted)
+        write_coco_scenes(folder / ALL, everything, range(parsed.scenes))
+        for name in SCENE_CONDITIONS:
+            write_coco_scenes(folder / name, [CONDITIONS[name]], range(parsed.scenes))
         with service_process(1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION="off") as client:
             files = [_fit(client, model, folder) for model in parsed.models]
             before = _errors(client, parsed.models, folder, "before", [ALL])
@@ -46,16 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION=",".join(map(str, files))
         ) as client:
             after = _errors(client, parsed.models, folder, "after", [ALL, *SCENE_CONDITIONS])
-    print("\n".join(_table(before, after)))
-
-
-def _write_scenes(folder: Path, num_scenes: int) -> None:
-    everything = [CONDITIONS[name] for name in SCENE_CONDITIONS]
-    first = _FIRST_FITTING_SCENE
-    write_coco_scenes(folder / "fitting", everything, range(first, first + 2 * num_scenes))
-    write_coco_scenes(folder / ALL, everything, range(num_scenes))
-    for name in SCENE_CONDITIONS:
-        write_coco_scenes(folder / name, [CONDITIONS[name]], range(num_scenes))
+    rows = []
+    for model, task, _ in before:
+        errors = [before[model, task, ALL]]
+        errors += [after[model, task, each] for each in (ALL, *SCENE_CONDITIONS)]
+        rows.append([model, task, *(f"{error / 100:.3f}" for error in errors)])
+    print(table(["model", "task", "original scores", "calibrated", *SCENE_CONDITIONS], rows))
 
 
 def _fit(client: httpx.Client, model: str, folder: Path) -> Path:
@@ -63,15 +67,8 @@ def _fit(client: httpx.Client, model: str, folder: Path) -> Path:
     rows = []
     for task in _tasks(client, model):
         part = folder / f"{model}-{task}.json"
-        _evaluate(
-            client,
-            model,
-            task,
-            folder / "fitting",
-            folder / f"fit-{model}-{task}",
-            "--calibrate",
-            part,
-        )
+        out = folder / f"fit-{model}-{task}"
+        _evaluate(client, model, task, folder / "fitting", out, "--calibrate", part)
         rows += json.loads(part.read_text(encoding="utf-8"))["calibrations"]
     path = ROOT / "models" / model / CALIBRATION_FILE
     path.write_text(json.dumps({"calibrations": rows}, indent=1) + "\n", encoding="utf-8")
@@ -83,49 +80,25 @@ def _errors(
 ) -> Errors:
     errors = {}
     for model in models:
-        for task in _tasks(client, model):
-            for condition in conditions:
-                out = folder / f"{name}-{model}-{task}-{condition}"
-                _evaluate(client, model, task, folder / condition, out)
-                report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-                errors[model, task, condition] = report["measured"]["intervals"][model][_ERROR][
-                    "value"
-                ]
+        for task, condition in product(_tasks(client, model), conditions):
+            out = folder / f"{name}-{model}-{task}-{condition}"
+            _evaluate(client, model, task, folder / condition, out)
+            report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+            interval = report["measured"]["intervals"][model][_ERROR]
+            errors[model, task, condition] = interval["value"]
     return errors
 
 
 def _evaluate(
     client: httpx.Client, model: str, task: str, scenes: Path, out: Path, *more: str | Path
 ) -> None:
-    words = (
-        "--images",
-        scenes / "images",
-        "--models",
-        model,
-        "--task",
-        task,
-        "--out",
-        out,
-        "--gallery",
-        "0",
-    )
-    run_diptych(client, "evaluate", scenes / "annotations.json", *words, *more)
+    words = ("--images", scenes / "images", "--models", model, "--task", task, "--gallery", "0")
+    run_diptych(client, "evaluate", scenes / "annotations.json", *words, "--out", out, *more)
 
 
 def _tasks(client: httpx.Client, model: str) -> list[str]:
     offered = offered_tasks(client, model)
     return [task for task in CALIBRATED_TASKS if task in offered]
-
-
-def _table(before: Errors, after: Errors) -> Iterator[str]:
-    yield f"| model | task | original scores | calibrated | {' | '.join(SCENE_CONDITIONS)} |"
-    yield "|---" * (4 + len(SCENE_CONDITIONS)) + "|"
-    for model, task, _ in before:
-        errors = [
-            before[model, task, ALL],
-            *(after[model, task, each] for each in (ALL, *SCENE_CONDITIONS)),
-        ]
-        yield f"| {model} | {task} | {' | '.join(f'{error / 100:.3f}' for error in errors)} |"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -16,6 +16,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _annotate(
     client: httpx.Client, images: Path, out: Path, min_iou: float, accept_score: float
 ) -> None:
-    labels = [word for shape in SHAPES for word in ("--labels", shape)]
-    models = [word for model in MODELS for word in ("--model", model)]
+    labels = chain.from_iterable(("--labels", shape) for shape in SHAPES)
+    models = chain.from_iterable(("--model", model) for model in MODELS)
     rule = ("--consensus", "--iou", str(min_iou), "--accept-score", str(accept_score))
     run_diptych(client, "annotate", images, "--task", _TASK, "--out", out, *rule, *labels, *models)
 
@@ -99,12 +100,12 @@ def tally(answers: Boxes, truth: Boxes) -> Tally:
 
 def best(answers: Boxes, num_boxes: int) -> Boxes:
     """Return the boxes with the highest scores."""
-    ranked = sorted(
-        ((image, box) for image in answers for box in answers[image]),
-        key=lambda each: -each[1]["score"],
-    )
+    found = list[tuple[str, Mapping[str, Any]]]()
+    for image, boxes in answers.items():
+        found += [(image, box) for box in boxes]
+    found.sort(key=lambda each: -each[1]["score"])
     chosen = defaultdict(list)
-    for image, box in ranked[:num_boxes]:
+    for image, box in found[:num_boxes]:
         chosen[image].append(box)
     return chosen
 

@@ -1,22 +1,15 @@
-"""A service started for an evaluation: `python -m service` on a free local port, stopped at the
-end; and `diptych`.
-"""
+"""A service started for an evaluation on a free local port, and the client's command line."""
 
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-_ROOT = Path(__file__).parents[2]
-_START_TIMEOUT_S = 600
-_STOP_TIMEOUT_S = 60
+from loadtest.processes import ROOT, Launch, free_port, running
+
 _REQUEST_TIMEOUT_S = 60
 
 
@@ -25,25 +18,19 @@ def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]
     """Start the service with `settings` (environment variables) and yield a client once it is
     ready.
 
-    Raise RuntimeError if it exits first or is not ready within `_START_TIMEOUT_S`.
+    Its log is build/evaluation.log. Raise `ServerError` if it is never ready.
     """
-    port = _free_port()
+    port = free_port()
     own = {"DIPTYCH_HOST": "127.0.0.1", "DIPTYCH_PORT": str(port), "DIPTYCH_GRPC_PORT": "0"}
-    environment = os.environ | settings | own
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service"], cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL
-    )
+    launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings | own)
     limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        with httpx.Client(
-            base_url=url, timeout=_REQUEST_TIMEOUT_S, limits=limits, trust_env=False
-        ) as client:
-            _wait_until_ready(client, process)
-            yield client
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(_STOP_TIMEOUT_S)
+    with (
+        running(launch, ROOT / "build" / "evaluation.log"),
+        httpx.Client(
+            base_url=launch.url, timeout=_REQUEST_TIMEOUT_S, limits=limits, trust_env=False
+        ) as client,
+    ):
+        yield client
 
 
 def run_diptych(client: httpx.Client, *words: str | Path) -> None:
@@ -53,28 +40,3 @@ def run_diptych(client: httpx.Client, *words: str | Path) -> None:
     diptych = Path(sys.executable).with_name("diptych")
     command = [diptych, "--url", str(client.base_url), *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr
-
-
-def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while not _is_ready(client):
-        if process.poll() is not None:
-            raise RuntimeError(
-                f"the service exited with status {process.returncode} before it was ready"
-            )
-        if time.monotonic() > deadline_s:
-            raise RuntimeError(f"the service was not ready within {_START_TIMEOUT_S} s")
-        time.sleep(0.2)
-
-
-def _is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").is_success
-    except httpx.TransportError:
-        return False
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -53,7 +53,7 @@ def measurement(
     precision: str = "float32",
 ) -> Measurement:
     listed = {workload: tuple(done) for workload, done in rounds.items()}
-    return Measurement(model_id, server, 0.1, 5.0, listed, {"decode": 4.0}, precision)
+    return Measurement(model_id, server, 0.1, 5.0, listed, precision)
 
 
 def run(*measurements: Measurement) -> Run:

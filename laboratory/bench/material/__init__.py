@@ -3,7 +3,7 @@
 models          checkpoints, the bench's own catalog, and their artifacts
 encoder_graphs  vision encoders as torch exports them, for a peer
 questions       images, and questions both as fields of our API and as the model's exact prompt
-records         what the benchmark reads of material.json
+records         the records of material.json
 
 FOLDER/checkpoints/ID/   for the other servers, which use transformers
 FOLDER/encoders/ID.onnx  for the server that encodes images with ONNX Runtime

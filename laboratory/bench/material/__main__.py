@@ -44,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        _make(parsed.folder, parsed.scales, parsed.short)
+        make_material(parsed.folder, parsed.scales, parsed.short)
     except ExportError as error:
         print(f"python -m laboratory.bench.material: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _make(folder: Path, scales: Sequence[str], is_short: bool) -> None:
+def make_material(folder: Path, scales: Sequence[str], is_short: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     models = [model for model in BENCH_MODELS if model.scale in scales]
     if is_short:

@@ -6,10 +6,10 @@ vocabulary. Random weights are endless, because they do not predict the end toke
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -19,10 +19,9 @@ from export.checkpoints.random_weights import write_random_checkpoint
 from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
+from laboratory.bench.material.records import Scale
 from runners.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 from tasks.catalog import CatalogEntry, load_catalog
-
-Scale = Literal["embedded", "base"]
 
 ALL_LAYERS = 100
 RANDOM_GAIN = 0.5  # with it, int8 is as accurate in the random encoder as in trained ones
@@ -104,41 +103,25 @@ def write_checkpoint(model: BenchModel, folder: Path) -> None:
     elif not (folder / GENERATION_CONFIG_FILE).is_file():
         write_random_checkpoint(model.entry_id, folder, ALL_LAYERS, gain=RANDOM_GAIN)
     if model.is_endless:
-        _make_endless(folder)
-
-
-def _make_endless(folder: Path) -> None:
-    """Set the last row of the vocabulary, a padding row, as the end token; remove rules that force
-    ends or beams.
-    """
-    file = folder / GENERATION_CONFIG_FILE
-    text_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["text_config"]
-    rules = json.loads(file.read_text(encoding="utf-8")) | {
-        "eos_token_id": text_config["vocab_size"] - 1
-    }
-    kept = {name: value for name, value in rules.items() if name not in _NOT_ENDLESS}
-    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        # The end token is the last row of the vocabulary, a padding row; nothing forces an end.
+        rules_file = folder / GENERATION_CONFIG_FILE
+        text_config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["text_config"]
+        rules = json.loads(rules_file.read_text(encoding="utf-8"))
+        kept = {name: value for name, value in rules.items() if name not in _NOT_ENDLESS}
+        kept["eos_token_id"] = text_config["vocab_size"] - 1
+        rules_file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def write_catalog(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
     """Write a catalog of the models: their entries of models/catalog.yaml with the bench's ids and
     checkpoints.
     """
-    file = folder / "catalog.yaml"
-    file.write_text(
-        yaml.safe_dump({"models": list(_entries(models, folder))}, sort_keys=False),
-        encoding="utf-8",
-    )
-    return load_catalog(file)
-
-
-def _entries(models: Sequence[BenchModel], folder: Path) -> Iterator[dict[str, Any]]:
     listed = yaml.safe_load(CATALOG_FILE.read_text(encoding="utf-8"))["models"]
     by_id = {entry["id"]: entry for entry in listed}
+    entries = list[dict[str, Any]]()
     for model in models:
-        source = {
-            "id": model.id,
-            "source": str(checkpoint_folder(model, folder).resolve()),
-            "revision": None,
-        }
-        yield by_id[model.entry_id] | source
+        source = str(checkpoint_folder(model, folder).resolve())
+        entries.append(by_id[model.entry_id] | {"id": model.id, "source": source, "revision": None})
+    file = folder / "catalog.yaml"
+    file.write_text(yaml.safe_dump({"models": entries}, sort_keys=False), encoding="utf-8")
+    return load_catalog(file)

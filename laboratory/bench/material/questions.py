@@ -5,12 +5,13 @@ Only questions with a single prompt are used, so that one request is one sequenc
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from export.scenes import Scene, question_prompts, questions, render_scene
 from laboratory.bench.material.models import BenchModel, checkpoint_folder, encoder_graph_file
+from laboratory.bench.material.records import Question
 from laboratory.evaluation import evaluation_scene, png_image
 from tasks.catalog import CatalogEntry
 
@@ -34,61 +35,44 @@ _RANDOM_LENGTHS = {
 _SHORT_LENGTH = 8  # of every other question
 
 
-@dataclass(frozen=True, slots=True)
-class BenchQuestion:
-    """One question in both forms."""
-
-    name: str
-    fields: dict[str, Any]  # of POST /v1/predict, without model and image
-    prompt: str
-    max_new_tokens: int
-
-
 def model_material(
     model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int
 ) -> dict[str, Any]:
-    """Return the entry of a model in material.json; file names are relative to `folder`."""
+    """Return the entry of a model in material.json; file names are relative to `folder`.
+
+    Images that do not exist yet are written.
+    """
+    size_px = SIZE_PX[model.scale]
+    images = folder / "images" / str(size_px)
+    images.mkdir(parents=True, exist_ok=True)
+    scenes = []
+    for index in range(num_scenes):
+        scene = evaluation_scene(index)
+        image = images / f"{index}.png"
+        if not image.exists():
+            image.write_bytes(png_image(render_scene(scene, size_px)).data)
+        asked = [asdict(question) for question in _questions(scene, model, entry, size_px)]
+        scenes.append({"image": str(image.relative_to(folder)), "questions": asked})
     return {
         "id": model.id,
         "scale": model.scale,
         "is_endless": model.is_endless,
         "checkpoint": str(checkpoint_folder(model, folder).relative_to(folder)),
         "encoder_graph": str(encoder_graph_file(model, folder).relative_to(folder)),
-        "scenes": list(_scenes(model, entry, folder, num_scenes)),
+        "scenes": scenes,
     }
-
-
-def _scenes(
-    model: BenchModel, entry: CatalogEntry, folder: Path, num_scenes: int
-) -> Iterator[dict[str, Any]]:
-    size_px = SIZE_PX[model.scale]
-    for index in range(num_scenes):
-        scene = evaluation_scene(index)
-        image = _image_file(scene, size_px, folder / "images" / str(size_px) / f"{index}.png")
-        asked = [asdict(question) for question in _questions(scene, model, entry, size_px)]
-        yield {"image": str(image.relative_to(folder)), "questions": asked}
-
-
-def _image_file(scene: Scene, size_px: int, file: Path) -> Path:
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(png_image(render_scene(scene, size_px)).data)
-    return file
 
 
 def _questions(
     scene: Scene, model: BenchModel, entry: CatalogEntry, size_px: int
-) -> Iterator[BenchQuestion]:
+) -> Iterator[Question]:
     for question in questions(scene):
         scaled = question.scaled((size_px, size_px))
         prompts = question_prompts(entry, scaled, (size_px, size_px))
-        if len(prompts) == 1:
-            text = "".join(segment.text for segment in prompts[0].segments)
-            length = (
-                _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH)
-                if model.is_random
-                else _FREE_LENGTH
-            )
-            yield BenchQuestion(
-                question.name, {"task": question.task, **scaled.parameters}, text, length
-            )
+        if len(prompts) != 1:
+            continue
+        text = "".join(segment.text for segment in prompts[0].segments)
+        length = _FREE_LENGTH
+        if model.is_random:
+            length = _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH)
+        yield Question(question.name, {"task": question.task, **scaled.parameters}, text, length)

@@ -1,6 +1,4 @@
-"""Models, images and questions of the benchmark, as `python -m laboratory.bench.material` writes
-them.
-"""
+"""The records of material.json: models, images and questions of the benchmark."""
 
 import json
 from dataclasses import dataclass
@@ -46,22 +44,19 @@ class ModelMaterial:
 
 def read_material(folder: Path) -> tuple[ModelMaterial, ...]:
     """Return the models of `folder` in their order."""
-    listed = json.loads((folder / "material.json").read_text(encoding="utf-8"))["models"]
-    return tuple(_model(folder, model) for model in listed)
-
-
-def _model(folder: Path, model: dict[str, Any]) -> ModelMaterial:
-    scenes = tuple(
-        SceneMaterial(
-            folder / scene["image"], tuple(Question(**question) for question in scene["questions"])
+    models = []
+    for model in json.loads((folder / "material.json").read_text(encoding="utf-8"))["models"]:
+        scenes = []
+        for scene in model["scenes"]:
+            questions = tuple(Question(**question) for question in scene["questions"])
+            scenes.append(SceneMaterial(folder / scene["image"], questions))
+        read = ModelMaterial(
+            id=model["id"],
+            scale=model["scale"],
+            is_endless=model["is_endless"],
+            checkpoint=folder / model["checkpoint"],
+            encoder_graph=folder / model["encoder_graph"],
+            scenes=tuple(scenes),
         )
-        for scene in model["scenes"]
-    )
-    return ModelMaterial(
-        id=model["id"],
-        scale=model["scale"],
-        is_endless=model["is_endless"],
-        checkpoint=folder / model["checkpoint"],
-        encoder_graph=folder / model["encoder_graph"],
-        scenes=scenes,
-    )
+        models.append(read)
+    return tuple(models)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -40,8 +39,11 @@ class Measurement:
     request_s: float  # of one request by one client after the warm-up
     start_s: float  # from the command to the first answer
     rounds: Mapping[WorkloadName, tuple[Round, ...]]
-    batch_sizes: Mapping[str, float]  # of our service: mean by stage
     precision: str  # of our service, as in /v1/models
+
+    @property
+    def all_rounds(self) -> list[Round]:
+        return [one for rounds in self.rounds.values() for one in rounds]
 
 
 class MeasuredServer:
@@ -82,14 +84,6 @@ class MeasuredServer:
         """Return a context in which the server takes no processor time."""
         return suspended(self._process_id)
 
-    def batch_sizes(self) -> dict[str, float]:
-        """Return our service's mean batch size by stage; peers have no metrics."""
-        if self._server.kind != "diptych":
-            return {}
-        return mean_batch_sizes(
-            httpx.get(f"{self._url}/metrics", timeout=30).raise_for_status().text
-        )
-
     def precision(self) -> str:
         """Return the precision of our service; peers run everything in float32."""
         if self._server.kind != "diptych":
@@ -117,20 +111,6 @@ def file_stem(model: ModelMaterial, server: Server) -> str:
     return f"{model.id}--{server.name.replace(' ', '-')}"
 
 
-def mean_batch_sizes(metrics: str) -> dict[str, float]:
-    """Return the mean of `diptych_batch_size` by stage, from the text of /metrics."""
-    totals: dict[str, dict[str, float]] = {"sum": {}, "count": {}}
-    for line in metrics.splitlines():
-        name, _, rest = line.partition("{")
-        part = name.removeprefix("diptych_batch_size_")
-        if part in totals and 'stage="' in rest:
-            stage = rest.partition('stage="')[2].partition('"')[0]
-            totals[part][stage] = totals[part].get(stage, 0.0) + float(rest.rpartition(" ")[2])
-    return {
-        stage: totals["sum"][stage] / count for stage, count in totals["count"].items() if count
-    }
-
-
 def write_measurement(measurement: Measurement, file: Path) -> None:
     """Write the file; it exists only when it is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -143,14 +123,11 @@ def read_measurement(file: Path) -> Measurement:
     fields = json.loads(file.read_text(encoding="utf-8"))
     server = fields.pop("server")
     server = Server(**server | {"arguments": tuple(server["arguments"])})
-    rounds = {
-        workload: tuple(map(_round, listed)) for workload, listed in fields.pop("rounds").items()
-    }
+    rounds = dict[WorkloadName, tuple[Round, ...]]()
+    for workload, listed in fields.pop("rounds").items():
+        for each in listed:
+            answers = [Answer(**sample.pop("answer")) for sample in each["samples"]]
+            samples = zip(each["samples"], answers, strict=True)
+            each["samples"] = tuple(Sample(**sample, answer=answer) for sample, answer in samples)
+        rounds[workload] = tuple(Round(**each) for each in listed)
     return Measurement(server=server, rounds=rounds, **fields)
-
-
-def _round(listed: dict[str, Any]) -> Round:
-    samples = (
-        Sample(**sample | {"answer": Answer(**sample["answer"])}) for sample in listed["samples"]
-    )
-    return Round(**listed | {"samples": tuple(samples)})

@@ -5,6 +5,7 @@ settings.
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +54,7 @@ def _peers(model: ModelMaterial) -> tuple[Server, ...]:
         _fastapi("fastapi", NUM_CORES),
         *one_batch,
         _litserve_workers(),
-        _onnx_workers(),
+        _litserve("litserve onnx workers", 4, 10, 1, NUM_CORES, kind="litserve_onnx"),
         _bentoml_workers(),
     )
 
@@ -74,10 +75,6 @@ def _small_model_peers() -> tuple[Server, ...]:
 
 def _litserve_workers() -> Server:
     return _litserve("litserve workers", 4, 10, 1, num_workers=NUM_CORES)
-
-
-def _onnx_workers() -> Server:
-    return _litserve("litserve onnx workers", 4, 10, 1, num_workers=NUM_CORES, kind="litserve_onnx")
 
 
 def _bentoml_workers() -> Server:
@@ -104,26 +101,16 @@ def _litserve(
         "--max-batch-size": max_batch_size,
         "--batch-timeout-s": timeout_ms / 1000,
     }
-    arguments = tuple(word for name, value in options.items() for word in (name, str(value)))
-    return Server(
-        name,
-        kind,
-        f"batch {max_batch_size}, {timeout_ms} ms, {_parallel(num_threads, num_workers)}",
-        arguments,
-    )
+    arguments = tuple(map(str, chain.from_iterable(options.items())))
+    parallel = _parallel(num_threads, num_workers)
+    return Server(name, kind, f"batch {max_batch_size}, {timeout_ms} ms, {parallel}", arguments)
 
 
 def _bentoml(name: str, max_batch_size: int, num_threads: int, num_workers: int = 1) -> Server:
-    options = {"threads": num_threads, "workers": num_workers, "max_batch_size": max_batch_size}
-    arguments = tuple(
-        word for name, value in options.items() for word in ("--arg", f"{name}={value}")
-    )
-    return Server(
-        name,
-        "bentoml",
-        f"batch {max_batch_size}, adaptive, {_parallel(num_threads, num_workers)}",
-        arguments,
-    )
+    arguments = ("--arg", f"threads={num_threads}", "--arg", f"workers={num_workers}")
+    arguments += ("--arg", f"max_batch_size={max_batch_size}")
+    parallel = _parallel(num_threads, num_workers)
+    return Server(name, "bentoml", f"batch {max_batch_size}, adaptive, {parallel}", arguments)
 
 
 def _parallel(num_threads: int, num_workers: int) -> str:
@@ -137,10 +124,23 @@ def _threads(count: int) -> str:
 def launch_of(server: Server, model: ModelMaterial, folder: Path) -> Launch:
     """Return how a server is started with one model; `folder` has the catalog and the store of our
     service.
+
+    Ours runs with default settings but the timeout; settings in the environment of the bench reach
+    it.
     """
-    if server.kind == "diptych":
-        return _diptych_launch(server, model.id, folder)
-    return peer_launch(server, model.checkpoint, model.encoder_graph)
+    if server.kind != "diptych":
+        return peer_launch(server, model.checkpoint, model.encoder_graph)
+    port = free_port()
+    environment = {
+        "DIPTYCH_MODELS": model.id,
+        "DIPTYCH_CATALOG": str(folder / "catalog.yaml"),
+        "DIPTYCH_PORT": str(port),
+        "DIPTYCH_GRPC_PORT": "0",
+        "DIPTYCH_REQUEST_TIMEOUT_S": "900",  # which a slow machine would exceed
+        "BENTOML_HOME": str(folder / "bentoml"),
+        **server.environment,
+    }
+    return Launch((sys.executable, "-m", "service"), port, "/readyz", environment)
 
 
 def peer_launch(server: Server, checkpoint: Path, encoder_graph: Path) -> Launch:
@@ -151,45 +151,12 @@ def peer_launch(server: Server, checkpoint: Path, encoder_graph: Path) -> Launch
     if server.kind == "bentoml":
         # The service of the model would close connections that the wrapper is about to use (BentoML
         # issue 4971).
-        options = (
-            "--port",
-            str(port),
-            "--timeout-keep-alive",
-            "900",
-            "--arg",
-            f"checkpoint={checkpoint}",
-        )
-        served = (f"{_PEERS}.bentoml_server:Vision", *options, *server.arguments)
-        return Launch((sys.executable, "-m", "bentoml", "serve", *served), port, "/readyz")
+        command = (sys.executable, "-m", "bentoml", "serve", f"{_PEERS}.bentoml_server:Vision")
+        command += ("--port", str(port), "--timeout-keep-alive", "900")
+        command += ("--arg", f"checkpoint={checkpoint}", *server.arguments)
+        return Launch(command, port, "/readyz")
     module = f"{_PEERS}.{server.kind.removesuffix('_onnx')}_server"
-    encoder = ("--encoder-graph", str(encoder_graph)) if server.kind == "litserve_onnx" else ()
-    command = (
-        sys.executable,
-        "-m",
-        module,
-        str(checkpoint),
-        *encoder,
-        "--port",
-        str(port),
-        *server.arguments,
-    )
-    return Launch(command, port, "/health")
-
-
-def _diptych_launch(server: Server, model_id: str, folder: Path) -> Launch:
-    """Return how our service is started: default settings except the timeout, which a slow machine
-    exceeds.
-
-    Settings in the environment of the bench reach the service.
-    """
-    port = free_port()
-    environment = {
-        "DIPTYCH_MODELS": model_id,
-        "DIPTYCH_CATALOG": str(folder / "catalog.yaml"),
-        "DIPTYCH_PORT": str(port),
-        "DIPTYCH_GRPC_PORT": "0",
-        "DIPTYCH_REQUEST_TIMEOUT_S": "900",
-        "BENTOML_HOME": str(folder / "bentoml"),
-        **server.environment,
-    }
-    return Launch((sys.executable, "-m", "service"), port, "/readyz", environment)
+    command = (sys.executable, "-m", module, str(checkpoint), "--port", str(port))
+    if server.kind == "litserve_onnx":
+        command += ("--encoder-graph", str(encoder_graph))
+    return Launch((*command, *server.arguments), port, "/health")

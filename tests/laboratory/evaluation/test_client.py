@@ -109,10 +109,8 @@ def test_unserved_model_is_refused_with_the_list_of_served_ones() -> None:
         evaluate(client, "other", CONDITIONS["plain"], 1)
 
 
-def run_command(
-    url: httpx.URL | str, *arguments: str, module: str = "laboratory.evaluation"
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, "--url", str(url), *arguments]
+def run_command(url: httpx.URL | str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "laboratory.evaluation", "--url", str(url), *arguments]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )
@@ -142,23 +140,6 @@ def test_details_option_prints_every_question() -> None:
     _, measures, details = run.stdout.strip().split("\n\n")
     assert measures.startswith("| measure | truthful |")
     assert details.startswith("| question | truthful | p50 / p95 ms |")
-
-
-def test_answers_changed_by_constraints_are_counted_by_task() -> None:
-    service = TruthfulService(
-        2,
-        tasks=("ocr", "ocr_with_regions"),
-        is_changed_by_form=lambda index, name: (index, name[:4]) == (1, "ocr_"),
-    )
-    with serving(service) as client:
-        run = run_command(
-            client.base_url, "--scenes", "2", module="laboratory.evaluation.constraint_effect"
-        )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[2:] == [
-        "| truthful | ocr | 2 | 0 |",
-        "| truthful | ocr_with_regions | 2 | 1 |",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,8 @@
 from pathlib import Path
 
-from laboratory.bench.rounds.measurement import (
-    mean_batch_sizes,
-    read_measurement,
-    write_measurement,
-)
+from laboratory.bench.rounds.measurement import read_measurement, write_measurement
 from laboratory.bench.rounds.servers import OURS_DEFAULT, servers_of
 from tests.support.bench_rounds import PEER, measurement, model, one_round, sample
-
-METRICS = """
-# TYPE diptych_batch_size histogram
-diptych_batch_size_bucket{le="1.0",model="m",stage="decode"} 3.0
-diptych_batch_size_sum{model="m",stage="decode"} 12.0
-diptych_batch_size_count{model="m",stage="decode"} 4.0
-diptych_batch_size_sum{model="m",stage="encode"} 5.0
-diptych_batch_size_count{model="m",stage="encode"} 5.0
-diptych_queue_depth{model="m",stage="decode"} 7.0
-"""
 
 
 def test_a_written_measurement_is_read_unchanged(tmp_path: Path) -> None:
@@ -27,14 +13,6 @@ def test_a_written_measurement_is_read_unchanged(tmp_path: Path) -> None:
     )
     write_measurement(written, tmp_path / "new" / "m.json")
     assert read_measurement(tmp_path / "new" / "m.json") == written
-
-
-def test_batches_are_means_by_stage() -> None:
-    assert mean_batch_sizes(METRICS) == {"decode": 3.0, "encode": 1.0}
-
-
-def test_without_batches_there_is_no_mean() -> None:
-    assert mean_batch_sizes('diptych_batch_size_count{stage="decode"} 0.0\n') == {}
 
 
 def test_the_first_server_which_determines_the_plan_is_a_peer() -> None:
