@@ -197,7 +197,7 @@ def write_plot(run: Run, file: Path) -> None:
         figsize=(width * len(lines), height * len(_PERCENTILES) + 1), layout="constrained"
     )
     panels = figure.subplots(len(_PERCENTILES), len(lines), squeeze=False)
-    names = dict.fromkeys(name for of_model in lines.values() for name in of_model)
+    names = dict.fromkeys(chain.from_iterable(lines.values()))
     colors = {name: color_sequences["tab20"][index % 20] for index, name in enumerate(names)}
     drawn: dict[str, Any] = {}
     for column, (model, of_model) in enumerate(lines.items()):

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 from export.scenes import CONFIDENT_SCORE, Measure, Scorecard, Tally
 from laboratory.evaluation.client import Evaluation
@@ -120,24 +120,23 @@ def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
     """Return the numbers of the rows that belong to a task, by row and label (`ocr, exact: all
     images`).
     """
-    return {
-        f"{row.title}: {pool.label}" if pool.label else row.title: value
-        for row in TASK_MEASURES
-        if row.title.partition(",")[0] in TASKS
-        for pool in row.pools
-        if (value := pool.value(scorecard)) is not None
-    }
+    found = {}
+    for row in TASK_MEASURES:
+        if row.title.partition(",")[0] not in TASKS:
+            continue
+        for pool in row.pools:
+            value = pool.value(scorecard)
+            if value is not None:
+                found[f"{row.title}: {pool.label}" if pool.label else row.title] = value
+    return found
 
 
 def accuracy_table(evaluations: Mapping[str, Evaluation]) -> str:
     """Return a table with a row per task-level measure and a column per model."""
-    rows = [
-        [
-            task_measure.heading,
-            *(_shown(task_measure.values(e.scorecard)) for e in evaluations.values()),
-        ]
-        for task_measure in TASK_MEASURES
-    ]
+    rows = []
+    for task_measure in TASK_MEASURES:
+        cells = [_shown(task_measure.values(e.scorecard)) for e in evaluations.values()]
+        rows.append([task_measure.heading, *cells])
     return _table(["measure", *evaluations], rows)
 
 
@@ -148,30 +147,27 @@ def robustness_table(conditions: Mapping[str, Mapping[str, Evaluation]]) -> str:
     A point is a hundredth; a gain is negative.
     """
     first, *others = conditions
-    rows = [
-        [
-            model,
-            task_measure.heading,
-            *_under_each(task_measure, [models[model] for models in conditions.values()]),
-        ]
-        for model, task_measure in product(conditions[first], TASK_MEASURES)
-    ]
+    rows = []
+    for model, task_measure in product(conditions[first], TASK_MEASURES):
+        under_each = [models[model] for models in conditions.values()]
+        cells = list(_under_each(task_measure, under_each))
+        if cells[0] != _NOTHING:
+            rows.append([model, task_measure.heading, *cells])
     header = ["model", "measure", first, *(f"{other} (points lost)" for other in others)]
-    return _table(header, (row for row in rows if row[2] != _NOTHING))
+    return _table(header, rows)
 
 
 def question_table(evaluations: Mapping[str, Evaluation]) -> str:
     """Return a table with a row per question: each model's measures, and median and 95th percentile
     of its latency.
     """
-    names = dict.fromkeys(name for e in evaluations.values() for name in e.latencies_ms)
-    rows = [
-        [name, *(cell for e in evaluations.values() for cell in _question_cells(e, name))]
-        for name in names
-    ]
-    return _table(
-        ["question", *(head for model in evaluations for head in (model, "p50 / p95 ms"))], rows
-    )
+    names = dict.fromkeys(chain.from_iterable(e.latencies_ms for e in evaluations.values()))
+    rows = []
+    for name in names:
+        cells = chain.from_iterable(_question_cells(e, name) for e in evaluations.values())
+        rows.append([name, *cells])
+    heads = chain.from_iterable((model, "p50 / p95 ms") for model in evaluations)
+    return _table(["question", *heads], rows)
 
 
 def _under_each(task_measure: TaskMeasure, evaluations: Sequence[Evaluation]) -> Iterable[str]:

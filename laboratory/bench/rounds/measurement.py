@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -43,7 +44,7 @@ class Measurement:
 
     @property
     def all_rounds(self) -> list[Round]:
-        return [one for rounds in self.rounds.values() for one in rounds]
+        return list(chain.from_iterable(self.rounds.values()))
 
 
 class MeasuredServer:

@@ -142,12 +142,13 @@ def sequence_batch(
     rng: Generator,
 ) -> SequenceBatch:
     """Sample examples about each scene and pad them."""
-    examples = [
-        (index, example)
-        for index, (scene, target) in enumerate(zip(scenes, targets, strict=True))
-        for example in make_examples(language, scene, target, weights, num_per_image, rng)
-    ]
-    return _stacked([index for index, _ in examples], [example for _, example in examples])
+    indices = list[int]()
+    examples = list[Example]()
+    for index, (scene, target) in enumerate(zip(scenes, targets, strict=True)):
+        own = make_examples(language, scene, target, weights, num_per_image, rng)
+        indices += [index] * len(own)
+        examples += own
+    return _stacked(indices, examples)
 
 
 def _stacked(image_index: Sequence[int], examples: Sequence[Example]) -> SequenceBatch:

@@ -78,18 +78,22 @@ def make_examples(
     A weight may be that of a segmentation question with a shape (`instance_segmentation phrase
     star`).
     """
-    offered = [
-        (question, prompt, _weight(scene, question, weights) / len(prompts))
-        for question in questions(scene)
-        if (prompts := question_prompts(language.entry, question))
-        for prompt in prompts
-    ]
-    shares = np.array([weight for _, _, weight in offered])
+    offered = []
+    weight_of = []
+    for question in questions(scene):
+        prompts = question_prompts(language.entry, question)
+        for prompt in prompts:
+            offered.append((question, prompt))
+            weight_of.append(_weight(scene, question, weights) / len(prompts))
+    shares = np.array(weight_of)
     drawn = rng.choice(len(offered), min(num, len(offered)), replace=False, p=shares / shares.sum())
-    return [
-        make_example(language, scene, targets, question, prompt.segments, prompt.labels)
-        for question, prompt, _ in (offered[index] for index in drawn)
-    ]
+    examples = []
+    for index in drawn:
+        question, prompt = offered[index]
+        examples.append(
+            make_example(language, scene, targets, question, prompt.segments, prompt.labels)
+        )
+    return examples
 
 
 def _weight(scene: Scene, question: Question, weights: Mapping[str, float]) -> float:

@@ -173,10 +173,8 @@ def _with_added_tokens(
         "merges": list(merges),
         "byte_fallback": byte_fallback,
     }
-    new_ids = {
-        token: len(vocabulary) + i
-        for i, token in enumerate(t for t in added if t not in vocabulary)
-    }
+    new = [token for token in added if token not in vocabulary]
+    new_ids = {token: len(vocabulary) + i for i, token in enumerate(new)}
     rows = [
         {"id": token_id, "content": token, "special": token in special}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

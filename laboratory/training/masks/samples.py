@@ -134,9 +134,8 @@ def _half_plane(angle: float, offset: float) -> Ring:
     middle = _FINE_SIDE / 2
     far = 2.0 * _FINE_SIDE
     corners = ((offset, -far), (far, -far), (far, far), (offset, far))
-    return tuple(
-        (middle + x, middle + y) for x, y in (_rotated(corner, angle) for corner in corners)
-    )
+    rotated = (_rotated(corner, angle) for corner in corners)
+    return tuple((middle + x, middle + y) for x, y in rotated)
 
 
 def _in_fine_box(ring: Ring) -> Ring:

@@ -3,6 +3,7 @@ picture.
 """
 
 import copy
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def _shown(row: dict[str, float]) -> dict[str, float]:
 
 
 def _draw(axes: Axes, rows: list[dict[str, float]], smoothed_over: int) -> None:
-    names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_A_LOSS)
-    for index, name in enumerate(names):
+    names = dict.fromkeys(chain.from_iterable(rows))
+    for index, name in enumerate(name for name in names if name not in _NOT_A_LOSS):
         steps = [row["step"] for row in rows if name in row]
         values = [row[name] for row in rows if name in row]
         means = [

@@ -7,6 +7,7 @@ laboratory.evaluation` measures what is served.
 
 import json
 from dataclasses import asdict
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,12 @@ def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
             if prompts:
                 asked.append((question, [SequenceRequest(features, ids, 128) for ids in prompts]))
     decoder = make_decoder(trainee, language)
-    requests = [request for _, own in asked for request in own]
+    requests = list(chain.from_iterable(own for _, own in asked))
     texts = iter(_written(decoder, requests))
-    scored = (_scored(parts, question, [next(texts) for _ in own]) for question, own in asked)
-    return sum(scored, Scorecard())
+    scorecard = Scorecard()
+    for question, own in asked:
+        scorecard += _scored(parts, question, list(islice(texts, len(own))))
+    return scorecard
 
 
 def _written(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[GeneratedText]:
