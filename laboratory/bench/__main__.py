@@ -1,4 +1,4 @@
-"""Run the benchmark: `python -m laboratory.bench [--minutes N] [--quick] [--resume]` (make bench).
+"""Run the benchmark: `python -m laboratory.bench [--minutes N]` (make bench).
 
 Missing checkpoints, artifacts and images are made first by `python -m laboratory.bench.material`,
 within the same time, and kept in build/bench. A whole run is appended to
@@ -44,24 +44,15 @@ class Options:
     """The command line of a run."""
 
     minutes: float
-    is_quick: bool
     is_short: bool
-    is_resumed: bool
     scales: tuple[str, ...]
     results: Path
 
     @property
     def command(self) -> str:
         """The command, for the report."""
-        flags = ["--quick"] * self.is_quick + ["--resume"] * self.is_resumed
-        return " ".join(
-            [
-                f"python -m laboratory.bench --minutes {self.minutes:g}",
-                *flags,
-                "--scales",
-                *self.scales,
-            ]
-        )
+        scales = " ".join(self.scales)
+        return f"python -m laboratory.bench --minutes {self.minutes:g} --scales {scales}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (folder / "bench.json").write_text(json.dumps(as_json(run), indent=1) + "\n", encoding="utf-8")
     write_plot(run, folder / "bench.png")
     _note(f"written to {folder}: bench.md, bench.json, bench.png")
-    if not options.is_quick and options.results == _RESULTS:
+    if options.results == _RESULTS:
         today = datetime.now(UTC).date().isoformat()
         append_row(HistoryRow(commit, today, _machine(), ratios_of(as_json(run))), _HISTORY)
         _note(f"appended to {_HISTORY}; `python -m docs.tables` updates the pages")
@@ -101,9 +92,7 @@ def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -
     for model in models:
         if model.is_endless:
             steps += measure_steps(model.id, _FOLDER)
-    bench = Bench(models, _FOLDER, deadline_s, options.is_quick)
-    if not options.is_resumed:
-        bench.clear()
+    bench = Bench(models, _FOLDER, deadline_s)
     measurements = []
     shares = list[Share]()
     for each in bench.run():
@@ -170,15 +159,9 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     times = f"maximum time; default 25, of the short run {_SHORT_MINUTES:g}"
     parser.add_argument("--minutes", type=float, metavar="N", help=times)
     parser.add_argument(
-        "--quick", action="store_true", help="the embedded checkpoints only, one short round"
-    )
-    parser.add_argument(
         "--short",
         action="store_true",
         help="one peer, and what got worse since the last whole runs",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="keep the finished servers of an earlier run"
     )
     parser.add_argument(
         "--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"]
@@ -187,9 +170,8 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         "--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s"
     )
     parsed = parser.parse_args(arguments)
-    scales = ("embedded",) if parsed.quick else tuple(parsed.scales)
     minutes = parsed.minutes or (_SHORT_MINUTES if parsed.short else 25)
-    return Options(minutes, parsed.quick, parsed.short, parsed.resume, scales, parsed.results)
+    return Options(minutes, parsed.short, tuple(parsed.scales), parsed.results)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,15 @@
 """The order of all measurements: each model, each of its servers, each workload, within the given
 time.
-
-The results of a server are in FOLDER/measurements/MODEL--SERVER.json as soon as it is done; a
-resumed run skips it.
 """
 
-import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from laboratory.bench.material.records import ModelMaterial
 from laboratory.bench.rounds.client import Round
-from laboratory.bench.rounds.measurement import (
-    Measurement,
-    file_stem,
-    read_measurement,
-    started,
-    write_measurement,
-)
+from laboratory.bench.rounds.measurement import Measurement, started
 from laboratory.bench.rounds.servers import Server, servers_of
 from laboratory.bench.rounds.workloads import (
     RoundPlan,
@@ -45,19 +34,12 @@ class Skipped:
 class Bench:
     """One run."""
 
-    def __init__(
-        self, models: Sequence[ModelMaterial], folder: Path, deadline_s: float, is_quick: bool
-    ) -> None:
+    def __init__(self, models: Sequence[ModelMaterial], folder: Path, deadline_s: float) -> None:
         self._models = models
-        self._work = folder
-        self._measurements = folder / "measurements"
+        self._folder = folder
         self._deadline_s = deadline_s  # on the clock of time.monotonic()
-        self._is_quick = is_quick
+        self._base_plan: tuple[RoundPlan, ...] = ()
         self.skipped: list[Skipped] = []
-
-    def clear(self) -> None:
-        """Remove the results of an earlier run."""
-        shutil.rmtree(self._measurements, ignore_errors=True)
 
     def run(self) -> Iterator[Measurement]:
         """Yield the results of each server.
@@ -66,22 +48,17 @@ class Bench:
         """
         todo = list[tuple[ModelMaterial, Server]]()
         for model in self._models:
-            todo += [(model, server) for server in servers_of(model, self._is_quick)]
+            todo += [(model, server) for server in servers_of(model)]
         for index, (model, server) in enumerate(todo):
-            file = self._measurements / f"{file_stem(model, server)}.json"
-            if file.exists():
-                yield read_measurement(file)
-            elif self._left_s() < _START_S:
+            if self._left_s() < _START_S:
                 self.skipped.append(Skipped(model.id, server.name, "no time was left"))
             else:
                 num_left = sum(other.scale == model.scale for other, _ in todo[index:])
-                measurement = self._measured(model, server, self._left_s() / num_left - _START_S)
-                write_measurement(measurement, file)
-                yield measurement
+                yield self._measured(model, server, self._left_s() / num_left - _START_S)
 
     def _measured(self, model: ModelMaterial, server: Server, allowance_s: float) -> Measurement:
         start_s = time.monotonic()
-        with started(model, server, self._work) as measured:
+        with started(model, server, self._folder) as measured:
             request_s = measured.warm_up()
             ready_s = time.monotonic() - start_s
             plan = self._plan(model, request_s, allowance_s)
@@ -106,13 +83,9 @@ class Bench:
         too.
         """
         if model.scale == "embedded":
-            return embedded_plan(model.is_endless, self._is_quick)
-        file = self._measurements / f"{model.scale}-plan.json"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            steps = [asdict(step) for step in base_plan(request_s, allowance_s)]
-            file.write_text(json.dumps(steps), encoding="utf-8")
-        return tuple(RoundPlan(**step) for step in json.loads(file.read_text(encoding="utf-8")))
+            return embedded_plan(model.is_endless)
+        self._base_plan = self._base_plan or base_plan(request_s, allowance_s)
+        return self._base_plan
 
     def _left_s(self) -> float:
         return self._deadline_s - _RESERVE_S - time.monotonic()

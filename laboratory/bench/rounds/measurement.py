@@ -1,18 +1,15 @@
-"""One server under every workload of one model, and the file of its results, from which a run can
-resume.
-"""
+"""One server under every workload of one model."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import httpx
 
 from laboratory.bench.material.records import ModelMaterial
-from laboratory.bench.rounds.client import Answer, Api, DiptychApi, PeerApi, Round, Sample, drive
+from laboratory.bench.rounds.client import Api, DiptychApi, PeerApi, Round, drive
 from laboratory.bench.rounds.servers import Server, launch_of
 from laboratory.bench.rounds.workloads import (
     NUM_CLIENTS,
@@ -104,31 +101,6 @@ class MeasuredServer:
 def started(model: ModelMaterial, server: Server, folder: Path) -> Iterator[MeasuredServer]:
     """Start `server` with `model`, and stop it; its log is in `folder`."""
     launch = launch_of(server, model, folder)
-    with running(launch, folder / "logs" / f"{file_stem(model, server)}.log") as process_id:
+    log = folder / "logs" / f"{model.id}--{server.name.replace(' ', '-')}.log"
+    with running(launch, log) as process_id:
         yield MeasuredServer(model, server, launch.url, process_id)
-
-
-def file_stem(model: ModelMaterial, server: Server) -> str:
-    return f"{model.id}--{server.name.replace(' ', '-')}"
-
-
-def write_measurement(measurement: Measurement, file: Path) -> None:
-    """Write the file; it exists only when it is complete."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(asdict(measurement)), encoding="utf-8")
-    part.replace(file)
-
-
-def read_measurement(file: Path) -> Measurement:
-    fields = json.loads(file.read_text(encoding="utf-8"))
-    server = fields.pop("server")
-    server = Server(**server | {"arguments": tuple(server["arguments"])})
-    rounds = dict[WorkloadName, tuple[Round, ...]]()
-    for workload, listed in fields.pop("rounds").items():
-        for each in listed:
-            answers = [Answer(**sample.pop("answer")) for sample in each["samples"]]
-            samples = zip(each["samples"], answers, strict=True)
-            each["samples"] = tuple(Sample(**sample, answer=answer) for sample, answer in samples)
-        rounds[workload] = tuple(Round(**each) for each in listed)
-    return Measurement(server=server, rounds=rounds, **fields)

@@ -32,14 +32,14 @@ OURS = Server("diptych", "diptych", "float32, else default settings", environmen
 OURS_DEFAULT = Server("diptych default", "diptych", "default settings")
 
 
-def servers_of(model: ModelMaterial, is_quick: bool) -> tuple[Server, ...]:
+def servers_of(model: ModelMaterial) -> tuple[Server, ...]:
     """Return the servers that a model runs on; the first determines the plan, ours follow.
 
     At base scale and for long answers fewer settings of the peers are tried.
     """
-    first, *others = _peers(model)[:2] if is_quick else _peers(model)
+    first, *others = _peers(model)
     ours = (OURS, OURS_DEFAULT) if model.scale == "base" else (OURS,)
-    is_widely_tried = model.scale == "embedded" and not is_quick and not model.is_endless
+    is_widely_tried = model.scale == "embedded" and not model.is_endless
     return (first, *ours, *others, *(_small_model_peers() if is_widely_tried else ()))
 
 

@@ -118,23 +118,25 @@ def decode_heavy(scene: SceneMaterial, num_requests: int) -> list[BenchRequest]:
     ]
 
 
-def embedded_plan(is_endless: bool, is_quick: bool) -> tuple[RoundPlan, ...]:
+def embedded_plan(is_endless: bool) -> tuple[RoundPlan, ...]:
     """Return the rounds of an embedded checkpoint; only endless ones generate long answers."""
-    rounds = 1 if is_quick else 3
     if is_endless:
-        return (RoundPlan("decode_heavy", 16 if is_quick else 32, rounds, _EMBEDDED_LIMIT_S),)
+        return (RoundPlan("decode_heavy", 32, 3, _EMBEDDED_LIMIT_S),)
     return (
-        RoundPlan("single", 10, rounds, _EMBEDDED_LIMIT_S),
-        RoundPlan("mixed_4", 16 if is_quick else 32, 1, _EMBEDDED_LIMIT_S),
-        RoundPlan("mixed", 32 if is_quick else 64, rounds, _EMBEDDED_LIMIT_S),
-        RoundPlan("one_image", _NUM_TASKS, rounds, _EMBEDDED_LIMIT_S),
+        RoundPlan("single", 10, 3, _EMBEDDED_LIMIT_S),
+        RoundPlan("mixed_4", 32, 1, _EMBEDDED_LIMIT_S),
+        RoundPlan("mixed", 64, 3, _EMBEDDED_LIMIT_S),
+        RoundPlan("one_image", _NUM_TASKS, 3, _EMBEDDED_LIMIT_S),
     )
 
 
 def short_plan() -> tuple[RoundPlan, ...]:
     """Return single rounds of the workloads of an embedded checkpoint, in turns."""
-    of_one_client, _, *others = embedded_plan(is_endless=False, is_quick=True)
-    return _SHORT_ROUNDS * (of_one_client, *others)
+    return _SHORT_ROUNDS * (
+        RoundPlan("single", 10, 1, _EMBEDDED_LIMIT_S),
+        RoundPlan("mixed", 32, 1, _EMBEDDED_LIMIT_S),
+        RoundPlan("one_image", _NUM_TASKS, 1, _EMBEDDED_LIMIT_S),
+    )
 
 
 def base_plan(request_s: float, allowance_s: float) -> tuple[RoundPlan, ...]:

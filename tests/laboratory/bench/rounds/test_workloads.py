@@ -81,9 +81,5 @@ def test_expected_times_fit_the_time_of_a_server() -> None:
 
 
 def test_only_endless_checkpoints_generate_long_answers() -> None:
-    assert [step.workload for step in embedded_plan(is_endless=True, is_quick=False)] == [
-        "decode_heavy"
-    ]
-    assert "decode_heavy" not in [
-        step.workload for step in embedded_plan(is_endless=False, is_quick=False)
-    ]
+    assert [step.workload for step in embedded_plan(is_endless=True)] == ["decode_heavy"]
+    assert "decode_heavy" not in [step.workload for step in embedded_plan(is_endless=False)]
