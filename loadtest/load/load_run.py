@@ -140,9 +140,7 @@ class LoadRun:
             raise StopTest(f"{self._target.url}: {error}") from error
 
     def _open_session(self) -> None:
-        session = Session(
-            self._target, self.mix, self._recorder, self._environment, self._options.max_outstanding
-        )
+        session = Session(self._target, self.mix, self._recorder, self._environment)
         session.open()
         self._session = DiptychUser.session = session
         DiptychUser.is_open_loop = self._options.arrivals == "open"
