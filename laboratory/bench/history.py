@@ -74,42 +74,36 @@ def is_time(name: str) -> bool:
 def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return the ratios of a run that is written as JSON (bench.json), and those of processor time.
 
-    Other work on the machine changes processor time little.
+    A name is `(a) mixed | florence-2-base-random | requests/s`, with ` | default` at the model's
+    default precision. Other work on the machine changes processor time little.
     """
-    of_measures = {
-        _name(compared, MEASURES[compared["target"]["measure"]][0]): _to_peers(
-            written, compared, compared["target"]["measure"]
-        )
-        for compared in written["comparisons"]
-    }
-    of_processor = {
-        _name(compared, CPU): _to_peers(written, compared, "cpu_s_per_request")
-        for compared in written["comparisons"]
-    }
+    of_measures = dict[str, dict[str, float]]()
+    of_processor = dict[str, dict[str, float]]()
+    for compared in written["comparisons"]:
+        target = compared["target"]
+        workload = target["workload"]
+        is_float32 = target["precision"] == "float32"
+        servers = {
+            server["server"]: server["workloads"][workload]
+            for server in written["servers"]
+            if server["model"] == compared["model"] and workload in server["workloads"]
+        }
+        ours = servers[OURS.name if is_float32 else OURS_DEFAULT.name]
+        for name in (OURS.name, OURS_DEFAULT.name):
+            servers.pop(name, None)
+
+        start = f"{TITLES[workload]} | {compared['model']}"
+        end = "" if is_float32 else f" | {target['precision']}"
+        measure = target["measure"]
+        of_measures[f"{start} | {MEASURES[measure][0]}{end}"] = _to_peers(ours, servers, measure)
+        of_processor[f"{start} | {CPU}{end}"] = _to_peers(ours, servers, "cpu_s_per_request")
     return of_measures | of_processor
 
 
-def _name(compared: Mapping[str, Any], measure: str) -> str:
-    """Return `(a) mixed | florence-2-base-random | requests/s`, with ` | default` at the model's
-    default precision.
-    """
-    target = compared["target"]
-    precision = [] if target["precision"] == "float32" else [target["precision"]]
-    return " | ".join([TITLES[target["workload"]], compared["model"], measure, *precision])
-
-
 def _to_peers(
-    written: Mapping[str, Any], compared: Mapping[str, Any], measure: str
+    ours: Mapping[str, float], peers: Mapping[str, Mapping[str, float]], measure: str
 ) -> dict[str, float]:
-    target = compared["target"]
-    ours = OURS.name if target["precision"] == "float32" else OURS_DEFAULT.name
-    values = {
-        server["server"]: server["workloads"][target["workload"]][measure]
-        for server in written["servers"]
-        if server["model"] == compared["model"] and target["workload"] in server["workloads"]
-    }
-    peers = values.keys() - {OURS.name, OURS_DEFAULT.name}
-    return {peer: round(values[ours] / values[peer], 3) for peer in values if peer in peers}
+    return {name: round(ours[measure] / peer[measure], 3) for name, peer in peers.items()}
 
 
 def read_history(file: Path) -> tuple[HistoryRow, ...]:
