@@ -31,7 +31,10 @@ def questions(scene: Scene) -> tuple[Question, ...]:
     """
     rng = default_rng((scene.seed, len(scene.objects)))
     chosen = scene.objects[int(rng.integers(len(scene.objects)))] if scene.objects else None
-    absent_name = _absent_name(scene, rng)
+    known = {drawn.name for drawn in scene.objects}
+    every = (f"{color} {shape}" for color, shape in product(COLORS, SHAPES))
+    absent = [name for name in every if name not in known]
+    absent_name = absent[int(rng.integers(len(absent)))]
     asked = [
         _text("captioning", short_caption(scene), detail="short"),
         _text("captioning", detailed_caption(scene), detail="detailed"),
@@ -134,13 +137,6 @@ def _text(task: str, text: str, detail: str, region: list[float] | None = None) 
 
 def _boxes(labelled: Iterable[tuple[str, SceneObject]]) -> DetectionsTruth:
     return DetectionsTruth(tuple(LabelledBox(label, box_xyxy(drawn)) for label, drawn in labelled))
-
-
-def _absent_name(scene: Scene, rng: Generator) -> str:
-    names = {drawn.name for drawn in scene.objects}
-    known = (f"{color} {shape}" for color, shape in product(COLORS, SHAPES))
-    absent = [name for name in known if name not in names]
-    return absent[int(rng.integers(len(absent)))]
 
 
 def with_article(name: str) -> str:

@@ -154,14 +154,14 @@ def history_table(history: Sequence[HistoryRow]) -> str:
     header = ["ours ÷ best peer", *(f"{row.commit}, {row.date}" for row in shown)]
     rows = [["machine", *(row.machine for row in shown)]]
     for name in names:
-        cells = [_cell(name, index, history) for index in range(-len(shown), 0)]
-        rows.append([name.replace(" | ", ", "), *cells])
+        cells = [name.replace(" | ", ", ")]
+        for index in range(-len(shown), 0):
+            best = history[index].best(name)
+            if best is None:
+                cells.append("")
+                continue
+            found = changes({name: history[index].ratios[name]}, history[:index])
+            is_worse = any(change.is_worse for change in found)
+            cells.append(f"**{best:.2f}**" if is_worse else f"{best:.2f}")
+        rows.append(cells)
     return table(header, rows)
-
-
-def _cell(name: str, index: int, history: Sequence[HistoryRow]) -> str:
-    best = history[index].best(name)
-    if best is None:
-        return ""
-    found = changes({name: history[index].ratios[name]}, history[:index])
-    return f"**{best:.2f}**" if any(change.is_worse for change in found) else f"{best:.2f}"

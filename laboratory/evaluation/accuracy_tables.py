@@ -30,18 +30,12 @@ class Pool:
 
     def value(self, scorecard: Scorecard) -> float | None:
         """Return F1, accuracy or mean IoU; None if there was nothing to measure."""
-        tallies = (
-            tally
-            for (name, measure), tally in scorecard.tallies.items()
-            if self._holds(name, measure)
-        )
-        total = sum(tallies, Tally())
+        starts = tuple(f"{name} " for name in self.names)
+        total = Tally()
+        for (name, measure), tally in scorecard.tallies.items():
+            if measure == self.measure and f"{name} ".startswith(starts):
+                total += tally
         return total.f1 if total.num_answered + total.num_expected else None
-
-    def _holds(self, name: str, measure: Measure) -> bool:
-        return measure == self.measure and any(
-            name == own or name.startswith(f"{own} ") for own in self.names
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,25 +132,19 @@ class LoadRun:
         self._num_processes = runner.worker_count if isinstance(runner, MasterRunner) else 1
         try:
             if not isinstance(runner, MasterRunner):
-                self._open_session()
+                session = Session(self._target, self.mix, self._recorder, self._environment)
+                session.open()
+                self._session = DiptychUser.session = session
+                DiptychUser.is_open_loop = self._options.arrivals == "open"
             if not isinstance(runner, WorkerRunner):
-                self._service = self._described_service()
+                rest = self._rest()
+                models = json.loads(rest.get("/v1/models"))["data"]
+                rest.close()
+                listed = ", ".join(f"{model['id']} ({model['precision']})" for model in models)
+                self._service = f"{self._target.url}: {listed}"
         except (OSError, MixError) as error:
             self._environment.process_exit_code = 1
             raise StopTest(f"{self._target.url}: {error}") from error
-
-    def _open_session(self) -> None:
-        session = Session(self._target, self.mix, self._recorder, self._environment)
-        session.open()
-        self._session = DiptychUser.session = session
-        DiptychUser.is_open_loop = self._options.arrivals == "open"
-
-    def _described_service(self) -> str:
-        rest = self._rest()
-        models = json.loads(rest.get("/v1/models"))["data"]
-        rest.close()
-        listed = ", ".join(f"{model['id']} ({model['precision']})" for model in models)
-        return f"{self._target.url}: {listed}"
 
     def _stop(self, **_: Any) -> None:
         """Finish a test."""
@@ -201,14 +195,15 @@ class LoadRun:
         actual rates.
         """
         planned = [] if self._plan is None else self._plan.windows()
-        return [window for window in planned if window.end_s <= stop_s] or [*self._parts(stop_s)]
-
-    def _parts(self, stop_s: float) -> Iterator[Window]:
+        windows = [window for window in planned if window.end_s <= stop_s]
+        if windows:
+            return windows
         num_parts = max(1, int((stop_s - self._start_s) / _MANUAL_WINDOW_S))
         for index in range(num_parts):
             start_s = self._start_s + index * _MANUAL_WINDOW_S
             part = Window(0.0, start_s, start_s + _MANUAL_WINDOW_S)
-            yield replace(part, level=self._recorder.num_due(part) / part.seconds)
+            windows.append(replace(part, level=self._recorder.num_due(part) / part.seconds))
+        return windows
 
     def _report_to_master(self, data: dict[str, Any], **_: Any) -> None:
         data["load"] = self._recorder.take_report()

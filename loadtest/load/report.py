@@ -11,7 +11,7 @@ from loadtest.figures import percent, shown, table
 from loadtest.load.samples import VERDICTS
 from loadtest.load.traffic.saturation import HELD_SHARE, Saturation, saturation_of
 from loadtest.load.traffic.traffic_mix import Slo
-from loadtest.load.windows import Numbers, Percentiles, WindowNumbers
+from loadtest.load.windows import Percentiles, WindowNumbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +72,20 @@ def _load_table(report: LoadReport) -> str:
     header = [report.unit, "offered/s", "answered/s", "goodput/s"]
     header += [verdict.replace("_", " ") for verdict in VERDICTS]
     header += ["p50 ms", "p95 ms", "p99 ms", "first token p50 / p95 ms", "sent late, p99 ms"]
-    windows = sorted(report.windows, key=lambda window: window.level)
-    return table(header, map(_load_row, windows))
-
-
-def _load_row(window: WindowNumbers) -> list[str]:
-    latency_ms = window.all.latency_ms
-    return [
-        f"{window.level:.3g}",
-        *map(shown, (window.offered_per_s, window.answered_per_s, window.goodput_per_s)),
-        *(percent(window.all.share(verdict)) for verdict in VERDICTS),
-        shown(latency_ms.p50) if latency_ms else "-",
-        shown(latency_ms.p95) if latency_ms else "-",
-        shown(latency_ms.p99) if latency_ms else "-",
-        _pair(window.first_token_ms),
-        shown(window.lag_ms.p99) if window.lag_ms else "-",
-    ]
+    rows = []
+    for window in sorted(report.windows, key=lambda window: window.level):
+        latency_ms = window.all.latency_ms
+        row = [f"{window.level:.3g}"]
+        row += map(shown, (window.offered_per_s, window.answered_per_s, window.goodput_per_s))
+        row += [percent(window.all.share(verdict)) for verdict in VERDICTS]
+        if latency_ms is None:
+            row += ["-"] * 3
+        else:
+            row += map(shown, (latency_ms.p50, latency_ms.p95, latency_ms.p99))
+        row.append(_pair(window.first_token_ms))
+        row.append(shown(window.lag_ms.p99) if window.lag_ms else "-")
+        rows.append(row)
+    return table(header, rows)
 
 
 def _task_table(report: LoadReport) -> str:
@@ -99,15 +97,15 @@ def _task_table(report: LoadReport) -> str:
     header += [f"{model}: p50 / p95 ms, good" for model in window.by_model]
     rows = []
     for task, slo in report.slos_ms.items():
-        cells = [_task_cell(by_task.get(task)) for by_task in window.by_model.values()]
-        rows.append([task, f"{slo.answer:g} / {slo.first_token:g}", *cells])
+        row = [task, f"{slo.answer:g} / {slo.first_token:g}"]
+        for by_task in window.by_model.values():
+            cell = ""
+            if numbers := by_task.get(task):
+                good = f"{numbers.verdicts['good']} of {numbers.num_due}"
+                cell = f"{_pair(numbers.latency_ms)}, {good}"
+            row.append(cell)
+        rows.append(row)
     return f"At {window.level:.3g} {report.unit}.\n\n{table(header, rows)}"
-
-
-def _task_cell(numbers: Numbers | None) -> str:
-    if numbers is None:
-        return ""
-    return f"{_pair(numbers.latency_ms)}, {numbers.verdicts['good']} of {numbers.num_due}"
 
 
 def _pair(percentiles: Percentiles | None) -> str:

@@ -1,6 +1,6 @@
 """One server under every workload of one model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -14,7 +14,6 @@ from laboratory.bench.rounds.servers import Server, launch_of
 from laboratory.bench.rounds.workloads import (
     NUM_CLIENTS,
     NUM_WARM_UP,
-    BenchRequest,
     RoundPlan,
     Scenes,
     WorkloadName,
@@ -72,11 +71,15 @@ class MeasuredServer:
 
     def run(self, plan: RoundPlan) -> tuple[Round, ...]:
         """Send all rounds of one workload."""
-        rounds = (
-            requests_of(plan.workload, self._scenes, plan.num_requests)
-            for _ in range(plan.num_rounds)
-        )
-        return tuple(self._round(plan, requests) for requests in rounds)
+        rounds = []
+        for _ in range(plan.num_rounds):
+            requests = requests_of(plan.workload, self._scenes, plan.num_requests)
+            if plan.workload == "decode_heavy":  # fills the features cache of a server that has one
+                drive(self._url, self._api, requests[:1], 1, plan.limit_s)
+            before_s = cpu_s(self._process_id)
+            driven = drive(self._url, self._api, requests, NUM_CLIENTS[plan.workload], plan.limit_s)
+            rounds.append(replace(driven, cpu_s=cpu_s(self._process_id) - before_s))
+        return tuple(rounds)
 
     def suspended(self) -> AbstractContextManager[None]:
         """Return a context in which the server takes no processor time."""
@@ -88,13 +91,6 @@ class MeasuredServer:
             return "float32"
         listed = httpx.get(f"{self._url}/v1/models", timeout=30).raise_for_status().json()["data"]
         return str(listed[0]["precision"])
-
-    def _round(self, plan: RoundPlan, requests: Sequence[BenchRequest]) -> Round:
-        if plan.workload == "decode_heavy":  # fills the features cache of a server that has one
-            drive(self._url, self._api, requests[:1], 1, plan.limit_s)
-        before_s = cpu_s(self._process_id)
-        driven = drive(self._url, self._api, requests, NUM_CLIENTS[plan.workload], plan.limit_s)
-        return replace(driven, cpu_s=cpu_s(self._process_id) - before_s)
 
 
 @contextmanager

@@ -79,16 +79,10 @@ class Training:
                 self.step += 1
                 bar.update()
                 if self.step % _LOGGED_EVERY == 0:
-                    bar.set_postfix(
-                        {
-                            name: f"{figures[name]:.2f}"
-                            for name in ("loss", "box", "plain")
-                            if name in figures
-                        }
-                    )
-                    self.folder.log(
-                        {"step": self.step, "step_s": time.monotonic() - start_s, **figures}
-                    )
+                    shown = [name for name in ("loss", "box", "plain") if name in figures]
+                    bar.set_postfix({name: f"{figures[name]:.2f}" for name in shown})
+                    step_s = time.monotonic() - start_s
+                    self.folder.log({"step": self.step, "step_s": step_s, **figures})
                 self._keep(modules)
         self.folder.save(self.step, modules, self.optimizers)
 
@@ -117,9 +111,11 @@ class Training:
     def _take_step(self) -> dict[str, float]:
         stage = self.recipe.stage_of(self.step)
         factor = self._rate(stage)
+        vision_factor = 1.0 if stage.name == "encoder" else self.recipe.joint_vision_factor
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["top"] * factor * self._part_factor(stage, group["part"])
+                part_factor = vision_factor if group["part"] == "vision" else 1.0
+                group["lr"] = group["top"] * factor * part_factor
         with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
             losses = self._losses(stage)
         loss = torch.stack(list(losses.values())).sum()
@@ -160,12 +156,12 @@ class Training:
         batch.to(self.device)
         sigma = recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
         written = self.parts.trainee.write(sampled.features[batch.image_index], batch)
-        losses = self._answer_losses(written, batch, sigma)
-        return (
-            losses
-            if is_refining
-            else losses | self._auxiliary_losses(sampled, written, batch, sigma)
-        )
+        plain, location = answer_loss(written.logits, batch, self._location_ids, sigma)
+        attention = attention_loss(written.attentions, batch) * recipe.attention_weight
+        losses = {"plain": plain, "location": location, "attention": attention}
+        if not is_refining:
+            losses |= self._auxiliary_losses(sampled, written, batch, sigma)
+        return losses
 
     def _sample(self, first_seed: int, num: int, kinds: SceneKinds, rng: Generator) -> _SceneBatch:
         """Sample scenes and compute their image features."""
@@ -184,14 +180,6 @@ class Training:
         return self.heads.image_losses(
             self.parts.trainee.cells(sampled.features), sampled.images, sampled.locations, sigma
         )
-
-    def _answer_losses(
-        self, written: WrittenAnswers, batch: SequenceBatch, sigma: float
-    ) -> dict[str, Tensor]:
-        """Return the losses of answers and of their writers' attention."""
-        plain, location = answer_loss(written.logits, batch, self._location_ids, sigma)
-        attention = attention_loss(written.attentions, batch) * self.recipe.attention_weight
-        return {"plain": plain, "location": location, "attention": attention}
 
     def _auxiliary_losses(
         self, sampled: _SceneBatch, written: WrittenAnswers, batch: SequenceBatch, sigma: float
@@ -229,11 +217,6 @@ class Training:
             stage.top_rate
             * min(1.0, (self.step - stage.first_step + 1) / recipe.warm_up_steps)
             * cosine
-        )
-
-    def _part_factor(self, stage: Stage, part: str) -> float:
-        return (
-            self.recipe.joint_vision_factor if part == "vision" and stage.name != "encoder" else 1.0
         )
 
     def _make_optimizers(self) -> list[Optimizer]:

@@ -84,13 +84,8 @@ def _patched(image: Image.Image, rng: random.Random) -> Image.Image:
     width, height = (round(side * _PATCH) for side in image.size)
     x = rng.randrange(image.width - width)
     y = rng.randrange(image.height - height)
-    copy.paste(_random_color(rng), (x, y, x + width, y + height))
+    copy.paste(tuple(rng.randbytes(3)), (x, y, x + width, y + height))
     return copy
-
-
-def _random_color(rng: random.Random) -> tuple[int, int, int]:
-    red, green, blue = rng.randbytes(3)
-    return red, green, blue
 
 
 def _jpeg(image: Image.Image) -> bytes:
