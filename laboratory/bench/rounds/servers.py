@@ -107,10 +107,10 @@ def _litserve(
 
 
 def _bentoml(name: str, max_batch_size: int, num_threads: int, num_workers: int = 1) -> Server:
-    arguments = ("--arg", f"threads={num_threads}", "--arg", f"workers={num_workers}")
-    arguments += ("--arg", f"max_batch_size={max_batch_size}")
-    parallel = _parallel(num_threads, num_workers)
-    return Server(name, "bentoml", f"batch {max_batch_size}, adaptive, {parallel}", arguments)
+    arguments = ["--arg", f"threads={num_threads}", "--arg", f"workers={num_workers}"]
+    arguments += ["--arg", f"max_batch_size={max_batch_size}"]
+    description = f"batch {max_batch_size}, adaptive, {_parallel(num_threads, num_workers)}"
+    return Server(name, "bentoml", description, tuple(arguments))
 
 
 def _parallel(num_threads: int, num_workers: int) -> str:
@@ -151,12 +151,12 @@ def peer_launch(server: Server, checkpoint: Path, encoder_graph: Path) -> Launch
     if server.kind == "bentoml":
         # The service of the model would close connections that the wrapper is about to use (BentoML
         # issue 4971).
-        command = (sys.executable, "-m", "bentoml", "serve", f"{_PEERS}.bentoml_server:Vision")
-        command += ("--port", str(port), "--timeout-keep-alive", "900")
-        command += ("--arg", f"checkpoint={checkpoint}", *server.arguments)
-        return Launch(command, port, "/readyz")
+        command = [sys.executable, "-m", "bentoml", "serve", f"{_PEERS}.bentoml_server:Vision"]
+        command += ["--port", str(port), "--timeout-keep-alive", "900"]
+        command += ["--arg", f"checkpoint={checkpoint}", *server.arguments]
+        return Launch(tuple(command), port, "/readyz")
     module = f"{_PEERS}.{server.kind.removesuffix('_onnx')}_server"
-    command = (sys.executable, "-m", module, str(checkpoint), "--port", str(port))
+    command = [sys.executable, "-m", module, str(checkpoint), "--port", str(port)]
     if server.kind == "litserve_onnx":
-        command += ("--encoder-graph", str(encoder_graph))
+        command += ["--encoder-graph", str(encoder_graph)]
     return Launch((*command, *server.arguments), port, "/health")
