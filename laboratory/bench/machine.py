@@ -49,12 +49,12 @@ class MachineRates:
 def measure(num_threads: int, steps_bytes: Sequence[int] = ()) -> MachineRates:
     torch.set_num_threads(num_threads)
     random = np.random.default_rng(0)
-    numbers = [random.random((_SIDE, _SIDE), dtype=np.float32) for _ in range(2)]
+    one, other = random.random((2, _SIDE, _SIDE), dtype=np.float32)
     left = random.integers(0, 256, (_SIDE, _SIDE), dtype=np.uint8)
     right = random.integers(-127, 128, (_SIDE, _SIDE), dtype=np.int8)
     return MachineRates(
         num_threads,
-        float32_per_s=_product_rate("MatMul", *numbers, TensorProto.FLOAT, num_threads),
+        float32_per_s=_product_rate("MatMul", one, other, TensorProto.FLOAT, num_threads),
         int8_per_s=_product_rate("MatMulInteger", left, right, TensorProto.INT32, num_threads),
         memory_bytes_per_s=_read_rate(_MEMORY_BYTES),
         step_bytes_per_s={str(num_bytes): _read_rate(num_bytes) for num_bytes in steps_bytes},
