@@ -7,7 +7,7 @@
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
-# make bench      our service against what a user would write instead, at most 25 minutes; tables and history in loadtest/results
+# make bench      our service against what a user would write instead, at most 25 minutes; tables and history in laboratory/results
 # make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
 # make release    all checks, then one version in every place, its changes described, a clean tree
 
@@ -55,12 +55,12 @@ matrix: $(VENV)/installed-dev
 	VENV=$(VENV) .ci/matrix $(PYTHONS)
 
 gpu-check: export
-	$(PY) -m export.gpu_check $(GPU_CHECK) $(EMBEDDED)
+	$(PY) -m laboratory.gpu_check $(GPU_CHECK) $(EMBEDDED)
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy service runners imaging tasks export offline loadtest client deploy docs tests
+	$(VENV)/bin/mypy service runners imaging tasks export laboratory offline loadtest client deploy docs tests
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
@@ -83,10 +83,11 @@ release: test
 	$(PY) -m deploy.release
 
 bench: $(VENV)/installed-bench
-	$(PY) -m loadtest $(BENCH)
+	$(PY) -m laboratory.bench $(BENCH)
 
 loadtest: $(VENV)/installed-loadtest
-	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) $(LOADTEST)
+	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --html loadtest/results/load/load.html \
+	    --host $(URL) $(LOADTEST)
 
 # The group of pyproject.toml, and what it is installed beside.
 BESIDE = -r requirements.txt

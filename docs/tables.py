@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from export.memory import memory_tables
-from loadtest.bench.history import history_table, read_history
+from laboratory.bench.history import history_table, read_history
 from service.settings import Settings, variable
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.table import TASKS
@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
-_RESULTS = ROOT / "loadtest" / "results"
+_BENCH = ROOT / "laboratory" / "results"
+_LOAD = ROOT / "loadtest" / "results" / "load"
 _MUTATION = ROOT / "tests" / "support" / "mutation.json"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
@@ -58,14 +59,14 @@ def task_table(entries: Iterable[CatalogEntry]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
 
 
-def _sections(file: str, *titles: str) -> str:
-    """Return the sections of a report in loadtest/results."""
-    sections = dict(_SECTION.findall((_RESULTS / file).read_text(encoding="utf-8")))
+def _sections(report: Path, *titles: str) -> str:
+    """Return the sections of a report in Markdown."""
+    sections = dict(_SECTION.findall(report.read_text(encoding="utf-8")))
     return "\n\n".join(sections[title] for title in titles)
 
 
 def _ratios(is_headline: bool) -> str:
-    header, line, *rows = _sections("bench.md", "Ours ÷ best peer").splitlines()
+    header, line, *rows = _sections(_BENCH / "bench.md", "Ours ÷ best peer").splitlines()
     chosen = (
         row
         for row in rows
@@ -116,14 +117,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "memory": memory_tables,
     "bench headlines": lambda: _ratios(is_headline=True),
-    "bench facts": lambda: _sections("bench.md", "Bench"),
+    "bench facts": lambda: _sections(_BENCH / "bench.md", "Bench"),
     "bench others": lambda: _ratios(is_headline=False),
-    "bench history": lambda: history_table(read_history(_RESULTS / "history.jsonl")),
-    "bench limit": lambda: _sections("bench.md", "The limit"),
-    "bench stages": lambda: _sections("bench.md", "Where the time of a request goes, mean ms"),
+    "bench history": lambda: history_table(read_history(_BENCH / "history.jsonl")),
+    "bench limit": lambda: _sections(_BENCH / "bench.md", "The limit"),
+    "bench stages": lambda: _sections(
+        _BENCH / "bench.md", "Where the time of a request goes, mean ms"
+    ),
     "mutation": mutation_table,
     "load": lambda: _sections(
-        "load/load.md", "Load", "Saturation", "Offered and answered", "Tasks"
+        _LOAD / "load.md", "Load", "Saturation", "Offered and answered", "Tasks"
     ),
 }
 

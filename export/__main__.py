@@ -93,11 +93,10 @@ def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> No
 def _summary(manifest: Manifest) -> str:
     features = manifest.parity["image_features"]
     tokens = manifest.parity["tokens"]
-    cosines = [
-        f"{precision} {part} {measured['mean_cosine']:.5f}"
-        for part in ("encoder", "decoder")
-        for precision, measured in manifest.parity[part].items()
-    ]
+    cosines = []
+    for part in ("encoder", "decoder"):
+        for precision, measured in manifest.parity[part].items():
+            cosines.append(f"{precision} {part} {measured['mean_cosine']:.5f}")
     decided_by = manifest.parity["answers"]["decided_by"]
     runs = manifest.parity["answers"]["runs"]
     equal = [

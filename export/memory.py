@@ -39,12 +39,10 @@ _SHAPE_OF = {
     "florence-2-base-ft": "florence-2-base",
     "florence-2-large": "florence-2-large",
     "florence-2-large-ft": "florence-2-large",
-    **{
-        f"{size}-{name}": f"{size}-mix-224"
-        for size in ("paligemma-3b", "paligemma-2-3b", "paligemma-2-10b", "paligemma-2-28b")
-        for name in ("mix-224", "mix-448", "pt-896")
-    },
 }
+for _size in ("paligemma-3b", "paligemma-2-3b", "paligemma-2-10b", "paligemma-2-28b"):
+    for _name in ("mix-224", "mix-448", "pt-896"):
+        _SHAPE_OF[f"{_size}-{_name}"] = f"{_size}-mix-224"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +112,18 @@ def model_sizes() -> Iterator[ModelSize]:
     """Yield the sizes of every released model of the catalog."""
     for entry in load_catalog(CATALOG_FILE).values():
         if entry.id in _SHAPE_OF:
+            shape = SHAPES[_SHAPE_OF[entry.id]]
+            num_image_tokens = (
+                shape.num_image_tokens * entry.resolution**2 // shape.image_size_px**2
+            )
             config = _published_config(entry)
             text: Any = config.text_config
-            num_values = num_position_values(config)
             yield ModelSize(
-                entry, _part_sizes(config), num_values, _num_image_tokens(entry), text.vocab_size
+                entry,
+                _part_sizes(config),
+                num_position_values(config),
+                num_image_tokens,
+                text.vocab_size,
             )
 
 
@@ -132,11 +137,6 @@ def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
     if isinstance(config, Florence2Config):
         return 2 * int(2 * text.decoder_layers * text.d_model)
     return int(2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim)
-
-
-def _num_image_tokens(entry: CatalogEntry) -> int:
-    shape = SHAPES[_SHAPE_OF[entry.id]]
-    return shape.num_image_tokens * entry.resolution**2 // shape.image_size_px**2
 
 
 def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
@@ -158,21 +158,19 @@ def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
 def _part_sizes(config: Florence2Config | PaliGemmaConfig) -> dict[Part, PartSize]:
     with torch.device("meta"):
         model = _Model.from_config(config).model
-    vision = [model.vision_tower, model.multi_modal_projector]
+    vision = nn.ModuleList([model.vision_tower, model.multi_modal_projector])
     embeddings = model.get_input_embeddings().weight.numel()
     return {
-        "encoder": _size(vision, num_tied=0),
-        "decoder": _size([model.language_model], num_tied=embeddings),
+        "encoder": _part_size(vision, num_tied=0),
+        "decoder": _part_size(model.language_model, num_tied=embeddings),
     }
 
 
-def _size(modules: list[nn.Module], num_tied: int) -> PartSize:
-    weights = {id(weight): weight.numel() for module in modules for weight in module.parameters()}
-    linears = (
-        each for module in modules for each in module.modules() if isinstance(each, nn.Linear)
-    )
-    num_matrix = sum({id(linear.weight): linear.weight.numel() for linear in linears}.values())
-    return PartSize(num_matrix, sum(weights.values()) - num_matrix, num_tied)
+def _part_size(module: nn.Module, num_tied: int) -> PartSize:
+    num_weights = sum(weight.numel() for weight in module.parameters())
+    linears = {each.weight for each in module.modules() if isinstance(each, nn.Linear)}
+    num_matrix = sum(weight.numel() for weight in linears)
+    return PartSize(num_matrix, num_weights - num_matrix, num_tied)
 
 
 def memory_tables() -> str:
@@ -188,20 +186,13 @@ def _weights_table(sizes: list[ModelSize]) -> str:
     ]
     rows.append("|---|---:|---:|---:|---:|---:|---:|")
     for size in sizes:
-        cells = [
-            cell
-            for device in ("cpu", "cuda")
-            for cell in (
-                *(_weights(size, part, device) for part in size.parts),
-                f"{size.slot_gb(device):.3f}",
-            )
-        ]
-        rows.append(f"| {size.entry.id} | {' | '.join(cells)} |")
+        cells = [size.entry.id]
+        for device, precisions in size.entry.precision.items():
+            for part in size.parts:
+                cells.append(f"{precisions[part]} {size.weights_gb(part, device):.2f}")
+            cells.append(f"{size.slot_gb(device):.3f}")
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
-
-
-def _weights(size: ModelSize, part: Part, device: Device) -> str:
-    return f"{size.entry.precision[device][part]} {size.weights_gb(part, device):.2f}"
 
 
 def _cards_table(sizes: list[ModelSize]) -> str:

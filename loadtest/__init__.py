@@ -1,8 +1,6 @@
 """Load tests and measurements of a running service, through its network interfaces and commands
 only.
 
-python -m loadtest                 the benchmark: our service and its peers under the same load
-                                   (make bench); bench/
 locust -f loadtest/load/locustfile.py
                                    load on a running service up to its saturation point (make
                                    loadtest); load/
@@ -10,6 +8,7 @@ python -m loadtest.soak            long mixed load, and whether the resources of
                                    flat; soak_traffic
 python -m loadtest.path_cost       what the path of a request adds to the stages of the model
 python -m loadtest.gateway_limit   requests per second of gateways over simulated_runner
+python -m loadtest.offline_ratio   images per second of `python -m offline` and of the service
 
 figures     percentiles, rounding, tables
 processes   start and stop of servers, and their resources

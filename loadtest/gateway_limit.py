@@ -141,10 +141,8 @@ def report(num_workers: int, rounds: Sequence[Round]) -> str:
     requests_per_s = statistics.median(one.requests_per_s for one in rounds)
     cores = statistics.median(one.cpu_s_per_s for one in rounds)
     cpu_ms = statistics.median(one.cpu_s_per_request for one in rounds) * 1000
-    shares = (
-        percent(statistics.median(each))
-        for each in zip(*(one.shares for one in rounds), strict=True)
-    )
+    by_process = zip(*(one.shares for one in rounds), strict=True)
+    shares = [percent(statistics.median(each)) for each in by_process]
     return (
         f"gateway processes: {num_workers}; {shown(requests_per_s)} requests/s at {percent(cores)}"
         f" of a core, {cpu_ms:.2f} ms a request; shares of the processes: {', '.join(shares)}"

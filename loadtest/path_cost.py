@@ -62,18 +62,13 @@ def cost_table(costs: Mapping[str, Sequence[RequestCost]]) -> str:
         "client p50 / p95 ms",
         *(f"{name} p50" for name in _STAGES),
     ]
-    rows = (
-        [
-            case,
-            _percentiles([cost.path_ms for cost in found]),
-            _percentiles([cost.client_ms for cost in found]),
-            *(
-                f"{statistics.median(cost.stages_ms[name] for cost in found):.2f}"
-                for name in _STAGES
-            ),
-        ]
-        for case, found in costs.items()
-    )
+    rows = []
+    for case, found in costs.items():
+        path = _percentiles([cost.path_ms for cost in found])
+        row = [case, path, _percentiles([cost.client_ms for cost in found])]
+        for name in _STAGES:
+            row.append(f"{statistics.median(cost.stages_ms[name] for cost in found):.2f}")
+        rows.append(row)
     return table(header, rows)
 
 

@@ -199,8 +199,11 @@ def _descendants(process_id: int, stats: Mapping[int, list[str]]) -> list[int]:
 
     A server's workers may be process groups of their own.
     """
-    children = [child for child, fields in stats.items() if int(fields[_PARENT]) == process_id]
-    return [process_id, *(one for child in children for one in _descendants(child, stats))]
+    found = [process_id]
+    for child, fields in stats.items():
+        if int(fields[_PARENT]) == process_id:
+            found += _descendants(child, stats)
+    return found
 
 
 def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -214,7 +217,7 @@ def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: P
 
 def _is_ready(launch: Launch) -> bool:
     try:
-        return httpx.get(launch.url + launch.ready_path, timeout=30).is_success
+        return httpx.get(launch.url + launch.ready_path, timeout=30, trust_env=False).is_success
     except httpx.TransportError:
         return False
 

@@ -84,18 +84,13 @@ class Soak:
 
     def trends(self) -> dict[tuple[str, str], Trend]:
         """Return the trend of each resource of each process that is in all samples."""
-        names = [
-            name
-            for name in self.samples[0].uses
-            if all(name in sample.uses for sample in self.samples)
-        ]
-        return {
-            (name, resource): trend_of(
-                [getattr(sample.uses[name], resource) for sample in self.samples]
-            )
-            for name in names
-            for resource in ALLOWANCES
-        }
+        trends = {}
+        for name in self.samples[0].uses:
+            uses = [sample.uses[name] for sample in self.samples if name in sample.uses]
+            if len(uses) == len(self.samples):
+                for resource in ALLOWANCES:
+                    trends[name, resource] = trend_of([getattr(use, resource) for use in uses])
+        return trends
 
     def growing(self) -> dict[tuple[str, str], Trend]:
         """Return the trends that are not flat."""
@@ -149,19 +144,13 @@ def report(found: Soak) -> str:
     last.
     """
     trends = found.trends()
-    rows = [
-        [
-            name,
-            *(
-                f"{shown(trends[name, each].first)} → {shown(trends[name, each].last)}"
-                for each in ALLOWANCES
-            ),
-        ]
-        for name in dict.fromkeys(name for name, _ in trends)
-    ]
+    rows = dict[str, list[str]]()
+    for (name, _), trend in trends.items():
+        cells = rows.setdefault(name, [name])
+        cells.append(f"{shown(trend.first)} → {shown(trend.last)}")
     header = ["process", "memory (PSS), MB", "file descriptors", "threads"]
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.outcomes.items()))
-    return f"{table(header, rows)}\n\n{found.rate_per_s:.1f} requests/s: {counts}"
+    return f"{table(header, rows.values())}\n\n{found.rate_per_s:.1f} requests/s: {counts}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,7 +20,10 @@ from tests.support.dashboard import DASHBOARD
 from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
 
-FOLDERS = "service|runners|tasks|export|offline|client|loadtest|models|deploy|docs|tests"
+FOLDERS = (
+    "service|runners|imaging|tasks|export|laboratory|offline|"
+    "client|loadtest|models|deploy|docs|tests"
+)
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 OPERATIONS = TEXTS["docs/operations.md"]
 README = TEXTS["README.md"]

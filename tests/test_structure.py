@@ -18,6 +18,14 @@ ARROWS = {
     "imaging": set[str](),
     "tasks": set[str](),
     "export": {"runners", "imaging", "tasks"},
+    "laboratory": {
+        "export",
+        "loadtest.figures",
+        "loadtest.processes",
+        "runners",
+        "imaging",
+        "tasks",
+    },
     "offline": {
         "service.errors",
         "service.http.body",  # the values of fields as text
@@ -41,7 +49,7 @@ BENTOML_ENTRY_POINTS = {
     "runners/artifacts/store.py",
     "export/artifacts/store.py",
     "export/bento.py",
-    "loadtest/bench/peers/bentoml_server.py",  # a peer, not one of our services
+    "laboratory/bench/peers/bentoml_server.py",  # a peer, not one of our services
 }
 MAX_LINES = 350
 
@@ -117,6 +125,7 @@ MAX_MODULES = 12
         "imaging",
         "tasks",
         "export",
+        "laboratory",
         "offline",
         "loadtest",
         "client/diptych_client",

@@ -14,6 +14,7 @@ export's comparison.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,13 @@ def make_shapes_constant(file: Path) -> None:
     graph = model.graph
     arithmetic = _shape_arithmetic(model.graph)
     others = [node for node in graph.node if arithmetic.isdisjoint(node.output)]
-    used = [
-        name
-        for name in dict.fromkeys(name for node in others for name in node.input)
-        if name in arithmetic
-    ]
+    read = dict.fromkeys(chain.from_iterable(node.input for node in others))
+    used = [name for name in read if name in arithmetic]
     # a side of 1 may be broadcast
     two, three = (_inferred_shapes(model, batch_size) for batch_size in (2, 3))
-    one = {name: [2 * a - b for a, b in zip(two[name], three[name], strict=True)] for name in two}
+    one = {}
+    for name, shape in two.items():
+        one[name] = [2 * a - b for a, b in zip(shape, three[name], strict=True)]
     constants = dict(zip(used, _compute(model, arithmetic, used, one), strict=True))
     for node in others:
         if node.op_type == "Reshape" and node.input[1] in constants:
@@ -95,10 +95,12 @@ def _inferred_shapes(model: ModelProto, batch_size: int) -> _Shapes:
     outline = _with_graph(model, helper.make_graph(graph.node, graph.name, inputs, outputs, small))
     inferred = onnx.shape_inference.infer_shapes(outline, strict_mode=True, data_prop=True).graph
     infos = [*inferred.input, *inferred.value_info, *inferred.output]
-    shapes = {
-        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in infos
-    }
-    return {name: shape for name, shape in shapes.items() if 0 not in shape}  # 0: unknown
+    shapes = {}
+    for info in infos:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        if 0 not in shape:  # 0: unknown
+            shapes[info.name] = shape
+    return shapes
 
 
 def _compute(

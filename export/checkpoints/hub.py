@@ -43,21 +43,17 @@ def _one_line_errors(repository: str, wanted: str) -> Iterator[None]:
 
     Its exceptions have no base class: hf_xet, for one, raises RuntimeError for a broken download.
     """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     # it raises what it logs and warns of
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    _show_bars_on_a_terminal_only()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     except Exception as error:
         raise SourceError(f"cannot fetch {wanted}: {_reason(error, repository)}") from error
-
-
-def _show_bars_on_a_terminal_only() -> None:
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
 
 
 def _reason(error: Exception, repository: str) -> str:

@@ -1,8 +1,8 @@
 """The precision record of a model, models/ID/precision.json: its accuracy at each precision.
 
-`python -m export.evaluation.precision` writes it. A record applies to one checkpoint, identified by
-the hash of its files. An accuracy is named after its row and label in the evaluation's table ("ocr,
-exact: all images") and lies between 0 and 1. A point is a hundredth.
+`python -m laboratory.evaluation.precision` writes it. A record applies to one checkpoint, known by
+the hash of its files. An accuracy is named after its row and label in the evaluation's table
+("ocr, exact: all images") and lies between 0 and 1. A point is a hundredth.
 """
 
 import json

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import chain
 from statistics import fmean
 
 from export.checks.pictures import PictureKind
@@ -131,7 +132,7 @@ def agreement(answers: Sequence[GivenAnswer], expected: Sequence[GivenAnswer]) -
     """Compare the answers to the same prompts, one or more."""
     pairs = list(zip(answers, expected, strict=True))
     boxes = [(_boxes(one.result), _boxes(other.result)) for one, other in pairs]
-    ious = [iou for one, other in boxes for iou in matched_ious(one, other)]
+    ious = list(chain.from_iterable(matched_ious(one, other) for one, other in boxes))
     num_boxes_of_both = sum(len(one) + len(other) for one, other in boxes)
     distances = [
         text_distance(one.result.text, other.result.text)
@@ -159,12 +160,11 @@ def matched_ious(
     """Return the IoU of each pair of boxes with one label, best first, where it is at least
     `MATCHED_IOU`.
     """
-    pairs = [
-        (box_iou(one.box, other.box), index, partner)
-        for index, one in enumerate(first)
-        for partner, other in enumerate(second)
-        if one.label == other.label
-    ]
+    pairs = []
+    for index, one in enumerate(first):
+        for partner, other in enumerate(second):
+            if one.label == other.label:
+                pairs.append((box_iou(one.box, other.box), index, partner))
     ious = []
     used = set[int]()
     taken = set[int]()

@@ -88,16 +88,20 @@ def ask(
     """Return `num_each` questions about each picture, of tasks that take turns; of the first
     pictures, all tasks.
     """
-    return tuple(
-        _question(entry, index, picture, *tasks[(picture.rank + turn) % len(tasks)])
-        for index, picture in enumerate(pictures)
-        for tasks in [_tasks(entry, picture.subject)]
-        for turn in range(
-            len(tasks)
-            if picture.rank < num_fully_asked
-            else min(num_each[picture.kind], len(tasks))
-        )
-    )
+    questions = []
+    for index, picture in enumerate(pictures):
+        tasks = _tasks(entry, picture.subject)
+        num_asked = len(tasks)
+        if picture.rank >= num_fully_asked:
+            num_asked = min(num_each[picture.kind], num_asked)
+        for turn in range(num_asked):
+            task_id, values = tasks[(picture.rank + turn) % len(tasks)]
+            parameters = parse_parameters(TASKS[task_id], values)
+            (prompt,) = FAMILIES[entry.family].task_prompts(
+                entry, task_id, parameters, picture.original_size_wh
+            )
+            questions.append(PictureQuestion(index, task_id, parameters, prompt))
+    return tuple(questions)
 
 
 def _tasks(entry: CatalogEntry, subject: str) -> list[tuple[str, Parameters]]:
@@ -114,16 +118,6 @@ def _tasks(entry: CatalogEntry, subject: str) -> list[tuple[str, Parameters]]:
         ("ocr", {}),
     ]
     return [(task_id, values) for task_id, values in wanted if task_id in entry.task_ids]
-
-
-def _question(
-    entry: CatalogEntry, index: int, picture: Picture, task_id: str, values: Parameters
-) -> PictureQuestion:
-    parameters = parse_parameters(TASKS[task_id], values)
-    (prompt,) = FAMILIES[entry.family].task_prompts(
-        entry, task_id, parameters, picture.original_size_wh
-    )
-    return PictureQuestion(index, task_id, parameters, prompt)
 
 
 def _resized(image: Image.Image, manifest: Manifest) -> Image.Image:

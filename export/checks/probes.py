@@ -57,15 +57,13 @@ def make_probes(
     """Return probes of different scenes; their prompts cycle through the tasks that the model
     offers.
     """
-    scenes = [sample_scene(seed) for seed in range(plan.num_probes)]
-    return tuple(
-        Probe(
-            _resized_image(scene, image_input),
-            _nth_prompt(entry, scene, index),
-            plan.max_new_tokens,
-        )
-        for index, scene in enumerate(scenes)
-    )
+    probes = []
+    for index in range(plan.num_probes):
+        scene = sample_scene(index)
+        rendered = render_scene(scene, _SCENE_PX)
+        image = resize(rendered, image_input.size_wh, image_input.resample)
+        probes.append(Probe(image, _nth_prompt(entry, scene, index), plan.max_new_tokens))
+    return tuple(probes)
 
 
 def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
@@ -80,10 +78,6 @@ def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
         "black": Image.new("RGB", size_wh, "black"),
         "noise": Image.fromarray(noise),
     }
-
-
-def _resized_image(scene: Scene, image_input: ImageInput) -> Image.Image:
-    return resize(render_scene(scene, _SCENE_PX), image_input.size_wh, image_input.resample)
 
 
 def _nth_prompt(entry: CatalogEntry, scene: Scene, index: int) -> Prompt:

@@ -4,6 +4,7 @@ Polygons and quads are rasterised by pycocotools.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ def _instance_mask(instance: Mapping[str, Any], image_size_wh: tuple[int, int]) 
 def _rasterised(rings: Sequence[Points], image_size_wh: tuple[int, int]) -> RunLengths:
     """Return the union of the rings; a ring of fewer than three points has no area."""
     width, height = image_size_wh
-    flat = [[float(value) for point in ring for value in point] for ring in rings if len(ring) >= 3]
+    closed = [ring for ring in rings if len(ring) >= 3]
+    flat = [list(map(float, chain.from_iterable(ring))) for ring in closed]
     if not flat:
         return coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))
     return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))

@@ -30,36 +30,39 @@ def questions(scene: Scene) -> tuple[Question, ...]:
     The object of a question about one is drawn from the scene's seed.
     """
     rng = default_rng((scene.seed, len(scene.objects)))
-    chosen = [scene.objects[int(rng.integers(len(scene.objects)))]] if scene.objects else []
-    absent_name = _absent_name(scene, rng)
-    return (
-        *_captioning(scene),
-        *_detection(scene),
-        *_open_vocabulary_detection(scene, chosen, absent_name, rng),
-        *_phrase_grounding(scene, rng),
-        *(question for scene_object in chosen for question in _segmentation(scene_object)),
-        *_reading(scene.word),
-        *(question for scene_object in chosen for question in _region_description(scene_object)),
-        *_question_answering(scene, chosen, absent_name),
-    )
-
-
-def _captioning(scene: Scene) -> Iterator[Question]:
-    yield _text("captioning", short_caption(scene), detail="short")
-    yield _text("captioning", detailed_caption(scene), detail="detailed")
-
-
-def _detection(scene: Scene) -> Iterator[Question]:
+    chosen = scene.objects[int(rng.integers(len(scene.objects)))] if scene.objects else None
+    known = {drawn.name for drawn in scene.objects}
+    every = (f"{color} {shape}" for color, shape in product(COLORS, SHAPES))
+    absent = [name for name in every if name not in known]
+    absent_name = absent[int(rng.integers(len(absent)))]
+    asked = [
+        _text("captioning", short_caption(scene), detail="short"),
+        _text("captioning", detailed_caption(scene), detail="detailed"),
+    ]
     for task, label in (("object_detection", "shape"), ("dense_region_captioning", "description")):
         boxes = ((getattr(drawn, label), drawn) for drawn in scene.objects)
-        yield Question(task, task, {}, _boxes(boxes))
-    yield Question(
-        "region_proposal", "region_proposal", {}, _boxes(("", drawn) for drawn in scene.objects)
-    )
+        asked.append(Question(task, task, {}, _boxes(boxes)))
+    regions = _boxes(("", drawn) for drawn in scene.objects)
+    asked.append(Question("region_proposal", "region_proposal", {}, regions))
+    asked += _open_vocabulary_detection(scene, chosen, absent_name, rng)
+    asked += _phrase_grounding(scene, rng)
+    if chosen:
+        task = "instance_segmentation"
+        outline = InstancesTruth((outline_xy(chosen),))
+        box = list(box_xyxy(chosen))
+        asked.append(Question(f"{task} phrase", task, {"phrase": chosen.name}, outline))
+        asked.append(Question(f"{task} region", task, {"region": box}, outline))
+    asked += _reading(scene.word)
+    if chosen:
+        task = "region_description"
+        asked.append(_text(task, chosen.shape, detail="category", region=box))
+        asked.append(_text(task, chosen.description, detail="description", region=box))
+    asked += _question_answering(scene, chosen, absent_name)
+    return tuple(asked)
 
 
 def _open_vocabulary_detection(
-    scene: Scene, chosen: list[SceneObject], absent_name: str, rng: Generator
+    scene: Scene, chosen: SceneObject | None, absent_name: str, rng: Generator
 ) -> Iterator[Question]:
     """Yield questions with a shape, a coloured shape, several labels of which one is absent, and
     one absent label.
@@ -69,9 +72,9 @@ def _open_vocabulary_detection(
     """
     names = [drawn.name for drawn in scene.objects]
     several = rng.permutation([*names, absent_name]).tolist()
-    for drawn in chosen:
-        yield _labels("shape", [drawn.shape], scene)
-        yield _labels("coloured shape", [drawn.name], scene)
+    if chosen:
+        yield _labels("shape", [chosen.shape], scene)
+        yield _labels("coloured shape", [chosen.name], scene)
         yield _labels("several", several, scene)
     yield _labels("absent" if chosen else "no object", [absent_name], scene)
 
@@ -95,16 +98,8 @@ def _phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
     yield Question(f"{task} caption", task, {"caption": joined(phrases)}, all_boxes)
     some = rng.permutation(len(phrases))[: int(rng.integers(1, len(phrases) + 1))]
     some_boxes = _boxes((phrases[index], scene.objects[index]) for index in some)
-    yield Question(
-        f"{task} phrases", task, {"phrases": [phrases[index] for index in some]}, some_boxes
-    )
-
-
-def _segmentation(drawn: SceneObject) -> Iterator[Question]:
-    task = "instance_segmentation"
-    truth = InstancesTruth((outline_xy(drawn),))
-    yield Question(f"{task} phrase", task, {"phrase": drawn.name}, truth)
-    yield Question(f"{task} region", task, {"region": list(box_xyxy(drawn))}, truth)
+    some_phrases = [phrases[index] for index in some]
+    yield Question(f"{task} phrases", task, {"phrases": some_phrases}, some_boxes)
 
 
 def _reading(word: Word | None) -> Iterator[Question]:
@@ -115,20 +110,14 @@ def _reading(word: Word | None) -> Iterator[Question]:
         yield _text("region_description", word.text, detail="text", region=list(word.box_xyxy))
 
 
-def _region_description(drawn: SceneObject) -> Iterator[Question]:
-    region = list(box_xyxy(drawn))
-    yield _text("region_description", drawn.shape, detail="category", region=region)
-    yield _text("region_description", drawn.description, detail="description", region=region)
-
-
 def _question_answering(
-    scene: Scene, chosen: list[SceneObject], absent_name: str
+    scene: Scene, chosen: SceneObject | None, absent_name: str
 ) -> Iterator[Question]:
     shapes = [drawn.shape for drawn in scene.objects]
-    for drawn in chosen:
-        if shapes.count(drawn.shape) == 1:
-            yield _question("color", f"what color is the {drawn.shape}?", drawn.color)
-        yield _question("presence", f"is there {with_article(drawn.name)}?", "yes")
+    if chosen:
+        if shapes.count(chosen.shape) == 1:
+            yield _question("color", f"what color is the {chosen.shape}?", chosen.color)
+        yield _question("presence", f"is there {with_article(chosen.name)}?", "yes")
     yield _question("presence", f"is there {with_article(absent_name)}?", "no")
     yield _question("count", "how many shapes are there?", str(len(shapes)))
     yield _question("text", "what does the text say?", scene.word.text if scene.word else "")
@@ -140,22 +129,14 @@ def _question(variant: str, question: str, answer: str) -> Question:
 
 
 def _text(task: str, text: str, detail: str, region: list[float] | None = None) -> Question:
-    parameters: Parameters = (
-        {"detail": detail} if region is None else {"detail": detail, "region": region}
-    )
+    parameters: Parameters = {"detail": detail}
+    if region is not None:
+        parameters = {"detail": detail, "region": region}
     return Question(f"{task} {detail}", task, parameters, TextTruth(text))
 
 
 def _boxes(labelled: Iterable[tuple[str, SceneObject]]) -> DetectionsTruth:
     return DetectionsTruth(tuple(LabelledBox(label, box_xyxy(drawn)) for label, drawn in labelled))
-
-
-def _absent_name(scene: Scene, rng: Generator) -> str:
-    names = {drawn.name for drawn in scene.objects}
-    absent = [
-        name for color in COLORS for shape in SHAPES if (name := f"{color} {shape}") not in names
-    ]
-    return absent[int(rng.integers(len(absent)))]
 
 
 def with_article(name: str) -> str:
@@ -187,9 +168,7 @@ def short_caption(scene: Scene) -> str:
 def detailed_caption(scene: Scene) -> str:
     """Return a sentence with number, background, sizes and colours, and one with the word."""
     shapes = f"{_NUMBER_WORDS[len(scene.objects)]} shape{'' if len(scene.objects) == 1 else 's'}"
-    descriptions = joined(
-        [with_article(scene_object.description) for scene_object in scene.objects]
-    )
+    descriptions = joined([with_article(drawn.description) for drawn in scene.objects])
     listing = f": {descriptions}" if descriptions else ""
     text = f" The text says {scene.word.text}." if scene.word else ""
     return f"The image shows {shapes} on a {scene.background.brightness} background{listing}.{text}"

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from export.scenes.fonts import ink_mask
 from export.scenes.geometry import Ring, outline_xy, ring_box_xyxy
-from export.scenes.scene import CANVAS_PX, RGB, Background, Scene, Word
+from export.scenes.scene import CANVAS_PX, RGB, Background, Scene
 
 SUPERSAMPLING = 4
 _INK_RGB: dict[str, RGB] = {"dark": (255, 255, 255), "light": (0, 0, 0)}
@@ -22,13 +22,15 @@ def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
     image = _render_background(scene.background, size_px)
     scale = size_px / CANVAS_PX
     for scene_object in scene.objects:
-        draw_ring(
-            image,
-            tuple((x * scale, y * scale) for x, y in outline_xy(scene_object)),
-            scene_object.rgb,
-        )
+        ring = tuple((x * scale, y * scale) for x, y in outline_xy(scene_object))
+        draw_ring(image, ring, scene_object.rgb)
     if scene.word is not None:
-        _draw_word(image, scene.word, _INK_RGB[scene.background.brightness], scale)
+        # The ink is stretched a little to the word's box, because hinting changes widths with the
+        # size.
+        left, top, right, bottom = (round(value * scale) for value in scene.word.box_xyxy)
+        ink = ink_mask(scene.word.text, scene.word.font_face, scene.word.font_size_px * scale)
+        ink_rgb = _INK_RGB[scene.background.brightness]
+        image.paste(ink_rgb, (left, top), ink.resize((right - left, bottom - top)))
     return image
 
 
@@ -42,12 +44,14 @@ def _render_background(background: Background, size_px: int) -> Image.Image:
         palette = _palette(background.start_rgb, background.end_rgb)
         image = _gradient_levels(background.angle_rad).point(palette)
     else:
-        image = _noise_levels(background.noise_seed).point(_noise_palette(background))
-    return (
-        image
-        if size_px == CANVAS_PX
-        else image.resize((size_px, size_px), Image.Resampling.BILINEAR)
-    )
+        levels = default_rng(background.noise_seed).bytes(CANVAS_PX * CANVAS_PX * 3)
+        low = tuple(value - background.noise_amplitude for value in background.start_rgb)
+        high = tuple(value + background.noise_amplitude for value in background.start_rgb)
+        noise = Image.frombytes("RGB", (CANVAS_PX, CANVAS_PX), levels)
+        image = noise.point(_palette(low, high))
+    if size_px == CANVAS_PX:
+        return image
+    return image.resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
 def _gradient_levels(angle_rad: float) -> Image.Image:
@@ -56,19 +60,6 @@ def _gradient_levels(angle_rad: float) -> Image.Image:
     axis = np.linspace(-127.5, 127.5, CANVAS_PX, dtype=np.float32) / (abs(across) + abs(down))
     levels = (across * axis + 127.5)[None, :] + (down * axis)[:, None]  # (H, W)
     return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _noise_levels(noise_seed: int) -> Image.Image:
-    levels = default_rng(noise_seed).bytes(CANVAS_PX * CANVAS_PX * 3)
-    return Image.frombytes("RGB", (CANVAS_PX, CANVAS_PX), levels)
-
-
-def _noise_palette(background: Background) -> list[int]:
-    low, high = (
-        tuple(value + sign * background.noise_amplitude for value in background.start_rgb)
-        for sign in (-1, 1)
-    )
-    return _palette(low, high)
 
 
 def _palette(start_rgb: tuple[int, ...], end_rgb: tuple[int, ...]) -> list[int]:
@@ -97,12 +88,3 @@ def _mask(ring: Ring, corner: tuple[int, int], opposite: tuple[int, int]) -> Ima
     points = [((x - left) * SUPERSAMPLING - 0.5, (y - top) * SUPERSAMPLING - 0.5) for x, y in ring]
     ImageDraw.Draw(fine).polygon(points, fill=255)
     return fine.reduce(SUPERSAMPLING)
-
-
-def _draw_word(image: Image.Image, word: Word, ink_rgb: RGB, scale: float) -> None:
-    """Draw the ink over the word's box, stretched a little because hinting changes widths with the
-    size.
-    """
-    left, top, right, bottom = (round(value * scale) for value in word.box_xyxy)
-    ink = ink_mask(word.text, word.font_face, word.font_size_px * scale)
-    image.paste(ink_rgb, (left, top), ink.resize((right - left, bottom - top)))

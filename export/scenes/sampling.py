@@ -25,7 +25,6 @@ from export.scenes.scene import (
     FontFace,
     Scene,
     SceneObject,
-    Shape,
     Size,
     Texture,
     Word,
@@ -109,19 +108,15 @@ def _sample_layout(
 
 def _sample_objects(rng: Generator, num_objects: int) -> list[SceneObject]:
     """Return objects with distinct pairs of colour and shape, all at the origin."""
-    pairs = rng.choice(len(COLORS) * len(SHAPES), num_objects, replace=False)
-    return [
-        _sample_object(rng, COLORS[pair // len(SHAPES)], SHAPES[pair % len(SHAPES)])
-        for pair in pairs
-    ]
-
-
-def _sample_object(rng: Generator, color: Color, shape: Shape) -> SceneObject:
-    size: Size = "small" if rng.random() < 0.5 else "large"
-    radius_px = float(rng.uniform(*RADIUS_RANGE_PX[size]))
-    return SceneObject(
-        color, shape, size, _near(rng, COLOR_RGB[color], COLOR_SPREAD), (0.0, 0.0), radius_px
-    )
+    objects = []
+    for pair in rng.choice(len(COLORS) * len(SHAPES), num_objects, replace=False):
+        color = COLORS[pair // len(SHAPES)]
+        shape = SHAPES[pair % len(SHAPES)]
+        size: Size = "small" if rng.random() < 0.5 else "large"
+        radius_px = float(rng.uniform(*RADIUS_RANGE_PX[size]))
+        rgb = _near(rng, COLOR_RGB[color], COLOR_SPREAD)
+        objects.append(SceneObject(color, shape, size, rgb, (0.0, 0.0), radius_px))
+    return objects
 
 
 def _sample_word(rng: Generator) -> Word:
@@ -152,12 +147,11 @@ def _place(
 
 
 def _near(rng: Generator, rgb: RGB, spread: int) -> RGB:
-    red, green, blue = rng.integers(-spread, spread + 1, 3).tolist()
-    return _clipped(rgb[0] + red), _clipped(rgb[1] + green), _clipped(rgb[2] + blue)
-
-
-def _clipped(channel: int) -> int:
-    return min(255, max(0, channel))
+    offsets = rng.integers(-spread, spread + 1, 3).tolist()
+    red, green, blue = (
+        min(255, max(0, channel + offset)) for channel, offset in zip(rgb, offsets, strict=True)
+    )
+    return red, green, blue
 
 
 def _choice(rng: Generator, values: Sequence[T]) -> T:

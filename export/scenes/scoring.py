@@ -158,10 +158,10 @@ def _same_regions(
     answer: Sequence[Result], truth: TextRegionsTruth, image_size_wh: tuple[int, int]
 ) -> bool:
     """Return True if the words are equal and in order, each quad with an IoU of at least 0.5."""
-    return [region["text"] for region in answer] == [
-        word.text for word in truth.text_regions
-    ] and all(
-        quad_iou(region["quad"], word.quad_xy, image_size_wh) >= 0.5
+    if len(answer) != len(truth.text_regions):
+        return False
+    return all(
+        region["text"] == word.text and quad_iou(region["quad"], word.quad_xy, image_size_wh) >= 0.5
         for region, word in zip(answer, truth.text_regions, strict=True)
     )
 

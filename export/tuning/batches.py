@@ -127,7 +127,12 @@ class Batches:
         nor on a resume.
         """
         if path not in self._features:
-            features = self._encode(self._pixel_values(self._resized(path)))[0]
+            try:
+                image = read_image(path)
+            except (OSError, ImageError) as error:
+                raise TuningError(f"the image {path} cannot be read: {error}") from error
+            resized = resize(image, self._image_input.size_wh, self._image_input.resample)
+            features = self._encode(self._pixel_values(resized))[0]
             if self._num_cached_bytes + features.nbytes > _MAX_CACHED_BYTES:
                 return features
             self._features[path] = features
@@ -147,10 +152,3 @@ class Batches:
             "pixel_values"
         ]
         return values.to(self._model.device, self._model.dtype)
-
-    def _resized(self, path: Path) -> Image.Image:
-        try:
-            image = read_image(path)
-        except (OSError, ImageError) as error:
-            raise TuningError(f"the image {path} cannot be read: {error}") from error
-        return resize(image, self._image_input.size_wh, self._image_input.resample)

@@ -8,8 +8,9 @@ big_vision/pp/proj/paligemma/segmentation.py.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from numpy.random import Generator, default_rng
@@ -28,6 +29,17 @@ from tasks.parameters import parse_parameters
 from tasks.parsing import without_article
 from tasks.prompts import Prompt, PromptSegment, join_segments
 from tasks.table import TASKS, Family
+
+TUNED_TASKS = (
+    "captioning",
+    "object_detection",
+    "open_vocabulary_detection",
+    "phrase_grounding",
+    "region_proposal",
+    "ocr",
+    "region_description",
+    "visual_question_answering",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +68,24 @@ def make_examples(
 
     Raise `TuningError` for a task without labels of its kind, or a label that no request may have.
     """
-    if task_id not in _ASKED:
-        raise TuningError(f"no labels teach {task_id}; allowed are {', '.join(_ASKED)}")
+    if task_id not in TUNED_TASKS:
+        raise TuningError(f"no labels teach {task_id}; allowed are {', '.join(TUNED_TASKS)}")
     rng = default_rng(seed)
-    classes = _classes(labelled)
-    examples = [
-        [
-            example
-            for asked in _ASKED[task_id](image, classes, rng)
-            for example in _examples(entry, task_id, image, asked)
-        ]
-        for image in labelled
-    ]
-    if not any(examples):
+    objects = chain.from_iterable(image.objects or () for image in labelled)
+    classes = sorted({each.label for each in objects})
+    examples = []
+    for image in labelled:
+        own = list[Example]()
+        for asked in _requests(task_id, image, classes, rng):
+            own += _examples(entry, task_id, image, asked)
+        if own:
+            examples.append(own)
+    if not examples:
         raise TuningError(
             f"the dataset has no labels of {task_id}; docs/evaluation.md lists the fields of each"
             " task"
         )
-    return [own for own in examples if own]
-
-
-def _classes(labelled: Sequence[LabelledImage]) -> tuple[str, ...]:
-    return tuple(sorted({each.label for image in labelled for each in image.objects or ()}))
+    return examples
 
 
 def _examples(
@@ -86,34 +94,23 @@ def _examples(
     """Yield an example for each prompt of a request."""
     try:
         if not isinstance(asked.truth, str):
-            _check_labels(asked.truth)
+            # a label that a request for it could not have is refused
+            for label in {each.label for each in asked.truth if each.label}:
+                parse_parameters(TASKS["open_vocabulary_detection"], {"labels": [label]})
         parameters = parse_parameters(TASKS[task_id], asked.values)
         prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, image.size_wh)
     except TaskError as error:
         raise TuningError(f"{image.path}: {error}") from error
     if isinstance(asked.truth, str):
-        yield Example(image.path, prompts[0], _text(entry.family, asked.truth, image))
+        answer = [PromptSegment(asked.truth)]
+        if image.region_xyxy is not None and entry.family == "florence2":  # repeats the box
+            answer.append(_tokens(florence2_box_tokens(image.region_xyxy, image.size_wh)))
+        yield Example(image.path, prompts[0], join_segments(*answer))
         return
     names = asked_per_prompt(parameters) if len(prompts) > 1 else ((),)
     for prompt, own in zip(prompts, names, strict=True):
         boxes = [each for each in asked.truth if not own or each.label in own]
         yield Example(image.path, prompt, _detections(entry.family, task_id, boxes, image.size_wh))
-
-
-def _check_labels(boxes: Sequence[LabelledBox]) -> None:
-    """Raise `ParameterError` for a label that a request for it could not have."""
-    task = TASKS["open_vocabulary_detection"]
-    for label in {each.label for each in boxes if each.label}:
-        parse_parameters(task, {"labels": [label]})
-
-
-def _text(family: Family, text: str, image: LabelledImage) -> Prompt:
-    """Return a text; Florence-2 repeats the box of a region after it."""
-    if image.region_xyxy is None or family != "florence2":
-        return join_segments(PromptSegment(text))
-    return join_segments(
-        PromptSegment(text), _tokens(florence2_box_tokens(image.region_xyxy, image.size_wh))
-    )
 
 
 def _detections(
@@ -127,10 +124,8 @@ def _detections(
         if family == "florence2":
             # as in the prompt
             label = found.label if task_id == "object_detection" else without_article(found.label)
-            segments += (
-                PromptSegment(label),
-                _tokens(florence2_box_tokens(found.box_xyxy, size_wh)),
-            )
+            locations = _tokens(florence2_box_tokens(found.box_xyxy, size_wh))
+            segments += (PromptSegment(label), locations)
         else:
             joint = " ; " if segments else ""
             locations = _tokens(paligemma_box_tokens(found.box_xyxy, size_wh))
@@ -142,75 +137,46 @@ def _tokens(text: str) -> PromptSegment:
     return PromptSegment(text, is_control=True)
 
 
-def _captions(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> Iterator[_Asked]:
-    yield from (_Asked({}, caption) for caption in image.captions)
-
-
-def _objects(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> Iterator[_Asked]:
-    if image.objects is not None:
-        yield _Asked({}, image.objects)
-
-
-def _regions(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> Iterator[_Asked]:
-    if image.objects is not None:
-        yield _Asked({}, [LabelledBox("", each.box_xyxy) for each in image.objects])
+def _requests(
+    task_id: str, image: LabelledImage, classes: Sequence[str], rng: Generator
+) -> Iterator[_Asked]:
+    """Yield the requests of a task that an image's labels answer."""
+    match task_id:
+        case "captioning":
+            yield from (_Asked({}, caption) for caption in image.captions)
+        case "object_detection" if image.objects is not None:
+            yield _Asked({}, image.objects)
+        case "open_vocabulary_detection" if image.objects is not None:
+            yield from _named_objects(image.objects, classes, rng)
+        case "phrase_grounding":
+            names = list(dict.fromkeys(each.label for each in image.phrases))
+            for start in range(0, len(names), MAX_LABELS):
+                some = names[start : start + MAX_LABELS]
+                found = [each for each in image.phrases if each.label in some]
+                yield _Asked({"phrases": some}, found)
+        case "region_proposal" if image.objects is not None:
+            yield _Asked({}, [LabelledBox("", each.box_xyxy) for each in image.objects])
+        case "ocr" if image.text is not None and image.region_xyxy is None:
+            yield _Asked({}, image.text)
+        case "region_description" if image.text is not None and image.region_xyxy is not None:
+            yield _Asked({"region": list(image.region_xyxy)}, image.text)
+        case "visual_question_answering":
+            for question, answers in image.questions:
+                if answers:  # of several the most frequent is learnt
+                    yield _Asked({"question": question}, Counter(answers).most_common(1)[0][0])
 
 
 def _named_objects(
-    image: LabelledImage, classes: Sequence[str], rng: Generator
+    objects: Sequence[LabelledBox], classes: Sequence[str], rng: Generator
 ) -> Iterator[_Asked]:
     """Ask for the classes of an image and as many others, at least one: absent names must be left
     out of an answer.
     """
-    if image.objects is None:
-        return
-    present = sorted({each.label for each in image.objects})[:MAX_LABELS]
-    others = [name for name in classes if name not in present]
-    num_others = min(len(others), max(1, len(present)), MAX_LABELS - len(present))
-    asked = (
-        [*present, *rng.choice(others, num_others, replace=False).tolist()]
-        if num_others
-        else present
-    )
+    asked = sorted({each.label for each in objects})[:MAX_LABELS]
+    others = [name for name in classes if name not in asked]
+    num_others = min(len(others), max(1, len(asked)), MAX_LABELS - len(asked))
+    if num_others:
+        asked += rng.choice(others, num_others, replace=False).tolist()
     rng.shuffle(asked)
     if asked:
-        yield _Asked({"labels": asked}, [each for each in image.objects if each.label in asked])
-
-
-def _phrases(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> Iterator[_Asked]:
-    names = list(dict.fromkeys(each.label for each in image.phrases))
-    for start in range(0, len(names), MAX_LABELS):
-        some = names[start : start + MAX_LABELS]
-        yield _Asked({"phrases": some}, [each for each in image.phrases if each.label in some])
-
-
-def _texts(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> Iterator[_Asked]:
-    if image.text is not None and image.region_xyxy is None:
-        yield _Asked({}, image.text)
-
-
-def _region_texts(
-    image: LabelledImage, _classes: Sequence[str], _rng: Generator
-) -> Iterator[_Asked]:
-    if image.text is not None and image.region_xyxy is not None:
-        yield _Asked({"region": list(image.region_xyxy)}, image.text)
-
-
-def _answers(image: LabelledImage, _classes: Sequence[str], _rng: Generator) -> Iterator[_Asked]:
-    """Ask each question; of several answers the most frequent is learnt."""
-    for question, answers in image.questions:
-        if answers:
-            yield _Asked({"question": question}, Counter(answers).most_common(1)[0][0])
-
-
-_ASKED: dict[str, Callable[[LabelledImage, Sequence[str], Generator], Iterator[_Asked]]] = {
-    "captioning": _captions,
-    "object_detection": _objects,
-    "open_vocabulary_detection": _named_objects,
-    "phrase_grounding": _phrases,
-    "region_proposal": _regions,
-    "ocr": _texts,
-    "region_description": _region_texts,
-    "visual_question_answering": _answers,
-}
-TUNED_TASKS = tuple(_ASKED)
+        yield _Asked({"labels": asked}, [each for each in objects if each.label in asked])

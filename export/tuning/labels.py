@@ -60,7 +60,7 @@ def read_labels(path: Path, images: Path | None = None) -> tuple[LabelledImage, 
 def _label_file(path: Path) -> Path:
     if path.is_file() and path.suffix in _SUFFIXES:
         return path
-    found = [each for suffix in _SUFFIXES for each in sorted(path.glob(f"*{suffix}"))]
+    found = sorted(each for each in path.glob("*") if each.suffix in _SUFFIXES)
     if len(found) != 1:
         is_what = f"a folder with {len(found)} such files" if path.is_dir() else "neither"
         raise TuningError(
@@ -86,24 +86,24 @@ def _row(folder: Path, row: Mapping[str, Any]) -> LabelledImage:
     path = folder / row["image"]
     objects = row.get("objects")
     region = row.get("region")
-    asked = row.get("questions") or ([row] if "question" in row else [])
+    questions = []
+    for each in row.get("questions") or ([row] if "question" in row else []):
+        answers = _texts(each.get("answers", each.get("answer", ())))
+        questions.append((each["question"], answers))
     return LabelledImage(
         path,
         _upright_size(path),
-        None
-        if objects is None
-        else tuple(LabelledBox(_name(each["label"]), _box(each["box"])) for each in objects),
-        _texts(row.get("captions", row.get("caption", ()))),
-        row.get("text"),
-        None if region is None else _box(region),
-        tuple(
-            (each["question"], _texts(each.get("answers", each.get("answer", ()))))
-            for each in asked
-        ),
-        tuple(
-            LabelledBox(_name(each["phrase"]), _box(each["box"])) for each in row.get("phrases", ())
-        ),
+        objects=None if objects is None else _labelled_boxes(objects, "label"),
+        captions=_texts(row.get("captions", row.get("caption", ()))),
+        text=row.get("text"),
+        region_xyxy=None if region is None else _box(region),
+        questions=tuple(questions),
+        phrases=_labelled_boxes(row.get("phrases", ()), "phrase"),
     )
+
+
+def _labelled_boxes(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[LabelledBox, ...]:
+    return tuple(LabelledBox(_name(each[name]), _box(each["box"])) for each in rows)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -130,12 +130,14 @@ def _coco_image(
     path: Path, annotations: Iterable[Mapping[str, Any]], names: Mapping[Any, str]
 ) -> LabelledImage:
     """Return an image; crowds are no objects, and an image without annotations has none."""
-    boxes = [each for each in annotations if "bbox" in each and not each.get("iscrowd")]
-    objects = tuple(
-        LabelledBox(_name(names[each["category_id"]]), _coco_box(each["bbox"])) for each in boxes
-    )
+    objects = []
+    for each in annotations:
+        if "bbox" in each and not each.get("iscrowd"):
+            x, y, width, height = map(float, each["bbox"])
+            label = _name(names[each["category_id"]])
+            objects.append(LabelledBox(label, (x, y, x + width, y + height)))
     captions = tuple(str(each["caption"]) for each in annotations if "caption" in each)
-    return LabelledImage(path, _upright_size(path), objects if names else None, captions)
+    return LabelledImage(path, _upright_size(path), tuple(objects) if names else None, captions)
 
 
 def _image_folder(path: Path, names: list[str]) -> Path:
@@ -144,13 +146,8 @@ def _image_folder(path: Path, names: list[str]) -> Path:
     """
     parent = path.parent
     split = path.stem.rpartition("_")[2]
-    folders = (
-        parent,
-        parent / "images",
-        parent.parent / "images",
-        parent.parent / split,
-        parent.parent,
-    )
+    above = parent.parent
+    folders = (parent, parent / "images", above / "images", above / split, above)
     for folder in folders:
         if not names or (folder / names[0]).is_file():
             return folder
@@ -163,11 +160,6 @@ def _image_folder(path: Path, names: list[str]) -> Path:
 def _name(value: Any) -> str:
     """Return a label with single spaces, as a request's labels are read."""
     return " ".join(str(value).split())
-
-
-def _coco_box(values: Iterable[Any]) -> BoxXyxy:
-    x, y, width, height = map(float, values)
-    return (x, y, x + width, y + height)
 
 
 def _box(values: Iterable[Any]) -> BoxXyxy:

@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,8 @@ def _split(
         )
     shuffled = random.Random(options.seed).sample(images, len(images))
     num_held_out = min(max(1, round(len(images) * options.held_out_share)), len(images) - 1)
-    sides = shuffled[:num_held_out], shuffled[num_held_out:]
-    held_out, trained = ([example for own in side for example in own] for side in sides)
-    return held_out, trained
+    held_out = chain.from_iterable(shuffled[:num_held_out])
+    return list(held_out), list(chain.from_iterable(shuffled[num_held_out:]))
 
 
 def _with_adapter(model: Any, source: str, options: TuningOptions) -> Any:

@@ -7,7 +7,9 @@ session      state shared by the users of one process: connections, questions, s
 users        Locust's users: REST, gRPC, streams, comparisons
 traffic/     which requests, and how many at which time; knows no network
 senders/     arrival times, interfaces, checks of the answers
-reports/     samples, their numbers, tables and plots
+samples      the outcome of each request, collected from all workers
+windows      the numbers of an interval
+report       load.md; load.html is Locust's own report
 
 Only the modules of this folder import Locust, which patches the whole process for gevent.
 """

@@ -21,10 +21,8 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.figures import percent, processor_name
 from loadtest.load.options import Options, options_of
-from loadtest.load.reports.report import LoadReport, write_report
-from loadtest.load.reports.samples import DEFECTS, Recorder
-from loadtest.load.reports.service_metrics import Scrape, scraped
-from loadtest.load.reports.windows import numbers_by_api, numbers_of, window_numbers
+from loadtest.load.report import LoadReport, markdown
+from loadtest.load.samples import DEFECTS, Recorder
 from loadtest.load.senders.rest import GRACE_S, RestSender
 from loadtest.load.session import Session, Target
 from loadtest.load.traffic.plans import Plan, Slope, Stepping, StepTimes, Window
@@ -32,8 +30,8 @@ from loadtest.load.traffic.questions import offered_tasks
 from loadtest.load.traffic.saturation import next_level
 from loadtest.load.traffic.traffic_mix import MixError, TrafficMix, read_mix
 from loadtest.load.users import RATE_PER_USER, DiptychUser
+from loadtest.load.windows import window_numbers
 
-_SCRAPE_EVERY_S = 2.0
 _WARM_UP_S, _SETTLE_S, _MEASURED_S = 10.0, 5.0, 20.0  # of steps
 _WORKER_REPORTS_S = 3.5  # above Locust's interval
 _MANUAL_WINDOW_S = 10.0
@@ -49,9 +47,6 @@ class LoadRun:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._recorder = Recorder()
-        self._scrapes: list[Scrape] = []
-        self._num_failed_scrapes = 0
-        self._scraping: gevent.Greenlet | None = None
         self._session: Session | None = None
         self._plan: Plan | None = None
         self._start_s = 0.0
@@ -137,67 +132,44 @@ class LoadRun:
         self._num_processes = runner.worker_count if isinstance(runner, MasterRunner) else 1
         try:
             if not isinstance(runner, MasterRunner):
-                self._open_session()
+                session = Session(self._target, self.mix, self._recorder, self._environment)
+                session.open()
+                self._session = DiptychUser.session = session
+                DiptychUser.is_open_loop = self._options.arrivals == "open"
             if not isinstance(runner, WorkerRunner):
-                self._start_scraping()
+                rest = self._rest()
+                models = json.loads(rest.get("/v1/models"))["data"]
+                rest.close()
+                listed = ", ".join(f"{model['id']} ({model['precision']})" for model in models)
+                self._service = f"{self._target.url}: {listed}"
         except (OSError, MixError) as error:
             self._environment.process_exit_code = 1
             raise StopTest(f"{self._target.url}: {error}") from error
-
-    def _open_session(self) -> None:
-        session = Session(
-            self._target, self.mix, self._recorder, self._environment, self._options.max_outstanding
-        )
-        session.open()
-        self._session = DiptychUser.session = session
-        DiptychUser.is_open_loop = self._options.arrivals == "open"
-
-    def _start_scraping(self) -> None:
-        rest = self._rest()
-        models = json.loads(rest.get("/v1/models"))["data"]
-        listed = ", ".join(f"{model['id']} ({model['precision']})" for model in models)
-        self._service = f"{self._target.url}: {listed}"
-        self._scrapes = []
-        self._num_failed_scrapes = 0
-        self._scraping = gevent.spawn(self._scrape, rest)
 
     def _stop(self, **_: Any) -> None:
         """Finish a test."""
         if self._session is not None:
             session, self._session = self._session, None
             session.close()
-        if self._scraping is not None:
-            self._scraping.kill()
-            self._scraping = None
-            self._wait_for_workers()
-            self._report(time.time())
-
-    def _wait_for_workers(self) -> None:
-        """Wait for the last reports of workers."""
+        if isinstance(self._environment.runner, WorkerRunner):
+            return
         deadline_s = time.monotonic() + _LAST_REPORTS_S
         while self._recorder.num_in_flight and time.monotonic() < deadline_s:
             gevent.sleep(0.1)
+        if self._recorder.samples:
+            self._report(time.time())
 
     def _report(self, stop_s: float) -> None:
         """Write the report; defects of the service set the exit status to 1."""
         samples = self._recorder.samples
-        mix = self.mix
-        options = self._options
-        if not samples:
-            return
-        report = LoadReport(
-            self._facts(stop_s),
-            options.unit,
-            mix.slos_ms,
-            [
-                window_numbers(window, samples, self._scrapes, mix.slos_ms)
-                for window in self._windows(stop_s)
-            ],
-            numbers_of(samples, mix.slos_ms),
-            numbers_by_api(samples, mix.slos_ms),
-        )
-        write_report(report, Path(options.results))
-        self._environment.process_exit_code = 1 if DEFECTS & report.total.statuses.keys() else 0
+        slos_ms = self.mix.slos_ms
+        windows = [window_numbers(each, samples, slos_ms) for each in self._windows(stop_s)]
+        report = LoadReport(self._facts(stop_s), self._options.unit, slos_ms, windows)
+        folder = Path(self._options.results)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "load.md").write_text(markdown(report), encoding="utf-8")
+        has_defects = any(sample.status in DEFECTS for sample in samples)
+        self._environment.process_exit_code = 1 if has_defects else 0
 
     def _facts(self, stop_s: float) -> Mapping[str, str]:
         mix = self.mix
@@ -216,9 +188,6 @@ class LoadRun:
                 f" {stop_s - self._start_s:.0f} s"
             ),
             "latency": "from the due time of a request to its whole answer, of right answers",
-            "metrics": (
-                f"read {len(self._scrapes)} times; {self._num_failed_scrapes} attempts failed"
-            ),
         }
 
     def _windows(self, stop_s: float) -> list[Window]:
@@ -226,24 +195,15 @@ class LoadRun:
         actual rates.
         """
         planned = [] if self._plan is None else self._plan.windows()
-        return [window for window in planned if window.end_s <= stop_s] or self._parts(stop_s)
-
-    def _parts(self, stop_s: float) -> list[Window]:
+        windows = [window for window in planned if window.end_s <= stop_s]
+        if windows:
+            return windows
         num_parts = max(1, int((stop_s - self._start_s) / _MANUAL_WINDOW_S))
-        starts = [self._start_s + index * _MANUAL_WINDOW_S for index in range(num_parts)]
-        parts = [Window(0.0, start_s, start_s + _MANUAL_WINDOW_S) for start_s in starts]
-        return [replace(part, level=self._recorder.num_due(part) / part.seconds) for part in parts]
-
-    def _scrape(self, rest: RestSender) -> None:
-        """Read the service's metrics periodically; failures, which overload may cause, are counted
-        in the report.
-        """
-        while True:
-            try:
-                self._scrapes.append(scraped(rest.get, time.time()))
-            except OSError:
-                self._num_failed_scrapes += 1
-            gevent.sleep(_SCRAPE_EVERY_S)
+        for index in range(num_parts):
+            start_s = self._start_s + index * _MANUAL_WINDOW_S
+            part = Window(0.0, start_s, start_s + _MANUAL_WINDOW_S)
+            windows.append(replace(part, level=self._recorder.num_due(part) / part.seconds))
+        return windows
 
     def _report_to_master(self, data: dict[str, Any], **_: Any) -> None:
         data["load"] = self._recorder.take_report()

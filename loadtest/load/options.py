@@ -24,7 +24,6 @@ class Options:
     mix: str
     grpc: str
     results: str
-    max_outstanding: int
 
     @property
     def unit(self) -> str:
@@ -74,12 +73,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=str(_HERE.parent / "results" / "load"),
         metavar="FOLDER",
         help="of the report",
-    )
-    add(
-        "--max-outstanding",
-        type=int,
-        default=256,
-        help="requests in flight of one worker; others are not sent",
     )
 
 

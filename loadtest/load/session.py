@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc.experimental.gevent
 from locust.env import Environment
 
-from loadtest.load.reports.samples import NOT_SENT, Recorder, Sample
+from loadtest.load.samples import NOT_SENT, Recorder, Sample
 from loadtest.load.senders.arrivals import RequestPool
 from loadtest.load.senders.grpc_sender import GrpcSender
 from loadtest.load.senders.replies import OK, Checker, Reply
@@ -18,6 +18,8 @@ from loadtest.load.traffic.questions import Question, Questions
 from loadtest.load.traffic.traffic_mix import Api, TrafficMix
 
 grpc.experimental.gevent.init_gevent()
+
+_MAX_REQUESTS = 256  # in flight; others are not sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,11 @@ class Session:
         mix: TrafficMix,
         recorder: Recorder,
         environment: Environment,
-        max_requests: int,
     ) -> None:
         self._mix = mix
         self._recorder = recorder
         self._request_event = environment.events.request
-        self._rest = RestSender(target.url, max_requests, target.api_key)
+        self._rest = RestSender(target.url, _MAX_REQUESTS, target.api_key)
         self._grpc = GrpcSender(
             target.grpc_address, target.url.startswith("https:"), target.api_key
         )
@@ -56,7 +57,7 @@ class Session:
         self._checker = Checker(mix.answers_repeat)
         self._questions: Questions
         self.rng = random.Random()  # not seeded: workers must not send the same requests
-        self.pool = RequestPool(self._send, self._drop, max_requests)
+        self.pool = RequestPool(self._send, self._drop, _MAX_REQUESTS)
 
     def open(self) -> None:
         """Connect.
@@ -83,25 +84,47 @@ class Session:
             raise self.pool.failure
 
     def _send(self, question: Question, due_s: float) -> None:
-        self._recorder.due_s.append(_unix_s(due_s))
+        unix_s = self._due(due_s)
         lag_s = time.monotonic() - due_s
         reply = self._send_over[question.api](question)
+        latency_s = time.monotonic() - due_s
         first_token_s = None if reply.first_token_s is None else reply.first_token_s - due_s
         status = self._checker.status(question, reply)
-        self._record(
-            _sample(question, due_s, lag_s, time.monotonic() - due_s, first_token_s, status)
-        )
+        self._record(question, unix_s, lag_s, latency_s, first_token_s, status)
 
     def _drop(self, question: Question, due_s: float) -> None:
-        self._recorder.due_s.append(_unix_s(due_s))
-        self._record(_sample(question, due_s, 0.0, 0.0, None, NOT_SENT))
+        self._record(question, self._due(due_s), 0.0, 0.0, None, NOT_SENT)
 
-    def _record(self, sample: Sample) -> None:
+    def _due(self, due_s: float) -> float:
+        """Count a request; return its due time as Unix time."""
+        unix_s = time.time() - time.monotonic() + due_s
+        self._recorder.due_s.append(unix_s)
+        return unix_s
+
+    def _record(
+        self,
+        question: Question,
+        due_s: float,
+        lag_s: float,
+        latency_s: float,
+        first_token_s: float | None,
+        status: str,
+    ) -> None:
         """Keep a sample, and report it to Locust for its page and tables.
 
         Each status has a row of its own there, because the times of refusals would distort those of
         answers.
         """
+        sample = Sample(
+            question.api,
+            question.task,
+            question.model,
+            due_s,
+            lag_s,
+            latency_s,
+            first_token_s,
+            status,
+        )
         self._recorder.samples.append(sample)
         is_error = sample.verdict(self._mix.slos_ms) == "error"
         self._request_event.fire(
@@ -112,27 +135,3 @@ class Session:
             context={},
             exception=RuntimeError(sample.status) if is_error else None,
         )
-
-
-def _sample(
-    question: Question,
-    due_s: float,
-    lag_s: float,
-    latency_s: float,
-    first_token_s: float | None,
-    status: str,
-) -> Sample:
-    return Sample(
-        question.api,
-        question.task,
-        question.model,
-        _unix_s(due_s),
-        lag_s,
-        latency_s,
-        first_token_s,
-        status,
-    )
-
-
-def _unix_s(monotonic_s: float) -> float:
-    return time.time() - time.monotonic() + monotonic_s

@@ -23,7 +23,7 @@ from runners.tokens.constraints import ConstraintState
 # tokens; where a location, a segmentation code or free text follows, more are allowed
 _FEW_ALLOWED = 100
 _MAX_COPIED = 3  # tokens of free text
-# tokens that take as long as a pass without any; source: python -m export.bench.steps
+# tokens that take as long as a pass without any; source: python -m laboratory.bench.steps
 _PASS_COST = 4
 # in use: with more, drafts of the same length at the same time are too rare to look for
 MAX_SLOTS = 8

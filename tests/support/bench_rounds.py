@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadtest.bench.limits import Share, StepTimes
-from loadtest.bench.machine import MachineRates
-from loadtest.bench.measures import STAGES
-from loadtest.bench.results import Run
-from loadtest.bench.rounds.client import Answer, Round, Sample
-from loadtest.bench.rounds.material import ModelMaterial, Question, Scale, SceneMaterial
-from loadtest.bench.rounds.measurement import Measurement
-from loadtest.bench.rounds.servers import OURS, Server
-from loadtest.bench.rounds.workloads import WorkloadName
+from laboratory.bench.limits import Share, StepTimes
+from laboratory.bench.machine import MachineRates
+from laboratory.bench.material.records import ModelMaterial, Question, Scale, SceneMaterial
+from laboratory.bench.measures import STAGES
+from laboratory.bench.results import Run
+from laboratory.bench.rounds.client import Answer, Round, Sample
+from laboratory.bench.rounds.measurement import Measurement
+from laboratory.bench.rounds.servers import OURS, Server
+from laboratory.bench.rounds.workloads import WorkloadName
 
 PEER = Server("litserve 16", "litserve", "batch 16", ("--threads", "1"))
 OTHER_PEER = Server("fastapi", "fastapi", "lock")
@@ -53,7 +53,7 @@ def measurement(
     precision: str = "float32",
 ) -> Measurement:
     listed = {workload: tuple(done) for workload, done in rounds.items()}
-    return Measurement(model_id, server, 0.1, 5.0, listed, {"decode": 4.0}, precision)
+    return Measurement(model_id, server, 0.1, 5.0, listed, precision)
 
 
 def run(*measurements: Measurement) -> Run:
@@ -62,7 +62,7 @@ def run(*measurements: Measurement) -> Run:
     return Run(
         models,
         measurements,
-        facts={"command": "python -m loadtest"},
+        facts={"command": "python -m laboratory.bench"},
         rates=[MachineRates(1, 2e11, 4e11, 1e10, {"1000": 2e10})],
         shares=[Share("florence-2-mini", "encoder", "float32", 4e8, 0.004, 0.5, 0.25)],
         steps=[StepTimes("florence-2-mini", 1, 47, 0.002, 0.0019)],

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from export.evaluation import CONDITIONS
-from export.evaluation.coco_scenes import write_coco_scenes
+from laboratory.evaluation import CONDITIONS
+from laboratory.evaluation.coco_scenes import write_coco_scenes
 from tests.support.browser import chromium
 from tests.support.client_command import DIPTYCH
 from tests.support.export_cli import ROOT

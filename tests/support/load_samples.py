@@ -1,6 +1,6 @@
 """Questions, answers and samples of a load test that was not run."""
 
-from loadtest.load.reports.samples import Sample
+from loadtest.load.samples import Sample
 from loadtest.load.senders.replies import ModelReply
 from loadtest.load.traffic.questions import Question
 from loadtest.load.traffic.scenes import SentImage

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from export.evaluation import CONDITIONS, evaluation_scene
 from export.scenes import Question, questions
+from laboratory.evaluation import CONDITIONS, evaluation_scene
 from tasks.table import TASKS
 from tests.support.served_app import serving_app
 from tests.support.true_results import true_result, wrong_result
@@ -41,7 +41,6 @@ class TruthfulService:
     is_wrong: Callable[[int, str], bool] = nothing
     is_not_offered: Callable[[int, str], bool] = nothing
     is_broken: Callable[[int, str], bool] = nothing
-    is_changed_by_form: Callable[[int, str], bool] = nothing
     num_refused: int = 0  # so many requests are too much at first
     retry_after_s: int = 0  # what they are told
     num_together: int = 1  # the first so many requests are answered when all of them have come
@@ -85,20 +84,15 @@ class TruthfulService:
                 name: str(value) for name, value in form.items() if name not in ("image", "model")
             }
             index, asked = self._known[await image.read()]
-        is_constrained = json.loads(fields.pop("constrained"))
-        return self._answer(index, _meant(fields, asked), is_constrained)
-
-    def _answer(self, index: int, question: Question, is_constrained: bool) -> JSONResponse:
+        fields.pop("constrained")
+        question = _meant(fields, asked)
         self.asked_tasks.add(question.task)
         if self.is_not_offered(index, question.name):
             return JSONResponse({"error": "not this variant"}, 422)
         if self.is_broken(index, question.name):
             return JSONResponse({"error": "a defect"}, 500)
         result = wrong_result if self.is_wrong(index, question.name) else true_result
-        is_changed = is_constrained and self.is_changed_by_form(index, question.name)
-        return JSONResponse(
-            {"result": result(question.truth), "raw_text": "changed" if is_changed else "free"}
-        )
+        return JSONResponse({"result": result(question.truth)})
 
 
 def _meant(fields: Mapping[str, str], asked: list[Question]) -> Question:

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from export.evaluation import evaluation_scene, png_image
-from export.evaluation.client import predict
 from export.scenes import Question, Scene, render_scene
 from export.scenes.geometry import box_xyxy
 from export.scenes.scoring import match_boxes
 from export.scenes.truth import DetectionsTruth, LabelledBox
+from laboratory.evaluation import evaluation_scene, png_image
+from laboratory.evaluation.client import predict
 from tests.support.running_service import RunningService
 
 NUM_SCENES = {"florence-2-mini": 200, "paligemma-mini": 40}

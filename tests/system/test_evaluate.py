@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from export.evaluation import evaluation_scene
 from export.scenes import render_scene
+from laboratory.evaluation import evaluation_scene
 from tests.support.client_command import command, run
 from tests.support.running_service import RunningService
 from tests.support.service_metrics import metric

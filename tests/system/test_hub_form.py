@@ -14,8 +14,8 @@ import pytest
 from safetensors import safe_open
 
 from export.checks.reference import Reference
-from export.evaluation import png_image
 from export.scenes import render_scene, sample_scene
+from laboratory.evaluation import png_image
 from runners.tokens.tokenizer import PromptTokenizer
 from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters

@@ -22,8 +22,8 @@ from diptych_client import (
     TaskParameters,
 )
 from diptych_client.matching import pairwise_iou
-from export.evaluation import CONDITIONS, evaluation_scene
 from export.scenes.scene import SHAPES
+from laboratory.evaluation import CONDITIONS, evaluation_scene
 from tests.support.client_command import run
 from tests.support.export_cli import ROOT, ModelStore
 from tests.support.running_service import RunningService

@@ -2,14 +2,14 @@
 sizes and shapes.
 
 The bars are what the checkpoints are meant to reach, which over 1,000 scenes they do (`python -m
-export.evaluation`).
+laboratory.evaluation`).
 """
 
 import pytest
 
-from export.evaluation import Evaluation, SceneImage, evaluate, png_image
 from export.scenes import Scene, render_scene
 from export.scenes.scoring import Measure
+from laboratory.evaluation import Evaluation, SceneImage, evaluate, png_image
 from tests.support.running_service import RunningService
 
 NUM_SCENES = 24

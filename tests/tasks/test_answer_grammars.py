@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from export.scenes import questions, sample_scene
 from export.scenes.prompts import question_prompts
 from export.scenes.scene import SHAPES
-from export.training.data.florence2_answers import answer_pieces
-from export.training.data.paligemma_answers import PaliGemmaAnswers
+from laboratory.training.data.florence2_answers import answer_pieces
+from laboratory.training.data.paligemma_answers import PaliGemmaAnswers
 from runners.tokens.constraints import Constraints
 from tasks.families import FAMILIES
 from tasks.parameters import TaskParameters, parse_parameters

@@ -79,10 +79,8 @@ class Questions:
     def __init__(self, mix: TrafficMix, listed: Mapping[str, Any], rng: random.Random) -> None:
         tasks = offered_tasks(mix, listed)
         self._mix = mix
-        self._tasks = {
-            api: [task for task in tasks if api != "compare" or len(task.models) > 1]
-            for api in APIS
-        }
+        self._tasks = dict.fromkeys(APIS, tasks)
+        self._tasks["compare"] = [task for task in tasks if len(task.models) > 1]
         self._scenes = Scenes(mix.images, rng)
         self._rng = rng
 

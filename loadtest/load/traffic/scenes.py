@@ -39,13 +39,12 @@ class Scenes:
         self._weights = [size.weight for size in images.sizes]
         self._rng = rng
         numbers = itertools.count()
-        self._drawn = [
-            [_draw(size.size_wh, rng) for _ in range(_NUM_DRAWN)] for size in images.sizes
-        ]
-        self._known = [
-            [SentImage(_jpeg(one), one.size, next(numbers)) for one in drawn]
-            for drawn in self._drawn
-        ]
+        self._drawn = list[list[Image.Image]]()  # by size
+        self._known = list[list[SentImage]]()
+        for size in images.sizes:
+            drawn = [_draw(size.size_wh, rng) for _ in range(_NUM_DRAWN)]
+            self._drawn.append(drawn)
+            self._known.append([SentImage(_jpeg(one), one.size, next(numbers)) for one in drawn])
 
     def next(self) -> SentImage:
         """Return an image, its size chosen by weight."""
@@ -85,13 +84,8 @@ def _patched(image: Image.Image, rng: random.Random) -> Image.Image:
     width, height = (round(side * _PATCH) for side in image.size)
     x = rng.randrange(image.width - width)
     y = rng.randrange(image.height - height)
-    copy.paste(_random_color(rng), (x, y, x + width, y + height))
+    copy.paste(tuple(rng.randbytes(3)), (x, y, x + width, y + height))
     return copy
-
-
-def _random_color(rng: random.Random) -> tuple[int, int, int]:
-    red, green, blue = rng.randbytes(3)
-    return red, green, blue
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -4,7 +4,7 @@ It is checked completely, but without a service: `questions` checks that the ser
 tasks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -109,24 +109,20 @@ def read_mix(file: Path) -> TrafficMix:
     except (OSError, yaml.YAMLError) as error:
         raise MixError(f"{file} cannot be read: {error}") from error
     except ValidationError as error:
-        problems = [_problem(each["loc"], each["msg"], each["input"]) for each in error.errors()]
+        problems = []
+        for each in error.errors():
+            where = ".".join(map(str, each["loc"])) or "the file"
+            problems.append(f"{where}: {each['msg']}, given {str(each['input'])[:80]!r}")
         raise _mix_error(file, problems) from error
-    if problems := list(_contradictions(mix)):
-        raise _mix_error(file, problems)
-    return mix
-
-
-def _contradictions(mix: TrafficMix) -> Iterator[str]:
-    """Yield the problems of several values together."""
+    problems = []
     if not any(mix.apis.values()):
-        yield f"apis: one of {', '.join(APIS)} must have a weight above 0"
+        problems.append(f"apis: one of {', '.join(APIS)} must have a weight above 0")
     for task in dict.fromkeys(share.task for share in mix.tasks):
         if task not in mix.slos_ms:
-            yield f"slos_ms: task {task} has no SLO"
-
-
-def _problem(location: tuple[int | str, ...], message: str, given: object) -> str:
-    return f"{'.'.join(map(str, location)) or 'the file'}: {message}, given {str(given)[:80]!r}"
+            problems.append(f"slos_ms: task {task} has no SLO")
+    if problems:
+        raise _mix_error(file, problems)
+    return mix
 
 
 def _mix_error(file: Path, problems: Sequence[str]) -> MixError:

@@ -14,7 +14,7 @@ from export.checkpoints.precision_record import (
     write_record,
 )
 from export.checkpoints.sources import resolve_source
-from export.evaluation.precision import pairs
+from laboratory.evaluation.precision import pairs
 from runners.artifacts.manifest import Precision, vision_encoder_file
 from runners.artifacts.precision import RUNNABLE
 from tasks.catalog import load_catalog, parse_entry
@@ -122,7 +122,7 @@ def test_committed_records_cover_500_scenes_and_the_defaults_of_the_catalog() ->
         )
         assert found is not None, (
             f"{path} is of another checkpoint; "
-            f"run: python -m export.evaluation.precision {entry.id}"
+            f"run: python -m laboratory.evaluation.precision {entry.id}"
         )
         assert found.num_scenes >= 500
         assert (

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from export.bench.drafts import asked, generate, generate_without_drafts
 from export.checks.reference import Reference
 from runners.artifacts.adapter_folder import AdapterLimits, NoRoomError
 from runners.artifacts.manifest import DECODER_FILE, Precision, read_manifest
@@ -27,6 +26,7 @@ from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tests.support.catalog import CATALOG
 from tests.support.decoder_cases import MAX_NEAR_TIES, Case, make_case
+from tests.support.drafted_answers import asked, generate, generate_without_drafts
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import merged, write_adapter
 
@@ -249,9 +249,7 @@ def test_constrained_answers_of_adapters_are_those_without_drafts(tuned: Tuned) 
         each(tuned.case.decoder, requests, 3) for each in (generate, generate_without_drafts)
     )
     assert len(requests) > 10
-    assert [each.token_ids for each in drafted.answers] == [
-        each.token_ids for each in plain.answers
-    ]
+    assert [each.token_ids for each in drafted] == [each.token_ids for each in plain]
 
 
 @pytest.mark.parametrize("precision", ["int8", "bfloat16"])

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from export.bench.drafts import Asked, asked, generate, generate_without_drafts
 from export.checkpoints.jobs import CATALOG_FILE
 from export.checks.reference import Reference
 from runners.artifacts.manifest import read_manifest
@@ -22,6 +21,7 @@ from runners.models.load import load_decoder
 from tasks.catalog import load_catalog
 from tasks.table import TASKS
 from tests.support.decoder_cases import MAX_NEAR_TIES, NEAR_TIE_LOGITS
+from tests.support.drafted_answers import Asked, asked, generate, generate_without_drafts
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 
 NUM_SCENES = 14
@@ -89,9 +89,8 @@ def test_drafts_give_the_tokens_of_generate(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     decoder, questions, reference = model
-    answers = generate(
-        decoder, [question.request for question in questions[:num_answers]], BESIDE
-    ).answers
+    requests = [question.request for question in questions[:num_answers]]
+    answers = generate(decoder, requests, BESIDE)
     assert len(answers) == num_answers
     num_near_ties = sum(map(differs_at_near_tie, questions, answers, [reference] * num_answers))
     with capsys.disabled():
@@ -107,7 +106,7 @@ def test_drafts_change_neither_tokens_nor_probabilities(
     for num_clients in (1, BESIDE):
         drafted = generate(decoder, requests, num_clients)
         plain = generate_without_drafts(decoder, requests, num_clients)
-        for one, other in zip(drafted.answers, plain.answers, strict=True):
+        for one, other in zip(drafted, plain, strict=True):
             assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
@@ -117,14 +116,12 @@ def test_an_answer_cut_anywhere_is_the_beginning_of_the_whole(
 ) -> None:
     decoder, questions, _ = model
     for question in questions[:8]:
-        (whole,) = generate_without_drafts(decoder, [question.request], 1).answers
+        (whole,) = generate_without_drafts(decoder, [question.request], 1)
         limits = range(1, len(whole.token_ids) + 1)
         cut = [replace(question.request, max_new_tokens=limit) for limit in limits]
         drafted = generate(decoder, cut, BESIDE)
         plain = generate_without_drafts(decoder, cut, BESIDE)
-        assert [each.token_ids for each in drafted.answers] == [
-            each.token_ids for each in plain.answers
-        ]
+        assert [each.token_ids for each in drafted] == [each.token_ids for each in plain]
 
 
 def test_drafts_save_passes(model: tuple[Decoder[Any], list[Asked], Reference]) -> None:

@@ -1,0 +1,159 @@
+"""Answers of a transformers checkpoint to a batch of images and prompts, in float32 and greedy.
+
+The vision encoder is transformers' own, or its graph in ONNX Runtime.
+
+The answers of a batch equal those of single requests: prompts are padded on the tokenizer's side,
+with an attention mask, and each row stops at its own length.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+_Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
+_Processor: Any = AutoProcessor
+
+# Of a linear layer: below this, torch.utils.mkldnn takes longer than MKL; measured at 63dee10.
+_MIN_WEIGHTS = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedImage:
+    """One request."""
+
+    image: Image.Image
+    prompt: str
+    max_new_tokens: int
+
+    @classmethod
+    def decode(cls, image: bytes, prompt: str, max_new_tokens: int) -> "PromptedImage":
+        return cls(Image.open(io.BytesIO(image)).convert("RGB"), prompt, max_new_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedAnswer:
+    """One answer."""
+
+    text: str  # without start, end and padding tokens
+    generated_tokens: int  # start and end tokens included
+
+
+class RowLengths(StoppingCriteria):
+    """Stops each row of a batch at its own number of new tokens; `generate` has only one limit for
+    all.
+    """
+
+    def __init__(self, num_before: int, max_new_tokens: Sequence[int]) -> None:
+        self._max_lengths = torch.tensor(max_new_tokens) + num_before
+
+    # transformers' own
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        """Return the rows that are complete, (B,)."""
+        return input_ids.shape[1] >= self._max_lengths
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Compute large linear layers with oneDNN, as ours does: torch uses MKL, which is slower on
+    some processors.
+    """
+    large = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.numel() >= _MIN_WEIGHTS
+    }
+    with warnings.catch_warnings():
+        # of torch 2.13, of 2.15: the layers are in TorchScript
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        from torch.utils.mkldnn import to_mkldnn
+
+        for name, layer in large.items():
+            parent, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(parent), own_name, to_mkldnn(layer))  # type: ignore[no-untyped-call]
+
+
+class OnnxEncoder:
+    """A graph of the vision encoder and projector: pixel_values (B, 3, H, W) to image_features (B,
+    N, C).
+    """
+
+    def __init__(self, graph: Path, num_threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        self._session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Return the features as `get_image_features` of transformers, which has further arguments,
+        does.
+        """
+        (features,) = self._session.run(["image_features"], {"pixel_values": pixel_values.numpy()})
+        return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(features))
+
+
+class Generator:
+    """A model with its processor; with `encoder_graph`, images are encoded by ONNX Runtime."""
+
+    def __init__(self, folder: Path, num_threads: int, encoder_graph: Path | None = None) -> None:
+        torch.set_num_threads(num_threads)
+        self._processor = _Processor.from_pretrained(folder, local_files_only=True)
+        self._model = _Model.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
+        if encoder_graph is not None:
+            self._model.model.get_image_features = OnnxEncoder(encoder_graph, num_threads)
+            del self._model.model.vision_tower, self._model.model.multi_modal_projector
+        use_onednn(self._model)
+        self._rules = self._model.generation_config
+        self._is_florence2 = self._model.config.model_type == "florence2"
+
+    @torch.inference_mode()
+    def answer(self, requests: Sequence[PromptedImage]) -> list[GeneratedAnswer]:
+        lengths = [request.max_new_tokens for request in requests]
+        inputs = self._processor(
+            images=[request.image for request in requests],
+            # Florence-2's processor adds the image token itself.
+            text=[
+                request.prompt if self._is_florence2 else f"<image>{request.prompt}"
+                for request in requests
+            ],
+            padding=True,
+            return_tensors="pt",
+        )
+        num_before = 1 if self._is_florence2 else inputs["input_ids"].shape[1]
+        criteria = StoppingCriteriaList([RowLengths(num_before, lengths)])
+        token_ids = self._model.generate(
+            **inputs,
+            max_new_tokens=max(lengths),
+            num_beams=1,
+            do_sample=False,
+            stopping_criteria=criteria,
+        )
+        rows = token_ids[:, num_before:].tolist()
+        return [self._answer(row, length) for row, length in zip(rows, lengths, strict=True)]
+
+    def _answer(self, row: Sequence[int], max_new_tokens: int) -> GeneratedAnswer:
+        """Cut a row at its end token or length; a forced end token is the last of a full row."""
+        ends = [index for index, token_id in enumerate(row) if token_id == self._rules.eos_token_id]
+        num_tokens = min([max_new_tokens, *(index + 1 for index in ends)])
+        is_full = num_tokens == max_new_tokens and self._rules.forced_eos_token_id is not None
+        framing = {
+            self._rules.eos_token_id,
+            self._rules.forced_bos_token_id,
+            self._rules.pad_token_id,
+        }
+        written = [token_id for token_id in row[: num_tokens - is_full] if token_id not in framing]
+        text: str = self._processor.tokenizer.decode(written, clean_up_tokenization_spaces=False)
+        return GeneratedAnswer(text, num_tokens)

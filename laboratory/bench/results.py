@@ -1,0 +1,177 @@
+"""All results of a run, and our service's ratio to the best peer with its target."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal
+
+from laboratory.bench.bench import Skipped
+from laboratory.bench.limits import Share, StepTimes
+from laboratory.bench.machine import MachineRates
+from laboratory.bench.material.records import ModelMaterial, Scale
+from laboratory.bench.measures import Numbers, numbers_of
+from laboratory.bench.rounds.measurement import Measurement
+from laboratory.bench.rounds.servers import OURS, OURS_DEFAULT
+from laboratory.bench.rounds.workloads import WorkloadName
+
+Measure = Literal["requests_per_s", "tokens_per_s", "short_p95_s", "p50_s"]  # fields of `Numbers`
+IS_TIME: dict[Measure, bool] = {
+    "requests_per_s": False,
+    "tokens_per_s": False,
+    "short_p95_s": True,
+    "p50_s": True,
+}
+
+TITLES: dict[WorkloadName, str] = {
+    "mixed": "(a) mixed",
+    "one_image": "(b) one image",
+    "decode_heavy": "(c) decode-heavy",
+    "single": "(d) single",
+}
+MEASURES: dict[Measure, tuple[str, float]] = {  # name and factor
+    "requests_per_s": ("requests/s", 1.0),
+    "tokens_per_s": ("tokens/s", 1.0),
+    "short_p95_s": ("p95 of short ones, ms", 1000.0),
+    "p50_s": ("p50, ms", 1000.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Bound of a ratio: at least `bound` for a rate, at most `bound` for a time."""
+
+    workload: WorkloadName
+    measure: Measure
+    scale: Scale
+    bound: float | None  # None: reported without a target
+    precision: Literal["float32", "default"] = "float32"
+
+    def is_met(self, ratio: float) -> bool | None:
+        """Return None if there is no bound or no ratio."""
+        if self.bound is None or math.isnan(ratio):
+            return None
+        return ratio <= self.bound if IS_TIME[self.measure] else ratio >= self.bound
+
+    @property
+    def bound_text(self) -> str:
+        """`≥ 2`, `≤ 0.25`."""
+        return (
+            "" if self.bound is None else f"{'≤' if IS_TIME[self.measure] else '≥'} {self.bound:g}"
+        )
+
+
+TARGETS = (
+    Target("mixed", "requests_per_s", "embedded", 2),
+    Target("mixed", "requests_per_s", "base", 1.1),
+    Target("mixed", "requests_per_s", "base", 2.5, "default"),
+    Target("one_image", "requests_per_s", "embedded", None),
+    Target("one_image", "requests_per_s", "base", 5),
+    Target("decode_heavy", "tokens_per_s", "embedded", 2),
+    Target("decode_heavy", "short_p95_s", "embedded", 0.25),
+    Target("decode_heavy", "tokens_per_s", "base", 2),
+    Target("decode_heavy", "short_p95_s", "base", 0.25),
+    Target("single", "p50_s", "embedded", 1),
+    Target("single", "p50_s", "base", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Our service and the best peer by one measure."""
+
+    target: Target
+    model: str
+    best_peer: str
+    peer_value: float
+    our_value: float
+
+    @property
+    def ratio(self) -> float:
+        """Ours divided by theirs."""
+        return self.our_value / self.peer_value
+
+    @property
+    def is_met(self) -> bool | None:
+        return self.target.is_met(self.ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All results of a run."""
+
+    models: Sequence[ModelMaterial]
+    measurements: Sequence[Measurement]
+    facts: Mapping[str, str]  # of machine and command
+    rates: Sequence[MachineRates] = ()
+    shares: Sequence[Share] = ()
+    steps: Sequence[StepTimes] = ()
+    skipped: Sequence[Skipped] = ()
+
+    def ours(self) -> list[Measurement]:
+        return [each for each in self.measurements if is_ours(each)]
+
+    def peers_of(self, model_id: str) -> list[Measurement]:
+        return [each for each in self.measurements if each.model == model_id and not is_ours(each)]
+
+
+def is_ours(measurement: Measurement) -> bool:
+    return measurement.server.kind == "diptych"
+
+
+def comparisons(run: Run) -> list[Comparison]:
+    """Return the ratio of every target, for every model that ran its workload on our service and on
+    a peer.
+    """
+    scales = {model.id: model.scale for model in run.models}
+    found = []
+    for target, ours in product(TARGETS, run.ours()):
+        workload = target.workload
+        name = OURS.name if target.precision == "float32" else OURS_DEFAULT.name
+        is_meant = ours.server.name == name and scales[ours.model] == target.scale
+        if not is_meant or workload not in ours.rounds:
+            continue
+        peers = {
+            peer.server.name: numbers_of(peer.rounds[workload])
+            for peer in run.peers_of(ours.model)
+            if workload in peer.rounds
+        }
+        if peers:
+            found.append(compare(target, ours.model, numbers_of(ours.rounds[workload]), peers))
+    return found
+
+
+def compare(target: Target, model: str, ours: Numbers, peers: Mapping[str, Numbers]) -> Comparison:
+    """Compare with the peer, at any of its settings, that is best by the target's measure."""
+    values = {name: float(getattr(numbers, target.measure)) for name, numbers in peers.items()}
+    choose = min if IS_TIME[target.measure] else max
+    best = choose(values, key=lambda name: values[name])
+    return Comparison(target, model, best, values[best], float(getattr(ours, target.measure)))
+
+
+def as_json(run: Run) -> dict[str, Any]:
+    """Return the run as JSON values: aggregates, not single requests."""
+    return {
+        "facts": dict(run.facts),
+        "comparisons": [
+            asdict(one) | {"ratio": one.ratio, "is_met": one.is_met} for one in comparisons(run)
+        ],
+        "servers": [_measurement_json(each) for each in run.measurements],
+        "machine": [asdict(rate) for rate in run.rates],
+        "limits": [asdict(share) for share in run.shares],
+        "decode_steps": [asdict(step) | {"overhead": step.overhead} for step in run.steps],
+        "skipped": [asdict(one) for one in run.skipped],
+    }
+
+
+def _measurement_json(measurement: Measurement) -> dict[str, Any]:
+    return {
+        "model": measurement.model,
+        "server": measurement.server.name,
+        "setting": measurement.server.description,
+        "precision": measurement.precision,
+        "start_s": measurement.start_s,
+        "workloads": {
+            name: asdict(numbers_of(rounds)) for name, rounds in measurement.rounds.items()
+        },
+    }

@@ -1,0 +1,129 @@
+"""Measures a model's accuracy at each precision and records it beside the catalog.
+
+    python -m laboratory.evaluation.precision MODEL
+
+    for every precision of the encoder and every precision of the decoder that the device supports:
+        start the service, evaluate it on unseen scenes
+    write models/MODEL/precision.json, export again: a default precision that loses too much is
+    refused
+
+Only the given device is measured; the record's runs on the other device are kept if they are of the
+same checkpoint.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import product
+
+from export.__main__ import main as export
+from export.checkpoints.errors import ExportError
+from export.checkpoints.jobs import ROOT, find_entry
+from export.checkpoints.precision_record import (
+    PrecisionRecord,
+    PrecisionRun,
+    checkpoint_key,
+    read_record,
+    record_file,
+    write_record,
+)
+from export.checkpoints.sources import resolve_source
+from laboratory.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate, task_accuracy
+from laboratory.evaluation.service_process import service_process
+from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
+from runners.artifacts.precision import possible_precisions
+from runners.artifacts.store import artifact_folder
+from tasks.catalog import CatalogEntry, CatalogError
+
+_NUM_SCENES = 500
+_CONDITION = CONDITIONS["plain"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and record one model; return the exit status."""
+    parsed = _parse(arguments)
+    try:
+        entry = find_entry(parsed.model)
+        if export(["--if-changed", entry.id]):
+            return 1
+        _measure(entry, parsed)
+    except (ExportError, CatalogError) as error:
+        print(f"python -m laboratory.evaluation.precision: {error}", file=sys.stderr)
+        return 1
+    return export(["--if-changed", entry.id])
+
+
+def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
+    """Evaluate every pair of precisions, print the table and write the record."""
+    path = record_file(ROOT, entry.id)
+    checkpoint = checkpoint_key(resolve_source(entry.source, entry.revision, entry.family, ROOT))
+    evaluations = {
+        pair: _evaluate(entry, parsed.device, pair, parsed.scenes, parsed.clients)
+        for pair in pairs(read_manifest(artifact_folder(entry.id)), parsed.device)
+    }
+    print(
+        accuracy_table(
+            {f"{encoder} / {decoder}": each for (encoder, decoder), each in evaluations.items()}
+        )
+    )
+    runs = [
+        PrecisionRun(parsed.device, encoder, decoder, task_accuracy(each.scorecard))
+        for (encoder, decoder), each in evaluations.items()
+    ]
+    before = read_record(path, checkpoint)
+    kept = [run for run in before.runs if run.device != parsed.device] if before else []
+    write_record(path, PrecisionRecord(checkpoint, parsed.scenes, (*kept, *runs)))
+
+
+def pairs(manifest: Manifest, device: Device) -> tuple[tuple[Precision, Precision], ...]:
+    """Return every pair of encoder and decoder precision, float32 first."""
+    encoder = possible_precisions(manifest, "encoder", device)
+    return tuple(product(encoder, possible_precisions(manifest, "decoder", device)))
+
+
+def _evaluate(
+    entry: CatalogEntry,
+    device: Device,
+    pair: tuple[Precision, Precision],
+    num_scenes: int,
+    num_clients: int,
+) -> Evaluation:
+    encoder, decoder = pair
+    print(
+        f"{entry.id} on {device}: encoder {encoder}, decoder {decoder}, {num_scenes} scenes",
+        flush=True,
+    )
+    settings = {
+        "DIPTYCH_MODELS": entry.id,
+        "DIPTYCH_DEVICE": device,
+        "DIPTYCH_ENCODER_PRECISION": encoder,
+        "DIPTYCH_DECODER_PRECISION": decoder,
+    }
+    with service_process(num_clients, **settings) as client:
+        return evaluate(client, entry.id, _CONDITION, num_scenes, num_clients)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(
+        "python -m laboratory.evaluation.precision", description=summary
+    )
+    parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
+    parser.add_argument(
+        "--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=8,
+        metavar="N",
+        help="concurrent requests; default: %(default)s",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

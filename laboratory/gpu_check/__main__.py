@@ -1,0 +1,132 @@
+"""`python -m laboratory.gpu_check MODEL…`: check that the models run well on this host's GPU.
+
+Prints a line of JSON for each check, then a table; the exit status is 1 if an aim is missed. The
+models are in the store of BENTOML_HOME; `--widths` adds Florence-2-base with random weights, which
+is exported first.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from laboratory.bench.material.models import BENCH_MODELS, make_models
+from laboratory.gpu_check.choices import check_choices
+from laboratory.gpu_check.exactness import check_features, check_tokens
+from laboratory.gpu_check.idle import check_idle
+from laboratory.gpu_check.parts import Model, elapsed_ms
+from laboratory.gpu_check.resources import (
+    check_lost_device,
+    check_memory,
+    check_out_of_memory,
+    check_provider,
+    check_transfers,
+)
+from laboratory.gpu_check.speed import (
+    check_encoder,
+    check_prefill,
+    check_sampled_among_greedy,
+    check_step,
+    check_throughput,
+)
+from laboratory.gpu_check.verdicts import Verdict, failed, table
+from runners.artifacts.manifest import Device
+
+# Images per second with 30 tokens each, greedy, on an H100.
+_THROUGHPUT = {"florence-2-base-random": 250.0}
+_ANY_THROUGHPUT = 1.0
+# Of the device, in steps of 16 greedy rows: what Python does (0.2 ms) takes less time than a pass
+# of a real model.
+_IDLE = {"florence-2-base-random": 0.1}
+_ANY_IDLE = 1.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all checks; return the exit status."""
+    parsed = _parse(arguments)
+    if parsed.widths:
+        random = [model for model in BENCH_MODELS if model.is_random]
+        with tempfile.TemporaryDirectory() as folder:
+            parsed.models += make_models(random, Path(folder))
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    verdicts = []
+    for model_id in parsed.models:
+        for name, check in _checks(Model.of(model_id), parsed.device, parsed.seconds):
+            verdicts.append(_run(name, model_id, check))
+            print(verdicts[-1].line(), flush=True)
+    print(table(verdicts))
+    return 0 if all(verdict.is_met for verdict in verdicts) else 1
+
+
+def _checks(
+    model: Model, device: Device, seconds: float
+) -> Iterator[tuple[str, Callable[[], Verdict]]]:
+    yield "devices", partial(check_provider, model, device)
+    yield "features", partial(check_features, model, device)
+    for num_beams in (1, 3):
+        yield "tokens", partial(check_tokens, model, device, num_beams)
+    yield "choices", partial(check_choices, model, device)
+    yield "encoder", partial(check_encoder, model, device)
+    yield "prefill", partial(check_prefill, model, device)
+    yield "step", partial(check_step, model, device, _bytes_per_s(device))
+    yield "one sampled row of 16", partial(check_sampled_among_greedy, model, device)
+    yield (
+        "throughput",
+        partial(
+            check_throughput, model, device, seconds, _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
+        ),
+    )
+    if device == "cuda":
+        yield (
+            "idle share of a step",
+            partial(check_idle, model, device, _IDLE.get(model.id, _ANY_IDLE)),
+        )
+        yield "traffic of a step", partial(check_transfers, model)
+        yield "memory", partial(check_memory, model)
+        yield "out of memory", partial(check_out_of_memory, model)
+        yield "lost device", partial(check_lost_device, model)
+
+
+def _run(name: str, model_id: str, check: Callable[[], Verdict]) -> Verdict:
+    try:
+        return check()
+    except Exception as error:  # the others must still run
+        return failed(name, model_id, error)
+
+
+def _bytes_per_s(device: Device) -> float:
+    """Return the bandwidth of the device's memory, measured by a copy, which reads and writes."""
+    size = 2**30 if device == "cuda" else 2**26
+    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
+    target.copy_(source)
+    return (
+        2 * size / (min(elapsed_ms(lambda: target.copy_(source), device) for _ in range(5)) / 1000)
+    )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m laboratory.gpu_check", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a model of the store in BENTOML_HOME"
+    )
+    parser.add_argument(
+        "--widths", action="store_true", help="add Florence-2-base with random weights"
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="of the throughput; default: %(default)s"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The share of a step in which the device has nothing to do: from the end of a pass until the next
+choice of tokens.
+
+The next pass of the model is launched right after a choice, before the host knows the tokens: what
+Python does between two choices takes time from the device only where it takes longer than the pass.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, Self
+
+import torch
+
+from laboratory.bench.steps import make_endless
+from laboratory.gpu_check.parts import Model, admitted, synchronize
+from laboratory.gpu_check.verdicts import Verdict
+from runners.artifacts.manifest import Device
+from runners.tokens.token_choice import Choice
+
+_ROWS = (1, 16, 64)
+_NUM_STEPS = 48
+_KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "constrained": {"grammar": "start: /(?s:.)*/"},
+    "of 3 beams": {"num_beams": 3},
+}
+
+
+class Mark(Protocol):
+    """A point in the device's work, as `torch.cuda.Event` with timing."""
+
+    def record(self) -> None:
+        """Set the point to the end of the work launched so far."""
+        ...
+
+    def elapsed_time(self, end: Self) -> float:
+        """Return the time from this point to `end`, in ms."""
+        ...
+
+
+class HostMark:
+    """The mark of a CPU, which finishes all work when it is launched."""
+
+    def __init__(self) -> None:
+        self._time_s = 0.0
+
+    def record(self) -> None:
+        self._time_s = time.perf_counter()
+
+    def elapsed_time(self, end: "HostMark") -> float:
+        return 1000 * (end._time_s - self._time_s)
+
+
+class MarkedDecoder:
+    """A decoder that marks the end of each pass and the start of each choice, as its own recorded
+    steps.
+    """
+
+    def __init__(self, decoder: Any, new_mark: Callable[[], Mark]) -> None:
+        self._decoder = decoder
+        self._new_mark = new_mark
+        self.marks: list[tuple[str, Mark]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Delegate everything but the two."""
+        return getattr(self._decoder, name)
+
+    def decode_step(self, *arguments: Any) -> torch.Tensor:
+        """Launch a pass."""
+        logits: torch.Tensor = self._decoder.decode_step(*arguments)
+        self._mark("pass")
+        return logits
+
+    def recorded(self, cache: Any) -> "_MarkedGraphs":
+        """Return the recorded steps of a cache."""
+        return _MarkedGraphs(self._decoder.recorded(cache), lambda: self._mark("choice"))
+
+    def _mark(self, name: str) -> None:
+        self.marks.append((name, self._new_mark()))
+        self.marks[-1][1].record()
+
+    def times_ms(self) -> tuple[float, float]:
+        """Return the time between the ends of passes and the choices after them, and the time
+        between all marks.
+        """
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        idle_ms = sum(
+            one.elapsed_time(other) for (name, one), (_, other) in pairs if name == "pass"
+        )
+        return idle_ms, self.marks[0][1].elapsed_time(self.marks[-1][1])
+
+
+class _MarkedGraphs:
+    def __init__(self, graphs: Any, mark: Callable[[], None]) -> None:
+        self._graphs = graphs
+        self._mark = mark
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graphs, name)
+
+    def choose(self, *arguments: Any) -> list[list[Choice]]:
+        self._mark()
+        choices: list[list[Choice]] = self._graphs.choose(*arguments)
+        return choices
+
+
+def _cuda_mark() -> Mark:
+    # torch has no types here
+    mark: Mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return mark
+
+
+def check_idle(model: Model, device: Device, aim: float) -> Verdict:
+    """Measure the idle share of steps by their rows and kind; the aim is that of 16 greedy rows."""
+    decoder = model.decoder(device)
+    make_endless(decoder)
+    measured = {}
+    for name, options in _KINDS.items():
+        for num_rows in _ROWS:
+            marked: Any = MarkedDecoder(decoder, _cuda_mark)
+            num_sequences = max(1, num_rows // options.get("num_beams", 1))
+            batch = admitted(marked, model, device, [options] * num_sequences, _NUM_STEPS)
+            marked.marks.clear()
+            for _ in range(_NUM_STEPS):
+                batch.step()
+            synchronize(device)
+            idle_ms, all_ms = marked.times_ms()
+            measured[f"{num_rows} {name}"] = round(idle_ms / all_ms, 3)
+    return Verdict(
+        "idle share of a step",
+        model.id,
+        measured,
+        f"16 greedy <= {aim}",
+        measured["16 greedy"] <= aim,
+    )

@@ -1,0 +1,171 @@
+"""Transfers of a step and memory of the device, and what happens without memory or after a lost
+device.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import onnxruntime
+import torch
+
+from laboratory.bench.steps import make_endless
+from laboratory.gpu_check.parts import Model, requests, scheduler, write
+from laboratory.gpu_check.verdicts import Verdict
+from runners.artifacts.devices import decoder_device, encoder_device
+from runners.artifacts.manifest import Device
+from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.scheduler import WrittenSequence
+from runners.device_errors import EXIT_STATUS
+
+# Of a step: copies to the host, each of which waits; all copies; and launches of kernels outside of
+# CUDA graphs.
+_MAX_TO_HOST = 1
+_MAX_COPIES = 2
+_MAX_LAUNCHES = 10
+_NUM_STEPS = 16
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0, "top_p": 0.9, "seed": 1},
+    "constrained": {"grammar": "start: /(?s:.)*/"},
+    "3 beams": {"num_beams": 3},
+}
+_LOSES_THE_DEVICE = """
+import sys
+import torch
+from laboratory.gpu_check.parts import Model, requests, scheduler, write
+
+model = Model.of(sys.argv[1])
+decoder = model.decoder("cuda")
+with scheduler(decoder, 2) as running:
+    own_step, one = decoder.decode_step, torch.zeros(1, device="cuda")
+    decoder.decode_step = lambda cache, ids: own_step(cache, ids) + one[ids.cuda() + 10**6].sum()
+    write(running, requests(decoder, [model.features("cuda")], 8))
+"""
+
+
+def check_transfers(model: Model) -> Verdict:
+    """Count copies and launches of a step, by the choice of tokens and the number of sequences."""
+    decoder = model.decoder("cuda")
+    make_endless(decoder)
+    measured = {
+        f"{name}, {num}": _traffic(model, decoder, num, options)
+        for name, options in _OPTIONS.items()
+        for num in (1, 21)
+    }
+    is_met = all(
+        counts["to host"] <= _MAX_TO_HOST
+        and counts["to host"] + counts["to device"] <= _MAX_COPIES
+        and counts["launches"] <= _MAX_LAUNCHES
+        for counts in measured.values()
+    )
+    aim = f"to host <= {_MAX_TO_HOST}, copies <= {_MAX_COPIES}, launches <= {_MAX_LAUNCHES}"
+    return Verdict("traffic of a step", model.id, measured, aim, is_met)
+
+
+def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> dict[str, float]:
+    wanted = requests(decoder, [model.features("cuda")] * num, _NUM_STEPS + 4, **options)
+    sequences = [start_sequence(request, decoder.rules) for request in wanted]
+    batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
+    batch.admit(sequences)
+    # the tokens of the prefill are copied to the device, those of later steps are there
+    batch.step()
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiled:
+        for _ in range(_NUM_STEPS):
+            batch.step()
+    events = [(event.key, event.count) for event in profiled.key_averages()]
+    found = {
+        "to host": "Memcpy DtoH",
+        "to device": "Memcpy HtoD",
+        "graphs": "cudaGraphLaunch",
+        "launches": "LaunchKernel",
+    }
+    counts = {
+        name: sum(count for key, count in events if part in key) for name, part in found.items()
+    }
+    return {name: round(count / _NUM_STEPS, 2) for name, count in counts.items()}
+
+
+def check_memory(model: Model) -> Verdict:
+    """Compare the memory that encoder and decoder have taken before and after a load of different
+    shapes.
+    """
+    encoder = model.encoder("cuda")
+    images = model.images(16)
+    encoder_ready = _bytes_in_use()
+    for num in (1, 3, 13, 16):
+        encoder.encode(images[:num])
+    encoder_after = _bytes_in_use()
+    decoder = model.decoder("cuda")
+    features = model.features("cuda")
+    with scheduler(decoder, 16) as running:
+        write(running, requests(decoder, [features] * 16, 4))
+        ready = torch.cuda.memory_reserved()
+        for num in (1, 3, 8, 16, 32):
+            write(running, requests(decoder, [features] * num, 48))
+        after = torch.cuda.memory_reserved()
+    measured = {
+        "ready, MB": ready // 10**6,
+        "after load, MB": after // 10**6,
+        "card with encoder, MB": encoder_ready // 10**6,
+        "after batches, MB": encoder_after // 10**6,
+    }
+    is_met = after <= 1.05 * ready and encoder_after <= 1.05 * encoder_ready
+    return Verdict("memory", model.id, measured, "each at most 5 % more after load", is_met)
+
+
+def _bytes_in_use() -> int:
+    """Return the memory in use on the card, that of ONNX Runtime included."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def check_out_of_memory(model: Model) -> Verdict:
+    """Leave memory for a part of a prefill only: all sequences must be answered as before."""
+    decoder = model.decoder("cuda")
+    features = model.features("cuda")
+    with scheduler(decoder, 16) as running:
+        wanted = requests(decoder, [features] * 16, 8)
+        expected = [each.sequence.token_ids for each in write(running, wanted)]
+        torch.cuda.empty_cache()
+        ballast = torch.empty(
+            int(torch.cuda.mem_get_info()[0] * 0.995), dtype=torch.uint8, device="cuda"
+        )
+        num_equal = _num_equal(expected, write(running, wanted))
+        del ballast
+        torch.cuda.empty_cache()
+        num_equal_again = _num_equal(expected, write(running, wanted))
+    measured = {"equal answers": num_equal, "equal afterwards": num_equal_again}
+    return Verdict(
+        "out of memory", model.id, measured, "16 and 16", num_equal == num_equal_again == 16
+    )
+
+
+def _num_equal(expected: Sequence[tuple[int, ...]], written: Sequence[WrittenSequence]) -> int:
+    return sum(each.sequence.token_ids == ids for ids, each in zip(expected, written, strict=True))
+
+
+def check_lost_device(model: Model) -> Verdict:
+    """Trip a device-side assert in a step: the process must end at once with its own status."""
+    command = [sys.executable, "-c", _LOSES_THE_DEVICE, model.id]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    measured = {"status": run.returncode, "log": run.stderr.strip().splitlines()[-1:]}
+    return Verdict(
+        "lost device", model.id, measured, f"status {EXIT_STATUS}", run.returncode == EXIT_STATUS
+    )
+
+
+def check_provider(model: Model, device: Device) -> Verdict:
+    """Name the device, its memory, and the versions of what runs on it."""
+    properties = torch.cuda.get_device_properties(0) if device == "cuda" else None
+    measured = {
+        "device": properties.name if properties else "cpu",
+        "memory, GB": round(properties.total_memory / 1e9, 1) if properties else None,
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
+        "onnxruntime": onnxruntime.__version__,
+        "auto": f"encoder {encoder_device('auto')}, decoder {decoder_device('auto')}",
+    }
+    is_met = (encoder_device("auto"), decoder_device("auto")) == (device, device)
+    return Verdict("devices", model.id, measured, f"auto is {device} for both", is_met)

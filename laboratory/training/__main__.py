@@ -1,0 +1,109 @@
+"""Train an embedded checkpoint from scratch: `python -m laboratory.training MODEL`.
+
+A stopped run resumes; --restart discards it. The checkpoint is written at the end, or with --export
+from the current state of the run.
+"""
+
+import argparse
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from export.checkpoints.jobs import ROOT, find_entry
+from laboratory.training.masks.autoencoder import MaskAutoencoder
+from laboratory.training.masks.training import shape_codes, train_mask_autoencoder
+from laboratory.training.models import florence2, paligemma
+from laboratory.training.models.initialization import initialize
+from laboratory.training.runs.cell_heads import CellHeads
+from laboratory.training.runs.loop import Training
+from laboratory.training.runs.recipes import RECIPES
+from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
+from laboratory.training.runs.run_folder import RunFolder
+from tasks.paligemma import MaskDecoder
+
+_MODELS = ROOT / "models"
+_MASK_DECODER = _MODELS / "paligemma-mini" / "vae.npz"
+
+
+def make_training(model_id: str, folder: Path, device: str, seed: int) -> Training:
+    """Return the run of a model with weights initialised from `seed`."""
+    entry = find_entry(model_id)
+    torch.manual_seed(seed)
+    if entry.family == "florence2":
+        parts = florence2.make_parts(entry)
+    else:
+        codes = shape_codes(MaskAutoencoder.load_npz(_MASK_DECODER))
+        parts = paligemma.make_parts(entry, codes, MaskDecoder.load(_MASK_DECODER))
+    trainee = parts.trainee
+    initialize(trainee)
+    heads = CellHeads(trainee.embeddings.shape[1])
+    trainee.to(device)
+    return Training(
+        parts, heads.to(device), RECIPES[model_id], RunFolder(folder), device, has_bfloat16(device)
+    )
+
+
+def has_bfloat16(device: str) -> bool:
+    """Return True if the device has bfloat16 instructions; without them, bfloat16 is slower than
+    float32 on a CPU.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return device.startswith("cuda") or any(
+        capabilities.get(name) for name in ("amx_bf16", "avx512_bf16")
+    )
+
+
+def main() -> int:
+    """Train one model, or write the checkpoint of its run; return the exit status."""
+    parser = argparse.ArgumentParser("python -m laboratory.training", description=__doc__)
+    parser.add_argument("model", choices=[*RECIPES, "mask-decoder"])
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "build" / "training", help="default: %(default)s"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--refine",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="start at the last stage, with its weights",
+    )
+    parser.add_argument("--joint-steps", type=int, help="default: the recipe's")
+    parser.add_argument("--restart", action="store_true", help="discard the stored run")
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help="write the checkpoint of the stored run without training",
+    )
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folder: Path = arguments.runs / arguments.model
+    if arguments.restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    if arguments.model == "mask-decoder":
+        iou = train_mask_autoencoder(
+            _MASK_DECODER, folder, seed=arguments.seed, device=arguments.device
+        )
+        print(f"{_MASK_DECODER}: IoU {iou:.3f} on held-out masks")
+        return 0
+    training = make_training(arguments.model, folder, arguments.device, arguments.seed)
+    if arguments.joint_steps:
+        training.recipe = dataclasses.replace(training.recipe, joint_steps=arguments.joint_steps)
+    if arguments.refine:
+        training.begin_refining(read_weights(arguments.refine))
+    if arguments.export:
+        training.folder.restore([training.parts.trainee.model])
+    else:
+        training.run()
+    write_checkpoint(training.parts.trainee, _MODELS / arguments.model)
+    draw_learning_curve(training.folder, _MODELS / arguments.model / "learning_curve.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

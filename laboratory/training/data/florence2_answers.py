@@ -1,0 +1,98 @@
+"""Answers in Florence-2's format: labels before their locations, polygons as pairs, a region's text
+with its box.
+
+Source: transformers, models/florence2/processing_florence2.py (the post-processor that parses
+them).
+"""
+
+from collections.abc import Iterator, Sequence
+
+from export.scenes.geometry import box_xyxy, polygon_xy, quad_xy
+from export.scenes.scene import CANVAS_PX, BoxXYXY, Scene
+from export.scenes.truth import InstancesTruth, Question, TextRegionsTruth, TextTruth
+from laboratory.training.data.mentions import (
+    BOX_STEP,
+    Mention,
+    Piece,
+    Subject,
+    expected_boxes,
+    quad_coordinates,
+    segmented_subject,
+    subject_of_box,
+    subject_of_region,
+    text_pieces,
+    word_pieces,
+)
+from tasks.florence2.locations import NUM_BINS, location_token
+from tasks.parsing import without_article
+
+POLYGON_STEP = 4  # bins of the grid of a polygon's points
+
+
+def answer_pieces(scene: Scene, question: Question, labels: Sequence[str]) -> list[Piece]:
+    """Return the true answer to a question, or to its prompt with these `labels`."""
+    match question.truth:
+        case InstancesTruth():
+            return list(_polygon(scene, question))
+        case TextRegionsTruth():
+            return list(_text_regions(scene))
+        case TextTruth() if question.task == "region_description":
+            return list(_region(scene, question, question.truth.text))
+        case TextTruth():
+            return list(text_pieces(scene, question))
+        case _:
+            return list(_detections(scene, question, labels))
+
+
+def bin_position(position_px: float) -> float:
+    """Return a position on the canvas in bins; whole numbers are bin centres."""
+    return position_px * NUM_BINS / CANVAS_PX - 0.5
+
+
+def _detections(scene: Scene, question: Question, labels: Sequence[str]) -> Iterator[Piece]:
+    for found in expected_boxes(question, labels):
+        subject = subject_of_box(scene, found.box_xyxy)
+        # as in the prompt
+        label = without_article(found.label) if "phrases" in question.parameters else found.label
+        yield Piece(label, Mention(subject))
+        yield from _box(found.box_xyxy, subject)
+
+
+def _region(scene: Scene, question: Question, text: str) -> Iterator[Piece]:
+    subject = subject_of_region(scene, question)
+    if scene.word and text == scene.word.text:
+        yield from word_pieces(text)
+        yield from _box(scene.word.box_xyxy, subject)
+    else:
+        yield Piece(text, Mention(subject))
+        yield from _box(box_xyxy(scene.objects[subject]), subject)
+
+
+def _text_regions(scene: Scene) -> Iterator[Piece]:
+    if scene.word is None:
+        return
+    yield from word_pieces(scene.word.text)
+    positions = [position for corner in quad_xy(scene.word.box_xyxy) for position in corner]
+    for position, coordinate in zip(positions, quad_coordinates(), strict=True):
+        yield _location(
+            position,
+            BOX_STEP,
+            Mention(subject_of_box(scene, scene.word.box_xyxy), coordinate=coordinate),
+        )
+
+
+def _polygon(scene: Scene, question: Question) -> Iterator[Piece]:
+    subject = segmented_subject(scene, question)
+    for point in polygon_xy(scene.objects[subject]):
+        for position in point:
+            yield _location(position, POLYGON_STEP, Mention(subject, point_xy=point))
+
+
+def _box(box: BoxXYXY, subject: Subject) -> Iterator[Piece]:
+    for coordinate, position in enumerate(box):
+        yield _location(position, BOX_STEP, Mention(subject, coordinate=coordinate))
+
+
+def _location(position_px: float, step: int, mention: Mention) -> Piece:
+    position = bin_position(position_px)
+    return Piece(location_token(round(position / step) * step), mention, position, step)

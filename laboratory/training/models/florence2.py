@@ -1,0 +1,245 @@
+"""Florence-2 in training: configuration, prompt and answer format, forward pass with attention
+weights.
+
+Shapes: B images, Q sequences, N image cells, S prompt, T answer, C hidden, V vocabulary, A heads.
+"""
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessor,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+
+from export.artifacts.vision_module import VisionEncoderModule, read_image_input
+from export.scenes.scene import CANVAS_PX
+from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
+from laboratory.training.data.cell_targets import NUM_CELLS
+from laboratory.training.data.examples import Language
+from laboratory.training.data.florence2_answers import answer_pieces
+from laboratory.training.data.tokenizers import (
+    IMAGE_TOKEN,
+    florence2_tokenizer,
+    padded_size,
+    prompt_tokenizer,
+    token_id,
+)
+from laboratory.training.models.trainee import (
+    MAX_NEW_TOKENS,
+    TRAINING_ATTENTION,
+    FamilyParts,
+    WrittenAnswers,
+)
+from tasks.catalog import CatalogEntry
+from tasks.florence2.locations import NUM_BINS, location_token
+
+_Model: Any = Florence2ForConditionalGeneration  # transformers' classes have no types
+_Processor: Any = Florence2Processor
+_Tokenizer: Any = PreTrainedTokenizerFast
+_GenerationConfig: Any = GenerationConfig
+
+HIDDEN_SIZE = 128
+_NUM_POOLED = 1  # image tokens before the cells: their mean
+_OCR_PATTERN = r"(.+?)" + r"<loc_(\d+)>" * 8
+
+
+def make_parts(entry: CatalogEntry) -> FamilyParts:
+    """Return an untrained model with its vocabulary and formats."""
+    tokenizer = florence2_tokenizer(entry)
+    return FamilyParts(Florence2Trainee(tokenizer), make_language(entry, tokenizer), None)
+
+
+def make_language(entry: CatalogEntry, tokenizer: Tokenizer) -> Language:
+    """Return the family's formats: prompts `<s> … </s>` and answers `<s> … </s>`."""
+    bos = token_id(tokenizer, "<s>")
+    eos = token_id(tokenizer, "</s>")
+    return Language(
+        entry, tokenizer, prompt_tokenizer(tokenizer), (bos,), (eos,), (bos,), (eos,), answer_pieces
+    )
+
+
+def make_processor(tokenizer: Tokenizer) -> Any:
+    """Return the checkpoint's processor."""
+    image_processor: Any = CLIPImageProcessor(
+        size={"height": CANVAS_PX, "width": CANVAS_PX},
+        do_center_crop=False,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+    image_processor.image_seq_length = NUM_CELLS + _NUM_POOLED
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    fast = _Tokenizer(
+        tokenizer_object=tokenizer,
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        model_max_length=1024,
+        **names,
+    )
+    kinds = (
+        "pure_text",
+        "description_with_bboxes",
+        "description_with_polygons",
+        "polygons",
+        "bboxes",
+    )
+    post_processor = {
+        "ocr": {"PATTERN": _OCR_PATTERN, "AREA_THRESHOLD": 0.0},
+        "phrase_grounding": {"banned_grounding_tokens": ["the image"]},
+        "description_with_bboxes_or_polygons": {},
+        **{kind: {} for kind in kinds},
+    }
+    return _Processor(image_processor, fast, post_processor_config=post_processor)
+
+
+def make_config(tokenizer: Tokenizer) -> Florence2Config:
+    """Return a small Florence-2: 12 × 12 image tokens of 16 px and their mean."""
+    ids: dict[str, Any] = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
+    text_config: dict[str, Any] = {
+        "model_type": "bart",
+        "vocab_size": padded_size(tokenizer),
+        "d_model": HIDDEN_SIZE,
+        "max_position_embeddings": 320,
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 256,
+        "decoder_ffn_dim": 512,
+        "dropout": 0.0,
+        "tie_word_embeddings": True,
+        **ids,
+    }
+    vision_config = {
+        "embed_dim": [32, 64, 128, 128],
+        "depths": [0, 1, 2, 1],
+        "num_heads": [1, 2, 4, 4],
+        "num_groups": [1, 2, 4, 4],
+        "patch_stride": [4, 2, 2, 1],
+        "patch_padding": [3, 1, 1, 1],
+        "window_size": 12,
+        "mlp_ratio": 2.0,
+        "drop_path_rate": 0.0,
+        "projection_dim": HIDDEN_SIZE,
+        "max_position_embeddings": 32,
+        "max_temporal_embeddings": 4,
+    }
+    image_token_id = token_id(tokenizer, IMAGE_TOKEN)
+    return Florence2Config(
+        text_config=text_config, vision_config=vision_config, image_token_id=image_token_id, **ids
+    )
+
+
+_SPECIAL_IDS = {
+    "bos_token_id": "<s>",
+    "pad_token_id": "<pad>",
+    "eos_token_id": "</s>",
+    "decoder_start_token_id": "</s>",
+    "forced_eos_token_id": "</s>",
+}
+
+
+class Florence2Trainee(nn.Module):
+    """A Florence-2 model in training (see `Trainee`)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.model: Any = _Model._from_config(
+            make_config(tokenizer), attn_implementation=TRAINING_ATTENTION
+        )
+        ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
+        self.model.generation_config = _GenerationConfig(
+            **ids,
+            forced_bos_token_id=ids["bos_token_id"],
+            num_beams=1,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        self.processor = make_processor(tokenizer)
+        self.location_ids = [
+            token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)
+        ]
+        self.bins_per_px = NUM_BINS / CANVAS_PX
+        self._vision = VisionEncoderModule(
+            self.model, read_image_input(self.processor.image_processor)
+        )
+
+    @property
+    def vision_parts(self) -> list[nn.Module]:
+        """Vision tower and projector."""
+        return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
+
+    @property
+    def language_model(self) -> Any:
+        """BART."""
+        return self.model.model.language_model
+
+    @property
+    def embeddings(self) -> Tensor:
+        """Token embeddings (V, C), tied to the output head."""
+        weight: Tensor = self.model.model.language_model.shared.weight
+        return weight
+
+    @property
+    def position_tables(self) -> list[Tensor]:
+        """Embeddings of the image's rows and columns."""
+        table = self.model.model.multi_modal_projector.image_position_embed
+        return [table.row_embeddings.weight, table.column_embeddings.weight]
+
+    @property
+    def quiet_layers(self) -> list[nn.Linear]:
+        """The text encoder's outputs: it normalises after each addition, which would fade the image
+        features.
+        """
+        return [
+            linear
+            for layer in self.language_model.encoder.layers
+            for linear in (layer.self_attn.out_proj, layer.fc2)
+        ]
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Return all image tokens (B, 1 + N, C) of uint8 `pixels`."""
+        features: Tensor = self._vision(pixels)
+        return features
+
+    def cells(self, image_features: Tensor) -> Tensor:
+        """Return the image tokens of the cells (B, N, C)."""
+        return image_features[:, _NUM_POOLED:]
+
+    def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
+        """Run BART's encoder over images and prompts, its decoder over answers; `image_features`
+        (Q, 1 + N, C).
+        """
+        bart = self.model.model.language_model
+        num_image = image_features.shape[1]
+        inputs_embeds = torch.cat([image_features, bart.shared(batch.prompt_ids)], dim=1)
+        num_read = num_image + batch.num_prompt
+        mask = (
+            torch.arange(inputs_embeds.shape[1], device=num_read.device) < num_read[:, None]
+        ).long()
+        encoded = bart.encoder(inputs_embeds=inputs_embeds, attention_mask=mask).last_hidden_state
+        start = torch.full_like(
+            batch.answer_ids[:, :1], self.model.config.text_config.decoder_start_token_id
+        )
+        previous = torch.cat([start, batch.answer_ids[:, :-1]], dim=1)
+        previous = previous.masked_fill(
+            previous == NO_TOKEN, self.model.config.text_config.pad_token_id
+        )
+        decoded = bart.decoder(
+            input_ids=previous,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask,
+            use_cache=False,
+            output_attentions=True,
+            output_hidden_states=True,
+        )
+        return WrittenAnswers(
+            logits=decoded.last_hidden_state @ bart.shared.weight.T,
+            cell_states=encoded[:, _NUM_POOLED:num_image],
+            writer_states=decoded.hidden_states[-2],
+            attentions=[layer[..., _NUM_POOLED:num_image] for layer in decoded.cross_attentions],
+        )

@@ -1,0 +1,234 @@
+"""The training loop of both families.
+
+    for step: scenes -> image batch (and sequences) -> losses -> gradients -> Muon and Adam
+
+The encoder is trained alone on cell targets first, then the whole model on answers. A stopped run
+resumes from its folder; its scenes depend only on the step's number.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from numpy.random import Generator, default_rng
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from export.scenes import Scene, Scorecard
+from laboratory.training.data.batches import (
+    ENCODER_SCENES,
+    ImageBatch,
+    SceneKinds,
+    SequenceBatch,
+    image_batch,
+    joint_scenes,
+    sequence_batch,
+    training_scenes,
+)
+from laboratory.training.data.cell_targets import CellTargets, cell_targets
+from laboratory.training.models.trainee import FamilyParts, WrittenAnswers
+from laboratory.training.runs.cell_heads import CellHeads, grid_bins
+from laboratory.training.runs.losses import answer_loss, attention_loss
+from laboratory.training.runs.optimizer import make_optimizers
+from laboratory.training.runs.recipes import Recipe, Stage
+from laboratory.training.runs.run_folder import RunFolder
+from laboratory.training.runs.validation import validate
+
+_JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
+_LOGGED_EVERY = 10
+_VALIDATION_SCENES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _SceneBatch:
+    """The scenes of one step with their targets, images and features."""
+
+    scenes: list[Scene]
+    targets: list[CellTargets]
+    images: ImageBatch
+    features: Tensor  # (B, all image tokens, C)
+    locations: Tensor  # (G, C) embeddings of locations at multiples of `GRID_STEP_PX`
+
+
+@dataclass(slots=True)
+class Training:
+    """One run: model, auxiliary heads, recipe and folder."""
+
+    parts: FamilyParts
+    heads: CellHeads
+    recipe: Recipe
+    folder: RunFolder
+    device: str
+    is_bfloat16: bool = False  # matrix products only; weights and sums stay float32
+    optimizers: Sequence[Optimizer] = ()
+    step: int = 0
+
+    def run(self, last_step: int | None = None) -> None:
+        """Train from the stored step to `last_step`, or to the recipe's last."""
+        self.optimizers = self._make_optimizers()
+        modules = self._modules
+        self.step = self.folder.restore(modules, self.optimizers)
+        last = last_step or self.recipe.num_steps
+        with tqdm(total=last, initial=self.step, unit="step", smoothing=0.05) as bar:
+            while self.step < last:
+                start_s = time.monotonic()
+                figures = self._take_step()
+                self.step += 1
+                bar.update()
+                if self.step % _LOGGED_EVERY == 0:
+                    shown = [name for name in ("loss", "box", "plain") if name in figures]
+                    bar.set_postfix({name: f"{figures[name]:.2f}" for name in shown})
+                    step_s = time.monotonic() - start_s
+                    self.folder.log({"step": self.step, "step_s": step_s, **figures})
+                self._keep(modules)
+        self.folder.save(self.step, modules, self.optimizers)
+
+    def begin_refining(self, weights: Mapping[str, Tensor]) -> None:
+        """Store a state at the start of the last stage with these weights."""
+        self.parts.trainee.model.load_state_dict(weights)
+        self.folder.save(self.recipe.stages[-1].first_step, self._modules, self._make_optimizers())
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        return [self.parts.trainee.model, self.heads]
+
+    def _keep(self, modules: Sequence[nn.Module]) -> None:
+        """Save and validate at the recipe's intervals."""
+        if self.step % self.recipe.saved_every == 0:
+            self.folder.save(self.step, modules, self.optimizers)
+        if self.step > self.recipe.encoder_steps and self.step % self.recipe.validation_every == 0:
+            scorecard = validate(self.parts, _VALIDATION_SCENES)
+            figures = {
+                f"{name}: {measure}": tally.f1
+                for (name, measure), tally in scorecard.tallies.items()
+            }
+            self.folder.log({"step": self.step, **figures})
+            tqdm.write(f"step {self.step}: {_summary(scorecard)}")
+
+    def _take_step(self) -> dict[str, float]:
+        stage = self.recipe.stage_of(self.step)
+        factor = self._rate(stage)
+        vision_factor = 1.0 if stage.name == "encoder" else self.recipe.joint_vision_factor
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                part_factor = vision_factor if group["part"] == "vision" else 1.0
+                group["lr"] = group["top"] * factor * part_factor
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
+            losses = self._losses(stage)
+        loss = torch.stack(list(losses.values())).sum()
+        torch.autograd.backward(loss)
+        for module in (self.parts.trainee.model, self.heads):
+            nn.utils.clip_grad_norm_(module.parameters(), self.recipe.max_gradient_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return {"loss": loss.item(), "rate": factor} | {
+            name: value.item() for name, value in losses.items()
+        }
+
+    def _losses(self, stage: Stage) -> dict[str, Tensor]:
+        """Return the weighted losses of this step's scenes."""
+        recipe = self.recipe
+        if stage.name == "encoder":
+            rng = default_rng((self.step * recipe.encoder_images, 2))
+            sampled = self._sample(
+                self.step * recipe.encoder_images, recipe.encoder_images, ENCODER_SCENES, rng
+            )
+            return self._image_losses(sampled, recipe.first_sigma)
+        first_seed = _JOINT_FIRST_SEED + (self.step - recipe.encoder_steps) * recipe.joint_images
+        rng = default_rng((first_seed, 2))
+        is_refining = stage.name == "refining"
+        progress = 1.0 if is_refining else stage.progress(self.step)
+        kinds = joint_scenes(min(1.0, progress / recipe.full_difficulty_share))
+        sampled = self._sample(first_seed, recipe.joint_images, kinds, rng)
+        weights = recipe.refining_weights if is_refining else recipe.weights
+        batch = sequence_batch(
+            self.parts.language,
+            sampled.scenes,
+            sampled.targets,
+            weights,
+            recipe.sequences_per_image,
+            rng,
+        )
+        batch.to(self.device)
+        sigma = recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
+        written = self.parts.trainee.write(sampled.features[batch.image_index], batch)
+        plain, location = answer_loss(written.logits, batch, self._location_ids, sigma)
+        attention = attention_loss(written.attentions, batch) * recipe.attention_weight
+        losses = {"plain": plain, "location": location, "attention": attention}
+        if not is_refining:
+            losses |= self._auxiliary_losses(sampled, written, batch, sigma)
+        return losses
+
+    def _sample(self, first_seed: int, num: int, kinds: SceneKinds, rng: Generator) -> _SceneBatch:
+        """Sample scenes and compute their image features."""
+        scenes = training_scenes(first_seed, num, kinds)
+        targets = [cell_targets(scene) for scene in scenes]
+        images = image_batch(scenes, targets, rng)
+        images.to(self.device)
+        grid = grid_bins(self.parts.trainee.bins_per_px)
+        locations = self.parts.trainee.embeddings[self._location_ids[grid]]
+        return _SceneBatch(
+            scenes, targets, images, self.parts.trainee.image_features(images.pixels), locations
+        )
+
+    def _image_losses(self, sampled: _SceneBatch, sigma: float) -> dict[str, Tensor]:
+        """Return the losses of cell targets predicted from image features."""
+        return self.heads.image_losses(
+            self.parts.trainee.cells(sampled.features), sampled.images, sampled.locations, sigma
+        )
+
+    def _auxiliary_losses(
+        self, sampled: _SceneBatch, written: WrittenAnswers, batch: SequenceBatch, sigma: float
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses of the auxiliary heads."""
+        recipe = self.recipe
+        heads = self.heads
+        cells = {
+            name: loss * recipe.cell_weight
+            for name, loss in self._image_losses(sampled, sigma).items()
+        }
+        kept = heads.kept_loss(written.cell_states, batch, sampled.images, sampled.locations)
+        fetched = heads.fetched_loss(
+            written.writer_states, batch, sampled.images, sampled.locations
+        )
+        return cells | {
+            "kept": kept * recipe.attribute_weight,
+            "fetched": fetched * recipe.attribute_weight,
+            "place": heads.place_loss(written.writer_states, batch) * recipe.attribute_weight,
+            "rank": heads.rank_loss(written.cell_states, batch.ranks) * recipe.rank_weight,
+        }
+
+    @property
+    def _location_ids(self) -> Tensor:
+        return torch.tensor(self.parts.trainee.location_ids, device=self.device)
+
+    def _rate(self, stage: Stage) -> float:
+        """Return the factor on the rates at this step of a stage: warm-up, constant, cosine
+        decay.
+        """
+        recipe = self.recipe
+        fall = max(0.0, (stage.progress(self.step) - recipe.flat_share) / (1 - recipe.flat_share))
+        cosine = recipe.final_rate + (1 - recipe.final_rate) * (1 + math.cos(math.pi * fall)) / 2
+        return (
+            stage.top_rate
+            * min(1.0, (self.step - stage.first_step + 1) / recipe.warm_up_steps)
+            * cosine
+        )
+
+    def _make_optimizers(self) -> list[Optimizer]:
+        parts: dict[str, list[nn.Module]] = {
+            "vision": self.parts.trainee.vision_parts,
+            "language": [self.parts.trainee.language_model],
+            "heads": [self.heads],
+        }
+        return make_optimizers(parts, self.parts.trainee.embeddings, self.recipe.rates)
+
+
+def _summary(scorecard: Scorecard) -> str:
+    """Return the main measure of each question, with two decimals."""
+    shown = ("exact", "f1_at_50", "f1_at_75", "mask_iou", "empty")
+    return ", ".join(f"{n} {m} {t.f1:.2f}" for (n, m), t in scorecard.tallies.items() if m in shown)

@@ -1,0 +1,114 @@
+"""Accuracy of a model in training on scenes that it is not trained on, by the decoders and parsers
+that serve it.
+
+Greedy, at the model's own image size, without the network between; `python -m
+laboratory.evaluation` measures what is served.
+"""
+
+import json
+from dataclasses import asdict
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.scenes import Question, Scorecard, questions, render_scene, sample_scene, score_answer
+from export.scenes.prompts import question_prompts
+from export.scenes.scene import CANVAS_PX
+from laboratory.training.data.examples import Language
+from laboratory.training.models.trainee import FamilyParts, Trainee
+from runners.decoder.answers import to_written
+from runners.decoder.batch import generate_all
+from runners.decoder.protocol import Decoder
+from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.sequences import SequenceRequest
+from runners.models.bart import Bart
+from runners.models.florence2 import Florence2Decoder
+from runners.models.gemma import Gemma
+from runners.models.paligemma import PaliGemmaDecoder
+from runners.models.weights import DecoderWeights
+from runners.tokens.constraints import Constraints
+from runners.tokens.rules import GenerationRules
+from tasks.families import FAMILIES
+from tasks.generation import GeneratedText
+from tasks.parameters import parse_parameters
+from tasks.table import TASKS
+
+FIRST_SEED = 800_000_000
+_SIZE_WH = (CANVAS_PX, CANVAS_PX)
+_BATCH_SIZE = 64
+_EVERY_EMPTY = 8  # one of so many scenes has no object
+
+
+def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
+    """Return the decoder that serves the family, over the weights in training."""
+    config = trainee.model.config
+    rules = GenerationRules.of(trainee.model.generation_config.to_dict())
+    constraints = Constraints(json.loads(language.tokenizer.to_str()), rules.eos_token_ids)
+    values = config.to_dict() | {
+        "bos_token_id": language.prompt_start[0],
+        "pad_token_id": trainee.processor.tokenizer.pad_token_id,
+    }
+    weights = DecoderWeights(trainee.language_model.state_dict(), "float32", trainee.model.device)
+    if language.entry.family == "florence2":
+        bart = Bart(config.text_config, weights)
+        return Florence2Decoder(bart, language.prompt_tokenizer, constraints, rules, values)
+    gemma = Gemma(config.text_config, weights)
+    return PaliGemmaDecoder(gemma, language.prompt_tokenizer, constraints, rules, values)
+
+
+@torch.inference_mode()
+def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
+    """Ask every question about `num_scenes` scenes and score the answers."""
+    trainee = parts.trainee
+    language = parts.language
+    asked: list[tuple[Question, list[SequenceRequest]]] = []
+    for index in range(num_scenes):
+        scene = sample_scene(
+            FIRST_SEED + index, 0 if index % _EVERY_EMPTY == _EVERY_EMPTY - 1 else None
+        )
+        pixels = torch.from_numpy(np.asarray(render_scene(scene)).copy())[None].to(
+            trainee.embeddings.device
+        )
+        features = trainee.image_features(pixels)[0]
+        for question in questions(scene):
+            prompts = [
+                language.prompt_ids([(s.text, s.is_control) for s in prompt.segments])
+                for prompt in question_prompts(language.entry, question)
+            ]
+            if prompts:
+                asked.append((question, [SequenceRequest(features, ids, 128) for ids in prompts]))
+    decoder = make_decoder(trainee, language)
+    requests = list(chain.from_iterable(own for _, own in asked))
+    texts = iter(_written(decoder, requests))
+    scorecard = Scorecard()
+    for question, own in asked:
+        scorecard += _scored(parts, question, list(islice(texts, len(own))))
+    return scorecard
+
+
+def _written(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[GeneratedText]:
+    texts = []
+    for start in range(0, len(requests), _BATCH_SIZE):
+        batch = requests[start : start + _BATCH_SIZE]
+        for request, sequence in zip(batch, generate_all(decoder, batch), strict=True):
+            written = to_written(decoder, request, WrittenSequence(sequence, 0.0, 0.0, 0.0))
+            ends = tuple(written.token_ends)
+            logprobs = tuple(written.logprobs)
+            texts.append(GeneratedText(written.text, ends, logprobs, written.finish_reason))
+    return texts
+
+
+def _scored(parts: FamilyParts, question: Question, texts: list[GeneratedText]) -> Scorecard:
+    parameters = parse_parameters(TASKS[question.task], question.parameters)
+    family = FAMILIES[parts.language.entry.family]
+    result = family.parse_answer(
+        question.task, parameters, texts, _SIZE_WH, "polygon", parts.mask_decoder
+    )
+    return score_answer(asdict(result, dict_factory=_as_sent), question, _SIZE_WH)
+
+
+def _as_sent(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what the service would send of a result."""
+    return {name: value for name, value in items if name != "is_parsed" and value is not None}

@@ -1,0 +1,84 @@
+"""The check of a GPU, on a CPU: what it measures of the device is not judged here, but all of it
+runs.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from laboratory.gpu_check.idle import HostMark, MarkedDecoder
+from laboratory.gpu_check.verdicts import Verdict, failed, table
+from runners.artifacts.manifest import read_manifest
+from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.sequences import SequenceRequest
+from runners.models.load import load_decoder
+from tests.support.device_traffic import GraphDecoder, capture_eagerly
+from tests.support.export_cli import ModelStore
+
+CHECKS = [
+    "devices",
+    "features",
+    "tokens, 1 beams",
+    "tokens, 3 beams",
+    "choices",
+    "encoder",
+    "prefill",
+    "step",
+    "one sampled row of 16",
+    "throughput",
+]
+
+
+@pytest.mark.long
+def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> None:
+    run = exported.python(
+        "-m", "laboratory.gpu_check", "--device", "cpu", "--seconds", "1", "florence-2-mini"
+    )
+    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert [line["check"] for line in lines] == CHECKS, run.stderr
+    assert not [line for line in lines if "error" in line["measured"]]
+    assert [line["is_met"] for line in lines[:5]] == [True] * 5
+    assert run.returncode == (0 if all(line["is_met"] for line in lines) else 1)
+
+
+def test_a_check_that_fails_is_a_missed_aim() -> None:
+    verdict = failed("step", "a", RuntimeError("CUDA error: unknown error"))
+    assert json.loads(verdict.line())["measured"] == {
+        "error": "RuntimeError: CUDA error: unknown error"
+    }
+    assert not verdict.is_met
+
+
+def test_the_table_has_a_row_for_each_verdict() -> None:
+    rows = table(
+        [Verdict("step", "a", {"1 row, ms": 2.5, "kernels": 9}, "<= 3", is_met=True)]
+    ).splitlines()
+    assert rows[2:] == ["| step | a | 1 row, ms 2.5, kernels 9 | <= 3 | yes |"]
+
+
+def test_the_idle_share_is_the_time_between_passes_and_choices(artifacts: Path) -> None:
+    own = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", 64)
+    marked: Any = MarkedDecoder(GraphDecoder(own, capture_eagerly), HostMark)
+    marked.make_endless()
+    features = torch.zeros(16, read_manifest(artifacts).hidden_size)
+    request = SequenceRequest(features, marked.prompt_ids([("abc", False)]), 20)
+    batch = LiveBatch(marked, 2)
+    batch.admit([start_sequence(request, marked.rules) for _ in range(2)])
+    for _ in range(3):
+        batch.step()
+        time.sleep(0.02)
+    assert [name for name, _ in marked.marks] == [
+        "pass",
+        "choice",
+        "pass",
+        "choice",
+        "pass",
+        "choice",
+        "pass",
+    ]
+    idle_ms, all_ms = marked.times_ms()
+    assert 2 * 20 < idle_ms < all_ms

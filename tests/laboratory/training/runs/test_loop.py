@@ -1,0 +1,102 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from laboratory.training.__main__ import make_training
+from laboratory.training.runs.loop import Training
+from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
+
+_Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
+_Processor: Any = AutoProcessor
+
+
+def small_training(model_id: str, folder: Path) -> Training:
+    """A run of two encoder and four joint steps with two images each, saved every second step."""
+    training = make_training(model_id, folder, "cpu", seed=0)
+    training.recipe = dataclasses.replace(
+        training.recipe,
+        encoder_steps=2,
+        encoder_images=2,
+        joint_steps=4,
+        joint_images=2,
+        refining_steps=0,
+        saved_every=2,
+        validation_every=1000,
+    )
+    return training
+
+
+def weights(training: Training) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = training.parts.trainee.model.state_dict()
+    return state
+
+
+@pytest.mark.parametrize(
+    "model_id", ["florence-2-mini", pytest.param("paligemma-mini", marks=pytest.mark.long)]
+)
+def test_resumed_run_equals_an_uninterrupted_one(model_id: str, tmp_path: Path) -> None:
+    whole = small_training(model_id, tmp_path / "whole")
+    whole.run()
+    stopped = small_training(model_id, tmp_path / "stopped")
+    stopped.run(last_step=4)
+    resumed = small_training(model_id, tmp_path / "stopped")
+    resumed.run()
+    assert resumed.step == whole.step == 6
+    for name, expected in weights(whole).items():
+        torch.testing.assert_close(weights(resumed)[name], expected, rtol=0, atol=0)
+
+
+def test_checkpoint_loads_in_transformers(model_id: str, tmp_path: Path) -> None:
+    training = small_training(model_id, tmp_path / "run")
+    write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
+    processor = _Processor.from_pretrained(tmp_path / "checkpoint")
+    model, loading = _Model.from_pretrained(
+        tmp_path / "checkpoint", output_loading_info=True, dtype=torch.float32
+    )
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert processor.tokenizer.image_token == "<image>"
+    for name, trained in weights(training).items():
+        torch.testing.assert_close(model.state_dict()[name], trained.half().float(), rtol=0, atol=0)
+
+
+def test_the_learning_curve_is_drawn_from_the_log(tmp_path: Path) -> None:
+    training = small_training("florence-2-mini", tmp_path / "run")
+    for step in (10, 20):
+        training.folder.log({"step": step, "loss": 3.0 / step})
+    training.folder.log({"step": 20, "ocr: exact": 0.5})
+    draw_learning_curve(training.folder, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert [
+        json.loads(line)["step"]
+        for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ] == [
+        10,
+        20,
+        20,
+    ]
+
+
+@pytest.mark.parametrize(
+    "model_id", [pytest.param("florence-2-mini", marks=pytest.mark.long), "paligemma-mini"]
+)
+def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_path: Path) -> None:
+    training = small_training(model_id, tmp_path / "first")
+    write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
+    refined = small_training(model_id, tmp_path / "refined")
+    refined.recipe = dataclasses.replace(
+        refined.recipe, refining_steps=2, refining_weights={"ocr": 1.0}
+    )
+    stored = read_weights(tmp_path / "checkpoint")
+    refined.begin_refining(stored)
+    assert refined.folder.restore([refined.parts.trainee.model]) == 6
+    for name, value in weights(refined).items():
+        torch.testing.assert_close(value, stored[name], rtol=0, atol=0)
+    refined.run()
+    assert refined.step == 8
+    assert any(not torch.equal(value, stored[name]) for name, value in weights(refined).items())
