@@ -2,7 +2,7 @@
 # make test       all checks: style, types, tests
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing, mutants
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
-# make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
+# make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto; the client links to the service's
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench      our service against what a user would write instead, at most 25 minutes; tables and history in loadtest/results
@@ -57,7 +57,6 @@ check: $(VENV)/installed-dev
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
-	cp service/rpc/proto/vision_pb2.py service/rpc/proto/vision_pb2.pyi client/diptych_client/transports
 
 # torch and ONNX Runtime differ by device; networkx, setuptools and sympy are what torch needs on every one.
 lock: $(VENV)/installed-dev

@@ -1,9 +1,8 @@
 """REST and gRPC: one attempt of a call, from a request to a result or a `DiptychError`.
 
 operations.py is the table of calls; rest_messages.py and grpc_messages.py convert between values
-and messages; rest_transports.py and grpc_transports.py send them. `make proto` generates
-vision_pb2.py: it is identical to the service's, descriptor included, so that one process can load
-both.
+and messages; rest_transports.py and grpc_transports.py send them. vision_pb2.py is a link to the
+service's generated code: both have the same descriptor, so that one process can load both.
 """
 
 from diptych_client.transports.grpc_transports import AsyncGrpcTransport, GrpcTransport
