@@ -12,9 +12,8 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from tenacity import (
-    AsyncRetrying,
+    BaseRetrying,
     RetryCallState,
-    Retrying,
     retry_if_exception_type,
     stop_after_attempt,
     stop_before_delay,
@@ -24,14 +23,11 @@ from tenacity import (
 
 from diptych_client.errors import ConnectionFailed, DiptychError, NotReady, Overloaded
 
-RetryingT = TypeVar("RetryingT", Retrying, AsyncRetrying)
+RetryingT = TypeVar("RetryingT", bound=BaseRetrying)
 Delay = Callable[[RetryCallState], float]
 
-# Half of the delay is fixed, half is random: 0.1 to 0.2 s before the first retry, then doubled, at
-# most 10 s.
-BACKOFF: Delay = wait_exponential(multiplier=0.1, max=5) + wait_random_exponential(
-    multiplier=0.1, max=5
-)
+# Half of the delay is fixed, half random: 0.1 to 0.2 s first, then doubled, at most 10 s.
+BACKOFF: Delay = wait_exponential(0.1, max=5) + wait_random_exponential(0.1, max=5)
 
 
 def retrying(kind: type[RetryingT], timeout_s: float, max_retries: int) -> RetryingT:

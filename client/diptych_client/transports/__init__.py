@@ -6,7 +6,7 @@ service's generated code: both have the same descriptor, so that one process can
 """
 
 from diptych_client.transports.grpc_transports import AsyncGrpcTransport, GrpcTransport
-from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Attempt, Operation
+from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Call, Operation
 from diptych_client.transports.rest_transports import AsyncRestTransport, RestTransport
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "TASKS",
     "AsyncGrpcTransport",
     "AsyncRestTransport",
-    "Attempt",
+    "Call",
     "GrpcTransport",
     "Operation",
     "RestTransport",

@@ -1,15 +1,16 @@
 """Values to and from the JSON of REST. Knows no connection."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from httpx_sse import ServerSentEvent
 
 from diptych_client.errors import DiptychError, ErrorDetail, error_from
-from diptych_client.geometry import BoxXyxy, ImageSize, PointXy, QuadXy, Ring, RunLengthMask
+from diptych_client.geometry import BoxXyxy, ImageSize, QuadXy, Ring, RunLengthMask
 from diptych_client.requests import FieldValue
 from diptych_client.results import (
     Answer,
@@ -32,6 +33,8 @@ from diptych_client.retries import parse_retry_after_s
 
 Json = Mapping[str, Any]
 ValueT = TypeVar("ValueT")
+
+_COORDINATES = re.compile("_(xyxy|xy|hw)$")  # of a field: `box_xyxy`
 
 # For responses without our JSON body: those of a proxy, or of the server before the service has
 # started.
@@ -121,19 +124,30 @@ def error_from_response(
 
 def answer_json(answer: Answer) -> dict[str, Any]:
     """Return an answer as the JSON of REST, the inverse of `answer_from_json`."""
-    plain = {field.name: getattr(answer, field.name) for field in fields(answer)}
-    values = {name: asdict(plain[name]) for name in ("image", "usage", "timings_ms")}
-    return plain | values | {"result": _result_json(answer.result)}
+    row: dict[str, Any] = _plain(answer)
+    return row
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as the JSON of REST."""
-    answers = [
-        asdict(each) if isinstance(each, ModelFailure) else answer_json(each)
-        for each in comparison.answers
-    ]
-    image = asdict(comparison.image)
-    return {"id": comparison.id, "task": comparison.task, "image": image, "answers": answers}
+    row: dict[str, Any] = _plain(comparison)
+    return row
+
+
+def _plain(value: Any) -> Any:
+    """Return dataclasses as objects: optional fields without a value and the suffixes of
+    coordinates are omitted.
+    """
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if not is_dataclass(value):
+        return value
+    row = {}
+    for each in fields(value):
+        part = getattr(value, each.name)
+        if part is not None or each.default is not None:
+            row[_COORDINATES.sub("", each.name)] = _plain(part)
+    return row
 
 
 def _value(kind: type[ValueT], row: Json) -> ValueT:
@@ -159,10 +173,10 @@ def _result(body: Json) -> Result:
 
 
 def _instance(row: Json) -> Instance:
-    polygons = tuple(_ring(ring) for ring in row["polygons"]) if "polygons" in row else None
-    mask = (
-        RunLengthMask(tuple(row["mask"]["size"]), row["mask"]["counts"]) if "mask" in row else None
-    )
+    rings = row.get("polygons")
+    polygons = None if rings is None else tuple(map(_ring, rings))
+    runs = row.get("mask")
+    mask = None if runs is None else RunLengthMask(tuple(runs["size"]), runs["counts"])
     return Instance(_box(row["box"]), row["label"], row["score"], polygons, mask)
 
 
@@ -178,35 +192,3 @@ def _ring(points: Iterable[Sequence[float]]) -> Ring:
 def _quad(points: Iterable[Sequence[float]]) -> QuadXy:
     first, second, third, fourth = _ring(points)
     return (first, second, third, fourth)
-
-
-def _result_json(result: Result) -> dict[str, Any]:
-    match result:
-        case TextResult():
-            return {"text": result.text}
-        case DetectionsResult():
-            rows = [
-                {"box": list(d.box_xyxy), "label": d.label, "score": d.score}
-                for d in result.detections
-            ]
-            return {"detections": rows}
-        case InstancesResult():
-            return {"instances": [_instance_json(instance) for instance in result.instances]}
-        case TextRegionsResult():
-            regions = result.text_regions
-            return {
-                "text_regions": [
-                    {"quad": _lists(r.quad_xy), "text": r.text, "score": r.score} for r in regions
-                ]
-            }
-
-
-def _instance_json(instance: Instance) -> dict[str, Any]:
-    row = {"box": list(instance.box_xyxy), "label": instance.label, "score": instance.score}
-    if instance.mask is not None:
-        return row | {"mask": {"size": list(instance.mask.size_hw), "counts": instance.mask.counts}}
-    return row | {"polygons": [_lists(ring) for ring in instance.polygons_xy or ()]}
-
-
-def _lists(points: Iterable[PointXy]) -> list[list[float]]:
-    return [list(point) for point in points]
