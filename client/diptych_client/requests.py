@@ -108,6 +108,10 @@ def sent_image(image: ImageSource) -> bytes | str:
     return encoded_image(image)
 
 
+def read_api_key(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip()
+
+
 def read_image_file(path: Path) -> bytes:
     """Return the bytes of an image file.
 

@@ -76,13 +76,6 @@ def _cropped(box_xyxy: BoxXyxy, mask: NDArray[np.bool_]) -> tuple[BoxXyxy, NDArr
     inside.
     """
     height, width = mask.shape
-    x1, y1 = (
-        int(np.clip(np.floor(at), 0, side - 1))
-        for at, side in zip(box_xyxy[:2], (width, height), strict=True)
-    )
-    x2, y2 = (
-        int(np.clip(np.ceil(at), 1, side))
-        for at, side in zip(box_xyxy[2:], (width, height), strict=True)
-    )
-    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+    x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, (width - 1, height - 1)).astype(int).tolist()
+    x2, y2 = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (width, height)).astype(int).tolist()
     return (float(x1), float(y1), float(x2), float(y2)), mask[y1:y2, x1:x2]

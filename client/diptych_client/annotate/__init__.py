@@ -1,12 +1,12 @@
 """Labels a folder of images with one task of one model, or of two that must agree.
 
 job.py is the question and its images, labelling.py sends the requests, journal.py stores each
-answer as it arrives, dataset.py writes COCO, YOLO or JSON lines from the journal, and consensus.py
-compares the journals of two models.
+answer as it arrives, dataset_files.py writes COCO, YOLO or JSON lines from the journal, and
+consensus.py compares the journals of two models.
 """
 
 from diptych_client.annotate.consensus import AgreementRule, agree, write_consensus
-from diptych_client.annotate.dataset import (
+from diptych_client.annotate.dataset_files import (
     DatasetFormat,
     check_consensus,
     check_format,

@@ -21,11 +21,8 @@ class Job:
 
     def fields(self) -> dict[str, object]:
         """Return the job in JSON's types."""
-        given = {
-            "task": self.task,
-            "model": self.model,
-            **given_fields(self.parameters, self.options),
-        }
+        chosen = {"task": self.task, "model": self.model}
+        given = chosen | given_fields(self.parameters, self.options)
         fields: dict[str, object] = json.loads(json.dumps(given))
         return fields
 
@@ -47,15 +44,13 @@ class ImageFile:
 
 def find_images(folder: Path) -> list[ImageFile]:
     """Return the images in a folder and its subfolders, sorted by name."""
-    paths = [
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
-    return sorted((_image_file(folder, path) for path in paths), key=lambda image: image.name)
-
-
-def _image_file(folder: Path, path: Path) -> ImageFile:
-    stat = path.stat()
-    return ImageFile(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns)
+    images = []
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            stat = path.stat()
+            name = path.relative_to(folder).as_posix()
+            images.append(ImageFile(name, stat.st_size, stat.st_mtime_ns))
+    return sorted(images, key=lambda image: image.name)
 
 
 def check_folders(images: Path, out: Path) -> None:

@@ -14,11 +14,12 @@ from rich.console import Console, RenderableType
 from diptych_client.annotate import AgreementRule, DatasetFormat
 from diptych_client.cli.folder import AnnotateCommand, annotate_folder
 from diptych_client.cli.options import ConnectionOptions, TaskOptions, with_task_options
-from diptych_client.cli.tables import answer_view, comparison_view, models_view, tasks_view
 from diptych_client.cli.terminal import echo
+from diptych_client.cli.views import answer_view, comparison_view, models_view, tasks_view
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.long_runs import RunError
+from diptych_client.requests import read_api_key
 from diptych_client.transports.rest_messages import answer_json, comparison_json
 
 app = typer.Typer(
@@ -38,6 +39,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 ModelId = Annotated[
     str | None, typer.Option(help="Model id; default: the first that offers the task.")
 ]
+ModelIds = Annotated[
+    list[str] | None, typer.Option(help="Model id; repeatable; default: all that offer the task.")
+]
+Concurrency = Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)]
 
 
 def main() -> None:
@@ -67,7 +72,7 @@ def connect(
     ] = 3,
 ) -> None:
     """Run vision tasks on a Diptych service."""
-    api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
+    api_key = None if api_key_file is None else read_api_key(api_key_file)
     context.obj = ConnectionOptions(url, api_key, timeout_s, max_retries)
 
 
@@ -97,10 +102,7 @@ def compare(
     context: typer.Context,
     image: ImagePath,
     task_options: TaskOptions,
-    models: Annotated[
-        list[str] | None,
-        typer.Option(help="Model id; repeatable; default: all that offer the task."),
-    ] = None,
+    models: ModelIds = None,
     draw: Draw = None,
     as_json: AsJson = False,
 ) -> None:
@@ -166,7 +168,7 @@ def annotate(
         Path | None,
         typer.Option(help="Output folder; default: FOLDER-annotations.", file_okay=False),
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)] = 8,
+    concurrency: Concurrency = 8,
 ) -> None:
     """Label a folder of images and write a dataset; the same command resumes an interrupted run.
 
@@ -190,10 +192,7 @@ def evaluate(
         Path, typer.Argument(help="A COCO, YOLO, VOC, JSON lines, Hugging Face or image folder.")
     ],
     task_options: TaskOptions,
-    models: Annotated[
-        list[str] | None,
-        typer.Option(help="Model id; repeatable; default: all that offer the task."),
-    ] = None,
+    models: ModelIds = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False),
@@ -212,7 +211,7 @@ def evaluate(
     sample: Annotated[
         int | None, typer.Option(help="Number of images, drawn by --seed.", min=1)
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)] = 8,
+    concurrency: Concurrency = 8,
     gallery: Annotated[int, typer.Option(help="Number of images in the report.", min=0)] = 200,
     calibrate: Annotated[
         Path | None,

@@ -1,6 +1,4 @@
-"""The command `annotate`: runs `diptych_client.annotate` with a progress bar and prints a
-summary.
-"""
+"""The command `annotate`: runs `diptych_client.annotate` and prints a summary."""
 
 import re
 import time
@@ -25,8 +23,7 @@ from diptych_client.annotate import (
     write_dataset,
 )
 from diptych_client.annotate.job import ImageFile
-from diptych_client.annotate.journal import Record
-from diptych_client.cli.options import ConnectionOptions, TaskOptions
+from diptych_client.cli.options import ConnectionOptions, TaskOptions, offered_task
 from diptych_client.cli.progress import run_with_progress
 from diptych_client.cli.terminal import echo
 from diptych_client.long_runs import FailureLog, RunError
@@ -56,39 +53,32 @@ def annotate_folder(connection: ConnectionOptions, command: AnnotateCommand) -> 
     images = find_images(command.folder)
     jobs = _jobs(connection, command, images)
     with ExitStack() as stack:
-        journals = [
-            stack.enter_context(Journal.open(command.out / _journal_name(command, job), job))
-            for job in jobs
-        ]
+        journals = []
+        for job in jobs:
+            name = _journal_name(command, job)
+            journals.append(stack.enter_context(Journal.open(command.out / name, job)))
         failures = stack.enter_context(FailureLog(command.out / "failures.jsonl"))
         for job, journal in zip(jobs, journals, strict=True):
+            labeller = Labeller(command.folder, job, journal, failures)
             unlabelled = [image for image in images if not journal.has(image)]
-            _label(
-                connection,
-                Labeller(command.folder, job, journal, failures),
-                unlabelled,
-                command.concurrency,
-            )
-        labelled = [image for image in images if all(journal.has(image) for journal in journals)]
-        records = [[journal.records[image.name] for image in labelled] for journal in journals]
-    if command.consensus is not None:
-        dataset = _write_consensus(command, command.consensus, records, jobs[0])
+            _label(connection, labeller, unlabelled, command.concurrency)
+    labelled = images
+    for journal in journals:
+        labelled = [image for image in labelled if journal.has(image)]
+    records = []
+    for journal in journals:
+        records.append([journal.records[image.name] for image in labelled])
+    place = (command.dataset_format, command.out, command.folder)
+    if command.consensus is None:
+        dataset = write_dataset(*place, records[0], jobs[0])
     else:
-        dataset = write_dataset(
-            command.dataset_format, command.out, command.folder, records[0], jobs[0]
-        )
+        rule = command.consensus
+        agreements = [agree(one, two, rule) for one, two in zip(*records, strict=True)]
+        dataset = write_consensus(*place, agreements, jobs[0])
+        num_differing = sum(bool(each.differing) for each in agreements)
+        echo(f"{num_differing} images have boxes to review, see {command.out / 'review.json'}")
     echo(f"{len(labelled)} of {len(images)} images are in {dataset}")
     return failures.num_failures
-
-
-def _write_consensus(
-    command: AnnotateCommand, rule: AgreementRule, records: Sequence[Sequence[Record]], job: Job
-) -> Path:
-    agreements = [agree(first, second, rule) for first, second in zip(*records, strict=True)]
-    dataset = write_consensus(command.dataset_format, command.out, command.folder, agreements, job)
-    num_differing = sum(bool(each.differing) for each in agreements)
-    echo(f"{num_differing} images have boxes to review, see {command.out / 'review.json'}")
-    return dataset
 
 
 def _journal_name(command: AnnotateCommand, job: Job) -> str:
@@ -114,12 +104,9 @@ def _jobs(
     """
     if not images:
         raise RunError(f"{command.folder} contains no JPEG, PNG or WebP file")
-    with connection.client() as client:
-        tasks = {task.id: task for task in client.tasks() if task.models}
     options = command.task_options
-    if options.task not in tasks:
-        raise RunError(f"no model offers task {options.task!r}; offered are {', '.join(tasks)}")
-    task = tasks[options.task]
+    with connection.client() as client:
+        task = offered_task(client.tasks(), options.task)
     num_models = 1 if command.consensus is None else 2
     check_format(command.dataset_format, task.result, images)
     if command.consensus is not None:
@@ -144,6 +131,8 @@ def _label(
             await label_images(client, labeller, images, concurrency, advance)
 
     run_with_progress(len(images), run)
-    elapsed_s, num_failed = time.monotonic() - start_s, labeller.failures.num_failures - num_failed
+    elapsed_s = time.monotonic() - start_s
+    num_failed = labeller.failures.num_failures - num_failed
     summary = f"{len(images)} images in {elapsed_s:.1f} s, {len(images) / elapsed_s:.1f} images/s"
-    echo(f"{summary}; {num_failed} failed{f', see {labeller.failures.path}' if num_failed else ''}")
+    hint = f", see {labeller.failures.path}" if num_failed else ""
+    echo(f"{summary}; {num_failed} failed{hint}")

@@ -1,19 +1,17 @@
 """Options that several commands share: the connection, and the task with its parameters."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
 from diptych_client.client import AsyncClient, Client
+from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
-
-_PARAMETERS = "Task parameters"
-_GENERATION = "Generation"
-_OBJECTS = "Objects"
+from diptych_client.results import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +24,29 @@ class ConnectionOptions:
     max_retries: int
 
     def client(self) -> Client:
-        return Client(
-            self.url, api_key=self.api_key, timeout_s=self.timeout_s, max_retries=self.max_retries
-        )
+        return Client(self.url, **self._settings())
 
     def async_client(self) -> AsyncClient:
-        return AsyncClient(
-            self.url, api_key=self.api_key, timeout_s=self.timeout_s, max_retries=self.max_retries
-        )
+        return AsyncClient(self.url, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "api_key": self.api_key,
+            "timeout_s": self.timeout_s,
+            "max_retries": self.max_retries,
+        }
+
+
+def _parameter(text: str, metavar: str | None = None) -> Any:
+    return typer.Option(help=text, metavar=metavar, rich_help_panel="Task parameters")
+
+
+def _generation(text: str, *flags: str) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel="Generation")
+
+
+def _objects(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Objects")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,72 +57,31 @@ class TaskOptions:
     """
 
     task: Annotated[str, typer.Option(help="Task id; `diptych tasks` lists them.")]
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(help="Label to detect; repeatable.", rich_help_panel=_PARAMETERS),
-    ] = None
-    caption: Annotated[
-        str | None,
-        typer.Option(help="Text whose phrases are located.", rich_help_panel=_PARAMETERS),
-    ] = None
-    phrases: Annotated[
-        list[str] | None,
-        typer.Option(help="Phrase to locate; repeatable.", rich_help_panel=_PARAMETERS),
-    ] = None
-    phrase: Annotated[
-        str | None, typer.Option(help="Object to segment.", rich_help_panel=_PARAMETERS)
-    ] = None
+    labels: Annotated[list[str] | None, _parameter("Label to detect; repeatable.")] = None
+    caption: Annotated[str | None, _parameter("Text whose phrases are located.")] = None
+    phrases: Annotated[list[str] | None, _parameter("Phrase to locate; repeatable.")] = None
+    phrase: Annotated[str | None, _parameter("Object to segment.")] = None
     region: Annotated[
-        tuple[float, float, float, float] | None,
-        typer.Option(help="Box in pixels.", metavar="X1 Y1 X2 Y2", rich_help_panel=_PARAMETERS),
+        tuple[float, float, float, float] | None, _parameter("Box in pixels.", "X1 Y1 X2 Y2")
     ] = None
-    detail: Annotated[
-        str | None, typer.Option(help="Level of detail.", rich_help_panel=_PARAMETERS)
-    ] = None
-    language: Annotated[
-        str | None, typer.Option(help="Language code, such as en.", rich_help_panel=_PARAMETERS)
-    ] = None
-    question: Annotated[
-        str | None, typer.Option(help="Question to answer.", rich_help_panel=_PARAMETERS)
-    ] = None
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(help="Maximum number of generated tokens.", rich_help_panel=_GENERATION),
-    ] = None
-    num_beams: Annotated[
-        int | None, typer.Option(help="Beams of beam search.", rich_help_panel=_GENERATION)
-    ] = None
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Sampling temperature; 0: greedy.", rich_help_panel=_GENERATION),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Probability mass of nucleus sampling.", rich_help_panel=_GENERATION),
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of sampling.", rich_help_panel=_GENERATION)
-    ] = None
+    detail: Annotated[str | None, _parameter("Level of detail.")] = None
+    language: Annotated[str | None, _parameter("Language code, such as en.")] = None
+    question: Annotated[str | None, _parameter("Question to answer.")] = None
+    max_new_tokens: Annotated[int | None, _generation("Maximum number of generated tokens.")] = None
+    num_beams: Annotated[int | None, _generation("Beams of beam search.")] = None
+    temperature: Annotated[float | None, _generation("Sampling temperature; 0: greedy.")] = None
+    top_p: Annotated[float | None, _generation("Probability mass of nucleus sampling.")] = None
+    seed: Annotated[int | None, _generation("Seed of sampling.")] = None
     constrained: Annotated[
         bool | None,
-        typer.Option(
-            "--constrained/--unconstrained",
-            help="Generate only well-formed answers.",
-            rich_help_panel=_GENERATION,
-        ),
+        _generation("Generate only well-formed answers.", "--constrained/--unconstrained"),
     ] = None
-    min_score: Annotated[
-        float | None,
-        typer.Option(help="Minimum score of an object, 0 to 1.", rich_help_panel=_OBJECTS),
-    ] = None
+    min_score: Annotated[float | None, _objects("Minimum score of an object, 0 to 1.")] = None
     nms_iou: Annotated[
         float | None,
-        typer.Option(
-            help=(
-                "Drop objects that overlap a better one of the same label by more than this IoU, 0"
-                " to 1."
-            ),
-            rich_help_panel=_OBJECTS,
+        _objects(
+            "Drop objects that overlap a better one of the same label by more than this IoU, 0 to"
+            " 1."
         ),
     ] = None
 
@@ -120,41 +92,35 @@ class TaskOptions:
 
     def answer_options(self) -> AnswerOptions:
         """Return the options of the answer; masks are polygons."""
-        return AnswerOptions(
-            max_new_tokens=self.max_new_tokens,
-            num_beams=self.num_beams,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            constrained=self.constrained,
-            min_score=self.min_score,
-            nms_iou=self.nms_iou,
-        )
+        names = {field.name for field in fields(AnswerOptions)} - {"mask_format"}
+        return AnswerOptions(**{name: getattr(self, name) for name in names})
+
+
+def offered_task(tasks: Iterable[Task], name: str) -> Task:
+    """Return the task of this id; raise `RunError` if no model offers it."""
+    offered = {task.id: task for task in tasks if task.models}
+    if name not in offered:
+        raise RunError(f"no model offers task {name!r}; offered are {', '.join(offered)}")
+    return offered[name]
 
 
 def with_task_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's parameter `task_options` by one option for each field of
     `TaskOptions`.
     """
-    own = [
-        parameter
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "task_options"
-    ]
-    options = [_option(field) for field in fields(TaskOptions)]
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name != "task_options":
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    for field in fields(TaskOptions):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        option = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        parameters.append(option.replace(annotation=field.type))
 
     @wraps(command)
     def run(**values: Any) -> None:  # typer calls it with keywords only, by the signature below
-        task_options = TaskOptions(**{option.name: values.pop(option.name) for option in options})
-        command(**values, task_options=task_options)
+        options = {field.name: values.pop(field.name) for field in fields(TaskOptions)}
+        command(**values, task_options=TaskOptions(**options))
 
-    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    run.__signature__ = inspect.Signature([*keyword_only, *options])  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
-
-
-def _option(field: Field[Any]) -> inspect.Parameter:
-    default = inspect.Parameter.empty if field.default is MISSING else field.default
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type
-    )

@@ -103,16 +103,15 @@ def isotonic(
     means = np.bincount(index, is_right) / weights
     blocks: list[tuple[float, float, float, float]] = []  # weight, mean, first and last score
     for level, weight, mean in zip(levels.tolist(), weights.tolist(), means.tolist(), strict=True):
-        block = (weight, mean, level, level)
-        while blocks and blocks[-1][1] >= block[1]:
-            before = blocks.pop()
-            total = before[0] + block[0]
-            block = (
-                total,
-                (before[0] * before[1] + block[0] * block[1]) / total,
-                before[2],
-                block[3],
-            )
-        blocks.append(block)
-    points = {score: mean for _, mean, first, last in blocks for score in (first, last)}
+        first = level
+        while blocks and blocks[-1][1] >= mean:
+            weight_before, mean_before, first, _ = blocks.pop()
+            total = weight_before + weight
+            mean = (weight_before * mean_before + weight * mean) / total
+            weight = total
+        blocks.append((weight, mean, first, level))
+    points = {}
+    for _, mean, first, last in blocks:
+        points[first] = mean
+        points[last] = mean
     return tuple(points), tuple(points.values())

@@ -6,6 +6,7 @@ Sizes: LVIS' largest JSON has 1.1 GB, a crowded XML or a YAML with 20,000 classe
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -37,19 +38,15 @@ MALFORMED = (
 def read_json(path: Path) -> Any:
     """Return the document of a JSON file; raise `RunError`."""
     text = read_text(path, MAX_JSON_BYTES)
-    try:
+    with _readable_as("JSON", path):
         return json.loads(text)
-    except MALFORMED as error:
-        raise RunError(f"{path} is not readable as JSON: {_cause(error)}") from error
 
 
 def read_yaml(path: Path) -> Any:
     """Return the document of a YAML file; raise `RunError`."""
     text = read_text(path, MAX_YAML_BYTES)
-    try:
+    with _readable_as("YAML", path):
         return _WithoutAliases(text).get_single_data()
-    except (*MALFORMED, yaml.YAMLError) as error:
-        raise RunError(f"{path} is not readable as YAML: {_cause(error)}") from error
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -58,10 +55,19 @@ def read_xml(path: Path) -> ElementTree.Element:
     Raise `RunError`.
     """
     data = _read(path, MAX_XML_BYTES)  # its first line names the encoding
-    try:
+    with _readable_as("XML", path):
         return ElementTree.fromstring(data, ElementTree.XMLParser(target=_Elements()))
-    except (*MALFORMED, ElementTree.ParseError) as error:
-        raise RunError(f"{path} is not readable as XML: {_cause(error)}") from error
+
+
+@contextmanager
+def _readable_as(form: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError as error:
+        raise RunError(f"{path} is not readable as {form}: nested too deeply") from error
+    except (*MALFORMED, yaml.YAMLError, ElementTree.ParseError) as error:
+        cause = " ".join(str(error).split())  # one line
+        raise RunError(f"{path} is not readable as {form}: {cause}") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -126,13 +132,5 @@ def _decoded(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RunError(
-            f"{path} is not text in UTF-8: {error.reason} at byte {error.start}"
-        ) from error
-
-
-def _cause(error: Exception) -> str:
-    """Return the cause on one line."""
-    return (
-        "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-    )
+        cause = f"{error.reason} at byte {error.start}"
+        raise RunError(f"{path} is not text in UTF-8: {cause}") from error

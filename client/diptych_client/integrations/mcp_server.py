@@ -82,27 +82,23 @@ class ToolServer:
                 INVALID_PARAMS,
                 f"unknown tool {params.name!r}; the tools are {', '.join(self._tools)}",
             )
+        tool = self._tools[params.name]
         try:
-            return await self._answer(self._tools[params.name], params.arguments or {})
+            # it may read a file
+            call = await asyncio.to_thread(ToolArguments.parse, tool, params.arguments or {})
+            if call.models is None:
+                answer = await self._client.predict(call.image, tool.name, call.parameters)
+                return _answered(answer.image, [answer])
+            comparison = await self._client.compare(
+                call.image, tool.name, call.parameters, models=call.models
+            )
         except (DiptychError, OSError, ValueError) as error:
             return _failed(str(error))
-
-    async def _answer(self, tool: Tool, arguments: dict[str, Any]) -> CallToolResult:
-        call = await asyncio.to_thread(ToolArguments.parse, tool, arguments)  # it may read a file
-        if call.models is None:
-            answer = await self._client.predict(call.image, tool.name, call.parameters)
-            return _answered(answer.image, [answer])
-        comparison = await self._client.compare(
-            call.image, tool.name, call.parameters, models=call.models
-        )
+        if any(isinstance(each, Answer) for each in comparison.answers):
+            return _answered(comparison.image, comparison.answers)
         failures = [each for each in comparison.answers if isinstance(each, ModelFailure)]
-        if len(failures) == len(comparison.answers):
-            return _failed(
-                "; ".join(
-                    f"{each.model}: {each.error.code}: {each.error.message}" for each in failures
-                )
-            )
-        return _answered(comparison.image, comparison.answers)
+        causes = [f"{each.model}: {each.error.code}: {each.error.message}" for each in failures]
+        return _failed("; ".join(causes))
 
 
 def _answered(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> CallToolResult:

@@ -23,7 +23,7 @@ from mcp_types import Tool, ToolAnnotations
 from diptych_client.geometry import ImageSize
 from diptych_client.integrations.outlines import simplified_ring
 from diptych_client.requests import TaskParameters, read_image_file
-from diptych_client.results import Answer, Instance, InstancesResult, ModelFailure, Task
+from diptych_client.results import Answer, InstancesResult, ModelFailure, Task, TextResult
 from diptych_client.transports.rest_messages import answer_json
 
 # An agent pays for every point: the outline of a mask has one at each corner of its pixels.
@@ -53,33 +53,16 @@ _ITEM_PROPERTIES: Mapping[str, Mapping[str, object]] = {
 
 
 def tool_of(task: Task) -> Tool:
-    """Return the tool of a task that at least one model offers."""
-    return Tool(
-        name=task.id,
-        description=_description(task),
-        input_schema=_input_schema(task),
-        output_schema=_output_schema(task.result),
-        annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
-    )
+    """Return the tool of a task that at least one model offers.
 
-
-def _description(task: Task) -> str:
-    parameters: Any = task.parameters
-    choices = [name for choice in parameters.get("oneOf", ()) for name in choice["required"]]
-    only_one = f" Give exactly one of {', '.join(choices)}." if choices else ""
-    return (
-        f"{task.description}{only_one} Coordinates are pixels of the upright image, from its top"
-        " left corner."
-    )
-
-
-def _input_schema(task: Task) -> dict[str, Any]:
-    """Return the task's schema with the image and the models.
-
-    Without `oneOf`, which the tool APIs of several vendors refuse at the top level: the description
-    has it.
+    Its schema is the task's with the image and the models, without `oneOf`, which the tool APIs of
+    several vendors refuse at the top level: the description has it.
     """
     parameters: Any = task.parameters
+    choices: list[str] = []
+    for choice in parameters.get("oneOf", ()):
+        choices += choice["required"]
+    only_one = f" Give exactly one of {', '.join(choices)}." if choices else ""
     models = {
         "type": "array",
         "items": {"type": "string", "enum": list(task.models)},
@@ -88,46 +71,46 @@ def _input_schema(task: Task) -> dict[str, Any]:
             f"Models whose answers to return side by side. Default: {task.models[0]} alone."
         ),
     }
-    return {
-        "type": "object",
-        "properties": {"image": _IMAGE, **parameters["properties"], "models": models},
-        "required": ["image", *parameters.get("required", ())],
-        "additionalProperties": False,
-    }
+    return Tool(
+        name=task.id,
+        description=(
+            f"{task.description}{only_one} Coordinates are pixels of the upright image, from its"
+            " top left corner."
+        ),
+        input_schema={
+            "type": "object",
+            "properties": {"image": _IMAGE, **parameters["properties"], "models": models},
+            "required": ["image", *parameters.get("required", ())],
+            "additionalProperties": False,
+        },
+        output_schema=_output_schema(task.result),
+        annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
+    )
 
 
 def _output_schema(kind: str) -> dict[str, Any]:
     result: dict[str, Any] = {"type": "string"}
     if kind in _ITEM_PROPERTIES:
         properties = _ITEM_PROPERTIES[kind]
-        result = {
-            "type": "array",
-            "items": {"type": "object", "properties": properties, "required": list(properties)},
-        }
+        item = {"type": "object", "properties": properties, "required": list(properties)}
+        result = {"type": "array", "items": item}
+    cut_off = "length: the answer is cut off"
+    calibrated = "true: scores are probabilities; false: they only rank"
+    error = "why this model has no answer: code, message"
     answer = {
         "model": {"type": "string"},
         kind: result,
-        "finish_reason": {
-            "enum": ["stop", "length"],
-            "description": "length: the answer is cut off",
-        },
-        "calibrated": {
-            "type": "boolean",
-            "description": "true: scores are probabilities; false: they only rank",
-        },
-        "error": {"type": "object", "description": "why this model has no answer: code, message"},
+        "finish_reason": {"enum": ["stop", "length"], "description": cut_off},
+        "calibrated": {"type": "boolean", "description": calibrated},
+        "error": {"type": "object", "description": error},
     }
-    answers = {
-        "type": "array",
-        "items": {"type": "object", "properties": answer, "required": ["model"]},
-    }
+    row = {"type": "object", "properties": answer, "required": ["model"]}
     sides = {"width": {"type": "integer"}, "height": {"type": "integer"}}
-    image = {"type": "object", "properties": sides}
-    return {
-        "type": "object",
-        "properties": {"image": image, "answers": answers},
-        "required": ["image", "answers"],
+    properties = {
+        "image": {"type": "object", "properties": sides},
+        "answers": {"type": "array", "items": row},
     }
+    return {"type": "object", "properties": properties, "required": ["image", "answers"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +127,12 @@ class ToolArguments:
 
         Raise `OSError` or `ValueError` for a bad argument.
         """
-        if (
-            error := best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))
-        ) is not None:
-            raise ValueError(
-                ": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message)))
-            )
-        names = {field.name for field in fields(TaskParameters)}
-        parameters = TaskParameters(
-            **{name: value for name, value in arguments.items() if name in names}
-        )
+        error = best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))
+        if error is not None:
+            place = ".".join(map(str, error.absolute_path))
+            raise ValueError(": ".join(filter(None, (place, error.message))))
+        names = arguments.keys() & {field.name for field in fields(TaskParameters)}
+        parameters = TaskParameters(**{name: arguments[name] for name in names})
         return cls(_image(arguments["image"]), arguments.get("models"), parameters)
 
 
@@ -185,39 +164,28 @@ def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> di
 
 def _answer_content(answer: Answer | ModelFailure) -> dict[str, Any]:
     if isinstance(answer, ModelFailure):
-        return {
-            "model": answer.model,
-            "error": {"code": answer.error.code, "message": answer.error.message},
-        }
+        error = {"code": answer.error.code, "message": answer.error.message}
+        return {"model": answer.model, "error": error}
     document = answer_json(answer)
     ((kind, result),) = document["result"].items()
     if isinstance(answer.result, InstancesResult):
-        result = [
-            item | {"polygons": _outlines(instance)}
-            for item, instance in zip(result, answer.result.instances, strict=True)
-        ]
+        for item, instance in zip(result, answer.result.instances, strict=True):
+            rings = instance.polygons_xy or ()
+            item["polygons"] = [simplified_ring(ring, _OUTLINE_TOLERANCE_PX) for ring in rings]
+    if not isinstance(answer.result, TextResult):
+        for item in result:
+            score = round(item["score"], _SCORE_DECIMALS)
+            item.update({name: _rounded(value) for name, value in item.items()}, score=score)
     return {
         "model": answer.model,
-        kind: result if isinstance(result, str) else [_rounded(item) for item in result],
+        kind: result,
         "finish_reason": answer.finish_reason,
         "calibrated": answer.calibrated,
     }
 
 
-def _outlines(instance: Instance) -> list[list[list[float]]]:
-    rings = (simplified_ring(ring, _OUTLINE_TOLERANCE_PX) for ring in instance.polygons_xy or ())
-    return [[list(point) for point in ring] for ring in rings]
-
-
-def _rounded(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: round(value, _SCORE_DECIMALS) if name == "score" else _rounded_pixels(value)
-        for name, value in item.items()
-    }
-
-
-def _rounded_pixels(value: Any) -> Any:
+def _rounded(value: Any) -> Any:
     """Return labels unchanged, and numbers in lists of any depth to a tenth of a pixel."""
-    if isinstance(value, list):
-        return [_rounded_pixels(each) for each in value]
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
     return round(value, _DECIMALS) if isinstance(value, float) else value

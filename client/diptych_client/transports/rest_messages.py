@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from httpx_sse import ServerSentEvent
 
 from diptych_client.errors import DiptychError, ErrorDetail, error_from
-from diptych_client.geometry import BoxXyxy, ImageSize, QuadXy, Ring, RunLengthMask
+from diptych_client.geometry import ImageSize, QuadXy, Ring, RunLengthMask, parse_box
 from diptych_client.requests import FieldValue
 from diptych_client.results import (
     Answer,
@@ -96,14 +96,11 @@ def comparison_from_json(body: Json) -> Comparison:
 
 
 def models_from_json(body: Json) -> tuple[Model, ...]:
-    lists = ("tasks", "features", "calibrated_tasks")
-    return tuple(
-        _value(Model, row | {name: tuple(row[name]) for name in lists}) for row in body["data"]
-    )
+    return tuple(_value(Model, row) for row in body["data"])
 
 
 def tasks_from_json(body: Json) -> tuple[Task, ...]:
-    return tuple(_value(Task, row | {"models": tuple(row["models"])}) for row in body["data"])
+    return tuple(_value(Task, row) for row in body["data"])
 
 
 def error_from_response(
@@ -151,9 +148,14 @@ def _plain(value: Any) -> Any:
 
 
 def _value(kind: type[ValueT], row: Json) -> ValueT:
-    """Return a dataclass from the fields of the same names; a newer service may send more."""
-    # a dataclass
-    return kind(**{field.name: row[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+    """Return a dataclass from the fields of the same names, lists as tuples; a newer service may
+    send more.
+    """
+    values = {}
+    for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        value = row[field.name]
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 def _result(body: Json) -> Result:
@@ -162,7 +164,7 @@ def _result(body: Json) -> Result:
             return TextResult(text)
         case {"detections": rows}:
             return DetectionsResult(
-                tuple(Detection(_box(row["box"]), row["label"], row["score"]) for row in rows)
+                tuple(Detection(parse_box(row["box"]), row["label"], row["score"]) for row in rows)
             )
         case {"instances": rows}:
             return InstancesResult(tuple(map(_instance, rows)))
@@ -177,12 +179,7 @@ def _instance(row: Json) -> Instance:
     polygons = None if rings is None else tuple(map(_ring, rings))
     runs = row.get("mask")
     mask = None if runs is None else RunLengthMask(tuple(runs["size"]), runs["counts"])
-    return Instance(_box(row["box"]), row["label"], row["score"], polygons, mask)
-
-
-def _box(values: Sequence[float]) -> BoxXyxy:
-    x1, y1, x2, y2 = map(float, values)
-    return (x1, y1, x2, y2)
+    return Instance(parse_box(row["box"]), row["label"], row["score"], polygons, mask)
 
 
 def _ring(points: Iterable[Sequence[float]]) -> Ring:

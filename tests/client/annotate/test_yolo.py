@@ -9,7 +9,7 @@ import yaml
 
 from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
 from diptych_client.annotate import DatasetFormat, Job, check_format, write_dataset
-from diptych_client.annotate.dataset import class_indices, joined_rings, yolo_lines
+from diptych_client.annotate.dataset_files import class_indices, joined_rings, yolo_lines
 from diptych_client.annotate.job import ImageFile
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import polygons_mask

@@ -25,6 +25,7 @@ IouType = Literal["bbox", "segm"]
 _ALL_AREAS = 0
 _MOST_DETECTIONS = -1
 _AREAS = ("all", "small", "medium", "large")
+_RECALLS = np.linspace(0, 1, 101)
 
 
 def xywh(box: BoxXyxy) -> list[float]:
@@ -59,7 +60,11 @@ class CocoScores:
         iou_type: IouType,
     ) -> None:
         self.classes = classes
-        self._evaluation = _evaluated(sizes, classes, truths, answers, iou_type)
+        with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            truth = _coco(sizes, classes, truths)
+            self._evaluation = COCOeval(truth, _coco(sizes, classes, answers), iou_type)
+            self._evaluation.evaluate()
+            self._evaluation.accumulate()
 
     def average_precision(
         self, area: str = "all", iou: float | None = None, label: str | None = None
@@ -86,42 +91,23 @@ class CocoScores:
     @cached_property
     def matches(self) -> "tuple[ClassMatches, ...]":
         """Return COCOeval's matches of each class."""
-        num_images = len(self._evaluation.params.imgIds)
-        num_areas = len(self._evaluation.params.areaRng)
-        starts = [k * num_areas * num_images for k in range(len(self.classes))]
-        return tuple(
-            _class_matches(self._evaluation.evalImgs[start : start + num_images])
-            for start in starts
-        )
+        params = self._evaluation.params
+        shape = (len(self.classes), len(params.areaRng), len(params.imgIds))
+        rows = np.array(self._evaluation.evalImgs, dtype=object).reshape(shape)
+        return tuple(_class_matches(each) for each in rows[:, _ALL_AREAS])
 
 
-def _evaluated(
-    sizes: Sequence[ImageSize],
-    classes: Sequence[str],
-    truths: Sequence[Mapping[str, Any]],
-    answers: Sequence[Mapping[str, Any]],
-    iou_type: IouType,
+def _coco(
+    sizes: Sequence[ImageSize], classes: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> Any:
-    with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth, answer = (
-            _coco(sizes, classes, [{"id": number, **row} for number, row in enumerate(rows, 1)])
-            for rows in (truths, answers)
-        )
-        evaluation = COCOeval(truth, answer, iou_type)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation
-
-
-def _coco(sizes: Sequence[ImageSize], classes: Sequence[str], rows: list[dict[str, Any]]) -> Any:
     coco = COCO()
+    images = []
+    for number, size in enumerate(sizes, 1):
+        images.append({"id": number, "width": size.width, "height": size.height})
     coco.dataset = {
-        "images": [
-            {"id": number, "width": s.width, "height": s.height}
-            for number, s in enumerate(sizes, 1)
-        ],
+        "images": images,
         "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
-        "annotations": rows,
+        "annotations": [{"id": number, **row} for number, row in enumerate(rows, 1)],
     }
     coco.createIndex()
     return coco
@@ -139,10 +125,13 @@ class ClassMatches:
 
 
 def _class_matches(rows: Sequence[Mapping[str, Any] | None]) -> ClassMatches:
-    num_truths = np.array(
-        [0 if row is None else int((np.asarray(row["gtIgnore"]) == 0).sum()) for row in rows], float
-    )
-    found = [(index, row) for index, row in enumerate(rows) if row is not None and row["dtScores"]]
+    num_truths = np.zeros(len(rows))
+    found = []
+    for index, row in enumerate(rows):
+        if row is not None:
+            num_truths[index] = (np.asarray(row["gtIgnore"]) == 0).sum()
+            if row["dtScores"]:
+                found.append((index, row))
     if not found:
         none = np.zeros((10, 0), dtype=bool)
         return ClassMatches(np.zeros(0), np.zeros(0, dtype=np.int64), none, none, num_truths)
@@ -150,11 +139,10 @@ def _class_matches(rows: Sequence[Mapping[str, Any] | None]) -> ClassMatches:
     order = np.argsort(-scores, kind="mergesort")  # as COCOeval.accumulate
     images = np.concatenate([np.full(len(row["dtScores"]), index) for index, row in found])[order]
     is_matched = np.concatenate([row["dtMatches"] for _, row in found], axis=1)[:, order] > 0
-    is_ignored = np.concatenate([row["dtIgnore"] for _, row in found], axis=1)[:, order].astype(
-        bool
-    )
+    ignored = np.concatenate([row["dtIgnore"] for _, row in found], axis=1)[:, order]
+    counts = ~ignored.astype(bool)
     return ClassMatches(
-        scores[order], images, is_matched & ~is_ignored, ~is_matched & ~is_ignored, num_truths
+        scores[order], images, is_matched & counts, ~is_matched & counts, num_truths
     )
 
 
@@ -168,33 +156,27 @@ class ResampledPrecision:
     iou_index: int | None = None
 
     def value(self, weights: Floats) -> float:
-        chosen = (
-            slice(None) if self.iou_index is None else slice(self.iou_index, self.iou_index + 1)
-        )
+        ious = slice(None) if self.iou_index is None else [self.iou_index]
         values = [
-            _average_precision(each, weights, chosen)
+            _average_precision(each, weights, ious)
             for each in self.matches
             if weights @ each.num_truths > 0
         ]
         return float(np.mean(values)) if values else float("nan")
 
 
-_RECALLS = np.linspace(0, 1, 101)
-
-
-def _average_precision(matches: ClassMatches, weights: Floats, chosen: slice) -> float:
+def _average_precision(matches: ClassMatches, weights: Floats, ious: slice | list[int]) -> float:
     """Return the mean precision at 101 recalls over the thresholds; source: pycocotools,
     COCOeval.accumulate.
     """
     weight = weights[matches.images]
     drawn = weight > 0
-    right = np.cumsum(matches.is_right[chosen][:, drawn] * weight[drawn], axis=1)
-    wrong = np.cumsum(matches.is_wrong[chosen][:, drawn] * weight[drawn], axis=1)
+    right = np.cumsum(matches.is_right[ious][:, drawn] * weight[drawn], axis=1)
+    wrong = np.cumsum(matches.is_wrong[ious][:, drawn] * weight[drawn], axis=1)
     recall = right / (weights @ matches.num_truths)
     precision = right / (right + wrong + np.spacing(1))
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # a recall that is not reached
-    padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)
+    padded = np.pad(envelope, ((0, 0), (0, 1)))  # 0 at a recall that is not reached
     at_recalls = [
         row[np.searchsorted(reached, _RECALLS)] for row, reached in zip(padded, recall, strict=True)
     ]

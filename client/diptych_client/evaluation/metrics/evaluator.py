@@ -8,16 +8,16 @@ import heapq
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 
-from diptych_client.evaluation.answers import AnswerLog, Prediction
+from diptych_client.evaluation.answer_log import AnswerLog
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreement
 from diptych_client.evaluation.metrics.measure import Measure, measure_for
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
-from diptych_client.evaluation.questions import ClassNames, Sample, Truth
+from diptych_client.evaluation.questionnaire import ClassNames, Sample, Truth
 from diptych_client.evaluation.statistics import Estimates, Metric, estimates
 from diptych_client.long_runs import RunError
 
@@ -136,36 +136,35 @@ class Evaluator:
         differences = [
             each.add(predictions[each.first], predictions[each.second]) for each in self.agreements
         ]
-        errors = self._errors(sample, predictions)
-        if errors:
+        errors: list[Outcome] = []
+        if sample.truth is not None:
             self.labelled_images.append(image)
-        ranked = _ranked(index, errors, differences)
-        entry = (ranked.error + ranked.disagreement, -index, ranked)
+            self._check_truth(sample, sample.truth)
+            for model, each in predictions.items():
+                errors.append(self.measures[model].add(sample.truth, each))
+        error = _mean_error(errors)
+        disagreement = _mean_error(differences)
+        shown = errors or differences
+        kinds = frozenset(chain.from_iterable(each.kinds for each in shown))
+        classes = frozenset(chain.from_iterable(each.classes for each in shown))
+        ranked = Ranked(index, error, disagreement, kinds, classes)
+        entry = (error + disagreement, -index, ranked)
         (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, entry)
 
-    def _errors(self, sample: Sample, predictions: Mapping[str, Prediction]) -> list[Outcome]:
-        if sample.truth is None:
-            return []
-        if self.truth_kind not in (None, type(sample.truth)):
+    def _check_truth(self, sample: Sample, truth: Truth) -> None:
+        """Create the measures of the first truth; raise `RunError` for a truth of another kind."""
+        if self.truth_kind not in (None, type(truth)):
             raise RunError(
                 f"{sample.title}: {self.log.task} cannot measure phrases and objects in one run"
             )
-        self.truth_kind = type(sample.truth)
         if not self.measures:
-            self.measures = {
-                m: measure_for(sample.truth, self.log.task, self.names) for m in self.models
-            }
-        return [self.measures[model].add(sample.truth, each) for model, each in predictions.items()]
+            self.truth_kind = type(truth)
+            for model in self.models:
+                self.measures[model] = measure_for(truth, self.log.task, self.names)
 
 
-def _ranked(index: int, errors: Sequence[Outcome], differences: Sequence[Outcome]) -> Ranked:
-    error, disagreement = (
-        float(np.mean([each.error for each in o])) if o else 0.0 for o in (errors, differences)
-    )
-    shown = errors or differences
-    kinds = frozenset[str]().union(*(each.kinds for each in shown))
-    classes = frozenset[str]().union(*(each.classes for each in shown))
-    return Ranked(index, error, disagreement, kinds, classes)
+def _mean_error(outcomes: Sequence[Outcome]) -> float:
+    return float(np.mean([each.error for each in outcomes])) if outcomes else 0.0
 
 
 def _speed(rows: Sequence[tuple[float, float, int]]) -> Speed:

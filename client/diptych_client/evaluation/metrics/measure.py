@@ -2,13 +2,13 @@
 
 from typing import Protocol
 
-from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.answer_log import Prediction
 from diptych_client.evaluation.calibration import ScoredAnswers
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
 from diptych_client.evaluation.metrics.phrases import PhrasesMeasure
 from diptych_client.evaluation.metrics.texts import TextsMeasure
-from diptych_client.evaluation.questions import (
+from diptych_client.evaluation.questionnaire import (
     ClassNames,
     ObjectsTruth,
     PhrasesTruth,

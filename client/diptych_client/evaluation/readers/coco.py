@@ -36,10 +36,15 @@ def _dataset(path: Path, document: Mapping[str, Any], images: Path | None) -> Da
         annotations[annotation["image_id"]].append(annotation)
     names = [each["file_name"] for each in document["images"]]
     folder = Folder(images or _image_folder(path, names))
-    labelled = [
-        _labelled(folder, image, annotations[image["id"]], categories)
-        for image in document["images"]
-    ]  # an image without annotations has no object
+    labelled = []
+    for image in document["images"]:  # one without annotations has no object
+        rows = annotations[image["id"]]
+        captions = tuple(str(each["caption"]) for each in rows if "caption" in each)
+        objects = tuple(_object(each, categories) for each in rows if "bbox" in each)
+        file = folder.image(image["file_name"])
+        labelled.append(
+            LabelledImage(file, objects if categories else None, captions=captions or None)
+        )
     return Dataset(labelled, folder, tuple(categories.values()))
 
 
@@ -48,33 +53,15 @@ def _image_folder(path: Path, names: list[str]) -> Path:
     images in val2017/.
     """
     parent = path.parent
+    beside = parent.parent
     split = path.stem.rpartition("_")[2]
-    candidates = (
-        parent,
-        parent / "images",
-        parent.parent / "images",
-        parent.parent / split,
-        parent.parent,
-    )
+    candidates = (parent, parent / "images", beside / "images", beside / split, beside)
     for candidate in candidates:
         if not names or path_within(candidate, names[0]).is_file():
             return candidate
     looked_in = ", ".join(map(str, candidates))
     raise RunError(
         f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images"
-    )
-
-
-def _labelled(
-    folder: Folder,
-    image: Mapping[str, Any],
-    annotations: list[Mapping[str, Any]],
-    categories: Mapping[int, str],
-) -> LabelledImage:
-    captions = tuple(str(each["caption"]) for each in annotations if "caption" in each)
-    objects = tuple(_object(each, categories) for each in annotations if "bbox" in each)
-    return LabelledImage(
-        folder.image(image["file_name"]), objects if categories else None, captions=captions or None
     )
 
 

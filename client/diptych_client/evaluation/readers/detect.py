@@ -52,7 +52,12 @@ def _read(path: Path, images: Path | None, split: str | None) -> Dataset:
         return read_coco(found, images)
     if split is not None:
         raise RunError(f"{path} has no label file of the split {split}")
-    return _unlabelled(path)
+    unlabelled = [LabelledImage(image) for image in find_images(path)]
+    if not unlabelled:
+        raise RunError(
+            f"{path} contains neither labels of a known format nor a JPEG, PNG or WebP file"
+        )
+    return Dataset(unlabelled, Folder(path))
 
 
 def _read_file(path: Path, images: Path | None, split: str | None) -> Dataset:
@@ -92,12 +97,3 @@ def _first(folder: Path, split: str | None, *patterns: str) -> Path | None:
                     " its path"
                 )
     return None
-
-
-def _unlabelled(path: Path) -> Dataset:
-    images = [LabelledImage(image) for image in find_images(path)]
-    if not images:
-        raise RunError(
-            f"{path} contains neither labels of a known format nor a JPEG, PNG or WebP file"
-        )
-    return Dataset(images, Folder(path))

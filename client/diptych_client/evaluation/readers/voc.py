@@ -15,20 +15,20 @@ from diptych_client.evaluation.dataset import (
     Folder,
     LabelledImage,
     TrueObject,
+    classes_of,
     path_within,
 )
 from diptych_client.evaluation.foreign_files import read_text, read_xml
+from diptych_client.geometry import parse_box
 from diptych_client.long_runs import RunError
 
 
 def read_voc(path: Path, split: str | None = None) -> Dataset:
     """Read one split, by default all annotations."""
-    folder = Folder(
-        next((path / name for name in ("JPEGImages", "images") if (path / name).is_dir()), path)
-    )
+    folders = (path / "JPEGImages", path / "images")
+    folder = Folder(next(filter(Path.is_dir, folders), path))
     labelled = [_labelled(folder, file) for file in _annotation_files(path, split)]
-    classes = sorted({each.label for image in labelled for each in image.objects or ()})
-    return Dataset(labelled, folder, tuple(classes))
+    return Dataset(labelled, folder, classes_of(labelled))
 
 
 def _annotation_files(path: Path, split: str | None) -> Sequence[Path]:
@@ -51,10 +51,8 @@ def _labelled(folder: Folder, file: Path) -> LabelledImage:
 
 
 def _object(element: ElementTree.Element) -> TrueObject:
-    x1, y1, x2, y2 = (
-        float(element.findtext(f"bndbox/{edge}") or "") for edge in ("xmin", "ymin", "xmax", "ymax")
-    )
+    edges = [element.findtext(f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+    x1, y1, x2, y2 = parse_box(edge or "" for edge in edges)
+    label = element.findtext("name") or ""
     is_difficult = element.findtext("difficult") == "1"
-    return TrueObject(
-        element.findtext("name") or "", (x1 - 1, y1 - 1, x2, y2), is_crowd=is_difficult
-    )
+    return TrueObject(label, (x1 - 1, y1 - 1, x2, y2), is_crowd=is_difficult)

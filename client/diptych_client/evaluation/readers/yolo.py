@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from diptych_client.annotate.job import find_images
@@ -22,7 +23,7 @@ from diptych_client.evaluation.dataset import (
     path_within,
 )
 from diptych_client.evaluation.foreign_files import MALFORMED, read_text, read_yaml
-from diptych_client.geometry import BoxXyxy, bounding_box
+from diptych_client.geometry import parse_box
 from diptych_client.long_runs import RunError
 
 _SPLITS = ("val", "test", "train")  # tried in this order
@@ -45,18 +46,15 @@ def _dataset(path: Path, document: Mapping[str, Any], split: str | None) -> Data
     if chosen is None or not document.get(chosen):
         raise RunError(f"{path} has no split {split or ' or '.join(_SPLITS)}")
     folder = path.parent.absolute()
-    names = _class_names(document["names"])
+    listed = document["names"]
+    pairs = listed.items() if isinstance(listed, Mapping) else enumerate(listed)
+    names = {int(index): str(name) for index, name in pairs}
     sources = document[chosen] if isinstance(document[chosen], list) else [document[chosen]]
     root = _root(folder, document.get("path") or "")
-    images = [image for source in sources for image in _images(folder, root, source)]
-    return Dataset(
-        [_labelled(folder, image, names) for image in images], Folder(folder), tuple(names.values())
-    )
-
-
-def _class_names(names: Sequence[str] | Mapping[Any, str]) -> dict[int, str]:
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
-    return {int(index): str(name) for index, name in pairs}
+    labelled = []
+    for source in sources:
+        labelled += [_labelled(folder, image, names) for image in _images(folder, root, source)]
+    return Dataset(labelled, Folder(folder), tuple(names.values()))
 
 
 def _root(folder: Path, path: object) -> Path:
@@ -70,10 +68,11 @@ def _root(folder: Path, path: object) -> Path:
 
 def _images(folder: Path, root: Path, source: str) -> list[Path]:
     """Return the images of a folder or of a text file of paths."""
-    if source.startswith("../") and not (root / source).exists():
+    path = root / source
+    if source.startswith("../") and not path.exists():
         # Roboflow writes paths relative to a folder below
-        root, source = folder, source.removeprefix("../")
-    path = path_within(folder, str(root / source))
+        path = folder / source.removeprefix("../")
+    path = path_within(folder, str(path))
     if path.is_dir():
         return [path / image.name for image in find_images(path)]
     if path.is_file():
@@ -86,25 +85,20 @@ def _images(folder: Path, root: Path, source: str) -> list[Path]:
 
 
 def _labelled(folder: Path, image: Path, names: Mapping[int, str]) -> LabelledImage:
-    name = image.relative_to(folder)
-    label_file = folder / _label_file(name)
-    lines = read_text(label_file).splitlines() if label_file.is_file() else []
-    rows = [[float(number) for number in line.split()] for line in lines if line.strip()]
-    objects: tuple[TrueObject, ...] = ()
-    if rows:
-        size_wh = _upright_size(image)
-        objects = tuple(_object(names, row, size_wh, label_file) for row in rows)
-    return LabelledImage(Folder(folder).image(name.as_posix()), objects)
-
-
-def _label_file(image: Path) -> Path:
-    """Return the label file of an image: the last folder `images` of its path in the dataset
+    """Return an image with its label file: the last folder `images` of its path in the dataset
     becomes `labels`.
     """
-    parts = list(image.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    name = image.relative_to(folder)
+    before, is_below, below = f"/{name.as_posix()}".rpartition("/images/")
+    label_path = f"{before}/labels/{below}" if is_below else below
+    label_file = folder / Path(label_path.removeprefix("/")).with_suffix(".txt")
+    objects = []
+    lines = read_text(label_file).splitlines() if label_file.is_file() else []
+    if rows := list(filter(None, map(str.split, lines))):
+        size_wh = _upright_size(image)
+        for row in rows:
+            objects.append(_object(names, list(map(float, row)), size_wh, label_file))
+    return LabelledImage(Folder(folder).image(name.as_posix()), tuple(objects))
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
@@ -119,15 +113,11 @@ def _object(
     class_index, *numbers = row
     if int(class_index) not in names or len(numbers) < 4 or len(numbers) % 2:
         raise RunError(f"{path}: expected a class of data.yaml and a box or an outline, got {row}")
-    label, (width, height) = names[int(class_index)], size_wh
-    if len(numbers) == 4:
-        return TrueObject(label, _box(numbers, width, height))
-    ring = tuple((x * width, y * height) for x, y in zip(numbers[::2], numbers[1::2], strict=True))
-    return TrueObject(
-        label, bounding_box(ring), [[coordinate for point in ring for coordinate in point]]
-    )
-
-
-def _box(numbers: Sequence[float], width: int, height: int) -> BoxXyxy:
-    x, y, w, h = numbers
-    return ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+    label = names[int(class_index)]
+    points = np.reshape(numbers, (-1, 2)) * size_wh
+    if len(points) == 2:
+        center, size = points
+        return TrueObject(label, parse_box([*(center - size / 2), *(center + size / 2)]))
+    x1, y1 = points.min(axis=0)
+    x2, y2 = points.max(axis=0)
+    return TrueObject(label, parse_box((x1, y1, x2, y2)), [points.reshape(-1).tolist()])

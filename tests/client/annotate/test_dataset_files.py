@@ -7,7 +7,7 @@ import pytest
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
 from diptych_client.annotate import DatasetFormat, Job, check_format, write_dataset
-from diptych_client.annotate.dataset import class_indices
+from diptych_client.annotate.dataset_files import class_indices
 from diptych_client.annotate.job import ImageFile
 from diptych_client.long_runs import RunError
 from diptych_client.transports.rest_messages import answer_from_json
