@@ -1,5 +1,4 @@
-"""The two clients: `Client` blocks, `AsyncClient` is for asyncio; their methods take and return the
-same.
+"""`Client` blocks, `AsyncClient` is for asyncio; their methods take and return the same.
 
 A call is one for both: `_Caller` retries it, a transport sends each attempt.
 """

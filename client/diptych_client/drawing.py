@@ -5,7 +5,7 @@ Knows no service.
 Within a picture each label has one colour, also across the panels of a comparison.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from textwrap import wrap
@@ -22,6 +22,7 @@ from diptych_client.results import (
     ModelFailure,
     TextRegion,
     TextResult,
+    box_of,
     items_of,
     label_of,
 )
@@ -45,9 +46,7 @@ _BLACK = (0, 0, 0)
 
 
 def open_upright(path: Path) -> Image.Image:
-    """Open an image and apply its EXIF orientation: coordinates of answers are those of the upright
-    image.
-    """
+    """Open an image upright, by its EXIF orientation: the frame of an answer's coordinates."""
     with Image.open(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
@@ -76,9 +75,7 @@ def _colors(items: Iterable[Item]) -> Colors:
 
 
 def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) -> Image.Image:
-    """Return the image with the answer drawn on it, the model id above it and a text result below
-    it.
-    """
+    """Return the image with the answer, the model id above it and a text result below it."""
     if isinstance(answer, ModelFailure):
         return _with_text(image, answer.model, f"{answer.error.code}: {answer.error.message}")
     picture = image.convert("RGB")
@@ -96,10 +93,16 @@ def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) ->
 
 def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
     """Draw the outlines, and the label above the first corner if it fits, else below."""
+    x1, y1, x2, y2 = box_of(item)
+    outlines: Sequence[Ring] = [((x1, y1), (x2, y1), (x2, y2), (x1, y2))]
+    if isinstance(item, TextRegion):
+        outlines = [item.quad_xy]
+    elif isinstance(item, Instance) and item.polygons_xy:
+        outlines = item.polygons_xy
     draw = ImageDraw.Draw(picture)
-    for ring in _outlines(item):
+    for ring in outlines:
         draw.line([*ring, ring[0]], fill=color, width=_line_width(picture), joint="curve")
-    x, y = item.quad_xy[0] if isinstance(item, TextRegion) else item.box_xyxy[:2]
+    x, y = item.quad_xy[0] if isinstance(item, TextRegion) else (x1, y1)
     font = _font(picture)
     tag = f"{label_of(item)} {item.score:.2f}".strip()
     left, top, right, bottom = draw.textbbox((0, 0), tag, font=font)
@@ -107,16 +110,6 @@ def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
     y = y - height if y >= height else y
     draw.rectangle((x, y, x + right - left + 4, y + height), fill=color)
     draw.text((x + 2 - left, y + 2 - top), tag, fill=_BLACK, font=font)
-
-
-def _outlines(item: Item) -> tuple[Ring, ...]:
-    """Return the closed outlines of an object: its quad, its polygons, or its box."""
-    if isinstance(item, TextRegion):
-        return (item.quad_xy,)
-    if isinstance(item, Instance) and item.polygons_xy:
-        return item.polygons_xy
-    x1, y1, x2, y2 = item.box_xyxy
-    return (((x1, y1), (x2, y1), (x2, y2), (x1, y2)),)
 
 
 def _with_text(picture: Image.Image, title: str, text: str) -> Image.Image:

@@ -46,9 +46,7 @@ def pairwise_iou(first: Sequence[BoxXyxy], second: Sequence[BoxXyxy]) -> NDArray
     area_a = np.clip(a[:, 2:] - a[:, :2], 0, None).prod(axis=1)
     area_b = np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1)
     union = area_a[:, None] + area_b[None] - intersection
-    iou: NDArray[np.float64] = np.divide(
-        intersection, union, out=np.zeros_like(union), where=union > 0
-    )
+    iou: NDArray[np.float64] = intersection / np.where(union > 0, union, 1)
     return iou
 
 
@@ -68,10 +66,7 @@ def greedy_pairs(iou: NDArray[np.float64], threshold: float) -> list[tuple[int, 
 
 
 def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list[Pair]:
-    """Pair boxes of the same class, then of other classes, then nearby ones.
-
-    The rest is missed or extra.
-    """
+    """Pair boxes of the same class, then of others, then nearby ones; the rest has no partner."""
     iou = pairwise_iou([each.box_xyxy for each in truths], [each.box_xyxy for each in answers])
     labels = np.array([each.label for each in truths], dtype=object)
     same = labels[:, None] == np.array([each.label for each in answers], dtype=object)

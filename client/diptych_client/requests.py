@@ -56,10 +56,7 @@ DEFAULT_OPTIONS = AnswerOptions()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An encoded image, or the URL at which the service reads it, and the other fields.
-
-    A listing has neither.
-    """
+    """An image, encoded or by URL, and the other fields; a listing has neither."""
 
     image: bytes | str | None = None
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
@@ -100,9 +97,7 @@ def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str
 
 
 def sent_image(image: ImageSource) -> bytes | str:
-    """Return an http(s) URL unchanged: the service reads the image, if its operator allows the
-    host; else a file.
-    """
+    """Return the URL, which the service reads if its operator allows the host, or a file."""
     if isinstance(image, str) and image.startswith(_URL_SCHEMES):
         return image
     return encoded_image(image)
@@ -130,9 +125,7 @@ def read_image_file(path: Path) -> bytes:
 
 
 def encoded_image(image: ImageSource) -> bytes:
-    """Return an image file: the unchanged bytes of a path, or a PIL image's pixels, without its
-    EXIF data, as PNG.
-    """
+    """Return the bytes of a file, or a PIL image's pixels, without its EXIF data, as PNG."""
     if isinstance(image, bytes):
         return image
     if not isinstance(image, Image.Image):

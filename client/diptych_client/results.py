@@ -189,9 +189,8 @@ class Answer:
 
     def _items(self, library: str) -> tuple[Item, ...]:
         if isinstance(self.result, TextResult):
-            raise ValueError(
-                f"the result of {self.task} is a text: it has no boxes for {library}.Detections"
-            )
+            missing = f"it has no boxes for {library}.Detections"
+            raise ValueError(f"the result of {self.task} is a text: {missing}")
         return items_of(self.result)
 
     def _masks(self) -> NDArray[np.bool_] | None:  # (N, H, W)
@@ -246,9 +245,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task, the key of its result, the JSON Schema of its parameters, and the models that offer
-    it.
-    """
+    """A task, the key of its result, its parameters' JSON Schema, and the models with it."""
 
     id: str
     description: str

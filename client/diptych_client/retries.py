@@ -1,5 +1,4 @@
-"""When a failed call is retried, and after which delay: policies for tenacity, and the parser of
-Retry-After.
+"""When a failed call is retried, and after which delay; the parser of Retry-After.
 
 Retried are Overloaded, NotReady and ConnectionFailed, after the seconds of Retry-After, or with
 exponential backoff and jitter where the response has none. A delay that would end after the
@@ -47,9 +46,7 @@ def _delay_s(state: RetryCallState) -> float:
 
 
 def parse_retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Return the seconds of a Retry-After header, given in seconds or as a date (RFC 9110,
-    10.2.3).
-    """
+    """Return the seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
     if header is None:
         return None
     if header.isascii() and header.isdigit():

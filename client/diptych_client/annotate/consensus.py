@@ -35,7 +35,7 @@ from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import ImageSize
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import Detection, DetectionsResult, Instance, InstancesResult, Result
+from diptych_client.results import Instance, Result
 
 # Label Studio's local storage, relative to its document root
 _LOCAL_FILES = "/data/local-files/?d="
@@ -63,18 +63,13 @@ class Agreement:
     def record(self, boxes: Sequence[Box]) -> Record:
         """Return the first record with these boxes as its answer."""
         first = self.records[0]
-        result: Result = DetectionsResult(
-            tuple(each for each in boxes if isinstance(each, Detection))
-        )
-        if isinstance(first.answer.result, InstancesResult):
-            result = InstancesResult(tuple(each for each in boxes if isinstance(each, Instance)))
+        kind: Any = type(first.answer.result)  # with boxes of one kind
+        result: Result = kind(tuple(boxes))
         return replace(first, answer=replace(first.answer, result=result))
 
 
 def agree(first: Record, second: Record, rule: AgreementRule = _DEFAULT_RULE) -> Agreement:
-    """Compare two answers to the same image; of two agreeing boxes the one with the higher score is
-    accepted.
-    """
+    """Compare two answers to the same image; of two agreeing boxes the higher score is accepted."""
     a = boxes_of(first.answer.result)
     b = boxes_of(second.answer.result)
     boxes = (*a, *b)
@@ -117,10 +112,7 @@ def write_consensus(
     agreements: Sequence[Agreement],
     job: Job,
 ) -> Path:
-    """Write the dataset of the accepted boxes and the review list.
-
-    Return the path of the dataset's main file.
-    """
+    """Write the accepted boxes and the review list; return the path of the dataset's main file."""
     accepted = [each.record(each.accepted) for each in agreements]
     dataset = write_dataset(dataset_format, out, folder, accepted, job)
     review = [each for each in agreements if each.differing]

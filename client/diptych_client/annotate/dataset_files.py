@@ -55,32 +55,23 @@ class DatasetFormat(Enum):
 
 
 def check_format(dataset_format: DatasetFormat, result: str, images: Sequence[ImageFile]) -> None:
-    """Raise `RunError` if the format cannot hold results of this key or these image names.
-
-    Trainers on YOLO replace the last `images` of a path, and two images must not share a label
-    file.
-    """
+    """Raise `RunError` if the format cannot hold results of this key or these image names."""
     if dataset_format is not DatasetFormat.jsonl and result not in _RESULTS_WITH_BOXES:
-        name = dataset_format.value
-        raise RunError(
-            f"{name} holds boxes and masks, but the task's result is {result}: use --format jsonl"
-        )
+        holds = f"{dataset_format.value} holds boxes and masks"
+        raise RunError(f"{holds}, but the task's result is {result}: use --format jsonl")
     if dataset_format is not DatasetFormat.yolo:
         return
-    for image in images:
+    for image in images:  # trainers replace the last `images` of a path
         if "images" in PurePosixPath(image.name).parent.parts:
-            raise RunError(
-                f"{image.name}: a subfolder must not be named images in a YOLO dataset: rename it"
-            )
+            rule = "a subfolder must not be named images in a YOLO dataset: rename it"
+            raise RunError(f"{image.name}: {rule}")
     for name, count in Counter(map(_label_name, images)).items():
         if count > 1:
             raise RunError(f"{count} images would share labels/train/{name}: rename all but one")
 
 
 def check_consensus(dataset_format: DatasetFormat, result: str) -> None:
-    """Raise `RunError` if two models' results of this key cannot be compared, or the format cannot
-    hold boxes.
-    """
+    """Raise `RunError` if two such results cannot be compared, or the format has no boxes."""
     if dataset_format is DatasetFormat.jsonl or result not in _RESULTS_WITH_BOXES:
         given = f"the task's result is {result} and --format {dataset_format.value}"
         raise RunError(f"--consensus compares boxes and masks and writes coco or yolo, but {given}")
@@ -157,14 +148,19 @@ def _write_yolo(
     out: Path, folder: Path, records: Sequence[Record], classes: Mapping[str, int]
 ) -> Path:
     for record in records:
-        _link_or_copy(folder / record.image.name, out / "images" / "train" / record.image.name)
+        image = out / "images" / "train" / record.image.name
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.unlink(missing_ok=True)
+        try:
+            os.link(folder / record.image.name, image)
+        except OSError:  # another file system, or one without links
+            shutil.copy2(folder / record.image.name, image)
         labels = out / "labels" / "train" / _label_name(record.image)
         labels.parent.mkdir(parents=True, exist_ok=True)
         labels.write_text(yolo_lines(record, classes), encoding="utf-8")
     root = json.dumps(str(out.resolve()), ensure_ascii=False)  # a JSON string is a YAML string
-    names = ", ".join(
-        f"{index}: {json.dumps(name, ensure_ascii=False)}" for name, index in classes.items()
-    )
+    quoted = {index: json.dumps(name, ensure_ascii=False) for name, index in classes.items()}
+    names = ", ".join(f"{index}: {name}" for index, name in quoted.items())
     yaml = f"path: {root}\ntrain: images/train\nval: images/train\nnames: {{{names}}}\n"
     return write_atomically(out / "dataset.yaml", yaml)
 
@@ -188,9 +184,7 @@ def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
 
 
 def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
-    """Return one ring with the inside of several, joined by lines that are traversed both ways and
-    enclose nothing.
-    """
+    """Return one ring around several, joined by lines that are traversed both ways."""
     first, *others = rings
     start = first[0]
     joined = list(first)
@@ -201,15 +195,6 @@ def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
 
 def _label_name(image: ImageFile) -> str:
     return PurePosixPath(image.name).with_suffix(".txt").as_posix()
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
 
 
 def write_atomically(path: Path, text: str) -> Path:

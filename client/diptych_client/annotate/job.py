@@ -33,9 +33,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image by its path relative to the folder, with `/`; size and modification time detect a
-    changed file.
-    """
+    """An image by its path relative to the folder, with `/`; size and time detect a change."""
 
     name: str
     size_bytes: int
@@ -54,12 +52,9 @@ def find_images(folder: Path) -> list[ImageFile]:
 
 
 def check_folders(images: Path, out: Path) -> None:
-    """Raise `RunError` if one folder contains the other: output would be labelled, or images
-    overwritten.
-    """
+    """Raise `RunError` if one folder contains the other: output would mix with images."""
     source = images.resolve()
     target = out.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
-        raise RunError(
-            f"--out {out} must be outside the image folder {images}, and must not contain it"
-        )
+        rule = f"must be outside the image folder {images}, and must not contain it"
+        raise RunError(f"--out {out} {rule}")

@@ -1,5 +1,4 @@
-r"""The journal of a labelled folder: one line of JSON for each answered image, appended when the
-answer arrives.
+r"""The journal of a labelled folder: a line of JSON for each image, appended when it is answered.
 
     {"job": {"task": …, "model": …, …}}
     {"image": {"name": …, "size_bytes": …, "mtime_ns": …}, "answer": {…}}
@@ -33,10 +32,7 @@ class Journal:
     """The records of a job by image name; all are held in memory."""
 
     def __init__(self, log: AppendLog, job: Job) -> None:
-        """Read the records; write the first line of a new journal.
-
-        Raise `RunError` for a journal of another job.
-        """
+        """Read the records, or write the job; raise `RunError` for a journal of another job."""
         self.records: dict[str, Record] = {}
         self._log = log
         values = (value for _, value in log.values())

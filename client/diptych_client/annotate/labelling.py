@@ -29,10 +29,7 @@ async def label_images(
     concurrency: int,
     advance: Callable[[], None],
 ) -> None:
-    """Label all images with `concurrency` requests in flight.
-
-    Raise the first error that affects every image.
-    """
+    """Label all images concurrently; raise the first error that affects every image."""
     job = labeller.job
 
     async def label(image: ImageFile) -> None:

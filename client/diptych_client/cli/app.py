@@ -11,9 +11,15 @@ import typer
 from PIL import Image
 from rich.console import Console, RenderableType
 
-from diptych_client.annotate import AgreementRule, DatasetFormat
-from diptych_client.cli.folder import AnnotateCommand, annotate_folder
-from diptych_client.cli.options import ConnectionOptions, TaskOptions, with_task_options
+from diptych_client.cli.folder import annotate_folder
+from diptych_client.cli.options import (
+    AnnotateOptions,
+    ConnectionOptions,
+    EvaluateOptions,
+    ModelIds,
+    TaskOptions,
+    with_options,
+)
 from diptych_client.cli.terminal import echo
 from diptych_client.cli.views import answer_view, comparison_view, models_view, tasks_view
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
@@ -39,10 +45,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 ModelId = Annotated[
     str | None, typer.Option(help="Model id; default: the first that offers the task.")
 ]
-ModelIds = Annotated[
-    list[str] | None, typer.Option(help="Model id; repeatable; default: all that offer the task.")
-]
-Concurrency = Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)]
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def connect(
 
 
 @app.command()
-@with_task_options
+@with_options
 def predict(
     context: typer.Context,
     image: ImagePath,
@@ -97,7 +99,7 @@ def predict(
 
 
 @app.command()
-@with_task_options
+@with_options
 def compare(
     context: typer.Context,
     image: ImagePath,
@@ -107,12 +109,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Run a task on an image with several models; `--draw` shows them side by side."""
+    task = task_options.task
     parameters = task_options.parameters()
     options = task_options.answer_options()
     with _connection(context).client() as client:
-        comparison = client.compare(
-            image, task_options.task, parameters, models=models, options=options
-        )
+        comparison = client.compare(image, task, parameters, models=models, options=options)
     _print(as_json, comparison_json(comparison), comparison_view(comparison))
     if draw is not None:
         draw_comparison(open_upright(image), comparison).save(draw)
@@ -135,40 +136,12 @@ def list_tasks(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @app.command()
-@with_task_options
+@with_options
 def annotate(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of images.", exists=True, file_okay=False)],
+    options: AnnotateOptions,
     task_options: TaskOptions,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Model id, with --consensus twice; default: the first that offer the task."
-        ),
-    ] = None,
-    consensus: Annotated[
-        bool,
-        typer.Option(
-            "--consensus", help="Label with two models; list what they disagree on for review."
-        ),
-    ] = False,
-    iou: Annotated[
-        float, typer.Option(help="With --consensus: minimum IoU of boxes that agree.", min=0, max=1)
-    ] = 0.5,
-    accept_score: Annotated[
-        float,
-        typer.Option(
-            help="With --consensus: minimum score of both boxes; others go to review.", min=0, max=1
-        ),
-    ] = 0.0,
-    dataset_format: Annotated[
-        DatasetFormat, typer.Option("--format", help="Dataset format.")
-    ] = DatasetFormat.coco,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Output folder; default: FOLDER-annotations.", file_okay=False),
-    ] = None,
-    concurrency: Concurrency = 8,
 ) -> None:
     """Label a folder of images and write a dataset; the same command resumes an interrupted run.
 
@@ -176,47 +149,19 @@ def annotate(
     journal at the end. failures.jsonl lists the images that failed and their errors; the next run
     retries them.
     """
-    out = out or folder.resolve().with_name(f"{folder.resolve().name}-annotations")
-    rule = AgreementRule(iou, accept_score) if consensus else None
-    command = AnnotateCommand(
-        folder, out, dataset_format, task_options, tuple(model or ()), rule, concurrency
-    )
-    raise typer.Exit(1 if annotate_folder(_connection(context), command) else 0)
+    num_failed = annotate_folder(_connection(context), folder, options, task_options)
+    raise typer.Exit(1 if num_failed else 0)
 
 
 @app.command()
-@with_task_options
+@with_options
 def evaluate(
     context: typer.Context,
     dataset: Annotated[
         Path, typer.Argument(help="A COCO, YOLO, VOC, JSON lines, Hugging Face or image folder.")
     ],
+    options: EvaluateOptions,
     task_options: TaskOptions,
-    models: ModelIds = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the images of a label file.", exists=True, file_okay=False),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the dataset, such as val.")] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False
-        ),
-    ] = None,
-    sample: Annotated[
-        int | None, typer.Option(help="Number of images, drawn by --seed.", min=1)
-    ] = None,
-    concurrency: Concurrency = 8,
-    gallery: Annotated[int, typer.Option(help="Number of images in the report.", min=0)] = 200,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(help="Fit the probability of the scores and write it here.", dir_okay=False),
-    ] = None,
 ) -> None:
     """Evaluate models on a dataset, or compare them on images without labels; write a report.
 
@@ -224,33 +169,17 @@ def evaluate(
     lists the requests that failed; the next run retries them.
     """
     try:
-        from diptych_client.cli.evaluation import EvaluateCommand, evaluate_dataset
+        from diptych_client.cli.evaluation import evaluate_dataset
     except ImportError as error:
-        raise RunError(
-            f"evaluate needs {error.name}: pip install 'diptych-client[evaluate]'"
-        ) from error
-    out = out or dataset.resolve().with_name(f"{dataset.resolve().stem}-{task_options.task}")
-    command = EvaluateCommand(
-        dataset=dataset,
-        out=out,
-        task_options=task_options,
-        models=models,
-        images=images,
-        split=split,
-        prompts=prompts,
-        num_images=sample,
-        concurrency=concurrency,
-        gallery=gallery,
-        calibrate=calibrate,
-    )
-    raise typer.Exit(1 if evaluate_dataset(_connection(context), command) else 0)
+        needed = f"{error.name}: pip install 'diptych-client[evaluate]'"
+        raise RunError(f"evaluate needs {needed}") from error
+    num_failed = evaluate_dataset(_connection(context), dataset, options, task_options)
+    raise typer.Exit(1 if num_failed else 0)
 
 
 @app.command("mcp")
 def serve_mcp(context: typer.Context) -> None:
-    """Serve the tasks to agents: one tool each, by the Model Context Protocol on stdin and
-    stdout.
-    """
+    """Serve one tool for each task to agents: the Model Context Protocol on stdin and stdout."""
     try:
         from diptych_client.integrations.mcp_server import serve
     except ImportError as error:

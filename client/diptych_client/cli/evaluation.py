@@ -1,13 +1,11 @@
 """The command `evaluate`: asks the models, writes the report and prints its conclusions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from diptych_client.annotate import check_folders
-from diptych_client.cli.options import ConnectionOptions, TaskOptions, offered_task
-from diptych_client.cli.progress import run_with_progress
-from diptych_client.cli.terminal import echo
+from diptych_client.cli.options import ConnectionOptions, EvaluateOptions, TaskOptions, offered_task
+from diptych_client.cli.terminal import echo, run_with_progress
 from diptych_client.evaluation.answer_log import AnswerLog, Asker
 from diptych_client.evaluation.calibration import already_calibrated, fit, write_calibrations
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
@@ -18,73 +16,55 @@ from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.results import Model
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluateCommand:
-    """Arguments of `evaluate`."""
-
-    dataset: Path
-    out: Path
-    task_options: TaskOptions
-    models: Sequence[str] | None
-    images: Path | None
-    split: str | None
-    prompts: Path | None
-    num_images: int | None
-    concurrency: int
-    gallery: int
-    calibrate: Path | None
-
-    @property
-    def seed(self) -> int:
-        return self.task_options.seed or 0
-
-
-def evaluate_dataset(connection: ConnectionOptions, command: EvaluateCommand) -> int:
+def evaluate_dataset(
+    connection: ConnectionOptions, path: Path, options: EvaluateOptions, task_options: TaskOptions
+) -> int:
     """Ask, measure and report; return the number of failed requests."""
-    if command.dataset.is_dir():
-        check_folders(command.dataset, command.out)
-    models = _models(connection, command)
+    task = task_options.task
+    seed = task_options.seed or 0
+    out = options.out or path.resolve().with_name(f"{path.resolve().stem}-{task}")
+    if path.is_dir():
+        check_folders(path, out)
+    models = _models(connection, task, options)
     names = tuple(model.id for model in models)
-    options = command.task_options
-    whole = read_dataset(command.dataset, command.images, command.split)
-    dataset = sampled(whole, command.num_images, command.seed)
-    prompts = Prompts() if command.prompts is None else read_prompts(command.prompts)
-    questionnaire = Questionnaire(options.task, options.parameters(), prompts, dataset.classes)
+    dataset = sampled(read_dataset(path, options.images, options.split), options.sample, seed)
+    prompts = Prompts() if options.prompts is None else read_prompts(options.prompts)
+    questionnaire = Questionnaire(task, task_options.parameters(), prompts, dataset.classes)
     samples = list(questionnaire.samples(dataset))
-    log_path = command.out / "answers.jsonl"
-    with AnswerLog.open(log_path, options.task, options.answer_options()) as log:
-        with FailureLog(command.out / "failures.jsonl") as failures:
-            asker = Asker(dataset.store, log, failures, command.concurrency)
+    with AnswerLog.open(out / "answers.jsonl", task, task_options.answer_options()) as log:
+        with FailureLog(out / "failures.jsonl") as failures:
+            asker = Asker(dataset.store, log, failures, options.concurrency)
             for name in names:
                 _ask(connection, asker, samples, name)
         evaluator = Evaluator(log, names, questionnaire.names)
-        evaluation = evaluator.evaluate(dataset.name, samples, command.seed, command.gallery)
+        evaluation = evaluator.evaluate(dataset.name, samples, seed, options.gallery)
         gallery = Gallery(dataset.store, log, questionnaire.names, names)
-        write_report(command.out, evaluation, gallery, samples)
-    _print(command.out, evaluation, failures)
-    if command.calibrate is not None:
+        write_report(out, evaluation, gallery, samples)
+    _print(out, evaluation, failures)
+    if options.calibrate is not None:
         fitted = []
         for model in models:
             scored = evaluator.measures[model.id].scored() if evaluator.measures else None
-            fitted.append(fit(model.id, model.checkpoint, options.task, scored))
-        write_calibrations(command.calibrate, fitted)
-        echo(f"the calibration is {command.calibrate}")
+            fitted.append(fit(model.id, model.checkpoint, task, scored))
+        write_calibrations(options.calibrate, fitted)
+        echo(f"the calibration is {options.calibrate}")
     return failures.num_failures
 
 
-def _models(connection: ConnectionOptions, command: EvaluateCommand) -> tuple[Model, ...]:
+def _models(
+    connection: ConnectionOptions, name: str, options: EvaluateOptions
+) -> tuple[Model, ...]:
     with connection.client() as client:
-        task = offered_task(client.tasks(), command.task_options.task)
+        task = offered_task(client.tasks(), name)
         served = {model.id: model for model in client.models()}
-    chosen = command.models or task.models
-    if missing := [name for name in chosen if name not in task.models]:
-        raise RunError(
-            f"{', '.join(missing)} does not offer {task.id}; offered by {', '.join(task.models)}"
-        )
-    models = tuple(served[name] for name in dict.fromkeys(chosen))
-    calibrated = [model.id for model in models if task.id in model.calibrated_tasks]
-    if command.calibrate and calibrated:
-        raise RunError(already_calibrated(", ".join(calibrated), task.id))
+    chosen = options.models or task.models
+    if missing := [model for model in chosen if model not in task.models]:
+        offered = ", ".join(task.models)
+        raise RunError(f"{', '.join(missing)} does not offer {name}; offered by {offered}")
+    models = tuple(served[model] for model in dict.fromkeys(chosen))
+    calibrated = [model.id for model in models if name in model.calibrated_tasks]
+    if options.calibrate and calibrated:
+        raise RunError(already_calibrated(", ".join(calibrated), name))
     return models
 
 

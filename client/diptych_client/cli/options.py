@@ -2,16 +2,24 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
+from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from diptych_client.annotate import DatasetFormat
 from diptych_client.client import AsyncClient, Client
 from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
 from diptych_client.results import Task
+
+ModelIds = Annotated[
+    list[str] | None, typer.Option(help="Model id; repeatable; default: all that offer the task.")
+]
+Concurrency = Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +59,7 @@ def _objects(text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """A task, its parameters and generation options.
-
-    Every field is an option of the command line.
-    """
+    """A task, its parameters and generation options; every field is a command line option."""
 
     task: Annotated[str, typer.Option(help="Task id; `diptych tasks` lists them.")]
     labels: Annotated[list[str] | None, _parameter("Label to detect; repeatable.")] = None
@@ -86,14 +91,79 @@ class TaskOptions:
     ] = None
 
     def parameters(self) -> TaskParameters:
-        return TaskParameters(
-            **{field.name: getattr(self, field.name) for field in fields(TaskParameters)}
-        )
+        names = [field.name for field in fields(TaskParameters)]
+        return TaskParameters(**{name: getattr(self, name) for name in names})
 
     def answer_options(self) -> AnswerOptions:
         """Return the options of the answer; masks are polygons."""
         names = {field.name for field in fields(AnswerOptions)} - {"mask_format"}
         return AnswerOptions(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotateOptions:
+    """Options of `annotate` besides those of the task."""
+
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Model id, with --consensus twice; default: the first that offer the task."
+        ),
+    ] = None
+    consensus: Annotated[
+        bool,
+        typer.Option(
+            "--consensus", help="Label with two models; list what they disagree on for review."
+        ),
+    ] = False
+    iou: Annotated[
+        float, typer.Option(help="With --consensus: minimum IoU of boxes that agree.", min=0, max=1)
+    ] = 0.5
+    accept_score: Annotated[
+        float,
+        typer.Option(
+            help="With --consensus: minimum score of both boxes; others go to review.", min=0, max=1
+        ),
+    ] = 0.0
+    dataset_format: Annotated[DatasetFormat, typer.Option("--format", help="Dataset format.")] = (
+        DatasetFormat.coco
+    )
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output folder; default: FOLDER-annotations.", file_okay=False),
+    ] = None
+    concurrency: Concurrency = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """Options of `evaluate` besides those of the task."""
+
+    models: ModelIds = None
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False),
+    ] = None
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the images of a label file.", exists=True, file_okay=False),
+    ] = None
+    split: Annotated[str | None, typer.Option(help="Split of the dataset, such as val.")] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False
+        ),
+    ] = None
+    sample: Annotated[
+        int | None, typer.Option(help="Number of images, drawn by --seed.", min=1)
+    ] = None
+    concurrency: Concurrency = 8
+    gallery: Annotated[int, typer.Option(help="Number of images in the report.", min=0)] = 200
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Fit the probability of the scores and write it here.", dir_okay=False),
+    ] = None
 
 
 def offered_task(tasks: Iterable[Task], name: str) -> Task:
@@ -104,23 +174,26 @@ def offered_task(tasks: Iterable[Task], name: str) -> Task:
     return offered[name]
 
 
-def with_task_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `task_options` by one option for each field of
-    `TaskOptions`.
-    """
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter that is a dataclass by one option for each of its fields."""
     parameters = []
+    groups: dict[str, type[Any]] = {}
     for parameter in inspect.signature(command).parameters.values():
-        if parameter.name != "task_options":
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[parameter.name] = kind
+        else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    for field in fields(TaskOptions):
+    for field in chain.from_iterable(map(fields, groups.values())):
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         option = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
         parameters.append(option.replace(annotation=field.type))
 
     @wraps(command)
     def run(**values: Any) -> None:  # typer calls it with keywords only, by the signature below
-        options = {field.name: values.pop(field.name) for field in fields(TaskOptions)}
-        command(**values, task_options=TaskOptions(**options))
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run

@@ -23,16 +23,13 @@ from diptych_client.results import (
 
 
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:
-    """Return the model, the time, and the text or a table of the located objects; say if scores are
-    calibrated.
-    """
+    """Return the model, the time, and the text or a table of the located objects."""
     if isinstance(answer, ModelFailure):
         message = f"{answer.model}: {answer.error.code}: {answer.error.message}"
         return Text(printable(message), style="red")
     calibrated = ", calibrated scores" if answer.calibrated else ""
-    title = Text(
-        printable(f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}"), style="bold"
-    )
+    source = f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}"
+    title = Text(printable(source), style="bold")
     if isinstance(answer.result, TextResult):
         return Group(title, Text(printable(answer.result.text)))
     rows = []
@@ -51,10 +48,10 @@ def comparison_view(comparison: Comparison) -> RenderableType:
 
 
 def models_view(models: Iterable[Model]) -> RenderableType:
-    rows = [
-        (m.id, m.family, f"{m.parameters:,}", str(m.resolution), m.precision, m.license)
-        for m in models
-    ]
+    rows = []
+    for each in models:
+        numbers = (f"{each.parameters:,}", str(each.resolution))
+        rows.append((each.id, each.family, *numbers, each.precision, each.license))
     return _table(("model", "family", "parameters", "resolution", "precision", "license"), rows)
 
 

@@ -1,5 +1,4 @@
-r"""The answers of an evaluation: asked once, kept in a log, joined to one prediction for each
-sample and model.
+r"""Answers kept in a log, joined to one prediction for each sample and model.
 
     {"key": …, "image": …, "model": …, "parameters": {…}, "latency_s": …, "concurrency": …,
     "answer": {…}}

@@ -77,10 +77,7 @@ class Folder:
         return read_image_file(self.path / image.name)
 
     def image(self, name: str) -> ImageFile:
-        """Return an image by its path in the folder.
-
-        A missing one fails when it is read. Raise `RunError`.
-        """
+        """Return an image by its path in the folder; a missing one fails when it is read."""
         path = path_within(self.path, name)
         if not path.exists():
             return ImageFile(name, 0, 0)

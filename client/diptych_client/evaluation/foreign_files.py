@@ -1,5 +1,4 @@
-"""Label files of datasets, which strangers write: bounded in size and nesting, with one line of
-error.
+"""Label files of datasets, which strangers write: bounded, with one line of error.
 
 Sizes: LVIS' largest JSON has 1.1 GB, a crowded XML or a YAML with 20,000 classes below 5 MB.
 """
@@ -22,17 +21,8 @@ MAX_XML_BYTES = 10_000_000
 MAX_YAML_BYTES = 5_000_000
 _MAX_XML_DEPTH = 32
 
-# A label file that has another form than its format's: a missing key, a list where a number is due,
-# 1e999 …
-MALFORMED = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    IndexError,
-    RecursionError,
-)
+# A file of another form than its format's: a missing key, a list where a number is due, 1e999 …
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def read_json(path: Path) -> Any:
@@ -50,10 +40,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_xml(path: Path) -> ElementTree.Element:
-    """Return the root of an XML file without a document type, which could define entities.
-
-    Raise `RunError`.
-    """
+    """Return the root of an XML file without a document type, which could define entities."""
     data = _read(path, MAX_XML_BYTES)  # its first line names the encoding
     with _readable_as("XML", path):
         return ElementTree.fromstring(data, ElementTree.XMLParser(target=_Elements()))
@@ -71,10 +58,7 @@ def _readable_as(form: str, path: Path) -> Iterator[None]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, numbered from 1.
-
-    Raise `RunError` for one that is too long.
-    """
+    """Yield the lines that are not blank, numbered from 1; raise `RunError` for a long one."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):

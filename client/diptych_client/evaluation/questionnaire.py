@@ -1,5 +1,4 @@
-"""The questions about each image of a dataset for a task, with the true answer where the labels
-have one.
+"""The requests about each image of a dataset for a task, with the true answer if there is one.
 
 Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an
 automobile as one.
@@ -109,9 +108,7 @@ def read_prompts(path: Path) -> Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Questionnaire:
-    """A task over a dataset: `given` are the parameters of the command, which the dataset's labels
-    complete.
-    """
+    """A task over a dataset: its labels complete `given`, the parameters of the command."""
 
     task: str
     given: TaskParameters
@@ -120,9 +117,7 @@ class Questionnaire:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return the classes that count: those of the command's labels, else those of the
-        dataset.
-        """
+        """Return the classes of the command's labels, else those of the dataset."""
         if self.task in _WITHOUT_LABELS:
             return (ANY_OBJECT,)
         class_of = self.prompts.names(self.dataset_classes).class_of

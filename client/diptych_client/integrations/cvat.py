@@ -1,5 +1,4 @@
-"""Auto-annotation function of CVAT: `cvat-cli … --function-module
-diptych_client.integrations.cvat`.
+"""Auto-annotation function of CVAT: `--function-module diptych_client.integrations.cvat`.
 
 Needs the extra `cvat`. cvat-cli calls `create` with the values of its option `-p`.
 """
@@ -23,8 +22,7 @@ _TOLERANCE_PX = 1.0  # of a polygon: masks have hundreds of points, which nobody
 
 
 class DiptychFunction:
-    """Finds objects by their labels: boxes by open-vocabulary detection, outlines by instance
-    segmentation.
+    """Finds boxes by open-vocabulary detection, outlines by instance segmentation.
 
     Each label is the text that the model is asked for.
     """
@@ -37,10 +35,8 @@ class DiptychFunction:
 
     @property
     def spec(self) -> cvataa.DetectionFunctionSpec:
-        labels = [
-            cvataa.label_spec(label, index, type=self._shape)
-            for label, index in self._label_ids.items()
-        ]
+        ids = self._label_ids.items()
+        labels = [cvataa.label_spec(label, index, type=self._shape) for label, index in ids]
         return cvataa.DetectionFunctionSpec(labels=labels)
 
     def close(self) -> None:
@@ -71,9 +67,8 @@ class DiptychFunction:
                 if is_mask:
                     mask = instance.to_mask(answer.image)
                     if mask.any():
-                        shapes.append(
-                            cvataa.mask(label_id, encode_mask(mask), score=instance.score)
-                        )
+                        encoded = encode_mask(mask)
+                        shapes.append(cvataa.mask(label_id, encoded, score=instance.score))
                 else:
                     shapes += _polygons(instance, label_id)
         return shapes

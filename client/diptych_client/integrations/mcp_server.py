@@ -1,5 +1,4 @@
-"""Server of the Model Context Protocol on stdin and stdout: an agent's calls become calls of the
-client.
+"""Server of the Model Context Protocol on stdin and stdout: calls become calls of the client.
 
 Needs the extra `mcp`. The list of tools is that of the service at the time; the service need not
 run before it is used.
@@ -68,9 +67,8 @@ class ToolServer:
         try:
             tasks = await self._client.tasks()
         except DiptychError as error:
-            raise MCPError(
-                INTERNAL_ERROR, f"cannot list the tasks of the service: {error}"
-            ) from error
+            message = f"cannot list the tasks of the service: {error}"
+            raise MCPError(INTERNAL_ERROR, message) from error
         self._tools = {task.id: tool_of(task) for task in tasks if task.models}
         return ListToolsResult(tools=list(self._tools.values()))
 
@@ -78,10 +76,8 @@ class ToolServer:
         if params.name not in self._tools:
             await self._list(context, None)
         if params.name not in self._tools:
-            raise MCPError(
-                INVALID_PARAMS,
-                f"unknown tool {params.name!r}; the tools are {', '.join(self._tools)}",
-            )
+            known = ", ".join(self._tools)
+            raise MCPError(INVALID_PARAMS, f"unknown tool {params.name!r}; the tools are {known}")
         tool = self._tools[params.name]
         try:
             # it may read a file
@@ -102,9 +98,7 @@ class ToolServer:
 
 
 def _answered(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> CallToolResult:
-    """Return the answers twice: as structured content, and as text for hosts that read nothing
-    else.
-    """
+    """Return the answers as structured content and as text, which all hosts read."""
     content = content_of(image, answers)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content)

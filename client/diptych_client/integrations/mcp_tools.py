@@ -123,10 +123,7 @@ class ToolArguments:
 
     @classmethod
     def parse(cls, tool: Tool, arguments: Mapping[str, Any]) -> Self:
-        """Read the image, if it is a local file.
-
-        Raise `OSError` or `ValueError` for a bad argument.
-        """
+        """Read the image if it is a file; raise `OSError` or `ValueError` for a bad argument."""
         error = best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))
         if error is not None:
             place = ".".join(map(str, error.absolute_path))
@@ -142,9 +139,8 @@ def _image(text: str) -> str | bytes:
     if not text.startswith("data:"):
         path = Path(text).expanduser()
         if not path.is_file():
-            raise ValueError(
-                f"image must be a file, a data: URL or an http(s) URL; there is no file {path}"
-            )
+            allowed = "a file, a data: URL or an http(s) URL"
+            raise ValueError(f"image must be {allowed}; there is no file {path}")
         return read_image_file(path)
     header, _, data = text.partition(",")
     if not header.endswith(";base64"):
@@ -156,9 +152,7 @@ def _image(text: str) -> str | bytes:
 
 
 def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> dict[str, Any]:
-    """Return answers as the structured content of a tool: rounded, without what an agent does not
-    need.
-    """
+    """Return answers as structured content: rounded, without fields that agents do not need."""
     return {"image": asdict(image), "answers": [_answer_content(answer) for answer in answers]}
 
 

@@ -1,5 +1,4 @@
-"""A file of JSON lines that is only appended to: a killed process loses at most the line that it
-was writing.
+"""A file of JSON lines that is only appended to: a killed process loses at most one line.
 
 An incomplete last line is removed when the log is opened again. A log is locked by the process that
 has it open. Values are found by their offset, so that a long log need not be held in memory.
@@ -32,10 +31,7 @@ class AppendLog:
     @classmethod
     @contextmanager
     def open(cls, path: Path) -> Iterator[Self]:
-        """Open or create a log, and flush it to disk at the end.
-
-        Raise `RunError` if another process has it open.
-        """
+        """Open or create a log; raise `RunError` if another process has it open."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileIO(path, "a+") as file:
             try:

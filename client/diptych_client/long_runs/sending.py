@@ -54,10 +54,7 @@ async def send_all(
     on_failure: Callable[[ItemT, Exception], None],
     concurrency: int,
 ) -> None:
-    """Send all items, `concurrency` at the same time.
-
-    Raise the first error that affects every request.
-    """
+    """Send all items concurrently; raise the first error that affects every request."""
     queue = iter(items)
 
     async def work() -> None:

@@ -1,6 +1,4 @@
-"""Requests to the messages of `service/rpc/proto/vision.proto`, and its responses to the JSON of
-REST, which has one parser. Knows no connection.
-"""
+"""Requests to messages of vision.proto, responses to the JSON of REST. Knows no connection."""
 
 import json
 from collections.abc import Mapping
@@ -40,14 +38,8 @@ def request_message(kind: type[MessageT], request: Request) -> MessageT:
     Raise `AttributeError` for a field that the message lacks.
     """
     if isinstance(request.image, str):
-        raise error_from(
-            ErrorDetail(
-                "invalid_request",
-                "image is a URL: only REST takes one, gRPC takes files",
-                "image",
-                "",
-            )
-        )
+        reason = "image is a URL: only REST takes one, gRPC takes files"
+        raise error_from(ErrorDetail("invalid_request", reason, "image", ""))
     message = kind() if request.image is None else kind(image=request.image)
     for name, value in request.fields.items():
         if isinstance(value, tuple):
@@ -108,21 +100,16 @@ def error_from_call(
     timeout_s: float,
     request_id: str,
 ) -> DiptychError:
-    """Return the error of a failed call: from its trailing metadata if the service sent it, else
-    from its status.
-    """
+    """Return the error from the trailing metadata if the service sent it, else from the status."""
     if "diptych-code" in trailing:
         wait_s = parse_retry_after_s(trailing.get("retry-after"), datetime.now(UTC))
-        code = trailing["diptych-code"]
         param = trailing.get("diptych-param")
-        return error_from(
-            ErrorDetail(code, details, param, trailing.get("x-request-id", request_id)), wait_s
-        )
+        own_id = trailing.get("x-request-id", request_id)
+        return error_from(ErrorDetail(trailing["diptych-code"], details, param, own_id), wait_s)
     if status == grpc.StatusCode.UNAVAILABLE:
         return connection_failed(details, request_id)
     if status == grpc.StatusCode.DEADLINE_EXCEEDED:
         return deadline_exceeded(timeout_s, request_id)
+    code = _CODE_OF_STATUS.get(status, "internal")
     message = f"the call failed with {status.name}: {details}"
-    return error_from(
-        ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id)
-    )
+    return error_from(ErrorDetail(code, message, None, request_id))

@@ -43,9 +43,7 @@ class _Channel:
         self._key = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
 
     def _start(self, call: Call[Any], is_stream: bool = False) -> Any:
-        """Return the message, of a stream the iterator; of `grpc.aio` an awaitable or the async
-        iterator.
-        """
+        """Return a response, or a stream's iterator; of `grpc.aio` an awaitable or async one."""
         operation = call.operation
         serialize = operation.request.SerializeToString
         if is_stream:
@@ -124,7 +122,5 @@ def _status_errors(call: Call[Any]) -> Iterator[None]:
     except grpc.RpcError as caught:
         error: Any = caught
         trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
-        details = error.details() or ""
-        raise error_from_call(
-            error.code(), details, trailing, timeout_s, call.request_id
-        ) from caught
+        status = (error.code(), error.details() or "")
+        raise error_from_call(*status, trailing, timeout_s, call.request_id) from caught

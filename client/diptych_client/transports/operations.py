@@ -1,6 +1,4 @@
-"""The calls of the API: for each its REST path and its gRPC method, and how its response is parsed
-from JSON.
-"""
+"""The calls of the API: REST path, gRPC method, and how a response is parsed from JSON."""
 
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ ResultT = TypeVar("ResultT")
 ResponseT = TypeVar("ResponseT")
 ValueT = TypeVar("ValueT")
 
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _MIN_TIMEOUT_S = 0.001  # a delay between retries may end late
 
 
@@ -70,14 +69,7 @@ def parsed(parse: Callable[[ResponseT], ValueT], response: ResponseT, call: Call
     """Return the parsed response; raise `InternalError` if it violates the API."""
     try:
         return parse(response)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except _MALFORMED as error:
         message = f"cannot parse the response to {call.operation.method}: {error!r}"
         raise InternalError(ErrorDetail("internal", message, None, call.request_id)) from error
 

@@ -51,26 +51,21 @@ _CODE_OF_STATUS = {
 
 def form_values(fields_given: Mapping[str, FieldValue]) -> dict[str, str]:
     """Return fields as form values: strings unchanged, everything else as JSON."""
-    return {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in fields_given.items()
-    }
+    form = {}
+    for name, value in fields_given.items():
+        form[name] = value if isinstance(value, str) else json.dumps(value)
+    return form
 
 
 def answer_from_json(body: Json) -> Answer:
-    return Answer(
-        id=body["id"],
-        model=body["model"],
-        task=body["task"],
-        result=_result(body["result"]),
-        raw_text=body["raw_text"],
-        finish_reason=body["finish_reason"],
-        image=_value(ImageSize, body["image"]),
-        usage=_value(Usage, body["usage"]),
-        vision_cache=body["vision_cache"],
-        timings_ms=_value(Timings, body["timings_ms"]),
-        calibrated=body.get("calibrated", False),  # answers stored by an earlier client have none
-    )
+    parts = {
+        "result": _result(body["result"]),
+        "image": _value(ImageSize, body["image"]),
+        "usage": _value(Usage, body["usage"]),
+        "timings_ms": _value(Timings, body["timings_ms"]),
+    }
+    # answers stored by an earlier client lack `calibrated`
+    return _value(Answer, {"calibrated": False, **body, **parts})
 
 
 def event_from_sse(event: ServerSentEvent) -> str | Answer:
@@ -86,13 +81,13 @@ def event_from_sse(event: ServerSentEvent) -> str | Answer:
 
 
 def comparison_from_json(body: Json) -> Comparison:
-    answers = tuple(
-        ModelFailure(each["model"], _value(ErrorDetail, each["error"]))
-        if "error" in each
-        else answer_from_json(each)
-        for each in body["answers"]
-    )
-    return Comparison(body["id"], body["task"], _value(ImageSize, body["image"]), answers)
+    answers: list[Answer | ModelFailure] = []
+    for each in body["answers"]:
+        if "error" in each:
+            answers.append(ModelFailure(each["model"], _value(ErrorDetail, each["error"])))
+        else:
+            answers.append(answer_from_json(each))
+    return Comparison(body["id"], body["task"], _value(ImageSize, body["image"]), tuple(answers))
 
 
 def models_from_json(body: Json) -> tuple[Model, ...]:
@@ -111,12 +106,10 @@ def error_from_response(
     try:
         return error_from(_value(ErrorDetail, json.loads(body)["error"]), wait_s)
     except (ValueError, KeyError, TypeError, RecursionError):
-        message = (
-            f"the server responded with status {status}: {body[:200].decode(errors='replace')}"
-        )
-        return error_from(
-            ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id), wait_s
-        )
+        code = _CODE_OF_STATUS.get(status, "internal")
+        text = body[:200].decode(errors="replace")
+        message = f"the server responded with status {status}: {text}"
+        return error_from(ErrorDetail(code, message, None, request_id), wait_s)
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
@@ -132,9 +125,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return dataclasses as objects: optional fields without a value and the suffixes of
-    coordinates are omitted.
-    """
+    """Return dataclasses as objects without unset options and the suffixes of coordinates."""
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     if not is_dataclass(value):
@@ -148,9 +139,7 @@ def _plain(value: Any) -> Any:
 
 
 def _value(kind: type[ValueT], row: Json) -> ValueT:
-    """Return a dataclass from the fields of the same names, lists as tuples; a newer service may
-    send more.
-    """
+    """Return a dataclass, lists as tuples; a newer service may send more fields."""
     values = {}
     for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
         value = row[field.name]
@@ -163,9 +152,8 @@ def _result(body: Json) -> Result:
         case {"text": str(text)}:
             return TextResult(text)
         case {"detections": rows}:
-            return DetectionsResult(
-                tuple(Detection(parse_box(row["box"]), row["label"], row["score"]) for row in rows)
-            )
+            found = (Detection(parse_box(row["box"]), row["label"], row["score"]) for row in rows)
+            return DetectionsResult(tuple(found))
         case {"instances": rows}:
             return InstancesResult(tuple(map(_instance, rows)))
         case {"text_regions": rows}:

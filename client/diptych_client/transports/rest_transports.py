@@ -1,6 +1,4 @@
-"""REST over httpx, synchronous and for asyncio: one attempt of a call, to a result or a
-`DiptychError`.
-"""
+"""REST over httpx, synchronous and for asyncio: an attempt of a call, to a result or an error."""
 
 import math
 from collections.abc import AsyncGenerator, Generator, Iterator
@@ -86,15 +84,13 @@ def _http_request(
     path = call.operation.path
     request = call.request
     timeout_s = call.remaining_s()
-    headers = {
-        "X-Request-Id": call.request_id,
-        "X-Deadline-Ms": str(max(1, math.floor(timeout_s * 1000))),
-    }
-    if request.image is None:
+    deadline_ms = max(1, math.floor(timeout_s * 1000))
+    headers = {"X-Request-Id": call.request_id, "X-Deadline-Ms": str(deadline_ms)}
+    image = request.image
+    if image is None:
         return http.build_request("GET", path, headers=headers, timeout=timeout_s)
     form = form_values(request.fields) | ({"stream": "true"} if is_stream else {})
-    # a field, or a file
-    files = {"image": (None, request.image) if isinstance(request.image, str) else request.image}
+    files = {"image": (None, image) if isinstance(image, str) else image}  # a field, or a file
     return http.build_request(
         "POST", path, data=form, files=files, headers=headers, timeout=timeout_s
     )
@@ -114,9 +110,8 @@ def _request_errors(call: Call[Any]) -> Iterator[None]:
 
 def _check_status(response: httpx.Response, call: Call[Any]) -> None:
     if not response.is_success:
-        raise error_from_response(
-            response.status_code, response.headers, response.content, call.request_id
-        )
+        status = response.status_code
+        raise error_from_response(status, response.headers, response.content, call.request_id)
 
 
 def _result(response: httpx.Response, call: Call[ResultT]) -> ResultT:

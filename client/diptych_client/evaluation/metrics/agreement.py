@@ -1,6 +1,4 @@
-"""Agreement of two models on the same images, without labels: by image, by class and box, by
-text.
-"""
+"""Agreement of two models without labels: by image, by class and box, by text."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -25,9 +23,7 @@ _SHOWN: Mapping[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ClassAgreement:
-    """Objects of a class: found by both with IoU >= 0.5, by one only, or labelled otherwise by the
-    other.
-    """
+    """Objects of a class: found by both with IoU >= 0.5, by one only, or with another label."""
 
     both: int
     only_first: int
@@ -53,17 +49,16 @@ class Agreement:
 
     def add(self, first: Prediction, second: Prediction) -> Outcome:
         """Count two answers and return how much they differ."""
-        if first.text is not None:
-            outcome = self._texts(first.text, second.text or "")
+        if first.text is None:
+            outcome = self._add_boxes(first, second)
         else:
-            outcome = self._boxes(first, second)
+            distance = Levenshtein.normalized_distance(first.text, second.text or "")
+            outcome = Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
         self.scores.append(1 - outcome.error)
         return outcome
 
     def metric(self) -> Metric:
-        """Return the mean agreement: of boxes 2 · both / (first + second) of each image, of texts 1
-        - edit distance.
-        """
+        """Return the mean: of boxes 2 · both / (first + second), of texts 1 - edit distance."""
         scores = np.array(self.scores)
         return Metric("agreement", Ratio(scores, np.ones_like(scores)))
 
@@ -71,16 +66,11 @@ class Agreement:
         found = {}
         for label, kinds in sorted(self.kinds_by_class.items()):
             other_label = kinds["wrong class"] + kinds["badly placed"]
-            found[label] = ClassAgreement(
-                kinds["right"], kinds["missed"], kinds["extra"], other_label
-            )
+            only = (kinds["missed"], kinds["extra"])
+            found[label] = ClassAgreement(kinds["right"], *only, other_label)
         return found
 
-    def _texts(self, first: str, second: str) -> Outcome:
-        distance = Levenshtein.normalized_distance(first, second)
-        return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
-
-    def _boxes(self, first: Prediction, second: Prediction) -> Outcome:
+    def _add_boxes(self, first: Prediction, second: Prediction) -> Outcome:
         a = [LabelledBox(self.names.label(item), box_of(item)) for item in first.items]
         b = [LabelledBox(self.names.label(item), box_of(item)) for item in second.items]
         shown = {**_SHOWN, "missed": f"only {self.first}", "extra": f"only {self.second}"}

@@ -56,9 +56,7 @@ def _similarity(
     weights: Mapping[Ngram, float],
     unseen: float,
 ) -> float:
-    """Return the mean over n of the clipped cosine, times the Gaussian penalty of the lengths'
-    difference.
-    """
+    """Return the mean clipped cosine over n, times the Gaussian penalty of unequal lengths."""
     num_bigrams: list[int] = []  # the lengths, as coco-caption counts
     total = 0.0
     for n in range(1, MAX_N + 1):

@@ -9,17 +9,59 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
+from typing import Protocol
 
 import numpy as np
 
-from diptych_client.evaluation.answer_log import AnswerLog
+from diptych_client.evaluation.answer_log import AnswerLog, Prediction
+from diptych_client.evaluation.calibration import ScoredAnswers
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreement
-from diptych_client.evaluation.metrics.measure import Measure, measure_for
+from diptych_client.evaluation.metrics.objects import ObjectsMeasure
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
-from diptych_client.evaluation.questionnaire import ClassNames, Sample, Truth
+from diptych_client.evaluation.metrics.phrases import PhrasesMeasure
+from diptych_client.evaluation.metrics.texts import TextsMeasure
+from diptych_client.evaluation.questionnaire import (
+    ClassNames,
+    ObjectsTruth,
+    PhrasesTruth,
+    Sample,
+    TextsTruth,
+    Truth,
+)
 from diptych_client.evaluation.statistics import Estimates, Metric, estimates
 from diptych_client.long_runs import RunError
+
+
+class Measure(Protocol):
+    """The answers of one model against the truth, added one by one."""
+
+    def add(self, truth: Truth, prediction: Prediction) -> Outcome:
+        """Count an answer and return how wrong it is."""
+        ...
+
+    def metrics(self) -> list[Metric]:
+        """Return the metrics, the most important first."""
+        ...
+
+    def details(self) -> Details:
+        """Return tables and curves."""
+        ...
+
+    def scored(self) -> ScoredAnswers | None:
+        """Return the scores of the answers; None if they have none to calibrate."""
+        ...
+
+
+def measure_for(truth: Truth, task: str, names: ClassNames) -> Measure:
+    """Return an empty measure for this kind of truth."""
+    match truth:
+        case ObjectsTruth():
+            return ObjectsMeasure(names)
+        case PhrasesTruth():
+            return PhrasesMeasure()
+        case TextsTruth():
+            return TextsMeasure(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +134,14 @@ class Evaluator:
     def evaluate(
         self, dataset_name: str, samples: Sequence[Sample], seed: int, gallery: int
     ) -> Evaluation:
-        """Return the results.
-
-        The gallery has that many samples, the most wrong and the most different ones.
-        """
-        self.agreements = [
-            Agreement(first, second, self.names) for first, second in combinations(self.models, 2)
-        ]
+        """Return the results; the gallery has the samples that are most wrong or differ most."""
+        pairs = combinations(self.models, 2)
+        self.agreements = [Agreement(first, second, self.names) for first, second in pairs]
         self.times = {model: [] for model in self.models}
         for index, sample in enumerate(samples):
             self._add(index, sample, gallery)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
-        agreed: dict[str, Sequence[Metric]] = {
-            each.title: [each.metric()] for each in self.agreements
-        }
+        agreed = {each.title: [each.metric()] for each in self.agreements}
         return Evaluation(
             dataset=dataset_name,
             task=self.log.task,
@@ -133,9 +169,9 @@ class Evaluator:
         self.images.append(image)
         for model, each in predictions.items():
             self.times[model].append((each.latency_s, each.occupied_s, each.num_tokens))
-        differences = [
-            each.add(predictions[each.first], predictions[each.second]) for each in self.agreements
-        ]
+        differences = []
+        for pair in self.agreements:
+            differences.append(pair.add(predictions[pair.first], predictions[pair.second]))
         errors: list[Outcome] = []
         if sample.truth is not None:
             self.labelled_images.append(image)
@@ -154,9 +190,8 @@ class Evaluator:
     def _check_truth(self, sample: Sample, truth: Truth) -> None:
         """Create the measures of the first truth; raise `RunError` for a truth of another kind."""
         if self.truth_kind not in (None, type(truth)):
-            raise RunError(
-                f"{sample.title}: {self.log.task} cannot measure phrases and objects in one run"
-            )
+            rule = f"{self.log.task} cannot measure phrases and objects in one run"
+            raise RunError(f"{sample.title}: {rule}")
         if not self.measures:
             self.truth_kind = type(truth)
             for model in self.models:
@@ -168,9 +203,7 @@ def _mean_error(outcomes: Sequence[Outcome]) -> float:
 
 
 def _speed(rows: Sequence[tuple[float, float, int]]) -> Speed:
-    """Return the rates of a closed loop: each sample occupies its latency over the number of
-    requests in flight.
-    """
+    """Return the rates of a closed loop: a sample occupies its latency / requests in flight."""
     latency_s, occupied_s, num_tokens = np.array(rows, dtype=np.float64).T
     p50, p95 = np.quantile(1000 * latency_s, [0.5, 0.95])
     total_s = float(occupied_s.sum())

@@ -9,21 +9,19 @@ import numpy as np
 
 from diptych_client.evaluation.answer_log import Prediction
 from diptych_client.evaluation.calibration import CalibrationGap, ScoredAnswers
-from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.metrics.detection import (
     CocoScores,
     IouType,
     ResampledPrecision,
-    encoded_mask,
-    run_lengths,
-    xywh,
+    answer_row,
+    truth_row,
 )
 from diptych_client.evaluation.metrics.outcome import Confusion, Curve, Details, Outcome
 from diptych_client.evaluation.questionnaire import ClassNames, ObjectsTruth, Truth
 from diptych_client.evaluation.statistics import Metric, Ratio
 from diptych_client.geometry import ImageSize
 from diptych_client.matching import LabelledBox, match
-from diptych_client.results import Instance, Item, box_of
+from diptych_client.results import Instance, box_of
 
 NONE = "none"  # no true object, or no answer
 _UNKNOWN = "other label"  # answered, not a class of the dataset
@@ -55,7 +53,7 @@ class ObjectsMeasure:
         truths = []
         for true in truth.objects:
             ids = {"image_id": len(self.sizes), "category_id": numbers[true.label]}
-            self.truths.append(ids | _truth_row(true, image))
+            self.truths.append(ids | truth_row(true, image))
             self.has_masks &= true.segmentation is not None
             truths.append(LabelledBox(true.label, true.box_xyxy, true.is_crowd))
         boxes = []
@@ -64,7 +62,7 @@ class ObjectsMeasure:
             self.has_masks &= isinstance(item, Instance)
             if label in numbers:
                 ids = {"image_id": len(self.sizes), "category_id": numbers[label]}
-                self.answers.append(ids | _answer_row(item, image))
+                self.answers.append(ids | answer_row(item, image))
             boxes.append(LabelledBox(label if label in numbers else _UNKNOWN, box_of(item)))
         return self._outcome(truths, boxes)
 
@@ -122,9 +120,8 @@ class ObjectsMeasure:
     def scores(self, kind: IouType) -> CocoScores:
         """Return COCO's evaluation of what was added before the first call."""
         if kind not in self._scores:
-            self._scores[kind] = CocoScores(
-                self.sizes, self.names.classes, self.truths, self.answers, kind
-            )
+            rows = (self.truths, self.answers)
+            self._scores[kind] = CocoScores(self.sizes, self.names.classes, *rows, kind)
         return self._scores[kind]
 
     def details(self) -> Details:
@@ -146,43 +143,13 @@ class ObjectsMeasure:
             rows.append([self.confused[true, each] for each in labels])
         recalls, precisions = scores.precision_by_recall()
         by_recall = Curve(recalls.tolist(), precisions.tolist())
-        precision, recall = _by_score(scores)
-        confusion = Confusion(labels, rows)
-        return Details(by_class, by_size, self.kinds, confusion, by_recall, precision, recall)
-
-
-def _truth_row(true: TrueObject, image: ImageSize) -> dict[str, Any]:
-    box = xywh(true.box_xyxy)
-    area = box[2] * box[3] if true.area is None else true.area
-    row = {"bbox": box, "area": area, "iscrowd": int(true.is_crowd)}
-    if true.segmentation is None:
-        return row
-    return row | {"segmentation": run_lengths(true.segmentation, image)}
-
-
-def _answer_row(item: Item, image: ImageSize) -> dict[str, Any]:
-    """Return an answer as COCO.loadRes would: its area decides the size for which it counts."""
-    box = xywh(box_of(item))
-    row = {"bbox": box, "area": box[2] * box[3], "score": item.score, "iscrowd": 0}
-    if not isinstance(item, Instance):
-        return row
-    mask = item.to_mask(image)
-    return row | {"area": float(mask.sum()), "segmentation": encoded_mask(mask)}
-
-
-def _by_score(scores: CocoScores) -> tuple[Curve, Curve]:
-    """Return precision and recall at IoU 0.5 of the answers with at least a score, over all
-    classes.
-    """
-    matches = scores.matches
-    if not matches:
-        return Curve([], []), Curve([], [])
-    values = np.concatenate([each.scores for each in matches])
-    order = np.argsort(-values, kind="stable")
-    right = np.cumsum(np.concatenate([each.is_right[0] for each in matches])[order])
-    wrong = np.cumsum(np.concatenate([each.is_wrong[0] for each in matches])[order])
-    num_truths = max(sum(each.num_truths.sum() for each in matches), 1)
-    shown = np.linspace(0, len(order) - 1, min(len(order), _MAX_POINTS)).astype(int)
-    xs = values[order][shown].tolist()
-    precision = right[shown] / np.maximum(right[shown] + wrong[shown], 1)
-    return Curve(xs, precision.tolist()), Curve(xs, (right[shown] / num_truths).tolist())
+        xs, precision, recall = scores.by_score(_MAX_POINTS)
+        return Details(
+            by_class,
+            by_size,
+            self.kinds,
+            Confusion(labels, rows),
+            by_recall,
+            Curve(xs, precision),
+            Curve(xs, recall),
+        )

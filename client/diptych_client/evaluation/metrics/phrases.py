@@ -12,7 +12,6 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from diptych_client.evaluation.answer_log import Prediction
-from diptych_client.evaluation.dataset import TruePhrase
 from diptych_client.evaluation.metrics.detection import encoded_mask, run_lengths
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
 from diptych_client.evaluation.questionnaire import PhrasesTruth, Truth
@@ -23,10 +22,7 @@ from diptych_client.results import Instance, Item, box_of, label_of
 
 @dataclass(frozen=True, slots=True)
 class JudgedPhrase:
-    """The best answer to a phrase.
-
-    An IoU is None where the truth or the answer has no such shape.
-    """
+    """The best answer to a phrase; an IoU is None where truth or answer lacks the shape."""
 
     item: Item | None
     box_iou: float | None
@@ -79,23 +75,22 @@ class PhrasesMeasure:
 
 def judge(truth: PhrasesTruth, prediction: Prediction) -> list[JudgedPhrase]:
     """Return the best answer to each phrase."""
-    return [_judged(phrase, prediction) for phrase in truth.phrases]
-
-
-def _judged(phrase: TruePhrase, prediction: Prediction) -> JudgedPhrase:
-    name = phrase.phrase.casefold()
-    answers = [each for each in prediction.items if label_of(each).casefold() == name]
-    item = max(answers, key=lambda each: each.score, default=None)
-    box_iou = None
-    mask_iou = None
-    if phrase.box_xyxy is not None:
-        boxes = [] if item is None else [box_of(item)]
-        box_iou = float(pairwise_iou([phrase.box_xyxy], boxes).sum())
-    if phrase.segmentation is not None:
-        if item is None:
-            mask_iou = 0.0
-        elif isinstance(item, Instance):
-            truth = run_lengths(phrase.segmentation, prediction.image)
-            answer = encoded_mask(item.to_mask(prediction.image))
-            mask_iou = float(coco_mask.iou([answer], [truth], [0])[0, 0])
-    return JudgedPhrase(item, box_iou, mask_iou)
+    judged = []
+    for phrase in truth.phrases:
+        name = phrase.phrase.casefold()
+        answers = [each for each in prediction.items if label_of(each).casefold() == name]
+        item = max(answers, key=lambda each: each.score, default=None)
+        box_iou = None
+        mask_iou = None
+        if phrase.box_xyxy is not None:
+            boxes = [] if item is None else [box_of(item)]
+            box_iou = float(pairwise_iou([phrase.box_xyxy], boxes).sum())
+        if phrase.segmentation is not None:
+            if item is None:
+                mask_iou = 0.0
+            elif isinstance(item, Instance):
+                true_mask = run_lengths(phrase.segmentation, prediction.image)
+                mask = encoded_mask(item.to_mask(prediction.image))
+                mask_iou = float(coco_mask.iou([mask], [true_mask], [0])[0, 0])
+        judged.append(JudgedPhrase(item, box_iou, mask_iou))
+    return judged

@@ -1,5 +1,4 @@
-"""Texts: CER and WER by jiwer, exact text, ANLS, VQA accuracy, CIDEr; which of them depends on the
-task.
+"""Texts, by task: CER and WER by jiwer, exact text, ANLS, VQA accuracy, CIDEr.
 
 Of several references, error rates take the nearest. The rate of a dataset is all edits over all
 characters or words.
@@ -50,8 +49,7 @@ def vqa_normalized(text: str) -> str:
 
 
 def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
-    """Return min(annotators with this answer / 3, 1), averaged over all subsets without one
-    annotator.
+    """Return min(annotators with this answer / 3, 1), averaged over all subsets but one.
 
     Source: Antol et al., 2015, arXiv 1505.00468, section 4. With fewer answers than VQA's ten: 1 if
     it is among them.
@@ -65,9 +63,7 @@ def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
 
 
 def anls(answer: str, accepted: Sequence[str]) -> float:
-    """Return 1 - NL of the nearest accepted answer, 0 if NL >= 0.5 (Biten et al., 2019, arXiv
-    1905.13648, eq. 1).
-    """
+    """Return 1 - NL of the nearest, 0 if NL >= 0.5 (Biten et al., 2019, 1905.13648, eq. 1)."""
     own = answer.lower()
     nearest = min((_distance(own, each.lower()) for each in accepted), default=1.0)
     return 1 - nearest if nearest < ANLS_THRESHOLD else 0.0

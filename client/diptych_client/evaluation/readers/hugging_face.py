@@ -1,5 +1,4 @@
-"""Datasets of Hugging Face's library `datasets`, read with pyarrow: a saved folder, or Parquet
-files.
+"""Datasets of Hugging Face's `datasets`, read with pyarrow: a saved folder, or Parquet files.
 
 The image is the column of that type (a struct of `bytes` and `path`). Objects are those of its
 object detection guide: `objects` with `bbox` as [x, y, width, height] and `category` as names or
@@ -36,9 +35,7 @@ def is_hugging_face(path: Path) -> bool:
 
 
 def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
-    """Read the files whose path below `path` contains the split; without one, all must be of the
-    same split.
-    """
+    """Read the files with the split in their path; without one, all must be of one split."""
     folder = path.parent if path.is_file() else path
     files = []
     splits = set[str]()
@@ -50,9 +47,8 @@ def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
     if not files:
         raise RunError(f"{path} has no Parquet or Arrow file of the split {split}")
     if len(splits) > 1:
-        raise RunError(
-            f"{path} has several splits: choose one with --split ({', '.join(sorted(splits))})"
-        )
+        choices = ", ".join(sorted(splits))
+        raise RunError(f"{path} has several splits: choose one with --split ({choices})")
     store = ArrowImages(folder, tuple(files))
     try:
         labelled = list(store.labelled())

@@ -1,5 +1,4 @@
-"""JSON lines: one object for each image, with any of these fields besides `image`, its path
-relative to the file.
+"""JSON lines: an object for each image; `image` is a path relative to the file, the rest labels.
 
 {"image": "a.png", "caption": "two cats"}, or "captions": ["two cats", "cats on a sofa"]
 {"image": "a.png", "text": "EXIT"}, and "region": [x1, y1, x2, y2] if the text is about a region
@@ -54,10 +53,7 @@ def read_json_lines(path: Path, images: Path | None = None) -> Dataset:
 
 
 def from_hugging_face(row: Mapping[str, Any], class_names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a row of Hugging Face's with the fields of JSON lines.
-
-    Its `text` may also be the caption.
-    """
+    """Return a row of Hugging Face's as one of JSON lines; `text` may also be the caption."""
     row = {"captions": row.get("caption", row.get("text")), **row}
     objects = row.get("objects")
     if not isinstance(objects, Mapping):

@@ -1,12 +1,10 @@
-"""Pascal VOC: Annotations/….xml for each image, JPEGImages/, and the splits in
-ImageSets/Main/….txt.
+"""Pascal VOC: Annotations/….xml for each image, JPEGImages/, splits in ImageSets/Main/….txt.
 
 A box counts pixels from 1 and includes its last ones (VOC2012 development kit, section 3): [xmin -
 1, ymin - 1, xmax, ymax] are its edges. Objects marked difficult count neither as found nor as
 missed, as in VOC's own evaluation.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,18 +25,16 @@ def read_voc(path: Path, split: str | None = None) -> Dataset:
     """Read one split, by default all annotations."""
     folders = (path / "JPEGImages", path / "images")
     folder = Folder(next(filter(Path.is_dir, folders), path))
-    labelled = [_labelled(folder, file) for file in _annotation_files(path, split)]
+    annotations = path / "Annotations"
+    files = sorted(annotations.glob("*.xml"))
+    if split is not None:
+        listing = path / "ImageSets" / "Main" / f"{split}.txt"
+        if not listing.is_file():
+            raise RunError(f"{listing} does not exist")
+        names = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
+        files = [path_within(annotations, f"{name}.xml") for name in names]
+    labelled = [_labelled(folder, file) for file in files]
     return Dataset(labelled, folder, classes_of(labelled))
-
-
-def _annotation_files(path: Path, split: str | None) -> Sequence[Path]:
-    if split is None:
-        return sorted((path / "Annotations").glob("*.xml"))
-    listing = path / "ImageSets" / "Main" / f"{split}.txt"
-    if not listing.is_file():
-        raise RunError(f"{listing} does not exist")
-    names = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
-    return [path_within(path / "Annotations", f"{name}.xml") for name in names]
 
 
 def _labelled(folder: Folder, file: Path) -> LabelledImage:

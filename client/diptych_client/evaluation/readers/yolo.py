@@ -1,5 +1,4 @@
-"""Ultralytics' YOLO layout (docs.ultralytics.com, datasets): data.yaml names the classes and the
-splits.
+"""Ultralytics' YOLO layout (docs.ultralytics.com): data.yaml names the classes and the splits.
 
 A split is a folder of images, a list of folders, or a text file of paths. The labels of
 …/images/….jpg are in …/labels/….txt: `class x_center y_center width height`, or `class x1 y1 x2 y2
@@ -78,16 +77,12 @@ def _images(folder: Path, root: Path, source: str) -> list[Path]:
     if path.is_file():
         lines = (line.strip() for line in read_text(path).splitlines())
         return [path_within(folder, str(path.parent / line)) for line in lines if line]
-    raise RunError(
-        f"{path} does not exist; the images of a YOLO dataset must be in the folder of its"
-        " data.yaml"
-    )
+    rule = "the images of a YOLO dataset must be in the folder of its data.yaml"
+    raise RunError(f"{path} does not exist; {rule}")
 
 
 def _labelled(folder: Path, image: Path, names: Mapping[int, str]) -> LabelledImage:
-    """Return an image with its label file: the last folder `images` of its path in the dataset
-    becomes `labels`.
-    """
+    """Return an image with its labels: the last folder `images` of its path becomes `labels`."""
     name = image.relative_to(folder)
     before, is_below, below = f"/{name.as_posix()}".rpartition("/images/")
     label_path = f"{before}/labels/{below}" if is_below else below
@@ -95,16 +90,13 @@ def _labelled(folder: Path, image: Path, names: Mapping[int, str]) -> LabelledIm
     objects = []
     lines = read_text(label_file).splitlines() if label_file.is_file() else []
     if rows := list(filter(None, map(str.split, lines))):
-        size_wh = _upright_size(image)
+        with Image.open(image) as opened:
+            size_wh = opened.size
+            if opened.getexif().get(0x0112) in _TRANSPOSED:
+                size_wh = size_wh[::-1]
         for row in rows:
             objects.append(_object(names, list(map(float, row)), size_wh, label_file))
     return LabelledImage(Folder(folder).image(name.as_posix()), tuple(objects))
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(0x0112) in _TRANSPOSED else (width, height)
 
 
 def _object(

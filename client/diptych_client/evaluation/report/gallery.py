@@ -1,5 +1,4 @@
-"""The gallery: each sample's image once, small, and its panels: the truth and every model's answer,
-as JSON's values.
+"""The gallery: each image once, small, with the truth and every model's answer, as JSON's values.
 
 Shapes are drawn by page.js, in pixels of the original image.
 """

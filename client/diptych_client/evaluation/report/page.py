@@ -91,9 +91,8 @@ def _plots(evaluation: Evaluation) -> Iterator[str]:
     if by_recall:
         yield line_plot("Precision over recall, IoU 0.5", "recall", "precision", by_recall)
     if by_score:
-        yield line_plot(
-            "Answers with at least a score, IoU 0.5", "score", "precision, recall", by_score
-        )
+        title = "Answers with at least a score, IoU 0.5"
+        yield line_plot(title, "score", "precision, recall", by_score)
 
 
 def _table(table: Table) -> str:

@@ -56,23 +56,19 @@ def line_plot(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> 
 
 
 def interval_plot(title: str, intervals: Mapping[str, Mapping[str, Interval]]) -> str:
-    """Return each metric of each model as a dot with its interval.
-
-    The axis has the tens around all of them.
-    """
+    """Return each metric of each model as a dot with its interval; the axis ends at tens."""
     names = list(next(iter(intervals.values()), {}))
     own = [each.values() for each in intervals.values()]
     axis = _Axis.of(list(chain.from_iterable(own)))
     row_height = 14 * len(intervals) + 14
     height = row_height * len(names)
-    content = _grid(axis, height)
+    content = axis.grid(height)
     for i, name in enumerate(names):
         middle = i * row_height + row_height / 2 + 4
-        content += (
-            f'<text x="{_NAMES - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>'
-        )
+        place = f'x="{_NAMES - 8}" y="{middle:.1f}"'
+        content += f'<text {place} text-anchor="end">{escape(name)}</text>'
         for j, found in enumerate(intervals.values()):
-            content += _whisker(found[name], j, i * row_height + 14 + 14 * j, axis)
+            content += axis.whisker(found[name], j, i * row_height + 14 + 14 * j)
     key = "".join(
         '<span><svg width="12" height="10" aria-hidden="true"><circle cx="6" cy="5" r="4"'
         f' fill="{_color(j)}"/></svg>{escape(model)}</span>'
@@ -100,27 +96,25 @@ class _Axis:
         share = (value - self.minimum) / (self.maximum - self.minimum)
         return _NAMES + (_WIDTH - _RIGHT - _NAMES) * share
 
+    def whisker(self, interval: Interval, series: int, y: float) -> str:
+        if not math.isfinite(interval.value):
+            return ""
+        low, value, high = map(self.x, (interval.low, interval.value, interval.high))
+        color = _color(series)
+        line = f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{color}" stroke-width="2"/>'
+        return (
+            f'<g>{line}<circle cx="{value:.1f}" cy="{y}" r="4"'
+            f' fill="{color}"/><title>{interval}</title></g>'
+        )
 
-def _whisker(interval: Interval, series: int, y: float, axis: _Axis) -> str:
-    if not math.isfinite(interval.value):
-        return ""
-    low, value, high = map(axis.x, (interval.low, interval.value, interval.high))
-    color = _color(series)
-    line = f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{color}" stroke-width="2"/>'
-    return (
-        f'<g>{line}<circle cx="{value:.1f}" cy="{y}" r="4"'
-        f' fill="{color}"/><title>{interval}</title></g>'
-    )
-
-
-def _grid(axis: _Axis, height: float) -> str:
-    content = ""
-    for step in range(5):
-        tick = axis.minimum + step * (axis.maximum - axis.minimum) / 4
-        x = axis.x(tick)
-        content += f'<path class="grid" d="M{x:.1f} 0V{height}"/>'
-        content += f'<text x="{x:.1f}" y="{height + 14}" text-anchor="middle">{tick:g}</text>'
-    return content
+    def grid(self, height: float) -> str:
+        content = ""
+        for step in range(5):
+            tick = self.minimum + step * (self.maximum - self.minimum) / 4
+            x = self.x(tick)
+            content += f'<path class="grid" d="M{x:.1f} 0V{height}"/>'
+            content += f'<text x="{x:.1f}" y="{height + 14}" text-anchor="middle">{tick:g}</text>'
+        return content
 
 
 def _axes(x_title: str, y_title: str) -> str:

@@ -113,10 +113,8 @@ def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
     counts = []
     for kind in dict.fromkeys(chain.from_iterable(each.kinds for each in details.values())):
         counts.append((kind, *(str(each.kinds[kind]) for each in details.values())))
-    note = (
-        "Wrong class: IoU ≥ 0.5 with an object of another class. Badly placed: IoU of 0.1 to 0.5"
-        " with one of its class."
-    )
+    wrong = "IoU ≥ 0.5 with an object of another class"
+    note = f"Wrong class: {wrong}. Badly placed: IoU of 0.1 to 0.5 with one of its class."
     yield Table("Answers by kind", ("kind", *details), tuple(counts), note)
     for model, each in details.items():
         if each.confusion is not None:
@@ -131,10 +129,8 @@ def _agreement(evaluation: Evaluation) -> Iterator[Table]:
     if evaluation.agreed is None:
         return
     rows = [(title, str(own["agreement"])) for title, own in evaluation.agreed.intervals.items()]
-    note = (
-        "Of boxes: 2 · both / (first + second), same label and IoU ≥ 0.5. Of texts: 1 − edit"
-        " distance."
-    )
+    boxes = "2 · both / (first + second), same label and IoU ≥ 0.5"
+    note = f"Of boxes: {boxes}. Of texts: 1 − edit distance."
     yield Table("Agreement", ("models", "agreement, %"), tuple(rows), note)
     for title, classes in evaluation.agreement_by_class.items():
         first, _, second = title.partition(" and ")
@@ -178,18 +174,13 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return names as text of one line: neither HTML, nor a link or a picture, nor another cell or
-    heading.
-    """
+    """Return names as text of one line: not HTML, a link, a picture, a cell or a heading."""
     line = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
     return _MARKDOWN.sub(r"\\\g<0>", escape(line, quote=False))
 
 
 def json_document(evaluation: Evaluation, titles: Mapping[int, str]) -> dict[str, Any]:
-    """Return the report as JSON's values; NaN becomes null.
-
-    `titles` names the samples of the gallery.
-    """
+    """Return the report as JSON's values, NaN as null; `titles` are those of samples."""
     worst = []
     for each in evaluation.gallery:
         own = {"sample": titles[each.sample_index], "error": each.error}

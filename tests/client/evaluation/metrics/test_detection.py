@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
 from diptych_client.evaluation.questionnaire import ClassNames, ObjectsTruth
-from diptych_client.geometry import BoxXyxy, ImageSize
+from diptych_client.geometry import BoxXyxy, ImageSize, parse_box
 from diptych_client.results import Detection, Instance, Item
 from tests.support.evaluations import prediction
 
@@ -57,10 +57,9 @@ def random_samples(seed: int, has_masks: bool = False) -> list[Sample]:
                 )
             )
             if rng.random() < 0.8:
-                shaken = tuple(float(v) for v in np.array(box) + rng.normal(0, 4, 4))
-                answers.append(
-                    answer(shaken, label if rng.random() < 0.8 else "cat", rng, has_masks)
-                )  # type: ignore[arg-type]
+                shaken = parse_box(np.array(box) + rng.normal(0, 4, 4))
+                named = label if rng.random() < 0.8 else "cat"
+                answers.append(answer(shaken, named, rng, has_masks))
         if rng.random() < 0.4:
             answers.append(answer(random_box(rng), CLASSES[rng.integers(3)], rng, has_masks))
         samples.append((tuple(truths), tuple(answers)))
