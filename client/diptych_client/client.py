@@ -19,27 +19,19 @@ from diptych_client.requests import (
     ImageSource,
     Request,
     TaskParameters,
-    compare_request,
-    predict_request,
+    task_request,
 )
 from diptych_client.results import Answer, Comparison, Model, Task
 from diptych_client.retries import retrying
-from diptych_client.transports import (
-    COMPARE,
-    MODELS,
-    PREDICT,
-    TASKS,
-    AsyncGrpcTransport,
-    AsyncRestTransport,
-    Call,
-    GrpcTransport,
-    Operation,
-    RestTransport,
-)
+from diptych_client.transports.grpc_transports import AsyncGrpcTransport, GrpcTransport
+from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Call, Operation
+from diptych_client.transports.rest_transports import AsyncRestTransport, RestTransport
 
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
 TransportT = TypeVar("TransportT")
+Events = Generator[str | Answer, None, None]
+AsyncEvents = AsyncGenerator[str | Answer, None]
 
 
 class _Caller(Generic[TransportT]):
@@ -104,7 +96,8 @@ class Client(_Caller[RestTransport | GrpcTransport]):
         options: AnswerOptions = DEFAULT_OPTIONS,
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
-        request = predict_request(image, task, model, parameters, options)
+        chosen = {"task": task, "model": model}
+        request = task_request(image, chosen, parameters, options)
         return self._call(PREDICT, request, self._transport.send)
 
     def stream(
@@ -120,7 +113,8 @@ class Client(_Caller[RestTransport | GrpcTransport]):
 
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
-        request = predict_request(image, task, model, parameters, options)
+        chosen = {"task": task, "model": model}
+        request = task_request(image, chosen, parameters, options)
         first, events = self._call(PREDICT, request, self._start)
         with closing(events):
             yield first
@@ -138,7 +132,8 @@ class Client(_Caller[RestTransport | GrpcTransport]):
         """Return the answers of several models, which run concurrently; by default of all that
         offer the task.
         """
-        request = compare_request(image, task, models, parameters, options)
+        chosen = {"task": task, "models": None if models is None else tuple(models)}
+        request = task_request(image, chosen, parameters, options)
         return self._call(COMPARE, request, self._transport.send)
 
     def models(self) -> tuple[Model, ...]:
@@ -161,9 +156,7 @@ class Client(_Caller[RestTransport | GrpcTransport]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(
-        self, call: Call[Answer]
-    ) -> tuple[str | Answer, Generator[str | Answer, None, None]]:
+    def _start(self, call: Call[Answer]) -> tuple[str | Answer, Events]:
         events = self._transport.stream(call)
         return next(events), events
 
@@ -187,7 +180,8 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
         options: AnswerOptions = DEFAULT_OPTIONS,
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
-        request = predict_request(image, task, model, parameters, options)
+        chosen = {"task": task, "model": model}
+        request = task_request(image, chosen, parameters, options)
         return await self._call(PREDICT, request, self._transport.send)
 
     async def stream(
@@ -203,7 +197,8 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
 
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
-        request = predict_request(image, task, model, parameters, options)
+        chosen = {"task": task, "model": model}
+        request = task_request(image, chosen, parameters, options)
         first, events = await self._call(PREDICT, request, self._start)
         async with aclosing(events):
             yield first
@@ -222,7 +217,8 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
         """Return the answers of several models, which run concurrently; by default of all that
         offer the task.
         """
-        request = compare_request(image, task, models, parameters, options)
+        chosen = {"task": task, "models": None if models is None else tuple(models)}
+        request = task_request(image, chosen, parameters, options)
         return await self._call(COMPARE, request, self._transport.send)
 
     async def models(self) -> tuple[Model, ...]:
@@ -245,8 +241,6 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _start(
-        self, call: Call[Answer]
-    ) -> tuple[str | Answer, AsyncGenerator[str | Answer, None]]:
+    async def _start(self, call: Call[Answer]) -> tuple[str | Answer, AsyncEvents]:
         events = self._transport.stream(call)
         return await anext(events), events

@@ -62,28 +62,15 @@ class Request:
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
 
 
-def predict_request(
+def task_request(
     image: ImageSource,
-    task: str,
-    model: str | None,
+    chosen: Mapping[str, FieldValue | None],
     parameters: TaskParameters,
     options: AnswerOptions,
 ) -> Request:
-    chosen = {} if model is None else {"model": model}
-    fields = {"task": task} | chosen | given_fields(parameters, options)
-    return Request(sent_image(image), fields)
-
-
-def compare_request(
-    image: ImageSource,
-    task: str,
-    models: Sequence[str] | None,
-    parameters: TaskParameters,
-    options: AnswerOptions,
-) -> Request:
-    chosen = {} if models is None else {"models": tuple(models)}
-    fields = {"task": task} | chosen | given_fields(parameters, options)
-    return Request(sent_image(image), fields)
+    """Return a request with the fields that are not None; `chosen` has the task and the models."""
+    fields = {name: value for name, value in chosen.items() if value is not None}
+    return Request(sent_image(image), fields | given_fields(parameters, options))
 
 
 def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from diptych_client.transports import COMPARE, MODELS, PREDICT, TASKS, Operation
 from diptych_client.transports import vision_pb2 as client_pb
+from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Operation
 from service.rpc.proto import vision_pb2 as service_pb
 
 

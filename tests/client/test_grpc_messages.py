@@ -14,9 +14,9 @@ from diptych_client import (
     Task,
     TextRegionsResult,
 )
-from diptych_client.transports import MODELS, PREDICT, TASKS
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.grpc_messages import error_from_call, json_from_message
+from diptych_client.transports.operations import MODELS, PREDICT, TASKS
 from tests.support.client_answers import SQUARE
 
 CODE = grpc.StatusCode

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from PIL import Image
 from rich.console import Console, RenderableType
+from typer import Argument, Option
 
 from diptych_client.cli.folder import annotate_folder
 from diptych_client.cli.options import (
@@ -35,16 +36,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-ImagePath = Annotated[
-    Path, typer.Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)
-]
+ImagePath = Annotated[Path, Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)]
 Draw = Annotated[
-    Path | None, typer.Option(help="Draw the answer on the image and save it here.", dir_okay=False)
+    Path | None, Option(help="Draw the answer on the image and save it here.", dir_okay=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-ModelId = Annotated[
-    str | None, typer.Option(help="Model id; default: the first that offers the task.")
-]
+AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
+ModelId = Annotated[str | None, Option(help="Model id; default: the first that offers the task.")]
 
 
 def main() -> None:
@@ -61,17 +58,13 @@ def main() -> None:
 def connect(
     context: typer.Context,
     url: Annotated[
-        str, typer.Option(help="http(s)://HOST:PORT or grpc(s)://HOST:PORT.")
+        str, Option(help="http(s)://HOST:PORT or grpc(s)://HOST:PORT.")
     ] = "http://localhost:3000",
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File with the API key.", exists=True)
-    ] = None,
+    api_key_file: Annotated[Path | None, Option(help="File with the API key.", exists=True)] = None,
     timeout_s: Annotated[
-        float, typer.Option(help="Deadline of a request, retries included.", min=0.001)
+        float, Option(help="Deadline of a request, retries included.", min=0.001)
     ] = 60.0,
-    max_retries: Annotated[
-        int, typer.Option(help="Maximum number of retries of a request.", min=0)
-    ] = 3,
+    max_retries: Annotated[int, Option(help="Maximum number of retries of a request.", min=0)] = 3,
 ) -> None:
     """Run vision tasks on a Diptych service."""
     api_key = None if api_key_file is None else read_api_key(api_key_file)
@@ -139,7 +132,7 @@ def list_tasks(context: typer.Context, as_json: AsJson = False) -> None:
 @with_options
 def annotate(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Folder of images.", exists=True, file_okay=False)],
+    folder: Annotated[Path, Argument(help="Folder of images.", exists=True, file_okay=False)],
     options: AnnotateOptions,
     task_options: TaskOptions,
 ) -> None:
@@ -158,7 +151,7 @@ def annotate(
 def evaluate(
     context: typer.Context,
     dataset: Annotated[
-        Path, typer.Argument(help="A COCO, YOLO, VOC, JSON lines, Hugging Face or image folder.")
+        Path, Argument(help="A COCO, YOLO, VOC, JSON lines, Hugging Face or image folder.")
     ],
     options: EvaluateOptions,
     task_options: TaskOptions,

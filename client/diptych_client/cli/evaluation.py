@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diptych_client.annotate import check_folders
+from diptych_client.annotate.job import check_folders
 from diptych_client.cli.options import ConnectionOptions, EvaluateOptions, TaskOptions, offered_task
 from diptych_client.cli.terminal import echo, run_with_progress
 from diptych_client.evaluation.answer_log import AnswerLog, Asker

@@ -6,21 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from diptych_client.annotate import (
-    AgreementRule,
-    Job,
-    Journal,
-    Labeller,
-    agree,
-    check_consensus,
-    check_folders,
-    check_format,
-    find_images,
-    label_images,
-    write_consensus,
-    write_dataset,
-)
-from diptych_client.annotate.job import ImageFile
+from diptych_client.annotate.consensus import AgreementRule, agree, write_consensus
+from diptych_client.annotate.dataset_files import check_consensus, check_format, write_dataset
+from diptych_client.annotate.job import ImageFile, Job, check_folders, find_images
+from diptych_client.annotate.journal import Journal
+from diptych_client.annotate.labelling import Labeller, label_images
 from diptych_client.cli.options import AnnotateOptions, ConnectionOptions, TaskOptions, offered_task
 from diptych_client.cli.terminal import echo, run_with_progress
 from diptych_client.long_runs import FailureLog, RunError

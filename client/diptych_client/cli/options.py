@@ -8,18 +8,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from diptych_client.annotate import DatasetFormat
+from diptych_client.annotate.dataset_files import DatasetFormat
 from diptych_client.client import AsyncClient, Client
 from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
 from diptych_client.results import Task
 
 ModelIds = Annotated[
-    list[str] | None, typer.Option(help="Model id; repeatable; default: all that offer the task.")
+    list[str] | None, Option(help="Model id; repeatable; default: all that offer the task.")
 ]
-Concurrency = Annotated[int, typer.Option(help="Number of concurrent requests.", min=1)]
+Concurrency = Annotated[int, Option(help="Number of concurrent requests.", min=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +46,22 @@ class ConnectionOptions:
 
 
 def _parameter(text: str, metavar: str | None = None) -> Any:
-    return typer.Option(help=text, metavar=metavar, rich_help_panel="Task parameters")
+    return Option(help=text, metavar=metavar, rich_help_panel="Task parameters")
 
 
 def _generation(text: str, *flags: str) -> Any:
-    return typer.Option(*flags, help=text, rich_help_panel="Generation")
+    return Option(*flags, help=text, rich_help_panel="Generation")
 
 
 def _objects(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel="Objects")
+    return Option(help=text, rich_help_panel="Objects")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
     """A task, its parameters and generation options; every field is a command line option."""
 
-    task: Annotated[str, typer.Option(help="Task id; `diptych tasks` lists them.")]
+    task: Annotated[str, Option(help="Task id; `diptych tasks` lists them.")]
     labels: Annotated[list[str] | None, _parameter("Label to detect; repeatable.")] = None
     caption: Annotated[str | None, _parameter("Text whose phrases are located.")] = None
     phrases: Annotated[list[str] | None, _parameter("Phrase to locate; repeatable.")] = None
@@ -106,31 +106,27 @@ class AnnotateOptions:
 
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Model id, with --consensus twice; default: the first that offer the task."
-        ),
+        Option(help="Model id, with --consensus twice; default: the first that offer the task."),
     ] = None
     consensus: Annotated[
         bool,
-        typer.Option(
-            "--consensus", help="Label with two models; list what they disagree on for review."
-        ),
+        Option("--consensus", help="Label with two models; list what they disagree on for review."),
     ] = False
     iou: Annotated[
-        float, typer.Option(help="With --consensus: minimum IoU of boxes that agree.", min=0, max=1)
+        float, Option(help="With --consensus: minimum IoU of boxes that agree.", min=0, max=1)
     ] = 0.5
     accept_score: Annotated[
         float,
-        typer.Option(
+        Option(
             help="With --consensus: minimum score of both boxes; others go to review.", min=0, max=1
         ),
     ] = 0.0
-    dataset_format: Annotated[DatasetFormat, typer.Option("--format", help="Dataset format.")] = (
+    dataset_format: Annotated[DatasetFormat, Option("--format", help="Dataset format.")] = (
         DatasetFormat.coco
     )
     out: Annotated[
         Path | None,
-        typer.Option(help="Output folder; default: FOLDER-annotations.", file_okay=False),
+        Option(help="Output folder; default: FOLDER-annotations.", file_okay=False),
     ] = None
     concurrency: Concurrency = 8
 
@@ -142,27 +138,23 @@ class EvaluateOptions:
     models: ModelIds = None
     out: Annotated[
         Path | None,
-        typer.Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False),
+        Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False),
     ] = None
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of the images of a label file.", exists=True, file_okay=False),
+        Option(help="Folder of the images of a label file.", exists=True, file_okay=False),
     ] = None
-    split: Annotated[str | None, typer.Option(help="Split of the dataset, such as val.")] = None
+    split: Annotated[str | None, Option(help="Split of the dataset, such as val.")] = None
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False
-        ),
+        Option(help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False),
     ] = None
-    sample: Annotated[
-        int | None, typer.Option(help="Number of images, drawn by --seed.", min=1)
-    ] = None
+    sample: Annotated[int | None, Option(help="Number of images, drawn by --seed.", min=1)] = None
     concurrency: Concurrency = 8
-    gallery: Annotated[int, typer.Option(help="Number of images in the report.", min=0)] = 200
+    gallery: Annotated[int, Option(help="Number of images in the report.", min=0)] = 200
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="Fit the probability of the scores and write it here.", dir_okay=False),
+        Option(help="Fit the probability of the scores and write it here.", dir_okay=False),
     ] = None
 
 

@@ -4,20 +4,3 @@ operations.py is the table of calls; rest_messages.py and grpc_messages.py conve
 and messages; rest_transports.py and grpc_transports.py send them. vision_pb2.py is a link to the
 service's generated code: both have the same descriptor, so that one process can load both.
 """
-
-from diptych_client.transports.grpc_transports import AsyncGrpcTransport, GrpcTransport
-from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Call, Operation
-from diptych_client.transports.rest_transports import AsyncRestTransport, RestTransport
-
-__all__ = [
-    "COMPARE",
-    "MODELS",
-    "PREDICT",
-    "TASKS",
-    "AsyncGrpcTransport",
-    "AsyncRestTransport",
-    "Call",
-    "GrpcTransport",
-    "Operation",
-    "RestTransport",
-]

@@ -17,14 +17,9 @@ from diptych_client import (
     InstancesResult,
     TaskParameters,
 )
-from diptych_client.annotate import (
-    AgreementRule,
-    DatasetFormat,
-    Job,
-    agree,
-    check_consensus,
-    write_consensus,
-)
+from diptych_client.annotate.consensus import AgreementRule, agree, write_consensus
+from diptych_client.annotate.dataset_files import DatasetFormat, check_consensus
+from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.long_runs import RunError
 from diptych_client.results import Result

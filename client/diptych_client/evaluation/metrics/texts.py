@@ -83,17 +83,16 @@ class Edits:
 
 
 def character_edits(reference: str, text: str) -> Edits:
-    found = jiwer.process_characters(normalized(reference), normalized(text))
-    return _edits(found.substitutions, found.deletions, found.insertions, found.hits)
+    return _edits(jiwer.process_characters(normalized(reference), normalized(text)))
 
 
 def word_edits(reference: str, text: str) -> Edits:
-    found = jiwer.process_words(normalized(reference), normalized(text))
-    return _edits(found.substitutions, found.deletions, found.insertions, found.hits)
+    return _edits(jiwer.process_words(normalized(reference), normalized(text)))
 
 
-def _edits(substitutions: int, deletions: int, insertions: int, hits: int) -> Edits:
-    return Edits(substitutions + deletions + insertions, substitutions + deletions + hits)
+def _edits(found: jiwer.CharacterOutput | jiwer.WordOutput) -> Edits:
+    removed = found.substitutions + found.deletions
+    return Edits(removed + found.insertions, removed + found.hits)
 
 
 @dataclass(slots=True)
@@ -137,9 +136,7 @@ def _mean(name: str, values: Sequence[float] | Floats) -> Metric:
 
 
 def _rate(
-    name: str,
-    edits: Callable[[str, str], Edits],
-    pairs: Sequence[tuple[str, Sequence[str]]],
+    name: str, edits: Callable[[str, str], Edits], pairs: Sequence[tuple[str, Sequence[str]]]
 ) -> Metric:
     numerators = np.zeros(len(pairs))
     denominators = np.zeros(len(pairs))
