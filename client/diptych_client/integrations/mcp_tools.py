@@ -153,29 +153,24 @@ def _image(text: str) -> str | bytes:
 
 def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> dict[str, Any]:
     """Return answers as structured content: rounded, without fields that agents do not need."""
-    return {"image": asdict(image), "answers": [_answer_content(answer) for answer in answers]}
-
-
-def _answer_content(answer: Answer | ModelFailure) -> dict[str, Any]:
-    if isinstance(answer, ModelFailure):
-        error = {"code": answer.error.code, "message": answer.error.message}
-        return {"model": answer.model, "error": error}
-    document = answer_json(answer)
-    ((kind, result),) = document["result"].items()
-    if isinstance(answer.result, InstancesResult):
-        for item, instance in zip(result, answer.result.instances, strict=True):
-            rings = instance.polygons_xy or ()
-            item["polygons"] = [simplified_ring(ring, _OUTLINE_TOLERANCE_PX) for ring in rings]
-    if not isinstance(answer.result, TextResult):
-        for item in result:
-            score = round(item["score"], _SCORE_DECIMALS)
-            item.update({name: _rounded(value) for name, value in item.items()}, score=score)
-    return {
-        "model": answer.model,
-        kind: result,
-        "finish_reason": answer.finish_reason,
-        "calibrated": answer.calibrated,
-    }
+    rows: list[dict[str, Any]] = []
+    for answer in answers:
+        if isinstance(answer, ModelFailure):
+            error = {"code": answer.error.code, "message": answer.error.message}
+            rows.append({"model": answer.model, "error": error})
+            continue
+        ((kind, result),) = answer_json(answer)["result"].items()
+        if isinstance(answer.result, InstancesResult):
+            for item, instance in zip(result, answer.result.instances, strict=True):
+                rings = instance.polygons_xy or ()
+                item["polygons"] = [simplified_ring(ring, _OUTLINE_TOLERANCE_PX) for ring in rings]
+        if not isinstance(answer.result, TextResult):
+            for item in result:
+                score = round(item["score"], _SCORE_DECIMALS)
+                item.update({name: _rounded(value) for name, value in item.items()}, score=score)
+        cut = {"finish_reason": answer.finish_reason, "calibrated": answer.calibrated}
+        rows.append({"model": answer.model, kind: result, **cut})
+    return {"image": asdict(image), "answers": rows}
 
 
 def _rounded(value: Any) -> Any:

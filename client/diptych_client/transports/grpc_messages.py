@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from diptych_client.errors import (
@@ -56,8 +55,10 @@ def event_from_message(message: pb.PredictEvent) -> str | Answer:
 
 
 def json_from_message(message: Any) -> Any:
-    """Return a response as the JSON of REST; unset optional fields are None."""
+    """Return a response, or a value of one, as the JSON of REST; unset optional fields are None."""
     match message:
+        case str() | int() | float():
+            return message
         case pb.Point():
             return (message.x, message.y)
         case pb.Box():
@@ -66,7 +67,12 @@ def json_from_message(message: Any) -> Any:
             return {"size": (message.height, message.width), "counts": message.counts}
         case pb.ModelAnswer() if message.WhichOneof("outcome") != "error":
             return json_from_message(message.answer)
-    row = {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
+    if not isinstance(message, Message):
+        return [json_from_message(each) for each in message]
+    row: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        is_set = field.containing_oneof is None or message.HasField(field.name)
+        row[field.name] = json_from_message(getattr(message, field.name)) if is_set else None
     match message:
         case pb.Answer():
             kind = message.WhichOneof("result")
@@ -80,17 +86,6 @@ def json_from_message(message: Any) -> Any:
         case pb.Task():
             return row | {"parameters": json.loads(message.parameters_json_schema)}
     return row
-
-
-def _field(message: Message, field: FieldDescriptor) -> Any:
-    if field.containing_oneof is not None and not message.HasField(field.name):
-        return None
-    value = getattr(message, field.name)
-    if isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Message):
-        return json_from_message(value)
-    return [json_from_message(each) if isinstance(each, Message) else each for each in value]
 
 
 def error_from_call(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from httpx_sse import ServerSentEvent
 
 from diptych_client.errors import DiptychError, ErrorDetail, error_from
-from diptych_client.geometry import ImageSize, QuadXy, Ring, RunLengthMask, parse_box
+from diptych_client.geometry import ImageSize, RunLengthMask, parse_box, parse_quad, parse_ring
 from diptych_client.requests import FieldValue
 from diptych_client.results import (
     Answer,
@@ -157,23 +157,16 @@ def _result(body: Json) -> Result:
         case {"instances": rows}:
             return InstancesResult(tuple(map(_instance, rows)))
         case {"text_regions": rows}:
-            regions = (TextRegion(_quad(row["quad"]), row["text"], row["score"]) for row in rows)
+            regions = (
+                TextRegion(parse_quad(row["quad"]), row["text"], row["score"]) for row in rows
+            )
             return TextRegionsResult(tuple(regions))
     raise ValueError(f"the answer has no known kind of result, but {', '.join(body)}")
 
 
 def _instance(row: Json) -> Instance:
     rings = row.get("polygons")
-    polygons = None if rings is None else tuple(map(_ring, rings))
+    polygons = None if rings is None else tuple(map(parse_ring, rings))
     runs = row.get("mask")
     mask = None if runs is None else RunLengthMask(tuple(runs["size"]), runs["counts"])
     return Instance(parse_box(row["box"]), row["label"], row["score"], polygons, mask)
-
-
-def _ring(points: Iterable[Sequence[float]]) -> Ring:
-    return tuple((float(x), float(y)) for x, y in points)
-
-
-def _quad(points: Iterable[Sequence[float]]) -> QuadXy:
-    first, second, third, fourth = _ring(points)
-    return (first, second, third, fourth)

@@ -49,13 +49,24 @@ class Agreement:
 
     def add(self, first: Prediction, second: Prediction) -> Outcome:
         """Count two answers and return how much they differ."""
-        if first.text is None:
-            outcome = self._add_boxes(first, second)
-        else:
+        if first.text is not None:
             distance = Levenshtein.normalized_distance(first.text, second.text or "")
-            outcome = Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
-        self.scores.append(1 - outcome.error)
-        return outcome
+            self.scores.append(1 - distance)
+            return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
+        a = [LabelledBox(self.names.label(item), box_of(item)) for item in first.items]
+        b = [LabelledBox(self.names.label(item), box_of(item)) for item in second.items]
+        shown = {**_SHOWN, "missed": f"only {self.first}", "extra": f"only {self.second}"}
+        kinds = set[str]()
+        num_both = 0
+        for pair in match(a, b):
+            label = a[pair.truth].label if pair.truth is not None else b[pair.answer or 0].label
+            self.kinds_by_class[label][pair.kind] += 1
+            kinds.add(shown[pair.kind])
+            num_both += pair.kind == "right"
+        disagreement = 1 - 2 * num_both / (len(a) + len(b)) if a or b else 0.0
+        labels = frozenset(each.label for each in (*a, *b))
+        self.scores.append(1 - disagreement)
+        return Outcome(disagreement, frozenset(kinds), labels)
 
     def metric(self) -> Metric:
         """Return the mean: of boxes 2 · both / (first + second), of texts 1 - edit distance."""
@@ -69,17 +80,3 @@ class Agreement:
             only = (kinds["missed"], kinds["extra"])
             found[label] = ClassAgreement(kinds["right"], *only, other_label)
         return found
-
-    def _add_boxes(self, first: Prediction, second: Prediction) -> Outcome:
-        a = [LabelledBox(self.names.label(item), box_of(item)) for item in first.items]
-        b = [LabelledBox(self.names.label(item), box_of(item)) for item in second.items]
-        shown = {**_SHOWN, "missed": f"only {self.first}", "extra": f"only {self.second}"}
-        kinds = set[str]()
-        num_both = 0
-        for pair in match(a, b):
-            label = a[pair.truth].label if pair.truth is not None else b[pair.answer or 0].label
-            self.kinds_by_class[label][pair.kind] += 1
-            kinds.add(shown[pair.kind])
-            num_both += pair.kind == "right"
-        disagreement = 1 - 2 * num_both / (len(a) + len(b)) if a or b else 0.0
-        return Outcome(disagreement, frozenset(kinds), frozenset(each.label for each in (*a, *b)))

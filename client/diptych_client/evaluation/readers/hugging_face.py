@@ -79,7 +79,7 @@ class ArrowImages:
             number = 0
             name = path.relative_to(self.folder).as_posix()
             column = _image_column(path)
-            others = [each for each in _schema(path).names if each != column]
+            others = tuple(each for each in _schema(path).names if each != column)
             num_blocks = int(_open(path).num_row_groups) if path.suffix == ".parquet" else 1
             for block in range(num_blocks):
                 for row_in_block, row in enumerate(_block(path, block, others).to_pylist()):
@@ -91,7 +91,7 @@ class ArrowImages:
     def read(self, image: ImageFile) -> bytes:
         file_index, block, row = self.places[image.name]
         path = self.files[file_index]
-        value = _cached_block(path, block, _image_column(path)).column(0)[row].as_py()
+        value = _block(path, block, (_image_column(path),)).column(0)[row].as_py()
         data: bytes | None = value["bytes"] if isinstance(value, Mapping) else value
         if data is None:
             return read_image_file(path_within(path.parent, value["path"]))
@@ -139,14 +139,10 @@ def _schema(path: Path) -> Any:
     return file.schema_arrow if path.suffix == ".parquet" else file.schema
 
 
-def _block(path: Path, block: int, columns: list[str]) -> Any:
+@lru_cache(_MAX_BLOCKS)
+def _block(path: Path, block: int, columns: tuple[str, ...]) -> Any:
     """Return a row group; a mapped file is one block."""
     file = _open(path)
     if path.suffix == ".parquet":
-        return file.read_row_group(block, columns=columns)
-    return file.select(columns)
-
-
-@lru_cache(_MAX_BLOCKS)
-def _cached_block(path: Path, block: int, column: str) -> Any:
-    return _block(path, block, [column])
+        return file.read_row_group(block, columns=list(columns))
+    return file.select(list(columns))
