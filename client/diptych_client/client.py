@@ -54,11 +54,11 @@ class _Caller(Generic[TransportT]):
         if not parts.netloc or not (is_grpc or parts.scheme in ("http", "https")):
             allowed = "http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT"
             raise ValueError(f"the URL of the service must be {allowed}, got {url!r}")
-        self._transport: TransportT = (
-            grpc(parts.netloc, api_key, is_secure=parts.scheme == "grpcs")
-            if is_grpc
-            else rest(url, api_key)
-        )
+        self._transport: TransportT
+        if is_grpc:
+            self._transport = grpc(parts.netloc, api_key, is_secure=parts.scheme == "grpcs")
+        else:
+            self._transport = rest(url, api_key)
         self._timeout_s = timeout_s
         self._max_retries = max_retries
 

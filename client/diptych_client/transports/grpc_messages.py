@@ -61,6 +61,8 @@ def json_from_message(message: Any) -> Any:
             return message
         case pb.Point():
             return (message.x, message.y)
+        case pb.Ring():
+            return [(point.x, point.y) for point in message.points]
         case pb.Box():
             return (message.x1, message.y1, message.x2, message.y2)
         case pb.RunLengths():
@@ -77,7 +79,7 @@ def json_from_message(message: Any) -> Any:
         case pb.Answer():
             kind = message.WhichOneof("result")
             return row | {"result": {kind: row[kind]} if kind else {}}
-        case pb.Detections() | pb.Instances() | pb.TextRegions() | pb.Polygons() | pb.Ring():
+        case pb.Detections() | pb.Instances() | pb.TextRegions() | pb.Polygons():
             (items,) = row.values()
             return items
         case pb.ListModelsResponse() | pb.ListTasksResponse():
