@@ -49,9 +49,6 @@ class AgreementRule:
     min_score: float = 0.0
 
 
-_DEFAULT_RULE = AgreementRule()
-
-
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """Two answers to one image: the boxes on which the models agree, and the others by model."""
@@ -68,7 +65,7 @@ class Agreement:
         return replace(first, answer=replace(first.answer, result=result))
 
 
-def agree(first: Record, second: Record, rule: AgreementRule = _DEFAULT_RULE) -> Agreement:
+def agree(first: Record, second: Record, rule: AgreementRule) -> Agreement:
     """Compare two answers to the same image; of two agreeing boxes the higher score is accepted."""
     a = boxes_of(first.answer.result)
     b = boxes_of(second.answer.result)

@@ -4,6 +4,7 @@ Needs the extra `cvat`. cvat-cli calls `create` with the values of its option `-
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 from diptych_client.client import Client
 from diptych_client.integrations.outlines import outer_rings, simplified_ring
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
-from diptych_client.results import Answer, DetectionsResult, Instance, InstancesResult
+from diptych_client.results import DetectionsResult, Instance, InstancesResult
 
 _SHAPES = ("rectangle", "polygon", "mask")
 _TOLERANCE_PX = 1.0  # of a polygon: masks have hundreds of points, which nobody can edit
@@ -49,10 +50,11 @@ class DiptychFunction:
         """Return the shapes of one image; raise `DiptychError`, which ends the run."""
         upright = ImageOps.exif_transpose(image)
         options = AnswerOptions(min_score=context.conf_threshold)
+        predict = partial(self._client.predict, upright, model=self._model, options=options)
         shapes: list[LabeledShapeRequest] = []
         if self._shape == "rectangle":
             parameters = TaskParameters(labels=list(self._label_ids))
-            answer = self._predict(upright, "open_vocabulary_detection", parameters, options)
+            answer = predict("open_vocabulary_detection", parameters)
             assert isinstance(answer.result, DetectionsResult)
             for found in answer.result.detections:
                 label_id = self._label_ids[found.label]
@@ -61,7 +63,7 @@ class DiptychFunction:
         is_mask = self._shape == "mask" and not context.conv_mask_to_poly
         for label, label_id in self._label_ids.items():
             parameters = TaskParameters(phrase=label)
-            answer = self._predict(upright, "instance_segmentation", parameters, options)
+            answer = predict("instance_segmentation", parameters)
             assert isinstance(answer.result, InstancesResult)
             for instance in answer.result.instances:
                 if is_mask:
@@ -72,11 +74,6 @@ class DiptychFunction:
                 else:
                     shapes += _polygons(instance, label_id)
         return shapes
-
-    def _predict(
-        self, image: Image.Image, task: str, parameters: TaskParameters, options: AnswerOptions
-    ) -> Answer:
-        return self._client.predict(image, task, parameters, model=self._model, options=options)
 
 
 def _polygons(instance: Instance, label_id: int) -> Iterator[LabeledShapeRequest]:

@@ -31,18 +31,11 @@ _OUTLINE_TOLERANCE_PX = 1.0
 _DECIMALS = 1  # of pixels
 _SCORE_DECIMALS = 3
 
-_IMAGE = {
-    "type": "string",
-    "description": (
-        "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL."
-    ),
-}
-_BOX = {"type": "array", "items": {"type": "number"}, "description": "[x1, y1, x2, y2] in pixels"}
-_POINTS = {
-    "type": "array",
-    "items": {"type": "array", "items": {"type": "number"}},
-    "description": "[x, y] in pixels",
-}
+_FORMS = "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL."
+_IMAGE = {"type": "string", "description": _FORMS}
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_BOX = {**_NUMBERS, "description": "[x1, y1, x2, y2] in pixels"}
+_POINTS = {"type": "array", "items": _NUMBERS, "description": "[x, y] in pixels"}
 _SCORE = {"type": "number", "description": "0 to 1"}
 _LABELLED = {"box": _BOX, "label": {"type": "string"}, "score": _SCORE}
 _ITEM_PROPERTIES: Mapping[str, Mapping[str, object]] = {

@@ -9,12 +9,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
-from typing import Protocol
 
 import numpy as np
 
-from diptych_client.evaluation.answer_log import AnswerLog, Prediction
-from diptych_client.evaluation.calibration import ScoredAnswers
+from diptych_client.evaluation.answer_log import AnswerLog
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreement
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
@@ -29,28 +27,10 @@ from diptych_client.evaluation.questionnaire import (
     TextsTruth,
     Truth,
 )
-from diptych_client.evaluation.statistics import Estimates, Metric, estimates
+from diptych_client.evaluation.statistics import Estimates, estimates
 from diptych_client.long_runs import RunError
 
-
-class Measure(Protocol):
-    """The answers of one model against the truth, added one by one."""
-
-    def add(self, truth: Truth, prediction: Prediction) -> Outcome:
-        """Count an answer and return how wrong it is."""
-        ...
-
-    def metrics(self) -> list[Metric]:
-        """Return the metrics, the most important first."""
-        ...
-
-    def details(self) -> Details:
-        """Return tables and curves."""
-        ...
-
-    def scored(self) -> ScoredAnswers | None:
-        """Return the scores of the answers; None if they have none to calibrate."""
-        ...
+Measure = ObjectsMeasure | PhrasesMeasure | TextsMeasure
 
 
 def measure_for(truth: Truth, task: str, names: ClassNames) -> Measure:
