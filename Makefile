@@ -4,7 +4,7 @@
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing, mutants
 # make matrix     the unit tests under each Python that is supported and found: make matrix PYTHONS="3.12 3.14"
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
-# make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto, for the service and the client
+# make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto; the client links to the service's
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench      our service against what a user would write instead, at most 25 minutes; tables and history in laboratory/results
@@ -64,7 +64,6 @@ check: $(VENV)/installed-dev
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto
-	cp service/rpc/proto/vision_pb2.py service/rpc/proto/vision_pb2.pyi client/diptych_client/transports
 
 # torch and ONNX Runtime differ by device; torch needs networkx, setuptools and sympy on every one.
 lock: $(VENV)/installed-dev

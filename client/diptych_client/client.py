@@ -1,16 +1,16 @@
-"""The two clients: `Client` blocks, `AsyncClient` is for asyncio; their methods take and return the
-same.
+"""`Client` blocks, `AsyncClient` is for asyncio; their methods take and return the same.
+
+A call is one for both: `_Caller` retries it, a transport sends each attempt.
 """
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass
-from typing import Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
-from tenacity import AsyncRetrying, Retrying
+from tenacity import AsyncRetrying, BaseRetrying, Retrying
 
 from diptych_client.requests import (
     DEFAULT_OPTIONS,
@@ -19,37 +19,26 @@ from diptych_client.requests import (
     ImageSource,
     Request,
     TaskParameters,
-    compare_request,
-    predict_request,
+    task_request,
 )
 from diptych_client.results import Answer, Comparison, Model, Task
 from diptych_client.retries import retrying
-from diptych_client.transports import (
-    COMPARE,
-    MODELS,
-    PREDICT,
-    TASKS,
-    AsyncGrpcTransport,
-    AsyncRestTransport,
-    Attempt,
-    GrpcTransport,
-    Operation,
-    RestTransport,
-)
+from diptych_client.transports.grpc_transports import AsyncGrpcTransport, GrpcTransport
+from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Call, Operation
+from diptych_client.transports.rest_transports import AsyncRestTransport, RestTransport
 
 ResultT = TypeVar("ResultT")
-ValueT = TypeVar("ValueT")
+SentT = TypeVar("SentT")
+TransportT = TypeVar("TransportT")
+Events = Generator[str | Answer, None, None]
+AsyncEvents = AsyncGenerator[str | Answer, None]
 
-_MIN_TIMEOUT_S = 0.001  # a delay between retries may end late
 
+class _Caller(Generic[TransportT]):
+    """Connects to a URL and retries calls; a subclass names the kind of loop and of transports."""
 
-class Client:
-    """A connection to a service: `http://` or `https://` for REST, `grpc://` or `grpcs://` for
-    gRPC.
-
-    `timeout_s` is the deadline of a call, retries included; the service receives the remaining
-    time. Every method raises `DiptychError`. Safe to share between threads.
-    """
+    _retrying: ClassVar[type[BaseRetrying]]
+    _transports: ClassVar[tuple[type[Any], type[Any]]]  # REST, gRPC
 
     def __init__(
         self,
@@ -59,9 +48,43 @@ class Client:
         timeout_s: float = 60.0,
         max_retries: int = 3,
     ) -> None:
-        self._transport = transport_to(url, api_key)
+        rest, grpc = self._transports
+        parts = urlsplit(url)
+        is_grpc = parts.scheme in ("grpc", "grpcs") and parts.port and parts.path in ("", "/")
+        if not parts.netloc or not (is_grpc or parts.scheme in ("http", "https")):
+            allowed = "http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT"
+            raise ValueError(f"the URL of the service must be {allowed}, got {url!r}")
+        self._transport: TransportT
+        if is_grpc:
+            self._transport = grpc(parts.netloc, api_key, is_secure=parts.scheme == "grpcs")
+        else:
+            self._transport = rest(url, api_key)
         self._timeout_s = timeout_s
         self._max_retries = max_retries
+
+    def _call(
+        self,
+        operation: Operation[ResultT],
+        request: Request,
+        send: Callable[[Call[ResultT]], SentT],
+    ) -> SentT:
+        """Return what `send` returns, for asyncio an awaitable of it."""
+        call = Call(operation, request, uuid.uuid4().hex, time.monotonic() + self._timeout_s)
+        retry: Any = retrying(self._retrying, self._timeout_s, self._max_retries)
+        sent: SentT = retry(send, call)
+        return sent
+
+
+class Client(_Caller[RestTransport | GrpcTransport]):
+    """A connection to a service: `http://` or `https://` for REST, `grpc://` or `grpcs://` for
+    gRPC.
+
+    `timeout_s` is the deadline of a call, retries included; the service receives the remaining
+    time. Every method raises `DiptychError`. Safe to share between threads.
+    """
+
+    _retrying = Retrying
+    _transports = (RestTransport, GrpcTransport)
 
     def predict(
         self,
@@ -73,8 +96,9 @@ class Client:
         options: AnswerOptions = DEFAULT_OPTIONS,
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
-        request = predict_request(image, task, model, parameters, options)
-        return self._retried(PREDICT, request, self._transport.send)
+        chosen = {"task": task, "model": model}
+        request = task_request(image, chosen, parameters, options)
+        return self._call(PREDICT, request, self._transport.send)
 
     def stream(
         self,
@@ -89,11 +113,12 @@ class Client:
 
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
-        request = predict_request(image, task, model, parameters, options)
-        stream = self._retried(PREDICT, request, self._start)
-        with closing(stream.rest) as rest:
-            yield stream.first
-            yield from rest
+        chosen = {"task": task, "model": model}
+        request = task_request(image, chosen, parameters, options)
+        first, events = self._call(PREDICT, request, self._start)
+        with closing(events):
+            yield first
+            yield from events
 
     def compare(
         self,
@@ -107,18 +132,19 @@ class Client:
         """Return the answers of several models, which run concurrently; by default of all that
         offer the task.
         """
-        request = compare_request(image, task, models, parameters, options)
-        return self._retried(COMPARE, request, self._transport.send)
+        chosen = {"task": task, "models": None if models is None else tuple(models)}
+        request = task_request(image, chosen, parameters, options)
+        return self._call(COMPARE, request, self._transport.send)
 
     def models(self) -> tuple[Model, ...]:
         """Return the served models."""
-        return self._retried(MODELS, Request(), self._transport.send)
+        return self._call(MODELS, Request(), self._transport.send)
 
     def tasks(self) -> tuple[Task, ...]:
         """Return all tasks, each with the JSON Schema of its parameters and the models that offer
         it.
         """
-        return self._retried(TASKS, Request(), self._transport.send)
+        return self._call(TASKS, Request(), self._transport.send)
 
     def close(self) -> None:
         """Close the connection."""
@@ -130,37 +156,19 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, attempt: Attempt[Answer]) -> "_Stream":
-        events = self._transport.stream(attempt)
-        return _Stream(next(events), events)
-
-    def _retried(
-        self,
-        operation: Operation[ResultT],
-        request: Request,
-        send: Callable[[Attempt[ResultT]], ValueT],
-    ) -> ValueT:
-        call = _Call(operation, request, time.monotonic() + self._timeout_s, uuid.uuid4().hex)
-        return retrying(Retrying, self._timeout_s, self._max_retries)(lambda: send(call.attempt()))
+    def _start(self, call: Call[Answer]) -> tuple[str | Answer, Events]:
+        events = self._transport.stream(call)
+        return next(events), events
 
 
-class AsyncClient:
+class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
     """The same for asyncio.
 
     Created and used in one running event loop; calls may run concurrently.
     """
 
-    def __init__(
-        self,
-        url: str = "http://localhost:3000",
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 60.0,
-        max_retries: int = 3,
-    ) -> None:
-        self._transport = async_transport_to(url, api_key)
-        self._timeout_s = timeout_s
-        self._max_retries = max_retries
+    _retrying = AsyncRetrying
+    _transports = (AsyncRestTransport, AsyncGrpcTransport)
 
     async def predict(
         self,
@@ -172,8 +180,9 @@ class AsyncClient:
         options: AnswerOptions = DEFAULT_OPTIONS,
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
-        request = predict_request(image, task, model, parameters, options)
-        return await self._retried(PREDICT, request, self._transport.send)
+        chosen = {"task": task, "model": model}
+        request = task_request(image, chosen, parameters, options)
+        return await self._call(PREDICT, request, self._transport.send)
 
     async def stream(
         self,
@@ -188,11 +197,12 @@ class AsyncClient:
 
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
-        request = predict_request(image, task, model, parameters, options)
-        stream = await self._retried(PREDICT, request, self._start)
-        async with aclosing(stream.rest) as rest:
-            yield stream.first
-            async for event in rest:
+        chosen = {"task": task, "model": model}
+        request = task_request(image, chosen, parameters, options)
+        first, events = await self._call(PREDICT, request, self._start)
+        async with aclosing(events):
+            yield first
+            async for event in events:
                 yield event
 
     async def compare(
@@ -207,18 +217,19 @@ class AsyncClient:
         """Return the answers of several models, which run concurrently; by default of all that
         offer the task.
         """
-        request = compare_request(image, task, models, parameters, options)
-        return await self._retried(COMPARE, request, self._transport.send)
+        chosen = {"task": task, "models": None if models is None else tuple(models)}
+        request = task_request(image, chosen, parameters, options)
+        return await self._call(COMPARE, request, self._transport.send)
 
     async def models(self) -> tuple[Model, ...]:
         """Return the served models."""
-        return await self._retried(MODELS, Request(), self._transport.send)
+        return await self._call(MODELS, Request(), self._transport.send)
 
     async def tasks(self) -> tuple[Task, ...]:
         """Return all tasks, each with the JSON Schema of its parameters and the models that offer
         it.
         """
-        return await self._retried(TASKS, Request(), self._transport.send)
+        return await self._call(TASKS, Request(), self._transport.send)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -230,81 +241,6 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _start(self, attempt: Attempt[Answer]) -> "_AsyncStream":
-        events = self._transport.stream(attempt)
-        return _AsyncStream(await anext(events), events)
-
-    async def _retried(
-        self,
-        operation: Operation[ResultT],
-        request: Request,
-        send: Callable[[Attempt[ResultT]], Awaitable[ValueT]],
-    ) -> ValueT:
-        call = _Call(operation, request, time.monotonic() + self._timeout_s, uuid.uuid4().hex)
-
-        async def send_attempt() -> ValueT:
-            return await send(call.attempt())
-
-        value: ValueT = await retrying(AsyncRetrying, self._timeout_s, self._max_retries)(
-            send_attempt
-        )
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class _Call(Generic[ResultT]):
-    """A call with the deadline and the id that its attempts share."""
-
-    operation: Operation[ResultT]
-    request: Request
-    deadline_s: float  # of time.monotonic()
-    request_id: str
-
-    def attempt(self) -> Attempt[ResultT]:
-        remaining_s = max(_MIN_TIMEOUT_S, self.deadline_s - time.monotonic())
-        return Attempt(self.operation, self.request, self.request_id, remaining_s)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A stream whose first event arrived."""
-
-    first: str | Answer
-    rest: Generator[str | Answer, None, None]
-
-
-@dataclass(frozen=True, slots=True)
-class _AsyncStream:
-    """The same for asyncio."""
-
-    first: str | Answer
-    rest: AsyncGenerator[str | Answer, None]
-
-
-def transport_to(url: str, api_key: str | None) -> RestTransport | GrpcTransport:
-    """Return the transport for a URL; raise `ValueError` for an invalid one."""
-    scheme, address = _scheme_and_address(url)
-    if scheme in ("http", "https"):
-        return RestTransport(url, api_key)
-    return GrpcTransport(address, api_key, is_secure=scheme == "grpcs")
-
-
-def async_transport_to(url: str, api_key: str | None) -> AsyncRestTransport | AsyncGrpcTransport:
-    """Return the transport for a URL in the running event loop.
-
-    Raise `ValueError` for an invalid one.
-    """
-    scheme, address = _scheme_and_address(url)
-    if scheme in ("http", "https"):
-        return AsyncRestTransport(url, api_key)
-    return AsyncGrpcTransport(address, api_key, is_secure=scheme == "grpcs")
-
-
-def _scheme_and_address(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    is_rest = parts.scheme in ("http", "https")
-    is_grpc = parts.scheme in ("grpc", "grpcs")
-    if not parts.netloc or not (is_rest or (is_grpc and parts.port and parts.path in ("", "/"))):
-        allowed = "http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT"
-        raise ValueError(f"the URL of the service must be {allowed}, got {url!r}")
-    return parts.scheme, parts.netloc
+    async def _start(self, call: Call[Answer]) -> tuple[str | Answer, AsyncEvents]:
+        events = self._transport.stream(call)
+        return await anext(events), events

@@ -5,7 +5,8 @@ Knows no service.
 Within a picture each label has one colour, also across the panels of a comparison.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from textwrap import wrap
 
@@ -21,6 +22,7 @@ from diptych_client.results import (
     ModelFailure,
     TextRegion,
     TextResult,
+    box_of,
     items_of,
     label_of,
 )
@@ -44,9 +46,7 @@ _BLACK = (0, 0, 0)
 
 
 def open_upright(path: Path) -> Image.Image:
-    """Open an image and apply its EXIF orientation: coordinates of answers are those of the upright
-    image.
-    """
+    """Open an image upright, by its EXIF orientation: the frame of an answer's coordinates."""
     with Image.open(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
@@ -58,13 +58,12 @@ def draw_answer(image: Image.Image, answer: Answer) -> Image.Image:
 
 def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
     """Return a picture with one panel for each model, side by side."""
-    answers = [each for each in comparison.answers if isinstance(each, Answer)]
-    colors = _colors(item for answer in answers for item in items_of(answer.result))
+    results = [each.result for each in comparison.answers if isinstance(each, Answer)]
+    colors = _colors(chain.from_iterable(map(items_of, results)))
     panels = [_panel(image, each, colors) for each in comparison.answers]
     gap = _line_width(image) * 4
-    picture = Image.new(
-        "RGB", (sum(p.width + gap for p in panels) - gap, max(p.height for p in panels)), _WHITE
-    )
+    width = sum(panel.width + gap for panel in panels) - gap
+    picture = Image.new("RGB", (width, max(panel.height for panel in panels)), _WHITE)
     for index, panel in enumerate(panels):
         picture.paste(panel, (index * (panel.width + gap), 0))
     return picture
@@ -76,62 +75,41 @@ def _colors(items: Iterable[Item]) -> Colors:
 
 
 def _panel(image: Image.Image, answer: Answer | ModelFailure, colors: Colors) -> Image.Image:
-    """Return the image with the answer drawn on it, the model id above it and a text result below
-    it.
-    """
+    """Return the image with the answer, the model id above it and a text result below it."""
     if isinstance(answer, ModelFailure):
         return _with_text(image, answer.model, f"{answer.error.code}: {answer.error.message}")
     picture = image.convert("RGB")
     items = items_of(answer.result)
     for item in items:
-        _draw_item(picture, answer, item, colors[label_of(item)])
-    text = (
-        answer.result.text
-        if isinstance(answer.result, TextResult)
-        else ""
-        if items
-        else "nothing found"
-    )
+        if isinstance(item, Instance):
+            mask = item.to_mask(answer.image) * (_MASK_OPACITY * 255)
+            picture.paste(colors[label_of(item)], mask=Image.fromarray(mask.astype(np.uint8)))
+        _draw_item(picture, item, colors[label_of(item)])
+    text = "" if items else "nothing found"
+    if isinstance(answer.result, TextResult):
+        text = answer.result.text
     return _with_text(picture, answer.model, text)
 
 
-def _draw_item(picture: Image.Image, answer: Answer, item: Item, color: Color) -> None:
-    if isinstance(item, Instance):
-        mask = item.to_mask(answer.image) * (_MASK_OPACITY * 255)
-        picture.paste(color, mask=Image.fromarray(mask.astype(np.uint8)))
-    draw = ImageDraw.Draw(picture)
-    line_width = _line_width(picture)
-    outlines = _outlines(item)
-    for ring in outlines:
-        draw.line([*ring, ring[0]], fill=color, width=line_width, joint="curve")
-    top_left = item.quad_xy[0] if isinstance(item, TextRegion) else item.box_xyxy[:2]
-    _draw_tag(draw, top_left, f"{label_of(item)} {item.score:.2f}".strip(), color, _font(picture))
-
-
-def _outlines(item: Item) -> tuple[Ring, ...]:
-    """Return the closed outlines of an object: its quad, its polygons, or its box."""
+def _draw_item(picture: Image.Image, item: Item, color: Color) -> None:
+    """Draw the outlines, and the label above the first corner if it fits, else below."""
+    x1, y1, x2, y2 = box_of(item)
+    outlines: Sequence[Ring] = [((x1, y1), (x2, y1), (x2, y2), (x1, y2))]
     if isinstance(item, TextRegion):
-        return (item.quad_xy,)
-    if isinstance(item, Instance) and item.polygons_xy:
-        return item.polygons_xy
-    x1, y1, x2, y2 = item.box_xyxy
-    return (((x1, y1), (x2, y1), (x2, y2), (x1, y2)),)
-
-
-def _draw_tag(
-    draw: ImageDraw.ImageDraw,
-    top_left: tuple[float, float],
-    text: str,
-    color: Color,
-    font: ImageFont.FreeTypeFont,
-) -> None:
-    """Write text on a coloured background, above the point if it fits, else below."""
-    x, y = top_left
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        outlines = [item.quad_xy]
+    elif isinstance(item, Instance) and item.polygons_xy:
+        outlines = item.polygons_xy
+    draw = ImageDraw.Draw(picture)
+    for ring in outlines:
+        draw.line([*ring, ring[0]], fill=color, width=_line_width(picture), joint="curve")
+    x, y = item.quad_xy[0] if isinstance(item, TextRegion) else (x1, y1)
+    font = _font(picture)
+    tag = f"{label_of(item)} {item.score:.2f}".strip()
+    left, top, right, bottom = draw.textbbox((0, 0), tag, font=font)
     height = bottom - top + 4
     y = y - height if y >= height else y
     draw.rectangle((x, y, x + right - left + 4, y + height), fill=color)
-    draw.text((x + 2 - left, y + 2 - top), text, fill=_BLACK, font=font)
+    draw.text((x + 2 - left, y + 2 - top), tag, fill=_BLACK, font=font)
 
 
 def _with_text(picture: Image.Image, title: str, text: str) -> Image.Image:
@@ -139,16 +117,17 @@ def _with_text(picture: Image.Image, title: str, text: str) -> Image.Image:
     font = _font(picture)
     line_height = round(font.size * 1.4)
     num_columns = max(10, round(picture.width / (font.size * 0.55)))
-    lines = [line for paragraph in text.splitlines() for line in wrap(paragraph, num_columns)]
-    height = line_height + picture.height + len(lines) * line_height
-    panel = Image.new("RGB", (picture.width, height), _WHITE)
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        lines += wrap(paragraph, num_columns)
+    y = line_height + picture.height
+    panel = Image.new("RGB", (picture.width, y + len(lines) * line_height), _WHITE)
     panel.paste(picture, (0, line_height))
     draw = ImageDraw.Draw(panel)
-    for index, line in enumerate(lines):
-        draw.text(
-            (4, line_height + picture.height + index * line_height), line, fill=_BLACK, font=font
-        )
     draw.text((4, 0), title, fill=_BLACK, font=font)
+    for line in lines:
+        draw.text((4, y), line, fill=_BLACK, font=font)
+        y += line_height
     return panel
 
 

@@ -5,9 +5,10 @@ is inside if a ray from its centre crosses an odd number of edges of all rings (
 a ring within a ring is a hole.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ QuadXy = tuple[PointXy, PointXy, PointXy, PointXy]
 Ring = tuple[PointXy, ...]
 Mask = NDArray[np.bool_]
 
-# offset of the characters of compressed run lengths: five bits of a number, one continuation bit
+# offset of the characters of compressed run lengths
 _ASCII_ZERO = 48
 
 
@@ -38,6 +39,21 @@ class RunLengthMask:
     counts: str
 
 
+def parse_box(values: Iterable[Any]) -> BoxXyxy:
+    """Return four values as numbers; raise `ValueError` or `TypeError` for others."""
+    x1, y1, x2, y2 = map(float, values)
+    return (x1, y1, x2, y2)
+
+
+def parse_ring(points: Iterable[Any]) -> Ring:
+    return tuple((float(x), float(y)) for x, y in points)
+
+
+def parse_quad(points: Iterable[Any]) -> QuadXy:
+    first, second, third, fourth = parse_ring(points)
+    return (first, second, third, fourth)
+
+
 def bounding_box(points_xy: Ring) -> BoxXyxy:
     xs, ys = zip(*points_xy, strict=True)
     return (min(xs), min(ys), max(xs), max(ys))
@@ -48,9 +64,8 @@ def polygons_mask(rings: Iterable[Ring], image: ImageSize) -> Mask:
     crossings = np.zeros((image.height, image.width + 1), dtype=np.int32)
     for ring in rings:
         for (x1, y1), (x2, y2) in pairwise((*ring, ring[0])):
-            top, bottom = np.clip(
-                np.ceil([min(y1, y2) - 0.5, max(y1, y2) - 0.5]), 0, image.height
-            ).astype(int)
+            ends = np.ceil([min(y1, y2) - 0.5, max(y1, y2) - 0.5])
+            top, bottom = np.clip(ends, 0, image.height).astype(int)
             rows = np.arange(top, bottom)  # rows whose centres lie between the two ends
             xs = x1 + (rows + 0.5 - y1) * (x2 - x1) / (y2 - y1) if len(rows) else rows
             crossings[rows, np.clip(np.ceil(xs - 0.5), 0, image.width).astype(int)] += 1
@@ -59,34 +74,24 @@ def polygons_mask(rings: Iterable[Ring], image: ImageSize) -> Mask:
 
 
 def run_length_mask(mask: RunLengthMask) -> Mask:
-    """Decode COCO's compressed run lengths.
-
-    Source: cocoapi, common/maskApi.c (rleFrString).
-    """
+    """Decode COCO's compressed run lengths; source: cocoapi, common/maskApi.c (rleFrString)."""
     runs: list[int] = []
-    for number in _signed_numbers(mask.counts):
-        runs.append(number + runs[-2] if len(runs) > 2 else number)
+    number = shift = 0
+    for character in mask.counts:  # five bits of a number each, least significant first
+        bits = ord(character) - _ASCII_ZERO
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            number -= (1 << shift) if bits & 16 else 0
+            runs.append(number + runs[-2] if len(runs) > 2 else number)
+            number = shift = 0
     values = np.arange(len(runs)) % 2 == 1
     height, width = mask.size_hw
     return np.repeat(values, runs).reshape(width, height).T
 
 
-def _signed_numbers(counts: str) -> Iterator[int]:
-    """Yield the numbers of the string, five bits a character, least significant first."""
-    number = shift = 0
-    for character in counts:
-        bits = ord(character) - _ASCII_ZERO
-        number |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            yield number - (1 << shift) if bits & 16 else number
-            number = shift = 0
-
-
 def uncompressed_run_lengths(mask: Mask) -> list[int]:
-    """Return COCO's uncompressed run lengths: column by column, the first run counts pixels
-    outside.
-    """
+    """Return COCO's uncompressed run lengths: by column, the first run counts pixels outside."""
     flat = mask.T.reshape(-1)
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate(([0], ends, [flat.size])))

@@ -38,15 +38,15 @@ class Pair:
 
 def pairwise_iou(first: Sequence[BoxXyxy], second: Sequence[BoxXyxy]) -> NDArray[np.float64]:
     """Return the IoU of all pairs, (len(first), len(second))."""
-    a, b = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (first, second))
+    a = np.asarray(first, dtype=np.float64).reshape(-1, 4)
+    b = np.asarray(second, dtype=np.float64).reshape(-1, 4)
     top_left = np.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
     intersection = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
-    area_a, area_b = (np.clip(each[:, 2:] - each[:, :2], 0, None).prod(axis=1) for each in (a, b))
+    area_a = np.clip(a[:, 2:] - a[:, :2], 0, None).prod(axis=1)
+    area_b = np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1)
     union = area_a[:, None] + area_b[None] - intersection
-    iou: NDArray[np.float64] = np.divide(
-        intersection, union, out=np.zeros_like(union), where=union > 0
-    )
+    iou: NDArray[np.float64] = intersection / np.where(union > 0, union, 1)
     return iou
 
 
@@ -66,32 +66,24 @@ def greedy_pairs(iou: NDArray[np.float64], threshold: float) -> list[tuple[int, 
 
 
 def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list[Pair]:
-    """Pair boxes of the same class, then of other classes, then nearby ones.
-
-    The rest is missed or extra.
-    """
+    """Pair boxes of the same class, then of others, then nearby ones; the rest has no partner."""
     iou = pairwise_iou([each.box_xyxy for each in truths], [each.box_xyxy for each in answers])
-    same = np.array([[a.label == b.label for b in answers] for a in truths], dtype=bool).reshape(
-        iou.shape
-    )
+    labels = np.array([each.label for each in truths], dtype=object)
+    same = labels[:, None] == np.array([each.label for each in answers], dtype=object)
     pairs: list[Pair] = []
+    missed = dict.fromkeys(range(len(truths)))
+    extra = dict.fromkeys(range(len(answers)))
     rounds: tuple[tuple[Kind, NDArray[np.float64], float], ...] = (
         ("right", iou * same, SAME_OBJECT_IOU),
         ("wrong class", iou * ~same, SAME_OBJECT_IOU),
         ("badly placed", iou * same, NEARBY_IOU),
     )
     for kind, allowed, threshold in rounds:
-        found = greedy_pairs(allowed, threshold)
-        pairs += [Pair(kind, row, column) for row, column in found]
-        for row, column in found:
-            for _, each, _ in rounds:
-                each[row], each[:, column] = 0, 0
-    matched_truths = {pair.truth for pair in pairs}
-    matched_answers = {pair.answer for pair in pairs}
-    pairs += [
-        Pair("missed", index, None) for index in range(len(truths)) if index not in matched_truths
-    ]
-    pairs += [
-        Pair("extra", None, index) for index in range(len(answers)) if index not in matched_answers
-    ]
+        allowed[[row not in missed for row in range(len(truths))]] = 0
+        allowed[:, [column not in extra for column in range(len(answers))]] = 0
+        for row, column in greedy_pairs(allowed, threshold):
+            pairs.append(Pair(kind, row, column))
+            del missed[row], extra[column]
+    pairs += [Pair("missed", index, None) for index in missed]
+    pairs += [Pair("extra", None, index) for index in extra]
     return [pair for pair in pairs if pair.truth is None or not truths[pair.truth].is_ignored]

@@ -16,6 +16,7 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image
 FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...]
 _URL_SCHEMES = ("http://", "https://")
 _MAX_MAGIC_BYTES = 12
+_JPEG_AND_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 
 
@@ -55,61 +56,42 @@ DEFAULT_OPTIONS = AnswerOptions()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An encoded image, or the URL at which the service reads it, and the other fields.
-
-    A listing has neither.
-    """
+    """An image, encoded or by URL, and the other fields; a listing has neither."""
 
     image: bytes | str | None = None
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
 
 
-def predict_request(
+def task_request(
     image: ImageSource,
-    task: str,
-    model: str | None,
+    chosen: Mapping[str, FieldValue | None],
     parameters: TaskParameters,
     options: AnswerOptions,
 ) -> Request:
-    model_field: dict[str, FieldValue] = {} if model is None else {"model": model}
-    return Request(
-        sent_image(image), {"task": task, **model_field, **given_fields(parameters, options)}
-    )
-
-
-def compare_request(
-    image: ImageSource,
-    task: str,
-    models: Sequence[str] | None,
-    parameters: TaskParameters,
-    options: AnswerOptions,
-) -> Request:
-    models_field: dict[str, FieldValue] = {} if models is None else {"models": tuple(models)}
-    return Request(
-        sent_image(image), {"task": task, **models_field, **given_fields(parameters, options)}
-    )
+    """Return a request with the fields that are not None; `chosen` has the task and the models."""
+    fields = {name: value for name, value in chosen.items() if value is not None}
+    return Request(sent_image(image), fields | given_fields(parameters, options))
 
 
 def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
     """Return the fields that are not None, sequences as tuples."""
-    given = {
-        name: value
-        for name, value in (asdict(parameters) | asdict(options)).items()
-        if value is not None
-    }
-    return {
-        name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        for name, value in given.items()
-    }
+    given: dict[str, FieldValue] = {}
+    for name, value in {**asdict(parameters), **asdict(options)}.items():
+        if value is not None:
+            is_list = isinstance(value, Sequence) and not isinstance(value, str)
+            given[name] = tuple(value) if is_list else value
+    return given
 
 
 def sent_image(image: ImageSource) -> bytes | str:
-    """Return an http(s) URL unchanged: the service reads the image, if its operator allows the
-    host; else a file.
-    """
-    return (
-        image if isinstance(image, str) and image.startswith(_URL_SCHEMES) else encoded_image(image)
-    )
+    """Return the URL, which the service reads if its operator allows the host, or a file."""
+    if isinstance(image, str) and image.startswith(_URL_SCHEMES):
+        return image
+    return encoded_image(image)
+
+
+def read_api_key(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip()
 
 
 def read_image_file(path: Path) -> bytes:
@@ -123,22 +105,14 @@ def read_image_file(path: Path) -> bytes:
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
         magic = file.read(_MAX_MAGIC_BYTES)
-        if not _is_image(magic):
+        is_webp = magic.startswith(b"RIFF") and magic.endswith(b"WEBP")
+        if not is_webp and not magic.startswith(_JPEG_AND_PNG):
             raise OSError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
         return magic + file.read()
 
 
-def _is_image(magic: bytes) -> bool:
-    return magic.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (magic[:4], magic[8:]) == (
-        b"RIFF",
-        b"WEBP",
-    )
-
-
 def encoded_image(image: ImageSource) -> bytes:
-    """Return an image file: the unchanged bytes of a path, or a PIL image's pixels, without its
-    EXIF data, as PNG.
-    """
+    """Return the bytes of a file, or a PIL image's pixels, without its EXIF data, as PNG."""
     if isinstance(image, bytes):
         return image
     if not isinstance(image, Image.Image):

@@ -50,11 +50,9 @@ class Instance:
 
     def to_mask(self, image: ImageSize) -> Mask:
         """Return the mask (H, W) of the whole image."""
-        return (
-            polygons_mask(self.polygons_xy or (), image)
-            if self.mask is None
-            else run_length_mask(self.mask)
-        )
+        if self.mask is None:
+            return polygons_mask(self.polygons_xy or (), image)
+        return run_length_mask(self.mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +160,16 @@ class Answer:
 
         Class ids number the labels of this answer in order of first appearance.
         """
-        if isinstance(self.result, TextResult):
-            raise ValueError(
-                f"the result of {self.task} is a text: it has no boxes for supervision.Detections"
-            )
-        items = items_of(self.result)
+        items = self._items("supervision")
         quads_xy = None
         if isinstance(self.result, TextRegionsResult):
             quads_xy = [region.quad_xy for region in self.result.text_regions]
-        boxes_xyxy = [box_of(item) for item in items]
-        names = [label_of(item) for item in items]
         return supervision_detections(
-            boxes_xyxy, names, [item.score for item in items], self._masks(), quads_xy
+            [box_of(item) for item in items],
+            [label_of(item) for item in items],
+            [item.score for item in items],
+            self._masks(),
+            quads_xy,
         )
 
     def to_fiftyone(self) -> Any:  # fiftyone has no types
@@ -182,26 +178,26 @@ class Answer:
 
         Raise `ValueError` for a text: it can be a field of a sample as it is.
         """
-        if isinstance(self.result, TextResult):
-            raise ValueError(
-                f"the result of {self.task} is a text: it has no boxes for fiftyone.Detections"
-            )
-        items = items_of(self.result)
+        items = self._items("fiftyone")
         names = [label_of(item) for item in items]
         scores = [item.score for item in items]
         if isinstance(self.result, TextRegionsResult):
             quads_xy = [region.quad_xy for region in self.result.text_regions]
             return fiftyone_polylines(self.image, quads_xy, names, scores)
-        return fiftyone_detections(
-            self.image, [box_of(item) for item in items], names, scores, self._masks()
-        )
+        boxes_xyxy = [box_of(item) for item in items]
+        return fiftyone_detections(self.image, boxes_xyxy, names, scores, self._masks())
+
+    def _items(self, library: str) -> tuple[Item, ...]:
+        if isinstance(self.result, TextResult):
+            missing = f"it has no boxes for {library}.Detections"
+            raise ValueError(f"the result of {self.task} is a text: {missing}")
+        return items_of(self.result)
 
     def _masks(self) -> NDArray[np.bool_] | None:  # (N, H, W)
         if not isinstance(self.result, InstancesResult):
             return None
-        masks = np.zeros(
-            (len(self.result.instances), self.image.height, self.image.width), dtype=np.bool_
-        )
+        shape = (len(self.result.instances), self.image.height, self.image.width)
+        masks = np.zeros(shape, dtype=np.bool_)
         for index, instance in enumerate(self.result.instances):
             masks[index] = instance.to_mask(self.image)
         return masks
@@ -249,9 +245,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task, the key of its result, the JSON Schema of its parameters, and the models that offer
-    it.
-    """
+    """A task, the key of its result, its parameters' JSON Schema, and the models with it."""
 
     id: str
     description: str

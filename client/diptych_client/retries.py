@@ -1,5 +1,4 @@
-"""When a failed call is retried, and after which delay: policies for tenacity, and the parser of
-Retry-After.
+"""When a failed call is retried, and after which delay; the parser of Retry-After.
 
 Retried are Overloaded, NotReady and ConnectionFailed, after the seconds of Retry-After, or with
 exponential backoff and jitter where the response has none. A delay that would end after the
@@ -12,9 +11,8 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from tenacity import (
-    AsyncRetrying,
+    BaseRetrying,
     RetryCallState,
-    Retrying,
     retry_if_exception_type,
     stop_after_attempt,
     stop_before_delay,
@@ -24,14 +22,11 @@ from tenacity import (
 
 from diptych_client.errors import ConnectionFailed, DiptychError, NotReady, Overloaded
 
-RetryingT = TypeVar("RetryingT", Retrying, AsyncRetrying)
+RetryingT = TypeVar("RetryingT", bound=BaseRetrying)
 Delay = Callable[[RetryCallState], float]
 
-# Half of the delay is fixed, half is random: 0.1 to 0.2 s before the first retry, then doubled, at
-# most 10 s.
-BACKOFF: Delay = wait_exponential(multiplier=0.1, max=5) + wait_random_exponential(
-    multiplier=0.1, max=5
-)
+# Half of the delay is fixed, half random: 0.1 to 0.2 s first, then doubled, at most 10 s.
+BACKOFF: Delay = wait_exponential(0.1, max=5) + wait_random_exponential(0.1, max=5)
 
 
 def retrying(kind: type[RetryingT], timeout_s: float, max_retries: int) -> RetryingT:
@@ -51,9 +46,7 @@ def _delay_s(state: RetryCallState) -> float:
 
 
 def parse_retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Return the seconds of a Retry-After header, given in seconds or as a date (RFC 9110,
-    10.2.3).
-    """
+    """Return the seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
     if header is None:
         return None
     if header.isascii() and header.isdigit():

@@ -30,12 +30,16 @@ def fiftyone_detections(
     for index, (box_xyxy, name, score) in enumerate(zip(boxes_xyxy, names, scores, strict=True)):
         mask = None
         if masks is not None:
-            box_xyxy, mask = _cropped(box_xyxy, masks[index])
+            corner = (image.width - 1, image.height - 1)
+            x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, corner).astype(int).tolist()
+            far = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (image.width, image.height))
+            x2, y2 = far.astype(int).tolist()
+            box_xyxy = (x1, y1, x2, y2)
+            mask = masks[index][y1:y2, x1:x2]
         (x1, y1), (x2, y2) = _relative((box_xyxy[:2], box_xyxy[2:]), image)
         box = [x1, y1, x2 - x1, y2 - y1]
-        detections.append(
-            labels.Detection(label=name, bounding_box=box, confidence=score, mask=mask)
-        )
+        found = {"label": name, "bounding_box": box, "confidence": score, "mask": mask}
+        detections.append(labels.Detection(**found))
     return labels.Detections(detections=detections)
 
 
@@ -45,10 +49,7 @@ def fiftyone_polylines(
     names: Sequence[str],
     scores: Sequence[float],
 ) -> Any:
-    """Return `fiftyone.Polylines`, one closed line for each ring.
-
-    Raise `ImportError` if fiftyone is not installed.
-    """
+    """Return `fiftyone.Polylines`, one closed line for each ring; raise `ImportError`."""
     labels = _fiftyone_labels()
     polylines = [
         labels.Polyline(
@@ -69,20 +70,3 @@ def _fiftyone_labels() -> Any:
 def _relative(points: Sequence[Sequence[float]], image: ImageSize) -> Iterator[PointXy]:
     for x, y in points:
         yield x / image.width, y / image.height
-
-
-def _cropped(box_xyxy: BoxXyxy, mask: NDArray[np.bool_]) -> tuple[BoxXyxy, NDArray[np.bool_]]:
-    """Return the box widened to whole pixels within the image, at least one, and the mask
-    inside.
-    """
-    height, width = mask.shape
-    x1, y1 = (
-        int(np.clip(np.floor(at), 0, side - 1))
-        for at, side in zip(box_xyxy[:2], (width, height), strict=True)
-    )
-    x2, y2 = (
-        int(np.clip(np.ceil(at), 1, side))
-        for at, side in zip(box_xyxy[2:], (width, height), strict=True)
-    )
-    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
-    return (float(x1), float(y1), float(x2), float(y2)), mask[y1:y2, x1:x2]

@@ -4,7 +4,7 @@ table.
     python -m laboratory.evaluation.calibration [--models ID …] [--scenes N]
 
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
-clean, blurred, and so small that the models err. Needs requirements-dev.txt, for `diptych
+clean, blurred, and so small that the models err. Needs the group `dev`, for `diptych
 evaluate`.
 """
 

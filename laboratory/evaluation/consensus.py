@@ -9,7 +9,7 @@ Prints for each condition and minimum score the precision of the accepted boxes 
 the share of the true boxes that they find, beside the precision of each model alone with as many
 boxes, its best by score; then all boxes of each model. A box is right if it has the label and an
 IoU of at least 0.5 with the true one. A minimum score that is to be used should be chosen on other
-scenes than those that measure it. Needs requirements-dev.txt.
+scenes than those that measure it. Needs the dependency group `dev`.
 """
 
 import argparse

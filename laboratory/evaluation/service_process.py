@@ -34,7 +34,7 @@ def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]
 
 
 def run_diptych(client: httpx.Client, *words: str | Path) -> None:
-    """Run the client's command line, as requirements-dev.txt installs it, against the service of
+    """Run the client's command line, as the group `dev` installs it, against the service of
     `client`.
     """
     diptych = Path(sys.executable).with_name("diptych")

@@ -5,7 +5,6 @@ import inspect
 import pytest
 
 from diptych_client import AsyncClient, Client
-from diptych_client.client import transport_to
 
 METHODS = ("__init__", "predict", "stream", "compare", "models", "tasks", "close")
 
@@ -34,9 +33,8 @@ def test_the_list_above_is_complete() -> None:
     ],
 )
 def test_the_scheme_selects_the_transport(url: str, transport: str) -> None:
-    opened = transport_to(url, None)
-    assert type(opened).__name__ == transport
-    opened.close()
+    with Client(url) as client:
+        assert type(client._transport).__name__ == transport
 
 
 @pytest.mark.parametrize(
@@ -44,4 +42,4 @@ def test_the_scheme_selects_the_transport(url: str, transport: str) -> None:
 )
 def test_an_invalid_url_is_rejected_with_the_allowed_forms(url: str) -> None:
     with pytest.raises(ValueError, match="grpcs://HOST:PORT, got "):
-        transport_to(url, None)
+        Client(url)

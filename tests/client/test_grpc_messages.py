@@ -15,12 +15,8 @@ from diptych_client import (
     TextRegionsResult,
 )
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.grpc_messages import (
-    answer_from_message,
-    error_from_call,
-    models_from_message,
-    tasks_from_message,
-)
+from diptych_client.transports.grpc_messages import error_from_call, json_from_message
+from diptych_client.transports.operations import MODELS, PREDICT, TASKS
 from tests.support.client_answers import SQUARE
 
 CODE = grpc.StatusCode
@@ -65,7 +61,7 @@ def test_listings_have_tuples_and_none_for_what_is_not_set() -> None:
     given = pb.Model(
         id="m", family="florence2", parameters=5, tasks=["ocr", "captioning"], license="MIT"
     )
-    (model,) = models_from_message(pb.ListModelsResponse(models=[given]))
+    (model,) = MODELS.from_json(json_from_message(pb.ListModelsResponse(models=[given])))
     assert (model.id, model.family, model.parameters, model.license) == ("m", "florence2", 5, "MIT")
     assert (model.tasks, model.features, model.adapter_of) == (("ocr", "captioning"), (), None)
     schema = '{"properties": {}}'
@@ -73,22 +69,23 @@ def test_listings_have_tuples_and_none_for_what_is_not_set() -> None:
         id="ocr", description="Read it.", result="text", parameters_json_schema=schema, models=["m"]
     )
     expected = Task("ocr", "Read it.", "text", {"properties": {}}, ("m",))
-    assert tasks_from_message(pb.ListTasksResponse(tasks=[task])) == (expected,)
+    listing = json_from_message(pb.ListTasksResponse(tasks=[task]))
+    assert TASKS.from_json(listing) == (expected,)
 
 
 def test_outlines_are_tuples_of_points() -> None:
     points = [pb.Point(x=x, y=y) for x, y in SQUARE]
     ring = pb.Polygons(rings=[pb.Ring(points=points)])
     instances = pb.Instances(instances=[pb.Instance(label="a", score=0.5, polygons=ring)])
-    answer = answer_from_message(pb.Answer(instances=instances))
+    answer = PREDICT.from_json(json_from_message(pb.Answer(instances=instances)))
     assert isinstance(answer.result, InstancesResult)
     assert answer.result.instances[0].polygons_xy == (SQUARE,)
     regions = pb.TextRegions(text_regions=[pb.TextRegion(quad=points, text="HI", score=0.5)])
-    answer = answer_from_message(pb.Answer(text_regions=regions))
+    answer = PREDICT.from_json(json_from_message(pb.Answer(text_regions=regions)))
     assert isinstance(answer.result, TextRegionsResult)
     assert answer.result.text_regions[0].quad_xy == SQUARE
 
 
 def test_an_answer_without_a_result_is_an_error() -> None:
     with pytest.raises(ValueError, match="no known kind"):
-        answer_from_message(pb.Answer(id="r"))
+        PREDICT.from_json(json_from_message(pb.Answer(id="r")))

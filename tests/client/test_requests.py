@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diptych_client import AnswerOptions, InvalidRequest, TaskParameters
-from diptych_client.requests import compare_request, encoded_image, given_fields, predict_request
+from diptych_client.requests import encoded_image, given_fields, task_request
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.grpc_messages import request_message
 from diptych_client.transports.rest_messages import form_values
@@ -22,12 +22,14 @@ OPTIONS = AnswerOptions(
     nms_iou=0.5,
 )
 
+CHOSEN = {"task": "some_task", "model": "m"}
+
 
 def test_none_is_not_sent() -> None:
     assert given_fields(TaskParameters(), AnswerOptions()) == {}
-    assert predict_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields == {
-        "task": "ocr"
-    }
+    assert task_request(
+        b"i", {"task": "ocr", "model": None}, TaskParameters(), AnswerOptions()
+    ).fields == {"task": "ocr"}
 
 
 def test_false_and_zero_are_sent() -> None:
@@ -38,7 +40,7 @@ def test_false_and_zero_are_sent() -> None:
 
 
 def test_a_form_has_lists_numbers_and_booleans_as_json() -> None:
-    request = predict_request(b"i", "some_task", "m", PARAMETERS, OPTIONS)
+    request = task_request(b"i", CHOSEN, PARAMETERS, OPTIONS)
     assert form_values(request.fields) == {
         "task": "some_task",
         "model": "m",
@@ -55,9 +57,7 @@ def test_a_form_has_lists_numbers_and_booleans_as_json() -> None:
 
 
 def test_a_message_has_the_same_fields() -> None:
-    message = request_message(
-        pb.PredictRequest, predict_request(b"i", "some_task", "m", PARAMETERS, OPTIONS)
-    )
+    message = request_message(pb.PredictRequest, task_request(b"i", CHOSEN, PARAMETERS, OPTIONS))
     assert message == pb.PredictRequest(
         image=b"i",
         task="some_task",
@@ -75,12 +75,11 @@ def test_a_message_has_the_same_fields() -> None:
     assert message.HasField("temperature")
 
 
-def test_a_comparison_sends_its_models_only_if_given() -> None:
-    request = compare_request(b"i", "ocr", ["m", "n"], TaskParameters(), AnswerOptions())
-    assert request_message(pb.CompareRequest, request).models == ["m", "n"]
-    assert (
-        "models" not in compare_request(b"i", "ocr", None, TaskParameters(), AnswerOptions()).fields
+def test_the_models_of_a_comparison_are_a_repeated_field() -> None:
+    request = task_request(
+        b"i", {"task": "ocr", "models": ("m", "n")}, TaskParameters(), AnswerOptions()
     )
+    assert request_message(pb.CompareRequest, request).models == ["m", "n"]
 
 
 def test_a_file_is_sent_unchanged(tmp_path: Path) -> None:
@@ -96,7 +95,7 @@ def test_a_file_is_sent_unchanged(tmp_path: Path) -> None:
 
 def test_a_url_is_sent_as_it_is_over_rest_alone() -> None:
     url = "https://example.org/a.png"
-    request = predict_request(url, "ocr", None, TaskParameters(), AnswerOptions())
+    request = task_request(url, {"task": "ocr"}, TaskParameters(), AnswerOptions())
     assert request.image == url
     with pytest.raises(InvalidRequest, match="only REST takes one") as caught:
         request_message(pb.PredictRequest, request)

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.answer_log import Prediction
 from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.geometry import BoxXyxy, ImageSize
 from diptych_client.results import Detection, Item

@@ -11,15 +11,16 @@ dataset has the agreed boxes of every image, and beside it are
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from diptych_client.annotate.dataset import (
+from diptych_client.annotate.dataset_files import (
     Box,
     DatasetFormat,
     boxes_of,
@@ -34,7 +35,7 @@ from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import ImageSize
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import Answer, Detection, DetectionsResult, Instance, InstancesResult
+from diptych_client.results import Instance, Result
 
 # Label Studio's local storage, relative to its document root
 _LOCAL_FILES = "/data/local-files/?d="
@@ -48,9 +49,6 @@ class AgreementRule:
     min_score: float = 0.0
 
 
-_DEFAULT_RULE = AgreementRule()
-
-
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """Two answers to one image: the boxes on which the models agree, and the others by model."""
@@ -62,40 +60,38 @@ class Agreement:
     def record(self, boxes: Sequence[Box]) -> Record:
         """Return the first record with these boxes as its answer."""
         first = self.records[0]
-        return replace(first, answer=replace(first.answer, result=_result(first.answer, boxes)))
+        kind: Any = type(first.answer.result)  # with boxes of one kind
+        result: Result = kind(tuple(boxes))
+        return replace(first, answer=replace(first.answer, result=result))
 
 
-def agree(first: Record, second: Record, rule: AgreementRule = _DEFAULT_RULE) -> Agreement:
-    """Compare two answers to the same image; of two agreeing boxes the one with the higher score is
-    accepted.
-    """
+def agree(first: Record, second: Record, rule: AgreementRule) -> Agreement:
+    """Compare two answers to the same image; of two agreeing boxes the higher score is accepted."""
     a = boxes_of(first.answer.result)
     b = boxes_of(second.answer.result)
-    accepted = _agreed_pairs((*a, *b), len(a), rule)
-    agreed = {index for pair in accepted for index in pair}
-    better = tuple(max(a[i], b[j - len(a)], key=lambda box: box.score) for i, j in accepted)
+    boxes = (*a, *b)
+    accepted = _agreed_pairs(boxes, len(a), rule)
+    agreed = set(chain.from_iterable(accepted))
+    better = tuple(max(boxes[i], boxes[j], key=lambda box: box.score) for i, j in accepted)
     models = [first.answer.model] * len(a) + [second.answer.model] * len(b)
-    differing = [
-        (model, box)
-        for k, (model, box) in enumerate(zip(models, (*a, *b), strict=True))
-        if k not in agreed
-    ]
-    return Agreement((first, second), better, tuple(differing))
+    named = enumerate(zip(models, boxes, strict=True))
+    differing = tuple(model_and_box for index, model_and_box in named if index not in agreed)
+    return Agreement((first, second), better, differing)
 
 
 def _agreed_pairs(
     boxes: Sequence[Box], num_first: int, rule: AgreementRule
 ) -> list[tuple[int, int]]:
     """Return the agreeing pairs of one of the first boxes and one of the others, by index."""
-    iou = pairwise_iou(*([each.box_xyxy for each in boxes],) * 2)
-    labels = [each.label.casefold() for each in boxes]
-    same = np.array([[x == y for y in labels] for x in labels], dtype=bool).reshape(iou.shape)
+    places = [each.box_xyxy for each in boxes]
+    iou = pairwise_iou(places, places)
+    labels = np.array([each.label.casefold() for each in boxes], dtype=object)
+    same = labels[:, None] == labels
     between = np.where(same, iou, -1.0)[:num_first, num_first:]
-    pairs = [
-        (i, num_first + j) for i, j in greedy_pairs(between, min(rule.min_iou, SAME_OBJECT_IOU))
-    ]
+    found = greedy_pairs(between, min(rule.min_iou, SAME_OBJECT_IOU))
+    pairs = [(i, num_first + j) for i, j in found]
     is_alone = np.ones(len(boxes), dtype=bool)
-    is_alone[[index for pair in pairs for index in pair]] = False
+    is_alone[list(chain.from_iterable(pairs))] = False
     is_disputed = ((iou >= SAME_OBJECT_IOU) & ~same & is_alone).any(axis=1)
     return sorted(
         (i, j)
@@ -113,49 +109,47 @@ def write_consensus(
     agreements: Sequence[Agreement],
     job: Job,
 ) -> Path:
-    """Write the dataset of the accepted boxes and the review list.
-
-    Return the path of the dataset's main file.
-    """
-    dataset = write_dataset(
-        dataset_format, out, folder, [each.record(each.accepted) for each in agreements], job
-    )
+    """Write the accepted boxes and the review list; return the path of the dataset's main file."""
+    accepted = [each.record(each.accepted) for each in agreements]
+    dataset = write_dataset(dataset_format, out, folder, accepted, job)
     review = [each for each in agreements if each.differing]
-    write_atomically(out / "review.json", json.dumps(_review_document(review, job)))
-    write_atomically(
-        out / "label_studio.json", json.dumps([_label_studio_task(each) for each in review])
-    )
+    models: list[str] = []
+    records = []
+    for each in review:
+        models += [model for model, _ in each.differing]
+        records.append(each.record([box for _, box in each.differing]))
+    document = coco_document(records, class_indices(records, job.requested_labels()))
+    for annotation, model in zip(document["annotations"], models, strict=True):
+        annotation.update(review=True, model=model)
+    write_atomically(out / "review.json", json.dumps(document))
+    tasks = [_label_studio_task(each) for each in review]
+    write_atomically(out / "label_studio.json", json.dumps(tasks))
     return dataset
 
 
-def _review_document(review: Sequence[Agreement], job: Job) -> dict[str, Any]:
-    records = [each.record([box for _, box in each.differing]) for each in review]
-    document = coco_document(records, class_indices(records, job.requested_labels()))
-    models = (model for each in review for model, _ in each.differing)
-    for annotation, model in zip(document["annotations"], models, strict=True):
-        annotation.update(review=True, model=model)
-    return document
-
-
 def _label_studio_task(agreement: Agreement) -> dict[str, Any]:
-    predictions = [
-        {
-            "model_version": record.answer.model,
-            "result": [
-                _label_studio_region(box, record.answer.image)
-                for box in boxes_of(record.answer.result)
-            ],
-        }
-        for record in agreement.records
-    ]
-    return {
-        "data": {"image": _LOCAL_FILES + quote(agreement.records[0].image.name)},
-        "predictions": predictions,
-    }
+    predictions = []
+    for record in agreement.records:
+        answer = record.answer
+        regions = [_label_studio_region(box, answer.image) for box in boxes_of(answer.result)]
+        predictions.append({"model_version": answer.model, "result": regions})
+    image = _LOCAL_FILES + quote(agreement.records[0].image.name)
+    return {"data": {"image": image}, "predictions": predictions}
 
 
 def _label_studio_region(box: Box, image: ImageSize) -> dict[str, Any]:
-    kind, shape = _label_studio_shape(box, image)
+    """Return a region with its place in percent of the image's sides."""
+    to_x = 100 / image.width
+    to_y = 100 / image.height
+    if isinstance(box, Instance) and box.polygons_xy:
+        kind = "polygonlabels"
+        points = [[x * to_x, y * to_y] for x, y in joined_rings(box.polygons_xy)]
+        place: dict[str, Any] = {"points": points}
+    else:
+        kind = "rectanglelabels"
+        x1, y1, x2, y2 = box.box_xyxy
+        place = {"x": x1 * to_x, "y": y1 * to_y, "rotation": 0}
+        place |= {"width": (x2 - x1) * to_x, "height": (y2 - y1) * to_y}
     return {
         "from_name": "label",
         "to_name": "image",
@@ -164,24 +158,5 @@ def _label_studio_region(box: Box, image: ImageSize) -> dict[str, Any]:
         "original_height": image.height,
         "image_rotation": 0,
         "score": box.score,
-        "value": {**shape, kind: [class_name(box)]},
+        "value": {**place, kind: [class_name(box)]},
     }
-
-
-def _label_studio_shape(box: Box, image: ImageSize) -> tuple[str, Mapping[str, Any]]:
-    """Return the type of the region and its place in percent of the image's sides."""
-    to_x = 100 / image.width
-    to_y = 100 / image.height
-    if isinstance(box, Instance) and box.polygons_xy:
-        return "polygonlabels", {
-            "points": [[x * to_x, y * to_y] for x, y in joined_rings(box.polygons_xy)]
-        }
-    x1, y1, x2, y2 = box.box_xyxy
-    place = {"x": x1 * to_x, "y": y1 * to_y, "width": (x2 - x1) * to_x, "height": (y2 - y1) * to_y}
-    return "rectanglelabels", {**place, "rotation": 0}
-
-
-def _result(answer: Answer, boxes: Sequence[Box]) -> DetectionsResult | InstancesResult:
-    if isinstance(answer.result, InstancesResult):
-        return InstancesResult(tuple(box for box in boxes if isinstance(box, Instance)))
-    return DetectionsResult(tuple(box for box in boxes if isinstance(box, Detection)))

@@ -21,11 +21,8 @@ class Job:
 
     def fields(self) -> dict[str, object]:
         """Return the job in JSON's types."""
-        given = {
-            "task": self.task,
-            "model": self.model,
-            **given_fields(self.parameters, self.options),
-        }
+        chosen = {"task": self.task, "model": self.model}
+        given = chosen | given_fields(self.parameters, self.options)
         fields: dict[str, object] = json.loads(json.dumps(given))
         return fields
 
@@ -36,9 +33,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image by its path relative to the folder, with `/`; size and modification time detect a
-    changed file.
-    """
+    """An image by its path relative to the folder, with `/`; size and time detect a change."""
 
     name: str
     size_bytes: int
@@ -47,24 +42,19 @@ class ImageFile:
 
 def find_images(folder: Path) -> list[ImageFile]:
     """Return the images in a folder and its subfolders, sorted by name."""
-    paths = [
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
-    return sorted((_image_file(folder, path) for path in paths), key=lambda image: image.name)
-
-
-def _image_file(folder: Path, path: Path) -> ImageFile:
-    stat = path.stat()
-    return ImageFile(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns)
+    images = []
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            stat = path.stat()
+            name = path.relative_to(folder).as_posix()
+            images.append(ImageFile(name, stat.st_size, stat.st_mtime_ns))
+    return sorted(images, key=lambda image: image.name)
 
 
 def check_folders(images: Path, out: Path) -> None:
-    """Raise `RunError` if one folder contains the other: output would be labelled, or images
-    overwritten.
-    """
+    """Raise `RunError` if one folder contains the other: output would mix with images."""
     source = images.resolve()
     target = out.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
-        raise RunError(
-            f"--out {out} must be outside the image folder {images}, and must not contain it"
-        )
+        rule = f"must be outside the image folder {images}, and must not contain it"
+        raise RunError(f"--out {out} {rule}")

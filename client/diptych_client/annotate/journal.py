@@ -1,5 +1,4 @@
-r"""The journal of a labelled folder: one line of JSON for each answered image, appended when the
-answer arrives.
+r"""The journal of a labelled folder: a line of JSON for each image, appended when it is answered.
 
     {"job": {"task": …, "model": …, …}}
     {"image": {"name": …, "size_bytes": …, "mtime_ns": …}, "answer": {…}}
@@ -9,9 +8,11 @@ A killed process leaves at most one incomplete last line; only its image is requ
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from diptych_client.annotate.job import ImageFile, Job
 from diptych_client.long_runs import AppendLog, RunError
@@ -30,19 +31,31 @@ class Record:
 class Journal:
     """The records of a job by image name; all are held in memory."""
 
-    def __init__(self, log: AppendLog, records: dict[str, Record]) -> None:
-        self.records = records
+    def __init__(self, log: AppendLog, job: Job) -> None:
+        """Read the records, or write the job; raise `RunError` for a journal of another job."""
+        self.records: dict[str, Record] = {}
         self._log = log
+        values = (value for _, value in log.values())
+        header = next(values, None)
+        if header is None:
+            log.append({"job": job.fields()})
+        elif header.get("job") != job.fields():
+            recorded = json.dumps(header.get("job"))
+            given = json.dumps(job.fields())
+            raise RunError(
+                f"{log.path} belongs to another job: recorded {recorded}, given {given}; "
+                "repeat the recorded parameters, choose another --out, or delete the journal"
+            )
+        for line in values:
+            image = ImageFile(**line["image"])
+            self.records[image.name] = Record(image, answer_from_json(line["answer"]))
 
     @classmethod
-    def open(cls, path: Path, job: Job) -> Self:
-        """Open or create the journal of a job; raise `RunError` for a journal of another job."""
-        log = AppendLog.open(path)
-        try:
-            return cls(log, _read_records(log, job))
-        except BaseException:
-            log.close()
-            raise
+    @contextmanager
+    def open(cls, path: Path, job: Job) -> Iterator[Self]:
+        """Open or create the journal of a job."""
+        with AppendLog.open(path) as log:
+            yield cls(log, job)
 
     def has(self, image: ImageFile) -> bool:
         """Return True if the journal has an answer to this image in its current state."""
@@ -52,37 +65,3 @@ class Journal:
     def append(self, record: Record) -> None:
         self._log.append({"image": asdict(record.image), "answer": answer_json(record.answer)})
         self.records[record.image.name] = record
-
-    def close(self) -> None:
-        """Flush the journal to disk and release its lock."""
-        self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _read_records(log: AppendLog, job: Job) -> dict[str, Record]:
-    """Return the records of a journal; write the first line of a new one."""
-    values = (value for _, value in log.values())
-    header = next(values, None)
-    if header is None:
-        log.append({"job": job.fields()})
-        return {}
-    _check_same_job(log.path, header.get("job"), job)
-    records = [
-        Record(ImageFile(**line["image"]), answer_from_json(line["answer"])) for line in values
-    ]
-    return {record.image.name: record for record in records}
-
-
-def _check_same_job(path: Path, fields: Any, job: Job) -> None:
-    if fields != job.fields():
-        recorded = json.dumps(fields)
-        given = json.dumps(job.fields())
-        raise RunError(
-            f"{path} belongs to another job: recorded {recorded}, given {given}; "
-            "repeat the recorded parameters, choose another --out, or delete the journal"
-        )

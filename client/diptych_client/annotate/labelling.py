@@ -21,15 +21,6 @@ class Labeller:
     journal: Journal
     failures: FailureLog
 
-    async def label(self, client: AsyncClient, image: ImageFile) -> None:
-        """Label one image."""
-        job = self.job
-        data = await asyncio.to_thread(read_image_file, self.folder / image.name)
-        answer = await client.predict(
-            data, job.task, job.parameters, model=job.model, options=job.options
-        )
-        self.journal.append(Record(image, answer))
-
 
 async def label_images(
     client: AsyncClient,
@@ -38,17 +29,19 @@ async def label_images(
     concurrency: int,
     advance: Callable[[], None],
 ) -> None:
-    """Label all images with `concurrency` requests in flight.
-
-    Raise the first error that affects every image.
-    """
+    """Label all images concurrently; raise the first error that affects every image."""
+    job = labeller.job
 
     async def label(image: ImageFile) -> None:
-        await labeller.label(client, image)
+        data = await asyncio.to_thread(read_image_file, labeller.folder / image.name)
+        answer = await client.predict(
+            data, job.task, job.parameters, model=job.model, options=job.options
+        )
+        labeller.journal.append(Record(image, answer))
         advance()
 
     def record_failure(image: ImageFile, error: Exception) -> None:
-        labeller.failures.append({"image": image.name, "model": labeller.job.model}, error)
+        labeller.failures.append({"image": image.name, "model": job.model}, error)
         advance()
 
     await send_all(images, label, record_failure, concurrency)

@@ -1,6 +1,4 @@
-"""The command `diptych`: app.py has the commands, options.py their shared options, tables.py the
-printed tables.
-"""
+"""The command `diptych`: app.py has the commands, options.py their options, views.py the tables."""
 
 from diptych_client.cli.app import main
 

@@ -1,136 +1,93 @@
-"""The command `annotate`: runs `diptych_client.annotate` with a progress bar and prints a
-summary.
-"""
+"""The command `annotate`: runs `diptych_client.annotate` and prints a summary."""
 
 import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from diptych_client.annotate import (
-    AgreementRule,
-    DatasetFormat,
-    Job,
-    Journal,
-    Labeller,
-    agree,
-    check_consensus,
-    check_folders,
-    check_format,
-    find_images,
-    label_images,
-    write_consensus,
-    write_dataset,
-)
-from diptych_client.annotate.job import ImageFile
-from diptych_client.annotate.journal import Record
-from diptych_client.cli.options import ConnectionOptions, TaskOptions
-from diptych_client.cli.progress import run_with_progress
-from diptych_client.cli.terminal import echo
+from diptych_client.annotate.consensus import AgreementRule, agree, write_consensus
+from diptych_client.annotate.dataset_files import check_consensus, check_format, write_dataset
+from diptych_client.annotate.job import ImageFile, Job, check_folders, find_images
+from diptych_client.annotate.journal import Journal
+from diptych_client.annotate.labelling import Labeller, label_images
+from diptych_client.cli.options import AnnotateOptions, ConnectionOptions, TaskOptions, offered_task
+from diptych_client.cli.terminal import echo, run_with_progress
 from diptych_client.long_runs import FailureLog, RunError
 
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # of the service's catalog
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotateCommand:
-    """Arguments of `annotate`."""
-
-    folder: Path
-    out: Path
-    dataset_format: DatasetFormat
-    task_options: TaskOptions
-    models: tuple[str, ...]  # empty: the service's default
-    consensus: AgreementRule | None  # of two models; None: one model labels
-    concurrency: int
-
-
-def annotate_folder(connection: ConnectionOptions, command: AnnotateCommand) -> int:
-    """Label the folder, write the dataset, print a summary.
-
-    Return the number of failed requests.
-    """
-    check_folders(command.folder, command.out)
-    images = find_images(command.folder)
-    jobs = _jobs(connection, command, images)
+def annotate_folder(
+    connection: ConnectionOptions, folder: Path, options: AnnotateOptions, task_options: TaskOptions
+) -> int:
+    """Label the folder and write the dataset; return the number of failed requests."""
+    out = options.out or folder.resolve().with_name(f"{folder.resolve().name}-annotations")
+    check_folders(folder, out)
+    images = find_images(folder)
+    if not images:
+        raise RunError(f"{folder} contains no JPEG, PNG or WebP file")
+    jobs = _jobs(connection, options, task_options, images)
     with ExitStack() as stack:
-        journals = [
-            stack.enter_context(Journal.open(command.out / _journal_name(command, job), job))
-            for job in jobs
-        ]
-        failures = stack.enter_context(FailureLog(command.out / "failures.jsonl"))
+        journals = []
+        for job in jobs:
+            name = f"journal-{job.model}.jsonl" if options.consensus else "journal.jsonl"
+            journals.append(stack.enter_context(Journal.open(out / name, job)))
+        failures = stack.enter_context(FailureLog(out / "failures.jsonl"))
         for job, journal in zip(jobs, journals, strict=True):
+            labeller = Labeller(folder, job, journal, failures)
             unlabelled = [image for image in images if not journal.has(image)]
-            _label(
-                connection,
-                Labeller(command.folder, job, journal, failures),
-                unlabelled,
-                command.concurrency,
-            )
-        labelled = [image for image in images if all(journal.has(image) for journal in journals)]
-        records = [[journal.records[image.name] for image in labelled] for journal in journals]
-    if command.consensus is not None:
-        dataset = _write_consensus(command, command.consensus, records, jobs[0])
+            _label(connection, labeller, unlabelled, options.concurrency)
+    labelled = images
+    for journal in journals:
+        labelled = [image for image in labelled if journal.has(image)]
+    records = []
+    for journal in journals:
+        records.append([journal.records[image.name] for image in labelled])
+    place = (options.dataset_format, out, folder)
+    if options.consensus:
+        rule = AgreementRule(options.iou, options.accept_score)
+        agreements = [agree(one, two, rule) for one, two in zip(*records, strict=True)]
+        dataset = write_consensus(*place, agreements, jobs[0])
+        num_differing = sum(bool(each.differing) for each in agreements)
+        echo(f"{num_differing} images have boxes to review, see {out / 'review.json'}")
     else:
-        dataset = write_dataset(
-            command.dataset_format, command.out, command.folder, records[0], jobs[0]
-        )
+        dataset = write_dataset(*place, records[0], jobs[0])
     echo(f"{len(labelled)} of {len(images)} images are in {dataset}")
     return failures.num_failures
 
 
-def _write_consensus(
-    command: AnnotateCommand, rule: AgreementRule, records: Sequence[Sequence[Record]], job: Job
-) -> Path:
-    agreements = [agree(first, second, rule) for first, second in zip(*records, strict=True)]
-    dataset = write_consensus(command.dataset_format, command.out, command.folder, agreements, job)
-    num_differing = sum(bool(each.differing) for each in agreements)
-    echo(f"{num_differing} images have boxes to review, see {command.out / 'review.json'}")
-    return dataset
-
-
-def _journal_name(command: AnnotateCommand, job: Job) -> str:
-    """Return the file name; raise `RunError` for a model id that would lead out of the folder."""
-    if command.consensus is None:
-        return "journal.jsonl"
-    if not _MODEL_ID.fullmatch(job.model):
-        allowed = (
-            "lower-case letters, digits, dots and hyphens, at most 200, and begin with a letter or"
-            " digit"
-        )
-        raise RunError(
-            f"the model id {job.model!r:.200} cannot name a journal; it must have {allowed}"
-        )
-    return f"journal-{job.model}.jsonl"
-
-
 def _jobs(
-    connection: ConnectionOptions, command: AnnotateCommand, images: Sequence[ImageFile]
+    connection: ConnectionOptions,
+    options: AnnotateOptions,
+    task_options: TaskOptions,
+    images: Sequence[ImageFile],
 ) -> list[Job]:
-    """Return a job for each model, by its id: a resumed run keeps it even if the service's default
-    changes.
+    """Return a job for each model by its id: the service's default may change between runs.
+
+    Raise `RunError` for a model id that would lead out of the folder as a journal's name.
     """
-    if not images:
-        raise RunError(f"{command.folder} contains no JPEG, PNG or WebP file")
     with connection.client() as client:
-        tasks = {task.id: task for task in client.tasks() if task.models}
-    options = command.task_options
-    if options.task not in tasks:
-        raise RunError(f"no model offers task {options.task!r}; offered are {', '.join(tasks)}")
-    task = tasks[options.task]
-    num_models = 1 if command.consensus is None else 2
-    check_format(command.dataset_format, task.result, images)
-    if command.consensus is not None:
-        check_consensus(command.dataset_format, task.result)
-    models = dict.fromkeys(command.models or task.models[:num_models])
+        task = offered_task(client.tasks(), task_options.task)
+    check_format(options.dataset_format, task.result, images)
+    num_models = 2 if options.consensus else 1
+    models = dict.fromkeys(options.model or task.models[:num_models])
+    if options.consensus:
+        check_consensus(options.dataset_format, task.result)
     if len(models) != num_models:
         needed = "two models with --consensus, else one"
-        raise RunError(
-            f"--model must name {needed}; {task.id} would be answered by {', '.join(models)}"
-        )
-    return [Job(task.id, model, options.parameters(), options.answer_options()) for model in models]
+        answered = f"{task.id} would be answered by {', '.join(models)}"
+        raise RunError(f"--model must name {needed}; {answered}")
+    jobs = []
+    for model in models:
+        if options.consensus and not _MODEL_ID.fullmatch(model):
+            allowed = "lower-case letters, digits, dots and hyphens, at most 200"
+            raise RunError(
+                f"the model id {model!r:.200} cannot name a journal; it must have {allowed}, and"
+                " begin with a letter or digit"
+            )
+        jobs.append(Job(task.id, model, task_options.parameters(), task_options.answer_options()))
+    return jobs
 
 
 def _label(
@@ -144,6 +101,8 @@ def _label(
             await label_images(client, labeller, images, concurrency, advance)
 
     run_with_progress(len(images), run)
-    elapsed_s, num_failed = time.monotonic() - start_s, labeller.failures.num_failures - num_failed
+    elapsed_s = time.monotonic() - start_s
+    num_failed = labeller.failures.num_failures - num_failed
     summary = f"{len(images)} images in {elapsed_s:.1f} s, {len(images) / elapsed_s:.1f} images/s"
-    echo(f"{summary}; {num_failed} failed{f', see {labeller.failures.path}' if num_failed else ''}")
+    hint = f", see {labeller.failures.path}" if num_failed else ""
+    echo(f"{summary}; {num_failed} failed{hint}")

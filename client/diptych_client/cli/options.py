@@ -1,19 +1,25 @@
 """Options that several commands share: the connection, and the task with its parameters."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
+from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
+from diptych_client.annotate.dataset_files import DatasetFormat
 from diptych_client.client import AsyncClient, Client
+from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
+from diptych_client.results import Task
 
-_PARAMETERS = "Task parameters"
-_GENERATION = "Generation"
-_OBJECTS = "Objects"
+ModelIds = Annotated[
+    list[str] | None, Option(help="Model id; repeatable; default: all that offer the task.")
+]
+Concurrency = Annotated[int, Option(help="Number of concurrent requests.", min=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,135 +32,160 @@ class ConnectionOptions:
     max_retries: int
 
     def client(self) -> Client:
-        return Client(
-            self.url, api_key=self.api_key, timeout_s=self.timeout_s, max_retries=self.max_retries
-        )
+        return Client(self.url, **self._settings())
 
     def async_client(self) -> AsyncClient:
-        return AsyncClient(
-            self.url, api_key=self.api_key, timeout_s=self.timeout_s, max_retries=self.max_retries
-        )
+        return AsyncClient(self.url, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "api_key": self.api_key,
+            "timeout_s": self.timeout_s,
+            "max_retries": self.max_retries,
+        }
+
+
+def _parameter(text: str, metavar: str | None = None) -> Any:
+    return Option(help=text, metavar=metavar, rich_help_panel="Task parameters")
+
+
+def _generation(text: str, *flags: str) -> Any:
+    return Option(*flags, help=text, rich_help_panel="Generation")
+
+
+def _objects(text: str) -> Any:
+    return Option(help=text, rich_help_panel="Objects")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """A task, its parameters and generation options.
+    """A task, its parameters and generation options; every field is a command line option."""
 
-    Every field is an option of the command line.
-    """
-
-    task: Annotated[str, typer.Option(help="Task id; `diptych tasks` lists them.")]
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(help="Label to detect; repeatable.", rich_help_panel=_PARAMETERS),
-    ] = None
-    caption: Annotated[
-        str | None,
-        typer.Option(help="Text whose phrases are located.", rich_help_panel=_PARAMETERS),
-    ] = None
-    phrases: Annotated[
-        list[str] | None,
-        typer.Option(help="Phrase to locate; repeatable.", rich_help_panel=_PARAMETERS),
-    ] = None
-    phrase: Annotated[
-        str | None, typer.Option(help="Object to segment.", rich_help_panel=_PARAMETERS)
-    ] = None
+    task: Annotated[str, Option(help="Task id; `diptych tasks` lists them.")]
+    labels: Annotated[list[str] | None, _parameter("Label to detect; repeatable.")] = None
+    caption: Annotated[str | None, _parameter("Text whose phrases are located.")] = None
+    phrases: Annotated[list[str] | None, _parameter("Phrase to locate; repeatable.")] = None
+    phrase: Annotated[str | None, _parameter("Object to segment.")] = None
     region: Annotated[
-        tuple[float, float, float, float] | None,
-        typer.Option(help="Box in pixels.", metavar="X1 Y1 X2 Y2", rich_help_panel=_PARAMETERS),
+        tuple[float, float, float, float] | None, _parameter("Box in pixels.", "X1 Y1 X2 Y2")
     ] = None
-    detail: Annotated[
-        str | None, typer.Option(help="Level of detail.", rich_help_panel=_PARAMETERS)
-    ] = None
-    language: Annotated[
-        str | None, typer.Option(help="Language code, such as en.", rich_help_panel=_PARAMETERS)
-    ] = None
-    question: Annotated[
-        str | None, typer.Option(help="Question to answer.", rich_help_panel=_PARAMETERS)
-    ] = None
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(help="Maximum number of generated tokens.", rich_help_panel=_GENERATION),
-    ] = None
-    num_beams: Annotated[
-        int | None, typer.Option(help="Beams of beam search.", rich_help_panel=_GENERATION)
-    ] = None
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Sampling temperature; 0: greedy.", rich_help_panel=_GENERATION),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Probability mass of nucleus sampling.", rich_help_panel=_GENERATION),
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of sampling.", rich_help_panel=_GENERATION)
-    ] = None
+    detail: Annotated[str | None, _parameter("Level of detail.")] = None
+    language: Annotated[str | None, _parameter("Language code, such as en.")] = None
+    question: Annotated[str | None, _parameter("Question to answer.")] = None
+    max_new_tokens: Annotated[int | None, _generation("Maximum number of generated tokens.")] = None
+    num_beams: Annotated[int | None, _generation("Beams of beam search.")] = None
+    temperature: Annotated[float | None, _generation("Sampling temperature; 0: greedy.")] = None
+    top_p: Annotated[float | None, _generation("Probability mass of nucleus sampling.")] = None
+    seed: Annotated[int | None, _generation("Seed of sampling.")] = None
     constrained: Annotated[
         bool | None,
-        typer.Option(
-            "--constrained/--unconstrained",
-            help="Generate only well-formed answers.",
-            rich_help_panel=_GENERATION,
-        ),
+        _generation("Generate only well-formed answers.", "--constrained/--unconstrained"),
     ] = None
-    min_score: Annotated[
-        float | None,
-        typer.Option(help="Minimum score of an object, 0 to 1.", rich_help_panel=_OBJECTS),
-    ] = None
+    min_score: Annotated[float | None, _objects("Minimum score of an object, 0 to 1.")] = None
     nms_iou: Annotated[
         float | None,
-        typer.Option(
-            help=(
-                "Drop objects that overlap a better one of the same label by more than this IoU, 0"
-                " to 1."
-            ),
-            rich_help_panel=_OBJECTS,
+        _objects(
+            "Drop objects that overlap a better one of the same label by more than this IoU, 0 to"
+            " 1."
         ),
     ] = None
 
     def parameters(self) -> TaskParameters:
-        return TaskParameters(
-            **{field.name: getattr(self, field.name) for field in fields(TaskParameters)}
-        )
+        names = [field.name for field in fields(TaskParameters)]
+        return TaskParameters(**{name: getattr(self, name) for name in names})
 
     def answer_options(self) -> AnswerOptions:
         """Return the options of the answer; masks are polygons."""
-        return AnswerOptions(
-            max_new_tokens=self.max_new_tokens,
-            num_beams=self.num_beams,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            constrained=self.constrained,
-            min_score=self.min_score,
-            nms_iou=self.nms_iou,
-        )
+        names = {field.name for field in fields(AnswerOptions)} - {"mask_format"}
+        return AnswerOptions(**{name: getattr(self, name) for name in names})
 
 
-def with_task_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `task_options` by one option for each field of
-    `TaskOptions`.
-    """
-    own = [
-        parameter
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "task_options"
-    ]
-    options = [_option(field) for field in fields(TaskOptions)]
+@dataclass(frozen=True, slots=True)
+class AnnotateOptions:
+    """Options of `annotate` besides those of the task."""
+
+    model: Annotated[
+        list[str] | None,
+        Option(help="Model id, with --consensus twice; default: the first that offer the task."),
+    ] = None
+    consensus: Annotated[
+        bool,
+        Option("--consensus", help="Label with two models; list what they disagree on for review."),
+    ] = False
+    iou: Annotated[
+        float, Option(help="With --consensus: minimum IoU of boxes that agree.", min=0, max=1)
+    ] = 0.5
+    accept_score: Annotated[
+        float,
+        Option(
+            help="With --consensus: minimum score of both boxes; others go to review.", min=0, max=1
+        ),
+    ] = 0.0
+    dataset_format: Annotated[DatasetFormat, Option("--format", help="Dataset format.")] = (
+        DatasetFormat.coco
+    )
+    out: Annotated[
+        Path | None,
+        Option(help="Output folder; default: FOLDER-annotations.", file_okay=False),
+    ] = None
+    concurrency: Concurrency = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """Options of `evaluate` besides those of the task."""
+
+    models: ModelIds = None
+    out: Annotated[
+        Path | None,
+        Option(help="Output folder; default: DATASET-TASK beside it.", file_okay=False),
+    ] = None
+    images: Annotated[
+        Path | None,
+        Option(help="Folder of the images of a label file.", exists=True, file_okay=False),
+    ] = None
+    split: Annotated[str | None, Option(help="Split of the dataset, such as val.")] = None
+    prompts: Annotated[
+        Path | None,
+        Option(help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False),
+    ] = None
+    sample: Annotated[int | None, Option(help="Number of images, drawn by --seed.", min=1)] = None
+    concurrency: Concurrency = 8
+    gallery: Annotated[int, Option(help="Number of images in the report.", min=0)] = 200
+    calibrate: Annotated[
+        Path | None,
+        Option(help="Fit the probability of the scores and write it here.", dir_okay=False),
+    ] = None
+
+
+def offered_task(tasks: Iterable[Task], name: str) -> Task:
+    """Return the task of this id; raise `RunError` if no model offers it."""
+    offered = {task.id: task for task in tasks if task.models}
+    if name not in offered:
+        raise RunError(f"no model offers task {name!r}; offered are {', '.join(offered)}")
+    return offered[name]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter that is a dataclass by one option for each of its fields."""
+    parameters = []
+    groups: dict[str, type[Any]] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[parameter.name] = kind
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    for field in chain.from_iterable(map(fields, groups.values())):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        option = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        parameters.append(option.replace(annotation=field.type))
 
     @wraps(command)
     def run(**values: Any) -> None:  # typer calls it with keywords only, by the signature below
-        task_options = TaskOptions(**{option.name: values.pop(option.name) for option in options})
-        command(**values, task_options=task_options)
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
 
-    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    run.__signature__ = inspect.Signature([*keyword_only, *options])  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
-
-
-def _option(field: Field[Any]) -> inspect.Parameter:
-    default = inspect.Parameter.empty if field.default is MISSING else field.default
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type
-    )

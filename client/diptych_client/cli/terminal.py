@@ -1,10 +1,24 @@
-"""Text on a terminal: what a server or a dataset wrote cannot move the cursor, colour, or reorder
-what is shown.
-"""
+"""Text on a terminal: a server or a dataset can neither move the cursor nor colour or reorder."""
 
+import asyncio
 import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as Bar
+from rich.text import Text
+
+_ERRORS = Console(stderr=True)
 
 # Control characters except tab and newline, line separators, and marks that override the direction
 # of text.
@@ -12,12 +26,49 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 
 def printable(text: str) -> str:
-    """Return the text with control characters as JSON escapes them, so that JSON stays the same
-    document.
-    """
+    """Escape control characters as JSON does, so that JSON stays the same document."""
     return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def echo(text: str, is_error: bool = False) -> None:
     """Print a text on stdout, or on stderr."""
     typer.echo(printable(text), err=is_error)
+
+
+class _RateColumn(ProgressColumn):
+    """Images or requests per second in this run."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Bar) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} {self._unit}/s")
+
+
+def run_with_progress(
+    total: int,
+    run: Callable[[Callable[[], None]], Awaitable[None]],
+    description: str = "",
+    unit: str = "images",
+) -> None:
+    """Run a coroutine that calls its argument once for each finished unit."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_ERRORS) as progress:
+        bar = progress.add_task(printable(description), total=total)
+
+        async def main() -> None:
+            await run(partial(progress.advance, bar))
+
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            _ERRORS.print("interrupted; run the same command to resume")
+            raise

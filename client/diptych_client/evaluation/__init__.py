@@ -2,10 +2,10 @@
 
 Needs the extra `evaluate`.
 
-readers/       dataset files (foreign_files.py) -> images with labels (dataset.py)
-questions.py   images with labels and a task -> samples: requests and true answers
-answers.py     samples -> the service -> a log -> predictions
-metrics/       truth and predictions -> metrics of each model, agreement of each two
-statistics.py  metrics -> intervals and paired differences
-report/        the results as HTML, Markdown and JSON
+readers/          dataset files (foreign_files.py) -> images with labels (dataset.py)
+questionnaire.py  images with labels and a task -> samples: requests and true answers
+answer_log.py     samples -> the service -> a log -> predictions
+metrics/          truth and predictions -> metrics of each model, agreement of each two
+statistics.py     metrics -> intervals and paired differences
+report/           the results as HTML, Markdown and JSON
 """

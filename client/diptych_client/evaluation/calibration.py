@@ -1,5 +1,4 @@
-"""Calibration of scores: the probability that an answered object is right, fitted on a labelled
-dataset.
+"""Calibration of scores: the probability that an object is right, from a labelled dataset.
 
 Isotonic regression by pooling adjacent violators (Zadrozny and Elkan, 2002, "Transforming
 classifier scores into accurate multiclass probability estimates", section 3). SciPy has it too, but
@@ -24,9 +23,7 @@ _NUM_BINS = 15  # Guo et al., 2017, "On Calibration of Modern Neural Networks", 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswers:
-    """Scores of answered objects, and whether each is right; `samples` are the indices of their
-    samples.
-    """
+    """Scores of answered objects, whether each is right, and the index of its sample."""
 
     scores: Floats
     is_right: NDArray[np.bool_]
@@ -36,11 +33,7 @@ class ScoredAnswers:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationGap:
-    """The expected calibration error: mean distance of score and share of right answers over bins
-    of the score.
-
-    Source: Guo et al., 2017, section 2 (ECE).
-    """
+    """Expected calibration error, by bins of the score (Guo et al., 2017, section 2)."""
 
     answers: ScoredAnswers
 
@@ -53,9 +46,7 @@ class CalibrationGap:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One task of one checkpoint: points of a non-decreasing function of the score, with lines
-    between them.
-    """
+    """One task of one checkpoint: points of a non-decreasing, piecewise linear function."""
 
     model: str
     checkpoint: str
@@ -95,24 +86,21 @@ def write_calibrations(path: Path, calibrations: Iterable[Calibration]) -> None:
 def isotonic(
     scores: Floats, is_right: NDArray[np.bool_]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the first and last score of each block of equal probability, and the probabilities of
-    both.
-    """
+    """Return the first and last score of each block of equal probability, with probabilities."""
     levels, index = np.unique(scores, return_inverse=True)
     weights = np.bincount(index)
     means = np.bincount(index, is_right) / weights
     blocks: list[tuple[float, float, float, float]] = []  # weight, mean, first and last score
     for level, weight, mean in zip(levels.tolist(), weights.tolist(), means.tolist(), strict=True):
-        block = (weight, mean, level, level)
-        while blocks and blocks[-1][1] >= block[1]:
-            before = blocks.pop()
-            total = before[0] + block[0]
-            block = (
-                total,
-                (before[0] * before[1] + block[0] * block[1]) / total,
-                before[2],
-                block[3],
-            )
-        blocks.append(block)
-    points = {score: mean for _, mean, first, last in blocks for score in (first, last)}
+        first = level
+        while blocks and blocks[-1][1] >= mean:
+            weight_before, mean_before, first, _ = blocks.pop()
+            total = weight_before + weight
+            mean = (weight_before * mean_before + weight * mean) / total
+            weight = total
+        blocks.append((weight, mean, first, level))
+    points = {}
+    for _, mean, first, last in blocks:
+        points[first] = mean
+        points[last] = mean
     return tuple(points), tuple(points.values())

@@ -7,7 +7,7 @@ run lengths.
 """
 
 import os.path
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,13 +77,12 @@ class Folder:
         return read_image_file(self.path / image.name)
 
     def image(self, name: str) -> ImageFile:
-        """Return an image by its path in the folder.
-
-        A missing one fails when it is read. Raise `RunError`.
-        """
+        """Return an image by its path in the folder; a missing one fails when it is read."""
         path = path_within(self.path, name)
-        stat = path.stat() if path.exists() else None
-        return ImageFile(name, stat.st_size, stat.st_mtime_ns) if stat else ImageFile(name, 0, 0)
+        if not path.exists():
+            return ImageFile(name, 0, 0)
+        stat = path.stat()
+        return ImageFile(name, stat.st_size, stat.st_mtime_ns)
 
 
 def path_within(folder: Path, name: object) -> Path:
@@ -112,3 +111,11 @@ class Dataset:
     store: ImageStore
     classes: tuple[str, ...] = ()
     name: str = ""
+
+
+def classes_of(labelled: Iterable[LabelledImage]) -> tuple[str, ...]:
+    """Return the labels of all objects, sorted."""
+    labels = set[str]()
+    for image in labelled:
+        labels.update(each.label for each in image.objects or ())
+    return tuple(sorted(labels))

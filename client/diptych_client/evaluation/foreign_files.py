@@ -1,11 +1,11 @@
-"""Label files of datasets, which strangers write: bounded in size and nesting, with one line of
-error.
+"""Label files of datasets, which strangers write: bounded, with one line of error.
 
 Sizes: LVIS' largest JSON has 1.1 GB, a crowded XML or a YAML with 20,000 classes below 5 MB.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,54 +21,44 @@ MAX_XML_BYTES = 10_000_000
 MAX_YAML_BYTES = 5_000_000
 _MAX_XML_DEPTH = 32
 
-# A label file that has another form than its format's: a missing key, a list where a number is due,
-# 1e999 …
-MALFORMED = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    IndexError,
-    RecursionError,
-)
+# A file of another form than its format's: a missing key, a list where a number is due, 1e999 …
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def read_json(path: Path) -> Any:
     """Return the document of a JSON file; raise `RunError`."""
     text = read_text(path, MAX_JSON_BYTES)
-    try:
+    with _readable_as("JSON", path):
         return json.loads(text)
-    except MALFORMED as error:
-        raise RunError(f"{path} is not readable as JSON: {_cause(error)}") from error
 
 
 def read_yaml(path: Path) -> Any:
     """Return the document of a YAML file; raise `RunError`."""
     text = read_text(path, MAX_YAML_BYTES)
-    try:
+    with _readable_as("YAML", path):
         return _WithoutAliases(text).get_single_data()
-    except (*MALFORMED, yaml.YAMLError) as error:
-        raise RunError(f"{path} is not readable as YAML: {_cause(error)}") from error
 
 
 def read_xml(path: Path) -> ElementTree.Element:
-    """Return the root of an XML file without a document type, which could define entities.
-
-    Raise `RunError`.
-    """
+    """Return the root of an XML file without a document type, which could define entities."""
     data = _read(path, MAX_XML_BYTES)  # its first line names the encoding
-    try:
+    with _readable_as("XML", path):
         return ElementTree.fromstring(data, ElementTree.XMLParser(target=_Elements()))
-    except (*MALFORMED, ElementTree.ParseError) as error:
-        raise RunError(f"{path} is not readable as XML: {_cause(error)}") from error
+
+
+@contextmanager
+def _readable_as(form: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError as error:
+        raise RunError(f"{path} is not readable as {form}: nested too deeply") from error
+    except (*MALFORMED, yaml.YAMLError, ElementTree.ParseError) as error:
+        cause = " ".join(str(error).split())  # one line
+        raise RunError(f"{path} is not readable as {form}: {cause}") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, numbered from 1.
-
-    Raise `RunError` for one that is too long.
-    """
+    """Yield the lines that are not blank, numbered from 1; raise `RunError` for a long one."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
@@ -126,13 +116,5 @@ def _decoded(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RunError(
-            f"{path} is not text in UTF-8: {error.reason} at byte {error.start}"
-        ) from error
-
-
-def _cause(error: Exception) -> str:
-    """Return the cause on one line."""
-    return (
-        "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-    )
+        cause = f"{error.reason} at byte {error.start}"
+        raise RunError(f"{path} is not text in UTF-8: {cause}") from error

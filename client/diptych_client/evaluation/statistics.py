@@ -8,6 +8,7 @@ used for every model and metric, so that the difference of two models is paired.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Protocol
 
 import numpy as np
@@ -60,11 +61,9 @@ class Interval:
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
-        return (
-            f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
-            if math.isfinite(self.value)
-            else "–"
-        )
+        if not math.isfinite(self.value):
+            return "–"
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +86,8 @@ class Difference:
         amount = f"{abs(self.interval.value):.1f} ± {self.interval.half_width:.1f} {self.metric}"
         if self.is_clear:
             return f"{better} is better by {amount}"
-        return (
-            f"{self.first} and {self.second} cannot be told apart with {self.num_images} images:"
-            f" {amount}"
-        )
+        models = f"{self.first} and {self.second}"
+        return f"{models} cannot be told apart with {self.num_images} images: {amount}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,39 +106,39 @@ def estimates(
 ) -> Estimates:
     """Return the values of all metrics with their intervals."""
     images = np.asarray(image_of_sample, dtype=np.int64)
-    ones = np.ones(len(images))
-    values = {model: [_scaled(each, ones) for each in own] for model, own in metrics.items()}
+    num_images = int(images.max()) + 1 if len(images) else 0
+    values = {model: _values(own, np.ones(len(images))) for model, own in metrics.items()}
     draws: dict[str, list[list[float]]] = {model: [] for model in metrics}
-    for counts in resampled_counts(
-        int(images.max()) + 1 if len(images) else 0, num_resamples, seed
-    ):
-        weights = counts[images]
+    for counts in resampled_counts(num_images, num_resamples, seed):
         for model, own in metrics.items():
-            draws[model].append([_scaled(each, weights) for each in own])
+            draws[model].append(_values(own, counts[images]))
     arrays = {model: np.array(rows) for model, rows in draws.items()}  # (resamples, metrics)
-    intervals = {
-        model: {
-            each.name: _interval(values[model][i], arrays[model][:, i])
-            for i, each in enumerate(own)
-        }
-        for model, own in metrics.items()
-    }
-    return Estimates(
-        intervals, tuple(_differences(metrics, values, arrays, len(set(image_of_sample))))
-    )
+    intervals: dict[str, dict[str, Interval]] = {model: {} for model in metrics}
+    for model, own in metrics.items():
+        for i, each in enumerate(own):
+            intervals[model][each.name] = _interval(values[model][i], arrays[model][:, i])
+    differences = []
+    for i, metric in enumerate(next(iter(metrics.values()), ())):
+        sign = -1 if metric.is_error else 1
+        for first, second in combinations(metrics, 2):
+            gain = sign * (values[second][i] - values[first][i])
+            gains = sign * (arrays[second][:, i] - arrays[first][:, i])
+            interval = _interval(gain, gains)
+            num_drawn = len(set(image_of_sample))
+            differences.append(Difference(metric.name, first, second, interval, num_drawn))
+    return Estimates(intervals, tuple(differences))
 
 
 def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator[Floats]:
     """Yield how often each image is drawn in each resample."""
     rng = np.random.default_rng(seed)
     for _ in range(num_resamples if num_images else 0):
-        yield np.bincount(rng.integers(num_images, size=num_images), minlength=num_images).astype(
-            np.float64
-        )
+        drawn = rng.integers(num_images, size=num_images)
+        yield np.bincount(drawn, minlength=num_images).astype(np.float64)
 
 
-def _scaled(metric: Metric, weights: Floats) -> float:
-    return 100 * metric.estimator.value(weights)
+def _values(metrics: Sequence[Metric], weights: Floats) -> list[float]:
+    return [100 * each.estimator.value(weights) for each in metrics]
 
 
 def _interval(value: float, draws: Floats) -> Interval:
@@ -149,19 +146,3 @@ def _interval(value: float, draws: Floats) -> Interval:
     quantiles = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(defined, quantiles) if defined.size else (value, value)
     return Interval(value, float(low), float(high))
-
-
-def _differences(
-    metrics: Mapping[str, Sequence[Metric]],
-    values: Mapping[str, Sequence[float]],
-    draws: Mapping[str, Floats],
-    num_images: int,
-) -> Iterator[Difference]:
-    models = list(metrics)
-    for index, metric in enumerate(next(iter(metrics.values()), ())):
-        sign = -1 if metric.is_error else 1
-        for i, first in enumerate(models):
-            for second in models[i + 1 :]:
-                gain = sign * (values[second][index] - values[first][index])
-                gains = sign * (draws[second][:, index] - draws[first][:, index])
-                yield Difference(metric.name, first, second, _interval(gain, gains), num_images)

@@ -1,10 +1,11 @@
-"""Auto-annotation function of CVAT: `cvat-cli … --function-module
-diptych_client.integrations.cvat`.
+"""Auto-annotation function of CVAT: `--function-module diptych_client.integrations.cvat`.
 
 Needs the extra `cvat`. cvat-cli calls `create` with the values of its option `-p`.
 """
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import cvat_sdk.auto_annotation as cvataa
@@ -14,16 +15,15 @@ from PIL import Image, ImageOps
 
 from diptych_client.client import Client
 from diptych_client.integrations.outlines import outer_rings, simplified_ring
-from diptych_client.requests import AnswerOptions, TaskParameters
-from diptych_client.results import Answer, DetectionsResult, InstancesResult
+from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
+from diptych_client.results import DetectionsResult, Instance, InstancesResult
 
 _SHAPES = ("rectangle", "polygon", "mask")
 _TOLERANCE_PX = 1.0  # of a polygon: masks have hundreds of points, which nobody can edit
 
 
 class DiptychFunction:
-    """Finds objects by their labels: boxes by open-vocabulary detection, outlines by instance
-    segmentation.
+    """Finds boxes by open-vocabulary detection, outlines by instance segmentation.
 
     Each label is the text that the model is asked for.
     """
@@ -36,10 +36,8 @@ class DiptychFunction:
 
     @property
     def spec(self) -> cvataa.DetectionFunctionSpec:
-        labels = [
-            cvataa.label_spec(label, index, type=self._shape)
-            for label, index in self._label_ids.items()
-        ]
+        ids = self._label_ids.items()
+        labels = [cvataa.label_spec(label, index, type=self._shape) for label, index in ids]
         return cvataa.DetectionFunctionSpec(labels=labels)
 
     def close(self) -> None:
@@ -52,53 +50,37 @@ class DiptychFunction:
         """Return the shapes of one image; raise `DiptychError`, which ends the run."""
         upright = ImageOps.exif_transpose(image)
         options = AnswerOptions(min_score=context.conf_threshold)
+        predict = partial(self._client.predict, upright, model=self._model, options=options)
+        shapes: list[LabeledShapeRequest] = []
         if self._shape == "rectangle":
             parameters = TaskParameters(labels=list(self._label_ids))
-            answer = self._predict(upright, "open_vocabulary_detection", parameters, options)
-            return list(self._rectangles(answer))
+            answer = predict("open_vocabulary_detection", parameters)
+            assert isinstance(answer.result, DetectionsResult)
+            for found in answer.result.detections:
+                label_id = self._label_ids[found.label]
+                shapes.append(cvataa.rectangle(label_id, list(found.box_xyxy), score=found.score))
+            return shapes
         is_mask = self._shape == "mask" and not context.conv_mask_to_poly
-        shapes = _masks if is_mask else _polygons
-        return [
-            shape
-            for label, label_id in self._label_ids.items()
-            for shape in shapes(
-                self._predict(
-                    upright, "instance_segmentation", TaskParameters(phrase=label), options
-                ),
-                label_id,
-            )
-        ]
-
-    def _predict(
-        self, image: Image.Image, task: str, parameters: TaskParameters, options: AnswerOptions
-    ) -> Answer:
-        return self._client.predict(image, task, parameters, model=self._model, options=options)
-
-    def _rectangles(self, answer: Answer) -> Iterator[LabeledShapeRequest]:
-        assert isinstance(answer.result, DetectionsResult)
-        for found in answer.result.detections:
-            yield cvataa.rectangle(
-                self._label_ids[found.label], list(found.box_xyxy), score=found.score
-            )
+        for label, label_id in self._label_ids.items():
+            parameters = TaskParameters(phrase=label)
+            answer = predict("instance_segmentation", parameters)
+            assert isinstance(answer.result, InstancesResult)
+            for instance in answer.result.instances:
+                if is_mask:
+                    mask = instance.to_mask(answer.image)
+                    if mask.any():
+                        encoded = encode_mask(mask)
+                        shapes.append(cvataa.mask(label_id, encoded, score=instance.score))
+                else:
+                    shapes += _polygons(instance, label_id)
+        return shapes
 
 
-def _masks(answer: Answer, label_id: int) -> Iterator[LabeledShapeRequest]:
-    assert isinstance(answer.result, InstancesResult)
-    for found in answer.result.instances:
-        mask = found.to_mask(answer.image)
-        if mask.any():
-            yield cvataa.mask(label_id, encode_mask(mask), score=found.score)
-
-
-def _polygons(answer: Answer, label_id: int) -> Iterator[LabeledShapeRequest]:
+def _polygons(instance: Instance, label_id: int) -> Iterator[LabeledShapeRequest]:
     """Yield a polygon for each ring that is no hole: CVAT's polygons have none."""
-    assert isinstance(answer.result, InstancesResult)
-    for found in answer.result.instances:
-        for ring in outer_rings(found.polygons_xy or ()):
-            points = [
-                coordinate for point in simplified_ring(ring, _TOLERANCE_PX) for coordinate in point
-            ]
-            yield cvataa.polygon(label_id, points, score=found.score)
+    for ring in outer_rings(instance.polygons_xy or ()):
+        points = list(chain.from_iterable(simplified_ring(ring, _TOLERANCE_PX)))
+        yield cvataa.polygon(label_id, points, score=instance.score)
 
 
 def create(
@@ -120,7 +102,5 @@ def create(
         raise ValueError(f"labels must be comma-separated names, got {labels!r}")
     if shape not in _SHAPES:
         raise ValueError(f"shape must be one of {', '.join(_SHAPES)}, got {shape!r}")
-    api_key = (
-        None if api_key_file is None else Path(api_key_file).read_text(encoding="utf-8").strip()
-    )
+    api_key = None if api_key_file is None else read_api_key(Path(api_key_file))
     return DiptychFunction(Client(url, api_key=api_key, timeout_s=timeout_s), names, shape, model)

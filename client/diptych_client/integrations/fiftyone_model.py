@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych_client.client import Client
-from diptych_client.requests import AnswerOptions, TaskParameters
+from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
 from diptych_client.results import TextResult
 
 _MAX_CONCURRENT = 16
@@ -46,9 +46,7 @@ class DiptychModel(fom.SamplesMixin, fom.Model):  # type: ignore[misc]  # FiftyO
         **parameters: Any,
     ) -> None:
         super().__init__()
-        api_key = (
-            None if api_key_file is None else Path(api_key_file).read_text(encoding="utf-8").strip()
-        )
+        api_key = None if api_key_file is None else read_api_key(Path(api_key_file))
         self._client = Client(url, api_key=api_key, timeout_s=timeout_s)
         self._task = task
         self._model = model
@@ -77,11 +75,9 @@ class DiptychModel(fom.SamplesMixin, fom.Model):  # type: ignore[misc]  # FiftyO
         answer = self._client.predict(
             image, self._task, self._parameters, model=self._model, options=self._options
         )
-        return (
-            fol.Classification(label=answer.result.text)
-            if isinstance(answer.result, TextResult)
-            else answer.to_fiftyone()
-        )
+        if isinstance(answer.result, TextResult):
+            return fol.Classification(label=answer.result.text)
+        return answer.to_fiftyone()
 
     def predict_all(
         self, args: Sequence[NDArray[np.uint8]], samples: Sequence[Any] | None = None

@@ -1,5 +1,4 @@
-"""Server of the Model Context Protocol on stdin and stdout: an agent's calls become calls of the
-client.
+"""Server of the Model Context Protocol on stdin and stdout: calls become calls of the client.
 
 Needs the extra `mcp`. The list of tools is that of the service at the time; the service need not
 run before it is used.
@@ -68,9 +67,8 @@ class ToolServer:
         try:
             tasks = await self._client.tasks()
         except DiptychError as error:
-            raise MCPError(
-                INTERNAL_ERROR, f"cannot list the tasks of the service: {error}"
-            ) from error
+            message = f"cannot list the tasks of the service: {error}"
+            raise MCPError(INTERNAL_ERROR, message) from error
         self._tools = {task.id: tool_of(task) for task in tasks if task.models}
         return ListToolsResult(tools=list(self._tools.values()))
 
@@ -78,37 +76,29 @@ class ToolServer:
         if params.name not in self._tools:
             await self._list(context, None)
         if params.name not in self._tools:
-            raise MCPError(
-                INVALID_PARAMS,
-                f"unknown tool {params.name!r}; the tools are {', '.join(self._tools)}",
-            )
+            known = ", ".join(self._tools)
+            raise MCPError(INVALID_PARAMS, f"unknown tool {params.name!r}; the tools are {known}")
+        tool = self._tools[params.name]
         try:
-            return await self._answer(self._tools[params.name], params.arguments or {})
+            # it may read a file
+            call = await asyncio.to_thread(ToolArguments.parse, tool, params.arguments or {})
+            if call.models is None:
+                answer = await self._client.predict(call.image, tool.name, call.parameters)
+                return _answered(answer.image, [answer])
+            comparison = await self._client.compare(
+                call.image, tool.name, call.parameters, models=call.models
+            )
         except (DiptychError, OSError, ValueError) as error:
             return _failed(str(error))
-
-    async def _answer(self, tool: Tool, arguments: dict[str, Any]) -> CallToolResult:
-        call = await asyncio.to_thread(ToolArguments.parse, tool, arguments)  # it may read a file
-        if call.models is None:
-            answer = await self._client.predict(call.image, tool.name, call.parameters)
-            return _answered(answer.image, [answer])
-        comparison = await self._client.compare(
-            call.image, tool.name, call.parameters, models=call.models
-        )
+        if any(isinstance(each, Answer) for each in comparison.answers):
+            return _answered(comparison.image, comparison.answers)
         failures = [each for each in comparison.answers if isinstance(each, ModelFailure)]
-        if len(failures) == len(comparison.answers):
-            return _failed(
-                "; ".join(
-                    f"{each.model}: {each.error.code}: {each.error.message}" for each in failures
-                )
-            )
-        return _answered(comparison.image, comparison.answers)
+        causes = [f"{each.model}: {each.error.code}: {each.error.message}" for each in failures]
+        return _failed("; ".join(causes))
 
 
 def _answered(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> CallToolResult:
-    """Return the answers twice: as structured content, and as text for hosts that read nothing
-    else.
-    """
+    """Return the answers as structured content and as text, which all hosts read."""
     content = content_of(image, answers)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content)

@@ -23,7 +23,7 @@ from mcp_types import Tool, ToolAnnotations
 from diptych_client.geometry import ImageSize
 from diptych_client.integrations.outlines import simplified_ring
 from diptych_client.requests import TaskParameters, read_image_file
-from diptych_client.results import Answer, Instance, InstancesResult, ModelFailure, Task
+from diptych_client.results import Answer, InstancesResult, ModelFailure, Task, TextResult
 from diptych_client.transports.rest_messages import answer_json
 
 # An agent pays for every point: the outline of a mask has one at each corner of its pixels.
@@ -31,18 +31,11 @@ _OUTLINE_TOLERANCE_PX = 1.0
 _DECIMALS = 1  # of pixels
 _SCORE_DECIMALS = 3
 
-_IMAGE = {
-    "type": "string",
-    "description": (
-        "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL."
-    ),
-}
-_BOX = {"type": "array", "items": {"type": "number"}, "description": "[x1, y1, x2, y2] in pixels"}
-_POINTS = {
-    "type": "array",
-    "items": {"type": "array", "items": {"type": "number"}},
-    "description": "[x, y] in pixels",
-}
+_FORMS = "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL."
+_IMAGE = {"type": "string", "description": _FORMS}
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_BOX = {**_NUMBERS, "description": "[x1, y1, x2, y2] in pixels"}
+_POINTS = {"type": "array", "items": _NUMBERS, "description": "[x, y] in pixels"}
 _SCORE = {"type": "number", "description": "0 to 1"}
 _LABELLED = {"box": _BOX, "label": {"type": "string"}, "score": _SCORE}
 _ITEM_PROPERTIES: Mapping[str, Mapping[str, object]] = {
@@ -53,33 +46,16 @@ _ITEM_PROPERTIES: Mapping[str, Mapping[str, object]] = {
 
 
 def tool_of(task: Task) -> Tool:
-    """Return the tool of a task that at least one model offers."""
-    return Tool(
-        name=task.id,
-        description=_description(task),
-        input_schema=_input_schema(task),
-        output_schema=_output_schema(task.result),
-        annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
-    )
+    """Return the tool of a task that at least one model offers.
 
-
-def _description(task: Task) -> str:
-    parameters: Any = task.parameters
-    choices = [name for choice in parameters.get("oneOf", ()) for name in choice["required"]]
-    only_one = f" Give exactly one of {', '.join(choices)}." if choices else ""
-    return (
-        f"{task.description}{only_one} Coordinates are pixels of the upright image, from its top"
-        " left corner."
-    )
-
-
-def _input_schema(task: Task) -> dict[str, Any]:
-    """Return the task's schema with the image and the models.
-
-    Without `oneOf`, which the tool APIs of several vendors refuse at the top level: the description
-    has it.
+    Its schema is the task's with the image and the models, without `oneOf`, which the tool APIs of
+    several vendors refuse at the top level: the description has it.
     """
     parameters: Any = task.parameters
+    choices: list[str] = []
+    for choice in parameters.get("oneOf", ()):
+        choices += choice["required"]
+    only_one = f" Give exactly one of {', '.join(choices)}." if choices else ""
     models = {
         "type": "array",
         "items": {"type": "string", "enum": list(task.models)},
@@ -88,46 +64,46 @@ def _input_schema(task: Task) -> dict[str, Any]:
             f"Models whose answers to return side by side. Default: {task.models[0]} alone."
         ),
     }
-    return {
-        "type": "object",
-        "properties": {"image": _IMAGE, **parameters["properties"], "models": models},
-        "required": ["image", *parameters.get("required", ())],
-        "additionalProperties": False,
-    }
+    return Tool(
+        name=task.id,
+        description=(
+            f"{task.description}{only_one} Coordinates are pixels of the upright image, from its"
+            " top left corner."
+        ),
+        input_schema={
+            "type": "object",
+            "properties": {"image": _IMAGE, **parameters["properties"], "models": models},
+            "required": ["image", *parameters.get("required", ())],
+            "additionalProperties": False,
+        },
+        output_schema=_output_schema(task.result),
+        annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
+    )
 
 
 def _output_schema(kind: str) -> dict[str, Any]:
     result: dict[str, Any] = {"type": "string"}
     if kind in _ITEM_PROPERTIES:
         properties = _ITEM_PROPERTIES[kind]
-        result = {
-            "type": "array",
-            "items": {"type": "object", "properties": properties, "required": list(properties)},
-        }
+        item = {"type": "object", "properties": properties, "required": list(properties)}
+        result = {"type": "array", "items": item}
+    cut_off = "length: the answer is cut off"
+    calibrated = "true: scores are probabilities; false: they only rank"
+    error = "why this model has no answer: code, message"
     answer = {
         "model": {"type": "string"},
         kind: result,
-        "finish_reason": {
-            "enum": ["stop", "length"],
-            "description": "length: the answer is cut off",
-        },
-        "calibrated": {
-            "type": "boolean",
-            "description": "true: scores are probabilities; false: they only rank",
-        },
-        "error": {"type": "object", "description": "why this model has no answer: code, message"},
+        "finish_reason": {"enum": ["stop", "length"], "description": cut_off},
+        "calibrated": {"type": "boolean", "description": calibrated},
+        "error": {"type": "object", "description": error},
     }
-    answers = {
-        "type": "array",
-        "items": {"type": "object", "properties": answer, "required": ["model"]},
-    }
+    row = {"type": "object", "properties": answer, "required": ["model"]}
     sides = {"width": {"type": "integer"}, "height": {"type": "integer"}}
-    image = {"type": "object", "properties": sides}
-    return {
-        "type": "object",
-        "properties": {"image": image, "answers": answers},
-        "required": ["image", "answers"],
+    properties = {
+        "image": {"type": "object", "properties": sides},
+        "answers": {"type": "array", "items": row},
     }
+    return {"type": "object", "properties": properties, "required": ["image", "answers"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +116,13 @@ class ToolArguments:
 
     @classmethod
     def parse(cls, tool: Tool, arguments: Mapping[str, Any]) -> Self:
-        """Read the image, if it is a local file.
-
-        Raise `OSError` or `ValueError` for a bad argument.
-        """
-        if (
-            error := best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))
-        ) is not None:
-            raise ValueError(
-                ": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message)))
-            )
-        names = {field.name for field in fields(TaskParameters)}
-        parameters = TaskParameters(
-            **{name: value for name, value in arguments.items() if name in names}
-        )
+        """Read the image if it is a file; raise `OSError` or `ValueError` for a bad argument."""
+        error = best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))
+        if error is not None:
+            place = ".".join(map(str, error.absolute_path))
+            raise ValueError(": ".join(filter(None, (place, error.message))))
+        names = arguments.keys() & {field.name for field in fields(TaskParameters)}
+        parameters = TaskParameters(**{name: arguments[name] for name in names})
         return cls(_image(arguments["image"]), arguments.get("models"), parameters)
 
 
@@ -163,9 +132,8 @@ def _image(text: str) -> str | bytes:
     if not text.startswith("data:"):
         path = Path(text).expanduser()
         if not path.is_file():
-            raise ValueError(
-                f"image must be a file, a data: URL or an http(s) URL; there is no file {path}"
-            )
+            allowed = "a file, a data: URL or an http(s) URL"
+            raise ValueError(f"image must be {allowed}; there is no file {path}")
         return read_image_file(path)
     header, _, data = text.partition(",")
     if not header.endswith(";base64"):
@@ -177,47 +145,29 @@ def _image(text: str) -> str | bytes:
 
 
 def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> dict[str, Any]:
-    """Return answers as the structured content of a tool: rounded, without what an agent does not
-    need.
-    """
-    return {"image": asdict(image), "answers": [_answer_content(answer) for answer in answers]}
+    """Return answers as structured content: rounded, without fields that agents do not need."""
+    rows: list[dict[str, Any]] = []
+    for answer in answers:
+        if isinstance(answer, ModelFailure):
+            error = {"code": answer.error.code, "message": answer.error.message}
+            rows.append({"model": answer.model, "error": error})
+            continue
+        ((kind, result),) = answer_json(answer)["result"].items()
+        if isinstance(answer.result, InstancesResult):
+            for item, instance in zip(result, answer.result.instances, strict=True):
+                rings = instance.polygons_xy or ()
+                item["polygons"] = [simplified_ring(ring, _OUTLINE_TOLERANCE_PX) for ring in rings]
+        if not isinstance(answer.result, TextResult):
+            for item in result:
+                score = round(item["score"], _SCORE_DECIMALS)
+                item.update({name: _rounded(value) for name, value in item.items()}, score=score)
+        cut = {"finish_reason": answer.finish_reason, "calibrated": answer.calibrated}
+        rows.append({"model": answer.model, kind: result, **cut})
+    return {"image": asdict(image), "answers": rows}
 
 
-def _answer_content(answer: Answer | ModelFailure) -> dict[str, Any]:
-    if isinstance(answer, ModelFailure):
-        return {
-            "model": answer.model,
-            "error": {"code": answer.error.code, "message": answer.error.message},
-        }
-    document = answer_json(answer)
-    ((kind, result),) = document["result"].items()
-    if isinstance(answer.result, InstancesResult):
-        result = [
-            item | {"polygons": _outlines(instance)}
-            for item, instance in zip(result, answer.result.instances, strict=True)
-        ]
-    return {
-        "model": answer.model,
-        kind: result if isinstance(result, str) else [_rounded(item) for item in result],
-        "finish_reason": answer.finish_reason,
-        "calibrated": answer.calibrated,
-    }
-
-
-def _outlines(instance: Instance) -> list[list[list[float]]]:
-    rings = (simplified_ring(ring, _OUTLINE_TOLERANCE_PX) for ring in instance.polygons_xy or ())
-    return [[list(point) for point in ring] for ring in rings]
-
-
-def _rounded(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: round(value, _SCORE_DECIMALS) if name == "score" else _rounded_pixels(value)
-        for name, value in item.items()
-    }
-
-
-def _rounded_pixels(value: Any) -> Any:
+def _rounded(value: Any) -> Any:
     """Return labels unchanged, and numbers in lists of any depth to a tenth of a pixel."""
-    if isinstance(value, list):
-        return [_rounded_pixels(each) for each in value]
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
     return round(value, _DECIMALS) if isinstance(value, float) else value

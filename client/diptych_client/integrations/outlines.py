@@ -1,6 +1,4 @@
-"""Outlines for tools whose polygons have no holes and are edited point by point; imports
-shapely.
-"""
+"""Outlines for tools whose polygons have no holes and few points; imports shapely."""
 
 from collections.abc import Iterable
 
@@ -12,9 +10,7 @@ _MIN_POINTS = 3  # of a ring that encloses something
 
 
 def outer_rings(rings: Iterable[Ring]) -> list[Ring]:
-    """Return the rings that are no holes: a ring's first point is inside of an even number of the
-    others.
-    """
+    """Return the rings that are not holes: an even number of others encloses the first point."""
     enclosing = [ring for ring in rings if len(ring) >= _MIN_POINTS]
     polygons = [Polygon(ring) for ring in enclosing]
     return [ring for ring in enclosing if sum(contains_xy(polygons, *ring[0])) % 2 == 0]

@@ -1,5 +1,4 @@
-"""Runs over many images that survive interruption: a log of answers, failures in a file, concurrent
-requests.
+"""Runs that survive interruption: a log of answers, a file of failures, concurrent requests.
 
 append_log.py stores each answer when it arrives; sending.py limits the requests in flight and sorts
 their errors.

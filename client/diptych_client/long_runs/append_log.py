@@ -1,5 +1,4 @@
-"""A file of JSON lines that is only appended to: a killed process loses at most the line that it
-was writing.
+"""A file of JSON lines that is only appended to: a killed process loses at most one line.
 
 An incomplete last line is removed when the log is opened again. A log is locked by the process that
 has it open. Values are found by their offset, so that a long log need not be held in memory.
@@ -9,6 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
@@ -29,23 +29,30 @@ class AppendLog:
         self._size_bytes = _remove_incomplete_line(file)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Self]:
         """Open or create a log; raise `RunError` if another process has it open."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = FileIO(path, "a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return cls(path, file)
-        except BlockingIOError as error:
-            file.close()
-            raise RunError(f"{path} is locked by another process") from error
+        with FileIO(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{path} is locked by another process") from error
+            try:
+                yield cls(path, file)
+            finally:
+                os.fsync(file.fileno())
 
     def values(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield each value with its offset; raise `RunError` for a line that is not JSON."""
         with self.path.open("rb") as file:
             offset = 0
             for number, line in enumerate(file, 1):
-                yield offset, self._parsed(number, line)
+                try:
+                    value = json.loads(line)
+                except ValueError as error:
+                    raise RunError(f"{self.path}, line {number}: invalid JSON: {error}") from error
+                yield offset, value
                 offset += len(line)
 
     def value(self, offset: int) -> dict[str, Any]:
@@ -65,25 +72,6 @@ class AppendLog:
             raise OSError(f"{self.path}: incomplete write, the disk may be full")
         self._size_bytes += len(line)
         return offset
-
-    def close(self) -> None:
-        """Flush the log to disk and release its lock."""
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            value: dict[str, Any] = json.loads(line)
-        except ValueError as error:
-            raise RunError(f"{self.path}, line {number}: invalid JSON: {error}") from error
-        return value
 
 
 def _remove_incomplete_line(file: FileIO) -> int:

@@ -54,18 +54,17 @@ async def send_all(
     on_failure: Callable[[ItemT, Exception], None],
     concurrency: int,
 ) -> None:
-    """Send all items, `concurrency` at the same time.
-
-    Raise the first error that affects every request.
-    """
+    """Send all items concurrently; raise the first error that affects every request."""
     queue = iter(items)
 
     async def work() -> None:
         for item in queue:
             try:
                 await send(item)
+            except (Unauthorized, UnknownModel, UnsupportedTask):
+                raise
             except (DiptychError, OSError) as error:
-                if _affects_every_request(error):
+                if isinstance(error, InvalidRequest) and error.param not in _IMAGE_FIELDS:
                     raise
                 on_failure(item, error)
 
@@ -75,9 +74,3 @@ async def send_all(
                 group.create_task(work())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-
-
-def _affects_every_request(error: DiptychError | OSError) -> bool:
-    if isinstance(error, InvalidRequest):
-        return error.param not in _IMAGE_FIELDS
-    return isinstance(error, Unauthorized | UnknownModel | UnsupportedTask)

@@ -1,24 +1,6 @@
 """REST and gRPC: one attempt of a call, from a request to a result or a `DiptychError`.
 
 operations.py is the table of calls; rest_messages.py and grpc_messages.py convert between values
-and messages; rest_transports.py and grpc_transports.py send them. `make proto` generates
-vision_pb2.py: it is identical to the service's, descriptor included, so that one process can load
-both.
+and messages; rest_transports.py and grpc_transports.py send them. vision_pb2.py is a link to the
+service's generated code: both have the same descriptor, so that one process can load both.
 """
-
-from diptych_client.transports.grpc_transports import AsyncGrpcTransport, GrpcTransport
-from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Attempt, Operation
-from diptych_client.transports.rest_transports import AsyncRestTransport, RestTransport
-
-__all__ = [
-    "COMPARE",
-    "MODELS",
-    "PREDICT",
-    "TASKS",
-    "AsyncGrpcTransport",
-    "AsyncRestTransport",
-    "Attempt",
-    "GrpcTransport",
-    "Operation",
-    "RestTransport",
-]

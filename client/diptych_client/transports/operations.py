@@ -1,7 +1,6 @@
-"""The calls of the API: for each its REST path and its gRPC method, and how their responses are
-parsed.
-"""
+"""The calls of the API: REST path, gRPC method, and how a response is parsed from JSON."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,12 +11,6 @@ from diptych_client.errors import ErrorDetail, InternalError, connection_failed
 from diptych_client.requests import Request
 from diptych_client.results import Answer, Comparison, Model, Task
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.grpc_messages import (
-    answer_from_message,
-    comparison_from_message,
-    models_from_message,
-    tasks_from_message,
-)
 from diptych_client.transports.rest_messages import (
     answer_from_json,
     comparison_from_json,
@@ -29,77 +22,59 @@ ResultT = TypeVar("ResultT")
 ResponseT = TypeVar("ResponseT")
 ValueT = TypeVar("ValueT")
 
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_MIN_TIMEOUT_S = 0.001  # a delay between retries may end late
+
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[ResultT]):
     """One call of the API over both transports."""
 
     path: str
-    from_json: Callable[[Any], ResultT]
     method: str
     request: type[Message]
     response: type[Message]
-    from_message: Callable[[Any], ResultT]
+    from_json: Callable[[Any], ResultT]
 
 
 PREDICT: Operation[Answer] = Operation(
-    "/v1/predict", answer_from_json, "Predict", pb.PredictRequest, pb.Answer, answer_from_message
+    "/v1/predict", "Predict", pb.PredictRequest, pb.Answer, answer_from_json
 )
 COMPARE: Operation[Comparison] = Operation(
-    "/v1/compare",
-    comparison_from_json,
-    "Compare",
-    pb.CompareRequest,
-    pb.Comparison,
-    comparison_from_message,
+    "/v1/compare", "Compare", pb.CompareRequest, pb.Comparison, comparison_from_json
 )
 MODELS: Operation[tuple[Model, ...]] = Operation(
-    "/v1/models",
-    models_from_json,
-    "ListModels",
-    pb.ListModelsRequest,
-    pb.ListModelsResponse,
-    models_from_message,
+    "/v1/models", "ListModels", pb.ListModelsRequest, pb.ListModelsResponse, models_from_json
 )
 TASKS: Operation[tuple[Task, ...]] = Operation(
-    "/v1/tasks",
-    tasks_from_json,
-    "ListTasks",
-    pb.ListTasksRequest,
-    pb.ListTasksResponse,
-    tasks_from_message,
+    "/v1/tasks", "ListTasks", pb.ListTasksRequest, pb.ListTasksResponse, tasks_from_json
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt(Generic[ResultT]):
-    """One attempt of a call, with the id that all its attempts share and the time that remains."""
+class Call(Generic[ResultT]):
+    """A call with the id and the deadline that all its attempts share."""
 
     operation: Operation[ResultT]
     request: Request
     request_id: str
-    timeout_s: float
+    deadline_s: float  # of time.monotonic()
+
+    def remaining_s(self) -> float:
+        """Return the timeout of an attempt that starts now."""
+        return max(_MIN_TIMEOUT_S, self.deadline_s - time.monotonic())
 
 
-def parsed(
-    parse: Callable[[ResponseT], ValueT], response: ResponseT, attempt: Attempt[Any]
-) -> ValueT:
+def parsed(parse: Callable[[ResponseT], ValueT], response: ResponseT, call: Call[Any]) -> ValueT:
     """Return the parsed response; raise `InternalError` if it violates the API."""
     try:
         return parse(response)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        message = f"cannot parse the response to {attempt.operation.method}: {error!r}"
-        raise InternalError(ErrorDetail("internal", message, None, attempt.request_id)) from error
+    except _MALFORMED as error:
+        message = f"cannot parse the response to {call.operation.method}: {error!r}"
+        raise InternalError(ErrorDetail("internal", message, None, call.request_id)) from error
 
 
-def check_stream_is_complete(last_event: str | Answer | None, attempt: Attempt[Answer]) -> None:
+def check_stream_is_complete(last_event: str | Answer | None, call: Call[Answer]) -> None:
     """Raise `ConnectionFailed` if a stream ended without its answer."""
     if not isinstance(last_event, Answer):
-        raise connection_failed("the stream ended before the answer", attempt.request_id)
+        raise connection_failed("the stream ended before the answer", call.request_id)

@@ -1,15 +1,16 @@
 """Values to and from the JSON of REST. Knows no connection."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from httpx_sse import ServerSentEvent
 
 from diptych_client.errors import DiptychError, ErrorDetail, error_from
-from diptych_client.geometry import BoxXyxy, ImageSize, PointXy, QuadXy, Ring, RunLengthMask
+from diptych_client.geometry import ImageSize, RunLengthMask, parse_box, parse_quad, parse_ring
 from diptych_client.requests import FieldValue
 from diptych_client.results import (
     Answer,
@@ -33,6 +34,8 @@ from diptych_client.retries import parse_retry_after_s
 Json = Mapping[str, Any]
 ValueT = TypeVar("ValueT")
 
+_COORDINATES = re.compile("_(xyxy|xy|hw)$")  # of a field: `box_xyxy`
+
 # For responses without our JSON body: those of a proxy, or of the server before the service has
 # started.
 _CODE_OF_STATUS = {
@@ -48,26 +51,21 @@ _CODE_OF_STATUS = {
 
 def form_values(fields_given: Mapping[str, FieldValue]) -> dict[str, str]:
     """Return fields as form values: strings unchanged, everything else as JSON."""
-    return {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in fields_given.items()
-    }
+    form = {}
+    for name, value in fields_given.items():
+        form[name] = value if isinstance(value, str) else json.dumps(value)
+    return form
 
 
 def answer_from_json(body: Json) -> Answer:
-    return Answer(
-        id=body["id"],
-        model=body["model"],
-        task=body["task"],
-        result=_result(body["result"]),
-        raw_text=body["raw_text"],
-        finish_reason=body["finish_reason"],
-        image=_value(ImageSize, body["image"]),
-        usage=_value(Usage, body["usage"]),
-        vision_cache=body["vision_cache"],
-        timings_ms=_value(Timings, body["timings_ms"]),
-        calibrated=body.get("calibrated", False),  # answers stored by an earlier client have none
-    )
+    parts = {
+        "result": _result(body["result"]),
+        "image": _value(ImageSize, body["image"]),
+        "usage": _value(Usage, body["usage"]),
+        "timings_ms": _value(Timings, body["timings_ms"]),
+    }
+    # answers stored by an earlier client lack `calibrated`
+    return _value(Answer, {"calibrated": False, **body, **parts})
 
 
 def event_from_sse(event: ServerSentEvent) -> str | Answer:
@@ -83,24 +81,21 @@ def event_from_sse(event: ServerSentEvent) -> str | Answer:
 
 
 def comparison_from_json(body: Json) -> Comparison:
-    answers = tuple(
-        ModelFailure(each["model"], _value(ErrorDetail, each["error"]))
-        if "error" in each
-        else answer_from_json(each)
-        for each in body["answers"]
-    )
-    return Comparison(body["id"], body["task"], _value(ImageSize, body["image"]), answers)
+    answers: list[Answer | ModelFailure] = []
+    for each in body["answers"]:
+        if "error" in each:
+            answers.append(ModelFailure(each["model"], _value(ErrorDetail, each["error"])))
+        else:
+            answers.append(answer_from_json(each))
+    return Comparison(body["id"], body["task"], _value(ImageSize, body["image"]), tuple(answers))
 
 
 def models_from_json(body: Json) -> tuple[Model, ...]:
-    lists = ("tasks", "features", "calibrated_tasks")
-    return tuple(
-        _value(Model, row | {name: tuple(row[name]) for name in lists}) for row in body["data"]
-    )
+    return tuple(_value(Model, row) for row in body["data"])
 
 
 def tasks_from_json(body: Json) -> tuple[Task, ...]:
-    return tuple(_value(Task, row | {"models": tuple(row["models"])}) for row in body["data"])
+    return tuple(_value(Task, row) for row in body["data"])
 
 
 def error_from_response(
@@ -111,35 +106,45 @@ def error_from_response(
     try:
         return error_from(_value(ErrorDetail, json.loads(body)["error"]), wait_s)
     except (ValueError, KeyError, TypeError, RecursionError):
-        message = (
-            f"the server responded with status {status}: {body[:200].decode(errors='replace')}"
-        )
-        return error_from(
-            ErrorDetail(_CODE_OF_STATUS.get(status, "internal"), message, None, request_id), wait_s
-        )
+        code = _CODE_OF_STATUS.get(status, "internal")
+        text = body[:200].decode(errors="replace")
+        message = f"the server responded with status {status}: {text}"
+        return error_from(ErrorDetail(code, message, None, request_id), wait_s)
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
     """Return an answer as the JSON of REST, the inverse of `answer_from_json`."""
-    plain = {field.name: getattr(answer, field.name) for field in fields(answer)}
-    values = {name: asdict(plain[name]) for name in ("image", "usage", "timings_ms")}
-    return plain | values | {"result": _result_json(answer.result)}
+    row: dict[str, Any] = _plain(answer)
+    return row
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as the JSON of REST."""
-    answers = [
-        asdict(each) if isinstance(each, ModelFailure) else answer_json(each)
-        for each in comparison.answers
-    ]
-    image = asdict(comparison.image)
-    return {"id": comparison.id, "task": comparison.task, "image": image, "answers": answers}
+    row: dict[str, Any] = _plain(comparison)
+    return row
+
+
+def _plain(value: Any) -> Any:
+    """Return dataclasses as objects without unset options and the suffixes of coordinates."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if not is_dataclass(value):
+        return value
+    row = {}
+    for each in fields(value):
+        part = getattr(value, each.name)
+        if part is not None or each.default is not None:
+            row[_COORDINATES.sub("", each.name)] = _plain(part)
+    return row
 
 
 def _value(kind: type[ValueT], row: Json) -> ValueT:
-    """Return a dataclass from the fields of the same names; a newer service may send more."""
-    # a dataclass
-    return kind(**{field.name: row[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+    """Return a dataclass, lists as tuples; a newer service may send more fields."""
+    values = {}
+    for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        value = row[field.name]
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 def _result(body: Json) -> Result:
@@ -147,66 +152,21 @@ def _result(body: Json) -> Result:
         case {"text": str(text)}:
             return TextResult(text)
         case {"detections": rows}:
-            return DetectionsResult(
-                tuple(Detection(_box(row["box"]), row["label"], row["score"]) for row in rows)
-            )
+            found = (Detection(parse_box(row["box"]), row["label"], row["score"]) for row in rows)
+            return DetectionsResult(tuple(found))
         case {"instances": rows}:
             return InstancesResult(tuple(map(_instance, rows)))
         case {"text_regions": rows}:
-            regions = (TextRegion(_quad(row["quad"]), row["text"], row["score"]) for row in rows)
+            regions = (
+                TextRegion(parse_quad(row["quad"]), row["text"], row["score"]) for row in rows
+            )
             return TextRegionsResult(tuple(regions))
     raise ValueError(f"the answer has no known kind of result, but {', '.join(body)}")
 
 
 def _instance(row: Json) -> Instance:
-    polygons = tuple(_ring(ring) for ring in row["polygons"]) if "polygons" in row else None
-    mask = (
-        RunLengthMask(tuple(row["mask"]["size"]), row["mask"]["counts"]) if "mask" in row else None
-    )
-    return Instance(_box(row["box"]), row["label"], row["score"], polygons, mask)
-
-
-def _box(values: Sequence[float]) -> BoxXyxy:
-    x1, y1, x2, y2 = map(float, values)
-    return (x1, y1, x2, y2)
-
-
-def _ring(points: Iterable[Sequence[float]]) -> Ring:
-    return tuple((float(x), float(y)) for x, y in points)
-
-
-def _quad(points: Iterable[Sequence[float]]) -> QuadXy:
-    first, second, third, fourth = _ring(points)
-    return (first, second, third, fourth)
-
-
-def _result_json(result: Result) -> dict[str, Any]:
-    match result:
-        case TextResult():
-            return {"text": result.text}
-        case DetectionsResult():
-            rows = [
-                {"box": list(d.box_xyxy), "label": d.label, "score": d.score}
-                for d in result.detections
-            ]
-            return {"detections": rows}
-        case InstancesResult():
-            return {"instances": [_instance_json(instance) for instance in result.instances]}
-        case TextRegionsResult():
-            regions = result.text_regions
-            return {
-                "text_regions": [
-                    {"quad": _lists(r.quad_xy), "text": r.text, "score": r.score} for r in regions
-                ]
-            }
-
-
-def _instance_json(instance: Instance) -> dict[str, Any]:
-    row = {"box": list(instance.box_xyxy), "label": instance.label, "score": instance.score}
-    if instance.mask is not None:
-        return row | {"mask": {"size": list(instance.mask.size_hw), "counts": instance.mask.counts}}
-    return row | {"polygons": [_lists(ring) for ring in instance.polygons_xy or ()]}
-
-
-def _lists(points: Iterable[PointXy]) -> list[list[float]]:
-    return [list(point) for point in points]
+    rings = row.get("polygons")
+    polygons = None if rings is None else tuple(map(parse_ring, rings))
+    runs = row.get("mask")
+    mask = None if runs is None else RunLengthMask(tuple(runs["size"]), runs["counts"])
+    return Instance(parse_box(row["box"]), row["label"], row["score"], polygons, mask)

@@ -1,18 +1,16 @@
-"""REST over httpx, synchronous and for asyncio: one attempt of a call, to a result or a
-`DiptychError`.
-"""
+"""REST over httpx, synchronous and for asyncio: an attempt of a call, to a result or an error."""
 
 import math
-from collections.abc import AsyncGenerator, Generator
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from typing import Any, TypeVar
 
 import httpx
 from httpx_sse import EventSource
 
-from diptych_client.errors import DiptychError, connection_failed, deadline_exceeded
+from diptych_client.errors import connection_failed, deadline_exceeded
 from diptych_client.results import Answer
-from diptych_client.transports.operations import Attempt, check_stream_is_complete, parsed
+from diptych_client.transports.operations import Call, check_stream_is_complete, parsed
 from diptych_client.transports.rest_messages import error_from_response, event_from_sse, form_values
 
 ResultT = TypeVar("ResultT")
@@ -24,28 +22,23 @@ class RestTransport:
     def __init__(self, url: str, api_key: str | None) -> None:
         self._http = httpx.Client(base_url=url, headers=_key_headers(api_key))
 
-    def send(self, attempt: Attempt[ResultT]) -> ResultT:
-        try:
-            response = self._http.send(_http_request(self._http, attempt))
-        except httpx.RequestError as error:
-            raise _request_error(error, attempt) from error
-        return _result(response, attempt)
+    def send(self, call: Call[ResultT]) -> ResultT:
+        with _request_errors(call):
+            response = self._http.send(_http_request(self._http, call))
+        return _result(response, call)
 
-    def stream(self, attempt: Attempt[Answer]) -> Generator[str | Answer, None, None]:
+    def stream(self, call: Call[Answer]) -> Generator[str | Answer, None, None]:
         """Yield pieces of the raw text, then the answer."""
-        request = _http_request(self._http, attempt, is_stream=True)
+        request = _http_request(self._http, call, is_stream=True)
         event = None
-        try:
-            with closing(self._http.send(request, stream=True)) as response:
-                if not response.is_success:
-                    response.read()
-                    raise _response_error(response, attempt)
-                for sse in EventSource(response).iter_sse():
-                    event = parsed(event_from_sse, sse, attempt)
-                    yield event
-        except httpx.RequestError as error:
-            raise _request_error(error, attempt) from error
-        check_stream_is_complete(event, attempt)
+        with _request_errors(call), closing(self._http.send(request, stream=True)) as response:
+            if not response.is_success:
+                response.read()
+                _check_status(response, call)
+            for sse in EventSource(response).iter_sse():
+                event = parsed(event_from_sse, sse, call)
+                yield event
+        check_stream_is_complete(event, call)
 
     def close(self) -> None:
         self._http.close()
@@ -57,29 +50,25 @@ class AsyncRestTransport:
     def __init__(self, url: str, api_key: str | None) -> None:
         self._http = httpx.AsyncClient(base_url=url, headers=_key_headers(api_key))
 
-    async def send(self, attempt: Attempt[ResultT]) -> ResultT:
-        try:
-            response = await self._http.send(_http_request(self._http, attempt))
-        except httpx.RequestError as error:
-            raise _request_error(error, attempt) from error
-        return _result(response, attempt)
+    async def send(self, call: Call[ResultT]) -> ResultT:
+        with _request_errors(call):
+            response = await self._http.send(_http_request(self._http, call))
+        return _result(response, call)
 
-    async def stream(self, attempt: Attempt[Answer]) -> AsyncGenerator[str | Answer, None]:
+    async def stream(self, call: Call[Answer]) -> AsyncGenerator[str | Answer, None]:
         """Yield pieces of the raw text, then the answer."""
-        request = _http_request(self._http, attempt, is_stream=True)
+        request = _http_request(self._http, call, is_stream=True)
         event = None
-        try:
+        with _request_errors(call):
             async with aclosing(await self._http.send(request, stream=True)) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise _response_error(response, attempt)
+                    _check_status(response, call)
                 async with aclosing(EventSource(response).aiter_sse()) as events:
                     async for sse in events:
-                        event = parsed(event_from_sse, sse, attempt)
+                        event = parsed(event_from_sse, sse, call)
                         yield event
-        except httpx.RequestError as error:
-            raise _request_error(error, attempt) from error
-        check_stream_is_complete(event, attempt)
+        check_stream_is_complete(event, call)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -90,37 +79,41 @@ def _key_headers(api_key: str | None) -> dict[str, str]:
 
 
 def _http_request(
-    http: httpx.Client | httpx.AsyncClient, attempt: Attempt[Any], is_stream: bool = False
+    http: httpx.Client | httpx.AsyncClient, call: Call[Any], is_stream: bool = False
 ) -> httpx.Request:
-    path = attempt.operation.path
-    request = attempt.request
-    headers = {
-        "X-Request-Id": attempt.request_id,
-        "X-Deadline-Ms": str(max(1, math.floor(attempt.timeout_s * 1000))),
-    }
-    if request.image is None:
-        return http.build_request("GET", path, headers=headers, timeout=attempt.timeout_s)
+    path = call.operation.path
+    request = call.request
+    timeout_s = call.remaining_s()
+    deadline_ms = max(1, math.floor(timeout_s * 1000))
+    headers = {"X-Request-Id": call.request_id, "X-Deadline-Ms": str(deadline_ms)}
+    image = request.image
+    if image is None:
+        return http.build_request("GET", path, headers=headers, timeout=timeout_s)
     form = form_values(request.fields) | ({"stream": "true"} if is_stream else {})
-    # a field, or a file
-    files = {"image": (None, request.image) if isinstance(request.image, str) else request.image}
+    files = {"image": (None, image) if isinstance(image, str) else image}  # a field, or a file
     return http.build_request(
-        "POST", path, data=form, files=files, headers=headers, timeout=attempt.timeout_s
+        "POST", path, data=form, files=files, headers=headers, timeout=timeout_s
     )
 
 
-def _request_error(error: httpx.RequestError, attempt: Attempt[Any]) -> DiptychError:
-    if isinstance(error, httpx.TimeoutException):
-        return deadline_exceeded(attempt.timeout_s, attempt.request_id)
-    return connection_failed(str(error), attempt.request_id)
+@contextmanager
+def _request_errors(call: Call[Any]) -> Iterator[None]:
+    """Raise the error of a request without a response as a `DiptychError`."""
+    timeout_s = call.remaining_s()
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise deadline_exceeded(timeout_s, call.request_id) from error
+    except httpx.RequestError as error:
+        raise connection_failed(str(error), call.request_id) from error
 
 
-def _response_error(response: httpx.Response, attempt: Attempt[Any]) -> DiptychError:
-    return error_from_response(
-        response.status_code, response.headers, response.content, attempt.request_id
-    )
-
-
-def _result(response: httpx.Response, attempt: Attempt[ResultT]) -> ResultT:
+def _check_status(response: httpx.Response, call: Call[Any]) -> None:
     if not response.is_success:
-        raise _response_error(response, attempt)
-    return parsed(lambda body: attempt.operation.from_json(body.json()), response, attempt)
+        status = response.status_code
+        raise error_from_response(status, response.headers, response.content, call.request_id)
+
+
+def _result(response: httpx.Response, call: Call[ResultT]) -> ResultT:
+    _check_status(response, call)
+    return parsed(lambda each: call.operation.from_json(each.json()), response, call)

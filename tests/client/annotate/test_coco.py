@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from diptych_client import DetectionsResult, ImageSize
-from diptych_client.annotate.dataset import class_indices, coco_document
+from diptych_client.annotate.dataset_files import class_indices, coco_document
 from diptych_client.annotate.journal import Record
 from diptych_client.results import InstancesResult
 from tests.support.client_answers import DETECTIONS, INSTANCES, MASKS, SIZE, record

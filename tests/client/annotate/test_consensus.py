@@ -17,14 +17,9 @@ from diptych_client import (
     InstancesResult,
     TaskParameters,
 )
-from diptych_client.annotate import (
-    AgreementRule,
-    DatasetFormat,
-    Job,
-    agree,
-    check_consensus,
-    write_consensus,
-)
+from diptych_client.annotate.consensus import AgreementRule, agree, write_consensus
+from diptych_client.annotate.dataset_files import DatasetFormat, check_consensus
+from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.long_runs import RunError
 from diptych_client.results import Result
@@ -48,14 +43,18 @@ def boxes(*found: Detection) -> DetectionsResult:
 def test_a_box_of_both_models_is_accepted_from_the_one_with_the_higher_score() -> None:
     low = Detection(CAR, "car", 0.5)
     high = Detection(SHIFTED, "Car", 0.9)
-    assert agree(answered("a", boxes(low)), answered("b", boxes(high))).accepted == (high,)
-    assert agree(answered("a", boxes(high)), answered("b", boxes(low))).accepted == (high,)
+    assert agree(
+        answered("a", boxes(low)), answered("b", boxes(high)), AgreementRule()
+    ).accepted == (high,)
+    assert agree(
+        answered("a", boxes(high)), answered("b", boxes(low)), AgreementRule()
+    ).accepted == (high,)
 
 
 @pytest.mark.parametrize("other", [Detection(CAR, "dog", 0.9), Detection(FAR, "car", 0.9)])
 def test_boxes_of_another_label_or_place_are_left_for_review(other: Detection) -> None:
     own = Detection(CAR, "car", 0.5)
-    agreement = agree(answered("a", boxes(own)), answered("b", boxes(other)))
+    agreement = agree(answered("a", boxes(own)), answered("b", boxes(other)), AgreementRule())
     assert agreement.accepted == ()
     assert agreement.differing == (("a", own), ("b", other))
 
@@ -63,20 +62,22 @@ def test_boxes_of_another_label_or_place_are_left_for_review(other: Detection) -
 def test_a_box_that_one_model_also_calls_otherwise_is_left_for_review() -> None:
     car = Detection(CAR, "car", 0.9)
     dog = Detection(SHIFTED, "dog", 0.2)
-    agreement = agree(answered("a", boxes(car, dog)), answered("b", boxes(car)))
+    agreement = agree(answered("a", boxes(car, dog)), answered("b", boxes(car)), AgreementRule())
     assert agreement.accepted == ()
     assert agreement.differing == (("a", car), ("a", dog), ("b", car))
 
 
 def test_two_labels_of_a_place_that_both_models_give_agree() -> None:
     both = boxes(Detection(CAR, "car", 0.9), Detection(CAR, "vehicle", 0.8))
-    assert agree(answered("a", both), answered("b", both)).accepted == both.detections
+    assert (
+        agree(answered("a", both), answered("b", both), AgreementRule()).accepted == both.detections
+    )
 
 
 def test_one_box_agrees_with_one_other() -> None:
     own = Detection(CAR, "car", 0.5)
     twice = (Detection(SHIFTED, "car", 0.4), Detection(CAR, "car", 0.3))
-    agreement = agree(answered("a", boxes(own)), answered("b", boxes(*twice)))
+    agreement = agree(answered("a", boxes(own)), answered("b", boxes(*twice)), AgreementRule())
     assert agreement.accepted == (own,)
     assert agreement.differing == (("b", twice[0]),)
 
@@ -110,7 +111,9 @@ def test_boxes_of_which_one_has_a_low_score_are_left_for_review() -> None:
 
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
     out.mkdir()
-    return write_consensus(DatasetFormat.coco, out, out, [agree(*pair) for pair in pairs], JOB)
+    return write_consensus(
+        DatasetFormat.coco, out, out, [agree(*pair, AgreementRule()) for pair in pairs], JOB
+    )
 
 
 def test_the_dataset_has_what_both_found_and_the_review_list_the_rest(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych_client.annotate import check_folders, find_images
+from diptych_client.annotate.job import check_folders, find_images
 from diptych_client.long_runs import RunError
 
 

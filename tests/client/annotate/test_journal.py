@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, TaskParameters
-from diptych_client.annotate import Job, Journal
-from diptych_client.annotate.job import ImageFile
+from diptych_client.annotate.job import ImageFile, Job
+from diptych_client.annotate.journal import Journal
 from diptych_client.long_runs import RunError
 from tests.support.client_answers import RESULTS, record
 
@@ -75,31 +75,42 @@ def test_a_journal_cut_anywhere_loses_only_its_last_line(tmp_path: Path) -> None
 )
 def test_a_journal_of_another_job_is_rejected_and_unchanged(tmp_path: Path, job: Job) -> None:
     whole = written(tmp_path / "journal.jsonl")
-    with pytest.raises(RunError, match=r"belongs to another job: recorded .*choose another --out"):
-        Journal.open(tmp_path / "journal.jsonl", job)
+    message = r"belongs to another job: recorded .*choose another --out"
+    with (
+        pytest.raises(RunError, match=message),
+        Journal.open(tmp_path / "journal.jsonl", job),
+    ):
+        pass
     assert (tmp_path / "journal.jsonl").read_bytes() == whole
 
 
 def test_lists_and_tuples_of_parameters_are_the_same_job(tmp_path: Path) -> None:
     written(tmp_path / "journal.jsonl")
     same = Job(JOB.task, JOB.model, TaskParameters(labels=("a", "b")), JOB.options)
-    Journal.open(tmp_path / "journal.jsonl", same).close()
+    with Journal.open(tmp_path / "journal.jsonl", same) as journal:
+        assert journal.records
 
 
 def test_the_error_names_a_broken_line_that_is_not_the_last(tmp_path: Path) -> None:
     lines = written(tmp_path / "journal.jsonl").splitlines(keepends=True)
     (tmp_path / "journal.jsonl").write_bytes(b"".join([*lines[:2], b"{no json\n", *lines[3:]]))
-    with pytest.raises(RunError, match="line 3: invalid JSON"):
-        Journal.open(tmp_path / "journal.jsonl", JOB)
+    with (
+        pytest.raises(RunError, match="line 3: invalid JSON"),
+        Journal.open(tmp_path / "journal.jsonl", JOB),
+    ):
+        pass
 
 
 def test_a_journal_is_locked_while_open(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
     with (
-        Journal.open(tmp_path / "journal.jsonl", JOB),
+        Journal.open(path, JOB),
         pytest.raises(RunError, match="is locked by another process"),
+        Journal.open(path, JOB),
     ):
-        Journal.open(tmp_path / "journal.jsonl", JOB)
-    Journal.open(tmp_path / "journal.jsonl", JOB).close()
+        pass
+    with Journal.open(path, JOB) as journal:
+        assert not journal.records
 
 
 def test_a_name_that_is_not_utf_8_is_kept(tmp_path: Path) -> None:

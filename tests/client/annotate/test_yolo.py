@@ -8,9 +8,15 @@ import pytest
 import yaml
 
 from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
-from diptych_client.annotate import DatasetFormat, Job, check_format, write_dataset
-from diptych_client.annotate.dataset import class_indices, joined_rings, yolo_lines
-from diptych_client.annotate.job import ImageFile
+from diptych_client.annotate.dataset_files import (
+    DatasetFormat,
+    check_format,
+    class_indices,
+    joined_rings,
+    write_dataset,
+    yolo_lines,
+)
+from diptych_client.annotate.job import ImageFile, Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import polygons_mask
 from diptych_client.long_runs import RunError

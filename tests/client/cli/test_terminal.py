@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from diptych_client import TextResult
-from diptych_client.cli.progress import run_with_progress
-from diptych_client.cli.tables import answer_view, tasks_view
-from diptych_client.cli.terminal import echo, printable
+from diptych_client.cli.terminal import echo, printable, run_with_progress
+from diptych_client.cli.views import answer_view, tasks_view
 from diptych_client.errors import ErrorDetail
 from diptych_client.results import Detection, DetectionsResult, ModelFailure, Task
 from tests.support.client_answers import answer

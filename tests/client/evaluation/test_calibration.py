@@ -17,7 +17,7 @@ from diptych_client.evaluation.calibration import (
     write_calibrations,
 )
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
-from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
+from diptych_client.evaluation.questionnaire import ClassNames, ObjectsTruth
 from diptych_client.evaluation.statistics import Floats
 from diptych_client.long_runs import RunError
 from tasks.scores import read_calibrations

@@ -1,5 +1,4 @@
-"""Metrics of a model against the truth, one module for each kind of truth, and of two models
-against each other.
+"""Metrics of a model against the truth, and of two models against each other.
 
 detection.py    objects: COCO's AP by pycocotools, with resampling over its matches
 objects.py      objects: the measure of a model: AP, confusion matrix, precision and recall over the
@@ -7,7 +6,6 @@ objects.py      objects: the measure of a model: AP, confusion matrix, precision
 phrases.py      phrases: accuracy at IoU 0.5 and mean mask IoU, as for RefCOCO
 texts.py        texts: error rates by jiwer, ANLS, VQA accuracy
 cider.py        captions: CIDEr-D
-measure.py      the measure that fits a truth
 agreement.py    two models without labels
 evaluator.py    all of them over the samples that every model answered
 """

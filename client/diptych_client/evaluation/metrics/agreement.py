@@ -1,6 +1,4 @@
-"""Agreement of two models on the same images, without labels: by image, by class and box, by
-text.
-"""
+"""Agreement of two models without labels: by image, by class and box, by text."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -9,19 +7,23 @@ from dataclasses import dataclass, field
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.answer_log import Prediction
 from diptych_client.evaluation.metrics.outcome import Outcome
-from diptych_client.evaluation.questions import ClassNames
+from diptych_client.evaluation.questionnaire import ClassNames
 from diptych_client.evaluation.statistics import Metric, Ratio
 from diptych_client.matching import Kind, LabelledBox, match
 from diptych_client.results import box_of
 
+_SHOWN: Mapping[Kind, str] = {
+    "right": "found by both",
+    "wrong class": "other label",
+    "badly placed": "placed differently",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ClassAgreement:
-    """Objects of a class: found by both with IoU >= 0.5, by one only, or labelled otherwise by the
-    other.
-    """
+    """Objects of a class: found by both with IoU >= 0.5, by one only, or with another label."""
 
     both: int
     only_first: int
@@ -47,55 +49,34 @@ class Agreement:
 
     def add(self, first: Prediction, second: Prediction) -> Outcome:
         """Count two answers and return how much they differ."""
-        outcome = (
-            self._texts(first, second) if first.text is not None else self._boxes(first, second)
-        )
-        self.scores.append(1 - outcome.error)
-        return outcome
+        if first.text is not None:
+            distance = Levenshtein.normalized_distance(first.text, second.text or "")
+            self.scores.append(1 - distance)
+            return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
+        a = [LabelledBox(self.names.label(item), box_of(item)) for item in first.items]
+        b = [LabelledBox(self.names.label(item), box_of(item)) for item in second.items]
+        shown = {**_SHOWN, "missed": f"only {self.first}", "extra": f"only {self.second}"}
+        kinds = set[str]()
+        num_both = 0
+        for pair in match(a, b):
+            label = a[pair.truth].label if pair.truth is not None else b[pair.answer or 0].label
+            self.kinds_by_class[label][pair.kind] += 1
+            kinds.add(shown[pair.kind])
+            num_both += pair.kind == "right"
+        disagreement = 1 - 2 * num_both / (len(a) + len(b)) if a or b else 0.0
+        labels = frozenset(each.label for each in (*a, *b))
+        self.scores.append(1 - disagreement)
+        return Outcome(disagreement, frozenset(kinds), labels)
 
     def metric(self) -> Metric:
-        """Return the mean agreement: of boxes 2 · both / (first + second) of each image, of texts 1
-        - edit distance.
-        """
+        """Return the mean: of boxes 2 · both / (first + second), of texts 1 - edit distance."""
         scores = np.array(self.scores)
         return Metric("agreement", Ratio(scores, np.ones_like(scores)))
 
     def by_class(self) -> Mapping[str, ClassAgreement]:
-        return {
-            label: ClassAgreement(
-                kinds["right"],
-                kinds["missed"],
-                kinds["extra"],
-                kinds["wrong class"] + kinds["badly placed"],
-            )
-            for label, kinds in sorted(self.kinds_by_class.items())
-        }
-
-    def _texts(self, first: Prediction, second: Prediction) -> Outcome:
-        distance = Levenshtein.normalized_distance(first.text or "", second.text or "")
-        return Outcome(distance, frozenset({"texts differ" if distance else "same text"}))
-
-    def _boxes(self, first: Prediction, second: Prediction) -> Outcome:
-        a, b = (
-            [LabelledBox(self.names.label(i), box_of(i)) for i in each.items]
-            for each in (first, second)
-        )
-        pairs = match(a, b)
-        kinds = set[str]()
-        for pair in pairs:
-            label = a[pair.truth].label if pair.truth is not None else b[pair.answer or 0].label
-            self.kinds_by_class[label][pair.kind] += 1
-            kinds.add(self._name(pair.kind))
-        num_both = sum(pair.kind == "right" for pair in pairs)
-        disagreement = 1 - 2 * num_both / (len(a) + len(b)) if a or b else 0.0
-        return Outcome(disagreement, frozenset(kinds), frozenset(each.label for each in (*a, *b)))
-
-    def _name(self, kind: Kind) -> str:
-        names: dict[Kind, str] = {
-            "right": "found by both",
-            "wrong class": "other label",
-            "badly placed": "placed differently",
-            "missed": f"only {self.first}",
-            "extra": f"only {self.second}",
-        }
-        return names[kind]
+        found = {}
+        for label, kinds in sorted(self.kinds_by_class.items()):
+            other_label = kinds["wrong class"] + kinds["badly placed"]
+            only = (kinds["missed"], kinds["extra"])
+            found[label] = ClassAgreement(kinds["right"], *only, other_label)
+        return found

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from math import exp, log, sqrt
+from math import exp, hypot, log
 
 import numpy as np
 
@@ -29,26 +29,25 @@ def words(text: str) -> list[str]:
 
 def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """Return the score of each caption; the weights of n-grams are those of all references."""
-    counted = [[_ngrams(text) for text in own] for own in references]
-    frequency = Counter(ngram for own in counted for ngram in set(chain.from_iterable(own)))
+    frequency = Counter[Ngram]()
+    for own in references:
+        frequency.update(set(chain.from_iterable(map(_ngrams, own))))
     log_images = log(max(len(references), 1))
     weights = {ngram: log_images - log(count) for ngram, count in frequency.items()}
     scores = []
-    for caption, own in zip(captions, counted, strict=True):
+    for caption, own in zip(captions, references, strict=True):
         counts = _ngrams(caption)
-        scores.append(
-            10
-            * sum(_similarity(counts, each, weights, log_images) for each in own)
-            / max(len(own), 1)
-        )
+        found = [_similarity(counts, _ngrams(each), weights, log_images) for each in own]
+        scores.append(10 * sum(found) / max(len(own), 1))
     return np.array(scores)
 
 
 def _ngrams(text: str) -> Counter[Ngram]:
     found = words(text)
-    return Counter(
-        tuple(found[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(found) - n + 1)
-    )
+    counts = Counter[Ngram]()
+    for n in range(1, MAX_N + 1):
+        counts.update(zip(*(found[start:] for start in range(n)), strict=False))
+    return counts
 
 
 def _similarity(
@@ -57,31 +56,18 @@ def _similarity(
     weights: Mapping[Ngram, float],
     unseen: float,
 ) -> float:
-    """Return the mean over n of the clipped cosine, times the Gaussian penalty of the lengths'
-    difference.
-    """
-    lengths = (
-        sum(count for ngram, count in each.items() if len(ngram) == 2)
-        for each in (caption, reference)
-    )
-    first, second = lengths  # in bigrams, as coco-caption counts
-    penalty = exp(-((first - second) ** 2) / (2 * _SIGMA**2))
+    """Return the mean clipped cosine over n, times the Gaussian penalty of unequal lengths."""
+    num_bigrams: list[int] = []  # the lengths, as coco-caption counts
     total = 0.0
     for n in range(1, MAX_N + 1):
-        a, b = (_vector(each, n, weights, unseen) for each in (caption, reference))
-        norm = sqrt(sum(value**2 for value in a.values())) * sqrt(
-            sum(value**2 for value in b.values())
-        )
+        vectors = []
+        for counts in (caption, reference):
+            own = {ngram: count for ngram, count in counts.items() if len(ngram) == n}
+            vectors.append({each: own[each] * weights.get(each, unseen) for each in own})
+            if n == 2:
+                num_bigrams.append(sum(own.values()))
+        a, b = vectors
         product = sum(min(value, b[ngram]) * b[ngram] for ngram, value in a.items() if ngram in b)
-        total += product / norm if norm else product
-    return penalty * total / MAX_N
-
-
-def _vector(
-    counts: Counter[Ngram], n: int, weights: Mapping[Ngram, float], unseen: float
-) -> dict[Ngram, float]:
-    return {
-        ngram: count * weights.get(ngram, unseen)
-        for ngram, count in counts.items()
-        if len(ngram) == n
-    }
+        total += product / (hypot(*a.values()) * hypot(*b.values()) or 1)
+    difference = num_bigrams[0] - num_bigrams[1]
+    return exp(-(difference**2) / (2 * _SIGMA**2)) * total / MAX_N

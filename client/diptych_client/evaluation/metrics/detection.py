@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,19 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.statistics import Floats
 from diptych_client.geometry import BoxXyxy, ImageSize, Mask
+from diptych_client.results import Instance, Item, box_of
 
 IouType = Literal["bbox", "segm"]
 _ALL_AREAS = 0
 _MOST_DETECTIONS = -1
 _AREAS = ("all", "small", "medium", "large")
+_RECALLS = np.linspace(0, 1, 101)
 
 
-def xywh(box: BoxXyxy) -> list[float]:
+def _xywh(box: BoxXyxy) -> list[float]:
     x1, y1, x2, y2 = box
     return [x1, y1, x2 - x1, y2 - y1]
 
@@ -45,10 +48,28 @@ def encoded_mask(mask: Mask) -> Any:
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
+def truth_row(true: TrueObject, image: ImageSize) -> dict[str, Any]:
+    """Return a true object as an annotation of COCO."""
+    box = _xywh(true.box_xyxy)
+    area = box[2] * box[3] if true.area is None else true.area
+    row = {"bbox": box, "area": area, "iscrowd": int(true.is_crowd)}
+    if true.segmentation is None:
+        return row
+    return row | {"segmentation": run_lengths(true.segmentation, image)}
+
+
+def answer_row(item: Item, image: ImageSize) -> dict[str, Any]:
+    """Return an answer as COCO.loadRes would: its area decides the size for which it counts."""
+    box = _xywh(box_of(item))
+    row = {"bbox": box, "area": box[2] * box[3], "score": item.score, "iscrowd": 0}
+    if not isinstance(item, Instance):
+        return row
+    mask = item.to_mask(image)
+    return row | {"area": float(mask.sum()), "segmentation": encoded_mask(mask)}
+
+
 class CocoScores:
-    """COCOeval of one model; rows are COCO's annotations, with image ids from 1 and category ids
-    from 1.
-    """
+    """COCOeval of one model; rows are COCO's annotations, image and category ids from 1."""
 
     def __init__(
         self,
@@ -59,7 +80,11 @@ class CocoScores:
         iou_type: IouType,
     ) -> None:
         self.classes = classes
-        self._evaluation = _evaluated(sizes, classes, truths, answers, iou_type)
+        with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            truth = _coco(sizes, classes, truths)
+            self._evaluation = COCOeval(truth, _coco(sizes, classes, answers), iou_type)
+            self._evaluation.evaluate()
+            self._evaluation.accumulate()
 
     def average_precision(
         self, area: str = "all", iou: float | None = None, label: str | None = None
@@ -75,53 +100,48 @@ class CocoScores:
 
     def precision_by_recall(self, iou: float = 0.5) -> tuple[Floats, Floats]:
         """Return recall, and precision averaged over the classes."""
-        precision = self._evaluation.eval["precision"]
-        chosen = precision[np.isclose(self._evaluation.params.iouThrs, iou)][
-            0, :, :, _ALL_AREAS, _MOST_DETECTIONS
-        ]
+        (index,) = np.flatnonzero(np.isclose(self._evaluation.params.iouThrs, iou))
+        chosen = self._evaluation.eval["precision"][index, :, :, _ALL_AREAS, _MOST_DETECTIONS]
         defined = chosen[:, (chosen > -1).all(axis=0)]
         recalls = np.asarray(self._evaluation.params.recThrs)
         return recalls, defined.mean(axis=1) if defined.size else np.zeros_like(recalls)
 
+    def by_score(self, max_points: int) -> tuple[list[float], list[float], list[float]]:
+        """Return scores, best first, with precision and recall at IoU 0.5 of the answers with at
+        least this score, over all classes.
+        """
+        if not self.matches:
+            return [], [], []
+        values = np.concatenate([each.scores for each in self.matches])
+        order = np.argsort(-values, kind="stable")
+        right = np.cumsum(np.concatenate([each.is_right[0] for each in self.matches])[order])
+        wrong = np.cumsum(np.concatenate([each.is_wrong[0] for each in self.matches])[order])
+        num_truths = max(sum(each.num_truths.sum() for each in self.matches), 1)
+        shown = np.linspace(0, len(order) - 1, min(len(order), max_points)).astype(int)
+        precision = right[shown] / np.maximum(right[shown] + wrong[shown], 1)
+        recall = right[shown] / num_truths
+        return values[order][shown].tolist(), precision.tolist(), recall.tolist()
+
     @cached_property
     def matches(self) -> "tuple[ClassMatches, ...]":
         """Return COCOeval's matches of each class."""
-        num_images = len(self._evaluation.params.imgIds)
-        num_areas = len(self._evaluation.params.areaRng)
-        starts = [k * num_areas * num_images for k in range(len(self.classes))]
-        return tuple(
-            _class_matches(self._evaluation.evalImgs[start : start + num_images])
-            for start in starts
-        )
+        params = self._evaluation.params
+        shape = (len(self.classes), len(params.areaRng), len(params.imgIds))
+        rows = np.array(self._evaluation.evalImgs, dtype=object).reshape(shape)
+        return tuple(ClassMatches.of(each) for each in rows[:, _ALL_AREAS])
 
 
-def _evaluated(
-    sizes: Sequence[ImageSize],
-    classes: Sequence[str],
-    truths: Sequence[Mapping[str, Any]],
-    answers: Sequence[Mapping[str, Any]],
-    iou_type: IouType,
+def _coco(
+    sizes: Sequence[ImageSize], classes: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> Any:
-    with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth, answer = (
-            _coco(sizes, classes, [{"id": number, **row} for number, row in enumerate(rows, 1)])
-            for rows in (truths, answers)
-        )
-        evaluation = COCOeval(truth, answer, iou_type)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation
-
-
-def _coco(sizes: Sequence[ImageSize], classes: Sequence[str], rows: list[dict[str, Any]]) -> Any:
     coco = COCO()
+    images = []
+    for number, size in enumerate(sizes, 1):
+        images.append({"id": number, "width": size.width, "height": size.height})
     coco.dataset = {
-        "images": [
-            {"id": number, "width": s.width, "height": s.height}
-            for number, s in enumerate(sizes, 1)
-        ],
+        "images": images,
         "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
-        "annotations": rows,
+        "annotations": [{"id": number, **row} for number, row in enumerate(rows, 1)],
     }
     coco.createIndex()
     return coco
@@ -137,65 +157,53 @@ class ClassMatches:
     is_wrong: NDArray[np.bool_]  # (T, D); an ignored one is neither
     num_truths: Floats  # (I,) of each image
 
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any] | None]) -> Self:
+        num_truths = np.zeros(len(rows))
+        found = []
+        for index, row in enumerate(rows):
+            if row is not None:
+                num_truths[index] = (np.asarray(row["gtIgnore"]) == 0).sum()
+                if row["dtScores"]:
+                    found.append((index, row))
+        if not found:
+            none = np.zeros((10, 0), dtype=bool)
+            return cls(np.zeros(0), np.zeros(0, dtype=np.int64), none, none, num_truths)
+        scores = np.concatenate([row["dtScores"] for _, row in found])
+        order = np.argsort(-scores, kind="mergesort")  # as COCOeval.accumulate
+        sizes = [len(row["dtScores"]) for _, row in found]
+        images = np.repeat([index for index, _ in found], sizes)[order]
+        is_matched = np.concatenate([row["dtMatches"] for _, row in found], axis=1)[:, order] > 0
+        ignored = np.concatenate([row["dtIgnore"] for _, row in found], axis=1)[:, order]
+        counts = ~ignored.astype(bool)
+        return cls(scores[order], images, is_matched & counts, ~is_matched & counts, num_truths)
 
-def _class_matches(rows: Sequence[Mapping[str, Any] | None]) -> ClassMatches:
-    num_truths = np.array(
-        [0 if row is None else int((np.asarray(row["gtIgnore"]) == 0).sum()) for row in rows], float
-    )
-    found = [(index, row) for index, row in enumerate(rows) if row is not None and row["dtScores"]]
-    if not found:
-        none = np.zeros((10, 0), dtype=bool)
-        return ClassMatches(np.zeros(0), np.zeros(0, dtype=np.int64), none, none, num_truths)
-    scores = np.concatenate([row["dtScores"] for _, row in found])
-    order = np.argsort(-scores, kind="mergesort")  # as COCOeval.accumulate
-    images = np.concatenate([np.full(len(row["dtScores"]), index) for index, row in found])[order]
-    is_matched = np.concatenate([row["dtMatches"] for _, row in found], axis=1)[:, order] > 0
-    is_ignored = np.concatenate([row["dtIgnore"] for _, row in found], axis=1)[:, order].astype(
-        bool
-    )
-    return ClassMatches(
-        scores[order], images, is_matched & ~is_ignored, ~is_matched & ~is_ignored, num_truths
-    )
+    def average_precision(self, weights: Floats, ious: slice | list[int]) -> float:
+        """Return the mean precision at 101 recalls; source: pycocotools, COCOeval.accumulate."""
+        weight = weights[self.images]
+        drawn = weight > 0
+        right = np.cumsum(self.is_right[ious][:, drawn] * weight[drawn], axis=1)
+        wrong = np.cumsum(self.is_wrong[ious][:, drawn] * weight[drawn], axis=1)
+        recall = right / (weights @ self.num_truths)
+        precision = right / (right + wrong + np.spacing(1))
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        padded = np.pad(envelope, ((0, 0), (0, 1)))  # 0 at a recall that is not reached
+        indices = [np.searchsorted(reached, _RECALLS) for reached in recall]
+        return float(np.take_along_axis(padded, np.array(indices), axis=1).mean())
 
 
 @dataclass(frozen=True, slots=True)
 class ResampledPrecision:
-    """COCO's AP over all sizes, as a function of the weights of the images; `iou_index` selects one
-    threshold.
-    """
+    """COCO's AP over all sizes by the weights of images; `iou_index` selects one threshold."""
 
     matches: Sequence[ClassMatches]
     iou_index: int | None = None
 
     def value(self, weights: Floats) -> float:
-        chosen = (
-            slice(None) if self.iou_index is None else slice(self.iou_index, self.iou_index + 1)
-        )
+        ious = slice(None) if self.iou_index is None else [self.iou_index]
         values = [
-            _average_precision(each, weights, chosen)
+            each.average_precision(weights, ious)
             for each in self.matches
             if weights @ each.num_truths > 0
         ]
         return float(np.mean(values)) if values else float("nan")
-
-
-_RECALLS = np.linspace(0, 1, 101)
-
-
-def _average_precision(matches: ClassMatches, weights: Floats, chosen: slice) -> float:
-    """Return the mean precision at 101 recalls over the thresholds; source: pycocotools,
-    COCOeval.accumulate.
-    """
-    weight = weights[matches.images]
-    drawn = weight > 0
-    right = np.cumsum(matches.is_right[chosen][:, drawn] * weight[drawn], axis=1)
-    wrong = np.cumsum(matches.is_wrong[chosen][:, drawn] * weight[drawn], axis=1)
-    recall = right / (weights @ matches.num_truths)
-    precision = right / (right + wrong + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # a recall that is not reached
-    padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)
-    at_recalls = [
-        row[np.searchsorted(reached, _RECALLS)] for row, reached in zip(padded, recall, strict=True)
-    ]
-    return float(np.mean(at_recalls))

@@ -8,18 +8,40 @@ import heapq
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 
-from diptych_client.evaluation.answers import AnswerLog, Prediction
+from diptych_client.evaluation.answer_log import AnswerLog
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreement
-from diptych_client.evaluation.metrics.measure import Measure, measure_for
+from diptych_client.evaluation.metrics.objects import ObjectsMeasure
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
-from diptych_client.evaluation.questions import ClassNames, Sample, Truth
-from diptych_client.evaluation.statistics import Estimates, Metric, estimates
+from diptych_client.evaluation.metrics.phrases import PhrasesMeasure
+from diptych_client.evaluation.metrics.texts import TextsMeasure
+from diptych_client.evaluation.questionnaire import (
+    ClassNames,
+    ObjectsTruth,
+    PhrasesTruth,
+    Sample,
+    TextsTruth,
+    Truth,
+)
+from diptych_client.evaluation.statistics import Estimates, estimates
 from diptych_client.long_runs import RunError
+
+Measure = ObjectsMeasure | PhrasesMeasure | TextsMeasure
+
+
+def measure_for(truth: Truth, task: str, names: ClassNames) -> Measure:
+    """Return an empty measure for this kind of truth."""
+    match truth:
+        case ObjectsTruth():
+            return ObjectsMeasure(names)
+        case PhrasesTruth():
+            return PhrasesMeasure()
+        case TextsTruth():
+            return TextsMeasure(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +114,14 @@ class Evaluator:
     def evaluate(
         self, dataset_name: str, samples: Sequence[Sample], seed: int, gallery: int
     ) -> Evaluation:
-        """Return the results.
-
-        The gallery has that many samples, the most wrong and the most different ones.
-        """
-        self.agreements = [
-            Agreement(first, second, self.names) for first, second in combinations(self.models, 2)
-        ]
+        """Return the results; the gallery has the samples that are most wrong or differ most."""
+        pairs = combinations(self.models, 2)
+        self.agreements = [Agreement(first, second, self.names) for first, second in pairs]
         self.times = {model: [] for model in self.models}
         for index, sample in enumerate(samples):
             self._add(index, sample, gallery)
         metrics = {model: measure.metrics() for model, measure in self.measures.items()}
-        agreed: dict[str, Sequence[Metric]] = {
-            each.title: [each.metric()] for each in self.agreements
-        }
+        agreed = {each.title: [each.metric()] for each in self.agreements}
         return Evaluation(
             dataset=dataset_name,
             task=self.log.task,
@@ -133,45 +149,41 @@ class Evaluator:
         self.images.append(image)
         for model, each in predictions.items():
             self.times[model].append((each.latency_s, each.occupied_s, each.num_tokens))
-        differences = [
-            each.add(predictions[each.first], predictions[each.second]) for each in self.agreements
-        ]
-        errors = self._errors(sample, predictions)
-        if errors:
+        differences = []
+        for pair in self.agreements:
+            differences.append(pair.add(predictions[pair.first], predictions[pair.second]))
+        errors: list[Outcome] = []
+        if sample.truth is not None:
             self.labelled_images.append(image)
-        ranked = _ranked(index, errors, differences)
-        entry = (ranked.error + ranked.disagreement, -index, ranked)
+            self._check_truth(sample, sample.truth)
+            for model, each in predictions.items():
+                errors.append(self.measures[model].add(sample.truth, each))
+        error = _mean_error(errors)
+        disagreement = _mean_error(differences)
+        shown = errors or differences
+        kinds = frozenset(chain.from_iterable(each.kinds for each in shown))
+        classes = frozenset(chain.from_iterable(each.classes for each in shown))
+        ranked = Ranked(index, error, disagreement, kinds, classes)
+        entry = (error + disagreement, -index, ranked)
         (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, entry)
 
-    def _errors(self, sample: Sample, predictions: Mapping[str, Prediction]) -> list[Outcome]:
-        if sample.truth is None:
-            return []
-        if self.truth_kind not in (None, type(sample.truth)):
-            raise RunError(
-                f"{sample.title}: {self.log.task} cannot measure phrases and objects in one run"
-            )
-        self.truth_kind = type(sample.truth)
+    def _check_truth(self, sample: Sample, truth: Truth) -> None:
+        """Create the measures of the first truth; raise `RunError` for a truth of another kind."""
+        if self.truth_kind not in (None, type(truth)):
+            rule = f"{self.log.task} cannot measure phrases and objects in one run"
+            raise RunError(f"{sample.title}: {rule}")
         if not self.measures:
-            self.measures = {
-                m: measure_for(sample.truth, self.log.task, self.names) for m in self.models
-            }
-        return [self.measures[model].add(sample.truth, each) for model, each in predictions.items()]
+            self.truth_kind = type(truth)
+            for model in self.models:
+                self.measures[model] = measure_for(truth, self.log.task, self.names)
 
 
-def _ranked(index: int, errors: Sequence[Outcome], differences: Sequence[Outcome]) -> Ranked:
-    error, disagreement = (
-        float(np.mean([each.error for each in o])) if o else 0.0 for o in (errors, differences)
-    )
-    shown = errors or differences
-    kinds = frozenset[str]().union(*(each.kinds for each in shown))
-    classes = frozenset[str]().union(*(each.classes for each in shown))
-    return Ranked(index, error, disagreement, kinds, classes)
+def _mean_error(outcomes: Sequence[Outcome]) -> float:
+    return float(np.mean([each.error for each in outcomes])) if outcomes else 0.0
 
 
 def _speed(rows: Sequence[tuple[float, float, int]]) -> Speed:
-    """Return the rates of a closed loop: each sample occupies its latency over the number of
-    requests in flight.
-    """
+    """Return the rates of a closed loop: a sample occupies its latency / requests in flight."""
     latency_s, occupied_s, num_tokens = np.array(rows, dtype=np.float64).T
     p50, p95 = np.quantile(1000 * latency_s, [0.5, 0.95])
     total_s = float(occupied_s.sum())

@@ -7,23 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.answer_log import Prediction
 from diptych_client.evaluation.calibration import CalibrationGap, ScoredAnswers
-from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.metrics.detection import (
     CocoScores,
     IouType,
     ResampledPrecision,
-    encoded_mask,
-    run_lengths,
-    xywh,
+    answer_row,
+    truth_row,
 )
 from diptych_client.evaluation.metrics.outcome import Confusion, Curve, Details, Outcome
-from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, Truth
+from diptych_client.evaluation.questionnaire import ClassNames, ObjectsTruth, Truth
 from diptych_client.evaluation.statistics import Metric, Ratio
 from diptych_client.geometry import ImageSize
-from diptych_client.matching import LabelledBox, Pair, match
-from diptych_client.results import Instance, Item, box_of
+from diptych_client.matching import LabelledBox, match
+from diptych_client.results import Instance, box_of
 
 NONE = "none"  # no true object, or no answer
 _UNKNOWN = "other label"  # answered, not a class of the dataset
@@ -48,84 +46,59 @@ class ObjectsMeasure:
 
     def add(self, truth: Truth, prediction: Prediction) -> Outcome:
         assert isinstance(truth, ObjectsTruth)
-        self.sizes.append(prediction.image)
+        image = prediction.image
+        self.sizes.append(image)
         self.is_calibrated |= prediction.is_calibrated
-        items = [(self._label(item), item) for item in prediction.items]
-        self._add_rows(truth, items, prediction.image)
-        truths = [LabelledBox(each.label, each.box_xyxy, each.is_crowd) for each in truth.objects]
-        boxes = [LabelledBox(label, box_of(item)) for label, item in items]
-        return self._outcome(truths, boxes, match(truths, boxes))
-
-    def _label(self, item: Item) -> str:
-        label = self.names.label(item)
-        return label if label in self.names.classes else _UNKNOWN
-
-    def _add_rows(
-        self, truth: ObjectsTruth, items: Sequence[tuple[str, Item]], image: ImageSize
-    ) -> None:
-        image_id = len(self.sizes)
         numbers = {label: number for number, label in enumerate(self.names.classes, 1)}
-        has_answers = all(isinstance(item, Instance) for _, item in items)
-        self.has_masks &= has_answers and all(
-            each.segmentation is not None for each in truth.objects
-        )
-        for each in truth.objects:
-            self.truths.append(
-                {
-                    "image_id": image_id,
-                    "category_id": numbers[each.label],
-                    **_truth_row(each, image),
-                }
-            )
-        for label, item in items:
+        truths = []
+        for true in truth.objects:
+            ids = {"image_id": len(self.sizes), "category_id": numbers[true.label]}
+            self.truths.append(ids | truth_row(true, image))
+            self.has_masks &= true.segmentation is not None
+            truths.append(LabelledBox(true.label, true.box_xyxy, true.is_crowd))
+        boxes = []
+        for item in prediction.items:
+            label = self.names.label(item)
+            self.has_masks &= isinstance(item, Instance)
             if label in numbers:
-                row = {
-                    "image_id": image_id,
-                    "category_id": numbers[label],
-                    **_answer_row(item, image),
-                }
-                self.answers.append(row)
+                ids = {"image_id": len(self.sizes), "category_id": numbers[label]}
+                self.answers.append(ids | answer_row(item, image))
+            boxes.append(LabelledBox(label if label in numbers else _UNKNOWN, box_of(item)))
+        return self._outcome(truths, boxes)
 
-    def _outcome(
-        self, truths: Sequence[LabelledBox], boxes: Sequence[LabelledBox], pairs: Sequence[Pair]
-    ) -> Outcome:
-        kinds = Counter(pair.kind for pair in pairs)
-        for pair in pairs:
-            is_confused = pair.kind in ("right", "wrong class")
-            if pair.truth is not None:
-                answered = (
-                    boxes[pair.answer].label if is_confused and pair.answer is not None else NONE
-                )
-                self.confused[truths[pair.truth].label, answered] += 1
-            if pair.answer is not None and not is_confused:
-                self.confused[NONE, boxes[pair.answer].label] += 1
-        num_true, num_answered = (
-            sum(getattr(pair, side) is not None for pair in pairs) for side in ("truth", "answer")
-        )
+    def _outcome(self, truths: Sequence[LabelledBox], boxes: Sequence[LabelledBox]) -> Outcome:
+        kinds = Counter[str]()
+        num_true = 0
+        num_answered = 0
+        for pair in match(truths, boxes):
+            kinds[pair.kind] += 1
+            true = NONE if pair.truth is None else truths[pair.truth].label
+            answered = NONE if pair.answer is None else boxes[pair.answer].label
+            num_true += pair.truth is not None
+            num_answered += pair.answer is not None
+            if pair.kind == "badly placed":  # one missed and one extra
+                self.confused[true, NONE] += 1
+                self.confused[NONE, answered] += 1
+            else:
+                self.confused[true, answered] += 1
         self.kinds.update(kinds)
         self.counts.append((kinds["right"], num_answered, num_true))
-        error = (
-            1 - 2 * kinds["right"] / (num_true + num_answered) if num_true + num_answered else 0.0
-        )
+        total = num_true + num_answered
+        error = 1 - 2 * kinds["right"] / total if total else 0.0
         return Outcome(error, frozenset(kinds), frozenset(each.label for each in (*truths, *boxes)))
 
     def metrics(self) -> list[Metric]:
         right, answered, true = np.array(self.counts, dtype=np.float64).reshape(-1, 3).T
-        found = [
-            metric for kind, name in self._iou_types() for metric in self._precisions(kind, name)
-        ]
+        found = []
+        for kind, name in self._iou_types():
+            matches = self.scores(kind).matches
+            found.append(Metric(name, ResampledPrecision(matches)))
+            found.append(Metric(f"{name}50", ResampledPrecision(matches, 0)))
         return [
             *found,
             Metric("precision", Ratio(right, answered)),
             Metric("recall", Ratio(right, true)),
             Metric("calibration error", CalibrationGap(self.scored()), is_error=True),
-        ]
-
-    def _precisions(self, kind: IouType, name: str) -> list[Metric]:
-        matches = self.scores(kind).matches
-        return [
-            Metric(name, ResampledPrecision(matches)),
-            Metric(f"{name}50", ResampledPrecision(matches, 0)),
         ]
 
     def _iou_types(self) -> list[tuple[IouType, str]]:
@@ -136,97 +109,47 @@ class ObjectsMeasure:
         """Return the answers that COCO's evaluation counts, right at IoU 0.5."""
         matches = self.scores(self._iou_types()[0][0]).matches
         counts = [each.is_right[0] | each.is_wrong[0] for each in matches]
-        scores, is_right, samples = (
-            np.concatenate([part[count] for part, count in zip(parts, counts, strict=True)])
-            for parts in (
-                [each.scores for each in matches],
-                [each.is_right[0] for each in matches],
-                [each.images for each in matches],
-            )
+        counted = list(zip(matches, counts, strict=True))
+        return ScoredAnswers(
+            np.concatenate([each.scores[count] for each, count in counted]),
+            np.concatenate([each.is_right[0][count] for each, count in counted]).astype(bool),
+            np.concatenate([each.images[count] for each, count in counted]),
+            self.is_calibrated,
         )
-        return ScoredAnswers(scores, is_right.astype(bool), samples, self.is_calibrated)
 
     def scores(self, kind: IouType) -> CocoScores:
         """Return COCO's evaluation of what was added before the first call."""
         if kind not in self._scores:
-            self._scores[kind] = CocoScores(
-                self.sizes, self.names.classes, self.truths, self.answers, kind
-            )
+            rows = (self.truths, self.answers)
+            self._scores[kind] = CocoScores(self.sizes, self.names.classes, *rows, kind)
         return self._scores[kind]
 
     def details(self) -> Details:
-        kind = self._iou_types()[0][0]
-        scores = self.scores(kind)
+        scores = self.scores(self._iou_types()[0][0])
         number = Counter(row["category_id"] for row in self.truths)
-        by_class = {
-            label: {
+        by_class = {}
+        for index, label in enumerate(self.names.classes, 1):
+            by_class[label] = {
                 "objects": float(number[index]),
                 "AP": 100 * scores.average_precision(label=label),
                 "AP50": 100 * scores.average_precision(iou=0.5, label=label),
             }
-            for index, label in enumerate(self.names.classes, 1)
-        }
-        by_size = {
-            area: 100 * scores.average_precision(area) for area in ("small", "medium", "large")
-        }
+        sizes = ("small", "medium", "large")
+        by_size = {size: 100 * scores.average_precision(size) for size in sizes}
+        answered = {label for _, label in self.confused}
+        labels = [*self.names.classes, *({_UNKNOWN} & answered), NONE]
+        rows = []
+        for true in labels:
+            rows.append([self.confused[true, each] for each in labels])
         recalls, precisions = scores.precision_by_recall()
         by_recall = Curve(recalls.tolist(), precisions.tolist())
-        precision, recall = _by_score(scores)
+        xs, precision, recall = scores.by_score(_MAX_POINTS)
         return Details(
-            by_class, by_size, self.kinds, self._confusion(), by_recall, precision, recall
+            by_class,
+            by_size,
+            self.kinds,
+            Confusion(labels, rows),
+            by_recall,
+            Curve(xs, precision),
+            Curve(xs, recall),
         )
-
-    def _confusion(self) -> Confusion:
-        labels = [
-            *self.names.classes,
-            *([_UNKNOWN] if any(label == _UNKNOWN for _, label in self.confused) else []),
-            NONE,
-        ]
-        return Confusion(
-            labels, [[self.confused[true, answered] for answered in labels] for true in labels]
-        )
-
-
-def _truth_row(each: TrueObject, image: ImageSize) -> dict[str, Any]:
-    box = xywh(each.box_xyxy)
-    row = {
-        "bbox": box,
-        "area": box[2] * box[3] if each.area is None else each.area,
-        "iscrowd": int(each.is_crowd),
-    }
-    return (
-        row
-        if each.segmentation is None
-        else row | {"segmentation": run_lengths(each.segmentation, image)}
-    )
-
-
-def _answer_row(item: Item, image: ImageSize) -> dict[str, Any]:
-    """Return an answer as COCO.loadRes would: its area decides the size for which it counts."""
-    box = xywh(box_of(item))
-    row = {"bbox": box, "area": box[2] * box[3], "score": item.score, "iscrowd": 0}
-    if not isinstance(item, Instance):
-        return row
-    mask = item.to_mask(image)
-    return row | {"area": float(mask.sum()), "segmentation": encoded_mask(mask)}
-
-
-def _by_score(scores: CocoScores) -> tuple[Curve, Curve]:
-    """Return precision and recall at IoU 0.5 of the answers with at least a score, over all
-    classes.
-    """
-    matches = scores.matches
-    values = np.concatenate([each.scores for each in matches]) if matches else np.zeros(0)
-    order = np.argsort(-values, kind="stable")
-    right, wrong = (
-        np.cumsum(np.concatenate([getattr(each, side)[0] for each in matches])[order])
-        if matches
-        else np.zeros(0)
-        for side in ("is_right", "is_wrong")
-    )
-    num_truths = sum(each.num_truths.sum() for each in matches)
-    shown = np.linspace(0, len(order) - 1, min(len(order), _MAX_POINTS)).astype(int)
-    xs = [float(values[order[i]]) for i in shown]
-    precision = [float(right[i] / max(right[i] + wrong[i], 1)) for i in shown]
-    recall = [float(right[i] / max(num_truths, 1)) for i in shown]
-    return Curve(xs, precision), Curve(xs, recall)

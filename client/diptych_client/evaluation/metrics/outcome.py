@@ -1,6 +1,4 @@
-"""The results of a measure: the error of one answer, and the details of a model beyond its
-metrics.
-"""
+"""The results of a measure: the error of one answer, and the details of a model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

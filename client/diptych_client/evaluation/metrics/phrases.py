@@ -11,23 +11,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from diptych_client.evaluation.answers import Prediction
-from diptych_client.evaluation.dataset import TruePhrase
+from diptych_client.evaluation.answer_log import Prediction
 from diptych_client.evaluation.metrics.detection import encoded_mask, run_lengths
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
-from diptych_client.evaluation.questions import PhrasesTruth, Truth
+from diptych_client.evaluation.questionnaire import PhrasesTruth, Truth
 from diptych_client.evaluation.statistics import Metric, Ratio
-from diptych_client.geometry import ImageSize
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, pairwise_iou
 from diptych_client.results import Instance, Item, box_of, label_of
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedPhrase:
-    """The best answer to a phrase.
-
-    An IoU is None where the truth or the answer has no such shape.
-    """
+    """The best answer to a phrase; an IoU is None where truth or answer lacks the shape."""
 
     item: Item | None
     box_iou: float | None
@@ -64,8 +59,12 @@ class PhrasesMeasure:
         return Outcome(1 - share_right, frozenset(kinds))
 
     def metrics(self) -> list[Metric]:
-        found = [("mask mIoU", self.mask_ious), ("accuracy at IoU 0.5", self.box_hits)]
-        return [_ratio(name, rows) for name, rows in found if sum(count for _, count in rows)]
+        found = []
+        for name, rows in (("mask mIoU", self.mask_ious), ("accuracy at IoU 0.5", self.box_hits)):
+            numerators, denominators = np.array(rows, dtype=np.float64).reshape(-1, 2).T
+            if denominators.any():
+                found.append(Metric(name, Ratio(numerators, denominators)))
+        return found
 
     def details(self) -> Details:
         return Details(kinds=self.kinds)
@@ -76,35 +75,22 @@ class PhrasesMeasure:
 
 def judge(truth: PhrasesTruth, prediction: Prediction) -> list[JudgedPhrase]:
     """Return the best answer to each phrase."""
-    return [_judged(phrase, prediction) for phrase in truth.phrases]
-
-
-def _judged(phrase: TruePhrase, prediction: Prediction) -> JudgedPhrase:
-    item = _best(prediction, phrase)
-    box_iou = None
-    mask_iou = None
-    if phrase.box_xyxy is not None:
-        box_iou = (
-            0.0 if item is None else float(pairwise_iou([phrase.box_xyxy], [box_of(item)])[0, 0])
-        )
-    if phrase.segmentation is not None and (item is None or isinstance(item, Instance)):
-        mask_iou = 0.0 if item is None else _mask_iou(phrase, item, prediction.image)
-    return JudgedPhrase(item, box_iou, mask_iou)
-
-
-def _best(prediction: Prediction, phrase: TruePhrase) -> Item | None:
-    answers = [
-        each for each in prediction.items if label_of(each).casefold() == phrase.phrase.casefold()
-    ]
-    return max(answers, key=lambda item: item.score, default=None)
-
-
-def _mask_iou(phrase: TruePhrase, item: Instance, image: ImageSize) -> float:
-    truth = run_lengths(phrase.segmentation, image)
-    answer = encoded_mask(item.to_mask(image))
-    return float(coco_mask.iou([answer], [truth], [0])[0, 0])
-
-
-def _ratio(name: str, rows: list[tuple[float, int]]) -> Metric:
-    numerators, denominators = np.array(rows, dtype=np.float64).T
-    return Metric(name, Ratio(numerators, denominators))
+    judged = []
+    for phrase in truth.phrases:
+        name = phrase.phrase.casefold()
+        answers = [each for each in prediction.items if label_of(each).casefold() == name]
+        item = max(answers, key=lambda each: each.score, default=None)
+        box_iou = None
+        mask_iou = None
+        if phrase.box_xyxy is not None:
+            boxes = [] if item is None else [box_of(item)]
+            box_iou = float(pairwise_iou([phrase.box_xyxy], boxes).sum())
+        if phrase.segmentation is not None:
+            if item is None:
+                mask_iou = 0.0
+            elif isinstance(item, Instance):
+                true_mask = run_lengths(phrase.segmentation, prediction.image)
+                mask = encoded_mask(item.to_mask(prediction.image))
+                mask_iou = float(coco_mask.iou([mask], [true_mask], [0])[0, 0])
+        judged.append(JudgedPhrase(item, box_iou, mask_iou))
+    return judged

@@ -1,23 +1,22 @@
-"""Texts: CER and WER by jiwer, exact text, ANLS, VQA accuracy, CIDEr; which of them depends on the
-task.
+"""Texts, by task: CER and WER by jiwer, exact text, ANLS, VQA accuracy, CIDEr.
 
 Of several references, error rates take the nearest. The rate of a dataset is all edits over all
 characters or words.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import jiwer
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from diptych_client.evaluation.answers import Prediction
+from diptych_client.evaluation.answer_log import Prediction
 from diptych_client.evaluation.metrics.cider import cider_scores
 from diptych_client.evaluation.metrics.outcome import Details, Outcome
-from diptych_client.evaluation.questions import TextsTruth, Truth
-from diptych_client.evaluation.statistics import Metric, Ratio
+from diptych_client.evaluation.questionnaire import TextsTruth, Truth
+from diptych_client.evaluation.statistics import Floats, Metric, Ratio
 
 ANLS_THRESHOLD = 0.5
 NUM_VQA_ANSWERS = 10
@@ -50,8 +49,7 @@ def vqa_normalized(text: str) -> str:
 
 
 def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
-    """Return min(annotators with this answer / 3, 1), averaged over all subsets without one
-    annotator.
+    """Return min(annotators with this answer / 3, 1), averaged over all subsets but one.
 
     Source: Antol et al., 2015, arXiv 1505.00468, section 4. With fewer answers than VQA's ten: 1 if
     it is among them.
@@ -65,15 +63,15 @@ def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
 
 
 def anls(answer: str, accepted: Sequence[str]) -> float:
-    """Return 1 - NL of the nearest accepted answer, 0 if NL >= 0.5 (Biten et al., 2019, arXiv
-    1905.13648, eq. 1).
-    """
-    own = normalized(answer).lower()
-    nearest = min(
-        (Levenshtein.normalized_distance(own, normalized(each).lower()) for each in accepted),
-        default=1.0,
-    )
+    """Return 1 - NL of the nearest, 0 if NL >= 0.5 (Biten et al., 2019, 1905.13648, eq. 1)."""
+    own = answer.lower()
+    nearest = min((_distance(own, each.lower()) for each in accepted), default=1.0)
     return 1 - nearest if nearest < ANLS_THRESHOLD else 0.0
+
+
+def _distance(text: str, reference: str) -> float:
+    """Return the edits by the length of the longer text."""
+    return Levenshtein.normalized_distance(normalized(text), normalized(reference))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +83,16 @@ class Edits:
 
 
 def character_edits(reference: str, text: str) -> Edits:
-    found = jiwer.process_characters(normalized(reference), normalized(text))
-    return _edits(found.substitutions, found.deletions, found.insertions, found.hits)
+    return _edits(jiwer.process_characters(normalized(reference), normalized(text)))
 
 
 def word_edits(reference: str, text: str) -> Edits:
-    found = jiwer.process_words(normalized(reference), normalized(text))
-    return _edits(found.substitutions, found.deletions, found.insertions, found.hits)
+    return _edits(jiwer.process_words(normalized(reference), normalized(text)))
 
 
-def _edits(substitutions: int, deletions: int, insertions: int, hits: int) -> Edits:
-    return Edits(substitutions + deletions + insertions, substitutions + deletions + hits)
+def _edits(found: jiwer.CharacterOutput | jiwer.WordOutput) -> Edits:
+    removed = found.substitutions + found.deletions
+    return Edits(removed + found.insertions, removed + found.hits)
 
 
 @dataclass(slots=True)
@@ -112,13 +109,8 @@ class TextsMeasure:
         self.texts.append(text)
         self.references.append(truth.texts)
         is_exact = normalized(text) in map(normalized, truth.texts)
-        distance = min(
-            Levenshtein.normalized_distance(normalized(text), normalized(each))
-            for each in truth.texts
-        )
-        return Outcome(
-            0.0 if is_exact else distance, frozenset({"exact" if is_exact else "other text"})
-        )
+        error = 0.0 if is_exact else min(_distance(text, each) for each in truth.texts)
+        return Outcome(error, frozenset({"exact" if is_exact else "other text"}))
 
     def metrics(self) -> list[Metric]:
         """Return the metrics of the task, the most important first."""
@@ -127,19 +119,9 @@ class TextsMeasure:
         if self.task == "captioning":
             return [_mean("CIDEr", cider_scores(self.texts, self.references)), exact]
         if self.task == "visual_question_answering":
-            vqa = [vqa_accuracy(text, accepted) for text, accepted in pairs]
-            return [
-                _mean("VQA accuracy", vqa),
-                _mean("ANLS", [anls(t, r) for t, r in pairs]),
-                exact,
-            ]
-        characters = [
-            min((character_edits(r, t) for r in own), key=lambda e: e.num_edits) for t, own in pairs
-        ]
-        words = [
-            min((word_edits(r, t) for r in own), key=lambda e: e.num_edits) for t, own in pairs
-        ]
-        return [_rate("CER", characters), _rate("WER", words), exact]
+            vqa = _mean("VQA accuracy", [vqa_accuracy(text, accepted) for text, accepted in pairs])
+            return [vqa, _mean("ANLS", [anls(text, accepted) for text, accepted in pairs]), exact]
+        return [_rate("CER", character_edits, pairs), _rate("WER", word_edits, pairs), exact]
 
     def details(self) -> Details:
         return Details()
@@ -148,15 +130,19 @@ class TextsMeasure:
         return None
 
 
-def _mean(
-    name: str, values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]
-) -> Metric:
+def _mean(name: str, values: Sequence[float] | Floats) -> Metric:
     numerators = np.asarray(values, dtype=np.float64)
     return Metric(name, Ratio(numerators, np.ones_like(numerators)))
 
 
-def _rate(name: str, edits: Sequence[Edits]) -> Metric:
-    numerators, denominators = (
-        np.array([[e.num_edits, e.length] for e in edits], dtype=np.float64).reshape(-1, 2).T
-    )
+def _rate(
+    name: str, edits: Callable[[str, str], Edits], pairs: Sequence[tuple[str, Sequence[str]]]
+) -> Metric:
+    numerators = np.zeros(len(pairs))
+    denominators = np.zeros(len(pairs))
+    for index, (text, references) in enumerate(pairs):
+        found = [edits(reference, text) for reference in references]
+        nearest = min(found, key=lambda each: each.num_edits)
+        numerators[index] = nearest.num_edits
+        denominators[index] = nearest.length
     return Metric(name, Ratio(numerators, denominators), is_error=True)

@@ -1,5 +1,4 @@
-"""Readers of datasets, one module for each format; `read_dataset` recognizes the format by the
-files.
+"""Readers of datasets, a module for each format; `read_dataset` recognizes it by the files.
 
 coco.py           COCO's JSON: objects with boxes and masks, or captions
 yolo.py           Ultralytics' folders with data.yaml: boxes or outlines

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,7 @@ from diptych_client.long_runs import RunError
 
 
 def read_coco(path: Path, images: Path | None = None) -> Dataset:
-    """Read an annotation file; without `images`, look for its images beside it, as COCO and
-    Roboflow lay them out.
-    """
+    """Read an annotation file; its images are in `images`, or beside it as in COCO or Roboflow."""
     document = read_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         raise RunError(f"{path} is not COCO: it has no list `images`")
@@ -36,46 +35,28 @@ def _dataset(path: Path, document: Mapping[str, Any], images: Path | None) -> Da
         annotations[annotation["image_id"]].append(annotation)
     names = [each["file_name"] for each in document["images"]]
     folder = Folder(images or _image_folder(path, names))
-    labelled = [
-        _labelled(folder, image, annotations[image["id"]], categories)
-        for image in document["images"]
-    ]  # an image without annotations has no object
+    labelled = []
+    for image in document["images"]:  # one without annotations has no object
+        rows = annotations[image["id"]]
+        captions = tuple(str(each["caption"]) for each in rows if "caption" in each)
+        objects = tuple(_object(each, categories) for each in rows if "bbox" in each)
+        found = LabelledImage(folder.image(image["file_name"]), captions=captions or None)
+        labelled.append(replace(found, objects=objects) if categories else found)
     return Dataset(labelled, folder, tuple(categories.values()))
 
 
 def _image_folder(path: Path, names: list[str]) -> Path:
-    """Return the folder that has the first image: instances_val2017.json is in annotations/, its
-    images in val2017/.
-    """
+    """Return the folder of the first image: of annotations/instances_val2017.json val2017/."""
     parent = path.parent
+    beside = parent.parent
     split = path.stem.rpartition("_")[2]
-    candidates = (
-        parent,
-        parent / "images",
-        parent.parent / "images",
-        parent.parent / split,
-        parent.parent,
-    )
+    candidates = (parent, parent / "images", beside / "images", beside / split, beside)
     for candidate in candidates:
         if not names or path_within(candidate, names[0]).is_file():
             return candidate
     looked_in = ", ".join(map(str, candidates))
-    raise RunError(
-        f"{path}: the image {names[0]} is in none of {looked_in}: give its folder with --images"
-    )
-
-
-def _labelled(
-    folder: Folder,
-    image: Mapping[str, Any],
-    annotations: list[Mapping[str, Any]],
-    categories: Mapping[int, str],
-) -> LabelledImage:
-    captions = tuple(str(each["caption"]) for each in annotations if "caption" in each)
-    objects = tuple(_object(each, categories) for each in annotations if "bbox" in each)
-    return LabelledImage(
-        folder.image(image["file_name"]), objects if categories else None, captions=captions or None
-    )
+    hint = "give its folder with --images"
+    raise RunError(f"{path}: the image {names[0]} is in none of {looked_in}: {hint}")
 
 
 def _object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -> TrueObject:

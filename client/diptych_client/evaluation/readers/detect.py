@@ -24,14 +24,11 @@ _COCO_FILES = (
 
 
 def read_dataset(path: Path, images: Path | None = None, split: str | None = None) -> Dataset:
-    """Read a dataset of any known format; `images` is the folder of its images where they are
-    elsewhere.
-    """
+    """Read a dataset of any known format; `images` is the folder of its images, if elsewhere."""
     dataset = _read(path, images, split)
     if images is not None and dataset.store != Folder(images):
-        raise RunError(
-            f"--images is for COCO and JSON lines; the labels in {path} say where their images are"
-        )
+        known = f"the labels in {path} say where their images are"
+        raise RunError(f"--images is for COCO and JSON lines; {known}")
     return replace(dataset, name=" ".join(filter(None, (path.resolve().name, split))))
 
 
@@ -52,15 +49,18 @@ def _read(path: Path, images: Path | None, split: str | None) -> Dataset:
         return read_coco(found, images)
     if split is not None:
         raise RunError(f"{path} has no label file of the split {split}")
-    return _unlabelled(path)
+    unlabelled = [LabelledImage(image) for image in find_images(path)]
+    if not unlabelled:
+        expected = "neither labels of a known format nor a JPEG, PNG or WebP file"
+        raise RunError(f"{path} contains {expected}")
+    return Dataset(unlabelled, Folder(path))
 
 
 def _read_file(path: Path, images: Path | None, split: str | None) -> Dataset:
     suffix = path.suffix.lower()
     if split is not None and suffix in (".json", ".jsonl"):
-        raise RunError(
-            f"{path} is one file: omit --split, or give the folder with the files of all splits"
-        )
+        hint = "omit --split, or give the folder with the files of all splits"
+        raise RunError(f"{path} is one file: {hint}")
     match suffix:
         case ".json":
             return read_coco(path, images)
@@ -70,34 +70,18 @@ def _read_file(path: Path, images: Path | None, split: str | None) -> Dataset:
             return read_yolo(path, split)
         case ".parquet" | ".arrow":
             return read_hugging_face(path, split)
-    raise RunError(
-        f"{path}: expected a .json (COCO), .jsonl, .yaml (YOLO) or .parquet file, or a folder"
-    )
+    known = ".json (COCO), .jsonl, .yaml (YOLO) or .parquet file"
+    raise RunError(f"{path}: expected a {known}, or a folder")
 
 
 def _first(folder: Path, split: str | None, *patterns: str) -> Path | None:
-    """Return the only match of the first pattern with one, the split in its path.
-
-    Raise `RunError` for several.
-    """
+    """Return the only match of the first pattern with one; raise `RunError` for several."""
     for pattern in patterns:
         names = sorted(each.relative_to(folder).as_posix() for each in folder.glob(pattern))
         match [name for name in names if split is None or split in name]:
             case [found]:
                 return folder / found
             case [_, *_] as several:
-                listed = ", ".join(several)
-                raise RunError(
-                    f"{folder} has several label files ({listed}): choose one by --split, or give"
-                    " its path"
-                )
+                listed = f"several label files ({', '.join(several)})"
+                raise RunError(f"{folder} has {listed}: choose one by --split, or give its path")
     return None
-
-
-def _unlabelled(path: Path) -> Dataset:
-    images = [LabelledImage(image) for image in find_images(path)]
-    if not images:
-        raise RunError(
-            f"{path} contains neither labels of a known format nor a JPEG, PNG or WebP file"
-        )
-    return Dataset(images, Folder(path))

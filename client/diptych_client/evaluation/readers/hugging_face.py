@@ -1,5 +1,4 @@
-"""Datasets of Hugging Face's library `datasets`, read with pyarrow: a saved folder, or Parquet
-files.
+"""Datasets of Hugging Face's `datasets`, read with pyarrow: a saved folder, or Parquet files.
 
 The image is the column of that type (a struct of `bytes` and `path`). Objects are those of its
 object detection guide: `objects` with `bbox` as [x, y, width, height] and `category` as names or
@@ -11,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import pyarrow
 import pyarrow.parquet
 
 from diptych_client.annotate.job import ImageFile
-from diptych_client.evaluation.dataset import Dataset, LabelledImage, path_within
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, classes_of, path_within
 from diptych_client.evaluation.foreign_files import MALFORMED
-from diptych_client.evaluation.readers.json_lines import classes_of, from_hugging_face, labelled_row
+from diptych_client.evaluation.readers.json_lines import from_hugging_face, labelled_row
 from diptych_client.long_runs import RunError
 from diptych_client.requests import read_image_file
 
@@ -35,23 +35,20 @@ def is_hugging_face(path: Path) -> bool:
 
 
 def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
-    """Read the files whose path below `path` contains the split; without one, all must be of the
-    same split.
-    """
+    """Read the files with the split in their path; without one, all must be of one split."""
     folder = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else _files(path)
-    files = [
-        each for each in files if split is None or split in each.relative_to(folder).as_posix()
-    ]
+    files = []
+    splits = set[str]()
+    for file in [path] if path.is_file() else _files(path):
+        name = file.relative_to(folder).as_posix()
+        if split is None or split in name:
+            files.append(file)
+            splits.update(each for each in _SPLITS if each in name)
     if not files:
         raise RunError(f"{path} has no Parquet or Arrow file of the split {split}")
-    splits = {
-        each for file in files for each in _SPLITS if each in file.relative_to(folder).as_posix()
-    }
     if len(splits) > 1:
-        raise RunError(
-            f"{path} has several splits: choose one with --split ({', '.join(sorted(splits))})"
-        )
+        choices = ", ".join(sorted(splits))
+        raise RunError(f"{path} has several splits: choose one with --split ({choices})")
     store = ArrowImages(folder, tuple(files))
     try:
         labelled = list(store.labelled())
@@ -62,7 +59,7 @@ def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = (each for pattern in _SUFFIXES for each in folder.rglob(pattern))
+    found = chain.from_iterable(map(folder.rglob, _SUFFIXES))
     return sorted(each for each in found if not each.name.startswith("cache-"))
 
 
@@ -76,15 +73,16 @@ class ArrowImages:
 
     def labelled(self) -> Iterator[LabelledImage]:
         """Yield the labels of every row, without its image."""
+        names = self.class_names()
         for file_index, path in enumerate(self.files):
             stat = path.stat()
             number = 0
             name = path.relative_to(self.folder).as_posix()
             column = _image_column(path)
-            names = self.class_names()
-            others = [each for each in _schema(path).names if each != column]
-            for block in range(_num_blocks(path)):
-                for row_in_block, row in enumerate(_block(path, block, tuple(others)).to_pylist()):
+            others = tuple(each for each in _schema(path).names if each != column)
+            num_blocks = int(_open(path).num_row_groups) if path.suffix == ".parquet" else 1
+            for block in range(num_blocks):
+                for row_in_block, row in enumerate(_block(path, block, others).to_pylist()):
                     image = ImageFile(f"{name}#{number}", stat.st_size, stat.st_mtime_ns)
                     self.places[image.name] = (file_index, block, row_in_block)
                     yield labelled_row(image, from_hugging_face(row, names))
@@ -93,18 +91,17 @@ class ArrowImages:
     def read(self, image: ImageFile) -> bytes:
         file_index, block, row = self.places[image.name]
         path = self.files[file_index]
-        value = _cached_block(path, block, _image_column(path)).column(0)[row].as_py()
+        value = _block(path, block, (_image_column(path),)).column(0)[row].as_py()
         data: bytes | None = value["bytes"] if isinstance(value, Mapping) else value
-        return (
-            data if data is not None else read_image_file(path_within(path.parent, value["path"]))
-        )
+        if data is None:
+            return read_image_file(path_within(path.parent, value["path"]))
+        return data
 
     def class_names(self) -> Sequence[str]:
         """Return the names of the ClassLabel of the objects, empty if they are texts."""
         metadata = _schema(self.files[0]).metadata or {}
-        features = (
-            json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        )
+        document = json.loads(metadata.get(b"huggingface", b"{}"))
+        features = document.get("info", {}).get("features", {})
         return _class_label_names(features.get("objects"))
 
 
@@ -123,10 +120,9 @@ def _class_label_names(feature: Any) -> Sequence[str]:
 def _image_column(path: Path) -> str:
     """Return the column of images: a struct with `bytes`, or bytes."""
     for column in _schema(path):
-        is_struct = (
-            pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
-        )
-        if is_struct or pyarrow.types.is_binary(column.type):
+        is_struct = pyarrow.types.is_struct(column.type)
+        has_bytes = is_struct and column.type.get_field_index("bytes") >= 0
+        if has_bytes or pyarrow.types.is_binary(column.type):
             return str(column.name)
     raise RunError(f"{path} has no column of images")
 
@@ -143,18 +139,10 @@ def _schema(path: Path) -> Any:
     return file.schema_arrow if path.suffix == ".parquet" else file.schema
 
 
-def _num_blocks(path: Path) -> int:
-    """Return the number of row groups; a mapped file is one block."""
-    return int(_open(path).num_row_groups) if path.suffix == ".parquet" else 1
-
-
+@lru_cache(_MAX_BLOCKS)
 def _block(path: Path, block: int, columns: tuple[str, ...]) -> Any:
+    """Return a row group; a mapped file is one block."""
     file = _open(path)
     if path.suffix == ".parquet":
         return file.read_row_group(block, columns=list(columns))
     return file.select(list(columns))
-
-
-@lru_cache(_MAX_BLOCKS)
-def _cached_block(path: Path, block: int, column: str) -> Any:
-    return _block(path, block, (column,))

@@ -1,12 +1,10 @@
-"""Pascal VOC: Annotations/….xml for each image, JPEGImages/, and the splits in
-ImageSets/Main/….txt.
+"""Pascal VOC: Annotations/….xml for each image, JPEGImages/, splits in ImageSets/Main/….txt.
 
 A box counts pixels from 1 and includes its last ones (VOC2012 development kit, section 3): [xmin -
 1, ymin - 1, xmax, ymax] are its edges. Objects marked difficult count neither as found nor as
 missed, as in VOC's own evaluation.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,30 +13,28 @@ from diptych_client.evaluation.dataset import (
     Folder,
     LabelledImage,
     TrueObject,
+    classes_of,
     path_within,
 )
 from diptych_client.evaluation.foreign_files import read_text, read_xml
+from diptych_client.geometry import parse_box
 from diptych_client.long_runs import RunError
 
 
 def read_voc(path: Path, split: str | None = None) -> Dataset:
     """Read one split, by default all annotations."""
-    folder = Folder(
-        next((path / name for name in ("JPEGImages", "images") if (path / name).is_dir()), path)
-    )
-    labelled = [_labelled(folder, file) for file in _annotation_files(path, split)]
-    classes = sorted({each.label for image in labelled for each in image.objects or ()})
-    return Dataset(labelled, folder, tuple(classes))
-
-
-def _annotation_files(path: Path, split: str | None) -> Sequence[Path]:
-    if split is None:
-        return sorted((path / "Annotations").glob("*.xml"))
-    listing = path / "ImageSets" / "Main" / f"{split}.txt"
-    if not listing.is_file():
-        raise RunError(f"{listing} does not exist")
-    names = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
-    return [path_within(path / "Annotations", f"{name}.xml") for name in names]
+    folders = (path / "JPEGImages", path / "images")
+    folder = Folder(next(filter(Path.is_dir, folders), path))
+    annotations = path / "Annotations"
+    files = sorted(annotations.glob("*.xml"))
+    if split is not None:
+        listing = path / "ImageSets" / "Main" / f"{split}.txt"
+        if not listing.is_file():
+            raise RunError(f"{listing} does not exist")
+        names = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
+        files = [path_within(annotations, f"{name}.xml") for name in names]
+    labelled = [_labelled(folder, file) for file in files]
+    return Dataset(labelled, folder, classes_of(labelled))
 
 
 def _labelled(folder: Folder, file: Path) -> LabelledImage:
@@ -51,10 +47,8 @@ def _labelled(folder: Folder, file: Path) -> LabelledImage:
 
 
 def _object(element: ElementTree.Element) -> TrueObject:
-    x1, y1, x2, y2 = (
-        float(element.findtext(f"bndbox/{edge}") or "") for edge in ("xmin", "ymin", "xmax", "ymax")
-    )
+    edges = [element.findtext(f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+    x1, y1, x2, y2 = parse_box(edge or "" for edge in edges)
+    label = element.findtext("name") or ""
     is_difficult = element.findtext("difficult") == "1"
-    return TrueObject(
-        element.findtext("name") or "", (x1 - 1, y1 - 1, x2, y2), is_crowd=is_difficult
-    )
+    return TrueObject(label, (x1 - 1, y1 - 1, x2, y2), is_crowd=is_difficult)

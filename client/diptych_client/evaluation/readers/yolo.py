@@ -1,5 +1,4 @@
-"""Ultralytics' YOLO layout (docs.ultralytics.com, datasets): data.yaml names the classes and the
-splits.
+"""Ultralytics' YOLO layout (docs.ultralytics.com): data.yaml names the classes and the splits.
 
 A split is a folder of images, a list of folders, or a text file of paths. The labels of
 …/images/….jpg are in …/labels/….txt: `class x_center y_center width height`, or `class x1 y1 x2 y2
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from diptych_client.annotate.job import find_images
@@ -22,7 +22,7 @@ from diptych_client.evaluation.dataset import (
     path_within,
 )
 from diptych_client.evaluation.foreign_files import MALFORMED, read_text, read_yaml
-from diptych_client.geometry import BoxXyxy, bounding_box
+from diptych_client.geometry import parse_box
 from diptych_client.long_runs import RunError
 
 _SPLITS = ("val", "test", "train")  # tried in this order
@@ -45,18 +45,15 @@ def _dataset(path: Path, document: Mapping[str, Any], split: str | None) -> Data
     if chosen is None or not document.get(chosen):
         raise RunError(f"{path} has no split {split or ' or '.join(_SPLITS)}")
     folder = path.parent.absolute()
-    names = _class_names(document["names"])
+    listed = document["names"]
+    pairs = listed.items() if isinstance(listed, Mapping) else enumerate(listed)
+    names = {int(index): str(name) for index, name in pairs}
     sources = document[chosen] if isinstance(document[chosen], list) else [document[chosen]]
     root = _root(folder, document.get("path") or "")
-    images = [image for source in sources for image in _images(folder, root, source)]
-    return Dataset(
-        [_labelled(folder, image, names) for image in images], Folder(folder), tuple(names.values())
-    )
-
-
-def _class_names(names: Sequence[str] | Mapping[Any, str]) -> dict[int, str]:
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
-    return {int(index): str(name) for index, name in pairs}
+    labelled = []
+    for source in sources:
+        labelled += [_labelled(folder, image, names) for image in _images(folder, root, source)]
+    return Dataset(labelled, Folder(folder), tuple(names.values()))
 
 
 def _root(folder: Path, path: object) -> Path:
@@ -70,47 +67,36 @@ def _root(folder: Path, path: object) -> Path:
 
 def _images(folder: Path, root: Path, source: str) -> list[Path]:
     """Return the images of a folder or of a text file of paths."""
-    if source.startswith("../") and not (root / source).exists():
+    path = root / source
+    if source.startswith("../") and not path.exists():
         # Roboflow writes paths relative to a folder below
-        root, source = folder, source.removeprefix("../")
-    path = path_within(folder, str(root / source))
+        path = folder / source.removeprefix("../")
+    path = path_within(folder, str(path))
     if path.is_dir():
         return [path / image.name for image in find_images(path)]
     if path.is_file():
         lines = (line.strip() for line in read_text(path).splitlines())
         return [path_within(folder, str(path.parent / line)) for line in lines if line]
-    raise RunError(
-        f"{path} does not exist; the images of a YOLO dataset must be in the folder of its"
-        " data.yaml"
-    )
+    rule = "the images of a YOLO dataset must be in the folder of its data.yaml"
+    raise RunError(f"{path} does not exist; {rule}")
 
 
 def _labelled(folder: Path, image: Path, names: Mapping[int, str]) -> LabelledImage:
+    """Return an image with its labels: the last folder `images` of its path becomes `labels`."""
     name = image.relative_to(folder)
-    label_file = folder / _label_file(name)
+    before, is_below, below = f"/{name.as_posix()}".rpartition("/images/")
+    label_path = f"{before}/labels/{below}" if is_below else below
+    label_file = folder / Path(label_path.removeprefix("/")).with_suffix(".txt")
+    objects = []
     lines = read_text(label_file).splitlines() if label_file.is_file() else []
-    rows = [[float(number) for number in line.split()] for line in lines if line.strip()]
-    objects: tuple[TrueObject, ...] = ()
-    if rows:
-        size_wh = _upright_size(image)
-        objects = tuple(_object(names, row, size_wh, label_file) for row in rows)
-    return LabelledImage(Folder(folder).image(name.as_posix()), objects)
-
-
-def _label_file(image: Path) -> Path:
-    """Return the label file of an image: the last folder `images` of its path in the dataset
-    becomes `labels`.
-    """
-    parts = list(image.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts).with_suffix(".txt")
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(0x0112) in _TRANSPOSED else (width, height)
+    if rows := list(filter(None, map(str.split, lines))):
+        with Image.open(image) as opened:
+            size_wh = opened.size
+            if opened.getexif().get(0x0112) in _TRANSPOSED:
+                size_wh = size_wh[::-1]
+        for row in rows:
+            objects.append(_object(names, list(map(float, row)), size_wh, label_file))
+    return LabelledImage(Folder(folder).image(name.as_posix()), tuple(objects))
 
 
 def _object(
@@ -119,15 +105,11 @@ def _object(
     class_index, *numbers = row
     if int(class_index) not in names or len(numbers) < 4 or len(numbers) % 2:
         raise RunError(f"{path}: expected a class of data.yaml and a box or an outline, got {row}")
-    label, (width, height) = names[int(class_index)], size_wh
-    if len(numbers) == 4:
-        return TrueObject(label, _box(numbers, width, height))
-    ring = tuple((x * width, y * height) for x, y in zip(numbers[::2], numbers[1::2], strict=True))
-    return TrueObject(
-        label, bounding_box(ring), [[coordinate for point in ring for coordinate in point]]
-    )
-
-
-def _box(numbers: Sequence[float], width: int, height: int) -> BoxXyxy:
-    x, y, w, h = numbers
-    return ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+    label = names[int(class_index)]
+    points = np.reshape(numbers, (-1, 2)) * size_wh
+    if len(points) == 2:
+        center, size = points
+        return TrueObject(label, parse_box([*(center - size / 2), *(center + size / 2)]))
+    x1, y1 = points.min(axis=0)
+    x2, y2 = points.max(axis=0)
+    return TrueObject(label, parse_box((x1, y1, x2, y2)), [points.reshape(-1).tolist()])

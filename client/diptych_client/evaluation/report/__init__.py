@@ -6,8 +6,8 @@ gallery.py   the images with truth and answers, as data for page.js
 page.py      one HTML file with style, script, plots and images in it; asks no other host
 """
 
-from diptych_client.evaluation.report.gallery import gallery_cards
-from diptych_client.evaluation.report.page import html_page
-from diptych_client.evaluation.report.tables import json_document, markdown, sentences
+from diptych_client.evaluation.report.gallery import Gallery
+from diptych_client.evaluation.report.page import write_report
+from diptych_client.evaluation.report.tables import sentences
 
-__all__ = ["gallery_cards", "html_page", "json_document", "markdown", "sentences"]
+__all__ = ["Gallery", "sentences", "write_report"]

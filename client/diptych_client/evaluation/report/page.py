@@ -4,25 +4,46 @@ Its policy lets it load nothing: style, script and images are in it.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, TextIO
 
 from diptych_client.evaluation.metrics.evaluator import Evaluation
+from diptych_client.evaluation.questionnaire import Sample
+from diptych_client.evaluation.report.gallery import Gallery
 from diptych_client.evaluation.report.plots import Line, interval_plot, line_plot
-from diptych_client.evaluation.report.tables import Table, heading, sentences, tables
+from diptych_client.evaluation.report.tables import (
+    Table,
+    heading,
+    json_document,
+    markdown,
+    sentences,
+    tables,
+)
 
 _FOLDED = "Speed, agreement, and the answers by class, size and kind of error"
 _FOLDER = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def html_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file: TextIO) -> None:
+def write_report(
+    out: Path, evaluation: Evaluation, gallery: Gallery, samples: Sequence[Sample]
+) -> None:
+    """Write report.html, report.md and report.json."""
+    with (out / "report.html").open("w", encoding="utf-8") as file:
+        cards = (gallery.card(samples[each.sample_index], each) for each in evaluation.gallery)
+        _write_page(evaluation, cards, file)
+    (out / "report.md").write_text(markdown(evaluation), encoding="utf-8")
+    titles = {each.sample_index: samples[each.sample_index].title for each in evaluation.gallery}
+    document = json.dumps(json_document(evaluation, titles), indent=2)
+    (out / "report.json").write_text(document + "\n", encoding="utf-8")
+
+
+def _write_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file: TextIO) -> None:
     """Write the page; cards are written one by one."""
-    style, script = (
-        (_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
-    )
+    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     title = escape(heading(evaluation))
     claims = "".join(f'<p class="sentence">{escape(each)}</p>' for each in sentences(evaluation))
     file.write(
@@ -37,71 +58,59 @@ def html_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file: 
         '<div class="cards"></div></section></main><script type="application/json" id="cards">['
     )
     for index, card in enumerate(cards):
-        file.write(("," if index else "") + _script_json(card))
+        data = json.dumps(card, ensure_ascii=False).replace("<", "\\u003c")  # cannot end the script
+        file.write(f",{data}" if index else data)
     file.write(f"]</script><script>{script}</script></body></html>\n")
-
-
-def _script_json(value: Any) -> str:
-    """Return JSON that cannot end the script element."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def _sections(evaluation: Evaluation) -> Iterator[str]:
     """Yield the plots and the main table; the others are folded, so that the images follow."""
-    found = tables(evaluation)
     yield f'<section class="plots">{"".join(_plots(evaluation))}</section>'
-    yield from (_table(table) for table in found if table.title == "Metrics")
-    if others := [_table(table) for table in found if table.title != "Metrics"]:
-        yield f"<details><summary>{_FOLDED}</summary><div>{''.join(others)}</div></details>"
+    others = ""
+    for table in tables(evaluation):
+        if table.title == "Metrics":
+            yield _table(table)
+        else:
+            others += _table(table)
+    if others:
+        yield f"<details><summary>{_FOLDED}</summary><div>{others}</div></details>"
 
 
 def _plots(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.measured is not None:
         yield interval_plot("Metrics with 95 % intervals", evaluation.measured.intervals)
-    details = list(evaluation.details.items())
-    by_recall = [
-        Line(model, each.precision_by_recall, series)
-        for series, (model, each) in enumerate(details)
-        if each.precision_by_recall is not None
-    ]
+    by_recall = []
+    by_score = []
+    for series, (model, each) in enumerate(evaluation.details.items()):
+        if each.precision_by_recall is not None:
+            by_recall.append(Line(model, each.precision_by_recall, series))
+        if each.precision_by_score is not None:
+            by_score.append(Line(f"precision {model}", each.precision_by_score, series))
+        if each.recall_by_score is not None:
+            by_score.append(Line(f"recall {model}", each.recall_by_score, series, dash=1))
     if by_recall:
         yield line_plot("Precision over recall, IoU 0.5", "recall", "precision", by_recall)
-    by_score = [
-        Line(f"{name} {model}", curve, series, dash)
-        for series, (model, each) in enumerate(details)
-        for dash, (name, curve) in enumerate(
-            (("precision", each.precision_by_score), ("recall", each.recall_by_score))
-        )
-        if curve is not None
-    ]
     if by_score:
-        yield line_plot(
-            "Answers with at least a score, IoU 0.5", "score", "precision, recall", by_score
-        )
+        title = "Answers with at least a score, IoU 0.5"
+        yield line_plot(title, "score", "precision, recall", by_score)
 
 
 def _table(table: Table) -> str:
-    is_matrix = table.title.startswith("Confusion")
+    largest = 0  # of a matrix of counts, whose cells are coloured
+    if table.title.startswith("Confusion"):
+        largest = max((max(map(int, row[1:])) for row in table.rows), default=0)
+    body = ""
+    for name, *cells in table.rows:
+        body += f'<tr><th scope="row">{escape(name)}</th>'
+        for cell in cells:
+            share = round(60 * int(cell) / largest) if largest else 0
+            heat = f' style="--heat: {share}%" class="heat"' if largest else ""
+            body += f"<td{heat}>{escape(cell)}</td>"
+        body += "</tr>"
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    largest = (
-        max((int(cell) for row in table.rows for cell in row[1:]), default=0) if is_matrix else 0
-    )
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        f"{''.join(_cell(cell, largest) for cell in row[1:])}</tr>"
-        for row in table.rows
-    )
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
     return (
         f'<section><h2>{escape(table.title)}</h2><div class="wide"'
         f' tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{note}</section>"
-    )
-
-
-def _cell(text: str, largest: int) -> str:
-    if not largest:
-        return f"<td>{escape(text)}</td>"
-    return (
-        f'<td style="--heat: {round(60 * int(text) / largest)}%" class="heat">{escape(text)}</td>'
     )

@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from itertools import chain
 from typing import Any
 
 from diptych_client.evaluation.metrics.evaluator import Evaluation
-from diptych_client.evaluation.statistics import Estimates, Interval
+from diptych_client.evaluation.metrics.outcome import Details
+from diptych_client.evaluation.statistics import Interval
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
@@ -47,7 +49,8 @@ def tables(evaluation: Evaluation) -> list[Table]:
     found = [
         *_metrics(evaluation),
         _speed(evaluation),
-        *_by_class(evaluation),
+        *_by_class(evaluation.details),
+        *_kinds(evaluation.details),
         *_agreement(evaluation),
     ]
     return [table for table in found if table.rows]
@@ -57,32 +60,20 @@ def _metrics(evaluation: Evaluation) -> Iterator[Table]:
     measured = evaluation.measured
     if measured is None:
         return
-    names = list(next(iter(measured.intervals.values())))
-    pairs = list(dict.fromkeys((each.first, each.second) for each in measured.differences))
-    header = ("metric", *evaluation.models, *(f"{second} − {first}" for first, second in pairs))
-    rows = [
-        (
-            name,
-            *(str(measured.intervals[model][name]) for model in evaluation.models),
-            *_gains(measured, name),
-        )
-        for name in names
-    ]
-    note = (
-        "In hundredths, with 95 % intervals. Differences are paired by image; positive: the first"
-        " named is better."
-    )
-    yield Table(
-        "Metrics", header, tuple(rows), note if pairs else "In hundredths, with 95 % intervals."
-    )
-
-
-def _gains(measured: Estimates, name: str) -> list[str]:
-    found = [each for each in measured.differences if each.metric == name]
-    return [
-        f"{_plus_minus(each.interval, '+')}{'' if each.is_clear else ' (not told apart)'}"
-        for each in found
-    ]
+    rows: dict[str, list[str]] = {name: [] for name in next(iter(measured.intervals.values()))}
+    for model in evaluation.models:
+        for name, interval in measured.intervals[model].items():
+            rows[name].append(str(interval))
+    gains: dict[str, None] = {}
+    for each in measured.differences:
+        gains[f"{each.second} − {each.first}"] = None
+        unclear = "" if each.is_clear else " (not told apart)"
+        rows[each.metric].append(f"{_plus_minus(each.interval, '+')}{unclear}")
+    note = "In hundredths, with 95 % intervals."
+    if gains:
+        note += " Differences are paired by image; positive: the first named is better."
+    header = ("metric", *evaluation.models, *gains)
+    yield Table("Metrics", header, tuple((name, *cells) for name, cells in rows.items()), note)
 
 
 def _plus_minus(interval: Interval, sign: str = "") -> str:
@@ -90,89 +81,69 @@ def _plus_minus(interval: Interval, sign: str = "") -> str:
 
 
 def _speed(evaluation: Evaluation) -> Table:
-    rows = [
-        (title, *(_number(getattr(evaluation.speed[model], name)) for model in evaluation.speed))
-        for name, title in _SPEEDS.items()
-    ]
+    speeds = evaluation.speed.values()
+    rows = []
+    for name, title in _SPEEDS.items() if speeds else ():
+        rows.append((title, *(_number(getattr(each, name)) for each in speeds)))
     note = "Measured in this client, with the run's concurrency."
-    return Table(
-        "Speed", ("measure", *evaluation.speed), tuple(rows) if evaluation.speed else (), note
-    )
+    return Table("Speed", ("measure", *evaluation.speed), tuple(rows), note)
 
 
-def _by_class(evaluation: Evaluation) -> Iterator[Table]:
-    details = {model: each for model, each in evaluation.details.items() if each.by_class}
-    if details:
-        first = next(iter(details.values()))
-        header = (
-            "class",
-            "objects",
-            *(f"{measure} {model}" for measure in ("AP", "AP50") for model in details),
-        )
-        rows = [
-            (
-                label,
-                f"{row['objects']:.0f}",
-                *(
-                    _number(each.by_class[label][name])
-                    for name in ("AP", "AP50")
-                    for each in details.values()
-                ),
-            )
-            for label, row in first.by_class.items()
-        ]
-        yield Table("AP by class", header, tuple(rows))
-        sizes = [
-            (size, *(_number(each.by_size[size]) for each in details.values()))
-            for size in first.by_size
-        ]
-        note = "COCO's sizes: small below 32 × 32 pixels, large above 96 × 96."
-        yield Table("AP by size", ("size", *details), tuple(sizes), note)
-    kinds = list(dict.fromkeys(kind for each in evaluation.details.values() for kind in each.kinds))
-    counts = [
-        (kind, *(str(each.kinds[kind]) for each in evaluation.details.values())) for kind in kinds
-    ]
-    note = (
-        "Wrong class: IoU ≥ 0.5 with an object of another class. Badly placed: IoU of 0.1 to 0.5"
-        " with one of its class."
-    )
-    yield Table("Answers by kind", ("kind", *evaluation.details), tuple(counts), note)
-    for model, each in evaluation.details.items():
+def _by_class(details: Mapping[str, Details]) -> Iterator[Table]:
+    details = {model: each for model, each in details.items() if each.by_class}
+    first = next(iter(details.values()), Details())
+    header = ["class", "objects"]
+    for measure in ("AP", "AP50"):
+        header += [f"{measure} {model}" for model in details]
+    rows = []
+    for label, row in first.by_class.items():
+        cells = [label, f"{row['objects']:.0f}"]
+        for measure in ("AP", "AP50"):
+            cells += [_number(each.by_class[label][measure]) for each in details.values()]
+        rows.append(tuple(cells))
+    yield Table("AP by class", tuple(header), tuple(rows))
+    sizes = []
+    for size in first.by_size:
+        sizes.append((size, *(_number(each.by_size[size]) for each in details.values())))
+    note = "COCO's sizes: small below 32 × 32 pixels, large above 96 × 96."
+    yield Table("AP by size", ("size", *details), tuple(sizes), note)
+
+
+def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
+    counts = []
+    for kind in dict.fromkeys(chain.from_iterable(each.kinds for each in details.values())):
+        counts.append((kind, *(str(each.kinds[kind]) for each in details.values())))
+    wrong = "IoU ≥ 0.5 with an object of another class"
+    note = f"Wrong class: {wrong}. Badly placed: IoU of 0.1 to 0.5 with one of its class."
+    yield Table("Answers by kind", ("kind", *details), tuple(counts), note)
+    for model, each in details.items():
         if each.confusion is not None:
-            rows = [
-                (label, *map(str, row))
-                for label, row in zip(each.confusion.labels, each.confusion.counts, strict=True)
-            ]
+            rows = zip(each.confusion.labels, each.confusion.counts, strict=True)
+            cells = tuple((label, *map(str, row)) for label, row in rows)
             header = ("true \\ answered", *each.confusion.labels)
-            yield Table(
-                f"Confusion matrix of {model}", header, tuple(rows), "At IoU 0.5, all scores."
-            )
+            title = f"Confusion matrix of {model}"
+            yield Table(title, header, cells, "At IoU 0.5, all scores.")
 
 
 def _agreement(evaluation: Evaluation) -> Iterator[Table]:
     if evaluation.agreed is None:
         return
     rows = [(title, str(own["agreement"])) for title, own in evaluation.agreed.intervals.items()]
-    note = (
-        "Of boxes: 2 · both / (first + second), same label and IoU ≥ 0.5. Of texts: 1 − edit"
-        " distance."
-    )
+    boxes = "2 · both / (first + second), same label and IoU ≥ 0.5"
+    note = f"Of boxes: {boxes}. Of texts: 1 − edit distance."
     yield Table("Agreement", ("models", "agreement, %"), tuple(rows), note)
     for title, classes in evaluation.agreement_by_class.items():
         first, _, second = title.partition(" and ")
-        header = (
-            "class",
-            "found by both",
-            f"only {first}",
-            f"only {second}",
-            "other label or place",
-        )
+        sides = (f"only {first}", f"only {second}")
+        header = ("class", "found by both", *sides, "other label or place")
         found = [(label, *map(str, asdict(each).values())) for label, each in classes.items()]
         yield Table(f"Agreement by class: {title}", header, tuple(found))
 
 
 def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    if math.isnan(value):
+        return "–"
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
 def heading(evaluation: Evaluation) -> str:
@@ -180,12 +151,10 @@ def heading(evaluation: Evaluation) -> str:
     count = f"{evaluation.num_images} images"
     if evaluation.num_samples != evaluation.num_images:
         count += f", {evaluation.num_samples} questions"
-    if evaluation.num_labelled < evaluation.num_samples:
-        count += (
-            f", {evaluation.num_labelled} of them labelled"
-            if evaluation.num_labelled
-            else " without labels"
-        )
+    if evaluation.num_labelled == 0 < evaluation.num_samples:
+        count += " without labels"
+    elif evaluation.num_labelled < evaluation.num_samples:
+        count += f", {evaluation.num_labelled} of them labelled"
     if evaluation.num_unanswered:
         count += f"; {evaluation.num_unanswered} not answered by every model"
     return f"{evaluation.task} on {evaluation.dataset}: {count}"
@@ -196,12 +165,8 @@ def markdown(evaluation: Evaluation) -> str:
     parts = [f"# {_inline(heading(evaluation))}", *map(_inline, sentences(evaluation))]
     for table in tables(evaluation):
         lines = [_row(table.header), "|---" * len(table.header) + "|", *map(_row, table.rows)]
-        parts += [
-            f"## {_inline(table.title)}",
-            "\n".join(lines),
-            *([table.note] if table.note else []),
-        ]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"## {_inline(table.title)}", "\n".join(lines), table.note]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -209,27 +174,17 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return names as text of one line: neither HTML, nor a link or a picture, nor another cell or
-    heading.
-    """
+    """Return names as text of one line: not HTML, a link, a picture, a cell or a heading."""
     line = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
     return _MARKDOWN.sub(r"\\\g<0>", escape(line, quote=False))
 
 
 def json_document(evaluation: Evaluation, titles: Mapping[int, str]) -> dict[str, Any]:
-    """Return the report as JSON's values; NaN becomes null.
-
-    `titles` names the samples of the gallery.
-    """
-    worst = [
-        {
-            "sample": titles[each.sample_index],
-            "error": each.error,
-            "disagreement": each.disagreement,
-            "kinds": sorted(each.kinds),
-        }
-        for each in evaluation.gallery
-    ]
+    """Return the report as JSON's values, NaN as null; `titles` are those of samples."""
+    worst = []
+    for each in evaluation.gallery:
+        own = {"sample": titles[each.sample_index], "error": each.error}
+        worst.append(own | {"disagreement": each.disagreement, "kinds": sorted(each.kinds)})
     document: dict[str, Any] = _finite({**asdict(evaluation), "gallery": worst})
     return document | {"sentences": sentences(evaluation)}
 

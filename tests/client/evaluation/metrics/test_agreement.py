@@ -1,7 +1,7 @@
 """Agreement of two models without labels."""
 
 from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreement
-from diptych_client.evaluation.questions import ClassNames
+from diptych_client.evaluation.questionnaire import ClassNames
 from tests.support.evaluations import detection, prediction
 
 BOX = (0.0, 0.0, 10.0, 10.0)

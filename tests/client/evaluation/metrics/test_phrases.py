@@ -5,7 +5,7 @@ import pytest
 
 from diptych_client.evaluation.dataset import TruePhrase
 from diptych_client.evaluation.metrics.phrases import PhrasesMeasure, judge
-from diptych_client.evaluation.questions import PhrasesTruth
+from diptych_client.evaluation.questionnaire import PhrasesTruth
 from diptych_client.results import Instance
 from tests.support.evaluations import detection, prediction
 

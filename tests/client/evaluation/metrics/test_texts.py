@@ -14,7 +14,7 @@ from diptych_client.evaluation.metrics.texts import (
     vqa_normalized,
     word_edits,
 )
-from diptych_client.evaluation.questions import TextsTruth
+from diptych_client.evaluation.questionnaire import TextsTruth
 from tests.support.evaluations import prediction
 
 CAPTIONS = [

@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
-from diptych_client.evaluation.answers import AnswerLog
+from diptych_client.evaluation.answer_log import AnswerLog
 from diptych_client.evaluation.metrics.evaluator import Ranked
-from diptych_client.evaluation.questions import Prompts, Questionnaire
+from diptych_client.evaluation.questionnaire import Prompts, Questionnaire
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.evaluation.report.gallery import Gallery
 from diptych_client.geometry import ImageSize

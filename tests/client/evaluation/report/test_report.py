@@ -11,13 +11,13 @@ from markdown_it import MarkdownIt
 from playwright.sync_api import Browser, expect
 
 from diptych_client import AnswerOptions, DetectionsResult, TextResult
-from diptych_client.evaluation.answers import AnswerLog
+from diptych_client.evaluation.answer_log import AnswerLog
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.metrics import Evaluation, Evaluator
-from diptych_client.evaluation.questions import Prompts, Questionnaire, Sample
+from diptych_client.evaluation.questionnaire import Prompts, Questionnaire, Sample
 from diptych_client.evaluation.readers import read_dataset
-from diptych_client.evaluation.report import gallery_cards, html_page, json_document, markdown
-from diptych_client.evaluation.report.gallery import Gallery
+from diptych_client.evaluation.report import Gallery, write_report
+from diptych_client.evaluation.report.tables import json_document, markdown
 from diptych_client.geometry import ImageSize
 from diptych_client.requests import TaskParameters
 from diptych_client.results import Result
@@ -56,8 +56,7 @@ def evaluated(
             HOSTILE, samples, seed=0, gallery=10
         )
         gallery = Gallery(dataset.store, log, questionnaire.names, MODELS)
-        with (out / "report.html").open("w") as file:
-            html_page(evaluation, gallery_cards(gallery, samples, evaluation.gallery), file)
+        write_report(out, evaluation, gallery, samples)
     return evaluation
 
 

@@ -7,7 +7,7 @@ import pytest
 from diptych_client import Detection, TaskParameters
 from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
-from diptych_client.evaluation.questions import (
+from diptych_client.evaluation.questionnaire import (
     ObjectsTruth,
     PhrasesTruth,
     Prompts,

@@ -1,6 +1,7 @@
 """Tables and texts that the commands print."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
@@ -10,32 +11,36 @@ from diptych_client.cli.terminal import printable
 from diptych_client.results import (
     Answer,
     Comparison,
-    Item,
     Model,
     ModelFailure,
     Task,
     TextRegion,
     TextResult,
+    box_of,
     items_of,
     label_of,
 )
 
 
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:
-    """Return the model, the time, and the text or a table of the located objects; say if scores are
-    calibrated.
-    """
+    """Return the model, the time, and the text or a table of the located objects."""
     if isinstance(answer, ModelFailure):
         message = f"{answer.model}: {answer.error.code}: {answer.error.message}"
         return Text(printable(message), style="red")
     calibrated = ", calibrated scores" if answer.calibrated else ""
-    title = Text(
-        printable(f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}"), style="bold"
-    )
+    source = f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}"
+    title = Text(printable(source), style="bold")
     if isinstance(answer.result, TextResult):
         return Group(title, Text(printable(answer.result.text)))
-    items = items_of(answer.result)
-    return Group(title, _items_table(items) if items else Text("nothing found"))
+    rows = []
+    for item in items_of(answer.result):
+        numbers: Iterable[float] = box_of(item)
+        if isinstance(item, TextRegion):
+            numbers = chain.from_iterable(item.quad_xy)
+        place = " ".join(f"{number:.1f}" for number in numbers)
+        rows.append((label_of(item), f"{item.score:.2f}", place))
+    table = _table(("label", "score", "place"), rows)
+    return Group(title, table if rows else Text("nothing found"))
 
 
 def comparison_view(comparison: Comparison) -> RenderableType:
@@ -43,38 +48,20 @@ def comparison_view(comparison: Comparison) -> RenderableType:
 
 
 def models_view(models: Iterable[Model]) -> RenderableType:
-    rows = [
-        (m.id, m.family, f"{m.parameters:,}", str(m.resolution), m.precision, m.license)
-        for m in models
-    ]
+    rows = []
+    for each in models:
+        numbers = (f"{each.parameters:,}", str(each.resolution))
+        rows.append((each.id, each.family, *numbers, each.precision, each.license))
     return _table(("model", "family", "parameters", "resolution", "precision", "license"), rows)
 
 
 def tasks_view(tasks: Iterable[Task]) -> RenderableType:
-    rows = [
-        (task.id, ", ".join(_parameters(task)), task.result, ", ".join(task.models))
-        for task in tasks
-    ]
+    rows = []
+    for task in tasks:
+        properties = task.parameters.get("properties", {})
+        names = properties if isinstance(properties, dict) else ()
+        rows.append((task.id, ", ".join(names), task.result, ", ".join(task.models)))
     return _table(("task", "parameters", "result", "models"), rows)
-
-
-def _items_table(items: Sequence[Item]) -> Table:
-    rows = [(label_of(item), f"{item.score:.2f}", _place(item)) for item in items]
-    return _table(("label", "score", "place"), rows)
-
-
-def _place(item: Item) -> str:
-    numbers = (
-        [value for xy in item.quad_xy for value in xy]
-        if isinstance(item, TextRegion)
-        else item.box_xyxy
-    )
-    return " ".join(f"{number:.1f}" for number in numbers)
-
-
-def _parameters(task: Task) -> Iterable[str]:
-    properties = task.parameters.get("properties", {})
-    return properties if isinstance(properties, dict) else ()
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -21,6 +21,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,7 +31,6 @@ from diptych_client.annotate.job import ImageFile, Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import (
     ImageSize,
-    Mask,
     PointXy,
     Ring,
     polygons_mask,
@@ -57,18 +57,21 @@ class DatasetFormat(Enum):
 def check_format(dataset_format: DatasetFormat, result: str, images: Sequence[ImageFile]) -> None:
     """Raise `RunError` if the format cannot hold results of this key or these image names."""
     if dataset_format is not DatasetFormat.jsonl and result not in _RESULTS_WITH_BOXES:
-        name = dataset_format.value
-        raise RunError(
-            f"{name} holds boxes and masks, but the task's result is {result}: use --format jsonl"
-        )
-    if dataset_format is DatasetFormat.yolo:
-        _check_yolo_names(images)
+        holds = f"{dataset_format.value} holds boxes and masks"
+        raise RunError(f"{holds}, but the task's result is {result}: use --format jsonl")
+    if dataset_format is not DatasetFormat.yolo:
+        return
+    for image in images:  # trainers replace the last `images` of a path
+        if "images" in PurePosixPath(image.name).parent.parts:
+            rule = "a subfolder must not be named images in a YOLO dataset: rename it"
+            raise RunError(f"{image.name}: {rule}")
+    for name, count in Counter(map(_label_name, images)).items():
+        if count > 1:
+            raise RunError(f"{count} images would share labels/train/{name}: rename all but one")
 
 
 def check_consensus(dataset_format: DatasetFormat, result: str) -> None:
-    """Raise `RunError` if two models' results of this key cannot be compared, or the format cannot
-    hold boxes.
-    """
+    """Raise `RunError` if two such results cannot be compared, or the format has no boxes."""
     if dataset_format is DatasetFormat.jsonl or result not in _RESULTS_WITH_BOXES:
         given = f"the task's result is {result} and --format {dataset_format.value}"
         raise RunError(f"--consensus compares boxes and masks and writes coco or yolo, but {given}")
@@ -79,10 +82,8 @@ def write_dataset(
 ) -> Path:
     """Write the dataset and return the path of its main file."""
     if dataset_format is DatasetFormat.jsonl:
-        lines = (
-            json.dumps({"image": r.image.name, "answer": answer_json(r.answer)}) + "\n"
-            for r in records
-        )
+        rows = ({"image": each.image.name, "answer": answer_json(each.answer)} for each in records)
+        lines = (json.dumps(row) + "\n" for row in rows)
         return write_atomically(out / "answers.jsonl", "".join(lines))
     classes = class_indices(records, job.requested_labels())
     if dataset_format is DatasetFormat.yolo:
@@ -92,10 +93,11 @@ def write_dataset(
 
 def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) -> dict[str, int]:
     """Return the index of every class: requested labels in their order, then all others by name."""
-    answered = sorted(
-        {class_name(box) for record in records for box in boxes_of(record.answer.result)}
-    )
-    return {name: index for index, name in enumerate(dict.fromkeys([*requested_labels, *answered]))}
+    answered = set[str]()
+    for record in records:
+        answered.update(map(class_name, boxes_of(record.answer.result)))
+    names = dict.fromkeys([*requested_labels, *sorted(answered)])
+    return {name: index for index, name in enumerate(names)}
 
 
 def boxes_of(result: Result) -> tuple[Box, ...]:
@@ -111,29 +113,21 @@ def class_name(box: Box) -> str:
 
 def coco_document(records: Sequence[Record], classes: Mapping[str, int]) -> dict[str, Any]:
     """Return the COCO document; ids count from 1, each annotation has the `score` of its box."""
-    annotations = [
-        {
-            "image_id": image_id,
-            "category_id": classes[class_name(box)] + 1,
-            **_coco_shape(box, record.answer.image),
-        }
-        for image_id, record in enumerate(records, 1)
-        for box in boxes_of(record.answer.result)
-    ]
-    return {
-        "images": [
-            {"id": image_id, **_coco_image(record)} for image_id, record in enumerate(records, 1)
-        ],
-        "categories": [{"id": index + 1, "name": name} for name, index in classes.items()],
-        "annotations": [
-            {"id": number, **annotation} for number, annotation in enumerate(annotations, 1)
-        ],
-    }
-
-
-def _coco_image(record: Record) -> dict[str, Any]:
-    size = record.answer.image
-    return {"file_name": record.image.name, "width": size.width, "height": size.height}
+    images = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, record in enumerate(records, 1):
+        size = record.answer.image
+        image = {"id": image_id, "file_name": record.image.name}
+        images.append(image | {"width": size.width, "height": size.height})
+        for box in boxes_of(record.answer.result):
+            ids = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": classes[class_name(box)] + 1,
+            }
+            annotations.append(ids | _coco_shape(box, size))
+    categories = [{"id": index + 1, "name": name} for name, index in classes.items()]
+    return {"images": images, "categories": categories, "annotations": annotations}
 
 
 def _coco_shape(box: Box, image: ImageSize) -> dict[str, Any]:
@@ -142,71 +136,55 @@ def _coco_shape(box: Box, image: ImageSize) -> dict[str, Any]:
     if isinstance(box, Detection):
         return shape | {"area": (x2 - x1) * (y2 - y1), "segmentation": []}
     mask = box.to_mask(image)
-    return shape | {"area": int(mask.sum()), "segmentation": _coco_segmentation(box, mask, image)}
-
-
-def _coco_segmentation(instance: Instance, mask: Mask, image: ImageSize) -> Any:
-    rings = instance.polygons_xy or ()
-    if rings and np.array_equal(
-        mask, np.any([polygons_mask([ring], image) for ring in rings], axis=0)
-    ):
-        return [[coordinate for point in ring for coordinate in point] for ring in rings]
-    return {"size": list(mask.shape), "counts": uncompressed_run_lengths(mask)}
-
-
-def _check_yolo_names(images: Sequence[ImageFile]) -> None:
-    """Raise `RunError` if trainers would not find an image's label file, or two images would share
-    one.
-    """
-    for image in images:
-        # trainers replace the last `images` of a path
-        if "images" in PurePosixPath(image.name).parent.parts:
-            raise RunError(
-                f"{image.name}: a subfolder must not be named images in a YOLO dataset: rename it"
-            )
-    for name, count in Counter(_label_name(image) for image in images).items():
-        if count > 1:
-            raise RunError(f"{count} images would share labels/train/{name}: rename all but one")
+    rings = box.polygons_xy or ()
+    parts = [polygons_mask([ring], image) for ring in rings]
+    segmentation: Any = [list(chain.from_iterable(ring)) for ring in rings]
+    if not rings or not np.array_equal(mask, np.any(parts, axis=0)):
+        segmentation = {"size": list(mask.shape), "counts": uncompressed_run_lengths(mask)}
+    return shape | {"area": int(mask.sum()), "segmentation": segmentation}
 
 
 def _write_yolo(
     out: Path, folder: Path, records: Sequence[Record], classes: Mapping[str, int]
 ) -> Path:
     for record in records:
-        _link_or_copy(folder / record.image.name, out / "images" / "train" / record.image.name)
+        image = out / "images" / "train" / record.image.name
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.unlink(missing_ok=True)
+        try:
+            os.link(folder / record.image.name, image)
+        except OSError:  # another file system, or one without links
+            shutil.copy2(folder / record.image.name, image)
         labels = out / "labels" / "train" / _label_name(record.image)
         labels.parent.mkdir(parents=True, exist_ok=True)
         labels.write_text(yolo_lines(record, classes), encoding="utf-8")
     root = json.dumps(str(out.resolve()), ensure_ascii=False)  # a JSON string is a YAML string
-    names = ", ".join(
-        f"{index}: {json.dumps(name, ensure_ascii=False)}" for name, index in classes.items()
-    )
+    quoted = {index: json.dumps(name, ensure_ascii=False) for name, index in classes.items()}
+    names = ", ".join(f"{index}: {name}" for index, name in quoted.items())
     yaml = f"path: {root}\ntrain: images/train\nval: images/train\nnames: {{{names}}}\n"
     return write_atomically(out / "dataset.yaml", yaml)
 
 
 def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
     """Return the label file of one image; empty if there are no boxes."""
-    image = record.answer.image
-    boxes = boxes_of(record.answer.result)
-    lines = ((classes[class_name(box)], *_yolo_coordinates(box, image)) for box in boxes)
-    return "".join(" ".join(f"{number:.6g}" for number in line) + "\n" for line in lines)
-
-
-def _yolo_coordinates(box: Box, image: ImageSize) -> list[float]:
-    if isinstance(box, Instance) and box.polygons_xy:
-        points = [(x / image.width, y / image.height) for x, y in joined_rings(box.polygons_xy)]
-        return [min(1.0, max(0.0, coordinate)) for point in points for coordinate in point]
-    x1, y1, x2, y2 = box.box_xyxy
-    center_size = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-    sides = (image.width, image.height, image.width, image.height)
-    return [length / side for length, side in zip(center_size, sides, strict=True)]
+    width = record.answer.image.width
+    height = record.answer.image.height
+    text = ""
+    for box in boxes_of(record.answer.result):
+        if isinstance(box, Instance) and box.polygons_xy:
+            ring = joined_rings(box.polygons_xy)
+            shares = np.clip(np.array(ring) / (width, height), 0, 1)
+        else:
+            x1, y1, x2, y2 = box.box_xyxy
+            center_and_size = [((x1 + x2) / 2, (y1 + y2) / 2), (x2 - x1, y2 - y1)]
+            shares = np.array(center_and_size) / (width, height)
+        numbers = [classes[class_name(box)], *shares.reshape(-1)]
+        text += " ".join(f"{number:.6g}" for number in numbers) + "\n"
+    return text
 
 
 def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
-    """Return one ring with the inside of several, joined by lines that are traversed both ways and
-    enclose nothing.
-    """
+    """Return one ring around several, joined by lines that are traversed both ways."""
     first, *others = rings
     start = first[0]
     joined = list(first)
@@ -217,15 +195,6 @@ def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
 
 def _label_name(image: ImageFile) -> str:
     return PurePosixPath(image.name).with_suffix(".txt").as_posix()
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
 
 
 def write_atomically(path: Path, text: str) -> Path:

@@ -1,5 +1,4 @@
-r"""The answers of an evaluation: asked once, kept in a log, joined to one prediction for each
-sample and model.
+r"""Answers kept in a log, joined to one prediction for each sample and model.
 
     {"key": …, "image": …, "model": …, "parameters": {…}, "latency_s": …, "concurrency": …,
     "answer": {…}}
@@ -12,15 +11,15 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Self
 
-from diptych_client.annotate.job import ImageFile
 from diptych_client.client import AsyncClient
 from diptych_client.evaluation.dataset import ImageStore
-from diptych_client.evaluation.questions import Sample
+from diptych_client.evaluation.questionnaire import Sample
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import AppendLog, FailureLog, send_all
 from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
@@ -64,30 +63,25 @@ class AnswerLog:
         self._offsets = {int(value["key"], 16): offset for offset, value in log.values()}
 
     @classmethod
-    def open(cls, path: Path, task: str, options: AnswerOptions) -> Self:
+    @contextmanager
+    def open(cls, path: Path, task: str, options: AnswerOptions) -> Iterator[Self]:
         """Open or create the log; raise `RunError` if another process has it open."""
-        log = AppendLog.open(path)
-        try:
-            return cls(log, task, options)
-        except BaseException:
-            log.close()
-            raise
+        with AppendLog.open(path) as log:
+            yield cls(log, task, options)
 
     def questions(self, samples: Sequence[Sample], model: str) -> Iterator[Question]:
         """Yield every request of the samples to a model."""
         for sample in samples:
             for parameters in sample.requests:
-                yield Question(
-                    sample, parameters, model, self._key(sample.image, parameters, model)
-                )
+                given = given_fields(parameters, self.options)
+                fields = {"task": self.task, "model": model, **given}
+                text = json.dumps([asdict(sample.image), fields], sort_keys=True)
+                digest = blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
+                yield Question(sample, parameters, model, int.from_bytes(digest))
 
     def unanswered(self, samples: Sequence[Sample], model: str) -> Iterator[Question]:
         """Yield the requests that the log has no answer to."""
-        return (
-            question
-            for question in self.questions(samples, model)
-            if question.key not in self._offsets
-        )
+        return (each for each in self.questions(samples, model) if each.key not in self._offsets)
 
     def append(
         self, question: Question, answer: Answer, latency_s: float, concurrency: int
@@ -104,63 +98,40 @@ class AnswerLog:
         self._offsets[question.key] = self._log.append(value)
 
     def prediction(self, sample: Sample, model: str) -> Prediction | None:
-        """Return the joined answers, None if one is missing."""
-        questions = list(self.questions([sample], model))
-        if any(question.key not in self._offsets for question in questions):
-            return None
-        values = [self._log.value(self._offsets[question.key]) for question in questions]
-        answers = [answer_from_json(value["answer"]) for value in values]
+        """Return the joined answers, None if one is missing.
+
+        Instances of a request with one phrase are of that phrase, whatever the model calls them.
+        """
+        items: list[Item] = []
+        values = []
+        answers = []
+        for question in self.questions([sample], model):
+            if question.key not in self._offsets:
+                return None
+            value = self._log.value(self._offsets[question.key])
+            values.append(value)
+            answer = answer_from_json(value["answer"])
+            answers.append(answer)
+            phrase = question.parameters.phrase
+            for item in items_of(answer.result):
+                if isinstance(item, Instance) and phrase is not None:
+                    item = replace(item, label=phrase)
+                items.append(item)
+        text: str | None = None
+        match answers[0].result:
+            case TextResult():
+                text = answers[0].result.text
+            case TextRegionsResult(regions):
+                text = "\n".join(region.text for region in regions)
         return Prediction(
-            tuple(
-                item
-                for q, answer in zip(questions, answers, strict=True)
-                for item in _items(q.parameters, answer)
-            ),
-            _text(answers[0]),
+            tuple(items),
+            text,
             answers[0].image,
             sum(value["latency_s"] for value in values),
             sum(value["latency_s"] / value["concurrency"] for value in values),
             sum(answer.usage.generated_tokens for answer in answers),
             any(answer.calibrated for answer in answers),
         )
-
-    def close(self) -> None:
-        self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _key(self, image: ImageFile, parameters: TaskParameters, model: str) -> int:
-        fields = {"task": self.task, "model": model, **given_fields(parameters, self.options)}
-        text = json.dumps([asdict(image), fields], sort_keys=True)
-        return int.from_bytes(blake2b(text.encode(), digest_size=_KEY_BYTES).digest())
-
-
-def _items(parameters: TaskParameters, answer: Answer) -> tuple[Item, ...]:
-    """Return the objects.
-
-    Those of a request with one phrase are of that phrase, whatever the model calls them.
-    """
-    items = items_of(answer.result)
-    phrase = parameters.phrase
-    if phrase is None:
-        return items
-    return tuple(
-        replace(item, label=phrase) if isinstance(item, Instance) else item for item in items
-    )
-
-
-def _text(answer: Answer) -> str | None:
-    """Return the text of an answer; text regions are joined in their order."""
-    match answer.result:
-        case TextResult(text):
-            return text
-        case TextRegionsResult(regions):
-            return "\n".join(region.text for region in regions)
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +162,9 @@ class Asker:
             advance()
 
         def fail(question: Question, error: Exception) -> None:
-            parameters = given_fields(question.parameters, AnswerOptions())
-            self.failures.append(
-                {"image": question.sample.image.name, "model": model, **parameters}, error
-            )
+            given = given_fields(question.parameters, AnswerOptions())
+            request = {"image": question.sample.image.name, "model": model, **given}
+            self.failures.append(request, error)
             advance()
 
         await send_all(self.log.unanswered(samples, model), send, fail, self.concurrency)

@@ -1,11 +1,10 @@
-"""The questions about each image of a dataset for a task, with the true answer where the labels
-have one.
+"""The requests about each image of a dataset for a task, with the true answer if there is one.
 
 Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an
 automobile as one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,10 +56,8 @@ class Sample:
     def title(self) -> str:
         """Return the image's name with the question or the region, if there is one."""
         first = self.requests[0]
-        detail = first.question or (
-            first.region and ", ".join(f"{edge:.0f}" for edge in first.region)
-        )
-        return f"{self.image.name} | {detail}" if detail else self.image.name
+        region = ", ".join(f"{edge:.0f}" for edge in first.region or ())
+        return " | ".join(filter(None, (self.image.name, first.question or region)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +71,11 @@ class Prompts:
 
     def names(self, classes: Sequence[str]) -> "ClassNames":
         """Return the classes by all of their names."""
-        pairs = (
-            (name, label) for label in classes for name in (label, *self.of_label.get(label, ()))
-        )
-        return ClassNames(tuple(classes), {name.casefold(): label for name, label in pairs})
+        class_of = {}
+        for label in classes:
+            for name in (label, *self.of_label.get(label, ())):
+                class_of[name.casefold()] = label
+        return ClassNames(tuple(classes), class_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +97,10 @@ def read_prompts(path: Path) -> Prompts:
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise RunError(f'{path}: expected lines like `car: "car, automobile"`')
-    split = {
-        str(label): tuple(part.strip() for part in str(value).split(",") if part.strip())
-        for label, value in document.items()
-    }
+    split = {}
+    for label, value in document.items():
+        names = map(str.strip, str(value).split(","))
+        split[str(label)] = tuple(filter(None, names))
     if empty := [label for label, names in split.items() if not names]:
         raise RunError(f"{path}: no prompt for {', '.join(empty)}")
     return Prompts(split)
@@ -110,9 +108,7 @@ def read_prompts(path: Path) -> Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Questionnaire:
-    """A task over a dataset: `given` are the parameters of the command, which the dataset's labels
-    complete.
-    """
+    """A task over a dataset: its labels complete `given`, the parameters of the command."""
 
     task: str
     given: TaskParameters
@@ -121,17 +117,12 @@ class Questionnaire:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return the classes that count: those of the command's labels, else those of the
-        dataset.
-        """
+        """Return the classes of the command's labels, else those of the dataset."""
         if self.task in _WITHOUT_LABELS:
             return (ANY_OBJECT,)
         class_of = self.prompts.names(self.dataset_classes).class_of
-        given = self.given.labels or ()
-        return (
-            tuple(dict.fromkeys(class_of.get(each.casefold(), each) for each in given))
-            or self.dataset_classes
-        )
+        given = [class_of.get(each.casefold(), each) for each in self.given.labels or ()]
+        return tuple(dict.fromkeys(given)) or self.dataset_classes
 
     @property
     def names(self) -> ClassNames:
@@ -144,41 +135,38 @@ class Questionnaire:
 
     def samples_of(self, labelled: LabelledImage) -> Iterator[Sample]:
         """Yield one sample, or one for each question."""
-        image = labelled.image
+        if self.task == "visual_question_answering" and labelled.questions:
+            for each in labelled.questions:
+                asked = replace(self.given, question=each.question)
+                truth = TextsTruth(each.answers) if each.answers else None
+                yield Sample(labelled.image, (asked,), truth)
+        else:
+            requests, truth_of_all = self._requests(labelled)
+            yield Sample(labelled.image, tuple(requests), truth_of_all)
+
+    def _requests(self, labelled: LabelledImage) -> tuple[Iterable[TaskParameters], Truth | None]:
         given = self.given
+        phrases = tuple(dict.fromkeys(each.phrase for each in labelled.phrases))
         match self.task:
-            case "visual_question_answering" if labelled.questions:
-                for each in labelled.questions:
-                    asked = replace(given, question=each.question)
-                    yield Sample(
-                        image, (asked,), TextsTruth(each.answers) if each.answers else None
-                    )
-            case "phrase_grounding" if labelled.phrases:
-                phrases = tuple(dict.fromkeys(each.phrase for each in labelled.phrases))
-                requests = tuple(replace(given, phrases=some) for some in _chunks(phrases))
-                yield Sample(image, requests, _phrases(labelled))
-            case "instance_segmentation" if labelled.phrases:
-                phrases = tuple(dict.fromkeys(each.phrase for each in labelled.phrases))
-                requests = tuple(replace(given, phrase=phrase) for phrase in phrases)
-                yield Sample(image, requests, _phrases(labelled))
+            case "phrase_grounding" if phrases:
+                some = _chunks(phrases)
+                return (replace(given, phrases=each) for each in some), _phrases(labelled)
+            case "instance_segmentation" if phrases:
+                return (replace(given, phrase=each) for each in phrases), _phrases(labelled)
             case "instance_segmentation" if labelled.objects is not None and given.phrase is None:
-                requests = tuple(
-                    replace(given, phrase=self.prompts.asked(label)) for label in self.classes
-                )
-                yield Sample(image, requests, self._objects(labelled))
+                asked = map(self.prompts.asked, self.classes)
+                return (replace(given, phrase=each) for each in asked), self._objects(labelled)
             case "open_vocabulary_detection" if self.classes:
-                labels = tuple(map(self.prompts.asked, self.classes))
-                requests = tuple(replace(given, labels=some) for some in _chunks(labels))
-                yield Sample(image, requests, self._objects(labelled))
+                some = _chunks(tuple(map(self.prompts.asked, self.classes)))
+                return (replace(given, labels=each) for each in some), self._objects(labelled)
             case "object_detection" | "region_proposal":
-                yield Sample(image, (given,), self._objects(labelled))
+                return (given,), self._objects(labelled)
             case "captioning" if labelled.captions:
-                yield Sample(image, (given,), TextsTruth(labelled.captions))
+                return (given,), TextsTruth(labelled.captions)
             case "ocr" | "ocr_with_regions" | "region_description" if labelled.text is not None:
-                asked = given if labelled.region is None else replace(given, region=labelled.region)
-                yield Sample(image, (asked,), TextsTruth((labelled.text,)))
-            case _:
-                yield Sample(image, (given,), None)
+                region = given.region if labelled.region is None else labelled.region
+                return (replace(given, region=region),), TextsTruth((labelled.text,))
+        return (given,), None
 
     def _objects(self, labelled: LabelledImage) -> ObjectsTruth | None:
         """Return the objects of the classes that count."""

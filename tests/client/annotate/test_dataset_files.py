@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
-from diptych_client.annotate import DatasetFormat, Job, check_format, write_dataset
-from diptych_client.annotate.dataset import class_indices
-from diptych_client.annotate.job import ImageFile
+from diptych_client.annotate.dataset_files import (
+    DatasetFormat,
+    check_format,
+    class_indices,
+    write_dataset,
+)
+from diptych_client.annotate.job import ImageFile, Job
 from diptych_client.long_runs import RunError
 from diptych_client.transports.rest_messages import answer_from_json
 from tests.support.client_answers import DETECTIONS, TEXT, record
