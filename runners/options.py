@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runners.artifacts.adapter_folder import AdapterLimits
-from runners.artifacts.devices import DeviceSetting, may_have_cuda
-from runners.artifacts.manifest import Device
-from runners.artifacts.precision import WantedPrecision
-from runners.telemetry.tracing import TraceOptions
+from wire.artifacts.adapter_folder import AdapterLimits
+from wire.artifacts.devices import DeviceSetting, may_have_cuda
+from wire.artifacts.manifest import Device
+from wire.artifacts.part_precision import WantedPrecision
+from wire.telemetry.tracing import TraceOptions
 
 _CUDA_POSITIONS = 1024  # for prompt and answer
 # On a CPU a batch takes as long as its images one by one: a large one only delays its first image.

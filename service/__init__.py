@@ -1,5 +1,6 @@
 """The gateway: HTTP and gRPC interfaces, admission, images, and calls of the runners, which hold
 the models.
 
-It composes `tasks` (prompts and parsers), `imaging` (pixels) and `runners` (tensors).
+It composes `tasks` (prompts and parsers), `imaging` (pixels) and `wire` (calls to runners), and
+starts `runners`.
 """

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from runners.artifacts.devices import DeviceSetting, model_device
-from runners.artifacts.precision import WantedPrecision
 from service.images.url_rules import AllowedHost
 from service.setting_urls import check_http_url, check_store_url, split_runner_url
 from service.telemetry.logs import LogFormat
+from wire.artifacts.devices import DeviceSetting, model_device
+from wire.artifacts.part_precision import WantedPrecision
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000

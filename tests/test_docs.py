@@ -20,7 +20,9 @@ from tests.support.dashboard import DASHBOARD
 from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
 
-FOLDERS = "service|runners|tasks|export|offline|client|loadtest|models|deploy|docs|tests"
+FOLDERS = (
+    "service|runners|wire|imaging|tasks|export|offline|client|loadtest|models|deploy|docs|tests"
+)
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 OPERATIONS = TEXTS["docs/operations.md"]
 README = TEXTS["README.md"]
@@ -135,7 +137,8 @@ def test_the_tree_of_the_readme_has_every_folder() -> None:
     packages = {
         path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/*/__init__.py")
     }
-    shown = {name for name in packages if name.split("/")[0] in ("service", "runners", "tasks")}
+    trees = ("service", "runners", "wire", "tasks")
+    shown = {name for name in packages if name.split("/")[0] in trees}
     assert shown - named - {"service/rpc/proto"} == set()
 
 

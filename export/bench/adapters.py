@@ -22,12 +22,12 @@ from torch import Tensor
 from export.artifacts.checkpoint_tensors import CheckpointTensors
 from export.artifacts.decoder_weights import write_decoder_weights
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
-from runners.artifacts.adapter_folder import DOWN, UP
-from runners.artifacts.manifest import DECODER_FILE, Family
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
+from wire.artifacts.adapter_folder import DOWN, UP
+from wire.artifacts.manifest import DECODER_FILE, Family
 
 _ALL_LAYERS = 100
 _NUM_STEPS = 40

@@ -24,10 +24,10 @@ from contextlib import asynccontextmanager, nullcontext
 import aiohttp
 import numpy as np
 
-from runners.artifacts.manifest import read_manifest
-from runners.artifacts.store import artifact_folder
-from runners.transport.messages import WriteCall
-from runners.transport.pixels import IMAGE_KEY_HEADER, Pixels, body_of
+from wire.artifacts.manifest import read_manifest
+from wire.artifacts.model_store import artifact_folder
+from wire.pixels import IMAGE_KEY_HEADER, Pixels, body_of
+from wire.runner_messages import WriteCall
 
 CLIENTS = (1, 4, 16)
 _BURST = 64

@@ -21,8 +21,6 @@ from PIL import Image
 from export.checkpoints.jobs import CATALOG_FILE
 from export.evaluation import evaluation_scene
 from export.scenes import question_prompts, questions, render_scene
-from runners.artifacts.manifest import read_manifest
-from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
@@ -30,11 +28,13 @@ from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
-from runners.transport.messages import SequenceSpec
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
+from wire.artifacts.manifest import read_manifest
+from wire.artifacts.model_store import artifact_folder
+from wire.runner_messages import SequenceSpec
 
 _TASK_IDS = ("open_vocabulary_detection", "phrase_grounding")
 # Clients, and how often they send every request: 16 soon have no more to send.

@@ -29,8 +29,8 @@ from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from export.checks.reference import load_processor
 from imaging.files import resize
 from imaging.local_files import read_image
-from runners.artifacts.manifest import Precision, vision_encoder_file
 from runners.encoder.session import VisionEncoder
+from wire.artifacts.manifest import Precision, vision_encoder_file
 
 _PRECISIONS: tuple[Precision, ...] = ("int8", "float32")
 

@@ -32,15 +32,12 @@ from export.scenes import questions, render_scene
 from export.scenes.questions import joined, with_article
 from export.scenes.scoring import Tally, match_boxes
 from export.scenes.truth import DetectionsTruth
-from runners.artifacts.manifest import read_manifest
-from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request, to_written
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
-from runners.transport.messages import SequenceSpec
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText
@@ -49,6 +46,9 @@ from tasks.parsing import without_article
 from tasks.prompts import Prompt
 from tasks.results import DetectionsResult
 from tasks.table import TASKS
+from wire.artifacts.manifest import read_manifest
+from wire.artifacts.model_store import artifact_folder
+from wire.runner_messages import SequenceSpec
 
 Way = Literal["one prompt", "one prompt each"]
 _WAYS: tuple[Way, ...] = ("one prompt", "one prompt each")

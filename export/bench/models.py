@@ -19,8 +19,8 @@ from export.checkpoints.random_weights import write_random_checkpoint
 from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
-from runners.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 from tasks.catalog import CatalogEntry, load_catalog
+from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
 Scale = Literal["embedded", "base"]
 

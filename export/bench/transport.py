@@ -1,6 +1,6 @@
 """How pixels reach a runner of the same host faster: `python -m export.bench.transport`.
 
-A server in its own process reads calls as a runner does (runners/transport/pixels.py), on a socket.
+A server in its own process reads calls as a runner does (wire/pixels.py), on a socket.
 Each way is timed in turn: pixels in the request's body, and in a memfd that the call names.
 """
 
@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from runners.transport.messages import WriteCall
-from runners.transport.pixels import MESSAGE_BYTES_HEADER, Pixels, body_of, in_memory, read_call
+from wire.pixels import MESSAGE_BYTES_HEADER, Pixels, body_of, in_memory, read_call
+from wire.runner_messages import WriteCall
 
 SIDES_PX = (192, 224, 448, 768, 896)
 _NUM_CALLS = 200

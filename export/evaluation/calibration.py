@@ -21,7 +21,7 @@ from export.evaluation import CONDITIONS
 from export.evaluation.client import offered_tasks
 from export.evaluation.coco_scenes import write_coco_scenes
 from export.evaluation.service_process import run_diptych, service_process
-from runners.artifacts.manifest import CALIBRATION_FILE
+from wire.artifacts.manifest import CALIBRATION_FILE
 
 CALIBRATED_TASKS = ("object_detection", "open_vocabulary_detection", "region_proposal")
 SCENE_CONDITIONS = ("plain", "blurred", "40px", "22px")

@@ -4,7 +4,7 @@ repeating text.
 
 from collections.abc import Callable
 
-from runners.transport.messages import Outcome, SequenceEnd, TextPiece, Written
+from wire.runner_messages import Outcome, SequenceEnd, TextPiece, Written
 
 OnText = Callable[[str], None]
 

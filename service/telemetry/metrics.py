@@ -1,5 +1,5 @@
 """Prometheus metrics of requests by model and task; runners have their own
-(runners/telemetry/metrics.py).
+(wire/telemetry/runner_metrics.py).
 """
 
 from prometheus_client import Counter, Gauge, Histogram

@@ -18,14 +18,14 @@ from offline.attempts import Attempt
 from offline.output import Output
 from offline.rows import Row, RowError
 from offline.shards import FilesShard, InputImage, Unreadable
-from runners.transport.messages import Failed, Outcome, SequenceSpec
 from service.inference.request_fields import GenerationFields, parse_fields
-from service.runner_client.client import RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
 from tests.offline.test_output import JOB
 from tests.support.catalog import FLORENCE
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.fake_service import FLORENCE_ANSWERS, PNG, served
+from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 SETTINGS = Settings(decoder_max_batch_size=2, max_decoded_images=2)
 NUM_PLACES = 4  # two for each slot

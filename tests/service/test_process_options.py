@@ -2,10 +2,10 @@
 
 import pytest
 
-from runners.artifacts.adapter_folder import AdapterLimits
 from service.environment import read_settings
 from service.process_options import max_running, max_slots, runner_options
 from tests.support.catalog import FLORENCE, PALIGEMMA
+from wire.artifacts.adapter_folder import AdapterLimits
 
 ENTRIES = (FLORENCE, PALIGEMMA)
 

@@ -30,14 +30,15 @@ from service.http.middleware import SecurityHeaders, TracedRequests
 from service.http_app import rest_app
 from service.inference.core import Core, CoreLimits
 from service.inference.served_models import ServedModels
-from service.runner_client.client import RunnerChannel, RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
 from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_service import PNG, served
+from wire.http_channel import HttpChannel
 
 _FIRST_INSTRUCTIONS = 8  # bytes of code before the body: a frame that is further on is resumed
 _INLINE = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")  # read where they stand
-FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "imaging", "tasks"))
+FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "wire", "imaging", "tasks"))
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ async def request_path() -> RequestPath:
     path = RequestPath()
     model = served(FLORENCE)
     async with TestServer(simulated_runner()) as server:
-        channel = RunnerChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
+        channel = HttpChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
         runner = RunnerClient(model.id, channel)
         boundary = RestBoundary(Settings())
         limits = CoreLimits(

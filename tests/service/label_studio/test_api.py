@@ -7,7 +7,6 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from runners.transport.messages import Failed
 from tests.support.api_keys import api_keys
 from tests.support.export_cli import ROOT
 from tests.support.fake_runners import FakeDecoder
@@ -22,6 +21,7 @@ from tests.support.fake_service import (
 )
 from tests.support.label_studio_config import basic_auth, brush_pixels, labelled, view
 from tests.support.rest_client import Client, client, error_of
+from wire.runner_messages import Failed
 
 PATH = "/integrations/label-studio"
 VERSIONS = [f"{FLORENCE_ID}@00000000", f"{PALIGEMMA_ID}@00000000"]
