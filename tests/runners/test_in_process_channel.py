@@ -1,50 +1,18 @@
-"""The runner in the process of an actor: batches of the encoder, and the builds that it refuses."""
+"""The channel to a model of the same process: batches of the encoder, and a gateway over it."""
 
 import asyncio
 import json
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from runners.in_process_channel import EncoderBatcher
-from tests.support.export_cli import ModelStore
-from tests.support.offline_runs import write_scenes
+from tests.support.export_cli import ROOT, ModelStore
+from tests.support.server_sent_events import parse_events
 from wire.runner_messages import EncodedImage, ImageToEncode
 
 MODEL = "florence-2-mini"
-# A runner watches, and may end, the process that holds it: these run in one of their own.
-OTHER_BUILDS = """
-import os
-from dataclasses import replace
-from offline.answering import load_model
-from runners.in_process_channel import InProcessChannel
-from offline.job import Build, Job
-from wire.artifacts.manifest import ArtifactError
-from service.inference.served_models import load_served_models, served_entries
-from service.process_options import runner_options
-from service.environment import read_settings
-
-settings = read_settings({"DIPTYCH_MODELS": "florence-2-mini"})
-model = load_served_models(settings)["florence-2-mini"]
-build = Build.of(model, "object_detection", settings)
-assert build.calibration != Build.of(model, "captioning", settings).calibration
-
-def refused(load):
-    try:
-        load()
-    except ArtifactError as error:
-        print(error, flush=True)
-
-for name in ("build_key", "precision", "calibration"):
-    job = Job(replace(build, **{name: "theirs"}), {"task": "object_detection"}, "jsonl", 1, 1, "")
-    refused(lambda: load_model(job, settings))
-options = runner_options(model.id, settings, served_entries(settings))
-theirs = replace(model.manifest, build_key="theirs")
-refused(lambda: InProcessChannel(theirs, options).load())
-os._exit(0)
-"""
+SCENE = ROOT / "service" / "web" / "samples" / "scene.png"
 
 
 @dataclass(slots=True)
@@ -102,27 +70,21 @@ def test_an_image_that_comes_after_a_pause_is_encoded_too() -> None:
     assert encoder.batches == [["0"], ["1"]]
 
 
-def test_another_build_than_the_jobs_is_refused_with_both(exported: ModelStore) -> None:
-    run = exported.python("-c", OTHER_BUILDS)
-    assert run.returncode == 0, run.stderr
-    key, precision, calibration, reloaded = run.stdout.splitlines()
-    ours = json.loads((exported.newest(MODEL) / "manifest.json").read_text())["build_key"]
-    assert f'another build than the job (build_key: "theirs", now "{ours}")' in key
-    assert re.search(r'\(precision: "theirs", now "(encoder \w+, decoder )?\w+"\)', precision)
-    assert re.search(r'\(calibration: "theirs", now "[0-9a-f]{64}"\)', calibration)
-    assert reloaded.endswith(f"exported again while they were loaded: theirs, now {ours}")
-
-
-def test_an_image_that_was_answered_before_is_encoded_again(
-    exported: ModelStore, tmp_path: Path
+def test_a_gateway_answers_without_processes_and_refuses_another_build(
+    exported: ModelStore,
 ) -> None:
-    (scene,) = write_scenes(tmp_path / "scenes", 1).iterdir()
-    # More than there are places: the last calls come after the first features are gone.
-    run = exported.python(
-        "-m", "tests.support.offline_answers", MODEL, "captioning", *[str(scene)] * 100
-    )
+    run = exported.python("-m", "tests.support.gateway_without_processes", MODEL, str(SCENE))
     assert run.returncode == 0, run.stderr
-    rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(rows) == 100
-    assert [row["error"] for row in rows] == [None] * 100
-    assert len({row["raw_text"] for row in rows}) == 1
+    found = json.loads(run.stdout)
+    body = found["body"]
+    assert {each["label"] for each in body["result"]["detections"]} == {"triangle", "circle"}
+    assert body["vision_cache"] == "miss"
+    *tokens, (name, end) = parse_events(found["stream"])
+    assert "".join(token["text"] for _, token in tokens) == body["raw_text"]
+    assert name == "result"
+    assert end["result"] == body["result"]
+    assert end["vision_cache"] == "hit"
+    assert found["adapters"] == {"loaded": [], "refused": {}}
+    assert found["is_ready"]
+    ours = found["build_key"]
+    assert found["refusal"].endswith(f"exported again while they were loaded: theirs, now {ours}")

@@ -91,48 +91,6 @@ def test_the_factor_follows_rank_alpha_and_their_patterns(
     assert torch.allclose(tensors[f"{LAYER}.up"], torch.full((OUT, rank), factor))
 
 
-def nested(depth: int) -> list[Any]:
-    inner: list[Any] = []
-    for _ in range(depth):
-        inner = [inner]
-    return inner
-
-
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"bias": "all"}, "bias is 'all'"),
-        ({"use_dora": True}, "use_dora is True"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
-        ({"a_later_option": 3}, "a_later_option is 3"),
-        ({"r": "two"}, "r is 'two', which is not supported; it must be a whole number of 1 to 16"),
-        ({"r": 17}, "r is 17, which is not supported; it must be a whole number of 1 to 16"),
-        ({"r": 0}, "r is 0, "),
-        ({"r": True}, "r is True, "),
-        ({"r": None}, "r is None, "),
-        ({"rank_pattern": {"k_proj": 200_000}}, "rank_pattern is 200000, "),
-        ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\], .* a mapping by patterns"),
-        (
-            {"alpha_pattern": {"(?=q)": 1}},
-            r"alpha_pattern has the pattern '\(\?=q\)', which is not supported",
-        ),
-        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern is '8', .* a number of at most 1e"),
-        ({"lora_alpha": math.nan}, "lora_alpha is nan, "),
-        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
-        ({"use_rslora": "false"}, "use_rslora is 'false', .* true or false"),
-        ({"modules_to_save": "norm"}, "modules_to_save is 'norm', .* 100 names at most"),
-        ({"modules_to_save": ["norm"] * 101}, "modules_to_save is .* 100 names at most"),
-        ({"target_parameters": nested(900)}, r"target_parameters is \[{7}\.\.\.\]"),
-    ],
-    ids=lambda value: str(value)[:60],
-)
-def test_an_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], named: str) -> None:
-    with pytest.raises(AdapterError, match=named):
-        converted(tmp_path, pair(LAYER), **config)
-
-
 @pytest.mark.parametrize(
     ("tensors", "named"),
     [
