@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _CLIENT = "offline"  # the only one; it may have all places of the decoder of images but one
 _UNBOUNDED = 1_000_000  # sequences queued: the places bound the images
 _IMAGES_PER_SLOT = 2
-_MAX_DEATHS = 2  # of workers, alone with one image
+_MAX_DEATHS = 2  # workers that died at the same image
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class Attempt:
     """
 
     output: Output
-    index: int  # of the shard
+    index: int  # the shard
     number: int = 1
     deaths: Counter[int] = field(default_factory=Counter)
 

@@ -84,7 +84,8 @@ def _arrow_file_system(uri: str) -> tuple[AbstractFileSystem, str]:
 
 def is_within(uri: str, folder: str) -> bool:
     """Return True if both are in one file system, and `uri` in `folder` or the same."""
-    (files, path), (others, folder_path) = file_system(uri), file_system(folder)
+    files, path = file_system(uri)
+    others, folder_path = file_system(folder)
     return type(files) is type(others) and f"{path}/".startswith(f"{folder_path.rstrip('/')}/")
 
 

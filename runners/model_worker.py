@@ -37,7 +37,7 @@ from wire.runner_messages import (
 _NOT_PENDING = EncodedImage(
     encode_s=0.0, failed=Failed(code="internal", message="no pending call has this image")
 )
-_NO_FEATURES = FoundFeatures(outcome="miss")  # of a call whose image failed
+_NO_FEATURES = FoundFeatures(outcome="miss")  # the image of the call failed
 
 
 class ModelWorker:

@@ -29,7 +29,7 @@ class Watchdog:
         self._name = name
         self._limit_s = limit_s
         self._now = now
-        self._started_s: float | None = None  # of the current iteration
+        self._started_s: float | None = None  # the current iteration
         self._is_reported = False
 
     @contextmanager

@@ -47,7 +47,7 @@ class SequenceSpec(BaseModel):
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    # of the answer, in Lark (runners/tokens/constraints.py); None: unconstrained
+    # Lark (runners/tokens/constraints.py) that the answer must match; None: unconstrained
     grammar: str | None = None
     adapter: str | None = None  # the build key of its artifacts; None: the base model
     timeout_s: float  # until the end of the sequence, queueing included
@@ -82,7 +82,7 @@ Outcome = Annotated[Written | Failed, Field(discriminator="kind")]
 class EncodedImage(BaseModel):
     """The outcome of one image of an encoder batch; its features stay in the runner."""
 
-    encode_s: float  # of the whole batch
+    encode_s: float  # the whole batch
     failed: Failed | None = None
 
 
@@ -99,7 +99,7 @@ class FoundFeatures(BaseModel):
 
     kind: Literal["features"] = "features"
     outcome: CacheOutcome
-    encode_s: float = 0.0  # of the whole batch; 0 unless `outcome` is miss
+    encode_s: float = 0.0  # the whole batch; 0 unless `outcome` is miss
     queue_s: float = 0.0  # waiting for the encoder
 
 
@@ -114,7 +114,7 @@ class TextPiece(BaseModel):
     """New text of a live sequence; characters and control tokens are never split."""
 
     kind: Literal["piece"] = "piece"
-    index: int  # of the sequence
+    index: int  # the sequence
     text: str
 
 
@@ -134,5 +134,5 @@ class AdapterStates(BaseModel):
     """The response of `/adapters`: the build keys of a runner's adapters."""
 
     loaded: frozenset[str]
-    # of those that the runner has found and cannot serve: the reason by key
+    # reasons by key of adapters that the runner has found and cannot serve
     refused: dict[str, str]

@@ -80,10 +80,10 @@ class HotAdapters:
         self._call_timeout_s = call_timeout_s
         self._read_timeout_s = read_timeout_s
         self._now = now
-        # of the current versions; None: of another base
+        # build keys of the current versions; None: an adapter of another base
         self._keys: dict[AdapterFolder, str | None] = {}
-        self._added: dict[str, float | None] = {}  # by key: the time since when its folder is gone
-        self._refused: dict[str, str] = {}  # by key: the reason
+        self._added: dict[str, float | None] = {}  # keys: the time when the folder was gone
+        self._refused: dict[str, str] = {}  # keys: the reason
         self._without_room: set[str] = set()  # keys that are tried again when another is freed
 
     @property

@@ -16,15 +16,15 @@ import re2
 from wire.artifacts.adapter_folder import AdapterError
 
 MAX_PATTERNS = 1_000
-MAX_PATTERN_CHARS = 500  # of one
-# of all patterns of one key: a pattern for each layer of the largest models takes 30,000
+MAX_PATTERN_CHARS = 500  # one pattern
+# All patterns of one key: one for each layer of the largest models takes 30,000.
 MAX_ALL_CHARS = 65_536
 
 _ALLOWED = "letters, digits, _ - . ^ $ | * + ?, groups ( ) and (?: ), sets [ ], and \\. \\- \\d \\w"
 _READ_ALIKE = re.compile(
     r"(?:[\w.^$|)*+?-]|\\[.dw-]|\((?:\?:|(?!\?))|\[\^?(?:[\w.-]|\\[.dw-])+\])*", re.ASCII
 )
-_MAX_MEMORY_BYTES = 1 << 18  # of one compiled pattern
+_MAX_MEMORY_BYTES = 1 << 18  # one compiled pattern
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ _NOT_ADAPTED = ("embed_tokens", "embed_positions", "lm_head", "shared")
 
 _MAX_TENSORS = 2_048  # PaliGemma 10B has 912 of all its linear layers
 _MAX_NAME_CHARS = 300
-_MAX_HEADER_BYTES = 1_000_000  # of a safetensors file
+_MAX_HEADER_BYTES = 1_000_000
 _HEADER_LENGTH_BYTES = 8  # before the header, little-endian
 _FLOAT32_BYTES = 4
 
@@ -54,7 +54,7 @@ _FLOAT32_BYTES = 4
 class Product:
     """A product of two small matrices that is added to the weight of a layer."""
 
-    layer: str  # as the file names it
+    layer: str  # its name in the file
     rank: int  # R, as the configuration has it
     down: Tensor  # float32 (R, in), of a convolution (R, in, H, W)
     up: Tensor  # float32 (out, R), of a convolution (out, R, 1, 1), with the factor
@@ -104,7 +104,7 @@ class VisionPart:
 class AdapterParts:
     """All weights that an adapter changes."""
 
-    # of a runner's adapter file: two float32 matrices for each layer
+    # the tensors of a runner's adapter file: two float32 matrices for each layer
     language: Mapping[str, Tensor]
     vision: VisionPart
 
@@ -136,22 +136,18 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
     """
     config = PeftConfig.read(folder, limits.max_rank)
     path = folder / WEIGHTS_FILE
-    (pairs, saved), shapes = _read_tensors(path, limits.max_bytes), _shapes(base_decoder)
+    pairs, saved = _read_tensors(path, limits.max_bytes)
+    shapes = _shapes(base_decoder)
     language = dict[str, Tensor]()
     products = dict[str, Product]()
     for layer, sides in pairs.items():
-        if sides.keys() != {"A", "B"}:
-            raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
-        vision_name = _vision_name(layer)
-        rank = config.rank_of(layer)
-        up = (sides["B"].float() * config.factor_of(layer, rank)).contiguous()
-        product = Product(layer, rank, sides["A"].float().contiguous(), up)
-        if vision_name is not None:
+        product = _product(path, layer, sides, config)
+        if (vision_name := _vision_name(layer)) is not None:
             products[f"{vision_name}.weight"] = product
-        else:
-            own_name = _language_name(layer)
-            product.check(shapes.get(f"{own_name}.weight"))
-            language |= {own_name + DOWN: product.down, own_name + UP: product.up}
+            continue
+        own_name = _language_name(layer)
+        product.check(shapes.get(f"{own_name}.weight"))
+        language |= {own_name + DOWN: product.down, own_name + UP: product.up}
     vision = VisionPart(products, _replaced(path, saved, config.saved_modules))
     if not language and not vision.weights:
         raise AdapterError(f"{path} adapts no layer")
@@ -160,6 +156,14 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
             f"{path} has both a product for {both[0]} and the weight itself; only one is supported"
         )
     return AdapterParts(language, vision)
+
+
+def _product(path: Path, layer: str, sides: Mapping[str, Tensor], config: PeftConfig) -> Product:
+    if sides.keys() != {"A", "B"}:
+        raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
+    rank = config.rank_of(layer)
+    up = sides["B"].float() * config.factor_of(layer, rank)
+    return Product(layer, rank, sides["A"].float().contiguous(), up.contiguous())
 
 
 def _read_tensors(

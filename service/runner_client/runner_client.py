@@ -50,10 +50,10 @@ class WrittenAnswers:
     """Written sequences of one request, and the seconds of each stage."""
 
     sequences: tuple[Written, ...]
-    text: str  # of all sequences, one line each
+    text: str  # one line for each sequence
     finish_reason: FinishReason  # `length` if any sequence was truncated
     num_prompt_tokens: int  # without image tokens
-    num_generated_tokens: int  # with start and end tokens
+    num_generated_tokens: int  # start and end tokens included
     features: FoundFeatures
     preprocess_s: float  # decoding and resizing; 0 where the runner had the features
     queue_s: float  # for slots, and transport

@@ -1,5 +1,6 @@
 import io
 import tarfile
+from operator import attrgetter
 from pathlib import Path
 
 import fsspec
@@ -8,17 +9,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from offline.filesystems import InputError
-from offline.shards import Shard, Unreadable, digest_of, images_of, plan_shards
+from offline.shards import InputImage, Shard, Unreadable, digest_of, images_of, plan_shards
 
 COLUMN = "image"
 
 
 def read(shards: tuple[Shard, ...]) -> list[list[tuple[str, bytes]]]:
-    return [[(image.key, image.read()) for image in images_of(shard)] for shard in shards]
+    return [list(map(content, images_of(shard))) for shard in shards]
+
+
+def content(image: InputImage) -> tuple[str, bytes]:
+    return image.key, image.read()
 
 
 def keys(shards: tuple[Shard, ...]) -> list[list[str]]:
-    return [[image.key for image in images_of(shard)] for shard in shards]
+    return [list(map(attrgetter("key"), images_of(shard))) for shard in shards]
 
 
 @pytest.fixture
@@ -51,9 +56,8 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
 def test_a_folder_is_its_images_by_path_in_shards_of_the_size(folder: Path) -> None:
     shards = plan_shards([str(folder)], COLUMN, 2)
     names = ["a.jpg", "b.JPEG", "d.jpg", "deep/c.webp", "e.png"]
-    assert keys(shards) == [
-        [str(folder / name) for name in names[start : start + 2]] for start in (0, 2, 4)
-    ]
+    paths = [str(folder / name) for name in names]
+    assert keys(shards) == [paths[:2], paths[2:4], paths[4:]]
     assert [data.decode() for shard in read(shards) for _, data in shard] == names
 
 

@@ -31,12 +31,13 @@ from wire.artifacts.manifest import ArtifactError, Manifest
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
+CONFIG_FILE = "adapter_config.json"  # PEFT's name
+WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 ENTRY_FILE = "diptych.yaml"
 # after the name of a layer: the matrices of an adapter as runners load them
 DOWN = ".down"
 UP = ".up"
-MAX_ADAPTERS = 64  # of one base
+MAX_ADAPTERS = 64  # per base
 SCAN_EVERY_S = 1.0
 MAX_CONFIG_BYTES = 1_000_000  # PEFT's may name every layer
 MAX_ENTRY_BYTES = 16_384
@@ -63,8 +64,8 @@ class AdapterLimits:
     """The bounds of the adapters of one base; the export has these defaults."""
 
     max_rank: int = 512
-    max_bytes: int = 1_000_000_000  # of one: the file of its weights, and its weights in float32
-    max_total_bytes: int = 4_000_000_000  # of the matrices of a folder's adapters in a runner
+    max_bytes: int = 1_000_000_000  # one adapter: its weights file, and its weights in float32
+    max_total_bytes: int = 4_000_000_000  # the matrices of a folder's adapters in a runner
 
 
 def adapter_build_key(hashes: Mapping[str, str], base_build_key: str) -> str:
@@ -144,7 +145,7 @@ class AdapterScan:
     def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
         self._now = now
-        self._seen: dict[str, AdapterFolder] = {}  # by the last scan, written or not
+        self._seen: dict[str, AdapterFolder] = {}  # found by the last scan, complete or not
         self._settled: dict[str, AdapterFolder] = {}
         self._is_readable = True
 

@@ -44,7 +44,7 @@ TOKENIZER_FILE = "tokenizer.json"
 PROCESSOR_CONFIG_FILE = "processor_config.json"
 MASK_DECODER_FILE = "mask_decoder.npz"
 ADAPTER_FILE = "adapter.safetensors"
-VISION_ENCODER_FILE = "vision_encoder.onnx"  # in float32
+VISION_ENCODER_FILE = "vision_encoder.onnx"  # float32
 CALIBRATION_FILE = "calibration.json"
 FILES_OF_GATEWAY = frozenset({MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, CALIBRATION_FILE})
 
@@ -78,8 +78,8 @@ class Manifest:
     versions: Mapping[str, str]
     files: Mapping[str, str]  # file name -> sha256, hexadecimal
     parity: Mapping[str, Any]
-    adapter_of: str | None = None  # of an adapter: the id of its base
-    # of an adapter: the build of its base that it was checked against
+    adapter_of: str | None = None  # an adapter: the id of its base
+    # an adapter: the build of its base that it was checked against
     base_build_key: str | None = None
 
     @property

@@ -4,11 +4,9 @@ It is the multiprocess mode of prometheus_client 0.26 (values.py, mmap_dict.py),
 ways:
 
 - A file belongs to a part of the service, not to a process id: a restarted part continues its
-  counters, and no file of
-  a dead process remains.
+  counters, and no file of a dead process remains.
 - Space is reserved before it is mapped: without it, a full folder in memory ends a process by
-  SIGBUS. If there is none,
-  the values stay in the memory of their process, and /metrics lacks them.
+  SIGBUS. If there is none, the values stay in the memory of their process, and /metrics lacks them.
 """
 
 import asyncio
@@ -32,8 +30,8 @@ from starlette.responses import Response
 logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_INITIAL_BYTES = 1 << 16  # as prometheus_client's
-_MAX_ENTRY_BYTES = 40  # of an entry, in addition to its key: length, padding, value, timestamp
+_INITIAL_BYTES = 1 << 16  # prometheus_client's number
+_MAX_ENTRY_BYTES = 40  # an entry without its key: length, padding, value, timestamp
 _PROCESS = ["supervisor"]  # the part that this process is
 
 

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 _PATH = "/v1/traces"
 _FLUSH_MS = 2000
-EXPORT_LOGGERS = (  # of opentelemetry-sdk and its exporter, 1.45.1: failed batches, full queue
+EXPORT_LOGGERS = (  # opentelemetry-sdk and its exporter, 1.45.1: failed batches, full queue
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
 )
