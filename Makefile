@@ -60,7 +60,7 @@ gpu-check: export
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy service runners imaging tasks export laboratory offline loadtest client deploy docs tests
+	$(VENV)/bin/mypy service runners wire imaging tasks export laboratory offline loadtest client deploy docs tests
 
 proto: $(VENV)/installed-dev
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. service/rpc/proto/*.proto

@@ -18,8 +18,8 @@ from export.checkpoints.errors import ExportError
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.progress import NUM_STEPS, Progress, silence_transformers
 from export.resources import check_host, needs_of
-from runners.artifacts.manifest import ArtifactError, Manifest
 from tasks.catalog import CatalogEntry, CatalogError
+from wire.artifacts.manifest import ArtifactError, Manifest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,13 +20,14 @@ from export.checkpoints.jobs import EXPORT_FORMAT, ROOT, ExportOptions, find_ent
 from export.checkpoints.sources import resolve_source
 from export.progress import Progress, silence_transformers
 from export.resources import needs_of
-from runners.artifacts.adapter_folder import (
+from tasks.catalog import CatalogEntry
+from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     AdapterLimits,
     adapter_build_key,
 )
-from runners.artifacts.manifest import (
+from wire.artifacts.manifest import (
     ADAPTER_FILE,
     DECODER_FILE,
     MANIFEST_FILE,
@@ -38,11 +39,10 @@ from runners.artifacts.manifest import (
     vision_encoder_file,
     write_manifest,
 )
-from runners.artifacts.store import artifact_folder
-from tasks.catalog import CatalogEntry
+from wire.artifacts.model_store import artifact_folder
 
 if TYPE_CHECKING:
-    from runners.artifacts.peft_adapter import VisionPart
+    from runners.adapters.peft_adapter import VisionPart
 
 _NUM_STEPS = 6
 
@@ -84,7 +84,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         return "up to date"
     from safetensors.torch import save_file  # imports torch, which takes seconds
 
-    from runners.artifacts.peft_adapter import read_parts
+    from runners.adapters.peft_adapter import read_parts
 
     parts = read_parts(job.folder, job.base_folder / DECODER_FILE, AdapterLimits())
     made = f"an adapter of {len(parts.language) // 2} layers of {job.base.model_id}"

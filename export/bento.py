@@ -1,5 +1,5 @@
-"""Builds the Bento that a container image is made of: service, runners, imaging, tasks and
-artifacts, as one folder.
+"""Builds the Bento that a container image is made of: service, runners, wire, imaging,
+tasks and artifacts, as one folder.
 
 python -m export.bento build/bento                      with the embedded models, as in
                                                         bentofile.yaml

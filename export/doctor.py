@@ -20,16 +20,16 @@ from typing import Literal
 from export.artifacts.store import exported_models
 from export.checkpoints.jobs import ROOT
 from export.resources import available_memory_bytes, free_disk_bytes, store_home
-from runners.artifacts.devices import decoder_device, encoder_device, has_cuda_card
-from runners.artifacts.manifest import (
+from wire.artifacts.devices import decoder_device, encoder_device, has_cuda_card
+from wire.artifacts.manifest import (
     DECODER_FILE,
     ArtifactError,
     Manifest,
     read_manifest,
     verify_files,
 )
-from runners.artifacts.manifest import vision_encoder_file as encoder_file
-from runners.artifacts.store import artifact_folder
+from wire.artifacts.manifest import vision_encoder_file as encoder_file
+from wire.artifacts.model_store import artifact_folder
 
 Verdict = Literal["ok", "warning", "failure"]
 

@@ -21,7 +21,8 @@ from export.checks.probes import Probe, ProbePlan, make_probes, plan_for
 from export.checks.reference import Reference, load_processor
 from export.progress import Progress
 from export.resources import MAX_RESIDENT_BYTES
-from runners.artifacts.manifest import (
+from tasks.catalog import CatalogEntry
+from wire.artifacts.manifest import (
     CALIBRATION_FILE,
     CONFIG_FILE,
     DECODER_FILE,
@@ -37,7 +38,6 @@ from runners.artifacts.manifest import (
     vision_encoder_file,
     write_manifest,
 )
-from tasks.catalog import CatalogEntry
 
 _COPIED_FILES = (
     TOKENIZER_FILE,

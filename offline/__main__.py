@@ -20,7 +20,6 @@ from offline.filesystems import InputError, is_within
 from offline.job import Build, Job, OutputFormat
 from offline.output import Output
 from offline.shards import Shard, digest_of, plan_shards
-from runners.artifacts.manifest import ArtifactError
 from service.environment import read_settings
 from service.errors import ServiceError
 from service.http.body import form_value
@@ -31,6 +30,7 @@ from service.process_options import process_environment
 from service.settings import PREFIX, Settings, SettingsError
 from tasks.catalog import CatalogError, load_catalog
 from tasks.parameter_kinds import MAX_COORDINATE_PX
+from wire.artifacts.manifest import ArtifactError
 
 _REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
 _COCO_KINDS = ("detections", "instances")

@@ -14,27 +14,27 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 
 from offline.attempts import Attempt
-from offline.in_process_runner import InProcessRunner
 from offline.job import Build, Job, differences
 from offline.rows import Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
-from runners.artifacts.manifest import ArtifactError
+from runners.in_process_channel import InProcessChannel
 from service.errors import ServiceError
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
 from service.inference.prediction import Answer, PredictContext, predict, task_prompts
 from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, load_served_models, served_entries
 from service.process_options import image_limits, max_slots, runner_options
-from service.runner_client.client import RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from service.schema.rendering import RESULT
 from service.settings import Settings
+from wire.artifacts.manifest import ArtifactError
 
 logger = logging.getLogger(__name__)
 
 _CLIENT = "offline"  # the only one; it may have all places of the decoder of images but one
 _UNBOUNDED = 1_000_000  # sequences queued: the places bound the images
 _IMAGES_PER_SLOT = 2
-_MAX_DEATHS = 2  # of workers, alone with one image
+_MAX_DEATHS = 2  # workers that died at the same image
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,12 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
     options = runner_options(model.runner_id, settings, served_entries(settings))
     limits = replace(options.limits, max_waiting=_UNBOUNDED)
     # Every image is new: a cache would only take memory.
-    runner = InProcessRunner(
+    channel = InProcessChannel(
         base, replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
     )
-    runner.load(settings)
+    channel.load()
     _, request = parse_fields(GenerationFields, job.fields)
-    return LoadedModel(model, RunnerClient(base.model_id, runner), request)
+    return LoadedModel(model, RunnerClient(base.model_id, channel), request)
 
 
 class Answerer:

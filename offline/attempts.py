@@ -24,7 +24,7 @@ class Attempt:
     """One attempt at a shard; `deaths` counts the workers that died alone with an image."""
 
     output: Output
-    index: int  # of the shard
+    index: int  # the shard
     number: int = 1
     deaths: Counter[int] = field(default_factory=Counter)
 

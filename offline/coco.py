@@ -13,7 +13,7 @@ from tasks.results import RunLengthMask
 from tasks.run_length import decode_mask
 
 NAME = "annotations.json"
-_UNNAMED = "object"  # of a task without labels
+_UNNAMED = "object"  # the category of a task without labels
 
 
 def write_coco(output: Output) -> None:

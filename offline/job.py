@@ -21,8 +21,8 @@ class Build:
     """Everything of a host that determines its answers: artifacts, catalog, settings."""
 
     model: str
-    build_key: str  # of the model's artifacts
-    precision: str  # of encoder and decoder
+    build_key: str  # the model's artifacts
+    precision: str  # encoder and decoder
     calibration: str | None  # hash of the task's
     template: str | None  # the catalog's own prompt for the task
     one_name_per_prompt: bool
@@ -52,7 +52,7 @@ class Job:
     """Everything that determines the rows of the output, and which shard has them."""
 
     build: Build
-    fields: Mapping[str, object]  # of the request, with the task
+    fields: Mapping[str, object]  # the request's, task included
     output_format: OutputFormat
     shard_size: int
     num_shards: int

@@ -40,7 +40,7 @@ class DoneShard:
 
     num_images: int
     num_failed: int
-    started_s: float  # on the clock of time.time(), of its host
+    started_s: float  # time.time() of its host
     ended_s: float
 
 

@@ -42,7 +42,7 @@ class Row:
     key: str
     model: str
     task: str
-    width: int | None = None  # of the upright image, px; None if its header cannot be read
+    width: int | None = None  # the upright image, px; None if its header cannot be read
     height: int | None = None
     result: Mapping[str, Any] | None = None
     raw_text: str | None = None

@@ -18,9 +18,6 @@ from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
 from opentelemetry.trace import get_current_span
 from torch import Tensor
 
-from runners.artifacts.devices import num_threads
-from runners.artifacts.manifest import Device, Manifest
-from runners.artifacts.precision import choose_precision
 from runners.cuda_graphs.choice import choice_bytes
 from runners.decoder.answers import AnswerText, to_failed, to_request, to_written
 from runners.decoder.scheduler import Scheduler, WrittenSequence
@@ -34,10 +31,12 @@ from runners.options import (
     max_default_slots,
     slots_that_fit,
 )
-from runners.telemetry.tracing import note_error, past_span
-from runners.telemetry.watchdog import Watchdog
 from runners.tokens.errors import SequenceError
-from runners.transport.messages import (
+from runners.watchdog import Watchdog
+from wire.artifacts.devices import num_threads
+from wire.artifacts.manifest import Device, Manifest
+from wire.artifacts.part_precision import choose_precision
+from wire.runner_messages import (
     Failed,
     Outcome,
     SequenceEnd,
@@ -45,6 +44,7 @@ from runners.transport.messages import (
     TextPiece,
     WritingEvent,
 )
+from wire.telemetry.tracing import note_error, past_span
 
 logger = logging.getLogger(__name__)
 

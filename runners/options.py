@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runners.artifacts.adapter_folder import AdapterLimits
-from runners.artifacts.devices import DeviceSetting, may_have_cuda
-from runners.artifacts.manifest import Device
-from runners.artifacts.precision import WantedPrecision
-from runners.telemetry.tracing import TraceOptions
+from wire.artifacts.adapter_folder import AdapterLimits
+from wire.artifacts.devices import DeviceSetting, may_have_cuda
+from wire.artifacts.manifest import Device
+from wire.artifacts.part_precision import WantedPrecision
+from wire.telemetry.tracing import TraceOptions
 
 _CUDA_POSITIONS = 1024  # for prompt and answer
 # On a CPU a batch takes as long as its images one by one: a large one only delays its first image.
@@ -25,11 +25,11 @@ CUDA_RESERVE_BYTES = 2_500_000_000
 class SchedulerLimits:
     """The limits of one scheduler."""
 
-    # of the cache; a live sequence takes one for each beam; 0: the default of the device
+    # a live sequence takes one for each beam; 0: the default of the device
     num_slots: int
     # queued sequences, and images queued or being encoded; above it, calls are refused
     max_waiting: int
-    # of one prefill: image, prompt and padding; a single sequence may exceed it
+    # one prefill: image, prompt and padding; a single sequence may exceed it
     max_prefill_tokens: int
     # maximum duration of one batch of images, or of one prefill and step
     stuck_after_s: float = 60.0
@@ -43,18 +43,18 @@ class RunnerOptions:
     max_batch_size: int  # images per encoder batch; 0: the default of the device
     # must exceed the slowest batch: BentoML drops images that it expects to take longer
     max_latency_ms: int
-    max_cache_bytes: int  # of image features
-    max_positions: int  # of a sequence: image, prompt and answer; 0: the default of the device
-    encoder_threads: int  # of ONNX Runtime; 0: by the model's width
-    decoder_threads: int  # of torch; 0: by the model's width
+    max_cache_bytes: int  # image features
+    max_positions: int  # one sequence: image, prompt and answer; 0: the default of the device
+    encoder_threads: int  # ONNX Runtime's; 0: by the model's width
+    decoder_threads: int  # torch's; 0: by the model's width
     device: DeviceSetting
     gpu: int | None  # its index among the visible ones; None: the first
     encoder_precision: WantedPrecision
     decoder_precision: WantedPrecision
-    timeout_s: int  # of one call
+    timeout_s: int  # one call
     traces: TraceOptions
     adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
-    adapters_folder: Path | None = None  # of further ones, which is watched
+    adapters_folder: Path | None = None  # watched for further ones
     adapter_limits: AdapterLimits = field(default_factory=AdapterLimits)
     start_timeout_s: float = 600.0
     num_sharing_gpu: int = 1  # runners of this host on the same GPU, this one included

@@ -1,6 +1,6 @@
 """The BentoML service of one model: vision encoder, features cache and decoder in one process.
 
-POST /write, /stream            the gateway's calls (runners/api.py)
+POST /write, /stream            the gateway's calls (runners/transport/runner_api.py)
 POST /encode                    one image, batched by BentoML's adaptive batcher; called within the
                                 process
 GET  /livez, /readyz, /metrics
@@ -10,17 +10,17 @@ from typing import Any, cast
 
 import bentoml
 
-from runners.api import RunnerApi
-from runners.artifacts.devices import select_gpu
 from runners.bentoml_internals import batcher, dispatch_at_once
 from runners.options import RunnerOptions, encoder_batch_size, runner_name
-from runners.telemetry import tracing
-from runners.telemetry.metrics import START_TIME_SECONDS
-from runners.telemetry.watchdog import bounded_start
-from runners.transport.drain import CallsInFlight, drain_before_stop
 from runners.transport.guards import BodyGuard, BuildGuard, LoadedBuild
-from runners.transport.messages import EncodedImage, ImageToEncode
+from runners.transport.runner_api import RunnerApi
 from runners.transport.traced_calls import TracedCalls
+from runners.watchdog import bounded_start
+from wire.artifacts.devices import select_gpu
+from wire.drain import CallsInFlight, drain_before_stop
+from wire.runner_messages import EncodedImage, ImageToEncode
+from wire.telemetry import tracing
+from wire.telemetry.runner_metrics import START_TIME_SECONDS
 
 NO_ACCESS_LOG = {"access": {"enabled": False}}  # the gateway logs each request once
 # BentoML's tracing and metrics cost time in every call and duplicate our own.
@@ -47,7 +47,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
                     select_gpu(options.gpu)
                 # Not at the top: the gateway imports this module and must load neither torch nor
                 # ONNX Runtime.
-                from runners.worker import ModelWorker
+                from runners.model_worker import ModelWorker
 
                 self._worker = ModelWorker(model_id, options, self._batched)
                 self._worker.load()

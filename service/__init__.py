@@ -1,4 +1,5 @@
 """The gateway: HTTP and gRPC interfaces, admission, images, and calls of the runners.
 
-It composes `tasks` (prompts and parsers), `imaging` (pixels) and `runners` (tensors).
+It composes `tasks` (prompts and parsers), `imaging` (pixels) and `wire` (calls to runners), and
+starts `runners`.
 """

@@ -6,14 +6,6 @@ python -m service [gateway | runner MODEL]     (service/supervision/roles.py)
 import os
 import sys
 
-from runners.artifacts.manifest import (
-    FILES_OF_GATEWAY,
-    ArtifactError,
-    files_of_runner,
-    read_manifest,
-    verify_files,
-)
-from runners.artifacts.store import artifact_folder, check_base
 from service.admission.api_keys import ApiKeys
 from service.batches.store import Store
 from service.environment import read_settings
@@ -28,6 +20,14 @@ from service.settings import Settings, SettingsError, variable
 from service.supervision.roles import Role
 from service.tls import check_tls_files
 from tasks.catalog import CatalogError
+from wire.artifacts.manifest import (
+    FILES_OF_GATEWAY,
+    ArtifactError,
+    files_of_runner,
+    read_manifest,
+    verify_files,
+)
+from wire.artifacts.model_store import artifact_folder, check_base
 
 
 def main() -> None:

@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 
-from runners.artifacts.adapter_folder import AdapterScan
 from runners.bentoml_internals import local_runner_url
 from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
-from runners.telemetry import tracing
-from runners.telemetry.metrics import START_TIME_SECONDS
-from runners.transport.drain import drain_before_stop
 from service.admission.api_keys import ApiKeys
 from service.admission.traffic_gaps import TrafficGaps
 from service.batches.store import Store
@@ -48,12 +44,17 @@ from service.process_options import (
     runner_options,
     trace_options,
 )
-from service.runner_client.client import RunnerChannel, RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
 from service.telemetry.loop_lag import LoopWatch
 from service.telemetry.metrics import MODEL_INFO
+from wire.artifacts.adapter_folder import AdapterScan
+from wire.drain import drain_before_stop
+from wire.http_channel import HttpChannel
+from wire.telemetry import tracing
+from wire.telemetry.runner_metrics import START_TIME_SECONDS
 
 if TYPE_CHECKING:
     from service.admission.shared_limits import SharedLimits
@@ -127,7 +128,7 @@ class _Gateway:
         for model in models.values():
             if model.runner_id == model.id:
                 url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
-                channel = RunnerChannel(url, model.manifest.build_key, timeout_s)
+                channel = HttpChannel(url, model.manifest.build_key, timeout_s)
                 self._runners[model.id] = RunnerClient(model.id, channel)
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()

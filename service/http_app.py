@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from runners.telemetry.metric_files import metrics
 from service.batches.api import BatchesApi
 from service.http.boundary import REST, RestBoundary, no_such_path
 from service.http.middleware import CountedRequests
@@ -19,6 +18,7 @@ from service.openai.api import OpenAiApi
 from service.web.pages import Pages
 from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
 from service.x_anylabeling.api import XAnyLabelingApi
+from wire.telemetry.metric_files import metrics
 
 _PREFIXES = ("/v1", PREFIX, LABEL_STUDIO_PREFIX, X_ANYLABELING_PREFIX)
 

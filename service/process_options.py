@@ -5,13 +5,13 @@ variables of libraries.
 from collections.abc import Mapping, Sequence
 
 from imaging.files import ImageLimits
-from runners.artifacts.adapter_folder import AdapterLimits
-from runners.artifacts.devices import DeviceSetting, model_device
 from runners.options import RunnerOptions, SchedulerLimits, max_default_slots
-from runners.telemetry.tracing import TraceOptions
 from service.inference.served_models import adapters_of
 from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry
+from wire.artifacts.adapter_folder import AdapterLimits
+from wire.artifacts.devices import DeviceSetting, model_device
+from wire.telemetry.tracing import TraceOptions
 
 
 def call_timeout_s(values: Settings) -> int:

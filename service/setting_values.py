@@ -9,8 +9,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator
 
-from runners.artifacts.devices import model_device
 from service.images.url_rules import AllowedHost
+from wire.artifacts.devices import model_device
 
 Names = tuple[str, ...]
 

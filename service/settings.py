@@ -9,8 +9,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from runners.artifacts.devices import DeviceSetting, model_device
-from runners.artifacts.precision import WantedPrecision
 from service.setting_values import (
     Devices,
     HttpUrl,
@@ -21,6 +19,8 @@ from service.setting_values import (
     split_runner_url,
 )
 from service.telemetry.logs import LogFormat
+from wire.artifacts.devices import DeviceSetting, model_device
+from wire.artifacts.part_precision import WantedPrecision
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000

@@ -21,7 +21,7 @@ from tests.support.declared_metrics import declared_metrics
 from tests.support.export_cli import ROOT
 
 FOLDERS = (
-    "service|runners|imaging|tasks|export|laboratory|offline|"
+    "service|runners|wire|imaging|tasks|export|laboratory|offline|"
     "client|loadtest|models|deploy|docs|tests"
 )
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
@@ -138,7 +138,8 @@ def test_the_tree_of_the_readme_has_every_folder() -> None:
     packages = {
         path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/*/__init__.py")
     }
-    shown = {name for name in packages if name.split("/")[0] in ("service", "runners", "tasks")}
+    trees = ("service", "runners", "wire", "tasks")
+    shown = {name for name in packages if name.split("/")[0] in trees}
     assert shown - named - {"service/rpc/proto"} == set()
 
 

@@ -13,16 +13,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ARROWS = {
-    "service": {"runners", "imaging", "tasks"},
-    "runners": set[str](),
+    "service": {
+        "runners.bentoml_internals",
+        "runners.options",
+        "runners.service",
+        "wire",
+        "imaging",
+        "tasks",
+    },
+    "runners": {"wire"},
+    "wire": set[str](),
     "imaging": set[str](),
     "tasks": set[str](),
-    "export": {"runners", "imaging", "tasks"},
+    "export": {"runners", "wire", "imaging", "tasks"},
     "laboratory": {
         "export",
         "loadtest.figures",
         "loadtest.processes",
         "runners",
+        "wire",
         "imaging",
         "tasks",
     },
@@ -36,7 +45,8 @@ ARROWS = {
         "service.schema",
         "service.environment",
         "service.settings",
-        "runners",
+        "runners.in_process_channel",
+        "wire",
         "tasks",
     },
     "loadtest": set[str](),  # it speaks to servers over the network
@@ -46,7 +56,7 @@ BENTOML_ENTRY_POINTS = {
     "service/gateway.py",
     "runners/bentoml_internals.py",
     "runners/service.py",
-    "runners/artifacts/store.py",
+    "wire/artifacts/model_store.py",
     "export/artifacts/store.py",
     "export/bento.py",
     "laboratory/bench/peers/bentoml_server.py",  # a peer, not one of our services
@@ -122,6 +132,7 @@ MAX_MODULES = 12
     [
         "service",
         "runners",
+        "wire",
         "imaging",
         "tasks",
         "export",
@@ -176,12 +187,12 @@ def test_imaging_needs_pillow_and_blake3_only() -> None:
 
 
 def test_what_runs_imports_nothing_of_the_export_tools() -> None:
-    for path in [*modules("service"), *modules("runners")]:
+    for path in [*modules("service"), *modules("runners"), *modules("wire")]:
         assert not {"optimum", "onnx", "onnxscript", "huggingface_hub"} & imported(path), path
 
 
 def test_what_serves_needs_no_ray() -> None:
-    for path in [*modules("service"), *modules("runners"), *modules("tasks")]:
+    for path in [*modules("service"), *modules("runners"), *modules("wire"), *modules("tasks")]:
         assert not {"ray", "pyarrow", "fsspec"} & imported(path), path
 
 

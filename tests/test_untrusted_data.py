@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("service", "runners", "imaging", "tasks", "export", "loadtest", "client")
+FOLDERS = ("service", "runners", "wire", "imaging", "tasks", "export", "loadtest", "client")
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
 TRUE_FLAGS = {"trust_remote_code", "allow_pickle"}
@@ -64,7 +64,7 @@ def test_no_module_makes_code_of_data(folder: str) -> None:
 
 
 def test_what_is_served_is_loaded_from_safetensors_and_plain_arrays() -> None:
-    for folder in ("service", "runners", "imaging", "tasks"):
+    for folder in ("service", "runners", "wire", "imaging", "tasks"):
         for path in (ROOT / folder).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             assert not [call for call in calls(tree) if name_of(call) == "torch.load"], path

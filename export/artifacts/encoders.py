@@ -22,9 +22,9 @@ from export.artifacts.davit import TokenRowsDavit
 from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision, write_int8
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.errors import EncoderError, ExportError
-from runners.artifacts.adapter_folder import AdapterError
-from runners.artifacts.manifest import Precision, vision_encoder_file
-from runners.artifacts.peft_adapter import VisionPart
+from runners.adapters.peft_adapter import VisionPart
+from wire.artifacts.adapter_folder import AdapterError
+from wire.artifacts.manifest import Precision, vision_encoder_file
 
 
 def make_encoders(

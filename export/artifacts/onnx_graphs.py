@@ -25,7 +25,7 @@ from optimum.onnxruntime.configuration import AutoQuantizationConfig
 from optimum.utils import DummyInputGenerator, NormalizedConfig
 
 from export.artifacts.vision_module import VisionEncoderModule
-from runners.artifacts.manifest import Precision, vision_encoder_file
+from wire.artifacts.manifest import Precision, vision_encoder_file
 
 _BATCH_AXIS = {0: "batch_size"}
 _QUANTISED_OPERATORS = ["MatMul", "Gemm"]

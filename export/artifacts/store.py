@@ -13,8 +13,8 @@ from pathlib import Path
 import bentoml
 
 from export.checkpoints.errors import DiskFullError, is_disk_full
-from runners.artifacts.manifest import ArtifactError, read_manifest, verify_files
-from runners.artifacts.store import artifact_folder
+from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
+from wire.artifacts.model_store import artifact_folder
 
 
 @contextmanager

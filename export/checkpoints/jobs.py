@@ -16,7 +16,10 @@ from pathlib import Path
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import PrecisionRecord, read_record, record_file
 from export.checkpoints.sources import Source, resolve_file, resolve_source
-from runners.artifacts.manifest import (
+from tasks.catalog import CatalogEntry, CatalogError, load_catalog
+from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
+from tasks.scores import CalibrationError, read_calibrations
+from wire.artifacts.manifest import (
     CALIBRATION_FILE,
     Device,
     Part,
@@ -24,9 +27,6 @@ from runners.artifacts.manifest import (
     key_of_hashes,
     sha256_of,
 )
-from tasks.catalog import CatalogEntry, CatalogError, load_catalog
-from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
-from tasks.scores import CalibrationError, read_calibrations
 
 ROOT = Path(__file__).parents[2]
 CATALOG_FILE = ROOT / "models" / "catalog.yaml"

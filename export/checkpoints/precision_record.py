@@ -12,8 +12,8 @@ from pathlib import Path
 
 from export.checkpoints.errors import PrecisionError
 from export.checkpoints.sources import Source
-from runners.artifacts.manifest import Device, Precision, key_of_hashes
 from tasks.catalog import CatalogEntry
+from wire.artifacts.manifest import Device, Precision, key_of_hashes
 
 MAX_LOST_POINTS = 1.0
 RECORD_FILE = "precision.json"

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from export.checkpoints.errors import SourceError
 from export.checkpoints.hub import fetch_file, fetch_snapshot
-from runners.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
+from wire.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
 
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 CHECKPOINT_PATTERNS = (

@@ -13,8 +13,8 @@ from statistics import fmean
 
 from export.checks.pictures import PictureKind
 from export.scenes.overlap import box_iou
-from runners.artifacts.manifest import Device, Part, Precision
 from tasks.results import Detection, DetectionsResult, Instance, InstancesResult, Result, TextResult
+from wire.artifacts.manifest import Device, Part, Precision
 
 logger = logging.getLogger(__name__)
 

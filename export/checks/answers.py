@@ -32,20 +32,20 @@ from export.checks.pictures import (
     spread,
 )
 from export.checks.streaming import load_for_checks
-from runners.artifacts.devices import num_threads
-from runners.artifacts.manifest import Manifest, Part, Precision, vision_encoder_file
 from runners.decoder.answers import AnswerText, to_request
 from runners.decoder.batch import generate_each
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, LiveSequence
 from runners.encoder.session import VisionEncoder
 from runners.tokens.errors import SequenceError
-from runners.transport.messages import SequenceSpec
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText
 from tasks.paligemma import MaskDecoder
 from tasks.results import Result, TextResult
+from wire.artifacts.devices import num_threads
+from wire.artifacts.manifest import Manifest, Part, Precision, vision_encoder_file
+from wire.runner_messages import SequenceSpec
 
 # most answers are shorter; the rest of a page of text would add time rather than evidence
 MAX_NEW_TOKENS = 48

@@ -32,11 +32,11 @@ from export.checks.parity import (
 from export.checks.probes import Probe, extreme_images
 from export.checks.streaming import load_for_checks
 from export.progress import Progress
-from runners.artifacts.manifest import Part, Precision, vision_encoder_file
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
 from tasks.catalog import CatalogEntry
+from wire.artifacts.manifest import Part, Precision, vision_encoder_file
 
 logger = logging.getLogger(__name__)
 

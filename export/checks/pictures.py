@@ -17,12 +17,12 @@ from export.scenes import render_scene, sample_scene
 from imaging.errors import ImageError
 from imaging.files import resize
 from imaging.local_files import read_image
-from runners.artifacts.manifest import Manifest
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.prompts import Prompt
 from tasks.table import TASKS
+from wire.artifacts.manifest import Manifest
 
 PictureKind = Literal["photographs", "scenes"]
 Parameters = Mapping[str, str | list[str]]

@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from torch import Tensor
 
 from export.resources import MAX_RESIDENT_BYTES
-from runners.artifacts.manifest import Family, Precision
 from runners.decoder.protocol import Decoder
 from runners.models.linear import Linear, PackedLinear, can_pack
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
+from wire.artifacts.manifest import Family, Precision
 
 LayerT = TypeVar("LayerT")
 

@@ -25,9 +25,9 @@ from export.tuning.examples import Example
 from imaging.errors import ImageError
 from imaging.files import resize
 from imaging.local_files import read_image
-from runners.artifacts.manifest import TOKENIZER_FILE
 from runners.tokens.tokenizer import PromptTokenizer
 from tasks.prompts import Prompt
+from wire.artifacts.manifest import TOKENIZER_FILE
 
 NO_LABEL = -100  # of a token that is no answer, as transformers' losses ignore it
 _LINE_BREAK = ("\n", False)

@@ -24,7 +24,7 @@ from export.checkpoints.errors import TuningError
 from export.checks.reference import load_processor
 from export.tuning.batches import Batches, TokenizedExample
 from export.tuning.examples import Example
-from runners.artifacts.adapter_folder import CONFIG_FILE
+from wire.artifacts.adapter_folder import CONFIG_FILE
 
 TARGET_LAYERS = r".*language_model.*\.([qkvo]_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)"
 RUN_FOLDER = "run"  # in the output folder, until the run has ended

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runners.artifacts.manifest import Manifest, read_manifest
-from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
-from runners.transport.messages import SequenceSpec
+from wire.artifacts.manifest import Manifest, read_manifest
+from wire.artifacts.model_store import artifact_folder
+from wire.runner_messages import SequenceSpec
 
 _NUM_SEQUENCES = (1, 4, 16)
 _NUM_TOKENS = 48

@@ -23,7 +23,7 @@ from laboratory.evaluation.client import offered_tasks
 from laboratory.evaluation.coco_scenes import write_coco_scenes
 from laboratory.evaluation.service_process import run_diptych, service_process
 from loadtest.figures import table
-from runners.artifacts.manifest import CALIBRATION_FILE
+from wire.artifacts.manifest import CALIBRATION_FILE
 
 CALIBRATED_TASKS = ("object_detection", "open_vocabulary_detection", "region_proposal")
 SCENE_CONDITIONS = ("plain", "blurred", "40px", "22px")

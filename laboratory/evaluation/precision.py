@@ -30,10 +30,10 @@ from export.checkpoints.precision_record import (
 from export.checkpoints.sources import resolve_source
 from laboratory.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate, task_accuracy
 from laboratory.evaluation.service_process import service_process
-from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
-from runners.artifacts.precision import possible_precisions
-from runners.artifacts.store import artifact_folder
 from tasks.catalog import CatalogEntry, CatalogError
+from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest
+from wire.artifacts.model_store import artifact_folder
+from wire.artifacts.part_precision import possible_precisions
 
 _NUM_SCENES = 500
 _CONDITION = CONDITIONS["plain"]

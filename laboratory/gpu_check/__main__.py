@@ -35,7 +35,7 @@ from laboratory.gpu_check.speed import (
     check_throughput,
 )
 from laboratory.gpu_check.verdicts import Verdict, failed, table
-from runners.artifacts.manifest import Device
+from wire.artifacts.manifest import Device
 
 # Images per second with 30 tokens each, greedy, on an H100.
 _THROUGHPUT = {"florence-2-base-random": 250.0}

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.verdicts import Verdict
-from runners.artifacts.manifest import Device
 from runners.cuda_graphs.buckets import buckets
 from runners.cuda_graphs.graphs import CudaGraph, CudaGraphs, capture_cuda_graph
 from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
+from wire.artifacts.manifest import Device
 
 _NUM_ROWS = 21
 _NUM_STEPS = 40

@@ -6,8 +6,8 @@ import torch
 
 from laboratory.gpu_check.parts import Model, requests
 from laboratory.gpu_check.verdicts import Verdict
-from runners.artifacts.manifest import Device
 from runners.decoder.batch import generate_all
+from wire.artifacts.manifest import Device
 
 _NUM_IMAGES = 8
 _NUM_TOKENS = 32

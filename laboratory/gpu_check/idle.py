@@ -14,8 +14,8 @@ import torch
 from laboratory.bench.steps import make_endless
 from laboratory.gpu_check.parts import Model, admitted, synchronize
 from laboratory.gpu_check.verdicts import Verdict
-from runners.artifacts.manifest import Device
 from runners.tokens.token_choice import Choice
+from wire.artifacts.manifest import Device
 
 _ROWS = (1, 16, 64)
 _NUM_STEPS = 48

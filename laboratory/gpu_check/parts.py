@@ -15,8 +15,6 @@ from torch import Tensor
 
 from export.scenes import render_scene, sample_scene
 from imaging.files import resize
-from runners.artifacts.manifest import Device, Manifest, Precision, read_manifest
-from runners.artifacts.store import artifact_folder
 from runners.decoder.answers import to_request
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.protocol import Decoder
@@ -25,7 +23,9 @@ from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import CudaOptions, VisionEncoder
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
-from runners.transport.messages import SequenceSpec
+from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest
+from wire.artifacts.model_store import artifact_folder
+from wire.runner_messages import SequenceSpec
 
 _WORDS = (
     "What does the image show and where are all of its objects and texts on the left and the right"

@@ -13,11 +13,11 @@ import torch
 from laboratory.bench.steps import make_endless
 from laboratory.gpu_check.parts import Model, requests, scheduler, write
 from laboratory.gpu_check.verdicts import Verdict
-from runners.artifacts.devices import decoder_device, encoder_device
-from runners.artifacts.manifest import Device
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.scheduler import WrittenSequence
 from runners.device_errors import EXIT_STATUS
+from wire.artifacts.devices import decoder_device, encoder_device
+from wire.artifacts.manifest import Device
 
 # Of a step: copies to the host, each of which waits; all copies; and launches of kernels outside of
 # CUDA graphs.

@@ -17,11 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 from laboratory.bench.steps import make_endless
 from laboratory.gpu_check.parts import Model, admitted, elapsed_ms, median_ms, requests, scheduler
 from laboratory.gpu_check.verdicts import Verdict
-from runners.artifacts.manifest import Device
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.encoder.fixed_batches import batch_sizes
 from runners.encoder.session import CudaOptions
+from wire.artifacts.manifest import Device
 
 _BATCHES = (1, 4, 16)
 _MAX_OF_PLAIN = 1.1  # of one image: its time with CUDA graphs by that without

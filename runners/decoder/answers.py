@@ -12,7 +12,7 @@ from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.tokens.errors import SequenceError, SequenceTooLong, UnknownAdapter
-from runners.transport.messages import Failed, SequenceSpec, Written
+from wire.runner_messages import Failed, SequenceSpec, Written
 
 # If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model
 # card.

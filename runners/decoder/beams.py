@@ -20,7 +20,7 @@ from runners.tokens.constraints import ConstraintState
 from runners.tokens.errors import NonFiniteLogits, SequenceError
 from runners.tokens.rules import GenerationRules
 from runners.tokens.token_choice import Choice, RowConditions
-from runners.transport.messages import FinishReason
+from wire.runner_messages import FinishReason
 
 _UNUSED_ROW_SCORE = -1e9  # transformers' score of a row without a beam of its own
 

@@ -26,9 +26,15 @@ from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
 from runners.device_errors import exit_if_device_lost
 from runners.options import SchedulerLimits
-from runners.telemetry.metrics import BATCH_SIZE, LIVE_SEQUENCES, QUEUE_DEPTH, SLOTS, SLOTS_TAKEN
-from runners.telemetry.watchdog import Watchdog
 from runners.tokens.errors import DeadlineExceeded, Overloaded, TooManyBeams
+from runners.watchdog import Watchdog
+from wire.telemetry.runner_metrics import (
+    BATCH_SIZE,
+    LIVE_SEQUENCES,
+    QUEUE_DEPTH,
+    SLOTS,
+    SLOTS_TAKEN,
+)
 
 logger = logging.getLogger(__name__)
 

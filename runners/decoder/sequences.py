@@ -19,7 +19,7 @@ from runners.tokens.constraints import Constraint, ConstraintState
 from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits, SequenceError
 from runners.tokens.rules import GenerationRules
 from runners.tokens.token_choice import Choice, RowConditions
-from runners.transport.messages import FinishReason
+from wire.runner_messages import FinishReason
 
 TokenListener = Callable[[Sequence[int]], None]
 

@@ -15,9 +15,9 @@ from cachetools import LRUCache
 from opentelemetry.context import Context, get_current
 from torch import Tensor
 
-from runners.telemetry.metrics import QUEUE_DEPTH, VISION_CACHE_BYTES, VISION_CACHE_REQUESTS
-from runners.transport.messages import CacheOutcome, EncodedImage, Failed, FoundFeatures
-from runners.transport.pixels import Pixels
+from wire.pixels import Pixels
+from wire.runner_messages import CacheOutcome, EncodedImage, Failed, FoundFeatures
+from wire.telemetry.runner_metrics import QUEUE_DEPTH, VISION_CACHE_BYTES, VISION_CACHE_REQUESTS
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ images of the same input and output.
 
 ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one. While it
 captures, no other thread may allocate memory of the GPU: encoders are loaded before the decoder's
-thread starts (runners/worker.py). Sources: ONNX Runtime's page of the CUDA provider, "Using CUDA
-Graphs"; cuda_execution_provider.cc, PerThreadContext. Shapes: B batch, H and W the input size of
-the export, N image tokens, C hidden.
+thread starts (runners/model_worker.py). Sources: ONNX Runtime's page of the CUDA provider, "Using
+CUDA Graphs"; cuda_execution_provider.cc, PerThreadContext. Shapes: B batch, H and W the input size
+of the export, N image tokens, C hidden.
 """
 
 import logging
@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.artifacts.manifest import Device
 from runners.device_errors import exit_if_device_lost, is_out_of_memory
+from wire.artifacts.manifest import Device
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from runners.artifacts.devices import CUDA_PROVIDER
-from runners.artifacts.manifest import Device, Precision, vision_encoder_file
 from runners.device_errors import is_out_of_memory
 from runners.encoder.fixed_batches import FixedBatches, Pixels
+from wire.artifacts.devices import CUDA_PROVIDER
+from wire.artifacts.manifest import Device, Precision, vision_encoder_file
 
 logger = logging.getLogger(__name__)
 

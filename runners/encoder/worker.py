@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runners.artifacts.devices import encoder_device, num_threads
-from runners.artifacts.manifest import Device, Manifest
-from runners.artifacts.precision import choose_precision
 from runners.device_errors import exit_if_device_lost
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import CudaOptions, VisionEncoder
 from runners.options import RunnerOptions, encoder_batch_size, encoder_bytes
-from runners.telemetry.metrics import BATCH_SIZE
-from runners.telemetry.tracing import past_span
-from runners.telemetry.watchdog import Watchdog
-from runners.transport.messages import EncodedImage, Failed
+from runners.watchdog import Watchdog
+from wire.artifacts.devices import encoder_device, num_threads
+from wire.artifacts.manifest import Device, Manifest
+from wire.artifacts.part_precision import choose_precision
+from wire.runner_messages import EncodedImage, Failed
+from wire.telemetry.runner_metrics import BATCH_SIZE
+from wire.telemetry.tracing import past_span
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
-from runners.artifacts.adapter_folder import DOWN, UP, NoRoomError
 from runners.models.linear import Linear
+from wire.artifacts.adapter_folder import DOWN, UP, NoRoomError
 
 _FEW_TOKENS = 64  # up to these, several adapters are one batched product
 _FLOAT32_BYTES = 4

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import BartConfig
 
-from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.cuda_graphs.buckets import buckets, shared_prefixes
 from runners.cuda_graphs.conditions import MAX_BEAMS
 from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
@@ -31,6 +30,7 @@ from runners.tokens.constraints import Constraints
 from runners.tokens.errors import SequenceTooLong
 from runners.tokens.rules import GenerationRules
 from runners.tokens.tokenizer import PromptTokenizer, Segments, TextStream
+from wire.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 
 
 @dataclass(slots=True)

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from runners.artifacts.manifest import Family, Precision
 from runners.decoder.protocol import Decoder
 from runners.models.adapters import Adapters
 from runners.models.florence2 import Florence2Decoder
 from runners.models.paligemma import PaliGemmaDecoder
 from runners.models.weights import DecoderWeights
+from wire.artifacts.manifest import Family, Precision
 
 _DECODERS: dict[Family, type[Florence2Decoder] | type[PaliGemmaDecoder]] = {
     "florence2": Florence2Decoder,

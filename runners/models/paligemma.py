@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config, GemmaConfig
 
-from runners.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 from runners.cuda_graphs.buckets import buckets
 from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.decoder.drafts import DraftedPass, PromptWords, TokenPlaces
@@ -29,6 +28,7 @@ from runners.tokens.constraints import Constraints
 from runners.tokens.errors import SequenceTooLong
 from runners.tokens.rules import GenerationRules
 from runners.tokens.tokenizer import PromptTokenizer, Segments, TextStream
+from wire.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 
 _FIRST_POSITION = 1
 _CONFIGS: dict[str, type[GemmaConfig] | type[Gemma2Config]] = {

@@ -15,10 +15,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from runners.artifacts.manifest import Precision
 from runners.models.adapters import Adapters
 from runners.models.layers import LayerNorm
 from runners.models.linear import FloatLinear, Int8Linear, Linear, PackedLinear, can_pack
+from wire.artifacts.manifest import Precision
 
 LayerT = TypeVar("LayerT")
 

@@ -1,6 +1,6 @@
 """The errors that end one sequence and touch no other."""
 
-from runners.transport.messages import FailureCode
+from wire.runner_messages import FailureCode
 
 
 class SequenceError(Exception):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from runners.artifacts.manifest import GENERATION_CONFIG_FILE
+from wire.artifacts.manifest import GENERATION_CONFIG_FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,3 +1,1 @@
-"""The protocol between gateway and runner: messages, pixels, and the ASGI middleware of a
-runner.
-"""
+"""The HTTP API of a runner and its ASGI middleware."""

@@ -13,12 +13,11 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runners.transport.pixels import BYTES, JSON
+from wire.pixels import BUILD_HEADER, BYTES, JSON
 
 # The pixels of the largest input of both families, 896 x 896, are 2.4 MB.
 MAX_BODY_BYTES = 16_000_000
 _CALLS = ("/write", "/stream")
-BUILD_HEADER = "X-Diptych-Build"  # the build key of a manifest
 
 
 class BodyGuard:

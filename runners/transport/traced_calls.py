@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runners.telemetry.tracing import are_made, caller_context, note_error, span
+from wire.telemetry.tracing import are_made, caller_context, note_error, span
 
 
 class TracedCalls:

@@ -18,9 +18,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from runners.telemetry.metrics import QUEUE_DEPTH
 from service.admission.load import FairShare, ThroughputEstimate
 from service.errors import DeadlineExceeded, Overloaded
+from wire.telemetry.runner_metrics import QUEUE_DEPTH
 
 # costs are estimates and the machine is shared: an early refusal is better than a late answer
 _SAFETY_FACTOR = 1.25

@@ -18,9 +18,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runners.telemetry.tracing import request_trace, trace_id
 from service.http.boundary import RestBoundary
 from service.settings import Settings
+from wire.telemetry.tracing import request_trace, trace_id
 
 API_PREFIXES = ("/v1/", "/v2/")
 HEALTH = ("/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready")

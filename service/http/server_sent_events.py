@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from runners.transport.disconnection import while_connected
 from service.http.boundary import Interface
 from service.inference.core import RequestContext
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure, record_gone_client
+from wire.disconnection import while_connected
 
 # the latter: nginx does not buffer
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest
 from service.http.body import read_body
 from service.http.boundary import REST, RestBoundary
@@ -23,6 +22,7 @@ from service.inference.listings import catalog_json, model_json, models_json, ta
 from service.inference.prediction import Answer
 from service.schema.rendering import answer_json, comparison_json
 from tasks.errors import shown
+from wire.disconnection import while_connected
 
 
 class RestApi:

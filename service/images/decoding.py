@@ -20,12 +20,12 @@ from PIL import Image
 
 from imaging.errors import ImageError, OversizedImage
 from imaging.files import ImageHeader, ImageLimits, decode_image, read_header, resize
-from runners.artifacts.manifest import VISION_ENCODER_FILE, Manifest
-from runners.transport.pixels import Pixels
 from service.admission.load import ClientSlots
 from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, UnsupportedImage
 from service.images.decoding_process import DecoderEnded, DecodingProcess, decoded_in_process
 from service.telemetry.loop_lag import IN_THREAD
+from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
+from wire.pixels import Pixels
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")

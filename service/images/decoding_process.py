@@ -20,7 +20,7 @@ import numpy as np
 
 from imaging.errors import UnreadableImage
 from imaging.files import ImageLimits
-from runners.transport.pixels import Pixels
+from wire.pixels import Pixels
 
 logger = logging.getLogger(__name__)
 

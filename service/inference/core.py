@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from imaging.files import ImageLimits
-from runners.telemetry.tracing import past_span
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.admission.load import DrainGate, FairShare, ThroughputEstimate
 from service.admission.quotas import UNLIMITED, Quota
@@ -28,10 +27,11 @@ from service.inference.prediction import Answer, PredictContext, cost_tokens, pr
 from service.inference.recording import answer_span, note_status, record_answer, record_error
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, ServedModels
-from service.runner_client.client import RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from service.runner_client.stream_replay import OnText
 from service.telemetry.logs import FIELDS
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
+from wire.telemetry.tracing import past_span
 
 logger = logging.getLogger(__name__)
 

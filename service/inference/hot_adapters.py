@@ -7,7 +7,7 @@
     gone        or replaced by one that is refused: not listed; requests that were accepted before
                 are answered
 
-It knows no HTTP and no weights; the runner checks them (runners/hot_adapters.py).
+It knows no HTTP and no weights; the runner checks them (runners/adapters/hot_loading.py).
 """
 
 import asyncio
@@ -15,7 +15,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from runners.artifacts.adapter_folder import (
+from service.inference.served_models import ServedModel, ServedModels, adapter_model
+from service.runner_client.runner_client import RunnerClient
+from service.settings import BYTES_PER_MB, Settings, SettingsError
+from tasks.catalog import adapter_entry
+from wire.artifacts.adapter_folder import (
     SCAN_EVERY_S,
     AdapterError,
     AdapterFolder,
@@ -23,12 +27,8 @@ from runners.artifacts.adapter_folder import (
     adapter_build_key,
     reason_of,
 )
-from runners.artifacts.manifest import ArtifactError, key_of_hashes
-from runners.transport.messages import AdapterStates
-from service.inference.served_models import ServedModel, ServedModels, adapter_model
-from service.runner_client.client import RunnerClient
-from service.settings import BYTES_PER_MB, Settings, SettingsError
-from tasks.catalog import adapter_entry
+from wire.artifacts.manifest import ArtifactError, key_of_hashes
+from wire.runner_messages import AdapterStates
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from runners.telemetry.tracing import span
-from runners.transport.messages import SequenceSpec
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images.decoding import LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
 from service.inference.served_models import ServedModel
-from service.runner_client.client import RunnerClient, WrittenAnswers
+from service.runner_client.runner_client import RunnerClient, WrittenAnswers
 from service.runner_client.stream_replay import OnText
 from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
@@ -22,6 +20,8 @@ from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
 from tasks.scores import Calibration, refine
+from wire.runner_messages import SequenceSpec
+from wire.telemetry.tracing import span
 
 _CHARACTERS_PER_TOKEN = 4  # of English text; only runners have tokenizers
 # without max_new_tokens: a checkpoint's own limit is far above its usual answers

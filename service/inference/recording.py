@@ -18,7 +18,6 @@ from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
 )
 from opentelemetry.trace import get_current_span
 
-from runners.telemetry.tracing import note_error, span, trace_id
 from service.errors import ErrorCode, InternalError, ServiceError
 from service.inference.prediction import Answer
 from service.telemetry.logs import FIELDS
@@ -31,6 +30,7 @@ from service.telemetry.metrics import (
     TIME_TO_FIRST_TOKEN_SECONDS,
     UNPARSED_OUTPUTS,
 )
+from wire.telemetry.tracing import note_error, span, trace_id
 
 logger = logging.getLogger(__name__)
 

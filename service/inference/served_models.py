@@ -5,16 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runners.artifacts.devices import decoder_device, encoder_device
-from runners.artifacts.manifest import (
-    CALIBRATION_FILE,
-    MASK_DECODER_FILE,
-    PROCESSOR_CONFIG_FILE,
-    Manifest,
-    read_manifest,
-)
-from runners.artifacts.precision import choose_precision, measured_agreement
-from runners.artifacts.store import artifact_folder, check_base
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
 from tasks.catalog import CatalogEntry, Precision, load_catalog
@@ -22,6 +12,16 @@ from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
 from tasks.scores import Calibration, CalibrationError, read_calibrations
+from wire.artifacts.devices import decoder_device, encoder_device
+from wire.artifacts.manifest import (
+    CALIBRATION_FILE,
+    MASK_DECODER_FILE,
+    PROCESSOR_CONFIG_FILE,
+    Manifest,
+    read_manifest,
+)
+from wire.artifacts.model_store import artifact_folder, check_base
+from wire.artifacts.part_precision import choose_precision, measured_agreement
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, UnsupportedTask
 from service.http.body import BodyMemory, parsed, read_bytes
 from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
@@ -39,6 +38,7 @@ from service.label_studio.labelling_config import MAX_CONFIG_CHARS, parse_config
 from service.schema.wire import ErrorDetail, ErrorJson
 from service.validation import rejected_field
 from tasks.errors import shown
+from wire.disconnection import while_connected
 
 PREFIX = "/integrations/label-studio"
 _PATHS = (PREFIX, f"{PREFIX}/{{model}}")

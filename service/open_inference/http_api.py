@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest, NotReady, ServiceError
 from service.http.body import BodyMemory, off_loop, parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
@@ -33,6 +32,7 @@ from service.open_inference.tensors import (
     request_context,
 )
 from tasks.errors import shown
+from wire.disconnection import while_connected
 
 PREFIX = "/v2"
 _BINARY_COPIES = 3  # the body, a tensor of it, and the image taken out of that

@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from runners.transport.disconnection import while_connected
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.http.body import parse_image, read_json
 from service.http.boundary import Interface, RestBoundary
@@ -43,6 +42,7 @@ from service.validation import rejected_field
 from tasks.errors import ParameterError
 from tasks.families import FAMILIES
 from tasks.prompts import AskedTask
+from wire.disconnection import while_connected
 
 _TYPES: dict[ErrorCode, ErrorType] = {
     "unauthorized": "authentication_error",

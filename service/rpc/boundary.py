@@ -25,7 +25,6 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 )
 from opentelemetry.trace import Span
 
-from runners.telemetry.tracing import request_trace, trace_id
 from service.admission.api_keys import ApiKeys
 from service.admission.quotas import UNLIMITED, Quota
 from service.errors import ErrorCode, Overloaded, ServiceError
@@ -33,6 +32,7 @@ from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
 from service.rpc.incoming import Context, Incoming
 from service.settings import Settings
+from wire.telemetry.tracing import request_trace, trace_id
 
 CODES: dict[ErrorCode, grpc.StatusCode] = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,

@@ -4,7 +4,7 @@ repeating text.
 
 from collections.abc import Callable
 
-from runners.transport.messages import Outcome, SequenceEnd, TextPiece, Written
+from wire.runner_messages import Outcome, SequenceEnd, TextPiece, Written
 
 OnText = Callable[[str], None]
 
@@ -65,7 +65,8 @@ class StreamReplay:
             if self._outcomes[self._current] is None or self._current == len(self._texts) - 1:
                 return
             self._send("\n")
-            self._current, self._num_consumed = self._current + 1, 0
+            self._current += 1
+            self._num_consumed = 0
 
     def _send(self, text: str) -> None:
         """Send the part of `text` that was not sent before."""

@@ -34,7 +34,6 @@ from importlib import import_module
 from pathlib import Path
 
 from runners.bentoml_internals import keep_loggers
-from runners.telemetry.metric_files import remove_live_gauges, use_metric_files
 from service.environment import settings
 from service.http.connections import ConnectionLimits, bounded_connection
 from service.settings import Settings
@@ -50,6 +49,7 @@ from service.supervision.worker_process import (
 )
 from service.telemetry.logs import JsonLines, configure_logging
 from service.tls import bentoml_tls_options
+from wire.telemetry.metric_files import remove_live_gauges, use_metric_files
 
 # __name__ is __main__, whose logger is not configured
 logger = logging.getLogger("service.supervision.supervisor")
@@ -179,11 +179,11 @@ def _listen(host: str, port: int) -> socket.socket:
 def _import_all(parts: Sequence[Part], values: Settings) -> None:
     """Import the modules of the processes once, before the forks. None of them starts a thread."""
     if any(part.name != GATEWAY for part in parts):
-        import_module("runners.worker")  # torch
+        import_module("runners.model_worker")  # torch
     import_module("service.gateway")
     keep_loggers(JsonLines if values.log_format == "json" else None)
     if values.otlp_endpoint is not None:
-        import_module("runners.telemetry.span_export")
+        import_module("wire.telemetry.span_export")
     gc.freeze()  # otherwise garbage collection would write to the shared pages, and so copy them
 
 

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from runners.bentoml_internals import run_worker
 from runners.bentoml_internals import worker_environment as bentoml_environment
-from runners.telemetry.metric_files import FOLDER_VARIABLE, write_metrics_as
+from wire.telemetry.metric_files import FOLDER_VARIABLE, write_metrics_as
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Metrics and logs of the gateway; its traces are those of runners/telemetry/tracing.py."""
+"""Metrics and logs of the gateway; its traces are those of wire/telemetry/tracing.py."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from opentelemetry.trace import get_current_span
 
-from runners.telemetry.tracing import trace_id
+from wire.telemetry.tracing import trace_id
 
 LogFormat = Literal["text", "json"]
 
@@ -43,7 +43,7 @@ def configure_logging(log_format: LogFormat) -> None:
     """Configure the loggers of this project; BentoML's are left alone."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter(_TEXT))
-    for name in ("service", "runners"):
+    for name in ("service", "runners", "wire"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Prometheus metrics of requests by model and task (of runners: runners/telemetry/)."""
+"""Prometheus metrics of requests by model and task (of runners: wire/telemetry/)."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

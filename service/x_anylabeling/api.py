@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runners.transport.disconnection import while_connected
 from service.errors import InvalidRequest
 from service.http.body import read_body
 from service.http.boundary import Endpoint, Interface, RestBoundary
@@ -27,6 +26,7 @@ from service.inference.served_models import ServedModel
 from service.validation import rejected_field
 from service.x_anylabeling.asks import Call, model_json
 from service.x_anylabeling.shapes import shapes_json
+from wire.disconnection import while_connected
 
 PREFIX = "/integrations/x-anylabeling"
 X_ANYLABELING = Interface("x_anylabeling")

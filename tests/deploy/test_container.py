@@ -67,7 +67,7 @@ def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> Non
     }
     beside |= {"requirements.lock"}
     assert pictures
-    assert files == committed("service", "runners", "imaging", "tasks") - pictures | beside
+    assert files == committed("service", "runners", "wire", "imaging", "tasks") - pictures | beside
 
 
 def test_the_bento_has_the_newest_artifacts_of_the_embedded_models(
@@ -177,7 +177,7 @@ def test_the_gpu_requirements_lack_nothing_but_the_driver(tmp_path: Path) -> Non
     venv.create(tmp_path, with_pip=True)
     runtime = [line for line in gpu_requirements() if line.startswith("onnxruntime")]
     subprocess.run([tmp_path / "bin/pip", "install", "--quiet", *runtime], check=True)
-    command = "from runners.artifacts.devices import has_cuda_provider; print(has_cuda_provider())"
+    command = "from wire.artifacts.devices import has_cuda_provider; print(has_cuda_provider())"
     run = subprocess.run(
         [tmp_path / "bin/python", "-c", command],
         cwd=ROOT,

@@ -23,7 +23,7 @@ COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="
 EXACT_IMAGE = re.compile(r".*:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 OWN_IMAGE = "diptych"
 NOT_LOCKED = {"onnxruntime", "torch"}  # builds differ by device
-SERVED = ("service", "runners", "imaging", "tasks")
+SERVED = ("service", "runners", "wire", "imaging", "tasks")
 OURS = {*SERVED, "models"}
 
 

@@ -15,8 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.checks.reference import Reference
-from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_build_key
-from runners.artifacts.manifest import ADAPTER_FILE, read_manifest, sha256_of, verify_files
 from runners.decoder.batch import generate_all
 from runners.encoder.session import VisionEncoder
 from runners.models.adapters import Adapters
@@ -24,6 +22,8 @@ from runners.models.load import load_decoder
 from tests.support.decoder_cases import MAX_NEAR_TIES, NUM_SCENES, make_case
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
+from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, adapter_build_key
+from wire.artifacts.manifest import ADAPTER_FILE, read_manifest, sha256_of, verify_files
 
 BASES = {f"{base}-both-parts": base for base in EMBEDDED} | {"vision-only": "florence-2-mini"}
 NUM_PROMPTS = 18

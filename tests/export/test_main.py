@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from runners.artifacts.manifest import (
+from tasks.catalog import load_catalog
+from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore, small_disk
+from wire.artifacts.manifest import (
     ArtifactError,
     Part,
     Precision,
@@ -16,8 +18,6 @@ from runners.artifacts.manifest import (
     verify_files,
     vision_encoder_file,
 )
-from tasks.catalog import load_catalog
-from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore, small_disk
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_j
 from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import Progress
-from runners.artifacts.manifest import MANIFEST_FILE
 from tests.support.export_cli import MODELS
+from wire.artifacts.manifest import MANIFEST_FILE
 
 MODEL_ID = "florence-2-mini"
 

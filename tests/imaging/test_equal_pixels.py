@@ -18,7 +18,6 @@ from export.checks.reference import Reference
 from export.tuning.batches import Batches
 from export.tuning.examples import Example
 from export.tuning.labels import read_labels
-from runners.artifacts.manifest import Manifest
 from service.images.decoding import ImageDecoder, LazyImage
 from tasks.prompts import PromptSegment
 from tests.support.catalog import FLORENCE
@@ -32,6 +31,7 @@ from tests.support.image_files import (
     grey16,
     half_transparent,
 )
+from wire.artifacts.manifest import Manifest
 
 
 def turned(orientation: int) -> Image.Exif:

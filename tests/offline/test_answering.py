@@ -3,6 +3,8 @@ row.
 """
 
 import asyncio
+import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,15 +20,40 @@ from offline.attempts import Attempt
 from offline.output import Output
 from offline.rows import Row, RowError
 from offline.shards import FilesShard, InputImage, Unreadable
-from runners.transport.messages import Failed, Outcome, SequenceSpec
 from service.inference.request_fields import GenerationFields, parse_fields
-from service.runner_client.client import RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
 from tests.offline.test_output import JOB
 from tests.support.catalog import FLORENCE
+from tests.support.export_cli import ModelStore
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.fake_service import FLORENCE_ANSWERS, PNG, served
+from tests.support.offline_runs import write_scenes
+from wire.runner_messages import Failed, Outcome, SequenceSpec
 
+OTHER_BUILDS = """
+from dataclasses import replace
+from offline.answering import load_model
+from offline.job import Build, Job
+from wire.artifacts.manifest import ArtifactError
+from service.inference.served_models import load_served_models
+from service.environment import read_settings
+
+settings = read_settings({"DIPTYCH_MODELS": "florence-2-mini"})
+model = load_served_models(settings)["florence-2-mini"]
+build = Build.of(model, "object_detection", settings)
+assert build.calibration != Build.of(model, "captioning", settings).calibration
+
+def refused(load):
+    try:
+        load()
+    except ArtifactError as error:
+        print(error, flush=True)
+
+for name in ("build_key", "precision", "calibration"):
+    job = Job(replace(build, **{name: "theirs"}), {"task": "object_detection"}, "jsonl", 1, 1, "")
+    refused(lambda: load_model(job, settings))
+"""
 SETTINGS = Settings(decoder_max_batch_size=2, max_decoded_images=2)
 NUM_PLACES = 4  # two for each slot
 CAPTION = "What does the image describe?"
@@ -255,3 +282,28 @@ def test_a_file_whose_reading_kills_is_a_row_and_a_shard_that_still_kills_an_err
             await answerer.rows_one_by_one(given, attempt(tmp_path, _2=3))
 
     run(work, FakeDecoder(FLORENCE_ANSWERS))
+
+
+def test_another_build_than_the_jobs_is_refused_with_both(exported: ModelStore) -> None:
+    done = exported.python("-c", OTHER_BUILDS)
+    assert done.returncode == 0, done.stderr
+    key, precision, calibration = done.stdout.splitlines()
+    ours = json.loads((exported.newest(FLORENCE.id) / "manifest.json").read_text())["build_key"]
+    assert f'another build than the job (build_key: "theirs", now "{ours}")' in key
+    assert re.search(r'\(precision: "theirs", now "(encoder \w+, decoder )?\w+"\)', precision)
+    assert re.search(r'\(calibration: "theirs", now "[0-9a-f]{64}"\)', calibration)
+
+
+def test_an_image_that_was_answered_before_is_encoded_again(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    (scene,) = write_scenes(tmp_path / "scenes", 1).iterdir()
+    # More than there are places: the last calls come after the first features are gone.
+    done = exported.python(
+        "-m", "tests.support.offline_answers", FLORENCE.id, "captioning", *[str(scene)] * 100
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 100
+    assert [row["error"] for row in rows] == [None] * 100
+    assert len({row["raw_text"] for row in rows}) == 1

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from runners.artifacts.manifest import Device
 from runners.decoder_worker import DecoderWorker
 from runners.options import (
     CUDA_RESERVE_BYTES,
@@ -14,7 +13,8 @@ from runners.options import (
     max_default_slots,
     slots_that_fit,
 )
-from runners.telemetry.tracing import TraceOptions
+from wire.artifacts.manifest import Device
+from wire.telemetry.tracing import TraceOptions
 
 GB = 10**9
 

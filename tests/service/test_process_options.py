@@ -2,11 +2,11 @@
 
 import pytest
 
-from runners.artifacts.adapter_folder import AdapterLimits
-from runners.telemetry.tracing import TraceOptions
 from service.environment import read_settings
 from service.process_options import max_running, max_slots, runner_options
 from tests.support.catalog import FLORENCE, PALIGEMMA
+from wire.artifacts.adapter_folder import AdapterLimits
+from wire.telemetry.tracing import TraceOptions
 
 ENTRIES = (FLORENCE, PALIGEMMA)
 

@@ -13,12 +13,12 @@ from export.artifacts.checkpoint_tensors import CheckpointTensors
 from export.artifacts.decoder_weights import write_decoder_weights
 from export.checks.reference import Reference
 from export.scenes import render_scene, sample_scene
-from runners.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
+from wire.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
 
 PROMPTS: dict[Family, tuple[str, ...]] = {
     "florence2": (

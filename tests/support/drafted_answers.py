@@ -16,11 +16,11 @@ from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.encoder.session import VisionEncoder
 from runners.options import SchedulerLimits
-from runners.transport.messages import SequenceSpec
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
+from wire.runner_messages import SequenceSpec
 
 MAX_PREFILL_TOKENS = 4096
 TIMEOUT_S = 3600.0

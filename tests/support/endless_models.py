@@ -7,8 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
-from runners.artifacts.manifest import GENERATION_CONFIG_FILE, MANIFEST_FILE
 from tests.support.export_cli import EMBEDDED, ModelStore
+from wire.artifacts.manifest import GENERATION_CONFIG_FILE, MANIFEST_FILE
 
 _UNKNOWN_TOKEN_ID = 3  # <unk>
 

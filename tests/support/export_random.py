@@ -15,8 +15,8 @@ from export.checkpoints.random_weights import write_random_checkpoint
 from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
-from runners.artifacts.manifest import Manifest
 from tests.support.export_cli import MODELS
+from wire.artifacts.manifest import Manifest
 
 PROBES = ProbePlan(2, 12)
 

@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import aiohttp
 import numpy as np
 import torch
-from multidict import CIMultiDict, CIMultiDictProxy
 from numpy.typing import NDArray
-from yarl import URL
 
 from runners.encoder.features_cache import CachedFeatures, VisionCache
-from runners.transport.messages import (
+from tests.support.answers import generated
+from wire.pixels import Pixels
+from wire.runner_channel import FeaturesMissing, RunnerCall
+from wire.runner_messages import (
     AdapterStates,
     EncodedImage,
     Failed,
@@ -28,9 +28,6 @@ from runners.transport.messages import (
     WritingEvent,
     Written,
 )
-from runners.transport.pixels import Pixels
-from service.runner_client.client import FeaturesMissing, RunnerCall, RunnerChannel
-from tests.support.answers import generated
 
 NUM_PROMPT_TOKENS = 5
 FAKE_IMAGE_TOKENS = 37
@@ -117,7 +114,7 @@ class FakeDecoder:
             self.num_waiting -= 1
 
 
-class FakeChannel(RunnerChannel):
+class FakeChannel:
     """A channel to both fakes in this process, over the real features cache."""
 
     def __init__(
@@ -127,7 +124,6 @@ class FakeChannel(RunnerChannel):
         max_cache_bytes: int = 10_000_000,
         is_up: bool = True,
     ) -> None:
-        super().__init__("http://fake", "0" * 64, 1)
         self.calls: list[RunnerCall] = []
         # None: no answer
         self.adapter_states: AdapterStates | None = AdapterStates(loaded=frozenset(), refused={})
@@ -154,12 +150,14 @@ class FakeChannel(RunnerChannel):
         async for event in self._decoder.stream(features.tensor, call.sequences):
             yield event
 
-    async def is_ready(self, timeout_s: float) -> bool:  # noqa: ARG002  # the interface has it
+    async def is_ready(self) -> bool:
         return self._is_up
 
-    # the interface has it
-    async def adapters(self, timeout_s: float) -> AdapterStates | None:  # noqa: ARG002
+    async def adapters(self) -> AdapterStates | None:
         return self.adapter_states
+
+    async def close(self) -> None:
+        pass
 
     async def _features(self, call: RunnerCall) -> CachedFeatures | Failed:
         self.calls.append(call)
@@ -174,13 +172,6 @@ class FakeChannel(RunnerChannel):
         encoding = self._cache.encodings[image_key]
         encoding.features, encoded = await self._encoder.encode(encoding.pixels)
         return encoded
-
-
-def refusal(status: int) -> aiohttp.ClientResponseError:
-    """Return the error that a call raises for an error status of a runner."""
-    url = URL("http://runner/api")
-    request = aiohttp.RequestInfo(url, "POST", CIMultiDictProxy(CIMultiDict()), url)
-    return aiohttp.ClientResponseError(request, (), status=status, message="secret detail")
 
 
 def fake_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -12,16 +12,16 @@ from typing import Any
 from PIL import Image
 
 from imaging.files import ImageLimits
-from runners.artifacts.manifest import Manifest
 from service.admission.traffic_gaps import TrafficGaps
 from service.images.fetching import ImageFetcher
 from service.inference.core import Core, CoreLimits, RequestContext
 from service.inference.served_models import ServedModel, ServedModels
-from service.runner_client.client import RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 from tests.support.fake_runners import FAKE_IMAGE_TOKENS, FakeChannel, FakeDecoder, FakeEncoder
+from wire.artifacts.manifest import Manifest
 
 FLORENCE_ID = FLORENCE.id
 PALIGEMMA_ID = PALIGEMMA.id

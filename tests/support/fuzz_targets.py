@@ -25,10 +25,7 @@ from imaging.errors import ImageError
 from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, Unreadable, images_of
-from runners.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
-from runners.artifacts.manifest import ArtifactError
-from runners.artifacts.peft_adapter import read_parts
-from runners.transport.pixels import BadCall, read_call
+from runners.adapters.peft_adapter import read_parts
 from service.admission.api_keys import parse_keys
 from service.batches.lines import parse_line
 from service.batches.uploads import read_upload
@@ -42,6 +39,9 @@ from service.settings import SettingsError
 from tests.support.fake_service import encoded
 from tests.support.fuzzing import Target
 from tests.support.request_bodies import FORM, IMAGE, JSON, file_part, form, part, read
+from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
+from wire.artifacts.manifest import ArtifactError
+from wire.pixels import BadCall, read_call
 
 _LIMITS = ImageLimits(1_000_000)
 _LAYER = "model.language_model.layers.0.self_attn.q_proj"

@@ -45,7 +45,7 @@ def main() -> None:
 
     name, seconds, corpus = sys.argv[1:]
     with atheris.instrument_imports(
-        include=["service", "runners", "tasks", "offline", "diptych_client"]
+        include=["service", "runners", "wire", "imaging", "tasks", "offline", "diptych_client"]
     ):
         from tests.support.fuzz_targets import TARGETS
     target = TARGETS[name]

@@ -30,7 +30,6 @@ from export.checks.reference import Reference
 from export.scenes import questions, render_scene, sample_scene
 from export.scenes.prompts import question_prompts
 from export.scenes.scene import CANVAS_PX
-from runners.artifacts.manifest import DECODER_FILE
 from runners.decoder.batch import generate_all
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
@@ -42,6 +41,7 @@ from tests.support.catalog import CATALOG
 from tests.support.export_cli import MODELS
 from tests.support.real_tokenizers import fetch_tokenizer
 from tests.support.token_choices import allowed_ids, masked
+from wire.artifacts.manifest import DECODER_FILE
 
 TokenizerName = Literal["florence-2-mini", "paligemma-mini", "bart", "gemma"]
 STATES_FILE = Path(__file__).with_name("grammar_states.json")

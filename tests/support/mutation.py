@@ -35,6 +35,7 @@ _TREES = (
     "tasks",
     "service",
     "runners",
+    "wire",
     "imaging",
     "offline",
     "client/diptych_client",
@@ -52,8 +53,9 @@ _EXCLUDED = {
 _MORE_TESTS = {
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
-    "runners": ["tests/runners/telemetry", "tests/system/test_transport.py"],
-    "runners/telemetry": [
+    "runners": ["tests/system/test_transport.py"],
+    "wire": ["tests/service/runner_client", "tests/system/test_transport.py"],
+    "wire/telemetry": [
         "tests/service/telemetry/test_traces.py",
         "tests/runners/encoder/test_features_cache.py",
         "tests/test_docs.py",

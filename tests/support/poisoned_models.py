@@ -8,9 +8,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from runners.artifacts.manifest import DECODER_FILE, MANIFEST_FILE
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
+from wire.artifacts.manifest import DECODER_FILE, MANIFEST_FILE
 
 POISONED_MODEL = "florence-2-mini"
 POISONED_POSITION = 150

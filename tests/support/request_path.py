@@ -26,24 +26,25 @@ from aiohttp.test_utils import TestServer
 from PIL import Image
 
 from imaging.files import ImageLimits
-from runners.transport.messages import FoundFeatures, Outcomes
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import SecurityHeaders, TracedRequests
 from service.http_app import rest_app
 from service.inference.core import Core, CoreLimits
 from service.inference.served_models import ServedModels
-from service.runner_client.client import RunnerChannel, RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
 from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_runners import written
 from tests.support.fake_service import IMAGE_SIZE_WH, encoded, served
+from wire.http_channel import HttpChannel
+from wire.runner_messages import FoundFeatures, Outcomes
 
 _WRITTEN = written("red circle<loc_100><loc_200><loc_500><loc_600>")
 _ANSWER = Outcomes(features=FoundFeatures(outcome="miss"), outcomes=[_WRITTEN]).model_dump_json()
 _RESUME = dis.opmap["RESUME"]
 _INLINE = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")  # read where they stand
-FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "imaging", "tasks"))
+FOLDERS = tuple(f"{ROOT / name}/" for name in ("service", "runners", "wire", "imaging", "tasks"))
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ async def request_path() -> RequestPath:
     path = RequestPath()
     model = served(FLORENCE)
     async with TestServer(_runner()) as server:
-        channel = RunnerChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
+        channel = HttpChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
         runner = RunnerClient(model.id, channel)
         boundary = RestBoundary(Settings())
         limits = CoreLimits(

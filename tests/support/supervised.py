@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from runners.telemetry.metric_files import FOLDER_VARIABLE
 from service.supervision.supervisor import _SIGNALS, Supervisor
 from service.supervision.worker_process import Part, WorkerProcess
 from service.telemetry.logs import configure_logging
+from wire.telemetry.metric_files import FOLDER_VARIABLE
 
 DRAIN_S = 0.3
 FAILED = 3  # exit status

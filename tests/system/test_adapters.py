@@ -16,12 +16,12 @@ import pytest
 
 from diptych_client import Client
 from export.checks.reference import Reference
-from runners.artifacts.manifest import read_manifest
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
 from tests.support.offline_runs import write_scenes
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import encoded, scene_image, scene_png
+from wire.artifacts.manifest import read_manifest
 
 BASE = "florence-2-mini"
 VISION = "shapes-vision"

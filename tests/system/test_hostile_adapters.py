@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from export.checks.reference import Reference
-from runners.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.hostile_adapters import SPECIAL_FILES, safetensors_file
 from tests.support.lora import write_adapter
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
 from tests.support.waiting import wait_until
+from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
 
 BASE = "florence-2-mini"
 GOOD = "z-good"

@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from runners.artifacts.manifest import MANIFEST_FILE
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService, running_service
@@ -21,6 +20,7 @@ from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 from tests.support.stopped_thread import busiest_thread, stop_thread_until_its_process_ends
 from tests.support.waiting import wait_until
+from wire.artifacts.manifest import MANIFEST_FILE
 
 DEADLINE = {"X-Deadline-Ms": "1500"}
 

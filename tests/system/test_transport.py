@@ -9,15 +9,15 @@ import httpx
 import numpy as np
 import pytest
 
-from runners.artifacts.manifest import Manifest, read_manifest
-from runners.transport.guards import BUILD_HEADER
-from runners.transport.messages import FoundFeatures, SequenceSpec, TextPiece, Written
-from runners.transport.pixels import IMAGE_KEY_HEADER, JSON
-from service.runner_client.client import FeaturesMissing, RunnerCall, RunnerChannel
 from tests.support.export_cli import ModelStore
 from tests.support.processes import run_folder_of
 from tests.support.replicas import MODEL, Replicas, replicas
 from tests.support.running_service import RunningService
+from wire.artifacts.manifest import Manifest, read_manifest
+from wire.http_channel import HttpChannel
+from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, JSON
+from wire.runner_channel import FeaturesMissing, RunnerCall
+from wire.runner_messages import FoundFeatures, SequenceSpec, TextPiece, Written
 
 SPEC = SequenceSpec(
     segments=[("What does the image describe?", True)], max_new_tokens=20, timeout_s=60
@@ -46,7 +46,7 @@ async def asked(url: str, manifest: Manifest, key: str) -> list[Written]:
     """
     width, height = manifest.image_size_wh
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    channel = RunnerChannel(url, manifest.build_key, 60)
+    channel = HttpChannel(url, manifest.build_key, 60)
     try:
         with pytest.raises(FeaturesMissing):
             await channel.write(RunnerCall(key, [SPEC]))
@@ -110,7 +110,7 @@ def test_images_at_one_time_are_encoded_in_batches_by_bentoml(
         manifest = manifest_of(exported)
         width, height = manifest.image_size_wh
         pixels = np.zeros((height, width, 3), dtype=np.uint8)
-        channel = RunnerChannel(url_of(runner), manifest.build_key, 60)
+        channel = HttpChannel(url_of(runner), manifest.build_key, 60)
         await asyncio.gather(
             *(channel.write(RunnerCall(f"{number:064x}", [], pixels)) for number in range(24))
         )

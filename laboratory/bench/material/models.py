@@ -20,8 +20,8 @@ from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from laboratory.bench.material.records import Scale
-from runners.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 from tasks.catalog import CatalogEntry, load_catalog
+from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
 ALL_LAYERS = 100
 RANDOM_GAIN = 0.5  # with it, int8 is as accurate in the random encoder as in trained ones

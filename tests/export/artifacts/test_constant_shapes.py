@@ -16,8 +16,8 @@ from export.artifacts.constant_shapes import make_shapes_constant
 from export.artifacts.encoders import load_vision_model, use_fast_tower
 from export.artifacts.onnx_graphs import export_vision_encoder
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
-from runners.artifacts.manifest import Precision, vision_encoder_file
 from tests.support.export_cli import MODELS
+from wire.artifacts.manifest import Precision, vision_encoder_file
 
 # All have a kernel in ONNX Runtime's CUDA provider (its docs/OperatorKernels.md), and none is of
 # shapes. Concat joins image features of Florence-2's projector, Gather reads PaliGemma's constant

@@ -10,8 +10,8 @@ from torch import Tensor
 from export.artifacts.davit import TokenRowsDavit
 from export.artifacts.encoders import load_vision_model, make_encoders, use_fast_tower
 from export.artifacts.vision_module import ImageInput
-from runners.artifacts.manifest import Precision, vision_encoder_file
 from tests.support.export_cli import MODELS
+from wire.artifacts.manifest import Precision, vision_encoder_file
 
 CHECKPOINT = MODELS / "florence-2-mini"
 ROUNDING = 1e-5  # relative to the largest feature, after sums in another order

@@ -7,9 +7,9 @@ import pytest
 from export.checkpoints.errors import SourceError
 from export.checkpoints.jobs import ExportOptions, build_key, library_versions, plan_job
 from export.checkpoints.precision_record import PrecisionRecord
-from runners.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision
 from tasks.catalog import load_catalog
 from tests.support.export_cli import MODELS
+from wire.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision
 
 CATALOG = load_catalog(MODELS / "catalog.yaml")
 VERSIONS = {"torch": "2.13.0"}

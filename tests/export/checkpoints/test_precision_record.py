@@ -15,11 +15,11 @@ from export.checkpoints.precision_record import (
 )
 from export.checkpoints.sources import resolve_source
 from laboratory.evaluation.precision import pairs
-from runners.artifacts.manifest import Precision, vision_encoder_file
-from runners.artifacts.precision import RUNNABLE
 from tasks.catalog import load_catalog, parse_entry
 from tests.support.catalog import CATALOG, FLORENCE, ROOT
 from tests.support.fake_service import served
+from wire.artifacts.manifest import Precision, vision_encoder_file
+from wire.artifacts.part_precision import RUNNABLE
 
 CHECKPOINT = "a" * 64
 INT8 = replace(

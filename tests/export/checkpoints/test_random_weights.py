@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
-from runners.artifacts.manifest import read_manifest, verify_files
 from tests.support.export_random import PROBES, export_random
+from wire.artifacts.manifest import read_manifest, verify_files
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from export.checkpoints.sources import (
     resolve_file,
     resolve_source,
 )
-from runners.artifacts.manifest import CALIBRATION_FILE
 from tests.support.export_cli import MODELS, ROOT
+from wire.artifacts.manifest import CALIBRATION_FILE
 
 
 def test_folder_is_found_relative_to_the_root() -> None:

@@ -14,8 +14,8 @@ from export.checks.answer_agreement import (
     matched_ious,
     text_distance,
 )
-from runners.artifacts.manifest import Device, Part, Precision
 from tasks.results import BoxXyxy, Detection, DetectionsResult, TextResult
+from wire.artifacts.manifest import Device, Part, Precision
 
 PERFECT = AnswerAgreement(48, 1.0, 40, 1.0, 1.0, 24, 0.0)
 DEFAULTS: dict[Device, dict[Part, Precision]] = {

@@ -14,10 +14,10 @@ from export.checkpoints.jobs import ExportJob, ExportOptions, plan_job
 from export.checks.answer_agreement import agreeing_defaults
 from export.checks.answers import AnswerCheck, AnswerRuns
 from export.checks.measurements import MIN_MEAN_COSINE, compare
-from runners.artifacts.manifest import Precision, read_manifest, vision_encoder_file
 from runners.encoder.session import VisionEncoder
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore
+from wire.artifacts.manifest import Precision, read_manifest, vision_encoder_file
 
 INT8_ON_CPU = replace(
     FLORENCE, precision={**FLORENCE.precision, "cpu": {"encoder": "int8", "decoder": "float32"}}

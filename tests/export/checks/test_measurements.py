@@ -7,8 +7,8 @@ import torch
 from export.checkpoints.errors import ParityError
 from export.checks.measurements import compare, each_measured
 from export.pipeline import kept_defaults
-from runners.artifacts.manifest import Device, Part, Precision
 from tests.support.catalog import FLORENCE
+from wire.artifacts.manifest import Device, Part, Precision
 
 ROWS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
 

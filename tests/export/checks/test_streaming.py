@@ -8,11 +8,11 @@ import torch
 from export.checks.reference import Reference
 from export.checks.streaming import StreamedWeights
 from export.scenes import render_scene, sample_scene
-from runners.artifacts.manifest import read_manifest
 from runners.decoder.batch import generate_all
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
+from wire.artifacts.manifest import read_manifest
 
 PROMPTS = ("detect red circle", "caption en")
 IMAGES = tuple(render_scene(sample_scene(seed), 192) for seed in range(2))

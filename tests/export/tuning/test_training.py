@@ -14,11 +14,11 @@ import yaml
 
 from export.tune import main
 from export.tuning.training import RUN_FOLDER
-from runners.artifacts.adapter_folder import AdapterLimits
-from runners.artifacts.manifest import DECODER_FILE
-from runners.artifacts.peft_adapter import read_adapter
+from runners.adapters.peft_adapter import read_adapter
 from tests.support.export_cli import ROOT
 from tests.support.hexagon_scenes import FIRST_TRAINING_SEED, write_hexagon_coco
+from wire.artifacts.adapter_folder import AdapterLimits
+from wire.artifacts.manifest import DECODER_FILE
 
 TASKS = {"florence-2-mini": "object_detection", "paligemma-mini": "open_vocabulary_detection"}
 TIMEOUT_S = 120.0

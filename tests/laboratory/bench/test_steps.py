@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from laboratory.bench.steps import measure_steps
-from runners.artifacts.manifest import read_manifest
 from runners.models.load import load_decoder
 from tests.support.export_cli import EMBEDDED, ModelStore
+from wire.artifacts.manifest import read_manifest
 
 
 @pytest.mark.parametrize("model_id", EMBEDDED)

@@ -12,12 +12,12 @@ import torch
 
 from laboratory.gpu_check.idle import HostMark, MarkedDecoder
 from laboratory.gpu_check.verdicts import Verdict, failed, table
-from runners.artifacts.manifest import read_manifest
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tests.support.device_traffic import GraphDecoder, capture_eagerly
 from tests.support.export_cli import ModelStore
+from wire.artifacts.manifest import read_manifest
 
 CHECKS = [
     "devices",

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.artifacts.manifest import read_manifest
 from runners.cuda_graphs.graphs import CudaGraph
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.beams import BeamSequence
@@ -20,6 +19,7 @@ from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.tokens.constraints import Constraint
 from tests.support.device_traffic import DeviceTraffic, GraphDecoder, device_traffic
+from wire.artifacts.manifest import read_manifest
 
 
 @pytest.fixture

@@ -16,9 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.artifacts.adapter_folder import AdapterLimits
-from runners.artifacts.manifest import DECODER_FILE, read_manifest
-from runners.artifacts.peft_adapter import read_adapter
+from runners.adapters.peft_adapter import read_adapter
 from runners.cuda_graphs.graphs import CudaGraphs
 from runners.decoder.batch import LiveBatch, generate_each, start_sequence
 from runners.decoder.kv_cache import KeyValueCache, SlotLengths
@@ -33,6 +31,8 @@ from tests.support.decoder_cases import Case, make_case
 from tests.support.device_traffic import GraphDecoder, capture_eagerly
 from tests.support.export_cli import ModelStore
 from tests.support.lora import write_adapter
+from wire.artifacts.adapter_folder import AdapterLimits
+from wire.artifacts.manifest import DECODER_FILE, read_manifest
 
 NUM_SLOTS = 7
 FLORENCE = "florence-2-mini"

@@ -15,8 +15,8 @@ from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
 from runners.tokens.errors import SequenceTooLong, UnknownAdapter
 from runners.tokens.rules import GenerationRules
-from runners.transport.messages import Failed, SequenceSpec, Written
 from tests.support.fake_decoder import EOS, FAKE_RULES, MAX_POSITIONS, FakeDecoder
+from wire.runner_messages import Failed, SequenceSpec, Written
 
 BOS = 3
 

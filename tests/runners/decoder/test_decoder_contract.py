@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from runners.artifacts.manifest import read_manifest
 from runners.decoder.kv_cache import KeyValueCache
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
@@ -15,6 +14,7 @@ from runners.models.load import load_decoder
 from runners.tokens.errors import SequenceTooLong
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.fake_decoder import FakeDecoder
+from wire.artifacts.manifest import read_manifest
 
 
 @pytest.fixture(params=["fake", *EMBEDDED])

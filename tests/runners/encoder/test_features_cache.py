@@ -9,7 +9,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from runners.encoder.features_cache import CachedFeatures, VisionCache
-from runners.transport.messages import EncodedImage, Failed
+from wire.runner_messages import EncodedImage, Failed
 
 ResultT = TypeVar("ResultT")
 NUM_BYTES = 40  # features of one image

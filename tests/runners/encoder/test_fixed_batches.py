@@ -17,11 +17,11 @@ import onnxruntime
 import pytest
 import torch
 
-from runners.artifacts.manifest import VISION_ENCODER_FILE
 from runners.device_errors import EXIT_STATUS
 from runners.encoder.fixed_batches import FixedBatches, Pixels, batch_sizes, split_batch
 from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import ROOT, ModelStore
+from wire.artifacts.manifest import VISION_ENCODER_FILE
 
 ROUNDING = 1e-4  # features are up to about 6; sums have another order
 NO_MEMORY = RuntimeError(

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from export.scenes import render_scene, sample_scene
-from runners.artifacts.manifest import read_manifest
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import VisionEncoder
 from runners.encoder.worker import Encoders
 from service.process_options import runner_options
 from service.settings import Settings
 from tests.support.export_cli import EMBEDDED, ModelStore
+from wire.artifacts.manifest import read_manifest
 
 OPTIONS = runner_options(EMBEDDED[0], Settings(encoder_precision="float32"), ())
 OWNERS = (None, "tuned", "tuned", None, "tuned")  # one for each image of a batch

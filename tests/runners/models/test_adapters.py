@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from export.checks.reference import Reference
-from runners.artifacts.adapter_folder import AdapterLimits, NoRoomError
-from runners.artifacts.manifest import DECODER_FILE, Precision, read_manifest
-from runners.artifacts.peft_adapter import read_adapter
+from runners.adapters.peft_adapter import read_adapter
 from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
@@ -29,6 +27,8 @@ from tests.support.decoder_cases import MAX_NEAR_TIES, Case, make_case
 from tests.support.drafted_answers import asked, generate, generate_without_drafts
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import merged, write_adapter
+from wire.artifacts.adapter_folder import AdapterLimits, NoRoomError
+from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 
 NUM_ADAPTERS = 8
 NUM_BEAMS = 3

@@ -13,7 +13,6 @@ import torch
 
 from export.checkpoints.jobs import CATALOG_FILE
 from export.checks.reference import Reference
-from runners.artifacts.manifest import read_manifest
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence
 from runners.encoder.session import VisionEncoder
@@ -23,6 +22,7 @@ from tasks.table import TASKS
 from tests.support.decoder_cases import MAX_NEAR_TIES, NEAR_TIE_LOGITS
 from tests.support.drafted_answers import Asked, asked, generate, generate_without_drafts
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
+from wire.artifacts.manifest import read_manifest
 
 NUM_SCENES = 14
 NUM_ANSWERS = 30  # fewer than in the long tests

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from export.artifacts.checkpoint_tensors import CheckpointTensors
 from export.artifacts.decoder_weights import write_decoder_weights
 from export.checkpoints.random_weights import write_random_checkpoint
-from runners.artifacts.manifest import DECODER_FILE, read_manifest, vision_encoder_file
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
+from wire.artifacts.manifest import DECODER_FILE, read_manifest, vision_encoder_file
 
 # Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that
 # packing leaves in the heap (up to 90 MB here), and the interpreter's own objects.

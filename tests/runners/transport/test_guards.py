@@ -8,12 +8,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from runners.transport.guards import (
-    BUILD_HEADER,
     MAX_BODY_BYTES,
     BodyGuard,
     BuildGuard,
     LoadedBuild,
 )
+from wire.pixels import BUILD_HEADER
 
 PICKLE = "application/vnd.bentoml+pickle"
 

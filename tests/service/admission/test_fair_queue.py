@@ -6,12 +6,12 @@ from contextlib import suppress
 
 import pytest
 
-from runners.telemetry.metrics import QUEUE_DEPTH
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.errors import DeadlineExceeded, Overloaded
 from tests.support.api_keys import FakeClock
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
+from wire.telemetry.runner_metrics import QUEUE_DEPTH
 
 
 def fair_queue(max_running: int = 1, max_waiting_cost: int = 1000) -> FairQueue:

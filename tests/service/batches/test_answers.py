@@ -2,8 +2,6 @@
 
 import asyncio
 
-import aiohttp
-
 from service.batches.store import Store
 from service.http.json_values import parsed_bytes
 from tests.support.batch_lines import CHAT, CHAT_BODY, jsonl, line
@@ -20,6 +18,7 @@ from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, context, make_core
 from tests.support.rest_client import OCR
+from wire.runner_channel import RunnerUnreachable
 
 
 def test_each_request_has_its_answer(store: Store) -> None:
@@ -95,7 +94,7 @@ def test_a_hostile_body_fails_its_own_request(store: Store) -> None:
 
 def test_a_batch_whose_runner_is_gone_waits_and_can_be_cancelled(store: Store) -> None:
     async def scenario() -> None:
-        decoder = FakeDecoder(FLORENCE_ANSWERS, failure=aiohttp.ClientConnectionError())
+        decoder = FakeDecoder(FLORENCE_ANSWERS, failure=RunnerUnreachable())
         core = make_core(decoders={FLORENCE_ID: decoder})
         batch = create(store, line("a"))
         async with working(store, core):

@@ -3,7 +3,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import pytest
 from PIL import Image
 from prometheus_client import REGISTRY
@@ -26,6 +25,7 @@ from tests.support.fake_service import (
     served_models,
 )
 from tests.support.rest_client import MAX_BODY_BYTES, OCR, SETTINGS, Client, client, error_of
+from wire.runner_channel import CallTimedOut, RunnerUnreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def failing(failure: Exception) -> Core:
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
-        (aiohttp.ClientConnectionError("refused"), "not_ready"),
-        (TimeoutError("late"), "deadline_exceeded"),
+        (RunnerUnreachable("refused"), "not_ready"),
+        (CallTimedOut("late"), "deadline_exceeded"),
         (RuntimeError("secret detail"), "internal"),
     ],
 )
@@ -182,7 +182,7 @@ def test_error_of_a_model_is_counted_once() -> None:
         return REGISTRY.get_sample_value("diptych_requests_total", labels) or 0.0
 
     before = count(FLORENCE_ID), count("none")
-    client(failing(aiohttp.ClientConnectionError("refused"))).predict(OCR)
+    client(failing(RunnerUnreachable("refused"))).predict(OCR)
     assert (count(FLORENCE_ID), count("none")) == (before[0] + 1, before[1])
 
 

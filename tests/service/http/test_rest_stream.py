@@ -4,12 +4,10 @@ import asyncio
 import json
 from typing import Any
 
-import aiohttp
 import pytest
 from prometheus_client import REGISTRY
 from starlette.types import Message
 
-from runners.transport.messages import Failed
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
@@ -18,6 +16,8 @@ from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
 from tests.support.rest_client import OCR, SETTINGS, client, error_of, fits
 from tests.support.server_sent_events import parse_events
+from wire.runner_channel import RunnerUnreachable
+from wire.runner_messages import Failed
 
 STREAMED = {**OCR, "stream": True}
 
@@ -76,7 +76,7 @@ def test_comparison_cannot_be_streamed() -> None:
 
 
 def test_error_after_the_first_event_is_an_event() -> None:
-    broken = florence(broken=aiohttp.ClientPayloadError("the decoder died"))
+    broken = florence(broken=RunnerUnreachable("the decoder died"))
     response = client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED)
     (first, _), (name, body) = parse_events(response.text)
     assert (first, name) == ("token", "error")
@@ -87,7 +87,7 @@ def test_error_after_the_first_event_is_an_event() -> None:
 
 def test_stream_resumes_after_the_sent_text_when_the_decoder_dies() -> None:
     whole = parse_events(client().predict(STREAMED).text)
-    broken = florence(broken=aiohttp.ClientPayloadError("the decoder died"), num_broken=1)
+    broken = florence(broken=RunnerUnreachable("the decoder died"), num_broken=1)
     again = parse_events(client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED).text)
     assert [data for _, data in again[:-1]] == [data for _, data in whole[:-1]]
     assert again[-1][1]["result"] == whole[-1][1]["result"]
@@ -95,7 +95,7 @@ def test_stream_resumes_after_the_sent_text_when_the_decoder_dies() -> None:
 
 
 def test_call_is_repeated_when_the_decoder_dies_before_any_text() -> None:
-    decoder = florence(failure=aiohttp.ServerDisconnectedError())
+    decoder = florence(failure=RunnerUnreachable())
     assert (
         error_of(client(make_core(decoders={FLORENCE_ID: decoder})).predict(STREAMED))["code"]
         == "not_ready"

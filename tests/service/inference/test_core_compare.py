@@ -1,12 +1,11 @@
 import asyncio
 
-import aiohttp
 import pytest
 
 from service.errors import Overloaded
 from service.inference.core import Comparison
 from tests.support.core_calls import codes, compare, florence_fails, run, until
-from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
+from tests.support.fake_runners import FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
     FLORENCE_ID,
     IMAGE_SIZE_WH,
@@ -15,6 +14,7 @@ from tests.support.fake_service import (
     context,
     make_core,
 )
+from wire.runner_channel import CallFailed, CallTimedOut, RunnerUnreachable
 
 
 def test_comparison_is_in_the_order_of_the_catalog() -> None:
@@ -51,10 +51,9 @@ def test_model_without_the_variant_gets_its_own_error() -> None:
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
-        (aiohttp.ClientConnectionError("refused"), "not_ready"),
-        (TimeoutError("late"), "deadline_exceeded"),
-        (refusal(503), "not_ready"),
-        (refusal(500), "internal"),
+        (RunnerUnreachable("refused"), "not_ready"),
+        (CallTimedOut("late"), "deadline_exceeded"),
+        (CallFailed("status 500"), "internal"),
         (RuntimeError("a defect"), "internal"),
     ],
 )

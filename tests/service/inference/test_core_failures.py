@@ -1,9 +1,7 @@
 import asyncio
 
-import aiohttp
 import pytest
 
-from runners.transport.messages import Failed, FailureCode
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
@@ -16,7 +14,7 @@ from service.errors import (
 )
 from service.inference.prediction import Answer
 from tests.support.core_calls import OD_PROMPT, compare, predict, run
-from tests.support.fake_runners import FakeDecoder, FakeEncoder, refusal
+from tests.support.fake_runners import FakeDecoder, FakeEncoder
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
@@ -25,16 +23,15 @@ from tests.support.fake_service import (
     context,
     make_core,
 )
+from wire.runner_channel import CallTimedOut, RunnerUnreachable
+from wire.runner_messages import Failed, FailureCode
 
 
 @pytest.mark.parametrize(
     ("failure", "error"),
     [
-        (aiohttp.ClientConnectionError("refused"), NotReady),
-        (aiohttp.ServerDisconnectedError("gone"), NotReady),
-        (TimeoutError("late"), DeadlineExceeded),
-        (refusal(503), NotReady),
-        (refusal(500), InternalError),
+        (RunnerUnreachable("refused"), NotReady),
+        (CallTimedOut("late"), DeadlineExceeded),
         (RuntimeError("secret detail"), InternalError),
     ],
 )

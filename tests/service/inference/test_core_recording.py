@@ -1,12 +1,9 @@
 import logging
 
-import aiohttp
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from runners.telemetry.tracing import request_trace
-from runners.transport.messages import Failed
 from service.errors import InternalError, InvalidRequest
 from tasks.results import DetectionsResult
 from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run
@@ -20,6 +17,9 @@ from tests.support.fake_service import (
     make_core,
 )
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
+from wire.runner_channel import RunnerUnreachable
+from wire.runner_messages import Failed
+from wire.telemetry.tracing import request_trace
 
 STAGES = (
     "preprocess",
@@ -75,7 +75,7 @@ def test_each_model_of_a_comparison_is_counted_with_its_status() -> None:
         ]
 
     before = counts()
-    compare(florence_fails(aiohttp.ClientConnectionError("refused")), task="ocr")
+    compare(florence_fails(RunnerUnreachable("refused")), task="ocr")
     assert (np.array(counts()) - before).tolist() == [0, 1, 1]
 
 
@@ -90,7 +90,7 @@ def test_unparsed_text_is_a_result_and_is_counted() -> None:
 
 
 def test_queue_depth_is_zero_again_after_failures() -> None:
-    for failure in (None, aiohttp.ClientConnectionError("refused"), RuntimeError("a")):
+    for failure in (None, RunnerUnreachable("refused"), RuntimeError("a")):
         compare(make_core(encoders={FLORENCE_ID: FakeEncoder(failure=failure)}), task="ocr")
         assert metric("queue_depth", model=FLORENCE_ID, stage="encode") == 0
 
@@ -100,7 +100,7 @@ def test_log_has_one_line_per_model(caplog: pytest.LogCaptureFixture) -> None:
         caplog.at_level(logging.INFO, "service"),
         request_trace({"traceparent": TRACEPARENT}, "test", None),
     ):
-        compare(florence_fails(aiohttp.ClientConnectionError("refused")), task="ocr")
+        compare(florence_fails(RunnerUnreachable("refused")), task="ocr")
     lines = sorted(
         record.getMessage()
         for record in caplog.records

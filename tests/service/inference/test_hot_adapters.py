@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from runners.artifacts.adapter_folder import (
-    CONFIG_FILE,
-    ENTRY_FILE,
-    WEIGHTS_FILE,
-    AdapterScan,
-    adapter_build_key,
-)
-from runners.artifacts.manifest import sha256_of
-from runners.transport.messages import AdapterStates
 from service.inference.hot_adapters import HotAdapters
 from service.inference.served_models import ServedModel, ServedModels
-from service.runner_client.client import RunnerClient
+from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, served_models
 from tests.support.hostile_adapters import SPECIAL_FILES
+from wire.artifacts.adapter_folder import (
+    CONFIG_FILE,
+    ENTRY_FILE,
+    WEIGHTS_FILE,
+    AdapterScan,
+    adapter_build_key,
+)
+from wire.artifacts.manifest import sha256_of
+from wire.runner_messages import AdapterStates
 
 BOTH = [FLORENCE_ID, PALIGEMMA_ID]
 

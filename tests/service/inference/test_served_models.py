@@ -4,14 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from runners.artifacts.manifest import (
-    CALIBRATION_FILE,
-    VISION_ENCODER_FILE,
-    ArtifactError,
-    Manifest,
-    read_manifest,
-)
-from runners.artifacts.precision import measured_agreement
 from service.environment import read_settings
 from service.inference.listings import model_json
 from service.inference.served_models import (
@@ -23,6 +15,14 @@ from service.inference.served_models import (
 from service.settings import Settings, SettingsError
 from tests.support.catalog import CATALOG
 from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served_models
+from wire.artifacts.manifest import (
+    CALIBRATION_FILE,
+    VISION_ENCODER_FILE,
+    ArtifactError,
+    Manifest,
+    read_manifest,
+)
+from wire.artifacts.part_precision import measured_agreement
 
 MANIFEST = served_models().get(FLORENCE_ID).manifest
 

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from runners.transport.messages import Failed
 from tests.support.api_keys import api_keys
 from tests.support.export_cli import ROOT
 from tests.support.fake_runners import FakeDecoder
@@ -29,6 +28,7 @@ from tests.support.label_studio_calls import (
 )
 from tests.support.label_studio_config import basic_auth, brush_pixels, labelled, view
 from tests.support.rest_client import client, error_of
+from wire.runner_messages import Failed
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(
     (ROOT / "tests/support/label_studio_requests.json").read_text(encoding="utf-8")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from runners.transport.messages import Outcome, SequenceSpec
 from service.admission.api_keys import ApiKeys
 from service.errors import Overloaded
 from service.http.boundary import RestBoundary
@@ -41,6 +40,7 @@ from tests.support.fake_service import (
 )
 from tests.support.image_hosts import ImageHost, Names, listening, response
 from tests.support.label_studio_config import basic_auth, labelled, view
+from wire.runner_messages import Outcome, SequenceSpec
 
 PATH = f"/integrations/label-studio/{FLORENCE_ID}"
 CONFIG = view(

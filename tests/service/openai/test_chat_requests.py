@@ -6,7 +6,6 @@ from typing import Any
 
 import httpx
 
-from runners.transport.messages import SequenceSpec
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
@@ -17,6 +16,7 @@ from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, PNG, data_url, make_core
 from tests.support.rest_client import SETTINGS, client
+from wire.runner_messages import SequenceSpec
 
 
 def spec_of(request: Mapping[str, Any], answers: Mapping[str, str] | None = None) -> SequenceSpec:

@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 import pytest
 
-from runners.transport.messages import Failed
 from service.admission.api_keys import ApiKeys
 from service.errors import Unauthorized
 from service.inference.core import Core
@@ -19,6 +18,7 @@ from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ID, PNG, make_core
 from tests.support.grpc_channel import grpc_channel
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
+from wire.runner_messages import Failed
 
 KEY = "secret"
 OCR = pb.PredictRequest(image=PNG, task="ocr")

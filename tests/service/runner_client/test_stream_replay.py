@@ -1,7 +1,7 @@
 import pytest
 
-from runners.transport.messages import Failed, Outcome, SequenceEnd, TextPiece, Written
 from service.runner_client.stream_replay import ReplayDiverged, StreamReplay
+from wire.runner_messages import Failed, Outcome, SequenceEnd, TextPiece, Written
 
 
 def written(text: str) -> Written:

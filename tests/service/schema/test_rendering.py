@@ -3,11 +3,10 @@ from typing import Any
 
 import pytest
 
-from runners.transport.messages import FinishReason, FoundFeatures, Outcomes, Written
 from service.errors import InvalidRequest, Overloaded
 from service.inference.prediction import Answer, StageTimes
 from service.inference.request_fields import PredictFields, parse_fields
-from service.runner_client.client import written_answers
+from service.runner_client.runner_client import written_answers
 from service.schema.rendering import RESULT, answer_json, error_detail
 from service.schema.wire import DetectionJson, ErrorJson, InstanceJson, TextRegionJson, Wire
 from tasks.results import (
@@ -23,6 +22,7 @@ from tasks.results import (
 )
 from tests.support.catalog import FLORENCE
 from tests.support.fake_service import NUM_IMAGE_TOKENS, served
+from wire.runner_messages import FinishReason, FoundFeatures, Outcomes, Written
 
 BOX = (1.5, 2.0, 30.25, 40.0)
 QUAD = ((1.0, 2.0), (3.0, 2.0), (3.0, 4.0), (1.0, 4.0))

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from runners.telemetry.tracing import request_trace
 from service.errors import InternalError
 from service.inference.recording import record_failure
 from service.telemetry import logs
@@ -14,6 +13,7 @@ from service.telemetry.logs import JsonLines, configure_logging
 from tests.support.core_calls import florence_fails, predict
 from tests.support.fake_service import FLORENCE_ID, make_core
 from tests.support.trace_collector import TRACE_ID, TRACEPARENT
+from wire.telemetry.tracing import request_trace
 
 TIMES = (
     "preprocess",
@@ -115,7 +115,7 @@ def test_lines_of_an_internal_error_have_the_ids_of_its_request(written: io.Stri
 
 @pytest.mark.parametrize(("log_format", "is_json"), [("text", False), ("json", True)])
 def test_setting_selects_the_format(log_format: logs.LogFormat, is_json: bool) -> None:
-    ours = [logging.getLogger(name) for name in ("service", "runners")]
+    ours = [logging.getLogger(name) for name in ("service", "runners", "wire")]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in ours]
     try:
         configure_logging(log_format)
@@ -127,4 +127,4 @@ def test_setting_selects_the_format(log_format: logs.LogFormat, is_json: bool) -
             logger.handlers = handlers
             logger.level = level
             logger.propagate = propagate
-    assert forms == [is_json, is_json]
+    assert forms == [is_json] * 3

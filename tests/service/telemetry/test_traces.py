@@ -7,13 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import aiohttp
 import grpc
 import httpx
 import pytest
 
-from runners.telemetry import tracing
-from runners.telemetry.tracing import TraceOptions, request_trace
 from service.admission.api_keys import ApiKeys
 from service.inference.recording import answer_span
 from service.rpc.proto import inference_pb2, inference_pb2_grpc
@@ -31,6 +28,9 @@ from tests.support.trace_collector import (
     Collector,
     collecting,
 )
+from wire.runner_channel import RunnerUnreachable
+from wire.telemetry import tracing
+from wire.telemetry.tracing import TraceOptions, request_trace
 
 STAGES = {"admission", "preprocess", "postprocess"}
 ANSWER = f"generate_content {FLORENCE_ID}"
@@ -179,7 +179,7 @@ def test_span_of_a_stream_lasts_until_its_last_event(collector: Collector) -> No
 
 
 def test_comparison_has_a_span_for_each_model(collector: Collector) -> None:
-    client(florence_fails(aiohttp.ClientConnectionError("refused"))).compare(OCR)
+    client(florence_fails(RunnerUnreachable("refused"))).compare(OCR)
     made = sent(collector)
     answers = [made[f"generate_content {model}"] for model in (FLORENCE_ID, PALIGEMMA_ID)]
     assert {answer.parent_id for answer in answers} == {made["POST /v1/compare"].span_id}
@@ -194,7 +194,7 @@ def test_comparison_has_a_span_for_each_model(collector: Collector) -> None:
     ("failure", "fields", "status", "code", "has_failed"),
     [
         (None, {"unknown": "purple-elephant"}, 400, "invalid_request", False),
-        (aiohttp.ClientConnectionError("purple-elephant"), {}, 503, "not_ready", True),
+        (RunnerUnreachable("purple-elephant"), {}, 503, "not_ready", True),
         (RuntimeError("purple-elephant"), {}, 500, "internal", True),
     ],
 )

@@ -1,0 +1,228 @@
+"""Keeps the adapters of a running decoder equal to those of a watched folder
+(wire/artifacts/adapter_folder.py).
+
+    found       its base is this runner's model: read, checked against the base, added
+    replaced    other files make another build: both stay until no call can name the one before
+    gone        removed as long after its folder as a call may take; calls that named it have ended
+    refused     logged once; the same files are not read again
+
+Files are read in a thread of their own, which is abandoned if it takes too long: no adapter can
+hold up the others. Knows no requests: the gateway lists an adapter after this runner has reported
+its key.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from runners.adapters.peft_adapter import read_adapter
+from wire.artifacts.adapter_folder import (
+    MAX_ADAPTERS,
+    SCAN_EVERY_S,
+    AdapterError,
+    AdapterFolder,
+    AdapterLimits,
+    AdapterScan,
+    NoRoomError,
+    adapter_build_key,
+    reason_of,
+)
+from wire.artifacts.manifest import DECODER_FILE, Manifest
+
+logger = logging.getLogger(__name__)
+
+_Read = TypeVar("_Read")
+
+
+class AdaptedDecoder(Protocol):
+    """A decoder to which adapters can be added while it runs."""
+
+    @property
+    def adapter_keys(self) -> frozenset[str]:
+        """The adapters that sequences may name."""
+        ...
+
+    def add_adapter(
+        self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int
+    ) -> None: ...
+
+    def remove_adapter(self, key: str) -> None: ...
+
+
+class HotAdapters:
+    """The adapters of one base in a watched folder.
+
+    A call takes at most `call_timeout_s`; the files of an adapter must be read within
+    `read_timeout_s`.
+    """
+
+    def __init__(
+        self,
+        scan: AdapterScan,
+        base: Manifest,
+        base_folder: Path,
+        limits: AdapterLimits,
+        call_timeout_s: float,
+        read_timeout_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scan = scan
+        self._base = base
+        self._base_decoder = base_folder / DECODER_FILE
+        self._limits = limits
+        self._call_timeout_s = call_timeout_s
+        self._read_timeout_s = read_timeout_s
+        self._now = now
+        # build keys of the current versions; None: an adapter of another base
+        self._keys: dict[AdapterFolder, str | None] = {}
+        self._added: dict[str, float | None] = {}  # keys: the time when the folder was gone
+        self._refused: dict[str, str] = {}  # keys: the reason
+        self._without_room: set[str] = set()  # keys that are tried again when another is freed
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """The reasons by key of the current versions that were refused."""
+        return dict(self._refused)
+
+    def watch(self, decoder: AdaptedDecoder) -> None:
+        """Update `decoder` now and once a second, in a thread that ends with the process.
+
+        Return after the first update, or after `read_timeout_s`: the others are then loaded while
+        the runner answers.
+        """
+        is_updated = threading.Event()
+
+        def run() -> None:
+            while True:
+                try:
+                    self.update(decoder)
+                except Exception:  # a defect must not end the watch
+                    logger.exception("the adapters of %s could not be updated", self._base.model_id)
+                is_updated.set()
+                time.sleep(SCAN_EVERY_S)
+
+        threading.Thread(target=run, name=f"adapters of {self._base.model_id}", daemon=True).start()
+        if not is_updated.wait(self._read_timeout_s):
+            message = (
+                "the adapters of %s are not all loaded after %g s; the runner starts without the"
+                " others"
+            )
+            logger.error(message, self._base.model_id, self._read_timeout_s)
+
+    def update(self, decoder: AdaptedDecoder) -> None:
+        """Add new adapters to `decoder`, and remove those that no call can name any more."""
+        found = self._scan.scan()
+        self._keys = {
+            each: self._keys[each] if each in self._keys else self._key(each)
+            for each in found.values()
+        }
+        wanted = {key: adapter for adapter, key in self._keys.items() if key is not None}
+        self._refused = {key: reason for key, reason in self._refused.items() if key in wanted}
+        self._remove_gone(decoder, wanted)
+        for key, adapter in wanted.items():
+            if (
+                key not in self._added
+                and key not in self._refused
+                and key not in decoder.adapter_keys
+            ):
+                self._add(decoder, key, adapter)
+
+    def _key(self, adapter: AdapterFolder) -> str | None:
+        """Return the build key of an adapter of this base; None for others, which another process
+        refuses or adds.
+        """
+        try:
+            return _in_time(partial(self._own_key, adapter), self._read_timeout_s)
+        except AdapterError:  # the gateway logs the same
+            return None
+        except Exception as error:  # files that cannot be read in time, or a defect
+            is_defect = not isinstance(error, TimeoutError)
+            logger.error(
+                "the adapter %s is refused: %s", adapter.name, reason_of(error), exc_info=is_defect
+            )
+            return None
+
+    def _own_key(self, adapter: AdapterFolder) -> str | None:
+        if not adapter.is_adapter_of(self._base):
+            return None
+        return adapter_build_key(adapter.hashes(self._limits.max_bytes), self._base.build_key)
+
+    def _remove_gone(self, decoder: AdaptedDecoder, wanted: Mapping[str, AdapterFolder]) -> None:
+        now_s = self._now()
+        since = {
+            key: None if key in wanted else (since_s or now_s)
+            for key, since_s in self._added.items()
+        }
+        over = [
+            key
+            for key, since_s in since.items()
+            if since_s is not None and now_s - since_s > self._call_timeout_s
+        ]
+        for key in over:
+            decoder.remove_adapter(key)
+            logger.info("an adapter of %s is freed: build %.8s", self._base.model_id, key)
+        self._added = {key: since_s for key, since_s in since.items() if key not in over}
+        if over:
+            self._refused = {
+                key: reason
+                for key, reason in self._refused.items()
+                if key not in self._without_room
+            }
+            self._without_room.clear()
+
+    def _add(self, decoder: AdaptedDecoder, key: str, adapter: AdapterFolder) -> None:
+        try:
+            if len(self._added) >= MAX_ADAPTERS:
+                loaded = f"{MAX_ADAPTERS} adapters of {self._base.model_id} are loaded"
+                raise NoRoomError(f"{loaded}, the maximum; remove one to add another")
+            read = partial(read_adapter, adapter.path, self._base_decoder, self._limits)
+            tensors = _in_time(read, self._read_timeout_s)
+            if not adapter.is_current():
+                return
+            decoder.add_adapter(key, tensors, self._limits.max_total_bytes)
+        except (AdapterError, TimeoutError) as error:
+            if isinstance(error, NoRoomError):
+                self._without_room.add(key)
+            self._refuse(key, adapter, reason_of(error))
+        # such as too little memory: the others stay, and the watch goes on
+        except Exception as error:
+            logger.exception("the adapter %s cannot be loaded", adapter.name)
+            self._refuse(key, adapter, f"it cannot be loaded: {type(error).__name__}")
+        else:
+            self._added[key] = None
+            logger.info(
+                "the adapter %s of %s is loaded: build %.8s", adapter.name, self._base.model_id, key
+            )
+
+    def _refuse(self, key: str, adapter: AdapterFolder, reason: str) -> None:
+        self._refused[key] = reason
+        logger.error(
+            "the adapter %s of %s is refused: %s", adapter.name, self._base.model_id, reason
+        )
+
+
+def _in_time(read: Callable[[], _Read], limit_s: float) -> _Read:
+    """Return the result of `read`.
+
+    Raise `TimeoutError` after `limit_s`, and abandon the thread that reads.
+    """
+    result: Future[_Read] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(read())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="files of an adapter", daemon=True).start()
+    try:
+        return result.result(limit_s)
+    except TimeoutError as error:
+        raise TimeoutError(f"its files could not be read within {limit_s:g} s") from error

@@ -1,0 +1,132 @@
+"""The channel to the model of this process: no HTTP, no BentoML service.
+
+The offline run answers through it. A runner watches its threads, and may end the process that holds
+it (runners/watchdog.py).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+from runners.encoder.features_cache import CachedFeatures
+from runners.model_worker import ModelWorker
+from runners.options import RunnerOptions, encoder_batch_size
+from wire.artifacts.devices import encoder_device
+from wire.artifacts.manifest import ArtifactError, Manifest, files_of_runner, verify_files
+from wire.artifacts.model_store import artifact_folder, read_adapters
+from wire.artifacts.part_precision import choose_precision
+from wire.runner_channel import FeaturesMissing, RunnerCall
+from wire.runner_messages import (
+    AdapterStates,
+    EncodedImage,
+    Failed,
+    ImageToEncode,
+    Outcomes,
+    WritingEvent,
+)
+
+
+class InProcessChannel:
+    """Encoder, decoder and scheduler of one model; `load` must be called first."""
+
+    def __init__(self, manifest: Manifest, options: RunnerOptions) -> None:
+        self._manifest = manifest
+        self._options = options
+        self._worker = ModelWorker(manifest.model_id, options, self._encoded)
+        self._batcher = EncoderBatcher(self._worker.encode, encoder_batch_size(options))
+
+    def load(self) -> None:
+        """Verify and load the artifacts and warm up; raise `ArtifactError`."""
+        model_id = self._manifest.model_id
+        build_key = self._manifest.build_key
+        self._verify()
+        self._worker.load()
+        if self._worker.build_key != build_key:
+            raise ArtifactError(
+                f"the artifacts of {model_id} have been exported again while they were loaded:"
+                f" {build_key}, now {self._worker.build_key}"
+            )
+
+    def _verify(self) -> None:
+        manifest = self._manifest
+        options = self._options
+        device = encoder_device(options.device)
+        precision = choose_precision(manifest, "encoder", device, options.encoder_precision)
+        folder = artifact_folder(manifest.model_id)
+        verify_files(folder, manifest, files_of_runner(manifest, precision))
+        for adapter_folder, adapter in read_adapters(options.adapters, manifest):
+            verify_files(adapter_folder, adapter)
+
+    async def write(self, call: RunnerCall) -> Outcomes:
+        return await self._worker.write(await self._features(call), call.sequences)
+
+    async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+        """Yield events as they are written; closing the generator cancels the sequences."""
+        features = await self._features(call)
+        async with aclosing(self._worker.stream(features, call.sequences)) as events:
+            async for event in events:
+                yield event
+
+    async def is_ready(self) -> bool:
+        return self._worker.is_ready()
+
+    async def adapters(self) -> AdapterStates | None:
+        return self._worker.adapters()
+
+    async def close(self) -> None:
+        """Finish the accepted sequences; make no call after that."""
+        await asyncio.to_thread(self._worker.stop)
+
+    async def _features(self, call: RunnerCall) -> CachedFeatures | Failed:
+        """Raise `FeaturesMissing` for a new image without pixels."""
+        adapter = call.sequences[0].adapter
+        features = await self._worker.features(call.image_key, call.pixels, adapter)
+        if features is None:
+            raise FeaturesMissing
+        return features
+
+    async def _encoded(self, image_key: str) -> EncodedImage:
+        return await self._batcher.encoded(image_key)
+
+
+class EncoderBatcher:
+    """Encodes images in one thread; those that wait while a batch runs are the next batch."""
+
+    def __init__(
+        self, encode: Callable[[Sequence[ImageToEncode]], list[EncodedImage]], max_batch_size: int
+    ) -> None:
+        self._encode_batch = encode
+        self._max_batch_size = max_batch_size
+        self._waiting: list[tuple[str, asyncio.Future[EncodedImage]]] = []
+        self._encoder_thread = ThreadPoolExecutor(1, "encoder")
+        self._encoding: asyncio.Task[None] | None = None
+
+    async def encoded(self, image_key: str) -> EncodedImage:
+        """Return the outcome of an image; raise the error of its batch."""
+        encoded: asyncio.Future[EncodedImage] = asyncio.get_running_loop().create_future()
+        self._waiting.append((image_key, encoded))
+        if self._encoding is None:
+            self._encoding = asyncio.create_task(self._encode_waiting())
+        return await encoded
+
+    async def _encode_waiting(self) -> None:
+        while self._waiting:
+            batch = self._waiting[: self._max_batch_size]
+            del self._waiting[: len(batch)]
+            await self._encode([key for key, _ in batch], [encoded for _, encoded in batch])
+        self._encoding = None
+
+    async def _encode(
+        self, keys: Sequence[str], batch: Sequence["asyncio.Future[EncodedImage]"]
+    ) -> None:
+        images = [ImageToEncode(image_key=key) for key in keys]
+        loop = asyncio.get_running_loop()
+        try:
+            outcomes = await loop.run_in_executor(self._encoder_thread, self._encode_batch, images)
+        except Exception as error:  # the images wait for it
+            for encoded in batch:
+                encoded.set_exception(error)
+            return
+        for encoded, outcome in zip(batch, outcomes, strict=True):
+            encoded.set_result(outcome)

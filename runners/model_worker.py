@@ -1,0 +1,170 @@
+"""The encoders, the features cache and the decoder of one model, and the course of a call through
+them.
+
+The model has an encoder, and so has each of its adapters that changes the vision tower or the
+projector.
+"""
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from runners.adapters.hot_loading import HotAdapters
+from runners.decoder_worker import DecoderWorker
+from runners.encoder.features_cache import CachedFeatures, VisionCache
+from runners.options import RunnerOptions
+from runners.watchdog import end_process_when_stuck
+from wire.artifacts.adapter_folder import AdapterScan
+from wire.artifacts.devices import decoder_device
+from wire.artifacts.manifest import ADAPTER_FILE, Manifest, read_manifest, verify_files
+from wire.artifacts.model_store import artifact_folder, read_adapters
+from wire.pixels import Pixels
+from wire.runner_messages import (
+    AdapterStates,
+    EncodedImage,
+    Failed,
+    FoundFeatures,
+    ImageToEncode,
+    Outcomes,
+    SequenceEnd,
+    SequenceSpec,
+    WritingEvent,
+)
+
+_NOT_PENDING = EncodedImage(
+    encode_s=0.0, failed=Failed(code="internal", message="no pending call has this image")
+)
+_NO_FEATURES = FoundFeatures(outcome="miss")  # the image of the call failed
+
+
+class ModelWorker:
+    """Answers the calls for one model; `batched` passes an image key through the batcher to
+    `encode`.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        options: RunnerOptions,
+        batched: Callable[[str], Awaitable[EncodedImage]],
+    ) -> None:
+        self._model_id = model_id
+        self._options = options
+        self._batched = batched
+
+    def load(self) -> None:
+        """Load both parts and run each once; raise `ArtifactError` or a library's error.
+
+        The start of the service has hashed the artifacts (service/__main__.py); a runner that
+        restarts loads at once.
+        """
+        # starts a thread: only after this process was forked
+        from runners.encoder.worker import Encoders
+
+        options = self._options
+        folder = artifact_folder(self._model_id)
+        manifest = read_manifest(folder)
+        verify_files(folder, manifest, names=())
+        device = decoder_device(options.device)
+        num_cores = len(os.sched_getaffinity(0))
+        width, height = manifest.image_size_wh
+        self.build_key = manifest.build_key
+        self.image_shape_hwc = (height, width, 3)
+        adapters = read_adapters(options.adapters, manifest)
+        # All encoders before the decoder: a capture of CUDA graphs forbids other threads to
+        # allocate, and the decoder makes as many slots as then fit. Too little memory for an
+        # encoder must stop the start, not fail requests.
+        self._encoders = Encoders(options, device, num_cores)
+        self._encoders.add(None, manifest, folder)
+        for adapter_folder, adapter in adapters:
+            if adapter.has_encoder:
+                self._encoders.add(adapter.build_key, adapter, adapter_folder)
+        self._decoder = DecoderWorker(manifest, options, device)
+        self._decoder.load(folder, num_cores)
+        for adapter_folder, adapter in adapters:
+            self._decoder.add_adapter(adapter.build_key, load_file(adapter_folder / ADAPTER_FILE))
+        self._watch_adapters(manifest, folder)
+        self._cache = VisionCache(
+            self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
+        )
+        self._watchdogs = (*self._encoders.watchdogs, self._decoder.watchdog)
+        end_process_when_stuck(self._watchdogs, options.limits.stuck_after_s)
+
+    def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:
+        """Load the adapters of the watched folder, if any, and start to watch it."""
+        self._hot_adapters: HotAdapters | None = None
+        if self._options.adapters_folder is not None:
+            scan = AdapterScan(self._options.adapters_folder)
+            read_timeout_s = min(
+                self._options.limits.stuck_after_s, self._options.start_timeout_s / 2
+            )
+            self._hot_adapters = HotAdapters(
+                scan,
+                manifest,
+                folder,
+                self._options.adapter_limits,
+                self._options.timeout_s,
+                read_timeout_s,
+            )
+            self._hot_adapters.watch(self._decoder)
+
+    def adapters(self) -> AdapterStates:
+        """Return the adapters that are loaded, and those that are refused."""
+        refused = {} if self._hot_adapters is None else dict(self._hot_adapters.refused)
+        return AdapterStates(loaded=self._decoder.adapter_keys, refused=refused)
+
+    def is_ready(self) -> bool:
+        """Return True while encoder batches and decode steps are in time."""
+        return all(watchdog.is_in_time() for watchdog in self._watchdogs)
+
+    def stop(self) -> None:
+        """Finish all accepted sequences."""
+        self._decoder.stop()
+
+    def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
+        """Encode a batch in the batcher's thread; return the outcomes in order."""
+        encodings = {
+            image.image_key: self._cache.encodings.get(image.image_key) for image in images
+        }
+        pending = {key: encoding for key, encoding in encodings.items() if encoding is not None}
+        outcomes = dict(zip(pending, self._encoders.encode(list(pending.values())), strict=True))
+        return [outcomes.get(image.image_key, _NOT_PENDING) for image in images]
+
+    async def features(
+        self, image_key: str, pixels: Pixels | None, adapter: str | None
+    ) -> CachedFeatures | Failed | None:
+        """Return the features of an image, or its failure; None if they are not cached and there
+        are no `pixels`.
+
+        They are those of `adapter`, if it has an encoder of its own, else the model's.
+        """
+        return await self._cache.get(image_key, pixels, self._encoders.owner(adapter))
+
+    async def write(
+        self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]
+    ) -> Outcomes:
+        """Return the outcomes of all sequences; cancellation frees their slots within one step."""
+        if isinstance(features, Failed):
+            return Outcomes(features=_NO_FEATURES, outcomes=[features for _ in specs])
+        return Outcomes(
+            features=features.found, outcomes=await self._decoder.write(features.tensor, specs)
+        )
+
+    async def stream(
+        self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]
+    ) -> AsyncGenerator[WritingEvent, None]:
+        """Yield the source of the features, then the settled text and finally the outcome of each
+        sequence.
+        """
+        if isinstance(features, Failed):
+            yield _NO_FEATURES
+            for index in range(len(specs)):
+                yield SequenceEnd(index=index, outcome=features)
+            return
+        yield features.found
+        async with aclosing(self._decoder.stream(features.tensor, specs)) as events:
+            async for event in events:
+                yield event

@@ -1,1 +1,0 @@
-"""Metrics, tracing and the watchdog, for runners and gateway."""

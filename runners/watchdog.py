@@ -1,0 +1,94 @@
+"""Detection and restart of a stuck runner: its current iteration takes longer than allowed.
+
+An iteration is one batch of the encoder, or one prefill and decode step of the decoder. A thread
+that is stuck in one cannot be interrupted: the runner is reported and not ready, and after as long
+again its process ends. The start has a limit of its own. Knows nothing of the work.
+"""
+
+import faulthandler
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
+
+_MAX_INTERVAL_S = 1.0
+
+
+class Watchdog:
+    """Watches one thread, each of whose iterations may take up to `limit_s`.
+
+    `name` is for the log.
+    """
+
+    def __init__(
+        self, name: str, limit_s: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._name = name
+        self._limit_s = limit_s
+        self._now = now
+        self._started_s: float | None = None  # the current iteration
+        self._is_reported = False
+
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        """Time one iteration."""
+        self._started_s = self._now()
+        try:
+            yield
+        finally:
+            self._started_s = None
+
+    def is_in_time(self) -> bool:
+        """Return False while an iteration exceeds the limit."""
+        return self._elapsed_s() <= self._limit_s
+
+    def report(self) -> None:
+        """Log once that an iteration exceeds the limit, and once that it has ended."""
+        elapsed_s = self._elapsed_s()
+        is_stuck = elapsed_s > self._limit_s
+        if is_stuck and not self._is_reported:
+            message = "%s is stuck: an iteration has taken %.0f s so far; at most %g s are allowed"
+            logger.error(message, self._name, elapsed_s, self._limit_s)
+        if self._is_reported and not is_stuck:
+            logger.warning("%s is no longer stuck", self._name)
+        self._is_reported = is_stuck
+
+    def _elapsed_s(self) -> float:
+        started_s = self._started_s  # read once: the watched thread may change it at any time
+        return 0.0 if started_s is None else self._now() - started_s
+
+
+@contextmanager
+def bounded_start(limit_s: float) -> Iterator[None]:
+    """End the process if the block takes longer than `limit_s`, as `end_process_when_stuck`
+    does.
+    """
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def end_process_when_stuck(watchdogs: Sequence[Watchdog], limit_s: float) -> None:
+    """Start a thread that reports, and that ends the process `limit_s` after one of `watchdogs` was
+    last in time.
+
+    The timer is one of C: it also ends a process in which a thread holds the GIL. It writes the
+    stack of each thread to stderr; the exit status is 1. The calls in flight are not answered: the
+    gateway repeats them.
+    """
+    interval_s = min(_MAX_INTERVAL_S, limit_s / 10)
+
+    def watch() -> None:
+        while True:
+            for watchdog in watchdogs:
+                watchdog.report()
+            if all(watchdog.is_in_time() for watchdog in watchdogs):
+                faulthandler.dump_traceback_later(limit_s, exit=True)
+            time.sleep(interval_s)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()

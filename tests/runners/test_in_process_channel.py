@@ -1,0 +1,90 @@
+"""The channel to a model of the same process: batches of the encoder, and a gateway over it."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from runners.in_process_channel import EncoderBatcher
+from tests.support.export_cli import ROOT, ModelStore
+from tests.support.server_sent_events import parse_events
+from wire.runner_messages import EncodedImage, ImageToEncode
+
+MODEL = "florence-2-mini"
+SCENE = ROOT / "service" / "web" / "samples" / "scene.png"
+
+
+@dataclass(slots=True)
+class BlockedEncoder:
+    """Encodes a batch when it is released, or fails."""
+
+    failure: Exception | None = None
+    released: threading.Event = field(default_factory=threading.Event)
+    batches: list[list[str]] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+
+    def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
+        self.batches.append([image.image_key for image in images])
+        self.threads.add(threading.current_thread().name)
+        self.released.wait(10)
+        if self.failure is not None and len(self.batches) == 1:
+            raise self.failure
+        return [EncodedImage(encode_s=int(image.image_key)) for image in images]
+
+
+async def encoded(encoder: BlockedEncoder, num_images: int) -> list[EncodedImage | BaseException]:
+    """Encode images that all wait while the first batch runs."""
+    batcher = EncoderBatcher(encoder.encode, 3)
+    outcomes = [asyncio.create_task(batcher.encoded(str(index))) for index in range(num_images)]
+    await asyncio.sleep(0)
+    encoder.released.set()
+    return await asyncio.gather(*outcomes, return_exceptions=True)
+
+
+def test_images_are_encoded_in_batches_in_one_thread_and_have_their_own_outcome() -> None:
+    encoder = BlockedEncoder()
+    outcomes = asyncio.run(encoded(encoder, 8))
+    assert encoder.batches == [["0", "1", "2"], ["3", "4", "5"], ["6", "7"]]
+    assert len(encoder.threads) == 1
+    assert outcomes == [EncodedImage(encode_s=index) for index in range(8)]
+
+
+def test_a_batch_that_fails_is_the_error_of_its_images_and_the_next_is_encoded() -> None:
+    error = RuntimeError("the encoder failed")
+    assert asyncio.run(encoded(BlockedEncoder(error), 5)) == [error] * 3 + [
+        EncodedImage(encode_s=i) for i in (3, 4)
+    ]
+
+
+def test_an_image_that_comes_after_a_pause_is_encoded_too() -> None:
+    encoder = BlockedEncoder()
+    encoder.released.set()
+
+    async def main() -> None:
+        batcher = EncoderBatcher(encoder.encode, 3)
+        for index in range(2):
+            assert await batcher.encoded(str(index)) == EncodedImage(encode_s=index)
+
+    asyncio.run(main())
+    assert encoder.batches == [["0"], ["1"]]
+
+
+def test_a_gateway_answers_without_processes_and_refuses_another_build(
+    exported: ModelStore,
+) -> None:
+    run = exported.python("-m", "tests.support.gateway_without_processes", MODEL, str(SCENE))
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    body = found["body"]
+    assert {each["label"] for each in body["result"]["detections"]} == {"triangle", "circle"}
+    assert body["vision_cache"] == "miss"
+    *tokens, (name, end) = parse_events(found["stream"])
+    assert "".join(token["text"] for _, token in tokens) == body["raw_text"]
+    assert name == "result"
+    assert end["result"] == body["result"]
+    assert end["vision_cache"] == "hit"
+    assert found["adapters"] == {"loaded": [], "refused": {}}
+    assert found["is_ready"]
+    ours = found["build_key"]
+    assert found["refusal"].endswith(f"exported again while they were loaded: theirs, now {ours}")

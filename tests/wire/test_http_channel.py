@@ -1,0 +1,289 @@
+"""The channel over real connections: to a Unix socket with pixels in shared memory, and over TCP in
+the body.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from tests.support.cancellation import cancel_at_each_await
+from tests.support.core_calls import run, until
+from wire.http_channel import HttpChannel
+from wire.pixels import MESSAGE_BYTES_HEADER, BadCall, ReceivedCall, read_call
+from wire.runner_channel import (
+    CallFailed,
+    CallTimedOut,
+    ChannelError,
+    FeaturesMissing,
+    RunnerCall,
+    RunnerUnavailable,
+    RunnerUnreachable,
+)
+from wire.runner_messages import (
+    AdapterStates,
+    FoundFeatures,
+    Outcomes,
+    SequenceEnd,
+    SequenceSpec,
+    TextPiece,
+    WritingEvent,
+    Written,
+)
+
+SHAPE_HWC = (4, 5, 3)
+PIXELS = np.arange(60, dtype=np.uint8).reshape(SHAPE_HWC)
+WRITTEN = Written(
+    text="a cat",
+    token_ends=[1, 5],
+    logprobs=[-0.5, -0.25],
+    finish_reason="stop",
+    num_prompt_tokens=3,
+    num_generated_tokens=3,
+    queue_s=0.1,
+    prefill_s=0.2,
+    decode_s=0.3,
+)
+OUTCOMES = Outcomes(features=FoundFeatures(outcome="miss", encode_s=0.5), outcomes=[WRITTEN])
+EVENTS: Sequence[WritingEvent] = (
+    FoundFeatures(outcome="hit"),
+    TextPiece(index=0, text="a cat\n" * 20_000),
+    SequenceEnd(index=0, outcome=WRITTEN),
+)
+SPECS = [SequenceSpec(segments=[("what?", True)], timeout_s=60)]
+
+
+class Runner:
+    """A runner's HTTP API with canned answers."""
+
+    def __init__(self) -> None:
+        self.received: list[ReceivedCall] = []
+        self.connections: set[object] = set()
+        self.num_in_flight = 0
+        self.status = 200
+        self.is_dying = False  # it closes the connection in the middle of an answer
+        self.released: asyncio.Event | None = None  # answers only when this is set
+
+    async def write(self, request: web.Request) -> web.Response:
+        with suppress(BadCall):  # a caller that has left has closed its memory
+            await self._receive(request)
+        if self.is_dying:
+            assert request.transport is not None
+            request.transport.close()
+        if self.released is not None:
+            await self.released.wait()
+        return web.Response(status=self.status, body=OUTCOMES.model_dump_json())
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        with suppress(BadCall):
+            await self._receive(request)
+        response = web.StreamResponse()
+        with suppress(ConnectionError):  # the caller has left
+            await response.prepare(request)
+            for event in EVENTS:
+                await response.write(event.model_dump_json().encode() + b"\n")
+                if self.is_dying:
+                    assert request.transport is not None
+                    request.transport.close()
+        return response
+
+    async def state(self, request: web.Request) -> web.Response:
+        body = (
+            AdapterStates(loaded=frozenset({"a"}), refused={}).model_dump_json()
+            if request.path == "/adapters"
+            else ""
+        )
+        return web.Response(status=self.status, body=body)
+
+    async def _receive(self, request: web.Request) -> None:
+        self.connections.add(request.transport)
+        self.num_in_flight += 1
+        try:
+            body = await request.read()
+            received = read_call(body, request.headers.get(MESSAGE_BYTES_HEADER), SHAPE_HWC)
+            # the memory is closed
+            pixels = None if received.pixels is None else received.pixels.copy()
+            self.received.append(replace(received, pixels=pixels))
+        finally:
+            self.num_in_flight -= 1
+
+
+@asynccontextmanager
+async def channel_to(
+    runner: Runner, socket: Path | None, timeout_s: float = 10
+) -> AsyncIterator[HttpChannel]:
+    app = web.Application()
+    app.add_routes([web.post("/write", runner.write), web.post("/stream", runner.stream)])
+    app.add_routes([web.get(path, runner.state) for path in ("/readyz", "/adapters")])
+    serving = web.AppRunner(app, access_log=None)
+    await serving.setup()
+    site: web.BaseSite = (
+        web.TCPSite(serving, "127.0.0.1", 0)
+        if socket is None
+        else web.UnixSite(serving, str(socket))
+    )
+    await site.start()
+    url = f"tcp://127.0.0.1:{serving.addresses[0][1]}" if socket is None else f"file://{socket}"
+    channel = HttpChannel(url, "build", timeout_s)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+        await serving.cleanup()
+
+
+@pytest.fixture(params=["socket", "TCP"])
+def socket(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "runner.sock" if request.param == "socket" else None
+
+
+def test_a_call_brings_its_pixels_and_returns_the_outcomes(socket: Path | None) -> None:
+    async def scenario() -> None:
+        runner = Runner()
+        async with channel_to(runner, socket) as channel:
+            assert await channel.write(RunnerCall("key", SPECS, PIXELS)) == OUTCOMES
+            assert [event async for event in channel.stream(RunnerCall("key", SPECS))] == list(
+                EVENTS
+            )
+        with_pixels, without = runner.received
+        assert with_pixels.pixels is not None
+        assert np.array_equal(with_pixels.pixels, PIXELS)
+        assert list(without.call.sequences) == SPECS
+        assert without.pixels is None
+
+    run(scenario())
+
+
+def test_missing_features_cost_no_connection(socket: Path | None) -> None:
+    async def scenario() -> None:
+        runner = Runner()
+        async with channel_to(runner, socket) as channel:
+            runner.status = 404
+            for _ in range(2):
+                with pytest.raises(FeaturesMissing):
+                    await channel.write(RunnerCall("key", SPECS))
+            assert len(runner.connections) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (400, CallFailed),
+        (404, CallFailed),  # though the pixels came along
+        (500, CallFailed),
+        (502, RunnerUnavailable),
+        (503, RunnerUnavailable),
+        (504, CallTimedOut),
+    ],
+)
+def test_an_error_status_is_an_error_of_the_channel(
+    tmp_path: Path, status: int, expected: type[ChannelError]
+) -> None:
+    async def scenario() -> None:
+        runner = Runner()
+        runner.status = status
+        async with channel_to(runner, tmp_path / "runner.sock") as channel:
+            with pytest.raises(expected, match=f"status {status}"):
+                await channel.write(RunnerCall("key", SPECS, PIXELS))
+
+    run(scenario())
+
+
+def test_a_connection_that_breaks_or_is_refused_is_an_unreachable_runner(
+    socket: Path | None,
+) -> None:
+    async def scenario() -> None:
+        runner = Runner()
+        runner.is_dying = True
+        async with channel_to(runner, socket) as channel:
+            with pytest.raises(RunnerUnreachable, match="ServerDisconnectedError"):
+                await channel.write(RunnerCall("key", SPECS))
+            events = channel.stream(RunnerCall("key", SPECS))
+            assert await anext(events) == EVENTS[0]
+            with pytest.raises(RunnerUnreachable, match="ClientPayloadError"):
+                await anext(events)
+        gone = HttpChannel(channel.url, "build", 10)
+        with pytest.raises(RunnerUnreachable, match="ClientConnectorError"):
+            await gone.write(RunnerCall("key", SPECS))
+        await gone.close()
+
+    run(scenario())
+
+
+def test_a_call_that_takes_longer_than_its_limit_has_timed_out(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        runner = Runner()
+        runner.released = asyncio.Event()
+        async with channel_to(runner, tmp_path / "runner.sock", timeout_s=0.2) as channel:
+            with pytest.raises(CallTimedOut):
+                await channel.write(RunnerCall("key", SPECS))
+            runner.released.set()
+
+    run(scenario())
+
+
+def test_readiness_and_adapters_are_those_that_the_runner_reports(socket: Path | None) -> None:
+    async def scenario() -> None:
+        runner = Runner()
+        async with channel_to(runner, socket) as channel:
+            assert await channel.is_ready()
+            states = await channel.adapters()
+            assert states is not None
+            assert states.loaded == {"a"}
+            runner.status = 503
+            assert not await channel.is_ready()
+            assert await channel.adapters() is None
+        gone = HttpChannel(channel.url, "build", 10)
+        assert not await gone.is_ready()
+        await gone.close()
+
+    run(scenario())
+
+
+def num_memories() -> int:
+    """Return the number of open memories with pixels, the runner's maps apart."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:
+            continue  # the listing itself opened it
+    return sum(link.startswith("/memfd:diptych-") for link in links)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["write", "stream"])
+def test_a_call_cancelled_at_any_moment_leaves_neither_memory_nor_work(
+    socket: Path | None, is_stream: bool
+) -> None:
+    async def scenario() -> None:
+        runner = Runner()
+        async with channel_to(runner, socket) as channel:
+
+            async def call() -> None:
+                if not is_stream:
+                    await channel.write(RunnerCall("key", SPECS, PIXELS))
+                    return
+                async with aclosing(channel.stream(RunnerCall("key", SPECS, PIXELS))) as events:
+                    async for _ in events:
+                        pass
+
+            async def nothing_is_left() -> None:
+                await until(
+                    lambda: runner.num_in_flight == 0 and len(asyncio.all_tasks()) <= num_tasks + 1
+                )
+                assert num_memories() == 0
+                await call()
+
+            await call()
+            num_tasks = len(asyncio.all_tasks())
+            assert await cancel_at_each_await(call, nothing_is_left) >= 2
+
+    run(scenario())

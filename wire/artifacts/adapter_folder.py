@@ -1,0 +1,290 @@
+"""A folder of LoRA adapters, which gateway and runners watch: each sub-folder is one in PEFT's
+format.
+
+    NAME/adapter_config.json
+    NAME/adapter_model.safetensors
+    NAME/diptych.yaml                   optional: keys of a catalog entry (tasks/catalog.py), such
+                                        as adapter_of
+
+All processes derive the same build key from the same files. While a sub-folder is written, it
+counts as it was before. The files are foreign data: they are opened without waiting, bounded in
+size, and each failure is an `AdapterError`. Reads no weights (runners/adapters/peft_adapter.py).
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wire.artifacts.manifest import ArtifactError, Manifest
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "adapter_config.json"  # PEFT's name
+WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
+ENTRY_FILE = "diptych.yaml"
+# after the name of a layer: the matrices of an adapter as runners load them
+DOWN = ".down"
+UP = ".up"
+MAX_ADAPTERS = 64  # per base
+SCAN_EVERY_S = 1.0
+MAX_CONFIG_BYTES = 1_000_000  # PEFT's may name every layer
+MAX_ENTRY_BYTES = 16_384
+
+_FORMAT = 1  # increment when the same files become other matrices
+_SETTLED_AFTER_S = 1.0  # without a change
+_NAME = re.compile(r"[^.].*")  # others are temporary or hidden
+_MAX_REASON_CHARS = 500
+_MAX_ENTRY_DEPTH = 5
+
+_FileVersion = tuple[int, int, int, int]  # modification and change time in ns, size, inode
+
+
+class AdapterError(ArtifactError):
+    """A folder is not an adapter that can be served over its base."""
+
+
+class NoRoomError(AdapterError):
+    """An adapter is in order, but the adapters of its base would exceed a limit with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLimits:
+    """The bounds of the adapters of one base; the export has these defaults."""
+
+    max_rank: int = 512
+    max_bytes: int = 1_000_000_000  # one adapter: its weights file, and its weights in float32
+    max_total_bytes: int = 4_000_000_000  # the matrices of a folder's adapters in a runner
+
+
+def adapter_build_key(hashes: Mapping[str, str], base_build_key: str) -> str:
+    """Return the sha256, hexadecimal, over all that decides the matrices of an adapter: PEFT's
+    files and its base.
+    """
+    inputs = {"adapter_format": _FORMAT, "files": hashes, "base": base_build_key}
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """One version of a sub-folder; another version of the same sub-folder is not equal."""
+
+    path: Path
+    files: tuple[tuple[str, _FileVersion], ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def hashes(self, max_bytes: int) -> dict[str, str]:
+        """Return the sha256 of PEFT's files by name.
+
+        Raise `AdapterError` if one is unreadable or too large.
+        """
+        bounds = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: max_bytes}
+        return {name: _sha256_of(self.path / name, bound) for name, bound in bounds.items()}
+
+    def entry(self) -> dict[str, Any]:
+        """Return the keys of its catalog entry.
+
+        Raise `AdapterError` if the file is no mapping in YAML.
+        """
+        if ENTRY_FILE not in dict(self.files):
+            return {}
+        path = self.path / ENTRY_FILE
+        text = read_file(path, MAX_ENTRY_BYTES)
+        try:
+            values = _parsed_yaml(text)
+        except Exception as error:  # PyYAML raises many, such as KeyError for a tag
+            raise AdapterError(
+                f"{path} cannot be read as YAML: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise AdapterError(
+                f"{path} must have keys of a catalog entry, such as adapter_of and tasks"
+            )
+        return values
+
+    def base_name(self) -> str:
+        """Return the name of its base: `adapter_of` of the entry, else PEFT's
+        `base_model_name_or_path`.
+        """
+        if (declared := self.entry().get("adapter_of")) is not None:
+            name = declared
+        else:
+            name = read_config(self.path).get("base_model_name_or_path")
+        if not isinstance(name, str):
+            raise AdapterError(
+                f"{self.path} names no base: base_model_name_or_path and adapter_of must be strings"
+            )
+        return name
+
+    def is_adapter_of(self, base: Manifest) -> bool:
+        """Return True if the name of its base is the id or the source of `base`."""
+        return self.base_name() in (base.model_id, base.source)
+
+    def is_current(self) -> bool:
+        """Return True if the files have not changed since this version was found."""
+        return _version(self.path) == self.files
+
+
+class AdapterScan:
+    """Finds the adapters of a folder."""
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._now = now
+        self._seen: dict[str, AdapterFolder] = {}  # found by the last scan, complete or not
+        self._settled: dict[str, AdapterFolder] = {}
+        self._is_readable = True
+
+    def scan(self) -> dict[str, AdapterFolder]:
+        """Return the complete adapters by name, in the order of names.
+
+        Of one that is being written, the version before is returned, if any. While the folder
+        cannot be read, nothing changes.
+        """
+        try:
+            paths = sorted(
+                path
+                for path in self._folder.iterdir()
+                if _NAME.fullmatch(path.name) and path.is_dir()
+            )
+        except OSError as error:
+            if self._is_readable:
+                logger.error(
+                    "the adapters are unchanged, because their folder cannot be read: %s", error
+                )
+            self._is_readable = False
+            return dict(self._settled)
+        self._is_readable = True
+        found = {
+            path.name: AdapterFolder(path, files) for path in paths if (files := _version(path))
+        }
+        settled = {
+            name: each if self._is_settled(each) else self._settled.get(name)
+            for name, each in found.items()
+        }
+        self._seen = found
+        self._settled = {name: each for name, each in settled.items() if each is not None}
+        return dict(self._settled)
+
+    def _is_settled(self, adapter: AdapterFolder) -> bool:
+        """Return True if its files are as in the last scan, or old: a renamed sub-folder is
+        complete at once.
+        """
+        changed_s = max(max(version[:2]) for _, version in adapter.files) / 1e9
+        return (
+            self._seen.get(adapter.name) == adapter or self._now() - changed_s >= _SETTLED_AFTER_S
+        )
+
+
+def reason_of(error: Exception) -> str:
+    """Return the message of an error about foreign data on one line, without control characters,
+    and bounded.
+    """
+    words = " ".join(str(error).split())
+    return "".join(char if char.isprintable() else "?" for char in words[:_MAX_REASON_CHARS])
+
+
+@contextmanager
+def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
+    """Open a regular file of at most `max_bytes` without waiting for it, as a FIFO would make it.
+
+    Raise `AdapterError` for another file, and if it cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise AdapterError(f"{path} must be a regular file")
+            if found.st_size > max_bytes:
+                raise AdapterError(
+                    f"{path} has {found.st_size} bytes; at most {max_bytes} are allowed"
+                )
+            yield file
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`; raise `AdapterError`."""
+    with open_file(path, max_bytes) as file:
+        return file.read(max_bytes)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return PEFT's configuration; raise `AdapterError` if it is not an object in JSON."""
+    path = folder / CONFIG_FILE
+    text = read_file(path, MAX_CONFIG_BYTES)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise AdapterError(
+            f"{path} must be an object with base_model_name_or_path, r, lora_alpha and others"
+        )
+    return values
+
+
+def _parsed_yaml(text: bytes) -> Any:
+    """Parse a document without references, by which a short one stands for gigabytes, and without
+    deep nesting.
+
+    PyYAML takes 9 s for 5,000 brackets; here the first few end it.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
+        if depth > _MAX_ENTRY_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError(
+                f"references (*name) and more than {_MAX_ENTRY_DEPTH} levels are not allowed"
+            )
+    return yaml.safe_load(text)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _sha256_of(path: Path, max_bytes: int) -> str:
+    with open_file(path, max_bytes) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(path: Path) -> tuple[tuple[str, _FileVersion], ...]:
+    """Return the versions of the files of an adapter; empty if one that is required is missing."""
+    versions: dict[str, _FileVersion] = {}
+    for name in (CONFIG_FILE, WEIGHTS_FILE, ENTRY_FILE):
+        try:
+            found = _stat(path / name)
+        except OSError:
+            if name != ENTRY_FILE:
+                return ()
+            continue
+        versions[name] = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+    return tuple(versions.items())
+
+
+def _stat(path: Path) -> os.stat_result:
+    """Return the state of a file, or of a link that leads nowhere: it is refused when it is
+    read.
+    """
+    try:
+        return path.stat()
+    except OSError:
+        return path.lstat()

@@ -1,0 +1,134 @@
+"""The device of encoder and decoder, and their CPU threads.
+
+A device is found without torch, so that the gateway, which has none, gets the same result as the
+runners.
+"""
+
+import ctypes
+import logging
+import os
+import re
+from collections.abc import Callable, MutableMapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from wire.artifacts.manifest import Device
+
+logger = logging.getLogger(__name__)
+
+DeviceSetting = Literal["auto", "cpu", "cuda"]
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+_CUDA_PROVIDER_FILES = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_WIDE = 512  # hidden size; the embedded models have 128 and 192, the released ones 768 and more
+
+
+def model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:
+    """Parse `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`; raise `ValueError`."""
+    match = re.fullmatch(r"([^=]+)=(?:(cpu|cuda)|cuda:(\d{1,3}))", pair)
+    if match is None:
+        raise ValueError(
+            f"{pair!r} must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as"
+            " florence-2-base=cuda:1"
+        )
+    model_id, device, gpu = match.groups()
+    return model_id, "cpu" if device == "cpu" else "cuda", None if gpu is None else int(gpu)
+
+
+def encoder_device(setting: DeviceSetting) -> Device:
+    """Return the device of the encoder, which ONNX Runtime must support."""
+    return _device(setting, has_cuda_card() and has_cuda_provider())
+
+
+def has_cuda_provider() -> bool:
+    """Return True if ONNX Runtime has a CUDA provider that loads; log the missing library if it
+    does not load.
+    """
+    import onnxruntime  # starts a thread and takes 15 MB: not where the driver has no card
+
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        return False
+    onnxruntime.preload_dlls()
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        for name in _CUDA_PROVIDER_FILES:
+            ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        logger.warning(
+            "ONNX Runtime's CUDA provider does not load, so vision encoders run on the CPU: %s",
+            error,
+        )
+        return False
+    return True
+
+
+def decoder_device(setting: DeviceSetting) -> Device:
+    """Return the device of the decoder; the version of torch names builds without CUDA."""
+    return _device(setting, "+cpu" not in version("torch") and has_cuda_card())
+
+
+def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
+    """Return the number of threads of encoder or decoder; `setting` 0: one for narrow models, else
+    all cores.
+
+    The matrix products of a narrow model take less time than starting a second thread.
+    """
+    return setting or (num_cores if hidden_size >= _WIDE else 1)
+
+
+def may_have_cuda(setting: DeviceSetting) -> bool:
+    """Return True if a GPU may be used, without initialising the driver: a process with it cannot
+    be forked.
+    """
+    if setting != "auto":
+        return setting == "cuda"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Make GPU `index`, of those that this process sees, its only one.
+
+    Raise `RuntimeError` if it sees too few.
+
+    Only before the driver is initialised.
+    """
+    visible = environment.get(_VISIBLE)
+    if visible is None:
+        environment[_VISIBLE] = str(index)
+        return
+    gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    if index >= len(gpus):
+        raise RuntimeError(
+            f"cuda:{index} is requested, but {_VISIBLE}={visible} shows {len(gpus)} GPUs"
+        )
+    environment[_VISIBLE] = gpus[index]
+
+
+def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
+    """Return True if NVIDIA's driver shows this process a GPU; CUDA_VISIBLE_DEVICES can hide
+    them.
+    """
+    try:
+        driver = load_library("libcuda.so.1")
+    except OSError:
+        return False
+    num_gpus = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(num_gpus)) != 0:
+        return False
+    return num_gpus.value > 0
+
+
+def _device(setting: DeviceSetting, has_cuda: bool) -> Device:
+    """Return the device.
+
+    One that is set but missing fails at its first use, with the library's message.
+    """
+    if setting == "auto":
+        return "cuda" if has_cuda else "cpu"
+    return setting

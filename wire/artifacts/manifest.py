@@ -1,0 +1,162 @@
+"""The artifact folder of a model: written by the export, loaded by its runner.
+
+    manifest.json           source, build key and precisions, and the sha256 of every other file
+    vision_encoder.onnx     pixels uint8 (B, H, W, 3) -> image_features float32 (B, N, C); projector
+                            included
+    vision_encoder.int8.onnx, vision_encoder.float16.onnx   the same at another precision, if
+                                                            exported
+    decoder.safetensors     the tensors of the checkpoint without vision tower and projector, in
+                            their stored dtype
+    config.json, generation_config.json, tokenizer.json, …   copied from the checkpoint
+    mask_decoder.npz        PaliGemma only: the codebook and decoder of its segmentation tokens
+    calibration.json        the calibration of scores by task, if the checkpoint's folder has one
+
+Of a LoRA adapter, which runs in the runner of its base:
+
+    manifest.json           the same, with the base's id and build key, input size and precisions
+    adapter.safetensors     two float32 matrices for each layer that it changes
+                            (runners/models/adapters.py)
+    vision_encoder*.onnx    only if it changes the vision tower or the projector: its own, in the
+                            base's precisions
+
+Does not know where such folders are stored (wire/artifacts/model_store.py).
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Family = Literal["florence2", "paligemma"]
+Device = Literal["cpu", "cuda"]
+Part = Literal["encoder", "decoder"]
+# int8: weights and the inputs of their products
+Precision = Literal["float32", "int8", "bfloat16", "float16"]
+
+MANIFEST_FILE = "manifest.json"
+DECODER_FILE = "decoder.safetensors"
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+PROCESSOR_CONFIG_FILE = "processor_config.json"
+MASK_DECODER_FILE = "mask_decoder.npz"
+ADAPTER_FILE = "adapter.safetensors"
+VISION_ENCODER_FILE = "vision_encoder.onnx"  # float32
+CALIBRATION_FILE = "calibration.json"
+FILES_OF_GATEWAY = frozenset({MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, CALIBRATION_FILE})
+
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+def vision_encoder_file(precision: Precision) -> str:
+    """Return the file name of the vision encoder at a precision."""
+    return VISION_ENCODER_FILE if precision == "float32" else f"vision_encoder.{precision}.onnx"
+
+
+class ArtifactError(Exception):
+    """An artifact folder is missing, incomplete, or does not match its manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of an artifact folder, and its source."""
+
+    model_id: str
+    family: Family
+    source: str
+    revision: str | None  # the commit of a hub source; None for a local folder
+    build_key: str  # sha256 of everything that determines the content of the folder
+    checkpoint: str  # sha256 over the files of the checkpoint
+    precision: Mapping[Device, Mapping[Part, Precision]]  # the default of each part
+    image_size_wh: tuple[int, int]  # input size of the vision encoder, pixels
+    resample: int  # PIL's number of the resize filter
+    num_image_tokens: int
+    hidden_size: int
+    versions: Mapping[str, str]
+    files: Mapping[str, str]  # file name -> sha256, hexadecimal
+    parity: Mapping[str, Any]
+    adapter_of: str | None = None  # an adapter: the id of its base
+    # an adapter: the build of its base that it was checked against
+    base_build_key: str | None = None
+
+    @property
+    def has_encoder(self) -> bool:
+        """True unless it is an adapter that uses the vision encoder of its base."""
+        return VISION_ENCODER_FILE in self.files
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, hexadecimal; reads it in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def key_of_hashes(hashes: Mapping[str, str]) -> str:
+    """Return the sha256 over the names and hashes of a checkpoint's files, hexadecimal."""
+    return hashlib.sha256(json.dumps(list(hashes.items())).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True)
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an artifact folder.
+
+    Raise `ArtifactError` if it is missing or malformed.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        width, height = values.pop("image_size_wh")
+        manifest = Manifest(image_size_wh=(width, height), **values)
+        if not isinstance(manifest.precision, dict):
+            raise ValueError(
+                f"precision is {manifest.precision!r}; it must be a mapping by device and part"
+            )
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a valid manifest of this version: {error!r}") from error
+
+
+def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None = None) -> None:
+    """Raise `ArtifactError` unless `folder` contains exactly the manifest's files, with their
+    hashes.
+
+    Only the files `names` are read and hashed, by default all.
+    """
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    # BentoML's store adds model.yaml to each folder.
+    unknown = present - {MANIFEST_FILE, "model.yaml", *manifest.files}
+    if unknown:
+        raise ArtifactError(
+            f"{folder} holds files that its manifest does not list: {sorted(unknown)}"
+        )
+    for name, expected in manifest.files.items():
+        if name not in present:
+            raise ArtifactError(f"{folder} lacks {name}, which its manifest lists")
+        if names is not None and name not in names:
+            continue
+        if (actual := sha256_of(folder / name)) != expected:
+            raise ArtifactError(
+                f"{folder / name} has sha256 {actual}, its manifest says {expected}"
+            )
+
+
+def files_of_runner(manifest: Manifest, encoder_precision: Precision) -> frozenset[str]:
+    """Return the files that a runner reads: all but the vision encoders of other precisions."""
+    encoders = {vision_encoder_file(precision) for precision in get_args(Precision)}
+    return frozenset(manifest.files) - encoders | {vision_encoder_file(encoder_precision)}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the checkpoint's `config.json`."""
+    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return config

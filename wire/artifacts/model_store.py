@@ -1,0 +1,48 @@
+"""The store of artifact folders: BentoML's model store, with one entry per model.
+
+Alone in importing BentoML here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import bentoml
+
+from wire.artifacts.manifest import ArtifactError, Manifest, read_manifest
+
+
+def artifact_folder(model_id: str) -> Path:
+    """Return the folder of the latest export of `model_id`.
+
+    Raise `ArtifactError` if there is none.
+    """
+    try:
+        return Path(bentoml.models.get(f"{model_id}:latest").path)
+    except bentoml.exceptions.NotFound as error:
+        message = (
+            f"no artifacts of {model_id} in BentoML's model store; make them with: python -m export"
+            f" {model_id}"
+        )
+        raise ArtifactError(message) from error
+
+
+def read_adapters(adapter_ids: Sequence[str], base: Manifest) -> list[tuple[Path, Manifest]]:
+    """Return folder and manifest of each adapter.
+
+    Raise `ArtifactError` for one of another build of the base.
+    """
+    folders = [artifact_folder(adapter_id) for adapter_id in adapter_ids]
+    found = [(folder, read_manifest(folder)) for folder in folders]
+    for _, manifest in found:
+        check_base(manifest, base)
+    return found
+
+
+def check_base(adapter: Manifest, base: Manifest) -> None:
+    """Raise `ArtifactError` unless `adapter` was exported over this build of `base`."""
+    if (adapter.adapter_of, adapter.base_build_key) != (base.model_id, base.build_key):
+        raise ArtifactError(
+            f"the artifacts of {adapter.model_id} are for the build {adapter.base_build_key} of"
+            f" {adapter.adapter_of}; {base.model_id} has {base.build_key}: export the adapter"
+            f" again: python -m export {adapter.model_id}"
+        )

@@ -1,0 +1,150 @@
+"""The channel to a runner over HTTP: a Unix socket of the supervisor on this host, TCP elsewhere.
+
+A cancelled call closes its connection, which ends it in the runner. aiohttp's errors and the
+statuses of runners and proxies become the errors of wire/runner_channel.py here.
+"""
+
+import io
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from http import HTTPStatus
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+from opentelemetry.trace import SpanKind
+from pydantic import TypeAdapter
+
+from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, body_of, in_memory
+from wire.runner_channel import (
+    CallFailed,
+    CallTimedOut,
+    ChannelError,
+    FeaturesMissing,
+    RunnerCall,
+    RunnerUnavailable,
+    RunnerUnreachable,
+)
+from wire.runner_messages import AdapterStates, Outcomes, WriteCall, WritingEvent
+from wire.telemetry.tracing import call_headers, span
+
+# Below the 5 s after which a runner's uvicorn closes an idle connection: no request is sent on one
+# that is closing.
+_KEEP_ALIVE_S = 4.0
+_CONNECT_S = 2.0  # an unreachable host does not refuse connections
+_PROBE_TIMEOUT = aiohttp.ClientTimeout(1.0)
+# A proxy answers these where a runner died with a call that the proxy could not replay, or has no
+# runner for a moment.
+_UNREACHED = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE)
+_EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
+
+
+class HttpChannel:
+    """Calls to `url`: `file://PATH` of a Unix socket, with pixels in shared memory; or `tcp://` or
+    `http://HOST:PORT`.
+    """
+
+    def __init__(self, url: str, build_key: str, timeout_s: float) -> None:
+        self.url = url
+        self._socket_path = unquote(urlsplit(url).path) if url.startswith("file:") else None
+        self._headers = {BUILD_HEADER: build_key}
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def write(self, call: RunnerCall) -> Outcomes:
+        async with self._response("/write", call) as response:
+            return Outcomes.model_validate_json(await response.read())
+
+    async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+        """Yield events as they arrive; closing the generator closes the connection."""
+        async with self._response("/stream", call) as response:
+            async for line in _lines(response.content.iter_any()):
+                yield _EVENT.validate_json(line)
+
+    async def is_ready(self) -> bool:
+        return await self._probe("/readyz") is not None
+
+    async def adapters(self) -> AdapterStates | None:
+        body = await self._probe("/adapters")
+        return None if body is None else AdapterStates.model_validate_json(body)
+
+    async def close(self) -> None:
+        """Close idle connections; make no call after that."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _probe(self, path: str) -> bytes | None:
+        """Return the body of a GET; None for an error or without an answer in time."""
+        try:
+            async with self._client().get(path, timeout=_PROBE_TIMEOUT) as response:
+                response.raise_for_status()
+                return await response.read()
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    @asynccontextmanager
+    async def _response(self, path: str, call: RunnerCall) -> AsyncIterator[aiohttp.ClientResponse]:
+        shared = None if self._socket_path is None else call.pixels
+        shared_memory = nullcontext() if shared is None else in_memory(shared)
+        try:
+            with shared_memory as memory, span(f"POST {path}", kind=SpanKind.CLIENT):
+                message = WriteCall(sequences=list(call.sequences), pixels=memory)
+                body, headers = body_of(message, call.pixels if shared is None else None)
+                headers |= {IMAGE_KEY_HEADER: call.image_key} | call_headers()
+                posted = self._client().post(path, data=io.BytesIO(body), headers=headers)
+                async with posted as response:
+                    if response.status == HTTPStatus.NOT_FOUND and call.pixels is None:
+                        await response.read()  # unread, it would cost the connection
+                        raise FeaturesMissing
+                    response.raise_for_status()
+                    yield response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _channel_error(error) from error
+
+    def _client(self) -> aiohttp.ClientSession:
+        """Return the session, created in the event loop of the first call."""
+        if self._session is None:
+            connector: aiohttp.BaseConnector
+            if self._socket_path is None:
+                base_url = self.url.replace("tcp://", "http://", 1)
+                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+            else:
+                base_url = "http://runner"
+                connector = aiohttp.UnixConnector(
+                    self._socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S
+                )
+            timeout = aiohttp.ClientTimeout(self._timeout_s, sock_connect=_CONNECT_S)
+            self._session = aiohttp.ClientSession(
+                base_url, headers=self._headers, connector=connector, timeout=timeout
+            )
+        return self._session
+
+
+def _channel_error(error: aiohttp.ClientError | TimeoutError) -> ChannelError:
+    """Return the channel's error for one of aiohttp."""
+    match error:
+        case aiohttp.ClientResponseError():
+            return _status_error(error.status)
+        case aiohttp.ConnectionTimeoutError():  # also a TimeoutError
+            return RunnerUnreachable(repr(error))
+        case TimeoutError():
+            return CallTimedOut(repr(error))
+        case _:
+            return RunnerUnreachable(repr(error))
+
+
+def _status_error(status: int) -> ChannelError:
+    """Return the error for a status of the runner, or of a proxy in front of it."""
+    if status in _UNREACHED:
+        return RunnerUnavailable(f"status {status}")
+    if status == HTTPStatus.GATEWAY_TIMEOUT:
+        return CallTimedOut(f"status {status}")
+    return CallFailed(f"status {status}")
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield lines of any length as they arrive (aiohttp 3.14's own `readline` has a limit)."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line

@@ -1,0 +1,129 @@
+"""Calls with pixels: in shared memory on one host, in the request's body between hosts.
+
+    one host        a memfd of the gateway, named in the JSON; the runner maps it through /proc
+                    without a copy
+    between hosts   application/octet-stream: JSON of `MESSAGE_BYTES_HEADER` bytes, then the pixels
+
+At 192 px both take 0.34 ms, at 448 px memory takes a third of the body's time (two
+cores, measured at 2a6566a). A memfd is in no folder: the kernel frees it with its last
+user, even if a process is killed. /proc/<pid>/fd/<fd> requires the same user and PID namespace; the
+memory's random name proves that it is not another process's with the same numbers.
+"""
+
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wire.runner_messages import PixelMemory, WriteCall
+
+IMAGE_KEY_HEADER = "X-Diptych-Image-Key"  # hexadecimal; proxies between hosts route by it
+MESSAGE_BYTES_HEADER = "X-Diptych-Message-Bytes"
+BUILD_HEADER = "X-Diptych-Build"  # the build key of a manifest
+JSON = "application/json"
+BYTES = "application/octet-stream"
+
+_NAME_PREFIX = "diptych-"
+
+Pixels = NDArray[np.uint8]
+
+
+class BadCall(Exception):
+    """The call is malformed, or its pixels cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedCall:
+    """A call and its pixels (H, W, 3), None if none were sent."""
+
+    call: WriteCall
+    pixels: Pixels | None
+
+
+def body_of(call: WriteCall, pixels: Pixels | None) -> tuple[bytes, dict[str, str]]:
+    """Return the body and the headers of a call with `pixels`, if any, in the body."""
+    message = call.model_dump_json().encode()
+    if pixels is None:
+        return message, {"Content-Type": JSON}
+    return message + pixels.tobytes(), {
+        "Content-Type": BYTES,
+        MESSAGE_BYTES_HEADER: str(len(message)),
+    }
+
+
+@contextmanager
+def in_memory(pixels: Pixels) -> Iterator[PixelMemory]:
+    """Yield shared memory with `pixels`, closed at the end.
+
+    A runner that has mapped it can still read it.
+    """
+    name = _NAME_PREFIX + secrets.token_hex(16)
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        data = pixels.reshape(-1).data
+        while data:
+            data = data[os.write(fd, data) :]
+        yield PixelMemory(pid=os.getpid(), fd=fd, name=name)
+    finally:
+        os.close(fd)
+
+
+def read_call(
+    body: bytes, message_bytes: str | None, shape_hwc: tuple[int, int, int]
+) -> ReceivedCall:
+    """Parse a request's body.
+
+    Raise `BadCall`. `message_bytes` is the value of `MESSAGE_BYTES_HEADER`.
+    """
+    if message_bytes is None:
+        call = _parse(body)
+        return ReceivedCall(call, None if call.pixels is None else _mapped(call.pixels, shape_hwc))
+    if not message_bytes.isdecimal() or len(message_bytes) > len(str(len(body))):
+        given = message_bytes[:20]
+        raise BadCall(
+            f"{MESSAGE_BYTES_HEADER} is {given!r}; it must be a length within the body, {len(body)}"
+            " bytes"
+        )
+    length = int(message_bytes)
+    return ReceivedCall(_parse(body[:length]), _shaped(memoryview(body)[length:], shape_hwc))
+
+
+def _parse(message: bytes) -> WriteCall:
+    try:
+        return WriteCall.model_validate_json(message)
+    except ValueError as error:
+        raise BadCall(f"the message is not a call: {error}") from error
+
+
+def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:
+    path = f"/proc/{memory.pid}/fd/{memory.fd}"
+    try:
+        if (
+            not memory.name.startswith(_NAME_PREFIX)
+            or os.readlink(path) != f"/memfd:{memory.name} (deleted)"
+        ):
+            raise BadCall(f"{path} is not the memory {memory.name}")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BadCall(f"cannot open the shared pixels: {error}") from error
+    try:
+        return _shaped(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), shape_hwc)
+    except (OSError, ValueError) as error:  # ValueError: empty memory
+        raise BadCall(f"cannot map the shared pixels: {error}") from error
+    finally:
+        os.close(fd)
+
+
+def _shaped(data: Any, shape_hwc: tuple[int, int, int]) -> Pixels:
+    pixels = np.frombuffer(data, dtype=np.uint8)
+    if pixels.size != np.prod(shape_hwc):
+        raise BadCall(
+            f"the pixels have {pixels.size} bytes; an image of this model has {np.prod(shape_hwc)}"
+        )
+    return pixels.reshape(shape_hwc)

@@ -1,0 +1,81 @@
+"""The interface of the channel to one model's runner, and its errors.
+
+ChannelError
+├── FeaturesMissing       the runner has no features of the image: call again with pixels
+├── RunnerUnreachable     the connection could not be made, or broke during the call
+├── RunnerUnavailable     no runner of this build accepts calls: starting, draining or replaced
+├── CallTimedOut          no answer before the deadline
+└── CallFailed            the runner answered with an error
+
+A sequence that fails within an answered call is not an error of the channel but an outcome
+(`Failed`). Implemented over HTTP by wire/http_channel.py, and for a model in the same process by
+runners/in_process_channel.py.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from wire.pixels import Pixels
+from wire.runner_messages import AdapterStates, Outcomes, SequenceSpec, WritingEvent
+
+
+class ChannelError(Exception):
+    """Base of the errors of a call; calls are idempotent and may be repeated."""
+
+
+class FeaturesMissing(ChannelError):
+    """The runner has no features under the image key; call again with pixels."""
+
+
+class RunnerUnreachable(ChannelError):
+    """The connection could not be made, or broke during the call."""
+
+
+class RunnerUnavailable(ChannelError):
+    """No runner of this build accepts calls: it starts, drains, or has loaded another build."""
+
+
+class CallTimedOut(ChannelError):
+    """The runner did not answer before the deadline."""
+
+
+class CallFailed(ChannelError):
+    """The runner answered with an error; the message has no details of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerCall:
+    """Sequences of one image; `pixels` (H, W, 3) if the runner has no features of it."""
+
+    image_key: str
+    sequences: Sequence[SequenceSpec]
+    pixels: Pixels | None = None
+
+
+class RunnerChannel(Protocol):
+    """Calls to the runner of one model. Cancelling a call ends its sequences in the runner."""
+
+    async def write(self, call: RunnerCall) -> Outcomes:
+        """Return the outcome of each sequence; raise a `ChannelError`."""
+        ...
+
+    def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+        """Yield the source of the features, then the text of each sequence as it is written, and
+        its outcome.
+
+        Raise a `ChannelError`. Closing the generator ends the sequences.
+        """
+        ...
+
+    async def is_ready(self) -> bool:
+        """Return True if the runner reports within a second that it is ready."""
+        ...
+
+    async def adapters(self) -> AdapterStates | None:
+        """Return the adapters of the runner; None without an answer within a second."""
+        ...
+
+    async def close(self) -> None:
+        """Free what the channel holds; make no call after that."""
+        ...

@@ -1,0 +1,82 @@
+"""Export of spans to a collector over OTLP/HTTP, in batches, by a thread; spans that cannot be sent
+are dropped.
+
+OpenTelemetry reads environment variables of its own, such as OTEL_EXPORTER_OTLP_HEADERS,
+OTEL_EXPORTER_OTLP_CERTIFICATE and OTEL_BSP_MAX_QUEUE_SIZE.
+"""
+
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+_PATH = "/v1/traces"
+_FLUSH_MS = 2000
+EXPORT_LOGGERS = (  # opentelemetry-sdk and its exporter, 1.45.1: failed batches, full queue
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+)
+
+
+class BoundedShutdownProcessor(BatchSpanProcessor):
+    """A batch processor whose shutdown takes at most two seconds.
+
+    The library's own takes up to 30, with retries.
+    """
+
+    def shutdown(self) -> None:
+        """Send the remaining spans.
+
+        Those that the collector does not accept in time are dropped.
+        """
+        self._batch_processor.shutdown(_FLUSH_MS)
+
+
+class RateLimitFilter(logging.Filter):
+    """Passes one line per `interval_s`: an unreachable collector fails many batches in a row."""
+
+    def __init__(self, interval_s: float = 60.0, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._interval_s = interval_s
+        self._now = now
+        self._last_s = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002  # all lines count
+        is_due = self._now() - self._last_s >= self._interval_s
+        if is_due:
+            self._last_s = self._now()
+        return is_due
+
+
+def make_provider(endpoint: str, sample: float, part: str) -> TracerProvider:
+    """Return the provider of tracers for `part` of the service, sampling the share `sample` of new
+    traces.
+
+    Starts the thread that exports to `endpoint`.
+    """
+    rate_limit = RateLimitFilter()
+    for name in EXPORT_LOGGERS:
+        logging.getLogger(name).addFilter(rate_limit)
+    resource = Resource.create(
+        {
+            "service.namespace": "diptych",
+            "service.name": part,
+            "service.instance.id": str(uuid.uuid4()),
+            "process.pid": os.getpid(),
+        }
+    )
+    provider = TracerProvider(
+        ParentBased(TraceIdRatioBased(sample)), resource, shutdown_on_exit=False
+    )
+    provider.add_span_processor(
+        BoundedShutdownProcessor(OTLPSpanExporter(endpoint.rstrip("/") + _PATH))
+    )
+    return provider
