@@ -102,3 +102,10 @@ def test_error_has_the_form_of_openai(request_body: dict[str, Any], code: str, p
     assert (document["error"]["code"], document["error"]["param"]) == (code, param)
     assert response.status_code == {str(name): status for name, status in STATUSES.items()}[code]
     assert document["error"]["type"] == "invalid_request_error"
+
+
+def test_a_part_of_unknown_type_is_refused_without_its_repetition() -> None:
+    response = client().send("POST", PATH, json=message({"type": "x" * 40_000}))
+    assert response.status_code == 400
+    assert "type must be image_url or text" in response.text
+    assert len(response.content) < 1000

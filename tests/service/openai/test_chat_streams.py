@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import aiohttp
 import pytest
 from starlette.types import Message
 
@@ -13,6 +12,7 @@ from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
 from tests.support.rest_client import client, fits
 from tests.support.server_sent_events import parse_events
+from wire.runner_channel import RunnerUnreachable
 
 END = "data: [DONE]\n\n"
 
@@ -63,7 +63,7 @@ def test_error_before_the_first_chunk_has_its_status(fields: dict[str, Any], cod
 
 
 def test_error_after_the_first_chunk_is_an_event_in_the_form_of_openai() -> None:
-    broken = FakeDecoder(FLORENCE_ANSWERS, broken=aiohttp.ClientPayloadError("it died"))
+    broken = FakeDecoder(FLORENCE_ANSWERS, broken=RunnerUnreachable("it died"))
     core = make_core(decoders={FLORENCE_ID: broken})
     response = client(core).send("POST", PATH, json=body(stream=True))
     assert "[DONE]" not in response.text
