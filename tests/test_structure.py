@@ -186,6 +186,12 @@ def test_imaging_needs_pillow_and_blake3_only() -> None:
         assert imported(path) - sys.stdlib_module_names <= {"imaging", "PIL", "blake3"}, path
 
 
+def test_the_wire_needs_no_tensors() -> None:
+    """Gateways import all of it."""
+    for path in modules("wire"):
+        assert not {"torch", "transformers", "safetensors"} & imported(path), path
+
+
 def test_what_runs_imports_nothing_of_the_export_tools() -> None:
     for path in [*modules("service"), *modules("runners"), *modules("wire")]:
         assert not {"optimum", "onnx", "onnxscript", "huggingface_hub"} & imported(path), path
