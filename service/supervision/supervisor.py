@@ -123,9 +123,9 @@ class Supervisor:
                 return received
             if pid == 0:
                 return received
-            if (process := running.get(pid)) is not None:
-                process.note_end(status)
-                remove_live_gauges(self._metrics, process.name)
+            if (ended := running.get(pid)) is not None:
+                ended.note_end(status)
+                remove_live_gauges(self._metrics, ended.name)
             for temporary in self._metrics.parent.glob(f"*-{pid}/"):
                 shutil.rmtree(temporary, ignore_errors=True)
 
