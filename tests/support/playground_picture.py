@@ -20,8 +20,10 @@ def take(url: str) -> None:
     with chromium() as browser:
         size = {"width": 1360, "height": 960}
         page = browser.new_page(
-            viewport=size, device_scale_factor=_PIXELS_PER_PX, color_scheme="light"
-        )  # type: ignore[arg-type]
+            viewport=size,  # type: ignore[arg-type]
+            device_scale_factor=_PIXELS_PER_PX,
+            color_scheme="light",
+        )
         playground = Playground(page, url)
         playground.open(task="open_vocabulary_detection", sample=_SAMPLE)
         expect(page.locator(".shape").first).to_be_visible()
