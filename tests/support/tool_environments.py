@@ -20,6 +20,6 @@ def tool_python(tool: str, *beside: str) -> Path:
     python = environment / "bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", *dependency_group(tool), *beside]
+    pip = [str(python), "-m", "pip", "install", "--quiet", *dependency_group(tool), *beside]
     subprocess.run(pip, cwd=ROOT, check=True)
     return python
