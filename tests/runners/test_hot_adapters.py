@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from runners.artifacts import adapter_folder
 from runners.artifacts.adapter_folder import (
     CONFIG_FILE,
     ENTRY_FILE,
@@ -29,6 +31,10 @@ from runners.artifacts.adapter_folder import (
 )
 from runners.artifacts.manifest import DECODER_FILE, Manifest, sha256_of
 from runners.hot_adapters import HotAdapters
+from runners.transport.messages import EncodedImage
+from runners.worker import ModelWorker
+from service.process_options import runner_options
+from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.fake_service import served
 from tests.support.waiting import wait_until
@@ -374,3 +380,39 @@ def test_the_log_has_the_adapter_that_is_freed(
     caplog.set_level(logging.INFO)
     watched.update(CALL_TIMEOUT_S * 2)
     assert caplog.messages == [f"an adapter of {watched.base.model_id} is freed: build {key[:8]}"]
+
+
+def test_the_log_has_the_adapter_that_is_loaded(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    key = watched.write("a")
+    for _ in range(2):
+        watched.update()
+    assert caplog.messages == [
+        f"the adapter a of {watched.base.model_id} is loaded: build {key[:8]}"
+    ]
+
+
+def test_a_runner_waits_for_adapters_half_of_its_start_at_most(
+    watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_folder, "_SETTLED_AFTER_S", 0.0)
+    watched.write("a")
+    options = replace(
+        runner_options(FLORENCE.id, Settings(), ()),
+        adapters_folder=watched.folder,
+        adapter_limits=LIMITS,
+        start_timeout_s=0.4,
+    )
+    watched.decoder.released = threading.Event()
+    worker: Any = ModelWorker(FLORENCE.id, options, no_batcher)
+    worker._decoder = watched.decoder
+    worker._watch_adapters(watched.base, watched.base_folder)
+    assert "not all loaded after 0.2 s" in caplog.messages[-1]
+    watched.decoder.released.set()
+    wait_until(lambda: watched.decoder.adapter_keys != frozenset())
+
+
+async def no_batcher(_image_key: str) -> EncodedImage:
+    raise AssertionError("no image is encoded")
