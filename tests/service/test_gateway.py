@@ -7,8 +7,8 @@ import pytest
 
 from tests.support.export_cli import ROOT
 
-# Prints whether BentoML keeps metrics, then how many of sixteen blocks are returned to the system when they are freed. glibc keeps
-# blocks of a size that was freed before; mallinfo2 is that of glibc 2.33.
+# Prints whether BentoML keeps metrics, then how many of sixteen blocks are returned to the system
+# when they are freed. glibc keeps blocks of a size that was freed before; mallinfo2 is of 2.33.
 BLOCKS = """
 import ctypes
 from service.gateway import Gateway, _return_large_blocks
