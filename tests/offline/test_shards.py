@@ -172,3 +172,12 @@ def test_inputs_that_cannot_be_used_are_refused(folder: Path) -> None:
     table.write_bytes(b"not parquet")
     with pytest.raises(InputError, match=r"t\.parquet"):
         plan_shards([str(table)], COLUMN, 9)
+
+
+def test_a_shard_is_described_by_its_files_or_its_rows(folder: Path) -> None:
+    table = write_table(folder / "t.parquet", [b"1", b"2", b"3"])
+    archive = write_tar(folder / "w.tar", {"1.jpg": b"one"})
+    found = [each.describe() for each in plan_shards([str(table), str(archive)], COLUMN, 2)]
+    assert found == [f"{table}#0-2", f"{table}#2-3", str(archive)]
+    (files,) = plan_shards([f"{folder}/*.jpg"], COLUMN, 2)
+    assert files.describe() == f"{folder / 'a.jpg'}\n{folder / 'd.jpg'}"

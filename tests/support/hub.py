@@ -17,6 +17,7 @@ from typing import Literal
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "tests/florence-2-mini"
 BRANCHES = ("main", "bfloat16")
+_RESOLVED = tuple(f"/{REPOSITORY}/resolve/{each}/" for each in (COMMIT, *BRANCHES))
 
 Failure = Literal["gated", "no repository", "no revision", "cut off", "broken xet", "server error"]
 _REFUSALS: dict[str, tuple[int, dict[str, str]]] = {
@@ -100,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             *(f"/api/models/{REPOSITORY}/revision/{each}" for each in BRANCHES),
         ):
             self._send(200, json.dumps({"id": REPOSITORY, "sha": COMMIT}).encode())
-        elif path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/") and name in self.hub.files:
+        elif path.startswith(_RESOLVED) and name in self.hub.files:
             self._send_file(name, self.hub.files[name])
         else:
             self._send(404, b"")

@@ -103,6 +103,6 @@ def test_the_key_of_the_file_and_the_model_are_sent(tmp_path: Path) -> None:
         ({"shape": "x"}, "shape must be one of rectangle, polygon, mask, got 'x'"),
     ],
 )
-def test_bad_parameters_are_refused(parameters: dict[str, str], message: str) -> None:
+def test_bad_parameters_are_refused(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        create(**{"labels": "a"} | parameters)
+        create(**{"labels": "a", **parameters})

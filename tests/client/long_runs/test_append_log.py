@@ -9,7 +9,7 @@ import pytest
 from diptych_client.long_runs import AppendLog, RunError
 from diptych_client.long_runs.append_log import _BLOCK_BYTES
 
-VALUES = [{"image": "a.png", "n": 1}, {"image": "größer.png", "n": None}, {}]
+VALUES: list[dict[str, Any]] = [{"image": "a.png", "n": 1}, {"image": "größer.png", "n": None}, {}]
 LINES = "".join(f"{json.dumps(value)}\n" for value in VALUES).encode()
 
 

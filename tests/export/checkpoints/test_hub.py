@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.export_cli import MODELS, ModelStore, small_disk
 from tests.support.hub import COMMIT, REPOSITORY, Failure, LocalHub, running_hub
+from wire.artifacts.manifest import sha256_of
 
 CHECKPOINT = MODELS / "florence-2-mini"
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -154,6 +155,28 @@ def test_broken_download_is_not_taken_for_a_cached_checkpoint_and_resumes(
         assert_refused(run, store, "not all files are in the cache")
         hub.failure = None
         assert plan(store, hub, tmp_path / "cache") == COMMIT
+
+
+def test_a_file_of_the_hub_with_another_hash_is_refused_with_both(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    actual = sha256_of(CHECKPOINT / "config.json")
+    code = f"""
+from pathlib import Path
+from export.checkpoints.errors import SourceError
+from export.checkpoints.sources import Source, resolve_file
+for expected in ({actual!r}, {"0" * 64!r}):
+    try:
+        name = f"hf://{REPOSITORY}/config.json#sha256={{expected}}"
+        print(resolve_file(name, Source("any", None, Path())).name)
+    except SourceError as error:
+        print(error)
+"""
+    run = store.python("-c", code, **hub.environment(tmp_path / "cache"))
+    assert run.returncode == 0, run.stderr
+    found, refused = run.stdout.splitlines()
+    assert found == "config.json"
+    assert f"config.json has sha256 {actual}; the catalog expects 000" in refused
 
 
 def test_checkpoint_of_another_form_is_refused_before_its_weights_are_fetched(

@@ -53,6 +53,19 @@ def test_unlimited_configuration_has_the_published_size(
     assert (config.num_hidden_layers, config.hidden_size) == (num_layers, width)
 
 
+@pytest.mark.parametrize(
+    ("size", "feed_forward", "heads"),
+    [("3b", 9216, (8, 4, 256)), ("10b", 14336, (16, 8, 256)), ("28b", 36864, (32, 16, 128))],
+)
+def test_gemma_2_has_the_published_widths(
+    size: str, feed_forward: int, heads: tuple[int, int, int]
+) -> None:
+    config = SHAPES[f"paligemma-2-{size}-mix-224"].config(1).get_text_config()
+    assert config.intermediate_size == feed_forward
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == heads
+    assert config.query_pre_attn_scalar == (144 if size == "28b" else 256)
+
+
 def test_same_seed_gives_the_same_checkpoint(tmp_path: Path) -> None:
     for place in ("one", "other"):
         write_random_checkpoint("florence-2-base", tmp_path / place, max_layers=1)

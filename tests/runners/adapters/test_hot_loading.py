@@ -9,11 +9,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from runners.model_worker import ModelWorker
+from service.process_options import runner_options
+from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.fake_service import served
 from tests.support.waiting import wait_until
@@ -25,6 +29,7 @@ from tests.support.watched_adapters import (
     ScanWithHanging,
     Watched,
 )
+from wire.artifacts import adapter_folder
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
     ENTRY_FILE,
@@ -33,6 +38,7 @@ from wire.artifacts.adapter_folder import (
     AdapterScan,
 )
 from wire.artifacts.manifest import DECODER_FILE
+from wire.runner_messages import EncodedImage
 
 
 @pytest.fixture
@@ -264,3 +270,39 @@ def test_the_log_has_the_adapter_that_is_freed(
     caplog.set_level(logging.INFO)
     watched.update(CALL_TIMEOUT_S * 2)
     assert caplog.messages == [f"an adapter of {watched.base.model_id} is freed: build {key[:8]}"]
+
+
+def test_the_log_has_the_adapter_that_is_loaded(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    key = watched.write("a")
+    for _ in range(2):
+        watched.update()
+    assert caplog.messages == [
+        f"the adapter a of {watched.base.model_id} is loaded: build {key[:8]}"
+    ]
+
+
+def test_a_runner_waits_for_adapters_half_of_its_start_at_most(
+    watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_folder, "_SETTLED_AFTER_S", 0.0)
+    watched.write("a")
+    options = replace(
+        runner_options(FLORENCE.id, Settings(), ()),
+        adapters_folder=watched.folder,
+        adapter_limits=LIMITS,
+        start_timeout_s=0.4,
+    )
+    watched.decoder.released = threading.Event()
+    worker: Any = ModelWorker(FLORENCE.id, options, no_batcher)
+    worker._decoder = watched.decoder
+    worker._watch_adapters(watched.base, watched.base_folder)
+    assert "not all loaded after 0.2 s" in caplog.messages[-1]
+    watched.decoder.released.set()
+    wait_until(lambda: watched.decoder.adapter_keys != frozenset())
+
+
+async def no_batcher(_image_key: str) -> EncodedImage:
+    raise AssertionError("no image is encoded")

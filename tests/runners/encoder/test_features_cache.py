@@ -28,6 +28,7 @@ class Encoder:
     released: asyncio.Event | None = None
     failure: Exception | None = None
     failed: Failed | None = None
+    encode_s: float = 0.005
     num_encoded: int = 0
     features: torch.Tensor = field(
         default_factory=lambda: torch.arange(NUM_BYTES // 4, dtype=torch.float32)[None]
@@ -47,7 +48,7 @@ class Encoder:
             raise self.failure
         if self.failed is None:
             self.cache.encodings[image_key].features = self.features.clone()
-        return EncodedImage(encode_s=0.005, failed=self.failed)
+        return EncodedImage(encode_s=self.encode_s, failed=self.failed)
 
 
 async def outcome(cache: VisionCache, key: str) -> str:
@@ -89,6 +90,18 @@ def test_concurrent_calls_encode_once_and_the_others_need_no_pixels() -> None:
     assert encoder.num_encoded == 1
     assert (found[0].encode_s, found[1].encode_s) == (0.005, 0.0)
     assert all(each.queue_s > 0 for each in found)
+
+
+def test_the_queue_is_the_time_beyond_the_encoding_and_never_negative() -> None:
+    async def call() -> tuple[Any, Any]:
+        cache = encoder.behind()
+        return await asyncio.gather(cache.get("1", PIXELS), cache.get("1", None))
+
+    encoder = Encoder(encode_s=60.0)  # longer than the call took
+    miss, joined = [each.found for each in run(call())]
+    assert (miss.encode_s, miss.queue_s) == (60.0, 0.0)
+    assert joined.encode_s == 0.0
+    assert 0 < joined.queue_s < 60
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,10 @@ def test_only_an_adapter_with_an_encoder_owns_one(exported: ModelStore) -> None:
         None,
     ]
     assert len(encoders.watchdogs) == 2
+
+
+def test_an_encoder_that_cannot_encode_ends_the_start(exported: ModelStore) -> None:
+    folder = exported.newest(EMBEDDED[0])
+    manifest = replace(read_manifest(folder), image_size_wh=(64, 64))  # not that of the graph
+    with pytest.raises(Exception, match="invalid dimensions"):
+        Encoders(OPTIONS, "cpu", 1).add(None, manifest, folder)
