@@ -3,3 +3,5 @@
 It composes `tasks` (prompts and parsers), `imaging` (pixels) and `wire` (calls to runners), and
 starts `runners`.
 """
+
+VERSION = "0.2.0"

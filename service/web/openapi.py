@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service import VERSION
 from service.batches.uploads import MAX_FILE_BYTES, MAX_FORM_BYTES
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
@@ -119,7 +120,7 @@ def openapi_document(models: ServedModels) -> JsonObject:
         "openapi": "3.1.0",
         "info": {
             "title": "Diptych",
-            "version": "1",
+            "version": VERSION,
             "description": "Florence-2 and PaliGemma behind one typed task API, side by side.",
         },
         "paths": {

@@ -1,4 +1,5 @@
 import json
+import tomllib
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from service.inference.request_fields import (
 from service.settings import Settings
 from service.web.openapi import openapi_document
 from tasks.table import TASKS
-from tests.support.catalog import PALIGEMMA
+from tests.support.catalog import PALIGEMMA, ROOT
 from tests.support.fake_service import PNG, data_url, served_models
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(openapi_document(served_models())))
@@ -83,6 +84,11 @@ def schema(name: str) -> Draft202012Validator:
 def test_document_is_openapi_3_1() -> None:
     assert DOCUMENT["openapi"].startswith("3.1")
     OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def test_document_has_the_version_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert DOCUMENT["info"]["version"] == project["version"]
 
 
 def test_every_route_of_the_api_is_described() -> None:
