@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
+from diptych_client.evaluation.questionnaire import ClassNames, ObjectsTruth
 from diptych_client.geometry import BoxXyxy, ImageSize
 from diptych_client.results import Detection, Instance, Item
 from tests.support.evaluations import prediction
