@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -49,7 +50,8 @@ async def started(
 
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     request = health_pb2.HealthCheckRequest(service=service)
-    answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT_S)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(request, timeout=LIMIT_S)
     return int(answer.status)
 
 

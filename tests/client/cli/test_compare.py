@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from diptych_client import Comparison, ErrorDetail, ModelFailure
 from diptych_client.cli.app import app
