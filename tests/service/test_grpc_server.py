@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -49,8 +50,8 @@ async def started(
 
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     request = health_pb2.HealthCheckRequest(service=service)
-    answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIMIT_S)
-    return int(answer.status)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return int((await stub.Check(request, timeout=LIMIT_S)).status)
 
 
 def test_health_is_that_of_the_runners_until_the_server_drains() -> None:
@@ -71,7 +72,7 @@ def test_calls_in_flight_are_answered_while_the_server_stops() -> None:
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
         core = make_core(decoders={FLORENCE_ID: decoder})
         async with started(core, Runners()) as (server, channel):
-            stub = VisionStub(channel)
+            stub: Any = VisionStub(channel)
             calls = [
                 stub.Predict(pb.PredictRequest(image=PNG, task=task), timeout=LIMIT_S)
                 for task in ("ocr", "captioning")
