@@ -51,8 +51,12 @@ async def started(
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     request = health_pb2.HealthCheckRequest(service=service)
     stub: Any = health_pb2_grpc.HealthStub(channel)
+<<<<<<< HEAD
     answer = await stub.Check(request, timeout=LIMIT_S)
     return int(answer.status)
+=======
+    return int((await stub.Check(request, timeout=LIMIT_S)).status)
+>>>>>>> h-mut
 
 
 def test_health_is_that_of_the_runners_until_the_server_drains() -> None:
@@ -73,7 +77,7 @@ def test_calls_in_flight_are_answered_while_the_server_stops() -> None:
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
         core = make_core(decoders={FLORENCE_ID: decoder})
         async with started(core, Runners()) as (server, channel):
-            stub = VisionStub(channel)
+            stub: Any = VisionStub(channel)
             calls = [
                 stub.Predict(pb.PredictRequest(image=PNG, task=task), timeout=LIMIT_S)
                 for task in ("ocr", "captioning")
