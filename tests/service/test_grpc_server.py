@@ -51,12 +51,8 @@ async def started(
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     request = health_pb2.HealthCheckRequest(service=service)
     stub: Any = health_pb2_grpc.HealthStub(channel)
-<<<<<<< HEAD
     answer = await stub.Check(request, timeout=LIMIT_S)
     return int(answer.status)
-=======
-    return int((await stub.Check(request, timeout=LIMIT_S)).status)
->>>>>>> h-mut
 
 
 def test_health_is_that_of_the_runners_until_the_server_drains() -> None:
