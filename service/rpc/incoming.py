@@ -14,15 +14,16 @@ from urllib.parse import unquote
 from google.protobuf.message import DecodeError, Message
 
 from service.admission.load import ClientSlots
-from service.errors import DeadlineExceeded, InvalidRequest
+from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
 from service.rpc.wire_values import num_values
 
 Context = Any  # grpc.aio.ServicerContext, which has no types
 
-# The messages of lists, health and reflection, which need no place, could be as large as others.
 _MAX_VALUES = 10_000  # as in a JSON body
 _VALUE_BYTES = 100
 _COPIES = 3  # the message, its parsed fields, and the image taken out of them
+# Messages of lists, health and reflection have names only.
+MAX_SMALL_BYTES = 65_536
 SMALL_SLOTS = 8
 SMALL_SLOTS_OF_ADDRESS = 2
 _SMALL_TIMEOUT_S = 10.0
@@ -31,10 +32,6 @@ _SMALL_TIMEOUT_S = 10.0
 def address_of(peer: str) -> str:
     """Return the address in a peer of grpc: ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
-
-
-def _hold_nothing(_num_bytes: int) -> None:
-    """Count nothing: few small messages are read at a time."""
 
 
 class NoMessage(InvalidRequest):
@@ -63,33 +60,47 @@ class Incoming:
 
         `hold` counts its bytes until the call ends.
         """
-        try:
-            async with asyncio.timeout(deadline_s - time.monotonic()):
-                message = await anext(self._messages)
-        except StopAsyncIteration:
-            raise NoMessage("the call has no message") from None
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                "the call's message was not received before the deadline"
-            ) from error
+        message = await self._next(deadline_s)
         count = num_values(message, self._message_class.DESCRIPTOR, _MAX_VALUES)
         if count > _MAX_VALUES:
             raise InvalidRequest(
                 f"the message has more than {_MAX_VALUES} fields, elements and entries"
             )
         hold(_COPIES * len(message) + _VALUE_BYTES * count)
-        try:
-            return self._message_class.FromString(message)
-        except DecodeError as error:
-            raise InvalidRequest("the message is malformed: it is not one of the method") from error
+        return self._parsed(message)
 
     async def read_small(self) -> Message:
-        """Do the same for a call without a place, within seconds."""
+        """Return the next message of a call without a place, within seconds.
+
+        Raise `PayloadTooLarge`, `InvalidRequest` or `DeadlineExceeded`.
+        """
         deadline_s = time.monotonic() + _SMALL_TIMEOUT_S
         try:
             async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
-                return await self.read(deadline_s, _hold_nothing)
+                message = await self._next(deadline_s)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
             ) from error
+        if len(message) > MAX_SMALL_BYTES:
+            raise PayloadTooLarge(
+                f"the message has {len(message)} bytes; at most {MAX_SMALL_BYTES} are allowed"
+            )
+        return self._parsed(message)
+
+    async def _next(self, deadline_s: float) -> bytes:
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                return await anext(self._messages)
+        except StopAsyncIteration:
+            raise NoMessage("the call has no message") from None
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                "the call's message was not received before the deadline"
+            ) from error
+
+    def _parsed(self, message: bytes) -> Message:
+        try:
+            return self._message_class.FromString(message)
+        except DecodeError as error:
+            raise InvalidRequest("the message is malformed: it is not one of the method") from error

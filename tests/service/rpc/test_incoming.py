@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.admission.load import ClientSlots
-from service.errors import DeadlineExceeded, InvalidRequest
-from service.rpc.incoming import Incoming, NoMessage
+from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
+from service.rpc.incoming import MAX_SMALL_BYTES, Incoming, NoMessage
 from service.rpc.proto import vision_pb2 as pb
 from tests.support.core_calls import run
 
@@ -55,6 +55,14 @@ def test_a_message_that_does_not_come_ends_the_call_at_the_deadline() -> None:
 def test_bytes_of_no_message_are_an_invalid_request() -> None:
     with pytest.raises(InvalidRequest, match="malformed"):
         run(read(incoming(b"\xff")))
+
+
+def test_a_message_of_a_call_without_a_place_is_small() -> None:
+    largest = pb.PredictRequest(image=bytes(MAX_SMALL_BYTES - 4))
+    assert run(incoming(largest.SerializeToString()).read_small()) == largest
+    larger = pb.PredictRequest(image=bytes(MAX_SMALL_BYTES - 3)).SerializeToString()
+    with pytest.raises(PayloadTooLarge, match="has 65537 bytes; at most 65536 are allowed"):
+        run(incoming(larger).read_small())
 
 
 @pytest.mark.parametrize(
