@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,6 +23,7 @@ from export.artifacts.decoder_weights import write_decoder_weights
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from runners.artifacts.adapter_folder import DOWN, UP
 from runners.artifacts.manifest import DECODER_FILE, Family
+from runners.decoder.eager_engine import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.adapters import Adapters
@@ -52,20 +52,18 @@ def random_adapter(decoder_file: Path, targets: tuple[str, ...], rank: int) -> d
     return adapter
 
 
-def measure(
-    decoder: Decoder[Any], request: SequenceRequest, by_row: Sequence[str]
-) -> dict[str, float]:
+def measure(decoder: Decoder, request: SequenceRequest, by_row: Sequence[str]) -> dict[str, float]:
     """Return the median times of steps of the base and of the adapters, and their ratio."""
-    caches = {name: decoder.new_cache(len(by_row)) for name in ("base", "adapters")}
-    token_ids = torch.full((len(by_row),), 5)
-    times = {name: list[float]() for name in caches}
-    for cache in caches.values():
-        decoder.prefill(cache, [request] * len(by_row), 0)
-    caches["adapters"].adapters[:] = by_row
+    engines = {name: EagerEngine(decoder, len(by_row)) for name in ("base", "adapters")}
+    tokens = [[5]] * len(by_row)
+    times = {name: list[float]() for name in engines}
+    for engine in engines.values():
+        engine.prefill([request] * len(by_row), 0)
+    engines["adapters"].cache.adapters[:] = by_row
     for _ in range(_NUM_WARM_UP + _NUM_STEPS):
-        for name, cache in caches.items():
+        for name, engine in engines.items():
             start_s = time.perf_counter()
-            decoder.decode_step(cache, token_ids)
+            engine.decode(tokens)
             times[name].append(time.perf_counter() - start_s)
     medians = {name: statistics.median(each[_NUM_WARM_UP:]) for name, each in times.items()}
     return {f"{name}_ms": 1000 * median for name, median in medians.items()} | {
@@ -102,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             for key in keys:
                 adapters.add(key, random_adapter(folder / DECODER_FILE, suffixes, parsed.rank))
-            request = SequenceRequest(features, decoder.prompt_ids([("What is it?", False)]), 1)
+            request = SequenceRequest(
+                features, decoder.text.prompt_ids([("What is it?", False)]), 1
+            )
             measured = measure(
                 decoder, request, [keys[row % len(keys)] for row in range(parsed.rows)]
             )

@@ -63,7 +63,7 @@ class Run:
 
 
 def asked(
-    decoder: Decoder[Any],
+    decoder: Decoder,
     encoder: VisionEncoder,
     entry: CatalogEntry,
     task_ids: Sequence[str],
@@ -88,7 +88,7 @@ def asked(
                 yield Asked(text, image, to_request(decoder, features, spec))
 
 
-def generate(decoder: Decoder[Any], requests: Sequence[SequenceRequest], num_clients: int) -> Run:
+def generate(decoder: Decoder, requests: Sequence[SequenceRequest], num_clients: int) -> Run:
     """Generate the answers to `requests`, `num_clients` at a time."""
     scheduler = Scheduler(
         decoder, "bench", SchedulerLimits(num_clients, num_clients, _MAX_PREFILL_TOKENS)
@@ -119,7 +119,7 @@ def generate_without_drafts(
 
 
 def measure(
-    decoder: Decoder[Any], requests: Sequence[SequenceRequest], num_clients: int
+    decoder: Decoder, requests: Sequence[SequenceRequest], num_clients: int
 ) -> dict[str, Any]:
     """Return rates, gains and the number of equal answers."""
     arguments = decoder, requests, num_clients

@@ -73,7 +73,7 @@ class Model:
     """A loaded decoder with a scheduler over it."""
 
     entry: CatalogEntry
-    decoder: Decoder[Any]
+    decoder: Decoder
     scheduler: Scheduler
 
     def detections(self, way: Way, asked: Asked) -> list[dict[str, Any]]:

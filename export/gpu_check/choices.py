@@ -1,4 +1,4 @@
-"""The recorded choice of tokens against eager operations on the same device, over random logits and
+"""The captured choice of tokens against eager operations on the same device, over random logits and
 conditions.
 """
 
@@ -15,7 +15,8 @@ from export.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
 from runners.cuda_graphs.buckets import buckets
 from runners.cuda_graphs.graphs import CudaGraph, CudaGraphs, capture_cuda_graph
-from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
+from runners.tokens.conditions import Choice, RowConditions
+from runners.tokens.token_choice import choose_tokens
 
 _NUM_ROWS = 21
 _NUM_STEPS = 40
@@ -42,8 +43,9 @@ def check_choices(model: Model, device: Device) -> Verdict:
     for _ in range(_NUM_STEPS):
         logits.normal_(0, _SHARPNESS)
         conditions, sequences = random_batch(random, num_tokens, _NUM_ROWS)
-        given = graphs.logits(torch.zeros(len(conditions), dtype=torch.long), 1)
-        own += [each for part in graphs.choose(given, conditions, sequences) for each in part]
+        given = graphs.run(len(conditions), 1)
+        chosen = graphs.choose(given, conditions, sequences)
+        own += [each for part in chosen.choices for each in part]
         expected += [each for part in choose_tokens(given, conditions, sequences) for each in part]
     pairs = [pair for pair in zip(own, expected, strict=True) if pair[1].score > -math.inf]
     equal = [
