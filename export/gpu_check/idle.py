@@ -18,8 +18,8 @@ from export.gpu_check.verdicts import Verdict
 from runners.artifacts.manifest import Device
 from runners.cuda_graphs.graphs import Capture, capture_cuda_graph
 from runners.decoder.graph_engine import GraphEngine, GraphPass
-from runners.decoder.protocol import Chosen, Decoder
-from runners.tokens.conditions import NextInputs, RowConditions
+from runners.decoder.protocol import Decoder
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 
 _ROWS = (1, 16, 64)
 _NUM_STEPS = 48

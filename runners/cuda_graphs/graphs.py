@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,12 +44,13 @@ from runners.cuda_graphs.choice import (
     unpack_rows,
 )
 from runners.cuda_graphs.packed_conditions import PackedConditions, fits
-from runners.tokens.conditions import Choice, NextInputs, RowConditions
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.token_choice import Results, choose_tokens
 
 logger = logging.getLogger(__name__)
 
 # token ids (B,), length, number of shared prefixes -> logits (B, V)
+PassT = TypeVar("PassT")
 Step = Callable[[Tensor, int, int], Tensor]
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
@@ -62,15 +63,6 @@ class CudaGraph:
 
     replay: Callable[[], object]
     output: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class ChosenTokens:
-    """The choices of each sequence of a pass, in the order of its sequences."""
-
-    choices: list[list[Choice]]
-    has_set_inputs: bool  # the pool has the next tokens: the next pass may have been launched
-    redrawn: Sequence[int] = ()  # sequences whose choice is not the token in the pool
 
 
 class Event(Protocol):
@@ -218,14 +210,14 @@ class CudaGraphs:
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
         inputs: NextInputs | None = None,
-        look_ahead: Callable[[], object] | None = None,
-    ) -> ChosenTokens:
+        look_ahead: Callable[[], PassT] | None = None,
+    ) -> Chosen[PassT]:
         """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of
         the last `run` or `store`.
 
-        `inputs` are by default the tokens of all rows in order. `look_ahead` is called after the
-        choice is launched, which sets the next tokens and `moves`, and before its results are
-        awaited; it is not called if tokens are chosen eagerly.
+        `inputs` are by default the tokens of all rows in order. `look_ahead` launches the next
+        pass: it is called after the choice is launched, which sets the next tokens and `moves`, and
+        before its results are awaited; it is not called if tokens are chosen eagerly.
         """
         inputs = inputs or NextInputs(range(len(logits)), [0] * len(logits))
         kind = ChoiceKind.of(conditions, inputs)
@@ -234,13 +226,20 @@ class CudaGraphs:
             ((num, kind) for num in reversed(row_counts(self._num_slots)) if num >= num_rows), None
         )
         if key not in self._choices or not fits(conditions):
-            return ChosenTokens(choose_tokens(logits, conditions, sequences), has_set_inputs=False)
+            return Chosen(choose_tokens(logits, conditions, sequences))
         self._conditions.write(conditions, sequences, inputs)
         self._choices[key].replay()
         host = self._start_reading(self._choices[key].output[: len(logits)])
-        if look_ahead is not None:
-            look_ahead()
-        return self._chosen(self._read(host), conditions, sequences)
+        ahead = None if look_ahead is None else look_ahead()
+        results = self._read(host)
+        choices = unpack_rows(results, conditions, sequences)
+        wide = [place for place, rows in enumerate(sequences) if has_wider_nucleus(results, rows)]
+        if wide:
+            logits = self._sampled_logits[: len(results)]
+            drawn = choose_tokens(logits, conditions, [sequences[place] for place in wide])
+            for place, own in zip(wide, drawn, strict=True):
+                choices[place] = own
+        return Chosen(choices, ahead, redrawn=wide)
 
     def _start_reading(self, output: Tensor) -> Tensor:
         """Copy results to the host without waiting; return where they arrive."""
@@ -255,24 +254,6 @@ class CudaGraphs:
         self._is_loading = False
         results: Results = host.numpy()
         return results
-
-    def _chosen(
-        self,
-        results: Results,
-        conditions: Sequence[RowConditions],
-        sequences: Sequence[Sequence[int]],
-    ) -> ChosenTokens:
-        """Return the choices of each sequence; tokens with a wider nucleus than the usual one are
-        drawn eagerly.
-        """
-        choices = unpack_rows(results, conditions, sequences)
-        wide = [place for place, rows in enumerate(sequences) if has_wider_nucleus(results, rows)]
-        if wide:
-            logits = self._sampled_logits[: len(results)]
-            drawn = choose_tokens(logits, conditions, [sequences[place] for place in wide])
-            for place, own in zip(wide, drawn, strict=True):
-                choices[place] = own
-        return ChosenTokens(choices, has_set_inputs=True, redrawn=wide)
 
 
 def _cuda_event() -> Event:

@@ -18,7 +18,7 @@ from runners.decoder.beams import BeamSequence
 from runners.decoder.drafts import rows_of, width_of
 from runners.decoder.engines import new_engine
 from runners.decoder.pipeline import LaunchedPass, Pipeline
-from runners.decoder.protocol import Chosen, Decoder, NewEngine
+from runners.decoder.protocol import Decoder, NewEngine
 from runners.decoder.sequences import (
     GeneratedSequence,
     LiveSequence,
@@ -26,7 +26,7 @@ from runners.decoder.sequences import (
     SingleSequence,
 )
 from runners.decoder.slots import SlotTable
-from runners.tokens.conditions import NextInputs, RowConditions
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.rules import GenerationRules
 
 _PADDING = RowConditions()  # of rows that no sequence reads

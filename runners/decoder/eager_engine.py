@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from runners.decoder.drafts import MAX_SLOTS, paying
-from runners.decoder.protocol import Chosen, Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.kv_cache.slot_cache import SlotCache
-from runners.tokens.conditions import NextInputs, RowConditions
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.token_choice import choose_tokens
 
 

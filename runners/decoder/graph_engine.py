@@ -9,6 +9,7 @@ B slots, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -16,9 +17,9 @@ from runners.cuda_graphs.buckets import buckets, shared_prefixes
 from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.cuda_graphs.packed_conditions import MAX_BEAMS
 from runners.decoder.eager_engine import EagerEngine
-from runners.decoder.protocol import Chosen, Decoder
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.tokens.conditions import NextInputs, RowConditions
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.token_choice import choose_tokens
 
 
@@ -85,17 +86,9 @@ class GraphEngine:
             return Chosen(choose_tokens(launched.logits, conditions, sequences))
         inputs = following() if following is not None else None
         if inputs is None or not self._is_captured(len(inputs.rows)):
-            chosen = self.graphs.choose(launched.logits, conditions, sequences)
-            return Chosen(chosen.choices)
-        ahead: list[GraphPass] = []
-        chosen = self.graphs.choose(
-            launched.logits,
-            conditions,
-            sequences,
-            inputs,
-            lambda: ahead.append(self.look_ahead(inputs)),
-        )
-        return Chosen(chosen.choices, ahead[0] if ahead else None, chosen.redrawn)
+            return self.graphs.choose(launched.logits, conditions, sequences)
+        look_ahead = partial(self.look_ahead, inputs)
+        return self.graphs.choose(launched.logits, conditions, sequences, inputs, look_ahead)
 
     def look_ahead(self, inputs: NextInputs) -> GraphPass:
         """Launch the next pass with the tokens, and the moves of beams, that the device is

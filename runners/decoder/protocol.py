@@ -7,15 +7,14 @@ vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.kv_cache.shape import DecoderShape
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
-from runners.tokens.conditions import Choice, NextInputs, RowConditions
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.prompts import CheckpointText
 from runners.tokens.rules import GenerationRules
 
@@ -41,9 +40,13 @@ class Decoder(Protocol):
     rules: GenerationRules
     text: CheckpointText
     shape: DecoderShape
-    adapters: AdapterChoice
     can_draft: bool  # False: read one token of each slot, as a measurement compares
     can_draft_first: bool  # a prefill can read drafts too
+
+    @property
+    def adapters(self) -> AdapterChoice:
+        """The adapters that requests may name."""
+        ...
 
     def prefill(
         self,
@@ -65,15 +68,6 @@ class Decoder(Protocol):
         Return the logits (B * T, V) after each.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen(Generic[PassT]):
-    """The choices of each sequence of a pass, in the order of its sequences."""
-
-    choices: list[list[Choice]]
-    ahead: PassT | None = None  # the next pass, if the engine has launched it
-    redrawn: Sequence[int] = ()  # places of sequences for which `ahead` reads another token
 
 
 class Engine(Protocol[PassT]):

@@ -89,7 +89,7 @@ class SlotCache:
         slots = range(first_slot, first_slot + len(tokens))
         lengths = self.num_tokens.of(slots)
         width = max(map(len, tokens))
-        token_ids = [[*own, *own[-1:] * (width - len(own))] for own in tokens]
+        token_ids = [[*own, *[own[-1]] * (width - len(own))] for own in tokens]
         positions = [
             [length + min(index, len(own) - 1) for index in range(width)]
             for length, own in zip(lengths, tokens, strict=True)

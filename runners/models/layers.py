@@ -32,7 +32,7 @@ def stack_requests(
     """
     prompt_ids = [token_id for request in requests for token_id in request.prompt_ids]
     embeds = embed(torch.tensor(prompt_ids, dtype=torch.long, device=device))
-    prompts = embeds.split([len(request.prompt_ids) for request in requests])
+    prompts = torch.split(embeds, [len(request.prompt_ids) for request in requests])
     prefixes = [
         torch.cat([request.image_features.to(prompt), prompt])
         for request, prompt in zip(requests, prompts, strict=True)

@@ -6,9 +6,12 @@ Knows no torch: sequences, slots and the pipeline use these. Shapes: B slots.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+PassT = TypeVar("PassT")
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no equality
@@ -35,6 +38,15 @@ class Choice:
     token_id: int
     logprob: float
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Generic[PassT]):
+    """The choices of each sequence of a pass, in the order of its sequences."""
+
+    choices: list[list[Choice]]
+    ahead: PassT | None = None  # the next pass, if it has been launched
+    redrawn: Sequence[int] = ()  # places of sequences for which `ahead` reads another token
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,12 +148,11 @@ def test_what_a_captured_choice_has_no_room_for_is_chosen_eagerly(
     graphs = graphs_of(flat)
     logits = logits_of(graphs, [1, 2], 8)
     expected = choose_tokens(logits, [conditions, RowConditions()], [[0], [1]])
-    found = graphs.choose(logits, [conditions, RowConditions()], [[0], [1]])
+    found = graphs.choose(logits, [conditions, RowConditions()], [[0], [1]], None, lambda: "ahead")
     assert found.choices == expected
-    # only a wide nucleus is known after the choice: the pool has another token
-    assert (found.has_set_inputs, list(found.redrawn)) == (
-        (True, [0]) if conditions.temperature else (False, [])
-    )
+    # only a wide nucleus is known after the choice: the next pass reads another token
+    is_late = conditions.temperature > 0
+    assert (found.ahead, list(found.redrawn)) == (("ahead", [0]) if is_late else (None, []))
 
 
 def test_tokens_are_chosen_from_the_logits_of_an_eager_step_too() -> None:

@@ -21,14 +21,14 @@ from runners.artifacts.manifest import DECODER_FILE, read_manifest
 from runners.artifacts.peft_adapter import read_adapter
 from runners.decoder.batch import LiveBatch, generate_each, start_sequence
 from runners.decoder.graph_engine import GraphEngine, GraphPass
-from runners.decoder.protocol import Chosen, Decoder
+from runners.decoder.protocol import Decoder, NewEngine
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.kv_cache.slot_cache import SlotCache
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
-from runners.tokens.conditions import NextInputs, RowConditions
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.errors import NonFiniteLogits
 from tests.support.decoder_cases import Case, make_case
 from tests.support.device_traffic import capture_eagerly, make_endless
@@ -239,9 +239,9 @@ def test_answers_equal_those_of_steps_that_wait_to_the_last_bit(artifacts: Path)
         replace(each, max_new_tokens=30, **own) for each, own in zip(requests, options, strict=True)
     ]
     passes = Passes(decoder)
+    engines: list[NewEngine] = [lambda *_: passes, WaitingEngine]
     found, expected = (
-        [each.result() for each in generate_each(decoder, requests, engine)]
-        for engine in (lambda *_: passes, WaitingEngine)
+        [each.result() for each in generate_each(decoder, requests, engine)] for engine in engines
     )
     assert found == expected
     # the first tokens are those of the prefill, the last ends all
