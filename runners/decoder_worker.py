@@ -92,7 +92,7 @@ class DecoderWorker:
 
         Raise `RuntimeError` if none fits.
         """
-        slot_bytes = self._decoder.slot_bytes() + choice_bytes(self._decoder.num_tokens)
+        slot_bytes = self._decoder.shape.slot_bytes + choice_bytes(self._decoder.shape.num_tokens)
         reserved_bytes = CUDA_RESERVE_BYTES + self._options.max_cache_bytes
         num_sharing = self._options.num_sharing_gpu
         num_slots = slots_that_fit(free_bytes, reserved_bytes, slot_bytes, num_sharing)
@@ -122,7 +122,7 @@ class DecoderWorker:
     @property
     def adapter_keys(self) -> frozenset[str]:
         """The adapters that sequences may name."""
-        return self._decoder.adapter_keys
+        return self._decoder.adapters.keys
 
     def add_adapter(
         self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None

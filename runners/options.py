@@ -16,7 +16,7 @@ _CUDA_BATCH_SIZE = 16
 # Where memory is left for more, a step of more sequences only delays each of them.
 _CPU_SLOTS = 16
 _MAX_CUDA_SLOTS = 64
-# For the activations of a prefill, the recorded steps of the model and what torch's allocator
+# For the activations of a prefill, the captured steps of the model and what torch's allocator
 # cannot use. Estimated.
 CUDA_RESERVE_BYTES = 2_500_000_000
 

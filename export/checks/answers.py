@@ -12,7 +12,6 @@ decide, and photographs are only measured.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -198,7 +197,7 @@ class AnswerCheck:
         ]
 
     def _given(
-        self, decoder: Decoder[Any], pair: Pair, question: PictureQuestion, ended: LiveSequence
+        self, decoder: Decoder, pair: Pair, question: PictureQuestion, ended: LiveSequence
     ) -> GivenAnswer:
         try:
             sequence = ended.result()
@@ -220,7 +219,7 @@ class AnswerCheck:
         )
 
     def _parse(
-        self, decoder: Decoder[Any], question: PictureQuestion, sequence: GeneratedSequence
+        self, decoder: Decoder, question: PictureQuestion, sequence: GeneratedSequence
     ) -> Result:
         answer = AnswerText(decoder)
         answer.push(sequence.token_ids)

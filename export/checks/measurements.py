@@ -32,6 +32,7 @@ from export.checks.parity import (
 from export.checks.probes import Probe, extreme_images
 from export.checks.streaming import load_for_checks
 from export.progress import Progress
+from runners.decoder.eager_engine import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
@@ -201,7 +202,7 @@ def measure_half_encoder(
 
 def _measure_decoder(
     precision: Precision,
-    decoder: Decoder[Any],
+    decoder: Decoder,
     requests: Sequence[SequenceRequest],
     answers: Sequence[Sequence[int]],
     logits: Sequence[Tensor],
@@ -243,19 +244,18 @@ def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -
 
 @torch.inference_mode()
 def _forced_logits(
-    decoder: Decoder[Any], requests: Sequence[SequenceRequest], answers: Sequence[Sequence[int]]
+    decoder: Decoder, requests: Sequence[SequenceRequest], answers: Sequence[Sequence[int]]
 ) -> Iterator[Tensor]:
     """Yield the logits (V,) of every token of every answer, given the answer's own tokens before
     it.
     """
-    cache = decoder.new_cache(len(requests))
-    logits = decoder.prefill(cache, requests, 0)
+    engine = EagerEngine(decoder, len(requests))
+    logits = engine.prefill(requests, 0)
     for step in range(max(map(len, answers))):
         yield from (
             row.float() for row, answer in zip(logits, answers, strict=True) if step < len(answer)
         )
-        given = torch.tensor([answer[min(step, len(answer) - 1)] for answer in answers])
-        logits = decoder.decode_step(cache, given)
+        logits = engine.decode([[answer[min(step, len(answer) - 1)]] for answer in answers])
 
 
 def _encode(

@@ -7,7 +7,6 @@ reference's own logits are so close that rounding decides; near ties are counted
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +69,7 @@ def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAns
 
 
 def make_requests(
-    decoder: Decoder[Any],
+    decoder: Decoder,
     features: NDArray[np.float32],
     probes: Sequence[Probe],
     expected: ReferenceAnswers,
@@ -83,7 +82,7 @@ def make_requests(
     for probe, image_features, expected_ids in zip(
         probes, features, expected.prompt_ids, strict=True
     ):
-        prompt_ids = decoder.prompt_ids(
+        prompt_ids = decoder.text.prompt_ids(
             [(segment.text, segment.is_control) for segment in probe.prompt]
         )
         if prompt_ids != expected_ids:
@@ -97,7 +96,7 @@ def make_requests(
 
 
 def check_answers(
-    decoder: Decoder[Any], requests: Sequence[SequenceRequest], expected: ReferenceAnswers
+    decoder: Decoder, requests: Sequence[SequenceRequest], expected: ReferenceAnswers
 ) -> TokenParity:
     """Generate all answers in one batch and compare them.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor
 
@@ -72,7 +72,7 @@ class StreamedWeights(DecoderWeights):
 
 def load_for_checks(
     folder: Path, family: Family, precision: Precision, is_large: bool, max_positions: int = 0
-) -> Decoder[Any]:
+) -> Decoder:
     """Load a decoder onto the CPU; that of a large model in float32 runs layer by layer."""
     weights_of = StreamedWeights if is_large and precision == "float32" else DecoderWeights
     return load_decoder(folder, family, precision, "cpu", max_positions, weights_of)

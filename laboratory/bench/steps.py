@@ -21,6 +21,7 @@ from torch import Tensor
 from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
+from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from wire.artifacts.manifest import Manifest, read_manifest
@@ -32,7 +33,7 @@ _NUM_TOKENS = 48
 _TIMEOUT_S = 600.0
 
 
-def make_endless(decoder: Decoder[Any]) -> None:
+def make_endless(decoder: Decoder) -> None:
     """Let answers end at their limit only, so that all steps of a measurement have as many rows."""
     decoder.rules = replace(
         decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1
@@ -42,7 +43,7 @@ def make_endless(decoder: Decoder[Any]) -> None:
 class TimedDecoder:
     """A decoder that records the start and end of each of its steps."""
 
-    def __init__(self, decoder: Decoder[Any]) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.steps: list[tuple[int, float, float]] = []  # sequences, start, end
 
@@ -50,15 +51,15 @@ class TimedDecoder:
         """Delegate everything but `decode_step`."""
         return getattr(self._decoder, name)
 
-    def decode_step(self, cache: Any, token_ids: Tensor) -> Tensor:
+    def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         """Run and time one step."""
         start_s = time.perf_counter()
-        logits = self._decoder.decode_step(cache, token_ids)
-        self.steps.append((len(token_ids), start_s, time.perf_counter()))
+        logits = self._decoder.decode_step(cache, places)
+        self.steps.append((len(places.token_ids), start_s, time.perf_counter()))
         return logits
 
 
-def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> dict[str, Any]:
+def measure_steps(decoder: Decoder, manifest: Manifest, num_sequences: int) -> dict[str, Any]:
     """Return the mean times of steps with `num_sequences` sequences; make the answers of `decoder`
     endless.
     """
@@ -84,7 +85,7 @@ def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int)
 
 
 def _generate(
-    scheduler: Scheduler, decoder: Decoder[Any], manifest: Manifest, num_sequences: int
+    scheduler: Scheduler, decoder: Decoder, manifest: Manifest, num_sequences: int
 ) -> None:
     features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)
     spec = SequenceSpec(

@@ -3,7 +3,7 @@
 verdicts    a measurement with its aim, as a line of JSON and as a row of a table
 parts       a model's encoder and decoder on the device, and requests for them
 exactness   providers; features and tokens against float32 on the CPU
-choices     recorded choices of tokens against eager ones
+choices     captured choices of tokens against eager ones
 speed       encoder, prefill, steps by number of rows, a sampled sequence among greedy ones,
             throughput
 idle        share of a step in which the device waits for the host

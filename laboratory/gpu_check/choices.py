@@ -1,4 +1,4 @@
-"""The recorded choice of tokens against eager operations on the same device, over random logits and
+"""The captured choice of tokens against eager operations on the same device, over random logits and
 conditions.
 """
 
@@ -14,7 +14,8 @@ from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.verdicts import Verdict
 from runners.cuda_graphs.buckets import buckets
 from runners.cuda_graphs.graphs import CudaGraph, CudaGraphs, capture_cuda_graph
-from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
+from runners.tokens.conditions import Choice, Chosen, RowConditions
+from runners.tokens.token_choice import choose_tokens
 from wire.artifacts.manifest import Device
 
 _NUM_ROWS = 21
@@ -29,7 +30,7 @@ _SHARPNESS = 4.0  # standard deviation of the logits
 @torch.inference_mode()
 def check_choices(model: Model, device: Device) -> Verdict:
     """Choose tokens of the model's vocabulary in both ways."""
-    num_tokens = model.decoder("cpu").num_tokens
+    num_tokens = model.decoder("cpu").shape.num_tokens
     logits = torch.empty(_NUM_ROWS, num_tokens, device=device)
     capture = capture_cuda_graph if device == "cuda" else _computed
     graphs = CudaGraphs(
@@ -42,8 +43,9 @@ def check_choices(model: Model, device: Device) -> Verdict:
     for _ in range(_NUM_STEPS):
         logits.normal_(0, _SHARPNESS)
         conditions, sequences = random_batch(random, num_tokens, _NUM_ROWS)
-        given = graphs.logits(torch.zeros(len(conditions), dtype=torch.long), 1)
-        own += [each for part in graphs.choose(given, conditions, sequences) for each in part]
+        given = graphs.run(len(conditions), 1)
+        chosen: Chosen[None] = graphs.choose(given, conditions, sequences)
+        own += [each for part in chosen.choices for each in part]
         expected += [each for part in choose_tokens(given, conditions, sequences) for each in part]
     pairs = [pair for pair in zip(own, expected, strict=True) if pair[1].score > -math.inf]
     equal = [

@@ -6,7 +6,8 @@ Python does between two choices takes time from the device only where it takes l
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, Self
 
 import torch
@@ -14,7 +15,10 @@ import torch
 from laboratory.bench.steps import make_endless
 from laboratory.gpu_check.parts import Model, admitted, synchronize
 from laboratory.gpu_check.verdicts import Verdict
-from runners.tokens.token_choice import Choice
+from runners.cuda_graphs.graphs import Capture, capture_cuda_graph
+from runners.decoder.graph_engine import GraphEngine, GraphPass
+from runners.decoder.protocol import Decoder
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from wire.artifacts.manifest import Device
 
 _ROWS = (1, 16, 64)
@@ -51,29 +55,37 @@ class HostMark:
         return 1000 * (end._time_s - self._time_s)
 
 
-class MarkedDecoder:
-    """A decoder that marks the end of each pass and the start of each choice, as its own recorded
-    steps.
-    """
+class MarkedEngine(GraphEngine):
+    """An engine that marks the end of each pass and the start of each choice."""
 
-    def __init__(self, decoder: Any, new_mark: Callable[[], Mark]) -> None:
-        self._decoder = decoder
+    def __init__(
+        self,
+        decoder: Decoder,
+        num_slots: int,
+        new_mark: Callable[[], Mark],
+        capture: Capture = capture_cuda_graph,
+    ) -> None:
+        super().__init__(decoder, num_slots, capture)
         self._new_mark = new_mark
         self.marks: list[tuple[str, Mark]] = []
 
-    def __getattr__(self, name: str) -> Any:
-        """Delegate everything but the two."""
-        return getattr(self._decoder, name)
-
-    def decode_step(self, *arguments: Any) -> torch.Tensor:
+    def launch(self, num_slots: int) -> GraphPass:
         """Launch a pass."""
-        logits: torch.Tensor = self._decoder.decode_step(*arguments)
+        launched = super().launch(num_slots)
         self._mark("pass")
-        return logits
+        return launched
 
-    def recorded(self, cache: Any) -> "_MarkedGraphs":
-        """Return the recorded steps of a cache."""
-        return _MarkedGraphs(self._decoder.recorded(cache), lambda: self._mark("choice"))
+    def choose(
+        self,
+        launched: GraphPass,
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+        following: Callable[[], NextInputs] | None = None,
+    ) -> Chosen[GraphPass]:
+        """Choose the tokens of a pass; those of a prefill are not marked."""
+        if launched.is_in_pool:
+            self._mark("choice")
+        return super().choose(launched, conditions, sequences, following)
 
     def _mark(self, name: str) -> None:
         self.marks.append((name, self._new_mark()))
@@ -90,24 +102,15 @@ class MarkedDecoder:
         return idle_ms, self.marks[0][1].elapsed_time(self.marks[-1][1])
 
 
-class _MarkedGraphs:
-    def __init__(self, graphs: Any, mark: Callable[[], None]) -> None:
-        self._graphs = graphs
-        self._mark = mark
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._graphs, name)
-
-    def choose(self, *arguments: Any) -> list[list[Choice]]:
-        self._mark()
-        choices: list[list[Choice]] = self._graphs.choose(*arguments)
-        return choices
-
-
 def _cuda_mark() -> Mark:
     # torch has no types here
     mark: Mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     return mark
+
+
+def _given(engine: MarkedEngine, _decoder: Decoder, _num_slots: int) -> MarkedEngine:
+    """Return `engine`, which has been made before."""
+    return engine
 
 
 def check_idle(model: Model, device: Device, aim: float) -> Verdict:
@@ -117,9 +120,12 @@ def check_idle(model: Model, device: Device, aim: float) -> Verdict:
     measured = {}
     for name, options in _KINDS.items():
         for num_rows in _ROWS:
-            marked: Any = MarkedDecoder(decoder, _cuda_mark)
             num_sequences = max(1, num_rows // options.get("num_beams", 1))
-            batch = admitted(marked, model, device, [options] * num_sequences, _NUM_STEPS)
+            num_slots = num_sequences * options.get("num_beams", 1)
+            marked = MarkedEngine(decoder, num_slots, _cuda_mark)
+            kinds = [options] * num_sequences
+            make_engine = partial(_given, marked)
+            batch = admitted(decoder, model, device, kinds, _NUM_STEPS, make_engine)
             marked.marks.clear()
             for _ in range(_NUM_STEPS):
                 batch.step()

@@ -17,7 +17,8 @@ from export.scenes import render_scene, sample_scene
 from imaging.files import resize
 from runners.decoder.answers import to_request
 from runners.decoder.batch import LiveBatch, start_sequence
-from runners.decoder.protocol import Decoder
+from runners.decoder.engines import new_engine
+from runners.decoder.protocol import Decoder, NewEngine
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import CudaOptions, VisionEncoder
@@ -60,7 +61,7 @@ class Model:
         encoder.load()
         return encoder
 
-    def decoder(self, device: Device, precision: Precision | None = None) -> Decoder[Any]:
+    def decoder(self, device: Device, precision: Precision | None = None) -> Decoder:
         """Load the decoder, by default in the device's precision."""
         own = precision or self.manifest.precision[device]["decoder"]
         return load_decoder(self.folder, self.manifest.family, own, device, MAX_POSITIONS)
@@ -80,7 +81,7 @@ class Model:
 
 
 def requests(
-    decoder: Decoder[Any], features: Sequence[Tensor], num_tokens: int, **options: Any
+    decoder: Decoder, features: Sequence[Tensor], num_tokens: int, **options: Any
 ) -> list[SequenceRequest]:
     """Return a request for each of `features`, with prompts of different lengths, that ends at
     `num_tokens` only.
@@ -96,12 +97,13 @@ def requests(
 
 
 def admitted(
-    decoder: Decoder[Any],
+    decoder: Decoder,
     model: Model,
     device: Device,
     options: Sequence[dict[str, Any]],
     num_steps: int,
-) -> LiveBatch[Any]:
+    make_engine: NewEngine = new_engine,
+) -> LiveBatch:
     """Return a batch with a sequence for each of `options`, after the first of its more than
     `num_steps` steps.
     """
@@ -109,14 +111,14 @@ def admitted(
     for each in options:
         wanted += requests(decoder, [model.features(device)], num_steps + 4, **each)
     sequences = [start_sequence(request, decoder.rules) for request in wanted]
-    batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
+    batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences), make_engine)
     batch.admit(sequences)
     batch.step()
     return batch
 
 
 @contextmanager
-def scheduler(decoder: Decoder[Any], num_slots: int) -> Iterator[Scheduler]:
+def scheduler(decoder: Decoder, num_slots: int) -> Iterator[Scheduler]:
     """Run a scheduler over `decoder`."""
     running = Scheduler(
         decoder, "gpu check", SchedulerLimits(num_slots, 4 * num_slots, max_prefill_tokens=16384)

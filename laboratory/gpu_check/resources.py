@@ -39,8 +39,8 @@ from laboratory.gpu_check.parts import Model, requests, scheduler, write
 model = Model.of(sys.argv[1])
 decoder = model.decoder("cuda")
 with scheduler(decoder, 2) as running:
-    own_step, one = decoder.decode_step, torch.zeros(1, device="cuda")
-    decoder.decode_step = lambda cache, ids: own_step(cache, ids) + one[ids.cuda() + 10**6].sum()
+    own_prefill, one = decoder.prefill, torch.zeros(1, device="cuda")
+    decoder.prefill = lambda cache, *given: own_prefill(cache, *given) + one[one.long() + 10**6]
     write(running, requests(decoder, [model.features("cuda")], 8))
 """
 
@@ -148,7 +148,7 @@ def _num_equal(expected: Sequence[tuple[int, ...]], written: Sequence[WrittenSeq
 
 
 def check_lost_device(model: Model) -> Verdict:
-    """Trip a device-side assert in a step: the process must end at once with its own status."""
+    """Trip a device-side assert in a prefill: the process must end at once with its own status."""
     command = [sys.executable, "-c", _LOSES_THE_DEVICE, model.id]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     measured = {"status": run.returncode, "log": run.stderr.strip().splitlines()[-1:]}

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from laboratory.bench.steps import make_endless
 from laboratory.gpu_check.parts import Model, admitted, elapsed_ms, median_ms, requests, scheduler
 from laboratory.gpu_check.verdicts import Verdict
+from runners.decoder.engines import new_engine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.encoder.fixed_batches import batch_sizes
@@ -63,15 +64,13 @@ def check_encoder(model: Model, device: Device) -> Verdict:
 def check_prefill(model: Model, device: Device) -> Verdict:
     """Time prefills of lengths that were not seen before, and name the attention kernels."""
     decoder = model.decoder(device)
-    cache = decoder.new_cache(4)
+    engine = new_engine(decoder, 4)
     prompts = requests(decoder, [model.features(device)] * 4, 4)
 
     @torch.inference_mode()
     def prefill(length: int) -> None:
-        decoder.prefill(
-            cache,
-            [replace(each, prompt_ids=(each.prompt_ids * length)[:length]) for each in prompts],
-            0,
+        engine.prefill(
+            [replace(each, prompt_ids=(each.prompt_ids * length)[:length]) for each in prompts], 0
         )
 
     prefill(3)
@@ -150,7 +149,7 @@ def check_throughput(model: Model, device: Device, seconds: float, aim: float) -
 
 
 def _step_ms(
-    decoder: Decoder[Any], model: Model, device: Device, options: Sequence[dict[str, Any]]
+    decoder: Decoder, model: Model, device: Device, options: Sequence[dict[str, Any]]
 ) -> float:
     """Return the median duration of a step with a row for each of `options`, in runs of consecutive
     steps.

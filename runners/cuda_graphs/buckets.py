@@ -7,7 +7,7 @@ A step runs in the smallest that holds it; the excess consists of free slots and
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# positions beside those of the image; each is four times the one before: masked ones cost little
+# positions beside the least of a sequence; each is four times the one before: masked cost little
 _SMALLEST_ROOM = 64
 
 
@@ -19,7 +19,7 @@ class Bucket:
 
     num_rows: int
     length: int
-    num_prefixes: int = 0  # that beams share; 0: each row has its own, of its number
+    num_prefixes: int = 0  # that beams share; 0: row i reads prefix i
 
     def holds(self, num_rows: int, length: int, num_prefixes: int) -> bool:
         """Return True if a step of that size fits."""
@@ -52,17 +52,17 @@ def shared_prefixes(num_slots: int, num_beams: int) -> list[tuple[int, int]]:
 def buckets(
     num_slots: int,
     num_positions: int,
-    num_image_tokens: int = 0,
+    min_length: int = 0,
     shared: Sequence[tuple[int, int]] = (),
 ) -> list[Bucket]:
     """Return all buckets of a cache, the largest first.
 
-    `num_image_tokens`: that every slot starts with. `shared` are those of `shared_prefixes`.
+    Every sequence has at least `min_length` positions. `shared` are those of `shared_prefixes`.
     """
     lengths = {num_positions}
     room = _SMALLEST_ROOM
-    while num_image_tokens + room < num_positions:
-        lengths.add(num_image_tokens + room)
+    while min_length + room < num_positions:
+        lengths.add(min_length + room)
         room *= 4
     sizes = sorted([*((num, 0) for num in row_counts(num_slots)), *shared], reverse=True)
     return [

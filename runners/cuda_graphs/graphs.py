@@ -4,19 +4,21 @@ On a GPU, launching the hundreds of small kernels of a step one by one takes lon
 them; a graph launches them all at once, for the shapes and the memory that it was captured with.
 Rows and lengths are therefore rounded up to a bucket; the excess consists of free slots and masked
 positions. All buckets are captured before the model is ready: a capture stops every kernel of the
-process, and takes memory. On a CPU steps run eagerly in their own shapes.
+process, and takes memory.
 
-    load      next tokens to the device, unless it has chosen them itself: 1 transfer or none
-    logits    a graph for each bucket (runners/cuda_graphs/buckets.py): the step of the model
-    choose    conditions to the device: 1 transfer; a graph for each number of rows and kind: the
-              choice of tokens, and of beams also which of them each slot continues; results to the
-              host: 1 transfer, which alone waits, after the next step of the model has been
-              launched
+A pool on the device holds what passes and choices exchange: next tokens, moves of beams, logits.
 
-The host uses the results, and computes the next conditions, while the model's next step runs. With
-step and choice in one graph, either it would compute them before, or every length would have a
-graph of each kind. Knows token ids and lengths, no family. Shapes: B slots or rows, R rows, M
-moves, V vocabulary.
+    load      tokens of the host into the pool: 1 transfer
+    run       a graph for each bucket (runners/cuda_graphs/buckets.py): a pass over the pool's
+              tokens; its logits are in the pool until the next pass
+    choose    conditions to the device: 1 transfer; a graph for each number of rows and kind, which
+              puts the next tokens and the moves of beams into the pool; results to the host: 1
+              transfer, which alone waits, after the next pass has been launched
+
+The host uses the results, and computes the next conditions, while the next pass runs. With step and
+choice in one graph, either it would compute them before, or every length would have a graph of each
+kind. Knows token ids and lengths, no family. Shapes: B slots or rows, R rows, M moves, V
+vocabulary.
 """
 
 import logging
@@ -25,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,19 +37,20 @@ from runners.cuda_graphs.choice import (
     KINDS,
     MAX_RESULTS,
     ChoiceKind,
-    Results,
     choose,
     has_wider_nucleus,
     next_moves,
     next_tokens,
-    unpack,
+    unpack_rows,
 )
-from runners.cuda_graphs.conditions import NextInputs, PackedConditions, fits
-from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
+from runners.cuda_graphs.packed_conditions import PackedConditions, fits
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
+from runners.tokens.token_choice import Results, choose_tokens
 
 logger = logging.getLogger(__name__)
 
 # token ids (B,), length, number of shared prefixes -> logits (B, V)
+PassT = TypeVar("PassT")
 Step = Callable[[Tensor, int, int], Tensor]
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
@@ -102,13 +105,11 @@ class CudaGraphs:
         self._capture = capture
         self._steps: dict[Bucket, CudaGraph] = {}
         self._choices: dict[tuple[int, ChoiceKind], CudaGraph] = {}
-        # The next token of each slot, and the sources and targets of moves.
+        # The pool: the next token of each slot, and the sources and targets of moves.
         self._inputs = torch.zeros(3, num_slots, dtype=torch.long, device=device)
-        self._host_inputs = self._pinned(3, num_slots, dtype=torch.long)
+        self._host_tokens = self._pinned(num_slots, dtype=torch.long)
         self._host_results = self._pinned(num_slots * MAX_RESULTS, dtype=torch.float64)
-        # the first tokens of `_inputs`; of beams, the best of their rows
-        self._known: list[int] = []
-        self._is_loading = False  # nothing has waited for the last copy to `_inputs` yet
+        self._is_loading = False  # nothing has waited for the last copy of `_host_tokens` yet
         self.results_copied: Event = _cuda_event() if device.type == "cuda" else _NoEvent()
 
     def _pinned(self, *size: int, dtype: torch.dtype) -> Tensor:
@@ -119,22 +120,11 @@ class CudaGraphs:
     def num_captured(self) -> int:
         return len(self._steps) + len(self._choices)
 
-    @property
-    def next_tokens(self) -> Tensor:
-        """The next token (slots,) of each slot, on the device, which may still be choosing it."""
-        return self._inputs[0]
-
     def moves(self, num_moves: int) -> Tensor:
-        """Return the sources and targets (2, M) of beams' slots, on the device, which may still be
-        choosing them.
+        """Return the sources and targets (2, M) of beams' slots, which the device may still be
+        choosing.
         """
         return self._inputs[1:, :num_moves]
-
-    def has_set(self, slot: int, token_id: int) -> bool:
-        """Return True if the last choice has set the next token of `slot`, which is no beam's, to
-        `token_id`.
-        """
-        return self._known[slot] == token_id
 
     def capture_all(self, buckets: Iterable[Bucket], end_token_ids: Iterable[int]) -> None:
         """Capture all steps and choices while no slot is in use; log a failure, after which the
@@ -162,9 +152,7 @@ class CudaGraphs:
             logger.exception("no CUDA graph for %s", name)
 
     def _store_logits(self, bucket: Bucket) -> Tensor:
-        """Compute a step's logits into the memory that all steps share, from which tokens are
-        chosen.
-        """
+        """Compute a step's logits into the pool."""
         token_ids = self._inputs[0, : bucket.num_rows]
         return self._logits[: bucket.num_rows].copy_(
             self._step(token_ids, bucket.length, bucket.num_prefixes)
@@ -188,40 +176,33 @@ class CudaGraphs:
             self._sampled_logits[:num_rows].copy_(self._logits[:num_rows])
         return results
 
-    def load(self, token_ids: Sequence[int], moves: Sequence[tuple[int, int]] = ()) -> Tensor:
-        """Set the next tokens of slots 0 to B - 1, and `moves`, pairs of slots.
+    def load(self, token_ids: Sequence[int]) -> None:
+        """Set the next tokens of slots 0 to B - 1."""
+        if self._is_loading:  # the source of a copy must not change before its end
+            self._inputs[0, :1].cpu()
+        num_tokens = len(token_ids)
+        self._host_tokens[:num_tokens] = torch.tensor(token_ids)
+        self._inputs[0, :num_tokens].copy_(self._host_tokens[:num_tokens], non_blocking=True)
+        self._is_loading = True
 
-        Return these on the device (2, M).
+    def run(self, num_rows: int, length: int, num_prefixes: int = 0) -> Tensor:
+        """Return the logits (B, V) after the pool's tokens of slots 0 to B - 1, which the next call
+        overwrites.
+
+        `length` counts these tokens. A slot without a free position, whose sequence ends with the
+        token before, gets its last one overwritten. `num_prefixes`: that rows share.
         """
-        if moves or self._known[: len(token_ids)] != list(token_ids):
-            if self._is_loading:  # the source of a copy must not change before its end
-                self._inputs[0, :1].cpu()
-            self._host_inputs[0, : len(token_ids)] = torch.tensor(token_ids)
-            if moves:
-                self._host_inputs[1:, : len(moves)] = torch.tensor(moves).T
-            self._inputs.copy_(self._host_inputs, non_blocking=True)
-            self._known = list(token_ids)
-            self._is_loading = True
-        return self.moves(len(moves))
-
-    def logits(self, token_ids: Tensor, length: int, num_prefixes: int = 0) -> Tensor:
-        """Return the logits (B, V) after `token_ids` (B,) of slots 0 to B - 1.
-
-        The next call overwrites them.
-
-        `token_ids` are loaded unless they are `next_tokens`; `length` counts them. A slot without a
-        free position, whose sequence ends with the token before, gets its last one overwritten.
-        `num_prefixes`: that rows share.
-        """
-        num_rows, length = len(token_ids), min(length, self._num_positions)
-        if token_ids.data_ptr() != self._inputs.data_ptr():
-            self.load(token_ids.tolist())
+        length = min(length, self._num_positions)
         fitting = (bucket for bucket in self._steps if bucket.holds(num_rows, length, num_prefixes))
         smallest = min(fitting, key=attrgetter("num_rows", "num_prefixes", "length"), default=None)
         if smallest is None:
-            return self._step(self._inputs[0, :num_rows], length, num_prefixes)
+            return self.store(self._step(self._inputs[0, :num_rows], length, num_prefixes))
         self._steps[smallest].replay()
         return self._logits[:num_rows]
+
+    def store(self, logits: Tensor) -> Tensor:
+        """Return the logits of an eager step, in the pool if choices are captured."""
+        return self._logits[: len(logits)].copy_(logits) if self._choices else logits
 
     def choose(
         self,
@@ -229,35 +210,36 @@ class CudaGraphs:
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
         inputs: NextInputs | None = None,
-        look_ahead: Callable[[], object] | None = None,
-    ) -> list[list[Choice]]:
+        look_ahead: Callable[[], PassT] | None = None,
+    ) -> Chosen[PassT]:
         """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of
-        a step.
+        the last `run` or `store`.
 
-        `inputs` are by default the tokens of all rows in order. `look_ahead` is called after the
-        choice is launched, which sets `next_tokens` and `moves`, and before its results are
-        awaited; it is not called if tokens are chosen eagerly.
+        `inputs` are by default the tokens of all rows in order. `look_ahead` launches the next
+        pass: it is called after the choice is launched, which sets the next tokens and `moves`, and
+        before its results are awaited; it is not called if tokens are chosen eagerly.
         """
-        inputs = inputs or NextInputs(range(len(logits)))
-        kind = ChoiceKind.of(conditions, has_moves=bool(inputs.parents))
-        num_rows = max(len(logits), len(inputs.tokens))
+        inputs = inputs or NextInputs(range(len(logits)), [0] * len(logits))
+        kind = ChoiceKind.of(conditions, inputs)
+        num_rows = max(len(logits), len(inputs.rows))
         key = next(
             ((num, kind) for num in reversed(row_counts(self._num_slots)) if num >= num_rows), None
         )
         if key not in self._choices or not fits(conditions):
-            return choose_tokens(logits, conditions, sequences)
-        if logits.data_ptr() != self._logits.data_ptr():  # of an eager step
-            self._logits[: len(logits)].copy_(logits)
+            return Chosen(choose_tokens(logits, conditions, sequences))
         self._conditions.write(conditions, sequences, inputs)
-        self._known = []
         self._choices[key].replay()
         host = self._start_reading(self._choices[key].output[: len(logits)])
-        if look_ahead is not None:
-            look_ahead()
+        ahead = None if look_ahead is None else look_ahead()
         results = self._read(host)
-        tokens = results[:, 0].astype(int).tolist()
-        self._known = [tokens[row] if row >= 0 else ~row for row in inputs.tokens]
-        return self._chosen(results, conditions, sequences)
+        choices = unpack_rows(results, conditions, sequences)
+        wide = [place for place, rows in enumerate(sequences) if has_wider_nucleus(results, rows)]
+        if wide:
+            logits = self._sampled_logits[: len(results)]
+            drawn = choose_tokens(logits, conditions, [sequences[place] for place in wide])
+            for place, own in zip(wide, drawn, strict=True):
+                choices[place] = own
+        return Chosen(choices, ahead, redrawn=wide)
 
     def _start_reading(self, output: Tensor) -> Tensor:
         """Copy results to the host without waiting; return where they arrive."""
@@ -270,25 +252,8 @@ class CudaGraphs:
         """Return results that have arrived: the only time that a step waits for the device."""
         self.results_copied.synchronize()
         self._is_loading = False
-        return host.numpy()
-
-    def _chosen(
-        self,
-        results: Results,
-        conditions: Sequence[RowConditions],
-        sequences: Sequence[Sequence[int]],
-    ) -> list[list[Choice]]:
-        """Return the choices of each sequence; tokens with a wider nucleus than the usual one are
-        drawn eagerly.
-        """
-        choices = unpack(results, conditions, sequences)
-        wide = [place for place, rows in enumerate(sequences) if has_wider_nucleus(results, rows)]
-        if wide:
-            logits = self._sampled_logits[: len(results)]
-            drawn = choose_tokens(logits, conditions, [sequences[place] for place in wide])
-            for place, own in zip(wide, drawn, strict=True):
-                choices[place] = own
-        return choices
+        results: Results = host.numpy()
+        return results
 
 
 def _cuda_event() -> Event:

@@ -4,7 +4,6 @@ tokens to text.
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +19,7 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 
 
 def to_request(
-    decoder: Decoder[Any],
+    decoder: Decoder,
     image_features: Tensor,
     spec: SequenceSpec,
     on_tokens: TokenListener | None = None,
@@ -30,12 +29,12 @@ def to_request(
     Raise `SequenceTooLong` if it exceeds the model's positions, `GrammarError` if its grammar is
     malformed, and `UnknownAdapter` for an adapter that is not loaded.
     """
-    if spec.adapter is not None and spec.adapter not in decoder.adapter_keys:
+    if spec.adapter is not None and spec.adapter not in decoder.adapters.keys:
         raise UnknownAdapter(
             f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds"
         )
-    prompt_ids = decoder.prompt_ids(spec.segments)
-    limit = decoder.max_new_tokens(len(image_features) + len(prompt_ids))
+    prompt_ids = decoder.text.prompt_ids(spec.segments)
+    limit = decoder.shape.max_new_tokens(len(image_features) + len(prompt_ids))
     if spec.max_new_tokens is not None and spec.max_new_tokens > limit:
         raise SequenceTooLong(
             f"max_new_tokens is {spec.max_new_tokens}; at most {limit} are allowed after this"
@@ -50,15 +49,15 @@ def to_request(
         seed=spec.seed,
         top_p=spec.top_p,
         num_beams=_num_beams(decoder, spec),
-        constraint=None if spec.grammar is None else decoder.constraints.get(spec.grammar),
+        constraint=None if spec.grammar is None else decoder.text.constraints.get(spec.grammar),
         deadline_s=time.monotonic() + spec.timeout_s,
         on_tokens=on_tokens,
-        prompt_words=None if spec.grammar is None else decoder.prompt_words(prompt_ids),
+        prompt_words=None if spec.grammar is None else decoder.text.prompt_words(prompt_ids),
         adapter=spec.adapter,
     )
 
 
-def _num_beams(decoder: Decoder[Any], spec: SequenceSpec) -> int:
+def _num_beams(decoder: Decoder, spec: SequenceSpec) -> int:
     """Return the requested number of beams; by default the checkpoint's, or 1 for a sampled
     sequence.
     """
@@ -70,13 +69,13 @@ def _num_beams(decoder: Decoder[Any], spec: SequenceSpec) -> int:
 class AnswerText:
     """The incremental text of one answer, without the tokens that start and end every answer."""
 
-    def __init__(self, decoder: Decoder[Any]) -> None:
-        self._stream = decoder.text_stream()
+    def __init__(self, decoder: Decoder) -> None:
+        self._stream = decoder.text.text_stream()
         rules = decoder.rules
         self._framing = rules.eos_token_ids | {
             rules.bos_token_id,
             rules.forced_bos_token_id,
-            decoder.pad_token_id,
+            decoder.text.pad_token_id,
         }
         self.text = ""
         self.token_ends: list[int] = []  # offset in `text` after each token that has one
@@ -94,9 +93,7 @@ class AnswerText:
         return self.text[before:]
 
 
-def to_written(
-    decoder: Decoder[Any], request: SequenceRequest, written: WrittenSequence
-) -> Written:
+def to_written(decoder: Decoder, request: SequenceRequest, written: WrittenSequence) -> Written:
     """Return the message for a generated sequence, without the tokens that start and end every
     answer.
     """

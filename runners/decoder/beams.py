@@ -16,10 +16,10 @@ from runners.decoder.sequences import (
     check_deadline,
     finish_reason_of,
 )
+from runners.tokens.conditions import Choice, RowConditions
 from runners.tokens.constraints import ConstraintState
 from runners.tokens.errors import NonFiniteLogits, SequenceError
 from runners.tokens.rules import GenerationRules
-from runners.tokens.token_choice import Choice, RowConditions
 from wire.runner_messages import FinishReason
 
 _UNUSED_ROW_SCORE = -1e9  # transformers' score of a row without a beam of its own

@@ -1,139 +1,118 @@
-"""The interface of a family's decoder, for the batch, the scheduler and the checks of the export.
+"""The interfaces below the batch: a family's decoder, and the engine that runs its passes.
 
-Shapes: B or R rows, V vocabulary, M moves.
+A family has prompts, shapes, a prefill and a step; the slots and lengths of its cache are the
+engine's (runners/kv_cache/slot_cache.py). An engine has one implementation for each way to run
+passes; the batch and the scheduler know none of them. Shapes: B or R rows, T tokens of a row, V
+vocabulary.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from runners.cuda_graphs.graphs import CudaGraphs
-from runners.decoder.drafts import DraftedPass, PromptWords
-from runners.decoder.sequences import SequenceRequest
-from runners.tokens.constraints import Constraints
+from runners.decoder.sequences import LiveSequence, SequenceRequest
+from runners.kv_cache.shape import DecoderShape
+from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
+from runners.tokens.prompts import CheckpointText
 from runners.tokens.rules import GenerationRules
-from runners.tokens.tokenizer import Detokenizer, Segments
 
-CacheT = TypeVar("CacheT")
+PassT = TypeVar("PassT")
 
 
-class Decoder(Protocol[CacheT]):
-    """The decoder of a family."""
-
-    rules: GenerationRules
-    constraints: Constraints
-    pad_token_id: int
-    can_draft: bool  # False on a GPU, whose captured steps take one token of each slot
-    can_draft_first: bool  # a prefill can read drafts too
+class AdapterChoice(Protocol):
+    """The adapters of a decoder."""
 
     @property
-    def adapter_keys(self) -> frozenset[str]:
+    def keys(self) -> frozenset[str]:
         """The adapters that requests may name."""
         ...
 
-    def prompt_ids(self, segments: Segments) -> tuple[int, ...]:
-        """Return the token ids of a prompt, with the tokens that the family adds around it."""
+    def select(self, by_row: Sequence[str | None]) -> None:
+        """Set the adapter of each row for the next pass; None: the base alone."""
         ...
 
-    def prompt_words(self, prompt_ids: Sequence[int]) -> PromptWords:
-        """Return the tokens of a prompt as a source of drafts."""
-        ...
 
-    def text_stream(self) -> Detokenizer:
-        """Return a detokenizer for one answer."""
-        ...
+class Decoder(Protocol):
+    """The decoder of a family."""
 
-    def max_new_tokens(self, num_prefix_tokens: int) -> int:
-        """Return the number of tokens that fit after image and prompt.
-
-        Raise `SequenceTooLong` if none fits.
-        """
-        ...
+    rules: GenerationRules
+    text: CheckpointText
+    shape: DecoderShape
+    can_draft: bool  # False: read one token of each slot, as a measurement compares
+    can_draft_first: bool  # a prefill can read drafts too
 
     @property
-    def num_tokens(self) -> int:
-        """The size of the vocabulary."""
-        ...
-
-    def slot_bytes(self) -> int:
-        """Return the memory of a slot of the key-value cache."""
-        ...
-
-    def new_cache(self, num_slots: int) -> CacheT:
-        """Allocate the key-value cache of `num_slots` sequences."""
+    def adapters(self) -> AdapterChoice:
+        """The adapters that requests may name."""
         ...
 
     def prefill(
         self,
-        cache: CacheT,
+        cache: SlotCache,
+        requests: Sequence[SequenceRequest],
+        slots: range,
+        drafts: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """Process images and prompts into `slots`, which have begun with the lengths of their
+        prefixes.
+
+        Return the logits (R, V) of each next token; rows are those of `rows_of(drafts)`.
+        """
+        ...
+
+    def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
+        """Process tokens at their places, without counting them.
+
+        Return the logits (B * T, V) after each.
+        """
+        ...
+
+
+class Engine(Protocol[PassT]):
+    """Runs the passes of one decoder over its slots; `PassT` is a launched pass."""
+
+    @property
+    def cache(self) -> SlotCache:
+        """The slots, which the engine owns."""
+        ...
+
+    def drafts(
+        self, sequences: Sequence[LiveSequence], is_first: bool = False
+    ) -> list[Sequence[int]]:
+        """Return the tokens to read with the certain ones of slots, one draft for each of
+        `sequences`; `is_first`: in a prefill.
+        """
+        ...
+
+    def prefill(
+        self,
         requests: Sequence[SequenceRequest],
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
-    ) -> Tensor:
-        """Process images and prompts into the slots from `first_slot` on.
-
-        Return the logits (R, V) of each next token.
-
-        The slots must be free. With `drafts`, one for each request, rows are those of
-        `rows_of(drafts)`.
-        """
+    ) -> PassT:
+        """Process images and prompts into free slots, those from `first_slot` on."""
         ...
 
-    def decode_step(self, cache: CacheT, token_ids: Tensor) -> Tensor:
-        """Process `token_ids` (B,) of slots 0 to B - 1.
-
-        Return the logits (B, V) of each next token.
-        """
+    def decode(self, tokens: Sequence[Sequence[int]]) -> PassT:
+        """Process the next token of each slot from 0 on, and its draft after it."""
         ...
 
-    def decode_drafts(self, cache: CacheT, tokens: DraftedPass) -> Tensor:
-        """Like `decode_step`, with further rows of logits for drafted tokens, which only `accept`
-        keeps.
-        """
-        ...
-
-    def accept(self, cache: CacheT, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
-        """Keep the first `num_tokens` drafted tokens of each of `slots`.
-
-        The next pass overwrites the others.
-        """
-        ...
-
-    def roll_back(self, cache: CacheT, slot: int) -> None:
-        """Remove the last token of a slot, which a superfluous pass has added."""
-        ...
-
-    def clear(self, cache: CacheT, slot: int) -> None:
-        """Zero a slot, so that its NaN cannot propagate into the next sequence."""
-        ...
-
-    def add_beams(self, cache: CacheT, source: int, targets: Sequence[int]) -> None:
-        """Let `targets`, free slots, continue the sequence in `source` as its other beams."""
-        ...
-
-    def free(self, cache: CacheT, slot: int, last: int) -> None:
-        """Free a slot; the sequence in `last`, the last slot in use, moves there."""
-        ...
-
-    def reorder(
+    def choose(
         self,
-        cache: CacheT,
-        sources: Sequence[int],
-        targets: Sequence[int],
-        on_device: Tensor | None = None,
-    ) -> None:
-        """Copy the generated tokens of `sources` to `targets`, pairwise.
+        launched: PassT,
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+        following: Callable[[], NextInputs] | None = None,
+    ) -> Chosen[PassT]:
+        """Return the choices of each sequence as `choose_tokens` does.
 
-        All are read before any is written.
-
-        The slots are beams of the same sequences. `on_device` are sources and targets (2, M) on the
-        decoder's device, which need not be copied there.
+        `conditions` are those of the rows of the pass, `sequences` the rows of each sequence. An
+        engine that can launch the next pass before its tokens are known calls `following`; None:
+        that pass would be superfluous.
         """
         ...
 
-    def recorded(self, cache: CacheT) -> CudaGraphs | None:
-        """Return the recorded steps of a cache, which also choose tokens; None where steps run
-        eagerly.
-        """
-        ...
+
+NewEngine = Callable[[Decoder, int], Engine[Any]]  # of a decoder and its number of slots

@@ -17,12 +17,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from runners.decoder.batch import LiveBatch, start_sequence
-from runners.decoder.protocol import Decoder
+from runners.decoder.engines import new_engine
+from runners.decoder.protocol import Decoder, NewEngine
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
 from runners.device_errors import exit_if_device_lost
 from runners.options import SchedulerLimits
@@ -60,11 +60,6 @@ class ScheduledSequence:
     prefilled_s: float = 0.0
     num_notified: int = 0  # tokens
 
-    @property
-    def num_prefix_tokens(self) -> int:
-        """The number of image and prompt tokens."""
-        return len(self.sequence.request.image_features) + len(self.sequence.request.prompt_ids)
-
     def notify_listener(self) -> None:
         """Call the request's `on_tokens`, if any, with the tokens settled since the last call."""
         if (on_tokens := self.sequence.request.on_tokens) is None:
@@ -99,10 +94,16 @@ class ScheduledSequence:
 class Scheduler:
     """Generates submitted sequences; sequences beyond `limits.num_slots` are queued."""
 
-    def __init__(self, decoder: Decoder[Any], model_id: str, limits: SchedulerLimits) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        model_id: str,
+        limits: SchedulerLimits,
+        make_engine: NewEngine = new_engine,
+    ) -> None:
         self._decoder = decoder
         self._limits = limits
-        self._batch = LiveBatch(decoder, limits.num_slots)
+        self._batch = LiveBatch(decoder, limits.num_slots, make_engine)
         self._live: dict[LiveSequence, ScheduledSequence] = {}
         self._queue: deque[ScheduledSequence] = deque()
         self._changed = threading.Condition()  # guards the queue and `_is_stopping`
@@ -210,7 +211,7 @@ class Scheduler:
         num_free = self._batch.num_free_slots
         with self._changed:
             while self._queue and self._queue[0].sequence.num_rows <= num_free:
-                longest = max(longest, self._queue[0].num_prefix_tokens)
+                longest = max(longest, self._queue[0].sequence.request.num_prefix_tokens)
                 if taken and longest * (len(taken) + 1) > self._limits.max_prefill_tokens:
                     break
                 scheduled = self._queue.popleft()

@@ -14,11 +14,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from runners.decoder.drafts import PromptWords
+from runners.tokens.conditions import Choice, RowConditions
 from runners.tokens.constraints import Constraint, ConstraintState
 from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits, SequenceError
+from runners.tokens.prompts import PromptWords
 from runners.tokens.rules import GenerationRules
-from runners.tokens.token_choice import Choice, RowConditions
 from wire.runner_messages import FinishReason
 
 TokenListener = Callable[[Sequence[int]], None]
@@ -28,7 +28,7 @@ TokenListener = Callable[[Sequence[int]], None]
 class SequenceRequest:
     """A sequence to generate."""
 
-    image_features: Tensor  # (N, C)
+    image_features: Tensor  # (N, C), the groups of an image one after another
     # with the tokens that the family adds around a prompt, without image tokens
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
@@ -42,7 +42,12 @@ class SequenceRequest:
     # called with newly settled tokens, in the decoder's thread
     on_tokens: TokenListener | None = None
     prompt_words: PromptWords | None = None  # the source of drafts; used with a constraint only
-    adapter: str | None = None  # one of the decoder's `adapter_keys`; None: the base model
+    adapter: str | None = None  # one of the decoder's adapters; None: the base model
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """The number of image and prompt tokens."""
+        return len(self.image_features) + len(self.prompt_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,18 +255,6 @@ class Adapters:
         return adapted
 
 
-def copy_adapters(
-    by_slot: list[str | None], sources: Sequence[int], targets: Sequence[int]
-) -> None:
-    """Copy the adapters of the slots `sources` to the slots `targets`, pairwise.
-
-    All are read before any is written.
-    """
-    copied = [by_slot[source] for source in sources]
-    for target, adapter in zip(targets, copied, strict=True):
-        by_slot[target] = adapter
-
-
 def _joined(
     tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]
 ) -> LowRank | None:

@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from runners.decoder.drafts import TokenPlaces
-from runners.decoder.kv_cache import KeyValueCache
-from runners.decoder.prefixes import PrefixReads
+from runners.kv_cache.memory import KeyValueCache
+from runners.kv_cache.slot_cache import TokenPlaces
 from runners.models.layers import LayerNorm, attend, merge_heads, split_heads, split_parts
 from runners.models.linear import Linear
 from runners.models.weights import DecoderWeights
@@ -117,7 +116,6 @@ class BartAttentionMetadata:
 
     places: TokenPlaces
     rows: Tensor  # (B, 1) of the current tokens in the cache
-    prefixes: PrefixReads
     # (B, 1, T, P) of self-attention, over the longest sequence with the current tokens
     decoded_mask: Tensor
     prefix_mask: Tensor  # (S, 1, 1, P) of cross-attention, over the longest image and prompt
@@ -146,6 +144,10 @@ class Bart:
                 SelfAttention.of(layer), CrossAttention.of(layer), FeedForward.of(layer)
             ),
         )
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the embeddings (…, C)."""
+        return self.embeddings[token_ids]
 
     def encode(self, inputs_embeds: Tensor, prefix_mask: Tensor) -> list[Tensor]:
         """Return each decoder layer's cross-attention keys and values (B, S, 2, A, D) of
@@ -207,7 +209,8 @@ class Bart:
         metadata: BartAttentionMetadata,
         cache: KeyValueCache,
     ) -> Tensor:
-        reads = metadata.prefixes
+        reads = metadata.places.prefixes
+        assert reads is not None
         keys, values = cache.read(index, reads.prefixes, metadata.prefix_mask.shape[-1])
         queries = split_heads(cross.q(hidden_states), self.head_size)
         # (S, W, A, T, D): the rows of a prefix are positions of one product

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, rms_norm
 
-from runners.decoder.drafts import TokenPlaces
-from runners.decoder.kv_cache import KeyValueCache
+from runners.kv_cache.memory import KeyValueCache
+from runners.kv_cache.slot_cache import TokenPlaces
 from runners.models.layers import as_bias, attend, attend_capped, merge_heads, split_parts
 from runners.models.linear import Linear
 from runners.models.weights import DecoderWeights

@@ -1,11 +1,11 @@
 """Operations that the decoders of both families share: normalisation, attention, and the inputs of
 a prefill.
 
-Shapes: B batch, N image tokens, S prompt, P positions attended to, T positions, C hidden, A heads,
+Shapes: B batch, S image and prompt, P positions attended to, T positions, C hidden, A heads,
 K key-value heads, D head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,27 +17,28 @@ from runners.decoder.sequences import SequenceRequest
 
 @dataclass(frozen=True, slots=True)
 class PrefillInputs:
-    """Image features and prompts of a batch, prompts padded on the right."""
+    """Images and prompts of a batch, padded on the right."""
 
-    image_features: Tensor  # (B, N, C)
-    prompt_ids: Tensor  # (B, S)
+    embeds: Tensor  # (B, S, C)
     num_prefix_tokens: Tensor  # (B,) image and prompt tokens, without padding
 
 
 def stack_requests(
-    requests: Sequence[SequenceRequest], pad_token_id: int, device: torch.device, dtype: torch.dtype
+    requests: Sequence[SequenceRequest], embed: Callable[[Tensor], Tensor], device: torch.device
 ) -> PrefillInputs:
-    """Return the inputs of a batch on `device`, the image features in `dtype`."""
-    features = torch.stack([request.image_features for request in requests]).to(device, dtype)
-    prompts = [torch.tensor(request.prompt_ids) for request in requests]
-    padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=pad_token_id)
-    num_prefix_tokens = torch.tensor(prefix_lengths(requests), device=device)
-    return PrefillInputs(features, padded.to(device), num_prefix_tokens)
+    """Return the inputs of a batch, features and prompts of any lengths.
 
-
-def prefix_lengths(requests: Sequence[SequenceRequest]) -> list[int]:
-    """Return the number of image and prompt tokens of each request."""
-    return [len(request.image_features) + len(request.prompt_ids) for request in requests]
+    `embed` returns the embeddings (S, C) of the token ids of all prompts (S,), both on `device`.
+    """
+    prompt_ids = [token_id for request in requests for token_id in request.prompt_ids]
+    embeds = embed(torch.tensor(prompt_ids, dtype=torch.long, device=device))
+    prompts = torch.split(embeds, [len(request.prompt_ids) for request in requests])
+    prefixes = [
+        torch.cat([request.image_features.to(prompt), prompt])
+        for request, prompt in zip(requests, prompts, strict=True)
+    ]
+    lengths = torch.tensor([each.num_prefix_tokens for each in requests], device=device)
+    return PrefillInputs(torch.nn.utils.rnn.pad_sequence(prefixes, batch_first=True), lengths)
 
 
 @dataclass(frozen=True, slots=True)

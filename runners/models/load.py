@@ -1,7 +1,7 @@
 """Load the decoder of a family. The only module that imports both families."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from runners.decoder.protocol import Decoder
 from runners.models.adapters import Adapters
@@ -24,7 +24,7 @@ def load_decoder(
     max_positions: int = 0,
     weights_of: type[DecoderWeights] = DecoderWeights,
     adapters: Adapters | None = None,
-) -> Decoder[Any]:
+) -> Decoder:
     """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
 
     `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the
@@ -33,5 +33,6 @@ def load_decoder(
     """
     decoder = _DECODERS[family].load(folder, precision, device, weights_of, adapters)
     if max_positions:
-        decoder.limit_positions(max_positions)
+        limit = min(max_positions, decoder.shape.num_positions)
+        decoder.shape = replace(decoder.shape, num_positions=limit)
     return decoder

@@ -8,50 +8,32 @@ rows at once.
     choice       the best token, one drawn by temperature and top-p, or the best continuations of a
                  sequence's beams
 
-The conditions on all rows are known before the model's step, and the results are read in one copy,
-so that the number of operations and of copies between host and device does not depend on the number
-of rows. Shapes: R rows, V vocabulary, G sequences with B beams each, K candidates.
+The conditions on all rows are known before the model's step, and the results are read in one copy:
+the number of operations and of copies between host and device does not depend on the number of
+rows. Draws, `best_candidates` and `unpack` also serve runners/cuda_graphs/choice.py, which masks,
+draws and merges every row in fixed shapes; on a CPU that takes 2 to 20 times as long. Shapes: R
+rows, V vocabulary, G sequences with W beams each, K candidates.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runners.tokens.conditions import Choice, RowConditions
 from runners.tokens.constraints import token_bounds
 
 # Top-p draws among this many tokens; only a flatter distribution needs a sort of the vocabulary.
 _USUAL_NUCLEUS = 1024
+NUM_SINGLE = 2  # results of a row by itself: token, log-probability
+NUM_OF_CANDIDATE = 4  # results: token, log-probability, score, the beam that it extends
 
-
-@dataclass(frozen=True, slots=True, eq=False)  # arrays have no equality
-class RowConditions:
-    """The conditions on the next token of a row, and how it is chosen."""
-
-    forced: int | None = None  # the only allowed token, whose log-probability is 0
-    banned: Sequence[int] = ()
-    # the tokens that a constraint allows, a bit each; None: all
-    allowed: NDArray[np.uint8] | None = None
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0
-    uniform: float = 0.0  # random number of a sampled token, in [0, 1)
-    beam_score: float | None = None  # sum of the beam's log-probabilities; None: the row is no beam
-    num_candidates: int = 1  # of all beams of a sequence together
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The next token of a row; `score` is the sum of the beam's log-probabilities with it."""
-
-    row: int  # of the sequence's rows
-    token_id: int
-    logprob: float
-    score: float
+Results = NDArray[np.float64]
 
 
 def choose_tokens(
@@ -64,28 +46,59 @@ def choose_tokens(
     row with NaN or infinity has the log-probability NaN; a row without an allowed token, -inf.
     """
     logprobs = _allowed_logprobs(logits, conditions)
-    groups = _beam_groups(conditions, sequences)
-    searched = [
-        part for group in groups for part in _best_continuations(logprobs, conditions, group)
-    ]
-    token_ids, own_logprobs, *found = _read([*_choose_singly(logprobs, conditions), *searched])
-    choices = {
-        rows[0]: [
-            Choice(0, int(token_ids[row]), own_logprobs[row], own_logprobs[row]) for row in rows
-        ]
-        for rows in sequences
-        if conditions[rows[0]].beam_score is None
-    }
-    for group, columns in zip(groups, zip(*[iter(found)] * 3, strict=True), strict=True):
-        size = len(columns[0]) // len(group)
-        for index, rows in enumerate(group):
-            own = zip(
-                *(column[index * size : (index + 1) * size] for column in columns), strict=True
+    singles = _choose_singly(logprobs, conditions)
+    groups = beam_rows(conditions, sequences)
+    if not groups:
+        return unpack(_on_host(singles), np.empty(0), conditions, sequences)
+    candidates = _search(logprobs, conditions, groups)
+    both = _on_host(torch.cat([singles.flatten(), candidates.flatten()]))
+    num_singles = singles.numel()
+    return unpack(
+        both[:num_singles].reshape(-1, NUM_SINGLE),
+        both[num_singles:].reshape(len(groups), -1),
+        conditions,
+        sequences,
+    )
+
+
+def beam_rows(
+    conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
+) -> list[Sequence[int]]:
+    """Return the rows of each sequence with beams."""
+    return [rows for rows in sequences if conditions[rows[0]].beam_score is not None]
+
+
+def unpack(
+    singles: Results,
+    candidates: Results,
+    conditions: Sequence[RowConditions],
+    sequences: Sequence[Sequence[int]],
+) -> list[list[Choice]]:
+    """Return the choices of each sequence.
+
+    `singles` (R, 2) are the results of all rows, `candidates` (G, 4 K) those of the sequences with
+    beams.
+    """
+    tokens: list[Any] = singles.tolist()
+    searched = iter(candidates)
+    choices: list[list[Choice]] = []
+    for rows in sequences:
+        first = conditions[rows[0]]
+        if first.beam_score is None:
+            own = [tokens[row] for row in rows]
+            choices.append([Choice(0, int(token), logprob, logprob) for token, logprob in own])
+        else:
+            columns = next(searched).reshape(NUM_OF_CANDIDATE, -1)[:, : first.num_candidates]
+            best = columns.T.tolist()
+            choices.append(
+                [Choice(int(beam), int(token), *scores) for token, *scores, beam in best]
             )
-            choices[rows[0]] = [
-                Choice(*divmod(int(place), logits.shape[1]), *scores) for place, *scores in own
-            ]
-    return [choices[rows[0]] for rows in sequences]
+    return choices
+
+
+def _on_host(results: Tensor) -> Results:
+    found: Results = results.cpu().numpy()
+    return found
 
 
 def _allowed_logprobs(logits: Tensor, conditions: Sequence[RowConditions]) -> Tensor:
@@ -135,20 +148,17 @@ def _apply_constraints(logprobs: Tensor, conditions: Sequence[RowConditions]) ->
         logprobs[where] = torch.minimum(logprobs[where], bounds)
 
 
-def _choose_singly(logprobs: Tensor, conditions: Sequence[RowConditions]) -> tuple[Tensor, Tensor]:
-    """Return the next token (R,) of each row by itself, greedy or sampled, and its log-probability
-    (R,).
+def _choose_singly(logprobs: Tensor, conditions: Sequence[RowConditions]) -> Tensor:
+    """Return the next token of each row by itself, greedy or sampled, and its log-probability
+    (R, 2).
     """
-    token_ids = logprobs.argmax(dim=-1)  # takes less time than `max`, which returns both
-    best = logprobs.gather(1, token_ids[:, None])[:, 0]
+    token_ids = logprobs.argmax(dim=-1, keepdim=True)  # faster than `max`, which returns both
     sampled = [(row, each) for row, each in enumerate(conditions) if each.temperature > 0]
     if sampled:
         rows, options = zip(*sampled, strict=True)
         where = torch.tensor(rows, device=logprobs.device)
-        own = logprobs[where]
-        drawn = _draw(own, options)
-        token_ids[where], best[where] = drawn[:, 0], own.gather(1, drawn)[:, 0]
-    return token_ids, best
+        token_ids[where] = _draw(logprobs[where], options)
+    return torch.cat([token_ids.double(), logprobs.gather(1, token_ids).double()], dim=1)
 
 
 def _draw(logprobs: Tensor, options: Sequence[RowConditions]) -> Tensor:
@@ -217,37 +227,37 @@ def draw_from_all(weights: Tensor, uniform: Tensor) -> Tensor:
     )
 
 
-def _beam_groups(
-    conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
-) -> list[list[tuple[int, ...]]]:
-    """Return the sequences with beams, by their rows, in groups of as many rows and candidates."""
-    groups: dict[tuple[int, int], list[tuple[int, ...]]] = {}
-    for rows in sequences:
-        first = conditions[rows[0]]
-        if first.beam_score is not None:
-            groups.setdefault((len(rows), first.num_candidates), []).append(tuple(rows))
-    return list(groups.values())
-
-
-def _best_continuations(
-    logprobs: Tensor, conditions: Sequence[RowConditions], group: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the best continuations of the sequences of a group, best first.
-
-    They are places (G, K) in a sequence's rows of V tokens, their log-probabilities and the scores
-    with them. A place with NaN comes first.
-    """
-    rows = torch.tensor(group, device=logprobs.device)  # (G, B)
-    scores = torch.tensor(
-        [[conditions[row].beam_score for row in each] for each in group], device=logprobs.device
+def _search(
+    logprobs: Tensor, conditions: Sequence[RowConditions], groups: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return the best candidates (G, 4 K) of sequences with beams."""
+    rows = [row for group in groups for row in group]
+    width = max(map(len, groups))
+    places = iter(range(len(rows)))  # of the rows among those of beams
+    beams = [[*islice(places, len(group)), *[-1] * (width - len(group))] for group in groups]
+    scores = torch.tensor([[conditions[row].beam_score] for row in rows], device=logprobs.device)
+    own = logprobs[torch.tensor(rows, device=logprobs.device)]
+    num_candidates = max(conditions[group[0]].num_candidates for group in groups)
+    found = best_candidates(
+        own, scores, torch.tensor(beams, device=logprobs.device), num_candidates
     )
-    own = logprobs[rows]  # (G, B, V)
-    totals = (own + scores[..., None]).flatten(1)
-    best, places = totals.topk(min(conditions[group[0][0]].num_candidates, totals.shape[1]))
-    return places, own.flatten(1).gather(1, places), best
+    return torch.cat([each.double() for each in found], dim=1)
 
 
-def _read(tensors: Sequence[Tensor]) -> Iterator[list[float]]:
-    """Yield the flat content of each tensor, copied to the host in one transfer."""
-    values = iter(torch.cat([tensor.flatten().double() for tensor in tensors]).cpu().tolist())
-    return (list(islice(values, tensor.numel())) for tensor in tensors)
+def best_candidates(
+    logprobs: Tensor, beam_scores: Tensor, beams: Tensor, num_candidates: int
+) -> list[Tensor]:
+    """Return tokens, log-probabilities, scores and beams (G, K each) of the best candidates of
+    sequences.
+
+    `beam_scores` are (R, 1), `beams` (G, W) the rows of each sequence, padded with -1. The order is
+    that of scores, NaN first, as it fails the sequence; of equal scores, that of the beams.
+    """
+    scores, token_ids = (logprobs + beam_scores).topk(min(num_candidates, logprobs.shape[1]))
+    rows = beams.clamp(0, len(logprobs) - 1)
+    by_beam = scores[rows].masked_fill((beams < 0)[..., None], -math.inf)  # (G, W, K)
+    merged, order = by_beam.flatten(1).sort(dim=1, descending=True, stable=True)
+    merged, order = merged[:, :num_candidates], order[:, :num_candidates]
+    own = (token_ids, logprobs.gather(1, token_ids))
+    best_ids, best_logprobs = (each[rows].flatten(1).gather(1, order) for each in own)
+    return [best_ids, best_logprobs, merged, order // scores.shape[1]]

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from export.memory import ModelSize, memory_tables, model_sizes, num_position_values
-from runners.decoder.kv_cache import KeyValueCache
+from runners.kv_cache.slot_cache import SlotCache
 from runners.models.load import load_decoder
 from tests.support.export_cli import MODELS, ROOT, ModelStore
 
@@ -29,9 +29,7 @@ def test_values_match_the_kv_cache_of_the_decoder(
     exported: ModelStore, model_id: str, family: str
 ) -> None:
     decoder = load_decoder(exported.newest(model_id), family, "float32", "cpu")  # type: ignore[arg-type]
-    cache = decoder.new_cache(1)
-    kept = [getattr(cache, name, None) for name in ("cross_attention", "self_attention")]
-    num_values = sum(each._memory.numel() for each in kept if isinstance(each, KeyValueCache))
+    num_values = SlotCache(decoder.shape, 1).num_bytes // decoder.shape.dtype.itemsize
     config = AutoConfig.from_pretrained(MODELS / model_id)
     assert num_position_values(config) * config.text_config.max_position_embeddings == num_values
 

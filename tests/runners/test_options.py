@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 
 from runners.decoder_worker import DecoderWorker
+from runners.kv_cache.shape import DecoderShape
 from runners.options import (
     CUDA_RESERVE_BYTES,
     RunnerOptions,
@@ -58,13 +60,21 @@ def test_a_cpu_has_sixteen_slots() -> None:
     assert (max_default_slots("cpu"), max_default_slots("cuda")) == (16, 64)
 
 
+SHAPE = DecoderShape(
+    num_layers=23,
+    num_heads=1,
+    num_positions=1000,
+    head_size=1000,
+    num_tokens=250_000,
+    dtype=torch.bfloat16,
+    device=torch.device("cpu"),
+)
+
+
 class Memory:
-    """A decoder, of which only the memory matters."""
+    """A decoder, of which only the memory matters: 92 MB a slot, 100 with the choice of a token."""
 
-    num_tokens = 250_000
-
-    def slot_bytes(self) -> int:
-        return 92 * 10**6  # 100 MB with the choice of a token
+    shape = SHAPE
 
 
 def worker(device: Device, num_sharing_gpu: int = 1) -> Any:

@@ -4,7 +4,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -60,7 +59,7 @@ CASE_NAMES = (
 class Case:
     """Our decoder, the same checkpoint in transformers, and requests for both."""
 
-    decoder: Decoder[Any]
+    decoder: Decoder
     reference: Reference
     prompts: tuple[str, ...]
     images: tuple[Image.Image, ...]
@@ -69,7 +68,7 @@ class Case:
     def request(
         self, index: int, max_new_tokens: int = MAX_NEW_TOKENS, num_beams: int = 1
     ) -> SequenceRequest:
-        prompt_ids = self.decoder.prompt_ids([(self._prompt(index), False)])
+        prompt_ids = self.decoder.text.prompt_ids([(self._prompt(index), False)])
         features = self.features[index % NUM_SCENES]
         return SequenceRequest(features, prompt_ids, max_new_tokens, num_beams=num_beams)
 

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from runners.cuda_graphs.graphs import CudaGraph
+from runners.decoder.graph_engine import GraphEngine
+from runners.decoder.protocol import Decoder
 
 _COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 
@@ -23,7 +25,7 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts transfers between host and `meta`, those that wait, and the operations on `meta`,
     views excepted.
 
-    A transfer to the host gives what `set_values` writes, by default zeros. While `is_recording`,
+    A transfer to the host gives what `set_values` writes, by default zeros. While `is_capturing`,
     transfers and tensors of the host fail: a CUDA graph cannot contain them.
     """
 
@@ -33,7 +35,7 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.to_host: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
-        self.is_recording = False
+        self.is_capturing = False
         self.set_values: Callable[[Tensor], object] = Tensor.zero_
 
     @property
@@ -44,14 +46,14 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for counter in (self.to_device, self.to_host, self.operations, self.waits):
             counter.clear()
 
-    def record(self, compute: Callable[[], Tensor]) -> CudaGraph:
+    def capture(self, compute: Callable[[], Tensor]) -> CudaGraph:
         """Compute once, as a capture does; replays do nothing."""
         compute()  # the warm-up, which may copy constants to the device
-        self.is_recording = True
+        self.is_capturing = True
         try:
             return CudaGraph(lambda: None, compute())
         finally:
-            self.is_recording = False
+            self.is_capturing = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -84,12 +86,12 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.note(self.to_device, func)
             self.waits[str(func)] += not _is_non_blocking(func, args, kwargs)
         elif on_device and not _is_view(func):
-            self.operations[str(func)] += not self.is_recording
+            self.operations[str(func)] += not self.is_capturing
         return func(*args, **kwargs)
 
     def note(self, transfers: "Counter[str]", func: Any) -> None:
         """Count a transfer."""
-        assert not self.is_recording, f"a recorded step must not use the host: {func}"
+        assert not self.is_capturing, f"a captured step must not use the host: {func}"
         transfers[str(func)] += 1
 
 
@@ -130,35 +132,19 @@ def _is_view(func: Any) -> bool:
     )
 
 
-class GraphDecoder:
-    """A decoder whose caches have graphs, as on a GPU, made by `capture`; counts the captures."""
+def make_endless(decoder: Decoder) -> None:
+    """Let answers end at their limit only, without rules."""
+    decoder.rules = replace(
+        decoder.rules,
+        eos_token_ids=frozenset({-1}),
+        forced_eos_token_id=None,
+        no_repeat_ngram_size=0,
+    )
 
-    def __init__(self, decoder: Any, capture: Callable[[Callable[[], Tensor]], CudaGraph]) -> None:
-        self._decoder = decoder
-        self._own_capture = capture
-        self.num_captured = 0
-        self.can_draft = self.can_draft_first = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._decoder, name)
-
-    def make_endless(self) -> None:
-        """Make answers end at their limit only, without rules."""
-        self._decoder.rules = replace(
-            self._decoder.rules,
-            eos_token_ids=frozenset({-1}),
-            forced_eos_token_id=None,
-            no_repeat_ngram_size=0,
-        )
-
-    def new_cache(self, num_slots: int) -> Any:
-        cache = self._decoder.new_cache(num_slots)
-        cache.graphs = self._decoder.cuda_graphs(cache, num_slots, self._capture)
-        return cache
-
-    def _capture(self, compute: Callable[[], Tensor]) -> CudaGraph:
-        self.num_captured += 1
-        return self._own_capture(compute)
+def graph_engine(decoder: Decoder, num_slots: int) -> GraphEngine:
+    """Return an engine as on a GPU, captured by a fake."""
+    return GraphEngine(decoder, num_slots, capture_eagerly)
 
 
 def capture_eagerly(compute: Callable[[], Tensor]) -> CudaGraph:

@@ -171,9 +171,9 @@ def _model_answers(name: TokenizerName, folder: Path) -> Iterator[GrammarState]:
             parameters = parse_parameters(TASKS[question.task], question.parameters)
             if FAMILIES[family].answer_grammar(question.task, parameters) is None:
                 continue
-            constraint = decoder.constraints.get(grammar_of(asked))
+            constraint = decoder.text.constraints.get(grammar_of(asked))
             for prompt in question_prompts(entry, question):
-                ids = decoder.prompt_ids(
+                ids = decoder.text.prompt_ids(
                     [(segment.text, segment.is_control) for segment in prompt.segments]
                 )
                 num_beams = 1 if seed % 2 else _NUM_BEAMS

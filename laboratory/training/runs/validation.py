@@ -41,7 +41,7 @@ _BATCH_SIZE = 64
 _EVERY_EMPTY = 8  # one of so many scenes has no object
 
 
-def make_decoder(trainee: Trainee, language: Language) -> Decoder[Any]:
+def make_decoder(trainee: Trainee, language: Language) -> Decoder:
     """Return the decoder that serves the family, over the weights in training."""
     config = trainee.model.config
     rules = GenerationRules.of(trainee.model.generation_config.to_dict())
@@ -88,7 +88,7 @@ def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
     return scorecard
 
 
-def _written(decoder: Decoder[Any], requests: list[SequenceRequest]) -> list[GeneratedText]:
+def _written(decoder: Decoder, requests: list[SequenceRequest]) -> list[GeneratedText]:
     texts = []
     for start in range(0, len(requests), _BATCH_SIZE):
         batch = requests[start : start + _BATCH_SIZE]

@@ -9,6 +9,7 @@ from export.checks.reference import Reference
 from export.checks.streaming import StreamedWeights
 from export.scenes import render_scene, sample_scene
 from runners.decoder.batch import generate_all
+from runners.decoder.eager_engine import EagerEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
@@ -74,8 +75,8 @@ def test_streamed_decoder_gives_the_logits_of_the_whole_one(
     features = torch.randn(
         manifest.num_image_tokens, manifest.hidden_size, generator=torch.Generator().manual_seed(0)
     )
-    request = SequenceRequest(features, whole.prompt_ids([("a", False)]), NUM_TOKENS)
-    logits = [each.prefill(each.new_cache(1), [request], 0) for each in (whole, streamed)]
+    request = SequenceRequest(features, whole.text.prompt_ids([("a", False)]), NUM_TOKENS)
+    logits = [EagerEngine(each, 1).prefill([request], 0) for each in (whole, streamed)]
     assert torch.equal(*logits)
     assert (
         generate_all(streamed, [request])[0].token_ids

@@ -5,17 +5,16 @@ runs.
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from laboratory.gpu_check.idle import HostMark, MarkedDecoder
+from laboratory.gpu_check.idle import HostMark, MarkedEngine
 from laboratory.gpu_check.verdicts import Verdict, failed, table
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
-from tests.support.device_traffic import GraphDecoder, capture_eagerly
+from tests.support.device_traffic import capture_eagerly, make_endless
 from tests.support.export_cli import ModelStore
 from wire.artifacts.manifest import read_manifest
 
@@ -62,12 +61,12 @@ def test_the_table_has_a_row_for_each_verdict() -> None:
 
 def test_the_idle_share_is_the_time_between_passes_and_choices(artifacts: Path) -> None:
     own = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", 64)
-    marked: Any = MarkedDecoder(GraphDecoder(own, capture_eagerly), HostMark)
-    marked.make_endless()
+    make_endless(own)
+    marked = MarkedEngine(own, 2, HostMark, capture_eagerly)
     features = torch.zeros(16, read_manifest(artifacts).hidden_size)
-    request = SequenceRequest(features, marked.prompt_ids([("abc", False)]), 20)
-    batch = LiveBatch(marked, 2)
-    batch.admit([start_sequence(request, marked.rules) for _ in range(2)])
+    request = SequenceRequest(features, own.text.prompt_ids([("abc", False)]), 20)
+    batch = LiveBatch(own, 2, lambda *_: marked)
+    batch.admit([start_sequence(request, own.rules) for _ in range(2)])
     for _ in range(3):
         batch.step()
         time.sleep(0.02)

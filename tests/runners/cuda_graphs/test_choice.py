@@ -26,39 +26,40 @@ from runners.cuda_graphs.choice import (
     has_wider_nucleus,
     next_moves,
     next_tokens,
-    unpack,
+    unpack_rows,
 )
-from runners.cuda_graphs.conditions import (
+from runners.cuda_graphs.packed_conditions import (
     MAX_BANNED,
     MAX_CANDIDATES,
-    NextInputs,
     PackedConditions,
     fits,
 )
 from runners.decoder.beams import BeamSequence
 from runners.decoder.sequences import SequenceRequest
+from runners.tokens.conditions import Choice, NextInputs, RowConditions
 from runners.tokens.constraints import Constraints
-from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
+from runners.tokens.token_choice import choose_tokens
 from tests.support.fake_decoder import FAKE_RULES, FAKE_TOKENIZER
 from tests.support.token_choices import advance
 
 DEVICE = torch.device("cpu")
 MAX_ROWS = 9
+NO_INPUTS = NextInputs((), ())
 
 
-def recorded(
+def captured(
     logits: Tensor,
     conditions: Sequence[RowConditions],
     sequences: Sequence[Sequence[int]],
     kind: ChoiceKind | None = None,
 ) -> list[list[Choice]]:
-    """Return the choices of a captured step, with the maximum number of rows in its buffers."""
+    """Return what a captured step chooses, with as many rows in its buffers as there may be."""
     packed = PackedConditions(MAX_ROWS, logits.shape[1], DEVICE)
-    packed.write(conditions, sequences, NextInputs(()))
-    results = choose(packed, logits, kind or ChoiceKind.of(conditions)).numpy()
+    packed.write(conditions, sequences, NO_INPUTS)
+    results = choose(packed, logits, kind or ChoiceKind.of(conditions, NO_INPUTS)).numpy()
     assert not has_wider_nucleus(results, range(len(results)))
     assert len(results[0]) <= MAX_RESULTS
-    return unpack(results, conditions, sequences)
+    return unpack_rows(results, conditions, sequences)
 
 
 @pytest.mark.parametrize("size", [37, 640, 1500])
@@ -73,7 +74,7 @@ def test_choices_equal_those_of_eager_operations(size: int) -> None:
         conditions, sequences = random_batch(random, size, MAX_ROWS)
         logits = torch.randn(len(conditions), size, generator=generator) * 4
         expected = choose_tokens(logits, conditions, sequences)
-        found = recorded(logits, conditions, sequences)
+        found = captured(logits, conditions, sequences)
         for ours, theirs in zip(found, expected, strict=True):
             assert without_impossible(ours) == without_impossible(theirs)
         num_rows_compared += len(conditions)
@@ -94,12 +95,12 @@ def test_what_a_kind_computes_in_addition_changes_no_other_row(kind: ChoiceKind)
         RowConditions(),
     ]
     rows = [[0], [1], [2], [3]]
-    assert recorded(logits, conditions, rows, kind) == choose_tokens(logits, conditions, rows)
+    assert captured(logits, conditions, rows, kind) == choose_tokens(logits, conditions, rows)
 
 
 def test_tokens_behind_a_mask_that_is_shorter_than_the_vocabulary_are_not_allowed() -> None:
     logits = torch.arange(50.0).expand(1, -1)
-    ((choice,),) = recorded(logits, [RowConditions(allowed=np.full(2, 255, np.uint8))], [[0]])
+    ((choice,),) = captured(logits, [RowConditions(allowed=np.full(2, 255, np.uint8))], [[0]])
     assert choice.token_id == 15
 
 
@@ -117,7 +118,7 @@ def test_rows_that_are_not_finite_or_allow_no_token_are_found_and_change_no_othe
         RowConditions(),
     ]
     rows = [[0], [1], [2], [3, 4], [5]]
-    found = recorded(logits, conditions, rows)
+    found = captured(logits, conditions, rows)
     expected = choose_tokens(logits, conditions, rows)
     assert math.isnan(found[0][0].logprob)
     assert math.isnan(found[3][0].score)
@@ -134,7 +135,7 @@ def test_a_nucleus_wider_than_the_usual_one_is_reported() -> None:
         ([wide, wide, wide], True),
         ([RowConditions(), wide, RowConditions(top_p=0.9)], False),
     ):
-        packed.write(conditions, [[0], [1], [2]], NextInputs(()))
+        packed.write(conditions, [[0], [1], [2]], NO_INPUTS)
         results = choose(packed, logits, ChoiceKind(True, False)).numpy()
         assert has_wider_nucleus(results, range(len(results))) is is_wider
 
@@ -149,10 +150,10 @@ def test_conditions_of_an_earlier_step_are_overwritten() -> None:
     plain = RowConditions()
     rows = [[0], [1]]
     kind = ChoiceKind(True, True)
-    packed.write([strict, mask], rows, NextInputs([1, 1], {0: [1, 0], 1: [1, 0]}))
-    packed.write([plain, plain], rows, NextInputs([1, ~7]))
+    packed.write([strict, mask], rows, NextInputs([1, 1], [0, 0], {0: [1, 0], 1: [1, 0]}))
+    packed.write([plain, plain], rows, NextInputs([1, None], [0, 7]))
     found = choose(packed, logits, kind)
-    assert unpack(found.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
+    assert unpack_rows(found.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
     assert next_tokens(packed, found, kind, torch.tensor([2])).tolist() == [int(found[1, 0]), 7]
 
 
@@ -189,17 +190,19 @@ def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int
             logits = torch.randn(4, size, generator=generator)
             conditions = [RowConditions(), *sequence.conditions()]
             logits[:, 2] += 1.5
-            tokens = [~9] * MAX_ROWS
+            inputs: list[int | None] = [None] * MAX_ROWS
             for row, slot in enumerate(slots, 1):
-                tokens[slot] = row
+                inputs[slot] = row
             packed = PackedConditions(MAX_ROWS, size, DEVICE)
             packed.write(
-                conditions, [[0], [1, 2, 3]], NextInputs(tokens, dict.fromkeys(slots, slots))
+                conditions,
+                [[0], [1, 2, 3]],
+                NextInputs(inputs, [9] * MAX_ROWS, dict.fromkeys(slots, slots)),
             )
-            kind = ChoiceKind.of(conditions)
+            kind = ChoiceKind.of(conditions, NO_INPUTS)
             ends = torch.tensor(sorted(end_token_ids))
             results = choose(packed, torch.cat([logits, torch.zeros(MAX_ROWS - 4, size)]), kind)
-            parents = sequence.advance(unpack(results.numpy(), conditions, [[1, 2, 3]])[0])
+            parents = sequence.advance(unpack_rows(results.numpy(), conditions, [[1, 2, 3]])[0])
             if not sequence.has_ended:
                 assert (
                     next_tokens(packed, results, kind, ends)[slots].tolist()
@@ -242,7 +245,7 @@ def test_a_choice_takes_no_more_memory_than_is_counted_for_it(kind: ChoiceKind) 
     num_tokens = 50_000
     packed = PackedConditions(num_rows, num_tokens, DEVICE)
     logits = torch.zeros(num_rows, num_tokens)
-    packed.write([RowConditions()] * num_rows, [[row] for row in range(num_rows)], NextInputs(()))
+    packed.write([RowConditions()] * num_rows, [[row] for row in range(num_rows)], NO_INPUTS)
     with PeakMemory() as memory:
         choose(packed, logits, kind)
     counted = num_rows * choice_bytes(num_tokens)

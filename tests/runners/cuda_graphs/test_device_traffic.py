@@ -15,10 +15,11 @@ from torch import Tensor
 from runners.cuda_graphs.graphs import CudaGraph
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.beams import BeamSequence
+from runners.decoder.graph_engine import GraphEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.tokens.constraints import Constraint
-from tests.support.device_traffic import DeviceTraffic, GraphDecoder, device_traffic
+from tests.support.device_traffic import DeviceTraffic, device_traffic, make_endless
 from wire.artifacts.manifest import read_manifest
 
 
@@ -28,6 +29,21 @@ def traffic() -> Iterator[DeviceTraffic]:
         yield watched
 
 
+@dataclass
+class LoggedEvent:
+    """The event after a copy of results, with the log of the passes that were launched before and
+    after it.
+    """
+
+    log: list[str]
+
+    def record(self) -> None:
+        self.log.append("copy")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+
 def meta_batch(
     artifacts: Path,
     traffic: DeviceTraffic,
@@ -35,30 +51,36 @@ def meta_batch(
     num_steps: int,
     log: list[str] | None = None,
     **options: Any,
-) -> LiveBatch[Any]:
-    """Return a batch of `num` sequences on `meta`, whose steps are recorded; their launches are
+) -> LiveBatch:
+    """Return a batch of `num` sequences on `meta`, whose steps are captured; their launches are
     logged.
     """
-    own = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
+    decoder = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
+    make_endless(decoder)
     launches = [] if log is None else log
+    num_captured = 0
 
     def capture(compute: Callable[[], Tensor]) -> CudaGraph:
-        output = traffic.record(compute).output
-        name = "pass" if output.shape[1] == own.num_tokens else "choice"
+        nonlocal num_captured
+        num_captured += 1
+        output = traffic.capture(compute).output
+        name = "pass" if output.shape[1] == decoder.shape.num_tokens else "choice"
         return CudaGraph(lambda: launches.append(name), output)
 
-    decoder: Any = GraphDecoder(own, capture)
-    decoder.make_endless()
     features = torch.zeros(16, read_manifest(artifacts).hidden_size, device="meta")
-    prompt_ids = decoder.prompt_ids([("abc", False)])
+    prompt_ids = decoder.text.prompt_ids([("abc", False)])
     sequences = [
         start_sequence(
             SequenceRequest(features, prompt_ids, num_steps + 4, **options), decoder.rules
         )
         for _ in range(num)
     ]
-    batch = LiveBatch(decoder, 3 + sum(sequence.num_rows for sequence in sequences))
-    assert decoder.num_captured == decoder.recorded(batch._cache).num_captured, "a capture failed"
+    num_slots = 3 + sum(sequence.num_rows for sequence in sequences)
+    engine = GraphEngine(decoder, num_slots, capture)
+    assert num_captured == engine.graphs.num_captured, "a capture failed"
+    if log is not None:
+        engine.graphs.results_copied = LoggedEvent(log)
+    batch = LiveBatch(decoder, num_slots, lambda *_: engine)
     batch.admit(sequences)
     return batch
 
@@ -97,29 +119,13 @@ def test_a_step_waits_once_for_its_device(
     assert {token_id for sequence in batch.live for token_id in sequence.last_token_ids} == {5}
 
 
-@dataclass
-class LoggedEvent:
-    """The event after a copy of results, with the log of the passes that were launched before and
-    after it.
-    """
-
-    log: list[str]
-
-    def record(self) -> None:
-        self.log.append("copy")
-
-    def synchronize(self) -> None:
-        self.log.append("wait")
-
-
 def logged_batch(
     artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, **options: Any
 ) -> Any:
     """Return the batch of `meta_batch` after its first step, and the log of its later ones."""
     log: list[str] = []
     batch = meta_batch(artifacts, traffic, num, num_steps, log, **options)
-    assert batch._recorded is not None
-    batch._recorded.results_copied = LoggedEvent(log)
+    log.clear()
     traffic.set_values = partial(set_results, 7)
     batch.step()
     return batch, log
@@ -183,20 +189,18 @@ def test_freeing_slots_waits_for_nothing(artifacts: Path, traffic: DeviceTraffic
 
 
 def set_results(token_id: int, results: Tensor) -> None:
-    """Write results (R, 3 + 4 K) in which all chosen tokens and all candidates are `token_id`, with
-    probability 1.
-    """
+    """Write results (R, 2 + 4 K + 1): all tokens and candidates are `token_id`, certainly."""
     results.zero_()
     results[:, 0] = token_id
-    results[:, 3 : 3 + (results.shape[1] - 3) // 4] = token_id
+    results[:, 2 : 2 + (results.shape[1] - 3) // 4] = token_id
 
 
 def some_tokens(artifacts: Path) -> Constraint:
     decoder = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
-    return decoder.constraints.get("start: <[0-5]>*")
+    return decoder.text.constraints.get("start: <[0-5]>*")
 
 
-def test_recorded_operations_fail_where_they_use_the_host(traffic: DeviceTraffic) -> None:
+def test_captured_operations_fail_where_they_use_the_host(traffic: DeviceTraffic) -> None:
     one = torch.zeros(2, 3, device="meta")
     row = torch.zeros(3)
     uses: list[Callable[[], Tensor]] = [
@@ -208,6 +212,6 @@ def test_recorded_operations_fail_where_they_use_the_host(traffic: DeviceTraffic
     for use in uses:
         traffic.clear()
         with pytest.raises(AssertionError, match="must not use the host"):
-            traffic.record(use)
+            traffic.capture(use)
         assert traffic.num_transfers == 1, traffic
-    traffic.record(lambda: one + 1)
+    traffic.capture(lambda: one + 1)

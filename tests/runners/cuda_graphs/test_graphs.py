@@ -3,10 +3,9 @@
 The fake computes eagerly, so that answers can be compared.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +15,12 @@ from runners.cuda_graphs.buckets import buckets, row_counts, shared_prefixes
 from runners.cuda_graphs.choice import KINDS
 from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step
 from runners.decoder.batch import generate_all
-from runners.decoder.protocol import Decoder
+from runners.decoder.engines import new_engine
 from runners.decoder.sequences import SequenceRequest
-from runners.tokens.token_choice import RowConditions, choose_tokens
+from runners.tokens.conditions import RowConditions
+from runners.tokens.token_choice import choose_tokens
 from tests.support.decoder_cases import Case, make_case
-from tests.support.device_traffic import GraphDecoder, capture_eagerly
+from tests.support.device_traffic import capture_eagerly, graph_engine
 from tests.support.export_cli import ModelStore
 
 SIZE = 40
@@ -42,15 +42,28 @@ def graphs_of(step: Step = doubling, capture: Capture = capture_eagerly) -> Cuda
     return graphs
 
 
+def logits_of(graphs: CudaGraphs, token_ids: Sequence[int], length: int, shared: int = 0) -> Tensor:
+    """Return the logits of a pass over tokens of the host."""
+    graphs.load(token_ids)
+    return graphs.run(len(token_ids), length, shared)
+
+
+def chosen(graphs: CudaGraphs, logits: Tensor) -> list[int]:
+    """Return the greedy choice of each row."""
+    rows = [[row] for row in range(len(logits))]
+    found = graphs.choose(logits, [RowConditions()] * len(rows), rows).choices
+    return [own[0].token_id for own in found]
+
+
 def test_buckets_are_powers_of_two_of_rows_and_powers_of_four_of_positions_largest_first() -> None:
     shapes = [(bucket.num_rows, bucket.length) for bucket in buckets(6, 300)]
     assert shapes == [(rows, length) for rows in (6, 4, 2, 1) for length in (300, 256, 64)]
     assert [bucket.num_rows for bucket in buckets(16, 64)] == [16, 8, 4, 2, 1]
 
 
-def test_buckets_have_room_for_the_image_that_every_slot_starts_with() -> None:
-    assert [bucket.length for bucket in buckets(1, 1280, num_image_tokens=256)] == [1280, 512, 320]
-    assert [bucket.length for bucket in buckets(1, 300, num_image_tokens=256)] == [300]
+def test_buckets_have_room_for_what_every_sequence_takes() -> None:
+    assert [bucket.length for bucket in buckets(1, 1280, min_length=256)] == [1280, 512, 320]
+    assert [bucket.length for bucket in buckets(1, 300, min_length=256)] == [300]
 
 
 def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() -> None:
@@ -73,7 +86,7 @@ def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() ->
         (6, 0, (6, 0)),
         (3, 1, (4, 2)),
     ]:
-        graphs.logits(torch.arange(num_rows), 8, num_prefixes)
+        logits_of(graphs, range(num_rows), 8, num_prefixes)
         assert shapes[-1] == expected
 
 
@@ -84,7 +97,7 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(
     num_rows: int, length: int, expected: int
 ) -> None:
     token_ids = torch.arange(2, 2 + num_rows)
-    logits = graphs_of().logits(token_ids, length)
+    logits = logits_of(graphs_of(), token_ids.tolist(), length)
     assert logits[:, 1].tolist() == [expected] * num_rows
     assert logits.argmax(-1).tolist() == (2 * token_ids).tolist()
 
@@ -103,24 +116,18 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
         *(rows for rows in counts for _ in KINDS),
     ]
     for token_ids in ([5, 6, 7], [1, 2, 3, 4], [9, 8, 7]):
-        logits = graphs.logits(torch.tensor(token_ids), 60)
+        logits = logits_of(graphs, token_ids, 60)
         assert logits.argmax(-1).tolist() == [2 * token_id for token_id in token_ids]
-        graphs.choose(
-            logits, [RowConditions()] * len(token_ids), [[row] for row in range(len(token_ids))]
-        )
+        chosen(graphs, logits)
     assert len(captured) == graphs.num_captured
 
 
 def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded() -> None:
     graphs = graphs_of()
-    rows = [[0], [1]]
-    plain = [RowConditions()] * 2
-    choices = graphs.choose(graphs.logits(torch.tensor([3, 4]), 8), plain, rows)
-    assert [own[0].token_id for own in choices] == [6, 8]
-    assert graphs.logits(torch.tensor([6, 8]), 8).argmax(-1).tolist() == [12, 16]
-    assert graphs.logits(torch.tensor([6, 5]), 8).argmax(-1).tolist() == [12, 10]
-    assert graphs.logits(torch.tensor([6]), 8).argmax(-1).tolist() == [12]
-    assert graphs.load([6, 5], [(0, 1), (1, 0), (2, 4)]).tolist() == [[0, 1, 2], [1, 0, 4]]
+    assert chosen(graphs, logits_of(graphs, [3, 4], 8)) == [6, 8]
+    assert graphs.run(2, 8).argmax(-1).tolist() == [12, 16]
+    assert logits_of(graphs, [6, 5], 8).argmax(-1).tolist() == [12, 10]
+    assert graphs.run(1, 8).argmax(-1).tolist() == [12]
 
 
 @pytest.mark.parametrize(
@@ -132,28 +139,27 @@ def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded(
     ],
     ids=["many banned", "many candidates", "wide nucleus"],
 )
-def test_what_a_recorded_choice_has_no_room_for_is_chosen_eagerly(
+def test_what_a_captured_choice_has_no_room_for_is_chosen_eagerly(
     conditions: RowConditions,
 ) -> None:
     def flat(token_ids: Tensor, _length: int, _num_prefixes: int) -> Tensor:
         return torch.linspace(0, 1, 3000).expand(len(token_ids), -1)
 
     graphs = graphs_of(flat)
-    logits = graphs.logits(torch.tensor([1, 2]), 8)
+    logits = logits_of(graphs, [1, 2], 8)
     expected = choose_tokens(logits, [conditions, RowConditions()], [[0], [1]])
-    assert graphs.choose(logits, [conditions, RowConditions()], [[0], [1]]) == expected
-    assert graphs.logits(torch.tensor([own[0].token_id for own in expected]), 8).equal(logits)
+    found = graphs.choose(logits, [conditions, RowConditions()], [[0], [1]], None, lambda: "ahead")
+    assert found.choices == expected
+    # only a wide nucleus is known after the choice: the next pass reads another token
+    is_late = conditions.temperature > 0
+    assert (found.ahead, list(found.redrawn)) == (("ahead", [0]) if is_late else (None, []))
 
 
 def test_tokens_are_chosen_from_the_logits_of_an_eager_step_too() -> None:
-    """A step with adapters in its batch is not recorded; its choice is."""
+    """A step with adapters in its batch is not captured; its choice is."""
     graphs = graphs_of()
-    graphs.logits(torch.tensor([3, 4, 5]), 8)
-    eager = doubling(torch.tensor([7, 8]), 9)
-    assert [own[0].token_id for own in graphs.choose(eager, [RowConditions()] * 2, [[0], [1]])] == [
-        14,
-        16,
-    ]
+    logits_of(graphs, [3, 4, 5], 8)
+    assert chosen(graphs, graphs.store(doubling(torch.tensor([7, 8]), 9))) == [14, 16]
 
 
 def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixture) -> None:
@@ -161,11 +167,9 @@ def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixtu
         raise RuntimeError("operation not permitted when stream is capturing")
 
     graphs = graphs_of(capture=capture)
-    logits = graphs.logits(torch.tensor([3, 4]), 7)
+    logits = logits_of(graphs, [3, 4], 7)
     assert logits.equal(doubling(torch.tensor([3, 4]), 7))
-    assert [
-        own[0].token_id for own in graphs.choose(logits, [RowConditions()] * 2, [[0], [1]])
-    ] == [6, 8]
+    assert chosen(graphs, logits) == [6, 8]
     assert [record.message for record in caplog.records] == [
         "no CUDA graph for a step of 6 rows of 300 positions"
     ]
@@ -180,11 +184,8 @@ def test_after_a_failed_capture_of_a_choice_tokens_are_chosen_eagerly(
         return capture_eagerly(compute)
 
     graphs = graphs_of(capture=capture)
-    logits = graphs.logits(torch.tensor([3, 4]), 7)
-    assert [
-        own[0].token_id for own in graphs.choose(logits, [RowConditions()] * 2, [[0], [1]])
-    ] == [6, 8]
-    assert graphs.logits(torch.tensor([6, 8]), 7).argmax(-1).tolist() == [12, 16]
+    assert chosen(graphs, logits_of(graphs, [3, 4], 7)) == [6, 8]
+    assert logits_of(graphs, [6, 8], 7).argmax(-1).tolist() == [12, 16]
     assert [record.message for record in caplog.records] == [
         "no CUDA graph for the choice of 6 tokens"
     ]
@@ -194,7 +195,7 @@ def mixed_requests(case: Case) -> list[SequenceRequest]:
     """Return greedy and sampled requests and ones with beams, with and without a constraint, of
     different lengths.
     """
-    words = case.decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")
+    words = case.decoder.text.constraints.get("start: /[a-z <>_0-9]{0,60}/")
     requests = []
     for index in range(12):
         request = case.request(index, 3 + 3 * index, 3 if index % 4 == 0 else 1)
@@ -213,10 +214,8 @@ def test_answers_equal_those_of_eager_steps(
     name: str, exported: ModelStore, tmp_path: Path
 ) -> None:
     case = make_case(name, exported, tmp_path)
-    graphed: Any = GraphDecoder(case.decoder, capture_eagerly)
-    decoder: Decoder[Any] = graphed
     expected = generate_all(case.decoder, mixed_requests(case))
-    written = generate_all(decoder, mixed_requests(case))
+    written = generate_all(case.decoder, mixed_requests(case), graph_engine)
     assert [each.token_ids for each in written] == [each.token_ids for each in expected]
     for found, sequence in zip(written, expected, strict=True):
         assert found.logprobs == pytest.approx(sequence.logprobs, abs=1e-4)
@@ -232,11 +231,11 @@ def test_beams_continue_where_a_slot_before_theirs_is_freed(
     Captured steps have no room for nine beams: they run eagerly.
     """
     case = make_case("random florence2", exported, tmp_path)
-    decoder: Any = GraphDecoder(case.decoder, capture_eagerly) if is_graphed else case.decoder
+    engine = graph_engine if is_graphed else new_engine
     requests = [
         *(case.request(index, 2 + index) for index in range(14)),
         case.request(5, 20, num_beams),
     ]
-    together = [sequence.token_ids for sequence in generate_all(decoder, requests)]
+    together = [sequence.token_ids for sequence in generate_all(case.decoder, requests, engine)]
     alone = [generate_all(case.decoder, [request])[0].token_ids for request in requests]
     assert together == alone

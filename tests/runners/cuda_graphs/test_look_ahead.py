@@ -5,7 +5,6 @@ Graphs are captured by a fake that computes eagerly, as in test_graphs.py; test_
 tests the order of launches.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,89 +16,33 @@ import torch
 from torch import Tensor
 
 from runners.adapters.peft_adapter import read_adapter
-from runners.cuda_graphs.graphs import CudaGraphs
 from runners.decoder.batch import LiveBatch, generate_each, start_sequence
-from runners.decoder.kv_cache import KeyValueCache, SlotLengths
+from runners.decoder.protocol import Decoder, NewEngine
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import LiveSequence, SequenceRequest
+from runners.kv_cache.slot_cache import SlotCache
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from runners.tokens.errors import NonFiniteLogits
-from runners.tokens.token_choice import Choice
 from tests.support.decoder_cases import Case, make_case
-from tests.support.device_traffic import GraphDecoder, capture_eagerly
+from tests.support.device_traffic import make_endless
 from tests.support.export_cli import ModelStore
 from tests.support.lora import write_adapter
+from tests.support.passes import NUM_SLOTS, Passes, WaitingEngine
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE, read_manifest
 
-NUM_SLOTS = 7
 FLORENCE = "florence-2-mini"
 ADAPTERS = (None, "tuned", None)
 TIMEOUT_S = 60
-
-
-class Passes(GraphDecoder):
-    """A decoder with graphs that notes the passes launched ahead and those rolled back, and fails
-    in one of them.
-    """
-
-    def __init__(self, decoder: Any) -> None:
-        super().__init__(decoder, capture_eagerly)
-        self.num_slots_ahead: list[int] = []
-        self.num_rolled_back = 0
-        self.failing: int | None = None  # the number of a pass launched ahead
-        self.poisoned: tuple[int, int] | None = None  # likewise, and the slot that it makes NaN
-
-    def decode_step(self, cache: Any, token_ids: Tensor) -> Tensor:
-        if token_ids.data_ptr() == cache.graphs.next_tokens.data_ptr():
-            self.num_slots_ahead.append(len(token_ids))
-            if len(self.num_slots_ahead) == self.failing:
-                raise RuntimeError("the launch failed")
-        logits: Tensor = self._decoder.decode_step(cache, token_ids)
-        if self.poisoned is not None and self.poisoned[0] == len(self.num_slots_ahead):
-            self._poison(cache, logits, self.poisoned[1])
-            self.poisoned = None
-        return logits
-
-    def _poison(self, cache: Any, logits: Tensor, slot: int) -> None:
-        lengths = (
-            cache.num_decoded_tokens if hasattr(cache, "num_decoded_tokens") else cache.num_tokens
-        )
-        logits[slot] = math.nan
-        cache.self_attention._memory[:, :, slot, :, lengths.of([slot])[0] - 1] = math.nan
-
-    def roll_back(self, cache: Any, slot: int) -> None:
-        self.num_rolled_back += 1
-        self._decoder.roll_back(cache, slot)
-
-
-class WaitingGraphs:
-    """Graphs that launch no pass ahead."""
-
-    def __init__(self, graphs: CudaGraphs) -> None:
-        self._graphs = graphs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._graphs, name)
-
-    def choose(self, *arguments: Any) -> list[list[Choice]]:
-        return self._graphs.choose(*arguments[:4])
-
-
-class WaitingDecoder(GraphDecoder):
-    """A decoder with graphs whose every step waits for the results of the one before."""
-
-    def recorded(self, cache: Any) -> Any:
-        return WaitingGraphs(cache.graphs)
 
 
 def mixed_requests(case: Case, num: int) -> list[SequenceRequest]:
     """Return greedy, sampled and constrained requests, and some with beams, of different
     lengths.
     """
-    words = case.decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")
+    words = case.decoder.text.constraints.get("start: /[a-z <>_0-9]{0,60}/")
     requests = []
     for index in range(num):
         request = case.request(index, 1 + index * 7 % 30, {2: 3, 5: 2}.get(index % 8, 1))
@@ -112,14 +55,14 @@ def mixed_requests(case: Case, num: int) -> list[SequenceRequest]:
 
 
 def in_traffic(
-    decoder: Any, requests: Sequence[SequenceRequest], seed: int
+    decoder: Decoder, passes: Passes, requests: Sequence[SequenceRequest], seed: int
 ) -> tuple[list[LiveSequence], set[int]]:
     """Generate requests that arrive at random between steps.
 
     Return them and the places of those cancelled.
     """
     random = Random(seed)
-    batch = LiveBatch(decoder, NUM_SLOTS)
+    batch = LiveBatch(decoder, NUM_SLOTS, lambda *_: passes)
     cancelled = set()
     sequences = [start_sequence(request, decoder.rules) for request in requests]
     waiting = list(sequences)
@@ -153,7 +96,7 @@ def test_answers_in_random_traffic_equal_those_alone(
     alone = [generate_each(case.decoder, [request])[0].result() for request in requests]
     for seed in range(2):
         passes = Passes(case.decoder)
-        sequences, cancelled = in_traffic(passes, requests, seed)
+        sequences, cancelled = in_traffic(case.decoder, passes, requests, seed)
         for place, (sequence, expected) in enumerate(zip(sequences, alone, strict=True)):
             if place in cancelled:
                 settled = tuple(sequence.settled_token_ids)
@@ -165,49 +108,52 @@ def test_answers_in_random_traffic_equal_those_alone(
                 )
         assert len(cancelled) > 3
         assert len(passes.num_slots_ahead) > 50
-        assert passes.num_rolled_back > 20
+        assert passes.noted.num_rolled_back > 20
 
 
-def endless(artifacts: Path, max_positions: int) -> tuple[Passes, list[SequenceRequest]]:
+def endless(artifacts: Path, max_positions: int) -> tuple[Decoder, list[SequenceRequest]]:
     """Return a decoder with few positions whose answers end at their limits, and requests that fill
     them.
     """
-    decoder = Passes(
-        load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", max_positions)
-    )
-    decoder.make_endless()
+    family = read_manifest(artifacts).family
+    decoder = load_decoder(artifacts, family, "float32", "cpu", max_positions)
+    make_endless(decoder)
     hidden_size = read_manifest(artifacts).hidden_size
     requests = []
     for index, text in enumerate(["a", "abc", "what", "the text", "an image"]):
-        prompt_ids = decoder.prompt_ids([(text, False)])
+        prompt_ids = decoder.text.prompt_ids([(text, False)])
         features = torch.randn(16, hidden_size, generator=torch.Generator().manual_seed(index))
         # the last ones move
-        limit = decoder.max_new_tokens(16 + len(prompt_ids)) - 4 * max(0, 3 - index)
+        limit = decoder.shape.max_new_tokens(16 + len(prompt_ids)) - 4 * max(0, 3 - index)
         requests.append(SequenceRequest(features, prompt_ids, limit, temperature=10.0, seed=index))
     return decoder, requests
+
+
+def passes_batch(decoder: Decoder) -> tuple[LiveBatch, Passes]:
+    """Return an empty batch and its engine."""
+    passes = Passes(decoder)
+    return LiveBatch(decoder, NUM_SLOTS, lambda *_: passes), passes
 
 
 def test_no_sequence_loses_a_step_when_it_moves_or_fills_its_slot(artifacts: Path) -> None:
     decoder, requests = endless(artifacts, 64)
     sequences = [start_sequence(request, decoder.rules) for request in requests]
-    batch = LiveBatch(decoder, NUM_SLOTS)
+    batch, passes = passes_batch(decoder)
     batch.admit(sequences)
     for num_tokens in range(2, max(request.max_new_tokens for request in requests) + 1):
         batch.step()
         assert {len(sequence.settled_token_ids) for sequence in batch.live} == {num_tokens}
         batch.remove_ended()
-    alone = [
-        generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests
-    ]
+    alone = [generate_each(decoder, [request])[0].result().token_ids for request in requests]
     assert [sequence.result().token_ids for sequence in sequences] == alone
     # all but the passes of the first two tokens
-    assert len(decoder.num_slots_ahead) == num_tokens - 2
+    assert len(passes.num_slots_ahead) == num_tokens - 2
 
 
 def test_a_full_slot_is_not_exceeded_while_others_continue(artifacts: Path) -> None:
     decoder, requests = endless(artifacts, 64)
     sequences = [start_sequence(request, decoder.rules) for request in requests]
-    batch = LiveBatch(decoder, NUM_SLOTS)
+    batch, _ = passes_batch(decoder)
     for admitted in (sequences[:2], sequences[2:]):
         batch.admit(admitted)
         for _ in range(3):
@@ -215,9 +161,7 @@ def test_a_full_slot_is_not_exceeded_while_others_continue(artifacts: Path) -> N
     while batch.live:
         batch.step()
         batch.remove_ended()
-    alone = [
-        generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests
-    ]
+    alone = [generate_each(decoder, [request])[0].result().token_ids for request in requests]
     assert [sequence.result().token_ids for sequence in sequences] == alone
 
 
@@ -226,7 +170,9 @@ def test_answers_equal_those_of_steps_that_wait_to_the_last_bit(artifacts: Path)
     decoder, requests = endless(artifacts, 64)
     greedy = {"temperature": 0.0}
     sampled = {"temperature": 1.0, "top_p": 0.9}
-    constrained = greedy | {"constraint": decoder.constraints.get("start: /[a-z <>_0-9]{0,60}/")}
+    constrained = greedy | {
+        "constraint": decoder.text.constraints.get("start: /[a-z <>_0-9]{0,60}/")
+    }
     options: list[dict[str, Any]] = [
         greedy,
         sampled,
@@ -237,22 +183,26 @@ def test_answers_equal_those_of_steps_that_wait_to_the_last_bit(artifacts: Path)
     requests = [
         replace(each, max_new_tokens=30, **own) for each, own in zip(requests, options, strict=True)
     ]
-    waiting: Any = WaitingDecoder(decoder._decoder, capture_eagerly)
+    passes = Passes(decoder)
+    engines: list[NewEngine] = [lambda *_: passes, WaitingEngine]
     found, expected = (
-        [each.result() for each in generate_each(any_, requests)] for any_ in (decoder, waiting)
+        [each.result() for each in generate_each(decoder, requests, engine)] for engine in engines
     )
     assert found == expected
     # the first tokens are those of the prefill, the last ends all
-    assert len(decoder.num_slots_ahead) == 28
+    assert len(passes.num_slots_ahead) == 28
 
 
-def state_of(cache: Any) -> list[Tensor]:
+def state_of(cache: SlotCache) -> list[Tensor]:
     """Return copies of the keys, values and lengths of all slots."""
-    parts = [getattr(cache, name) for name in cache.__slots__]
-    lengths = [part for part in parts if isinstance(part, SlotLengths)]
+    lengths = [cache.num_tokens]
+    memories = [cache.self_attention]
+    if cache.prefixes is not None:
+        lengths.append(cache.prefixes.lengths)
+        memories.append(cache.prefixes.memory)
     assert all(part.of(range(NUM_SLOTS)) == part.on_device.tolist() for part in lengths)
-    memories = [part._memory for part in parts if isinstance(part, KeyValueCache)]
-    return [tensor.clone() for tensor in (*memories, *(part.on_device for part in lengths))]
+    tensors = [*(each._memory for each in memories), *(each.on_device for each in lengths)]
+    return [tensor.clone() for tensor in tensors]
 
 
 @torch.inference_mode()
@@ -260,16 +210,16 @@ def test_a_pass_rolled_back_leaves_nothing_in_its_slots(artifacts: Path) -> None
     """Not even NaN, which would reach the next sequence of the slot."""
     decoder, requests = endless(artifacts, 64)
     requests = requests[:1] * 3  # without padding, which the answer overwrites
-    cache = decoder.new_cache(NUM_SLOTS)
-    decoder.prefill(cache, requests, 0)
-    decoder.decode_step(cache, torch.tensor([5] * len(requests)))
-    before = state_of(cache)
-    decoder.decode_step(cache, torch.tensor([6] * len(requests)))
-    assert not all(map(torch.equal, before, state_of(cache)))
+    engine = Passes(decoder)
+    engine.prefill(requests, 0)
+    engine.decode([[5]] * len(requests))
+    before = state_of(engine.cache)
+    engine.decode([[6]] * len(requests))
+    assert not all(map(torch.equal, before, state_of(engine.cache)))
     for slot in range(len(requests)):
-        decoder.roll_back(cache, slot)
+        engine.cache.roll_back(slot)
     used = slice(0, len(requests))  # a pass may write to free slots
-    for expected, found in zip(before, state_of(cache), strict=True):
+    for expected, found in zip(before, state_of(engine.cache), strict=True):
         assert torch.equal(
             *((each[:, :, used] if each.ndim > 1 else each[used]) for each in (expected, found))
         )
@@ -278,20 +228,20 @@ def test_a_pass_rolled_back_leaves_nothing_in_its_slots(artifacts: Path) -> None
 def test_a_cancelled_sequence_is_in_one_more_pass_at_most(artifacts: Path) -> None:
     decoder, requests = endless(artifacts, 64)
     sequences = [start_sequence(request, decoder.rules) for request in requests[:3]]
-    batch = LiveBatch(decoder, NUM_SLOTS)
+    batch, passes = passes_batch(decoder)
     batch.admit(sequences)
     batch.step()
     sequences[1].finish_reason = "stop"
     batch.remove_ended()
     batch.step()
-    assert decoder.num_slots_ahead == [3, 2]
+    assert passes.num_slots_ahead == [3, 2]
     assert batch.live == [sequences[0], sequences[2]]
 
 
 def test_an_admitted_sequence_joins_the_next_launch(artifacts: Path) -> None:
     decoder, requests = endless(artifacts, 64)
     sequences = [start_sequence(request, decoder.rules) for request in requests[:2]]
-    batch = LiveBatch(decoder, NUM_SLOTS)
+    batch, passes = passes_batch(decoder)
     batch.admit(sequences[:1])
     batch.step()
     batch.admit(sequences[1:])
@@ -299,7 +249,7 @@ def test_an_admitted_sequence_joins_the_next_launch(artifacts: Path) -> None:
     for num_tokens in ([3, 1], [4, 2]):
         batch.step()
         assert [len(each.settled_token_ids) for each in sequences] == num_tokens
-    assert decoder.num_slots_ahead == [1, 2, 2]
+    assert passes.num_slots_ahead == [1, 2, 2]
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -309,11 +259,11 @@ def test_a_sequence_that_moves_while_a_pass_makes_it_nan_fails_alone(
     decoder, requests = endless(artifacts, 64)
     short = replace(requests[0], max_new_tokens=4)
     requests[4] = replace(requests[4], temperature=0.0, num_beams=num_beams)
-    decoder.poisoned = (2, 2)
     ended, kept, moved = [
         start_sequence(request, decoder.rules) for request in (short, requests[2], requests[4])
     ]
-    batch = LiveBatch(decoder, NUM_SLOTS)
+    batch, passes = passes_batch(decoder)
+    passes.poisoned = (2, 2)
     batch.admit([ended, kept, moved])
     for _ in range(2):
         batch.step()
@@ -327,10 +277,7 @@ def test_a_sequence_that_moves_while_a_pass_makes_it_nan_fails_alone(
         batch.step()
         batch.remove_ended()
     assert isinstance(moved.error, NonFiniteLogits)
-    alone = [
-        each.result().token_ids
-        for each in generate_each(decoder._decoder, [requests[0], requests[2]])
-    ]
+    alone = [each.result().token_ids for each in generate_each(decoder, [requests[0], requests[2]])]
     assert [admitted.result().token_ids, kept.result().token_ids] == alone
 
 
@@ -340,20 +287,20 @@ def test_with_an_adapter_in_its_batch_no_pass_is_launched_ahead(
     case = make_case(FLORENCE, exported, tmp_path)
     artifacts = exported.newest(FLORENCE)
     adapters = Adapters()
-    decoder = Passes(load_decoder(artifacts, "florence2", "float32", "cpu", adapters=adapters))
+    decoder = load_decoder(artifacts, "florence2", "float32", "cpu", adapters=adapters)
     written = write_adapter(case.reference.model, tmp_path / "tuned", 0)
     adapters.add("tuned", read_adapter(written, artifacts / DECODER_FILE, AdapterLimits()))
-    decoder.make_endless()
+    make_endless(decoder)
+    passes = Passes(decoder)
     requests = [
         replace(case.request(index, 6 + 3 * index), adapter=name)
         for index, name in enumerate(ADAPTERS)
     ]
-    together = [sequence.result().token_ids for sequence in generate_each(decoder, requests)]
-    alone = [
-        generate_each(decoder._decoder, [request])[0].result().token_ids for request in requests
-    ]
+    generated = generate_each(decoder, requests, lambda *_: passes)
+    together = [sequence.result().token_ids for sequence in generated]
+    alone = [generate_each(decoder, [request])[0].result().token_ids for request in requests]
     assert together == alone
-    assert decoder.num_slots_ahead == [1, 1]  # after the 9 tokens with the adapter, 12 in all
+    assert passes.num_slots_ahead == [1, 1]  # after the 9 tokens with the adapter, 12 in all
 
 
 @pytest.mark.parametrize(
@@ -363,16 +310,18 @@ def test_a_failure_fails_the_live_sequences_and_no_later_one(
     artifacts: Path, fails_in_launch: bool
 ) -> None:
     decoder, requests = endless(artifacts, 64)
+    passes = Passes(decoder)
 
     def fail_later(_token_ids: Sequence[int]) -> None:
-        if len(decoder.num_slots_ahead) == 4:
+        if len(passes.num_slots_ahead) == 4:
             raise RuntimeError("the listener failed")
 
     if fails_in_launch:
-        decoder.failing = 4
+        passes.failing = 4
     else:
         requests[1] = replace(requests[1], on_tokens=fail_later)
-    scheduler = Scheduler(decoder, "a model", SchedulerLimits(NUM_SLOTS, 100, 1000))
+    limits = SchedulerLimits(NUM_SLOTS, 100, 1000)
+    scheduler = Scheduler(decoder, "a model", limits, lambda *_: passes)
     scheduler.start()
     for future in scheduler.submit(requests[:3]):
         with pytest.raises(
@@ -380,7 +329,7 @@ def test_a_failure_fails_the_live_sequences_and_no_later_one(
         ):
             future.result(TIMEOUT_S)
     (future,) = scheduler.submit(requests[3:4])
-    (expected,) = generate_each(decoder._decoder, requests[3:4])
+    (expected,) = generate_each(decoder, requests[3:4])
     assert future.result(TIMEOUT_S).sequence.token_ids == expected.result().token_ids
     scheduler.stop()
-    assert decoder.num_slots_ahead[:6] == [3, 3, 3, 3, 1, 1]
+    assert passes.num_slots_ahead[:6] == [3, 3, 3, 3, 1, 1]

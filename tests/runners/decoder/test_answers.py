@@ -30,7 +30,8 @@ def test_the_start_token_is_never_text_whether_it_is_forced_or_not() -> None:
 
 
 def test_an_adapter_that_is_not_loaded_is_refused() -> None:
-    decoder = FakeDecoder(adapter_keys=frozenset({"a" * 64}))
+    decoder = FakeDecoder()
+    decoder.adapters.add("a" * 64, {})
     features = torch.zeros(2, 4)
     spec = SequenceSpec(segments=[("abc", False)], adapter="a" * 64, timeout_s=1)
     assert to_request(decoder, features, spec).adapter == "a" * 64
@@ -63,7 +64,7 @@ def test_a_request_has_every_option_of_its_message() -> None:
     )
     made = to_request(decoder, features, spec, heard.append)
     assert made.image_features is features
-    assert made.prompt_ids == decoder.prompt_ids([("ab", False)])
+    assert made.prompt_ids == decoder.text.prompt_ids([("ab", False)])
     assert (made.max_new_tokens, made.num_beams, made.temperature, made.top_p, made.seed) == (
         5,
         3,
@@ -71,8 +72,8 @@ def test_a_request_has_every_option_of_its_message() -> None:
         0.25,
         7,
     )
-    assert made.constraint is decoder.constraints.get('start: "a"')
-    assert made.prompt_words == decoder.prompt_words(made.prompt_ids)
+    assert made.constraint is decoder.text.constraints.get('start: "a"')
+    assert made.prompt_words == decoder.text.prompt_words(made.prompt_ids)
     assert start_s + 9 <= made.deadline_s <= time.monotonic() + 9
     assert made.on_tokens is not None
     made.on_tokens([1])

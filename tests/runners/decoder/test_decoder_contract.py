@@ -1,13 +1,11 @@
 """The contract of decoders, for the fake and the real ones."""
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from runners.decoder.kv_cache import KeyValueCache
+from runners.decoder.eager_engine import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
@@ -18,78 +16,101 @@ from wire.artifacts.manifest import read_manifest
 
 
 @pytest.fixture(params=["fake", *EMBEDDED])
-def decoder(request: pytest.FixtureRequest, exported: ModelStore) -> Decoder[Any]:
+def decoder(request: pytest.FixtureRequest, exported: ModelStore) -> Decoder:
     if request.param == "fake":
         return FakeDecoder()
     return load(exported.newest(request.param))
 
 
-def load(artifacts: Path, max_positions: int = 0) -> Decoder[Any]:
+def load(artifacts: Path, max_positions: int = 0) -> Decoder:
     return load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", max_positions)
 
 
-def requests(decoder: Decoder[Any]) -> list[SequenceRequest]:
-    prompts = [decoder.prompt_ids([(text, False)]) for text in ("abc", "a")]
+def requests(decoder: Decoder) -> list[SequenceRequest]:
+    prompts = [decoder.text.prompt_ids([(text, False)]) for text in ("abc", "a")]
     return [SequenceRequest(torch.zeros(16, 128), prompt, max_new_tokens=4) for prompt in prompts]
 
 
-def test_prompt_ids_differ_by_prompt(decoder: Decoder[Any]) -> None:
-    assert decoder.prompt_ids([("abc", False)]) != decoder.prompt_ids([("cab", False)])
+def test_a_family_has_at_most_ten_members() -> None:
+    members = [name for name in (*Decoder.__annotations__, *vars(Decoder)) if name[0] != "_"]
+    assert sorted(members) == [
+        "adapters",
+        "can_draft",
+        "can_draft_first",
+        "decode_step",
+        "prefill",
+        "rules",
+        "shape",
+        "text",
+    ]
 
 
-def test_detokenized_pieces_concatenate_to_the_text(decoder: Decoder[Any]) -> None:
-    stream = decoder.text_stream()
-    assert "abc" in "".join(map(stream.push, decoder.prompt_ids([("abc", False)])))
+def test_prompt_ids_differ_by_prompt(decoder: Decoder) -> None:
+    text = decoder.text
+    assert text.prompt_ids([("abc", False)]) != text.prompt_ids([("cab", False)])
+
+
+def test_detokenized_pieces_concatenate_to_the_text(decoder: Decoder) -> None:
+    stream = decoder.text.text_stream()
+    assert "abc" in "".join(map(stream.push, decoder.text.prompt_ids([("abc", False)])))
+
+
+def test_the_words_of_a_prompt_are_those_within_its_frame(decoder: Decoder) -> None:
+    text = decoder.text
+    prompt_ids = text.prompt_ids([("abc", False)])
+    assert prompt_ids == (*text.start_ids, *text.prompt_words(prompt_ids).token_ids, *text.end_ids)
 
 
 def test_slots_take_the_memory_that_is_counted_for_them(exported: ModelStore) -> None:
     for model_id in EMBEDDED:
         decoder = load(exported.newest(model_id), max_positions=300)
-        cache = decoder.new_cache(3)
-        kept = [getattr(cache, name, None) for name in ("cross_attention", "self_attention")]
-        allocated = sum(each._memory.nbytes for each in kept if isinstance(each, KeyValueCache))
-        assert allocated == 3 * decoder.slot_bytes()
+        engine = EagerEngine(decoder, 3)
+        assert engine.cache.num_bytes == 3 * decoder.shape.slot_bytes
         with torch.inference_mode():
-            assert decoder.prefill(cache, requests(decoder), 0).shape[1] == decoder.num_tokens
+            assert engine.prefill(requests(decoder), 0).shape[1] == decoder.shape.num_tokens
 
 
-def test_a_step_returns_one_row_of_logits_per_sequence(decoder: Decoder[Any]) -> None:
+def test_a_step_returns_one_row_of_logits_per_sequence(decoder: Decoder) -> None:
     with torch.inference_mode():
-        cache = decoder.new_cache(2)
-        logits = decoder.prefill(cache, requests(decoder), 0)
-        after = decoder.decode_step(cache, torch.tensor([3, 4]))
+        engine = EagerEngine(decoder, 2)
+        logits = engine.prefill(requests(decoder), 0)
+        after = engine.decode([[3], [4]])
     assert logits.shape == after.shape
     assert logits.shape[0] == 2
     assert not torch.equal(logits, after)
 
 
-def test_image_and_prompt_must_fit_the_positions(decoder: Decoder[Any]) -> None:
-    assert decoder.max_new_tokens(4) >= 1
+@torch.inference_mode()
+def test_images_of_different_numbers_of_features_share_a_prefill(decoder: Decoder) -> None:
+    """An image may have several groups of features, such as tiles."""
+    prompt = decoder.text.prompt_ids([("abc", False)])
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(size, 128, generator=generator) for size in (16, 24, 9)]
+    wanted = [SequenceRequest(image, prompt, max_new_tokens=4) for image in images]
+    together = EagerEngine(decoder, 3).prefill(wanted, 0)
+    for row, request in zip(together, wanted, strict=True):
+        (alone,) = EagerEngine(decoder, 1).prefill([request], 0)
+        torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_image_and_prompt_must_fit_the_positions(decoder: Decoder) -> None:
+    assert decoder.shape.max_new_tokens(4) >= 1
     with pytest.raises(SequenceTooLong):
-        decoder.max_new_tokens(100_000)
-
-
-def cache_bytes(cache: Any) -> int:
-    parts = [getattr(cache, field.name) for field in fields(cache)]
-    return sum(part._memory.nbytes for part in parts if isinstance(part, KeyValueCache))
+        decoder.shape.max_new_tokens(100_000)
 
 
 @torch.inference_mode()
 def test_fewer_positions_make_smaller_slots_and_the_same_logits(artifacts: Path) -> None:
-    whole = load(artifacts)
-    limited = load(artifacts, 64)
-    caches = [decoder.new_cache(2) for decoder in (whole, limited)]
-    logits = [
-        decoder.prefill(cache, requests(decoder), 0)
-        for decoder, cache in zip((whole, limited), caches, strict=True)
-    ]
-    assert cache_bytes(caches[1]) < cache_bytes(caches[0]) / 4
-    assert torch.equal(*logits)
+    engines = [EagerEngine(decoder, 2) for decoder in (load(artifacts), load(artifacts, 64))]
+    whole, limited = (engine.prefill(requests(load(artifacts)), 0) for engine in engines)
+    assert engines[1].cache.num_bytes < engines[0].cache.num_bytes / 4
+    assert torch.equal(whole, limited)
 
 
 def test_fewer_positions_hold_fewer_tokens(artifacts: Path) -> None:
-    limited = load(artifacts, 64)
+    limited = load(artifacts, 64).shape
     assert limited.max_new_tokens(20) <= 64
     with pytest.raises(SequenceTooLong, match=r"at most 6[34] are allowed"):
         limited.max_new_tokens(65)
-    assert load(artifacts, 1_000_000).max_new_tokens(20) == load(artifacts).max_new_tokens(20)
+    whole = load(artifacts).shape
+    assert load(artifacts, 1_000_000).shape.max_new_tokens(20) == whole.max_new_tokens(20)

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from runners.decoder.batch import generate_all
-from runners.decoder.drafts import DraftedPass, PromptWords, paying, rows_of
-from runners.decoder.kv_cache import SlotLengths
+from runners.decoder.drafts import paying, rows_of
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
+from runners.kv_cache.slot_cache import SlotCache
 from runners.options import SchedulerLimits
 from runners.tokens.constraints import Constraints
 from runners.tokens.errors import NonFiniteLogits
+from runners.tokens.prompts import PromptWords
 from runners.tokens.rules import GenerationRules
-from tests.support.fake_decoder import EOS, POISON, FakeDecoder
+from tests.support.fake_decoder import EOS, FAKE_SHAPE, POISON, FakeDecoder
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 # A word is a letter, spelled alone where a label starts and with a space (Ġ) before it elsewhere.
@@ -92,9 +93,9 @@ def test_drafts_are_cut_to_the_length_that_pays(lengths: list[int], expected: li
 
 
 def test_shorter_drafts_are_padded_with_their_last_token_at_its_own_position() -> None:
-    lengths = SlotLengths(5, torch.device("cpu"))
-    lengths.set([1, 2, 3], [10, 20, 30])
-    places = DraftedPass(1, (4, 5, 6), [(7, 8), (), (9,)]).places(lengths)
+    cache = SlotCache(FAKE_SHAPE, 5)
+    cache.begin(range(1, 4), [10, 20, 30], [None] * 3)
+    places = cache.places([[4, 7, 8], [5], [6, 9]], first_slot=1)
     assert places.token_ids.tolist() == [[4, 7, 8], [5, 5, 5], [6, 9, 9]]
     assert places.positions.tolist() == [[10, 11, 12], [20, 20, 20], [30, 31, 31]]
     assert places.length == 32
@@ -104,7 +105,7 @@ def test_rows_skip_the_padding_of_shorter_drafts() -> None:
     assert rows_of([(7, 8), (), (9,)]) == [range(3), range(3, 4), range(6, 8)]
 
 
-ANY_TEXT = FakeDecoder().constraints.get("start: /[a-z]*/")
+ANY_TEXT = FakeDecoder().text.constraints.get("start: /[a-z]*/")
 LIMITS = SchedulerLimits(num_slots=4, max_waiting=99, max_prefill_tokens=1000)
 ANSWER = (5, 6, 7, 8, 9, 10)
 

@@ -4,47 +4,50 @@ change.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from runners.decoder.beams import BeamSequence
+from runners.decoder.eager_engine import EagerEngine
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
+from runners.kv_cache.slot_cache import SlotCache
 from runners.options import SchedulerLimits
 from runners.tokens.rules import GenerationRules
 from runners.tokens.token_choice import nucleus
-from tests.support.fake_decoder import EOS, FakeCache, FakeDecoder
+from tests.support.fake_decoder import EOS, FakeDecoder
 from tests.support.token_choices import advance
 
 TIMEOUT_S = 30
 NUM_SLOTS = 4
 
 
-@dataclass(slots=True)
-class FailsAfterPrefill(FakeDecoder):
+class FailsAfterPrefill(SlotCache):
     """Fails once where the rows of a sequence with beams are copied, after its first slot was
     taken.
     """
 
     failure: Exception | None = None
 
-    def add_beams(self, cache: FakeCache, source: int, targets: Sequence[int]) -> None:
+    def add_beams(self, source: int, targets: Sequence[int]) -> None:
         failure, self.failure = self.failure, None
         if failure is not None:
             raise failure
-        FakeDecoder.add_beams(self, cache, source, targets)
+        super().add_beams(source, targets)
 
 
 @pytest.mark.parametrize(
     "failure", [RuntimeError("no copy"), torch.OutOfMemoryError("no copy")], ids=repr
 )
 def test_a_prefill_that_fails_frees_the_slots_that_it_took(failure: Exception) -> None:
-    decoder = FailsAfterPrefill(failure=failure)
-    scheduler = Scheduler(
-        decoder, "fake", SchedulerLimits(NUM_SLOTS, max_waiting=8, max_prefill_tokens=100)
-    )
+    decoder = FakeDecoder()
+    engine = EagerEngine(decoder, NUM_SLOTS)
+    engine.cache = cache = FailsAfterPrefill(decoder.shape, NUM_SLOTS)
+    cache.failure = failure
+    limits = SchedulerLimits(NUM_SLOTS, max_waiting=8, max_prefill_tokens=100)
+    scheduler = Scheduler(decoder, "fake", limits, lambda *_: engine)
     scheduler.start()
     wide = SequenceRequest(torch.zeros(2, 4), (5, 6), max_new_tokens=9, num_beams=NUM_SLOTS)
     (failed,) = scheduler.submit([wide])

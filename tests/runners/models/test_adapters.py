@@ -14,6 +14,7 @@ import torch
 from export.checks.reference import Reference
 from runners.adapters.peft_adapter import read_adapter
 from runners.decoder.batch import generate_all
+from runners.decoder.eager_engine import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
@@ -90,7 +91,7 @@ def adapted_decoder(
     artifacts: Path,
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
     precision: Precision = "float32",
-) -> Decoder[Any]:
+) -> Decoder:
     adapters = Adapters()
     decoder = load_decoder(
         artifacts, read_manifest(artifacts).family, precision, "cpu", adapters=adapters
@@ -266,7 +267,7 @@ def test_the_product_of_an_adapter_is_added_to_a_base_of_lower_precision(
         base = [replace(request, adapter=None) for request in requests]
         with torch.inference_mode():
             adapted, plain = (
-                decoder.prefill(decoder.new_cache(9), each, 0).float() for each in (requests, base)
+                EagerEngine(decoder, 9).prefill(each, 0).float() for each in (requests, base)
             )
         return adapted - plain
 

@@ -16,6 +16,7 @@ from export.checks.reference import Reference
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence
 from runners.encoder.session import VisionEncoder
+from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.load import load_decoder
 from tasks.catalog import load_catalog
 from tasks.table import TASKS
@@ -32,7 +33,7 @@ BESIDE = 3  # requests in flight, so that drafts of different lengths share a pa
 @pytest.fixture(scope="module", params=EMBEDDED)
 def model(
     request: pytest.FixtureRequest, exported: ModelStore
-) -> tuple[Decoder[Any], list[Asked], Reference]:
+) -> tuple[Decoder, list[Asked], Reference]:
     folder = exported.newest(request.param)
     entry = load_catalog(CATALOG_FILE)[request.param]
     decoder = load_decoder(folder, read_manifest(folder).family, "float32", "cpu")
@@ -45,7 +46,7 @@ def model(
 class CountedDecoder:
     """A decoder that counts its passes."""
 
-    def __init__(self, decoder: Decoder[Any]) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.num_passes = 0
         self.num_drafted = 0
@@ -55,14 +56,10 @@ class CountedDecoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
 
-    def decode_step(self, *arguments: Any) -> torch.Tensor:
+    def decode_step(self, cache: SlotCache, places: TokenPlaces) -> torch.Tensor:
         self.num_passes += 1
-        return self._decoder.decode_step(*arguments)
-
-    def decode_drafts(self, *arguments: Any) -> torch.Tensor:
-        self.num_passes += 1
-        self.num_drafted += 1
-        return self._decoder.decode_drafts(*arguments)
+        self.num_drafted += places.token_ids.shape[1] > 1
+        return self._decoder.decode_step(cache, places)
 
 
 def differs_at_near_tie(asked_one: Asked, answer: GeneratedSequence, reference: Reference) -> bool:
@@ -84,7 +81,7 @@ def differs_at_near_tie(asked_one: Asked, answer: GeneratedSequence, reference: 
 
 @pytest.mark.parametrize("num_answers", [NUM_ANSWERS, pytest.param(200, marks=pytest.mark.long)])
 def test_drafts_give_the_tokens_of_generate(
-    model: tuple[Decoder[Any], list[Asked], Reference],
+    model: tuple[Decoder, list[Asked], Reference],
     num_answers: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -99,7 +96,7 @@ def test_drafts_give_the_tokens_of_generate(
 
 
 def test_drafts_change_neither_tokens_nor_probabilities(
-    model: tuple[Decoder[Any], list[Asked], Reference],
+    model: tuple[Decoder, list[Asked], Reference],
 ) -> None:
     decoder = model[0]
     requests = [question.request for question in model[1][:NUM_ANSWERS]]
@@ -112,7 +109,7 @@ def test_drafts_change_neither_tokens_nor_probabilities(
 
 
 def test_an_answer_cut_anywhere_is_the_beginning_of_the_whole(
-    model: tuple[Decoder[Any], list[Asked], Reference],
+    model: tuple[Decoder, list[Asked], Reference],
 ) -> None:
     decoder, questions, _ = model
     for question in questions[:8]:
@@ -124,12 +121,12 @@ def test_an_answer_cut_anywhere_is_the_beginning_of_the_whole(
         assert [each.token_ids for each in drafted] == [each.token_ids for each in plain]
 
 
-def test_drafts_save_passes(model: tuple[Decoder[Any], list[Asked], Reference]) -> None:
+def test_drafts_save_passes(model: tuple[Decoder, list[Asked], Reference]) -> None:
     requests = [
         each.request for each in model[1][:NUM_ANSWERS] if each.request.constraint is not None
     ]
-    drafted = CountedDecoder(model[0])
-    plain = CountedDecoder(model[0])
+    drafted: Any = CountedDecoder(model[0])
+    plain: Any = CountedDecoder(model[0])
     generate(drafted, requests, 1)
     generate_without_drafts(plain, requests, 1)
     assert plain.num_drafted == 0 < drafted.num_drafted

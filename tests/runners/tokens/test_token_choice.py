@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runners.tokens.token_choice import Choice, RowConditions, choose_tokens
+from runners.tokens.conditions import Choice, RowConditions
+from runners.tokens.token_choice import choose_tokens
 
 SIZE = 40
 GREEDY = RowConditions()

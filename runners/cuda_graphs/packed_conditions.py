@@ -1,38 +1,25 @@
 """The conditions on the next tokens in fixed places: written into one buffer of the host, copied in
 one transfer.
 
-A row's conditions are those of `RowConditions` (runners/tokens/token_choice.py). With them goes
-what the next pass reads: the sequences of a pass may have moved to other slots since it was
-launched, and others have no row in it. Shapes: R rows, B slots, W beams of a sequence.
+A row's conditions are those of `RowConditions` (runners/tokens/conditions.py). With them goes what
+the next pass reads: the sequences of a pass may have moved to other slots since it was launched,
+and others have no row in it. Shapes: R rows, B slots, W beams of a sequence.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.tokens.token_choice import RowConditions
+from runners.tokens.conditions import NextInputs, RowConditions
 
-MAX_BANNED = 16  # tokens of a row that is no beam: those of beams are in its mask
+MAX_BANNED = 16  # tokens of a non-beam row: those of beams are in its mask
 MAX_CANDIDATES = 16  # of a sequence's beams
 MAX_BEAMS = MAX_CANDIDATES // 2  # each has its own candidate and one for an end token
 _DTYPES = {"f": torch.float64, "i": torch.int64, "u": torch.uint8}
-
-
-@dataclass(frozen=True, slots=True)
-class NextInputs:
-    """The inputs of the next pass over slots 0 to B - 1: tokens, and for beams the slots that they
-    continue.
-    """
-
-    tokens: Sequence[int]  # of each slot: the row that chooses its token, or ~token where none does
-    # Of each slot of beams: the slots of its sequence, by row; or the slot itself, if no row
-    # chooses its token.
-    parents: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 def fits(conditions: Iterable[RowConditions]) -> bool:
@@ -58,7 +45,12 @@ class PackedConditions:
             ("banned", np.int64, (MAX_BANNED,)),
             ("beams", np.int64, (MAX_BEAMS,)),
         ]
-        of_slots = [("input", np.int64), ("parents", np.int64, (MAX_BEAMS,)), ("moved", np.int64)]
+        of_slots = [
+            ("input_row", np.int64),  # that chooses the token of the slot; -1: none
+            ("input_token", np.int64),  # of a slot without such a row
+            ("parents", np.int64, (MAX_BEAMS,)),
+            ("moved", np.int64),
+        ]
         num_bytes = 8 * math.ceil(num_tokens / 64)  # rows stay aligned to 8 bytes
         fields = [
             *numbers,
@@ -99,13 +91,16 @@ class PackedConditions:
             self._write_tokens(row, each)
         for own in sequences:
             if conditions[own[0]].beam_score is not None:
-                rows["beams"][own] = [*own, *[-1] * (MAX_BEAMS - len(own))]
-                rows["place"][own] = range(len(own))
-        self._rows["input"][: len(inputs.tokens)] = inputs.tokens
+                where = list(own)  # a tuple would be an index of several dimensions
+                rows["beams"][where] = [*own, *[-1] * (MAX_BEAMS - len(own))]
+                rows["place"][where] = range(len(own))
+        slots = self._rows[: len(inputs.rows)]
+        slots["input_row"] = [-1 if row is None else row for row in inputs.rows]
+        slots["input_token"] = inputs.tokens
         self._rows["moved"][: len(inputs.parents)] = list(inputs.parents)
         for slot, parents in inputs.parents.items():
             self._rows["parents"][slot, : len(parents)] = parents
-        num_rows = max(len(conditions), len(inputs.tokens))
+        num_rows = max(len(conditions), len(inputs.rows))
         self._on_device[:num_rows].copy_(self._host[:num_rows], non_blocking=True)
 
     def _write_tokens(self, row: "np.void", conditions: RowConditions) -> None:

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from runners.decoder.prefixes import PrefixTable
+from runners.kv_cache.prefixes import PrefixTable
 
 NUM_SLOTS = 9
 CPU = torch.device("cpu")

@@ -2,14 +2,25 @@
 copied.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from runners.decoder.kv_cache import CacheShape, KeyValueCache, SlotLengths
+from runners.kv_cache.memory import KeyValueCache, SlotLengths
+from runners.kv_cache.shape import DecoderShape
 
 CPU = torch.device("cpu")
-SHAPE = CacheShape(num_layers=2, num_slots=4, num_heads=2, num_positions=5, head_size=3)
+SHAPE = DecoderShape(
+    num_layers=2,
+    num_heads=2,
+    num_positions=5,
+    head_size=3,
+    num_tokens=9,
+    dtype=torch.float32,
+    device=CPU,
+)
 ALL = slice(0, 4)
 
 
@@ -17,7 +28,7 @@ def filled() -> KeyValueCache:
     """Return a cache whose every number is its slot's, plus a tenth in values, plus 10 for each
     layer.
     """
-    cache = KeyValueCache(SHAPE, torch.float32, CPU)
+    cache = KeyValueCache(SHAPE, 4)
     for layer in range(SHAPE.num_layers):
         keys = torch.arange(4.0)[:, None, None, None].expand(4, 5, 2, 3) + 10 * layer
         cache.write_prefix(layer, ALL, torch.stack([keys, keys + 0.1], dim=2))
@@ -32,7 +43,7 @@ def by_slot(cache: KeyValueCache, layer: int) -> Tensor:
 
 
 def test_a_new_cache_is_zero_and_of_its_dtype() -> None:
-    cache = KeyValueCache(SHAPE, torch.bfloat16, CPU)
+    cache = KeyValueCache(replace(SHAPE, dtype=torch.bfloat16), 4)
     keys, values = cache.read(0, ALL, 5)
     assert keys.shape == values.shape == (4, 2, 5, 3)
     assert keys.dtype == torch.bfloat16
@@ -89,9 +100,13 @@ def test_a_cleared_slot_is_zero_in_all_layers_and_the_others_are_not() -> None:
 
 
 def test_memory_is_that_of_keys_and_values() -> None:
-    assert SHAPE.num_bytes(torch.bfloat16) == 2 * sum(
+    assert 4 * SHAPE.slot_bytes == filled().num_bytes
+    assert filled().num_bytes == 4 * sum(
         each.numel() for layer in (0, 1) for each in filled().read(layer, ALL, 5)
     )
+    halved = replace(SHAPE, dtype=torch.bfloat16)
+    assert 2 * halved.slot_bytes == SHAPE.slot_bytes
+    assert replace(SHAPE, has_prefixes=True).slot_bytes == 2 * SHAPE.slot_bytes
 
 
 def test_lengths_are_the_same_on_host_and_device() -> None:
@@ -103,7 +118,7 @@ def test_lengths_are_the_same_on_host_and_device() -> None:
     check(0, 0, 0, 0)
     lengths.set([1, 3], [5, 7])
     check(0, 5, 0, 7)
-    lengths.increment(3)
+    lengths.increment(range(3))
     check(1, 6, 1, 7)
     lengths.add([0, 3], [2, 1])
     check(3, 6, 1, 8)

@@ -1,4 +1,4 @@
-"""The prefixes of Florence-2's cross-attention: image and prompt, stored once for all beams of a
+"""The prefixes that cross-attention reads: image and prompt, stored once for all beams of a
 sequence.
 
 A row reads the prefix of its slot. Live prefixes have the numbers 0 to S - 1; a pass over shared
@@ -12,11 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runners.kv_cache.memory import KeyValueCache, SlotLengths
+from runners.kv_cache.shape import DecoderShape
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixReads:
-    """The prefixes that the rows of a pass read; without `rows` and `places`, each row the one of
-    its number.
+    """The prefixes that the rows of a pass read; without `rows` and `places`, row i reads prefix
+    i of `prefixes`.
     """
 
     prefixes: slice
@@ -144,3 +147,33 @@ class PrefixTable:
             max=num_prefixes * width - 1
         )
         return PrefixReads(slice(0, num_prefixes), rows, places)
+
+
+class PrefixCache:
+    """Keys and values of cross-attention, by prefix, and which slot reads which."""
+
+    def __init__(self, shape: DecoderShape, num_slots: int) -> None:
+        self.table = PrefixTable(num_slots, shape.device)
+        self.memory = KeyValueCache(shape, num_slots)
+        self.lengths = SlotLengths(num_slots, shape.device)  # image and prompt
+
+    def begin(self, slots: range, lengths: Sequence[int]) -> None:
+        """Add a prefix for each of `slots`, which follow all slots in use."""
+        self.lengths.set(self.table.add(slots), lengths)
+
+    def length(self, slots: range) -> int:
+        """Return the length of the longest prefix that `slots` read."""
+        return max(self.lengths.of(self.table.of(slot) for slot in slots))
+
+    def clear(self, slot: int) -> None:
+        """Zero the prefix that a slot reads."""
+        self.memory.clear(self.table.of(slot))
+
+    def release(self, slot: int) -> None:
+        """Free a slot and, if no other slot reads its prefix, that."""
+        moved = self.table.release(slot)
+        if moved is not None:
+            source = [moved[0]]
+            target = [moved[1]]
+            self.memory.copy(source, target, slice(0, *self.lengths.of(source)))
+            self.lengths.copy(source, target)

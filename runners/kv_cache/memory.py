@@ -1,56 +1,37 @@
-"""The key-value cache of all live sequences, allocated once.
+"""Keys, values and lengths of all slots, allocated once.
 
 A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy
-slots 0 to n - 1, so that a step reads a plain slice; freeing a slot moves the last live sequence
-into it (runners/decoder/batch.py). Shapes: L slots, A key-value heads, P positions, D head size, B
-rows of a batch, T tokens of a row.
+slots 0 to n - 1, so that a step reads a plain slice. Shapes: A key-value heads, P positions, D head
+size, B rows of a batch, T tokens of a row, M moves.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """The dimensions of the keys, and of the values."""
-
-    num_layers: int
-    num_slots: int
-    num_heads: int
-    num_positions: int
-    head_size: int
-
-    def num_bytes(self, dtype: torch.dtype) -> int:
-        """Return the memory of keys and values."""
-        num_values = (
-            2
-            * self.num_layers
-            * self.num_slots
-            * self.num_heads
-            * self.num_positions
-            * self.head_size
-        )
-        return num_values * dtype.itemsize
+from runners.kv_cache.shape import DecoderShape
 
 
 class KeyValueCache:
     """Keys and values of all layers of one attention, by slot."""
 
-    def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, shape: DecoderShape, num_slots: int) -> None:
         size = (
             shape.num_layers,
             2,
-            shape.num_slots,
+            num_slots,
             shape.num_heads,
             shape.num_positions,
             shape.head_size,
         )
-        self._memory = _zeros(size, dtype, device)
+        self._memory = _zeros(size, shape.dtype, shape.device)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._memory.nbytes
 
     def write_prefix(self, layer: int, slots: slice, keys_and_values: Tensor) -> None:
         """Store `keys_and_values` (B, S, 2, A, D) at the first S positions of `slots`; padding is
@@ -86,10 +67,8 @@ class KeyValueCache:
     ) -> None:
         """Copy `positions` of the slots `sources` to `targets`, pairwise.
 
-        All are read before any is written.
-
-        `on_device` are sources and targets (2, M) on the cache's device, which need not be copied
-        there.
+        All are read before any is written. `on_device` are sources and targets (2, M) on the
+        cache's device, which need not be copied there.
         """
         if on_device is not None:
             copied = self._memory[:, :, :, :, positions].index_select(2, on_device[0])
@@ -132,11 +111,11 @@ class SlotLengths:
             slots, [length + amount for length, amount in zip(self.of(slots), amounts, strict=True)]
         )
 
-    def increment(self, num_slots: int) -> None:
-        """Add one token to each of the first `num_slots` slots."""
-        for slot in range(num_slots):
+    def increment(self, slots: range) -> None:
+        """Add one token to each of `slots`."""
+        for slot in slots:
             self._on_host[slot] += 1
-        self.on_device[:num_slots].add_(1)
+        self.on_device[slots.start : slots.stop].add_(1)
 
     def decrement(self, slot: int) -> int:
         """Remove the last token of a slot, and return its position."""

@@ -1,0 +1,44 @@
+"""The shapes of a decoder: what a slot holds, and how many tokens fit."""
+
+from dataclasses import dataclass
+
+import torch
+
+from runners.tokens.errors import SequenceTooLong
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """The dimensions of keys and values, and the size of the vocabulary.
+
+    With `has_prefixes`, image and prompt are read by cross-attention, and have positions of their
+    own; otherwise image, prompt and answer share the positions of self-attention.
+    """
+
+    num_layers: int
+    num_heads: int  # of keys and values
+    num_positions: int  # of a slot
+    head_size: int
+    num_tokens: int  # of the vocabulary
+    dtype: torch.dtype
+    device: torch.device
+    has_prefixes: bool = False
+    min_length: int = 0  # positions that every sequence takes at least
+
+    @property
+    def slot_bytes(self) -> int:
+        """The memory of a slot: keys and values of self-attention and, if any, cross-attention."""
+        num_values = 2 * self.num_layers * self.num_heads * self.num_positions * self.head_size
+        return num_values * self.dtype.itemsize * (1 + self.has_prefixes)
+
+    def max_new_tokens(self, num_prefix_tokens: int) -> int:
+        """Return the number of tokens that fit after image and prompt.
+
+        Raise `SequenceTooLong` if none fits.
+        """
+        limit = self.num_positions if self.has_prefixes else self.num_positions - 1
+        if num_prefix_tokens > limit:
+            raise SequenceTooLong(
+                f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed"
+            )
+        return limit if self.has_prefixes else self.num_positions - num_prefix_tokens

@@ -1,0 +1,198 @@
+"""The state of all sequences by slot, for every family.
+
+    begin        give free slots to sequences, before their prefill
+    places       the places of a pass's tokens, and what they read; fixed for a captured pass
+    grow         keep the token of each slot that a pass has stored
+    accept       keep drafted tokens, too
+    roll_back    remove the last token of a slot
+    reorder      beams continue others of the same sequence
+    add_beams    free slots continue a sequence
+    free         free a slot; the sequence in the last one moves there
+    clear        zero a slot
+
+A pass stores keys and values at its places; only `grow` and `accept` count them, so that computing
+a pass twice gives the same result. A paged cache changes this folder and what its users read from
+`TokenPlaces`. Shapes: B rows, T tokens of a row, M moves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from runners.kv_cache.memory import KeyValueCache, SlotLengths
+from runners.kv_cache.prefixes import PrefixCache, PrefixReads
+from runners.kv_cache.shape import DecoderShape
+
+ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPlaces:
+    """The tokens of a pass, on its device, where their keys and values are stored, and what they
+    read.
+    """
+
+    token_ids: Tensor  # (B, T)
+    slots: slice
+    positions: Tensor  # (B, T) in the slots
+    length: int  # positions of self-attention that are read: the longest slot with these tokens
+    prefixes: PrefixReads | None = None  # that cross-attention reads
+    prefix_length: int = 0  # the longest of these
+
+    def rows(self) -> Tensor:
+        """Return the slots (B, 1), on the device."""
+        return torch.arange(self.slots.start, self.slots.stop, device=self.positions.device)[
+            :, None
+        ]
+
+
+class SlotCache:
+    """The slots of one decoder."""
+
+    def __init__(self, shape: DecoderShape, num_slots: int) -> None:
+        self._shape = shape
+        self.self_attention = KeyValueCache(shape, num_slots)
+        self.prefixes = PrefixCache(shape, num_slots) if shape.has_prefixes else None
+        self.num_tokens = SlotLengths(num_slots, shape.device)  # of self-attention
+        self._starts = [0] * num_slots  # of each slot: position of the first generated token
+        self.adapters: list[str | None] = [None] * num_slots  # of each slot
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of keys and values."""
+        of_prefixes = 0 if self.prefixes is None else self.prefixes.memory.num_bytes
+        return self.self_attention.num_bytes + of_prefixes
+
+    def begin(
+        self, slots: range, num_prefix_tokens: Sequence[int], adapters: Sequence[str | None]
+    ) -> None:
+        """Give `slots`, which follow all slots in use, to sequences with image and prompt of
+        `num_prefix_tokens`.
+        """
+        self.adapters[slots.start : slots.stop] = adapters
+        in_slot = num_prefix_tokens
+        if self.prefixes is not None:
+            self.prefixes.begin(slots, num_prefix_tokens)
+            in_slot = [0] * len(slots)
+        self.num_tokens.set(slots, in_slot)
+        self._starts[slots.start : slots.stop] = in_slot
+
+    def places(self, tokens: Sequence[Sequence[int]], first_slot: int = 0) -> TokenPlaces:
+        """Return the places of `tokens`, one or several for each of consecutive slots, after those
+        that the slots hold.
+
+        Shorter rows are padded with their last token, which is stored again at its own position.
+        """
+        slots = range(first_slot, first_slot + len(tokens))
+        lengths = self.num_tokens.of(slots)
+        width = max(map(len, tokens))
+        token_ids = [[*own, *[own[-1]] * (width - len(own))] for own in tokens]
+        positions = [
+            [length + min(index, len(own) - 1) for index in range(width)]
+            for length, own in zip(lengths, tokens, strict=True)
+        ]
+        both = torch.tensor([token_ids, positions], device=self._shape.device)
+        longest = 1 + max(map(max, positions))
+        where = slice(slots.start, slots.stop)
+        if self.prefixes is None:
+            return TokenPlaces(both[0], where, both[1], longest)
+        reads = self.prefixes.table.reads(where)
+        return TokenPlaces(both[0], where, both[1], longest, reads, self.prefixes.length(slots))
+
+    def fixed_places(
+        self, token_ids: Tensor, length: int, num_prefixes: int, max_beams: int
+    ) -> TokenPlaces:
+        """Return the places of `token_ids` (B,) of slots 0 to B - 1 in a pass of fixed shape: it
+        reads `length` positions, all of a prefix, and uses no value of the host.
+
+        `num_prefixes`: that beams share, at most `max_beams` each; 0: each row has its own. A slot
+        without a free position gets its last one overwritten.
+        """
+        slots = slice(0, len(token_ids))
+        positions = self.num_tokens.on_device[slots, None].clamp(max=length - 1)
+        if self.prefixes is None:
+            return TokenPlaces(token_ids[:, None], slots, positions, length)
+        reads = PrefixReads(slots)
+        if num_prefixes:
+            reads = self.prefixes.table.grouped(len(token_ids), num_prefixes, max_beams)
+        whole = self._shape.num_positions
+        return TokenPlaces(token_ids[:, None], slots, positions, length, reads, whole)
+
+    def shared_prefixes(self, num_slots: int) -> tuple[int, int]:
+        """Return the number of prefixes that the first slots share and of slots that share one at
+        most; 0 and 1 if slot i reads prefix i.
+        """
+        slots = slice(0, num_slots)
+        if self.prefixes is None or self.prefixes.table.own(slots) == slots:
+            return 0, 1
+        return self.prefixes.table.num_prefixes, self.prefixes.table.width
+
+    def grow(self, slots: range) -> None:
+        """Keep the token that a pass has stored for each of `slots`."""
+        self.num_tokens.increment(slots)
+
+    def accept(self, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
+        """Keep the first `num_tokens` drafted tokens of each of `slots`; the next pass overwrites
+        the others.
+        """
+        self.num_tokens.add(slots, num_tokens)
+
+    def roll_back(self, slot: int) -> None:
+        """Remove the last token of a slot, which a superfluous pass has added, and zero its keys
+        and values.
+        """
+        last = self._shape.num_positions - 1  # where the token of a full slot is
+        position = min(self.num_tokens.decrement(slot), last)
+        self.self_attention.clear(slot, slice(position, position + 1))
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot, so that its NaN cannot propagate into the next sequence."""
+        self.self_attention.clear(slot)
+        if self.prefixes is not None:
+            self.prefixes.clear(slot)
+
+    def add_beams(self, source: int, targets: Sequence[int]) -> None:
+        """Let `targets`, free slots, continue the sequence in `source` as its other beams."""
+        if self.prefixes is not None:
+            self.prefixes.table.share(source, targets)
+        self._copy([source] * len(targets), targets)
+
+    def free(self, slot: int, last: int) -> None:
+        """Free a slot; the sequence in `last`, the last slot in use, moves there."""
+        if self.prefixes is not None:
+            self.prefixes.release(slot)
+        if slot != last:
+            if self.prefixes is not None:
+                self.prefixes.table.move(last, slot)
+            self._copy([last], [slot])
+
+    def reorder(
+        self, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
+    ) -> None:
+        """Copy the generated tokens of `sources` to `targets`, beams of the same sequences,
+        pairwise.
+
+        All are read before any is written. `on_device` are sources and targets (2, M) on the
+        cache's device; only there, another slot of the sequence may be the source.
+        """
+        start = min(self._starts[slot] for slot in sources)
+        generated = slice(start, max(self.num_tokens.of(sources)))
+        self.self_attention.copy(sources, targets, generated, on_device)
+
+    def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy what slots have of their own, pairwise."""
+        held = slice(0, max(self.num_tokens.of(sources)))
+        self.self_attention.copy(sources, targets, held)
+        self.num_tokens.copy(sources, targets)
+        _copy_values(self._starts, sources, targets)
+        _copy_values(self.adapters, sources, targets)
+
+
+def _copy_values(values: list[ValueT], sources: Sequence[int], targets: Sequence[int]) -> None:
+    """Copy values pairwise; all are read before any is written."""
+    copied = [values[source] for source in sources]
+    for target, value in zip(targets, copied, strict=True):
+        values[target] = value
