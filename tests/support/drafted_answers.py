@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -36,7 +35,7 @@ class Asked:
 
 
 def asked(
-    decoder: Decoder[Any],
+    decoder: Decoder,
     encoder: VisionEncoder,
     entry: CatalogEntry,
     task_ids: Sequence[str],
@@ -63,7 +62,7 @@ def asked(
 
 
 def generate(
-    decoder: Decoder[Any], requests: Sequence[SequenceRequest], num_clients: int
+    decoder: Decoder, requests: Sequence[SequenceRequest], num_clients: int
 ) -> list[GeneratedSequence]:
     """Generate the answers to `requests`, `num_clients` at a time."""
     limits = SchedulerLimits(num_clients, num_clients, MAX_PREFILL_TOKENS)
