@@ -80,7 +80,7 @@ def generate(
 
 
 def generate_without_drafts(
-    decoder: Any, requests: Sequence[SequenceRequest], num_clients: int
+    decoder: Decoder, requests: Sequence[SequenceRequest], num_clients: int
 ) -> list[GeneratedSequence]:
     """Like `generate`, one token of each sequence at a time."""
     usual = decoder.can_draft, decoder.can_draft_first
