@@ -23,7 +23,7 @@ _REQUIRED = {
     "tls_key_file": "tls_certificate_file",
 }
 
-_PASSWORD = re.compile(r"//.*@")  # of a URL, with the user
+_PASSWORD = re.compile(r"//.*@")  # user and password in a URL
 _MIN_BODIES = 6  # what a body with wide characters takes while it is parsed
 
 

@@ -75,7 +75,7 @@ class Quota:
         owner: str = "anonymous",
     ) -> None:
         self.name = name
-        self.owner = owner  # of stored files: unlike the name, it is never another key's
+        self.owner = owner  # owns stored files: unlike the name, it is unique to the key
         self._max_concurrent = limits.max_concurrent
         self._num_concurrent = 0
         self._requests = _bucket(limits.requests_per_minute, clock)
@@ -168,4 +168,4 @@ def _bucket(per_minute: int | None, clock: Clock) -> TokenBucket | None:
     return None if per_minute is None else TokenBucket(per_minute, clock)
 
 
-UNLIMITED = Quota("anonymous", NO_LIMITS)  # of every request to a service without API keys
+UNLIMITED = Quota("anonymous", NO_LIMITS)  # for all requests if the service has no API keys

@@ -58,8 +58,7 @@ class FiledRequest:
         self._num_late = 0
 
     async def answered(self, is_stopped: Callable[[], bool]) -> RenderedLine | None:
-        """Return the line with the answer or the error; None if the batch stops before.
-
+        """Return the line with the answer or the error, or None if the batch stops first.
         Raise `OSError` if the input file cannot be read.
         """
         while (output := await self._attempt()) is None and not is_stopped():

@@ -32,7 +32,7 @@ class BatchRun:
         self.owner = owner
         self.batch_id = batch_id
         self.is_stopped = False
-        self.failure: BaseException | None = None  # of reading the input file, or of a request
+        self.failure: BaseException | None = None  # raised by a request, or while the input file was read
         self.source = source
         self._lines = source.unanswered(done)
         self._on_read = on_read
@@ -106,7 +106,7 @@ class Executor:
     def __init__(self, core: Core, gaps: TrafficGaps, timeout_s: float) -> None:
         self._core = core
         self._gaps = gaps
-        self._timeout_s = timeout_s  # of one request
+        self._timeout_s = timeout_s  # per request
         self._runs: list[BatchRun] = []
         self._turns = itertools.count(1)
         self._last_turn: dict[str, int] = {}

@@ -34,9 +34,9 @@ from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES_PER_KEY = 10_000_000_000  # of files, outputs included; more may not be uploaded
+MAX_BYTES_PER_KEY = 10_000_000_000  # all files, outputs included; limits uploads only
 MAX_FILES_PER_KEY = 10_000
-MAX_BATCHES_PER_KEY = 1_000  # with those that ended in the last 30 days
+MAX_BATCHES_PER_KEY = 1_000  # including those that ended in the last 30 days
 _ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")
 
 
@@ -164,7 +164,7 @@ class KeyFolder:
         """
         self.check_room()  # for its output
         if self.file(request.input_file_id).purpose != "batch":
-            problem = f"{request.input_file_id} is no input file: its purpose must be batch"
+            problem = f"{request.input_file_id} cannot be an input file: its purpose must be batch"
             raise InvalidRequest(problem, "input_file_id")
         if len(_ids(self.batches)) >= MAX_BATCHES_PER_KEY:
             usage = f"this key has {MAX_BATCHES_PER_KEY} batches"
@@ -300,9 +300,9 @@ class Store:
         for owner in self.owners():
             try:
                 self.of(owner).remove_expired(now_s)
-            except ValidationError as error:  # which files it uses is unknown
+            except ValidationError as error:  # an unreadable batch may use any of the files
                 logger.error(
-                    "no files of the key %s are removed, as a batch of it cannot be read: %s",
+                    "expired files of key %s are kept: one of its batches cannot be read: %s",
                     owner,
                     error,
                 )

@@ -171,7 +171,7 @@ class RestBoundary:
 
         Raise `Unauthorized`, or `Overloaded` after many wrong keys.
         """
-        # Two of the headers are a list (RFC 9110, 5.3), which is no key.
+        # Repeated headers are joined to a list (RFC 9110, 5.3), which matches no key.
         authorization = ", ".join(request.headers.getlist("authorization")) or None
         return self._api_keys.check(authorization, request.client.host if request.client else "")
 

@@ -2,8 +2,7 @@
 
 A name is resolved once per connection, and the connection goes to an address that was checked.
 Redirects are followed here and checked like the first URL. No cookies are sent, and an
-Authorization only if the caller gives one. Errors never name resolved addresses, and no URL is
-logged.
+Authorization only if the caller gives one. Errors name no resolved addresses; URLs are not logged.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ class FetchLimits:
 class Receiver:
     """Whom an image is fetched for."""
 
-    deadline_s: float  # on the clock of time.monotonic()
+    deadline_s: float  # time.monotonic()
     client: str
     hold: Callable[[int], None]  # counts received bytes; raises `Overloaded`
     authorization: str | None = None  # sent to every allowed host

@@ -1,4 +1,4 @@
-"""Which image URLs are allowed: scheme, host and port. It opens no URL and resolves no name.
+"""Rules for image URLs: scheme, host and port. Opens no URL and resolves no name.
 
 A URL is parsed only here, and the URL that is opened is built from the checked parts, so that no
 second parser can see another host in it. Numbers that some resolvers accept as addresses
@@ -44,7 +44,7 @@ class CheckedUrl:
     scheme: str
     host: str  # a name or an address, lower case
     port: int
-    path: str  # with the query
+    path: str  # includes the query
 
     @property
     def text(self) -> str:
