@@ -64,8 +64,8 @@ class Container:
     format: ImageFormat
     header: bytes  # size and mode are known from it; of a WebP it is the whole file
     rest: tuple[memoryview, ...]
-    orientation: int | None  # of EXIF
-    num_scans: int = 1  # of a JPEG
+    orientation: int | None  # EXIF's
+    num_scans: int = 1  # a JPEG may have more
 
     def file(self) -> bytes:
         """Return the file without its metadata."""

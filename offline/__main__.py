@@ -34,7 +34,7 @@ from wire.artifacts.manifest import ArtifactError
 
 _REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
 _COCO_KINDS = ("detections", "instances")
-# Of a server, and of models that are not used here.
+# Settings of a server, or of models that are not used here.
 _NOT_OFFLINE = {f"{PREFIX}{name}" for name in ("RUNNER_URLS", "DEVICES", "ADAPTERS")}
 
 

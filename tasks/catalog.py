@@ -47,7 +47,7 @@ class CatalogEntry:
     id: str
     family: Family
     source: str  # folder relative to the root of the repository, or hub id
-    revision: str | None  # commit, branch or tag of a hub source; None: its main branch
+    revision: str | None  # commit, branch or tag of a hub source; default: main
     organization: str
     category: str
     modality: str

@@ -39,8 +39,9 @@ _EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
 
 
 class HttpChannel:
-    """Calls to `url`: `file://PATH` of a Unix socket, with pixels in shared memory; or `tcp://` or
-    `http://HOST:PORT`.
+    """Calls to `url`: `file://PATH` of a Unix socket, or `tcp://` or `http://HOST:PORT`.
+
+    Pixels are passed in shared memory over a Unix socket.
     """
 
     def __init__(self, url: str, build_key: str, timeout_s: float) -> None:

@@ -38,7 +38,7 @@ class ImageToEncode(BaseModel):
 
 
 class SequenceSpec(BaseModel):
-    """A sequence to generate from an image's features; None: the checkpoint's default."""
+    """A sequence to generate from an image's features; unset limits are the checkpoint's."""
 
     # (text, is_control); control tokens are recognised in control segments only
     segments: list[tuple[str, bool]]
@@ -47,9 +47,9 @@ class SequenceSpec(BaseModel):
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    # Lark (runners/tokens/constraints.py) that the answer must match; None: unconstrained
+    # Lark (runners/tokens/constraints.py) that the answer must match, if set
     grammar: str | None = None
-    adapter: str | None = None  # the build key of its artifacts; None: the base model
+    adapter: str | None = None  # the build key of its artifacts; unset for the base model
     timeout_s: float  # until the end of the sequence, queueing included
 
 

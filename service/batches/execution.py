@@ -32,7 +32,7 @@ class BatchRun:
         self.owner = owner
         self.batch_id = batch_id
         self.is_stopped = False
-        self.failure: BaseException | None = None  # raised by a request, or while the input file was read
+        self.failure: BaseException | None = None  # from a request or the input file
         self.source = source
         self._lines = source.unanswered(done)
         self._on_read = on_read

@@ -38,7 +38,7 @@ from service.inference.request_fields import CompareFields, PredictFields
 from tasks.errors import shown
 from tasks.table import TASKS
 
-_LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # many small values take long, too; without them only size counts
+_LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # size of a parsed body; many small values take long, too
 _FORM = "multipart/form-data"
 _JSON = "application/json"
 _MAX_FORM_FIELDS = 200

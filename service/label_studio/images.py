@@ -120,7 +120,7 @@ class TaskImages:
         self._host = host
         self._token = token
         self._authorization: str | None = None
-        self._exchange = asyncio.Lock()  # of the token, once for the call
+        self._exchange = asyncio.Lock()  # the token is exchanged once per call
 
     async def read(self, source: str | None, context: RequestContext) -> bytes:
         """Return the image file that a task names; raise `ServiceError`.

@@ -106,7 +106,7 @@ class RunnerClient:
         return await self._channel.is_ready()
 
     async def adapters(self) -> AdapterStates | None:
-        """Return the adapters of the runner; None if it does not answer, as while it starts."""
+        """Return the adapters of the runner, or None if it does not answer, as while it starts."""
         return await self._channel.adapters()
 
     async def close(self) -> None:

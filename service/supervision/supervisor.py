@@ -3,10 +3,8 @@
     python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and
                                                      becomes this)
 
-    start   the gateway and the runner of each model, or one of them alone
-            (service/supervision/roles.py)
-    stop    on SIGTERM or SIGINT: first the processes on the service's port, which drain; then the
-            runners
+    start   the gateway and the runner of each model, or one of them (service/supervision/roles.py)
+    stop    on SIGTERM or SIGINT: the processes on the service's port drain, then the runners stop
 
 The supervisor owns the listening sockets: connections to a process that died wait in the backlog
 for the next one.

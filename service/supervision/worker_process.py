@@ -44,8 +44,8 @@ class Part:
     name: str
     listener: socket.socket
     url: str
-    options: tuple[str, ...] = ()  # of BentoML's worker
-    protocol: type[asyncio.Protocol] | None = None  # of HTTP connections; None: uvicorn's own
+    options: tuple[str, ...] = ()  # arguments of BentoML's worker
+    protocol: type[asyncio.Protocol] | None = None  # HTTP connections; default: uvicorn's
 
 
 def runner_part(name: str, folder: Path) -> Part:
