@@ -26,7 +26,7 @@ class FamilyLanguage(Protocol):
     ) -> tuple[Prompt, ...]:
         """Return the prompts of a task, usually one.
 
-        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside the image).
+        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
         """
         ...
 

@@ -62,6 +62,7 @@ class RunnerChannel(Protocol):
 
     def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
         """Yield the source of the features, then each sequence's text as written and its outcome.
+
         Raise a `ChannelError`. Closing the generator ends the sequences.
         """
         ...

@@ -59,6 +59,7 @@ class FiledRequest:
 
     async def answered(self, is_stopped: Callable[[], bool]) -> RenderedLine | None:
         """Return the line with the answer or the error, or None if the batch stops first.
+
         Raise `OSError` if the input file cannot be read.
         """
         while (output := await self._attempt()) is None and not is_stopped():

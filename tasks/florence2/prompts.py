@@ -71,7 +71,7 @@ def task_prompts(
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per label or phrase.
 
-    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside the image).
+    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
     """
     if task_id not in entry.task_ids:
         raise UnsupportedTask(

@@ -69,8 +69,8 @@ def decoder_device(setting: DeviceSetting) -> Device:
 def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
     """Return the number of threads of encoder or decoder.
 
-    `setting` 0 means one thread for narrow models, else all cores.
-    The matrix products of a narrow model take less time than starting a second thread.
+    `setting` 0 means all cores, but one thread for narrow models: their matrix products take less
+    time than starting a second thread.
     """
     return setting or (num_cores if hidden_size >= _WIDE else 1)
 

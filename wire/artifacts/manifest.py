@@ -128,6 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None = None) -> None:
     """Raise `ArtifactError` unless `folder` has exactly the manifest's files and their hashes.
+
     Only the files `names` are read and hashed, by default all.
     """
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,5 @@
 """Tracing by OpenTelemetry in gateway and runners: trace ids always, spans with a collector.
+
 Before `start`, and without a collector, no spans are made and each function here takes at most a
 microsecond. The current span propagates to asyncio tasks by OpenTelemetry's context, and between
 processes by W3C Trace Context headers.
