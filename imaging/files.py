@@ -19,7 +19,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from imaging.containers import Container, ImageFormat, read_container
 from imaging.errors import OversizedImage, UnreadableImage
 
-# they quote foreign files, and may be thousands for one
+# Pillow's warnings quote foreign files, thousands of times for one file
 warnings.filterwarnings("ignore", module="PIL")
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns and raises; `_open` checks ours
 

@@ -132,7 +132,7 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
 
 
 def _fields(pairs: Iterable[str]) -> dict[str, object]:
-    """Return fields of the form NAME=VALUE; those of a list are repeated."""
+    """Return fields given as NAME=VALUE; a list's name is repeated."""
     texts = defaultdict[str, list[str]](list)
     for pair in pairs:
         name, separator, text = pair.partition("=")

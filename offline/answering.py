@@ -111,7 +111,7 @@ class Answerer:
                     raise RuntimeError(
                         f"{shard.describe()}: its worker died {deaths} times at image {position}"
                     )
-                # it is not the answer that kills, but reading the image from its file
+                # reading the image from its file kills the worker, not the answer
                 if deaths == _MAX_DEATHS:
                     return [*rows, self._lost(f"{shard.describe()}: the rest cannot be read")]
                 await in_thread(attempt.record, position)
@@ -131,7 +131,7 @@ class Answerer:
                 self._places.release()
 
     async def _answered(self, image: InputImage) -> Row:
-        """Return the row of an image; of its defects and those of the model, too."""
+        """Return the row of an image, also for an error of the image or the model."""
         model = self._loaded.model.id
         task = self._loaded.request.task.id
         width = height = None

@@ -87,7 +87,7 @@ def run_worker(
     from _bentoml_impl.worker.service import main  # reconfigures logging at import
 
     if protocol is not None:
-        # its classes are accepted too
+        # uvicorn accepts classes too
         uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]
     main([service, "--service-name", name, "--fd", str(fd), "--worker-id", "1", *options])
 

@@ -9,11 +9,11 @@ from wire.artifacts.manifest import Device
 from wire.artifacts.part_precision import WantedPrecision
 from wire.telemetry.tracing import TraceOptions
 
-_CUDA_POSITIONS = 1024  # for prompt and answer
+_CUDA_POSITIONS = 1024  # prompt and answer
 # A CPU batch takes as long as its images one by one: a large one only delays its first image.
 _CPU_BATCH_SIZE = 2
 _CUDA_BATCH_SIZE = 16
-# Where memory is left for more, a step of more sequences only delays each of them.
+# Limit even if memory allows more: a step of more sequences only delays each of them.
 _CPU_SLOTS = 16
 _MAX_CUDA_SLOTS = 64
 # Estimate: activations of a prefill, captured graphs, and memory that torch's allocator cannot use.

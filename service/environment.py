@@ -24,7 +24,7 @@ _REQUIRED = {
 }
 
 _PASSWORD = re.compile(r"//.*@")  # user and password in a URL
-_MIN_BODIES = 6  # what a body with wide characters takes while it is parsed
+_MIN_BODIES = 6  # memory of a body with wide characters while it is parsed
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:

@@ -56,7 +56,7 @@ class CatalogEntry:
     parameters: int
     context_window: int  # tokens, image tokens included
     resolution: int  # side of the square that images are resized to, px
-    # for each part on each device; the export measures the loss
+    # chosen for each part on each device; the export measures the loss
     precision: Mapping[Device, Mapping[Part, Precision]]
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address

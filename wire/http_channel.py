@@ -125,7 +125,7 @@ def _channel_error(error: aiohttp.ClientError | TimeoutError) -> ChannelError:
     match error:
         case aiohttp.ClientResponseError():
             return _status_error(error.status)
-        case aiohttp.ConnectionTimeoutError():  # also a TimeoutError
+        case aiohttp.ConnectionTimeoutError():  # is a TimeoutError: match it first
             return RunnerUnreachable(repr(error))
         case TimeoutError():
             return CallTimedOut(repr(error))

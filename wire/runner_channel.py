@@ -72,7 +72,7 @@ class RunnerChannel(Protocol):
         ...
 
     async def adapters(self) -> AdapterStates | None:
-        """Return the adapters of the runner; None without an answer within a second."""
+        """Return the adapters of the runner, or None without an answer within a second."""
         ...
 
     async def close(self) -> None:

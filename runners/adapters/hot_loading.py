@@ -190,7 +190,7 @@ class HotAdapters:
             if isinstance(error, NoRoomError):
                 self._without_room.add(key)
             self._refuse(key, adapter, reason_of(error))
-        # such as too little memory: the others stay, and the watch goes on
+        # too little memory, for example: the others stay, and the watch continues
         except Exception as error:
             logger.exception("the adapter %s cannot be loaded", adapter.name)
             self._refuse(key, adapter, f"it cannot be loaded: {type(error).__name__}")

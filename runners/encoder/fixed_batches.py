@@ -92,7 +92,7 @@ class BoundSession:
         replayed = self.encode(noise).clone()
         self.run(size)
         cosines = torch.cosine_similarity(replayed.flatten(1), self._features[:size].flatten(1))
-        if not cosines.min() >= _MIN_COSINE:  # also where it is not a number
+        if not cosines.min() >= _MIN_COSINE:  # NaN also fails
             raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
 
     def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
@@ -178,14 +178,14 @@ class FixedBatches:
             for size in self.sizes:
                 action = f"capture a batch of {size} images"
                 session.run(size, graph_id=size)
-            # after all captures: none may have changed the memory of another
+            # replayed after all captures: none may have changed the memory of another
             for size in self.sizes:
                 action = f"replay a batch of {size} images"
                 session.check_replay(size)
-        # without graphs the session runs, or raises what is not due to them
+        # The session then runs without graphs, or raises errors that graphs do not cause
         except Exception as error:
             exit_if_device_lost(error, self._name)
-            # Without the error, whose traceback holds the session.
+            # The traceback is not logged: it would hold the session.
             logger.warning(
                 "%s cannot %s; it runs without CUDA graphs: %s", self._name, action, str(error)
             )
@@ -195,7 +195,7 @@ class FixedBatches:
 
     def _open(self, with_graphs: bool) -> BoundSession:
         """Open a session and run every size without a graph; drop sizes that exceed the memory."""
-        self._session = None  # one that failed is freed first
+        self._session = None  # a failed one is freed first
         session = BoundSession(self._open_session(with_graphs), self._max_batch_size, self._device)
         self.sizes = [
             size for size in batch_sizes(self._max_batch_size) if self._fits(session, size)

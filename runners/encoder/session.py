@@ -102,7 +102,7 @@ class VisionEncoder:
             # Memory planned after the first run would be a second block beside that of the first.
             options.enable_mem_pattern = False
         wanted = execution_providers(self._device, with_graphs, self._cuda.max_bytes)
-        # Without its fallback, which would open the session on the CPU and hide the reason.
+        # No fallback: it would open the session on the CPU and hide the reason.
         session = onnxruntime.InferenceSession(
             str(self._file), options, providers=wanted, enable_fallback=0
         )

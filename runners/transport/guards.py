@@ -50,7 +50,7 @@ def _refusal(path: str, headers: Headers) -> PlainTextResponse | None:
 
 
 class LoadedBuild:
-    """The key of the build that a runner has loaded; None until then."""
+    """The key of the build that a runner has loaded, or None before."""
 
     key: str | None = None
 

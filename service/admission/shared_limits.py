@@ -29,7 +29,7 @@ _HASH_CHARS = 16  # prefix of a key's SHA-256: it identifies the key without rev
 
 _NOW = "local t = redis.call('TIME') local now = t[1] + t[2] / 1000000 "
 
-# After 60 seconds a bucket is full, as one that does not exist.
+# Buckets expire after 60 seconds: they are full by then, like a missing one.
 _TAKE = f"""{_NOW}
 local per_minute, amount = tonumber(ARGV[1]), tonumber(ARGV[2])
 local bucket = redis.call('HMGET', KEYS[1], 'level', 'at')
@@ -100,7 +100,7 @@ class SharedLimits:
         return None if is_granted is None else bool(int(is_granted))
 
     def release(self, name: str, lease: str) -> asyncio.Task[None]:
-        """End a lease, in a task that goes on if its caller is cancelled."""
+        """End a lease, in a task that continues if its caller is cancelled."""
         task = asyncio.create_task(self._release(name, lease))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
@@ -115,7 +115,7 @@ class SharedLimits:
         await self._answer(lambda: self._store.zrem(name, lease))
 
     async def _answer(self, call: Callable[[], Awaitable[bytes | int]]) -> bytes | int | None:
-        """Return the store's answer; None while there is none."""
+        """Return the store's answer, or None if it does not answer."""
         if self._clock() < self._retry_at_s:
             SHARED_LIMITS_UNANSWERED.inc()
             return None

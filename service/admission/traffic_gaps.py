@@ -42,7 +42,7 @@ class TrafficGaps:
         self._num_online = 0
         self._quiet_since_s = -math.inf
         self._allowed = 1  # background requests at a time in this gap
-        self._rested_at_s = -math.inf  # when one may run amid traffic
+        self._rested_at_s = -math.inf  # earliest time for a request amid traffic
         self._running: dict[asyncio.Task[None], _Running] = {}
         self._changed = asyncio.Event()
 

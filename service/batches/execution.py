@@ -61,7 +61,7 @@ class BatchRun:
                 return line
             self._is_read = True
             self._on_read()
-        except Exception as error:  # for the batch's own task; the other batches go on
+        except Exception as error:  # reported by the batch's task; other batches continue
             self._fail(error)
         self._num_taken -= 1
         return None

@@ -162,7 +162,7 @@ class KeyFolder:
 
         Raise `NotFound` for its input, or `Overloaded` above a limit of the key.
         """
-        self.check_room()  # for its output
+        self.check_room()  # the output needs room
         if self.file(request.input_file_id).purpose != "batch":
             problem = f"{request.input_file_id} cannot be an input file: its purpose must be batch"
             raise InvalidRequest(problem, "input_file_id")
@@ -246,7 +246,7 @@ class KeyFolder:
             elif state.batch.created_at + MAX_KEPT_S < now_s:
                 self.remove_batch(state.batch.id)
         for file_id in self.file_ids():
-            with suppress(NotFound):  # its client has just deleted it
+            with suppress(NotFound):  # deleted by its client meanwhile
                 if file_id not in used and self.file(file_id).expires_at < now_s:
                     self.remove_file(file_id)
         _remove_old(self.files, now_s, kept=used | set(self.file_ids()))

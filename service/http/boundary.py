@@ -99,7 +99,7 @@ class RestBoundary:
             # a body may replace it
             request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))
             if (task := asyncio.current_task()) is not None:
-                # for service/telemetry/loop_lag.py
+                # read by service/telemetry/loop_lag.py
                 task.set_name(f"request {request.state.request_id}")
             try:
                 self.entrance.check()

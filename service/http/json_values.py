@@ -22,8 +22,8 @@ _WIDE_CHAR_BYTES = 4
 # each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
 _MAX_JSON_ESCAPES = 2_000_000
 MAX_DIGITS = 1000
-# Not in a string: base64 has none of the characters before it, and after `base64,` no format begins
-# with a digit.
+# Never matches in an image: base64 has none of the leading characters, and no format begins with a
+# digit after `base64,`.
 _LONG_NUMBER = re.compile(rb"[\s:,\[][-+.0-9eE]{%d}" % (MAX_DIGITS + 1))
 _MAX_ERROR_CHARS = 200  # a parser's message is cut here
 

@@ -2,8 +2,7 @@
 
 Decoded images are large and slow to make: their number is bounded, and no client takes all places.
 Ordinary images are decoded in threads, heavy ones in processes that end with their requests and
-leave one place free. Headers have separate places: they are read quickly and do not wait for
-pixels.
+leave one place free. Headers have separate places: they are read fast and do not wait for pixels.
 """
 
 import asyncio

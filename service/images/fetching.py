@@ -106,7 +106,7 @@ class ImageFetcher:
                 headers=_HEADERS | authorization,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(),  # none: `fetch` has one
+                timeout=aiohttp.ClientTimeout(),  # no timeout here: `fetch` has one
             ) as session,
             session.get(url.text, allow_redirects=False) as response,
         ):

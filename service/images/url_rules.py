@@ -18,7 +18,7 @@ MAX_URL_CHARS = 2048
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>(?:[/?][!\x22$-\[\]-~]*)?)(?:#[!-\[\]-~]*)?",
-    re.IGNORECASE | re.ASCII,  # without ASCII, the Kelvin sign matches k
+    re.IGNORECASE | re.ASCII,  # ASCII: else the Kelvin sign matches k
 )
 _NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?"

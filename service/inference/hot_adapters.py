@@ -114,7 +114,7 @@ class HotAdapters:
         """Return an adapter, or None if its files change meanwhile."""
         try:
             found = Found(folder, self._model(folder))
-        # also of a defect: one adapter must not end the watch of the others
+        # includes defects: one adapter must not end the watch of the others
         except Exception as error:
             found = Found(folder, None)
             if folder.is_current():

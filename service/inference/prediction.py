@@ -24,7 +24,7 @@ from wire.runner_messages import SequenceSpec
 from wire.telemetry.tracing import span
 
 _CHARACTERS_PER_TOKEN = 4  # English text; only runners have tokenizers
-# without max_new_tokens: a checkpoint's own limit is far above its usual answers
+# Estimate if max_new_tokens is unset: a checkpoint's own limit is far above its usual answers
 _TYPICAL_NEW_TOKENS = 256
 
 

@@ -32,7 +32,7 @@ PARAMETER_NAMES = frozenset(
 
 
 class GenerationFields(BaseModel):
-    """Fields of all endpoints, beside the parameters of the task."""
+    """Fields of all endpoints, except the parameters of the task."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

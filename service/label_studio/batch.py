@@ -40,7 +40,7 @@ _TEMPORARY = (Overloaded, NotReady, DeadlineExceeded, InternalError)
 _TASK_BYTES = 1000  # a task's dictionary and its outcome
 _MAX_ID_CHARS = 56  # the call's id is cut here; a number is appended to it
 
-Sources = dict[str, str]  # where a task's images are, by the keys of its data
+Sources = dict[str, str]  # keys of a task's data: where its images are
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def is_token(text: str) -> bool:
 class LabelStudioHost:
     """The operator's Label Studio."""
 
-    url: str  # without a slash at its end
+    url: str  # has no slash at its end
     fetcher: ImageFetcher
     timeout_s: float
 
@@ -69,7 +69,7 @@ class LabelStudioHost:
         return f"{parts.scheme}://{parts.netloc}"
 
     def path_of(self, source: str) -> str | None:
-        """Return the path of a file of this Label Studio; None for any other source."""
+        """Return the path of a file of this Label Studio, or None for any other source."""
         if source.startswith("/") and not source.startswith("//"):
             return source
         return source.removeprefix(self.origin) if source.startswith(f"{self.origin}/") else None

@@ -56,7 +56,7 @@ class InputSpec:
 
     name: str
     datatypes: tuple[str, ...]
-    length: int | None = 1  # None: any
+    length: int | None = 1  # None allows any
     is_list: bool = False
     is_required: bool = False
 

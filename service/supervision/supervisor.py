@@ -78,7 +78,7 @@ class Supervisor:
         while self._next_signal() not in _STOP_SIGNALS:
             pass
         logger.info("stopping: draining accepted requests for up to %g s", max_request_s)
-        # it has its own copy of the socket; while it drains, a gateway answers not_ready
+        # has its own copy of the socket; a draining gateway answers not_ready
         for process in self._front:
             process.part.listener.close()
         self._stop(self._front, max_request_s + _FRONT_MARGIN_S)

@@ -57,7 +57,7 @@ class Params(_Given):
 
 
 class Call(_Given):
-    """The body of a call, beside its image."""
+    """The body of a call except its image."""
 
     model: str = Field(max_length=_MAX_NAME_CHARS)
     params: Params = Params()

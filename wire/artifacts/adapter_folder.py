@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "adapter_config.json"  # PEFT's name
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 ENTRY_FILE = "diptych.yaml"
-# after the name of a layer: the matrices of an adapter as runners load them
+# Suffixes of a layer's name: the matrices of an adapter as runners load them
 DOWN = ".down"
 UP = ".up"
 MAX_ADAPTERS = 64  # per base
@@ -42,7 +42,7 @@ MAX_CONFIG_BYTES = 1_000_000  # PEFT's may name every layer
 MAX_ENTRY_BYTES = 16_384
 
 _FORMAT = 1  # increment when the same files become other matrices
-_SETTLED_AFTER_S = 1.0  # without a change
+_SETTLED_AFTER_S = 1.0  # time without a change
 _NAME = re.compile(r"[^.].*")  # others are temporary or hidden
 _MAX_REASON_CHARS = 500
 _MAX_ENTRY_DEPTH = 5
