@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(
     given: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]
 ) -> None:
-    """Answer about the shards that are left, with a progress bar."""
+    """Process the remaining shards, with a progress bar."""
     if not shards:
         return
     # takes seconds: not before a refusal

@@ -39,7 +39,7 @@ _MAX_DEATHS = 2  # workers that died at the same image
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its runner, and the request that is made about every image."""
+    """A model with its runner, and the request made for every image."""
 
     model: ServedModel
     runner: RunnerClient
@@ -69,7 +69,7 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
 
 
 class Answerer:
-    """Answers about shards; to be made and used in one event loop."""
+    """Processes shards; must be created and used in one event loop."""
 
     def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
         num_places = max_slots(settings) * _IMAGES_PER_SLOT

@@ -37,7 +37,7 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The answer about one image, with the fields of an answer of the service, or its error."""
+    """The answer for one image, with the fields of an answer of the service, or its error."""
 
     key: str
     model: str

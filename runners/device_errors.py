@@ -43,7 +43,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def exit_if_device_lost(error: Exception, part: str) -> None:
-    """End the process at once if `error` means that `part` can use its device no more.
+    """End the process at once if `error` means that `part` can no longer use its device.
 
     The calls in flight are not answered: the gateway repeats them after the runner's restart.
     """

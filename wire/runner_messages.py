@@ -38,7 +38,7 @@ class ImageToEncode(BaseModel):
 
 
 class SequenceSpec(BaseModel):
-    """A sequence to generate from an image's features; unset limits are the checkpoint's."""
+    """A sequence to generate from an image's features; unset options are the checkpoint's."""
 
     # (text, is_control); control tokens are recognised in control segments only
     segments: list[tuple[str, bool]]

@@ -170,7 +170,7 @@ class WrongKeys:
 
 
 def _network(address: str) -> str:
-    """Return the /64 network of an IPv6 address, as one client has all of it."""
+    """Return the /64 network of an IPv6 address: one client has all of it."""
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:

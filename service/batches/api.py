@@ -44,7 +44,7 @@ ObjectT = TypeVar("ObjectT", FileObject, Batch)
 
 
 class _OpenFile(FileResponse):
-    """The content of a file that is open, also if it is deleted meanwhile."""
+    """The content of an open file, readable even if the file is deleted."""
 
     def __init__(self, file: BinaryIO) -> None:
         # opens the file itself, whatever its name is by now
@@ -195,7 +195,7 @@ def _limit(request: Request, usual: int, most: int) -> int:
 
 
 def _after(ids: list[str], cursor: str | None) -> list[str]:
-    """Return the ids behind that of the last page's last object; raise `InvalidRequest`."""
+    """Return the ids after the last object of the previous page; raise `InvalidRequest`."""
     if cursor is None:
         return ids
     if cursor not in ids:

@@ -52,7 +52,7 @@ class BatchRun:
         return not self._in_flight and (self.is_stopped or not (self.has_lines or self._num_taken))
 
     async def take_line(self) -> LineSpan | None:
-        """Return the next request, for `begin` or `drop`; None at the end of the file."""
+        """Return the next request, for `begin` or `drop`, or None at the end of the file."""
         self._num_taken += 1
         if self._put_back:
             return self._put_back.popleft()

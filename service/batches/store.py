@@ -117,7 +117,7 @@ class KeyFolder:
             raise
 
     def check_room(self, num_bytes: int = 1) -> None:
-        """Raise `Overloaded` if another file of `num_bytes` is over a limit of the key."""
+        """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
         sizes = self._sizes()
         if len(sizes) >= MAX_FILES_PER_KEY or sum(sizes) + num_bytes > MAX_BYTES_PER_KEY:
             files = f"{len(sizes)} of {MAX_FILES_PER_KEY} files"
@@ -125,7 +125,7 @@ class KeyFolder:
             raise Overloaded(f"this key has {files} of {size}; delete some", 60)
 
     def num_free_bytes(self) -> int:
-        """Return how much the files may grow."""
+        """Return the number of bytes by which the files may grow."""
         return MAX_BYTES_PER_KEY - sum(self._sizes())
 
     def _sizes(self) -> list[int]:

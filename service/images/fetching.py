@@ -38,7 +38,7 @@ class FetchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Whom an image is fetched for."""
+    """The request that an image is fetched for."""
 
     deadline_s: float  # time.monotonic()
     client: str

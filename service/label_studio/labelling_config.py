@@ -73,7 +73,7 @@ class Control:
 
     @property
     def is_prompt(self) -> bool:
-        """True for a text that the user writes and no model does."""
+        """True for a text written by the user, not by a model."""
         return self.tag == "TextArea" and self.name.startswith(_PROMPT)
 
     @property

@@ -90,7 +90,7 @@ class GrpcApi:
         return await incoming.read(context.deadline_s, partial(self._core.hold, context))
 
     async def leave(self, context: RequestContext) -> None:
-        """Give the place of a call back, if it has one."""
+        """Release the place of a call, if it has one."""
         await self._core.leave(context)
 
     def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:

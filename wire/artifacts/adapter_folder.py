@@ -55,7 +55,7 @@ class AdapterError(ArtifactError):
 
 
 class NoRoomError(AdapterError):
-    """An adapter is in order, but the adapters of its base would exceed a limit with it."""
+    """The adapter is valid, but with it the adapters of its base would exceed a limit."""
 
 
 @dataclass(frozen=True, slots=True)
