@@ -27,7 +27,7 @@ _MAX_PARTS = 20_000
 _MAX_TABLES_BYTES = 256_000
 _USUAL_SCANS = 16  # libjpeg's progression has 10
 _MAX_SCANS = 1_000
-_MAX_FILL_BYTES = 65_536  # between two segments of a JPEG, usually none
+_MAX_FILL_BYTES = 65_536  # fill between two segments of a JPEG, usually none
 
 _JPEG_START = b"\xff\xd8"
 # Neither fill bytes, stuffed zeros, restarts nor starts of image (ITU T.81, B.1.1).
@@ -45,9 +45,9 @@ _JPEG_METADATA = ({*range(_APP0, _APP15 + 1)} - _COLOUR_SEGMENTS) | {_COMMENT}
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
-_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS"}  # beside the pixels
+_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS"}  # chunks kept with the pixels
 
-_WEBP_KEPT = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM"}  # beside the first frame of an animation
+_WEBP_KEPT = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM"}  # kept with an animation's first frame
 _ANMF_PIXELS = 24  # behind the header of its chunk and its position, size and duration
 
 _EXIF_START = b"Exif\0\0"
@@ -64,8 +64,8 @@ class Container:
     format: ImageFormat
     header: bytes  # size and mode are known from it; of a WebP it is the whole file
     rest: tuple[memoryview, ...]
-    orientation: int | None  # of EXIF
-    num_scans: int = 1  # of a JPEG
+    orientation: int | None  # EXIF's
+    num_scans: int = 1  # a JPEG may have more
 
     def file(self) -> bytes:
         """Return the file without its metadata."""

@@ -1,8 +1,7 @@
 """An image file: header and hash, checked before pixels are decoded; upright RGB, resized.
 
 Format, sides and scans are known from the header; together they bound time and memory of decoding.
-The decoding program imports this module for each image that takes long: it loads no more than it
-needs.
+The decoding program imports this module for each image that takes long: it has few imports.
 """
 
 import io
@@ -20,12 +19,12 @@ from PIL.WebPImagePlugin import WebPImageFile
 from imaging.containers import Container, ImageFormat, read_container
 from imaging.errors import OversizedImage, UnreadableImage
 
-# they quote foreign files, and may be thousands for one
+# Pillow's warnings quote foreign files, thousands of times for one file
 warnings.filterwarnings("ignore", module="PIL")
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns and raises; `_open` checks ours
 
-# By EXIF orientation, as in Pillow's ImageOps.exif_transpose, which also rewrites the tags and
-# fails on malformed ones.
+# EXIF orientation: how to undo it. Pillow's ImageOps.exif_transpose does the same, but it rewrites
+# the tags and fails on malformed ones.
 _TRANSPOSITIONS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,7 +49,7 @@ _READERS: dict[ImageFormat, type[ImageFile.ImageFile]] = {
 _BACKGROUND_RGB = (255, 255, 255)  # behind transparent pixels
 # A JPEG may repeat a scan at will, and each one is decoded over all pixels. Usual are up to 10:
 # libjpeg's progression.
-_MAX_FULL_SCANS = 16  # of an image of the maximum size; a smaller one may have more
+_MAX_FULL_SCANS = 16  # at the maximum image size; a smaller image may have more
 
 # Estimated nanoseconds to decode a pixel: a photograph of 12 MP took 12 on a core of an EPYC, as a
 # progressive JPEG of 10 scans 25, as PNG or WebP 35 to 70.
@@ -73,8 +72,8 @@ class ImageLimits:
 class ImageHeader:
     """Properties of an image file that are known before decoding."""
 
-    size_wh: tuple[int, int]  # of the upright image, px: results are in this frame
-    digest: bytes  # of the file
+    size_wh: tuple[int, int]  # the upright image, px: results are in this frame
+    digest: bytes  # hash of the file
     is_light: bool  # is decoded in only a few times the time of a call to a runner
     is_heavy: bool  # takes long to decode
 
@@ -102,7 +101,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """Return the upright image in mode RGB; raise `UnreadableImage` or `OversizedImage`."""
     container = read_container(data)
     image = _open(container.file(), container, limits)
-    # In pieces, a long run of fill bytes would be read again with each piece.
+    # One block: a long run of fill bytes would be read again with each block.
     image.decodermaxblock = len(data)
     with _decoding_errors(container):
         image.load()

@@ -34,7 +34,7 @@ from wire.artifacts.manifest import ArtifactError
 
 _REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
 _COCO_KINDS = ("detections", "instances")
-# Of a server, and of models that are not used here.
+# Settings of a server, or of models that are not used here.
 _NOT_OFFLINE = {f"{PREFIX}{name}" for name in ("RUNNER_URLS", "DEVICES", "ADAPTERS")}
 
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(
     given: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]
 ) -> None:
-    """Answer about the shards that are left, with a progress bar."""
+    """Process the remaining shards, with a progress bar."""
     if not shards:
         return
     # takes seconds: not before a refusal
@@ -132,7 +132,7 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
 
 
 def _fields(pairs: Iterable[str]) -> dict[str, object]:
-    """Return fields of the form NAME=VALUE; those of a list are repeated."""
+    """Return fields given as NAME=VALUE; a list's name is repeated."""
     texts = defaultdict[str, list[str]](list)
     for pair in pairs:
         name, separator, text = pair.partition("=")

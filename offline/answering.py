@@ -39,7 +39,7 @@ _MAX_DEATHS = 2  # workers that died at the same image
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its runner, and the request that is made about every image."""
+    """A model with its runner, and the request made for every image."""
 
     model: ServedModel
     runner: RunnerClient
@@ -69,7 +69,7 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
 
 
 class Answerer:
-    """Answers about shards; to be made and used in one event loop."""
+    """Processes shards; must be created and used in one event loop."""
 
     def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
         num_places = max_slots(settings) * _IMAGES_PER_SLOT
@@ -111,7 +111,7 @@ class Answerer:
                     raise RuntimeError(
                         f"{shard.describe()}: its worker died {deaths} times at image {position}"
                     )
-                # it is not the answer that kills, but reading the image from its file
+                # reading the image from its file kills the worker, not the answer
                 if deaths == _MAX_DEATHS:
                     return [*rows, self._lost(f"{shard.describe()}: the rest cannot be read")]
                 await in_thread(attempt.record, position)
@@ -131,7 +131,7 @@ class Answerer:
                 self._places.release()
 
     async def _answered(self, image: InputImage) -> Row:
-        """Return the row of an image; of its defects and those of the model, too."""
+        """Return the row of an image, also for an error of the image or the model."""
         model = self._loaded.model.id
         task = self._loaded.request.task.id
         width = height = None

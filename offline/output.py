@@ -2,10 +2,8 @@
 
     job.json                 the manifest (offline/job.py)
     part-00000012.parquet    the rows of one shard, in the order of the input; or .jsonl
-    annotations.json         COCO only: all shards as one document, written at the end
-                             (offline/coco.py)
-    .incomplete/             files that are being written, and attempts at shards
-                             (offline/attempts.py)
+    annotations.json         COCO only: all shards, written at the end (offline/coco.py)
+    .incomplete/             files being written, attempts at shards (offline/attempts.py)
 
 A file gets its name when it is complete: it is there with all its rows, or not at all.
 """

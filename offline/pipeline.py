@@ -45,7 +45,7 @@ class DoneShard:
 
 
 class ShardActor:
-    """Answers about shards and writes them, several at a time; Ray Data calls it in threads."""
+    """Processes and writes shards, several at a time; Ray Data calls it in threads."""
 
     def __init__(self, job: Job, settings: Settings, output_uri: str) -> None:
         self._output = Output(output_uri, job)
@@ -97,7 +97,7 @@ def start_ray(address: str | None) -> None:
 def answer_shards(
     output: Output, shards: Sequence[tuple[int, Shard]], settings: Settings, num_actors: int | None
 ) -> Iterator[DoneShard]:
-    """Answer about the numbered shards and write them; yield each that is done."""
+    """Process and write the numbered shards; yield each when it is done."""
     if not shards:
         return
     context = DataContext.get_current()

@@ -37,12 +37,12 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The answer about one image, with the fields of an answer of the service, or its error."""
+    """The answer for one image, with the fields of an answer of the service, or its error."""
 
     key: str
     model: str
     task: str
-    width: int | None = None  # the upright image, px; None if its header cannot be read
+    width: int | None = None  # the upright image, px; unset if its header is unreadable
     height: int | None = None
     result: Mapping[str, Any] | None = None
     raw_text: str | None = None
@@ -69,8 +69,8 @@ def read_rows(stream: IO[bytes], shard_format: ShardFormat) -> Iterator[Row]:
     if shard_format == "jsonl":
         records = map(json.loads, stream)
     else:
-        # In this thread alone: pyarrow 26 releases a Python stream in another one, late, and aborts
-        # the process if the interpreter is ending.
+        # One thread: pyarrow 26 releases a Python stream late in another thread, which aborts the
+        # process if the interpreter is ending.
         parquet = pq.ParquetFile(stream, pre_buffer=False)
         records = parquet.read(use_threads=False).to_pylist()
     for record in records:

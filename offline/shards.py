@@ -28,7 +28,7 @@ _ROWS_READ_AT_ONCE = 16
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error, pa.ArrowException)
 
 
-# Not in typeshed.
+# typeshed lacks them.
 _NO_END = (tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
 
 

@@ -42,8 +42,7 @@ async def _no_training(*_arguments: object) -> None:
 
 
 def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any]]]:
-    """Return a function that calls a batchable API of this process through its adaptive batcher,
-    without HTTP.
+    """Return a function that calls a batchable API through its adaptive batcher, without HTTP.
 
     The documented `instance.to_async` passes each call through httpx, ASGI and JSON: 2 ms of Python
     per image, during which the decoder's thread waits for the GIL.
@@ -59,8 +58,7 @@ def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any
 
 
 def local_runner_url(name: str) -> str:
-    """Return the address of the runner `name` on this host: `file://PATH` of a socket, or
-    `tcp://HOST:PORT`.
+    """Return the address of the local runner `name`: `file://PATH` of a socket or `tcp://HOST:PORT`.
 
     BentoML's own client (`bentoml.depends(...).to_async`) sends pickles, and every 100 requests
     closes its session with all requests in flight.
@@ -70,9 +68,7 @@ def local_runner_url(name: str) -> str:
 
 
 def worker_environment(urls: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables with the services' URLs by name, as `bentoml serve` sets
-    them.
-    """
+    """Return environment variables with the services' URLs by name, as `bentoml serve` does."""
     return {_RUNNER_MAP: json.dumps(dict(urls))}
 
 
@@ -83,8 +79,7 @@ def run_worker(
     options: Sequence[str],
     protocol: type[asyncio.Protocol] | None = None,
 ) -> None:
-    """Serve `name` of `service` (MODULE:ATTRIBUTE) on the listening socket `fd` until the process
-    ends.
+    """Serve `name` of `service` (MODULE:ATTRIBUTE) on the listening socket `fd` until exit.
 
     `protocol` replaces uvicorn's for HTTP, which BentoML has no option for.
     """
@@ -92,15 +87,13 @@ def run_worker(
     from _bentoml_impl.worker.service import main  # reconfigures logging at import
 
     if protocol is not None:
-        # its classes are accepted too
+        # uvicorn accepts classes too
         uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]
     main([service, "--service-name", name, "--fd", str(fd), "--worker-id", "1", *options])
 
 
 def keep_loggers(formatter: object | None) -> None:
-    """Keep existing loggers when BentoML configures a worker's logging; format BentoML's lines with
-    `formatter`.
-    """
+    """Keep loggers when BentoML configures a worker's logging; format its lines by `formatter`."""
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
     if formatter is not None:
         SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": formatter}

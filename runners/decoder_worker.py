@@ -1,6 +1,4 @@
-"""The decoder of a runner: its weights, its scheduler, and the conversion of calls to sequences and
-back.
-"""
+"""The decoder of a runner: its weights, its scheduler, and the conversion of calls to sequences."""
 
 import asyncio
 import logging
@@ -61,9 +59,7 @@ class DecoderWorker:
         self._device = device
 
     def load(self, folder: Path, num_cores: int) -> None:
-        """Load the weights, start the scheduler and generate one sequence from zero image
-        features.
-        """
+        """Load the weights, start the scheduler and generate one sequence from zero features."""
         options = self._options
         manifest = self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
@@ -87,8 +83,7 @@ class DecoderWorker:
         self._warm_up()
 
     def default_slots(self, free_bytes: int) -> int:
-        """Return the number of slots where none is set, on a GPU with `free_bytes` beside encoder
-        and weights.
+        """Return the default number of slots on a GPU with `free_bytes` beside encoder and weights.
 
         Raise `RuntimeError` if none fits.
         """
@@ -148,8 +143,7 @@ class DecoderWorker:
         self._scheduler.stop()
 
     async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return the outcomes of the sequences, which succeed or fail independently; cancellation
-        cancels all.
+        """Return the outcomes of the sequences, which fail independently; cancellation ends all.
 
         `image_features`: (N, C).
         """
@@ -206,9 +200,7 @@ class DecoderWorker:
     async def _outcome(
         self, request: SequenceRequest, future: "Future[WrittenSequence]"
     ) -> Outcome:
-        """Await the outcome of a sequence; of an exception of the model, only the class is
-        reported.
-        """
+        """Return the outcome of a sequence; only the class of a model's exception is reported."""
         try:
             written = await asyncio.wrap_future(future)
             _record_spans(written)

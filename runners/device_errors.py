@@ -1,9 +1,7 @@
-"""Errors of the device in torch and ONNX Runtime, recognised by their messages: there are no
-classes for them.
+"""Device errors of torch and ONNX Runtime, recognised by message: they have no classes.
 
 out of memory   the caller may retry with less
-lost            the CUDA context is unusable: every later call of the process fails, until it is
-                restarted
+lost            the CUDA context is unusable: every call fails until the process restarts
 """
 
 import logging
@@ -17,7 +15,7 @@ EXIT_STATUS = 70  # EX_SOFTWARE of sysexits.h
 # library.
 _OUT_OF_MEMORY = (
     "failed to allocate memory",
-    "is smaller than requested bytes",  # of an arena with a limit
+    "is smaller than requested bytes",  # an arena with a limit
     "out of memory",
     "bad_alloc",
     "bad allocation",
@@ -45,12 +43,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def exit_if_device_lost(error: Exception, part: str) -> None:
-    """End the process at once if `error` means that `part` can use its device no more.
+    """End the process at once if `error` means that `part` can no longer use its device.
 
-    Return otherwise.
-
-    The calls in flight are not answered: the gateway repeats them when the runner has been
-    restarted.
+    The calls in flight are not answered: the gateway repeats them after the runner's restart.
     """
     if _has_sign(error, _LOST):
         logger.critical(

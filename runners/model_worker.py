@@ -1,8 +1,6 @@
-"""The encoders, the features cache and the decoder of one model, and the course of a call through
-them.
+"""Encoders, features cache and decoder of one model, and the path of a call through them.
 
-The model has an encoder, and so has each of its adapters that changes the vision tower or the
-projector.
+The model has an encoder, and so has each adapter that changes the vision tower or the projector.
 """
 
 import os
@@ -41,9 +39,7 @@ _NO_FEATURES = FoundFeatures(outcome="miss")  # the image of the call failed
 
 
 class ModelWorker:
-    """Answers the calls for one model; `batched` passes an image key through the batcher to
-    `encode`.
-    """
+    """Answers calls for one model; `batched` passes image keys through the batcher to `encode`."""
 
     def __init__(
         self,
@@ -136,10 +132,9 @@ class ModelWorker:
     async def features(
         self, image_key: str, pixels: Pixels | None, adapter: str | None
     ) -> CachedFeatures | Failed | None:
-        """Return the features of an image, or its failure; None if they are not cached and there
-        are no `pixels`.
+        """Return the features of an image, its failure, or None if neither cached nor in `pixels`.
 
-        They are those of `adapter`, if it has an encoder of its own, else the model's.
+        An `adapter` with its own encoder computes them, else the model's encoder.
         """
         return await self._cache.get(image_key, pixels, self._encoders.owner(adapter))
 
@@ -156,9 +151,7 @@ class ModelWorker:
     async def stream(
         self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the source of the features, then the settled text and finally the outcome of each
-        sequence.
-        """
+        """Yield the features' source, then settled text, and finally each sequence's outcome."""
         if isinstance(features, Failed):
             yield _NO_FEATURES
             for index in range(len(specs)):

@@ -9,15 +9,14 @@ from wire.artifacts.manifest import Device
 from wire.artifacts.part_precision import WantedPrecision
 from wire.telemetry.tracing import TraceOptions
 
-_CUDA_POSITIONS = 1024  # for prompt and answer
-# On a CPU a batch takes as long as its images one by one: a large one only delays its first image.
+_CUDA_POSITIONS = 1024  # prompt and answer
+# A CPU batch takes as long as its images one by one: a large one only delays its first image.
 _CPU_BATCH_SIZE = 2
 _CUDA_BATCH_SIZE = 16
-# Where memory is left for more, a step of more sequences only delays each of them.
+# Limit even if memory allows more: a step of more sequences only delays each of them.
 _CPU_SLOTS = 16
 _MAX_CUDA_SLOTS = 64
-# For the activations of a prefill, the captured steps of the model and what torch's allocator
-# cannot use. Estimated.
+# Estimate: activations of a prefill, captured graphs, and memory that torch's allocator cannot use.
 CUDA_RESERVE_BYTES = 2_500_000_000
 
 
@@ -48,7 +47,7 @@ class RunnerOptions:
     encoder_threads: int  # ONNX Runtime's; 0: by the model's width
     decoder_threads: int  # torch's; 0: by the model's width
     device: DeviceSetting
-    gpu: int | None  # its index among the visible ones; None: the first
+    gpu: int | None  # index among the visible GPUs, or None for the first
     encoder_precision: WantedPrecision
     decoder_precision: WantedPrecision
     timeout_s: int  # one call
@@ -77,9 +76,7 @@ def encoder_bytes(free_bytes: int, num_sharing: int = 1) -> int:
 
 
 def max_default_slots(setting: DeviceSetting) -> int:
-    """Return the number of a decoder's slots where none is set; on a GPU `slots_that_fit` may be
-    fewer.
-    """
+    """Return a decoder's default number of slots; on a GPU `slots_that_fit` may be fewer."""
     return _MAX_CUDA_SLOTS if may_have_cuda(setting) else _CPU_SLOTS
 
 

@@ -45,7 +45,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
             with bounded_start(options.start_timeout_s):
                 if options.gpu is not None:
                     select_gpu(options.gpu)
-                # Not at the top: the gateway imports this module and must load neither torch nor
+                # A late import: the gateway imports this module, and must load neither torch nor
                 # ONNX Runtime.
                 from runners.model_worker import ModelWorker
 

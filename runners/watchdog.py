@@ -2,7 +2,7 @@
 
 An iteration is one batch of the encoder, or one prefill and decode step of the decoder. A thread
 that is stuck in one cannot be interrupted: the runner is reported and not ready, and after as long
-again its process ends. The start has a limit of its own. Knows nothing of the work.
+again its process ends. The start has a separate limit. Knows nothing of the work.
 """
 
 import faulthandler
@@ -63,9 +63,7 @@ class Watchdog:
 
 @contextmanager
 def bounded_start(limit_s: float) -> Iterator[None]:
-    """End the process if the block takes longer than `limit_s`, as `end_process_when_stuck`
-    does.
-    """
+    """End the process, as `end_process_when_stuck` does, if the block exceeds `limit_s`."""
     faulthandler.dump_traceback_later(limit_s, exit=True)
     try:
         yield
@@ -74,8 +72,7 @@ def bounded_start(limit_s: float) -> Iterator[None]:
 
 
 def end_process_when_stuck(watchdogs: Sequence[Watchdog], limit_s: float) -> None:
-    """Start a thread that reports, and that ends the process `limit_s` after one of `watchdogs` was
-    last in time.
+    """Report late watchdogs in a thread, and end the process once one is late for `limit_s`.
 
     The timer is one of C: it also ends a process in which a thread holds the GIL. It writes the
     stack of each thread to stderr; the exit status is 1. The calls in flight are not answered: the

@@ -23,8 +23,8 @@ _REQUIRED = {
     "tls_key_file": "tls_certificate_file",
 }
 
-_PASSWORD = re.compile(r"//.*@")  # of a URL, with the user
-_MIN_BODIES = 6  # what a body with wide characters takes while it is parsed
+_PASSWORD = re.compile(r"//.*@")  # user and password in a URL
+_MIN_BODIES = 6  # memory of a body with wide characters while it is parsed
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:

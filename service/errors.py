@@ -41,8 +41,7 @@ ErrorCode = Literal[
 class ServiceError(Exception):
     """Base of all errors that a client receives.
 
-    `param` names the invalid field, if one is; `model` and `task` are set if the request reached a
-    model.
+    `param` names an invalid field; `model` and `task` are set if the request reached a model.
     """
 
     code: ClassVar[ErrorCode] = "internal"

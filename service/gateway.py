@@ -219,9 +219,9 @@ def _make_gateway() -> Any:
     )
     service = bentoml.service(
         name=GATEWAY,
-        workers=_SETTINGS.gateway_workers,  # for `bentoml serve`
+        workers=_SETTINGS.gateway_workers,  # read by `bentoml serve`
         logging=NO_ACCESS_LOG,
-        # its labels are the paths that clients write; the app has its own /metrics
+        # BentoML labels them by the paths that clients write; the app has its own /metrics
         metrics={"enabled": False},
         tracing=NO_TRACING,
         traffic={"timeout": call_timeout_s(_SETTINGS)},

@@ -30,13 +30,13 @@ _SERVICES = tuple(
     for service in file.services_by_name.values()
 )
 _HEALTH_EVERY_S = 1.0
-_FIELDS_BYTES = 100_000  # of a message in addition to its image
+_FIELDS_BYTES = 100_000  # a message without its image
 _OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_concurrent_streams", 256),  # of a connection
+    ("grpc.max_concurrent_streams", 256),  # per connection
     # Windows do not grow with the bandwidth, in which 100 calls of no key took 420 MB: what is sent
     # and not read stays with the client. A message of 18 MB takes 0.9 s at 40 ms of round trip,
     # with growing windows 0.2 s.

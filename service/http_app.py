@@ -35,8 +35,8 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             *XAnyLabelingApi(boundary).routes(),
             *Pages(boundary).routes(),
             Route("/metrics", metrics, methods=["GET"]),
-            # Before BentoML's own routes, whose 404 has another form; its page `/` loads scripts of
-            # other hosts.
+            # Take precedence over BentoML's routes: their 404 has another form, and the page `/`
+            # loads scripts of other hosts.
             *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in _PREFIXES),
         ],
         middleware=[Middleware(CountedRequests, boundary=boundary)],

@@ -1,6 +1,4 @@
-"""Options of processes that follow from the settings: those of runners, and the environment
-variables of libraries.
-"""
+"""Options of runners and environment variables of libraries, derived from the settings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,9 +13,7 @@ from wire.telemetry.tracing import TraceOptions
 
 
 def call_timeout_s(values: Settings) -> int:
-    """Return BentoML's timeout of a call, which must not expire before the request's own
-    deadline.
-    """
+    """Return BentoML's timeout of a call; it must not expire before the request's deadline."""
     return values.request_timeout_s * 2
 
 
@@ -28,8 +24,9 @@ def max_slots(values: Settings) -> int:
 
 
 def max_running(values: Settings) -> int:
-    """Return the maximum number of requests in flight per model: more than slots, so that encoded
-    images wait there.
+    """Return the maximum number of requests in flight per model.
+
+    It exceeds the slots, so that encoded images wait in the runner.
     """
     return values.max_running_requests or max_slots(values) * 3 // 2
 

@@ -76,7 +76,7 @@ def _check_devices(pairs: Names) -> Names:
 
 
 def _has_port(parts: SplitResult) -> bool:
-    """Return True for a valid port and for none."""
+    """Return True for a valid port or no port."""
     try:
         return parts.port is None or parts.port > 0
     except ValueError:

@@ -1,7 +1,6 @@
 """Settings, read once from the environment (prefix `DIPTYCH_`).
 
-An unknown or invalid setting prevents the start; the message names variable, value and allowed
-values.
+An unknown or invalid setting prevents the start; the error has variable, value and allowed values.
 """
 
 import os
@@ -24,7 +23,7 @@ from wire.artifacts.part_precision import WantedPrecision
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
-_DEFAULT_BODIES = 50  # of the maximum size, in the memory of requests
+_DEFAULT_BODIES = 50  # bodies of the maximum size that fit in the memory of requests
 
 
 class SettingsError(Exception):
@@ -320,12 +319,12 @@ class Settings(BaseModel):
         return value
 
     def device_of(self, model_id: str) -> tuple[DeviceSetting, int | None]:
-        """Return the device of a model, and the index of its GPU; None: the first."""
+        """Return the device of a model, and the index of its GPU, or None for the first."""
         own = {model: (device, gpu) for model, device, gpu in map(model_device, self.devices)}
         return own.get(model_id, (self.device, None))
 
     def runner_url(self, model_id: str) -> str | None:
-        """Return the URL of a model's runner; None: it runs on this host."""
+        """Return the URL of a model's runner, or None if it runs on this host."""
         return dict(map(split_runner_url, self.runner_urls)).get(model_id)
 
     @property

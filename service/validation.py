@@ -1,7 +1,6 @@
 """Pydantic's errors as one sentence: field, given value, allowed values; and JSON strings.
 
-Settings, API keys and the fields of every interface are reported by it; the callers choose the
-exception.
+Used for settings, API keys and the fields of every interface; callers choose the exception.
 """
 
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from pydantic import JsonValue, ValidationError
 from tasks.errors import shown
 
 _MAX_FIELD_CHARS = 80
-# In the schema of a field that may take up a whole body; the others have bounds of their own.
+# Schema of a field that may take up a whole body; the other fields have their own bounds.
 BOUNDED_BY_BODY: dict[str, JsonValue] = {"x-bound": "DIPTYCH_MAX_BODY_BYTES"}
 
 

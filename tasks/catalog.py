@@ -47,7 +47,7 @@ class CatalogEntry:
     id: str
     family: Family
     source: str  # folder relative to the root of the repository, or hub id
-    revision: str | None  # commit, branch or tag of a hub source; None: its main branch
+    revision: str | None  # commit, branch or tag of a hub source; default: main
     organization: str
     category: str
     modality: str
@@ -56,7 +56,7 @@ class CatalogEntry:
     parameters: int
     context_window: int  # tokens, image tokens included
     resolution: int  # side of the square that images are resized to, px
-    # for each part on each device; the export measures the loss
+    # chosen for each part on each device; the export measures the loss
     precision: Mapping[Device, Mapping[Part, Precision]]
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address

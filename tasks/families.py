@@ -26,8 +26,7 @@ class FamilyLanguage(Protocol):
     ) -> tuple[Prompt, ...]:
         """Return the prompts of a task, usually one.
 
-        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the
-        image.
+        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
         """
         ...
 
@@ -39,7 +38,7 @@ class FamilyLanguage(Protocol):
         ...
 
     def answer_grammar(self, task_id: str, parameters: TaskParameters) -> str | None:
-        """Return the grammar of the answer to each prompt, None where any text is valid.
+        """Return the grammar of the answer to each prompt, or None if any text is valid.
 
         A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation`
         defined elsewhere.

@@ -13,7 +13,7 @@ from tasks.results import BoxXyxy
 MAX_LABELS = 32
 MAX_LABEL_CHARS = 200
 MAX_TEXT_CHARS = 1000  # a caption or a question
-MAX_GIVEN_CHARS = 10_000  # of any text before its white space becomes single spaces
+MAX_GIVEN_CHARS = 10_000  # any text, before white space is collapsed to single spaces
 MAX_COORDINATE_PX = 1_000_000
 SEPARATOR = ";"  # between the names in a PaliGemma prompt: within a name it would split it
 

@@ -10,7 +10,7 @@ from tasks.table import Task
 
 @dataclass(frozen=True, slots=True)
 class TaskParameters:
-    """The validated parameters of one request; None where not given."""
+    """The validated parameters of one request; those not given are None."""
 
     labels: tuple[str, ...] | None = None
     caption: str | None = None

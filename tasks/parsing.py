@@ -33,14 +33,14 @@ def in_pieces(locations: Locations, num_locations: int) -> Iterator[Locations]:
 
 
 def ordered_box(x1: float, y1: float, x2: float, y2: float) -> BoxXyxy | None:
-    """Return the box between two opposite corners in either order; None if it has no area."""
+    """Return the box between two opposite corners in any order, or None if it has no area."""
     if x1 == x2 or y1 == y2:
         return None
     return (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
 
 
 def bounding_box(points_xy: Iterable[PointXy]) -> BoxXyxy | None:
-    """Return the smallest box around one or more points; None if it has no area."""
+    """Return the smallest box around one or more points, or None if it has no area."""
     xs, ys = zip(*points_xy, strict=True)
     return ordered_box(min(xs), min(ys), max(xs), max(ys))
 
@@ -65,8 +65,7 @@ def answers_to_labels(
 ) -> tuple[Detection, ...]:
     """Return all detections if no `labels` were requested, else those with one of them.
 
-    For a label that is not in the image a model may write another one; that stays in the raw text
-    only.
+    For a label that is not in the image a model may write another one: only the raw text keeps it.
     """
     return tuple(detection for detection in detections if not labels or detection.label in labels)
 

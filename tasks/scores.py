@@ -2,8 +2,8 @@
 
 A calibration is fitted by `diptych evaluate --calibrate` for one task of one checkpoint; its file:
 
-    {"calibrations": [{"model": …, "checkpoint": sha256, "task": …, "scores": […], "probabilities":
-    […]}]}
+    {"calibrations": [{"model": …, "checkpoint": sha256, "task": …,
+                       "scores": […], "probabilities": […]}]}
 """
 
 import json

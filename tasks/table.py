@@ -36,7 +36,7 @@ class Task:
     id: str
     description: str
     result_kind: ResultKind
-    families: frozenset[Family]  # that support it without a template in the catalog entry
+    families: frozenset[Family]  # support it without a template in the catalog entry
     parameters: tuple[Parameter, ...] = ()
     exactly_one_of: tuple[str, ...] = ()  # parameters of which a request must have one
     required: tuple[str, ...] = field(init=False)  # parameters that every request must have

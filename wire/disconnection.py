@@ -11,11 +11,9 @@ ResultT = TypeVar("ResultT")
 
 
 async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT:
-    """Return the result of `work`; if the client disconnects first, cancel it and raise
-    `ClientDisconnect`.
+    """Return the result of `work`; cancel it and raise `ClientDisconnect` on a disconnect.
 
-    The body of the request must have been read: `receive` then returns nothing but the
-    disconnection.
+    The request's body must have been read, so that `receive` returns only the disconnection.
     """
     working = asyncio.ensure_future(work)
     disconnection = asyncio.ensure_future(_disconnected(receive))

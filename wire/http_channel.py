@@ -39,8 +39,9 @@ _EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
 
 
 class HttpChannel:
-    """Calls to `url`: `file://PATH` of a Unix socket, with pixels in shared memory; or `tcp://` or
-    `http://HOST:PORT`.
+    """Calls to `url`: `file://PATH` of a Unix socket, or `tcp://` or `http://HOST:PORT`.
+
+    Pixels are passed in shared memory over a Unix socket.
     """
 
     def __init__(self, url: str, build_key: str, timeout_s: float) -> None:
@@ -124,7 +125,7 @@ def _channel_error(error: aiohttp.ClientError | TimeoutError) -> ChannelError:
     match error:
         case aiohttp.ClientResponseError():
             return _status_error(error.status)
-        case aiohttp.ConnectionTimeoutError():  # also a TimeoutError
+        case aiohttp.ConnectionTimeoutError():  # is a TimeoutError: match it first
             return RunnerUnreachable(repr(error))
         case TimeoutError():
             return CallTimedOut(repr(error))

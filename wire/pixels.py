@@ -40,7 +40,7 @@ class BadCall(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedCall:
-    """A call and its pixels (H, W, 3), None if none were sent."""
+    """A call and its pixels (H, W, 3), or None without pixels."""
 
     call: WriteCall
     pixels: Pixels | None

@@ -61,8 +61,7 @@ class RunnerChannel(Protocol):
         ...
 
     def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the source of the features, then the text of each sequence as it is written, and
-        its outcome.
+        """Yield the source of the features, then each sequence's text as written and its outcome.
 
         Raise a `ChannelError`. Closing the generator ends the sequences.
         """
@@ -73,7 +72,7 @@ class RunnerChannel(Protocol):
         ...
 
     async def adapters(self) -> AdapterStates | None:
-        """Return the adapters of the runner; None without an answer within a second."""
+        """Return the adapters of the runner, or None without an answer within a second."""
         ...
 
     async def close(self) -> None:

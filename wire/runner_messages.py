@@ -38,7 +38,7 @@ class ImageToEncode(BaseModel):
 
 
 class SequenceSpec(BaseModel):
-    """A sequence to generate from an image's features; None: the checkpoint's default."""
+    """A sequence to generate from an image's features; unset options are the checkpoint's."""
 
     # (text, is_control); control tokens are recognised in control segments only
     segments: list[tuple[str, bool]]
@@ -47,17 +47,17 @@ class SequenceSpec(BaseModel):
     top_p: float = 1.0
     seed: int | None = None
     num_beams: int | None = None
-    # Lark (runners/tokens/constraints.py) that the answer must match; None: unconstrained
+    # Lark (runners/tokens/constraints.py) that the answer must match, if set
     grammar: str | None = None
-    adapter: str | None = None  # the build key of its artifacts; None: the base model
-    timeout_s: float  # until the end of the sequence, queueing included
+    adapter: str | None = None  # the build key of its artifacts; unset for the base model
+    timeout_s: float  # the whole sequence, queueing included
 
 
 class Written(BaseModel):
     """A complete sequence."""
 
     kind: Literal["written"] = "written"
-    text: str  # without start and end tokens
+    text: str  # start and end tokens excluded
     token_ends: list[int]  # offset in `text` after each token of `logprobs`
     logprobs: list[float]
     finish_reason: FinishReason
@@ -90,7 +90,7 @@ class WriteCall(BaseModel):
     """The body of `/write` and `/stream`: sequences over the features of one image."""
 
     sequences: list[SequenceSpec]  # all with the same adapter
-    # None: in the body, or not sent as the features should be cached
+    # unset if they are in the body, or not sent as the features should be cached
     pixels: PixelMemory | None = None
 
 

@@ -1,3 +1,1 @@
-"""LoRA adapters in PEFT's format: read, checked against their base, and loaded from a watched
-folder.
-"""
+"""LoRA adapters in PEFT's format: read, checked against their base, loaded when found."""

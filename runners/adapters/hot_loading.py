@@ -1,12 +1,11 @@
-"""Keeps the adapters of a running decoder equal to those of a watched folder
-(wire/artifacts/adapter_folder.py).
+"""Keeps a decoder's adapters equal to those of a folder (wire/artifacts/adapter_folder.py).
 
     found       its base is this runner's model: read, checked against the base, added
     replaced    other files make another build: both stay until no call can name the one before
     gone        removed as long after its folder as a call may take; calls that named it have ended
     refused     logged once; the same files are not read again
 
-Files are read in a thread of their own, which is abandoned if it takes too long: no adapter can
+Each adapter is read in a separate thread, which is abandoned if it takes too long: no adapter can
 hold up the others. Knows no requests: the gateway lists an adapter after this runner has reported
 its key.
 """
@@ -59,8 +58,7 @@ class AdaptedDecoder(Protocol):
 class HotAdapters:
     """The adapters of one base in a watched folder.
 
-    A call takes at most `call_timeout_s`; the files of an adapter must be read within
-    `read_timeout_s`.
+    Calls end within `call_timeout_s`; an adapter must be read within `read_timeout_s`.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class HotAdapters:
         self._call_timeout_s = call_timeout_s
         self._read_timeout_s = read_timeout_s
         self._now = now
-        # build keys of the current versions; None: an adapter of another base
+        # build keys of the current versions, None for adapters of another base
         self._keys: dict[AdapterFolder, str | None] = {}
         self._added: dict[str, float | None] = {}  # keys: the time when the folder was gone
         self._refused: dict[str, str] = {}  # keys: the reason
@@ -135,8 +133,9 @@ class HotAdapters:
                 self._add(decoder, key, adapter)
 
     def _key(self, adapter: AdapterFolder) -> str | None:
-        """Return the build key of an adapter of this base; None for others, which another process
-        refuses or adds.
+        """Return the build key of an adapter of this base, or None.
+
+        Another process refuses or adds the adapters of other bases.
         """
         try:
             return _in_time(partial(self._own_key, adapter), self._read_timeout_s)
@@ -191,7 +190,7 @@ class HotAdapters:
             if isinstance(error, NoRoomError):
                 self._without_room.add(key)
             self._refuse(key, adapter, reason_of(error))
-        # such as too little memory: the others stay, and the watch goes on
+        # too little memory, for example: the others stay, and the watch continues
         except Exception as error:
             logger.exception("the adapter %s cannot be loaded", adapter.name)
             self._refuse(key, adapter, f"it cannot be loaded: {type(error).__name__}")

@@ -1,5 +1,4 @@
-"""Patterns of layer names, the keys of PEFT's `rank_pattern` and `alpha_pattern`, matched in linear
-time.
+"""Patterns of layer names in PEFT's `rank_pattern` and `alpha_pattern`, matched in linear time.
 
 A pattern is a regular expression that its adapter brings along; Python's `re` can take for ever on
 one, such as `(a+)+x`. RE2 never backtracks. Accepted is the syntax that both read alike, so that
@@ -47,9 +46,7 @@ class LayerPatterns:
         return cls(tuple((_compiled(key, pattern), value) for pattern, value in values.items()))
 
     def value_of(self, layer: str, default: float) -> float:
-        """Return the value of the first pattern that matches the whole name of a layer, or its end
-        after a dot.
-        """
+        """Return the value of the first pattern that matches a layer's name or its dotted end."""
         return next((value for pattern, value in self.compiled if pattern.match(layer)), default)
 
 

@@ -1,5 +1,4 @@
-"""Reads a LoRA adapter in PEFT's format: the language part, which a runner loads, and the vision
-part.
+"""Reads a LoRA adapter in PEFT's format: its language part, for runners, and its vision part.
 
     adapter_config.json         runners/adapters/peft_config.py
     adapter_model.safetensors   base_model.model.LAYER.lora_A.weight (R, in) and .lora_B.weight
@@ -60,8 +59,9 @@ class Product:
     up: Tensor  # float32 (out, R), of a convolution (out, R, 1, 1), with the factor
 
     def check(self, weight: tuple[int, ...] | None) -> None:
-        """Raise `AdapterError` unless it fits the shape of its layer's weight; None: there is no
-        such layer.
+        """Raise `AdapterError` unless it fits its layer's weight, whose shape is `weight`.
+
+        A base without the layer has no `weight`.
         """
         if weight is None:
             raise AdapterError(f"the adapter changes {self.layer}, which its base does not have")
@@ -87,9 +87,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class VisionPart:
-    """The weights of vision tower and projector that an adapter changes, by their names in
-    transformers 5.
-    """
+    """Changed weights of vision tower and projector, by their names in transformers 5."""
 
     products: Mapping[str, Product]
     replaced: Mapping[str, Tensor]  # float32
@@ -119,7 +117,7 @@ def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dic
     parts = read_parts(folder, base_decoder, limits)
     if parts.vision.weights:
         raise AdapterError(
-            f"it changes {parts.vision.weights[0]}, so that it needs a vision encoder of its own,"
+            f"it changes {parts.vision.weights[0]} and thus needs its own vision encoder,"
             " which only the export makes: add it to the catalog with adapter_of, run python -m"
             " export with its id, and restart"
         )
@@ -189,9 +187,7 @@ def _read_tensors(
 
 
 def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, which is not mapped: a file that is cut would end
-    the process.
-    """
+    """Return the tensors of a safetensors file; a mapped file that is cut would end the process."""
     with open_file(path, max_bytes) as file:
         length = file.read(_HEADER_LENGTH_BYTES)
         if (num_header_bytes := int.from_bytes(length, "little")) > _MAX_HEADER_BYTES:
@@ -240,9 +236,7 @@ def _replaced(path: Path, saved: Mapping[str, Tensor], modules: Sequence[str]) -
 
 
 def _vision_name(name: str) -> str | None:
-    """Return the name in transformers 5 of a layer or weight of vision tower or projector; None for
-    others.
-    """
+    """Return the name in transformers 5 of a layer or weight of the vision part, or None."""
     match = _VISION.fullmatch(name)
     return None if match is None else f"model.{match[1]}.{match[2]}"
 

@@ -1,5 +1,4 @@
-"""The configuration of a LoRA adapter in PEFT's format, adapter_config.json: rank, alpha and their
-patterns.
+"""A LoRA adapter's configuration in PEFT's adapter_config.json: rank, alpha and their patterns.
 
 Everything else that would change the answer is refused. The file is foreign data: nothing in it is
 run (runners/adapters/layer_patterns.py). Source of ranks and factors: peft 0.21,

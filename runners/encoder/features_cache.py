@@ -29,7 +29,7 @@ class Encoding:
     """An encoding in progress; the encoder sets `features`."""
 
     pixels: Pixels  # (H, W, 3)
-    adapter: str | None  # whose encoder it needs, by its build key; None: the model's
+    adapter: str | None  # build key of an adapter with its own encoder, else None
     started_s: float = field(default_factory=time.monotonic)
     trace: Context = field(default_factory=get_current)
     features: Tensor | None = None  # (N, C)
@@ -69,12 +69,10 @@ class VisionCache:
     async def get(
         self, image_key: str, pixels: Pixels | None, adapter: str | None = None
     ) -> CachedFeatures | Failed | None:
-        """Return the features of an image, encoded from `pixels` if needed; None if that is needed
-        and not possible.
+        """Return the features of an image, or None if they are not cached and `pixels` is None.
 
-        `adapter` is one with an encoder of its own, which the image key depends on; None: the
-        model's encoder. Cancelling the call does not cancel the encoding, which others may have
-        joined.
+        `adapter` is one with its own encoder, on which the image key depends; by default, the
+        model's encodes. Cancelling the call does not cancel an encoding: others may have joined it.
         """
         if (features := self._features.get(image_key)) is not None:
             return self._found(features, "hit")
@@ -113,7 +111,7 @@ class VisionCache:
         try:
             with self._depth.track_inprogress():
                 encoded = await self._encode(image_key)
-        except Exception:  # of the batcher; failures of the encoder are outcomes
+        except Exception:  # raised by the batcher; failures of the encoder are outcomes
             logger.exception("the batcher failed for an image of %s", self._model_id)
             return EncodedImage(encode_s=0.0, failed=_FAILED)
         finally:

@@ -33,11 +33,11 @@ from wire.artifacts.manifest import Device
 logger = logging.getLogger(__name__)
 
 _NO_GRAPH = -1  # the `gpu_graph_id` of a run that neither captures nor replays
-# of a replay; float16 rounds to 0.9999, and the features of other pixels are far below
+# least similarity of a replay; float16 rounds to 0.9999, features of other pixels are far below
 _MIN_COSINE = 0.999
 
 Pixels = NDArray[np.uint8]
-OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # with CUDA graphs if True
+OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # True opens it with CUDA graphs
 
 
 def batch_sizes(max_batch_size: int) -> list[int]:
@@ -58,9 +58,7 @@ def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
 
 
 class BoundSession:
-    """A session with memory for the input and the output of `max_batch_size` images, whose
-    addresses never change.
-    """
+    """A session with input and output memory for `max_batch_size` images at fixed addresses."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, max_batch_size: int, device: Device
@@ -79,9 +77,7 @@ class BoundSession:
         return torch.empty((num_images, *self._features.shape[1:]), device=self._device)
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """Return the features (B, N, C) of `pixels` (B, H, W, 3), which the next call
-        overwrites.
-        """
+        """Return the features (B, N, C) of `pixels` (B, H, W, 3); the next call overwrites them."""
         size = len(pixels)
         np.copyto(self._host_pixels[:size].numpy(), pixels)
         self._pixels[:size].copy_(self._host_pixels[:size], non_blocking=True)
@@ -96,7 +92,7 @@ class BoundSession:
         replayed = self.encode(noise).clone()
         self.run(size)
         cosines = torch.cosine_similarity(replayed.flatten(1), self._features[:size].flatten(1))
-        if not cosines.min() >= _MIN_COSINE:  # also where it is not a number
+        if not cosines.min() >= _MIN_COSINE:  # NaN also fails
             raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
 
     def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
@@ -105,8 +101,8 @@ class BoundSession:
         A session without graphs ignores `graph_id`.
         """
         if self._device == "cuda":
-            # ONNX Runtime has a stream of its own; torch's may still copy pixels, and the features
-            # of the run before.
+            # ONNX Runtime has its own stream; torch's may still copy pixels, and the features of
+            # the run before.
             torch.cuda.current_stream().synchronize()
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(graph_id))
@@ -153,9 +149,7 @@ class FixedBatches:
         self._thread.submit(self._load, with_graphs).result()
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """Return image features (B, N, C), float32, on the device, of resized RGB `pixels` (B, H,
-        W, 3).
-        """
+        """Return features (B, N, C), float32, on the device; `pixels`: resized RGB (B, H, W, 3)."""
         return self._thread.submit(self._encode, pixels).result()
 
     def _encode(self, pixels: Pixels) -> Tensor:
@@ -184,14 +178,14 @@ class FixedBatches:
             for size in self.sizes:
                 action = f"capture a batch of {size} images"
                 session.run(size, graph_id=size)
-            # after all captures: none may have changed the memory of another
+            # replayed after all captures: none may have changed the memory of another
             for size in self.sizes:
                 action = f"replay a batch of {size} images"
                 session.check_replay(size)
-        # without graphs the session runs, or raises what is not due to them
+        # The session then runs without graphs, or raises errors that graphs do not cause
         except Exception as error:
             exit_if_device_lost(error, self._name)
-            # Without the error, whose traceback holds the session.
+            # The traceback is not logged: it would hold the session.
             logger.warning(
                 "%s cannot %s; it runs without CUDA graphs: %s", self._name, action, str(error)
             )
@@ -200,10 +194,8 @@ class FixedBatches:
         return True
 
     def _open(self, with_graphs: bool) -> BoundSession:
-        """Open a session, and run every size without a graph: those that exceed the memory are left
-        out.
-        """
-        self._session = None  # one that failed is freed first
+        """Open a session and run every size without a graph; drop sizes that exceed the memory."""
+        self._session = None  # a failed one is freed first
         session = BoundSession(self._open_session(with_graphs), self._max_batch_size, self._device)
         self.sizes = [
             size for size in batch_sizes(self._max_batch_size) if self._fits(session, size)

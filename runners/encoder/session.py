@@ -38,10 +38,9 @@ class CudaOptions:
     """How an encoder uses a GPU."""
 
     max_batch_size: int = 16  # a larger batch runs in parts
-    # Of weights and activations: without a limit, a batch size could take memory that the decoder
-    # needs.
+    # Weights and activations: without a limit, a batch could take memory that the decoder needs.
     max_bytes: int | None = None
-    name: str = "the encoder"  # in the log
+    name: str = "the encoder"  # shown in the log
     with_graphs: bool = True
 
 
@@ -62,7 +61,7 @@ class VisionEncoder:
         self._cuda = cuda or CudaOptions()
         self._max_images = 1 if precision == "int8" else None
         self._session: onnxruntime.InferenceSession | None = None
-        self.fixed_batches: FixedBatches | None = None  # on a GPU
+        self.fixed_batches: FixedBatches | None = None  # used on a GPU only
 
     def load(self) -> None:
         """Load the graph.
@@ -103,7 +102,7 @@ class VisionEncoder:
             # Memory planned after the first run would be a second block beside that of the first.
             options.enable_mem_pattern = False
         wanted = execution_providers(self._device, with_graphs, self._cuda.max_bytes)
-        # Without its fallback, which would open the session on the CPU and hide the reason.
+        # No fallback: it would open the session on the CPU and hide the reason.
         session = onnxruntime.InferenceSession(
             str(self._file), options, providers=wanted, enable_fallback=0
         )
@@ -128,9 +127,7 @@ class VisionEncoder:
 
 @cache
 def _make_shared_arena() -> None:
-    """Register the arena that sessions with `use_env_allocators` share; ONNX Runtime admits one for
-    each device.
-    """
+    """Register the arena of sessions with `use_env_allocators`; ONNX Runtime has one per device."""
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
     memory = onnxruntime.OrtMemType.DEFAULT
     onnxruntime.create_and_register_allocator(
@@ -141,8 +138,7 @@ def _make_shared_arena() -> None:
 def execution_providers(
     device: Device, with_graphs: bool = False, max_bytes: int | None = None
 ) -> list[Any]:
-    """Return ONNX Runtime's providers for `device`; on CUDA, the CPU runs operators without a CUDA
-    kernel.
+    """Return ONNX Runtime's providers for `device`; the CPU runs operators without a CUDA kernel.
 
     `with_graphs`: for CUDA graphs, which a session with other operators refuses. `max_bytes`: of
     the GPU's memory.
@@ -169,8 +165,7 @@ def check_provider(device: Device, running: Sequence[str]) -> None:
 
 
 def encode_splitting(run: Callable[[Pixels], Tensor], pixels: Pixels) -> Tensor:
-    """Return the features that `run` computes of `pixels`; if memory runs out, of one half after
-    the other.
+    """Return the features of `pixels` by `run`; on out-of-memory, one half after the other.
 
     Other exceptions of `run` are raised, and out-of-memory errors of a single image.
     """

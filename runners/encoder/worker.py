@@ -44,9 +44,7 @@ class EncoderWorker:
         )
 
     def load(self, folder: Path, num_cores: int) -> None:
-        """Load the graph and encode a black image; on a GPU, all sizes of batches are captured or
-        run before.
-        """
+        """Load the graph and encode a black image; a GPU first captures or runs all batch sizes."""
         options = self._options
         manifest = self._manifest
         device = encoder_device(options.device)
@@ -111,9 +109,7 @@ class EncoderWorker:
 
 
 class Encoders:
-    """The encoder of a model (None), and those of its adapters by build key, on `features_device`
-    and `num_cores`.
-    """
+    """The encoders of a model (key None) and of its adapters (by build key)."""
 
     def __init__(self, options: RunnerOptions, features_device: Device, num_cores: int) -> None:
         self._options = options
@@ -131,7 +127,7 @@ class Encoders:
         self._workers[adapter].load(folder, self._num_cores)
 
     def owner(self, adapter: str | None) -> str | None:
-        """Return `adapter` if it has an encoder of its own; None: the model's encodes for it."""
+        """Return `adapter` if it has its own encoder, or None if the model's encodes for it."""
         return adapter if adapter in self._workers else None
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:

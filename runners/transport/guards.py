@@ -1,5 +1,4 @@
-"""Requests that a runner refuses before it reads them: foreign or long bodies, and calls for
-another build.
+"""Guards of a runner: foreign and long bodies and calls for another build are refused unread.
 
 A runner reads JSON, and pixels of the gateway's calls. BentoML 1.4.40 unpickles any request body
 whose content type is that of a pickle; only its entry service, the gateway, refuses these. The
@@ -21,9 +20,7 @@ _CALLS = ("/write", "/stream")
 
 
 class BodyGuard:
-    """Refuses bodies of another type (415), without a length (411) or too long (413) before they
-    are read.
-    """
+    """Refuses unread bodies: another type (415), without a length (411), too long (413)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,15 +50,13 @@ def _refusal(path: str, headers: Headers) -> PlainTextResponse | None:
 
 
 class LoadedBuild:
-    """The key of the build that a runner has loaded; None until then."""
+    """The key of the build that a runner has loaded, or None before."""
 
     key: str | None = None
 
 
 class BuildGuard:
-    """Refuses calls and probes for another build with 503, at which a proxy tries the next
-    runner.
-    """
+    """Refuses calls and probes for another build by 503: a proxy then tries the next runner."""
 
     def __init__(self, app: ASGIApp, loaded: LoadedBuild) -> None:
         self._app = app

@@ -1,5 +1,4 @@
-"""The routes that the gateway calls, as a plain Starlette app: a BentoML API would cost 0.4 ms more
-per call.
+"""The routes that the gateway calls, as a Starlette app: a BentoML API costs 0.4 ms more per call.
 
     POST /write     WriteCall -> Outcomes
     POST /stream    WriteCall -> a line of JSON for each WritingEvent

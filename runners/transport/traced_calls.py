@@ -15,9 +15,7 @@ from wire.telemetry.tracing import are_made, caller_context, note_error, span
 
 
 class TracedCalls:
-    """Makes a server span for each request with a traceparent header, in the trace of its
-    caller.
-    """
+    """Makes a server span in the caller's trace for each request with a traceparent header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

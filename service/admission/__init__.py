@@ -1,1 +1,1 @@
-"""Which requests start, and when: API keys, quotas, the fair queue, load and drain."""
+"""Admission of requests: API keys, quotas, the fair queue, load and drain."""

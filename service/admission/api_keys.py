@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHECK_INTERVAL_S = 1.0
 _VARIABLE = variable("api_keys_file")
-_MAX_WRONG_KEYS_PER_MINUTE = 10  # of one address
+_MAX_WRONG_KEYS_PER_MINUTE = 10  # per address
 _MAX_ADDRESSES = 10_000
-_OWNER_CHARS = 16  # of a key's SHA-256: they identify it, and are no use for guessing it
+_OWNER_CHARS = 16  # prefix of a key's SHA-256: it identifies the key without revealing it
 
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
     """One key of the file."""
 
-    sha256: str  # of the key, hexadecimal
-    name: str  # in messages; keys of one name count as one client in the fair queue
+    sha256: str  # hexadecimal
+    name: str  # shown in messages; keys with one name are one client in the fair queue
     limits: QuotaLimits = NO_LIMITS
 
     @classmethod
@@ -103,8 +103,7 @@ class ApiKeys:
     def check(self, authorization: str | None, address: str) -> Quota:
         """Return the quota for an Authorization header of a client at `address`.
 
-        Raise `Unauthorized` without an accepted key, `Overloaded` after many wrong ones from the
-        address.
+        Raise `Unauthorized` without an accepted key, `Overloaded` after many wrong ones.
         """
         if self._is_open:
             return UNLIMITED
@@ -171,7 +170,7 @@ class WrongKeys:
 
 
 def _network(address: str) -> str:
-    """Return the /64 network of an IPv6 address, as one client has all of it."""
+    """Return the /64 network of an IPv6 address: one client has all of it."""
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:

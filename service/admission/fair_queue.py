@@ -32,7 +32,7 @@ class QueuedRequest:
 
     client: str
     cost: int  # tokens
-    deadline_s: float  # on the clock of time.monotonic()
+    deadline_s: float  # time.monotonic()
 
 
 @dataclass(order=True, slots=True)

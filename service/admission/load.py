@@ -15,8 +15,8 @@ from weakref import WeakValueDictionary
 from service.errors import NotReady, Overloaded
 
 _MAX_OVERCOMMIT = 2
-_TIME_CONSTANT_S = 10.0  # of busy time: work done that long ago has weight 1/e
-_FORGET_AFTER_S = 10.0  # of idle time: a slow past may have had causes that have passed
+_TIME_CONSTANT_S = 10.0  # busy time after which work has weight 1/e
+_FORGET_AFTER_S = 10.0  # idle time after which the estimate is dropped: the load has changed
 
 
 class FairShare:
@@ -101,8 +101,8 @@ class ClientSlots:
 class ThroughputEstimate:
     """Work per second, in any unit: an exponentially weighted mean over busy time.
 
-    The first item of a burst to finish is no estimate for the others: there is none before as many
-    items have finished as are in flight.
+    The first item of a burst says little about the rest: there is no estimate until as many items
+    have finished as are in flight.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

@@ -26,7 +26,7 @@ _LEASE_MARGIN_S = 2.0  # a request ends shortly after its deadline
 
 @dataclass(frozen=True, slots=True)
 class QuotaLimits:
-    """Limits of one API key; None is unlimited."""
+    """Limits of one API key; unlimited by default."""
 
     requests_per_minute: int | None = None
     # an image counts once, however many models it is sent to
@@ -60,7 +60,7 @@ class TokenBucket:
 
 
 class Quota:
-    """The limits of one API key and their usage: of all gateways in `shared`, else of this one.
+    """The limits of one API key and their usage, counted for all gateways if `shared` is set.
 
     What this process has used is counted in both cases, and bounds it while the shared store does
     not answer.
@@ -75,7 +75,7 @@ class Quota:
         owner: str = "anonymous",
     ) -> None:
         self.name = name
-        self.owner = owner  # of stored files: unlike the name, it is never another key's
+        self.owner = owner  # owns stored files: unlike the name, it is unique to the key
         self._max_concurrent = limits.max_concurrent
         self._num_concurrent = 0
         self._requests = _bucket(limits.requests_per_minute, clock)
@@ -131,10 +131,10 @@ class Quota:
             if isinstance(error, asyncio.CancelledError):
                 self._shared.release(lease)
             raise
-        return lease  # without an answer, too: the store may have it
+        return lease  # also if the store did not answer: it may hold the lease
 
     async def end_request(self, lease: str) -> None:
-        """Count a request that has begun as ended, even if the caller is cancelled meanwhile."""
+        """Count a request as ended, even if the caller is cancelled."""
         if self._max_concurrent is None:
             return
         self._num_concurrent -= 1
@@ -168,4 +168,4 @@ def _bucket(per_minute: int | None, clock: Clock) -> TokenBucket | None:
     return None if per_minute is None else TokenBucket(per_minute, clock)
 
 
-UNLIMITED = Quota("anonymous", NO_LIMITS)  # of every request to a service without API keys
+UNLIMITED = Quota("anonymous", NO_LIMITS)  # for all requests if the service has no API keys

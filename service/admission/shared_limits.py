@@ -22,14 +22,14 @@ from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_S = 0.1  # of one call, with the wait for a connection
+TIMEOUT_S = 0.1  # per call, including the wait for a connection
 _RETRY_AFTER_S = 1.0
-_MAX_CONNECTIONS = 4  # one call takes 0.1 ms; more are no faster for one event loop
-_HASH_CHARS = 16  # of a key's SHA-256: they identify it, and are no use for guessing it
+_MAX_CONNECTIONS = 4  # a call takes 0.1 ms; more connections do not speed up one event loop
+_HASH_CHARS = 16  # prefix of a key's SHA-256: it identifies the key without revealing it
 
 _NOW = "local t = redis.call('TIME') local now = t[1] + t[2] / 1000000 "
 
-# After 60 seconds a bucket is full, as one that does not exist.
+# Buckets expire after 60 seconds: they are full by then, like a missing one.
 _TAKE = f"""{_NOW}
 local per_minute, amount = tonumber(ARGV[1]), tonumber(ARGV[2])
 local bucket = redis.call('HMGET', KEYS[1], 'level', 'at')
@@ -85,8 +85,9 @@ class SharedLimits:
         return SharedQuota(self, f"diptych:{sha256[:_HASH_CHARS]}")
 
     async def take(self, name: str, per_minute: float, amount: float) -> float | None:
-        """Take `amount` of a bucket and return 0, or take nothing and return the seconds until it
-        is available.
+        """Take `amount` from a bucket and return 0, else return the seconds until it is available.
+
+        Return None if the store does not answer.
         """
         wait_s = await self._answer(lambda: _called(self._take, name, per_minute, amount))
         return None if wait_s is None else float(wait_s)
@@ -99,7 +100,7 @@ class SharedLimits:
         return None if is_granted is None else bool(int(is_granted))
 
     def release(self, name: str, lease: str) -> asyncio.Task[None]:
-        """End a lease, in a task that goes on if its caller is cancelled."""
+        """End a lease, in a task that continues if its caller is cancelled."""
         task = asyncio.create_task(self._release(name, lease))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
@@ -114,7 +115,7 @@ class SharedLimits:
         await self._answer(lambda: self._store.zrem(name, lease))
 
     async def _answer(self, call: Callable[[], Awaitable[bytes | int]]) -> bytes | int | None:
-        """Return the store's answer; None while there is none."""
+        """Return the store's answer, or None if it does not answer."""
         if self._clock() < self._retry_at_s:
             SHARED_LIMITS_UNANSWERED.inc()
             return None
@@ -154,9 +155,7 @@ class SharedQuota:
     prefix: str
 
     async def take(self, unit: str, per_minute: float, amount: float) -> float | None:
-        """Take `amount` and return 0, or take nothing and return the seconds until it is
-        available.
-        """
+        """Take `amount` and return 0, else return the seconds until it is available."""
         return await self.limits.take(f"{self.prefix}:{unit}", per_minute, amount)
 
     async def lease(self, max_leases: int, lease: str, seconds: float) -> bool | None:

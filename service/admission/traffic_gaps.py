@@ -1,8 +1,7 @@
 """The gaps of online traffic, in which background requests run.
 
     online       a request of a client that waits for its answer
-    background   a request of a batch; it starts in a gap, and is cancelled if an online request
-                 comes
+    background   a request of a batch: starts in a gap, cancelled when an online request arrives
 
 A gap begins when no online request has been in flight for a moment. In it one background request
 starts, and one more at a time for each that ends, so that the many short gaps of busy traffic cost
@@ -43,7 +42,7 @@ class TrafficGaps:
         self._num_online = 0
         self._quiet_since_s = -math.inf
         self._allowed = 1  # background requests at a time in this gap
-        self._rested_at_s = -math.inf  # when one may run amid traffic
+        self._rested_at_s = -math.inf  # earliest time for a request amid traffic
         self._running: dict[asyncio.Task[None], _Running] = {}
         self._changed = asyncio.Event()
 

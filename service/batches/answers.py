@@ -36,8 +36,7 @@ from service.openai.api import complete, error_body, read_chat
 from service.schema.rendering import answer_json, comparison_json
 
 API = "batch"  # label in metrics
-# Its name is the client's in the fair queue; no API key can have it. The limits of keys count
-# online requests.
+# The name in the fair queue; no API key can have it. Keys' limits count online requests only.
 _QUOTA = Quota("(batches)", NO_LIMITS)
 _OK = 200
 _RETRY_AFTER_S = 1.0
@@ -58,7 +57,7 @@ class FiledRequest:
         self._num_late = 0
 
     async def answered(self, is_stopped: Callable[[], bool]) -> RenderedLine | None:
-        """Return the line with the answer or the error; None if the batch stops before.
+        """Return the line with the answer or the error, or None if the batch stops first.
 
         Raise `OSError` if the input file cannot be read.
         """

@@ -1,8 +1,8 @@
 """OpenAI's Files and Batches over the store; the batches are run by `service/batches/worker.py`.
 
 POST /v1/files    GET /v1/files    GET /v1/files/{file_id}[/content]  DELETE /v1/files/{file_id}
-POST /v1/batches  GET /v1/batches  GET /v1/batches/{batch_id}         POST
-                  /v1/batches/{batch_id}/cancel
+POST /v1/batches  GET /v1/batches  GET /v1/batches/{batch_id}
+POST /v1/batches/{batch_id}/cancel
 
 A key sees its own files and batches only. Each call reads the store, so that any gateway that
 shares it can answer.
@@ -35,7 +35,7 @@ from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
 
-_MAX_FILES = 10_000  # of one page
+_MAX_FILES = 10_000  # per page
 _MAX_BATCHES = 100
 _USUAL_BATCHES = 20
 _PURPOSES = ("batch", "batch_output")
@@ -44,7 +44,7 @@ ObjectT = TypeVar("ObjectT", FileObject, Batch)
 
 
 class _OpenFile(FileResponse):
-    """The content of a file that is open, also if it is deleted meanwhile."""
+    """The content of an open file, readable even if the file is deleted."""
 
     def __init__(self, file: BinaryIO) -> None:
         # opens the file itself, whatever its name is by now
@@ -195,11 +195,11 @@ def _limit(request: Request, usual: int, most: int) -> int:
 
 
 def _after(ids: list[str], cursor: str | None) -> list[str]:
-    """Return the ids behind that of the last page's last object; raise `InvalidRequest`."""
+    """Return the ids after the last object of the previous page; raise `InvalidRequest`."""
     if cursor is None:
         return ids
     if cursor not in ids:
-        raise InvalidRequest(f"after is {shown(cursor)}, which is no id of this list", "after")
+        raise InvalidRequest(f"after is {shown(cursor)}; it must be an id in this list", "after")
     return ids[ids.index(cursor) + 1 :]
 
 

@@ -29,9 +29,9 @@ from service.telemetry.metrics import BATCH_REQUESTS_WAITING
 
 logger = logging.getLogger(__name__)
 
-RETRY_S = 10.0  # after an error of the disk
-_SCAN_S = 1.0  # between looks for new batches
-_SAVE_S = 0.5  # between writes of a batch's answers
+RETRY_S = 10.0  # pause after a disk error
+_SCAN_S = 1.0  # interval of scans for new batches
+_SAVE_S = 0.5  # interval of writes of a batch's answers
 _CLEAN_S = 3600.0
 _DEFECT = "The service failed; the cause is in its log under the id of the batch."
 
@@ -138,12 +138,12 @@ class Dispatcher:
             state = await in_thread(folder.state, batch_id)
             if state.batch.status not in ENDED:
                 await work(folder, state)
-        except NotFound:  # it was removed
+        except NotFound:  # removed since the scan
             return
         except OSError as error:
             logger.error("batch %s waits %g s: %s", batch_id, RETRY_S, error)
             asyncio.get_running_loop().call_later(RETRY_S, self._known.discard, batch_id)
-        except Exception:  # what is stored cannot be read
+        except Exception:  # the stored state is unreadable
             logger.exception("batch %s cannot be run", batch_id)
 
     async def _sort_in(self, folder: KeyFolder, state: BatchState) -> None:
@@ -246,9 +246,9 @@ class Dispatcher:
         await in_thread(job.finish, is_full=is_full)
 
     async def _save_until_over(self, job: Job, run: BatchRun) -> None:
-        """Write the answers of a run until it is over."""
+        """Write a run's answers until the run is over."""
         while True:
-            is_over = run.is_over  # before its last answers are taken
+            is_over = run.is_over  # read before the last answers are taken
             await in_thread(job.save, run.take_output())
             self._num_waiting[job.state.batch.id] = job.num_waiting
             if is_over:

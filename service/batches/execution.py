@@ -32,7 +32,7 @@ class BatchRun:
         self.owner = owner
         self.batch_id = batch_id
         self.is_stopped = False
-        self.failure: BaseException | None = None  # of reading the input file, or of a request
+        self.failure: BaseException | None = None  # from a request or the input file
         self.source = source
         self._lines = source.unanswered(done)
         self._on_read = on_read
@@ -52,7 +52,7 @@ class BatchRun:
         return not self._in_flight and (self.is_stopped or not (self.has_lines or self._num_taken))
 
     async def take_line(self) -> LineSpan | None:
-        """Return the next request, for `begin` or `drop`; None at the end of the file."""
+        """Return the next request, for `begin` or `drop`, or None at the end of the file."""
         self._num_taken += 1
         if self._put_back:
             return self._put_back.popleft()
@@ -61,7 +61,7 @@ class BatchRun:
                 return line
             self._is_read = True
             self._on_read()
-        except Exception as error:  # for the batch's own task; the other batches go on
+        except Exception as error:  # reported by the batch's task; other batches continue
             self._fail(error)
         self._num_taken -= 1
         return None
@@ -106,7 +106,7 @@ class Executor:
     def __init__(self, core: Core, gaps: TrafficGaps, timeout_s: float) -> None:
         self._core = core
         self._gaps = gaps
-        self._timeout_s = timeout_s  # of one request
+        self._timeout_s = timeout_s  # per request
         self._runs: list[BatchRun] = []
         self._turns = itertools.count(1)
         self._last_turn: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""A batch at work: its answers are written while there is room, then its files made.
+"""A running batch: its answers are written while there is room, then its files are made.
 
 All calls block.
 """

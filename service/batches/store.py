@@ -34,9 +34,9 @@ from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES_PER_KEY = 10_000_000_000  # of files, outputs included; more may not be uploaded
+MAX_BYTES_PER_KEY = 10_000_000_000  # all files, outputs included; limits uploads only
 MAX_FILES_PER_KEY = 10_000
-MAX_BATCHES_PER_KEY = 1_000  # with those that ended in the last 30 days
+MAX_BATCHES_PER_KEY = 1_000  # including those that ended in the last 30 days
 _ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")
 
 
@@ -117,7 +117,7 @@ class KeyFolder:
             raise
 
     def check_room(self, num_bytes: int = 1) -> None:
-        """Raise `Overloaded` if another file of `num_bytes` is over a limit of the key."""
+        """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
         sizes = self._sizes()
         if len(sizes) >= MAX_FILES_PER_KEY or sum(sizes) + num_bytes > MAX_BYTES_PER_KEY:
             files = f"{len(sizes)} of {MAX_FILES_PER_KEY} files"
@@ -125,7 +125,7 @@ class KeyFolder:
             raise Overloaded(f"this key has {files} of {size}; delete some", 60)
 
     def num_free_bytes(self) -> int:
-        """Return how much the files may grow."""
+        """Return the number of bytes by which the files may grow."""
         return MAX_BYTES_PER_KEY - sum(self._sizes())
 
     def _sizes(self) -> list[int]:
@@ -162,9 +162,9 @@ class KeyFolder:
 
         Raise `NotFound` for its input, or `Overloaded` above a limit of the key.
         """
-        self.check_room()  # for its output
+        self.check_room()  # the output needs room
         if self.file(request.input_file_id).purpose != "batch":
-            problem = f"{request.input_file_id} is no input file: its purpose must be batch"
+            problem = f"{request.input_file_id} cannot be an input file: its purpose must be batch"
             raise InvalidRequest(problem, "input_file_id")
         if len(_ids(self.batches)) >= MAX_BATCHES_PER_KEY:
             usage = f"this key has {MAX_BATCHES_PER_KEY} batches"
@@ -246,7 +246,7 @@ class KeyFolder:
             elif state.batch.created_at + MAX_KEPT_S < now_s:
                 self.remove_batch(state.batch.id)
         for file_id in self.file_ids():
-            with suppress(NotFound):  # its client has just deleted it
+            with suppress(NotFound):  # deleted by its client meanwhile
                 if file_id not in used and self.file(file_id).expires_at < now_s:
                     self.remove_file(file_id)
         _remove_old(self.files, now_s, kept=used | set(self.file_ids()))
@@ -300,9 +300,9 @@ class Store:
         for owner in self.owners():
             try:
                 self.of(owner).remove_expired(now_s)
-            except ValidationError as error:  # which files it uses is unknown
+            except ValidationError as error:  # an unreadable batch may use any of the files
                 logger.error(
-                    "no files of the key %s are removed, as a batch of it cannot be read: %s",
+                    "expired files of key %s are kept: one of its batches cannot be read: %s",
                     owner,
                     error,
                 )

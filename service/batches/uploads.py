@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # python_multipart 0.0.34 declares it for type checkers alone
     from python_multipart.multipart import MultipartCallbacks
 
 MAX_FILE_BYTES = 200_000_000
-MAX_FORM_BYTES = 10_000  # of everything but the file
+MAX_FORM_BYTES = 10_000  # everything but the file
 _WRITE_BYTES = 1_000_000  # written at a time, in a thread
 _MAX_NAME_CHARS = 255
 _NESTED = re.compile(r"(\w+)\[(\w+)\]")  # expires_after[seconds]

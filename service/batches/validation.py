@@ -89,7 +89,7 @@ class _Checks:
             code = "invalid_request" if error.param else "invalid_json_line"
             yield (
                 code,
-                f"The line is no request: {error.message.replace('the body', 'it', 1)}.",
+                f"The line is not a request: {error.message.replace('the body', 'it', 1)}.",
                 error.param,
             )
             return

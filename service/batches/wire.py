@@ -133,7 +133,7 @@ class ExpiresAfter(_Given):
 
 
 class FileFields(_Given):
-    """Fields of POST /v1/files beside the file."""
+    """Fields of POST /v1/files other than the file."""
 
     purpose: Literal["batch"]
     expires_after: ExpiresAfter = ExpiresAfter(anchor="created_at", seconds=MAX_KEPT_S)

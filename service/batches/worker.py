@@ -16,7 +16,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_LOCK_S = 1.0  # between attempts to get the lock
+_LOCK_S = 1.0  # interval of attempts to get the lock
 
 
 class BatchWorker:

@@ -38,12 +38,12 @@ from service.inference.request_fields import CompareFields, PredictFields
 from tasks.errors import shown
 from tasks.table import TASKS
 
-_LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # of a body without small values; many of them take long, too
+_LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # size of a parsed body; many small values take long, too
 _FORM = "multipart/form-data"
 _JSON = "application/json"
 _MAX_FORM_FIELDS = 200
 _FORM_COPIES = 3  # the body, its parts, and the image taken out of them
-_MAX_NAME_CHARS = 80  # of a field, in messages
+_MAX_NAME_CHARS = 80  # a field's name in messages is cut here
 # Removed, as forms are UTF-8: some of Python's decoders need quadratic time.
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 # Bounded, as base64 looks like a scheme: 20 MB of it held the interpreter's lock for 0.2 s.
@@ -141,7 +141,7 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
         raise _too_large(memory.max_bytes)
     body = bytearray()
     async for chunk in request.stream():
-        if not chunk:  # as the last piece is
+        if not chunk:  # the last chunk is empty
             continue
         memory.hold(copies * len(chunk))
         body += chunk

@@ -99,7 +99,7 @@ class RestBoundary:
             # a body may replace it
             request.state.request_id = request_id_or_new(request.headers.get("x-request-id"))
             if (task := asyncio.current_task()) is not None:
-                # for service/telemetry/loop_lag.py
+                # read by service/telemetry/loop_lag.py
                 task.set_name(f"request {request.state.request_id}")
             try:
                 self.entrance.check()
@@ -171,7 +171,7 @@ class RestBoundary:
 
         Raise `Unauthorized`, or `Overloaded` after many wrong keys.
         """
-        # Two of the headers are a list (RFC 9110, 5.3), which is no key.
+        # Repeated headers are joined to a list (RFC 9110, 5.3), which matches no key.
         authorization = ", ".join(request.headers.getlist("authorization")) or None
         return self._api_keys.check(authorization, request.client.host if request.client else "")
 

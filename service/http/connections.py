@@ -18,7 +18,7 @@ class ConnectionLimits:
 
     max_connections: int
     max_connections_per_address: int
-    max_head_bytes: int = 64_000  # also of what comes between two pieces of a body
+    max_head_bytes: int = 64_000  # also limits data between two chunks of a body
     max_headers: int = 100
     head_timeout_s: float = 10.0
 

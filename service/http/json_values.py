@@ -1,7 +1,6 @@
 """JSON of clients: bounded before it is parsed, without lone surrogates.
 
-No step holds the interpreter's lock for more than some hundredths of a second, whatever the JSON
-has.
+No step holds the interpreter's lock for more than some hundredths of a second.
 """
 
 import json
@@ -15,7 +14,7 @@ from tasks.errors import shown
 
 LARGE_BYTES = 250_000  # parsed in a thread: 20 MB of base64 take a tenth of a second
 PIECE_BYTES = 500_000  # a multiple of 4, for base64
-MAX_JSON_VALUES = 10_000  # in lists and objects; 32 labels are the most that a task takes
+MAX_JSON_VALUES = 10_000  # elements of lists and objects; no task takes over 32 labels
 _VALUE_MARKS = (b",", b"[", b"{")  # base64 has none of them, so that an image counts as one value
 _MAX_COUNTED_VALUES = 1_000_000  # no reader allows more
 _VALUE_BYTES = 100  # a small object of Python and its place in a list or dictionary
@@ -23,10 +22,10 @@ _WIDE_CHAR_BYTES = 4
 # each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
 _MAX_JSON_ESCAPES = 2_000_000
 MAX_DIGITS = 1000
-# Not in a string: base64 has none of the characters before it, and after `base64,` no format begins
-# with a digit.
+# Never matches in an image: base64 has none of the leading characters, and no format begins with a
+# digit after `base64,`.
 _LONG_NUMBER = re.compile(rb"[\s:,\[][-+.0-9eE]{%d}" % (MAX_DIGITS + 1))
-_MAX_ERROR_CHARS = 200  # of a parser's message
+_MAX_ERROR_CHARS = 200  # a parser's message is cut here
 
 
 def json_object(

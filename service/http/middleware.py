@@ -1,7 +1,6 @@
 """ASGI middleware around every HTTP route: traces, headers, keys, drain count.
 
-Probes and pages get a trace id and no span. A span is named by its route, as a path can contain
-anything.
+Probes and pages get a trace id but no span. A span is named by its route: a path is unbounded.
 """
 
 from collections.abc import Collection

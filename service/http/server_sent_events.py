@@ -22,7 +22,7 @@ from wire.disconnection import while_connected
 # the latter: nginx does not buffer
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-Events = AsyncGenerator[str | Answer, None]  # of `Core.stream`
+Events = AsyncGenerator[str | Answer, None]  # the result of `Core.stream`
 Form = Callable[[str | Answer], Iterable[str]]
 
 
@@ -48,8 +48,7 @@ async def event_stream(
 ) -> Response:
     """Return the response that sends each of `events`, rendered by `form`, as it arrives.
 
-    A disconnected client closes `events`. An error after the first event is sent as an event named
-    `error`.
+    A disconnect closes `events`. An error after the first event is sent as an event `error`.
     """
     first = await while_connected(request.receive, anext(events))
     return _ClosingResponse(_body(first, events, form, context, interface))

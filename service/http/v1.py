@@ -1,7 +1,7 @@
 """The service's own HTTP interface.
 
-POST /v1/predict  POST /v1/compare  GET /v1/models[?catalog=true]  GET /v1/models/{model}  GET
-                  /v1/tasks
+POST /v1/predict                 POST /v1/compare
+GET /v1/models[?catalog=true]    GET /v1/models/{model}    GET /v1/tasks
 """
 
 import json

@@ -2,8 +2,7 @@
 
 Decoded images are large and slow to make: their number is bounded, and no client takes all places.
 Ordinary images are decoded in threads, heavy ones in processes that end with their requests and
-leave one place free. Headers have places of their own: they are read in a short time, and do not
-wait for pixels.
+leave one place free. Headers have separate places: they are read fast and do not wait for pixels.
 """
 
 import asyncio
@@ -141,7 +140,7 @@ class LazyImage:
     data: bytes
     decoder: ImageDecoder
     client: str
-    header: ImageHeader = field(init=False)  # by `open`
+    header: ImageHeader = field(init=False)  # set by `open`
     open_s: float = field(init=False)
 
     async def open(self, deadline_s: float = math.inf) -> None:

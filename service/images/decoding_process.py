@@ -2,8 +2,8 @@
 
 A thread could not be stopped, and its memory would be the gateway's. The process starts for one
 image in about a tenth of a second (`service/images/decoding_program.py`), has the lowest priority
-and a sandbox, and dies with the gateway. It does not get the gateway's environment, which may have
-secrets.
+and a sandbox, and dies with the gateway. The gateway's environment may have secrets: the process
+does not get it.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from wire.pixels import Pixels
 logger = logging.getLogger(__name__)
 
 _PROGRAM = "service.images.decoding_program"
-_ROOT = Path(__file__).parents[2]  # of the modules
-# what finds libraries and modules
+_ROOT = Path(__file__).parents[2]  # where modules are imported from
+# needed to find libraries and modules
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
 _BUFFER_BYTES = 32_000_000  # more than the pixels of any model's input
 

@@ -22,7 +22,7 @@ from imaging.files import ImageLimits, decode_image, resize
 from service.images.sandbox import confine
 
 _BYTES_PER_PIXEL = 24  # decoding and resizing take up to 16
-_COPIES_OF_FILE = 6  # by us, Pillow and libwebp
+_COPIES_OF_FILE = 6  # ours, Pillow's and libwebp's
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOWEST_PRIORITY = 19
 

@@ -2,8 +2,7 @@
 
 A name is resolved once per connection, and the connection goes to an address that was checked.
 Redirects are followed here and checked like the first URL. No cookies are sent, and an
-Authorization only if the caller gives one. Errors never name resolved addresses, and no URL is
-logged.
+Authorization only if the caller gives one. Errors name no resolved addresses; URLs are not logged.
 """
 
 import asyncio
@@ -39,9 +38,9 @@ class FetchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Whom an image is fetched for."""
+    """The request that an image is fetched for."""
 
-    deadline_s: float  # on the clock of time.monotonic()
+    deadline_s: float  # time.monotonic()
     client: str
     hold: Callable[[int], None]  # counts received bytes; raises `Overloaded`
     authorization: str | None = None  # sent to every allowed host
@@ -107,7 +106,7 @@ class ImageFetcher:
                 headers=_HEADERS | authorization,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                timeout=aiohttp.ClientTimeout(),  # none: `fetch` has one
+                timeout=aiohttp.ClientTimeout(),  # no timeout here: `fetch` has one
             ) as session,
             session.get(url.text, allow_redirects=False) as response,
         ):

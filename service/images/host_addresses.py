@@ -93,7 +93,7 @@ class Resolver(Protocol):
 
 
 class SystemResolver:
-    """Uses the system's resolver, in threads of its own, of which each client has its share.
+    """Uses the system's resolver in separate threads, of which each client has its share.
 
     A look-up cannot be cancelled: it counts until its thread returns, which RES_OPTIONS
     (resolv.conf(5)) bounds.

@@ -1,4 +1,4 @@
-"""Which image URLs are allowed: scheme, host and port. It opens no URL and resolves no name.
+"""Rules for image URLs: scheme, host and port. Opens no URL and resolves no name.
 
 A URL is parsed only here, and the URL that is opened is built from the checked parts, so that no
 second parser can see another host in it. Numbers that some resolvers accept as addresses
@@ -18,7 +18,7 @@ MAX_URL_CHARS = 2048
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>(?:[/?][!\x22$-\[\]-~]*)?)(?:#[!-\[\]-~]*)?",
-    re.IGNORECASE | re.ASCII,  # without ASCII, the Kelvin sign matches k
+    re.IGNORECASE | re.ASCII,  # ASCII: else the Kelvin sign matches k
 )
 _NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -44,7 +44,7 @@ class CheckedUrl:
     scheme: str
     host: str  # a name or an address, lower case
     port: int
-    path: str  # with the query
+    path: str  # includes the query
 
     @property
     def text(self) -> str:

@@ -47,18 +47,18 @@ class Place:
     """The place of a request among those that are pending, and the memory that belongs to it."""
 
     is_taken: bool = False
-    num_bytes: int = 0  # of its body, of an image by URL, and of what is parsed of them
-    lease: str = ""  # its key's, in the store of the shared limits
+    num_bytes: int = 0  # its body, an image by URL, and values parsed from them
+    lease: str = ""  # its key's lease in the store of the shared limits
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """Everything about a request beside its fields and image."""
+    """Everything about a request except its fields and image."""
 
     request_id: str
     api: str  # the interface, as in metrics
-    deadline_s: float  # on the clock of time.monotonic()
-    quota: Quota = UNLIMITED  # its name is the client's in fair queue and shares
+    deadline_s: float  # time.monotonic()
+    quota: Quota = UNLIMITED  # names the client in the fair queue and shares
     place: Place = field(default_factory=Place)
     # False: it runs in the gaps of the others, or in a place that its caller has taken
     needs_place: bool = True
@@ -78,11 +78,11 @@ class CoreLimits:
     """Limits on images and on requests in flight."""
 
     images: ImageLimits
-    max_decoded_images: int  # at a time
+    max_decoded_images: int  # images held at a time
     max_pending: int  # requests, running or waiting
     max_running: int  # requests in flight at one runner
-    max_waiting_tokens: int  # of the requests queued for one runner
-    max_bytes: int  # of all requests in flight
+    max_waiting_tokens: int  # all requests queued for one runner
+    max_bytes: int  # all requests in flight
     max_bytes_of_client: int
 
 

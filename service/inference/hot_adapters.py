@@ -40,7 +40,7 @@ _NONE_YET = AdapterStates(loaded=frozenset(), refused={})
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version of an adapter, and the model that it becomes; None: it is refused."""
+    """A version of an adapter, and the model that it becomes, or None if it is refused."""
 
     folder: AdapterFolder
     model: ServedModel | None
@@ -111,10 +111,10 @@ class HotAdapters:
         return {name: found for name, found in read.items() if found is not None}
 
     def _read(self, folder: AdapterFolder) -> Found | None:
-        """Return an adapter; None if its files change meanwhile."""
+        """Return an adapter, or None if its files change meanwhile."""
         try:
             found = Found(folder, self._model(folder))
-        # also of a defect: one adapter must not end the watch of the others
+        # includes defects: one adapter must not end the watch of the others
         except Exception as error:
             found = Found(folder, None)
             if folder.is_current():

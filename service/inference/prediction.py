@@ -23,8 +23,8 @@ from tasks.scores import Calibration, refine
 from wire.runner_messages import SequenceSpec
 from wire.telemetry.tracing import span
 
-_CHARACTERS_PER_TOKEN = 4  # of English text; only runners have tokenizers
-# without max_new_tokens: a checkpoint's own limit is far above its usual answers
+_CHARACTERS_PER_TOKEN = 4  # English text; only runners have tokenizers
+# Estimate if max_new_tokens is unset: a checkpoint's own limit is far above its usual answers
 _TYPICAL_NEW_TOKENS = 256
 
 
@@ -67,8 +67,8 @@ class PredictContext:
     """Prompts, deadline and queueing time of one prediction."""
 
     prompts: tuple[Prompt, ...]
-    deadline_s: float  # on the clock of time.monotonic()
-    waited_s: float = 0.0  # in the fair queue
+    deadline_s: float  # time.monotonic()
+    waited_s: float = 0.0  # spent in the fair queue
     on_text: OnText | None = None  # receives the text as it is written
 
 

@@ -44,7 +44,7 @@ _STAGES_TO_FIRST_TOKEN = (
 )
 _OPERATION = "generate_content"
 _STATUS = "diptych.status"  # attribute of a span: ok, an error code, or client_gone
-# As in the conventions for HTTP and gRPC: a client's error is no failure of the server's span.
+# A client's error does not fail the server's span (OpenTelemetry's conventions for HTTP and gRPC).
 _FAULTS: frozenset[str] = frozenset[ErrorCode]({"internal", "not_ready", "deadline_exceeded"})
 
 

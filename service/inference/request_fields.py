@@ -19,7 +19,7 @@ from tasks.table import TASKS, Task
 
 MAX_NEW_TOKENS = 4096
 MAX_BEAMS = 10
-MAX_NAME_CHARS = 200  # of a model
+MAX_NAME_CHARS = 200  # a model's id
 MAX_TEMPERATURE = 2
 # log-probabilities are divided by it in 32 bits: at 1e-38 they overflow
 MIN_SAMPLED_TEMPERATURE = 1e-6
@@ -32,7 +32,7 @@ PARAMETER_NAMES = frozenset(
 
 
 class GenerationFields(BaseModel):
-    """Fields of all endpoints, beside the parameters of the task."""
+    """Fields of all endpoints, except the parameters of the task."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

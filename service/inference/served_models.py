@@ -31,15 +31,15 @@ class ServedModel:
     entry: CatalogEntry
     manifest: Manifest
     mask_decoder: MaskDecoder | None
-    precision: str  # of encoder and decoder, as text
+    precision: str  # encoder's and decoder's, as text
     banned_phrases: frozenset[str] = frozenset()
     # measured by the export: its answers against those of float32
     agreement: Mapping[str, Any] | None = None
-    calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # by task
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # task: its calibration
     id: str = field(init=False)
     language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
-    runner_id: str = field(init=False)  # of the model whose runner answers: an adapter's base
-    adapter_key: str | None = field(init=False)  # of an adapter, at the runner of its base
+    runner_id: str = field(init=False)  # the model whose runner answers: an adapter's base
+    adapter_key: str | None = field(init=False)  # names an adapter at the runner of its base
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", self.entry.id)
@@ -94,7 +94,7 @@ def _check_adapter(entry: CatalogEntry, settings: Settings) -> None:
 
 
 def models_with_runner(settings: Settings) -> tuple[str, ...]:
-    """Return the ids of the served models that have a runner of their own: all but adapters."""
+    """Return the ids of the served models that have their own runner: all but adapters."""
     return tuple(entry.id for entry in served_entries(settings) if entry.adapter_of is None)
 
 

@@ -42,7 +42,7 @@ class AnswerPlaces:
             if not self._is_lent:
                 self._is_lent = True
                 return replace(context, place=Place(), needs_place=False)
-            # before the attempt: a place that is given back meanwhile ends the waiting
+            # Cleared before the attempt: a place that is given back during it ends the wait
             self._given_back.clear()
             try:
                 await self._core.take_place(further)

@@ -1,7 +1,7 @@
 """Label Studio's ML backend protocol over the core, for all served models or for one.
 
-/integrations/label-studio[/MODEL]  + GET /health  GET /versions  POST /setup  POST /predict  POST
-                                    /webhook
+/integrations/label-studio[/MODEL]  + GET /health    GET /versions
+                                      POST /setup    POST /predict    POST /webhook
 
 Label Studio shows of a failed call its status and URL, but not its body: it is redirected to a URL
 that has the message (GET …/failed/STATUS?MESSAGE), so that its pages show it. It sends basic
@@ -47,7 +47,7 @@ _MAX_TASKS = 1000
 MAX_JSON_VALUES = 1_000_000
 # lists and objects among them, such as the points of polygons: 1,000,000 take 0.4 s
 _MAX_JSON_NESTED = 100_000
-_PLAN_COPIES = 4  # of the configuration's characters, at most four bytes each
+_PLAN_COPIES = 4  # copies of the configuration's characters, at most four bytes each
 _LABEL_STUDIO_AGENT = "heartex/"  # label_studio/ml/api_connector.py
 _READABLE = ",;:'()/"
 _TRAINING = "START_TRAINING"

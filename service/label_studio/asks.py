@@ -1,4 +1,4 @@
-"""Which tasks the controls of a project ask of a model: of an image, or of a prompt.
+"""The tasks that a project's controls request from a model, for an image or for a prompt.
 
 | control | task of an image |
 | RectangleLabels | open_vocabulary_detection of its labels |
@@ -39,9 +39,9 @@ _QUESTION = "visual_question_answering"
 _TEXT_TASKS = ("captioning", "ocr", _QUESTION)
 _REGION_TEXT_TASKS = ("ocr_with_regions", "dense_region_captioning")
 _SEGMENTATION = "instance_segmentation"
-MAX_ASKS = 500  # of an image
-_MAX_PERCENT = 1_000_000  # of a drawn box, which may leave the image
-_MAX_LINES = 100  # of a prompt: Label Studio sends the texts of a TextArea
+MAX_ASKS = 500  # per image
+_MAX_PERCENT = 1_000_000  # a drawn box may extend beyond the image
+_MAX_LINES = 100  # lines of a prompt: Label Studio sends the texts of a TextArea
 _BOX = ("x", "y", "width", "height")
 _SHAPES = ("Rectangle", "Polygon", "RectangleLabels", "PolygonLabels")
 

@@ -34,13 +34,13 @@ from service.label_studio.images import TaskImages
 from service.label_studio.regions import JsonObject, prediction
 
 MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studio itself 100 s
-_MAX_TASKS = 4  # in flight of one call, whose images are in memory
-_MAX_ANSWERS = 12  # in flight of one call; more of it would only wait in the service's queues
+_MAX_TASKS = 4  # tasks of one call in flight: their images are in memory
+_MAX_ANSWERS = 12  # answers of one call in flight; more would only wait in the service's queues
 _TEMPORARY = (Overloaded, NotReady, DeadlineExceeded, InternalError)
-_TASK_BYTES = 1000  # of a task's dictionary and its outcome
-_MAX_ID_CHARS = 56  # of the call's id, to which a number is appended
+_TASK_BYTES = 1000  # a task's dictionary and its outcome
+_MAX_ID_CHARS = 56  # the call's id is cut here; a number is appended to it
 
-Sources = dict[str, str]  # where a task's images are, by the keys of its data
+Sources = dict[str, str]  # keys of a task's data: where its images are
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def is_token(text: str) -> bool:
 class LabelStudioHost:
     """The operator's Label Studio."""
 
-    url: str  # without a slash at its end
+    url: str  # has no slash at its end
     fetcher: ImageFetcher
     timeout_s: float
 
@@ -69,7 +69,7 @@ class LabelStudioHost:
         return f"{parts.scheme}://{parts.netloc}"
 
     def path_of(self, source: str) -> str | None:
-        """Return the path of a file of this Label Studio; None for any other source."""
+        """Return the path of a file of this Label Studio, or None for any other source."""
         if source.startswith("/") and not source.startswith("//"):
             return source
         return source.removeprefix(self.origin) if source.startswith(f"{self.origin}/") else None
@@ -120,7 +120,7 @@ class TaskImages:
         self._host = host
         self._token = token
         self._authorization: str | None = None
-        self._exchange = asyncio.Lock()  # of the token, once for the call
+        self._exchange = asyncio.Lock()  # the token is exchanged once per call
 
     async def read(self, source: str | None, context: RequestContext) -> bytes:
         """Return the image file that a task names; raise `ServiceError`.

@@ -5,8 +5,7 @@ It knows no models.
 <View>
   <Image name="image" value="$image"/>                      object tag: where a task has its image
   <RectangleLabels name="box" toName="image">               control tag
-    <Label value="Car" predicted_values="red car,blue car"/>  its labels, and the phrases that
-                                                              models are asked for
+    <Label value="Car" predicted_values="red car,blue car"/>  its labels; phrases sent to models
   </RectangleLabels>
 </View>
 
@@ -40,8 +39,8 @@ MAX_CONFIG_CHARS = 500_000
 _MAX_TAGS = 10_000  # opening and closing ones
 _MAX_NESTING = 50
 _MAX_CONTROLS = 50
-_MAX_LABELS = 1000  # of all controls
-_MAX_PHRASES = MAX_LABELS  # of a label
+_MAX_LABELS = 1000  # all controls together
+_MAX_PHRASES = MAX_LABELS  # per label
 _MAX_NAME_CHARS = 200
 # a TextArea whose name starts with it is the user's prompt, as in Label Studio's own examples
 _PROMPT = "prompt"
@@ -62,10 +61,10 @@ class Control:
     tag: ControlTag
     name: str
     image: str  # name of the object tag
-    image_key: str  # of a task's data
+    image_key: str  # key in a task's data
     labels: tuple[Label, ...]
     attributes: Mapping[str, str]
-    label_by_phrase: Mapping[str, str]  # by the folded phrase
+    label_by_phrase: Mapping[str, str]  # folded phrase: its label
 
     @property
     def result_type(self) -> str:
@@ -74,7 +73,7 @@ class Control:
 
     @property
     def is_prompt(self) -> bool:
-        """True for a text that the user writes and no model does."""
+        """True for a text written by the user, not by a model."""
         return self.tag == "TextArea" and self.name.startswith(_PROMPT)
 
     @property

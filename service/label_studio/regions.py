@@ -26,7 +26,7 @@ from tasks.results import (
 
 JsonObject = dict[str, Any]
 
-_MIN_POINTS = 3  # of a polygon
+_MIN_POINTS = 3  # per polygon
 _TOLERANCE_PX = 1.0
 
 

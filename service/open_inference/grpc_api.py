@@ -127,7 +127,7 @@ def read_request(request: pb.ModelInferRequest) -> InferRequest:
     outputs = tuple(output.name for output in request.outputs)
     for output in request.outputs:
         _refuse_parameters(output.parameters)
-    parameters = {  # in their JSON types; one without a value is None
+    parameters = {  # JSON types, None for a parameter without a value
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
         for name, parameter in request.parameters.items()
     }

@@ -85,7 +85,7 @@ class InferBody:
     """Body of a response."""
 
     content: bytes
-    json_length: int | None  # None: the whole body
+    json_length: int | None  # unset if the whole body is JSON
 
 
 def read_request(body: bytes, json_length: str | None) -> InferRequest:

@@ -31,11 +31,11 @@ from tasks.errors import shown
 from tasks.table import TASKS, Task
 
 API = "oip"  # label in metrics, for both transports
-VERSION = "1"  # of every model
+VERSION = "1"  # the same for every model
 OUTPUT = "result"
 MAX_TENSORS = 100  # inputs, outputs or parameters of a request; each name occurs once
 MAX_ID_CHARS = 256
-MAX_ELEMENTS = 1000  # of a tensor; more than any list of a request needs
+MAX_ELEMENTS = 1000  # per tensor; more than any list of a request needs
 _MAX_TIMEOUT_US = 2**63
 _FOR_TRITON = "triton_"  # prefix of parameters that clients address to Triton itself
 _LENGTH = struct.Struct("<I")
@@ -56,7 +56,7 @@ class InputSpec:
 
     name: str
     datatypes: tuple[str, ...]
-    length: int | None = 1  # None: any
+    length: int | None = 1  # None allows any
     is_list: bool = False
     is_required: bool = False
 

@@ -15,7 +15,7 @@ from service.validation import BOUNDED_BY_BODY
 from tasks.parameter_kinds import MAX_GIVEN_CHARS
 
 _IGNORED = "Accepted and ignored."
-_MAX_PARTS = 16  # of a message, which has an image and a text
+_MAX_PARTS = 16  # per message; one image and one text are needed
 _MAX_USER_CHARS = 1000
 
 

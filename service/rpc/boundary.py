@@ -90,7 +90,7 @@ class GrpcApi:
         return await incoming.read(context.deadline_s, partial(self._core.hold, context))
 
     async def leave(self, context: RequestContext) -> None:
-        """Give the place of a call back, if it has one."""
+        """Release the place of a call, if it has one."""
         await self._core.leave(context)
 
     def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
@@ -164,7 +164,7 @@ async def _call(
     metadata = metadata_of(context)
     request_id = request_id_or_new(metadata.get("x-request-id"))
     if (task := asyncio.current_task()) is not None:
-        task.set_name(f"request {request_id}")  # for service/telemetry/loop_lag.py
+        task.set_name(f"request {request_id}")  # read by service/telemetry/loop_lag.py
     with api.trace(name, metadata) as span:
         trace = ("x-trace-id", trace_id())
         context.set_trailing_metadata((trace,))

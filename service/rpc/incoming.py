@@ -19,7 +19,7 @@ from service.rpc.wire_values import num_values
 
 Context = Any  # grpc.aio.ServicerContext, which has no types
 
-_MAX_VALUES = 10_000  # as in a JSON body
+_MAX_VALUES = 10_000  # the limit of a JSON body
 _VALUE_BYTES = 100
 _COPIES = 3  # the message, its parsed fields, and the image taken out of them
 # Messages of lists, health and reflection have names only.

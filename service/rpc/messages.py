@@ -2,7 +2,7 @@
 
 Knows no server.
 
-The messages have the fields of the JSON models; only points and boxes are messages of their own.
+The messages have the fields of the JSON models; only points and boxes are separate messages.
 """
 
 import json

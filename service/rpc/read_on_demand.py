@@ -24,7 +24,7 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
         self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Handler:
-        """Return the handler of a call; None for an unknown method."""
+        """Return the handler of a call, or None for an unknown method."""
         handler = await continuation(details)
         if handler is None:
             return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-Descriptor = Any  # of protobuf's Python or of upb, which have no common type
+Descriptor = Any  # protobuf's Python or upb: they have no common type
 
 _VARINT = 0
 _FIXED64 = 1

@@ -41,7 +41,7 @@ from wire.telemetry.tracing import span
 
 logger = logging.getLogger(__name__)
 
-_RETRY_PAUSE_S = 0.1  # until the channel has noticed other connections that broke at the same time
+_RETRY_PAUSE_S = 0.1  # time to notice other connections that broke, too
 _MAX_KNOWN_IMAGES = 16_384
 
 
@@ -52,11 +52,11 @@ class WrittenAnswers:
     sequences: tuple[Written, ...]
     text: str  # one line for each sequence
     finish_reason: FinishReason  # `length` if any sequence was truncated
-    num_prompt_tokens: int  # without image tokens
+    num_prompt_tokens: int  # image tokens excluded
     num_generated_tokens: int  # start and end tokens included
     features: FoundFeatures
     preprocess_s: float  # decoding and resizing; 0 where the runner had the features
-    queue_s: float  # for slots, and transport
+    queue_s: float  # waiting for slots, and transport
     prefill_s: float
     decode_s: float
 
@@ -106,7 +106,7 @@ class RunnerClient:
         return await self._channel.is_ready()
 
     async def adapters(self) -> AdapterStates | None:
-        """Return the adapters of the runner; None if it does not answer, as while it starts."""
+        """Return the adapters of the runner, or None if it does not answer, as while it starts."""
         return await self._channel.adapters()
 
     async def close(self) -> None:

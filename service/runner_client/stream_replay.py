@@ -1,6 +1,4 @@
-"""Merges the streams of several sequences into one text, and replays a repeated stream without
-repeating text.
-"""
+"""Merges streams of several sequences into one text; replays a stream without repeating text."""
 
 from collections.abc import Callable
 
@@ -16,9 +14,7 @@ class ReplayDiverged(Exception):
 class StreamReplay:
     """Sends the text of the first sequence as it arrives, then that of the next.
 
-    Each sequence is one line.
-
-    At the end the text sent is that of all sequences, joined by newlines.
+    The complete text is that of all sequences, one line each, joined by newlines.
     """
 
     def __init__(self, num_sequences: int, send: OnText) -> None:
@@ -28,9 +24,7 @@ class StreamReplay:
         self.begin()
 
     def begin(self) -> None:
-        """Start a stream, the first or a repeated one: text already sent is compared, not sent
-        again.
-        """
+        """Start a stream, the first or a repeated one; text already sent is only compared."""
         self._texts = [""] * self._num_sequences
         self._outcomes: list[Outcome | None] = [None] * self._num_sequences
         self._current = 0  # index of the sequence that is being sent

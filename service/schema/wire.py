@@ -1,7 +1,6 @@
 """The JSON of answers and errors as pydantic models, which /openapi.json shows.
 
-Fields are those of the public contract; boxes, polygons and quads are in pixels of the original
-image.
+Fields are the public contract; boxes, polygons and quads are in pixels of the original image.
 """
 
 from typing import Literal

@@ -24,7 +24,7 @@ class Role:
     """The part of the service that a start runs."""
 
     name: Literal["all", "gateway", "runner"]
-    model_id: str = ""  # of a runner alone
+    model_id: str = ""  # set for a runner only
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "Role":

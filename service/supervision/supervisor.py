@@ -3,10 +3,8 @@
     python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and
                                                      becomes this)
 
-    start   the gateway and the runner of each model, or one of them alone
-            (service/supervision/roles.py)
-    stop    on SIGTERM or SIGINT: first the processes on the service's port, which drain; then the
-            runners
+    start   the gateway and the runner of each model, or one of them (service/supervision/roles.py)
+    stop    on SIGTERM or SIGINT: the processes on the service's port drain, then the runners stop
 
 The supervisor owns the listening sockets: connections to a process that died wait in the backlog
 for the next one.
@@ -80,7 +78,7 @@ class Supervisor:
         while self._next_signal() not in _STOP_SIGNALS:
             pass
         logger.info("stopping: draining accepted requests for up to %g s", max_request_s)
-        # it has its own copy of the socket; while it drains, a gateway answers not_ready
+        # has its own copy of the socket; a draining gateway answers not_ready
         for process in self._front:
             process.part.listener.close()
         self._stop(self._front, max_request_s + _FRONT_MARGIN_S)

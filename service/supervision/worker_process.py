@@ -44,8 +44,8 @@ class Part:
     name: str
     listener: socket.socket
     url: str
-    options: tuple[str, ...] = ()  # of BentoML's worker
-    protocol: type[asyncio.Protocol] | None = None  # of HTTP connections; None: uvicorn's own
+    options: tuple[str, ...] = ()  # arguments of BentoML's worker
+    protocol: type[asyncio.Protocol] | None = None  # HTTP connections; default: uvicorn's
 
 
 def runner_part(name: str, folder: Path) -> Part:
@@ -84,7 +84,7 @@ class WorkerProcess:
         self.part = part
         # unlike the part's, no other process has it: several gateways are one part
         self.name = name
-        self.pid: int | None = None  # None: not running
+        self.pid: int | None = None  # set while it runs
         self._others = others
         self._now = now
         self._started_s = 0.0
@@ -164,4 +164,4 @@ def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
     except BaseException:
         logger.exception("%s failed", part.name)
     finally:
-        os._exit(status)  # without the cleanup of the supervisor, whose stack this process has
+        os._exit(status)  # skips the cleanup of the supervisor, whose stack was forked

@@ -1,8 +1,7 @@
 """The OpenAPI document, generated from the task table and from the models of requests and answers.
 
 The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by their own
-documents, which their operations name; what is read of their bodies is described here with its
-bounds.
+documents, which their operations name; only the fields read here are described, with their bounds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -196,7 +195,7 @@ def _batch_paths() -> JsonObject:
             "purpose": {"const": "batch"},
         },
         "additionalProperties": {"type": "string"},  # expires_after[…]
-        "maxProperties": MAX_FORM_BYTES,  # with all their values
+        "maxProperties": MAX_FORM_BYTES,  # a limit in bytes also bounds the number
     }
     bodies = {
         "/v1/files": {"required": True, "content": {"multipart/form-data": {"schema": form}}},

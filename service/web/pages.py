@@ -1,10 +1,9 @@
 """Pages for a browser, without a key: the playground, and the HTTP contract.
 
-GET / (leads to /playground)  GET /playground  GET /playground/{file}  GET /docs  GET /docs/start.js
-                              GET /openapi.json
+GET / (redirects to /playground)    GET /playground       GET /playground/{file}
+GET /docs                           GET /docs/start.js    GET /openapi.json
 
-The playground's files are served before the models are ready; the page calls the API as any client
-does.
+The playground is served before the models are ready; the page calls the API as any client does.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """X-AnyLabeling's remote server protocol over the core.
 
-/integrations/x-anylabeling  + GET /health  GET /v1/models  GET /v1/models/{model}/info  POST
-                             /v1/predict
+/integrations/x-anylabeling  + GET /health                     GET /v1/models
+                               GET /v1/models/{model}/info     POST /v1/predict
 
 The API key is in the header `Token`. Errors have the statuses and the body of the service's own
 interface, and not the 200 of X-AnyLabeling-Server, as X-AnyLabeling shows a failed status only.

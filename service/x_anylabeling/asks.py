@@ -25,10 +25,10 @@ _TEXTS = {
 }
 _RECTANGLE_TASKS = ("region_description",)
 _SEPARATORS = re.compile(r"[.,;]")
-_DEFAULT_EPSILON = 0.001  # of X-AnyLabeling
+_DEFAULT_EPSILON = 0.001  # X-AnyLabeling's default
 _MAX_NAME_CHARS = 200
 _MAX_MARKS = 1000
-_MAX_NUMBERS = 1000  # of a mark: a point has 2, a rectangle 4
+_MAX_NUMBERS = 1000  # per mark: a point has 2, a rectangle 4
 # The values with which X-AnyLabeling starts; an intersection over union of 1 suppresses no box.
 _INITIAL_VALUES = {"edit_conf": 0.0, "edit_iou": 1.0, "toggle_preserve_existing_annotations": False}
 
@@ -57,7 +57,7 @@ class Params(_Given):
 
 
 class Call(_Given):
-    """The body of a call, beside its image."""
+    """The body of a call except its image."""
 
     model: str = Field(max_length=_MAX_NAME_CHARS)
     params: Params = Params()

@@ -2,7 +2,7 @@
 
 | result | shapes |
 | detections | a rectangle each |
-| instances | a polygon for each ring that is no hole: its polygons have none |
+| instances | a polygon for each outer ring: X-AnyLabeling's polygons have no holes |
 | text_regions | a polygon of four points each, with its text as description |
 | text | none: the description of the image; of a region, a rectangle with the text as label |
 
@@ -29,16 +29,17 @@ JsonObject = dict[str, Any]
 
 _UNLABELLED = "object"  # X-AnyLabeling requires a label
 _TEXT_LABEL = "text"
-_MIN_POINTS = 3  # of a polygon
+_MIN_POINTS = 3  # per polygon
 
 
 def shapes_json(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> JsonObject:
     """Return the data of a call.
 
     Args:
-        answer: with polygons, if it has masks. epsilon_factor: tolerance of simplified polygons, as
-        a share of their perimeter (OpenCV's approxPolyDP). region: the box that the answer
-        describes.
+        answer: has polygons if it has masks.
+        epsilon_factor: tolerance of simplified polygons, as a share of their perimeter (OpenCV's
+            approxPolyDP).
+        region: the box that the answer describes.
     """
     if isinstance(answer.result, TextResult) and region is None:
         # True would delete the shapes

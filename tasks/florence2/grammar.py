@@ -61,14 +61,14 @@ class Phrase:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt, None where any text is valid.
+    """Return the grammar of the answer to each prompt, or None if any text is valid.
 
     The label of a box is one of the names asked for.
     """
     names = parameters.labels or parameters.phrases
     answer = _ANSWERS["open_vocabulary_detection"] if names else _ANSWERS.get(task_id)
     label = _ANY_TEXT
-    if names:  # as they were given, and with any article or none
+    if names:  # models may write a name as given, or with another article or none
         given = " | ".join(map(json.dumps, names))
         bare = " | ".join(json.dumps(without_article(name)) for name in names)
         label = f'" "? ({given} | ("a " | "an " | "the ")? ({bare}))'

@@ -3,8 +3,8 @@
 `read_prompt` reads task tokens as users of its processor write them: `<OD>`,
 `<CAPTION_TO_PHRASE_GROUNDING>a cat`, `<REGION_TO_OCR><loc_52><loc_332><loc_932><loc_774>`.
 
-Source: transformers, models/florence2/processing_florence2.py (task_prompts_without_inputs,
-task_prompts_with_input).
+Source: transformers, models/florence2/processing_florence2.py
+(task_prompts_without_inputs, task_prompts_with_input).
 """
 
 import re
@@ -71,8 +71,7 @@ def task_prompts(
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per label or phrase.
 
-    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` for a region outside the
-    image.
+    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
     """
     if task_id not in entry.task_ids:
         raise UnsupportedTask(
@@ -96,7 +95,7 @@ def task_prompts(
 
 
 def read_prompt(text: str) -> AskedTask | None:
-    """Return the task requested by `text`, None if it does not start with a task token.
+    """Return the task requested by `text`, or None if it does not start with a task token.
 
     Raise `ParameterError`.
     """

@@ -52,7 +52,7 @@ class Entry:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt, None where any text is valid.
+    """Return the grammar of the answer to each prompt, or None if any text is valid.
 
     A label is one of the names asked for.
     """

@@ -1,8 +1,7 @@
 """PaliGemma's location tokens: 1024 bins a side, y before x; bin b is at b / 1023.
 
 Sources: google-research/big_vision@5f95305, big_vision/pp/proj/paligemma/segmentation.py
-(quantising rounds) and big_vision/evaluators/proj/paligemma/transfers/segmentation.py (divide by
-1023).
+(quantising rounds), big_vision/evaluators/proj/paligemma/transfers/segmentation.py (bin / 1023).
 """
 
 from tasks.results import BoxXyxy

@@ -1,7 +1,6 @@
 """PaliGemma's answers as typed results.
 
-A box's corners are sorted. Boxes without area and instances without 16 segmentation tokens are
-dropped.
+Corners are sorted. Boxes without area and instances without 16 segmentation tokens are dropped.
 """
 
 from collections.abc import Iterator, Sequence

@@ -49,7 +49,7 @@ def task_prompts(
 
 
 def read_prompt(text: str) -> AskedTask | None:
-    """Return the task requested by `text`, None if it has no task's form."""
+    """Return the task requested by `text`, or None if it does not have a task's form."""
     match = _WORD.fullmatch(text.strip())
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Small runners as processes of their own."""
+"""Small runners, each in a separate process."""
 
 import signal
 import socket

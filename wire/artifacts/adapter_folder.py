@@ -1,5 +1,4 @@
-"""A folder of LoRA adapters, which gateway and runners watch: each sub-folder is one in PEFT's
-format.
+"""A folder of LoRA adapters in PEFT's format, watched by gateway and runners.
 
     NAME/adapter_config.json
     NAME/adapter_model.safetensors
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "adapter_config.json"  # PEFT's name
 WEIGHTS_FILE = "adapter_model.safetensors"  # PEFT's name
 ENTRY_FILE = "diptych.yaml"
-# after the name of a layer: the matrices of an adapter as runners load them
+# Suffixes of a layer's name: the matrices of an adapter as runners load them
 DOWN = ".down"
 UP = ".up"
 MAX_ADAPTERS = 64  # per base
@@ -43,7 +42,7 @@ MAX_CONFIG_BYTES = 1_000_000  # PEFT's may name every layer
 MAX_ENTRY_BYTES = 16_384
 
 _FORMAT = 1  # increment when the same files become other matrices
-_SETTLED_AFTER_S = 1.0  # without a change
+_SETTLED_AFTER_S = 1.0  # time without a change
 _NAME = re.compile(r"[^.].*")  # others are temporary or hidden
 _MAX_REASON_CHARS = 500
 _MAX_ENTRY_DEPTH = 5
@@ -56,7 +55,7 @@ class AdapterError(ArtifactError):
 
 
 class NoRoomError(AdapterError):
-    """An adapter is in order, but the adapters of its base would exceed a limit with it."""
+    """The adapter is valid, but with it the adapters of its base would exceed a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class AdapterFolder:
     def entry(self) -> dict[str, Any]:
         """Return the keys of its catalog entry.
 
-        Raise `AdapterError` if the file is no mapping in YAML.
+        Raise `AdapterError` if the file is not a YAML mapping.
         """
         if ENTRY_FILE not in dict(self.files):
             return {}
@@ -117,9 +116,7 @@ class AdapterFolder:
         return values
 
     def base_name(self) -> str:
-        """Return the name of its base: `adapter_of` of the entry, else PEFT's
-        `base_model_name_or_path`.
-        """
+        """Return its base: `adapter_of` of the entry, else PEFT's `base_model_name_or_path`."""
         if (declared := self.entry().get("adapter_of")) is not None:
             name = declared
         else:
@@ -181,8 +178,9 @@ class AdapterScan:
         return dict(self._settled)
 
     def _is_settled(self, adapter: AdapterFolder) -> bool:
-        """Return True if its files are as in the last scan, or old: a renamed sub-folder is
-        complete at once.
+        """Return True if its files have not changed since the last scan, or are old.
+
+        A renamed sub-folder, whose files are old, is thus complete at once.
         """
         changed_s = max(max(version[:2]) for _, version in adapter.files) / 1e9
         return (
@@ -191,9 +189,7 @@ class AdapterScan:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message of an error about foreign data on one line, without control characters,
-    and bounded.
-    """
+    """Return an error's message about foreign data: one line, bounded, no control characters."""
     words = " ".join(str(error).split())
     return "".join(char if char.isprintable() else "?" for char in words[:_MAX_REASON_CHARS])
 
@@ -240,10 +236,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _parsed_yaml(text: bytes) -> Any:
-    """Parse a document without references, by which a short one stands for gigabytes, and without
-    deep nesting.
+    """Parse a document; refuse references and deep nesting.
 
-    PyYAML takes 9 s for 5,000 brackets; here the first few end it.
+    With references a short document stands for gigabytes. PyYAML takes 9 s for 5,000 brackets;
+    here parsing ends at the first few.
     """
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
@@ -281,9 +277,7 @@ def _version(path: Path) -> tuple[tuple[str, _FileVersion], ...]:
 
 
 def _stat(path: Path) -> os.stat_result:
-    """Return the state of a file, or of a link that leads nowhere: it is refused when it is
-    read.
-    """
+    """Return the state of a file, or of a broken link, which is refused when it is read."""
     try:
         return path.stat()
     except OSError:

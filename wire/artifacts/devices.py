@@ -1,7 +1,6 @@
 """The device of encoder and decoder, and their CPU threads.
 
-A device is found without torch, so that the gateway, which has none, gets the same result as the
-runners.
+A device is found without torch, so that the gateway, which lacks it, agrees with the runners.
 """
 
 import ctypes
@@ -43,9 +42,7 @@ def encoder_device(setting: DeviceSetting) -> Device:
 
 
 def has_cuda_provider() -> bool:
-    """Return True if ONNX Runtime has a CUDA provider that loads; log the missing library if it
-    does not load.
-    """
+    """Return True if ONNX Runtime has a CUDA provider that loads; log a missing library."""
     import onnxruntime  # starts a thread and takes 15 MB: not where the driver has no card
 
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
@@ -70,18 +67,16 @@ def decoder_device(setting: DeviceSetting) -> Device:
 
 
 def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
-    """Return the number of threads of encoder or decoder; `setting` 0: one for narrow models, else
-    all cores.
+    """Return the number of threads of encoder or decoder.
 
-    The matrix products of a narrow model take less time than starting a second thread.
+    `setting` 0 means all cores, but one thread for narrow models: their matrix products take less
+    time than starting a second thread.
     """
     return setting or (num_cores if hidden_size >= _WIDE else 1)
 
 
 def may_have_cuda(setting: DeviceSetting) -> bool:
-    """Return True if a GPU may be used, without initialising the driver: a process with it cannot
-    be forked.
-    """
+    """Return True if a GPU may be used; the driver is not initialised, as that prevents forks."""
     if setting != "auto":
         return setting == "cuda"
     try:
@@ -111,9 +106,7 @@ def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -
 
 
 def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
-    """Return True if NVIDIA's driver shows this process a GPU; CUDA_VISIBLE_DEVICES can hide
-    them.
-    """
+    """Return True if NVIDIA's driver shows a GPU that CUDA_VISIBLE_DEVICES does not hide."""
     try:
         driver = load_library("libcuda.so.1")
     except OSError:

@@ -127,8 +127,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None = None) -> None:
-    """Raise `ArtifactError` unless `folder` contains exactly the manifest's files, with their
-    hashes.
+    """Raise `ArtifactError` unless `folder` has exactly the manifest's files and their hashes.
 
     Only the files `names` are read and hashed, by default all.
     """

@@ -1,5 +1,4 @@
-"""The precision of encoder and decoder: the manifest's for the device, unless the operator sets
-one.
+"""The precision of encoder and decoder: the operator's, else the manifest's for the device.
 
 The manifest has the catalog's choice, verified by `python -m export`. Knows no tensors.
 """
@@ -54,8 +53,9 @@ def choose_precision(
 def measured_agreement(
     manifest: Manifest, encoder: Precision, decoder: Precision
 ) -> dict[str, Any] | None:
-    """Return the export's measurements of the answers at a pair of precisions; None for float32 or
-    without any.
+    """Return the export's measurements of answers at two precisions, or None without any.
+
+    Answers at float32 are not measured: they are the reference.
     """
     answers = manifest.parity.get("answers", {"runs": ()})
     for run in answers["runs"]:

@@ -1,7 +1,6 @@
 """Metrics of the processes of one host, in mapped files that any of them can add up.
 
-It is the multiprocess mode of prometheus_client 0.26 (values.py, mmap_dict.py), changed in two
-ways:
+The multiprocess mode of prometheus_client 0.26 (values.py, mmap_dict.py) with two changes:
 
 - A file belongs to a part of the service, not to a process id: a restarted part continues its
   counters, and no file of a dead process remains.
@@ -59,17 +58,13 @@ class ReservedFile(MmapedDict):
 
 
 def use_metric_files() -> None:
-    """Keep the values of all metrics that are declared from now on in files of
-    `FOLDER_VARIABLE`.
-    """
+    """Keep the values of metrics declared from now on in files of `FOLDER_VARIABLE`."""
     values.MmapedDict = ReservedFile  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS[0])  # type: ignore[no-untyped-call]
 
 
 def write_metrics_as(part: str) -> None:
-    """Write to the files of `part`, which no other running process writes to, and continue its
-    counters.
-    """
+    """Write to the files of `part` and continue its counters; no other process may write them."""
     _PROCESS[0] = part
 
 
@@ -80,9 +75,7 @@ def remove_live_gauges(folder: Path, part: str) -> None:
 
 
 async def metrics(_request: Request) -> Response:
-    """Return the metrics of all processes that write to `FOLDER_VARIABLE`, else those of this
-    one.
-    """
+    """Return the metrics of all processes that write to `FOLDER_VARIABLE`, else this one's."""
     return Response(await asyncio.to_thread(_text), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -95,7 +88,7 @@ def _text() -> bytes:
 
 
 def _reserve(path: str, num_bytes: int) -> bool:
-    """Return True if the file has `num_bytes` of its own, now or before."""
+    """Return True if `num_bytes` are reserved for the file, now or before."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -111,7 +104,5 @@ def _reserve(path: str, num_bytes: int) -> bool:
 
 
 def _memory_path() -> str:
-    """Return the path of new memory, which lasts as long as the process and is limited by no
-    folder.
-    """
+    """Return the path of new memory, which lasts as long as the process; no folder limits it."""
     return f"/proc/self/fd/{os.memfd_create('diptych-metrics')}"

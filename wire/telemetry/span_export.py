@@ -1,8 +1,7 @@
-"""Export of spans to a collector over OTLP/HTTP, in batches, by a thread; spans that cannot be sent
-are dropped.
+"""Export of spans to a collector over OTLP/HTTP, in batches, by a thread.
 
-OpenTelemetry reads environment variables of its own, such as OTEL_EXPORTER_OTLP_HEADERS,
-OTEL_EXPORTER_OTLP_CERTIFICATE and OTEL_BSP_MAX_QUEUE_SIZE.
+Spans that cannot be sent are dropped. OpenTelemetry also reads its own environment variables, such
+as OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_CERTIFICATE and OTEL_BSP_MAX_QUEUE_SIZE.
 """
 
 import logging
@@ -57,8 +56,7 @@ class RateLimitFilter(logging.Filter):
 
 
 def make_provider(endpoint: str, sample: float, part: str) -> TracerProvider:
-    """Return the provider of tracers for `part` of the service, sampling the share `sample` of new
-    traces.
+    """Return the provider of tracers for `part`, sampling the share `sample` of new traces.
 
     Starts the thread that exports to `endpoint`.
     """

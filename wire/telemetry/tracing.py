@@ -1,5 +1,4 @@
-"""Tracing by OpenTelemetry, for gateway and runners: trace ids always, spans if there is a
-collector.
+"""Tracing by OpenTelemetry in gateway and runners: trace ids always, spans with a collector.
 
 Before `start`, and without a collector, no spans are made and each function here takes at most a
 microsecond. The current span propagates to asyncio tasks by OpenTelemetry's context, and between
@@ -45,7 +44,7 @@ _tracer: Tracer | None = None
 class TraceOptions:
     """The collector, and the share of traces that are sampled."""
 
-    endpoint: str | None = None  # URL of an OTLP/HTTP collector; None: no spans
+    endpoint: str | None = None  # URL of an OTLP/HTTP collector; no spans without it
     # share of the traces that start here, 0 to 1; for others the caller's decision applies
     sample: float = 1.0
 
@@ -95,7 +94,7 @@ def span(
     attach(set_span_in_context(made, parent))
     try:
         yield made
-    except Exception as error:  # cancellation is no failure
+    except Exception as error:  # a cancellation is not a failure
         note_error(made, type(error).__name__)
         raise
     finally:
@@ -107,9 +106,7 @@ def span(
 def request_trace(
     headers: Mapping[str, str], name: str, attributes: Attributes | None
 ) -> Iterator[Span]:
-    """Enter the trace of a request with `headers`, or a new one; make its span, unless `attributes`
-    is None.
-    """
+    """Enter the trace in `headers`, or a new one; make a span unless `attributes` is None."""
     caller = _PROPAGATOR.extract(headers)
     if attributes is not None and _tracer is not None:
         with span(name, attributes, SpanKind.SERVER, caller) as made:
