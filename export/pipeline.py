@@ -12,6 +12,7 @@ from export.artifacts.checkpoint_tensors import CheckpointTensors
 from export.artifacts.decoder_weights import write_decoder_weights
 from export.artifacts.encoders import make_encoders, make_encoders_in_child
 from export.artifacts.vision_module import ImageInput, read_image_input
+from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ExportJob
 from export.checks.answer_agreement import agreeing_defaults
 from export.checks.answers import AnswerCheck
@@ -60,6 +61,13 @@ def make_artifacts(
 
     A large model's encoders are made in a child process, and its reference runs layer by layer.
     """
+    with in_transformers_form(job.source) as source:
+        return _make_artifacts(replace(job, source=source), folder, progress, is_large, probe_plan)
+
+
+def _make_artifacts(
+    job: ExportJob, folder: Path, progress: Progress, is_large: bool, probe_plan: ProbePlan | None
+) -> Manifest:
     checkpoint = job.source.folder
     progress.begin("writing the decoder's weights")
     write_decoder_weights(CheckpointTensors.open(checkpoint), folder / DECODER_FILE)

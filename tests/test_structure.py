@@ -17,7 +17,7 @@ ARROWS = {
     "runners": set[str](),
     "imaging": set[str](),
     "tasks": set[str](),
-    "export": {"runners", "imaging", "tasks"},
+    "export": {"runners", "imaging", "tasks", "service.images.sandbox"},
     "offline": {
         "service.errors",
         "service.http.body",  # the values of fields as text

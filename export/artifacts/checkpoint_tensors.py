@@ -27,6 +27,7 @@ from export.checkpoints.errors import SourceError
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _GenerationConfig: Any = GenerationConfig
 
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 VISION_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
 
 
@@ -116,8 +117,34 @@ def empty_model(folder: Path) -> Any:
             )
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"transformers cannot load the checkpoint: {error}") from error
+    complete_rules(model)
     model.tie_weights()
     return model.eval()
+
+
+def complete_rules(model: Any) -> None:
+    """Set the special ids that generation_config.json lacks to those of the configuration.
+
+    Raise `SourceError` if the file has other ids than a Florence-2 model.
+    """
+    rules = model.generation_config
+    config = model.config.get_text_config(decoder=True)
+    for name in _SPECIAL_IDS:
+        if getattr(rules, name) is None:
+            setattr(rules, name, getattr(config, name, None))
+    if model.config.model_type != "florence2":  # Gemma ends answers of some releases by more tokens
+        return
+    given = {name: getattr(rules, name) for name in _SPECIAL_IDS}
+    expected = {name: getattr(config, name) for name in _SPECIAL_IDS}
+    if given != expected:
+        raise SourceError(
+            f"generation_config.json has {_listed(given)}; the model has {_listed(expected)}: write"
+            " these ids into the file, or remove the file"
+        )
+
+
+def _listed(ids: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {token_id}" for name, token_id in ids.items())
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

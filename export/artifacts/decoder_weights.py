@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from export.artifacts.checkpoint_tensors import VISION_PREFIXES
+from export.artifacts.checkpoint_tensors import VISION_PREFIXES, complete_rules
 from export.checkpoints.errors import SourceError
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
@@ -38,6 +38,7 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
         raise SourceError(
             f"the checkpoint lacks {len(absent)} weights of its configuration, first {absent[0]}"
         )
+    complete_rules(model)
     return model.eval()
 
 

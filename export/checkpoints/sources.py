@@ -1,6 +1,6 @@
 """Checkpoint sources: a local folder, or a Hugging Face repository at one commit.
 
-Only safetensors and text files are fetched and read: no pickles, no remote code.
+No code of a repository is fetched. Pickled weights are only fetched where there are no safetensors.
 """
 
 import json
@@ -19,6 +19,7 @@ from export.checkpoints.hub import fetch_file, fetch_snapshot
 from runners.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
 
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
 CHECKPOINT_PATTERNS = (
     CONFIG_FILE,
     "generation_config.json",
@@ -31,16 +32,15 @@ CHECKPOINT_PATTERNS = (
     "model*.safetensors",
     WEIGHTS_INDEX_FILE,
 )
+PICKLED_PATTERNS = ("pytorch_model*.bin", PICKLED_INDEX_FILE)
+_ALL_PATTERNS = (*CHECKPOINT_PATTERNS, *PICKLED_PATTERNS)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(
     r"hf://(?P<space>spaces/)?(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)(?:#sha256=(?P<sha256>[0-9a-f]{64}))?"
 )
+_OWN_VISION_TYPE = "florence_vision"
+_MICROSOFT_VISION_TYPES = ("davit", "", None, "florence2_vision")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-# The original Florence-2 repositories: same model_type as transformers' own form, but other names
-# of weights, and code.
-_REMOTE_CODE_OWNER = "microsoft/Florence-2-"
-_REMOTE_CODE_VISION_TYPE = "davit"  # transformers' own form has florence_vision
-_REMOTE_CODE_SIZE = re.compile(r"Florence-2-((?:base|large)(?:-ft)?)/?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,16 @@ class Source:
 
     def files(self) -> Iterator[Path]:
         """Yield the files that the export reads, sorted by name."""
-        for path in sorted(self.folder.iterdir()):
-            if any(fnmatch(path.name, pattern) for pattern in CHECKPOINT_PATTERNS):
+        paths = sorted(self.folder.iterdir())
+        has_safetensors = any(fnmatch(path.name, "model*.safetensors") for path in paths)
+        patterns = CHECKPOINT_PATTERNS if has_safetensors else _ALL_PATTERNS
+        for path in paths:
+            if any(fnmatch(path.name, pattern) for pattern in patterns):
                 yield path
+
+    def weights(self) -> list[Path]:
+        """Return the files with tensors, sorted by name."""
+        return [path for path in self.files() if path.suffix in (".safetensors", ".bin")]
 
     def hashes(self) -> dict[str, str]:
         """Return the sha256 of each file by name; this reads every shard."""
@@ -113,12 +120,10 @@ def _check_complete(source: Source) -> None:
     missing = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if name not in names]
     if names.isdisjoint(_PROCESSOR_FILES):
         missing.append(" or ".join(_PROCESSOR_FILES))
-    if not any(name.endswith(".safetensors") for name in names):
-        missing.append("model.safetensors")
-    if WEIGHTS_INDEX_FILE in names:
-        missing += sorted(
-            set(_read_json(source, WEIGHTS_INDEX_FILE, "weight_map").values()) - names
-        )
+    if not source.weights():
+        missing.append("model.safetensors or pytorch_model.bin")
+    for index in names & {WEIGHTS_INDEX_FILE, PICKLED_INDEX_FILE}:
+        missing += sorted(set(_read_json(source, index, "weight_map").values()) - names)
     if missing:
         raise SourceError(f"{source.name} lacks {', '.join(missing)}")
 
@@ -142,11 +147,28 @@ def _check_family(source: Source, family: Family) -> None:
         raise SourceError(
             f"{source.name} is a checkpoint of {model_type}; the catalog expects {family}"
         )
-    if (
-        _read_json(source, CONFIG_FILE, "vision_config").get("model_type")
-        == _REMOTE_CODE_VISION_TYPE
-    ):
-        raise _remote_code_error(source.name)
+    for part in ("vision_config", "text_config"):
+        if not isinstance(_read_json(source, CONFIG_FILE, part), dict):
+            raise SourceError(f"{CONFIG_FILE} of {source.name} must have an object as {part}")
+    vision_type = _read_json(source, CONFIG_FILE, "vision_config").get("model_type")
+    if family == "florence2" and vision_type not in (_OWN_VISION_TYPE, *_MICROSOFT_VISION_TYPES):
+        raise SourceError(
+            f"{source.name} has vision_config.model_type {vision_type!r}; allowed:"
+            f" {_OWN_VISION_TYPE} (transformers' form), davit or none (Microsoft's)"
+        )
+
+
+def is_microsoft_form(source: Source) -> bool:
+    """Return True for a Florence-2 checkpoint in Microsoft's own form."""
+    config = read_config(source)
+    vision_type = config["vision_config"].get("model_type")
+    return config["model_type"] == "florence2" and vision_type in _MICROSOFT_VISION_TYPES
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """Return the `config.json` of a checkpoint that was resolved."""
+    config: dict[str, Any] = json.loads((source.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return config
 
 
 def _read_json(source: Source, file_name: str, key: str) -> Any:
@@ -156,23 +178,7 @@ def _read_json(source: Source, file_name: str, key: str) -> Any:
         raise SourceError(f"{file_name} of {source.name} has no {key}: {error!r}") from error
 
 
-def _remote_code_error(name: str) -> SourceError:
-    size = _REMOTE_CODE_SIZE.search(name)
-    converted = (
-        f"florence-community/Florence-2-{size[1].lower()}"
-        if size
-        else "a florence-community/Florence-2-* repository"
-    )
-    return SourceError(
-        f"{name} is in the form of Florence-2 that runs code of its repository"
-        f" (vision_config.model_type: {_REMOTE_CODE_VISION_TYPE}); use the converted repository"
-        f" instead: --source {converted}"
-    )
-
-
 def _fetch(repository: str, revision: str | None, family: Family) -> Source:
-    if repository.startswith(_REMOTE_CODE_OWNER):
-        raise _remote_code_error(repository)
     # The configuration first: a checkpoint that will be refused is not downloaded.
     folder = fetch_snapshot(repository, revision, [CONFIG_FILE])
     source = Source(repository, folder.name, folder)
@@ -183,4 +189,6 @@ def _fetch(repository: str, revision: str | None, family: Family) -> Source:
         flush=True,
     )
     fetch_snapshot(repository, source.revision, CHECKPOINT_PATTERNS)
+    if not source.weights():
+        fetch_snapshot(repository, source.revision, PICKLED_PATTERNS)
     return source

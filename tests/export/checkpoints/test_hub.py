@@ -1,6 +1,5 @@
 """The export from a hub, as a user runs it: `python -m export` against a hub on this machine."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 
 from tests.support.export_cli import MODELS, ModelStore, small_disk
 from tests.support.hub import COMMIT, REPOSITORY, Failure, LocalHub, running_hub
+from tests.support.microsoft_form import update_json
 
 CHECKPOINT = MODELS / "florence-2-mini"
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -156,36 +156,26 @@ def test_broken_download_is_not_taken_for_a_cached_checkpoint_and_resumes(
         assert plan(store, hub, tmp_path / "cache") == COMMIT
 
 
-def test_checkpoint_of_another_form_is_refused_before_its_weights_are_fetched(
+def test_checkpoint_of_another_family_is_refused_before_its_weights_are_fetched(
     store: ModelStore, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["vision_config"]["model_type"] = "davit"
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    update_json(folder / "config.json", model_type="bart")
     with running_hub(folder) as hub:
         run = export(store, hub, tmp_path / "cache")
-        assert_refused(
-            run, store, "vision_config.model_type: davit", "florence-community/Florence-2-"
-        )
+        assert_refused(run, store, "is a checkpoint of bart; the catalog expects florence2")
         assert not any(path.endswith(".safetensors") for path in hub.requested)
 
 
-def test_original_florence_2_repository_is_refused_without_a_request(
-    hub: LocalHub, store: ModelStore, tmp_path: Path
+def test_pickled_weights_are_fetched_where_there_are_no_others(
+    store: ModelStore, tmp_path: Path
 ) -> None:
-    run = store.export(
-        "florence-2-large",
-        "--source",
-        "microsoft/Florence-2-large",
-        **hub.environment(tmp_path / "cache"),
-    )
-    assert_refused(
-        run,
-        store,
-        "use the converted repository instead: --source florence-community/Florence-2-large",
-    )
-    assert hub.requested == []
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    (folder / "model.safetensors").unlink()
+    with running_hub(folder) as hub:
+        assert plan(store, hub, tmp_path / "cache") == COMMIT
+        assert any(path.endswith("/pytorch_model.bin") for path in hub.requested)
+        assert not any(path.endswith(".py") for path in hub.requested)
 
 
 def test_full_disk_of_the_cache_is_one_line(
