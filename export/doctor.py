@@ -30,6 +30,7 @@ from runners.artifacts.manifest import (
 )
 from runners.artifacts.manifest import vision_encoder_file as encoder_file
 from runners.artifacts.store import artifact_folder
+from tasks.catalog import model_id_of
 
 Verdict = Literal["ok", "warning", "failure"]
 
@@ -59,7 +60,7 @@ def main(model_ids: Sequence[str]) -> int:
         or exported_models()
     )
     has_failure = False
-    for finding in findings(models):
+    for finding in findings([model_id_of(model) for model in models]):
         print(finding, flush=True)
         has_failure |= finding.verdict == "failure"
     return int(has_failure)

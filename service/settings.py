@@ -14,6 +14,7 @@ from runners.artifacts.precision import WantedPrecision
 from service.images.url_rules import AllowedHost
 from service.setting_urls import check_http_url, check_store_url, split_runner_url
 from service.telemetry.logs import LogFormat
+from tasks.catalog import model_id_of
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
@@ -32,7 +33,9 @@ class Settings(BaseModel):
     models: tuple[str, ...] = Field(
         ("florence-2-mini", "paligemma-mini"),
         min_length=1,
-        description="Served models: catalog ids, comma-separated.",
+        description=(
+            "Served models, comma-separated: catalog ids, or `hf:owner/name` after their export."
+        ),
     )
     catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
     adapters: Path | None = Field(
@@ -330,6 +333,11 @@ class Settings(BaseModel):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("models")
+    @classmethod
+    def _ids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(model_id_of, value))
 
     @field_validator("url_hosts")
     @classmethod

@@ -140,5 +140,6 @@ def _entries(models: Sequence[BenchModel], folder: Path) -> Iterator[dict[str, A
             "id": model.id,
             "source": str(checkpoint_folder(model, folder).resolve()),
             "revision": None,
+            "weights_sha256": None,
         }
         yield by_id[model.entry_id] | source

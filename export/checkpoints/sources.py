@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
+from export.checkpoints.bases import base_entry
 from export.checkpoints.errors import SourceError
 from export.checkpoints.hub import fetch_file, fetch_snapshot
 from runners.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
 
+WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
 CHECKPOINT_PATTERNS = (
@@ -34,6 +36,11 @@ CHECKPOINT_PATTERNS = (
 )
 PICKLED_PATTERNS = ("pytorch_model*.bin", PICKLED_INDEX_FILE)
 _ALL_PATTERNS = (*CHECKPOINT_PATTERNS, *PICKLED_PATTERNS)
+_BIG_VISION_SUFFIX = ".npz"
+_CONVERSION = (
+    "run transformers' models/paligemma/convert_paligemma_weights_to_hf.py (PaliGemma 2:"
+    " convert_paligemma2_weights_to_hf.py) on it, and give the new folder as --source"
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(
     r"hf://(?P<space>spaces/)?(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)(?:#sha256=(?P<sha256>[0-9a-f]{64}))?"
@@ -82,9 +89,12 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
     elif _HUB_ID.fullmatch(name):
         source = _fetch(name, revision, family)
     else:
+        if name.endswith(_BIG_VISION_SUFFIX):
+            raise _big_vision_error(name)
         raise SourceError(f"{name} is neither a folder nor a hub id of the form owner/name")
     _check_complete(source)
     _check_family(source, family)
+    _check_processor(source)
     _check_weights(source)
     return source
 
@@ -117,15 +127,39 @@ def check_hash(path: Path, name: str, expected: str | None) -> None:
 
 def _check_complete(source: Source) -> None:
     names = {path.name for path in source.files()}
-    missing = [name for name in (CONFIG_FILE, TOKENIZER_FILE) if name not in names]
-    if names.isdisjoint(_PROCESSOR_FILES):
-        missing.append(" or ".join(_PROCESSOR_FILES))
+    if CONFIG_FILE not in names and list(source.folder.glob(f"*{_BIG_VISION_SUFFIX}")):
+        raise _big_vision_error(source.name)
+    missing = [] if CONFIG_FILE in names else [CONFIG_FILE]
     if not source.weights():
-        missing.append("model.safetensors or pytorch_model.bin")
+        missing.append(f"{WEIGHTS_FILE} or pytorch_model.bin")
     for index in names & {WEIGHTS_INDEX_FILE, PICKLED_INDEX_FILE}:
         missing += sorted(set(_read_json(source, index, "weight_map").values()) - names)
     if missing:
         raise SourceError(f"{source.name} lacks {', '.join(missing)}")
+
+
+def _check_processor(source: Source) -> None:
+    """Raise `SourceError` unless the tokenizer and the image processor are there: training scripts
+    often save the model alone.
+    """
+    names = {path.name for path in source.files()}
+    missing = [] if TOKENIZER_FILE in names else [TOKENIZER_FILE]
+    if names.isdisjoint(_PROCESSOR_FILES):
+        missing.append(" or ".join(_PROCESSOR_FILES))
+    if missing:
+        raise SourceError(
+            f"{source.name} lacks {', '.join(missing)}: copy tokenizer.json, tokenizer_config.json,"
+            " processor_config.json and preprocessor_config.json, those that there are, from its"
+            f" base {base_entry(read_config(source)).source}, or save them with the processor that"
+            " it was tuned with"
+        )
+
+
+def _big_vision_error(name: str) -> SourceError:
+    return SourceError(
+        f"{name} is a checkpoint of big_vision ({_BIG_VISION_SUFFIX}), which must be converted:"
+        f" {_CONVERSION}"
+    )
 
 
 def _check_weights(source: Source) -> None:
@@ -171,6 +205,16 @@ def read_config(source: Source) -> dict[str, Any]:
     return config
 
 
+def _fetch_config(repository: str, revision: str | None) -> Source:
+    folder = fetch_snapshot(repository, revision, [CONFIG_FILE])
+    if not (folder / CONFIG_FILE).is_file():
+        raise SourceError(
+            f"{repository} has no {CONFIG_FILE}, so it is no checkpoint of transformers; one of"
+            f" big_vision ({_BIG_VISION_SUFFIX}) must be converted: {_CONVERSION}"
+        )
+    return Source(repository, folder.name, folder)
+
+
 def _read_json(source: Source, file_name: str, key: str) -> Any:
     try:
         return json.loads((source.folder / file_name).read_text(encoding="utf-8"))[key]
@@ -178,10 +222,23 @@ def _read_json(source: Source, file_name: str, key: str) -> Any:
         raise SourceError(f"{file_name} of {source.name} has no {key}: {error!r}") from error
 
 
+def read_hub_config(repository: str, revision: str | None) -> dict[str, Any]:
+    """Return the `config.json` of a repository of either family; raise `SourceError`."""
+    if not _HUB_ID.fullmatch(repository):
+        raise SourceError(f"{repository} is not a hub id of the form owner/name")
+    source = _fetch_config(repository, revision)
+    model_type = _read_json(source, CONFIG_FILE, "model_type")
+    if model_type not in get_args(Family):
+        raise SourceError(
+            f"{repository} is a checkpoint of {model_type}; allowed: {', '.join(get_args(Family))}"
+        )
+    _check_family(source, model_type)
+    return read_config(source)
+
+
 def _fetch(repository: str, revision: str | None, family: Family) -> Source:
     # The configuration first: a checkpoint that will be refused is not downloaded.
-    folder = fetch_snapshot(repository, revision, [CONFIG_FILE])
-    source = Source(repository, folder.name, folder)
+    source = _fetch_config(repository, revision)
     _check_family(source, family)
     print(
         f"{repository}: fetching the files that are not in the hub's cache",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from runners.artifacts.manifest import (
@@ -133,6 +134,24 @@ def test_unchanged_models_are_skipped(exported: ModelStore) -> None:
     run = exported.export("--if-changed", *EMBEDDED)
     assert run.stdout.splitlines() == [f"{model_id}: up to date" for model_id in EMBEDDED]
     assert [len(exported.versions(model_id)) for model_id in EMBEDDED] == [1, 1]
+
+
+def test_export_from_a_folder_is_kept_without_a_network(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    document = yaml.safe_load((MODELS / "catalog.yaml").read_text(encoding="utf-8"))
+    document["models"][0]["source"] = "owner/name"
+    (tmp_path / "catalog.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    environment = {
+        "DIPTYCH_CATALOG": str(tmp_path / "catalog.yaml"),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    run = exported.export("--if-changed", "florence-2-mini", **environment)
+    assert (run.returncode, run.stdout) == (
+        0,
+        "florence-2-mini: kept as exported from models/florence-2-mini; python -m export"
+        " florence-2-mini exports owner/name instead\n",
+    )
 
 
 def test_skipped_export_imports_no_torch(exported: ModelStore) -> None:

@@ -7,6 +7,7 @@ embedded prompt is what Microsoft's `generate` calls.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ from transformers.models.florence2.modeling_florence2 import (
     Florence2VisionBackbone,
 )
 
+from export.checkpoints.forms import in_transformers_form
+from export.checkpoints.sources import resolve_source
+from runners.decoder.batch import generate_all
+from runners.decoder.protocol import Decoder
+from runners.decoder.sequences import SequenceRequest
 from tests.support.real_tokenizers import byte_characters
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
@@ -256,3 +262,19 @@ def update_json(file: Path, **values: object) -> None:
     document = json.loads(file.read_text(encoding="utf-8")) | values
     kept = {key: value for key, value in document.items() if value is not None}
     file.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def converted(folder: Path, output: Path) -> Path:
+    """Return a copy of the folder that the export reads."""
+    source = resolve_source(str(folder), None, "florence2", Path())
+    with in_transformers_form(source) as same:
+        assert (same.name, same.revision) == (source.name, None)
+        return Path(shutil.copytree(same.folder, output))
+
+
+def answered(
+    decoder: Decoder[Any], features: Tensor, prompt_ids: tuple[int, ...], max_new_tokens: int
+) -> list[list[int]]:
+    """Return our answers to a prompt about each image, with the checkpoint's 3 beams."""
+    requests = [SequenceRequest(each, prompt_ids, max_new_tokens, num_beams=3) for each in features]
+    return [list(answer.token_ids) for answer in generate_all(decoder, requests)]

@@ -1,5 +1,6 @@
 """The export from a hub, as a user runs it: `python -m export` against a hub on this machine."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from runners.artifacts.manifest import read_manifest, verify_files
+from tasks.catalog import parse_entry
 from tests.support.export_cli import MODELS, ModelStore, small_disk
 from tests.support.hub import COMMIT, REPOSITORY, Failure, LocalHub, running_hub
 from tests.support.microsoft_form import update_json
@@ -79,15 +82,46 @@ def test_checkpoint_has_its_commit_and_nothing_executable_is_fetched(
 
 
 @pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "it is gated and there is no token; accept its terms at http://127.0.0.1:"),
+        ("hf_any", "the account of the token has not accepted its terms, or the token may not"),
+    ],
+)
+def test_missing_token_and_terms_that_were_not_accepted_are_two_messages(
+    token: str, message: str, store: ModelStore, tmp_path: Path
+) -> None:
+    with running_hub(CHECKPOINT, "gated") as hub:
+        run = export(store, hub, tmp_path / "cache", HF_TOKEN=token)
+        assert_refused(run, store, message, f"/{REPOSITORY}")
+
+
+def test_repository_without_an_entry_is_exported_by_its_name_and_stores_its_entry(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    environment = hub.environment(tmp_path / "cache")
+    run = store.export(f"hf:{REPOSITORY}", **environment)
+    assert run.returncode == 0, run.stderr
+    folder = store.newest("tests--florence-2-mini")
+    entry = parse_entry(json.loads((folder / "entry.json").read_text(encoding="utf-8")))
+    assert (entry.source, entry.parameters, entry.resolution) == (REPOSITORY, 2610240, 192)
+    verify_files(folder, read_manifest(folder))
+    run = store.python("-c", _SERVED, BENTOML_HOME=str(store.home))
+    assert run.stdout.split() == ["tests--florence-2-mini", "2610240"], run.stderr
+
+
+_SERVED = f"""
+from service.environment import read_settings
+from service.inference.served_models import load_served_models
+models = load_served_models(read_settings({{"DIPTYCH_MODELS": "hf:{REPOSITORY}"}}))
+for model in models.values():
+    print(model.id, model.entry.parameters)
+"""
+
+
+@pytest.mark.parametrize(
     ("failure", "texts"),
     [
-        (
-            "gated",
-            (
-                "it is gated; accept its terms at http://127.0.0.1:",
-                f"/{REPOSITORY}, and set HF_TOKEN",
-            ),
-        ),
         ("no repository", ("there is no such repository, or it is private",)),
         (
             "no revision",

@@ -1,12 +1,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText
 
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from runners.artifacts.manifest import read_manifest, verify_files
+from tests.support.catalog import CATALOG
 from tests.support.export_random import PROBES, export_random
+
+_Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 
 
 @pytest.fixture
@@ -51,6 +57,14 @@ def test_unlimited_configuration_has_the_published_size(
 ) -> None:
     config = SHAPES[name].config(100).get_text_config()
     assert (config.num_hidden_layers, config.hidden_size) == (num_layers, width)
+
+
+@pytest.mark.parametrize("name", ["florence-2-base", "florence-2-large", "paligemma-2-3b-mix-224"])
+def test_parameters_of_the_catalog_are_those_of_the_configuration(name: str) -> None:
+    with torch.device("meta"):
+        model = _Model.from_config(SHAPES[name].config(100))
+    model.tie_weights()
+    assert sum(each.numel() for each in model.parameters()) == CATALOG[name].parameters
 
 
 def test_same_seed_gives_the_same_checkpoint(tmp_path: Path) -> None:

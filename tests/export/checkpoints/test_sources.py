@@ -74,6 +74,23 @@ def test_checkpoint_without_a_file_is_refused(checkpoint: Path, file_name: str) 
         resolve_source(str(checkpoint), None, "florence2", ROOT)
 
 
+@pytest.mark.parametrize("file_name", ["tokenizer.json", "processor_config.json"])
+def test_checkpoint_without_its_processor_names_the_base_to_copy_it_from(
+    checkpoint: Path, file_name: str
+) -> None:
+    (checkpoint / file_name).unlink()
+    expected = rf"lacks {file_name}.*: copy .* from its base florence-community/Florence-2-base,"
+    with pytest.raises(SourceError, match=expected):
+        resolve_source(str(checkpoint), None, "florence2", ROOT)
+
+
+def test_checkpoint_of_big_vision_is_refused_with_the_conversion(tmp_path: Path) -> None:
+    (tmp_path / "pt_224.bf16.npz").write_bytes(b"")
+    for name in (str(tmp_path), str(tmp_path / "pt_224.bf16.npz"), "pt_224.npz"):
+        with pytest.raises(SourceError, match=r"of big_vision \(\.npz\), which must be converted"):
+            resolve_source(name, None, "paligemma", ROOT)
+
+
 def test_checkpoint_without_one_of_its_shards_is_refused(checkpoint: Path) -> None:
     shards = {"first": "model.safetensors", "second": "model-00002-of-00002.safetensors"}
     (checkpoint / WEIGHTS_INDEX_FILE).write_text(
