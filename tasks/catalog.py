@@ -123,10 +123,11 @@ def load_catalog(path: Path, wanted: Collection[str] = ()) -> dict[str, CatalogE
     entries: dict[str, CatalogEntry] = {}
     bases: dict[str, Mapping[str, object]] = {}
     for row in _expanded(rows, wanted):
-        is_adapter = isinstance(row, dict) and "adapter_of" in row
-        entry = parse_entry(_with_base(row, bases) if is_adapter else row)
-        if not is_adapter:
-            bases[entry.id] = row
+        if isinstance(row, dict) and "adapter_of" in row:
+            entry = parse_entry(_with_base(row, bases))
+        else:
+            entry = parse_entry(row)
+            bases[entry.id] = entry_row(entry)
         if entry.id in entries:
             raise CatalogError(f"{path} has more than one entry {entry.id!r}")
         entries[entry.id] = entry

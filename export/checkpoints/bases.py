@@ -12,8 +12,7 @@ from typing import Any
 from export.checkpoints.errors import SourceError
 from tasks.catalog import CatalogEntry, hub_model_id, load_catalog
 
-ROOT = Path(__file__).parents[2]
-CATALOG_FILE = ROOT / "models" / "catalog.yaml"
+_CATALOG_FILE = Path(__file__).parents[2] / "models" / "catalog.yaml"
 
 # (family, hidden size of the language model) -> an id of the catalog, up to the resolution
 _BASES = {
@@ -70,7 +69,7 @@ def base_entry(config: Mapping[str, Any]) -> CatalogEntry:
     text = config["text_config"]
     width = text.get("d_model") or text.get("hidden_size") or _DEFAULT_WIDTH
     side = config["vision_config"].get("image_size") or _DEFAULT_SIDE_PX
-    catalog = load_catalog(CATALOG_FILE)
+    catalog = load_catalog(_CATALOG_FILE)
     name = _BASES.get((family, width), "").format(side)
     return catalog[name if name in catalog else _ANY_BASE[family]]
 
@@ -87,7 +86,7 @@ def hub_entry(repository: str, config: Mapping[str, Any]) -> CatalogEntry:
             f"the id {model_id} has more than {_MAX_ID_CHARS} characters; give {repository} a"
             " catalog entry with a shorter one"
         )
-    for entry in load_catalog(CATALOG_FILE).values():
+    for entry in load_catalog(_CATALOG_FILE).values():
         if entry.source == repository:
             return replace(entry, id=model_id)
     return replace(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from export.checkpoints.bases import CATALOG_FILE, ROOT, hub_entry
+from export.checkpoints.bases import hub_entry
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import PrecisionRecord, read_record, record_file
 from export.checkpoints.sources import (
@@ -35,6 +35,8 @@ from tasks.catalog import HUB_PREFIX, CatalogEntry, CatalogError, load_catalog
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 from tasks.scores import CalibrationError, read_calibrations
 
+ROOT = Path(__file__).parents[2]
+CATALOG_FILE = ROOT / "models" / "catalog.yaml"
 PHOTOGRAPHS = ROOT / "models" / "photographs"
 EXPORT_FORMAT = 8  # increment when an export writes other files than before
 

@@ -79,6 +79,15 @@ _TAGS = (
 _WITHOUT_END = ("sep", "and")
 _NUM_LOCATIONS = 1000
 _PATCH_PX = 32  # an image token stands for so many pixels in each direction; one more for the mean
+# Phrases whose boxes processing_florence2.py drops when it grounds a caption.
+_NOT_GROUNDED = (
+    "I, me, mine, myself, you, your, yours, yourself, yourselves, he, him, his, himself, she, her,"
+    " hers, herself, it, its, itself, we, us, our, ours, ourselves, they, them, their, theirs,"
+    " themselves, one, oneself, this, that, these, those, who, whom, whose, which, what, all,"
+    " another, any, anybody, anyone, anything, each, everybody, everyone, everything, few, many,"
+    " nobody, none, several, some, somebody, someone, something, each other, one another,"
+    " the image, image, images, the, a, an, a group, other objects, lots, a set"
+)
 _FLAGS = {
     "single_word": False,
     "lstrip": False,
@@ -249,5 +258,8 @@ def _processor_config(folder: Path) -> dict[str, Any]:
     return {
         "processor_class": "Florence2Processor",
         "num_additional_image_tokens": 0,
+        "post_processor_config": {
+            "phrase_grounding": {"banned_grounding_tokens": _NOT_GROUNDED.split(", ")}
+        },
         "image_processor": images | {"image_processor_type": "CLIPImageProcessor"},
     }

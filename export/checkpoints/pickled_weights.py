@@ -168,7 +168,7 @@ def _write(tensors: Mapping[str, "Tensor"], output: BinaryIO) -> None:
     output.write(len(encoded).to_bytes(8, "little") + encoded)
     for tensor in tensors.values():
         flat = tensor.detach().contiguous().reshape(-1)
-        output.write(memoryview(flat.view(torch.uint8).numpy()))
+        output.write(flat.view(torch.uint8).numpy().data)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
 from tasks.florence2.locations import box_tokens, dequantize
 from tasks.parameters import TaskParameters
 from tasks.parsing import without_article
-from tasks.prompts import AskedTask, Prompt, PromptSegment, join_segments
+from tasks.prompts import AskedTask, Prompt, PromptSegment, fill_template, join_segments
 from tasks.results import BoxXyxy
 
 _SENTENCES = {
@@ -87,7 +87,7 @@ def task_prompts(
     sentence = _sentence(entry, task_id, parameters)
     if parameters.region is not None:
         return (_with_region(sentence, parameters.region, image_size_wh),)
-    return tuple((PromptSegment(sentence.replace("{text}", text)),) for text in _texts(parameters))
+    return tuple(fill_template(sentence, "{text}", text) for text in _texts(parameters))
 
 
 def read_prompt(text: str) -> AskedTask | None:

@@ -115,14 +115,15 @@ class MicrosoftModel:
     def random(cls, num_rows: int = NUM_ROWS) -> "MicrosoftModel":
         torch.manual_seed(0)
         vision = _VISION | {"embed_dim": _DIM_EMBED, "model_type": "florence_vision"}
-        config = Florence2Config(
+        config: Any = Florence2Config(
             text_config={"model_type": "bart", "d_model": _WIDTH}, vision_config=vision
         )
-        text: Any = BartConfig(**_TEXT | {"vocab_size": num_rows})
+        values: dict[str, Any] = _TEXT | {"vocab_size": num_rows}
+        text: Any = BartConfig(**values)
         model = cls(
-            Florence2VisionBackbone(config.vision_config).eval(),
-            Florence2MultiModalProjector(config).eval(),
-            BartForConditionalGeneration(text).eval(),
+            Florence2VisionBackbone(config.vision_config),
+            Florence2MultiModalProjector(config),
+            BartForConditionalGeneration(text),
         )
         model._randomise()
         return model
@@ -133,7 +134,7 @@ class MicrosoftModel:
             for name, parameter in part.named_parameters():
                 std = _EMBEDDING_STD if "shared" in name else _STD
                 parameter.add_(torch.randn_like(parameter) * std)
-            part.half().float()
+            part.half().float().eval()
 
     def weights(self) -> dict[str, Tensor]:
         """Return the state dict of Microsoft's model, in float16."""
