@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -30,6 +31,17 @@ _Model: Any = AutoModelForImageTextToText  # transformers' factories have no typ
 _GenerationConfig: Any = GenerationConfig
 
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+# What transformers raises for configurations and files that it cannot read.
+LOAD_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 VISION_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
 
 
@@ -126,12 +138,20 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
 def check_vocabulary(folder: Path, tensors: CheckpointTensors) -> None:
     """Raise `SourceError` if the tokenizer has a token without an embedding."""
-    last_id = max(Tokenizer.from_file(str(folder / TOKENIZER_FILE)).get_vocab().values())
+    try:
+        last_id = max(Tokenizer.from_file(str(folder / TOKENIZER_FILE)).get_vocab().values())
+    except Exception as error:  # tokenizers raises no other class
+        raise SourceError(f"{TOKENIZER_FILE} cannot be read: {one_line(error)}") from error
     if last_id >= tensors.vocabulary_size:
         raise SourceError(
             f"{TOKENIZER_FILE} has {last_id + 1} tokens, the embeddings have"
             f" {tensors.vocabulary_size}: copy the tokenizer that was saved with the weights"
         )
+
+
+def one_line(error: Exception) -> str:
+    """Return the error's name and text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def empty_model(folder: Path) -> Any:
@@ -144,8 +164,8 @@ def empty_model(folder: Path) -> Any:
             model.generation_config = _GenerationConfig.from_pretrained(
                 folder, local_files_only=True
             )
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"transformers cannot load the checkpoint: {error}") from error
+    except LOAD_ERRORS as error:
+        raise SourceError(f"transformers cannot load the checkpoint: {one_line(error)}") from error
     complete_rules(model)
     model.tie_weights()
     return model.eval()

@@ -102,6 +102,15 @@ def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], ou
 
     `weights` are its safetensors. Raise `SourceError`.
     """
+    try:
+        _write(name, folder, weights, output)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"the files of {name} are not those of Microsoft's form: {error!r}"
+        ) from error
+
+
+def _write(name: str, folder: Path, weights: Sequence[Path], output: Path) -> None:
     config = _read(folder, CONFIG_FILE)
     tokenizer = _with_added_tokens(_read(folder, TOKENIZER_FILE))
     num_tokens = _num_tokens(tokenizer)

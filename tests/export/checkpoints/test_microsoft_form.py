@@ -4,6 +4,7 @@ import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from export.artifacts.checkpoint_tensors import CheckpointTensors
 from export.artifacts.decoder_weights import write_decoder_weights
+from export.checkpoints.errors import SourceError
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checks.probes import ProbePlan
 from export.checks.reference import Reference
@@ -24,13 +26,14 @@ from tests.support.microsoft_form import (
     NUM_ROWS,
     MicrosoftModel,
     answered,
+    converted,
+    update_json,
     write_microsoft_form,
 )
 
 PROMPTS = ("What does the image describe?", "Locate the objects with category name in the image.")
 MAX_NEW_TOKENS = 16
 PADDED_ROWS = 51328
-LANGUAGE_WEIGHT = "language_model.model.decoder.layers.0.fc1.weight"
 
 
 @pytest.fixture
@@ -86,3 +89,20 @@ def test_new_rows_are_never_chosen(plain: Path) -> None:
     states = torch.randn(500, embeddings.shape[1])
     for states_of_sign in (states, -states):
         assert (states_of_sign @ embeddings.float().T).argmax(-1).max() < NUM_ROWS
+
+
+@pytest.mark.parametrize(
+    ("file_name", "values"),
+    [
+        ("config.json", {"vision_config": {"image_pos_embed": "learned_abs_2d"}}),
+        ("tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}),
+        ("preprocessor_config.json", {"size": [768]}),
+    ],
+)
+def test_files_of_another_kind_are_refused_in_one_line(
+    file_name: str, values: dict[str, Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    update_json(checkpoint / file_name, **values)
+    with pytest.raises(SourceError, match=r"are not those of Microsoft's form|has size") as caught:
+        converted(checkpoint, tmp_path / "converted")
+    assert "\n" not in str(caught.value)
