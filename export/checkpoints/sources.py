@@ -86,11 +86,11 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
         if revision is not None:
             raise SourceError(f"{name} is a folder and has no revisions; given: {revision}")
         source = Source(name, None, root / name)
+    elif name.endswith(_BIG_VISION_SUFFIX):
+        raise _big_vision_error(name)
     elif _HUB_ID.fullmatch(name):
         source = _fetch(name, revision, family)
     else:
-        if name.endswith(_BIG_VISION_SUFFIX):
-            raise _big_vision_error(name)
         raise SourceError(f"{name} is neither a folder nor a hub id of the form owner/name")
     _check_complete(source)
     _check_family(source, family)

@@ -86,7 +86,7 @@ def test_checkpoint_without_its_processor_names_the_base_to_copy_it_from(
 
 def test_checkpoint_of_big_vision_is_refused_with_the_conversion(tmp_path: Path) -> None:
     (tmp_path / "pt_224.bf16.npz").write_bytes(b"")
-    for name in (str(tmp_path), str(tmp_path / "pt_224.bf16.npz"), "pt_224.npz"):
+    for name in (str(tmp_path), str(tmp_path / "pt_224.bf16.npz"), "folder/pt_224.npz"):
         with pytest.raises(SourceError, match=r"of big_vision \(\.npz\), which must be converted"):
             resolve_source(name, None, "paligemma", ROOT)
 
