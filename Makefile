@@ -1,4 +1,4 @@
-# make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base paligemma-mini"
+# make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base hf:owner/name"
 # make test       all checks: style, types, tests
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing, mutants
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
