@@ -131,8 +131,7 @@ def outcome(form: Form, base: Path, expected: Loaded, folder: Path) -> str:
     return "exact" if loaded.equals(expected) else "other answers"
 
 
-def _nothing(_folder: Path) -> None:
-    pass
+def _nothing(_folder: Path) -> None: ...
 
 
 def _config(**values: object) -> Callable[[Path], None]:
@@ -313,6 +312,8 @@ FORMS = (
     Form(PALIGEMMA, "as transformers writes it", _nothing),
     Form(PALIGEMMA, "names and shards of 2024", _with_old_names),
     Form(PALIGEMMA, "pytorch_model.bin", _pickled),
+    Form(PALIGEMMA, "head saved beside the embeddings", _weights(_with_head(0))),
+    Form(PALIGEMMA, "head and embeddings differ", _weights(_with_head(1))),
     Form(
         PALIGEMMA, "no tokenizer, no processor files", _without(TOKENIZER_FILE, *_PROCESSOR_FILES)
     ),
