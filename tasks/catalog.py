@@ -22,6 +22,7 @@ Part = Literal["encoder", "decoder"]
 Precision = Literal["float32", "int8", "bfloat16", "float16"]
 
 HUB_PREFIX = "hf:"  # of a model that is named by its repository: hf:owner/name
+HUB_SEPARATOR = "--"  # in the id of such a model: owner--name
 
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _NOT_IN_ID = re.compile(r"[^a-z0-9.-]+")
@@ -98,7 +99,7 @@ def model_id_of(name: str) -> str:
 
 def hub_model_id(repository: str) -> str:
     """Return the id of a repository's model: `owner--name`, in the characters of ids."""
-    return _NOT_IN_ID.sub("-", repository.lower().replace("/", "--"))
+    return _NOT_IN_ID.sub("-", repository.lower().replace("/", HUB_SEPARATOR))
 
 
 def load_catalog(path: Path, wanted: Collection[str] = ()) -> dict[str, CatalogEntry]:

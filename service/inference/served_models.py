@@ -20,7 +20,14 @@ from runners.artifacts.precision import choose_precision, measured_agreement
 from runners.artifacts.store import artifact_folder, check_base
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
-from tasks.catalog import HUB_PREFIX, CatalogEntry, Precision, load_catalog, parse_entry
+from tasks.catalog import (
+    HUB_PREFIX,
+    HUB_SEPARATOR,
+    CatalogEntry,
+    Precision,
+    load_catalog,
+    parse_entry,
+)
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
@@ -80,6 +87,8 @@ def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
 def _stored_entry(model_id: str, catalog: Iterable[str]) -> CatalogEntry:
     """Return the entry that the export of `hf:owner/name` has stored with the artifacts."""
     try:
+        if HUB_SEPARATOR not in model_id:
+            raise ArtifactError("only the models of repositories are stored with their entry")
         stored = (artifact_folder(model_id) / ENTRY_FILE).read_text(encoding="utf-8")
         return parse_entry(json.loads(stored))
     except (ArtifactError, OSError, ValueError) as error:

@@ -207,13 +207,7 @@ def test_folder_of_own_images_without_an_image_is_refused(
     ("source", "message"),
     [
         ("models/nothing/here", "neither a folder nor a hub id"),
-        (
-            "tests",
-            (
-                "lacks config.json, tokenizer.json, processor_config.json or"
-                " preprocessor_config.json, model.safetensors"
-            ),
-        ),
+        ("tests", "lacks config.json, model.safetensors or pytorch_model.bin"),
         ("models/paligemma-mini", "is a checkpoint of paligemma; the catalog expects florence2"),
         ("nobody/nothing", "cannot fetch nobody/nothing at its newest commit"),
     ],

@@ -100,7 +100,7 @@ def test_repository_without_an_entry_is_exported_by_its_name_and_stores_its_entr
     hub: LocalHub, store: ModelStore, tmp_path: Path
 ) -> None:
     environment = hub.environment(tmp_path / "cache")
-    run = store.export(f"hf:{REPOSITORY}", **environment)
+    run = store.python("-c", _EXPORT, **environment)
     assert run.returncode == 0, run.stderr
     folder = store.newest("tests--florence-2-mini")
     entry = parse_entry(json.loads((folder / "entry.json").read_text(encoding="utf-8")))
@@ -110,6 +110,19 @@ def test_repository_without_an_entry_is_exported_by_its_name_and_stores_its_entr
     assert run.stdout.split() == ["tests--florence-2-mini", "2610240"], run.stderr
 
 
+# Few probes and no photographs: the entry is under test.
+_EXPORT = f"""
+from dataclasses import replace
+from export.artifacts.store import new_version
+from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.checks.probes import ProbePlan
+from export.pipeline import make_artifacts
+from export.progress import NUM_STEPS, Progress
+entry = find_entry("hf:{REPOSITORY}")
+job = replace(plan_job(entry, ExportOptions()), photographs=())
+with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
+    make_artifacts(job, folder, progress, probe_plan=ProbePlan(2, 4))
+"""
 _SERVED = f"""
 from service.environment import read_settings
 from service.inference.served_models import load_served_models
