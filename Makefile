@@ -1,5 +1,5 @@
 # make help       these lines
-# make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base paligemma-mini"
+# make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base hf:owner/name"
 # make test       all checks: style, types, tests
 # make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing, mutants
 # make matrix     the unit tests under each Python that is supported and found: make matrix PYTHONS="3.12 3.14"

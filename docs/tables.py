@@ -21,6 +21,7 @@ PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob(
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _BENCH = ROOT / "laboratory" / "results"
 _LOAD = ROOT / "loadtest" / "results" / "load"
+_FORMS = ROOT / "tests" / "support" / "checkpoint_forms.json"
 _MUTATION = ROOT / "tests" / "support" / "mutation.json"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
@@ -100,6 +101,14 @@ def _range(name: str) -> str:
     return f" {schema['minimum']} to {schema['maximum']}." if "minimum" in schema else ""
 
 
+def forms_table() -> str:
+    """Return what the export does with each form of checkpoint, as its test has seen it."""
+    rows = ["| family | form | outcome |", "|---|---|---|"]
+    for family, forms in json.loads(_FORMS.read_text(encoding="utf-8")).items():
+        rows += [f"| {family} | {name} | {given} |" for name, given in forms.items()]
+    return "\n".join(rows)
+
+
 def mutation_table() -> str:
     """Return the share of killed mutants of every room, and below it the mutants that live."""
     rooms = json.loads(_MUTATION.read_text(encoding="utf-8"))
@@ -125,6 +134,7 @@ TABLES: dict[str, Callable[[], str]] = {
         _BENCH / "bench.md", "Where the time of a request goes, mean ms"
     ),
     "mutation": mutation_table,
+    "checkpoint forms": forms_table,
     "load": lambda: _sections(
         _LOAD / "load.md", "Load", "Saturation", "Offered and answered", "Tasks"
     ),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from export import doctor
 from export.adapters import export_adapter
-from export.artifacts.store import has_current_version, new_version
+from export.artifacts.store import folder_of_current, has_current_version, new_version
 from export.checkpoints.errors import ExportError
-from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.checkpoints.jobs import ROOT, ExportOptions, find_entry, plan_job
 from export.progress import NUM_STEPS, Progress, silence_transformers
 from export.resources import check_host, needs_of
 from tasks.catalog import CatalogEntry, CatalogError
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parse(given)
     options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder, parsed.images)
     try:
-        for entry in [find_entry(model_id) for model_id in parsed.models]:
+        for entry in [find_entry(name, parsed.revision) for name in parsed.models]:
             if entry.adapter_of is None:
                 _export(entry, options, parsed.if_changed)
             else:
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m export", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="an id of models/catalog.yaml")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="an id of models/catalog.yaml, or hf:owner/name"
+    )
     parser.add_argument("--source", help="a hub id or a folder; default: the catalog's")
     parser.add_argument("--revision", help="branch, tag or commit of the hub id")
     parser.add_argument("--mask-decoder", type=Path, metavar="FILE", help="PaliGemma's vae-oid.npz")
@@ -69,6 +71,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> None:
     start_s = time.monotonic()
+    is_repository = options.source is None and not (ROOT / entry.source).is_dir()
+    if if_changed and is_repository and (folder_given := folder_of_current(entry)) is not None:
+        print(
+            f"{entry.id}: kept as exported from {folder_given}; python -m export {entry.id} exports"
+            f" {entry.source} instead"
+        )
+        return
     needs = needs_of(entry, len(os.sched_getaffinity(0)))
     if not if_changed:
         check_host(needs)  # before a download

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, get_args
 
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.errors import SourceError
+from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.hub import fetch_snapshot
 from export.checkpoints.jobs import EXPORT_FORMAT, ROOT, ExportOptions, find_entry, library_versions
-from export.checkpoints.sources import resolve_source
+from export.checkpoints.sources import Source, resolve_source
 from export.progress import Progress, silence_transformers
 from export.resources import needs_of
 from tasks.catalog import CatalogEntry
@@ -92,7 +93,8 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         save_file(dict(parts.language), folder / ADAPTER_FILE)
         manifest = _manifest(job)
         if parts.vision.weights:
-            manifest = _make_encoders(job, parts.vision, folder, manifest)
+            with in_transformers_form(_base_source(job)) as base:
+                manifest = _make_encoders(job, base.folder, parts.vision, folder, manifest)
             made += (
                 f" and {len(parts.vision.weights)} weights of its vision tower and projector,"
                 f" {_encoders(manifest)}"
@@ -155,15 +157,15 @@ def _manifest(job: AdapterJob) -> Manifest:
 
 
 def _make_encoders(
-    job: AdapterJob, changes: "VisionPart", folder: Path, manifest: Manifest
+    job: AdapterJob, checkpoint: Path, changes: "VisionPart", folder: Path, manifest: Manifest
 ) -> Manifest:
-    """Write the vision encoders of an adapter into `folder`.
+    """Write the vision encoders of an adapter into `folder`; `checkpoint` is its base's.
 
     Return `manifest` with their measurements.
 
     Raise `ParityError` if their features differ from those of transformers with the merged weights.
     """
-    checkpoint, entry = _base_checkpoint(job), job.entry  # before the imports, which take seconds
+    entry = job.entry
     from export.artifacts.encoders import (
         load_vision_model,
         make_encoders,
@@ -212,8 +214,8 @@ def _make_encoders(
     )
 
 
-def _base_checkpoint(job: AdapterJob) -> Path:
-    """Return the folder of the checkpoint that the base was exported from.
+def _base_source(job: AdapterJob) -> Source:
+    """Return the checkpoint that the base was exported from.
 
     Raise `SourceError` if it is not there.
     """
@@ -231,7 +233,7 @@ def _base_checkpoint(job: AdapterJob) -> Path:
             f"{base.source} is the checkpoint {found}; {base.model_id} was exported from"
             f" {base.checkpoint}: export {base.model_id} again, then {job.entry.id}"
         )
-    return source.folder
+    return source
 
 
 def _encoders(manifest: Manifest) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 import bentoml
 import yaml
 
+from tasks.catalog import model_id_of
+
 _ROOT = Path(__file__).parents[1]
 
 
@@ -26,7 +28,7 @@ def write_bento(folder: Path, models: Sequence[str]) -> None:
     """
     options = yaml.safe_load((_ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     if models:
-        options["models"] = [f"{model}:latest" for model in models]
+        options["models"] = [f"{model_id_of(model)}:latest" for model in models]
         os.environ["DIPTYCH_MODELS"] = ",".join(models)  # the services that the Bento describes
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as bentofile:
         yaml.safe_dump(options, bentofile)

@@ -20,6 +20,7 @@ from typing import Literal
 from export.artifacts.store import exported_models
 from export.checkpoints.jobs import ROOT
 from export.resources import available_memory_bytes, free_disk_bytes, store_home
+from tasks.catalog import model_id_of
 from wire.artifacts.devices import decoder_device, encoder_device, has_cuda_card
 from wire.artifacts.manifest import (
     DECODER_FILE,
@@ -59,7 +60,7 @@ def main(model_ids: Sequence[str]) -> int:
         or exported_models()
     )
     has_failure = False
-    for finding in findings(models):
+    for finding in findings([model_id_of(model) for model in models]):
         print(finding, flush=True)
         has_failure |= finding.verdict == "failure"
     return int(has_failure)

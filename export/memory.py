@@ -32,8 +32,6 @@ _CONTEXT_BYTES = 500_000_000
 _CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
 _ALL_LAYERS = 1000
 
-# source: config.json of microsoft/Florence-2-base, vocab_size; random weights have more
-_FLORENCE2_VOCABULARY = 51289
 _SHAPE_OF = {
     "florence-2-base": "florence-2-base",
     "florence-2-base-ft": "florence-2-base",
@@ -144,10 +142,7 @@ def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
     text = config.text_config.to_dict()
     vision = config.vision_config.to_dict()
     if isinstance(config, Florence2Config):
-        text |= {
-            "vocab_size": _FLORENCE2_VOCABULARY,
-            "max_position_embeddings": entry.context_window,
-        }
+        text |= {"max_position_embeddings": entry.context_window}
         return Florence2Config(text_config=text, vision_config=vision)
     vision |= {"image_size": entry.resolution, "projection_dim": text["hidden_size"]}
     return PaliGemmaConfig(

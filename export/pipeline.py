@@ -2,16 +2,19 @@
 manifest.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
+from export.artifacts.checkpoint_tensors import CheckpointTensors, check_vocabulary
 from export.artifacts.decoder_weights import write_decoder_weights
 from export.artifacts.encoders import make_encoders, make_encoders_in_child
 from export.artifacts.vision_module import ImageInput, read_image_input
+from export.checkpoints.bases import CheckpointFacts, is_hub_entry
+from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ExportJob
 from export.checks.answer_agreement import agreeing_defaults
 from export.checks.answers import AnswerCheck
@@ -21,11 +24,12 @@ from export.checks.probes import Probe, ProbePlan, make_probes, plan_for
 from export.checks.reference import Reference, load_processor
 from export.progress import Progress
 from export.resources import MAX_RESIDENT_BYTES
-from tasks.catalog import CatalogEntry
+from tasks.catalog import CatalogEntry, entry_row
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
     CONFIG_FILE,
     DECODER_FILE,
+    ENTRY_FILE,
     GENERATION_CONFIG_FILE,
     MANIFEST_FILE,
     MASK_DECODER_FILE,
@@ -60,10 +64,26 @@ def make_artifacts(
 
     A large model's encoders are made in a child process, and its reference runs layer by layer.
     """
+    with in_transformers_form(job.source) as source:
+        return _make_artifacts(replace(job, source=source), folder, progress, is_large, probe_plan)
+
+
+def _make_artifacts(
+    job: ExportJob, folder: Path, progress: Progress, is_large: bool, probe_plan: ProbePlan | None
+) -> Manifest:
     checkpoint = job.source.folder
     progress.begin("writing the decoder's weights")
-    write_decoder_weights(CheckpointTensors.open(checkpoint), folder / DECODER_FILE)
+    tensors = CheckpointTensors.open(checkpoint)
+    check_vocabulary(checkpoint, tensors)
+    tensors.check_tied()
     image_input = read_image_input(load_processor(checkpoint).image_processor)
+    facts = facts_of(tensors, image_input)
+    if is_hub_entry(job.entry):
+        job = replace(job, entry=facts.applied_to(job.entry))
+        (folder / ENTRY_FILE).write_text(json.dumps(entry_row(job.entry)), encoding="utf-8")
+    else:
+        facts.check(job.entry, job.source.name)
+    write_decoder_weights(tensors, folder / DECODER_FILE)
     precisions = _precisions(job.entry)
     progress.begin("making the vision encoders")
     (make_encoders_in_child if is_large else make_encoders)(
@@ -94,6 +114,11 @@ def make_artifacts(
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def facts_of(tensors: CheckpointTensors, image_input: ImageInput) -> CheckpointFacts:
+    """Return what a checkpoint says of itself."""
+    return CheckpointFacts(tensors.num_parameters, tensors.context_window, image_input.size_wh[0])
 
 
 def _run_reference(

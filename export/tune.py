@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from export.checkpoints.errors import ExportError, TuningError
+from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ROOT, find_entry
 from export.checkpoints.sources import resolve_source
 from export.tuning.examples import TUNED_TASKS, make_examples
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             held_out_share=parsed.held_out,
             seed=parsed.seed,
         )
-        loss = tune(source.folder, entry.source, examples, parsed.output, options, parsed.resume)
+        with in_transformers_form(source) as base:
+            loss = tune(base.folder, entry.source, examples, parsed.output, options, parsed.resume)
     except (ExportError, CatalogError) as error:
         print(f"python -m export.tune: {error}", file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ from service.setting_values import (
     split_runner_url,
 )
 from service.telemetry.logs import LogFormat
+from tasks.catalog import model_id_of
 from wire.artifacts.devices import DeviceSetting, model_device
 from wire.artifacts.part_precision import WantedPrecision
 
@@ -38,7 +39,9 @@ class Settings(BaseModel):
     models: Names = Field(
         ("florence-2-mini", "paligemma-mini"),
         min_length=1,
-        description="Served models: catalog ids, comma-separated.",
+        description=(
+            "Served models, comma-separated: catalog ids, or `hf:owner/name` after their export."
+        ),
     )
     catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
     adapters: Path | None = Field(
@@ -299,6 +302,11 @@ class Settings(BaseModel):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("models")
+    @classmethod
+    def _ids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(model_id_of, value))
 
     @field_validator("max_decoded_images")
     @classmethod

@@ -4,7 +4,7 @@ An entry is data about a checkpoint; its files and artifacts are not known here.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -21,9 +21,15 @@ Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
 Precision = Literal["float32", "int8", "bfloat16", "float16"]
 
+HUB_PREFIX = "hf:"  # of a model that is named by its repository: hf:owner/name
+HUB_SEPARATOR = "--"  # in the id of such a model: owner--name
+
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_NOT_IN_ID = re.compile(r"[^a-z0-9.-]+")
+_ANY = "*"  # in the id and the source of an entry that stands for many repositories
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
 _REVISION = re.compile(r"[\w.-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class CatalogError(ValueError):
@@ -63,6 +69,7 @@ class CatalogEntry:
     # PaliGemma's; otherwise it detects all names by one prompt
     one_name_per_prompt: bool = False
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
+    weights_sha256: str | None = None  # of model.safetensors at `revision`, hexadecimal
     # the id of the base, if the source is a LoRA adapter in PEFT's format
     adapter_of: str | None = None
     # the tasks that this model offers, in the table's order
@@ -86,8 +93,22 @@ class CatalogEntry:
         return override.template if override else None
 
 
-def load_catalog(path: Path) -> dict[str, CatalogEntry]:
+def model_id_of(name: str) -> str:
+    """Return the id of a model that is named by it, or by its repository as `hf:owner/name`."""
+    is_hub = name.startswith(HUB_PREFIX)
+    return hub_model_id(name.removeprefix(HUB_PREFIX)) if is_hub else name
+
+
+def hub_model_id(repository: str) -> str:
+    """Return the id of a repository's model: `owner--name`, in the characters of ids."""
+    return _NOT_IN_ID.sub("-", repository.lower().replace("/", HUB_SEPARATOR))
+
+
+def load_catalog(path: Path, wanted: Collection[str] = ()) -> dict[str, CatalogEntry]:
     """Read the catalog in file order.
+
+    An entry whose id has a `*` stands for many repositories: it is read once for each id of
+    `wanted` that it matches.
 
     Raise `CatalogError` for unknown, missing, invalid or duplicate entries.
     """
@@ -104,15 +125,33 @@ def load_catalog(path: Path) -> dict[str, CatalogEntry]:
         raise CatalogError(f"{path} must contain a list under the single key models")
     entries: dict[str, CatalogEntry] = {}
     bases: dict[str, Mapping[str, object]] = {}
-    for row in rows:
-        is_adapter = isinstance(row, dict) and "adapter_of" in row
-        entry = parse_entry(_with_base(row, bases) if is_adapter else row)
-        if not is_adapter:
-            bases[entry.id] = row
+    for row in _expanded(rows, wanted):
+        if isinstance(row, dict) and "adapter_of" in row:
+            entry = parse_entry(_with_base(row, bases))
+        else:
+            entry = parse_entry(row)
+            bases[entry.id] = entry_row(entry)
         if entry.id in entries:
             raise CatalogError(f"{path} has more than one entry {entry.id!r}")
         entries[entry.id] = entry
     return entries
+
+
+def _expanded(rows: Sequence[object], wanted: Collection[str]) -> Iterator[object]:
+    """Yield the rows; of one with a `*`, one for each id that matches."""
+    bases = {row.get("adapter_of") for row in rows if isinstance(row, dict)}
+    for row in rows:
+        if not isinstance(row, dict) or _ANY not in str(row.get("id")):
+            yield row
+            continue
+        pattern = re.compile(re.escape(str(row["id"])).replace(r"\*", "([a-z0-9-]+)"))
+        source = str(row.get("source"))
+        if row["id"].count(_ANY) != 1 or source.count(_ANY) != 1:
+            raise CatalogError(f"{row['id']}: id and source must have one {_ANY} each")
+        parse_entry({**row, "id": row["id"].replace(_ANY, "x")})  # also checked when none matches
+        for model_id in sorted({*wanted, *filter(None, bases)}):
+            if match := pattern.fullmatch(str(model_id)):
+                yield {**row, "id": model_id, "source": source.replace(_ANY, match[1])}
 
 
 def _with_base(
@@ -131,7 +170,7 @@ def _with_base(
         )
     if "source" not in row:
         raise CatalogError(f"{entry_id} misses the keys ['source']")
-    return {**bases[base], "revision": None, **row}
+    return {**bases[base], "revision": None, "weights_sha256": None, **row}
 
 
 def adapter_entry(
@@ -143,21 +182,22 @@ def adapter_entry(
     """
     if fixed := sorted({"id", "source"} & row.keys()):
         raise CatalogError(f"{model_id}: {fixed[0]} is not allowed; it follows from the folder")
-    of_base = {
-        each.name: getattr(base, each.name)
-        for each in fields(base)
+    own = {**row, "id": model_id, "source": source, "adapter_of": base.id}
+    return parse_entry(_with_base(own, {base.id: entry_row(base)}))
+
+
+def entry_row(entry: CatalogEntry) -> dict[str, object]:
+    """Return the entry as `parse_entry` reads it, without `adapter_of`."""
+    row = {
+        each.name: getattr(entry, each.name)
+        for each in fields(entry)
         if each.init and each.name != "adapter_of"
     }
     tasks = {
         task: override.template and {"template": override.template}
-        for task, override in base.tasks.items()
+        for task, override in entry.tasks.items()
     }
-    of_base |= {"features": list(base.features), "tasks": tasks}
-    return parse_entry(
-        _with_base(
-            {**row, "id": model_id, "source": source, "adapter_of": base.id}, {base.id: of_base}
-        )
-    )
+    return row | {"features": list(entry.features), "tasks": tasks}
 
 
 def parse_entry(row: object) -> CatalogEntry:
@@ -191,7 +231,7 @@ def parse_entry(row: object) -> CatalogEntry:
     return entry
 
 
-_OPTIONAL = {"mask_decoder", "one_name_per_prompt", "tasks", "adapter_of"}
+_OPTIONAL = {"mask_decoder", "one_name_per_prompt", "tasks", "weights_sha256", "adapter_of"}
 _OF_BASE = {"family", "resolution", "context_window", "precision", "mask_decoder"}
 _CHOICES: dict[str, tuple[str, ...]] = {"family": FAMILY_NAMES}
 _PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
@@ -202,6 +242,7 @@ _COUNTS = ("parameters", "context_window", "resolution")
 _PATTERNS = {
     "release_date": (_DATE, "YYYY-MM"),
     "revision": (_REVISION, "null, or a commit, branch or tag"),
+    "weights_sha256": (_SHA256, "64 hexadecimal digits"),
 }
 
 
@@ -232,7 +273,7 @@ def _check_value(entry_id: str, key: str, value: object) -> None:
     elif key == "tasks":
         require(isinstance(value, dict), "a mapping of task ids")
     elif value is None:
-        require(key in ("revision", "mask_decoder"), "a non-blank string")
+        require(key in ("revision", "mask_decoder", "weights_sha256"), "a non-blank string")
     else:
         pattern, allowed = _PATTERNS.get(key, (re.compile(r".*\S.*"), "a non-blank string"))
         require(isinstance(value, str) and bool(pattern.fullmatch(value)), allowed)

@@ -4,11 +4,14 @@ The tokens that surround every prompt of a family (image tokens, `<s>…</s>`, `
 are the runner's.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from tasks.results import BoxXyxy
+
+_TAG = re.compile(r"(<[^<>\s]+>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,21 @@ class AskedTask:
     values: Mapping[str, object] = field(default_factory=dict)
     # the parameter `region`, as fractions of the image's width and height
     region_shares: BoxXyxy | None = None
+
+
+def fill_template(template: str, field_name: str, text: str) -> Prompt:
+    """Return an operator's template with a user's text in the place of `field_name`.
+
+    Tags of the template, such as `<DocVQA>`, may be control tokens of the checkpoint; the text's
+    never are.
+    """
+    before, found, after = template.partition(field_name)
+    return join_segments(*_tagged(before), PromptSegment(text if found else ""), *_tagged(after))
+
+
+def _tagged(text: str) -> Iterator[PromptSegment]:
+    for index, part in enumerate(_TAG.split(text)):
+        yield PromptSegment(part, is_control=index % 2 == 1)
 
 
 def join_segments(*segments: PromptSegment) -> Prompt:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -23,10 +25,23 @@ from transformers.core_model_loading import rename_source_key
 from transformers.initialization import no_init_weights
 
 from export.checkpoints.errors import SourceError
+from wire.artifacts.manifest import TOKENIZER_FILE
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _GenerationConfig: Any = GenerationConfig
 
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+# What transformers raises for configurations and files that it cannot read.
+LOAD_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 VISION_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
 
 
@@ -49,9 +64,15 @@ class CheckpointTensors(Mapping[str, Tensor]):
     referenced.
     """
 
-    def __init__(self, places: Mapping[str, _Place], dtype: torch.dtype) -> None:
-        self._places = places
+    def __init__(self, stored: Mapping[str, _Place], dtype: torch.dtype, model: Any) -> None:
+        self._stored = stored
+        self._tied: Mapping[str, str] = model.all_tied_weights_keys  # name -> whose tensor it has
+        self._places = {name: place for name, place in stored.items() if name not in self._tied}
         self._dtype = dtype
+        text_config = model.config.get_text_config(decoder=True)
+        self.num_parameters = sum(each.numel() for each in model.parameters())  # tied ones once
+        self.context_window: int = text_config.max_position_embeddings
+        self.vocabulary_size: int = text_config.vocab_size
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -80,7 +101,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
                 f"the checkpoint lacks {len(absent)} weights of its configuration, first"
                 f" {absent[0]}"
             )
-        return cls({name: place for name, place in places.items() if name not in tied}, dtype)
+        return cls(places, dtype, model)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor in the checkpoint's dtype: float32 if it has several."""
@@ -93,6 +114,17 @@ class CheckpointTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def check_tied(self) -> None:
+        """Raise `SourceError` if a stored weight differs from the one that it is tied to."""
+        for name, source in self._tied.items():
+            if name not in self._stored or source not in self._stored:
+                continue
+            if not torch.equal(self._stored[name].read(), self._stored[source].read()):
+                raise SourceError(
+                    f"{name} differs from {source}, to which the model ties it: an adapter of the"
+                    " head was merged into one of both; export the base and serve the adapter"
+                )
+
     @torch.no_grad()
     def fill(self, module: nn.Module, prefix: str) -> None:
         """Read the weights of `module`, whose name in the model is `prefix`, except those on the
@@ -102,6 +134,24 @@ class CheckpointTensors(Mapping[str, Tensor]):
             for name, weight in weights:
                 if name in self._places and not weight.is_meta:
                     weight.data = self[name].to(weight.dtype, copy=True)
+
+
+def check_vocabulary(folder: Path, tensors: CheckpointTensors) -> None:
+    """Raise `SourceError` if the tokenizer has a token without an embedding."""
+    try:
+        last_id = max(Tokenizer.from_file(str(folder / TOKENIZER_FILE)).get_vocab().values())
+    except Exception as error:  # tokenizers raises no other class
+        raise SourceError(f"{TOKENIZER_FILE} cannot be read: {one_line(error)}") from error
+    if last_id >= tensors.vocabulary_size:
+        raise SourceError(
+            f"{TOKENIZER_FILE} has {last_id + 1} tokens, the embeddings have"
+            f" {tensors.vocabulary_size}: copy the tokenizer that was saved with the weights"
+        )
+
+
+def one_line(error: Exception) -> str:
+    """Return the error's name and text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def empty_model(folder: Path) -> Any:
@@ -114,10 +164,35 @@ def empty_model(folder: Path) -> Any:
             model.generation_config = _GenerationConfig.from_pretrained(
                 folder, local_files_only=True
             )
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"transformers cannot load the checkpoint: {error}") from error
+    except LOAD_ERRORS as error:
+        raise SourceError(f"transformers cannot load the checkpoint: {one_line(error)}") from error
+    complete_rules(model)
     model.tie_weights()
     return model.eval()
+
+
+def complete_rules(model: Any) -> None:
+    """Set the special ids that generation_config.json lacks to those of the configuration.
+
+    Raise `SourceError` for a Florence-2 model whose answers would end with padding or a start.
+    """
+    rules = model.generation_config
+    config = model.config.get_text_config(decoder=True)
+    for name in _SPECIAL_IDS:
+        if getattr(rules, name) is None:
+            setattr(rules, name, getattr(config, name, None))
+    never_ends = (config.pad_token_id, config.bos_token_id)
+    if model.config.model_type == "florence2" and rules.eos_token_id in never_ends:
+        given = {name: getattr(rules, name) for name in _SPECIAL_IDS}
+        expected = {name: getattr(config, name) for name in _SPECIAL_IDS}
+        raise SourceError(
+            f"generation_config.json has {_listed(given)}; the model has {_listed(expected)}: write"
+            " these ids into the file, or remove the file"
+        )
+
+
+def _listed(ids: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {token_id}" for name, token_id in ids.items())
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -12,7 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from export.artifacts.checkpoint_tensors import VISION_PREFIXES
+from export.artifacts.checkpoint_tensors import (
+    LOAD_ERRORS,
+    VISION_PREFIXES,
+    complete_rules,
+    one_line,
+)
 from export.checkpoints.errors import SourceError
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
@@ -32,12 +37,13 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise SourceError(f"transformers cannot load the checkpoint: {error}") from error
+    except (*LOAD_ERRORS, SafetensorError) as error:
+        raise SourceError(f"transformers cannot load the checkpoint: {one_line(error)}") from error
     if absent := sorted({*loading["missing_keys"], *map(str, loading["mismatched_keys"])}):
         raise SourceError(
             f"the checkpoint lacks {len(absent)} weights of its configuration, first {absent[0]}"
         )
+    complete_rules(model)
     return model.eval()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import bentoml
 
 from export.checkpoints.errors import DiskFullError, is_disk_full
+from tasks.catalog import CatalogEntry
 from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder
 
@@ -56,6 +57,23 @@ def has_current_version(model_id: str, build_key: str) -> bool:
     except ArtifactError:
         return False
     return manifest.build_key == build_key
+
+
+def folder_of_current(entry: CatalogEntry) -> str | None:
+    """Return the folder that the newest version was exported from, where the catalog has a
+    repository.
+
+    None unless its files match its manifest.
+    """
+    try:
+        folder = artifact_folder(entry.id)
+        manifest = read_manifest(folder)
+        if manifest.revision is not None or manifest.source == entry.source:
+            return None
+        verify_files(folder, manifest)
+    except ArtifactError:
+        return None
+    return manifest.source
 
 
 def exported_models() -> list[str]:

@@ -57,7 +57,7 @@ def _one_line_errors(repository: str, wanted: str) -> Iterator[None]:
 
 
 def _reason(error: Exception, repository: str) -> str:
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants, errors, get_token
 
     if is_disk_full(error):
         return (
@@ -66,8 +66,14 @@ def _reason(error: Exception, repository: str) -> str:
         )
     if isinstance(error, errors.GatedRepoError):
         page = f"{constants.ENDPOINT}/{repository}"
+        if get_token() is None:
+            return (
+                f"it is gated and there is no token; accept its terms at {page}, and set HF_TOKEN"
+                " to a token with read access of the same account"
+            )
         return (
-            f"it is gated; accept its terms at {page}, and set HF_TOKEN to a token with read access"
+            f"it is gated and the account of the token has not accepted its terms, or the token may"
+            f" not read gated repositories; accept them at {page}"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return "there is no such repository, or it is private and HF_TOKEN gives no access"

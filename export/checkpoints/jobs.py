@@ -13,10 +13,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from export.checkpoints.bases import hub_entry
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import PrecisionRecord, read_record, record_file
-from export.checkpoints.sources import Source, resolve_file, resolve_source
-from tasks.catalog import CatalogEntry, CatalogError, load_catalog
+from export.checkpoints.sources import (
+    WEIGHTS_FILE,
+    Source,
+    read_hub_config,
+    resolve_file,
+    resolve_source,
+)
+from tasks.catalog import HUB_PREFIX, CatalogEntry, CatalogError, load_catalog
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 from tasks.scores import CalibrationError, read_calibrations
 from wire.artifacts.manifest import (
@@ -74,15 +81,21 @@ class ExportJob:
     own_images: tuple[Path, ...]
 
 
-def find_entry(model_id: str) -> CatalogEntry:
-    """Return the entry of a model in the catalog that the service reads.
+def find_entry(name: str, revision: str | None = None) -> CatalogEntry:
+    """Return the entry of a model in the catalog that the service reads, or of `hf:owner/name`.
 
-    Raise `CatalogError` if there is none.
+    Raise `CatalogError` if there is none, `SourceError` if the repository cannot be read.
     """
-    catalog = load_catalog(Path(os.environ.get("DIPTYCH_CATALOG", CATALOG_FILE)))
-    if model_id not in catalog:
-        raise CatalogError(f"unknown model {model_id}; the catalog has {', '.join(catalog)}")
-    return catalog[model_id]
+    if name.startswith(HUB_PREFIX):
+        repository = name.removeprefix(HUB_PREFIX)
+        return hub_entry(repository, read_hub_config(repository, revision))
+    catalog = load_catalog(Path(os.environ.get("DIPTYCH_CATALOG", CATALOG_FILE)), [name])
+    if name not in catalog:
+        raise CatalogError(
+            f"unknown model {name}; the catalog has {', '.join(catalog)}; any other repository of"
+            f" the hub is named {HUB_PREFIX}owner/name"
+        )
+    return catalog[name]
 
 
 def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
@@ -101,6 +114,8 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
     mask_decoder = _find_mask_decoder(entry, options, source)
     hashes = source.hashes()
+    if options.source is None and options.revision is None:
+        _check_pinned(entry, hashes)
     checkpoint = key_of_hashes(hashes)
     calibration = _find_calibration(source, checkpoint)
     record = read_record(record_file(ROOT, entry.id), checkpoint)
@@ -149,6 +164,17 @@ def build_key(
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _check_pinned(entry: CatalogEntry, hashes: Mapping[str, str]) -> None:
+    """Raise `SourceError` if the weights are others than those that the catalog pins."""
+    expected = entry.weights_sha256
+    if expected is not None and hashes.get(WEIGHTS_FILE) != expected:
+        raise SourceError(
+            f"{WEIGHTS_FILE} of {entry.source} at {entry.revision} has sha256"
+            f" {hashes.get(WEIGHTS_FILE)}; the catalog expects {expected}. To export it"
+            f" nevertheless: --source {entry.source}"
+        )
 
 
 def _find_images(folder: Path) -> tuple[Path, ...]:

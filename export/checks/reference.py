@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors, empty_model
+from export.artifacts.checkpoint_tensors import (
+    LOAD_ERRORS,
+    CheckpointTensors,
+    empty_model,
+    one_line,
+)
 from export.artifacts.decoder_weights import load_checkpoint
 from export.checkpoints.errors import SourceError
 
@@ -202,9 +207,9 @@ def load_processor(folder: Path) -> Any:
     """Load a checkpoint's processor; raise `SourceError`."""
     try:
         return _Processor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise SourceError(
-            f"transformers cannot load the checkpoint's processor: {error}"
+            f"transformers cannot load the checkpoint's processor: {one_line(error)}"
         ) from error
 
 

@@ -55,9 +55,10 @@ class GenerationRules:
 
         The semantics are those of transformers' ForcedBOS and ForcedEOS logits processors.
         """
-        if position == 0 and self.forced_bos_token_id is not None:
-            return self.forced_bos_token_id
-        return self.forced_eos_token_id if position == max_new_tokens - 1 else None
+        # Of both, transformers applies the last: an answer of one token is the end token.
+        if position == max_new_tokens - 1 and self.forced_eos_token_id is not None:
+            return self.forced_eos_token_id
+        return self.forced_bos_token_id if position == 0 else None
 
     def banned_tokens(self, token_ids: Sequence[int]) -> list[int]:
         """Return the tokens that would repeat an n-gram of `token_ids`, start token included.

@@ -8,6 +8,8 @@ none.
 import json
 from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -44,6 +46,7 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Tokenizer, plain_tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._plain_tokenizer = plain_tokenizer
+        self._control_ids = frozenset(tokenizer.get_added_tokens_decoder())
         self.bare_id = cache(self._bare_id)
 
     @classmethod
@@ -60,10 +63,18 @@ class PromptTokenizer:
     def encode(self, segments: Segments) -> list[int]:
         """Return the token ids of a prompt, without the tokens that a family adds around it."""
         ids: list[int] = []
-        for text, is_control in segments:
+        # A control segment without a control token of this checkpoint is text like its neighbours,
+        # with which it is tokenized: BPE depends on context.
+        kinds = [(text, is_control and self._has_control(text)) for text, is_control in segments]
+        for is_control, group in groupby(kinds, key=itemgetter(1)):
             tokenizer = self._tokenizer if is_control else self._plain_tokenizer
+            text = "".join(text for text, _ in group)
             ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
         return ids
+
+    def _has_control(self, text: str) -> bool:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return not self._control_ids.isdisjoint(ids)
 
     def _bare_id(self, token_id: int) -> int:
         """Return the token with the text of `token_id` without its first space; `token_id` itself

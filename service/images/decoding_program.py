@@ -19,7 +19,7 @@ import sys
 
 from imaging.errors import ImageError
 from imaging.files import ImageLimits, decode_image, resize
-from service.images.sandbox import confine
+from imaging.sandbox import confine
 
 _BYTES_PER_PIXEL = 24  # decoding and resizing take up to 16
 _COPIES_OF_FILE = 6  # ours, Pillow's and libwebp's

@@ -1,5 +1,6 @@
 """The served models: catalog entries with manifests and mask decoders, in catalog order."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,7 +8,14 @@ from typing import Any
 
 from service.errors import UnknownModel, UnsupportedTask
 from service.settings import Settings, SettingsError
-from tasks.catalog import CatalogEntry, Precision, load_catalog
+from tasks.catalog import (
+    HUB_PREFIX,
+    HUB_SEPARATOR,
+    CatalogEntry,
+    Precision,
+    load_catalog,
+    parse_entry,
+)
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
@@ -15,8 +23,10 @@ from tasks.scores import Calibration, CalibrationError, read_calibrations
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
+    ENTRY_FILE,
     MASK_DECODER_FILE,
     PROCESSOR_CONFIG_FILE,
+    ArtifactError,
     Manifest,
     read_manifest,
 )
@@ -59,21 +69,33 @@ class UnservedModel:
 
 
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
-    """Return the catalog entries of DIPTYCH_MODELS, in catalog order.
+    """Return the entries of DIPTYCH_MODELS, in catalog order; those that no catalog has are last.
 
     Raise `SettingsError` for an unknown model.
     """
-    catalog = load_catalog(settings.catalog)
+    catalog = load_catalog(settings.catalog, settings.models)
     for model_id in settings.models:
         if model_id not in catalog:
-            raise SettingsError(
-                f"DIPTYCH_MODELS: unknown model {model_id!r}; the catalog has {', '.join(catalog)}"
-            )
+            catalog[model_id] = _stored_entry(model_id, catalog)
     served = tuple(entry for entry in catalog.values() if entry.id in settings.models)
     for entry in served:
         if entry.adapter_of is not None:
             _check_adapter(entry, settings)
     return served
+
+
+def _stored_entry(model_id: str, catalog: Iterable[str]) -> CatalogEntry:
+    """Return the entry that the export of `hf:owner/name` has stored with the artifacts."""
+    try:
+        if HUB_SEPARATOR not in model_id:
+            raise ArtifactError("only the models of repositories are stored with their entry")
+        stored = (artifact_folder(model_id) / ENTRY_FILE).read_text(encoding="utf-8")
+        return parse_entry(json.loads(stored))
+    except (ArtifactError, OSError, ValueError) as error:
+        raise SettingsError(
+            f"DIPTYCH_MODELS: unknown model {model_id!r}; the catalog has {', '.join(catalog)}; a"
+            f" repository of the hub is exported first: python -m export {HUB_PREFIX}owner/name"
+        ) from error
 
 
 def _check_adapter(entry: CatalogEntry, settings: Settings) -> None:

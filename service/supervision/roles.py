@@ -13,7 +13,7 @@ from typing import Literal
 from runners.options import runner_name
 from service.inference.served_models import adapters_of, models_with_runner
 from service.settings import Settings, SettingsError, variable
-from tasks.catalog import load_catalog
+from tasks.catalog import load_catalog, model_id_of
 
 USAGE = "python -m service [gateway | runner MODEL]"
 GATEWAY = "diptych"  # name of the BentoML service
@@ -35,7 +35,7 @@ class Role:
             case ("gateway",):
                 return cls("gateway")
             case ("runner", model_id):
-                return cls("runner", model_id)
+                return cls("runner", model_id_of(model_id))
         raise SettingsError(f"{' '.join(arguments)!r} is not a role; usage: {USAGE}")
 
     @property
@@ -67,9 +67,11 @@ class Role:
 
     def _adapters(self, environment: Mapping[str, str]) -> list[str]:
         """Return the adapters of a runner's model among the served models of `environment`."""
-        served = [model.strip() for model in environment.get(variable("models"), "").split(",")]
+        named = environment.get(variable("models"), "").split(",")
+        served = [model_id_of(model.strip()) for model in named]
         catalog = load_catalog(
-            Path(environment.get(variable("catalog")) or Settings.model_fields["catalog"].default)
+            Path(environment.get(variable("catalog")) or Settings.model_fields["catalog"].default),
+            served,
         )
         return [model for model in adapters_of(self.model_id, catalog.values()) if model in served]
 

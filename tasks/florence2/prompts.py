@@ -14,7 +14,7 @@ from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
 from tasks.florence2.locations import box_tokens, dequantize
 from tasks.parameters import TaskParameters
 from tasks.parsing import without_article
-from tasks.prompts import AskedTask, Prompt, PromptSegment, join_segments
+from tasks.prompts import AskedTask, Prompt, PromptSegment, fill_template, join_segments
 from tasks.results import BoxXyxy
 
 _SENTENCES = {
@@ -91,7 +91,7 @@ def task_prompts(
     # .965 for "circle".
     if names := parameters.labels or parameters.phrases:
         texts = [without_article(name) for name in names]
-    return tuple((PromptSegment(sentence.replace("{text}", text)),) for text in texts)
+    return tuple(fill_template(sentence, "{text}", text) for text in texts)
 
 
 def read_prompt(text: str) -> AskedTask | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from tasks.catalog import load_catalog
@@ -135,6 +136,24 @@ def test_unchanged_models_are_skipped(exported: ModelStore) -> None:
     assert [len(exported.versions(model_id)) for model_id in EMBEDDED] == [1, 1]
 
 
+def test_export_from_a_folder_is_kept_without_a_network(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    document = yaml.safe_load((MODELS / "catalog.yaml").read_text(encoding="utf-8"))
+    document["models"][0]["source"] = "owner/name"
+    (tmp_path / "catalog.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    environment = {
+        "DIPTYCH_CATALOG": str(tmp_path / "catalog.yaml"),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    run = exported.export("--if-changed", "florence-2-mini", **environment)
+    assert (run.returncode, run.stdout) == (
+        0,
+        "florence-2-mini: kept as exported from models/florence-2-mini; python -m export"
+        " florence-2-mini exports owner/name instead\n",
+    )
+
+
 def test_skipped_export_imports_no_torch(exported: ModelStore) -> None:
     code = (
         f"import sys; from export.__main__ import main; assert main(['--if-changed', *{EMBEDDED}])"
@@ -188,13 +207,7 @@ def test_folder_of_own_images_without_an_image_is_refused(
     ("source", "message"),
     [
         ("models/nothing/here", "neither a folder nor a hub id"),
-        (
-            "tests",
-            (
-                "lacks config.json, tokenizer.json, processor_config.json or"
-                " preprocessor_config.json, model.safetensors"
-            ),
-        ),
+        ("tests", "lacks config.json, model.safetensors or pytorch_model.bin"),
         ("models/paligemma-mini", "is a checkpoint of paligemma; the catalog expects florence2"),
         ("nobody/nothing", "cannot fetch nobody/nothing at its newest commit"),
     ],

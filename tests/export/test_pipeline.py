@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.checkpoints.errors import ParityError
+from export.checkpoints.errors import ParityError, SourceError
 from export.checkpoints.jobs import ExportJob, ExportOptions, find_entry, plan_job
 from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
@@ -52,6 +52,15 @@ def test_answers_that_differ_from_the_reference_are_refused(
     with pytest.raises(ParityError, match="the reference has"):
         make_artifacts(planned(checkpoint), artifacts, quiet(), probe_plan=ProbePlan(2, 20))
     assert not (artifacts / MANIFEST_FILE).exists()
+
+
+def test_a_checkpoint_of_another_size_than_its_entry_is_refused_before_anything_is_written(
+    checkpoint: Path, artifacts: Path
+) -> None:
+    job = plan_job(find_entry("florence-2-base"), ExportOptions(source=str(checkpoint)))
+    with pytest.raises(SourceError, match=r"has parameters 2610240 .*the entry: 231443968"):
+        make_artifacts(job, artifacts, quiet())
+    assert list(artifacts.iterdir()) == []
 
 
 def test_a_decoder_that_fails_is_refused(checkpoint: Path, artifacts: Path) -> None:

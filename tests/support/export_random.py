@@ -16,6 +16,7 @@ from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from tests.support.export_cli import MODELS
+from tests.support.fitting_entries import fitting
 from wire.artifacts.manifest import Manifest
 
 PROBES = ProbePlan(2, 12)
@@ -29,7 +30,9 @@ def export_random(name: str, checkpoint: Path, artifacts: Path) -> Manifest:
     options = ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
     job = plan_job(find_entry(name), options)
     with Progress(name, NUM_STEPS) as progress:
-        return make_artifacts(replace(job, photographs=()), artifacts, progress, probe_plan=PROBES)
+        return make_artifacts(
+            replace(fitting(job), photographs=()), artifacts, progress, probe_plan=PROBES
+        )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class LocalHub:
         checkpoint = {
             path.name: path.read_bytes() for path in self.folder.iterdir() if path.is_file()
         }
-        return checkpoint | {"pytorch_model.bin": b"pickle", "modeling.py": b"code"}
+        return {"pytorch_model.bin": b"pickle", "modeling.py": b"code"} | checkpoint
 
     def environment(self, cache: Path) -> dict[str, str]:
         """Return the variables by which an export uses this hub, with its own cache."""

@@ -9,6 +9,7 @@ models/paligemma/convert_paligemma_weights_to_hf.py.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from tests.support.export_cli import MODELS
+from tests.support.fitting_entries import fitting
 from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
 
 KINDS: dict[str, RandomKind] = {
@@ -130,7 +132,9 @@ def main(folder: Path) -> None:
             find_entry(model_id), ExportOptions(source=str(checkpoint), mask_decoder=mask_decoder)
         )
         with new_version(model_id) as artifacts, Progress(model_id, NUM_STEPS) as progress:
-            make_artifacts(job, artifacts, progress, probe_plan=PROBES)
+            make_artifacts(
+                replace(fitting(job), photographs=()), artifacts, progress, probe_plan=PROBES
+            )
 
 
 if __name__ == "__main__":

@@ -75,18 +75,21 @@ def _gemma(definition: dict[str, Any]) -> dict[str, Any]:
     return definition
 
 
-def _bart(merges_file: str) -> dict[str, Any]:
-    """Put BART's control tokens before GPT-2's text tokens, and Florence-2's after them."""
-    merges = [line.split(" ") for line in merges_file.splitlines()[1:] if line]
+def byte_characters() -> list[str]:
+    """Return the 256 characters that stand for bytes in byte-level vocabularies."""
     printable = {
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
         *range(ord("®"), ord("ÿ") + 1),
     }
-    characters = [
-        *map(chr, sorted(printable)),
-        *(chr(256 + i) for i in range(256 - len(printable))),
-    ]
+    others = (chr(256 + index) for index in range(256 - len(printable)))
+    return [*map(chr, sorted(printable)), *others]
+
+
+def _bart(merges_file: str) -> dict[str, Any]:
+    """Put BART's control tokens before GPT-2's text tokens, and Florence-2's after them."""
+    merges = [line.split(" ") for line in merges_file.splitlines()[1:] if line]
+    characters = byte_characters()
     start = ["<s>", "<pad>", "</s>", "<unk>"]
     text = [
         *characters,

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tasks.catalog import CatalogError, adapter_entry, load_catalog, parse_entry
+from tasks.catalog import CatalogError, adapter_entry, load_catalog, model_id_of, parse_entry
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA, ROOT
 
@@ -55,6 +56,7 @@ def test_the_catalog_lists_the_embedded_models_and_then_every_published_size() -
                 for size in ("3b", "10b", "28b")
                 for kind in kinds
             ),
+            *(f"google/paligemma2-{size}-ft-docci-448" for size in ("3b", "10b")),
         ]
     )
 
@@ -65,13 +67,45 @@ def test_pt_checkpoints_are_bases_for_fine_tuning_and_come_last() -> None:
     )
 
 
-def test_first_paligemma_is_fetched_in_bfloat16() -> None:
-    revisions = {entry.source.split("-")[0]: entry.revision for entry in RELEASED}
-    assert revisions == {
-        "florence": None,
-        "google/paligemma": "bfloat16",
-        "google/paligemma2": None,
+def test_first_paligemma_is_fetched_in_bfloat16_and_known_commits_are_pinned() -> None:
+    pinned = {e.source for e in RELEASED if re.fullmatch("[0-9a-f]{40}", e.revision or "")}
+    assert pinned == {
+        *(e.source for e in RELEASED if e.family == "florence2"),
+        "google/paligemma2-3b-mix-224",
     }
+    others = {(e.source.split("-")[0], e.revision) for e in RELEASED if e.source not in pinned}
+    assert others == {("google/paligemma", "bfloat16"), ("google/paligemma2", None)}
+
+
+@pytest.mark.parametrize("side", [224, 448, 896])
+def test_an_entry_with_a_star_stands_for_every_repository_that_matches(side: int) -> None:
+    path = ROOT / "models" / "catalog.yaml"
+    wanted = f"paligemma-3b-ft-refcoco-seg-{side}"
+    assert not any("*" in model_id for model_id in CATALOG)
+    entry = load_catalog(path, [wanted, "paligemma-3b-ft-vqav2-300", "another"])[wanted]
+    assert (entry.source, entry.revision) == (f"google/{wanted}", "bfloat16")
+    base = CATALOG[f"paligemma-3b-pt-{side}"]
+    assert (entry.parameters, entry.resolution) == (base.parameters, side)
+    assert "paligemma-3b-ft-vqav2-300" not in load_catalog(path, ["paligemma-3b-ft-vqav2-300"])
+
+
+@pytest.mark.parametrize("change", [{"source": "a/b"}, {"id": "*-*"}, {"parameters": 0}])
+def test_an_invalid_entry_with_a_star_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    row = ROW | {"id": "some-*", "source": "owner/some-*"} | change
+    (tmp_path / "catalog.yaml").write_text(yaml.safe_dump({"models": [row]}))
+    with pytest.raises(CatalogError, match=r"must have one \*|parameters must be"):
+        load_catalog(tmp_path / "catalog.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id"),
+    [
+        ("florence-2-base", "florence-2-base"),
+        ("hf:Owner/My_Model.v2", "owner--my-model.v2"),
+    ],
+)
+def test_a_model_is_named_by_its_id_or_its_repository(name: str, model_id: str) -> None:
+    assert model_id_of(name) == model_id
 
 
 def test_resolution_is_that_of_the_repository_and_adds_only_position_embeddings() -> None:
@@ -89,8 +123,9 @@ def test_resolution_is_that_of_the_repository_and_adds_only_position_embeddings(
 def test_the_embedded_checkpoints_are_as_their_entries_say(entry: Any) -> None:
     folder = ROOT / entry.source
     with safe_open(folder / "model.safetensors", "numpy") as tensors:
-        # not a mapping
-        sizes = [tensors.get_tensor(name).size for name in tensors.keys()]  # noqa: SIM118
+        # not a mapping; the sinusoids of visual_temporal_embed are no parameters
+        names = [name for name in tensors.keys() if "pos_idx_to_embed" not in name]  # noqa: SIM118
+        sizes = [tensors.get_tensor(name).size for name in names]
     text_config = json.loads((folder / "config.json").read_text())["text_config"]
     size = json.loads((folder / "processor_config.json").read_text())["image_processor"]["size"]
     assert sum(sizes) == entry.parameters
@@ -175,6 +210,7 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
             {"tasks": {"visual_question_answering": {"prompt": "{question}"}}},
             "that contains {question} once",
         ),
+        ({"weights_sha256": "1" * 63}, "weights_sha256 must be 64 hexadecimal digits"),
         ({"mask_decoder": "vae.npz"}, "mask_decoder must be set for paligemma models"),
         ({"family": "paligemma"}, "mask_decoder must be set for paligemma models"),
     ],

@@ -10,6 +10,7 @@
     config.json, generation_config.json, tokenizer.json, …   copied from the checkpoint
     mask_decoder.npz        PaliGemma only: the codebook and decoder of its segmentation tokens
     calibration.json        the calibration of scores by task, if the checkpoint's folder has one
+    entry.json              the catalog entry of a model that no catalog has (hf:owner/name)
 
 Of a LoRA adapter, which runs in the runner of its base:
 
@@ -46,7 +47,10 @@ MASK_DECODER_FILE = "mask_decoder.npz"
 ADAPTER_FILE = "adapter.safetensors"
 VISION_ENCODER_FILE = "vision_encoder.onnx"  # float32
 CALIBRATION_FILE = "calibration.json"
-FILES_OF_GATEWAY = frozenset({MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, CALIBRATION_FILE})
+ENTRY_FILE = "entry.json"
+FILES_OF_GATEWAY = frozenset(
+    {MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, CALIBRATION_FILE, ENTRY_FILE}
+)
 
 _HASH_BLOCK_BYTES = 1 << 20
 

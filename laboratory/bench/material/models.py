@@ -121,7 +121,8 @@ def write_catalog(models: Sequence[BenchModel], folder: Path) -> Mapping[str, Ca
     entries = list[dict[str, Any]]()
     for model in models:
         source = str(checkpoint_folder(model, folder).resolve())
-        entries.append(by_id[model.entry_id] | {"id": model.id, "source": source, "revision": None})
+        own = {"id": model.id, "source": source, "revision": None, "weights_sha256": None}
+        entries.append(by_id[model.entry_id] | own)
     file = folder / "catalog.yaml"
     file.write_text(yaml.safe_dump({"models": entries}, sort_keys=False), encoding="utf-8")
     return load_catalog(file)

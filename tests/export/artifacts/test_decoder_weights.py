@@ -1,9 +1,19 @@
+import re
+import shutil
+from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from export.artifacts.checkpoint_tensors import empty_model
+from export.artifacts.decoder_weights import load_checkpoint
+from export.checkpoints.errors import SourceError
 from export.checks.reference import Reference
+from runners.tokens.rules import GenerationRules
+from tests.support.export_cli import MODELS
+from tests.support.microsoft_form import update_json
 
 
 def test_decoder_weights_are_the_language_tensors_each_once(
@@ -29,3 +39,31 @@ def test_decoder_weights_equal_the_checkpoint(artifacts: Path, checkpoint: Path)
         for name, each in original.items()
     }
     assert all(torch.equal(tensor, renamed[name]) for name, tensor in weights.items())
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(MODELS / "florence-2-mini", tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("missing", [("eos_token_id",), ("decoder_start_token_id", "bos_token_id")])
+def test_ids_that_the_generation_config_lacks_are_the_models(
+    missing: tuple[str, ...], copy: Path
+) -> None:
+    update_json(copy / "generation_config.json", **dict.fromkeys(missing))
+    for model in (load_checkpoint(copy, torch.float32), empty_model(copy)):
+        rules = GenerationRules.of(model.generation_config.to_dict())
+        assert rules == GenerationRules.load(MODELS / "florence-2-mini")
+
+
+def test_ids_of_another_model_are_refused_with_the_repair(copy: Path) -> None:
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    update_json(copy / "generation_config.json", **ids)
+    message = (
+        "generation_config.json has bos_token_id 2, eos_token_id 1, pad_token_id 0,"
+        " decoder_start_token_id 2; the model has bos_token_id 0, eos_token_id 2, pad_token_id 1,"
+        " decoder_start_token_id 2: write these ids into the file, or remove the file"
+    )
+    for read in (partial(load_checkpoint, copy, torch.float32), partial(empty_model, copy)):
+        with pytest.raises(SourceError, match=re.escape(message)):
+            read()

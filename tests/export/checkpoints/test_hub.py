@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tasks.catalog import parse_entry
 from tests.support.export_cli import MODELS, ModelStore, small_disk
 from tests.support.hub import COMMIT, REPOSITORY, Failure, LocalHub, running_hub
-from wire.artifacts.manifest import sha256_of
+from tests.support.microsoft_form import update_json
+from wire.artifacts.manifest import read_manifest, sha256_of, verify_files
 
 CHECKPOINT = MODELS / "florence-2-mini"
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -80,15 +82,59 @@ def test_checkpoint_has_its_commit_and_nothing_executable_is_fetched(
 
 
 @pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "it is gated and there is no token; accept its terms at http://127.0.0.1:"),
+        ("hf_any", "the account of the token has not accepted its terms, or the token may not"),
+    ],
+)
+def test_missing_token_and_terms_that_were_not_accepted_are_two_messages(
+    token: str, message: str, store: ModelStore, tmp_path: Path
+) -> None:
+    with running_hub(CHECKPOINT, "gated") as hub:
+        run = export(store, hub, tmp_path / "cache", HF_TOKEN=token)
+        assert_refused(run, store, message, f"/{REPOSITORY}")
+
+
+def test_repository_without_an_entry_is_exported_by_its_name_and_stores_its_entry(
+    hub: LocalHub, store: ModelStore, tmp_path: Path
+) -> None:
+    environment = hub.environment(tmp_path / "cache")
+    run = store.python("-c", _EXPORT, **environment)
+    assert run.returncode == 0, run.stderr
+    folder = store.newest("tests--florence-2-mini")
+    entry = parse_entry(json.loads((folder / "entry.json").read_text(encoding="utf-8")))
+    assert (entry.source, entry.parameters, entry.resolution) == (REPOSITORY, 2610240, 192)
+    verify_files(folder, read_manifest(folder))
+    run = store.python("-c", _SERVED, BENTOML_HOME=str(store.home))
+    assert run.stdout.split() == ["tests--florence-2-mini", "2610240"], run.stderr
+
+
+# Few probes and no photographs: the entry is under test.
+_EXPORT = f"""
+from dataclasses import replace
+from export.artifacts.store import new_version
+from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
+from export.checks.probes import ProbePlan
+from export.pipeline import make_artifacts
+from export.progress import NUM_STEPS, Progress
+entry = find_entry("hf:{REPOSITORY}")
+job = replace(plan_job(entry, ExportOptions()), photographs=())
+with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
+    make_artifacts(job, folder, progress, probe_plan=ProbePlan(2, 4))
+"""
+_SERVED = f"""
+from service.environment import read_settings
+from service.inference.served_models import load_served_models
+models = load_served_models(read_settings({{"DIPTYCH_MODELS": "hf:{REPOSITORY}"}}))
+for model in models.values():
+    print(model.id, model.entry.parameters)
+"""
+
+
+@pytest.mark.parametrize(
     ("failure", "texts"),
     [
-        (
-            "gated",
-            (
-                "it is gated; accept its terms at http://127.0.0.1:",
-                f"/{REPOSITORY}, and set HF_TOKEN",
-            ),
-        ),
         ("no repository", ("there is no such repository, or it is private",)),
         (
             "no revision",
@@ -179,36 +225,26 @@ for expected in ({actual!r}, {"0" * 64!r}):
     assert f"config.json has sha256 {actual}; the catalog expects 000" in refused
 
 
-def test_checkpoint_of_another_form_is_refused_before_its_weights_are_fetched(
+def test_checkpoint_of_another_family_is_refused_before_its_weights_are_fetched(
     store: ModelStore, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["vision_config"]["model_type"] = "davit"
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    update_json(folder / "config.json", model_type="bart")
     with running_hub(folder) as hub:
         run = export(store, hub, tmp_path / "cache")
-        assert_refused(
-            run, store, "vision_config.model_type: davit", "florence-community/Florence-2-"
-        )
+        assert_refused(run, store, "is a checkpoint of bart; the catalog expects florence2")
         assert not any(path.endswith(".safetensors") for path in hub.requested)
 
 
-def test_original_florence_2_repository_is_refused_without_a_request(
-    hub: LocalHub, store: ModelStore, tmp_path: Path
+def test_pickled_weights_are_fetched_where_there_are_no_others(
+    store: ModelStore, tmp_path: Path
 ) -> None:
-    run = store.export(
-        "florence-2-large",
-        "--source",
-        "microsoft/Florence-2-large",
-        **hub.environment(tmp_path / "cache"),
-    )
-    assert_refused(
-        run,
-        store,
-        "use the converted repository instead: --source florence-community/Florence-2-large",
-    )
-    assert hub.requested == []
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    (folder / "model.safetensors").unlink()
+    with running_hub(folder) as hub:
+        assert plan(store, hub, tmp_path / "cache") == COMMIT
+        assert any(path.endswith("/pytorch_model.bin") for path in hub.requested)
+        assert not any(path.endswith(".py") for path in hub.requested)
 
 
 def test_full_disk_of_the_cache_is_one_line(

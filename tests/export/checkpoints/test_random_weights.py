@@ -1,12 +1,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText
 
 from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
+from tests.support.catalog import CATALOG
 from tests.support.export_random import PROBES, export_random
 from wire.artifacts.manifest import read_manifest, verify_files
+
+_Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 
 
 @pytest.fixture
@@ -64,6 +70,14 @@ def test_gemma_2_has_the_published_widths(
     assert config.intermediate_size == feed_forward
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == heads
     assert config.query_pre_attn_scalar == (144 if size == "28b" else 256)
+
+
+@pytest.mark.parametrize("name", ["florence-2-base", "florence-2-large", "paligemma-2-3b-mix-224"])
+def test_parameters_of_the_catalog_are_those_of_the_configuration(name: str) -> None:
+    with torch.device("meta"):
+        model = _Model.from_config(SHAPES[name].config(100))
+    model.tie_weights()
+    assert sum(each.numel() for each in model.parameters()) == CATALOG[name].parameters
 
 
 def test_same_seed_gives_the_same_checkpoint(tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_a_control_segment_is_one_token(name: str, token: str) -> None:
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
+def test_a_tag_that_the_checkpoint_does_not_have_is_text_like_its_neighbours(name: str) -> None:
+    whole = TOKENIZERS[name].encode([("<DocVQA>s circle <b>, red", False)])
+    parts = [("<DocVQA>", True), ("s circle ", False), ("<b>", True), (", red", False)]
+    assert TOKENIZERS[name].encode(parts) == whole
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=30))
 def test_detokenized_pieces_concatenate_to_the_text(name: str, text: str) -> None:
     ids = TOKENIZERS[name].encode([(text, False)])

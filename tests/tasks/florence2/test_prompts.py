@@ -21,6 +21,21 @@ def prompts(task_id: str, **values: Any) -> tuple[Prompt, ...]:
     return task_prompts(FLORENCE, task_id, parse_parameters(TASKS[task_id], values), IMAGE_WH)
 
 
+def test_tags_of_a_template_may_be_control_tokens_and_the_users_text_never() -> None:
+    override = TaskOverride("<DocVQA>Answer <short>: {question}")
+    entry = replace(FLORENCE, tasks={"visual_question_answering": override})
+    asked = parse_parameters(
+        TASKS["visual_question_answering"], {"question": "<DocVQA>{text} <OD>?"}
+    )
+    (prompt,) = task_prompts(entry, "visual_question_answering", asked, IMAGE_WH)
+    assert [(segment.text, segment.is_control) for segment in prompt] == [
+        ("<DocVQA>", True),
+        ("Answer ", False),
+        ("<short>", True),
+        (": <DocVQA>{text} <OD>?", False),
+    ]
+
+
 @pytest.mark.parametrize(
     ("task_id", "values", "reference"),
     [
@@ -91,17 +106,6 @@ def test_a_users_text_is_never_control_text() -> None:
     assert [(s.text, s.is_control) for s in prompt] == [
         ("Locate <loc_5></s> in the image with mask", False)
     ]
-
-
-def test_the_question_template_is_plain_text_with_the_question() -> None:
-    entry = replace(
-        FLORENCE, tasks={"visual_question_answering": TaskOverride("<DocVQA>{question}")}
-    )
-    parameters = parse_parameters(
-        TASKS["visual_question_answering"], {"question": "is {text} <OD>?"}
-    )
-    (prompt,) = task_prompts(entry, "visual_question_answering", parameters, IMAGE_WH)
-    assert [(s.text, s.is_control) for s in prompt] == [("<DocVQA>is {text} <OD>?", False)]
 
 
 def test_a_task_that_is_not_offered_is_refused() -> None:

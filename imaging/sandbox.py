@@ -1,4 +1,4 @@
-"""The sandbox of the decoding process: a hostile file can only compute and answer.
+"""The sandbox of a process that reads foreign bytes: a hostile file can only compute and answer.
 
 A seccomp filter admits the system calls that memory and open pipes need. All others fail with
 EPERM: files, sockets, programs, processes, signals. Limits on resources do part of the same where

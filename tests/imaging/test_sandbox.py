@@ -20,7 +20,7 @@ from tests.support.image_files import LIMITS, colour_steps, half_transparent, pn
 ROOT = Path(__file__).parents[3]
 ATTEMPT = """
 import ctypes, errno, mmap, os, socket, sys
-from service.images.sandbox import confine
+from imaging.sandbox import confine
 is_confined = confine(0)
 try:
     {attempt}

@@ -1,0 +1,274 @@
+"""Florence-2 in Microsoft's own form, rewritten in transformers' form.
+
+Microsoft's repositories (`microsoft/Florence-2-*`, most fine-tunes of 2024) come with code, which
+is never run. They differ from transformers' form in:
+
+    weights     names, and more (export/checkpoints/microsoft_weights.py)
+    vocabulary  51,289 tokens without `<image>`; the code adds the last 1,024 to BART's tokenizer
+    rules       `generate` runs on the language model, whose configuration has the rules, not
+                generation_config.json
+
+Sources: microsoft/Florence-2-large, configuration_florence2.py, modeling_florence2.py and
+processing_florence2.py; transformers, models/florence2/convert_florence2_original_pytorch_to_hf.py.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from export.checkpoints.errors import SourceError
+from export.checkpoints.microsoft_weights import write_weights
+from wire.artifacts.manifest import (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    PROCESSOR_CONFIG_FILE,
+    TOKENIZER_FILE,
+)
+
+# The defaults of Microsoft's configuration classes: save_pretrained omits values equal to them.
+_VISION = {
+    "depths": [1, 1, 9, 1],
+    "drop_path_rate": 0.1,
+    "num_groups": [8, 16, 32, 64],
+    "num_heads": [8, 16, 32, 64],
+    "patch_padding": [3, 1, 1, 1],
+    "patch_prenorm": [False, True, True, True],
+    "patch_size": [7, 3, 3, 3],
+    "patch_stride": [4, 2, 2, 2],
+    "projection_dim": 1024,
+    "window_size": 12,
+}
+_EMBED_DIM = [256, 512, 1024, 2048]
+_TEXT = {
+    "activation_function": "gelu",
+    "d_model": 1024,
+    "decoder_attention_heads": 16,
+    "decoder_ffn_dim": 4096,
+    "decoder_layers": 12,
+    "encoder_attention_heads": 16,
+    "encoder_ffn_dim": 4096,
+    "encoder_layers": 12,
+    "max_position_embeddings": 1024,
+    "scale_embedding": False,
+}
+_SPECIAL_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+_START_ID = 2
+_RULES = {
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 2,
+    "no_repeat_ngram_size": 3,
+    "num_beams": 3,
+    "early_stopping": True,
+}
+# Nested values that transformers' form cannot express otherwise: key -> name, the allowed value.
+_FIXED = {
+    "visual_temporal_embedding": ("type", "COSINE"),
+    "image_pos_embed": ("type", "learned_abs_2d"),
+}
+_FEATURES = ["spatial_avg_pool", "temporal_avg_pool"]
+
+_IMAGE = "<image>"
+_FIRST_ADDED = "<od>"
+_TAGS = (
+    *("cap", "ncap", "dcap", "grounding", "seg"),
+    "sep",
+    *("region_cap", "region_to_desciption", "proposal", "poly"),
+    "and",
+)
+_WITHOUT_END = ("sep", "and")
+_NUM_LOCATIONS = 1000
+_PATCH_PX = 32  # an image token stands for so many pixels in each direction; one more for the mean
+# Phrases whose boxes processing_florence2.py drops when it grounds a caption.
+_NOT_GROUNDED = (
+    "I, me, mine, myself, you, your, yours, yourself, yourselves, he, him, his, himself, she, her,"
+    " hers, herself, it, its, itself, we, us, our, ours, ourselves, they, them, their, theirs,"
+    " themselves, one, oneself, this, that, these, those, who, whom, whose, which, what, all,"
+    " another, any, anybody, anyone, anything, each, everybody, everyone, everything, few, many,"
+    " nobody, none, several, some, somebody, someone, something, each other, one another,"
+    " the image, image, images, the, a, an, a group, other objects, lots, a set"
+)
+_FLAGS = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
+
+
+def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], output: Path) -> None:
+    """Write a checkpoint of Microsoft's form, called `name`, into the empty folder `output`.
+
+    `weights` are its safetensors. Raise `SourceError`.
+    """
+    try:
+        _write(name, folder, weights, output)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"the files of {name} are not those of Microsoft's form: {error!r}"
+        ) from error
+
+
+def _write(name: str, folder: Path, weights: Sequence[Path], output: Path) -> None:
+    config = _read(folder, CONFIG_FILE)
+    tokenizer = _with_added_tokens(_read(folder, TOKENIZER_FILE))
+    num_tokens = _num_tokens(tokenizer)
+    num_rows = write_weights(name, weights, num_tokens, output / "model.safetensors")
+    text = _text_config(config, num_rows)
+    image_token_id = next(
+        each["id"] for each in tokenizer["added_tokens"] if each["content"] == _IMAGE
+    )
+    ids = {each: text[each] for each in _SPECIAL_IDS}
+    written = {
+        CONFIG_FILE: {
+            "architectures": ["Florence2ForConditionalGeneration"],
+            "model_type": "florence2",
+            "is_encoder_decoder": True,
+            "image_token_id": image_token_id,
+            "text_config": text,
+            "vision_config": _vision_config(name, config),
+            "tie_word_embeddings": True,
+            **ids,
+        },
+        GENERATION_CONFIG_FILE: {**ids, **_generation_rules(folder, config)},
+        TOKENIZER_FILE: tokenizer,
+        "tokenizer_config.json": _tokenizer_config(text["max_position_embeddings"]),
+        PROCESSOR_CONFIG_FILE: _processor_config(folder),
+    }
+    for file_name, values in written.items():
+        (output / file_name).write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+
+
+def _read(folder: Path, file_name: str) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / file_name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{file_name} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise SourceError(f"{file_name} must have a JSON object, not {type(values).__name__}")
+    return values
+
+
+def _text_config(config: Mapping[str, Any], num_rows: int) -> dict[str, Any]:
+    text = config.get("text_config") or {}
+    values = {key: _given(text, key, default) for key, default in (_TEXT | _SPECIAL_IDS).items()}
+    return values | {
+        "model_type": "bart",
+        "vocab_size": num_rows,
+        "decoder_start_token_id": _given(text, "decoder_start_token_id", _START_ID),
+        "tie_word_embeddings": True,
+    }
+
+
+def _vision_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    vision = config.get("vision_config") or {}
+    for key, (part, allowed) in _FIXED.items():
+        if (given := (vision.get(key) or {}).get(part, allowed)) != allowed:
+            raise SourceError(f"{name} has vision_config.{key}.{part} {given}; allowed: {allowed}")
+    features = _given(vision, "image_feature_source", _FEATURES)
+    if features != _FEATURES:
+        raise SourceError(
+            f"{name} has vision_config.image_feature_source {features}; allowed: {_FEATURES}"
+        )
+    temporal = vision.get("visual_temporal_embedding") or {}
+    positions = vision.get("image_pos_embed") or {}
+    return {key: _given(vision, key, default) for key, default in _VISION.items()} | {
+        "model_type": "florence_vision",
+        "embed_dim": _given(vision, "dim_embed", _EMBED_DIM),
+        "max_temporal_embeddings": _given(temporal, "max_temporal_embeddings", 100),
+        "max_position_embeddings": _given(positions, "max_pos_embeddings", 50),
+    }
+
+
+def _generation_rules(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rules of the language model; a newer save_pretrained moves them to
+    generation_config.json.
+
+    The special ids of that file are never read: Microsoft's code reads none of them, and published
+    files have those of other models.
+    """
+    text = config.get("text_config") or {}
+    moved = {}
+    if (folder / GENERATION_CONFIG_FILE).is_file():
+        moved = _read(folder, GENERATION_CONFIG_FILE)
+    rules = {key: _given(text, key, _given(moved, key, default)) for key, default in _RULES.items()}
+    return rules | {"decoder_start_token_id": _given(text, "decoder_start_token_id", _START_ID)}
+
+
+def _given(values: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Return a value, the default in the place of null."""
+    value = values.get(key)
+    return default if value is None else value
+
+
+def _with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Return BART's tokenizer with the tokens that Microsoft's processor adds, and `<image>`."""
+    added = list(tokenizer.get("added_tokens") or [])
+    present = {each["content"] for each in added}
+    wanted = [] if _FIRST_ADDED in present else _processor_tokens()
+    if _IMAGE not in present:
+        wanted.append(_IMAGE)
+    first = _num_tokens(tokenizer)
+    added += [
+        {"id": first + index, "content": token, **_FLAGS} for index, token in enumerate(wanted)
+    ]
+    return tokenizer | {"added_tokens": added, "truncation": None, "padding": None}
+
+
+def _processor_tokens() -> list[str]:
+    """Return the tokens in the order in which processing_florence2.py adds them."""
+    tokens = ["<od>", "</od>", "<ocr>", "</ocr>"]
+    tokens += [f"<loc_{index}>" for index in range(_NUM_LOCATIONS)]
+    for tag in _TAGS:
+        tokens.append(f"<{tag}>")
+        if tag not in _WITHOUT_END:
+            tokens.append(f"</{tag}>")
+    return tokens
+
+
+def _num_tokens(tokenizer: Mapping[str, Any]) -> int:
+    """Return the number after the highest id."""
+    ids = [*tokenizer["model"]["vocab"].values()]
+    ids += [each["id"] for each in tokenizer.get("added_tokens") or []]
+    return int(max(ids)) + 1
+
+
+def _tokenizer_config(max_length: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "TokenizersBackend",
+        "backend": "tokenizers",
+        "processor_class": "Florence2Processor",
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "image_token": _IMAGE,
+        "model_max_length": max_length,
+    }
+
+
+def _processor_config(folder: Path) -> dict[str, Any]:
+    """Return the settings of the image processor in the file of transformers' processor."""
+    names = [PROCESSOR_CONFIG_FILE, "preprocessor_config.json"]
+    found = [_read(folder, name) for name in names if (folder / name).is_file()]
+    images = dict[str, Any]()
+    for values in found:
+        images |= values.get("image_processor") or values
+    for key in ("auto_map", "_valid_processor_keys", "processor_class", "tokenizer"):
+        images.pop(key, None)
+    size = images.get("size") or {}
+    side = size.get("height") if isinstance(size, dict) else size
+    if not isinstance(side, int) or side <= 0:
+        raise SourceError(
+            f"preprocessor_config.json has size {size!r}; allowed: a height and a width in pixels"
+        )
+    images.setdefault("image_seq_length", (side // _PATCH_PX) ** 2 + 1)
+    return {
+        "processor_class": "Florence2Processor",
+        "num_additional_image_tokens": 0,
+        "post_processor_config": {
+            "phrase_grounding": {"banned_grounding_tokens": _NOT_GROUNDED.split(", ")}
+        },
+        "image_processor": images | {"image_processor_type": "CLIPImageProcessor"},
+    }

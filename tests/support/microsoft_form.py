@@ -1,0 +1,281 @@
+"""Random checkpoints of Florence-2 in Microsoft's own form, and what Microsoft's code answers.
+
+Widths and depths are small; vocabulary, image size and all other values are those of
+microsoft/Florence-2-base, config.json. The language model is transformers' BART, which Microsoft's
+code contains a copy of: its names are the checkpoint's, and its `generate` over image features and
+embedded prompt is what Microsoft's `generate` calls.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BartConfig, BartForConditionalGeneration, Florence2Config
+from transformers.models.florence2.modeling_florence2 import (
+    Florence2MultiModalProjector,
+    Florence2VisionBackbone,
+)
+
+from export.checkpoints.forms import in_transformers_form
+from export.checkpoints.sources import resolve_source
+from runners.decoder.batch import generate_all
+from runners.decoder.protocol import Decoder
+from runners.decoder.sequences import SequenceRequest
+from tests.support.real_tokenizers import byte_characters
+from tests.support.tiny_tokenizer import tiny_tokenizer
+
+NUM_ROWS = 51289
+NUM_BART_TOKENS = 50265
+_WIDTH = 32
+_DIM_EMBED = [8, 8, 16, 32]
+_NUM_HEADS = [1, 1, 2, 4]
+_DEPTHS = [1, 1, 2, 1]
+_STD = 0.3
+_EMBEDDING_STD = 0.5
+_TEXT = {
+    "activation_dropout": 0.1,
+    "activation_function": "gelu",
+    "attention_dropout": 0.1,
+    "bos_token_id": 0,
+    "d_model": _WIDTH,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 64,
+    "decoder_layers": 1,
+    "decoder_start_token_id": 2,
+    "dropout": 0.1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "encoder_layers": 1,
+    "eos_token_id": 2,
+    "is_encoder_decoder": True,
+    "max_position_embeddings": 1024,
+    "normalize_before": False,
+    "num_hidden_layers": 1,
+    "pad_token_id": 1,
+    "scale_embedding": False,
+    "vocab_size": NUM_ROWS,
+}
+RULES = {
+    "early_stopping": True,
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 2,
+    "no_repeat_ngram_size": 3,
+    "num_beams": 3,
+}
+_VISION = {
+    "depths": _DEPTHS,
+    "drop_path_rate": 0.1,
+    "num_groups": _NUM_HEADS,
+    "num_heads": _NUM_HEADS,
+    "patch_padding": [3, 1, 1, 1],
+    "patch_prenorm": [False, True, True, True],
+    "patch_size": [7, 3, 3, 3],
+    "patch_stride": [4, 2, 2, 2],
+    "projection_dim": _WIDTH,
+    "window_size": 12,
+}
+_PREPROCESSOR = {
+    "_valid_processor_keys": ["images", "do_resize", "size"],
+    "auto_map": {"AutoProcessor": "processing_florence2.Florence2Processor"},
+    "crop_size": {"height": 768, "width": 768},
+    "do_center_crop": False,
+    "do_convert_rgb": None,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_seq_length": 577,
+    "image_std": [0.229, 0.224, 0.225],
+    "processor_class": "Florence2Processor",
+    "resample": 3,
+    "size": {"height": 768, "width": 768},
+}
+_CODE = {
+    "AutoConfig": "configuration_florence2.Florence2Config",
+    "AutoModelForCausalLM": "modeling_florence2.Florence2ForConditionalGeneration",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MicrosoftModel:
+    """The parts of a random model, in float32 with weights that float16 can express."""
+
+    vision_tower: Any
+    projector: Any
+    language_model: Any
+
+    @classmethod
+    def random(cls, num_rows: int = NUM_ROWS) -> "MicrosoftModel":
+        torch.manual_seed(0)
+        vision = _VISION | {"embed_dim": _DIM_EMBED, "model_type": "florence_vision"}
+        config: Any = Florence2Config(
+            text_config={"model_type": "bart", "d_model": _WIDTH}, vision_config=vision
+        )
+        values: dict[str, Any] = _TEXT | {"vocab_size": num_rows}
+        text: Any = BartConfig(**values)
+        model = cls(
+            Florence2VisionBackbone(config.vision_config),
+            Florence2MultiModalProjector(config),
+            BartForConditionalGeneration(text),
+        )
+        model._randomise()
+        return model
+
+    @torch.no_grad()
+    def _randomise(self) -> None:
+        for part in (self.vision_tower, self.projector, self.language_model):
+            for name, parameter in part.named_parameters():
+                std = _EMBEDDING_STD if "shared" in name else _STD
+                parameter.add_(torch.randn_like(parameter) * std)
+            part.half().float().eval()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the state dict of Microsoft's model, in float16."""
+        weights = {
+            f"vision_tower.{_microsoft_name(name)}": tensor
+            for name, tensor in self.vision_tower.state_dict().items()
+        }
+        projector = self.projector.state_dict()
+        weights["image_projection"] = projector.pop("image_projection.weight").T
+        for name, tensor in projector.items():
+            weights[name.replace("image_position_embed.", "image_pos_embed.")] = tensor
+        for name, tensor in self.language_model.state_dict().items():
+            weights[f"language_model.{name}"] = tensor
+        return {name: tensor.half().contiguous().clone() for name, tensor in weights.items()}
+
+    @torch.inference_mode()
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Return image features (B, N, C)."""
+        features: Tensor = self.projector(self.vision_tower(pixel_values).last_hidden_state)
+        return features
+
+    @torch.inference_mode()
+    def generate(
+        self, image_features: Tensor, prompt_ids: Sequence[int], max_new_tokens: int
+    ) -> list[int]:
+        """Return the answer to a prompt about an image (N, C), with the rules of the release."""
+        embedded = self.language_model.get_input_embeddings()(torch.tensor(prompt_ids))
+        inputs = torch.cat([image_features, embedded])[None]
+        output = self.language_model.generate(
+            inputs_embeds=inputs,
+            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            decoder_start_token_id=2,
+            **RULES,
+        )
+        answer: list[int] = output[0, 1:].tolist()
+        return answer
+
+
+def _microsoft_name(name: str) -> str:
+    """Return Microsoft's name of a weight of the vision tower."""
+    parts = name.split(".")
+    if parts[0] == "convs":
+        return name.replace(".conv.", ".proj.")
+    attention = "window_attn" if parts[3] == "spatial_block" else "channel_attn"
+    renamed = {
+        "conv1": "conv1.fn.dw",
+        "conv2": "conv2.fn.dw",
+        "norm1": f"{attention}.norm",
+        "norm2": "ffn.norm",
+        attention: f"{attention}.fn",
+        "ffn": "ffn.fn.net",
+    }
+    return ".".join([*parts[:4], renamed[parts[4]], *parts[5:]])
+
+
+def microsoft_config() -> dict[str, Any]:
+    """Return config.json."""
+    return {
+        "_name_or_path": "florence2",
+        "architectures": ["Florence2ForConditionalGeneration"],
+        "auto_map": _CODE,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "ignore_index": -100,
+        "is_encoder_decoder": True,
+        "model_type": "florence2",
+        "pad_token_id": 1,
+        "projection_dim": _WIDTH,
+        "text_config": _TEXT | RULES | {"model_type": "florence2_language"},
+        "torch_dtype": "float16",
+        "transformers_version": "4.41.0.dev0",
+        "vision_config": _VISION
+        | {
+            "model_type": "davit",
+            "dim_embed": _DIM_EMBED,
+            "enable_checkpoint": False,
+            "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
+            "image_pos_embed": {"max_pos_embeddings": 50, "type": "learned_abs_2d"},
+            "visual_temporal_embedding": {"max_temporal_embeddings": 100, "type": "COSINE"},
+        },
+        "vocab_size": NUM_ROWS,
+    }
+
+
+def bart_tokenizer() -> dict[str, Any]:
+    """Return a tokenizer.json of BART's size, with its control tokens and bytes, without merges."""
+    control = dict(enumerate(("<s>", "<pad>", "</s>", "<unk>")))
+    text = dict(enumerate(byte_characters(), len(control)))
+    first = len(control) + len(text)
+    text |= {index: f"madeupword{index}" for index in range(first, NUM_BART_TOKENS - 1)}
+    control[NUM_BART_TOKENS - 1] = "<mask>"
+    return tiny_tokenizer(text, control) | {
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
+    }
+
+
+def write_microsoft_form(
+    weights: Mapping[str, Tensor], folder: Path, is_pickled: bool = False
+) -> None:
+    """Write a checkpoint as microsoft/Florence-2-base has it, with its code's names in place."""
+    files = {
+        "config.json": microsoft_config(),
+        "generation_config.json": {"num_beams": 3, "early_stopping": False},
+        "preprocessor_config.json": _PREPROCESSOR,
+        "tokenizer.json": bart_tokenizer(),
+        "tokenizer_config.json": {"model_max_length": 1024},
+    }
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values), encoding="utf-8")
+    (folder / "modeling_florence2.py").write_text("raise SystemExit('code was run')")
+    if is_pickled:
+        torch.save(dict(weights), folder / "pytorch_model.bin")
+    else:
+        save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def update_json(file: Path, **values: object) -> None:
+    """Set values of a JSON file; None removes one."""
+    document = json.loads(file.read_text(encoding="utf-8")) | values
+    kept = {key: value for key, value in document.items() if value is not None}
+    file.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def converted(folder: Path, output: Path) -> Path:
+    """Return a copy of the folder that the export reads."""
+    source = resolve_source(str(folder), None, "florence2", Path())
+    with in_transformers_form(source) as same:
+        assert (same.name, same.revision) == (source.name, None)
+        return Path(shutil.copytree(same.folder, output))
+
+
+def answered(
+    decoder: Decoder[Any], features: Tensor, prompt_ids: tuple[int, ...], max_new_tokens: int
+) -> list[list[int]]:
+    """Return our answers to a prompt about each image, with the checkpoint's 3 beams."""
+    requests = [SequenceRequest(each, prompt_ids, max_new_tokens, num_beams=3) for each in features]
+    return [list(answer.token_ids) for answer in generate_all(decoder, requests)]
