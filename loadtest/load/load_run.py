@@ -32,7 +32,10 @@ from loadtest.load.traffic.traffic_mix import MixError, TrafficMix, read_mix
 from loadtest.load.users import RATE_PER_USER, DiptychUser
 from loadtest.load.windows import window_numbers
 
-_WARM_UP_S, _SETTLE_S, _MEASURED_S = 10.0, 5.0, 20.0  # of steps
+# parts of a step
+_WARM_UP_S = 10.0
+_SETTLE_S = 5.0
+_MEASURED_S = 20.0
 _WORKER_REPORTS_S = 3.5  # above Locust's interval
 _MANUAL_WINDOW_S = 10.0
 _MAX_SLOPE_WINDOWS = 10

@@ -19,7 +19,7 @@ class LoadReport:
     """The numbers of a run."""
 
     facts: Mapping[str, str]
-    unit: str  # of levels
+    unit: str  # unit of the levels
     slos_ms: Mapping[str, Slo]
     windows: Sequence[WindowNumbers]
 
