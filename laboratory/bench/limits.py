@@ -21,7 +21,7 @@ from laboratory.bench.operations import Operations
 from laboratory.bench.rounds.measurement import Measurement
 from loadtest.processes import ROOT
 
-_PROMPT_TOKENS = 12  # of the questions, about
+_PROMPT_TOKENS = 12  # approximate length of the questions
 _WEIGHT_BYTES = {"float32": 4, "int8": 1}
 _STEPS_TIMEOUT_S = 300
 
@@ -52,7 +52,7 @@ class StepTimes:
     num_sequences: int
     num_steps: int
     step_s: float  # from token to token, for a client of the scheduler
-    model_s: float  # of these in the model
+    model_s: float  # part of `step_s` in the model
 
     @property
     def overhead(self) -> float:

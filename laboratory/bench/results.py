@@ -56,9 +56,10 @@ class Target:
     @property
     def bound_text(self) -> str:
         """`≥ 2`, `≤ 0.25`."""
-        return (
-            "" if self.bound is None else f"{'≤' if IS_TIME[self.measure] else '≥'} {self.bound:g}"
-        )
+        if self.bound is None:
+            return ""
+        sign = "≤" if IS_TIME[self.measure] else "≥"
+        return f"{sign} {self.bound:g}"
 
 
 TARGETS = (
@@ -102,7 +103,7 @@ class Run:
 
     models: Sequence[ModelMaterial]
     measurements: Sequence[Measurement]
-    facts: Mapping[str, str]  # of machine and command
+    facts: Mapping[str, str]  # machine and command
     rates: Sequence[MachineRates] = ()
     shares: Sequence[Share] = ()
     steps: Sequence[StepTimes] = ()

@@ -33,7 +33,7 @@ _TIMEOUT_S = 600.0
 
 
 def make_endless(decoder: Decoder[Any]) -> None:
-    """Let answers end at their limit only, so that all steps of a measurement have as many rows."""
+    """Make answers end only at their limit, so that all measured steps have as many rows."""
     decoder.rules = replace(
         decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1
     )

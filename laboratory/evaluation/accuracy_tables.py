@@ -29,7 +29,7 @@ class Pool:
     names: tuple[str, ...]
 
     def value(self, scorecard: Scorecard) -> float | None:
-        """Return F1, accuracy or mean IoU; None if there was nothing to measure."""
+        """Return F1, accuracy or mean IoU, or None without anything to measure."""
         starts = tuple(f"{name} " for name in self.names)
         total = Tally()
         for (name, measure), tally in scorecard.tallies.items():

@@ -24,8 +24,8 @@ from tasks.catalog import CatalogEntry, load_catalog
 from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
 ALL_LAYERS = 100
-RANDOM_GAIN = 0.5  # with it, int8 is as accurate in the random encoder as in trained ones
-_PROBES = ProbePlan(2, 12)  # of the parity check: real widths take seconds per probe
+RANDOM_GAIN = 0.5  # makes int8 as accurate in the random encoder as in trained ones
+_PROBES = ProbePlan(2, 12)  # parity check: real widths take seconds per probe
 _NOT_ENDLESS = ("forced_eos_token_id", "num_beams", "early_stopping")
 
 

@@ -22,8 +22,8 @@ class Server:
     name: str
     kind: Kind
     description: str
-    arguments: tuple[str, ...] = ()  # of a peer's command
-    environment: Mapping[str, str] = field(default_factory=dict)  # of our service
+    arguments: tuple[str, ...] = ()  # a peer's command line
+    environment: Mapping[str, str] = field(default_factory=dict)  # our service's settings
 
 
 _PEERS = "laboratory.bench.peers"
@@ -136,7 +136,7 @@ def launch_of(server: Server, model: ModelMaterial, folder: Path) -> Launch:
         "DIPTYCH_CATALOG": str(folder / "catalog.yaml"),
         "DIPTYCH_PORT": str(port),
         "DIPTYCH_GRPC_PORT": "0",
-        "DIPTYCH_REQUEST_TIMEOUT_S": "900",  # which a slow machine would exceed
+        "DIPTYCH_REQUEST_TIMEOUT_S": "900",  # slow machines exceed the default
         "BENTOML_HOME": str(folder / "bentoml"),
         **server.environment,
     }

@@ -33,7 +33,7 @@ LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 
 NUM_WARM_UP = 2
 
 _EMBEDDED_LIMIT_S = 30.0
-_SHORT_ROUNDS = 4  # of the short run
+_SHORT_ROUNDS = 4  # rounds of the short run
 # Shares of a server's time at base scale; the rest is for its start.
 _SHARES: dict[WorkloadName, float] = {
     "mixed": 0.45,
@@ -41,8 +41,8 @@ _SHARES: dict[WorkloadName, float] = {
     "decode_heavy": 0.2,
     "single": 0.1,
 }
-_NUM_TASKS = 10  # of one_image
-_DECODE_HEAVY_COST = 2.0  # of one of its requests, in mixed ones
+_NUM_TASKS = 10  # tasks of one_image
+_DECODE_HEAVY_COST = 2.0  # cost of its request, in mixed requests
 _LIMIT_FACTOR = 2.0
 _MIN_LIMIT_S = 20.0
 
@@ -63,7 +63,7 @@ class RoundPlan:
     workload: WorkloadName
     num_requests: int
     num_rounds: int
-    limit_s: float  # of one round
+    limit_s: float  # per round
 
 
 class Scenes:
@@ -145,7 +145,7 @@ def base_plan(request_s: float, allowance_s: float) -> tuple[RoundPlan, ...]:
     `request_s` is the time of one request to the first peer, `allowance_s` that of all rounds of
     one server.
     """
-    # in mixed requests
+    # number of mixed requests that fit each share
     budget = {workload: share * allowance_s / request_s for workload, share in _SHARES.items()}
     clients = NUM_CLIENTS["mixed"]
     num_single = _clamped(budget["single"], 3, 8, 1)

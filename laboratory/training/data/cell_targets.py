@@ -62,11 +62,10 @@ def cell_targets(scene: Scene) -> CellTargets:
     )
     for index, drawn in enumerate(scene.objects):
         cells = _cells(box_xyxy(drawn))
-        targets.subject[cells], targets.box[cells] = index, box_xyxy(drawn)
-        targets.color[cells], targets.shape[cells] = (
-            COLORS.index(drawn.color),
-            SHAPES.index(drawn.shape),
-        )
+        targets.subject[cells] = index
+        targets.box[cells] = box_xyxy(drawn)
+        targets.color[cells] = COLORS.index(drawn.color)
+        targets.shape[cells] = SHAPES.index(drawn.shape)
         targets.size[cells] = SIZES.index(drawn.size)
     if scene.word is not None:
         _set_word(targets, scene.word)
@@ -75,7 +74,8 @@ def cell_targets(scene: Scene) -> CellTargets:
 
 def _set_word(targets: CellTargets, word: Word) -> None:
     cells = _cells(word.box_xyxy)
-    targets.subject[cells], targets.box[cells] = WORD, word.box_xyxy
+    targets.subject[cells] = WORD
+    targets.box[cells] = word.box_xyxy
     classes = [CHARACTERS.index(character) for character in word.text]
     targets.text[cells] = [*classes, *[len(CHARACTERS)] * (MAX_CHARACTERS - len(classes))]
     centres = _character_centres(word)

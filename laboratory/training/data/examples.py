@@ -21,7 +21,7 @@ from runners.tokens.tokenizer import PromptTokenizer, Segments
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
 
-_OTHER_WEIGHT = 0.5  # of questions that are not in a recipe
+_OTHER_WEIGHT = 0.5  # questions that are not in a recipe
 
 
 class AnswerWriter(Protocol):

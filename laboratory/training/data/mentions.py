@@ -27,7 +27,7 @@ class Mention:
     subject: Subject
     character: int | None = None
     coordinate: int | None = None
-    point_xy: Point | None = None  # of an outline, px of the canvas
+    point_xy: Point | None = None  # outline's point, px of the canvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Piece:
 
     text: str
     mention: Mention | None = None
-    position: float | None = None  # of a location token, in bins, before rounding
-    step: int = 0  # of the grid of bins that the position is rounded to
+    position: float | None = None  # location token's value in bins, before rounding
+    step: int = 0  # bins between the values that the position is rounded to
 
 
 def subject_of_box(scene: Scene, box: BoxXYXY) -> Subject:
@@ -116,7 +116,7 @@ def quad_coordinates() -> tuple[int, ...]:
 
 
 def _subject_of_question(scene: Scene, question: Question) -> Subject | None:
-    """Return the object that a free question names; None if it names none."""
+    """Return the object that a free question names, or None."""
     text = str(question.parameters.get("question", ""))
     for index, drawn in enumerate(scene.objects):
         is_colour = question.name.endswith("color") and text.endswith(f"{drawn.shape}?")

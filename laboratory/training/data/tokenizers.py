@@ -101,7 +101,7 @@ def paligemma_tokenizer(entry: CatalogEntry) -> Tokenizer:
 
 def _corpus(entry: CatalogEntry) -> Iterator[str]:
     """Yield prompts, labels and texts of scenes without a word."""
-    # as when the committed tokenizers were trained
+    # The committed tokenizers were trained with several names per prompt.
     entry = replace(entry, one_name_per_prompt=False)
     yield from [
         "caption en",

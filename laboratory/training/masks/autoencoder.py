@@ -134,7 +134,7 @@ class MaskAutoencoder(nn.Module):
     def features(self, masks: Tensor) -> Tensor:
         """Return the encoder's features (B, N, D) of masks (B, 1, 64, 64)."""
         grid: Tensor = self.encoder(2 * masks - 1)  # (B, D, 4, 4)
-        # as a grid again this is channels last, which is faster
+        # Back as a grid, this is channels last, which is faster.
         return grid.flatten(2).transpose(1, 2).contiguous()
 
     def fields(self, features: Tensor) -> Tensor:

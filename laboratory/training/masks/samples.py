@@ -25,7 +25,7 @@ _HOLE_SCALES = (0.3, 0.6)
 _MAX_CUT = 0.6  # share of the width or height that is cut off
 _NUM_BLOB_POINTS = 64
 _BLOB_WAVES = 5
-_BLOB_DEPTH = 0.3  # of the first wave, in the logarithm of the radius
+_BLOB_DEPTH = 0.3  # depth of the first wave, in the logarithm of the radius
 
 
 def shape_mask(shape: Shape) -> Masks:

@@ -31,7 +31,7 @@ class WrittenAnswers:
     logits: Tensor  # (Q, T, V)
     cell_states: Tensor  # (Q, N, C) of the cells, after attention to the prompt
     writer_states: Tensor  # (Q, T, C) of each token's writer, before the last layer
-    attentions: list[Tensor]  # of some layers (Q, A, T, N): from each token's writer to the cells
+    attentions: list[Tensor]  # some layers' (Q, A, T, N): from each token's writer to the cells
 
 
 class Trainee(Protocol):

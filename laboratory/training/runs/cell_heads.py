@@ -31,8 +31,8 @@ _CLASSES = {
 }
 _ATTRIBUTES: Mapping[str, int] = {name: _CLASSES[name] for name in ("color", "shape", "size")}
 _HALVES = {"half_characters": len(CHARACTERS), "half_indices": MAX_CHARACTERS}
-_FOREGROUND_SHARE = 0.7  # of the loss, because objects cover few cells
-_MAX_PLACES = 24  # of a run of locations: a circle's polygon has twelve points
+_FOREGROUND_SHARE = 0.7  # share of the loss: objects cover few cells
+_MAX_PLACES = 24  # run of locations: a circle's polygon has twelve points
 GRID_STEP_PX = 1.5
 
 

@@ -25,7 +25,7 @@ class Rates:
 
     muon: float = 0.015
     adam: float = 2e-3
-    embedding: float = 5e-4  # of token embeddings, tied to the output head
+    embedding: float = 5e-4  # token embeddings, tied to the output head
 
 
 class Muon(Optimizer):
