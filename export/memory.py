@@ -51,7 +51,7 @@ class PartSize:
 
     num_matrix: int  # weights of linear layers
     num_other: int  # embeddings, convolutions, norms, biases
-    num_tied: int = 0  # of an embedding tied to the output head: int8 adds a quantised copy
+    num_tied: int = 0  # embedding tied to the output head: int8 adds a quantised copy
 
     @property
     def num_parameters(self) -> int:
@@ -77,7 +77,7 @@ class ModelSize:
     parts: dict[Part, PartSize]
     num_position_values: int
     num_image_tokens: int
-    num_tokens: int  # of the vocabulary
+    num_tokens: int  # vocabulary
 
     def weights_gb(self, part: Part, device: Device) -> float:
         """Return the size of a part's weights at its default precision."""

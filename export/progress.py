@@ -7,7 +7,7 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
-NUM_STEPS = 10  # of most models
+NUM_STEPS = 10  # most models
 
 
 class Progress:

@@ -18,14 +18,14 @@ from wire.artifacts.manifest import Device, Part, Precision
 
 logger = logging.getLogger(__name__)
 
-Pair = tuple[Precision, Precision]  # of encoder and decoder
+Pair = tuple[Precision, Precision]  # encoder and decoder
 
 MIN_EQUAL_TOKENS = 0.9
 MIN_MATCHED_BOXES = 0.9
 MIN_BOX_IOU = 0.9
 MAX_TEXT_DISTANCE = 0.1
 MIN_CASES = 8  # prompts, boxes or texts; of fewer, a single difference would decide
-MATCHED_IOU = 0.5  # of two boxes with the same label: the usual threshold of detection benchmarks
+MATCHED_IOU = 0.5  # boxes with the same label: the usual threshold of detection benchmarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class AnswerAgreement:
     num_prompts: int
     # share of both sides' tokens that common subsequences cover, mean over prompts
     equal_tokens: float
-    num_boxes: int  # of float32, of detection and segmentation
+    num_boxes: int  # float32's, in detection and segmentation
     matched_boxes: float  # share of both sides' boxes that have a partner with the same label
     box_iou: float  # mean, of matched boxes
-    num_texts: int  # of captioning and OCR
+    num_texts: int  # captioning and OCR
     text_distance: float  # Levenshtein distance per character of the longer text, mean
 
 

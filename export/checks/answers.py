@@ -86,7 +86,7 @@ class AnswerRuns:
 class AnswerCheck:
     """The comparison of one export's precisions."""
 
-    folder: Path  # of the artifacts
+    folder: Path  # artifacts
     entry: CatalogEntry
     hidden_size: int
     mask_decoder: MaskDecoder | None

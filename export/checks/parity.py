@@ -22,7 +22,7 @@ from runners.decoder.sequences import SequenceRequest
 from runners.tokens.errors import SequenceError
 
 MIN_COSINE = 0.9999
-# of the largest reference value; random towers of real widths reached 5e-5
+# relative to the largest reference value; random towers of real widths reached 5e-5
 MAX_RELATIVE_ERROR = 1e-3
 NEAR_TIE_LOGITS = 1e-3  # well above the rounding of sums in another order
 
@@ -155,7 +155,7 @@ def compare_tokens(
 
 
 def first_difference(answer: Sequence[int], expected: Sequence[int]) -> int | None:
-    """Return the first index at which two token sequences differ, None if they are equal."""
+    """Return the first index at which two token sequences differ, or None if they are equal."""
     if tuple(answer) == tuple(expected):
         return None
     pairs = zip(answer, expected, strict=False)

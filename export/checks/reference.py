@@ -23,7 +23,7 @@ from export.artifacts.decoder_weights import load_checkpoint
 from export.checkpoints.errors import SourceError
 
 _Processor: Any = AutoProcessor  # transformers' factories have no types
-_NUM_TOP_LOGITS = 8  # a token beyond these is no near tie
+_NUM_TOP_LOGITS = 8  # tokens beyond these are not near ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ReferenceAnswer:
 
     token_ids: tuple[int, ...]
     logits: Tensor  # (T, V) float32, after the checkpoint's generation rules; empty with beams
-    score: float | None = None  # of the best beam, as `generate` ranks them; None without beams
+    score: float | None = None  # best beam's, as `generate` ranks them; None without beams
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class GreedyAnswer:
     """
 
     token_ids: tuple[int, ...]
-    # of each step: token -> logit, after the checkpoint's generation rules
+    # per step: token -> logit, after the checkpoint's generation rules
     top_logits: tuple[Mapping[int, float], ...]
 
 

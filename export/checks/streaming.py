@@ -26,7 +26,7 @@ LayerT = TypeVar("LayerT")
 _FLOAT32_BYTES = 4
 _LAYER_INDEX = re.compile(r"(?<=\blayers\.)\d+")
 
-Buffers = dict[tuple[str, ...], Tensor]  # by names in a layer
+Buffers = dict[tuple[str, ...], Tensor]  # keyed by names in a layer
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,11 @@ def quad_iou(first: Points, second: Points, image_size_wh: tuple[int, int]) -> f
     """Return the IoU of two quads, rasterised on a grid that is finer than a small image."""
     scale_x = QUAD_GRID_PX / image_size_wh[0]
     scale_y = QUAD_GRID_PX / image_size_wh[1]
-    quads = ([(x * scale_x, y * scale_y) for x, y in quad] for quad in (first, second))
-    return _mask_iou(*(_rasterised([quad], (QUAD_GRID_PX, QUAD_GRID_PX)) for quad in quads))
+    masks = []
+    for quad in (first, second):
+        scaled = [(x * scale_x, y * scale_y) for x, y in quad]
+        masks.append(_rasterised([scaled], (QUAD_GRID_PX, QUAD_GRID_PX)))
+    return _mask_iou(*masks)
 
 
 def mask_iou(

@@ -32,12 +32,12 @@ class LabelledImage:
     """One image with the labels of one row; None for kinds of labels that the row does not have."""
 
     path: Path
-    size_wh: tuple[int, int]  # of the upright image, px
+    size_wh: tuple[int, int]  # upright image, px
     objects: tuple[LabelledBox, ...] | None = None
     captions: tuple[str, ...] = ()
     text: str | None = None
     region_xyxy: BoxXyxy | None = None
-    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # with their answers
+    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # each with its answers
     phrases: tuple[LabelledBox, ...] = ()
 
 
@@ -129,7 +129,7 @@ def _read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
 def _coco_image(
     path: Path, annotations: Iterable[Mapping[str, Any]], names: Mapping[Any, str]
 ) -> LabelledImage:
-    """Return an image; crowds are no objects, and an image without annotations has none."""
+    """Return an image. Crowds are not objects; an image without annotations has none."""
     objects = []
     for each in annotations:
         if "bbox" in each and not each.get("iscrowd"):
