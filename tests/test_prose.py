@@ -37,23 +37,26 @@ NOT_CLEAN: dict[str, int] = {
     "tasks": 10,
     "tasks/florence2": 2,
     "tasks/paligemma": 2,
-    "export": 13,
     "export/artifacts": 4,
-    "export/bench": 7,
     "export/checkpoints": 11,
-    "export/checks": 11,
-    "export/evaluation": 5,
-    "export/gpu_check": 13,
-    "export/training": 28,
-    "export/tuning": 11,
+    "laboratory/gpu_check": 13,
     "offline": 12,
-    "loadtest": 14,
-    "loadtest/bench": 29,
-    "loadtest/load": 26,
-    "client/diptych_client": 27,
-    "client": 1,
+    "wire": 4,
+    "wire/artifacts": 1,
+    "wire/telemetry": 4,
 }
-FOLDERS = ("service", "runners", "imaging", "tasks", "export", "offline", "loadtest", "client")
+FOLDERS = (
+    "service",
+    "runners",
+    "wire",
+    "imaging",
+    "tasks",
+    "export",
+    "laboratory",
+    "offline",
+    "loadtest",
+    "client",
+)
 ONE_ROOM = ("docs", "deploy", ".ci", "tests")
 OF_THE_ROOT = ("*.md", "*.toml", "*.yaml", "*.txt", "Makefile")
 

@@ -1,4 +1,4 @@
-"""Small runners as processes of their own."""
+"""Small runners as separate processes."""
 
 import signal
 import socket

@@ -68,7 +68,7 @@ class Watched:
         self.follow(AdapterScan(self.folder, now=lambda: 1e12))
 
     def follow(self, scan: AdapterScan, read_timeout_s: float = 30.0) -> None:
-        """Start anew with another scan."""
+        """Restart with another scan."""
         self.adapters = HotAdapters(
             scan,
             self.base,

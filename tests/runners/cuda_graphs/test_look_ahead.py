@@ -238,9 +238,8 @@ def test_answers_equal_those_of_steps_that_wait_to_the_last_bit(artifacts: Path)
         replace(each, max_new_tokens=30, **own) for each, own in zip(requests, options, strict=True)
     ]
     waiting: Any = WaitingDecoder(decoder._decoder, capture_eagerly)
-    found, expected = (
-        [each.result() for each in generate_each(any_, requests)] for any_ in (decoder, waiting)
-    )
+    found = [each.result() for each in generate_each(decoder, requests)]
+    expected = [each.result() for each in generate_each(waiting, requests)]
     assert found == expected
     # the first tokens are those of the prefill, the last ends all
     assert len(decoder.num_slots_ahead) == 28
@@ -252,7 +251,8 @@ def state_of(cache: Any) -> list[Tensor]:
     lengths = [part for part in parts if isinstance(part, SlotLengths)]
     assert all(part.of(range(NUM_SLOTS)) == part.on_device.tolist() for part in lengths)
     memories = [part._memory for part in parts if isinstance(part, KeyValueCache)]
-    return [tensor.clone() for tensor in (*memories, *(part.on_device for part in lengths))]
+    on_device = [part.on_device for part in lengths]
+    return [tensor.clone() for tensor in (*memories, *on_device)]
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""What of a message reaches the decoder, and several messages at the same time."""
+"""Parts of a message that reach the decoder, and several messages at the same time."""
 
 import asyncio
 from collections.abc import Mapping

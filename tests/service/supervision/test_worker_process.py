@@ -43,7 +43,7 @@ def test_a_stopped_process_gets_the_signal_and_is_not_started_again(part: Part) 
     assert process.pid is None
 
 
-# In another process: pytest-xdist shows its own name for a worker's.
+# Runs in another process: pytest-xdist shows its own name for a worker's.
 SHOWN = """
 from pathlib import Path
 from service.supervision.worker_process import _show_as
