@@ -59,9 +59,7 @@ class PartSize:
         return self.num_matrix + self.num_other
 
     def num_bytes(self, precision: Precision) -> int:
-        """Return the bytes of the weights; at int8 only linear layers are quantised, the rest stays
-        float32.
-        """
+        """Return the weights' bytes; int8 quantises linear layers only, the rest stays float32."""
         if precision == "int8":
             return self.num_matrix + self.num_tied + self.num_other * _BYTES["float32"]
         return self.num_parameters * _BYTES[precision]
@@ -69,9 +67,7 @@ class PartSize:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """One model: its weights, and the number of KV cache values per slot and position of its
-    decoder.
-    """
+    """One model: its weights, and the KV cache values per slot and position."""
 
     entry: CatalogEntry
     parts: dict[Part, PartSize]
@@ -128,8 +124,7 @@ def model_sizes() -> Iterator[ModelSize]:
 
 
 def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
-    """Return the number of KV cache values of a slot for each position: keys and values of every
-    layer and head.
+    """Return a slot's KV cache values per position: keys and values of all layers and heads.
 
     Florence-2 has as many for cross-attention as for self-attention.
     """

@@ -99,9 +99,7 @@ def make_artifacts(
 def _run_reference(
     job: ExportJob, folder: Path, image_input: ImageInput, probes: Sequence[Probe], is_large: bool
 ) -> tuple[Manifest, ReferenceAnswers]:
-    """Write the configuration, answer the probes; on return the model is freed, before the exported
-    one is loaded.
-    """
+    """Write the configuration and answer the probes; the model is freed on return."""
     checkpoint = job.source.folder
     reference = (
         Reference.stream(checkpoint, MAX_RESIDENT_BYTES) if is_large else Reference.load(checkpoint)
@@ -133,9 +131,7 @@ def kept_defaults(
 
 
 def _write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
-    """Write the configurations with all defaults spelled out, because a checkpoint may omit
-    transformers' defaults.
-    """
+    """Write configurations with all defaults, because a checkpoint may omit transformers'."""
     model = reference.model
     # transformers' value is the path of the checkpoint on this machine
     model.config.name_or_path = job.entry.id

@@ -55,9 +55,7 @@ class Needs:
         )
 
     def check(self, memory_bytes: float | None, disks: Mapping[Path, float]) -> None:
-        """Raise `ResourceError` if memory or a disk is too small; `memory_bytes` None is
-        unknown.
-        """
+        """Raise `ResourceError` if memory or disk is too small; unknown memory is None."""
         if memory_bytes is not None and memory_bytes < self.memory_bytes:
             raise ResourceError(
                 f"the export needs {_size(self.memory_bytes)} of memory; {_size(memory_bytes)} are"
@@ -125,8 +123,7 @@ def free_disk_bytes(folder: Path) -> float:
 def available_memory_bytes(
     proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
 ) -> float | None:
-    """Return the memory that this process may still take: the host's, or less by the limit of its
-    control group.
+    """Return the memory still available: the host's, or less by the control group's limit.
 
     None where the system does not tell, as on macOS.
     """
@@ -141,9 +138,7 @@ def available_memory_bytes(
 
 
 def _cgroup_rooms(proc: Path, cgroups: Path) -> list[float]:
-    """Return the bytes left in each control group (version 2) that this process is in; page cache
-    counts as free.
-    """
+    """Return the bytes left in each control group (version 2); page cache counts as free."""
     try:
         own = (
             (proc / "self" / "cgroup")

@@ -108,9 +108,7 @@ def free_port() -> int:
 
 
 def cpu_s(process_id: int) -> float:
-    """Return the user and kernel time of a process and its descendants, including those that have
-    ended.
-    """
+    """Return the user and kernel time of a process and its descendants, also ended ones."""
     return sum(cpu_s_by_process(process_id).values())
 
 
@@ -155,9 +153,7 @@ def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
 
 
 def use_by_name(process_id: int) -> dict[str, ProcessUse]:
-    """Return the resources of a service's supervisor, by its process id, and of the processes that
-    it started.
-    """
+    """Return the resources of a service's supervisor and of the processes that it started."""
     found = {}
     for one in _descendants(process_id, _stats()):
         with suppress(*_GONE):

@@ -140,9 +140,7 @@ async def _sample(process_id: int, interval_s: float, samples: list[Sample]) -> 
 
 
 def report(found: Soak) -> str:
-    """Return the trends as a table: minimum of the first third after the warm-up → that of the
-    last.
-    """
+    """Return the trends as a table: minimum of the first third → that of the last."""
     trends = found.trends()
     rows = dict[str, list[str]]()
     for (name, _), trend in trends.items():

@@ -80,9 +80,7 @@ class AnswerRun:
 def agreeing_defaults(
     entry_id: str, defaults: Mapping[Device, Mapping[Part, Precision]], runs: Sequence[AnswerRun]
 ) -> dict[Device, dict[Part, Precision]]:
-    """Return the default precisions, with float32 in the place of those below a threshold; log each
-    of them.
-    """
+    """Return the default precisions; replace those below a threshold by float32 and log them."""
     return {
         device: _agreeing(f"{entry_id} on {device}", parts, runs)
         for device, parts in defaults.items()
@@ -157,9 +155,7 @@ def equal_share(first: Sequence[int], second: Sequence[int]) -> float:
 def matched_ious(
     first: Sequence[Detection | Instance], second: Sequence[Detection | Instance]
 ) -> list[float]:
-    """Return the IoU of each pair of boxes with one label, best first, where it is at least
-    `MATCHED_IOU`.
-    """
+    """Return the IoUs of pairs with one label, best first, from `MATCHED_IOU` up."""
     pairs = []
     for index, one in enumerate(first):
         for partner, other in enumerate(second):

@@ -33,9 +33,7 @@ class HalfEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return image features (B, N, C) of resized RGB `pixels` (B, H, W, 3); NaN or infinite
-        after an overflow.
-        """
+        """Return features (B, N, C) of RGB `pixels` (B, H, W, 3); overflows give NaN or inf."""
         # The evaluator's own `run` keeps every intermediate result: gigabytes at real widths.
         nodes = self._evaluator.rt_nodes_
         last_use = {name: index for index, node in enumerate(nodes) for name in node.input}

@@ -39,9 +39,7 @@ class FeatureParity:
 
 @dataclass(frozen=True, slots=True)
 class TokenParity:
-    """The number of compared prompts, of their tokens, and of answers that differ after a near
-    tie.
-    """
+    """The numbers of prompts, of tokens, and of answers that differ after a near tie."""
 
     num_prompts: int
     num_tokens: int
@@ -50,9 +48,7 @@ class TokenParity:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceAnswers:
-    """The reference's results for all probes, so that its model can be freed before the export is
-    loaded.
-    """
+    """The reference's results for all probes: its model is freed before the export loads."""
 
     image_features: NDArray[np.float32]  # (probes, N, C)
     prompt_ids: tuple[tuple[int, ...], ...]

@@ -39,9 +39,7 @@ def quad_iou(first: Points, second: Points, image_size_wh: tuple[int, int]) -> f
 def mask_iou(
     instances: Sequence[Mapping[str, Any]], rings: Sequence[Points], image_size_wh: tuple[int, int]
 ) -> float:
-    """Return the IoU of the union of all instances (polygons or COCO RLE) with the union of all
-    rings.
-    """
+    """Return the IoU of all instances' union (polygons or COCO RLE) and all rings' union."""
     masks = [_instance_mask(instance, image_size_wh) for instance in instances]
     return _mask_iou(coco_mask.merge(masks), _rasterised(rings, image_size_wh)) if masks else 0.0
 

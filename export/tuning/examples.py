@@ -44,9 +44,7 @@ TUNED_TASKS = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt about an image and its answer, both as segments that keep labels apart from
-    location tokens.
-    """
+    """One prompt and its answer, both in segments that separate labels from locations."""
 
     image: Path
     prompt: Prompt
@@ -116,9 +114,7 @@ def _examples(
 def _detections(
     family: Family, task_id: str, boxes: Sequence[LabelledBox], size_wh: tuple[int, int]
 ) -> Prompt:
-    """Return labels before their locations (Florence-2), or after them and joined by ` ; `
-    (PaliGemma).
-    """
+    """Return labels before (Florence-2) or after locations, joined by ` ; ` (PaliGemma)."""
     segments: list[PromptSegment] = []
     for found in sorted(boxes, key=lambda each: each.box_xyxy[0] + each.box_xyxy[2]):
         if family == "florence2":

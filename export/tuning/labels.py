@@ -42,8 +42,7 @@ class LabelledImage:
 
 
 def read_labels(path: Path, images: Path | None = None) -> tuple[LabelledImage, ...]:
-    """Read a label file, or the only one of a folder; `images` is the folder of its images where
-    they are elsewhere.
+    """Read a label file or a folder's only one; `images` is another folder of its images.
 
     Raise `TuningError` for a missing, malformed or empty dataset, and for an image that cannot be
     read.
@@ -141,9 +140,7 @@ def _coco_image(
 
 
 def _image_folder(path: Path, names: list[str]) -> Path:
-    """Return the folder that has the first image: instances_val2017.json is in annotations/, its
-    images in val2017/.
-    """
+    """Return the folder of the first image: COCO's is val2017/ beside annotations/."""
     parent = path.parent
     split = path.stem.rpartition("_")[2]
     above = parent.parent

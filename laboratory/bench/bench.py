@@ -79,9 +79,7 @@ class Bench:
     def _plan(
         self, model: ModelMaterial, request_s: float, allowance_s: float
     ) -> tuple[RoundPlan, ...]:
-        """Return the plan of a model; at base scale its first server determines it, for all others
-        too.
-        """
+        """Return the plan of a model; at base scale its first server determines it for all."""
         if model.scale == "embedded":
             return embedded_plan(model.is_endless)
         self._base_plan = self._base_plan or base_plan(request_s, allowance_s)

@@ -78,9 +78,7 @@ def profile_of(samples: Sequence[Sample]) -> Profile:
 
 
 def num_equal(ours: Sequence[Round], theirs: Sequence[Round]) -> tuple[int, int]:
-    """Return the number of requests with the same text from both servers, and the number that both
-    answered.
-    """
+    """Return the number of equal texts of both servers, and of requests that both answered."""
     num_same = 0
     num_both = 0
     for one, other in zip(ours, theirs, strict=False):

@@ -54,9 +54,7 @@ def count_operations(checkpoint: Path) -> Operations:
 
 
 def _step_weights(model: Any) -> int:
-    """Return the number of weights in the decoder's layers and the output head, which is the
-    embedding.
-    """
+    """Return the number of weights of the decoder's layers and its head, the embedding."""
     language_model = model.model.language_model
     layers = getattr(language_model, "decoder", language_model).layers
     num_weights = model.lm_head.weight.numel()

@@ -121,9 +121,7 @@ def is_ours(measurement: Measurement) -> bool:
 
 
 def comparisons(run: Run) -> list[Comparison]:
-    """Return the ratio of every target, for every model that ran its workload on our service and on
-    a peer.
-    """
+    """Return every target's ratio, per model that ran its workload on ours and a peer."""
     scales = {model.id: model.scale for model in run.models}
     found = []
     for target, ours in product(TARGETS, run.ours()):

@@ -59,9 +59,7 @@ class TimedDecoder:
 
 
 def measure_steps(decoder: Decoder[Any], manifest: Manifest, num_sequences: int) -> dict[str, Any]:
-    """Return the mean times of steps with `num_sequences` sequences; make the answers of `decoder`
-    endless.
-    """
+    """Return mean step times of `num_sequences` sequences; make `decoder`'s answers endless."""
     make_endless(decoder)
     timed = TimedDecoder(decoder)
     limits = SchedulerLimits(

@@ -28,9 +28,7 @@ DEFECTS = frozenset({WRONG_ANSWER, "internal", CONNECTION_FAILED, TIMED_OUT})
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request; times count from its due time, so that they include delays of service and
-    sender.
-    """
+    """One request. Times count from when it was due, so delays of both sides are included."""
 
     api: Api
     task: str

@@ -81,9 +81,7 @@ class Scenes:
 
 
 def requests_of(workload: WorkloadName, scenes: Scenes, num_requests: int) -> list[BenchRequest]:
-    """Return one round of a workload; `one_image` has one request for each task, whatever
-    `num_requests` is.
-    """
+    """Return one round of a workload; `one_image` always has one request per task."""
     match workload:
         case "mixed" | "mixed_4" | "single":
             return mixed(scenes.take(num_requests))
@@ -94,9 +92,7 @@ def requests_of(workload: WorkloadName, scenes: Scenes, num_requests: int) -> li
 
 
 def mixed(scenes: Sequence[SceneMaterial]) -> list[BenchRequest]:
-    """Return a request about each scene, cycling through the tasks, and through the questions of a
-    task.
-    """
+    """Return a request per scene, cycling through tasks and each task's questions."""
     return [
         _request(scene, _nth_by_task(scene.questions, index)) for index, scene in enumerate(scenes)
     ]

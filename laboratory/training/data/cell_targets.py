@@ -97,18 +97,14 @@ def _character_centres(word: Word) -> NDArray[np.float64]:
 
 
 def _cells(box: BoxXYXY) -> Array:
-    """Return the cells whose centres are in the box, or in its nearest row or column if it contains
-    no centre.
-    """
+    """Return the cells with centres in the box, or else in its nearest row or column."""
     columns = _indices(box[0], box[2])
     rows = _indices(box[1], box[3])
     return np.asarray((rows[:, None] * GRID + columns[None, :]).reshape(-1))
 
 
 def _nearest(cells: NDArray[np.bool_], point_xy: Point) -> NDArray[np.bool_]:
-    """Return the one of `cells` (N,) whose centre is nearest to a point; none if `cells` is
-    empty.
-    """
+    """Return a mask of the cell nearest to a point, empty if `cells` (N,) is."""
     numbers = np.flatnonzero(cells)
     centres = (np.stack([numbers % GRID, numbers // GRID], axis=1) + 0.5) * CELL_PX
     nearest = np.zeros_like(cells)

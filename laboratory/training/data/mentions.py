@@ -20,9 +20,7 @@ _COUNT = re.compile(r"\b(?:one|two|three|four|[1-4])\b")
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A subject, and optionally its character, the coordinate of its box (x1 y1 x2 y2), or a point
-    of its outline.
-    """
+    """A subject, and optionally a character, a box coordinate (x1 y1 x2 y2) or a point."""
 
     subject: Subject
     character: int | None = None
@@ -127,9 +125,7 @@ def _subject_of_question(scene: Scene, question: Question) -> Subject | None:
 
 
 def _caption_pieces(scene: Scene, text: str) -> Iterator[Piece]:
-    """Yield the pieces of a caption: the count, objects with their articles, `text`, the characters
-    of the word.
-    """
+    """Yield the pieces of a caption: count, objects with articles, `text`, the word."""
     names = "|".join(f"(?:an? )?(?:{drawn.size} )?{drawn.name}" for drawn in scene.objects)
     marks = [
         names,

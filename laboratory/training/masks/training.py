@@ -136,9 +136,7 @@ class MaskTraining:
 def train_mask_autoencoder(
     out: Path, folder: Path, num_steps: int = _NUM_STEPS, seed: int = 0, device: str = "cpu"
 ) -> float:
-    """Train or resume the run in `folder`, write the file `out` and return the IoU on held-out
-    masks.
-    """
+    """Train or resume the run in `folder`, write `out` and return the IoU on held-out masks."""
     torch.manual_seed(seed)
     training = MaskTraining(
         MaskAutoencoder().to(device), RunFolder(folder), num_steps, seed, device

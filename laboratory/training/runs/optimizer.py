@@ -100,9 +100,7 @@ def make_optimizers(
 
 
 def _split(modules: Sequence[nn.Module], embeddings: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices of linear layers and full convolutions, and the other parameters without
-    `embeddings`.
-    """
+    """Return matrices of linear layers and full convolutions, and the rest but `embeddings`."""
     layers = [layer for module in modules for layer in module.modules()]
     matrices: list[Tensor] = [
         layer.weight

@@ -23,8 +23,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The stages of one model: the encoder alone on cell targets, then the whole model on answers,
-    then refining.
+    """One model's stages: encoder on cell targets, whole model on answers, then refining.
 
     Refining trains on answers without auxiliary losses, mostly on those that take longest to learn.
     """

@@ -25,9 +25,7 @@ _NUM_COLORS = 10
 
 
 def write_checkpoint(trainee: Any, folder: Path) -> None:
-    """Write weights in half precision, configuration, generation rules, tokenizer and image
-    processor.
-    """
+    """Write half-precision weights, configuration, rules, tokenizer and image processor."""
     model = copy.deepcopy(trainee.model).to("cpu", torch.float16)
     model.save_pretrained(folder)
     trainee.processor.save_pretrained(folder)
