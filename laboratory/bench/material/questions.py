@@ -32,7 +32,7 @@ _RANDOM_LENGTHS = {
     "ocr": 24,
     "ocr_with_regions": 48,
 }
-_SHORT_LENGTH = 8  # every other question has it
+_SHORT_LENGTH = 8  # all other questions
 
 
 def model_material(
