@@ -55,8 +55,8 @@ class AdapterJob:
     entry: CatalogEntry
     source: str
     revision: str | None  # the commit of a hub id
-    folder: Path  # in PEFT's format
-    hashes: Mapping[str, str]  # of PEFT's files
+    folder: Path  # PEFT's format
+    hashes: Mapping[str, str]  # PEFT's files
     base_folder: Path
     base: Manifest
 
@@ -67,9 +67,7 @@ class AdapterJob:
 
     @property
     def build_key_with_encoder(self) -> str:
-        """The build key of one with an encoder of its own, which also depends on the libraries that
-        made it.
-        """
+        """The build key of an adapter with its own encoder: it depends on the libraries too."""
         versions = {"export_format": str(EXPORT_FORMAT), **library_versions()}
         return key_of_hashes({"adapter": self.build_key, **versions})
 
@@ -240,7 +238,7 @@ def _encoders(manifest: Manifest) -> str:
     features = manifest.parity["image_features"]
     others = manifest.parity["encoder"]
     return (
-        f"with encoders of its own in {', '.join(['float32', *others])}: image features of"
+        f"with its own encoders in {', '.join(['float32', *others])}: image features of"
         f" {features['num_images']} images: min cosine {features['min_cosine']:.6f}, max abs error"
         f" {features['max_abs_error']:.1e}"
     )

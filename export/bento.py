@@ -23,9 +23,7 @@ _ROOT = Path(__file__).parents[1]
 
 
 def write_bento(folder: Path, models: Sequence[str]) -> None:
-    """Build a Bento of `models` (empty: those of bentofile.yaml) and write it with its artifacts
-    over `folder`.
-    """
+    """Build a Bento of `models` (empty: bentofile.yaml's) with artifacts over `folder`."""
     options = yaml.safe_load((_ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     if models:
         options["models"] = [f"{model_id_of(model)}:latest" for model in models]

@@ -49,7 +49,7 @@ class PartSize:
 
     num_matrix: int  # weights of linear layers
     num_other: int  # embeddings, convolutions, norms, biases
-    num_tied: int = 0  # of an embedding tied to the output head: int8 adds a quantised copy
+    num_tied: int = 0  # embedding tied to the output head: int8 adds a quantised copy
 
     @property
     def num_parameters(self) -> int:
@@ -57,9 +57,7 @@ class PartSize:
         return self.num_matrix + self.num_other
 
     def num_bytes(self, precision: Precision) -> int:
-        """Return the bytes of the weights; at int8 only linear layers are quantised, the rest stays
-        float32.
-        """
+        """Return the weights' bytes; int8 quantises linear layers only, the rest stays float32."""
         if precision == "int8":
             return self.num_matrix + self.num_tied + self.num_other * _BYTES["float32"]
         return self.num_parameters * _BYTES[precision]
@@ -67,15 +65,13 @@ class PartSize:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """One model: its weights, and the number of KV cache values per slot and position of its
-    decoder.
-    """
+    """One model: its weights, and the KV cache values per slot and position."""
 
     entry: CatalogEntry
     parts: dict[Part, PartSize]
     num_position_values: int
     num_image_tokens: int
-    num_tokens: int  # of the vocabulary
+    num_tokens: int  # vocabulary
 
     def weights_gb(self, part: Part, device: Device) -> float:
         """Return the size of a part's weights at its default precision."""
@@ -126,8 +122,7 @@ def model_sizes() -> Iterator[ModelSize]:
 
 
 def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
-    """Return the number of KV cache values of a slot for each position: keys and values of every
-    layer and head.
+    """Return a slot's KV cache values per position: keys and values of all layers and heads.
 
     Florence-2 has as many for cross-attention as for self-attention.
     """

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from export.artifacts.checkpoint_tensors import CheckpointTensors, check_vocabulary
 from export.artifacts.decoder_weights import write_decoder_weights
@@ -124,9 +124,7 @@ def facts_of(tensors: CheckpointTensors, image_input: ImageInput) -> CheckpointF
 def _run_reference(
     job: ExportJob, folder: Path, image_input: ImageInput, probes: Sequence[Probe], is_large: bool
 ) -> tuple[Manifest, ReferenceAnswers]:
-    """Write the configuration, answer the probes; on return the model is freed, before the exported
-    one is loaded.
-    """
+    """Write the configuration and answer the probes; the model is freed on return."""
     checkpoint = job.source.folder
     reference = (
         Reference.stream(checkpoint, MAX_RESIDENT_BYTES) if is_large else Reference.load(checkpoint)
@@ -136,33 +134,29 @@ def _run_reference(
 
 
 def _precisions(entry: CatalogEntry) -> dict[Part, tuple[Precision, ...]]:
-    """Return the precisions to measure for each part: float32, int8 and the defaults of all
-    devices.
-    """
-    parts: tuple[Part, ...] = ("encoder", "decoder")
-    named = {part: [of_device[part] for of_device in entry.precision.values()] for part in parts}
-    return {part: tuple(dict.fromkeys(["float32", "int8", *named[part]])) for part in parts}
+    """Return the precisions to measure per part: float32, int8 and all devices' defaults."""
+    found: dict[Part, tuple[Precision, ...]] = {}
+    for part in get_args(Part):
+        defaults = [of_device[part] for of_device in entry.precision.values()]
+        found[part] = tuple(dict.fromkeys(["float32", "int8", *defaults]))
+    return found
 
 
 def kept_defaults(
     defaults: Mapping[Device, Mapping[Part, Precision]], parity: Mapping[str, Any]
 ) -> dict[Device, dict[Part, Precision]]:
-    """Return the default precisions, with float32 in the place of those that the measurements left
-    out.
-    """
-    return {
-        device: {
+    """Return the default precisions, with float32 for those that the measurements left out."""
+    kept: dict[Device, dict[Part, Precision]] = {}
+    for device, parts in defaults.items():
+        kept[device] = {
             part: precision if precision in parity[part] else "float32"
             for part, precision in parts.items()
         }
-        for device, parts in defaults.items()
-    }
+    return kept
 
 
 def _write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
-    """Write the configurations with all defaults spelled out, because a checkpoint may omit
-    transformers' defaults.
-    """
+    """Write configurations with all defaults, because a checkpoint may omit transformers'."""
     model = reference.model
     # transformers' value is the path of the checkpoint on this machine
     model.config.name_or_path = job.entry.id

@@ -7,13 +7,11 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
-NUM_STEPS = 10  # of most models
+NUM_STEPS = 10  # most models
 
 
 class Progress:
-    """The steps of one export, announced one after another; `num_steps` is their expected
-    number.
-    """
+    """The steps of one export, announced one by one; `num_steps` are expected."""
 
     def __init__(self, model_id: str, num_steps: int, stream: TextIO = sys.stderr) -> None:
         self._model_id = model_id

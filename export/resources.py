@@ -15,7 +15,7 @@ from pathlib import Path
 from export.checkpoints.errors import ResourceError
 from tasks.catalog import CatalogEntry
 
-# of a large model's layers in float32; the other layers are read at each use
+# A large model's layers beyond this size (float32) are read at each use.
 MAX_RESIDENT_BYTES = 4 << 30
 
 _GB = 1e9
@@ -24,13 +24,12 @@ _LARGE_PARAMETERS = 1.5e9
 _LIBRARIES_BYTES = 1.2e9  # Python with torch, transformers and onnx
 # PaliGemma's vision encoder, in every size; Florence-2's is two fifths of its model
 _SIGLIP_PARAMETERS = 0.42e9
-_EMBEDDING_PARAMETERS = 0.2  # at most, of a large model: float32 beside the streamed layers
-_ENCODER_COPIES = 4  # of the float32 graph, while it is made
-# of weights and graphs in large pages: Florence-2-base took 4.5 GB with them, 3.7 GB without
+_EMBEDDING_PARAMETERS = 0.2  # a large model's share at most: float32 beside the streamed layers
+_ENCODER_COPIES = 4  # copies of the float32 graph while it is made
+# Large pages of weights and graphs: Florence-2-base took 4.5 GB with them, 3.7 GB without.
 _LARGE_PAGES = 1.3
-_ACTIVATIONS_BYTES = 1.5e9  # of a prefill of all probes
-# Answers of several precisions are compared on fewer photographs the larger the model is, up to a
-# size.
+_ACTIVATIONS_BYTES = 1.5e9  # prefill of all probes
+# The check's time grows up to this size: larger models answer fewer photographs.
 _FULL_CHECK_PARAMETERS = 0.25e9
 _CORE_SECONDS = {
     "fixed": 15.0,
@@ -45,7 +44,7 @@ class Needs:
 
     is_large: bool
     memory_bytes: float
-    disk_bytes: float  # of the artifacts; in the folder of temporary files, then in the store
+    disk_bytes: float  # artifacts, in the folder of temporary files, then in the store
     minutes: float
 
     def __str__(self) -> str:
@@ -56,9 +55,7 @@ class Needs:
         )
 
     def check(self, memory_bytes: float | None, disks: Mapping[Path, float]) -> None:
-        """Raise `ResourceError` if memory or a disk is too small; `memory_bytes` None is
-        unknown.
-        """
+        """Raise `ResourceError` if memory or disk is too small; unknown memory is None."""
         if memory_bytes is not None and memory_bytes < self.memory_bytes:
             raise ResourceError(
                 f"the export needs {_size(self.memory_bytes)} of memory; {_size(memory_bytes)} are"
@@ -86,7 +83,7 @@ def needs_of(entry: CatalogEntry, num_cores: int) -> Needs:
         peaks = (
             _ENCODER_COPIES * 4 * encoder,
             MAX_RESIDENT_BYTES + 4 * _EMBEDDING_PARAMETERS * parameters + _ACTIVATIONS_BYTES,
-            # in bfloat16; int8 with its float32 embedding is smaller
+            # bfloat16 decoder; int8 with its float32 embedding is smaller
             2 * decoder + _ACTIVATIONS_BYTES,
         )
     else:
@@ -126,8 +123,7 @@ def free_disk_bytes(folder: Path) -> float:
 def available_memory_bytes(
     proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
 ) -> float | None:
-    """Return the memory that this process may still take: the host's, or less by the limit of its
-    control group.
+    """Return the memory still available: the host's, or less by the control group's limit.
 
     None where the system does not tell, as on macOS.
     """
@@ -142,9 +138,7 @@ def available_memory_bytes(
 
 
 def _cgroup_rooms(proc: Path, cgroups: Path) -> list[float]:
-    """Return the bytes left in each control group (version 2) that this process is in; page cache
-    counts as free.
-    """
+    """Return the bytes left in each control group (version 2); page cache counts as free."""
     try:
         own = (
             (proc / "self" / "cgroup")

@@ -11,9 +11,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest value that at least `percent` of all do not exceed (nearest rank); NaN if
-    there are none.
-    """
+    """Return the nearest-rank percentile of the values, or NaN without values."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]

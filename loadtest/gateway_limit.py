@@ -40,8 +40,8 @@ class Round:
     """One round of the measurement."""
 
     requests_per_s: float
-    cpu_s_per_s: float  # of the gateways and their supervisor; 1 is a core
-    shares: tuple[float, ...]  # of each gateway in that, the largest first
+    cpu_s_per_s: float  # gateways and their supervisor; 1 is a core
+    shares: tuple[float, ...]  # each gateway's part of it, the largest first
 
     @property
     def cpu_s_per_request(self) -> float:
@@ -115,7 +115,7 @@ async def _client(
 
 
 async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> None:
-    """Let the clients run; raise the first error of one."""
+    """Wait for `seconds` while the clients run; raise the first error of one."""
     ended, _ = await asyncio.wait(clients, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
     for client in ended:
         client.result()

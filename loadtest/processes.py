@@ -1,8 +1,8 @@
 """Server processes: start, readiness, stop; processor time, memory, descriptors and threads as
 Linux counts them.
 
-A server runs in a process group of its own on the cores of this process. It is measured together
-with its descendants.
+A server runs in its own process group on the cores of this process. Its descendants are measured
+with it.
 """
 
 import os
@@ -23,12 +23,12 @@ NUM_CORES = len(os.sched_getaffinity(0))
 
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 30
-# In /proc/PID/stat after the name (man proc_pid_stat): parent; user and kernel time, of itself and
-# of ended children.
+# Fields of /proc/PID/stat after the name (man proc_pid_stat): parent; user and kernel time of the
+# process and of its ended children.
 _PARENT = 1
 _TIMES = slice(11, 15)
 _KB = 1024
-# in which a limited process may use its share; the kernel suspends it for the rest
+# A limited process may use its share of each period; the kernel suspends it for the rest.
 _PERIOD_US = 20_000
 _GONE = (FileNotFoundError, ProcessLookupError)  # the process ended while it was read
 
@@ -108,9 +108,7 @@ def free_port() -> int:
 
 
 def cpu_s(process_id: int) -> float:
-    """Return the user and kernel time of a process and its descendants, including those that have
-    ended.
-    """
+    """Return the user and kernel time of a process and its descendants, also ended ones."""
     return sum(cpu_s_by_process(process_id).values())
 
 
@@ -135,9 +133,7 @@ def machine_cpu_s() -> float:
 
 @contextmanager
 def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
-    """Limit each process to `cores` of processor time by a control group (version 1 or 2) of its
-    own; needs root.
-    """
+    """Limit each process to `cores` by its own control group (version 1 or 2); needs root."""
     version_1 = Path("/sys/fs/cgroup/cpu")
     parent = version_1 if version_1.is_dir() else version_1.parent
     quota = str(round(cores * _PERIOD_US))
@@ -157,9 +153,7 @@ def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
 
 
 def use_by_name(process_id: int) -> dict[str, ProcessUse]:
-    """Return the resources of a service's supervisor, by its process id, and of the processes that
-    it started.
-    """
+    """Return the resources of a service's supervisor and of the processes that it started."""
     found = {}
     for one in _descendants(process_id, _stats()):
         with suppress(*_GONE):
@@ -197,7 +191,7 @@ def _stats() -> dict[int, list[str]]:
 def _descendants(process_id: int, stats: Mapping[int, list[str]]) -> list[int]:
     """Return a process and its descendants.
 
-    A server's workers may be process groups of their own.
+    Process groups would not do: a server's workers may lead their own.
     """
     found = [process_id]
     for child, fields in stats.items():

@@ -27,13 +27,13 @@ from loadtest.figures import shown, table
 from loadtest.processes import ROOT, Launch, ProcessUse, free_port, running, use_by_name
 from loadtest.soak_traffic import EXPECTED, MAX_IN_FLIGHT, Traffic
 
-_LOAD = 0.8  # of the capacity
+_LOAD = 0.8  # share of the capacity
 _NUM_CLIENTS = 16
-_WARM_UP = 1 / 4  # of the time
+_WARM_UP = 1 / 4  # share of the time
 _CAPACITY_S = 10.0
 _NUM_SAMPLES = 120
 _NUM_BLOCKS = 9
-# a cache that is full after the warm-up
+# The cache is full after the warm-up.
 SETTINGS = {"DIPTYCH_VISION_CACHE_MB": "8", "DIPTYCH_GRPC_PORT": "0"}
 _RESULTS = ROOT / "loadtest" / "results"
 
@@ -44,7 +44,7 @@ class Trend:
 
     first: float  # minimum of the first third
     last: float  # minimum of the last third
-    growth: float  # of the floor from the first block to the last, by least squares
+    growth: float  # least-squares growth of the floor, first block to last
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Allowance:
         return trend.last - trend.first <= allowed and trend.growth <= allowed
 
 
-ALLOWANCES = {  # by the fields of `ProcessUse`
+ALLOWANCES = {  # keyed by the fields of `ProcessUse`
     "memory_mb": Allowance(0.05, 12),
     "num_fds": Allowance(0, MAX_IN_FLIGHT),  # connections in use, or idle for some seconds
     "num_threads": Allowance(0, 2),
@@ -140,9 +140,7 @@ async def _sample(process_id: int, interval_s: float, samples: list[Sample]) -> 
 
 
 def report(found: Soak) -> str:
-    """Return the trends as a table: minimum of the first third after the warm-up → that of the
-    last.
-    """
+    """Return the trends as a table: minimum of the first third → that of the last."""
     trends = found.trends()
     rows = dict[str, list[str]]()
     for (name, _), trend in trends.items():

@@ -26,7 +26,7 @@ _TIMEOUT_S = 120
 _DISCONNECT_AFTER_S = 0.03
 MAX_IN_FLIGHT = 32
 EXPECTED = {"answer", "stream", "error", "disconnected"}  # outcomes; all others are failures
-_TASKS = ("captioning", "ocr")  # of every model
+_TASKS = ("captioning", "ocr")  # tasks that every model has
 _ERRORS: tuple[tuple[set[int], Mapping[str, str], Mapping[str, str], bytes | None], ...] = (
     ({400}, {"colour": "red"}, {}, None),
     ({415}, {}, {}, b"no image"),

@@ -76,8 +76,7 @@ class _Caller(Generic[TransportT]):
 
 
 class Client(_Caller[RestTransport | GrpcTransport]):
-    """A connection to a service: `http://` or `https://` for REST, `grpc://` or `grpcs://` for
-    gRPC.
+    """A connection to a service: `http(s)://` for REST, `grpc://` or `grpcs://` for gRPC.
 
     `timeout_s` is the deadline of a call, retries included; the service receives the remaining
     time. Every method raises `DiptychError`. Safe to share between threads.
@@ -129,9 +128,7 @@ class Client(_Caller[RestTransport | GrpcTransport]):
         models: Sequence[str] | None = None,
         options: AnswerOptions = DEFAULT_OPTIONS,
     ) -> Comparison:
-        """Return the answers of several models, which run concurrently; by default of all that
-        offer the task.
-        """
+        """Return concurrent answers of several models, by default all that offer the task."""
         chosen = {"task": task, "models": None if models is None else tuple(models)}
         request = task_request(image, chosen, parameters, options)
         return self._call(COMPARE, request, self._transport.send)
@@ -141,9 +138,7 @@ class Client(_Caller[RestTransport | GrpcTransport]):
         return self._call(MODELS, Request(), self._transport.send)
 
     def tasks(self) -> tuple[Task, ...]:
-        """Return all tasks, each with the JSON Schema of its parameters and the models that offer
-        it.
-        """
+        """Return all tasks, each with its parameters' JSON Schema and its models."""
         return self._call(TASKS, Request(), self._transport.send)
 
     def close(self) -> None:
@@ -214,9 +209,7 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
         models: Sequence[str] | None = None,
         options: AnswerOptions = DEFAULT_OPTIONS,
     ) -> Comparison:
-        """Return the answers of several models, which run concurrently; by default of all that
-        offer the task.
-        """
+        """Return concurrent answers of several models, by default all that offer the task."""
         chosen = {"task": task, "models": None if models is None else tuple(models)}
         request = task_request(image, chosen, parameters, options)
         return await self._call(COMPARE, request, self._transport.send)
@@ -226,9 +219,7 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
         return await self._call(MODELS, Request(), self._transport.send)
 
     async def tasks(self) -> tuple[Task, ...]:
-        """Return all tasks, each with the JSON Schema of its parameters and the models that offer
-        it.
-        """
+        """Return all tasks, each with its parameters' JSON Schema and its models."""
         return await self._call(TASKS, Request(), self._transport.send)
 
     async def close(self) -> None:

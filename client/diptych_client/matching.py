@@ -29,7 +29,7 @@ class LabelledBox:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A true box and an answered box, by index; None where there is no counterpart."""
+    """The indices of a true box and an answered box. A missing counterpart is None."""
 
     kind: Kind
     truth: int | None

@@ -173,8 +173,7 @@ class Answer:
         )
 
     def to_fiftyone(self) -> Any:  # fiftyone has no types
-        """Return `fiftyone.Detections`, with masks of instances, or `fiftyone.Polylines` of text
-        regions.
+        """Return `fiftyone.Detections`, instances with masks, or `Polylines` of text regions.
 
         Raise `ValueError` for a text: it can be a field of a sample as it is.
         """

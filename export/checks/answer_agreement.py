@@ -18,14 +18,14 @@ from wire.artifacts.manifest import Device, Part, Precision
 
 logger = logging.getLogger(__name__)
 
-Pair = tuple[Precision, Precision]  # of encoder and decoder
+Pair = tuple[Precision, Precision]  # encoder and decoder
 
 MIN_EQUAL_TOKENS = 0.9
 MIN_MATCHED_BOXES = 0.9
 MIN_BOX_IOU = 0.9
 MAX_TEXT_DISTANCE = 0.1
 MIN_CASES = 8  # prompts, boxes or texts; of fewer, a single difference would decide
-MATCHED_IOU = 0.5  # of two boxes with the same label: the usual threshold of detection benchmarks
+MATCHED_IOU = 0.5  # boxes with the same label: the usual threshold of detection benchmarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class AnswerAgreement:
     num_prompts: int
     # share of both sides' tokens that common subsequences cover, mean over prompts
     equal_tokens: float
-    num_boxes: int  # of float32, of detection and segmentation
+    num_boxes: int  # float32's, in detection and segmentation
     matched_boxes: float  # share of both sides' boxes that have a partner with the same label
     box_iou: float  # mean, of matched boxes
-    num_texts: int  # of captioning and OCR
+    num_texts: int  # captioning and OCR
     text_distance: float  # Levenshtein distance per character of the longer text, mean
 
 
@@ -80,9 +80,7 @@ class AnswerRun:
 def agreeing_defaults(
     entry_id: str, defaults: Mapping[Device, Mapping[Part, Precision]], runs: Sequence[AnswerRun]
 ) -> dict[Device, dict[Part, Precision]]:
-    """Return the default precisions, with float32 in the place of those below a threshold; log each
-    of them.
-    """
+    """Return the default precisions; replace those below a threshold by float32 and log them."""
     return {
         device: _agreeing(f"{entry_id} on {device}", parts, runs)
         for device, parts in defaults.items()
@@ -157,9 +155,7 @@ def equal_share(first: Sequence[int], second: Sequence[int]) -> float:
 def matched_ious(
     first: Sequence[Detection | Instance], second: Sequence[Detection | Instance]
 ) -> list[float]:
-    """Return the IoU of each pair of boxes with one label, best first, where it is at least
-    `MATCHED_IOU`.
-    """
+    """Return the IoUs of pairs with one label, best first, from `MATCHED_IOU` up."""
     pairs = []
     for index, one in enumerate(first):
         for partner, other in enumerate(second):

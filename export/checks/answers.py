@@ -85,7 +85,7 @@ class AnswerRuns:
 class AnswerCheck:
     """The comparison of one export's precisions."""
 
-    folder: Path  # of the artifacts
+    folder: Path  # artifacts
     entry: CatalogEntry
     hidden_size: int
     mask_decoder: MaskDecoder | None
@@ -163,9 +163,7 @@ class AnswerCheck:
     def _answers(
         self, precision: Precision, features: Mapping[Pair, Features]
     ) -> dict[Pair, dict[int, GivenAnswer]]:
-        """Return the answers of a decoder to the features of each pair, by index of the
-        question.
-        """
+        """Return a decoder's answers to each pair's features, by question index."""
         image_features = next(iter(next(iter(features.values())).values()))
         max_positions = len(image_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
         decoder = load_for_checks(
@@ -186,9 +184,7 @@ class AnswerCheck:
         return answers
 
     def _asked(self, pair: Pair, features: Features) -> list[int]:
-        """Return the indices of the questions for a pair of precisions, whose encoder gave
-        `features`.
-        """
+        """Return the question indices of a pair whose encoder gave `features`."""
         return [
             index
             for index, question in enumerate(self.questions)

@@ -33,14 +33,12 @@ class HalfEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return image features (B, N, C) of resized RGB `pixels` (B, H, W, 3); NaN or infinite
-        after an overflow.
-        """
-        # The evaluator's own `run` keeps every intermediate result: gigabytes at the released
-        # widths.
+        """Return features (B, N, C) of RGB `pixels` (B, H, W, 3); overflows give NaN or inf."""
+        # The evaluator's own `run` keeps every intermediate result: gigabytes at real widths.
         nodes = self._evaluator.rt_nodes_
         last_use = {name: index for index, node in enumerate(nodes) for name in node.input}
-        (image_input,), (output,) = self._evaluator.input_names, self._evaluator.output_names
+        (image_input,) = self._evaluator.input_names
+        (output,) = self._evaluator.output_names
         values: dict[str, Any] = {"": None, **self._evaluator.rt_inits_, image_input: pixels}
         with np.errstate(all="ignore"):
             for index, node in enumerate(nodes):

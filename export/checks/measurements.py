@@ -49,9 +49,7 @@ MIN_MEAN_COSINE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The difference of a precision from float32, over image tokens' features or over steps'
-    logits.
-    """
+    """A precision's difference from float32, over image features or over steps' logits."""
 
     mean_cosine: float
     min_cosine: float
@@ -61,9 +59,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class TokenAgreement:
-    """How often the best token equals float32's, each step given the reference's tokens before
-    it.
-    """
+    """How often the best token equals float32's, given the reference's earlier tokens."""
 
     num_tokens: int
     num_same: int
@@ -71,9 +67,7 @@ class TokenAgreement:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredEncoders:
-    """Float32 features (B, N, C) of the probes and of extreme images, and the measurements for the
-    manifest.
-    """
+    """Float32 features (B, N, C) of probes and extreme images, and the measurements."""
 
     features: NDArray[np.float32]
     extreme_features: NDArray[np.float32]
@@ -167,9 +161,7 @@ def each_measured(
     precisions: Sequence[Precision],
     measure_one: Callable[[Precision], dict[str, Any]],
 ) -> Iterator[tuple[Precision, dict[str, Any]]]:
-    """Yield the measurements of each precision but float32; log those that break the model and
-    leave them out.
-    """
+    """Yield each other precision's measurements; log and skip those that break the model."""
     for precision in precisions:
         try:
             if precision != "float32":
@@ -221,8 +213,7 @@ def _measure_decoder(
 
 
 def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Difference:
-    """Compare features or logits (…, C), item by item: all logits of a precision would take
-    gigabytes.
+    """Compare (…, C) item by item: all logits of a precision would take gigabytes.
 
     Raise `ParityError` if the mean of the cosines, over C, is below `MIN_MEAN_COSINE`.
     """
@@ -246,9 +237,7 @@ def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -
 def _forced_logits(
     decoder: Decoder, requests: Sequence[SequenceRequest], answers: Sequence[Sequence[int]]
 ) -> Iterator[Tensor]:
-    """Yield the logits (V,) of every token of every answer, given the answer's own tokens before
-    it.
-    """
+    """Yield the logits (V,) of every answer's tokens, given the answer's own earlier tokens."""
     engine = EagerEngine(decoder, len(requests))
     logits = engine.prefill(requests, 0)
     for step in range(max(map(len, answers))):

@@ -21,7 +21,7 @@ from runners.decoder.sequences import SequenceRequest
 from runners.tokens.errors import SequenceError
 
 MIN_COSINE = 0.9999
-# of the largest reference value; random towers of real widths reached 5e-5
+# relative to the largest reference value; random towers of real widths reached 5e-5
 MAX_RELATIVE_ERROR = 1e-3
 NEAR_TIE_LOGITS = 1e-3  # well above the rounding of sums in another order
 
@@ -38,9 +38,7 @@ class FeatureParity:
 
 @dataclass(frozen=True, slots=True)
 class TokenParity:
-    """The number of compared prompts, of their tokens, and of answers that differ after a near
-    tie.
-    """
+    """The numbers of prompts, of tokens, and of answers that differ after a near tie."""
 
     num_prompts: int
     num_tokens: int
@@ -49,9 +47,7 @@ class TokenParity:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceAnswers:
-    """The reference's results for all probes, so that its model can be freed before the export is
-    loaded.
-    """
+    """The reference's results for all probes: its model is freed before the export loads."""
 
     image_features: NDArray[np.float32]  # (probes, N, C)
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -154,7 +150,7 @@ def compare_tokens(
 
 
 def first_difference(answer: Sequence[int], expected: Sequence[int]) -> int | None:
-    """Return the first index at which two token sequences differ, None if they are equal."""
+    """Return the first index at which two token sequences differ, or None if they are equal."""
     if tuple(answer) == tuple(expected):
         return None
     pairs = zip(answer, expected, strict=False)

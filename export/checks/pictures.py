@@ -85,9 +85,7 @@ def ask(
     num_each: Mapping[PictureKind, int],
     num_fully_asked: int,
 ) -> tuple[PictureQuestion, ...]:
-    """Return `num_each` questions about each picture, of tasks that take turns; of the first
-    pictures, all tasks.
-    """
+    """Return `num_each` questions per picture, in turns of tasks; all tasks for the first."""
     questions = []
     for index, picture in enumerate(pictures):
         tasks = _tasks(entry, picture.subject)

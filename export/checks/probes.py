@@ -54,9 +54,7 @@ def plan_for(entry: CatalogEntry) -> ProbePlan:
 def make_probes(
     entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan = _PROBES
 ) -> tuple[Probe, ...]:
-    """Return probes of different scenes; their prompts cycle through the tasks that the model
-    offers.
-    """
+    """Return probes of different scenes, cycling through the tasks that the model offers."""
     probes = []
     for index in range(plan.num_probes):
         scene = sample_scene(index)

@@ -28,7 +28,7 @@ from export.artifacts.decoder_weights import load_checkpoint
 from export.checkpoints.errors import SourceError
 
 _Processor: Any = AutoProcessor  # transformers' factories have no types
-_NUM_TOP_LOGITS = 8  # a token beyond these is no near tie
+_NUM_TOP_LOGITS = 8  # tokens beyond these are not near ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +37,20 @@ class ReferenceAnswer:
 
     token_ids: tuple[int, ...]
     logits: Tensor  # (T, V) float32, after the checkpoint's generation rules; empty with beams
-    score: float | None = None  # of the best beam, as `generate` ranks them; None without beams
+    score: float | None = None  # best beam's, as `generate` ranks them; None without beams
 
 
 @dataclass(frozen=True, slots=True)
 class GreedyAnswer:
-    """A greedy answer, end token included, and the tokens that were nearest to be chosen at each
-    step.
-    """
+    """A greedy answer with its end token, and the best candidates of each step."""
 
     token_ids: tuple[int, ...]
-    # of each step: token -> logit, after the checkpoint's generation rules
+    # per step: token -> logit, after the checkpoint's generation rules
     top_logits: tuple[Mapping[int, float], ...]
 
 
 class _TopLogits(LogitsProcessor):
-    """Keeps the largest logits of every step: all of them would be gigabytes at Gemma's
-    vocabulary.
-    """
+    """Keeps each step's largest logits: all would be gigabytes at Gemma's vocabulary."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, Tensor]] = []
@@ -87,9 +83,7 @@ class Reference:
 
     @classmethod
     def stream(cls, folder: Path, max_resident_bytes: int) -> Self:
-        """Prepare a checkpoint that is run layer by layer, except for the first layers, of
-        `max_resident_bytes`.
-        """
+        """Prepare a checkpoint run by layers; only `max_resident_bytes` of them stay loaded."""
         tensors = CheckpointTensors.open(folder)
         model = empty_model(folder)
         for name, layer in _layers(model):
@@ -126,9 +120,7 @@ class Reference:
         max_new_tokens: int,
         num_beams: int = 1,
     ) -> ReferenceAnswer:
-        """Answer a prompt, greedily or by beam search; `image_features` (N, C) are those of
-        `image`.
-        """
+        """Answer a prompt by greedy or beam search; `image_features` (N, C) are `image`'s."""
         inputs = self._inputs([text], [image])
         output = self.model.generate(
             **self._arguments(inputs, image_features[None], max_new_tokens),
@@ -149,9 +141,7 @@ class Reference:
         image_features: Tensor,
         max_new_tokens: int,
     ) -> tuple[GreedyAnswer, ...]:
-        """Answer prompts greedily in one batch; `image_features` (B, N, C) are those of
-        `images`.
-        """
+        """Answer prompts greedily in a batch; `image_features` (B, N, C) are `images`'."""
         inputs = self._inputs(texts, images)
         top_logits = _TopLogits()
         sequences = self.model.generate(
@@ -168,15 +158,11 @@ class Reference:
         )
 
     def prompt_text(self, text: str) -> str:
-        """Return a prompt in the processor's format: Florence-2's processor adds the image token
-        itself.
-        """
+        """Return the processor's prompt: Florence-2's adds the image token itself."""
         return text if self.model.config.model_type == "florence2" else f"<image>{text}"
 
     def _inputs(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Any:
-        """Return the processor's inputs; prompts of a decoder that continues them are padded on the
-        left.
-        """
+        """Return the processor's inputs, padded on the left for decoders that continue them."""
         self.processor.tokenizer.padding_side = (
             "right" if self.model.config.is_encoder_decoder else "left"
         )

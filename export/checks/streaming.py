@@ -26,7 +26,7 @@ LayerT = TypeVar("LayerT")
 _FLOAT32_BYTES = 4
 _LAYER_INDEX = re.compile(r"(?<=\blayers\.)\d+")
 
-Buffers = dict[tuple[str, ...], Tensor]  # by names in a layer
+Buffers = dict[tuple[str, ...], Tensor]  # keyed by names in a layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,7 @@ class StreamedWeights(DecoderWeights):
         return self.buffers[place]
 
     def _linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
-        """Return a layer that reads `weight` itself: packing takes longer than the products of one
-        step.
-        """
+        """Return a layer that reads `weight` itself: packing costs more than a step's products."""
         if self.buffers is None or not can_pack(weight):
             return DecoderWeights._linear_of(self, weight, bias)
         return PackedLinear.view(weight, bias)

@@ -30,9 +30,7 @@ def load_font(font_face: FontFace, font_size_px: float) -> ImageFont.FreeTypeFon
 
 
 def ink_mask(text: str, font_face: FontFace, font_size_px: float) -> Image.Image:
-    """Return the coverage (0 to 255) of the text, cropped to its ink: the font's own box is
-    wider.
-    """
+    """Return the text's coverage (0 to 255), cropped to its ink: the font's box is wider."""
     font = load_font(font_face, font_size_px)
     left, top, right, bottom = font.getbbox(text, anchor="ls")
     canvas = Image.new("L", (ceil(right - left), ceil(bottom - top)))

@@ -69,5 +69,6 @@ def are_apart(first: BoxXYXY, second: BoxXYXY, gap_px: float) -> bool:
 
 
 def _placed(unit_ring: Ring, scene_object: SceneObject) -> Ring:
-    (center_x, center_y), radius = scene_object.center_xy, scene_object.radius_px
+    center_x, center_y = scene_object.center_xy
+    radius = scene_object.radius_px
     return tuple((center_x + radius * x, center_y + radius * y) for x, y in unit_ring)

@@ -29,16 +29,17 @@ def quad_iou(first: Points, second: Points, image_size_wh: tuple[int, int]) -> f
     """Return the IoU of two quads, rasterised on a grid that is finer than a small image."""
     scale_x = QUAD_GRID_PX / image_size_wh[0]
     scale_y = QUAD_GRID_PX / image_size_wh[1]
-    quads = ([(x * scale_x, y * scale_y) for x, y in quad] for quad in (first, second))
-    return _mask_iou(*(_rasterised([quad], (QUAD_GRID_PX, QUAD_GRID_PX)) for quad in quads))
+    masks = []
+    for quad in (first, second):
+        scaled = [(x * scale_x, y * scale_y) for x, y in quad]
+        masks.append(_rasterised([scaled], (QUAD_GRID_PX, QUAD_GRID_PX)))
+    return _mask_iou(*masks)
 
 
 def mask_iou(
     instances: Sequence[Mapping[str, Any]], rings: Sequence[Points], image_size_wh: tuple[int, int]
 ) -> float:
-    """Return the IoU of the union of all instances (polygons or COCO RLE) with the union of all
-    rings.
-    """
+    """Return the IoU of all instances' union (polygons or COCO RLE) and all rings' union."""
     masks = [_instance_mask(instance, image_size_wh) for instance in instances]
     return _mask_iou(coco_mask.merge(masks), _rasterised(rings, image_size_wh)) if masks else 0.0
 

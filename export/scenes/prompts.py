@@ -15,9 +15,7 @@ from tasks.table import TASKS
 
 @dataclass(frozen=True, slots=True)
 class QuestionPrompt:
-    """One prompt of a question, and the labels that it names; without labels the answer covers
-    everything.
-    """
+    """One prompt of a question and its labels; without labels the answer covers all."""
 
     segments: Prompt
     labels: tuple[str, ...]
@@ -26,9 +24,7 @@ class QuestionPrompt:
 def question_prompts(
     entry: CatalogEntry, question: Question, image_size_wh: tuple[int, int] = (CANVAS_PX, CANVAS_PX)
 ) -> tuple[QuestionPrompt, ...]:
-    """Return the prompts of a question for the model of `entry`; none if the model does not offer
-    it.
-    """
+    """Return a question's prompts for `entry`; none if the model does not offer it."""
     if question.task not in entry.task_ids:
         return ()
     parameters = parse_parameters(TASKS[question.task], question.parameters)

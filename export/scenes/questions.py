@@ -64,8 +64,7 @@ def questions(scene: Scene) -> tuple[Question, ...]:
 def _open_vocabulary_detection(
     scene: Scene, chosen: SceneObject | None, absent_name: str, rng: Generator
 ) -> Iterator[Question]:
-    """Yield questions with a shape, a coloured shape, several labels of which one is absent, and
-    one absent label.
+    """Yield questions: a shape, a coloured shape, several labels (one absent), one absent.
 
     In a scene without objects the last one has another name: any detection is wrong, not only one
     of this label.
@@ -87,9 +86,7 @@ def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
 
 
 def _phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
-    """Yield a question with the caption of all objects, and one with the phrases of some in random
-    order.
-    """
+    """Yield a question with the caption of all objects, and one with some random phrases."""
     if not scene.objects:
         return
     task = "phrase_grounding"
@@ -157,9 +154,7 @@ def object_phrases(scene: Scene) -> tuple[str, ...]:
 
 
 def short_caption(scene: Scene) -> str:
-    """Return the objects, then ` with text` if there is a word; only `text` if there is no
-    object.
-    """
+    """Return the objects, then ` with text` for a word; only `text` without objects."""
     objects = joined(object_phrases(scene))
     text = "text" if scene.word else ""
     return " with ".join(part for part in (objects, text) if part)

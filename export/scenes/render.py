@@ -35,9 +35,7 @@ def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
 
 
 def _render_background(background: Background, size_px: int) -> Image.Image:
-    """Return a plain colour, or levels of 0 to 255 at the canvas size, coloured and then
-    resized.
-    """
+    """Return a plain colour, or 0 to 255 levels at canvas size, coloured and resized."""
     if background.texture == "plain":
         return Image.new("RGB", (size_px, size_px), background.start_rgb)
     if background.texture == "gradient":

@@ -55,9 +55,7 @@ T = TypeVar("T")
 
 
 def sample_scene(seed: int, num_objects: int | None = None, has_word: bool | None = None) -> Scene:
-    """Return the scene of `seed`; by default with 1 to 4 objects, and a word in half of all
-    scenes.
-    """
+    """Return a seed's scene; by default 1 to 4 objects, and a word in half of all scenes."""
     if num_objects is not None and not 0 <= num_objects <= MAX_OBJECTS:
         raise ValueError(f"num_objects is {num_objects}; allowed: 0 to {MAX_OBJECTS}")
     rng = default_rng(seed)

@@ -24,9 +24,7 @@ CANVAS_PX = 192
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """A plain colour, a gradient of two colours along `angle_rad`, or a colour with noise of ±
-    `noise_amplitude`.
-    """
+    """A plain colour, a gradient along `angle_rad`, or a colour with ± `noise_amplitude`."""
 
     brightness: Brightness
     texture: Texture

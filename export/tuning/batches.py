@@ -29,9 +29,9 @@ from runners.tokens.tokenizer import PromptTokenizer
 from tasks.prompts import Prompt
 from wire.artifacts.manifest import TOKENIZER_FILE
 
-NO_LABEL = -100  # of a token that is no answer, as transformers' losses ignore it
+NO_LABEL = -100  # transformers' losses ignore it: marks tokens outside the answer
 _LINE_BREAK = ("\n", False)
-# of image features in memory; those of further images are computed in every epoch
+# Features of further images are computed in every epoch.
 _MAX_CACHED_BYTES = 4e9
 
 

@@ -44,9 +44,7 @@ TUNED_TASKS = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt about an image and its answer, both as segments that keep labels apart from
-    location tokens.
-    """
+    """One prompt and its answer, both in segments that separate labels from locations."""
 
     image: Path
     prompt: Prompt
@@ -116,13 +114,11 @@ def _examples(
 def _detections(
     family: Family, task_id: str, boxes: Sequence[LabelledBox], size_wh: tuple[int, int]
 ) -> Prompt:
-    """Return labels before their locations (Florence-2), or after them and joined by ` ; `
-    (PaliGemma).
-    """
+    """Return labels before (Florence-2) or after locations, joined by ` ; ` (PaliGemma)."""
     segments: list[PromptSegment] = []
     for found in sorted(boxes, key=lambda each: each.box_xyxy[0] + each.box_xyxy[2]):
         if family == "florence2":
-            # as in the prompt
+            # same label as in the prompt
             label = found.label if task_id == "object_detection" else without_article(found.label)
             locations = _tokens(florence2_box_tokens(found.box_xyxy, size_wh))
             segments += (PromptSegment(label), locations)
@@ -162,15 +158,16 @@ def _requests(
             yield _Asked({"region": list(image.region_xyxy)}, image.text)
         case "visual_question_answering":
             for question, answers in image.questions:
-                if answers:  # of several the most frequent is learnt
+                if answers:  # the most frequent answer is learnt
                     yield _Asked({"question": question}, Counter(answers).most_common(1)[0][0])
 
 
 def _named_objects(
     objects: Sequence[LabelledBox], classes: Sequence[str], rng: Generator
 ) -> Iterator[_Asked]:
-    """Ask for the classes of an image and as many others, at least one: absent names must be left
-    out of an answer.
+    """Yield a request for an image's classes and as many absent ones, at least one.
+
+    Absent names teach the model to leave them out of an answer.
     """
     asked = sorted({each.label for each in objects})[:MAX_LABELS]
     others = [name for name in classes if name not in asked]

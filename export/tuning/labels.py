@@ -32,18 +32,17 @@ class LabelledImage:
     """One image with the labels of one row; None for kinds of labels that the row does not have."""
 
     path: Path
-    size_wh: tuple[int, int]  # of the upright image, px
+    size_wh: tuple[int, int]  # upright image, px
     objects: tuple[LabelledBox, ...] | None = None
     captions: tuple[str, ...] = ()
     text: str | None = None
     region_xyxy: BoxXyxy | None = None
-    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # with their answers
+    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # each with its answers
     phrases: tuple[LabelledBox, ...] = ()
 
 
 def read_labels(path: Path, images: Path | None = None) -> tuple[LabelledImage, ...]:
-    """Read a label file, or the only one of a folder; `images` is the folder of its images where
-    they are elsewhere.
+    """Read a label file or a folder's only one; `images` is another folder of its images.
 
     Raise `TuningError` for a missing, malformed or empty dataset, and for an image that cannot be
     read.
@@ -129,7 +128,7 @@ def _read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
 def _coco_image(
     path: Path, annotations: Iterable[Mapping[str, Any]], names: Mapping[Any, str]
 ) -> LabelledImage:
-    """Return an image; crowds are no objects, and an image without annotations has none."""
+    """Return an image. Crowds are not objects; an image without annotations has none."""
     objects = []
     for each in annotations:
         if "bbox" in each and not each.get("iscrowd"):
@@ -141,9 +140,7 @@ def _coco_image(
 
 
 def _image_folder(path: Path, names: list[str]) -> Path:
-    """Return the folder that has the first image: instances_val2017.json is in annotations/, its
-    images in val2017/.
-    """
+    """Return the folder of the first image: COCO's is val2017/ beside annotations/."""
     parent = path.parent
     split = path.stem.rpartition("_")[2]
     above = parent.parent

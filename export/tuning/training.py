@@ -27,7 +27,7 @@ from export.tuning.examples import Example
 from wire.artifacts.adapter_folder import CONFIG_FILE
 
 TARGET_LAYERS = r".*language_model.*\.([qkvo]_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)"
-RUN_FOLDER = "run"  # in the output folder, until the run has ended
+RUN_FOLDER = "run"  # removed from the output folder when the run ends
 _ALPHA_FACTOR = 2  # alpha of a rank
 _WARM_UP_SHARE = 0.05
 _STATE_FILE = "trainer_state.json"  # written last, so that a checkpoint with it is complete
@@ -41,7 +41,7 @@ class TuningOptions:
     rank: int
     learning_rate: float
     batch_size: int
-    held_out_share: float  # of the images
+    held_out_share: float  # share of the images
     seed: int
 
 

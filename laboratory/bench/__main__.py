@@ -128,9 +128,7 @@ def _make_material(folder: Path, *options: str) -> None:
 
 
 def _machine_rates(bytes_of_steps: Sequence[int]) -> list[MachineRates]:
-    """Measure in a process of its own, so that its threads and memory are released before a server
-    starts.
-    """
+    """Measure in a child, whose end frees threads and memory before a server starts."""
     command = [sys.executable, "-m", "laboratory.bench.machine", "--step-bytes"]
     command += map(str, bytes_of_steps)
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

@@ -18,8 +18,8 @@ from laboratory.bench.rounds.workloads import (
     embedded_plan,
 )
 
-_START_S = 20.0  # of a server of real size, which is not available for requests
-_RESERVE_S = 60.0  # for reports, and for what takes longer than planned
+_START_S = 20.0  # a server of real size starts; no time for requests
+_RESERVE_S = 60.0  # reports, and delays
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, models: Sequence[ModelMaterial], folder: Path, deadline_s: float) -> None:
         self._models = models
         self._folder = folder
-        self._deadline_s = deadline_s  # on the clock of time.monotonic()
+        self._deadline_s = deadline_s  # time.monotonic()
         self._base_plan: tuple[RoundPlan, ...] = ()
         self.skipped: list[Skipped] = []
 
@@ -79,9 +79,7 @@ class Bench:
     def _plan(
         self, model: ModelMaterial, request_s: float, allowance_s: float
     ) -> tuple[RoundPlan, ...]:
-        """Return the plan of a model; at base scale its first server determines it, for all others
-        too.
-        """
+        """Return the plan of a model; at base scale its first server determines it for all."""
         if model.scale == "embedded":
             return embedded_plan(model.is_endless)
         self._base_plan = self._base_plan or base_plan(request_s, allowance_s)

@@ -17,7 +17,7 @@ from laboratory.bench.rounds.servers import OURS, OURS_DEFAULT
 from loadtest.figures import table
 
 TOLERANCE = 0.15
-CPU = "CPU ms"  # of a request
+CPU = "CPU ms"  # per request
 _MAX_SHOWN = 6
 _NUM_COMPARED = 3
 
@@ -35,11 +35,11 @@ class HistoryRow:
     ratios: Ratios
 
     def best(self, name: str) -> float | None:
-        """Return the ratio to the peer that is best by this measure, None if the run does not have
-        it.
-        """
+        """Return the ratio to the best peer by this measure, or None if the run lacks it."""
         ratios = self.ratios.get(name, {}).values()
-        return (max if is_time(name) else min)(ratios) if ratios else None
+        if not ratios:
+            return None
+        return max(ratios) if is_time(name) else min(ratios)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Change:
     peers: str  # comma-separated
     now: float
     before: float
-    row: HistoryRow  # of `before`
+    row: HistoryRow  # run of `before`
 
     @property
     def is_of_processor(self) -> bool:

@@ -21,7 +21,7 @@ from laboratory.bench.operations import Operations
 from laboratory.bench.rounds.measurement import Measurement
 from loadtest.processes import ROOT
 
-_PROMPT_TOKENS = 12  # of the questions, about
+_PROMPT_TOKENS = 12  # approximate length of the questions
 _WEIGHT_BYTES = {"float32": 4, "int8": 1}
 _STEPS_TIMEOUT_S = 300
 
@@ -52,7 +52,7 @@ class StepTimes:
     num_sequences: int
     num_steps: int
     step_s: float  # from token to token, for a client of the scheduler
-    model_s: float  # of these in the model
+    model_s: float  # part of `step_s` in the model
 
     @property
     def overhead(self) -> float:
@@ -61,9 +61,7 @@ class StepTimes:
 
 
 def steps_bytes(operations: Operations) -> list[int]:
-    """Return the bytes of a step of one sequence after image and prompt, at each precision of
-    weights.
-    """
+    """Return a step's bytes for one sequence after its prompt, at each weight precision."""
     return [_step_bytes(operations, precision) for precision in _WEIGHT_BYTES]
 
 
@@ -92,9 +90,7 @@ def shares_of(
 
 
 def precision_of(listed: str, part: str) -> str:
-    """Return the precision of a part from that of /v1/models: `int8`, or `encoder int8, decoder
-    float32`.
-    """
+    """Return a part's precision from /v1/models: `int8` or `encoder int8, decoder float32`."""
     by_part = dict(words.split() for words in listed.split(", ")) if " " in listed else {}
     return by_part.get(part, listed)
 

@@ -32,7 +32,9 @@ _SIDE = 2048
 _OPERATIONS = 2 * _SIDE**3
 _TRY_FOR_S = 1.5
 _MEMORY_BYTES = 1 << 30
-_OPSET, _IR_VERSION = 17, 8  # the lowest with these operators
+# lowest versions with these operators
+_OPSET = 17
+_IR_VERSION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class MachineRates:
     float32_per_s: float
     int8_per_s: float
     memory_bytes_per_s: float
-    step_bytes_per_s: dict[str, float]  # by the bytes of a step, as a decimal number
+    step_bytes_per_s: dict[str, float]  # keyed by a step's bytes, in decimal
 
 
 def measure(num_threads: int, steps_bytes: Sequence[int] = ()) -> MachineRates:

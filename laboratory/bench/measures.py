@@ -21,15 +21,15 @@ class Numbers:
     """Measures of a server under a workload."""
 
     num_rounds: int
-    num_requests: int  # of all rounds
+    num_requests: int  # all rounds together
     num_answered: int
     requests_per_s: float  # median of the rounds
     tokens_per_s: float  # median of the rounds
-    cpu_s_per_request: float  # of the server, mean
+    cpu_s_per_request: float  # mean, server only
     p50_s: float
     p95_s: float
     p99_s: float
-    short_p95_s: float  # of answers of `SHORT_TOKENS`; NaN if there are none
+    short_p95_s: float  # answers of `SHORT_TOKENS`; NaN without any
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,7 @@ def profile_of(samples: Sequence[Sample]) -> Profile:
 
 
 def num_equal(ours: Sequence[Round], theirs: Sequence[Round]) -> tuple[int, int]:
-    """Return the number of requests with the same text from both servers, and the number that both
-    answered.
-    """
+    """Return the number of equal texts of both servers, and of requests that both answered."""
     num_same = 0
     num_both = 0
     for one, other in zip(ours, theirs, strict=False):

@@ -26,9 +26,9 @@ _ONCE = ("encoder_attn.k_proj", "encoder_attn.v_proj")
 class Operations:
     """The work of one image and of one decode step."""
 
-    encoder_operations: int  # of one image, including the projector
+    encoder_operations: int  # per image, including the projector
     step_weights: int  # weights that one decode step reads, whatever the batch
-    numbers_per_position: int  # of keys and values, which a step reads for each earlier token
+    numbers_per_position: int  # keys and values that a step reads for each earlier token
     num_image_tokens: int
 
     def step_bytes(self, bytes_per_weight: int, num_positions: float) -> float:
@@ -54,9 +54,7 @@ def count_operations(checkpoint: Path) -> Operations:
 
 
 def _step_weights(model: Any) -> int:
-    """Return the number of weights in the decoder's layers and the output head, which is the
-    embedding.
-    """
+    """Return the number of weights of the decoder's layers and its head, the embedding."""
     language_model = model.model.language_model
     layers = getattr(language_model, "decoder", language_model).layers
     num_weights = model.lm_head.weight.numel()

@@ -96,9 +96,7 @@ def _server_table(run: Run) -> str:
 
 
 def _answers_table(run: Run) -> str:
-    """Return how many answers of each peer equal ours, and how many have another length than
-    requested.
-    """
+    """Return how many answers of each peer equal ours, and how many have the wrong length."""
     header = ["model", "peer", "equal to ours", "not of the requested length, ours / peer"]
     endless = {model.id for model in run.models if model.is_endless}
     rows = []
@@ -188,9 +186,7 @@ def _cuts(run: Run) -> str:
 
 
 def write_plot(run: Run, file: Path) -> None:
-    """Draw a panel for each model and percentile, a line for each server, a point for each number
-    of clients.
-    """
+    """Draw a panel per model and percentile, a line per server, a point per client count."""
     lines = _lines(run)
     width, height = _PANEL_INCHES
     figure = Figure(
@@ -210,9 +206,7 @@ def write_plot(run: Run, file: Path) -> None:
 
 
 def _lines(run: Run) -> dict[str, dict[str, list[tuple[int, Numbers]]]]:
-    """Return the numbers of each server of each model by clients, where there are at least two
-    points.
-    """
+    """Return each server's numbers by model and clients, where there are two points or more."""
     lines: dict[str, dict[str, list[tuple[int, Numbers]]]] = {}
     for each in run.measurements:
         name = each.server.name

@@ -56,9 +56,10 @@ class Target:
     @property
     def bound_text(self) -> str:
         """`≥ 2`, `≤ 0.25`."""
-        return (
-            "" if self.bound is None else f"{'≤' if IS_TIME[self.measure] else '≥'} {self.bound:g}"
-        )
+        if self.bound is None:
+            return ""
+        sign = "≤" if IS_TIME[self.measure] else "≥"
+        return f"{sign} {self.bound:g}"
 
 
 TARGETS = (
@@ -102,7 +103,7 @@ class Run:
 
     models: Sequence[ModelMaterial]
     measurements: Sequence[Measurement]
-    facts: Mapping[str, str]  # of machine and command
+    facts: Mapping[str, str]  # machine and command
     rates: Sequence[MachineRates] = ()
     shares: Sequence[Share] = ()
     steps: Sequence[StepTimes] = ()
@@ -120,9 +121,7 @@ def is_ours(measurement: Measurement) -> bool:
 
 
 def comparisons(run: Run) -> list[Comparison]:
-    """Return the ratio of every target, for every model that ran its workload on our service and on
-    a peer.
-    """
+    """Return every target's ratio, per model that ran its workload on ours and a peer."""
     scales = {model.id: model.scale for model in run.models}
     found = []
     for target, ours in product(TARGETS, run.ours()):

@@ -34,7 +34,7 @@ _TIMEOUT_S = 600.0
 
 
 def make_endless(decoder: Decoder) -> None:
-    """Let answers end at their limit only, so that all steps of a measurement have as many rows."""
+    """Make answers end only at their limit, so that all measured steps have as many rows."""
     decoder.rules = replace(
         decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1
     )
@@ -60,9 +60,7 @@ class TimedDecoder:
 
 
 def measure_steps(decoder: Decoder, manifest: Manifest, num_sequences: int) -> dict[str, Any]:
-    """Return the mean times of steps with `num_sequences` sequences; make the answers of `decoder`
-    endless.
-    """
+    """Return mean step times of `num_sequences` sequences; make `decoder`'s answers endless."""
     make_endless(decoder)
     timed = TimedDecoder(decoder)
     limits = SchedulerLimits(

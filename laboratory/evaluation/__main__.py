@@ -29,9 +29,7 @@ _TIMEOUT_S = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate models of a running service under every requested condition, and print the
-    tables.
-    """
+    """Evaluate models of a running service under each condition and print the tables."""
     parsed = _parse(arguments)
     limits = httpx.Limits(max_connections=parsed.clients, max_keepalive_connections=parsed.clients)
     by_condition: dict[str, dict[str, Evaluation]] = {}

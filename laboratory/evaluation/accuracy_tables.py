@@ -20,16 +20,14 @@ _SHOWN_MEASURES: tuple[Measure, ...] = ("exact", "f1_at_50", "f1_at_75", "mask_i
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One number: a measure of all questions of some tasks, or of some variants such as `captioning
-    short`.
-    """
+    """One measure of all questions of some tasks or variants, such as `captioning short`."""
 
     label: str
     measure: Measure
     names: tuple[str, ...]
 
     def value(self, scorecard: Scorecard) -> float | None:
-        """Return F1, accuracy or mean IoU; None if there was nothing to measure."""
+        """Return F1, accuracy or mean IoU, or None without anything to measure."""
         starts = tuple(f"{name} " for name in self.names)
         total = Tally()
         for (name, measure), tally in scorecard.tallies.items():
@@ -70,9 +68,7 @@ def _variants(task: str, *variants: str) -> TaskMeasure:
 
 
 def _reading(task: str, claim: str) -> TaskMeasure:
-    """Return accuracy over all images, and over those with a word; half have none, and are
-    easier.
-    """
+    """Return accuracy over all images and over those with a word: the other half is easier."""
     pools = (
         Pool("all images", "exact", (task,)),
         Pool("images with a word", "exact_if_any", (task,)),
@@ -111,9 +107,7 @@ TASK_MEASURES = (
 
 
 def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
-    """Return the numbers of the rows that belong to a task, by row and label (`ocr, exact: all
-    images`).
-    """
+    """Return a task's numbers by row and label, such as `ocr, exact: all images`."""
     found = {}
     for row in TASK_MEASURES:
         if row.title.partition(",")[0] not in TASKS:
@@ -135,8 +129,7 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def robustness_table(conditions: Mapping[str, Mapping[str, Evaluation]]) -> str:
-    """Return each model's measures under each condition, with the points lost against the first
-    condition.
+    """Return each model's measures by condition, with the points lost against the first.
 
     A point is a hundredth; a gain is negative.
     """
@@ -152,9 +145,7 @@ def robustness_table(conditions: Mapping[str, Mapping[str, Evaluation]]) -> str:
 
 
 def question_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """Return a table with a row per question: each model's measures, and median and 95th percentile
-    of its latency.
-    """
+    """Return a row per question: each model's measures, median and p95 latency."""
     names = dict.fromkeys(chain.from_iterable(e.latencies_ms for e in evaluations.values()))
     rows = []
     for name in names:
@@ -165,9 +156,7 @@ def question_table(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def _under_each(task_measure: TaskMeasure, evaluations: Sequence[Evaluation]) -> Iterable[str]:
-    """Yield the cell of the first condition, then of each other one the values and the points
-    lost.
-    """
+    """Yield the first condition's cell, then each other one's values and points lost."""
     first, *others = (task_measure.values(evaluation.scorecard) for evaluation in evaluations)
     yield _shown(first)
     for values in others:
@@ -190,9 +179,7 @@ def _shown(values: Sequence[float | None]) -> str:
 
 
 def _two_digits(value: float) -> str:
-    """Return the value rounded down, so that a shown bar is reached; float error below a hundredth
-    is forgiven.
-    """
+    """Round down, so that a shown bar is reached; forgive float error below a hundredth."""
     return f"{math.floor(100 * value + 1e-9) / 100:.2f}"
 
 

@@ -31,7 +31,7 @@ ALL = "all"
 _FIRST_FITTING_SCENE = 100_000  # scenes below it measure
 _ERROR = "calibration error"
 
-Errors = Mapping[tuple[str, str, str], float]  # by model, task, condition; in hundredths
+Errors = Mapping[tuple[str, str, str], float]  # hundredths, keyed by model, task, condition
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -37,7 +37,7 @@ class Evaluation:
     """Scores and latencies of one model."""
 
     scorecard: Scorecard
-    latencies_ms: Mapping[str, Sequence[float]]  # by question name
+    latencies_ms: Mapping[str, Sequence[float]]  # keyed by question name
 
     def score(self, name: str, measure: Measure) -> float:
         """Return F1, accuracy or mean IoU of a question by its name."""
@@ -108,7 +108,7 @@ def offered_tasks(client: httpx.Client, model_id: str) -> frozenset[str]:
 def predict(
     client: httpx.Client, model_id: str, question: Question, image: SceneImage, is_constrained: bool
 ) -> httpx.Response | None:
-    """Return the response, None if the model does not offer this variant of the task.
+    """Return the response, or None if the model does not offer this variant of the task.
 
     Raise RuntimeError on errors.
     """

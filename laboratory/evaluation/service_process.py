@@ -15,8 +15,7 @@ _REQUEST_TIMEOUT_S = 60
 
 @contextmanager
 def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]:
-    """Start the service with `settings` (environment variables) and yield a client once it is
-    ready.
+    """Start the service with `settings` (environment) and yield a client once it is ready.
 
     Its log is build/evaluation.log. Raise `ServerError` if it is never ready.
     """
@@ -34,9 +33,7 @@ def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]
 
 
 def run_diptych(client: httpx.Client, *words: str | Path) -> None:
-    """Run the client's command line, as the group `dev` installs it, against the service of
-    `client`.
-    """
+    """Run the client's command line (group `dev`) against the service of `client`."""
     diptych = Path(sys.executable).with_name("diptych")
     command = [diptych, "--url", str(client.base_url), *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr

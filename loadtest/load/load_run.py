@@ -32,7 +32,10 @@ from loadtest.load.traffic.traffic_mix import MixError, TrafficMix, read_mix
 from loadtest.load.users import RATE_PER_USER, DiptychUser
 from loadtest.load.windows import window_numbers
 
-_WARM_UP_S, _SETTLE_S, _MEASURED_S = 10.0, 5.0, 20.0  # of steps
+# parts of a step
+_WARM_UP_S = 10.0
+_SETTLE_S = 5.0
+_MEASURED_S = 20.0
 _WORKER_REPORTS_S = 3.5  # above Locust's interval
 _MANUAL_WINDOW_S = 10.0
 _MAX_SLOPE_WINDOWS = 10
@@ -62,8 +65,7 @@ class LoadRun:
         events.worker_report.add_listener(self._add_report)
 
     def check(self) -> None:
-        """Raise `MixError` for an invalid mix or one that the service lacks, `OSError` if it does
-        not answer.
+        """Raise `MixError` if the mix is invalid or not offered, `OSError` without an answer.
 
         A worker receives the address of the service only when a test starts, and so may a page.
         """
@@ -191,9 +193,7 @@ class LoadRun:
         }
 
     def _windows(self, stop_s: float) -> list[Window]:
-        """Return the finished windows of the plan; without any, equal parts of the time with their
-        actual rates.
-        """
+        """Return the plan's finished windows, or without any, equal parts with their rates."""
         planned = [] if self._plan is None else self._plan.windows()
         windows = [window for window in planned if window.end_s <= stop_s]
         if windows:

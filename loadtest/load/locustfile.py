@@ -24,9 +24,7 @@ events.init_command_line_parser.add_listener(add_options)
 
 
 class PlanShape(LoadTestShape):
-    """Converts the levels of a plan to users; at its end waits, without users, for the last
-    answers.
-    """
+    """Converts a plan's levels to users, and waits at its end for the last answers."""
 
     run: LoadRun
 
@@ -37,9 +35,7 @@ class PlanShape(LoadTestShape):
         self._end_s: float | None = None
 
     def tick(self) -> tuple[int, float] | None:
-        """Return the number of users and how many of them may start per second; None ends the
-        test.
-        """
+        """Return the number of users and their starts per second; None ends the test."""
         level = self.plan.level(time.time())
         if level is not None:
             num_users = max(1, round(level / self.run.level_per_user))
@@ -53,9 +49,7 @@ class PlanShape(LoadTestShape):
 
 @events.init.add_listener
 def prepare(environment: Environment, **_: Any) -> None:
-    """Set the users' weights and the shape's plan; exit with a message if mix or service are
-    unusable.
-    """
+    """Set the users' weights and the shape's plan, or exit if mix or service are unusable."""
     options = options_of(environment.parsed_options)
     run = LoadRun(environment)
     try:

@@ -77,7 +77,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(parsed: argparse.Namespace | None) -> Options:
-    """Return the values of a parsed command line, which is None only if Locust is used as a
-    library.
-    """
+    """Return a command line's values. It is None only if Locust is used as a library."""
     return Options(**{field.name: getattr(parsed, field.name) for field in fields(Options)})

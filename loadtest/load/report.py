@@ -19,7 +19,7 @@ class LoadReport:
     """The numbers of a run."""
 
     facts: Mapping[str, str]
-    unit: str  # of levels
+    unit: str  # unit of the levels
     slos_ms: Mapping[str, Slo]
     windows: Sequence[WindowNumbers]
 
@@ -89,9 +89,7 @@ def _load_table(report: LoadReport) -> str:
 
 
 def _task_table(report: LoadReport) -> str:
-    """Return the SLO of each task and its results at the highest level that holds, or else at the
-    lowest.
-    """
+    """Return each task's SLO and its results at the highest level that holds, or the lowest."""
     window = report.held or min(report.windows, key=lambda window: window.level)
     header = ["task", "SLO: answer / first token, ms"]
     header += [f"{model}: p50 / p95 ms, good" for model in window.by_model]

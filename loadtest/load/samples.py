@@ -28,9 +28,7 @@ DEFECTS = frozenset({WRONG_ANSWER, "internal", CONNECTION_FAILED, TIMED_OUT})
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request; times count from its due time, so that they include delays of service and
-    sender.
-    """
+    """One request. Times count from when it was due, so delays of both sides are included."""
 
     api: Api
     task: str
@@ -38,7 +36,7 @@ class Sample:
     due_s: float  # Unix time
     lag_s: float  # until it was sent
     latency_s: float  # until its whole answer
-    first_token_s: float | None  # of a stream
+    first_token_s: float | None  # streams only
     status: str  # ok, not_sent, an error code of the service, or one of `replies`
 
     def verdict(self, slos_ms: Mapping[str, Slo]) -> Verdict:
@@ -58,7 +56,7 @@ class Recorder:
     is the time of the report's transport, some milliseconds.
     """
 
-    due_s: list[float] = field(default_factory=list)  # of every request, answered or not; Unix time
+    due_s: list[float] = field(default_factory=list)  # every request, answered or not; Unix time
     samples: list[Sample] = field(default_factory=list)
 
     @property

@@ -19,7 +19,7 @@ from loadtest.load.traffic.traffic_mix import Api, TrafficMix
 
 grpc.experimental.gevent.init_gevent()
 
-_MAX_REQUESTS = 256  # in flight; others are not sent
+_MAX_REQUESTS = 256  # maximum in flight; others are not sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class DiptychUser(User):
 
     abstract = True
     api: ClassVar[Api]
-    session: ClassVar[Session]  # of this process; set when a test starts
+    session: ClassVar[Session]  # one per process; set when a test starts
     is_open_loop: ClassVar[bool] = True
 
     def __init__(self, environment: Environment) -> None:

@@ -28,7 +28,7 @@ class Numbers:
     num_due: int
     num_right: int  # including late ones
     verdicts: Counter[Verdict]
-    latency_ms: Percentiles | None  # of right answers; None if there are none
+    latency_ms: Percentiles | None  # right answers only
 
     def share(self, verdict: Verdict) -> float:
         """Return the share of a verdict in all due requests."""
@@ -43,8 +43,8 @@ class WindowNumbers:
     seconds: float
     all: Numbers
     by_model: Mapping[str, Mapping[str, Numbers]]  # then by task
-    first_token_ms: Percentiles | None  # of streams, measured by their clients
-    lag_ms: Percentiles | None  # of sent requests: the delay of this side
+    first_token_ms: Percentiles | None  # streams, measured by their clients
+    lag_ms: Percentiles | None  # delay of this side, sent requests only
 
     @property
     def offered_per_s(self) -> float:

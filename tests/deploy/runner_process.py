@@ -1,4 +1,4 @@
-"""Small runners, each in a separate process."""
+"""Small runners as separate processes."""
 
 import signal
 import socket

@@ -22,7 +22,7 @@ from tests.support.kubernetes import (
 pytestmark = needs_kubectl
 
 
-STOP_S = 20  # limit for the processes, without their requests (README.md, "Faults")
+STOP_S = 20  # allowed beside the requests' time (README.md, "Faults")
 
 
 @pytest.fixture(params=REPLICATED)

@@ -14,7 +14,6 @@ from tests.support.export_cli import EMBEDDED, MODELS, ROOT, ModelStore, small_d
 from wire.artifacts.manifest import (
     ArtifactError,
     Part,
-    Precision,
     read_manifest,
     verify_files,
     vision_encoder_file,
@@ -67,11 +66,8 @@ def test_int8_and_the_precisions_of_the_catalog_are_exported_and_compared_with_f
 ) -> None:
     manifest = read_manifest(artifacts)
     parts: tuple[Part, ...] = ("encoder", "decoder")
-    made: dict[Part, set[Precision]] = {
-        part: {"int8", *(of_device[part] for of_device in manifest.precision.values())}
-        for part in parts
-    }
-    for part, precisions in made.items():
+    for part in parts:
+        precisions = {of_device[part] for of_device in manifest.precision.values()} | {"int8"}
         assert manifest.parity[part].keys() == precisions - {"float32"}
         for measured in manifest.parity[part].values():
             assert 0.95 < measured["min_cosine"] <= measured["mean_cosine"] < 1.00001
@@ -81,7 +77,7 @@ def test_int8_and_the_precisions_of_the_catalog_are_exported_and_compared_with_f
         # White, black and noise add one token each.
         assert measured["num_tokens"] == manifest.parity["tokens"]["num_tokens"] + 3
         assert 0.95 * measured["num_tokens"] <= measured["num_same"] <= measured["num_tokens"]
-    for precision in made["encoder"]:
+    for precision in ("int8", *(of_device["encoder"] for of_device in manifest.precision.values())):
         assert vision_encoder_file(precision) in manifest.files
 
 

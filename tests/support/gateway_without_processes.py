@@ -3,8 +3,8 @@
     python -m tests.support.gateway_without_processes MODEL IMAGE
 
 One line of JSON: the body of a predict, that of the same as a stream, the adapters that the channel
-reports, and the refusal of another build. Runs in a separate process: a runner watches, and may
-end, the process that holds it.
+reports, and the refusal of another build. It runs as a separate process, because a runner watches,
+and may end, the process that holds it.
 """
 
 import asyncio

@@ -274,7 +274,7 @@ def converted(folder: Path, output: Path) -> Path:
 
 
 def answered(
-    decoder: Decoder[Any], features: Tensor, prompt_ids: tuple[int, ...], max_new_tokens: int
+    decoder: Decoder, features: Tensor, prompt_ids: tuple[int, ...], max_new_tokens: int
 ) -> list[list[int]]:
     """Return our answers to a prompt about each image, with the checkpoint's 3 beams."""
     requests = [SequenceRequest(each, prompt_ids, max_new_tokens, num_beams=3) for each in features]

@@ -135,7 +135,7 @@ def problems_of(
 ) -> Iterator[str]:
     """Send all cases; yield those that fail or make the event loop late.
 
-    `ask` returns why a case fails, or None.
+    `ask` returns why a case fails, or None if it passes.
     """
     num_late = observed.num_late()
     for case in cases:

@@ -60,7 +60,7 @@ class Agreement:
     def record(self, boxes: Sequence[Box]) -> Record:
         """Return the first record with these boxes as its answer."""
         first = self.records[0]
-        kind: Any = type(first.answer.result)  # with boxes of one kind
+        kind: Any = type(first.answer.result)  # its boxes are of one kind
         result: Result = kind(tuple(boxes))
         return replace(first, answer=replace(first.answer, result=result))
 

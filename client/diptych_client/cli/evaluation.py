@@ -19,7 +19,7 @@ from diptych_client.results import Model
 def evaluate_dataset(
     connection: ConnectionOptions, path: Path, options: EvaluateOptions, task_options: TaskOptions
 ) -> int:
-    """Ask, measure and report; return the number of failed requests."""
+    """Evaluate the models, write the report and return the number of failed requests."""
     task = task_options.task
     seed = task_options.seed or 0
     out = options.out or path.resolve().with_name(f"{path.resolve().stem}-{task}")

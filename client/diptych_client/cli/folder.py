@@ -15,7 +15,7 @@ from diptych_client.cli.options import AnnotateOptions, ConnectionOptions, TaskO
 from diptych_client.cli.terminal import echo, run_with_progress
 from diptych_client.long_runs import FailureLog, RunError
 
-_MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # of the service's catalog
+_MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # model ids of the service's catalog
 
 
 def annotate_folder(

@@ -98,7 +98,7 @@ class AnswerLog:
         self._offsets[question.key] = self._log.append(value)
 
     def prediction(self, sample: Sample, model: str) -> Prediction | None:
-        """Return the joined answers, None if one is missing.
+        """Return the joined answers, or None if one is missing.
 
         Instances of a request with one phrase are of that phrase, whatever the model calls them.
         """
@@ -150,7 +150,7 @@ class Asker:
         model: str,
         advance: Callable[[], None],
     ) -> None:
-        """Ask one model everything that it has not answered."""
+        """Send one model all questions that it has not answered."""
 
         async def send(question: Question) -> None:
             image = await asyncio.to_thread(self.store.read, question.sample.image)

@@ -48,13 +48,13 @@ class TrueQuestion:
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """An image and its labels; None where the dataset has no labels of the kind."""
+    """An image and its labels. A kind of label that the dataset lacks is None."""
 
     image: ImageFile
     objects: tuple[TrueObject, ...] | None = None
     captions: tuple[str, ...] | None = None
     text: str | None = None
-    region: BoxXyxy | None = None  # that `text` is about
+    region: BoxXyxy | None = None  # area that `text` describes
     questions: tuple[TrueQuestion, ...] = ()
     phrases: tuple[TruePhrase, ...] = ()
 

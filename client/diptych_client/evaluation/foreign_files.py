@@ -16,7 +16,7 @@ from diptych_client.long_runs import RunError
 
 MAX_JSON_BYTES = 4_000_000_000
 MAX_LINE_BYTES = 50_000_000
-MAX_TEXT_BYTES = 200_000_000  # of a list of paths, or the labels of one image
+MAX_TEXT_BYTES = 200_000_000  # a list of paths, or the labels of one image
 MAX_XML_BYTES = 10_000_000
 MAX_YAML_BYTES = 5_000_000
 _MAX_XML_DEPTH = 32

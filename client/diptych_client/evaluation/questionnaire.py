@@ -15,7 +15,7 @@ from diptych_client.long_runs import RunError
 from diptych_client.requests import TaskParameters
 from diptych_client.results import Item, label_of
 
-MAX_LABELS = 32  # of one request
+MAX_LABELS = 32  # labels per request
 ANY_OBJECT = "object"  # the only class of a task without labels
 _WITHOUT_LABELS = ("region_proposal",)
 
@@ -86,7 +86,7 @@ class ClassNames:
     class_of: Mapping[str, str]
 
     def label(self, item: Item) -> str:
-        """Return the class of an answered object, or its own label if that is no class."""
+        """Return the class of an answered object, or its label if it is not a class."""
         if self.classes == (ANY_OBJECT,):
             return ANY_OBJECT
         return self.class_of.get(label_of(item).casefold(), label_of(item))

@@ -94,7 +94,7 @@ class Difference:
 class Estimates:
     """The metrics of all models, and the paired differences of each two."""
 
-    intervals: Mapping[str, Mapping[str, Interval]]  # by model, by metric
+    intervals: Mapping[str, Mapping[str, Interval]]  # keyed by model, then metric
     differences: tuple[Difference, ...]
 
 

@@ -19,7 +19,7 @@ from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
 from diptych_client.results import DetectionsResult, Instance, InstancesResult
 
 _SHAPES = ("rectangle", "polygon", "mask")
-_TOLERANCE_PX = 1.0  # of a polygon: masks have hundreds of points, which nobody can edit
+_TOLERANCE_PX = 1.0  # simplifies masks: nobody can edit hundreds of points
 
 
 class DiptychFunction:
@@ -77,7 +77,7 @@ class DiptychFunction:
 
 
 def _polygons(instance: Instance, label_id: int) -> Iterator[LabeledShapeRequest]:
-    """Yield a polygon for each ring that is no hole: CVAT's polygons have none."""
+    """Yield a polygon for each outer ring: CVAT's polygons have no holes."""
     for ring in outer_rings(instance.polygons_xy or ()):
         points = list(chain.from_iterable(simplified_ring(ring, _TOLERANCE_PX)))
         yield cvataa.polygon(label_id, points, score=instance.score)

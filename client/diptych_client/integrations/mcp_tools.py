@@ -28,7 +28,7 @@ from diptych_client.transports.rest_messages import answer_json
 
 # An agent pays for every point: the outline of a mask has one at each corner of its pixels.
 _OUTLINE_TOLERANCE_PX = 1.0
-_DECIMALS = 1  # of pixels
+_DECIMALS = 1  # pixel coordinates
 _SCORE_DECIMALS = 3
 
 _FORMS = "Absolute path of a JPEG, PNG or WebP file, or data:image/…;base64,…, or an http(s) URL."

@@ -6,7 +6,7 @@ from shapely import LinearRing, Polygon, contains_xy
 
 from diptych_client.geometry import Ring
 
-_MIN_POINTS = 3  # of a ring that encloses something
+_MIN_POINTS = 3  # a ring with fewer encloses nothing
 
 
 def outer_rings(rings: Iterable[Ring]) -> list[Ring]:

@@ -58,7 +58,7 @@ class Call(Generic[ResultT]):
     operation: Operation[ResultT]
     request: Request
     request_id: str
-    deadline_s: float  # of time.monotonic()
+    deadline_s: float  # time.monotonic()
 
     def remaining_s(self) -> float:
         """Return the timeout of an attempt that starts now."""

@@ -34,7 +34,7 @@ from diptych_client.retries import parse_retry_after_s
 Json = Mapping[str, Any]
 ValueT = TypeVar("ValueT")
 
-_COORDINATES = re.compile("_(xyxy|xy|hw)$")  # of a field: `box_xyxy`
+_COORDINATES = re.compile("_(xyxy|xy|hw)$")  # field names such as `box_xyxy`
 
 # For responses without our JSON body: those of a proxy, or of the server before the service has
 # started.

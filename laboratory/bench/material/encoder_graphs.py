@@ -33,9 +33,7 @@ class ImageFeatures(nn.Module):
 
 
 def write_encoder_graph(checkpoint: Path, file: Path) -> None:
-    """Export the encoder of `checkpoint` in float32, unless `file` is newer; only the batch axis is
-    dynamic.
-    """
+    """Export the encoder in float32, unless `file` is newer; only the batch is dynamic."""
     if file.exists() and file.stat().st_mtime > max(
         each.stat().st_mtime for each in checkpoint.glob("*.safetensors")
     ):

@@ -24,8 +24,8 @@ from tasks.catalog import CatalogEntry, load_catalog
 from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
 ALL_LAYERS = 100
-RANDOM_GAIN = 0.5  # with it, int8 is as accurate in the random encoder as in trained ones
-_PROBES = ProbePlan(2, 12)  # of the parity check: real widths take seconds per probe
+RANDOM_GAIN = 0.5  # makes int8 as accurate in the random encoder as in trained ones
+_PROBES = ProbePlan(2, 12)  # parity check: real widths take seconds per probe
 _NOT_ENDLESS = ("forced_eos_token_id", "num_beams", "early_stopping")
 
 
@@ -57,9 +57,7 @@ def checkpoint_folder(model: BenchModel, folder: Path) -> Path:
 
 
 def encoder_graph_file(model: BenchModel, folder: Path) -> Path:
-    """Return the file of the plainly exported encoder, which is the same for an endless
-    checkpoint.
-    """
+    """Return the plainly exported encoder, which an endless checkpoint shares."""
     return folder / "encoders" / f"{model.entry_id}.onnx"
 
 
@@ -95,9 +93,7 @@ def _export(job: ExportJob) -> str:
 
 
 def write_checkpoint(model: BenchModel, folder: Path) -> None:
-    """Write a checkpoint into `folder`: a random one once, an embedded one always, because it may
-    be trained again.
-    """
+    """Write a checkpoint: a random one once, an embedded one always, as it may be retrained."""
     if not model.is_random:
         shutil.copytree(ROOT / "models" / model.entry_id, folder, dirs_exist_ok=True)
     elif not (folder / GENERATION_CONFIG_FILE).is_file():
@@ -113,9 +109,7 @@ def write_checkpoint(model: BenchModel, folder: Path) -> None:
 
 
 def write_catalog(models: Sequence[BenchModel], folder: Path) -> Mapping[str, CatalogEntry]:
-    """Write a catalog of the models: their entries of models/catalog.yaml with the bench's ids and
-    checkpoints.
-    """
+    """Write a catalog: entries of models/catalog.yaml with the bench's ids and checkpoints."""
     listed = yaml.safe_load(CATALOG_FILE.read_text(encoding="utf-8"))["models"]
     by_id = {entry["id"]: entry for entry in listed}
     entries = list[dict[str, Any]]()

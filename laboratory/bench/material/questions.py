@@ -16,9 +16,9 @@ from laboratory.evaluation import evaluation_scene, png_image
 from tasks.catalog import CatalogEntry
 
 NUM_SCENES = {"embedded": 400, "base": 120}
-NUM_SHORT_SCENES = 200  # of each model of the short run
+NUM_SHORT_SCENES = 200  # per model of the short run
 SIZE_PX = {"embedded": 384, "base": 768}
-_FREE_LENGTH = 128  # of the embedded checkpoints, which predict the end token
+_FREE_LENGTH = 128  # embedded checkpoints predict the end token
 # Tokens that random weights generate per question: about as many as Florence-2-base for a
 # photograph.
 _RANDOM_LENGTHS = {
@@ -32,7 +32,7 @@ _RANDOM_LENGTHS = {
     "ocr": 24,
     "ocr_with_regions": 48,
 }
-_SHORT_LENGTH = 8  # of every other question
+_SHORT_LENGTH = 8  # all other questions
 
 
 def model_material(

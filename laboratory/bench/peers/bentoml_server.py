@@ -27,7 +27,7 @@ class Arguments(BaseModel):
     """The values of `--arg`."""
 
     checkpoint: Path
-    threads: int  # of each worker
+    threads: int  # per worker
     workers: int = 1
     max_batch_size: int = 16
 

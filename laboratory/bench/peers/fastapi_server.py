@@ -14,9 +14,7 @@ from laboratory.bench.peers.generation import GeneratedAnswer, Generator, Prompt
 
 
 def make_app(generator: Generator) -> FastAPI:
-    """Return the application; FastAPI runs plain functions in threads, so requests wait for the
-    lock there.
-    """
+    """Return the application; its plain functions wait for the lock in FastAPI's threads."""
     app = FastAPI()
     lock = threading.Lock()
 

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
 
-# Of a linear layer: below this, torch.utils.mkldnn takes longer than MKL; measured at 63dee10.
+# Smaller linear layers take longer in torch.utils.mkldnn than in MKL; measured at 63dee10.
 _MIN_WEIGHTS = 500_000
 
 
@@ -50,9 +50,7 @@ class GeneratedAnswer:
 
 
 class RowLengths(StoppingCriteria):
-    """Stops each row of a batch at its own number of new tokens; `generate` has only one limit for
-    all.
-    """
+    """Stops each row of a batch at its own token limit; `generate` has only one for all."""
 
     def __init__(self, num_before: int, max_new_tokens: Sequence[int]) -> None:
         self._max_lengths = torch.tensor(max_new_tokens) + num_before
@@ -64,16 +62,14 @@ class RowLengths(StoppingCriteria):
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Compute large linear layers with oneDNN, as ours does: torch uses MKL, which is slower on
-    some processors.
-    """
+    """Compute large linear layers with oneDNN, as ours does; MKL is slower on some processors."""
     large = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and layer.weight.numel() >= _MIN_WEIGHTS
     }
     with warnings.catch_warnings():
-        # of torch 2.13, of 2.15: the layers are in TorchScript
+        # torch 2.13 and 2.15 warn, because the layers are in TorchScript
         for category in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
         from torch.utils.mkldnn import to_mkldnn
@@ -84,9 +80,7 @@ def use_onednn(model: nn.Module) -> None:
 
 
 class OnnxEncoder:
-    """A graph of the vision encoder and projector: pixel_values (B, 3, H, W) to image_features (B,
-    N, C).
-    """
+    """The graph of vision encoder and projector: pixels (B, 3, H, W) to features (B, N, C)."""
 
     def __init__(self, graph: Path, num_threads: int) -> None:
         options = onnxruntime.SessionOptions()
@@ -96,9 +90,7 @@ class OnnxEncoder:
         )
 
     def __call__(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Return the features as `get_image_features` of transformers, which has further arguments,
-        does.
-        """
+        """Return the features; transformers' `get_image_features` has further arguments."""
         (features,) = self._session.run(["image_features"], {"pixel_values": pixel_values.numpy()})
         return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(features))
 

@@ -31,9 +31,7 @@ class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no typ
         self._generator = self._load()
 
     def decode_request(self, request: Request) -> PromptedImage:
-        """Read the form, which LitServe has parsed already, although it requires the annotation
-        `Request`.
-        """
+        """Read the form that LitServe has parsed; it requires the annotation `Request`."""
         form: Any = request
         return PromptedImage.decode(
             form["image"].file.read(), form["prompt"], int(form["max_new_tokens"])

@@ -39,7 +39,7 @@ class Answer:
 
     text: str
     generated_tokens: int
-    timings_ms: Mapping[str, float] = field(default_factory=dict)  # of our service
+    timings_ms: Mapping[str, float] = field(default_factory=dict)  # our service's
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Round:
 
     num_requests: int
     elapsed_s: float
-    samples: tuple[Sample, ...]  # in the order of the requests
+    samples: tuple[Sample, ...]  # same order as the requests
     is_cut: bool  # ended by the time limit before all were answered
     cpu_s: float = math.nan  # processor time of all processes of the server
 

@@ -33,10 +33,10 @@ class Measurement:
 
     model: str
     server: Server
-    request_s: float  # of one request by one client after the warm-up
+    request_s: float  # one request by one client after the warm-up
     start_s: float  # from the command to the first answer
     rounds: Mapping[WorkloadName, tuple[Round, ...]]
-    precision: str  # of our service, as in /v1/models
+    precision: str  # our service's, from /v1/models
 
     @property
     def all_rounds(self) -> list[Round]:

@@ -22,8 +22,8 @@ class Server:
     name: str
     kind: Kind
     description: str
-    arguments: tuple[str, ...] = ()  # of a peer's command
-    environment: Mapping[str, str] = field(default_factory=dict)  # of our service
+    arguments: tuple[str, ...] = ()  # a peer's command line
+    environment: Mapping[str, str] = field(default_factory=dict)  # our service's settings
 
 
 _PEERS = "laboratory.bench.peers"
@@ -122,8 +122,7 @@ def _threads(count: int) -> str:
 
 
 def launch_of(server: Server, model: ModelMaterial, folder: Path) -> Launch:
-    """Return how a server is started with one model; `folder` has the catalog and the store of our
-    service.
+    """Return a server's start with one model; `folder` has our service's catalog and store.
 
     Ours runs with default settings but the timeout; settings in the environment of the bench reach
     it.
@@ -136,7 +135,7 @@ def launch_of(server: Server, model: ModelMaterial, folder: Path) -> Launch:
         "DIPTYCH_CATALOG": str(folder / "catalog.yaml"),
         "DIPTYCH_PORT": str(port),
         "DIPTYCH_GRPC_PORT": "0",
-        "DIPTYCH_REQUEST_TIMEOUT_S": "900",  # which a slow machine would exceed
+        "DIPTYCH_REQUEST_TIMEOUT_S": "900",  # slow machines exceed the default
         "BENTOML_HOME": str(folder / "bentoml"),
         **server.environment,
     }
@@ -144,9 +143,7 @@ def launch_of(server: Server, model: ModelMaterial, folder: Path) -> Launch:
 
 
 def peer_launch(server: Server, checkpoint: Path, encoder_graph: Path) -> Launch:
-    """Return how a peer is started with a checkpoint; `litserve_onnx` reads the graph of the
-    encoder.
-    """
+    """Return a peer's start with a checkpoint; `litserve_onnx` reads the encoder's graph."""
     port = free_port()
     if server.kind == "bentoml":
         # The service of the model would close connections that the wrapper is about to use (BentoML

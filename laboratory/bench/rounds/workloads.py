@@ -33,7 +33,7 @@ LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 
 NUM_WARM_UP = 2
 
 _EMBEDDED_LIMIT_S = 30.0
-_SHORT_ROUNDS = 4  # of the short run
+_SHORT_ROUNDS = 4  # rounds of the short run
 # Shares of a server's time at base scale; the rest is for its start.
 _SHARES: dict[WorkloadName, float] = {
     "mixed": 0.45,
@@ -41,8 +41,8 @@ _SHARES: dict[WorkloadName, float] = {
     "decode_heavy": 0.2,
     "single": 0.1,
 }
-_NUM_TASKS = 10  # of one_image
-_DECODE_HEAVY_COST = 2.0  # of one of its requests, in mixed ones
+_NUM_TASKS = 10  # tasks of one_image
+_DECODE_HEAVY_COST = 2.0  # cost of its request, in mixed requests
 _LIMIT_FACTOR = 2.0
 _MIN_LIMIT_S = 20.0
 
@@ -63,7 +63,7 @@ class RoundPlan:
     workload: WorkloadName
     num_requests: int
     num_rounds: int
-    limit_s: float  # of one round
+    limit_s: float  # per round
 
 
 class Scenes:
@@ -81,9 +81,7 @@ class Scenes:
 
 
 def requests_of(workload: WorkloadName, scenes: Scenes, num_requests: int) -> list[BenchRequest]:
-    """Return one round of a workload; `one_image` has one request for each task, whatever
-    `num_requests` is.
-    """
+    """Return one round of a workload; `one_image` always has one request per task."""
     match workload:
         case "mixed" | "mixed_4" | "single":
             return mixed(scenes.take(num_requests))
@@ -94,9 +92,7 @@ def requests_of(workload: WorkloadName, scenes: Scenes, num_requests: int) -> li
 
 
 def mixed(scenes: Sequence[SceneMaterial]) -> list[BenchRequest]:
-    """Return a request about each scene, cycling through the tasks, and through the questions of a
-    task.
-    """
+    """Return a request per scene, cycling through tasks and each task's questions."""
     return [
         _request(scene, _nth_by_task(scene.questions, index)) for index, scene in enumerate(scenes)
     ]
@@ -145,7 +141,7 @@ def base_plan(request_s: float, allowance_s: float) -> tuple[RoundPlan, ...]:
     `request_s` is the time of one request to the first peer, `allowance_s` that of all rounds of
     one server.
     """
-    # in mixed requests
+    # number of mixed requests that fit each share
     budget = {workload: share * allowance_s / request_s for workload, share in _SHARES.items()}
     clients = NUM_CLIENTS["mixed"]
     num_single = _clamped(budget["single"], 3, 8, 1)

@@ -23,11 +23,12 @@ from laboratory.training.data.cell_targets import CellTargets
 from laboratory.training.data.examples import Example, Language, make_examples
 
 NO_TOKEN = -100  # padding of answers
-_EASY_SHARES = (0.05, 0.55, 0.4, 0.0, 0.0)  # of scenes with 0 to 4 objects
+_EASY_SHARES = (0.05, 0.55, 0.4, 0.0, 0.0)  # scenes with 0 to 4 objects
 _FULL_SHARES = (0.05, 0.15, 0.2, 0.28, 0.32)
 _SIZES_PX = (90, 512)  # larger ones would differ only in the downscaling
 _NATIVE_SHARE = 0.2  # rendered at the model's input size: fast, and the sharpest
-_BLUR_SHARE, _MAX_BLUR = 0.2, 0.006  # radius as a share of the side
+_BLUR_SHARE = 0.2
+_MAX_BLUR = 0.006  # radius as a share of the side
 _JPEG_SHARE = 0.3
 _JPEG_QUALITIES = (50, 95)
 
@@ -36,7 +37,7 @@ _JPEG_QUALITIES = (50, 95)
 class SceneKinds:
     """The distribution of a step's scenes."""
 
-    object_shares: tuple[float, ...]  # of scenes with 0 to 4 objects
+    object_shares: tuple[float, ...]  # scenes with 0 to 4 objects
     word_share: float
 
 
@@ -125,11 +126,10 @@ def image_batch(
 ) -> ImageBatch:
     """Return the augmented images of scenes with their targets."""
     pixels = torch.from_numpy(np.stack([augmented_pixels(scene, rng) for scene in scenes]))
-    names = [each.name for each in fields(CellTargets)]
-    columns = {
-        name: torch.from_numpy(np.stack([getattr(target, name) for target in targets]))
-        for name in names
-    }
+    columns = {}
+    for name in (each.name for each in fields(CellTargets)):
+        values = [getattr(target, name) for target in targets]
+        columns[name] = torch.from_numpy(np.stack(values))
     return ImageBatch(pixels=pixels, **columns)
 
 

@@ -62,11 +62,10 @@ def cell_targets(scene: Scene) -> CellTargets:
     )
     for index, drawn in enumerate(scene.objects):
         cells = _cells(box_xyxy(drawn))
-        targets.subject[cells], targets.box[cells] = index, box_xyxy(drawn)
-        targets.color[cells], targets.shape[cells] = (
-            COLORS.index(drawn.color),
-            SHAPES.index(drawn.shape),
-        )
+        targets.subject[cells] = index
+        targets.box[cells] = box_xyxy(drawn)
+        targets.color[cells] = COLORS.index(drawn.color)
+        targets.shape[cells] = SHAPES.index(drawn.shape)
         targets.size[cells] = SIZES.index(drawn.size)
     if scene.word is not None:
         _set_word(targets, scene.word)
@@ -75,7 +74,8 @@ def cell_targets(scene: Scene) -> CellTargets:
 
 def _set_word(targets: CellTargets, word: Word) -> None:
     cells = _cells(word.box_xyxy)
-    targets.subject[cells], targets.box[cells] = WORD, word.box_xyxy
+    targets.subject[cells] = WORD
+    targets.box[cells] = word.box_xyxy
     classes = [CHARACTERS.index(character) for character in word.text]
     targets.text[cells] = [*classes, *[len(CHARACTERS)] * (MAX_CHARACTERS - len(classes))]
     centres = _character_centres(word)
@@ -97,18 +97,14 @@ def _character_centres(word: Word) -> NDArray[np.float64]:
 
 
 def _cells(box: BoxXYXY) -> Array:
-    """Return the cells whose centres are in the box, or in its nearest row or column if it contains
-    no centre.
-    """
+    """Return the cells with centres in the box, or else in its nearest row or column."""
     columns = _indices(box[0], box[2])
     rows = _indices(box[1], box[3])
     return np.asarray((rows[:, None] * GRID + columns[None, :]).reshape(-1))
 
 
 def _nearest(cells: NDArray[np.bool_], point_xy: Point) -> NDArray[np.bool_]:
-    """Return the one of `cells` (N,) whose centre is nearest to a point; none if `cells` is
-    empty.
-    """
+    """Return a mask of the cell nearest to a point, empty if `cells` (N,) is."""
     numbers = np.flatnonzero(cells)
     centres = (np.stack([numbers % GRID, numbers // GRID], axis=1) + 0.5) * CELL_PX
     nearest = np.zeros_like(cells)

@@ -21,7 +21,7 @@ from runners.tokens.tokenizer import PromptTokenizer, Segments
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
 
-_OTHER_WEIGHT = 0.5  # of questions that are not in a recipe
+_OTHER_WEIGHT = 0.5  # questions that are not in a recipe
 
 
 class AnswerWriter(Protocol):
@@ -72,8 +72,7 @@ def make_examples(
     num: int,
     rng: Generator,
 ) -> list[Example]:
-    """Return up to `num` examples of different prompts about a scene, sampled by the weights of
-    their question names.
+    """Return up to `num` examples of different prompts, sampled by their questions' weights.
 
     A weight may be that of a segmentation question with a shape (`instance_segmentation phrase
     star`).

@@ -52,7 +52,7 @@ def bin_position(position_px: float) -> float:
 def _detections(scene: Scene, question: Question, labels: Sequence[str]) -> Iterator[Piece]:
     for found in expected_boxes(question, labels):
         subject = subject_of_box(scene, found.box_xyxy)
-        # as in the prompt
+        # same label as in the prompt
         label = without_article(found.label) if "phrases" in question.parameters else found.label
         yield Piece(label, Mention(subject))
         yield from _box(found.box_xyxy, subject)

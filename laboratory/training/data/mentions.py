@@ -20,14 +20,12 @@ _COUNT = re.compile(r"\b(?:one|two|three|four|[1-4])\b")
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A subject, and optionally its character, the coordinate of its box (x1 y1 x2 y2), or a point
-    of its outline.
-    """
+    """A subject, and optionally a character, a box coordinate (x1 y1 x2 y2) or a point."""
 
     subject: Subject
     character: int | None = None
     coordinate: int | None = None
-    point_xy: Point | None = None  # of an outline, px of the canvas
+    point_xy: Point | None = None  # outline's point, px of the canvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +34,8 @@ class Piece:
 
     text: str
     mention: Mention | None = None
-    position: float | None = None  # of a location token, in bins, before rounding
-    step: int = 0  # of the grid of bins that the position is rounded to
+    position: float | None = None  # location token's value in bins, before rounding
+    step: int = 0  # bins between the values that the position is rounded to
 
 
 def subject_of_box(scene: Scene, box: BoxXYXY) -> Subject:
@@ -116,7 +114,7 @@ def quad_coordinates() -> tuple[int, ...]:
 
 
 def _subject_of_question(scene: Scene, question: Question) -> Subject | None:
-    """Return the object that a free question names; None if it names none."""
+    """Return the object that a free question names, or None."""
     text = str(question.parameters.get("question", ""))
     for index, drawn in enumerate(scene.objects):
         is_colour = question.name.endswith("color") and text.endswith(f"{drawn.shape}?")
@@ -127,9 +125,7 @@ def _subject_of_question(scene: Scene, question: Question) -> Subject | None:
 
 
 def _caption_pieces(scene: Scene, text: str) -> Iterator[Piece]:
-    """Yield the pieces of a caption: the count, objects with their articles, `text`, the characters
-    of the word.
-    """
+    """Yield the pieces of a caption: count, objects with articles, `text`, the word."""
     names = "|".join(f"(?:an? )?(?:{drawn.size} )?{drawn.name}" for drawn in scene.objects)
     marks = [
         names,

@@ -101,7 +101,7 @@ def paligemma_tokenizer(entry: CatalogEntry) -> Tokenizer:
 
 def _corpus(entry: CatalogEntry) -> Iterator[str]:
     """Yield prompts, labels and texts of scenes without a word."""
-    # as when the committed tokenizers were trained
+    # The committed tokenizers were trained with several names per prompt.
     entry = replace(entry, one_name_per_prompt=False)
     yield from [
         "caption en",
@@ -162,9 +162,7 @@ def _with_added_tokens(
     added: Sequence[str],
     byte_fallback: bool,
 ) -> Tokenizer:
-    """Return a tokenizer whose ids are `pieces`, then merged tokens, then added tokens without an
-    id yet.
-    """
+    """Return a tokenizer with ids in order: `pieces`, merged tokens, new added tokens."""
     tokens = dict.fromkeys([*pieces, *("".join(pair) for pair in merges)])
     vocabulary = {token: index for index, token in enumerate(tokens)}
     model = {
@@ -197,9 +195,7 @@ def prompt_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
 
 
 def padded_size(tokenizer: Tokenizer) -> int:
-    """Return the number of embedding rows: the size of the vocabulary, rounded up to a multiple of
-    8.
-    """
+    """Return the number of embedding rows: the vocabulary rounded up to a multiple of 8."""
     return -(-tokenizer.get_vocab_size() // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
 
 

@@ -82,9 +82,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Initialise the rows by k-means over `features` (M, D), M >= 128, starting at the first of
-        them.
-        """
+        """Initialise the rows by k-means over `features` (M, D), M >= 128, from the first."""
         self._embedding.copy_(features[:CODEBOOK_SIZE])
         for _ in range(_NUM_CLUSTERING_ROUNDS):
             codes = self.nearest(features)
@@ -97,9 +95,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def restart(self, features: Tensor, min_cluster_size: float) -> None:
-        """Replace rows with fewer than `min_cluster_size` features per batch by `features` (M, D),
-        in order.
-        """
+        """Replace rows under `min_cluster_size` per batch by `features` (M, D), in order."""
         dead = (self._ema_cluster_size < min_cluster_size).nonzero()[: len(features), 0]
         self._embedding[dead] = features[: len(dead)]
         self._ema_cluster_size[dead] = 1.0
@@ -116,9 +112,7 @@ class Reconstruction:
 
 
 class MaskAutoencoder(nn.Module):
-    """Encoder, codebook and decoder; masks are (B, 1, 64, 64), the coverage of each pixel, 0 to
-    1.
-    """
+    """Encoder, codebook and decoder; masks (B, 1, 64, 64) are pixel coverages, 0 to 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +128,7 @@ class MaskAutoencoder(nn.Module):
     def features(self, masks: Tensor) -> Tensor:
         """Return the encoder's features (B, N, D) of masks (B, 1, 64, 64)."""
         grid: Tensor = self.encoder(2 * masks - 1)  # (B, D, 4, 4)
-        # as a grid again this is channels last, which is faster
+        # Back as a grid, this is channels last, which is faster.
         return grid.flatten(2).transpose(1, 2).contiguous()
 
     def fields(self, features: Tensor) -> Tensor:
@@ -144,9 +138,7 @@ class MaskAutoencoder(nn.Module):
         return fields[:, 0]
 
     def forward(self, masks: Tensor) -> Reconstruction:
-        """Encode, quantise and decode; gradients bypass the quantisation (straight-through
-        estimator).
-        """
+        """Encode, quantise (straight-through gradients) and decode."""
         features = self.features(masks)
         codes = self.codebook.nearest(features)
         rows = self.codebook.rows(codes)
@@ -160,9 +152,7 @@ class MaskAutoencoder(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the fields (B, 64, 64) of codes (B, N): about 1 inside the object and -1
-        outside.
-        """
+        """Return the fields (B, 64, 64) of codes (B, N): about 1 inside objects, -1 outside."""
         return self.fields(self.codebook.rows(codes))
 
     def save_npz(self, path: Path) -> None:

@@ -25,7 +25,7 @@ _HOLE_SCALES = (0.3, 0.6)
 _MAX_CUT = 0.6  # share of the width or height that is cut off
 _NUM_BLOB_POINTS = 64
 _BLOB_WAVES = 5
-_BLOB_DEPTH = 0.3  # of the first wave, in the logarithm of the radius
+_BLOB_DEPTH = 0.3  # depth of the first wave, in the logarithm of the radius
 
 
 def shape_mask(shape: Shape) -> Masks:
@@ -64,9 +64,7 @@ def _mask_with_hole(rng: np.random.Generator) -> Image.Image:
 
 
 def _cut_mask(rng: np.random.Generator) -> Image.Image:
-    """Return a shape or blob cut off along a straight line, as by another object or the image
-    border.
-    """
+    """Return a shape or blob cut along a line, as by another object or the image border."""
     image = _filled(_any_ring(rng))
     angle = rng.choice((0, 0.5, 1, 1.5)) * pi if rng.random() < 0.5 else rng.uniform(0, 2 * pi)
     offset = (0.5 - rng.uniform(0.05, _MAX_CUT)) * _FINE_SIDE
@@ -128,9 +126,7 @@ def _blob_ring(rng: np.random.Generator) -> Ring:
 
 
 def _half_plane(angle: float, offset: float) -> Ring:
-    """Return a rectangle that covers everything beyond `offset` from the centre in the direction of
-    `angle`.
-    """
+    """Return a rectangle that covers all beyond `offset` from the centre towards `angle`."""
     middle = _FINE_SIDE / 2
     far = 2.0 * _FINE_SIDE
     corners = ((offset, -far), (far, -far), (far, far), (offset, far))
@@ -139,9 +135,7 @@ def _half_plane(angle: float, offset: float) -> Ring:
 
 
 def _in_fine_box(ring: Ring) -> Ring:
-    """Return the ring stretched to the whole fine canvas; Pillow's pixel positions are indices, not
-    centres.
-    """
+    """Stretch the ring to the fine canvas; Pillow's pixel positions are indices, not centres."""
     left, top, right, bottom = ring_box_xyxy(ring)
     scale_x = _FINE_SIDE / (right - left)
     scale_y = _FINE_SIDE / (bottom - top)

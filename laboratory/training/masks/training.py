@@ -27,16 +27,16 @@ from laboratory.training.runs.optimizer import Muon
 from laboratory.training.runs.run_folder import RunFolder
 
 _NUM_STEPS = 900
-_NUM_MASKS = 32  # of a step
+_NUM_MASKS = 32  # per step
 _MUON_RATE = 0.02
 _ADAM_RATE = 2e-3
-_WARM_UP_SHARE = 1 / 30  # of the steps
-_FLAT_SHARE = 0.3  # of the steps; then cosine down to `_FINAL_RATE`
+_WARM_UP_SHARE = 1 / 30  # share of the steps
+_FLAT_SHARE = 0.3  # share of the steps, before cosine down to `_FINAL_RATE`
 _FINAL_RATE = 0.02
 _MAX_GRADIENT_NORM = 1.0
 _COMMITMENT_WEIGHT = 0.25
-_UNQUANTISED_SHARE = 0.08  # of the steps: quantising from the start leaves most rows unused
-_RESTART_SHARE = 0.8  # of the steps
+_UNQUANTISED_SHARE = 0.08  # share of the steps: quantising from the start leaves most rows unused
+_RESTART_SHARE = 0.8  # share of the steps
 _RESTART_EVERY = 10
 _MIN_CLUSTER_SIZE = 0.4  # features of a step's 512; 4 on average
 _NUM_CLUSTERED_MASKS = 256
@@ -50,7 +50,7 @@ class MaskScore:
     """The quality of reconstructed masks."""
 
     iou: float  # mean over the masks
-    num_codes_used: int  # of 128
+    num_codes_used: int  # at most 128
 
 
 @dataclass(slots=True)
@@ -136,9 +136,7 @@ class MaskTraining:
 def train_mask_autoencoder(
     out: Path, folder: Path, num_steps: int = _NUM_STEPS, seed: int = 0, device: str = "cpu"
 ) -> float:
-    """Train or resume the run in `folder`, write the file `out` and return the IoU on held-out
-    masks.
-    """
+    """Train or resume the run in `folder`, write `out` and return the IoU on held-out masks."""
     torch.manual_seed(seed)
     training = MaskTraining(
         MaskAutoencoder().to(device), RunFolder(folder), num_steps, seed, device

@@ -192,9 +192,7 @@ class Florence2Trainee(nn.Module):
 
     @property
     def quiet_layers(self) -> list[nn.Linear]:
-        """The text encoder's outputs: it normalises after each addition, which would fade the image
-        features.
-        """
+        """The text encoder's outputs: its norms after each addition would fade the image."""
         return [
             linear
             for layer in self.language_model.encoder.layers

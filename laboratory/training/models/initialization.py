@@ -39,9 +39,7 @@ def initialize(trainee: Trainee) -> None:
 
 
 def smooth_embeddings(num: int, size: int, bins_apart: float) -> Tensor:
-    """Return (num, size): sines and cosines of `_WAVELENGTHS` in a random subspace; neighbours are
-    similar.
-    """
+    """Return (num, size): sines and cosines in a random subspace; neighbours are similar."""
     shortest, longest = map(math.log, _WAVELENGTHS)
     wavelengths = torch.linspace(shortest, longest, _SMOOTH_DIMENSIONS // 2).exp()
     phases = 2 * math.pi * torch.arange(num)[:, None] * bins_apart / wavelengths

@@ -58,9 +58,7 @@ _SPECIAL_IDS = {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id"
 def make_parts(
     entry: CatalogEntry, shape_codes: Mapping[str, tuple[int, ...]], mask_decoder: MaskDecoder
 ) -> FamilyParts:
-    """Return an untrained model with its vocabulary and formats; masks are written as the codes of
-    their shape.
-    """
+    """Return an untrained model with its formats; masks are written as their shape's codes."""
     tokenizer = paligemma_tokenizer(entry)
     language = make_language(entry, tokenizer, PaliGemmaAnswers(shape_codes).answer_pieces)
     return FamilyParts(PaliGemmaTrainee(tokenizer), language, mask_decoder)
@@ -96,9 +94,7 @@ def make_processor(tokenizer: Tokenizer) -> Any:
 
 
 def make_config(tokenizer: Tokenizer) -> PaliGemmaConfig:
-    """Return a small PaliGemma: 12 × 12 image tokens of 16 px, SigLIP of four layers and Gemma of
-    five.
-    """
+    """Return a small PaliGemma: 12 × 12 tokens of 16 px, SigLIP of 4 layers, Gemma of 5."""
     ids: dict[str, Any] = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
     text_config: dict[str, Any] = {
         "model_type": "gemma",
@@ -219,9 +215,7 @@ class PaliGemmaTrainee(nn.Module):
 
 
 def _joined(batch: SequenceBatch, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Return each prompt with its answer, padded on the right (Q, S + T), and their lengths
-    (Q,).
-    """
+    """Return prompts with answers, padded on the right (Q, S + T), and lengths (Q,)."""
     is_answer = batch.answer_ids != NO_TOKEN
     num_tokens = batch.num_prompt + is_answer.sum(dim=1)
     joined = batch.answer_ids.new_full((len(num_tokens), int(num_tokens.max())), pad_token_id)
@@ -235,9 +229,7 @@ def _joined(batch: SequenceBatch, pad_token_id: int) -> tuple[Tensor, Tensor]:
 
 
 def _additive_mask(num_prefix: Tensor, num_tokens: Tensor, length: int) -> Tensor:
-    """Return (Q, 1, length, length): 0 where a query attends to a key, the lowest float32
-    elsewhere.
-    """
+    """Return (Q, 1, length, length): 0 where a query attends, the lowest float32 elsewhere."""
     places = torch.arange(length, device=num_prefix.device)
     is_prefix = places[None, None, :] < num_prefix[:, None, None]
     is_before = places[None, None, :] <= places[None, :, None]

@@ -31,7 +31,7 @@ class WrittenAnswers:
     logits: Tensor  # (Q, T, V)
     cell_states: Tensor  # (Q, N, C) of the cells, after attention to the prompt
     writer_states: Tensor  # (Q, T, C) of each token's writer, before the last layer
-    attentions: list[Tensor]  # of some layers (Q, A, T, N): from each token's writer to the cells
+    attentions: list[Tensor]  # some layers' (Q, A, T, N): from each token's writer to the cells
 
 
 class Trainee(Protocol):
@@ -76,9 +76,7 @@ class Trainee(Protocol):
         ...
 
     def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
-        """Run the language model over images, prompts and true answers; `image_features` has a row
-        per sequence.
-        """
+        """Run the model over images, prompts and answers; `image_features` are per sequence."""
         ...
 
     def to(self, device: str) -> Any:
@@ -104,9 +102,7 @@ def training_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Return attended values (Q, T, A, D) and weights (Q, A, T, S); keys are not shared between
-    heads.
-    """
+    """Return attended values (Q, T, A, D) and weights (Q, A, T, S); heads do not share keys."""
     scores = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
         scores = scores + attention_mask.to(scores.dtype)

@@ -31,8 +31,8 @@ _CLASSES = {
 }
 _ATTRIBUTES: Mapping[str, int] = {name: _CLASSES[name] for name in ("color", "shape", "size")}
 _HALVES = {"half_characters": len(CHARACTERS), "half_indices": MAX_CHARACTERS}
-_FOREGROUND_SHARE = 0.7  # of the loss, because objects cover few cells
-_MAX_PLACES = 24  # of a run of locations: a circle's polygon has twelve points
+_FOREGROUND_SHARE = 0.7  # share of the loss: objects cover few cells
+_MAX_PLACES = 24  # run of locations: a circle's polygon has twelve points
 GRID_STEP_PX = 1.5
 
 
@@ -57,9 +57,7 @@ class CellHeads(nn.Module):
     def image_losses(
         self, cells: Tensor, images: ImageBatch, locations: Tensor, sigma: float
     ) -> dict[str, Tensor]:
-        """Return the losses of features (B, N, C); `locations` (G, C) are embeddings at multiples
-        of `GRID_STEP_PX`.
-        """
+        """Return losses of features (B, N, C); `locations` (G, C) are `GRID_STEP_PX` apart."""
         losses = {
             name: _balanced(head(cells), getattr(images, name) + 1)
             for name, head in self.classes.items()
@@ -79,9 +77,7 @@ class CellHeads(nn.Module):
     def kept_loss(
         self, cells: Tensor, batch: SequenceBatch, images: ImageBatch, locations: Tensor
     ) -> Tensor:
-        """Return the loss of object attributes predicted from the cell states (Q, N, C) of an
-        answer's subjects.
-        """
+        """Return the attribute loss of the cell states (Q, N, C) of an answer's subjects."""
         sequence, cell = batch.ranks.nonzero(as_tuple=True)
         return self.kept.loss(
             cells[sequence, cell], images, (batch.image_index[sequence], cell), locations
@@ -90,9 +86,7 @@ class CellHeads(nn.Module):
     def fetched_loss(
         self, writers: Tensor, batch: SequenceBatch, images: ImageBatch, locations: Tensor
     ) -> Tensor:
-        """Return the loss of object attributes predicted from the writers (Q, T, C) of tokens that
-        mention them.
-        """
+        """Return the attribute loss of the writers (Q, T, C) of tokens that mention objects."""
         sequence, token = batch.mentioned.any(dim=-1).nonzero(as_tuple=True)
         cell = batch.mentioned[sequence, token].int().argmax(dim=-1)
         return self.fetched.loss(
@@ -107,9 +101,7 @@ class CellHeads(nn.Module):
         )
 
     def rank_loss(self, cells: Tensor, ranks: Tensor) -> Tensor:
-        """Return the loss of the order in which the answer mentions the cells (B, N, C); `ranks`
-        (B, N).
-        """
+        """Return the loss of the mention order, `ranks` (B, N), of cells (B, N, C)."""
         return _balanced(self.rank(cells), ranks)
 
 
@@ -126,9 +118,7 @@ class AttributeHeads(nn.Module):
     def loss(
         self, states: Tensor, images: ImageBatch, places: tuple[Tensor, Tensor], locations: Tensor
     ) -> Tensor:
-        """Return the sum of the mean losses of `states` (M, C); targets are at `places` (image
-        (M,), cell (M,)).
-        """
+        """Return the mean losses' sum of `states` (M, C); `places` are image (M,), cell (M,)."""
         losses = [
             _mean_loss(head(states), getattr(images, name)[places] + 1)
             for name, head in self.classes.items()

@@ -207,9 +207,7 @@ class Training:
         return torch.tensor(self.parts.trainee.location_ids, device=self.device)
 
     def _rate(self, stage: Stage) -> float:
-        """Return the factor on the rates at this step of a stage: warm-up, constant, cosine
-        decay.
-        """
+        """Return the rate factor at a step of a stage: warm-up, constant, cosine decay."""
         recipe = self.recipe
         fall = max(0.0, (stage.progress(self.step) - recipe.flat_share) / (1 - recipe.flat_share))
         cosine = recipe.final_rate + (1 - recipe.final_rate) * (1 + math.cos(math.pi * fall)) / 2

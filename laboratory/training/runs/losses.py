@@ -14,9 +14,7 @@ _MIN_MASS = 1e-6
 
 
 def soft_targets(positions: Tensor, num: int, sigma: float) -> Tensor:
-    """Return a normal distribution over 0 to `num` - 1 around each of `positions` (…), as (…,
-    num).
-    """
+    """Return normal distributions (…, num) over 0 to `num` - 1 around `positions` (…)."""
     distance = torch.arange(num, device=positions.device) - positions[..., None]
     return torch.softmax(-(distance**2) / (2 * sigma**2), dim=-1)
 
@@ -29,8 +27,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def answer_loss(
     logits: Tensor, batch: SequenceBatch, location_ids: Tensor, sigma: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean losses of ordinary tokens and of locations; `logits` (Q, T, V),
-    `location_ids` (bins,).
+    """Return mean losses of ordinary tokens and locations; `logits` (Q, T, V), ids (bins,).
 
     A location has a soft target over its neighbours on the grid, `sigma` steps wide. An answer is
     weighted by the square root of its length; otherwise polygons would dominate.
@@ -54,9 +51,7 @@ def answer_loss(
 def _spread_loss(
     logits: Tensor, positions: Tensor, steps: Tensor, location_ids: Tensor, sigma: float
 ) -> Tensor:
-    """Return the losses (L,) of `logits` (L, V) against soft targets at `positions` in bins, on
-    grids of `steps`.
-    """
+    """Return losses (L,) of `logits` (L, V) against soft targets, in bins on grids of `steps`."""
     offsets = torch.arange(-_REACH, _REACH + 1, device=logits.device)
     # (L, 2 reach + 1)
     bins = ((positions / steps).round().long()[:, None] + offsets) * steps[:, None]
@@ -70,8 +65,7 @@ def _spread_loss(
 
 
 def attention_loss(attentions: list[Tensor], batch: SequenceBatch) -> Tensor:
-    """Return −log of the attention to the cells that a token mentions; `attentions` (Q, A, T, N) of
-    each layer.
+    """Return −log of the attention to mentioned cells; `attentions` (Q, A, T, N) per layer.
 
     Each layer counts by its head with the most attention; in the last layer, coordinate c of a box
     counts by head c.

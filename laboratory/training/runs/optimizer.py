@@ -25,7 +25,7 @@ class Rates:
 
     muon: float = 0.015
     adam: float = 2e-3
-    embedding: float = 5e-4  # of token embeddings, tied to the output head
+    embedding: float = 5e-4  # token embeddings, tied to the output head
 
 
 class Muon(Optimizer):
@@ -100,9 +100,7 @@ def make_optimizers(
 
 
 def _split(modules: Sequence[nn.Module], embeddings: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the matrices of linear layers and full convolutions, and the other parameters without
-    `embeddings`.
-    """
+    """Return matrices of linear layers and full convolutions, and the rest but `embeddings`."""
     layers = [layer for module in modules for layer in module.modules()]
     matrices: list[Tensor] = [
         layer.weight

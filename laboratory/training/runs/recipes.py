@@ -23,8 +23,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The stages of one model: the encoder alone on cell targets, then the whole model on answers,
-    then refining.
+    """One model's stages: encoder on cell targets, whole model on answers, then refining.
 
     Refining trains on answers without auxiliary losses, mostly on those that take longest to learn.
     """
@@ -34,21 +33,21 @@ class Recipe:
     joint_steps: int
     joint_images: int
     sequences_per_image: int
-    weights: Mapping[str, float]  # by question name
-    # on the vision part's rates after the encoder stage, whose result answers would spoil
+    weights: Mapping[str, float]  # keyed by question name
+    # factor on the vision rates after the encoder stage: answers would spoil its result
     joint_vision_factor: float
     rates: Rates = field(default_factory=Rates)
     refining_steps: int = 0
     refining_weights: Mapping[str, float] = field(default_factory=dict)
     refining_rate: float = 0.3  # factor on the rates
-    flat_share: float = 0.3  # of a stage's steps; then cosine down to `final_rate`
+    flat_share: float = 0.3  # share of a stage's steps, before cosine down to `final_rate`
     final_rate: float = 0.02
     warm_up_steps: int = 50
-    # of the joint steps, until scenes have their full number of objects
+    # share of the joint steps until scenes have their full number of objects
     full_difficulty_share: float = 0.15
     first_sigma: float = 1.0  # width of a location's target in grid steps
     final_sigma: float = 0.25
-    cell_weight: float = 0.5  # of an auxiliary loss, as the next three
+    cell_weight: float = 0.5  # weight of an auxiliary loss, like the next three
     rank_weight: float = 1.0
     attention_weight: float = 0.5
     attribute_weight: float = 0.3

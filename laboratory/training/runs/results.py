@@ -18,16 +18,14 @@ from laboratory.training.runs.run_folder import RunFolder
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 
 _SMOOTHED_OVER = 20  # logged steps
-_SHOWN_MEASURES = (": exact", ": f1_at_75", ": mask_iou")  # of a validation; the log has all
+_SHOWN_MEASURES = (": exact", ": f1_at_75", ": mask_iou")  # the log has all
 _NOT_A_LOSS = {"step", "step_s", "rate"}
 _LINE_STYLES = ("-", "--", ":")
 _NUM_COLORS = 10
 
 
 def write_checkpoint(trainee: Any, folder: Path) -> None:
-    """Write weights in half precision, configuration, generation rules, tokenizer and image
-    processor.
-    """
+    """Write half-precision weights, configuration, rules, tokenizer and image processor."""
     model = copy.deepcopy(trainee.model).to("cpu", torch.float16)
     model.save_pretrained(folder)
     trainee.processor.save_pretrained(folder)

@@ -36,9 +36,7 @@ class RunFolder:
         unfinished.replace(self.path / "state.pt")
 
     def restore(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer] = ()) -> int:
-        """Load the state into the modules and optimizers and return the next step; 0 if there is
-        none.
-        """
+        """Load the state into modules and optimizers; return the next step, or 0 without one."""
         file = self.path / "state.pt"
         if not file.exists():
             return 0

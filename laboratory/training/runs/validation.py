@@ -60,7 +60,7 @@ def make_decoder(trainee: Trainee, language: Language) -> Decoder:
 
 @torch.inference_mode()
 def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
-    """Ask every question about `num_scenes` scenes and score the answers."""
+    """Score the answers to every question about `num_scenes` scenes."""
     trainee = parts.trainee
     language = parts.language
     asked: list[tuple[Question, list[SequenceRequest]]] = []
@@ -73,15 +73,15 @@ def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
         )
         features = trainee.image_features(pixels)[0]
         for question in questions(scene):
-            prompts = [
-                language.prompt_ids([(s.text, s.is_control) for s in prompt.segments])
-                for prompt in question_prompts(language.entry, question)
-            ]
-            if prompts:
-                asked.append((question, [SequenceRequest(features, ids, 128) for ids in prompts]))
+            requests = []
+            for prompt in question_prompts(language.entry, question):
+                segments = [(each.text, each.is_control) for each in prompt.segments]
+                requests.append(SequenceRequest(features, language.prompt_ids(segments), 128))
+            if requests:
+                asked.append((question, requests))
     decoder = make_decoder(trainee, language)
-    requests = list(chain.from_iterable(own for _, own in asked))
-    texts = iter(_written(decoder, requests))
+    all_requests = list(chain.from_iterable(own for _, own in asked))
+    texts = iter(_written(decoder, all_requests))
     scorecard = Scorecard()
     for question, own in asked:
         scorecard += _scored(parts, question, list(islice(texts, len(own))))

@@ -43,10 +43,10 @@ class RequestPool(Generic[RequestT]):
         self._send = send
         self._drop = drop
         self._pool = Pool(max_requests)
-        self.failure: BaseException | None = None  # of the sender itself; in no sample
+        self.failure: BaseException | None = None  # the sender's own error, in no sample
 
     def start(self, request: RequestT, due_s: float) -> gevent.Greenlet | None:
-        """Send in a new greenlet and return it; None if the pool is full."""
+        """Send in a new greenlet and return it, or return None if the pool is full."""
         if self._pool.full():
             self._drop(request, due_s)
             return None

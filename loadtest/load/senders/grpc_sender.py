@@ -20,7 +20,7 @@ from loadtest.load.traffic.questions import COMPARED, Question
 _SERVICE = "diptych.v1.Vision"
 _CONNECT_TIMEOUT_S = 10
 _OPTIONS = [("grpc.max_receive_message_length", -1)]
-# Of errors without the service's own code, which come from this side or from a proxy.
+# Errors without the service's own code come from this side or from a proxy.
 _CODES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "deadline_exceeded",
     grpc.StatusCode.UNAVAILABLE: CONNECTION_FAILED,

@@ -32,7 +32,7 @@ class Reply:
 
     status: str  # OK, the service's code, CONNECTION_FAILED or TIMED_OUT
     answers: tuple[ModelReply, ...] = ()
-    first_token_s: float | None = None  # of a stream: its time on the clock of time.monotonic()
+    first_token_s: float | None = None  # streams only; time.monotonic()
 
 
 @dataclass(slots=True)

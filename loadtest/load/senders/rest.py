@@ -26,7 +26,7 @@ _BOUNDARY = uuid.uuid4().hex  # occurs in no request
 
 
 class RestSender:
-    """Sends each request over a connection of its own, because each represents another client.
+    """Sends each request over a new connection, because each represents another client.
 
     The service could also close an idle connection at the moment when it is reused.
     """

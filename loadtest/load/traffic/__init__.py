@@ -1,4 +1,4 @@
-"""Which requests are sent, and how many at which time.
+"""The requests to send, and their rate over time.
 
 traffic_mix  traffic_mix.yaml: interfaces, images, tasks, the SLO of each task
 questions    one request after the other, from the tasks that the service offers

@@ -28,7 +28,7 @@ class Plan(Protocol):
     """Load over time."""
 
     def level(self, now_s: float) -> float | None:
-        """Return the level at a time, in calls of increasing time; None when the plan is over."""
+        """Return the level at a time, or None after the plan's end. Times must increase."""
         ...
 
     def windows(self) -> Sequence[Window]:
@@ -59,7 +59,7 @@ class Stepping:
         self._times = times
         self._limit_s = limit_s
         self._windows: list[Window] = []
-        self._end_s = 0.0  # of the whole step
+        self._end_s = 0.0  # end of the whole step
         self._is_over = False
 
     def level(self, now_s: float) -> float | None:

@@ -105,9 +105,7 @@ class Questions:
 
 
 def _in_pixels(name: str, value: Any, size_wh: tuple[int, int]) -> Any:
-    """Return a region, which the mix gives as shares of the sides, in pixels; other parameters
-    unchanged.
-    """
+    """Convert a region from shares of the sides to pixels; leave other parameters."""
     if name != "region":
         return value
     width, height = size_wh

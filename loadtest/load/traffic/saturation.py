@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-HELD_SHARE = 0.9  # of the requests of a step that must be good
-MAX_TRIES = 2  # of a level
+HELD_SHARE = 0.9  # minimum share of good requests in a step that holds
+MAX_TRIES = 2  # steps per level
 NUM_REFINEMENTS = 3  # the interval of a factor of 2 becomes one of 9 %
 
 
@@ -29,7 +29,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """The levels on both sides of the saturation point; None: not found."""
+    """The levels on both sides of the saturation point. A level not found is None."""
 
     held: float | None
     not_held: float | None
@@ -44,9 +44,7 @@ def saturation_of(steps: Sequence[Step]) -> Saturation:
 
 
 def next_level(steps: Sequence[Step], first: float, quantum: float) -> float | None:
-    """Return the level to try next, a multiple of `quantum`; None if the interval is small
-    enough.
-    """
+    """Return the next level, a multiple of `quantum`, or None if the interval is small."""
     if not steps:
         return first
     levels = [step.level for step in steps]

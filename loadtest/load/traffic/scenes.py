@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from loadtest.load.traffic.traffic_mix import Images
 
-_NUM_DRAWN = 8  # of each size
+_NUM_DRAWN = 8  # scenes per size
 _COLORS = ("red", "green", "blue", "orange", "purple", "yellow")
 _BACKGROUNDS = ("white", "lightgray", "navy", "black")
 _LETTERS = "ABCDEFGHKLMNPRSTUVXYZ"
-_PATCH = 1 / 8  # of a side: still visible after the resize to the size of a model
+_PATCH = 1 / 8  # share of a side: still visible after the resize for a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Scenes:
         self._weights = [size.weight for size in images.sizes]
         self._rng = rng
         numbers = itertools.count()
-        self._drawn = list[list[Image.Image]]()  # by size
+        self._drawn = list[list[Image.Image]]()  # one list per size
         self._known = list[list[SentImage]]()
         for size in images.sizes:
             drawn = [_draw(size.size_wh, rng) for _ in range(_NUM_DRAWN)]

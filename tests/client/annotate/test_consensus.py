@@ -131,7 +131,8 @@ def test_the_dataset_has_what_both_found_and_the_review_list_the_rest(tmp_path: 
         (2, [0, 0, 10, 10]),
     ]
     assert not any("review" in each for each in dataset.anns.values())
-    (image,), (annotation,) = review.imgs.values(), review.anns.values()
+    (image,) = review.imgs.values()
+    (annotation,) = review.anns.values()
     assert image["file_name"] == "b.png"
     assert (annotation["review"], annotation["model"]) == (True, "b")
     assert review.cats[annotation["category_id"]]["name"] == "dog"

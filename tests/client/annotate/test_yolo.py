@@ -41,7 +41,7 @@ def write(out: Path, folder: Path, records: Sequence[Record], labels: Sequence[s
 
 
 def numbers(text: str) -> list[list[float]]:
-    return [[float(number) for number in line.split()] for line in text.splitlines()]
+    return [list(map(float, line.split())) for line in text.splitlines()]
 
 
 def test_a_line_is_class_centre_and_size_from_0_to_1() -> None:

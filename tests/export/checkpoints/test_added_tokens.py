@@ -47,11 +47,11 @@ def test_added_tokens_are_control_tokens_and_the_users_text_never_becomes_one(
     for question in QUESTIONS:
         asked = parse_parameters(TASKS[TASK], {"question": question})
         (segments,) = task_prompts(entry, TASK, asked, (768, 768))
-        prompt_ids = decoder.prompt_ids([(each.text, each.is_control) for each in segments])
+        prompt_ids = decoder.text.prompt_ids([(each.text, each.is_control) for each in segments])
         text = f"<DocVQA>{question}"
         assert prompt_ids == reference.prompt_ids(text, image)
         assert prompt_ids[1] == NUM_ROWS - 2
         expected = reference.generate(text, image, features, 12, num_beams=3).token_ids
         assert answered(decoder, features[None], prompt_ids, 12) == [list(expected)]
-    from_user = decoder.prompt_ids([("<DocVQA><my_label>", False)])
+    from_user = decoder.text.prompt_ids([("<DocVQA><my_label>", False)])
     assert not {NUM_ROWS - 2, NUM_ROWS - 1} & set(from_user)

@@ -55,7 +55,7 @@ def test_answers_are_those_of_microsofts_code(
     decoder = load_decoder(folder, "florence2", "float32", "cpu")
     assert decoder.rules.num_beams == 3
     for text in PROMPTS:
-        prompt_ids = decoder.prompt_ids([(text, False)])
+        prompt_ids = decoder.text.prompt_ids([(text, False)])
         assert prompt_ids == reference.prompt_ids(text, images[0])
         expected = [model.generate(each, prompt_ids, MAX_NEW_TOKENS) for each in features]
         assert answered(decoder, features, prompt_ids, MAX_NEW_TOKENS) == expected

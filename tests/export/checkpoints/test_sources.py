@@ -22,12 +22,9 @@ def test_folder_is_found_relative_to_the_root() -> None:
     assert source == Source("models/florence-2-mini", None, MODELS / "florence-2-mini")
     # model card, its pictures, measurements
     of_ours = (".md", ".png", RECORD_FILE, CALIBRATION_FILE)
-    read = [
-        name
-        for name in (path.name for path in (MODELS / "florence-2-mini").iterdir())
-        if not name.endswith(of_ours)
-    ]
-    assert [path.name for path in source.files()] == sorted(read)
+    names = [path.name for path in (MODELS / "florence-2-mini").iterdir()]
+    read = sorted(name for name in names if not name.endswith(of_ours))
+    assert [path.name for path in source.files()] == read
 
 
 def test_folder_with_a_revision_is_refused() -> None:

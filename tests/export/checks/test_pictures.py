@@ -62,9 +62,8 @@ def test_every_picture_is_asked_and_every_kind_of_answer_occurs(entry: object) -
     entry = FLORENCE if entry is FLORENCE else PALIGEMMA
     pictures = [*photographs(), *make_scenes(4, MANIFEST)]
     questions = ask(entry, pictures, {"photographs": 1, "scenes": 2}, num_fully_asked=2)
-    counts = [
-        sum(question.picture == index for question in questions) for index in range(len(pictures))
-    ]
+    asked = [question.picture for question in questions]
+    counts = [asked.count(index) for index in range(len(pictures))]
     assert counts == [4, 4, *[1] * 22, 4, 4, 2, 2]
     boxes = "object_detection" if entry is FLORENCE else "open_vocabulary_detection"
     tasks = [question.task_id for question in questions if 2 <= question.picture < 24]
@@ -80,8 +79,8 @@ def test_every_picture_is_asked_and_every_kind_of_answer_occurs(entry: object) -
 def test_detection_and_segmentation_are_asked_for_the_subject() -> None:
     questions = ask(PALIGEMMA, photographs(), {"photographs": 4, "scenes": 0}, num_fully_asked=0)
     cat = [question for question in questions if SHIPPED[question.picture].stem == "cat"]
-    prompts = {
-        question.task_id: "".join(segment.text for segment in question.prompt) for question in cat
-    }
+    prompts = {}
+    for question in cat:
+        prompts[question.task_id] = "".join(segment.text for segment in question.prompt)
     assert prompts["open_vocabulary_detection"] == "detect cat"
     assert prompts["instance_segmentation"] == "segment cat"

@@ -45,9 +45,8 @@ def test_objects_are_ordered_left_to_right_with_centres_9_px_apart() -> None:
 
 
 def test_no_colour_shape_pair_occurs_twice() -> None:
-    assert all(
-        len({drawn.name for drawn in scene.objects}) == len(scene.objects) for scene in SCENES
-    )
+    for scene in SCENES:
+        assert len({drawn.name for drawn in scene.objects}) == len(scene.objects)
 
 
 def test_radii_and_colours_stay_in_their_ranges() -> None:

@@ -47,7 +47,8 @@ def test_the_loss_is_that_of_the_processors_own_inputs(
     found = reference.model(**batches.stack([batches.tokenized(each) for each in examples])).logits
     for row, example in enumerate(examples):
         image = read_image(example.image)
-        text, answer = ("".join(s.text for s in part) for part in (example.prompt, example.answer))
+        (text,) = (segment.text for segment in example.prompt)
+        (answer,) = (segment.text for segment in example.answer)
         if reference.model.config.is_encoder_decoder:
             inputs = reference.processor(images=image, text=text, return_tensors="pt")
             inputs["labels"] = reference.processor.tokenizer(

@@ -1,5 +1,6 @@
 import json
 import re
+from itertools import starmap
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,7 @@ from export.scenes.truth import LabelledBox
 from export.tuning.labels import LabelledImage, read_labels
 from tests.support.evaluations import OBJECTS, write_coco, write_images, write_json_lines
 
-TRUE_BOXES = {
-    name: tuple(LabelledBox(label, box) for label, box in own) for name, own in OBJECTS.items()
-}
+TRUE_BOXES = {name: tuple(starmap(LabelledBox, own)) for name, own in OBJECTS.items()}
 ROWS: dict[str, dict[str, object]] = {
     "captions": {"caption": "two cats"},
     "several captions": {"captions": ["two cats", "cats"]},

@@ -32,9 +32,8 @@ def test_every_scene_has_its_true_boxes_under_every_condition(tmp_path: Path) ->
         assert sorted(coco.cats[row["category_id"]]["name"] for row in rows) == sorted(
             box.label for box in truth.boxes
         )
-        expected = sorted(
-            (x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in (box.box_xyxy for box in truth.boxes)
-        )
+        boxes_xyxy = [box.box_xyxy for box in truth.boxes]
+        expected = sorted((x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes_xyxy)
         assert sorted(tuple(row["bbox"]) for row in rows) == [
             pytest.approx(box) for box in expected
         ]

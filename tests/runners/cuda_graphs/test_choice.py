@@ -106,7 +106,8 @@ def test_tokens_behind_a_mask_that_is_shorter_than_the_vocabulary_are_not_allowe
 
 def test_rows_that_are_not_finite_or_allow_no_token_are_found_and_change_no_other() -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(2))
-    logits[0, 5], logits[3, 9] = math.nan, math.inf
+    logits[0, 5] = math.nan
+    logits[3, 9] = math.inf
     nothing = np.zeros(7, np.uint8)
     beam = RowConditions(beam_score=-1.0, num_candidates=4)
     conditions = [

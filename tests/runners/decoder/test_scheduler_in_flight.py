@@ -147,7 +147,7 @@ def test_two_hundred_sequences_some_cancelled_or_poisoned_get_their_own_answers(
     decoder = FakeDecoder(step_s=0.001)  # slower than sequences arrive, so that all slots are used
     scheduler = Scheduler(decoder, "fake", LIMITS)
     scheduler.start()
-    answers = [tuple(rng.randrange(2, 40) for _ in range(rng.randrange(30))) for _ in range(200)]
+    answers = [tuple(rng.choices(range(2, 40), k=rng.randrange(30))) for _ in range(200)]
     futures = []
     for index, answer in enumerate(answers):
         poisoned = (*answer, POISON) if index % 20 == 7 else answer

@@ -121,10 +121,9 @@ def test_adapters_mixed_in_one_batch_give_the_tokens_of_the_merged_model(
 def test_adapters_change_the_answers_of_the_base(tuned: Tuned) -> None:
     """Otherwise the comparison above would compare the base with itself."""
     requests = [tuned.request(index) for index in range(18)]
-    adapted, base = (
-        generate_all(tuned.case.decoder, each)
-        for each in (requests, [replace(one, adapter=None) for one in requests])
-    )
+    of_base = [replace(each, adapter=None) for each in requests]
+    adapted = generate_all(tuned.case.decoder, requests)
+    base = generate_all(tuned.case.decoder, of_base)
     num_equal = sum(
         one.token_ids == other.token_ids for one, other in zip(adapted, base, strict=True)
     )

@@ -42,12 +42,8 @@ def logits_of(num_rows: int, size: int = SIZE) -> Tensor:
 
 
 def singles(logits: Tensor, conditions: Sequence[RowConditions]) -> list[Choice]:
-    return [
-        choice
-        for (choice,) in choose_tokens(
-            logits, conditions, [[row] for row in range(len(conditions))]
-        )
-    ]
+    groups = [[row] for row in range(len(conditions))]
+    return [choice for (choice,) in choose_tokens(logits, conditions, groups)]
 
 
 def draw(probabilities: Tensor, top_p: float, num: int = 4000) -> Tensor:

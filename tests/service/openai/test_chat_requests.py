@@ -1,4 +1,4 @@
-"""The parts of a message that reach the decoder, and several messages at the same time."""
+"""Parts of a message that reach the decoder, and several messages at the same time."""
 
 import asyncio
 from collections.abc import Mapping

@@ -38,7 +38,7 @@ class Agreement:
     first: str
     second: str
     names: ClassNames
-    scores: list[float] = field(default_factory=list)  # of each sample, 0 to 1
+    scores: list[float] = field(default_factory=list)  # one per sample, 0 to 1
     kinds_by_class: defaultdict[str, Counter[Kind]] = field(
         default_factory=lambda: defaultdict(Counter)
     )

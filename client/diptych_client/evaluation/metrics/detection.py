@@ -170,7 +170,7 @@ class ClassMatches:
             none = np.zeros((10, 0), dtype=bool)
             return cls(np.zeros(0), np.zeros(0, dtype=np.int64), none, none, num_truths)
         scores = np.concatenate([row["dtScores"] for _, row in found])
-        order = np.argsort(-scores, kind="mergesort")  # as COCOeval.accumulate
+        order = np.argsort(-scores, kind="mergesort")  # same order as COCOeval.accumulate
         sizes = [len(row["dtScores"]) for _, row in found]
         images = np.repeat([index for index, _ in found], sizes)[order]
         is_matched = np.concatenate([row["dtMatches"] for _, row in found], axis=1)[:, order] > 0

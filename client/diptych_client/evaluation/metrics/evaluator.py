@@ -80,7 +80,7 @@ class Evaluation:
     measured: Estimates | None  # None without labels
     details: Mapping[str, Details]
     speed: Mapping[str, Speed]
-    agreed: Estimates | None  # by the title of two models; None for one model
+    agreed: Estimates | None  # keyed by the title of two models; one model has none
     agreement_by_class: Mapping[str, Mapping[str, ClassAgreement]]
     gallery: tuple[Ranked, ...]
 
@@ -104,9 +104,9 @@ class Evaluator:
     agreements: list[Agreement] = field(default_factory=list)
     times: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
     image_numbers: dict[str, int] = field(default_factory=dict)
-    images: list[int] = field(default_factory=list)  # of each answered sample
-    labelled_images: list[int] = field(default_factory=list)  # of each answered sample with a truth
-    # a heap, the least wrong first
+    images: list[int] = field(default_factory=list)  # one per answered sample
+    labelled_images: list[int] = field(default_factory=list)  # one per answered sample with truth
+    # heap, the least wrong first
     ranked: list[tuple[float, int, Ranked]] = field(default_factory=list)
     num_unanswered: int = 0
     truth_kind: type[Truth] | None = None

@@ -25,7 +25,7 @@ from diptych_client.results import Instance, box_of
 
 NONE = "none"  # no true object, or no answer
 _UNKNOWN = "other label"  # answered, not a class of the dataset
-_MAX_POINTS = 200  # of a curve in the report
+_MAX_POINTS = 200  # points per curve of the report
 
 
 @dataclass(slots=True)

@@ -96,7 +96,7 @@ def _plots(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _table(table: Table) -> str:
-    largest = 0  # of a matrix of counts, whose cells are coloured
+    largest = 0  # maximum of a matrix of counts, whose cells are coloured
     if table.title.startswith("Confusion"):
         largest = max((max(map(int, row[1:])) for row in table.rows), default=0)
     body = ""

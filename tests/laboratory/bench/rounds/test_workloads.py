@@ -30,7 +30,8 @@ def test_too_few_scenes_are_an_error() -> None:
 
 
 def test_mixed_cycles_through_tasks_and_through_their_questions() -> None:
-    names = [request.question.name for request in mixed([scene(index) for index in range(4)])]
+    scenes = [scene(index) for index in range(4)]
+    names = [request.question.name for request in mixed(scenes)]
     assert names == ["captioning 1", "object_detection 0", "ocr 0", "captioning 0"]
 
 

@@ -49,10 +49,11 @@ def written(entry: CatalogEntry, scene: Scene, question: Question) -> list[list[
 
 
 def read(entry: CatalogEntry, question: Question, answers: list[list[Piece]]) -> dict[str, Any]:
-    texts = ["".join(piece.text for piece in pieces) for pieces in answers]
-    generated = [
-        GeneratedText(t, (len(t),) if t else (), (0.0,) if t else (), "stop") for t in texts
-    ]
+    generated = []
+    for pieces in answers:
+        text = "".join(piece.text for piece in pieces)
+        ends = (len(text),) if text else ()
+        generated.append(GeneratedText(text, ends, (0.0,) * len(ends), "stop"))
     parameters = parse_parameters(TASKS[question.task], question.parameters)
     decoder = MaskDecoder.load(MASK_FILE) if entry.family == "paligemma" else None
     result = FAMILIES[entry.family].parse_answer(

@@ -68,7 +68,8 @@ def test_attention_loss_is_zero_on_mentioned_cells_and_high_elsewhere() -> None:
 
 def test_last_layer_counts_a_coordinate_by_its_own_head() -> None:
     written = batch([3], [0.0], [0])
-    written.mentioned[0, 0, 1], written.coordinates[0, 0] = True, 1
+    written.mentioned[0, 0, 1] = True
+    written.coordinates[0, 0] = 1
     attention = torch.zeros(1, 2, 1, NUM_CELLS)
     attention[0, 0, 0, 1] = 1.0  # head 0 looks there, coordinate 1 is head 1's
     assert attention_loss([attention], written) > 10

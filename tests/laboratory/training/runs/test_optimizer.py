@@ -21,9 +21,8 @@ def test_every_parameter_has_exactly_one_optimizer() -> None:
     muon, adam = make_optimizers(
         {"language": [model, table], "heads": [nn.Linear(8, 2)]}, table.weight, Rates()
     )
-    by_muon, by_adam = (
-        [id(p) for group in o.param_groups for p in group["params"]] for o in (muon, adam)
-    )
+    by_muon = [id(each) for group in muon.param_groups for each in group["params"]]
+    by_adam = [id(each) for group in adam.param_groups for each in group["params"]]
     assert set(by_muon) == {id(model[0].weight), id(model[2].weight)}
     assert len(by_adam) == len(set(by_adam)) == 9
     assert not set(by_muon) & set(by_adam)

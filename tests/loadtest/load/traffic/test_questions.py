@@ -30,10 +30,8 @@ def test_tasks_are_chosen_by_weight_and_models_evenly(tmp_path: Path) -> None:
         tmp_path, {"task": "ocr", "weight": 3}, {"task": "region_description", "weight": 1}
     )
     questions = Questions(mix, LISTED, random.Random(0))
-    counts = Counter(
-        (question.task, question.model)
-        for question in (questions.next("rest") for _ in range(4000))
-    )
+    asked = [questions.next("rest") for _ in range(4000)]
+    counts = Counter((question.task, question.model) for question in asked)
     expected = {("ocr", "a"): 1500, ("ocr", "b"): 1500, ("region_description", "a"): 1000}
     assert counts.keys() == expected.keys()
     # 3 standard errors
