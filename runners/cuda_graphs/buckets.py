@@ -1,5 +1,4 @@
-"""The shapes of captured steps: few, as each takes memory and a capture, and large enough for every
-batch.
+"""Shapes of captured steps: few, for memory and capture time, but large enough for any batch.
 
 A step runs in the smallest that holds it; the excess consists of free slots and masked positions.
 """
@@ -13,13 +12,11 @@ _SMALLEST_ROOM = 64
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The shape of a captured step: its rows, the positions that it reads of each slot, and the
-    prefixes.
-    """
+    """The shape of a captured step: its rows, the positions read of each slot, and its prefixes."""
 
     num_rows: int
     length: int
-    num_prefixes: int = 0  # that beams share; 0: row i reads prefix i
+    num_prefixes: int = 0  # prefixes shared by beams; 0: row i reads prefix i
 
     def holds(self, num_rows: int, length: int, num_prefixes: int) -> bool:
         """Return True if a step of that size fits."""
@@ -32,9 +29,7 @@ class Bucket:
 
 
 def row_counts(num_slots: int) -> list[int]:
-    """Return the numbers of rows that graphs are captured for, the largest first: its memory serves
-    the others.
-    """
+    """Return the captured numbers of rows, largest first: its memory serves the others."""
     powers = (1 << power for power in range(num_slots.bit_length()))
     return sorted({num_slots, *(power for power in powers if power < num_slots)}, reverse=True)
 

@@ -35,9 +35,9 @@ from runners.tokens.token_choice import (
     unpack,
 )
 
-# of a row: its token, its candidates, whether its nucleus is wider than the usual one
+# results of a row: its token, its candidates, whether its nucleus is wider than the usual one
 MAX_RESULTS = NUM_SINGLE + NUM_OF_CANDIDATE * MAX_CANDIDATES + 1
-# of a row, for each token of the vocabulary, while tokens are chosen; a test holds it
+# memory of a row per token of the vocabulary during a choice; a test checks it
 _BYTES_OF_TOKEN = 32
 
 
@@ -62,9 +62,7 @@ KINDS = tuple(ChoiceKind(sampled, beams) for sampled in (False, True) for beams 
 
 
 def choice_bytes(num_tokens: int) -> int:
-    """Return the memory that the choice of one row takes at most, its logits and conditions
-    included.
-    """
+    """Return the maximum memory of the choice of one row, including its logits and conditions."""
     return num_tokens * _BYTES_OF_TOKEN
 
 
@@ -115,9 +113,7 @@ def _allowed_logprobs(conditions: PackedConditions, logits: Tensor) -> Tensor:
 
 
 def _draw(conditions: PackedConditions, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a token (R, 1) drawn for each row, and whether its nucleus is wider than the usual one
-    (R, 1).
-    """
+    """Draw a token of each row; return it and whether its nucleus is wider than usual, (R, 1)."""
     names = ("temperature", "top_p", "uniform")
     temperature, top_p, uniform = (conditions.field(name, len(logprobs)) for name in names)
     warm = temperature.masked_fill(temperature == 0, 1.0)

@@ -57,9 +57,7 @@ Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
 @dataclass(frozen=True, slots=True)
 class CudaGraph:
-    """Captured operations: `replay` recomputes `output` in place from the current content of their
-    inputs.
-    """
+    """Captured operations: `replay` recomputes `output` in place from its inputs' content."""
 
     replay: Callable[[], object]
     output: Tensor
@@ -121,9 +119,7 @@ class CudaGraphs:
         return len(self._steps) + len(self._choices)
 
     def moves(self, num_moves: int) -> Tensor:
-        """Return the sources and targets (2, M) of beams' slots, which the device may still be
-        choosing.
-        """
+        """Return the sources and targets (2, M) of beam moves, possibly still being chosen."""
         return self._inputs[1:, :num_moves]
 
     def capture_all(self, buckets: Iterable[Bucket], end_token_ids: Iterable[int]) -> None:
@@ -135,7 +131,7 @@ class CudaGraphs:
             self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
             # (slots, V)
             self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions, 0))
-            # those that tokens were last drawn from
+            # the logits that tokens were last drawn from
             self._sampled_logits = torch.empty_like(self._logits)
             self._conditions = PackedConditions(
                 self._num_slots, self._logits.shape[1], self._device
@@ -186,11 +182,11 @@ class CudaGraphs:
         self._is_loading = True
 
     def run(self, num_rows: int, length: int, num_prefixes: int = 0) -> Tensor:
-        """Return the logits (B, V) after the pool's tokens of slots 0 to B - 1, which the next call
-        overwrites.
+        """Return the logits (B, V), valid until the next call, of slots 0 to B - 1.
 
-        `length` counts these tokens. A slot without a free position, whose sequence ends with the
-        token before, gets its last one overwritten. `num_prefixes`: that rows share.
+        They follow the pool's tokens, which `length` counts. A slot without a free position, whose
+        sequence ends with the token before, gets its last one overwritten. `num_prefixes` counts
+        shared prefixes.
         """
         length = min(length, self._num_positions)
         fitting = (bucket for bucket in self._steps if bucket.holds(num_rows, length, num_prefixes))
@@ -268,8 +264,7 @@ def _memory_pool() -> Any:
 
 
 def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:
-    """Capture `compute` on the current GPU, after one warm-up run that loads kernels and
-    workspaces.
+    """Capture `compute` on the current GPU, after a warm-up run that loads kernels and workspaces.
 
     All graphs share one memory pool, so only one may be in use at a time. Source: PyTorch's notes
     on CUDA semantics, "CUDA Graphs", whole-network capture, and "Sharing memory across captures".

@@ -1,5 +1,4 @@
-"""The conditions on the next tokens in fixed places: written into one buffer of the host, copied in
-one transfer.
+"""Conditions on the next tokens, packed into one host buffer and copied in one transfer.
 
 A row's conditions are those of `RowConditions` (runners/tokens/conditions.py). With them goes what
 the next pass reads: the sequences of a pass may have moved to other slots since it was launched,
@@ -17,7 +16,7 @@ from torch import Tensor
 from runners.tokens.conditions import NextInputs, RowConditions
 
 MAX_BANNED = 16  # tokens of a non-beam row: those of beams are in its mask
-MAX_CANDIDATES = 16  # of a sequence's beams
+MAX_CANDIDATES = 16  # all beams of a sequence together
 MAX_BEAMS = MAX_CANDIDATES // 2  # each has its own candidate and one for an end token
 _DTYPES = {"f": torch.float64, "i": torch.int64, "u": torch.uint8}
 
@@ -33,9 +32,7 @@ def fits(conditions: Iterable[RowConditions]) -> bool:
 
 
 class PackedConditions:
-    """The conditions on up to `num_rows` rows: on the host, where they are written, and on the
-    device.
-    """
+    """The conditions on up to `num_rows` rows: written on the host, copied to the device."""
 
     def __init__(self, num_rows: int, num_tokens: int, device: torch.device) -> None:
         self.num_tokens = num_tokens
@@ -46,8 +43,8 @@ class PackedConditions:
             ("beams", np.int64, (MAX_BEAMS,)),
         ]
         of_slots = [
-            ("input_row", np.int64),  # that chooses the token of the slot; -1: none
-            ("input_token", np.int64),  # of a slot without such a row
+            ("input_row", np.int64),  # row that chooses the slot's token; -1: none
+            ("input_token", np.int64),  # token of a slot without such a row
             ("parents", np.int64, (MAX_BEAMS,)),
             ("moved", np.int64),
         ]
@@ -78,9 +75,7 @@ class PackedConditions:
         sequences: Sequence[Sequence[int]],
         inputs: NextInputs,
     ) -> None:
-        """Write the conditions of the first rows and copy them to the device in one transfer,
-        without waiting.
-        """
+        """Write the conditions of the first rows and start one transfer to the device."""
         rows = self._rows[: len(conditions)]
         for name in ("temperature", "top_p", "uniform"):
             rows[name] = [getattr(each, name) for each in conditions]
