@@ -58,9 +58,7 @@ def to_request(
 
 
 def _num_beams(decoder: Decoder, spec: SequenceSpec) -> int:
-    """Return the requested number of beams; by default the checkpoint's, or 1 for a sampled
-    sequence.
-    """
+    """Return the requested number of beams, by default the checkpoint's, or 1 when sampling."""
     if spec.num_beams is not None:
         return spec.num_beams
     return decoder.rules.num_beams if spec.temperature == 0 else 1
@@ -94,9 +92,7 @@ class AnswerText:
 
 
 def to_written(decoder: Decoder, request: SequenceRequest, written: WrittenSequence) -> Written:
-    """Return the message for a generated sequence, without the tokens that start and end every
-    answer.
-    """
+    """Return the message for a generated sequence, without its start and end tokens."""
     sequence = written.sequence
     answer = AnswerText(decoder)
     answer.push(sequence.token_ids)

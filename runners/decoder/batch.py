@@ -29,7 +29,7 @@ from runners.decoder.slots import SlotTable
 from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.rules import GenerationRules
 
-_PADDING = RowConditions()  # of rows that no sequence reads
+_PADDING = RowConditions()  # conditions of rows that no sequence reads
 _Launched = LaunchedPass[LiveSequence, Any]
 
 
@@ -76,8 +76,7 @@ class LiveBatch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Decode the next token of every live sequence, and those after it that its draft
-        predicted.
+        """Decode each live sequence's next token, and those that its draft predicted after it.
 
         Sequences admitted since a pass was launched ahead are not in it: they wait for the next
         step.

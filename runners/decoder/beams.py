@@ -1,5 +1,4 @@
-"""Beam search of one sequence, with the tokens, the order and the stopping of transformers'
-`generate`.
+"""Beam search of one sequence, with the tokens, order and stopping of transformers' `generate`.
 
 Source: transformers 5.24, generation/utils.py (`_beam_search` and its helpers). A beam is a row of
 the batch; after each step a row continues the beam of its parent row.
@@ -22,7 +21,7 @@ from runners.tokens.errors import NonFiniteLogits, SequenceError
 from runners.tokens.rules import GenerationRules
 from wire.runner_messages import FinishReason
 
-_UNUSED_ROW_SCORE = -1e9  # transformers' score of a row without a beam of its own
+_UNUSED_ROW_SCORE = -1e9  # transformers' score of a row without a beam
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +118,7 @@ class BeamSequence:
         return GeneratedSequence(best.token_ids, best.logprobs, self.finish_reason)
 
     def _conditions(self, beam: Beam) -> RowConditions:
-        """Return the conditions on a beam: enough candidates that `num_beams` remain if others
-        end.
-        """
+        """Return a beam's conditions: enough candidates that `num_beams` remain if others end."""
         constraint = self.request.constraint
         forced = self._forced_token(beam)
         allowed = None
@@ -179,9 +176,7 @@ class BeamSequence:
         return kept
 
     def _add_finished(self, ended: Sequence[Candidate]) -> None:
-        """Add finished beams and keep the best `num_beams`; with early stopping, none is added to a
-        full list.
-        """
+        """Add finished beams and keep the best `num_beams`; early stopping closes a full list."""
         if self._is_full and self.rules.early_stopping is True:
             return
         for candidate in ended:

@@ -1,5 +1,4 @@
-"""Drafts: tokens that an answer is likely to continue with, read in the same pass as its last
-token.
+"""Drafts: likely next tokens of an answer, read in the same pass as its last token.
 
 A pass of the model over a few tokens takes little longer than over one. A token that the rules
 force, and words of the prompt where the grammar asks for them, are therefore read before the model
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 # tokens that take as long as a pass without any; source: python -m laboratory.bench.steps
 _PASS_COST = 4
-# in use: with more, drafts of the same length at the same time are too rare to look for
+# limit of slots in use: with more, drafts of equal length rarely coincide
 MAX_SLOTS = 8
 
 
@@ -31,8 +30,7 @@ def rows_of(drafts: Sequence[Sequence[int]]) -> list[range]:
 
 
 def paying(drafts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Return the drafts, cut to the length at which a pass over all slots reads most tokens for its
-    time.
+    """Return the drafts, cut to the length at which a pass reads most tokens for its time.
 
     It reads as many tokens of each slot as of the one with the longest draft; all drafts are taken
     to be right.

@@ -6,7 +6,7 @@ from runners.decoder.eager_engine import EagerEngine
 from runners.decoder.graph_engine import GraphEngine
 from runners.decoder.protocol import Decoder, Engine, NewEngine
 
-_ENGINES: dict[str, NewEngine] = {"cuda": GraphEngine}  # by type of torch's device
+_ENGINES: dict[str, NewEngine] = {"cuda": GraphEngine}  # keyed by torch's device type
 
 
 def new_engine(decoder: Decoder, num_slots: int) -> Engine[Any]:

@@ -91,9 +91,7 @@ class GraphEngine:
         return self.graphs.choose(launched.logits, conditions, sequences, inputs, look_ahead)
 
     def look_ahead(self, inputs: NextInputs) -> GraphPass:
-        """Launch the next pass with the tokens, and the moves of beams, that the device is
-        choosing.
-        """
+        """Launch the next pass with the tokens and beam moves that the device is choosing."""
         if moved := list(inputs.parents):
             self.cache.reorder(moved, moved, self.graphs.moves(len(moved)))
         return self.launch(len(inputs.rows))

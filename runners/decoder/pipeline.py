@@ -48,8 +48,7 @@ class LaunchedPass(Generic[SequenceT, PassT]):
         slots: Mapping[SequenceT, Sequence[int]],
         last_tokens: Mapping[SequenceT, Sequence[int]],
     ) -> NextInputs:
-        """Return the inputs of a pass over `slots`, launched before the tokens of this one are
-        known.
+        """Return the inputs of a pass over `slots`, launched before this pass's tokens are known.
 
         `last_tokens` are those of the sequences without rows in this pass.
         """

@@ -30,7 +30,7 @@ class AdapterChoice(Protocol):
         ...
 
     def select(self, by_row: Sequence[str | None]) -> None:
-        """Set the adapter of each row for the next pass; None: the base alone."""
+        """Set the adapter of each row for the next pass; `None` selects the base model."""
         ...
 
 
@@ -55,8 +55,7 @@ class Decoder(Protocol):
         slots: range,
         drafts: Sequence[Sequence[int]],
     ) -> Tensor:
-        """Process images and prompts into `slots`, which have begun with the lengths of their
-        prefixes.
+        """Process images and prompts into `slots`, which already have their prefix lengths.
 
         Return the logits (R, V) of each next token; rows are those of `rows_of(drafts)`.
         """
@@ -109,10 +108,10 @@ class Engine(Protocol[PassT]):
         """Return the choices of each sequence as `choose_tokens` does.
 
         `conditions` are those of the rows of the pass, `sequences` the rows of each sequence. An
-        engine that can launch the next pass before its tokens are known calls `following`; None:
-        that pass would be superfluous.
+        engine that can launch the next pass before its tokens are known calls `following`, which is
+        None if that pass would be superfluous.
         """
         ...
 
 
-NewEngine = Callable[[Decoder, int], Engine[Any]]  # of a decoder and its number of slots
+NewEngine = Callable[[Decoder, int], Engine[Any]]  # arguments: a decoder and its number of slots

@@ -200,8 +200,7 @@ class Scheduler:
             self._notify_and_finish()
 
     def _take_from_queue(self) -> list[ScheduledSequence]:
-        """Remove and return the first queued sequences that have free slots and fit the token
-        budget.
+        """Dequeue the first sequences that have free slots and fit the token budget.
 
         A sequence that exceeds the budget is returned alone. Cancelled and expired ones are
         resolved and left out.
@@ -270,9 +269,7 @@ class Scheduler:
         _fail(live, error)
 
     def _notify_and_finish(self) -> None:
-        """Notify the listeners of new tokens, then free the slots of the sequences that ended and
-        resolve them.
-        """
+        """Notify listeners of new tokens, then free slots of ended sequences and resolve them."""
         for scheduled in self._live.values():
             scheduled.notify_listener()
         for sequence in self._batch.remove_ended():
@@ -280,9 +277,7 @@ class Scheduler:
 
 
 def _has_ended_in_queue(scheduled: ScheduledSequence) -> bool:
-    """Return True for a queued sequence that is cancelled or past its deadline, and resolve its
-    future.
-    """
+    """Return True if a queued sequence is cancelled or expired, and resolve its future."""
     has_ended = (
         scheduled.future.cancelled() or time.monotonic() > scheduled.sequence.request.deadline_s
     )

@@ -29,7 +29,7 @@ class SequenceRequest:
     """A sequence to generate."""
 
     image_features: Tensor  # (N, C), the groups of an image one after another
-    # with the tokens that the family adds around a prompt, without image tokens
+    # includes the tokens that the family adds around a prompt, but no image tokens
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     temperature: float = 0.0  # 0: greedy
@@ -38,11 +38,11 @@ class SequenceRequest:
     seed: int | None = None
     num_beams: int = 1  # more than 1 only if greedy
     constraint: Constraint | None = None  # None: unconstrained
-    deadline_s: float = math.inf  # on the clock of time.monotonic()
+    deadline_s: float = math.inf  # time.monotonic() at which it expires
     # called with newly settled tokens, in the decoder's thread
     on_tokens: TokenListener | None = None
     prompt_words: PromptWords | None = None  # the source of drafts; used with a constraint only
-    adapter: str | None = None  # one of the decoder's adapters; None: the base model
+    adapter: str | None = None  # one of the decoder's adapters, or None for the base model
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -96,8 +96,7 @@ class LiveSequence(Protocol):
         ...
 
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
-        """Return the conditions on the next token of each row, and on that after each token of
-        `draft`.
+        """Return the conditions on each row's next token, and on that after each token of `draft`.
 
         To be called once a pass.
         """
@@ -133,7 +132,7 @@ class SingleSequence:
     error: SequenceError | None = None
     num_accepted: int = 0
     _draft: Sequence[int] = ()
-    _conditions: Sequence[RowConditions] = ()  # on the next token, and after each drafted one
+    _conditions: Sequence[RowConditions] = ()  # one for the next token, one after each draft token
     _state: ConstraintState | None = field(init=False)  # None: unconstrained
     _random: Random = field(init=False)
 
@@ -262,7 +261,7 @@ def check_deadline(request: SequenceRequest, num_tokens: int) -> None:
 def finish_reason_of(
     token_ids: Sequence[int], max_new_tokens: int, rules: GenerationRules
 ) -> FinishReason | None:
-    """Return why an answer ends with the last of `token_ids`, None if it continues.
+    """Return why an answer ends with the last of `token_ids`, or None if it continues.
 
     A forced end token is "length".
     """

@@ -1,4 +1,4 @@
-"""Which sequence has which slots of the cache.
+"""The assignment of cache slots to sequences.
 
 Problem: a pass reads a plain slice of slots, but sequences have different numbers of rows and leave
 in any order.
@@ -37,8 +37,8 @@ class SlotTable(Generic[OwnerT]):
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
-        self._owners: list[OwnerT] = []  # by slot
-        self._slots: dict[OwnerT, list[int]] = {}  # by owner, in the order of its rows
+        self._owners: list[OwnerT] = []  # owner of each slot
+        self._slots: dict[OwnerT, list[int]] = {}  # slots of each owner, in row order
 
     @property
     def owners(self) -> list[OwnerT]:
