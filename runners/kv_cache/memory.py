@@ -34,9 +34,7 @@ class KeyValueCache:
         return self._memory.nbytes
 
     def write_prefix(self, layer: int, slots: slice, keys_and_values: Tensor) -> None:
-        """Store `keys_and_values` (B, S, 2, A, D) at the first S positions of `slots`; padding is
-        stored too.
-        """
+        """Store `keys_and_values` (B, S, 2, A, D) from position 0 of `slots`, padding too."""
         self._memory[layer, :, slots, :, : keys_and_values.shape[1]] = keys_and_values.permute(
             2, 0, 3, 1, 4
         )
@@ -53,9 +51,7 @@ class KeyValueCache:
         return view[0], view[1]
 
     def clear(self, slot: int, positions: slice = slice(None)) -> None:
-        """Zero positions of a slot: a masked NaN would still propagate into the next sequence of
-        the slot.
-        """
+        """Zero positions of a slot: a masked NaN would still reach the slot's next sequence."""
         self._memory[:, :, slot, :, positions] = 0
 
     def copy(
@@ -133,9 +129,7 @@ class SlotLengths:
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros; on a CPU the pages are allocated at the first write, as most positions are
-    never written.
-    """
+    """Return zeros; on a CPU, pages are allocated when first written, as most never are."""
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)
     return (

@@ -1,5 +1,4 @@
-"""The prefixes that cross-attention reads: image and prompt, stored once for all beams of a
-sequence.
+"""Prefixes read by cross-attention: image and prompt, stored once for all beams of a sequence.
 
 A row reads the prefix of its slot. Live prefixes have the numbers 0 to S - 1; a pass over shared
 ones groups its rows by prefix, so that attention reads the keys of each once, not once for each
@@ -37,7 +36,7 @@ class PrefixTable:
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
         self._of_slot: list[int | None] = [None] * num_slots
-        self._slots: list[dict[int, int]] = []  # of each prefix, with their places
+        self._slots: list[dict[int, int]] = []  # slots of each prefix, with their places
         self._prefixes = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
         self._places = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
         # (prefixes, places)
@@ -78,13 +77,13 @@ class PrefixTable:
         return added
 
     def share(self, source: int, targets: Sequence[int]) -> None:
-        """Let `targets`, free slots, read the prefix of `source`."""
+        """Share the prefix of `source` with `targets`, free slots."""
         prefix = self.of(source)
         for place, slot in enumerate(targets, 1 + max(self._slots[prefix].values())):
             self._put(slot, prefix, place)
 
     def move(self, source: int, target: int) -> None:
-        """Let `target`, a free slot, take the place of `source`."""
+        """Give the place of `source` to `target`, a free slot."""
         if (prefix := self._of_slot[source]) is not None:
             self._of_slot[source] = None
             self._put(target, prefix, self._slots[prefix].pop(source))
@@ -117,9 +116,7 @@ class PrefixTable:
         self._rows[prefix, place] = slot
 
     def own(self, slots: slice) -> slice | None:
-        """Return the prefixes of `slots` if these are consecutive, one for each; None if they must
-        be grouped.
-        """
+        """Return the prefixes of `slots` if they are consecutive, one per slot; otherwise None."""
         numbers = self._of_slot[slots]
         first = self.of(slots.start)
         return (

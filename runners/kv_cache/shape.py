@@ -11,15 +11,15 @@ from runners.tokens.errors import SequenceTooLong
 class DecoderShape:
     """The dimensions of keys and values, and the size of the vocabulary.
 
-    With `has_prefixes`, image and prompt are read by cross-attention, and have positions of their
-    own; otherwise image, prompt and answer share the positions of self-attention.
+    With `has_prefixes`, cross-attention reads image and prompt, which have separate positions;
+    otherwise image, prompt and answer share the positions of self-attention.
     """
 
     num_layers: int
-    num_heads: int  # of keys and values
-    num_positions: int  # of a slot
+    num_heads: int  # heads of keys and values
+    num_positions: int  # positions of a slot
     head_size: int
-    num_tokens: int  # of the vocabulary
+    num_tokens: int  # size of the vocabulary
     dtype: torch.dtype
     device: torch.device
     has_prefixes: bool = False

@@ -31,15 +31,13 @@ ValueT = TypeVar("ValueT")
 
 @dataclass(frozen=True, slots=True)
 class TokenPlaces:
-    """The tokens of a pass, on its device, where their keys and values are stored, and what they
-    read.
-    """
+    """The tokens of a pass: their place in the cache and what they read, on the device."""
 
     token_ids: Tensor  # (B, T)
     slots: slice
     positions: Tensor  # (B, T) in the slots
     length: int  # positions of self-attention that are read: the longest slot with these tokens
-    prefixes: PrefixReads | None = None  # that cross-attention reads
+    prefixes: PrefixReads | None = None  # input of cross-attention
     prefix_length: int = 0  # the longest of these
 
     def rows(self) -> Tensor:
@@ -56,9 +54,9 @@ class SlotCache:
         self._shape = shape
         self.self_attention = KeyValueCache(shape, num_slots)
         self.prefixes = PrefixCache(shape, num_slots) if shape.has_prefixes else None
-        self.num_tokens = SlotLengths(num_slots, shape.device)  # of self-attention
-        self._starts = [0] * num_slots  # of each slot: position of the first generated token
-        self.adapters: list[str | None] = [None] * num_slots  # of each slot
+        self.num_tokens = SlotLengths(num_slots, shape.device)  # lengths of self-attention
+        self._starts = [0] * num_slots  # position of each slot's first generated token
+        self.adapters: list[str | None] = [None] * num_slots  # adapter of each slot
 
     @property
     def num_bytes(self) -> int:
@@ -69,9 +67,7 @@ class SlotCache:
     def begin(
         self, slots: range, num_prefix_tokens: Sequence[int], adapters: Sequence[str | None]
     ) -> None:
-        """Give `slots`, which follow all slots in use, to sequences with image and prompt of
-        `num_prefix_tokens`.
-        """
+        """Start sequences with `num_prefix_tokens` in `slots`, which follow all slots in use."""
         self.adapters[slots.start : slots.stop] = adapters
         in_slot = num_prefix_tokens
         if self.prefixes is not None:
@@ -135,15 +131,11 @@ class SlotCache:
         self.num_tokens.increment(slots)
 
     def accept(self, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
-        """Keep the first `num_tokens` drafted tokens of each of `slots`; the next pass overwrites
-        the others.
-        """
+        """Keep the first `num_tokens` drafted in `slots`; the next pass overwrites the rest."""
         self.num_tokens.add(slots, num_tokens)
 
     def roll_back(self, slot: int) -> None:
-        """Remove the last token of a slot, which a superfluous pass has added, and zero its keys
-        and values.
-        """
+        """Remove a slot's last token, added by a superfluous pass, and zero its keys and values."""
         last = self._shape.num_positions - 1  # where the token of a full slot is
         position = min(self.num_tokens.decrement(slot), last)
         self.self_attention.clear(slot, slice(position, position + 1))
@@ -155,7 +147,7 @@ class SlotCache:
             self.prefixes.clear(slot)
 
     def add_beams(self, source: int, targets: Sequence[int]) -> None:
-        """Let `targets`, free slots, continue the sequence in `source` as its other beams."""
+        """Add beams in `targets`, free slots, to the sequence in `source`."""
         if self.prefixes is not None:
             self.prefixes.table.share(source, targets)
         self._copy([source] * len(targets), targets)
@@ -172,8 +164,7 @@ class SlotCache:
     def reorder(
         self, sources: Sequence[int], targets: Sequence[int], on_device: Tensor | None = None
     ) -> None:
-        """Copy the generated tokens of `sources` to `targets`, beams of the same sequences,
-        pairwise.
+        """Copy generated tokens from `sources` to `targets`, beams of the same sequences, pairwise.
 
         All are read before any is written. `on_device` are sources and targets (2, M) on the
         cache's device; only there, another slot of the sequence may be the source.
@@ -183,7 +174,7 @@ class SlotCache:
         self.self_attention.copy(sources, targets, generated, on_device)
 
     def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy what slots have of their own, pairwise."""
+        """Copy everything but the prefixes of slots, pairwise."""
         held = slice(0, max(self.num_tokens.of(sources)))
         self.self_attention.copy(sources, targets, held)
         self.num_tokens.copy(sources, targets)
