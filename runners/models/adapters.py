@@ -50,7 +50,7 @@ class StackedRanks:
 
     @classmethod
     def of(cls, by_key: Mapping[str, LowRank]) -> "StackedRanks | None":
-        """Copy matrices into one; None if there are none."""
+        """Copy matrices into one; return None if there are none."""
         if not by_key:
             return None
         down, up = (
@@ -68,11 +68,11 @@ class StackedRanks:
 class RowLayout:
     """The rows of a pass that use the adapters of a layer."""
 
-    adapters: Sequence[str]  # in the batch
-    stacked: Tensor | None  # (G,) their places in the layer's stack; None: all of it, in its order
-    by_adapter: Sequence[Tensor | None]  # the rows of each; None: all rows
+    adapters: Sequence[str]  # used in the batch
+    stacked: Tensor | None  # (G,) their places in the layer's stack; None selects all, in order
+    by_adapter: Sequence[Tensor | None]  # the rows of each; None selects all rows
     rows: Tensor  # (G, P) the rows of each, the first one repeated
-    kept: Tensor | None  # places in the flattened `rows` that are no repetition; None: all
+    kept: Tensor | None  # places in the flattened `rows` without repetitions; None keeps all
 
     @classmethod
     def of(cls, keys: Sequence[str], by_row: Sequence[str | None], device: str) -> "RowLayout":
@@ -109,7 +109,7 @@ class Selection:
         self._layouts: dict[tuple[str, ...], RowLayout] = {}
 
     def select(self, by_row: Sequence[str | None]) -> None:
-        """Set the adapter of each row; None: the base alone."""
+        """Set the adapter of each row; `None` selects the base model."""
         if self._by_row != by_row:
             self._by_row = list(by_row)
             self._layouts = {}
@@ -128,8 +128,8 @@ class AdaptedLinear:
     """A linear layer over rows (B, T, in), with the adapters that change it."""
 
     base: Linear
-    layers: Sequence[str]  # whose outputs it concatenates
-    sizes: Sequence[int]  # of these outputs
+    layers: Sequence[str]  # outputs are concatenated in this order
+    sizes: Sequence[int]  # widths of these outputs
     selection: Selection
     # replaced as a whole, maybe by another thread: a pass reads it once
     ranks: StackedRanks | None = None
@@ -168,9 +168,7 @@ class AdaptedLinear:
         return output.index_add_(0, rows, added.to(output.dtype))
 
     def num_bytes_with(self, tensors: Mapping[str, Tensor]) -> int:
-        """Return the size of the stacked matrices with those of one more adapter: all have the
-        highest rank.
-        """
+        """Return the size of the matrices with one more adapter, all padded to the highest rank."""
         added = [tensors[layer + DOWN] for layer in self.layers if layer + DOWN in tensors]
         stacked = [] if self.ranks is None else [self.ranks.down]
         num_adapters = sum(map(len, stacked)) + bool(added)
@@ -215,8 +213,7 @@ class Adapters:
     def add(
         self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
     ) -> None:
-        """Copy the tensors of an adapter, with the names of its file, to the layers of the loaded
-        decoder.
+        """Copy an adapter's tensors, named as in its file, to the layers of the loaded decoder.
 
         Raise `NoRoomError` if all adapters would then take more than `max_total_bytes`.
         """
@@ -243,7 +240,7 @@ class Adapters:
             layer.remove(adapter)
 
     def select(self, by_row: Sequence[str | None]) -> None:
-        """Set the adapter of each row for the next pass; None: the base alone."""
+        """Set the adapter of each row for the next pass; `None` selects the base model."""
         self._selection.select(by_row)
 
     def over(self, base: Linear, layers: Sequence[str], sizes: Sequence[int]) -> Linear:
@@ -258,9 +255,7 @@ class Adapters:
 def _joined(
     tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]
 ) -> LowRank | None:
-    """Return one low-rank product for the concatenated outputs of `layers`; None if none of them is
-    changed.
-    """
+    """Return one low-rank product for the joined `layers`, or None if none of them is changed."""
     changed = [index for index, layer in enumerate(layers) if layer + DOWN in tensors]
     if not changed:
         return None

@@ -1,5 +1,4 @@
-"""BART as Florence-2 uses it: the text encoder once, then decode steps over the slots of a
-key-value cache.
+"""Florence-2's BART: one pass of the text encoder, then decode steps over cache slots.
 
 Equivalent to transformers' BartModel (models/bart/modeling_bart.py: post-norm, positions start at
 2). Shapes: B batch, S image and prompt (of a decode step: prefixes), W rows of a prefix, P
@@ -110,9 +109,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True)
 class BartAttentionMetadata:
-    """Positions and masks (runners/models/layers.py) of a decode step, computed once for all
-    layers.
-    """
+    """Positions and masks (runners/models/layers.py) of a decode step, shared by all layers."""
 
     places: TokenPlaces
     rows: Tensor  # (B, 1) of the current tokens in the cache

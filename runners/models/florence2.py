@@ -1,5 +1,4 @@
-"""Florence-2's decoder: BART's text encoder over image features and prompt, BART's decoder for the
-answer.
+"""Florence-2's decoder: BART encodes image features and prompt, and decodes the answer.
 
 Prompts are padded on the right; every mask hides the padding, so that it never changes an answer.
 Knows no tasks. Shapes: B batch, S image and prompt (padded), T tokens of a row, C hidden, V
@@ -96,8 +95,7 @@ class Florence2Decoder:
         slots: range,
         drafts: Sequence[Sequence[int]],
     ) -> Tensor:
-        """Run the text encoder over image features and prompts, and the decoder over start tokens
-        and drafts.
+        """Encode image features and prompts, then decode start tokens and drafts.
 
         Return the logits (B * T, V) of each next token.
         """
@@ -119,7 +117,7 @@ class Florence2Decoder:
         prefixes = cache.prefixes
         assert prefixes is not None
         assert places.prefixes is not None
-        # of a free slot one position is unmasked: a mask without any would give NaN
+        # one position of a free slot is unmasked: an empty mask would give NaN
         ends = prefixes.lengths.on_device[places.prefixes.prefixes, None].clamp(min=1)
         masks = (
             _is_before(places.positions + 1, places.length),

@@ -1,5 +1,4 @@
-"""Gemma 1 and 2 as PaliGemma uses them: a prefill, then decode steps over the slots of a key-value
-cache.
+"""PaliGemma's Gemma 1 and 2: a prefill, then decode steps over slots of a key-value cache.
 
 Equivalent to transformers' GemmaForCausalLM and Gemma2ForCausalLM (models/gemma, models/gemma2):
 pre-norm (Gemma 2 also post-norm), rotary positions, grouped-query attention, gated feed-forward,
@@ -37,9 +36,7 @@ class RootMeanSquareNorm:
 
 @dataclass(frozen=True, slots=True)
 class GemmaLayer:
-    """The weights of one layer; only Gemma 2 has the norms `after_attention` and
-    `after_feed_forward`.
-    """
+    """The weights of one layer; only Gemma 2 has norms after attention and feed-forward."""
 
     input_norm: RootMeanSquareNorm
     qkv: Linear
@@ -83,9 +80,7 @@ class GemmaLayer:
 
 @dataclass(frozen=True, slots=True)
 class GemmaAttentionMetadata:
-    """Rotations and masks (`Gemma.mask`) of a prefill or decode step, computed once for all
-    layers.
-    """
+    """Rotations and masks (`Gemma.mask`) of a prefill or decode step, shared by all layers."""
 
     cos: Tensor  # (B, T, 1, D / 2)
     sin: Tensor  # (B, T, 1, D / 2)
@@ -103,7 +98,7 @@ class Gemma:
         self.sliding_window: int | None = getattr(config, "sliding_window", None)
         self._num_heads: int = config.num_attention_heads
         self._embeddings = weights.tensor("embed_tokens.weight")  # (V, C)
-        # On the device: a captured step cannot copy from the host.
+        # Stored on the device: a captured step cannot copy from the host.
         self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size)).to(self._embeddings)
         self._head = weights.output_head(self._embeddings)
         self._norm = RootMeanSquareNorm(
@@ -201,9 +196,7 @@ class Gemma:
     def _project(
         self, layer: GemmaLayer, hidden_states: Tensor, metadata: GemmaAttentionMetadata
     ) -> tuple[Tensor, Tensor]:
-        """Return queries (B, A, T, D), and keys and values (B, T, 2, K, D), queries and keys
-        rotated.
-        """
+        """Return rotated queries (B, A, T, D), and rotated keys with values (B, T, 2, K, D)."""
         qkv = layer.qkv(layer.input_norm(hidden_states))
         heads = qkv.view(*qkv.shape[:-1], -1, self.head_size)  # (B, T, A + 2 * K, D)
         _rotate(heads[:, :, : -self.num_key_value_heads], metadata)
@@ -235,17 +228,14 @@ class Gemma:
 
 
 def _inverse_frequencies(config: Any) -> Tensor:
-    """Return the inverse frequencies (D / 2,) of rotary positions; source: transformers,
-    GemmaRotaryEmbedding.
-    """
+    """Return the inverse frequencies (D / 2,), as transformers' GemmaRotaryEmbedding."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies: Tensor = 1.0 / config.rope_parameters["rope_theta"] ** exponents
     return frequencies
 
 
 def _rotate(states: Tensor, metadata: GemmaAttentionMetadata) -> None:
-    """Apply rotary positions to `states` (B, T, A, D), in place; source: transformers,
-    apply_rotary_pos_emb.
+    """Rotate `states` (B, T, A, D) in place, as transformers' apply_rotary_pos_emb.
 
     Halves in place take less time than a concatenation, whose rows are short.
     """

@@ -1,5 +1,4 @@
-"""Operations that the decoders of both families share: normalisation, attention, and the inputs of
-a prefill.
+"""Operations of both families: normalisation, attention, and the inputs of a prefill.
 
 Shapes: B batch, S image and prompt, P positions attended to, T positions, C hidden, A heads,
 K key-value heads, D head size.
@@ -95,9 +94,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: f
 def attend_capped(
     queries: Tensor, keys: Tensor, values: Tensor, is_visible: Tensor, scale: float, softcap: float
 ) -> Tensor:
-    """Like `attend`, with scores capped to ± `softcap` as in Gemma 2 (arXiv 2408.00118, section
-    2).
-    """
+    """Like `attend`, with scores capped to ± `softcap` (Gemma 2, arXiv 2408.00118, section 2)."""
     num_heads, num_positions = queries.shape[1:3]
     # The heads that share keys are rows of one product: their keys are never repeated.
     # (B, K, A / K * T, D)

@@ -74,9 +74,7 @@ class PackedLinear:
 
     @classmethod
     def view(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
-        """Return a layer that shares the memory of `weight`: about as fast for many rows, slower
-        for few.
-        """
+        """Return a layer sharing `weight`'s memory: about as fast for many rows, slower for few."""
         return cls(weight, _if_small(weight), bias)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ def _if_small(weight: Tensor) -> Tensor | None:
 class Int8Linear:
     """A matrix of 8-bit integers, with float32 input and output."""
 
-    packed: Tensor  # in oneDNN's order
+    packed: Tensor  # weights in oneDNN's order
     scales: Tensor  # (out,)
     zero_points: Tensor  # (out,) all 0
     bias: Tensor | None
@@ -132,9 +130,7 @@ class Int8Linear:
 
 
 def quantize_rows(weight: Tensor, max_weight: int) -> tuple[Tensor, Tensor]:
-    """Return integers (out, in) within ± `max_weight` and the scale (out,) of each row of
-    `weight`.
-    """
+    """Return integers (out, in) within ± `max_weight`, and the scale of each row (out,)."""
     integers = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(len(weight))
     for start in range(0, len(weight), _BLOCK_ROWS):

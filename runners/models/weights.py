@@ -1,5 +1,4 @@
-"""The weights of a decoder, read one by one from the artifact, directly into their dtype and
-device.
+"""Decoder weights, read one by one from the artifact, directly into their dtype and device.
 
 The file is mapped for one tensor at a time: a mapping that stays open keeps all pages that were
 read in memory. No module of transformers is constructed, so joined and quantized weights are in
@@ -25,7 +24,7 @@ LayerT = TypeVar("LayerT")
 _LANGUAGE_MODEL = "model.language_model."  # prefix of the names in checkpoints of both families
 _DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
-    "int8": torch.float32,  # activations, and weights that are no matrix
+    "int8": torch.float32,  # activations and non-matrix weights
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
@@ -39,7 +38,7 @@ class DecoderWeights:
     precision: Precision
     device: torch.device
     prefix: str = ""
-    adapters: Adapters | None = None  # that can be added to its layers
+    adapters: Adapters | None = None  # adapters for its layers
 
     @classmethod
     def open(
@@ -108,9 +107,7 @@ class DecoderWeights:
 
 
 class _FileTensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, which stays mapped only as long as a tensor is
-    referenced.
-    """
+    """The tensors of a safetensors file, which stays mapped while a tensor is referenced."""
 
     def __init__(self, file: Path, names: frozenset[str]) -> None:
         self._file = file
