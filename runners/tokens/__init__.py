@@ -1,3 +1,1 @@
-"""One token and the rules for it: tokenizer, generation rules, constraints, the choice of a token
-from logits.
-"""
+"""Tokens and their rules: tokenizer, generation rules, constraints, the choice from logits."""

@@ -1,5 +1,4 @@
-"""The values of a choice of tokens: what holds for a row, what was chosen, and what the next pass
-reads.
+"""Values of a choice of tokens: conditions on a row, choices, and inputs of the next pass.
 
 Knows no torch: sequences, slots and the pipeline use these. Shapes: B slots.
 """
@@ -20,21 +19,21 @@ class RowConditions:
 
     forced: int | None = None  # the only allowed token, whose log-probability is 0
     banned: Sequence[int] = ()
-    # the tokens that a constraint allows, a bit each; None: all
+    # bit mask of the tokens that a constraint allows; None allows all
     allowed: NDArray[np.uint8] | None = None
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0
     uniform: float = 0.0  # random number of a sampled token, in [0, 1)
-    # sum of the beam's log-probabilities; None: the row is not a beam
+    # sum of the beam's log-probabilities, or None for a non-beam row
     beam_score: float | None = None
-    num_candidates: int = 1  # of all beams of a sequence together
+    num_candidates: int = 1  # total over all beams of a sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The next token of a row; `score` is the sum of the beam's log-probabilities with it."""
 
-    row: int  # of the sequence's rows
+    row: int  # index among the sequence's rows
     token_id: int
     logprob: float
     score: float
@@ -53,9 +52,9 @@ class Chosen(Generic[PassT]):
 class NextInputs:
     """The inputs of the next pass over slots 0 to B - 1, as far as the host knows them."""
 
-    # of each slot: the row of the running pass that chooses its token; None: no row does
+    # row of the running pass that chooses each slot's token, or None
     rows: Sequence[int | None]
-    tokens: Sequence[int]  # of each slot without such a row: its token; of the others, any
-    # Of each slot of beams: the slots of its sequence, by row; or the slot alone, if no row chooses
-    # its token.
+    tokens: Sequence[int]  # token of each slot without such a row; ignored for others
+    # keys are slots of beams, values the slots of the sequence by row, or only that slot if no row
+    # chooses its token
     parents: Mapping[int, Sequence[int]] = field(default_factory=dict)

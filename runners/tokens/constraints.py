@@ -26,7 +26,7 @@ from runners.tokens.errors import GrammarError
 ConstraintState = LLMatcher  # immutable by convention: the state after a token is a copy
 
 _TOKEN_RULES = {"location": re.compile(r"<loc_?\d+>"), "segmentation": re.compile(r"<seg\d{3}>")}
-# By default llguidance allows only one tokenization of a text that the grammar forces.
+# llguidance's default allows only one tokenization of a text that the grammar forces.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 _MAX_COMPILED = 256  # grammars
 

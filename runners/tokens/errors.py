@@ -56,6 +56,4 @@ class Overloaded(SequenceError):
 
 
 class GrammarError(SequenceError):
-    """The grammar is malformed, names a token that the checkpoint does not have, or failed at a
-    token.
-    """
+    """The grammar is malformed, names an unknown token, or failed at a token."""

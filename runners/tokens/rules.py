@@ -1,6 +1,4 @@
-"""The generation rules in a checkpoint's generation_config.json; names and semantics are those of
-transformers.
-"""
+"""Generation rules of a generation_config.json, with transformers' names and semantics."""
 
 import json
 from collections.abc import Sequence
@@ -50,12 +48,11 @@ class GenerationRules:
         )
 
     def forced_token(self, position: int, max_new_tokens: int) -> int | None:
-        """Return the token required at `position` of an answer of up to `max_new_tokens`; None if
-        any is allowed.
+        """Return the token forced at `position` of `max_new_tokens`, or None if any is allowed.
 
         The semantics are those of transformers' ForcedBOS and ForcedEOS logits processors.
         """
-        # Of both, transformers applies the last: an answer of one token is the end token.
+        # Transformers applies EOS last: an answer of one token is the end token.
         if position == max_new_tokens - 1 and self.forced_eos_token_id is not None:
             return self.forced_eos_token_id
         return self.forced_bos_token_id if position == 0 else None

@@ -116,9 +116,7 @@ def _allowed_logprobs(logits: Tensor, conditions: Sequence[RowConditions]) -> Te
 
 
 def _apply_rules(scores: Tensor, rows: Iterable[tuple[int, RowConditions]]) -> None:
-    """Set banned tokens to -inf, in place; of a row with a forced token, all others, and this
-    to 0.
-    """
+    """Set banned tokens to -inf in place; a forced token gets 0, all others of its row -inf."""
     forced = [(row, each.forced) for row, each in rows if each.forced is not None]
     banned = [
         (row, token_id) for row, each in rows if each.forced is None for token_id in each.banned
@@ -149,9 +147,7 @@ def _apply_constraints(logprobs: Tensor, conditions: Sequence[RowConditions]) ->
 
 
 def _choose_singly(logprobs: Tensor, conditions: Sequence[RowConditions]) -> Tensor:
-    """Return the next token of each row by itself, greedy or sampled, and its log-probability
-    (R, 2).
-    """
+    """Return each row's next token, greedy or sampled, and its log-probability (R, 2)."""
     token_ids = logprobs.argmax(dim=-1, keepdim=True)  # faster than `max`, which returns both
     sampled = [(row, each) for row, each in enumerate(conditions) if each.temperature > 0]
     if sampled:
@@ -179,8 +175,7 @@ def _draw(logprobs: Tensor, options: Sequence[RowConditions]) -> Tensor:
 
 
 def _draw_from_nucleus(probabilities: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
-    """Like `draw_from_all`, over the fewest most probable tokens whose probabilities sum to `top_p`
-    (R, 1).
+    """Like `draw_from_all`, over the fewest top tokens whose probabilities sum to `top_p` (R, 1).
 
     Source: Holtzman et al., arXiv 1904.09751, section 3.1; the same choice as transformers'
     TopPLogitsWarper.
@@ -233,7 +228,7 @@ def _search(
     """Return the best candidates (G, 4 K) of sequences with beams."""
     rows = [row for group in groups for row in group]
     width = max(map(len, groups))
-    places = iter(range(len(rows)))  # of the rows among those of beams
+    places = iter(range(len(rows)))  # places among the rows of beams
     beams = [[*islice(places, len(group)), *[-1] * (width - len(group))] for group in groups]
     scores = torch.tensor([[conditions[row].beam_score] for row in rows], device=logprobs.device)
     own = logprobs[torch.tensor(rows, device=logprobs.device)]
@@ -247,8 +242,7 @@ def _search(
 def best_candidates(
     logprobs: Tensor, beam_scores: Tensor, beams: Tensor, num_candidates: int
 ) -> list[Tensor]:
-    """Return tokens, log-probabilities, scores and beams (G, K each) of the best candidates of
-    sequences.
+    """Return tokens, log-probabilities, scores and beams (G, K each) of the best candidates.
 
     `beam_scores` are (R, 1), `beams` (G, W) the rows of each sequence, padded with -1. The order is
     that of scores, NaN first, as it fails the sequence; of equal scores, that of the beams.

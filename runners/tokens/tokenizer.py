@@ -16,7 +16,7 @@ from typing import Protocol, Self
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-_SPACE = "Ġ"  # of byte-level vocabularies, as BART's
+_SPACE = "Ġ"  # space of byte-level vocabularies, such as BART's
 Segments = Sequence[tuple[str, bool]]  # (text, is_control)
 
 
