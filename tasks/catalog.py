@@ -21,12 +21,12 @@ Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
 Precision = Literal["float32", "int8", "bfloat16", "float16"]
 
-HUB_PREFIX = "hf:"  # of a model that is named by its repository: hf:owner/name
-HUB_SEPARATOR = "--"  # in the id of such a model: owner--name
+HUB_PREFIX = "hf:"  # prefix of a model named by its repository: hf:owner/name
+HUB_SEPARATOR = "--"  # replaces the slash in the id of such a model: owner--name
 
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _NOT_IN_ID = re.compile(r"[^a-z0-9.-]+")
-_ANY = "*"  # in the id and the source of an entry that stands for many repositories
+_ANY = "*"  # wildcard in the id and source of an entry for many repositories
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
 _REVISION = re.compile(r"[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -69,7 +69,7 @@ class CatalogEntry:
     # PaliGemma's; otherwise it detects all names by one prompt
     one_name_per_prompt: bool = False
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
-    weights_sha256: str | None = None  # of model.safetensors at `revision`, hexadecimal
+    weights_sha256: str | None = None  # hash of model.safetensors at `revision`, hexadecimal
     # the id of the base, if the source is a LoRA adapter in PEFT's format
     adapter_of: str | None = None
     # the tasks that this model offers, in the table's order

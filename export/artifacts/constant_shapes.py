@@ -24,9 +24,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-_MAX_SHAPE_BYTES = 1024  # of an initializer that may be a shape
+_MAX_SHAPE_BYTES = 1024  # limit of an initializer that may be a shape
 
-_Shapes = Mapping[str, Sequence[int]]  # of tensors, by name
+_Shapes = Mapping[str, Sequence[int]]  # tensor shapes by name
 
 
 def make_shapes_constant(file: Path) -> None:

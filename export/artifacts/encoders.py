@@ -116,7 +116,7 @@ def make_encoders_in_child(
     folder: Path,
     merged: Path | None = None,
 ) -> None:
-    """Like `make_encoders`, in a process of its own.
+    """Like `make_encoders`, in a separate process.
 
     Raise `EncoderError` if it fails or is killed.
     """
@@ -124,7 +124,7 @@ def make_encoders_in_child(
 
 
 def run_in_child(make: Callable[..., object], *arguments: object) -> None:
-    """Call `make` in a process of its own.
+    """Call `make` in a separate process.
 
     Raise its `ExportError`, and `EncoderError` for any other failure.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint is, by its own files: its size, and the released model that it descends from.
+"""The size of a checkpoint and the released model that it descends from, read from its files.
 
 A catalog entry describes a checkpoint; here the entry is compared with the checkpoint, or made of
 it for a repository of the hub that has none.
@@ -24,9 +24,9 @@ _BASES = {
     ("paligemma", 4608): "paligemma-2-28b-pt-{}",
 }
 _ANY_BASE = {"florence2": "florence-2-base", "paligemma": "paligemma-3b-pt-224"}
-_DEFAULT_WIDTH = 1024  # of Microsoft's configuration, which omits it
+_DEFAULT_WIDTH = 1024  # Microsoft's configuration omits it
 _DEFAULT_SIDE_PX = 224
-_MAX_ID_CHARS = 63  # of a name in BentoML's store
+_MAX_ID_CHARS = 63  # limit of names in BentoML's store
 _UNKNOWN_DATE = "1970-01"
 _PAGE = "https://huggingface.co/"
 

@@ -72,11 +72,11 @@ class ExportJob:
     source: Source
     checkpoint: str  # sha256 over its files, hexadecimal
     mask_decoder: Path | None
-    calibration: Path | None  # of this checkpoint
-    record: PrecisionRecord | None  # of this checkpoint
+    calibration: Path | None  # fitted on this checkpoint
+    record: PrecisionRecord | None  # measured on this checkpoint
     versions: dict[str, str]
     build_key: str
-    # those that ship; without any, precisions are not compared by answers
+    # shipped photographs; without any, precisions are not compared by answers
     photographs: tuple[Path, ...]
     own_images: tuple[Path, ...]
 
@@ -187,9 +187,7 @@ def _find_images(folder: Path) -> tuple[Path, ...]:
 
 
 def _find_calibration(source: Source, checkpoint: str) -> Path | None:
-    """Return the calibration in the folder of a checkpoint, None if it was fitted on another
-    one.
-    """
+    """Return the calibration in a checkpoint's folder, or None if missing or of another one."""
     path = source.folder / CALIBRATION_FILE
     if not path.is_file():
         return None

@@ -38,7 +38,7 @@ class PrecisionRecord:
     runs: tuple[PrecisionRun, ...]
 
     def find(self, device: Device, encoder: Precision, decoder: Precision) -> PrecisionRun | None:
-        """Return the run of a pair of precisions, None if it was not measured."""
+        """Return the run of a pair of precisions, or None if it was not measured."""
         wanted = (device, encoder, decoder)
         return next(
             (run for run in self.runs if (run.device, run.encoder, run.decoder) == wanted), None
@@ -87,7 +87,7 @@ def checkpoint_key(source: Source) -> str:
 
 
 def read_record(path: Path, checkpoint: str) -> PrecisionRecord | None:
-    """Return the record at `path`, None if missing or of another checkpoint.
+    """Return the record at `path`, or None if missing or of another checkpoint.
 
     Raise `PrecisionError` if invalid.
     """

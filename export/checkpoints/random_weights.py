@@ -31,10 +31,10 @@ _Processor: Any = AutoProcessor
 _GenerationConfig: Any = GenerationConfig
 
 _MODELS = Path(__file__).parents[2] / "models"
-GAIN = 2.0  # of every weight matrix, times 1 / sqrt(fan in)
-# of biases, and of norms around their neutral value, so that a test notices a missing one
+GAIN = 2.0  # standard deviation of every weight matrix, times sqrt(fan in)
+# spread of biases, and of norms around their neutral value: a test notices a missing one
 _VECTOR_STD = 0.05
-_PATCH_PX = 14  # of PaliGemma's vision tower
+_PATCH_PX = 14  # patch side of PaliGemma's vision tower
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -42,7 +42,7 @@ _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class Shape:
     """One published configuration."""
 
-    config: Callable[[int], Florence2Config | PaliGemmaConfig]  # by maximum number of layers
+    config: Callable[[int], Florence2Config | PaliGemmaConfig]  # argument: maximum number of layers
     tokenizer_of: str  # an embedded checkpoint of the same family
     image_size_px: int
     num_image_tokens: int

@@ -54,7 +54,7 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 class Source:
     """A checkpoint on the local disk."""
 
-    name: str  # as given: a folder or a hub id
+    name: str  # folder or hub id, as given
     revision: str | None  # the commit of a hub id; None for a folder
     folder: Path
 
@@ -209,7 +209,7 @@ def _fetch_config(repository: str, revision: str | None) -> Source:
     folder = fetch_snapshot(repository, revision, [CONFIG_FILE])
     if not (folder / CONFIG_FILE).is_file():
         raise SourceError(
-            f"{repository} has no {CONFIG_FILE}, so it is no checkpoint of transformers; one of"
+            f"{repository} has no {CONFIG_FILE}, so it is not a transformers checkpoint; one of"
             f" big_vision ({_BIG_VISION_SUFFIX}) must be converted: {_CONVERSION}"
         )
     return Source(repository, folder.name, folder)
