@@ -40,8 +40,8 @@ from wire.artifacts.manifest import Device
 # Images per second with 30 tokens each, greedy, on an H100.
 _THROUGHPUT = {"florence-2-base-random": 250.0}
 _ANY_THROUGHPUT = 1.0
-# Of the device, in steps of 16 greedy rows: what Python does (0.2 ms) takes less time than a pass
-# of a real model.
+# Idle share of the device in steps of 16 greedy rows: Python's work (0.2 ms) takes less time than a
+# pass of a real model.
 _IDLE = {"florence-2-base-random": 0.1}
 _ANY_IDLE = 1.0
 

@@ -21,8 +21,8 @@ from wire.artifacts.manifest import Device
 _NUM_ROWS = 21
 _NUM_STEPS = 40
 _NUM_POSITIONS = 64
-_MIN_EQUAL = 0.999  # of the tokens: equal scores may change places
-_MAX_DIFFERENCE = 1e-4  # of log-probabilities
+_MIN_EQUAL = 0.999  # share of tokens: equal scores may change places
+_MAX_DIFFERENCE = 1e-4  # difference of log-probabilities
 _END_TOKEN_ID = 2
 _SHARPNESS = 4.0  # standard deviation of the logits
 

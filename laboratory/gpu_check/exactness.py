@@ -45,7 +45,7 @@ def check_tokens(model: Model, device: Device, num_beams: int) -> Verdict:
         wanted = requests(
             decoder, [each.to(name) for each in features], _NUM_TOKENS, num_beams=num_beams
         )
-        # Of different lengths: sequences move to freed slots while a pass runs.
+        # Lengths differ, so that sequences move to freed slots while a pass runs.
         wanted = [
             replace(each, max_new_tokens=_NUM_TOKENS - 3 * index)
             for index, each in enumerate(wanted)

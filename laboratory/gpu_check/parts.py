@@ -32,7 +32,7 @@ _WORDS = (
     "What does the image show and where are all of its objects and texts on the left and the right"
 )
 _TIMEOUT_S = 300.0
-MAX_POSITIONS = 2048  # of a slot: the checks use few
+MAX_POSITIONS = 2048  # positions of a slot: the checks use few
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from runners.device_errors import EXIT_STATUS
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import Device
 
-# Of a step: copies to the host, each of which waits; all copies; and launches of kernels outside of
-# CUDA graphs.
+# Limits of a step: copies to the host, each of which waits; all copies; and kernel launches outside
+# of CUDA graphs.
 _MAX_TO_HOST = 1
 _MAX_COPIES = 2
 _MAX_LAUNCHES = 10

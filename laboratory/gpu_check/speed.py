@@ -25,16 +25,16 @@ from runners.encoder.session import CudaOptions
 from wire.artifacts.manifest import Device
 
 _BATCHES = (1, 4, 16)
-_MAX_OF_PLAIN = 1.1  # of one image: its time with CUDA graphs by that without
+_MAX_OF_PLAIN = 1.1  # ratio for one image: time with CUDA graphs by time without
 _ROWS = (1, 16, 64)
 _NUM_LENGTHS = 50
 _NUM_STEPS = 48
-_KERNEL_S = 2e-6  # of the smallest kernel of a graph
+_KERNEL_S = 2e-6  # time of a graph's smallest kernel
 _MAX_OF_LIMIT = 2.0
 _MAX_TAIL = 3.0  # slowest prefill by the median
 _MAX_SAMPLED = 1.2  # step with one sampled row by a greedy one
 _STEPS_AT_ONCE = 8  # a step leaves its successor's pass to the device
-_NUM_TOKENS, _IN_FLIGHT = 30, 64  # of the throughput
+_NUM_TOKENS, _IN_FLIGHT = 30, 64  # load of the throughput check
 
 
 def check_encoder(model: Model, device: Device) -> Verdict:
