@@ -63,7 +63,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What decides the answers of a checkpoint."""
+    """The parts of a checkpoint that decide its answers."""
 
     weights: Mapping[str, Tensor]
     rules: GenerationRules
@@ -84,7 +84,7 @@ class Loaded:
 def _equal(tensor: Tensor, other: Tensor) -> bool:
     if tensor.ndim < 2:
         return torch.equal(tensor.float(), other.float())
-    # Rows that are added to the embeddings are no tokens.
+    # Padding rows of the embeddings are not tokens.
     num_rows = min(len(tensor), len(other), NUM_ROWS)
     return torch.equal(tensor[:num_rows].float(), other[:num_rows].float())
 

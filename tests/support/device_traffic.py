@@ -133,7 +133,7 @@ def _is_view(func: Any) -> bool:
 
 
 def make_endless(decoder: Decoder) -> None:
-    """Let answers end at their limit only, without rules."""
+    """Remove the rules, so that answers end only at their limit."""
     decoder.rules = replace(
         decoder.rules,
         eos_token_ids=frozenset({-1}),

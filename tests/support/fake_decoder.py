@@ -71,7 +71,7 @@ class FakeDecoder:
     adapters: Adapters = field(default_factory=Adapters)
     batch_sizes: list[int] = field(default_factory=list)
     step_sizes: list[int] = field(default_factory=list)
-    draft_widths: list[int] = field(default_factory=list)  # of the steps that read drafts
+    draft_widths: list[int] = field(default_factory=list)  # widths of the steps that read drafts
     can_draft: bool = True
     can_draft_first: bool = True
     step_s: float = 0.0

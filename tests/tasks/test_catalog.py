@@ -123,7 +123,7 @@ def test_resolution_is_that_of_the_repository_and_adds_only_position_embeddings(
 def test_the_embedded_checkpoints_are_as_their_entries_say(entry: Any) -> None:
     folder = ROOT / entry.source
     with safe_open(folder / "model.safetensors", "numpy") as tensors:
-        # not a mapping; the sinusoids of visual_temporal_embed are no parameters
+        # not a mapping; the sinusoids of visual_temporal_embed are not parameters
         names = [name for name in tensors.keys() if "pos_idx_to_embed" not in name]  # noqa: SIM118
         sizes = [tensors.get_tensor(name).size for name in names]
     text_config = json.loads((folder / "config.json").read_text())["text_config"]

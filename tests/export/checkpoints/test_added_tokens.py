@@ -1,4 +1,4 @@
-"""A fine-tune with tokens of its own, made as the notebooks make one."""
+"""A fine-tune with added tokens, made as the notebooks make one."""
 
 import shutil
 from dataclasses import replace

@@ -1,6 +1,4 @@
-"""What happens to slots, for a cache with prefixes and one without: lengths, keys and adapters stay
-together.
-"""
+"""Slots of a cache, with and without prefixes: lengths, keys and adapters stay together."""
 
 from dataclasses import replace
 
