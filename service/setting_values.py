@@ -1,4 +1,4 @@
-"""The types of settings that are URLs, hosts or devices: which parts a value may have.
+"""The types of settings that are model ids, URLs, hosts or devices.
 
 A check raises `ValueError` with what is allowed.
 """
@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator
 
 from service.images.url_rules import AllowedHost
+from tasks.catalog import model_id_of
 from wire.artifacts.devices import model_device
 
 Names = tuple[str, ...]
@@ -55,6 +56,10 @@ def split_runner_url(pair: str) -> tuple[str, str]:
     return model_id, url.rstrip("/")
 
 
+def _model_ids(names: Names) -> Names:
+    return tuple(map(model_id_of, names))
+
+
 def _check_hosts(hosts: Names) -> Names:
     for host in hosts:
         AllowedHost.parse(host)
@@ -83,6 +88,7 @@ def _has_port(parts: SplitResult) -> bool:
         return False
 
 
+ModelIds = Annotated[Names, AfterValidator(_model_ids)]
 StoreUrl = Annotated[str, AfterValidator(_check_store_url)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from service.setting_values import (
     Devices,
     HttpUrl,
+    ModelIds,
     Names,
     RunnerUrls,
     StoreUrl,
@@ -18,7 +19,6 @@ from service.setting_values import (
     split_runner_url,
 )
 from service.telemetry.logs import LogFormat
-from tasks.catalog import model_id_of
 from wire.artifacts.devices import DeviceSetting, model_device
 from wire.artifacts.part_precision import WantedPrecision
 
@@ -36,12 +36,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    models: Names = Field(
+    models: ModelIds = Field(
         ("florence-2-mini", "paligemma-mini"),
         min_length=1,
-        description=(
-            "Served models, comma-separated: catalog ids, or `hf:owner/name` after their export."
-        ),
+        description="Served models, comma-separated: catalog ids; after an export hf:owner/name.",
     )
     catalog: Path = Field(Path("models/catalog.yaml"), description="Path of the model catalog.")
     adapters: Path | None = Field(
@@ -302,11 +300,6 @@ class Settings(BaseModel):
             if isinstance(value, str)
             else value
         )
-
-    @field_validator("models")
-    @classmethod
-    def _ids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(model_id_of, value))
 
     @field_validator("max_decoded_images")
     @classmethod

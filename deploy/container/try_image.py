@@ -277,8 +277,12 @@ def processes() -> dict[int, str]:
     lines = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=False
     ).stdout.splitlines()
-    found = {int(pid): args for pid, args in (line.split(maxsplit=1) for line in lines)}
-    return {pid: args for pid, args in found.items() if not args.startswith("buildah")}
+    found = dict[int, str]()
+    for line in lines:
+        pid, args = line.split(maxsplit=1)
+        if not args.startswith("buildah"):
+            found[int(pid)] = args
+    return found
 
 
 def supervisor() -> int:

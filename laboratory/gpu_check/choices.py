@@ -100,10 +100,11 @@ def _conditions(random: Random, num_tokens: int, num_beams: int) -> list[RowCond
     temperature = random.choice([0.0, 0.3, 1.0]) if is_single else 0.0
     forced = random.randrange(num_tokens) if random.random() < 0.1 else None
     is_constrained = forced is None and random.random() < 0.6
+    banned = [random.randrange(num_tokens) for _ in range(random.choice([0, 0, 1, 5]))]
     return [
         RowConditions(
             forced=forced,
-            banned=[random.randrange(num_tokens) for _ in range(random.choice([0, 0, 1, 5]))],
+            banned=banned,
             allowed=np.packbits(mask, bitorder="little") if is_constrained else None,
             temperature=temperature,
             top_p=random.choice([0.1, 0.9, 1.0]),

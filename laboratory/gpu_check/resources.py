@@ -82,10 +82,11 @@ def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> d
         "graphs": "cudaGraphLaunch",
         "launches": "LaunchKernel",
     }
-    counts = {
-        name: sum(count for key, count in events if part in key) for name, part in found.items()
-    }
-    return {name: round(count / _NUM_STEPS, 2) for name, count in counts.items()}
+    counts = dict[str, float]()
+    for name, part in found.items():
+        total = sum(count for key, count in events if part in key)
+        counts[name] = round(total / _NUM_STEPS, 2)
+    return counts
 
 
 def check_memory(model: Model) -> Verdict:

@@ -108,7 +108,8 @@ class PackedConditions:
             mask[:] = 255
         else:
             num_bytes = min(len(mask), len(conditions.allowed))
-            mask[:num_bytes], mask[num_bytes:] = conditions.allowed[:num_bytes], 0
+            mask[:num_bytes] = conditions.allowed[:num_bytes]
+            mask[num_bytes:] = 0
         if not conditions.banned or conditions.forced is not None:
             return
         if conditions.beam_score is None:

@@ -82,9 +82,8 @@ class BeamSequence:
     @property
     def settled_token_ids(self) -> Sequence[int]:
         """The common prefix of all live and finished beams."""
-        answers = [
-            beam.token_ids for beam in (*self.beams, *(finished.beam for finished in self.finished))
-        ]
+        answers = [beam.token_ids for beam in self.beams]
+        answers += [finished.beam.token_ids for finished in self.finished]
         # all others lie between these two in order
         pairs = zip(min(answers), max(answers), strict=False)
         return [first for first, last in takewhile(lambda pair: pair[0] == pair[1], pairs)]

@@ -65,7 +65,8 @@ class BoundSession:
     ) -> None:
         self._session = session
         self._device = device
-        (self._given,), (self._made,) = session.get_inputs(), session.get_outputs()
+        (self._given,) = session.get_inputs()
+        (self._made,) = session.get_outputs()
         shape = (max_batch_size, *self._given.shape[1:])
         self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=device == "cuda")
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)

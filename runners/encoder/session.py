@@ -113,7 +113,8 @@ class VisionEncoder:
         """Run the graph on the CPU, which writes into the returned tensor's own memory."""
         if self._session is None:
             raise RuntimeError("the vision encoder is not loaded; call load() first")
-        (given,), (output,) = self._session.get_inputs(), self._session.get_outputs()
+        (given,) = self._session.get_inputs()
+        (output,) = self._session.get_outputs()
         features = torch.empty((len(pixels), *output.shape[1:]))
         binding = self._session.io_binding()
         value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(pixels))

@@ -86,10 +86,9 @@ class SlotCache:
         lengths = self.num_tokens.of(slots)
         width = max(map(len, tokens))
         token_ids = [[*own, *[own[-1]] * (width - len(own))] for own in tokens]
-        positions = [
-            [length + min(index, len(own) - 1) for index in range(width)]
-            for length, own in zip(lengths, tokens, strict=True)
-        ]
+        positions = []
+        for length, own in zip(lengths, tokens, strict=True):
+            positions.append([length + min(index, len(own) - 1) for index in range(width)])
         both = torch.tensor([token_ids, positions], device=self._shape.device)
         longest = 1 + max(map(max, positions))
         where = slice(slots.start, slots.stop)

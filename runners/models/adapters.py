@@ -53,10 +53,8 @@ class StackedRanks:
         """Copy matrices into one; return None if there are none."""
         if not by_key:
             return None
-        down, up = (
-            pad_sequence([getattr(pair, side) for pair in by_key.values()], True)
-            for side in ("down", "up")
-        )
+        down = pad_sequence([pair.down for pair in by_key.values()], True)
+        up = pad_sequence([pair.up for pair in by_key.values()], True)
         parts = {
             key: LowRank(down[index, : len(pair.down)], up[index, : len(pair.up)])
             for index, (key, pair) in enumerate(by_key.items())
@@ -77,8 +75,10 @@ class RowLayout:
     @classmethod
     def of(cls, keys: Sequence[str], by_row: Sequence[str | None], device: str) -> "RowLayout":
         """Return the layout of a layer that the adapters `keys` change."""
-        rows_of = {key: [row for row, each in enumerate(by_row) if each == key] for key in keys}
-        rows_of = {key: rows for key, rows in rows_of.items() if rows}
+        rows_of = dict[str, list[int]]()
+        for key in keys:
+            if rows := [row for row, each in enumerate(by_row) if each == key]:
+                rows_of[key] = rows
         num_padded = max(map(len, rows_of.values()), default=0)
         padded = [rows + rows[:1] * (num_padded - len(rows)) for rows in rows_of.values()]
         kept = [
@@ -263,7 +263,8 @@ def _joined(
     up = down.new_zeros(len(down), sum(sizes))
     rank = 0
     for index in changed:
-        part, start = tensors[layers[index] + UP].T, sum(sizes[:index])  # (R, out)
+        part = tensors[layers[index] + UP].T  # (R, out)
+        start = sum(sizes[:index])
         up[rank : rank + len(part), start : start + sizes[index]] = part
         rank += len(part)
     return LowRank(down, up)
