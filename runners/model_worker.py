@@ -100,6 +100,7 @@ class ModelWorker:
             self._hot_adapters = HotAdapters(
                 scan,
                 manifest,
+                self._options.aliases,
                 folder,
                 self._options.adapter_limits,
                 self._options.timeout_s,

@@ -54,6 +54,7 @@ class RunnerOptions:
     traces: TraceOptions
     adapters: tuple[str, ...] = ()  # ids of the LoRA adapters that it serves beside its model
     adapters_folder: Path | None = None  # watched for further ones
+    aliases: tuple[str, ...] = ()  # further names by which adapters name this model
     adapter_limits: AdapterLimits = field(default_factory=AdapterLimits)
     start_timeout_s: float = 600.0
     num_sharing_gpu: int = 1  # runners of this host on the same GPU, this one included

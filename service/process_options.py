@@ -65,6 +65,7 @@ def runner_options(
         traces=trace_options(values),
         adapters=adapters_of(model_id, entries),
         adapters_folder=values.adapters,
+        aliases=next((each.aliases for each in entries if each.id == model_id), ()),
         adapter_limits=AdapterLimits(
             values.max_adapter_rank,
             values.max_adapter_mb * BYTES_PER_MB,

@@ -30,6 +30,8 @@ _ANY = "*"  # wildcard in the id and source of an entry for many repositories
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
 _REVISION = re.compile(r"[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ALIAS = re.compile(r"\S{1,200}")
+_MAX_ALIASES = 20
 
 
 class CatalogError(ValueError):
@@ -72,6 +74,8 @@ class CatalogEntry:
     weights_sha256: str | None = None  # hash of model.safetensors at `revision`, hexadecimal
     # the id of the base, if the source is a LoRA adapter in PEFT's format
     adapter_of: str | None = None
+    # other names by which adapters of this checkpoint name their base
+    aliases: tuple[str, ...] = ()
     # the tasks that this model offers, in the table's order
     task_ids: tuple[str, ...] = field(init=False)
 
@@ -134,7 +138,18 @@ def load_catalog(path: Path, wanted: Collection[str] = ()) -> dict[str, CatalogE
         if entry.id in entries:
             raise CatalogError(f"{path} has more than one entry {entry.id!r}")
         entries[entry.id] = entry
+    _check_aliases(entries)
     return entries
+
+
+def _check_aliases(entries: Mapping[str, CatalogEntry]) -> None:
+    """Raise `CatalogError` if an alias is also a name of another entry."""
+    bases = [entry for entry in entries.values() if entry.adapter_of is None]
+    named = {name: entry.id for entry in bases for name in (entry.id, entry.source)}
+    for entry in bases:
+        for alias in entry.aliases:
+            if (other := named.setdefault(alias, entry.id)) != entry.id:
+                raise CatalogError(f"{entry.id}: aliases has {alias!r}, a name of {other}")
 
 
 def _expanded(rows: Sequence[object], wanted: Collection[str]) -> Iterator[object]:
@@ -170,7 +185,7 @@ def _with_base(
         )
     if "source" not in row:
         raise CatalogError(f"{entry_id} misses the keys ['source']")
-    return {**bases[base], "revision": None, "weights_sha256": None, **row}
+    return {**bases[base], "revision": None, "weights_sha256": None, "aliases": [], **row}
 
 
 def adapter_entry(
@@ -197,7 +212,8 @@ def entry_row(entry: CatalogEntry) -> dict[str, object]:
         task: override.template and {"template": override.template}
         for task, override in entry.tasks.items()
     }
-    return row | {"features": list(entry.features), "tasks": tasks}
+    lists = {"features": list(entry.features), "aliases": list(entry.aliases)}
+    return row | lists | {"tasks": tasks}
 
 
 def parse_entry(row: object) -> CatalogEntry:
@@ -223,7 +239,8 @@ def parse_entry(row: object) -> CatalogEntry:
         task_id: _override(entry_id, task_id, value)
         for task_id, value in row.get("tasks", {}).items()
     }
-    entry = CatalogEntry(**{**row, "features": tuple(row["features"]), "tasks": overrides})
+    lists = {"features": tuple(row["features"]), "aliases": tuple(row.get("aliases", ()))}
+    entry = CatalogEntry(**{**row, **lists, "tasks": overrides})
     needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
     if needs != (entry.mask_decoder is not None):
         rule = "set for paligemma models that offer instance_segmentation, and for no others"
@@ -231,8 +248,15 @@ def parse_entry(row: object) -> CatalogEntry:
     return entry
 
 
-_OPTIONAL = {"mask_decoder", "one_name_per_prompt", "tasks", "weights_sha256", "adapter_of"}
-_OF_BASE = {"family", "resolution", "context_window", "precision", "mask_decoder"}
+_OPTIONAL = {
+    "adapter_of",
+    "aliases",
+    "mask_decoder",
+    "one_name_per_prompt",
+    "tasks",
+    "weights_sha256",
+}
+_OF_BASE = {"aliases", "family", "resolution", "context_window", "precision", "mask_decoder"}
 _CHOICES: dict[str, tuple[str, ...]] = {"family": FAMILY_NAMES}
 _PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
     "cpu": {"encoder": ("float32", "int8"), "decoder": ("float32", "int8", "bfloat16")},
@@ -268,6 +292,11 @@ def _check_value(entry_id: str, key: str, value: object) -> None:
             isinstance(value, list) and all(isinstance(each, str) for each in value),
             "a list of strings",
         )
+    elif key == "aliases":
+        require(
+            _are_aliases(value),
+            f"a list of at most {_MAX_ALIASES} names of 1 to 200 characters without blanks",
+        )
     elif key == "one_name_per_prompt":
         require(isinstance(value, bool), "true or false")
     elif key == "tasks":
@@ -277,6 +306,12 @@ def _check_value(entry_id: str, key: str, value: object) -> None:
     else:
         pattern, allowed = _PATTERNS.get(key, (re.compile(r".*\S.*"), "a non-blank string"))
         require(isinstance(value, str) and bool(pattern.fullmatch(value)), allowed)
+
+
+def _are_aliases(value: object) -> bool:
+    if not isinstance(value, list) or len(value) > _MAX_ALIASES:
+        return False
+    return all(isinstance(each, str) and _ALIAS.fullmatch(each) for each in value)
 
 
 def _is_precision(value: object) -> bool:

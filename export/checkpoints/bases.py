@@ -99,6 +99,7 @@ def hub_entry(repository: str, config: Mapping[str, Any]) -> CatalogEntry:
         release_date=_UNKNOWN_DATE,
         features=(),
         weights_sha256=None,
+        aliases=(),
     )
 
 

@@ -2,11 +2,8 @@
 
 `image_projection` is transposed. The output head and the embeddings of encoder and decoder may be
 stored beside the shared embeddings, which they equal. Rows are added for `<image>` and rounding.
-
-Source: transformers, models/florence2/convert_florence2_original_pytorch_to_hf.py.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,21 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from export.checkpoints.errors import SourceError
+from wire.artifacts.microsoft_names import transformers_name
 
-_RENAMES = (
-    (r"^vision_tower\.convs\.(\d+)\.proj\.", r"model.vision_tower.convs.\1.conv."),
-    (r"\.conv([12])\.fn\.dw\.", r".conv\1."),
-    (r"\.(?:window|channel)_attn\.norm\.", ".norm1."),
-    (r"\.ffn\.norm\.", ".norm2."),
-    (r"\.(window|channel)_attn\.fn\.", r".\1_attn."),
-    (r"\.ffn\.fn\.net\.", ".ffn."),
-    (r"^vision_tower\.", "model.vision_tower."),
-    (r"^image_projection$", "model.multi_modal_projector.image_projection.weight"),
-    (r"^image_proj_norm\.", "model.multi_modal_projector.image_proj_norm."),
-    (r"^image_pos_embed\.", "model.multi_modal_projector.image_position_embed."),
-    (r"^visual_temporal_embed\.", "model.multi_modal_projector.visual_temporal_embed."),
-    (r"^language_model\.model\.", "model.language_model."),
-)
 _SHARED = "model.language_model.shared.weight"
 _EMBEDDINGS = (
     "language_model.model.shared.weight",
@@ -62,16 +46,10 @@ def write_weights(name: str, files: Sequence[Path], num_tokens: int, output: Pat
             " not; set vision_config.model_type to florence_vision if transformers wrote them"
         )
     stored[_IMAGE_PROJECTION] = stored[_IMAGE_PROJECTION].T
-    weights = {_renamed(key): tensor.contiguous() for key, tensor in stored.items()}
+    weights = {transformers_name(key): tensor.contiguous() for key, tensor in stored.items()}
     weights[_SHARED] = _resized(name, embeddings, num_tokens)
     save_file(weights, output, metadata={"format": "pt"})
     return len(weights[_SHARED])
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _tied_embeddings(name: str, stored: dict[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ its key.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,7 @@ class HotAdapters:
         self,
         scan: AdapterScan,
         base: Manifest,
+        aliases: Sequence[str],
         base_folder: Path,
         limits: AdapterLimits,
         call_timeout_s: float,
@@ -73,6 +74,7 @@ class HotAdapters:
     ) -> None:
         self._scan = scan
         self._base = base
+        self._aliases = aliases
         self._base_decoder = base_folder / DECODER_FILE
         self._limits = limits
         self._call_timeout_s = call_timeout_s
@@ -149,7 +151,7 @@ class HotAdapters:
             return None
 
     def _own_key(self, adapter: AdapterFolder) -> str | None:
-        if not adapter.is_adapter_of(self._base):
+        if not adapter.is_adapter_of(self._base, self._aliases):
             return None
         return adapter_build_key(adapter.hashes(self._limits.max_bytes), self._base.build_key)
 

@@ -6,23 +6,23 @@
                                 base_model.model.WEIGHT of the modules in `modules_to_save`, which
                                 replaces the base's
 
-LAYER is a name in the model that was tuned: transformers 5 calls Florence-2's and PaliGemma's
-language model `model.language_model`, older versions `language_model.model`; `_VISION` has both
-names of the other parts. Needs neither peft nor the base's checkpoint: the export merges the vision
-part into it (export/adapters.py). Both files are foreign data: nothing in them is run, and
-`AdapterLimits` bounds what is read and computed. Source of the product: peft 0.21,
-tuners/lora/layer.py (`get_delta_weight`).
+LAYER is a name in the model that was tuned: transformers 5's, an older version's or Microsoft's
+(wire/artifacts/microsoft_names.py). PEFT saves the base's head beside a product for it. Needs
+neither peft nor the base's checkpoint: the export merges the vision part into it
+(export/adapters.py). Both files are foreign data: nothing in them is run, and `AdapterLimits`
+bounds what is read and computed. Source of the product: peft 0.21, tuners/lora/layer.py
+(`get_delta_weight`).
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
 
+from runners.adapters.base_weights import HEAD, BaseWeights
 from runners.adapters.peft_config import PeftConfig
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
@@ -33,14 +33,11 @@ from wire.artifacts.adapter_folder import (
     AdapterLimits,
     open_file,
 )
+from wire.artifacts.microsoft_names import transformers_name
 
-_LANGUAGE_MODEL = "model.language_model."
-_OLDER_LANGUAGE_MODEL = "language_model.model."
 _VISION = re.compile(r"(?:model\.)?(vision_tower|multi_modal_projector)\.(?:vision_model\.)?(.+)")
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
-_SAVED = re.compile(r"base_model\.model\.(?P<weight>(?!.*\.lora_).+)")
-# parts of the language model that are not layers
-_NOT_ADAPTED = ("embed_tokens", "embed_positions", "lm_head", "shared")
+_SAVED = re.compile(r"base_model\.model\.(?P<weight>(?!.*\.lora_(?!embedding_)).+)")
 
 _MAX_TENSORS = 2_048  # PaliGemma 10B has 912 of all its linear layers
 _MAX_NAME_CHARS = 300
@@ -135,18 +132,20 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
     config = PeftConfig.read(folder, limits.max_rank)
     path = folder / WEIGHTS_FILE
     pairs, saved = _read_tensors(path, limits.max_bytes)
-    shapes = _shapes(base_decoder)
+    base = BaseWeights.open(base_decoder)
     language = dict[str, Tensor]()
     products = dict[str, Product]()
     for layer, sides in pairs.items():
         product = _product(path, layer, sides, config)
-        if (vision_name := _vision_name(layer)) is not None:
-            products[f"{vision_name}.weight"] = product
+        if (vision_name := _vision_name(f"{layer}.weight")) is not None:
+            products[vision_name] = product
             continue
-        own_name = _language_name(layer)
-        product.check(shapes.get(f"{own_name}.weight"))
+        own_name = base.layer_of(layer)
+        if own_name == HEAD:
+            product = replace(product, up=base.padded(product.up))
+        product.check(base.shape_of(own_name))
         language |= {own_name + DOWN: product.down, own_name + UP: product.up}
-    vision = VisionPart(products, _replaced(path, saved, config.saved_modules))
+    vision = VisionPart(products, _replaced(path, saved, config.saved_modules, base))
     if not language and not vision.weights:
         raise AdapterError(f"{path} adapts no layer")
     if both := sorted(vision.products.keys() & vision.replaced.keys()):
@@ -214,17 +213,23 @@ def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _replaced(path: Path, saved: Mapping[str, Tensor], modules: Sequence[str]) -> dict[str, Tensor]:
+def _replaced(
+    path: Path, saved: Mapping[str, Tensor], modules: Sequence[str], base: BaseWeights
+) -> dict[str, Tensor]:
     """Return the weights of `modules` by their names in transformers 5.
 
-    All must be of vision tower or projector.
+    All must be of vision tower or projector; copies of the base's head change nothing.
     """
     replaced: dict[str, Tensor] = {}
+    refused: list[str] = []
     for name, tensor in saved.items():
-        vision_name = _vision_name(name)
-        if vision_name is None or not any(f".{module}." in f".{name}" for module in modules):
-            raise _not_supported(name)
-        replaced[vision_name] = tensor.float()
+        vision_name = None if ".lora_" in name else _vision_name(name)
+        if vision_name is not None and any(f".{module}." in f".{name}" for module in modules):
+            replaced[vision_name] = tensor.float()
+        elif not base.has_copy(name, tensor):
+            refused.append(name)
+    if refused:
+        raise base.not_supported(refused)
     for module in modules:
         if not any(f".{module}." in f".{name}" for name in saved):
             raise AdapterError(
@@ -236,34 +241,6 @@ def _replaced(path: Path, saved: Mapping[str, Tensor], modules: Sequence[str]) -
 
 
 def _vision_name(name: str) -> str | None:
-    """Return the name in transformers 5 of a layer or weight of the vision part, or None."""
-    match = _VISION.fullmatch(name)
+    """Return the name in transformers 5 of a weight of the vision part, or None."""
+    match = _VISION.fullmatch(transformers_name(name))
     return None if match is None else f"model.{match[1]}.{match[2]}"
-
-
-def _language_name(layer: str) -> str:
-    """Return the name of a layer in a base's artifacts.
-
-    Raise `AdapterError` if it is not of the language model.
-    """
-    own = layer
-    if layer.startswith(_OLDER_LANGUAGE_MODEL):
-        own = _LANGUAGE_MODEL + layer.removeprefix(_OLDER_LANGUAGE_MODEL)
-    if not own.startswith(_LANGUAGE_MODEL) or own.rpartition(".")[2] in _NOT_ADAPTED:
-        raise _not_supported(layer)
-    return own
-
-
-def _not_supported(name: str) -> AdapterError:
-    return AdapterError(
-        f"the adapter changes {name}, which is not supported; allowed are attention and"
-        f" feed-forward layers of {_LANGUAGE_MODEL}* or {_OLDER_LANGUAGE_MODEL}*, and layers and"
-        " modules_to_save of the vision tower and the projector: no embedding and no output head."
-        " Merge it into its base and serve the result (docs/models.md, 'Serve a fine-tuned"
-        " checkpoint')"
-    )
-
-
-def _shapes(base_decoder: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(base_decoder, framework="pt") as tensors:
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118

@@ -178,7 +178,7 @@ class Bart:
                 index, layer.cross, hidden_states, metadata, cross_attention
             )
             hidden_states = layer.feed_forward(hidden_states)
-        return self._head(hidden_states.flatten(0, 1))
+        return self._head(hidden_states).flatten(0, 1)
 
     def _attend_to_decoded(
         self,

@@ -185,8 +185,8 @@ class Gemma:
         return hidden_states
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Return logits (B, V) of the last layer's states (B, C)."""
-        logits = self._head(self._norm(hidden_states))
+        """Return logits (B * T, V) of the last layer's states (B, T, C)."""
+        logits = self._head(self._norm(hidden_states)).flatten(0, 1)
         return (
             logits
             if self._logit_cap is None

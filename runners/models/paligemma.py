@@ -120,7 +120,7 @@ class PaliGemmaDecoder:
             cache.self_attention,
             inputs.num_prefix_tokens - 1,
         )
-        return self._gemma.logits(hidden_states[:, 0])
+        return self._gemma.logits(hidden_states)
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token."""
@@ -139,4 +139,4 @@ class PaliGemmaDecoder:
             places,
             cache.self_attention,
         )
-        return self._gemma.logits(states.flatten(0, 1))
+        return self._gemma.logits(states)

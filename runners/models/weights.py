@@ -82,7 +82,10 @@ class DecoderWeights:
         if whole.has("lm_head.weight"):
             return whole.linear("lm_head")
         is_packed = self.precision != "int8" and can_pack(embeddings)
-        return PackedLinear.view(embeddings) if is_packed else self._linear_of(embeddings)
+        head = PackedLinear.view(embeddings) if is_packed else self._linear_of(embeddings)
+        if self.adapters is None:
+            return head
+        return self.adapters.over(head, ["lm_head"], [len(embeddings)])
 
     def layer_norm(self, name: str, epsilon: float) -> LayerNorm:
         return LayerNorm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), epsilon)

@@ -129,7 +129,9 @@ class HotAdapters:
 
     def _model(self, folder: AdapterFolder) -> ServedModel:
         bases = [model for model in self._catalog.values() if model.entry.adapter_of is None]
-        own = [model for model in bases if folder.is_adapter_of(model.manifest)]
+        own = [
+            model for model in bases if folder.is_adapter_of(model.manifest, model.entry.aliases)
+        ]
         if len(own) != 1:
             names = ", ".join(f"{model.id} ({model.manifest.source})" for model in own or bases)
             problem = "is not served; the served models are" if not own else "is the source of"

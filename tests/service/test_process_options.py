@@ -1,5 +1,7 @@
 """Options of runners, from the settings."""
 
+from dataclasses import replace
+
 import pytest
 
 from service.environment import read_settings
@@ -59,6 +61,12 @@ def test_the_bounds_of_adapters_and_of_the_start_reach_the_runner() -> None:
     )
     assert options.start_timeout_s == 5
     assert runner_options(FLORENCE.id, read_settings({}), ENTRIES).adapter_limits == AdapterLimits()
+
+
+def test_a_runner_knows_the_aliases_of_its_model() -> None:
+    entries = (PALIGEMMA, replace(FLORENCE, aliases=("an/alias",)))
+    options = [runner_options(each.id, read_settings({}), entries) for each in entries]
+    assert [each.aliases for each in options] == [(), ("an/alias",)]
 
 
 def test_a_runner_sends_its_traces_where_the_gateway_does() -> None:

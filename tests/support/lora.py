@@ -49,7 +49,8 @@ def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
             weight.data += (
                 _STRENGTH * weight.data.std() * torch.randn(weight.shape, generator=generator)
             )
-    tuned.save_pretrained(str(folder))
+    with _without_warnings():
+        tuned.save_pretrained(str(folder))
     tuned.unload()
     return folder
 
@@ -68,11 +69,22 @@ def merged(model: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
+def unmerged(model: Any, folder: Path) -> Any:
+    """Return `model` with the layers of an adapter beside its own, in place."""
+    with _without_warnings():
+        PeftModel.from_pretrained(model, folder)
+    return model.eval()
+
+
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hide the warning of transformers 5.24 that peft 0.21 reads `is_gradient_checkpointing`."""
+    """Hide the warning of transformers 5.24 that peft 0.21 reads `is_gradient_checkpointing`, and
+    peft's about an adapter of a tied head.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
         )
+        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", "Setting `save_embedding_layers` to `True`")
         yield

@@ -62,6 +62,7 @@ class Watched:
     decoder: FakeDecoder = field(default_factory=FakeDecoder)
     time_s: float = 1.0
     limits: AdapterLimits = LIMITS
+    aliases: tuple[str, ...] = ()
     adapters: HotAdapters = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class Watched:
         self.adapters = HotAdapters(
             scan,
             self.base,
+            self.aliases,
             self.base_folder,
             self.limits,
             CALL_TIMEOUT_S,

@@ -256,6 +256,10 @@ def test_an_adapter_takes_the_other_keys_from_its_base(tmp_path: Path) -> None:
             [ROW, ADAPTER | {"resolution": 224}],
             "tuned: an adapter shares resolution with its base some-model; remove",
         ),
+        (
+            [ROW, ADAPTER | {"aliases": ["a/b"]}],
+            "tuned: an adapter shares aliases with its base some-model; remove",
+        ),
         ([ROW, {"id": "tuned", "adapter_of": "some-model"}], r"tuned misses the keys \['source'\]"),
         ([ROW, ADAPTER | {"colour": "red"}], r"unknown keys \['colour'\]"),
         ([ROW, ADAPTER, ADAPTER], "more than one entry 'tuned'"),
@@ -271,7 +275,7 @@ def test_a_bad_adapter_is_refused(tmp_path: Path, rows: list[dict[str, Any]], me
 def test_an_adapter_outside_of_the_catalog_takes_the_other_keys_from_the_entry_of_its_base() -> (
     None
 ):
-    base = parse_entry(ROW | {"revision": "main", "tasks": {"ocr": None}})
+    base = parse_entry(ROW | {"revision": "main", "tasks": {"ocr": None}, "aliases": ["a/b"]})
     plain, own = (
         adapter_entry("tuned", "folder", row, base) for row in ({}, {"tasks": {}, "license": "X"})
     )
@@ -281,7 +285,9 @@ def test_an_adapter_outside_of_the_catalog_takes_the_other_keys_from_the_entry_o
         "folder",
         None,
     )
-    assert replace(plain, id=base.id, adapter_of=None, source=base.source, revision="main") == base
+    of_base = {"id": base.id, "source": base.source, "revision": "main", "aliases": ("a/b",)}
+    assert plain.aliases == ()
+    assert replace(plain, adapter_of=None, **of_base) == base
     assert (own.license, "ocr" in own.task_ids, "ocr" in plain.task_ids) == ("X", True, False)
 
 

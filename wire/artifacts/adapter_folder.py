@@ -17,7 +17,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -127,9 +127,9 @@ class AdapterFolder:
             )
         return name
 
-    def is_adapter_of(self, base: Manifest) -> bool:
-        """Return True if the name of its base is the id or the source of `base`."""
-        return self.base_name() in (base.model_id, base.source)
+    def is_adapter_of(self, base: Manifest, aliases: Sequence[str]) -> bool:
+        """Return True if its base is named by the id, the source or an alias of `base`."""
+        return self.base_name() in (base.model_id, base.source, *aliases)
 
     def is_current(self) -> bool:
         """Return True if the files have not changed since this version was found."""

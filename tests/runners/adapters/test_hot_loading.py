@@ -103,6 +103,14 @@ def test_two_folders_with_the_same_files_are_one_build(watched: Watched) -> None
         assert watched.update(CALL_TIMEOUT_S) == {key}
 
 
+def test_an_adapter_may_name_its_base_by_an_alias(watched: Watched) -> None:
+    key = watched.write("a", base_model_name_or_path="an/alias")
+    assert watched.update() == frozenset()
+    watched.aliases = ("an/alias",)
+    watched.__post_init__()
+    assert watched.update() == {key}
+
+
 def test_an_adapter_of_another_base_is_left_to_its_runner(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,47 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from runners.adapters.peft_adapter import AdapterParts, Product, read_adapter, read_parts
+from runners.adapters.peft_adapter import Product, read_adapter
 from tests.support.hostile_adapters import safetensors_file
+from tests.support.peft_folders import (
+    CONFIG,
+    EMBEDDINGS,
+    IN,
+    LAYER,
+    LIMITS,
+    OUT,
+    converted,
+    pair,
+    parts,
+    write,
+)
 from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterError, AdapterLimits
-
-LAYER = "model.language_model.layers.0.self_attn.q_proj"
-CONFIG = {
-    "peft_type": "LORA",
-    "r": 2,
-    "lora_alpha": 8,
-    "bias": "none",
-    "target_modules": ["q_proj"],
-}
-IN = 6
-OUT = 4
-LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000)
-
-
-def pair(layer: str, rank: int = 2, infix: str = "") -> dict[str, Tensor]:
-    name = f"base_model.model.{layer}"
-    return {
-        f"{name}.lora_A{infix}.weight": torch.ones(rank, IN, dtype=torch.bfloat16),
-        f"{name}.lora_B{infix}.weight": torch.ones(OUT, rank, dtype=torch.bfloat16),
-    }
-
-
-def converted(folder: Path, tensors: dict[str, Tensor], **config: Any) -> dict[str, Tensor]:
-    return dict(parts(folder, tensors, **config).language)
-
-
-def parts(folder: Path, tensors: dict[str, Tensor], **config: Any) -> AdapterParts:
-    write(folder, tensors, **config)
-    return read_parts(folder, folder / "decoder.safetensors", LIMITS)
-
-
-def write(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
-    (folder / CONFIG_FILE).write_text(json.dumps(CONFIG | config))
-    save_file(tensors, folder / WEIGHTS_FILE)
-    save_file({f"{LAYER}.weight": torch.zeros(OUT, IN)}, folder / "decoder.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -98,8 +74,16 @@ def test_the_factor_follows_rank_alpha_and_their_patterns(
             {f"base_model.model.{LAYER}.weight": torch.ones(OUT, IN)},
             "q_proj.weight, which is not supported",
         ),
-        (pair("lm_head"), "changes lm_head, which is not supported"),
-        (pair("model.language_model.embed_tokens"), "embed_tokens, which is not supported"),
+        (
+            pair("lm_head", 3),
+            r"lora_B of lm_head .* with rank 2 and the base's weight of \(4, 6\) they must be",
+        ),
+        (pair(EMBEDDINGS), "embed_tokens, which is not supported: copies of it"),
+        (
+            {f"base_model.model.{EMBEDDINGS}.lora_embedding_A": torch.ones(2, OUT)},
+            r"embed_tokens.lora_embedding_A, .* would take 0.0 MB in float32, 50.0% of the decoder",
+        ),
+        (pair("another.layer"), "another.layer, which is not supported; allowed are lora_A"),
         (pair(LAYER.replace("0", "9")), "layers.9.self_attn.q_proj, which its base does not have"),
         (
             pair(LAYER, 3),
@@ -112,7 +96,7 @@ def test_the_factor_follows_rank_alpha_and_their_patterns(
         (dict(list(pair(LAYER).items())[:1]), "has only lora_A of"),
         ({}, "adapts no layer"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_weights_that_cannot_be_served_are_named(
     tmp_path: Path, tensors: dict[str, Tensor], named: str
@@ -158,7 +142,7 @@ def test_weights_of_modules_to_save_are_taken_whole(tmp_path: Path) -> None:
         (
             {"base_model.model.lm_head.weight": torch.ones(2)},
             ["lm_head"],
-            "changes lm_head.weight, which is not",
+            r"changes lm_head.weight, which is not .* would take 0.0 MB in float32, 50.0% of the",
         ),
         (
             {"base_model.model.vision_tower.norm.weight": torch.ones(2)},

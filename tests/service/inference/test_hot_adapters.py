@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +100,15 @@ def test_an_adapter_is_listed_once_its_runner_has_loaded_it(watched: Watched) ->
     for _ in range(3):
         watched.update()
     assert watched.published == [("tuned", True)]
+
+
+def test_an_adapter_may_name_its_base_by_an_alias(watched: Watched) -> None:
+    base = watched.models.get(FLORENCE_ID)
+    named = replace(base, entry=replace(base.entry, aliases=("an/alias",)))
+    watched.models.set_models({model.id: model for model in watched.models} | {base.id: named})
+    watched.__post_init__()
+    watched.answer(watched.write("tuned", base="an/alias"))
+    assert watched.update() == [*BOTH, "tuned"]
 
 
 def test_a_removed_adapter_is_not_listed(watched: Watched) -> None:

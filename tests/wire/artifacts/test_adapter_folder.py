@@ -27,6 +27,7 @@ from wire.artifacts.adapter_folder import (
 )
 
 MANIFEST = served(FLORENCE).manifest
+ALIASES = ("an/alias",)
 MAX_BYTES = 1_000
 
 
@@ -160,6 +161,8 @@ def test_the_build_key_is_of_both_files_and_the_base(tmp_path: Path) -> None:
         (FLORENCE.id, None, True),
         (FLORENCE.source, None, True),
         ("another/model", None, False),
+        ("an/alias", None, True),
+        ("another/model", "adapter_of: an/alias", True),
         ("another/model", f"adapter_of: {FLORENCE.id}", True),
         (FLORENCE.id, "adapter_of: another", False),
         (FLORENCE.id, "license: MIT", True),
@@ -169,8 +172,8 @@ def test_the_base_is_that_of_the_entry_or_of_peft(
     tmp_path: Path, base: str, entry: str | None, is_own: bool
 ) -> None:
     write(tmp_path / "a", base=base, entry=entry)
-    assert settled(tmp_path).is_adapter_of(MANIFEST) == is_own
-    assert not settled(tmp_path).is_adapter_of(replace(MANIFEST, model_id="x", source="y"))
+    assert settled(tmp_path).is_adapter_of(MANIFEST, ALIASES) == is_own
+    assert not settled(tmp_path).is_adapter_of(replace(MANIFEST, model_id="x", source="y"), ())
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_the_base_is_that_of_the_entry_or_of_peft(
 def test_an_entry_that_is_no_mapping_is_named(tmp_path: Path, entry: str, named: str) -> None:
     write(tmp_path / "a", entry=entry)
     with pytest.raises(AdapterError, match=named):
-        settled(tmp_path).is_adapter_of(MANIFEST)
+        settled(tmp_path).is_adapter_of(MANIFEST, ALIASES)
 
 
 @pytest.mark.parametrize(
