@@ -285,9 +285,9 @@ def test_an_adapter_outside_of_the_catalog_takes_the_other_keys_from_the_entry_o
         "folder",
         None,
     )
-    of_base = {"id": base.id, "source": base.source, "revision": "main", "aliases": ("a/b",)}
+    of_base: dict[str, Any] = {"id": base.id, "source": base.source, "revision": "main"}
     assert plain.aliases == ()
-    assert replace(plain, adapter_of=None, **of_base) == base
+    assert replace(plain, adapter_of=None, aliases=("a/b",), **of_base) == base
     assert (own.license, "ocr" in own.task_ids, "ocr" in plain.task_ids) == ("X", True, False)
 
 
