@@ -1,5 +1,6 @@
 """Shared by both parsers: location tokens, the box that they span, labels."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,12 @@ def resolve_label(written: str, asked: Sequence[str]) -> str:
         if without_article(name).casefold() == without_article(written).casefold()
     ]
     return min(equal, key=lambda name: name.casefold() != written.casefold(), default=written)
+
+
+def spellings(names: Iterable[str]) -> str:
+    """Return a grammar (Lark) of the texts that `resolve_label` reads as one of `names`."""
+    bare = " | ".join(f"{json.dumps(without_article(name))}i" for name in names)
+    return f'" "? ("a "i | "an "i | "the "i)? ({bare})'
 
 
 def answers_to_labels(

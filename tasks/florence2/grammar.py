@@ -11,28 +11,30 @@ between tokens and leaves incomplete phrases to the parser. Source: transformers
 models/florence2/processing_florence2.py (Florence2PostProcessor).
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tasks.generation import Span
 from tasks.parameters import TaskParameters
-from tasks.parsing import Location, Locations, without_article
+from tasks.parsing import Location, Locations, spellings
 
-_LABELLED_BOXES = "start: (TEXT boxes)*"
+_LABELLED_BOXES = "(TEXT boxes)*"
 _ANSWERS = {
     "object_detection": _LABELLED_BOXES,
-    "open_vocabulary_detection": "start: (TEXT (boxes | marked_instances))*",
+    "open_vocabulary_detection": "(TEXT (boxes | marked_instances))*",
     "phrase_grounding": _LABELLED_BOXES,
-    "region_proposal": "start: boxes?",
+    "region_proposal": "boxes?",
     "dense_region_captioning": _LABELLED_BOXES,
-    "instance_segmentation": "start: (TEXT? (instance | marked_instances))?",
-    "ocr_with_regions": "start: (TEXT location{8})*",
-    "region_description": "start: TEXT? boxes?",
+    "instance_segmentation": "(TEXT? (instance | marked_instances))?",
+    "ocr_with_regions": "(TEXT location{8})*",
+    "region_description": "TEXT? boxes?",
 }
 _ANY_TEXT = "/(?s:.)+/"
-_PARTS = """
+# Florence-2-large repeats the start token before an answer that has locations.
+_GRAMMAR = """
+start: <s>* answer
+answer: %s
 TEXT: %s
 boxes: (location{4})+
 polygon: (location{2}){3,}
@@ -67,12 +69,7 @@ def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
     """
     names = parameters.labels or parameters.phrases
     answer = _ANSWERS["open_vocabulary_detection"] if names else _ANSWERS.get(task_id)
-    label = _ANY_TEXT
-    if names:  # models may write a name as given, or with another article or none
-        given = " | ".join(map(json.dumps, names))
-        bare = " | ".join(json.dumps(without_article(name)) for name in names)
-        label = f'" "? ({given} | ("a " | "an " | "the ")? ({bare}))'
-    return answer and answer + _PARTS % label
+    return answer and _GRAMMAR % (answer, spellings(names) if names else _ANY_TEXT)
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:

@@ -9,7 +9,6 @@ between tokens and leaves incomplete entries to the parser. Source:
 google-research/big_vision@5f95305, big_vision/evaluators/proj/paligemma/transfers/segmentation.py.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from tasks.generation import Span
 from tasks.paligemma.prompts import asked_names
 from tasks.parameter_kinds import SEPARATOR
 from tasks.parameters import TaskParameters
-from tasks.parsing import Location
+from tasks.parsing import Location, spellings
 
 # A label and the separator after it are one lexeme: llguidance's lexer is greedy and does not give
 # back what it read.
@@ -26,7 +25,7 @@ _ENTRIES = f"""
 start: ((head LABEL_AND_SEPARATOR)* head LABEL)?
 LABEL_AND_SEPARATOR: LABEL / ?{SEPARATOR} ?/
 head: %s
-LABEL: " "? (%s)"""
+LABEL: %s"""
 _HEADS = {
     "open_vocabulary_detection": "location{4}",
     "phrase_grounding": "location{4}",
@@ -58,7 +57,7 @@ def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
     """
     if task_id not in _HEADS:
         return None
-    return _ENTRIES % (_HEADS[task_id], " | ".join(map(json.dumps, asked_names(parameters))))
+    return _ENTRIES % (_HEADS[task_id], spellings(asked_names(parameters)))
 
 
 def split_entries(text: str) -> Iterator[Entry]:
