@@ -63,6 +63,7 @@ class Written(BaseModel):
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_generated_tokens: int  # start and end tokens included
+    num_constrained_tokens: int = 0  # chosen by the grammar against the model
     queue_s: float
     prefill_s: float
     decode_s: float

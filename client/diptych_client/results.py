@@ -122,6 +122,8 @@ class Usage:
     image_tokens: int
     prompt_tokens: int
     generated_tokens: int
+    # generated where the model preferred a token that `constrained` forbids
+    constrained_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

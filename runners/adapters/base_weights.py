@@ -1,6 +1,6 @@
 """The base of an adapter: the weights of its decoder, and the output head.
 
-Both families tie the head to the embeddings: it has no weight of its own. A product of lora_A and
+Both families tie the head to the embeddings: it has no separate weight. A product of lora_A and
 lora_B is added to its output, and the embeddings stay as they are. PEFT's merge adds it to both:
 the merged model gives other answers than the adapter.
 """
@@ -91,7 +91,8 @@ class BaseWeights:
 
     def not_supported(self, names: Sequence[str]) -> AdapterError:
         """Return the error for weights of an adapter, with the memory that copies would take."""
-        shapes = [self._shape(weight) for weight in sorted({_weight_of(name) for name in names})]
+        weights = sorted(set(map(_weight_of, names)))
+        shapes = [self._shape(weight) for weight in weights]
         num_weights = sum(math.prod(shape) for shape in shapes if shape is not None)
         problem = f"the adapter changes {names[0]}, which is not supported"
         if num_weights:

@@ -35,7 +35,7 @@ from runners.tokens.token_choice import (
     unpack,
 )
 
-# results of a row: its token, its candidates, whether its nucleus is wider than the usual one
+# results of a row: its tokens, its candidates, whether its nucleus is wider than the usual one
 MAX_RESULTS = NUM_SINGLE + NUM_OF_CANDIDATE * MAX_CANDIDATES + 1
 # memory of a row per token of the vocabulary during a choice; a test checks it
 _BYTES_OF_TOKEN = 32
@@ -67,13 +67,14 @@ def choice_bytes(num_tokens: int) -> int:
 
 
 def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Tensor:
-    """Return the results (R, 2 + 4 K + 1) of the rows of `logits` (R, V); K is 0 without beams.
+    """Return the results (R, 3 + 4 K + 1) of the rows of `logits` (R, V); K is 0 without beams.
 
-    They are the row's own token and its log-probability; then, each K times, the tokens,
-    log-probabilities, scores and beams of its sequence's best candidates; and whether the row's
-    nucleus is wider than the usual one. The candidates of a non-beam row have no meaning.
+    They are the row's own token, its log-probability, and the token that its logits prefer; then,
+    each K times, the tokens, log-probabilities, scores and beams of its sequence's best candidates;
+    and whether the row's nucleus is wider than the usual one. The candidates of a non-beam row have
+    no meaning.
     """
-    logprobs = _allowed_logprobs(conditions, logits)
+    logprobs, preferred = _allowed_logprobs(conditions, logits)
     token_ids = logprobs.argmax(dim=-1, keepdim=True)
     is_wider = torch.zeros_like(token_ids)
     if kind.has_sampled:
@@ -85,12 +86,13 @@ def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Te
         scores = conditions.field("beam_score", len(logits)).float()
         beams = conditions.field("beams", len(logits))  # (R, W)
         candidates = best_candidates(logprobs, scores, beams, MAX_CANDIDATES)
-    parts = [token_ids, logprobs.gather(1, token_ids), *candidates, is_wider]
+    parts = [token_ids, logprobs.gather(1, token_ids), preferred, *candidates, is_wider]
     return torch.cat([part.double() for part in parts], dim=1)
 
 
-def _allowed_logprobs(conditions: PackedConditions, logits: Tensor) -> Tensor:
-    """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf.
+def _allowed_logprobs(conditions: PackedConditions, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf, and the token
+    (R, 1) preferred without the mask.
 
     Only operations that take numbers as arguments: a number that torch makes a tensor of would be
     copied to the device, which a capture does not permit.
@@ -107,9 +109,9 @@ def _allowed_logprobs(conditions: PackedConditions, logits: Tensor) -> Tensor:
     is_other = torch.arange(logits.shape[1], device=logits.device) != forced  # (R, V)
     only_forced = torch.zeros_like(logprobs).masked_fill_(is_other, -math.inf)
     logprobs = torch.where(forced >= 0, only_forced, logprobs)
-    return torch.minimum(
-        logprobs, packed_bounds(conditions.field("allowed", len(logits)), conditions.num_tokens)
-    )
+    preferred = logprobs.argmax(dim=-1, keepdim=True)
+    mask = packed_bounds(conditions.field("allowed", len(logits)), conditions.num_tokens)
+    return torch.minimum(logprobs, mask), preferred
 
 
 def _draw(conditions: PackedConditions, logprobs: Tensor) -> tuple[Tensor, Tensor]:

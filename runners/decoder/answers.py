@@ -107,6 +107,7 @@ def to_written(decoder: Decoder, request: SequenceRequest, written: WrittenSeque
         finish_reason=sequence.finish_reason,
         num_prompt_tokens=len(request.prompt_ids),
         num_generated_tokens=len(sequence.token_ids),
+        num_constrained_tokens=sequence.num_constrained,
         queue_s=written.queue_s,
         prefill_s=written.prefill_s,
         decode_s=written.decode_s,

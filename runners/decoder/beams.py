@@ -32,6 +32,7 @@ class Beam:
     logprobs: tuple[float, ...] = ()
     score: float = 0.0
     state: ConstraintState | None = None
+    num_constrained: int = 0  # tokens that the constraint chose against the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,9 @@ class BeamSequence:
         if self.finish_reason is None:
             raise ValueError("the sequence has not ended")
         best = self.finished[0].beam if self.finished else self.beams[0]
-        return GeneratedSequence(best.token_ids, best.logprobs, self.finish_reason)
+        return GeneratedSequence(
+            best.token_ids, best.logprobs, self.finish_reason, best.num_constrained
+        )
 
     def _conditions(self, beam: Beam) -> RowConditions:
         """Return a beam's conditions: enough candidates that `num_beams` remain if others end."""
@@ -149,7 +152,13 @@ class BeamSequence:
         state = before.state
         if constraint is not None and self._forced_token(before) is None:
             state = constraint.after(state or constraint.start(), choice.token_id)
-        beam = Beam(token_ids, (*before.logprobs, choice.logprob), choice.score, state)
+        beam = Beam(
+            token_ids,
+            (*before.logprobs, choice.logprob),
+            choice.score,
+            state,
+            before.num_constrained + choice.is_constrained,
+        )
         return Candidate(
             beam, choice.row, finish_reason_of(token_ids, self.request.max_new_tokens, self.rules)
         )

@@ -57,6 +57,7 @@ class GeneratedSequence:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    num_constrained: int = 0  # tokens that the constraint chose against the model
 
 
 class LiveSequence(Protocol):
@@ -131,6 +132,7 @@ class SingleSequence:
     finish_reason: FinishReason | None = None
     error: SequenceError | None = None
     num_accepted: int = 0
+    num_constrained: int = 0
     _draft: Sequence[int] = ()
     _conditions: Sequence[RowConditions] = ()  # one for the next token, one after each draft token
     _state: ConstraintState | None = field(init=False)  # None: unconstrained
@@ -240,6 +242,7 @@ class SingleSequence:
         self._state = self._state_after(self._state, choice.token_id, conditions)
         self.token_ids.append(choice.token_id)
         self.logprobs.append(choice.logprob)
+        self.num_constrained += choice.is_constrained
         self.finish_reason = finish_reason_of(
             self.token_ids, self.request.max_new_tokens, self.rules
         )
@@ -249,7 +252,9 @@ class SingleSequence:
             raise self.error
         if self.finish_reason is None:
             raise ValueError("the sequence has not ended")
-        return GeneratedSequence(tuple(self.token_ids), tuple(self.logprobs), self.finish_reason)
+        return GeneratedSequence(
+            tuple(self.token_ids), tuple(self.logprobs), self.finish_reason, self.num_constrained
+        )
 
 
 def check_deadline(request: SequenceRequest, num_tokens: int) -> None:

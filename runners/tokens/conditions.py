@@ -37,6 +37,8 @@ class Choice:
     token_id: int
     logprob: float
     score: float
+    # the constraint forbids the token that the row's logits prefer
+    is_constrained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

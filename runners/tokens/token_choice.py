@@ -30,7 +30,7 @@ from runners.tokens.constraints import token_bounds
 
 # Top-p draws among this many tokens; only a flatter distribution needs a sort of the vocabulary.
 _USUAL_NUCLEUS = 1024
-NUM_SINGLE = 2  # results of a row by itself: token, log-probability
+NUM_SINGLE = 3  # results of a row by itself: token, log-probability, the token preferred by logits
 NUM_OF_CANDIDATE = 4  # results: token, log-probability, score, the beam that it extends
 
 Results = NDArray[np.float64]
@@ -45,8 +45,8 @@ def choose_tokens(
     `conditions` are those of the rows of `logits` (R, V), `sequences` the rows of each sequence. A
     row with NaN or infinity has the log-probability NaN; a row without an allowed token, -inf.
     """
-    logprobs = _allowed_logprobs(logits, conditions)
-    singles = _choose_singly(logprobs, conditions)
+    logprobs, preferred = _allowed_logprobs(logits, conditions)
+    singles = torch.cat([_choose_singly(logprobs, conditions), preferred.double()], dim=1)
     groups = beam_rows(conditions, sequences)
     if not groups:
         return unpack(_on_host(singles), np.empty(0), conditions, sequences)
@@ -76,24 +76,44 @@ def unpack(
 ) -> list[list[Choice]]:
     """Return the choices of each sequence.
 
-    `singles` (R, 2) are the results of all rows, `candidates` (G, 4 K) those of the sequences with
+    `singles` (R, 3) are the results of all rows, `candidates` (G, 4 K) those of the sequences with
     beams.
     """
     tokens: list[Any] = singles.tolist()
+    constrained = [
+        is_constrained(each, int(preferred))
+        for each, (*_, preferred) in zip(conditions, tokens, strict=False)
+    ]
     searched = iter(candidates)
     choices: list[list[Choice]] = []
     for rows in sequences:
         first = conditions[rows[0]]
         if first.beam_score is None:
-            own = [tokens[row] for row in rows]
-            choices.append([Choice(0, int(token), logprob, logprob) for token, logprob in own])
+            own = [(*tokens[row][:2], constrained[row]) for row in rows]
+            choices.append(
+                [Choice(0, int(token), logprob, logprob, flag) for token, logprob, flag in own]
+            )
         else:
             columns = next(searched).reshape(NUM_OF_CANDIDATE, -1)[:, : first.num_candidates]
             best = columns.T.tolist()
+            # an impossible candidate may be of a beam that is not there
+            flags = dict(enumerate(constrained[row] for row in rows))
             choices.append(
-                [Choice(int(beam), int(token), *scores) for token, *scores, beam in best]
+                [
+                    Choice(int(beam), int(token), logprob, score, flags.get(int(beam), False))
+                    for token, logprob, score, beam in best
+                ]
             )
     return choices
+
+
+def is_constrained(conditions: RowConditions, preferred: int) -> bool:
+    """Return True if the constraint, and no rule, forbids the token that the logits prefer."""
+    allowed = conditions.allowed
+    if allowed is None or preferred in conditions.banned:
+        return False
+    place = preferred >> 3
+    return place >= len(allowed) or not allowed[place] >> (preferred & 7) & 1
 
 
 def _on_host(results: Tensor) -> Results:
@@ -101,8 +121,12 @@ def _on_host(results: Tensor) -> Results:
     return found
 
 
-def _allowed_logprobs(logits: Tensor, conditions: Sequence[RowConditions]) -> Tensor:
-    """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf."""
+def _allowed_logprobs(logits: Tensor, conditions: Sequence[RowConditions]) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf, and the token
+    (R, 1) preferred without constraint and without the rules of beams.
+
+    Without any constraint the latter is 0: it costs a pass over the logits.
+    """
     singles = [(row, each) for row, each in enumerate(conditions) if each.beam_score is None]
     beams = [(row, each) for row, each in enumerate(conditions) if each.beam_score is not None]
     scores = logits.to(
@@ -110,9 +134,13 @@ def _allowed_logprobs(logits: Tensor, conditions: Sequence[RowConditions]) -> Te
     )
     _apply_rules(scores, singles)
     logprobs = torch.log_softmax(scores, dim=-1)
+    if any(each.allowed is not None for each in conditions):
+        preferred = logprobs.argmax(dim=-1, keepdim=True)
+    else:
+        preferred = torch.zeros(len(logits), 1, dtype=torch.int64, device=logits.device)
     _apply_rules(logprobs, beams)
     _apply_constraints(logprobs, conditions)
-    return logprobs
+    return logprobs, preferred
 
 
 def _apply_rules(scores: Tensor, rows: Iterable[tuple[int, RowConditions]]) -> None:

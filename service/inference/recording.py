@@ -22,6 +22,7 @@ from service.errors import ErrorCode, InternalError, ServiceError
 from service.inference.prediction import Answer
 from service.telemetry.logs import FIELDS
 from service.telemetry.metrics import (
+    CONSTRAINED_TOKENS,
     GENERATED_TOKENS,
     REQUEST_SECONDS,
     REQUESTS,
@@ -89,6 +90,7 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
             tpot_s = sequence.decode_s / (sequence.num_generated_tokens - 1)
             TIME_PER_OUTPUT_TOKEN_SECONDS.labels(*labels).observe(tpot_s)
     GENERATED_TOKENS.labels(*labels).inc(num_tokens)
+    CONSTRAINED_TOKENS.labels(*labels).inc(answer.written.num_constrained_tokens)
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
     _trace_answer(answer)

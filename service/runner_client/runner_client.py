@@ -54,6 +54,7 @@ class WrittenAnswers:
     finish_reason: FinishReason  # `length` if any sequence was truncated
     num_prompt_tokens: int  # image tokens excluded
     num_generated_tokens: int  # start and end tokens included
+    num_constrained_tokens: int  # chosen by the grammar against the model
     features: FoundFeatures
     preprocess_s: float  # decoding and resizing; 0 where the runner had the features
     queue_s: float  # waiting for slots, and transport
@@ -170,6 +171,7 @@ def written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -
         finish_reason="length" if is_truncated else "stop",
         num_prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
         num_generated_tokens=sum(sequence.num_generated_tokens for sequence in sequences),
+        num_constrained_tokens=sum(sequence.num_constrained_tokens for sequence in sequences),
         features=features,
         preprocess_s=preprocess_s,
         queue_s=max(0.0, elapsed_s - known_s),

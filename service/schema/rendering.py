@@ -37,6 +37,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
             image_tokens=answer.model.manifest.num_image_tokens,
             prompt_tokens=written.num_prompt_tokens,
             generated_tokens=written.num_generated_tokens,
+            constrained_tokens=written.num_constrained_tokens,
         ),
         vision_cache=written.features.outcome,
         timings_ms=TimingsJson(**timings_ms, queue=round(queue_ms, 3)),

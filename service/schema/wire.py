@@ -103,6 +103,9 @@ class UsageJson(Wire):
     image_tokens: int
     prompt_tokens: int
     generated_tokens: int = Field(description="including start and end tokens")
+    constrained_tokens: int = Field(
+        description="generated where the model preferred a token that `constrained` forbids"
+    )
 
 
 class TimingsJson(Wire):

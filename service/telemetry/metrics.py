@@ -36,6 +36,11 @@ TIME_PER_OUTPUT_TOKEN_SECONDS = Histogram(
     buckets=_BUCKETS_S,
 )
 GENERATED_TOKENS = Counter("diptych_generated_tokens_total", "Generated tokens.", ["model", "task"])
+CONSTRAINED_TOKENS = Counter(
+    "diptych_constrained_tokens_total",
+    "Generated tokens that a grammar chose against the model.",
+    ["model", "task"],
+)
 UNPARSED_OUTPUTS = Counter(
     "diptych_unparsed_outputs_total", "Answers whose text could not be parsed.", ["model", "task"]
 )

@@ -48,6 +48,12 @@ def test_an_answer_says_if_its_scores_are_calibrated() -> None:
     assert not answer_from_json(before).calibrated  # a journal of an earlier client
 
 
+def test_an_older_service_counts_no_constrained_tokens() -> None:
+    body = answer_json(answer(DETECTIONS))
+    del body["usage"]["constrained_tokens"]
+    assert answer_from_json(body).usage.constrained_tokens == 0
+
+
 def test_a_comparison_survives_a_round_trip() -> None:
     failure = ModelFailure("other", ErrorDetail("unsupported_task", "not offered", "task", "id-1"))
     comparison = Comparison("id-1", "object_detection", SIZE, (answer(DETECTIONS), failure))

@@ -59,7 +59,7 @@ def answer(
     """Return an answer with the given result."""
     timings = Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 21.0)
     return Answer(
-        "id-1", model, task, result, "raw", "stop", image, Usage(3, 2, 1), "miss", timings
+        "id-1", model, task, result, "raw", "stop", image, Usage(3, 2, 1, 1), "miss", timings
     )
 
 

@@ -199,6 +199,7 @@ def written(answer: str) -> Written:
         finish_reason=text.finish_reason,
         num_prompt_tokens=NUM_PROMPT_TOKENS,
         num_generated_tokens=len(text.token_ends) + 1,
+        num_constrained_tokens=1,
         queue_s=QUEUE_S,
         prefill_s=PREFILL_S,
         decode_s=DECODE_S,

@@ -172,7 +172,7 @@ def _message() -> pb.Answer:
         raw_text="raw",
         finish_reason="stop",
         image=pb.Image(width=ANSWER.image.width, height=ANSWER.image.height),
-        usage=pb.Usage(image_tokens=3, prompt_tokens=2, generated_tokens=1),
+        usage=pb.Usage(image_tokens=3, prompt_tokens=2, generated_tokens=1, constrained_tokens=1),
         vision_cache="miss",
         timings_ms=pb.Timings(**times),
     )

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -139,9 +139,13 @@ def _plain(value: Any) -> Any:
 
 
 def _value(kind: type[ValueT], row: Json) -> ValueT:
-    """Return a dataclass, lists as tuples; a newer service may send more fields."""
+    """Return a dataclass, lists as tuples; a newer service may send more fields, an older one
+    fewer of those with a default.
+    """
     values = {}
     for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        if field.name not in row and field.default is not MISSING:
+            continue
         value = row[field.name]
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)

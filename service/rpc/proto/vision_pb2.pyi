@@ -197,14 +197,16 @@ class Image(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("image_tokens", "prompt_tokens", "generated_tokens")
+    __slots__ = ("image_tokens", "prompt_tokens", "generated_tokens", "constrained_tokens")
     IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     image_tokens: int
     prompt_tokens: int
     generated_tokens: int
-    def __init__(self, image_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    constrained_tokens: int
+    def __init__(self, image_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., constrained_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("preprocess", "encode", "prefill", "decode", "postprocess", "queue", "total")

@@ -23,7 +23,7 @@ PROMPT = "Locate the objects with category name in the image."
 NUM_IMAGES = 3
 NUM_IMAGE_TOKENS = 20
 MAX_NEW_TOKENS = 16
-# of public notebooks; some name no module of the language model
+# Public notebooks have this list; some names match no module of the language model.
 TARGETS = ["q_proj", "o_proj", "k_proj", "v_proj", "linear", "Conv2d", "lm_head", "fc2"]
 PREFIX = "base_model.model."
 

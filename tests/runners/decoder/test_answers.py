@@ -113,7 +113,7 @@ def test_the_number_of_beams_is_the_requests_else_the_checkpoints_and_one_if_sam
 
 def test_the_message_of_a_sequence_has_the_tokens_of_its_text_and_its_times() -> None:
     decoder = FakeDecoder()
-    generated = GeneratedSequence((2, 4, EOS), (-0.5, -0.25, -0.125), "stop")
+    generated = GeneratedSequence((2, 4, EOS), (-0.5, -0.25, -0.125), "stop", 2)
     written = to_written(
         decoder,
         request(decoder, segments=[("abc", False)]),
@@ -126,6 +126,7 @@ def test_the_message_of_a_sequence_has_the_tokens_of_its_text_and_its_times() ->
         finish_reason="stop",
         num_prompt_tokens=3,
         num_generated_tokens=3,
+        num_constrained_tokens=2,
         queue_s=1.0,
         prefill_s=2.0,
         decode_s=3.0,

@@ -84,6 +84,7 @@ def test_every_beam_follows_the_grammar() -> None:
     assert len(sequence.result().token_ids) == 3
     assert set(sequence.result().token_ids[:2]) <= {4, 5}
     assert sequence.result().token_ids[2] == EOS
+    assert sequence.result().num_constrained == 3
 
 
 def test_nan_fails() -> None:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest, SingleSequence
+from runners.tokens.constraints import Constraints
 from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits
 from runners.tokens.rules import GenerationRules
+from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.token_choices import advance
 
 FREE = GenerationRules(frozenset({1}))
@@ -102,6 +104,18 @@ def test_log_probabilities_do_not_depend_on_the_temperature() -> None:
 def test_nan_fails(temperature: float) -> None:
     with pytest.raises(NonFiniteLogits):
         write(FREE, request(temperature=temperature), torch.full((10,), math.nan))
+
+
+def test_tokens_that_the_grammar_chose_against_the_model_are_counted() -> None:
+    tokenizer = tiny_tokenizer(
+        {2: "a", 3: "b"}, {0: "<pad>", 1: "<eos>", 4: "<loc_1>", 5: "<loc_2>"}
+    )
+    constraint = Constraints(tokenizer, {1}).get("start: location{2}")
+    sequence = SingleSequence(replace(request(), constraint=constraint), FREE)
+    for logits in (preferring(4), preferring(3, 5), preferring(1)):
+        advance(sequence, logits[None])
+    assert sequence.result().token_ids == (4, 5, 1)
+    assert sequence.result().num_constrained == 1
 
 
 def test_past_deadline_fails() -> None:

@@ -1,6 +1,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,30 @@ def test_a_row_gets_the_same_token_alone_and_among_others() -> None:
     assert together == [singles(logits[row : row + 1], [each])[0] for row, each in enumerate(EVERY)]
     assert together[EVERY.index(CONSTRAINED)].token_id % 3 == 0
     assert together[EVERY.index(FORCED)] == Choice(0, 7, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (CONSTRAINED, True),
+        (replace(CONSTRAINED, temperature=1.0, uniform=0.5), True),
+        (replace(CONSTRAINED, banned=(4,)), False),  # it would not have been chosen anyway
+        (RowConditions(allowed=~ALLOWED), False),
+        (GREEDY, False),
+        (FORCED, False),
+    ],
+)
+def test_a_token_is_constrained_if_the_mask_forbids_the_preferred_one(
+    conditions: RowConditions, expected: bool
+) -> None:
+    logits = torch.zeros(1, SIZE)
+    logits[0, 4] = 9.0
+    logits[0, 3] = 5.0
+    own = singles(logits, [conditions])[0]
+    beam = replace(conditions, temperature=0.0, beam_score=-1.0, num_candidates=2)
+    (searched,) = choose_tokens(logits, [beam], [[0]])
+    assert own.is_constrained == expected
+    assert {choice.is_constrained for choice in searched} == {expected}
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:

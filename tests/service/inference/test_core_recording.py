@@ -41,6 +41,7 @@ def test_answer_is_counted_by_model_and_task() -> None:
     names = [
         ("requests_total", {"api": "test", "status": "ok"}),
         ("generated_tokens_total", {}),
+        ("constrained_tokens_total", {}),
         ("request_seconds_count", {}),
         ("time_to_first_token_seconds_count", {}),
         ("time_per_output_token_seconds_count", {}),
@@ -55,7 +56,16 @@ def test_answer_is_counted_by_model_and_task() -> None:
         metric(name, **labels, **more) - old
         for (name, more), old in zip(names, before, strict=True)
     ]
-    assert increases == [1, 7, 1, 1, 1, 0, *[1] * 7]  # two words, four locations and the end token
+    assert increases == [
+        1,
+        7,
+        1,
+        1,
+        1,
+        1,
+        0,
+        *[1] * 7,
+    ]  # two words, four locations and the end token
     to_first_token_s, per_output_token_s = (
         metric(n, **labels) - old for n, old in zip(sums, sums_before, strict=True)
     )

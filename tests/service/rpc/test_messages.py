@@ -93,6 +93,7 @@ def test_message_has_the_other_fields_of_the_json() -> None:
     assert (message.finish_reason, message.vision_cache) == ("stop", "joined")
     assert (message.image.width, message.image.height) == (640, 480)
     assert (message.usage.prompt_tokens, message.usage.generated_tokens) == (5, 3)
+    assert message.usage.constrained_tokens == 2
     assert (message.timings_ms.queue, message.timings_ms.total) == (6.1, 30.1)
 
 

@@ -47,6 +47,7 @@ def written(text: str, finish_reason: FinishReason = "stop") -> Written:
         finish_reason=finish_reason,
         num_prompt_tokens=5,
         num_generated_tokens=3,
+        num_constrained_tokens=2,
         queue_s=0,
         prefill_s=0,
         decode_s=0,
@@ -136,7 +137,12 @@ def test_body_is_that_of_the_contract() -> None:
         "finish_reason": "stop",
         "calibrated": False,
         "image": {"width": 640, "height": 480},
-        "usage": {"image_tokens": NUM_IMAGE_TOKENS, "prompt_tokens": 5, "generated_tokens": 3},
+        "usage": {
+            "image_tokens": NUM_IMAGE_TOKENS,
+            "prompt_tokens": 5,
+            "generated_tokens": 3,
+            "constrained_tokens": 2,
+        },
         "vision_cache": "joined",
         "timings_ms": {
             "preprocess": 1.0,
@@ -158,6 +164,7 @@ def test_usage_is_summed_over_the_prompts_of_a_task() -> None:
         "image_tokens": NUM_IMAGE_TOKENS,
         "prompt_tokens": 15,
         "generated_tokens": 9,
+        "constrained_tokens": 6,
     }
 
 
