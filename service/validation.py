@@ -29,12 +29,13 @@ def rejected_field(error: ValidationError) -> RejectedField:
     """Return the first field that `error` rejects."""
     detail = error.errors(include_url=False, include_context=False)[0]
     path = _shown_path(".".join(map(str, detail["loc"]))) or "the document"
+    reason = detail["msg"].removeprefix("Value error, ")  # before what our validators raise
     message = (
         f"{path} is missing; it is required"
         if detail["type"] == "missing"
-        else f"{path} is {shown(detail['input'])}: {detail['msg']}"
+        else f"{path} is {shown(detail['input'])}: {reason}"
     )
-    return RejectedField(path, detail["msg"], message)
+    return RejectedField(path, reason, message)
 
 
 def lone_surrogate(document: object) -> str | None:

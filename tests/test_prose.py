@@ -7,8 +7,6 @@ import pytest
 from tests.support.catalog import ROOT
 from tests.support.prose import Passage, files, findings, num_words, passage_findings, passages
 
-# Rooms that are not clean yet, and how many findings they may have: it only shrinks.
-NOT_CLEAN: dict[str, int] = {}
 FOLDERS = (
     "service",
     "runners",
@@ -45,11 +43,7 @@ def test_prose_reads_at_once(room: str) -> None:
         for path in ROOMS[room]
         for finding in findings(path)
     ]
-    assert len(found) <= NOT_CLEAN.get(room, 0), "\n".join(found)
-
-
-def test_every_room_that_is_not_clean_is_a_room() -> None:
-    assert set(NOT_CLEAN) <= set(ROOMS)
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ no network, no programs, and no token of the hub in its environment.
 import io
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -102,15 +101,18 @@ def main(pickled: Path) -> int:
         try:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
             _write(_checked(tensors), sys.stdout.buffer)
-        except pickle.UnpicklingError:
-            sys.stderr.write("it contains other objects than tensors, or is damaged")
-            return 1
         except Exception as error:  # the pickle decides what is raised
-            first_line = str(error).partition("\n")[0]
-            sys.stderr.write(f"{type(error).__name__}: {first_line}")
+            sys.stderr.write(_reason(error))
             return 1
     sys.stdout.flush()
     return 0
+
+
+def _reason(error: Exception) -> str:
+    if type(error).__name__ == "UnpicklingError":
+        return "it contains other objects than tensors, or is damaged"
+    first_line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"
 
 
 def _warm_up() -> None:

@@ -7,7 +7,6 @@ completion chunk object".
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 from service.errors import ErrorCode
 from service.inference.request_fields import MAX_NAME_CHARS, MAX_NEW_TOKENS, MAX_TEMPERATURE
@@ -53,7 +52,7 @@ class TextPart(_Given):
 def _with_known_type(part: object) -> object:
     # pydantic's own message would repeat a type of any length.
     if isinstance(part, dict) and part.get("type") not in ("image_url", "text"):
-        raise PydanticCustomError("unknown_part", "type must be image_url or text")
+        raise ValueError("type must be image_url or text")
     return part
 
 

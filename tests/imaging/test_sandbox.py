@@ -17,7 +17,7 @@ from tests.support.core_calls import run
 from tests.support.fake_service import encoded
 from tests.support.image_files import LIMITS, colour_steps, half_transparent, png
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 ATTEMPT = """
 import ctypes, errno, mmap, os, socket, sys
 from imaging.sandbox import confine

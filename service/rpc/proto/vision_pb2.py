@@ -4,84 +4,87 @@
 # source: service/rpc/proto/vision.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "service/rpc/proto/vision.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'service/rpc/proto/vision.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1eservice/rpc/proto/vision.proto\x12\ndiptych.v1"\xfc\x04\n\x0ePredictRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x12\n\x05model\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x14\n\x07\x63\x61ption\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x0f\n\x07phrases\x18\x06 \x03(\t\x12\x13\n\x06phrase\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06region\x18\x08 \x03(\x01\x12\x13\n\x06\x64\x65tail\x18\t \x01(\tH\x03\x88\x01\x01\x12\x15\n\x08language\x18\n \x01(\tH\x04\x88\x01\x01\x12\x15\n\x08question\x18\x0b \x01(\tH\x05\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x0c \x01(\x03H\x06\x88\x01\x01\x12\x16\n\tnum_beams\x18\r \x01(\x03H\x07\x88\x01\x01\x12\x18\n\x0btemperature\x18\x0e \x01(\x01H\x08\x88\x01\x01\x12\x12\n\x05top_p\x18\x0f \x01(\x01H\t\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\n\x88\x01\x01\x12\x18\n\x0b\x63onstrained\x18\x11 \x01(\x08H\x0b\x88\x01\x01\x12\x18\n\x0bmask_format\x18\x12 \x01(\tH\x0c\x88\x01\x01\x12\x16\n\tmin_score\x18\x13 \x01(\x01H\r\x88\x01\x01\x12\x14\n\x07nms_iou\x18\x14 \x01(\x01H\x0e\x88\x01\x01\x42\x08\n\x06_modelB\n\n\x08_captionB\t\n\x07_phraseB\t\n\x07_detailB\x0b\n\t_languageB\x0b\n\t_questionB\x11\n\x0f_max_new_tokensB\x0c\n\n_num_beamsB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0e\n\x0c_constrainedB\x0e\n\x0c_mask_formatB\x0c\n\n_min_scoreB\n\n\x08_nms_iou"\xee\x04\n\x0e\x43ompareRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x14\n\x07\x63\x61ption\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07phrases\x18\x06 \x03(\t\x12\x13\n\x06phrase\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06region\x18\x08 \x03(\x01\x12\x13\n\x06\x64\x65tail\x18\t \x01(\tH\x02\x88\x01\x01\x12\x15\n\x08language\x18\n \x01(\tH\x03\x88\x01\x01\x12\x15\n\x08question\x18\x0b \x01(\tH\x04\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x0c \x01(\x03H\x05\x88\x01\x01\x12\x16\n\tnum_beams\x18\r \x01(\x03H\x06\x88\x01\x01\x12\x18\n\x0btemperature\x18\x0e \x01(\x01H\x07\x88\x01\x01\x12\x12\n\x05top_p\x18\x0f \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\t\x88\x01\x01\x12\x18\n\x0b\x63onstrained\x18\x11 \x01(\x08H\n\x88\x01\x01\x12\x18\n\x0bmask_format\x18\x12 \x01(\tH\x0b\x88\x01\x01\x12\x16\n\tmin_score\x18\x13 \x01(\x01H\x0c\x88\x01\x01\x12\x14\n\x07nms_iou\x18\x14 \x01(\x01H\r\x88\x01\x01\x42\n\n\x08_captionB\t\n\x07_phraseB\t\n\x07_detailB\x0b\n\t_languageB\x0b\n\t_questionB\x11\n\x0f_max_new_tokensB\x0c\n\n_num_beamsB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0e\n\x0c_constrainedB\x0e\n\x0c_mask_formatB\x0c\n\n_min_scoreB\n\n\x08_nms_iou"\x1d\n\x05Point\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01"5\n\x03\x42ox\x12\n\n\x02x1\x18\x01 \x01(\x01\x12\n\n\x02y1\x18\x02 \x01(\x01\x12\n\n\x02x2\x18\x03 \x01(\x01\x12\n\n\x02y2\x18\x04 \x01(\x01"G\n\tDetection\x12\x1c\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x0f.diptych.v1.Box\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01"7\n\nDetections\x12)\n\ndetections\x18\x01 \x03(\x0b\x32\x15.diptych.v1.Detection")\n\x04Ring\x12!\n\x06points\x18\x01 \x03(\x0b\x32\x11.diptych.v1.Point"+\n\x08Polygons\x12\x1f\n\x05rings\x18\x01 \x03(\x0b\x32\x10.diptych.v1.Ring";\n\nRunLengths\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05width\x18\x02 \x01(\x03\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\t"\xa1\x01\n\x08Instance\x12\x1c\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x0f.diptych.v1.Box\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12(\n\x08polygons\x18\x04 \x01(\x0b\x32\x14.diptych.v1.PolygonsH\x00\x12&\n\x04mask\x18\x05 \x01(\x0b\x32\x16.diptych.v1.RunLengthsH\x00\x42\x07\n\x05shape"4\n\tInstances\x12\'\n\tinstances\x18\x01 \x03(\x0b\x32\x14.diptych.v1.Instance"J\n\nTextRegion\x12\x1f\n\x04quad\x18\x01 \x03(\x0b\x32\x11.diptych.v1.Point\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01";\n\x0bTextRegions\x12,\n\x0ctext_regions\x18\x01 \x03(\x0b\x32\x16.diptych.v1.TextRegion"&\n\x05Image\x12\r\n\x05width\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03"N\n\x05Usage\x12\x14\n\x0cimage_tokens\x18\x01 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03"\x81\x01\n\x07Timings\x12\x12\n\npreprocess\x18\x01 \x01(\x01\x12\x0e\n\x06\x65ncode\x18\x02 \x01(\x01\x12\x0f\n\x07prefill\x18\x03 \x01(\x01\x12\x0e\n\x06\x64\x65\x63ode\x18\x04 \x01(\x01\x12\x13\n\x0bpostprocess\x18\x05 \x01(\x01\x12\r\n\x05queue\x18\x06 \x01(\x01\x12\r\n\x05total\x18\x07 \x01(\x01"\x96\x03\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12,\n\ndetections\x18\x05 \x01(\x0b\x32\x16.diptych.v1.DetectionsH\x00\x12*\n\tinstances\x18\x06 \x01(\x0b\x32\x15.diptych.v1.InstancesH\x00\x12/\n\x0ctext_regions\x18\x07 \x01(\x0b\x32\x17.diptych.v1.TextRegionsH\x00\x12\x10\n\x08raw_text\x18\x08 \x01(\t\x12\x15\n\rfinish_reason\x18\t \x01(\t\x12 \n\x05image\x18\n \x01(\x0b\x32\x11.diptych.v1.Image\x12 \n\x05usage\x18\x0b \x01(\x0b\x32\x11.diptych.v1.Usage\x12\x14\n\x0cvision_cache\x18\x0c \x01(\t\x12\'\n\ntimings_ms\x18\r \x01(\x0b\x32\x13.diptych.v1.Timings\x12\x12\n\ncalibrated\x18\x0e \x01(\x08\x42\x08\n\x06result"M\n\x0cPredictEvent\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x12.diptych.v1.AnswerH\x00\x42\x07\n\x05\x65vent"X\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\x05param\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x08\n\x06_param"q\n\x0bModelAnswer\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x12.diptych.v1.AnswerH\x00\x12"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.diptych.v1.ErrorH\x00\x42\t\n\x07outcome"r\n\nComparison\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12 \n\x05image\x18\x03 \x01(\x0b\x32\x11.diptych.v1.Image\x12(\n\x07\x61nswers\x18\x04 \x03(\x0b\x32\x17.diptych.v1.ModelAnswer"\x13\n\x11ListModelsRequest"\xce\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x14\n\x0corganization\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x10\n\x08modality\x18\x05 \x01(\t\x12\x14\n\x0crelease_date\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_window\x18\x07 \x01(\x03\x12\x12\n\nparameters\x18\x08 \x01(\x03\x12\x0f\n\x07license\x18\t \x01(\t\x12\r\n\x05tasks\x18\n \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x0b \x03(\t\x12\x12\n\nresolution\x18\x0c \x01(\x03\x12\x11\n\tprecision\x18\r \x01(\t\x12\x12\n\ncheckpoint\x18\x0e \x01(\t\x12\x18\n\x10\x63\x61librated_tasks\x18\x0f \x03(\t\x12\x17\n\nadapter_of\x18\x10 \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_adapter_of"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.diptych.v1.Model"\x12\n\x10ListTasksRequest"g\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x04 \x01(\t\x12\x0e\n\x06models\x18\x05 \x03(\t"4\n\x11ListTasksResponse\x12\x1f\n\x05tasks\x18\x01 \x03(\x0b\x32\x10.diptych.v1.Task2\xe2\x02\n\x06Vision\x12\x39\n\x07Predict\x12\x1a.diptych.v1.PredictRequest\x1a\x12.diptych.v1.Answer\x12G\n\rPredictStream\x12\x1a.diptych.v1.PredictRequest\x1a\x18.diptych.v1.PredictEvent0\x01\x12=\n\x07\x43ompare\x12\x1a.diptych.v1.CompareRequest\x1a\x16.diptych.v1.Comparison\x12K\n\nListModels\x12\x1d.diptych.v1.ListModelsRequest\x1a\x1e.diptych.v1.ListModelsResponse\x12H\n\tListTasks\x12\x1c.diptych.v1.ListTasksRequest\x1a\x1d.diptych.v1.ListTasksResponseb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eservice/rpc/proto/vision.proto\x12\ndiptych.v1\"\xfc\x04\n\x0ePredictRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x12\n\x05model\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x14\n\x07\x63\x61ption\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x0f\n\x07phrases\x18\x06 \x03(\t\x12\x13\n\x06phrase\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06region\x18\x08 \x03(\x01\x12\x13\n\x06\x64\x65tail\x18\t \x01(\tH\x03\x88\x01\x01\x12\x15\n\x08language\x18\n \x01(\tH\x04\x88\x01\x01\x12\x15\n\x08question\x18\x0b \x01(\tH\x05\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x0c \x01(\x03H\x06\x88\x01\x01\x12\x16\n\tnum_beams\x18\r \x01(\x03H\x07\x88\x01\x01\x12\x18\n\x0btemperature\x18\x0e \x01(\x01H\x08\x88\x01\x01\x12\x12\n\x05top_p\x18\x0f \x01(\x01H\t\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\n\x88\x01\x01\x12\x18\n\x0b\x63onstrained\x18\x11 \x01(\x08H\x0b\x88\x01\x01\x12\x18\n\x0bmask_format\x18\x12 \x01(\tH\x0c\x88\x01\x01\x12\x16\n\tmin_score\x18\x13 \x01(\x01H\r\x88\x01\x01\x12\x14\n\x07nms_iou\x18\x14 \x01(\x01H\x0e\x88\x01\x01\x42\x08\n\x06_modelB\n\n\x08_captionB\t\n\x07_phraseB\t\n\x07_detailB\x0b\n\t_languageB\x0b\n\t_questionB\x11\n\x0f_max_new_tokensB\x0c\n\n_num_beamsB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0e\n\x0c_constrainedB\x0e\n\x0c_mask_formatB\x0c\n\n_min_scoreB\n\n\x08_nms_iou\"\xee\x04\n\x0e\x43ompareRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x14\n\x07\x63\x61ption\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07phrases\x18\x06 \x03(\t\x12\x13\n\x06phrase\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06region\x18\x08 \x03(\x01\x12\x13\n\x06\x64\x65tail\x18\t \x01(\tH\x02\x88\x01\x01\x12\x15\n\x08language\x18\n \x01(\tH\x03\x88\x01\x01\x12\x15\n\x08question\x18\x0b \x01(\tH\x04\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x0c \x01(\x03H\x05\x88\x01\x01\x12\x16\n\tnum_beams\x18\r \x01(\x03H\x06\x88\x01\x01\x12\x18\n\x0btemperature\x18\x0e \x01(\x01H\x07\x88\x01\x01\x12\x12\n\x05top_p\x18\x0f \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\t\x88\x01\x01\x12\x18\n\x0b\x63onstrained\x18\x11 \x01(\x08H\n\x88\x01\x01\x12\x18\n\x0bmask_format\x18\x12 \x01(\tH\x0b\x88\x01\x01\x12\x16\n\tmin_score\x18\x13 \x01(\x01H\x0c\x88\x01\x01\x12\x14\n\x07nms_iou\x18\x14 \x01(\x01H\r\x88\x01\x01\x42\n\n\x08_captionB\t\n\x07_phraseB\t\n\x07_detailB\x0b\n\t_languageB\x0b\n\t_questionB\x11\n\x0f_max_new_tokensB\x0c\n\n_num_beamsB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0e\n\x0c_constrainedB\x0e\n\x0c_mask_formatB\x0c\n\n_min_scoreB\n\n\x08_nms_iou\"\x1d\n\x05Point\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01\"5\n\x03\x42ox\x12\n\n\x02x1\x18\x01 \x01(\x01\x12\n\n\x02y1\x18\x02 \x01(\x01\x12\n\n\x02x2\x18\x03 \x01(\x01\x12\n\n\x02y2\x18\x04 \x01(\x01\"G\n\tDetection\x12\x1c\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x0f.diptych.v1.Box\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\"7\n\nDetections\x12)\n\ndetections\x18\x01 \x03(\x0b\x32\x15.diptych.v1.Detection\")\n\x04Ring\x12!\n\x06points\x18\x01 \x03(\x0b\x32\x11.diptych.v1.Point\"+\n\x08Polygons\x12\x1f\n\x05rings\x18\x01 \x03(\x0b\x32\x10.diptych.v1.Ring\";\n\nRunLengths\x12\x0e\n\x06height\x18\x01 \x01(\x03\x12\r\n\x05width\x18\x02 \x01(\x03\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\t\"\xa1\x01\n\x08Instance\x12\x1c\n\x03\x62ox\x18\x01 \x01(\x0b\x32\x0f.diptych.v1.Box\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12(\n\x08polygons\x18\x04 \x01(\x0b\x32\x14.diptych.v1.PolygonsH\x00\x12&\n\x04mask\x18\x05 \x01(\x0b\x32\x16.diptych.v1.RunLengthsH\x00\x42\x07\n\x05shape\"4\n\tInstances\x12\'\n\tinstances\x18\x01 \x03(\x0b\x32\x14.diptych.v1.Instance\"J\n\nTextRegion\x12\x1f\n\x04quad\x18\x01 \x03(\x0b\x32\x11.diptych.v1.Point\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\";\n\x0bTextRegions\x12,\n\x0ctext_regions\x18\x01 \x03(\x0b\x32\x16.diptych.v1.TextRegion\"&\n\x05Image\x12\r\n\x05width\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\"N\n\x05Usage\x12\x14\n\x0cimage_tokens\x18\x01 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x03 \x01(\x03\"\x81\x01\n\x07Timings\x12\x12\n\npreprocess\x18\x01 \x01(\x01\x12\x0e\n\x06\x65ncode\x18\x02 \x01(\x01\x12\x0f\n\x07prefill\x18\x03 \x01(\x01\x12\x0e\n\x06\x64\x65\x63ode\x18\x04 \x01(\x01\x12\x13\n\x0bpostprocess\x18\x05 \x01(\x01\x12\r\n\x05queue\x18\x06 \x01(\x01\x12\r\n\x05total\x18\x07 \x01(\x01\"\x96\x03\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12,\n\ndetections\x18\x05 \x01(\x0b\x32\x16.diptych.v1.DetectionsH\x00\x12*\n\tinstances\x18\x06 \x01(\x0b\x32\x15.diptych.v1.InstancesH\x00\x12/\n\x0ctext_regions\x18\x07 \x01(\x0b\x32\x17.diptych.v1.TextRegionsH\x00\x12\x10\n\x08raw_text\x18\x08 \x01(\t\x12\x15\n\rfinish_reason\x18\t \x01(\t\x12 \n\x05image\x18\n \x01(\x0b\x32\x11.diptych.v1.Image\x12 \n\x05usage\x18\x0b \x01(\x0b\x32\x11.diptych.v1.Usage\x12\x14\n\x0cvision_cache\x18\x0c \x01(\t\x12\'\n\ntimings_ms\x18\r \x01(\x0b\x32\x13.diptych.v1.Timings\x12\x12\n\ncalibrated\x18\x0e \x01(\x08\x42\x08\n\x06result\"M\n\x0cPredictEvent\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x12.diptych.v1.AnswerH\x00\x42\x07\n\x05\x65vent\"X\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\x05param\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x08\n\x06_param\"q\n\x0bModelAnswer\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x12.diptych.v1.AnswerH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.diptych.v1.ErrorH\x00\x42\t\n\x07outcome\"r\n\nComparison\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12 \n\x05image\x18\x03 \x01(\x0b\x32\x11.diptych.v1.Image\x12(\n\x07\x61nswers\x18\x04 \x03(\x0b\x32\x17.diptych.v1.ModelAnswer\"\x13\n\x11ListModelsRequest\"\xce\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x14\n\x0corganization\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x10\n\x08modality\x18\x05 \x01(\t\x12\x14\n\x0crelease_date\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_window\x18\x07 \x01(\x03\x12\x12\n\nparameters\x18\x08 \x01(\x03\x12\x0f\n\x07license\x18\t \x01(\t\x12\r\n\x05tasks\x18\n \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x0b \x03(\t\x12\x12\n\nresolution\x18\x0c \x01(\x03\x12\x11\n\tprecision\x18\r \x01(\t\x12\x12\n\ncheckpoint\x18\x0e \x01(\t\x12\x18\n\x10\x63\x61librated_tasks\x18\x0f \x03(\t\x12\x17\n\nadapter_of\x18\x10 \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_adapter_of\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.diptych.v1.Model\"\x12\n\x10ListTasksRequest\"g\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x04 \x01(\t\x12\x0e\n\x06models\x18\x05 \x03(\t\"4\n\x11ListTasksResponse\x12\x1f\n\x05tasks\x18\x01 \x03(\x0b\x32\x10.diptych.v1.Task2\xe2\x02\n\x06Vision\x12\x39\n\x07Predict\x12\x1a.diptych.v1.PredictRequest\x1a\x12.diptych.v1.Answer\x12G\n\rPredictStream\x12\x1a.diptych.v1.PredictRequest\x1a\x18.diptych.v1.PredictEvent0\x01\x12=\n\x07\x43ompare\x12\x1a.diptych.v1.CompareRequest\x1a\x16.diptych.v1.Comparison\x12K\n\nListModels\x12\x1d.diptych.v1.ListModelsRequest\x1a\x1e.diptych.v1.ListModelsResponse\x12H\n\tListTasks\x12\x1c.diptych.v1.ListTasksRequest\x1a\x1d.diptych.v1.ListTasksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "service.rpc.proto.vision_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'service.rpc.proto.vision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_PREDICTREQUEST"]._serialized_start = 47
-    _globals["_PREDICTREQUEST"]._serialized_end = 683
-    _globals["_COMPAREREQUEST"]._serialized_start = 686
-    _globals["_COMPAREREQUEST"]._serialized_end = 1308
-    _globals["_POINT"]._serialized_start = 1310
-    _globals["_POINT"]._serialized_end = 1339
-    _globals["_BOX"]._serialized_start = 1341
-    _globals["_BOX"]._serialized_end = 1394
-    _globals["_DETECTION"]._serialized_start = 1396
-    _globals["_DETECTION"]._serialized_end = 1467
-    _globals["_DETECTIONS"]._serialized_start = 1469
-    _globals["_DETECTIONS"]._serialized_end = 1524
-    _globals["_RING"]._serialized_start = 1526
-    _globals["_RING"]._serialized_end = 1567
-    _globals["_POLYGONS"]._serialized_start = 1569
-    _globals["_POLYGONS"]._serialized_end = 1612
-    _globals["_RUNLENGTHS"]._serialized_start = 1614
-    _globals["_RUNLENGTHS"]._serialized_end = 1673
-    _globals["_INSTANCE"]._serialized_start = 1676
-    _globals["_INSTANCE"]._serialized_end = 1837
-    _globals["_INSTANCES"]._serialized_start = 1839
-    _globals["_INSTANCES"]._serialized_end = 1891
-    _globals["_TEXTREGION"]._serialized_start = 1893
-    _globals["_TEXTREGION"]._serialized_end = 1967
-    _globals["_TEXTREGIONS"]._serialized_start = 1969
-    _globals["_TEXTREGIONS"]._serialized_end = 2028
-    _globals["_IMAGE"]._serialized_start = 2030
-    _globals["_IMAGE"]._serialized_end = 2068
-    _globals["_USAGE"]._serialized_start = 2070
-    _globals["_USAGE"]._serialized_end = 2148
-    _globals["_TIMINGS"]._serialized_start = 2151
-    _globals["_TIMINGS"]._serialized_end = 2280
-    _globals["_ANSWER"]._serialized_start = 2283
-    _globals["_ANSWER"]._serialized_end = 2689
-    _globals["_PREDICTEVENT"]._serialized_start = 2691
-    _globals["_PREDICTEVENT"]._serialized_end = 2768
-    _globals["_ERROR"]._serialized_start = 2770
-    _globals["_ERROR"]._serialized_end = 2858
-    _globals["_MODELANSWER"]._serialized_start = 2860
-    _globals["_MODELANSWER"]._serialized_end = 2973
-    _globals["_COMPARISON"]._serialized_start = 2975
-    _globals["_COMPARISON"]._serialized_end = 3089
-    _globals["_LISTMODELSREQUEST"]._serialized_start = 3091
-    _globals["_LISTMODELSREQUEST"]._serialized_end = 3110
-    _globals["_MODEL"]._serialized_start = 3113
-    _globals["_MODEL"]._serialized_end = 3447
-    _globals["_LISTMODELSRESPONSE"]._serialized_start = 3449
-    _globals["_LISTMODELSRESPONSE"]._serialized_end = 3504
-    _globals["_LISTTASKSREQUEST"]._serialized_start = 3506
-    _globals["_LISTTASKSREQUEST"]._serialized_end = 3524
-    _globals["_TASK"]._serialized_start = 3526
-    _globals["_TASK"]._serialized_end = 3629
-    _globals["_LISTTASKSRESPONSE"]._serialized_start = 3631
-    _globals["_LISTTASKSRESPONSE"]._serialized_end = 3683
-    _globals["_VISION"]._serialized_start = 3686
-    _globals["_VISION"]._serialized_end = 4040
+  DESCRIPTOR._loaded_options = None
+  _globals['_PREDICTREQUEST']._serialized_start=47
+  _globals['_PREDICTREQUEST']._serialized_end=683
+  _globals['_COMPAREREQUEST']._serialized_start=686
+  _globals['_COMPAREREQUEST']._serialized_end=1308
+  _globals['_POINT']._serialized_start=1310
+  _globals['_POINT']._serialized_end=1339
+  _globals['_BOX']._serialized_start=1341
+  _globals['_BOX']._serialized_end=1394
+  _globals['_DETECTION']._serialized_start=1396
+  _globals['_DETECTION']._serialized_end=1467
+  _globals['_DETECTIONS']._serialized_start=1469
+  _globals['_DETECTIONS']._serialized_end=1524
+  _globals['_RING']._serialized_start=1526
+  _globals['_RING']._serialized_end=1567
+  _globals['_POLYGONS']._serialized_start=1569
+  _globals['_POLYGONS']._serialized_end=1612
+  _globals['_RUNLENGTHS']._serialized_start=1614
+  _globals['_RUNLENGTHS']._serialized_end=1673
+  _globals['_INSTANCE']._serialized_start=1676
+  _globals['_INSTANCE']._serialized_end=1837
+  _globals['_INSTANCES']._serialized_start=1839
+  _globals['_INSTANCES']._serialized_end=1891
+  _globals['_TEXTREGION']._serialized_start=1893
+  _globals['_TEXTREGION']._serialized_end=1967
+  _globals['_TEXTREGIONS']._serialized_start=1969
+  _globals['_TEXTREGIONS']._serialized_end=2028
+  _globals['_IMAGE']._serialized_start=2030
+  _globals['_IMAGE']._serialized_end=2068
+  _globals['_USAGE']._serialized_start=2070
+  _globals['_USAGE']._serialized_end=2148
+  _globals['_TIMINGS']._serialized_start=2151
+  _globals['_TIMINGS']._serialized_end=2280
+  _globals['_ANSWER']._serialized_start=2283
+  _globals['_ANSWER']._serialized_end=2689
+  _globals['_PREDICTEVENT']._serialized_start=2691
+  _globals['_PREDICTEVENT']._serialized_end=2768
+  _globals['_ERROR']._serialized_start=2770
+  _globals['_ERROR']._serialized_end=2858
+  _globals['_MODELANSWER']._serialized_start=2860
+  _globals['_MODELANSWER']._serialized_end=2973
+  _globals['_COMPARISON']._serialized_start=2975
+  _globals['_COMPARISON']._serialized_end=3089
+  _globals['_LISTMODELSREQUEST']._serialized_start=3091
+  _globals['_LISTMODELSREQUEST']._serialized_end=3110
+  _globals['_MODEL']._serialized_start=3113
+  _globals['_MODEL']._serialized_end=3447
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3449
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3504
+  _globals['_LISTTASKSREQUEST']._serialized_start=3506
+  _globals['_LISTTASKSREQUEST']._serialized_end=3524
+  _globals['_TASK']._serialized_start=3526
+  _globals['_TASK']._serialized_end=3629
+  _globals['_LISTTASKSRESPONSE']._serialized_start=3631
+  _globals['_LISTTASKSRESPONSE']._serialized_end=3683
+  _globals['_VISION']._serialized_start=3686
+  _globals['_VISION']._serialized_end=4040
 # @@protoc_insertion_point(module_scope)
