@@ -27,14 +27,3 @@ print([str(path) for path in stored if path.is_file()])
     assert f"stored in {tmp_path / 'small'} (BENTOML_HOME)" in message
     assert stored == "[]"
     assert list((tmp_path / "temporary").iterdir()) == []
-
-
-def test_a_version_is_stored_and_its_temporary_folder_removed(tmp_path: Path) -> None:
-    code = """
-from export.artifacts.store import exported_models, new_version
-with new_version("some-model") as folder:
-    (folder / "weights").write_bytes(b"x")
-print(exported_models(), folder.exists())
-"""
-    run = ModelStore(tmp_path / "store").python("-c", code)
-    assert run.stdout == "['some-model'] False\n"
