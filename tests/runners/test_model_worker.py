@@ -1,4 +1,4 @@
-"""The order in which a runner loads its parts."""
+"""The order in which a runner loads its parts, and the cores that it counts."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from tests.support.export_cli import ModelStore
 
 # An adapter that has the encoder of its base and changes nothing in the decoder.
 LOADS_AN_ADAPTER = """
-import shutil, sys
+import os, shutil, sys
 from dataclasses import replace
 from safetensors.torch import save_file
 from export.artifacts.store import new_version
@@ -36,10 +36,12 @@ def profile(frame, event, _):
     owner = frame.f_locals.get("self")
     is_load = event == "call" and frame.f_code.co_name == "load"
     if is_load and isinstance(owner, (EncoderWorker, DecoderWorker)):
-        print(type(owner).__name__, owner._manifest.model_id)
+        cores = frame.f_locals["num_cores"]
+        print(type(owner).__name__, owner._manifest.model_id, f"on {cores} core")
     if event == "call" and frame.f_code.co_name == "submit" and isinstance(owner, Scheduler):
         print("warm-up")
 
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 settings = Settings(encoder_precision="float32", device="cpu")
 options = replace(runner_options(base_id, settings, ()), adapters=("tuned",))
 worker = ModelWorker(base_id, options, None)
@@ -60,6 +62,6 @@ def test_all_encoders_are_loaded_before_the_decoder_starts_its_thread(
     store = ModelStore(tmp_path / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
     run = store.python("-c", LOADS_AN_ADAPTER)
-    encoders = ["EncoderWorker florence-2-mini", "EncoderWorker tuned"]
-    loads = [*encoders, "DecoderWorker florence-2-mini", "warm-up", "tuned True"]
+    encoders = ["EncoderWorker florence-2-mini on 1 core", "EncoderWorker tuned on 1 core"]
+    loads = [*encoders, "DecoderWorker florence-2-mini on 1 core", "warm-up", "tuned True"]
     assert run.stdout.splitlines() == loads, run.stderr

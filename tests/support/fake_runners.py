@@ -130,6 +130,7 @@ class FakeChannel:
         self._encoder = encoder
         self._decoder = decoder
         self._is_up = is_up
+        self.is_closed = False
         self._cache = VisionCache("fake", max_cache_bytes, 64, self._encode)
 
     async def write(self, call: RunnerCall) -> Outcomes:
@@ -157,7 +158,7 @@ class FakeChannel:
         return self.adapter_states
 
     async def close(self) -> None:
-        pass
+        self.is_closed = True
 
     async def _features(self, call: RunnerCall) -> CachedFeatures | Failed:
         self.calls.append(call)

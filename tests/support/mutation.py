@@ -53,7 +53,7 @@ _EXCLUDED = {
 _MORE_TESTS = {
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
-    "runners": ["tests/system/test_transport.py"],
+    "runners": ["tests/system/test_transport.py", "tests/runners/adapters/test_hot_loading.py"],
     "wire": ["tests/service/runner_client", "tests/system/test_transport.py"],
     "wire/telemetry": [
         "tests/service/telemetry/test_traces.py",

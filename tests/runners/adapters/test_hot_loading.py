@@ -249,10 +249,13 @@ def test_an_adapter_whose_files_hang_is_refused_and_the_others_are_loaded(
     assert line == "the adapter a is refused: its files could not be read within 0.2 s"
 
 
-def test_the_start_returns_with_the_adapters_loaded(watched: Watched) -> None:
+def test_the_start_returns_when_the_adapters_are_loaded(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
     keys = {watched.write("a"), watched.write("b", 2.0)}
     watched.adapters.watch(watched.decoder)
     assert watched.decoder.adapter_keys == keys
+    assert not caplog.records  # an error would be logged after the read timeout
 
 
 def test_an_adapter_that_takes_too_long_does_not_hold_the_start(

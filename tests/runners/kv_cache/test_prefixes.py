@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from runners.kv_cache.prefixes import PrefixTable
+from runners.kv_cache.prefixes import PrefixReads, PrefixTable
 
 NUM_SLOTS = 9
 CPU = torch.device("cpu")
@@ -96,6 +96,12 @@ def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
             sequences.check()
             num_grouped += sequences.table.own(slice(0, len(sequences.owners))) is None
     assert num_grouped > 10
+
+
+def test_rows_of_consecutive_prefixes_are_not_grouped() -> None:
+    table = PrefixTable(NUM_SLOTS, CPU)
+    table.add(range(3))
+    assert table.reads(slice(1, 3)) == PrefixReads(slice(1, 3))
 
 
 def test_rows_of_a_captured_step_beyond_those_in_use_read_what_exists() -> None:

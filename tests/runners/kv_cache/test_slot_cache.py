@@ -57,6 +57,8 @@ def test_a_freed_slot_gets_the_last_sequence_with_its_adapter(shape: DecoderShap
     cache.free(0, 2)
     assert [held(cache, slot, start) for slot in range(2)] == [[7], [6]]
     assert cache.adapters[:2] == ["b", None]
+    if cache.prefixes is not None:
+        assert [cache.prefixes.table.of(slot) for slot in range(2)] == [0, 1]
     cache.clear(1)
     assert held(cache, 1, start) == [0]
 

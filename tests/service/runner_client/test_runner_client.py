@@ -226,3 +226,20 @@ def test_cancelled_call_is_cancelled_at_the_runner() -> None:
     client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), decoder))
     run(scenario())
     assert decoder.num_cancelled == 1
+
+
+def test_a_streamed_call_sends_its_text_and_has_the_features_of_its_image() -> None:
+    async def answers() -> WrittenAnswers:
+        return await client.write(MANIFEST, await opened(picture()), [SPEC], sent.append)
+
+    sent: list[str] = []
+    client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(), writer()))
+    streamed = run(answers())
+    assert streamed.features.outcome == "miss"
+    assert "".join(sent) == streamed.sequences[0].text
+
+
+def test_a_closed_client_has_closed_its_channel() -> None:
+    channel = FakeChannel(FakeEncoder(), writer())
+    run(RunnerClient(MANIFEST.model_id, channel).close())
+    assert channel.is_closed

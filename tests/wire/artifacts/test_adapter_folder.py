@@ -166,6 +166,7 @@ def test_the_build_key_is_of_both_files_and_the_base(tmp_path: Path) -> None:
         ("another/model", f"adapter_of: {FLORENCE.id}", True),
         (FLORENCE.id, "adapter_of: another", False),
         (FLORENCE.id, "license: MIT", True),
+        (FLORENCE.id, "five_levels: [[[[]]]]", True),
     ],
 )
 def test_the_base_is_that_of_the_entry_or_of_peft(
@@ -185,6 +186,7 @@ def test_the_base_is_that_of_the_entry_or_of_peft(
         ("a: &a [x]\nb: *a", "as YAML: ValueError: references"),
         ("license: 2001-13-45", "as YAML: ValueError"),
         ("license: !!bool x", "as YAML: KeyError"),
+        ("six_levels: [[[[[]]]]]", "more than 5 levels"),
         ("a: " + "[" * 5_000, "as YAML: ValueError: .* more than 5 levels"),
         ("license: MIT" + " " * MAX_ENTRY_BYTES, "at most 16384 are allowed"),
     ],

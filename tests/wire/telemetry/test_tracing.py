@@ -8,15 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from opentelemetry.trace import INVALID_SPAN, get_current_span
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
-from runners.transport.traced_calls import TracedCalls
 from tests.support.trace_collector import (
     CALLER_ID,
     TRACE_ID,
@@ -202,35 +196,6 @@ def exporting_nothing() -> Iterator[None]:
     tracing.start(TraceOptions(), "part")
     yield
     tracing.stop()
-
-
-def test_the_spans_of_a_runner_belong_to_the_trace_of_the_call(collector: Collector) -> None:
-    async def answer(_request: Request) -> Response:
-        with span("work"):
-            return PlainTextResponse("done", 503)
-
-    app = TracedCalls(Starlette(routes=[Route("/encode", answer, methods=["POST"])]))
-
-    async def call() -> None:
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://runner"
-        ) as client:
-            with span("call"):
-                headers = call_headers()
-            await client.post("/encode", headers=headers)
-            await client.post("/encode")  # a probe brings no trace
-
-    with exporting(collector.url):
-        asyncio.run(call())
-    traced = [one for one in collector.spans if one.trace_id == by_name(collector)["call"].trace_id]
-    made = {one.name: one for one in traced}
-    assert set(made) == {"call", "POST /encode", "work"}
-    assert made["POST /encode"].parent_id == made["call"].span_id
-    assert made["work"].parent_id == made["POST /encode"].span_id
-    assert made["POST /encode"].kind == "SERVER"
-    assert made["POST /encode"].attributes["http.response.status_code"] == 503
-    assert (made["POST /encode"].has_failed, made["work"].has_failed) == (True, False)
-    assert len(collector.spans) == 4
 
 
 def make_many(num: int) -> float:

@@ -3,7 +3,8 @@
 import math
 import re
 
-from diptych_client.evaluation.report.plots import interval_plot
+from diptych_client.evaluation.metrics.outcome import Curve
+from diptych_client.evaluation.report.plots import Line, interval_plot, line_plot
 from diptych_client.evaluation.statistics import Interval
 
 MODELS = ("first-model", "second-model")
@@ -56,3 +57,12 @@ def test_a_metric_without_a_value_has_no_dot() -> None:
     svg = interval_plot("Metrics", {model: FOUND[model] | {"mAP": nothing} for model in MODELS})
     assert len(dots(svg)) == 4
     assert "nan" not in svg
+
+
+def test_a_line_from_0_to_1_connects_the_corners_of_the_grid() -> None:
+    svg = line_plot("Recall", "x", "y", [Line("model", Curve((0, 1), (0, 1)), 0)])
+    columns = re.findall(r'class="grid" d="M([\d.]+) ([\d.]+)V([\d.]+)', svg)
+    left, top, bottom = map(float, columns[0])
+    right = float(columns[-1][0])
+    (drawn,) = re.findall(r'<path d="M([^"]+)" fill="none" [^>]*><title>model', svg)
+    assert drawn == f"{left:.1f} {bottom:.1f}L{right:.1f} {top:.1f}"

@@ -1,6 +1,7 @@
 """The report as files, and in Chromium."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from diptych_client.evaluation.questionnaire import Prompts, Questionnaire, Samp
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.evaluation.report import Gallery, write_report
 from diptych_client.evaluation.report.tables import json_document, markdown
+from diptych_client.evaluation.statistics import Interval
 from diptych_client.geometry import ImageSize
 from diptych_client.requests import TaskParameters
 from diptych_client.results import Result
@@ -96,8 +98,30 @@ def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None
     text = markdown(evaluation)
     document = json_document(evaluation, dict.fromkeys(range(3), "x"))
     assert "| mAP | 100.0 [" in text
+    assert "| car | 1 | 100.0 | 0.0 | 100.0 | 0.0 |" in text
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_a_difference_whose_interval_holds_zero_is_marked(evaluation: Evaluation) -> None:
+    assert evaluation.measured is not None
+    assert "(not told apart)" not in markdown(evaluation)
+    difference = replace(evaluation.measured.differences[0], interval=Interval(1, -4, 6))
+    unclear = replace(evaluation, measured=replace(evaluation.measured, differences=(difference,)))
+    assert "| +1.0 ± 5.0 (not told apart) |" in markdown(unclear)
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_only_matrices_are_coloured_by_the_share_of_their_largest_count(folder: Path) -> None:
+    page = (folder / "out" / "report.html").read_text()
+    matrix = page.partition("Confusion matrix of first-model")[2].partition("</table>")[0]
+    assert re.findall(r'<td style="--heat: (\d+)%" class="heat">(\d+)', matrix)[:3] == [
+        ("30", "1"),
+        ("0", "0"),
+        ("0", "0"),
+    ]
+    assert '<td style="--heat: 60%" class="heat">2</td>' in matrix
+    assert "<td>100.0</td>" in page
 
 
 @pytest.mark.parametrize(
@@ -199,8 +223,10 @@ def test_shapes_lie_on_their_objects_and_have_their_kind(browser: Browser, folde
     page.goto((folder / "out" / "report.html").as_uri())
     panels = page.locator(".card").first.locator(".panel")
     assert panels.locator("figcaption").all_text_contents() == ["truth", *MODELS]
-    paths = [panels.nth(1).locator(".shape path").nth(i).get_attribute("d") for i in range(2)]
-    assert paths == ["M10 10L40 10L40 30L10 30Z", "M50 20L90 20L90 60L50 60Z"]
+    for panel in range(2):
+        shapes = panels.nth(panel).locator(".shape path")
+        paths = [shapes.nth(i).get_attribute("d") for i in range(2)]
+        assert paths == ["M10 10L40 10L40 30L10 30Z", "M50 20L90 20L90 60L50 60Z"]
     assert panels.nth(1).locator(".shape.right").count() == 2
     assert panels.nth(2).locator(".shape.wrong-class").count() == 1
     assert HOSTILE in (panels.nth(2).locator(".shape text").text_content() or "")
