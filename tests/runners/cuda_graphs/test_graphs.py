@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.cuda_graphs.buckets import buckets, row_counts, shared_prefixes
+from runners.cuda_graphs.buckets import Bucket, buckets, row_counts, shared_prefixes
 from runners.cuda_graphs.choice import KINDS
 from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step
 from runners.decoder.batch import generate_all
@@ -88,6 +88,21 @@ def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() ->
     ]:
         logits_of(graphs, range(num_rows), 8, num_prefixes)
         assert shapes[-1] == expected
+
+
+def test_of_two_buckets_that_fit_the_one_with_fewer_rows_is_run() -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def step(token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
+        shapes.append((len(token_ids), num_prefixes))
+        return doubling(token_ids, length)
+
+    graphs = CudaGraphs(
+        step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly
+    )
+    graphs.capture_all([Bucket(6, 64, 2), Bucket(4, 64, 3)], [SIZE - 1])
+    logits_of(graphs, range(4), 8, shared=2)
+    assert shapes[-1] == (4, 3)
 
 
 @pytest.mark.parametrize(
