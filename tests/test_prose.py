@@ -5,20 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.catalog import ROOT
+from tests.support.code_folders import PACKAGES
 from tests.support.prose import Passage, files, findings, num_words, passage_findings, passages
 
-FOLDERS = (
-    "service",
-    "runners",
-    "wire",
-    "imaging",
-    "tasks",
-    "export",
-    "laboratory",
-    "offline",
-    "loadtest",
-    "client",
-)
+FOLDERS = tuple(name.partition("/")[0] for name in PACKAGES)
 ONE_ROOM = ("docs", "deploy", ".ci", "tests")
 OF_THE_ROOT = ("*.md", "*.toml", "*.yaml", "*.txt", "Makefile")
 

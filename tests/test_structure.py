@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.code_folders import PACKAGES
+
 ROOT = Path(__file__).parents[1]
 ARROWS = {
     "service": {
@@ -123,21 +125,7 @@ def test_one_module_alone_uses_private_names_of_bentoml(folder: str) -> None:
 MAX_MODULES = 12
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [
-        "service",
-        "runners",
-        "wire",
-        "imaging",
-        "tasks",
-        "export",
-        "laboratory",
-        "offline",
-        "loadtest",
-        "client/diptych_client",
-    ],
-)
+@pytest.mark.parametrize("folder", PACKAGES)
 def test_no_folder_is_crowded_and_imports_between_folders_have_no_circle(folder: str) -> None:
     rooms: dict[str, set[str]] = {}
     for path in modules(folder):
