@@ -1,9 +1,10 @@
-"""Writes the page's sample scenes, each with an example of every parameter.
+"""Writes the page's samples, scenes and a photograph, each with an example of every parameter.
 
 python -m tests.support.playground_samples
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ SIZES_WH = {
     2218: (720, 480),
 }
 _RENDERED_PX = 768
+PHOTOGRAPH = "cat.jpg"
+PHOTOGRAPH_ENTRY = {
+    "id": "cat",
+    "file": PHOTOGRAPH,
+    "description": "A photograph of a cat's face. The embedded models know shapes only.",
+    "is_photograph": True,
+    "examples": {
+        "labels": ["cat", "eye"],
+        "caption": "a cat",
+        "phrases": ["a cat"],
+        "phrase": "cat",
+        "region": [60, 40, 340, 280],
+        "question": "what animal is this?",
+    },
+}
 
 
 def sample_image(seed: int) -> Image.Image:
@@ -72,7 +88,9 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in SIZES_WH:
         sample_image(seed).save(folder / f"{sample_id(seed)}.png", optimize=True)
-    listing = json.dumps([sample_entry(seed) for seed in SIZES_WH], indent=2)
+    shutil.copyfile(ROOT / "models/photographs" / PHOTOGRAPH, folder / PHOTOGRAPH)
+    entries = [*(sample_entry(seed) for seed in SIZES_WH), PHOTOGRAPH_ENTRY]
+    listing = json.dumps(entries, indent=2)
     (folder / "samples.json").write_text(listing + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,16 @@ from service.http.middleware import CONTENT_SECURITY_POLICY
 from service.settings import Settings
 from tasks.table import TASKS
 from tests.support.export_cli import ROOT
-from tests.support.playground_samples import FOLDER, SIZES_WH, sample_entry, sample_id, sample_image
+from tests.support.export_cli import ROOT
+from tests.support.playground_samples import (
+    FOLDER,
+    PHOTOGRAPH,
+    PHOTOGRAPH_ENTRY,
+    SIZES_WH,
+    sample_entry,
+    sample_id,
+    sample_image,
+)
 from tests.support.rest_client import Client, client, error_of
 
 PAGE = ROOT / "service/web/playground"
@@ -23,6 +32,7 @@ TYPES = {
     "js": "text/javascript",
     "css": "text/css",
     "png": "image/png",
+    "jpg": "image/jpeg",
     "svg": "image/svg+xml",
 }
 
@@ -91,8 +101,11 @@ def test_page_needs_neither_a_key_nor_a_started_service() -> None:
 
 def test_committed_samples_are_the_generated_ones() -> None:
     assert json.loads((FOLDER / "samples.json").read_text(encoding="utf-8")) == [
-        sample_entry(seed) for seed in SIZES_WH
+        *(sample_entry(seed) for seed in SIZES_WH),
+        PHOTOGRAPH_ENTRY,
     ]
+    photograph = ROOT / "models/photographs" / PHOTOGRAPH
+    assert (FOLDER / PHOTOGRAPH).read_bytes() == photograph.read_bytes()
     for seed in SIZES_WH:
         with Image.open(FOLDER / f"{sample_id(seed)}.png") as stored:
             assert ImageChops.difference(stored, sample_image(seed)).getbbox() is None
@@ -100,5 +113,5 @@ def test_committed_samples_are_the_generated_ones() -> None:
 
 def test_sample_has_an_example_of_every_parameter_without_a_default() -> None:
     needed = {p.name for task in TASKS.values() for p in task.parameters if p.default is None}
-    for seed in SIZES_WH:
-        assert set(sample_entry(seed)["examples"]) == needed
+    for entry in (*map(sample_entry, SIZES_WH), PHOTOGRAPH_ENTRY):
+        assert set(entry["examples"]) == needed

@@ -122,9 +122,11 @@ def test_a_model_that_does_not_offer_the_task_says_what_it_offers(
     expect(playground.panel(PALIGEMMA).locator(".answer-text")).to_have_text("MGQL")
 
 
+@pytest.mark.parametrize("height", [700, 1200])  # a preview narrower than its frame, and a wide one
 def test_a_region_is_drawn_on_the_image_and_asked_about(
-    playground: Playground, client: httpx.Client
+    playground: Playground, client: httpx.Client, height: int
 ) -> None:
+    playground.page.set_viewport_size({"width": 1280, "height": height})
     playground.open()
     playground.choose_task("region_description")
     frame = playground.page.locator("#preview img").bounding_box()

@@ -15,6 +15,7 @@ from tests.support.playground_questions import SAMPLE, api_answer, example_answe
 
 FLORENCE, PALIGEMMA = EMBEDDED
 DETECTION = "open_vocabulary_detection"
+MIN_SCORE = 0.05  # view.js
 
 
 @pytest.fixture
@@ -78,6 +79,56 @@ def test_the_score_slider_hides_what_is_below_it(
         assert playground.panel(model).locator(".objects tbody tr:visible").count() == len(expected)
 
 
+def test_a_shape_of_almost_no_probability_is_hidden_until_the_slider_shows_it(
+    playground: Playground, client: httpx.Client
+) -> None:
+    labels = example_fields(TASKS[DETECTION])["labels"]
+    for seed in range(20):  # at this temperature, boxes of low scores soon appear
+        options = {"labels": labels, "temperature": "2", "seed": str(seed)}
+        found = api_answer(client, FLORENCE, DETECTION, **options)["result"]["detections"]
+        likely = [each["label"] for each in drawn(found)]
+        if len(likely) < len(found):
+            break
+    else:
+        raise AssertionError("no seed gives a box of almost no probability")
+    playground.open(task=DETECTION, sample=SAMPLE, **options)
+    assert [shape["label"] for shape in playground.shapes(FLORENCE)] == likely
+    playground.page.get_by_label("Score at least").fill("0")
+    assert len(playground.shapes(FLORENCE)) == len(found)
+
+
+@pytest.mark.usefixtures("detected")
+def test_answers_are_dimmed_while_the_form_asks_another_question(playground: Playground) -> None:
+    panels = playground.page.locator("#panels")
+    expect(panels).not_to_have_attribute("data-stale", "")
+    playground.page.locator("[data-sample=juix]").click()
+    expect(panels).to_have_attribute("data-stale", "")
+    expect(playground.page.locator("#stale")).to_be_visible()
+    playground.page.locator(f"[data-sample={SAMPLE}]").click()
+    expect(panels).not_to_have_attribute("data-stale", "")
+    playground.choose_task("ocr")
+    expect(panels).to_have_attribute("data-stale", "")
+    playground.run()
+    expect(panels).not_to_have_attribute("data-stale", "")
+
+
+@pytest.mark.parametrize("size_wh", [(1280, 720), (1440, 900), (1024, 768)])
+@pytest.mark.parametrize("task", [DETECTION, "instance_segmentation"])
+def test_parameters_are_visible_above_the_bar_with_run(
+    playground: Playground, size_wh: tuple[int, int], task: str
+) -> None:
+    width, height = size_wh
+    playground.page.set_viewport_size({"width": width, "height": height})
+    playground.open()
+    playground.choose_task(task)
+    control = playground.page.locator("#parameters .field:visible :is(.chips, textarea, input)")
+    field = control.first.bounding_box()
+    bar = playground.page.locator("#run").bounding_box()
+    assert field is not None and bar is not None
+    assert playground.page.evaluate("scrollY") == 0
+    assert field["y"] + field["height"] <= bar["y"]
+
+
 @pytest.mark.usefixtures("detected")
 def test_shapes_and_names_can_be_switched_off(playground: Playground) -> None:
     tags = playground.panel(FLORENCE).locator(".tag:visible")
@@ -94,7 +145,8 @@ def test_counts_of_what_differs_are_filters(playground: Playground, client: http
     for seed in range(20):  # the models agree too often; at this temperature they soon do not
         options = {"labels": labels, "temperature": "2", "seed": str(seed)}
         left, right = (
-            api_answer(client, m, DETECTION, **options)["result"]["detections"] for m in EMBEDDED
+            drawn(api_answer(client, m, DETECTION, **options)["result"]["detections"])
+            for m in EMBEDDED
         )
         both, only_left, only_right = compared(left, right)
         if both and only_left and only_right:
@@ -115,6 +167,11 @@ def test_counts_of_what_differs_are_filters(playground: Playground, client: http
             assert Counter(shape["label"] for shape in playground.shapes(model)) == Counter(labels)
         button.click()
     assert len(playground.shapes(FLORENCE)) == len(left)
+
+
+def drawn(detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the detections that the page draws unless the slider is moved."""
+    return [each for each in detections if each["score"] >= MIN_SCORE]
 
 
 def compared(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> list[list[str]]:

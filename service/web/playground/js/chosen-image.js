@@ -16,6 +16,7 @@ const THUMBNAIL_PX = 160;
  * @property {string} id
  * @property {string} file
  * @property {string} description
+ * @property {boolean} [is_photograph]
  * @property {Record<string, any>} examples  a value for each parameter, by its name
  */
 

@@ -41,7 +41,7 @@ export class ImageInput {
       src: image.url,
       alt: image.sample?.description ?? `The chosen image, ${image.name}`,
     });
-    fill(this.preview, picture, this.regionEditor.element);
+    fill(this.preview, html("div", { class: "framed" }, picture, this.regionEditor.element));
     byId("image-name").textContent = `${image.name} · ${image.width} × ${image.height}`;
     for (const button of byId("samples").children)
       button.setAttribute("aria-pressed", String(button.dataset.sample === image.sample?.id));

@@ -49,6 +49,7 @@ export class Playground {
       event.preventDefault();
       this.#runOrStop();
     });
+    ask.addEventListener("input", () => this.#markStale());
     ask.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#runOrStop();
     });
@@ -66,6 +67,19 @@ export class Playground {
 
   #suggest() {
     this.form.suggest(this.images.image?.sample?.examples ?? {});
+    this.#markStale();
+  }
+
+  /** Dim the answers while the form asks another question. */
+  #markStale() {
+    const isStale = this.#run !== null && linkTo(this.#question()) !== linkTo(this.#run.question);
+    byId("panels").toggleAttribute("data-stale", isStale);
+    byId("stale").hidden = !isStale;
+  }
+
+  #question() {
+    const fields = { ...this.form.values(), ...this.options.values() };
+    return { image: this.images.image, task: this.tasks.task, fields };
   }
 
   #runOrStop() {
@@ -84,8 +98,7 @@ export class Playground {
   #askForm() {
     if (!this.images.image) return this.images.requireImage();
     if (!this.form.check()) return undefined;
-    const fields = { ...this.form.values(), ...this.options.values() };
-    const run = new Run({ image: this.images.image, task: this.tasks.task, fields }, this.canStream);
+    const run = new Run(this.#question(), this.canStream);
     this.#run?.stop();
     this.#runs.push(run);
     this.#show(run);
@@ -95,12 +108,12 @@ export class Playground {
 
   #show(run) {
     this.#run = run;
-    const { image, task, fields } = run.question;
-    const link = linkOf(task.id, fields, image.sample?.id ?? null);
+    const link = linkTo(run.question);
     const write = link === location.hash ? history.replaceState : history.pushState;
     write.call(history, { run: this.#runs.indexOf(run) }, "", link);
     this.answers.show(run);
     this.#showButton();
+    this.#markStale();
     if (byId("answers").getBoundingClientRect().top > innerHeight / 2) byId("answers").scrollIntoView();
   }
 
@@ -169,6 +182,11 @@ export class Playground {
     const instead = (param) => this.form.instead(param);
     return { again, change, instead, enterKey: async () => (await askForKey()) && again() };
   }
+}
+
+/** @param {import("./run.js").Question} question */
+function linkTo({ image, task, fields }) {
+  return linkOf(task.id, fields, image.sample?.id ?? null);
 }
 
 /** Return the announcement for a finished model; empty until then. @param {any} outcome */

@@ -11,7 +11,8 @@ import { linkOf } from "./run-link.js";
  */
 export function starters(tasks, samples) {
   const shared = tasks.filter((task) => task.models.length > 1);
-  const cards = shared.map((task, index) => starter(task, samples[index % samples.length]));
+  const scenes = samples.filter((sample) => !sample.is_photograph); // every model knows the scenes
+  const cards = shared.map((task, index) => starter(task, scenes[index % scenes.length]));
   return html("ul", { class: "starters" }, ...cards);
 }
 

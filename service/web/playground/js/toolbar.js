@@ -13,7 +13,7 @@ export class Toolbar {
   constructor(element, view) {
     this.element = element;
     this.view = view;
-    this.score = html("output", { for: "min-score" }, "0.00");
+    this.score = html("output", { for: "min-score" });
     this.percent = html("span", { class: "zoom-percent" }, "100 %");
     this.shapeControls = [this.#slider(), this.#toggle("Shapes", "showsShapes"), this.#toggle("Names", "showsNames")];
     this.zoomControls = this.#zoom();
@@ -44,7 +44,7 @@ export class Toolbar {
       min: 0,
       max: 1,
       step: 0.01,
-      value: 0,
+      value: this.view.minScore,
       oninput: change,
     });
     return html("div", { class: "control" }, html("label", { for: "min-score" }, "Score at least"), input, this.score);

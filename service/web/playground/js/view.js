@@ -6,7 +6,7 @@
  */
 
 export class View extends EventTarget {
-  minScore = 0;
+  minScore = 0.05; // shapes of almost no probability only hide others
   showsShapes = true;
   showsNames = true;
   zoom = 1;
