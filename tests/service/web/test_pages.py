@@ -13,7 +13,6 @@ from service.http.middleware import CONTENT_SECURITY_POLICY
 from service.settings import Settings
 from tasks.table import TASKS
 from tests.support.export_cli import ROOT
-from tests.support.export_cli import ROOT
 from tests.support.playground_samples import (
     FOLDER,
     PHOTOGRAPH,

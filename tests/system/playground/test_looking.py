@@ -124,7 +124,8 @@ def test_parameters_are_visible_above_the_bar_with_run(
     control = playground.page.locator("#parameters .field:visible :is(.chips, textarea, input)")
     field = control.first.bounding_box()
     bar = playground.page.locator("#run").bounding_box()
-    assert field is not None and bar is not None
+    assert field is not None
+    assert bar is not None
     assert playground.page.evaluate("scrollY") == 0
     assert field["y"] + field["height"] <= bar["y"]
 
