@@ -1,5 +1,7 @@
 import asyncio
+import re
 
+from tests.support.export_cli import ModelStore
 from tests.support.request_path import request_path
 
 
@@ -7,5 +9,13 @@ def test_a_predict_crosses_few_rooms() -> None:
     """Numbers of `python -m tests.support.request_path`; a change that lowers them lowers these."""
     path = asyncio.run(request_path())
     assert len(path.files) <= 31
-    assert len(path.functions) <= 118
-    assert path.num_changes <= 99
+    assert len(path.functions) <= 115
+    assert path.num_changes <= 97
+
+
+def test_a_call_crosses_few_rooms_of_the_runner(exported: ModelStore) -> None:
+    """Numbers of `--runner`, and some functions that are called only now and then."""
+    run = exported.python("-m", "tests.support.request_path", "--runner")
+    num_files, num_functions, _ = map(int, re.findall(r"\d+", run.stdout))
+    assert num_files <= 37, run.stderr
+    assert num_functions <= 170

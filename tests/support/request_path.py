@@ -1,44 +1,61 @@
-"""The code that one REST predict crosses in the gateway: `python -m tests.support.request_path
-[--calls]`.
+"""The code that one REST predict crosses, in the gateway or in a runner:
+`python -m tests.support.request_path [--runner] [--calls]`.
 
 The real app, core and channel answer a form in this process: object detection, with an image that
-the gateway has not seen. A simulated runner answers over TCP. A request about another image comes
-first, so that nothing is counted that only a first one does. Our own functions are recorded in all
-threads in the order in which they begin; a coroutine that is resumed does not begin again.
+the gateway has not seen. A simulated runner answers over TCP. The runner is measured apart, from
+its middleware to its decoder: with the real model of the store, in this process, BentoML's batcher
+replaced. A request about another image comes first, so that nothing is counted that only a first
+one does. Our own functions are recorded in all threads in the order in which they begin; a
+coroutine that is resumed does not begin again.
 """
 
 import argparse
 import asyncio
 import dis
+import os
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import httpx
+import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from PIL import Image
 
 from imaging.files import ImageLimits
+from runners.options import encoder_batch_size
+from runners.transport.guards import BodyGuard, BuildGuard, LoadedBuild
+from runners.transport.runner_api import RunnerApi
+from runners.transport.traced_calls import TracedCalls
 from service.admission.api_keys import ApiKeys
+from service.environment import read_settings
 from service.http.boundary import RestBoundary
 from service.http.middleware import SecurityHeaders, TracedRequests
 from service.http_app import rest_app
 from service.inference.core import Core, CoreLimits
-from service.inference.served_models import ServedModels
+from service.inference.served_models import ServedModel, ServedModels, served_entries
+from service.process_options import runner_options
 from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
+from tasks.families import FAMILIES
+from tasks.parameters import TaskParameters
 from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_runners import written
 from tests.support.fake_service import IMAGE_SIZE_WH, encoded, served
+from wire.drain import CallsInFlight
 from wire.http_channel import HttpChannel
-from wire.runner_messages import FoundFeatures, Outcomes
+from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, body_of
+from wire.runner_messages import FoundFeatures, Outcomes, SequenceSpec, WriteCall
+
+if TYPE_CHECKING:
+    from runners.model_worker import ModelWorker
 
 _WRITTEN = written("red circle<loc_100><loc_200><loc_500><loc_600>")
 _ANSWER = Outcomes(features=FoundFeatures(outcome="miss"), outcomes=[_WRITTEN]).model_dump_json()
@@ -52,6 +69,7 @@ class RequestPath:
     """The functions that were called, in order: (file, function)."""
 
     calls: list[tuple[str, str]] = field(default_factory=list)
+    is_recording: bool = False
 
     @property
     def files(self) -> set[str]:
@@ -68,51 +86,60 @@ class RequestPath:
         """How often a call lies in another file than the one before."""
         return sum(first[0] != second[0] for first, second in pairwise(self.calls))
 
-
-@contextmanager
-def recorded(path: RequestPath) -> Iterator[None]:
-    """Record the calls of this thread, and of those that start meanwhile."""
-
-    def profile(frame: FrameType, event: str, _argument: object) -> None:
+    def profile(self, frame: FrameType, event: str, _argument: object) -> None:
+        """Record a call of one of our functions; for `sys.setprofile`."""
         code = frame.f_code
-        if event != "call" or code.co_name in _INLINE or not code.co_filename.startswith(FOLDERS):
+        if not self.is_recording or event != "call" or code.co_name in _INLINE:
             return
-        file = code.co_filename
         # RESUME has another argument than 0 after a yield or an await
-        if tuple(code.co_code[frame.f_lasti : frame.f_lasti + 2]) == (_RESUME, 0):
-            path.calls.append((str(Path(file).relative_to(ROOT)), code.co_qualname))
+        is_begun = tuple(code.co_code[frame.f_lasti : frame.f_lasti + 2]) == (_RESUME, 0)
+        if is_begun and code.co_filename.startswith(FOLDERS):
+            file = str(Path(code.co_filename).relative_to(ROOT))
+            self.calls.append((file, code.co_qualname))
 
-    threading.setprofile(profile)
-    sys.setprofile(profile)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Watch the threads that start meanwhile."""
+        threading.setprofile(self.profile)
+        try:
+            yield
+        finally:
+            threading.setprofile(None)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record the calls of this thread and of those that are watched."""
+        sys.setprofile(self.profile)
+        self.is_recording = True
+        try:
+            yield
+        finally:
+            self.is_recording = False
+            sys.setprofile(None)
 
 
 async def request_path() -> RequestPath:
-    """Answer two requests about different images, and return the path of the second."""
+    """Answer two requests about different images; return the path of the second in the gateway."""
     path = RequestPath()
     model = served(FLORENCE)
-    async with TestServer(_runner()) as server:
-        channel = HttpChannel(str(server.make_url("")).rstrip("/"), model.manifest.build_key, 10)
-        runner = RunnerClient(model.id, channel)
-        boundary = RestBoundary(Settings())
-        limits = CoreLimits(
-            ImageLimits(1_000_000), 2, 64, 24, 200_000, 1_000_000_000, 1_000_000_000
-        )
-        core = Core(ServedModels({model.id: model}), {model.id: runner}, limits)
-        boundary.start(core, ApiKeys(None))
-        transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
-        async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
-            await _predict(client, (200, 30, 30))
-            # its threads are recorded
-            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
-            with recorded(path):
-                await _predict(client, (30, 30, 200))
-        await runner.close()
+    with path.threads():
+        async with TestServer(_runner()) as server:
+            await _record_gateway(path, model, str(server.make_url("")).rstrip("/"))
     return path
+
+
+async def _record_gateway(path: RequestPath, model: ServedModel, url: str) -> None:
+    runner = RunnerClient(model.id, HttpChannel(url, model.manifest.build_key, 10))
+    boundary = RestBoundary(Settings())
+    limits = CoreLimits(ImageLimits(1_000_000), 2, 64, 24, 200_000, 1_000_000_000, 1_000_000_000)
+    core = Core(ServedModels({model.id: model}), {model.id: runner}, limits)
+    boundary.start(core, ApiKeys(None))
+    transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
+    async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
+        await _predict(client, (200, 30, 30))
+        with path.recorded():
+            await _predict(client, (30, 30, 200))
+    await runner.close()
 
 
 async def _predict(client: httpx.AsyncClient, color: tuple[int, int, int]) -> None:
@@ -139,20 +166,64 @@ async def _write(request: web.Request) -> web.Response:
     return web.json_response(text=_ANSWER)
 
 
+async def runner_path(model_id: str = "florence-2-mini") -> RequestPath:
+    """Answer two calls with pixels; return the path of the second in the runner of the store."""
+    from runners.in_process_channel import EncoderBatcher
+    from runners.model_worker import ModelWorker  # torch
+
+    path = RequestPath()
+    settings = read_settings({"DIPTYCH_MODELS": model_id})
+    options = runner_options(model_id, settings, served_entries(settings))
+    worker = ModelWorker(model_id, options, lambda key: batcher.encoded(key))
+    batcher = EncoderBatcher(worker.encode, encoder_batch_size(options))
+    with path.threads():
+        worker.load()
+        api = RunnerApi()
+        api.start(worker)
+        inner = BodyGuard(CallsInFlight().middleware(api.app()))
+        loaded = LoadedBuild()
+        loaded.key = worker.build_key
+        app = TracedCalls(BuildGuard(inner, loaded))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
+            await _write_about(client, worker, 30)
+            with path.recorded():
+                await _write_about(client, worker, 200)
+    await asyncio.to_thread(worker.stop)
+    return path
+
+
+async def _write_about(client: httpx.AsyncClient, worker: "ModelWorker", tone: int) -> None:
+    """Ask for the objects of an image of one tone."""
+    task = FAMILIES["florence2"]
+    grammar = task.answer_grammar("object_detection", TaskParameters())
+    segments = [("Locate the objects with category name in the image.", False)]
+    spec = SequenceSpec(segments=segments, grammar=grammar, max_new_tokens=16, timeout_s=60)
+    pixels = np.full(worker.image_shape_hwc, tone, np.uint8)
+    body, headers = body_of(WriteCall(sequences=[spec]), pixels)
+    ids = {IMAGE_KEY_HEADER: f"{tone:064x}", BUILD_HEADER: worker.build_key}
+    response = await client.post("/write", content=body, headers=headers | ids)
+    outcomes = Outcomes.model_validate_json(response.raise_for_status().content).outcomes
+    assert [outcome.kind for outcome in outcomes] == ["written"]
+
+
 def main() -> None:
     """Print the counts, and the calls where asked."""
     parser = argparse.ArgumentParser(
         "python -m tests.support.request_path", description=(__doc__ or "").split("\n")[0]
     )
+    parser.add_argument("--runner", action="store_true", help="the runner's half")
     parser.add_argument("--calls", action="store_true", help="print every call")
     given = parser.parse_args()
-    path = asyncio.run(request_path())
+    path = asyncio.run(runner_path() if given.runner else request_path())
     if given.calls:
         print(*(f"{file}  {function}" for file, function in path.calls), sep="\n")
     print(
         f"{len(path.files)} files, {len(path.functions)} functions, {path.num_changes} changes of"
-        " file"
+        " file",
+        flush=True,
     )
+    os._exit(0)  # the threads of the runner are not to be joined
 
 
 if __name__ == "__main__":
