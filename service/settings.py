@@ -53,19 +53,15 @@ class Settings(BaseModel):
         1_000,
         ge=1,
         le=100_000,
-        description=(
-            "Maximum size of one adapter of the folder, MB (1,000,000 bytes): its file, and its"
-            " weights in float32."
-        ),
+        description="Maximum size of one adapter of the folder, MB (1,000,000 bytes): its file,"
+        " and its weights in float32.",
     )
     adapters_mb: int = Field(
         4_000,
         ge=1,
         le=1_000_000,
-        description=(
-            "Maximum memory of the adapters of a runner with one more of the folder, MB; each takes"
-            " the highest rank among them."
-        ),
+        description="Maximum memory of the adapters of a runner with one more of the folder, MB;"
+        " each takes the highest rank among them.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")
@@ -74,10 +70,8 @@ class Settings(BaseModel):
         1,
         ge=1,
         le=64,
-        description=(
-            "Gateway processes, which share both ports of one host. Each has its own memory and its"
-            " own limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL."
-        ),
+        description="Gateway processes, which share both ports of one host. Each has its own"
+        " memory and its own limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL.",
     )
     api_keys_file: Path | None = Field(
         None,
@@ -85,11 +79,9 @@ class Settings(BaseModel):
     )
     shared_limits_url: StoreUrl | None = Field(
         None,
-        description=(
-            "Redis or Valkey in which gateways share what is used of the limits of keys, as"
-            " `redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process"
-            " counts on its own."
-        ),
+        description="Redis or Valkey in which gateways share what is used of the limits of keys,"
+        " as `redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`. Unset: each gateway process"
+        " counts on its own.",
     )
     metrics_need_key: bool = Field(False, description="true: `/metrics` requires an API key.")
     health_needs_key: bool = Field(
@@ -104,20 +96,16 @@ class Settings(BaseModel):
     )
     url_hosts: UrlHosts = Field(
         (),
-        description=(
-            "Hosts from which images may be fetched by URL, comma-separated; `*`: any host;"
-            " `HOST:PORT`: another port than the scheme's. Unset: image URLs are refused."
-        ),
+        description="Hosts from which images may be fetched by URL, comma-separated; `*`: any"
+        " host; `HOST:PORT`: another port than the scheme's. Unset: image URLs are refused.",
     )
     url_timeout_s: int = Field(
         10, ge=1, le=3600, description="Timeout of fetching one image by URL, seconds."
     )
     label_studio_url: HttpUrl | None = Field(
         None,
-        description=(
-            "URL of the Label Studio whose uploaded and local files are fetched with the token of"
-            " the request; its host may have a private address. Unset: they are refused."
-        ),
+        description="URL of the Label Studio whose uploaded and local files are fetched with the"
+        " token of the request; its host may have a private address. Unset: they are refused.",
     )
     batches_folder: Path | None = Field(
         None, description="Folder of OpenAI's files and batches. Unset: disabled."
@@ -138,10 +126,8 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=256,
-        description=(
-            "Maximum images decoded at a time, at least 2, of one client one less; 0: the number of"
-            " cores, at most 8. Each needs up to 16 bytes for every pixel."
-        ),
+        description="Maximum images decoded at a time, at least 2, of one client one less; 0: the"
+        " number of cores, at most 8. Each needs up to 16 bytes for every pixel.",
     )
     max_connections: int = Field(
         2_000, ge=1, le=1_000_000, description="Maximum HTTP connections; more are closed."
@@ -159,38 +145,30 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=1_000_000,
-        description=(
-            "Maximum memory of request bodies, images by URL, and what is parsed of them, MB; more"
-            " is refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times."
-        ),
+        description="Maximum memory of request bodies, images by URL, and what is parsed of them,"
+        " MB; more is refused with 429. At least 6 times DIPTYCH_MAX_BODY_BYTES; 0: 50 times.",
     )
     max_request_memory_mb_per_key: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description=(
-            "Share of DIPTYCH_MAX_REQUEST_MEMORY_MB that one API key may hold, MB. At least 6 times"
-            " DIPTYCH_MAX_BODY_BYTES; 0: all of it, while no other key holds any."
-        ),
+        description="Share of DIPTYCH_MAX_REQUEST_MEMORY_MB that one API key may hold, MB. At"
+        " least 6 times DIPTYCH_MAX_BODY_BYTES; 0: all of it, while no other key holds any.",
     )
     max_waiting_tokens: int = Field(
         200_000,
         ge=1_000,
         le=1_000_000_000,
-        description=(
-            "Maximum estimated tokens (image, prompt and answer) of the requests queued for one"
-            " model and its adapters; more are refused with 429."
-        ),
+        description="Maximum estimated tokens (image, prompt and answer) of the requests queued"
+        " for one model and its adapters; more are refused with 429.",
     )
     request_timeout_s: int = Field(60, ge=1, le=3600, description="Timeout of a request, seconds.")
     stuck_after_s: int = Field(
         60,
         ge=1,
         le=3600,
-        description=(
-            "A runner is not ready while an encoder batch or a decoder step takes longer than this,"
-            " seconds; after twice this time its process ends and is restarted."
-        ),
+        description="A runner is not ready while an encoder batch or a decoder step takes longer"
+        " than this, seconds; after twice this time its process ends and is restarted.",
     )
     start_timeout_s: int = Field(
         600, ge=5, le=86_400, description="Timeout of a runner's start, seconds; then it restarts."
@@ -200,30 +178,25 @@ class Settings(BaseModel):
     )
     runner_urls: RunnerUrls = Field(
         (),
-        description=(
-            "Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL per model:"
-            " its runner's or that of a proxy of several replicas. Unset: runners run on this host."
-        ),
+        description="Runners on other hosts, `MODEL=http://HOST:PORT`, comma-separated, one URL"
+        " per model: its runner's or that of a proxy of several replicas. Unset: runners run on"
+        " this host.",
     )
     max_running_requests: int = Field(
         0,
         ge=0,
         le=100_000,
-        description=(
-            "Maximum requests in flight per model and its adapters, over all replicas of its"
-            " runner; more are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE,"
-            " by default 24 on CPU, 96 on CUDA."
-        ),
+        description="Maximum requests in flight per model and its adapters, over all replicas of"
+        " its runner; more are queued in the gateway. 0: 1.5 times DIPTYCH_DECODER_MAX_BATCH_SIZE,"
+        " by default 24 on CPU, 96 on CUDA.",
     )
     device: DeviceSetting = Field(
         "auto", description="Device of encoders and decoders; auto: CUDA if available."
     )
     devices: Devices = Field(
         (),
-        description=(
-            "Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`,"
-            " comma-separated; the index counts the GPUs that `CUDA_VISIBLE_DEVICES` shows."
-        ),
+        description="Devices of single models, `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`,"
+        " comma-separated; the index counts the GPUs that `CUDA_VISIBLE_DEVICES` shows.",
     )
     encoder_precision: WantedPrecision = Field(
         "auto", description="Precision of encoders; auto: the model's default."
@@ -241,10 +214,8 @@ class Settings(BaseModel):
         3_600_000,
         ge=1_000,
         le=86_400_000,
-        description=(
-            "The batcher drops images with a higher expected latency, milliseconds; keep it far"
-            " above the slowest batch."
-        ),
+        description="The batcher drops images with a higher expected latency, milliseconds; keep"
+        " it far above the slowest batch.",
     )
     encoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of an encoder; 0: all cores, or 1 for a narrow model."
@@ -259,10 +230,8 @@ class Settings(BaseModel):
         0,
         ge=0,
         le=1_000_000,
-        description=(
-            "Maximum tokens of a sequence (image, prompt and answer); 0: the model's own maximum,"
-            " on a GPU at most 1,024 in addition to the image's."
-        ),
+        description="Maximum tokens of a sequence (image, prompt and answer); 0: the model's own"
+        " maximum, on a GPU at most 1,024 in addition to the image's.",
     )
     decoder_max_waiting: int = Field(
         256, ge=1, le=100_000, description="Maximum sequences queued for a decoder; more get 429."
