@@ -14,7 +14,6 @@ from service.inference.core import Core
 from service.open_inference.grpc_api import OpenInferenceApi
 from service.rpc.boundary import abort, metadata_of
 from service.rpc.incoming import Context, address_of
-from service.rpc.proto import inference_pb2, vision_pb2
 from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
 from service.rpc.read_on_demand import ReadOnDemand
@@ -24,11 +23,7 @@ from service.tls import grpc_credentials
 
 logger = logging.getLogger(__name__)
 
-_SERVICES = tuple(
-    service.full_name
-    for file in (vision_pb2.DESCRIPTOR, inference_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
-)
+_SERVICES = (VisionApi.service, OpenInferenceApi.service)
 _HEALTH_EVERY_S = 1.0
 _FIELDS_BYTES = 100_000  # a message without its image
 _OPTIONS = [

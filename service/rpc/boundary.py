@@ -10,8 +10,8 @@ in REST), `diptych-param` and, if a retry may succeed, `retry-after` in seconds.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +23,6 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
     RPC_RESPONSE_STATUS_CODE,
     RPC_SYSTEM_NAME,
 )
-from opentelemetry.trace import Span
 
 from service.admission.api_keys import ApiKeys
 from service.admission.quotas import UNLIMITED, Quota
@@ -66,11 +65,48 @@ class GrpcApi:
         self._api_keys = api_keys
         self._settings = settings
 
-    async def quota(self, name: str, authorization: str | None, address: str) -> Quota:
-        """Return the caller's quota.
+    @asynccontextmanager
+    async def call(
+        self, name: str, incoming: Incoming, context: Context
+    ) -> AsyncIterator[tuple[Message, RequestContext]]:
+        """Yield message and context of a call of method `name`; whatever is raised is its status.
 
-        Raise `Unauthorized` without an accepted key, `Overloaded` beyond its rate.
+        A health check has no span.
         """
+        metadata = metadata_of(context)
+        request_id = request_id_or_new(metadata.get("x-request-id"))
+        if (task := asyncio.current_task()) is not None:
+            task.set_name(f"request {request_id}")  # read by service/telemetry/loop_lag.py
+        full_name = f"{self.service}/{name}"
+        attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
+        traced = None if name in self.health_methods else attributes
+        with request_trace(metadata, full_name, traced) as span:
+            trace = ("x-trace-id", trace_id())
+            context.set_trailing_metadata((trace,))
+            failure = call = None
+            try:
+                self.entrance.check()
+                quota = await self._quota(name, metadata.get("authorization"), incoming.address)
+                call = RequestContext(request_id, self.api, self._deadline_s(context), quota)
+                message = await self._read(name, incoming, call)
+                request_id = request_id_or_new(getattr(message, "id", None) or request_id)
+                yield message, replace(call, request_id=request_id)
+            except (asyncio.CancelledError, GeneratorExit):
+                record_gone_client(self.api, request_id)
+                span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)
+                raise
+            except Exception as error:
+                failure = record_failure(error, self.api, request_id)
+            finally:
+                if call is not None:
+                    await self._core.leave(call)
+            code = CODES[failure.code] if failure else grpc.StatusCode.OK
+            span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
+        if failure is not None:
+            await abort(context, failure, (("x-request-id", request_id), trace))
+
+    async def _quota(self, name: str, authorization: str | None, address: str) -> Quota:
+        """Raise `Unauthorized` without an accepted key, `Overloaded` beyond its rate."""
         is_health = name in self.health_methods
         if name in self.open_methods or (is_health and not self._settings.health_needs_key):
             return UNLIMITED
@@ -79,33 +115,17 @@ class GrpcApi:
             await quota.take_request()
         return quota
 
-    async def read(self, name: str, incoming: Incoming, context: RequestContext) -> Message:
-        """Return the message of a call.
-
-        Raise `Overloaded`, `InvalidRequest` or `DeadlineExceeded`.
-        """
-        if name not in self.image_methods:
-            return await incoming.read_small()
-        await self._core.take_place(context)
-        return await incoming.read(context.deadline_s, partial(self._core.hold, context))
-
-    async def leave(self, context: RequestContext) -> None:
-        """Release the place of a call, if it has one."""
-        await self._core.leave(context)
-
-    def trace(self, name: str, metadata: Mapping[str, str]) -> AbstractContextManager[Span]:
-        """Return the trace of a call of method `name`, with a span unless it is a health check."""
-        full_name = f"{self.service}/{name}"
-        attributes = {RPC_SYSTEM_NAME: "grpc", RPC_METHOD: full_name}
-        return request_trace(
-            metadata, full_name, None if name in self.health_methods else attributes
-        )
-
-    def deadline_s(self, context: "Context") -> float:
+    def _deadline_s(self, context: Context) -> float:
         """Return the deadline of a call on time.monotonic(), at most the service's timeout."""
         remaining_s = context.time_remaining()
         limit_s = self._settings.request_timeout_s
         return time.monotonic() + (limit_s if remaining_s is None else min(remaining_s, limit_s))
+
+    async def _read(self, name: str, incoming: Incoming, call: RequestContext) -> Message:
+        if name not in self.image_methods:
+            return await incoming.read_small()
+        await self._core.take_place(call)
+        return await incoming.read(call.deadline_s, partial(self._core.hold, call))
 
 
 AnswerT = TypeVar("AnswerT")
@@ -122,7 +142,7 @@ def method(
     @wraps(function)
     async def answer(api: ApiT, incoming: Incoming, context: Context) -> AnswerT:
         with api.entrance.inside():
-            async with _call(api, function.__name__, incoming, context) as (message, call):
+            async with api.call(function.__name__, incoming, context) as (message, call):
                 return await function(api, message, call)
         raise AssertionError("context.abort() returned")
 
@@ -140,7 +160,7 @@ def stream(
     ) -> AsyncGenerator[AnswerT, None]:
         with api.entrance.inside():
             async with (
-                _call(api, function.__name__, incoming, context) as (message, call),
+                api.call(function.__name__, incoming, context) as (message, call),
                 aclosing(function(api, message, call)) as each,
             ):
                 async for answer in each:
@@ -155,40 +175,6 @@ def metadata_of(context: Context) -> dict[str, str]:
     for name, value in context.invocation_metadata() or ():
         found[name] = f"{found[name]}, {value}" if name in found else str(value)
     return found
-
-
-@asynccontextmanager
-async def _call(
-    api: GrpcApi, name: str, incoming: Incoming, context: Context
-) -> AsyncIterator[tuple[Message, RequestContext]]:
-    metadata = metadata_of(context)
-    request_id = request_id_or_new(metadata.get("x-request-id"))
-    if (task := asyncio.current_task()) is not None:
-        task.set_name(f"request {request_id}")  # read by service/telemetry/loop_lag.py
-    with api.trace(name, metadata) as span:
-        trace = ("x-trace-id", trace_id())
-        context.set_trailing_metadata((trace,))
-        failure = call = None
-        try:
-            api.entrance.check()
-            quota = await api.quota(name, metadata.get("authorization"), incoming.address)
-            call = RequestContext(request_id, api.api, api.deadline_s(context), quota)
-            message = await api.read(name, incoming, call)
-            request_id = request_id_or_new(getattr(message, "id", None) or request_id)
-            yield message, replace(call, request_id=request_id)
-        except (asyncio.CancelledError, GeneratorExit):
-            record_gone_client(api.api, request_id)
-            span.set_attribute(RPC_RESPONSE_STATUS_CODE, grpc.StatusCode.CANCELLED.name)
-            raise
-        except Exception as error:
-            failure = record_failure(error, api.api, request_id)
-        finally:
-            if call is not None:
-                await api.leave(call)
-        code = CODES[failure.code] if failure else grpc.StatusCode.OK
-        span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
-    if failure is not None:
-        await abort(context, failure, (("x-request-id", request_id), trace))
 
 
 async def abort(

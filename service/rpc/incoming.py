@@ -70,10 +70,7 @@ class Incoming:
         return self._parsed(message)
 
     async def read_small(self) -> Message:
-        """Return the next message of a call without a place, within seconds.
-
-        Raise `PayloadTooLarge`, `InvalidRequest` or `DeadlineExceeded`.
-        """
+        """Return the next message of a call without a place, within seconds."""
         deadline_s = time.monotonic() + _SMALL_TIMEOUT_S
         try:
             async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):

@@ -38,42 +38,30 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
                 return reply
 
             return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
-        stream = self._own_stream(handler) if is_own else self._stream(handler)
+
+        async def write(messages: Messages, context: Context) -> None:
+            """Read for the stream of health, which writes."""
+            message = await _read(self._incoming(handler, messages, context), context)
+            await handler.unary_stream(message, context)
+
+        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
+            incoming = self._incoming(handler, messages, context)
+            async with aclosing(_each(incoming, context)) as requests:
+                replies = (
+                    handler.unary_stream(incoming, context)
+                    if is_own
+                    else handler.stream_stream(requests, context)  # reflection
+                )
+                async with aclosing(replies) as each:
+                    async for message in each:
+                        yield message
+
+        stream = answers if is_own or handler.unary_stream is None else write
         return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     def _incoming(self, handler: Handler, messages: Messages, context: Context) -> Incoming:
         message_class = handler.request_deserializer.__self__  # its method FromString
         return Incoming(messages, message_class, self._small, str(context.peer()))
-
-    def _own_stream(self, handler: Handler) -> Any:
-        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
-            incoming = self._incoming(handler, messages, context)
-            async with aclosing(handler.unary_stream(incoming, context)) as each:
-                async for message in each:
-                    yield message
-
-        return answers
-
-    def _stream(self, handler: Handler) -> Any:
-        """Return the stream of health, which writes, or of reflection, which yields."""
-        if handler.unary_stream is not None:
-
-            async def write(messages: Messages, context: Context) -> None:
-                message = await _read(self._incoming(handler, messages, context), context)
-                await handler.unary_stream(message, context)
-
-            return write
-
-        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
-            requests = _each(self._incoming(handler, messages, context), context)
-            async with (
-                aclosing(requests),
-                aclosing(handler.stream_stream(requests, context)) as each,
-            ):
-                async for message in each:
-                    yield message
-
-        return answers
 
 
 async def _read(incoming: Incoming, context: Context) -> Message:
