@@ -5,14 +5,18 @@ Used for settings, API keys and the fields of every interface; callers choose th
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
+from service.errors import InvalidRequest
 from tasks.errors import shown
 
 _MAX_FIELD_CHARS = 80
 # Schema of a field that may take up a whole body; the other fields have their own bounds.
 BOUNDED_BY_BODY: dict[str, JsonValue] = {"x-bound": "DIPTYCH_MAX_BODY_BYTES"}
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,15 @@ def rejected_field(error: ValidationError) -> RejectedField:
         else f"{path} is {shown(detail['input'])}: {reason}"
     )
     return RejectedField(path, reason, message)
+
+
+def validated(model: type[ModelT], document: object) -> ModelT:
+    """Return a client's document in its types; raise `InvalidRequest`."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        rejected = rejected_field(error)
+        raise InvalidRequest(rejected.message, rejected.name) from error
 
 
 def lone_surrogate(document: object) -> str | None:

@@ -8,7 +8,7 @@ requests, like the bodies of online ones.
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,25 +24,25 @@ from service.batches.lines import (
     parse_line,
 )
 from service.batches.wire import BatchLine
-from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
 from service.http.body import BodyMemory, missing_image, parse_image, parsed
-from service.http.boundary import STATUSES, ErrorForm, error_json
+from service.http.boundary import STATUSES, error_json
 from service.http.json_values import check_texts
 from service.images.decoding import in_thread
-from service.images.url_rules import ImageInput
 from service.inference.core import Core, RequestContext
 from service.inference.recording import record_failure
-from service.openai.api import complete, error_body, read_chat
+from service.openai.api import complete, error_body
+from service.openai.wire import ChatRequest
 from service.schema.rendering import answer_json, comparison_json
+from service.validation import validated
 
 API = "batch"  # label in metrics
 # The name in the fair queue; no API key can have it. Keys' limits count online requests only.
 _QUOTA = Quota("(batches)", NO_LIMITS)
+_CHAT = "/v1/chat/completions"
 _OK = 200
 _RETRY_AFTER_S = 1.0
 _MAX_LATE = 3  # attempts that may miss their deadline: a runner may have been stuck
-
-Body = dict[str, Any]
 
 
 class FiledRequest:
@@ -57,10 +57,7 @@ class FiledRequest:
         self._num_late = 0
 
     async def answered(self, is_stopped: Callable[[], bool]) -> RenderedLine | None:
-        """Return the line with the answer or the error, or None if the batch stops first.
-
-        Raise `OSError` if the input file cannot be read.
-        """
+        """Return the line of the answer or error, or None if the batch stops; raise `OSError`."""
         while (output := await self._attempt()) is None and not is_stopped():
             await asyncio.sleep(_RETRY_AFTER_S)
         return output
@@ -73,8 +70,7 @@ class FiledRequest:
         try:
             line = await self._read(context)
             check_texts(line.body)
-            answer, _ = _ENDPOINTS[line.url]
-            body = await answer(line.body, self._core, context)
+            body = await _answer(line, self._core, context)
             return _rendered(line, context, _OK, body.model_dump(mode="json"))
         except Exception as error:  # a defect at one request must not end its batch
             is_late = isinstance(error, DeadlineExceeded)
@@ -83,26 +79,20 @@ class FiledRequest:
                 return None
             if line is None:
                 raise
-            return _failed(line, context, error)
+            failure = record_failure(error, API, context.request_id)
+            error_form = error_body if line.url == _CHAT else error_json
+            form = error_form(failure, context.request_id)
+            return _rendered(line, context, STATUSES[failure.code], form)
         finally:
             await self._core.leave(context)
 
     async def _read(self, context: RequestContext) -> BatchLine:
-        """Return the line, which is held until the attempt ends.
-
-        Raise `Overloaded` if there is no memory for it.
-        """
+        """Return the line, held until the attempt ends; raise `Overloaded` without memory."""
         self._core.hold(context, self._span.num_bytes)
         data = await in_thread(self._source.read, self._span)
         return await parsed(
             parse_line, data, BodyMemory(len(data), partial(self._core.hold, context))
         )
-
-
-def _failed(line: BatchLine, context: RequestContext, error: Exception) -> RenderedLine:
-    failure = record_failure(error, API, context.request_id)
-    _, error_form = _ENDPOINTS[line.url]
-    return _rendered(line, context, STATUSES[failure.code], error_form(failure, context.request_id))
 
 
 def _rendered(
@@ -114,40 +104,23 @@ def _rendered(
     ).rendered()
 
 
-async def _chat(body: Body, core: Core, context: RequestContext) -> BaseModel:
-    chat = read_chat(body)
-    if chat.stream:
-        raise _streamed()
-    return await complete(chat, core, context)
-
-
-async def _predict(body: Body, core: Core, context: RequestContext) -> BaseModel:
-    image, fields = await _image_and_fields(body)
-    if fields.get("stream") is True:
-        raise _streamed()
+async def _answer(line: BatchLine, core: Core, context: RequestContext) -> BaseModel:
+    """Return the body of the answer, as that of the endpoint that the line names."""
+    if line.url == _CHAT:
+        chat = validated(ChatRequest, line.body)
+        _check_whole(chat.stream)
+        return await complete(chat, core, context)
+    if "image" not in line.body:
+        raise missing_image()
+    fields = {name: value for name, value in line.body.items() if name != "image"}
+    image = await in_thread(parse_image, line.body["image"])
+    if line.url == "/v1/compare":
+        return comparison_json(await core.compare(image, fields, context), context.request_id)
+    _check_whole(fields.get("stream") is True)
     return answer_json(await core.predict(image, fields, context), context.request_id)
 
 
-async def _compare(body: Body, core: Core, context: RequestContext) -> BaseModel:
-    image, fields = await _image_and_fields(body)
-    return comparison_json(await core.compare(image, fields, context), context.request_id)
-
-
-async def _image_and_fields(body: Body) -> tuple[ImageInput, Body]:
-    if "image" not in body:
-        raise missing_image()
-    fields = {name: value for name, value in body.items() if name != "image"}
-    return await in_thread(parse_image, body["image"]), fields
-
-
-def _streamed() -> ServiceError:
-    return InvalidRequest("stream is true; a request of a batch is answered as a whole", "stream")
-
-
-_ENDPOINTS: dict[
-    str, tuple[Callable[[Body, Core, RequestContext], Awaitable[BaseModel]], ErrorForm]
-] = {
-    "/v1/chat/completions": (_chat, error_body),
-    "/v1/predict": (_predict, error_json),
-    "/v1/compare": (_compare, error_json),
-}
+def _check_whole(is_streamed: bool) -> None:
+    if is_streamed:
+        message = "stream is true; a request of a batch is answered as a whole"
+        raise InvalidRequest(message, "stream")

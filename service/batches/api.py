@@ -10,11 +10,11 @@ shares it can answer.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -30,7 +30,7 @@ from service.images.decoding import in_thread
 from service.inference.core import RequestContext
 from service.openai.api import OPENAI
 from service.settings import variable
-from service.validation import rejected_field
+from service.validation import validated
 from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
@@ -116,15 +116,14 @@ class BatchesApi:
                 f"purpose must be {' or '.join(_PURPOSES)}, not {shown(purpose)}", "purpose"
             )
 
-        def page() -> tuple[list[FileObject], bool]:
+        def page() -> FileList:
             ids = folder.file_ids()
             ids = _after(ids if order == "asc" else ids[::-1], query.get("after"))
-            return _page(ids, limit, folder.file, lambda file: purpose in (None, file.purpose))
+            found = _page(ids, limit, folder.file, lambda file: purpose in (None, file.purpose))
+            return FileList.model_validate(found)
 
         limit = _limit(request, _MAX_FILES, _MAX_FILES)
-        files, has_more = await in_thread(page)
-        first_id, last_id = _ends(files)
-        return _json(FileList(data=files, first_id=first_id, last_id=last_id, has_more=has_more))
+        return _json(await in_thread(page))
 
     async def show_file(self, request: Request, context: RequestContext) -> Response:
         return _json(await in_thread(self._folder(context).file, request.path_params["file_id"]))
@@ -140,7 +139,8 @@ class BatchesApi:
 
     async def create(self, request: Request, context: RequestContext) -> Response:
         folder = self._folder(context)
-        asked = await self._boundary.read(_read_batch, request, context)
+        body = await self._boundary.read(read_json, request, context)
+        asked = validated(BatchRequest, body)
         return _json(await in_thread(folder.create_batch, asked))
 
     async def list_batches(self, request: Request, context: RequestContext) -> Response:
@@ -148,13 +148,12 @@ class BatchesApi:
         folder = self._folder(context)
         limit = _limit(request, _USUAL_BATCHES, _MAX_BATCHES)
 
-        def page() -> tuple[list[Batch], bool]:
+        def page() -> BatchList:
             ids = _after(folder.batch_ids()[::-1], request.query_params.get("after"))
-            return _page(ids, limit, lambda batch_id: folder.state(batch_id).batch, lambda _: True)
+            found = _page(ids, limit, lambda each: folder.state(each).batch, lambda _: True)
+            return BatchList.model_validate(found)
 
-        batches, has_more = await in_thread(page)
-        first_id, last_id = _ends(batches)
-        return _json(BatchList(data=batches, first_id=first_id, last_id=last_id, has_more=has_more))
+        return _json(await in_thread(page))
 
     async def show_batch(self, request: Request, context: RequestContext) -> Response:
         state = await in_thread(self._folder(context).state, request.path_params["batch_id"])
@@ -179,14 +178,6 @@ class BatchesApi:
         return self._store.of(context.quota.owner)
 
 
-async def _read_batch(request: Request, memory: BodyMemory) -> BatchRequest:
-    try:
-        return BatchRequest.model_validate(await read_json(request, memory))
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        raise InvalidRequest(rejected.message, rejected.name) from error
-
-
 def _limit(request: Request, usual: int, most: int) -> int:
     text = request.query_params.get("limit", str(usual))
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= most):
@@ -205,19 +196,19 @@ def _after(ids: list[str], cursor: str | None) -> list[str]:
 
 def _page(
     ids: list[str], limit: int, load: Callable[[str], ObjectT], is_wanted: Callable[[ObjectT], bool]
-) -> tuple[list[ObjectT], bool]:
-    """Return the first objects, and whether there are more."""
+) -> dict[str, object]:
+    """Return the fields of a list with the first objects."""
     found: list[ObjectT] = []
     for each in ids:
         with suppress(NotFound):  # removed since the ids were read
             found.extend(filter(is_wanted, [load(each)]))
         if len(found) > limit:
-            return found[:limit], True
-    return found, False
-
-
-def _ends(objects: Sequence[FileObject] | Sequence[Batch]) -> tuple[str | None, str | None]:
-    return (objects[0].id, objects[-1].id) if objects else (None, None)
+            break
+    page = found[:limit]
+    first_id = page[0].id if page else None
+    last_id = page[-1].id if page else None
+    has_more = len(found) > limit
+    return {"data": page, "first_id": first_id, "last_id": last_id, "has_more": has_more}
 
 
 def _json(body: BaseModel) -> Response:

@@ -117,9 +117,10 @@ class Dispatcher:
 
     def _owner_of_each(self, ids: Callable[[KeyFolder], list[str]]) -> dict[str, str]:
         """Return the owner of each batch among `ids`, the oldest of an owner first."""
-        return {
-            each: owner for owner in self._store.owners() for each in ids(self._store.of(owner))
-        }
+        owner_of: dict[str, str] = {}
+        for owner in self._store.owners():
+            owner_of |= dict.fromkeys(ids(self._store.of(owner)), owner)
+        return owner_of
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
         """Begin the batches whose turn it is."""
@@ -198,7 +199,9 @@ class Dispatcher:
         """Run a batch; a defect fails it. Raise `OSError`."""
         try:
             if state.batch.in_progress_at is None:  # cancelled while it waited
-                await in_thread(_cancel, folder, state)
+                state.batch.status = "cancelled"
+                state.batch.cancelled_at = int(time.time())
+                await in_thread(folder.save, state)
             else:
                 await self._answer(await in_thread(Job.open, folder, state, self._max_line_bytes))
             logger.info("batch %s %s", state.batch.id, state.batch.status)
@@ -214,12 +217,8 @@ class Dispatcher:
         """Answer the requests that have no answer yet, until the batch ends."""
         batch = job.state.batch
         owner = job.folder.owner
-        logger.info(
-            "batch %s: %d of %d requests wait",
-            batch.id,
-            job.num_waiting,
-            batch.request_counts.total,
-        )
+        counts = batch.request_counts
+        logger.info("batch %s: %d of %d requests wait", batch.id, counts.num_waiting, counts.total)
         run = BatchRun(
             owner,
             batch.id,
@@ -250,18 +249,13 @@ class Dispatcher:
         while True:
             is_over = run.is_over  # read before the last answers are taken
             await in_thread(job.save, run.take_output())
-            self._num_waiting[job.state.batch.id] = job.num_waiting
+            batch = job.state.batch
+            self._num_waiting[batch.id] = batch.request_counts.num_waiting
             if is_over:
                 return
             if await in_thread(job.is_to_end):  # a failure may have stopped it meanwhile
                 run.is_stopped = True
             await asyncio.sleep(_SAVE_S)
-
-
-def _cancel(folder: KeyFolder, state: BatchState) -> None:
-    state.batch.status = "cancelled"
-    state.batch.cancelled_at = int(time.time())
-    folder.save(state)
 
 
 def _fail(folder: KeyFolder, state: BatchState, errors: list[BatchError]) -> None:

@@ -42,21 +42,10 @@ class Job:
     def open(cls, folder: KeyFolder, state: BatchState, max_line_bytes: int) -> "Job":
         """Open the files of a batch; raise `OSError`."""
         source = InputFile(folder.content(state.batch.input_file_id), max_line_bytes)
-        return cls(
-            folder,
-            state,
-            source,
-            Journal.open(folder.content(state.output_id), folder.content(state.error_id)),
-        )
-
-    @property
-    def num_waiting(self) -> int:
-        """Number of requests without an answer."""
-        return (
-            self.state.batch.request_counts.total
-            - self.journal.num_answered
-            - self.journal.num_failed
-        )
+        journal = Journal.open(folder.content(state.output_id), folder.content(state.error_id))
+        job = cls(folder, state, source, journal)
+        job._count()
+        return job
 
     def is_to_end(self) -> bool:
         """Return True if the batch was cancelled or has expired."""
@@ -103,7 +92,7 @@ class Job:
 
     @property
     def _is_whole(self) -> bool:
-        return self.num_waiting <= 0
+        return self.state.batch.request_counts.num_waiting <= 0
 
     def _end(self, is_full: bool) -> None:
         """Set the status of the end and its time."""
@@ -125,12 +114,17 @@ class Job:
             batch.cancelling_at = None
 
     def _append_expired(self) -> bool:
-        """Append an error for each request that was not run.
-
-        Return False if there is no room for all.
-        """
+        """Append an error for each request not run; return False without room for all."""
         done = Journal.open(self.journal.output, self.journal.errors).recovered
-        lines = map(_expired, self.source.unanswered_ids(done))
+        lines = (
+            OutputLine(
+                id=f"batch_req_{uuid.uuid4().hex}",
+                custom_id=each,
+                response=None,
+                error=OutputError(),
+            ).rendered()
+            for each in self.source.unanswered_ids(done)
+        )
         try:
             while piece := list(itertools.islice(lines, _EXPIRED_AT_A_TIME)):
                 self._append(piece)
@@ -151,10 +145,3 @@ class Job:
         counts = self.state.batch.request_counts
         counts.completed = self.journal.num_answered
         counts.failed = self.journal.num_failed
-
-
-def _expired(custom_id: str) -> RenderedLine:
-    line_id = f"batch_req_{uuid.uuid4().hex}"
-    return OutputLine(
-        id=line_id, custom_id=custom_id, response=None, error=OutputError()
-    ).rendered()

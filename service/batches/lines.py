@@ -12,12 +12,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from service.batches.wire import BatchLine
-from service.errors import InvalidRequest
 from service.http.json_values import unchecked_object
-from service.validation import rejected_field
+from service.validation import validated
 
 
 class OutputResponse(BaseModel):
@@ -44,10 +43,7 @@ class OutputLine(BaseModel):
     error: OutputError | None = None
 
     def rendered(self) -> "RenderedLine":
-        """Return the line as it is written.
-
-        Raise `ValueError` if it cannot be, such as for half a surrogate pair.
-        """
+        """Return the line as it is written; raise `ValueError` for half a surrogate pair."""
         is_answer = self.response is not None and self.response.status_code == 200  # HTTP's OK
         return RenderedLine(is_answer, self.model_dump_json().encode() + b"\n")
 
@@ -136,8 +132,4 @@ def read_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[RawLine]:
 
 def parse_line(data: bytes) -> BatchLine:
     """Return a line of an input file; raise `InvalidRequest`."""
-    try:
-        return BatchLine.model_validate(unchecked_object(data))
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        raise InvalidRequest(rejected.message, rejected.name) from error
+    return validated(BatchLine, unchecked_object(data))

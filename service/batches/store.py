@@ -138,10 +138,7 @@ class KeyFolder:
         return sizes
 
     def delete_file(self, file_id: str) -> None:
-        """Delete a file.
-
-        Raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch.
-        """
+        """Raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch."""
         self.file(file_id)
         for state in self.states():
             if state.batch.input_file_id == file_id and state.batch.status not in ENDED:
@@ -158,10 +155,7 @@ class KeyFolder:
         return _ids(self.files)
 
     def create_batch(self, request: BatchRequest) -> Batch:
-        """Create a batch.
-
-        Raise `NotFound` for its input, or `Overloaded` above a limit of the key.
-        """
+        """Raise `NotFound` for the input, or `Overloaded` above a limit of the key."""
         self.check_room()  # the output needs room
         if self.file(request.input_file_id).purpose != "batch":
             problem = f"{request.input_file_id} cannot be an input file: its purpose must be batch"
@@ -204,10 +198,7 @@ class KeyFolder:
         write_whole(self.batches / f"{state.batch.id}.json", state.model_dump_json())
 
     def cancel(self, batch_id: str) -> Batch:
-        """Request the cancellation of a batch.
-
-        Raise `NotFound`, or `InvalidRequest` if it has ended.
-        """
+        """Request the cancellation; raise `NotFound`, or `InvalidRequest` if it has ended."""
         batch = self.state(batch_id).batch
         if batch.status in ENDED:
             raise InvalidRequest(
@@ -270,10 +261,7 @@ class Store:
         return self.path / "uploads"
 
     def prepare(self) -> None:
-        """Make the folder, readable for this user alone.
-
-        Raise `SettingsError` if it cannot be written.
-        """
+        """Make the folder, readable for this user alone; raise `SettingsError`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.uploads.mkdir(exist_ok=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from pydantic import ValidationError
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
@@ -16,7 +15,7 @@ from python_multipart.multipart import parse_options_header
 from service.batches.wire import FileFields
 from service.errors import InvalidRequest, PayloadTooLarge
 from service.images.decoding import in_thread
-from service.validation import rejected_field
+from service.validation import validated
 from tasks.errors import shown
 
 if TYPE_CHECKING:  # python_multipart 0.0.34 declares it for type checkers alone
@@ -116,10 +115,7 @@ class _Form:
 
 
 async def read_upload(content_type: str, chunks: AsyncIterator[bytes], folder: Path) -> Upload:
-    """Write the file of a form into `folder`.
-
-    Raise `InvalidRequest` or `PayloadTooLarge`. The caller removes it.
-    """
+    """Write a form's file into `folder`; raise `InvalidRequest` or `PayloadTooLarge`."""
     mime_type, options = parse_options_header(content_type)
     if mime_type != b"multipart/form-data" or b"boundary" not in options:
         raise InvalidRequest(
@@ -130,8 +126,13 @@ async def read_upload(content_type: str, chunks: AsyncIterator[bytes], folder: P
         with path.open("xb") as target:
             form = _Form(target)
             await _parse(form, options[b"boundary"], chunks)
-            await in_thread(_sync, target)
-        return Upload(path, *_checked(form))
+            target.flush()
+            await in_thread(os.fsync, target.fileno())
+        if not form.is_complete:
+            raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
+        if form.filename is None:
+            raise InvalidRequest("file is missing: send a JSON Lines file", "file")
+        return Upload(path, form.filename, validated(FileFields, form.fields()))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -153,20 +154,3 @@ async def _parse(form: _Form, boundary: bytes, chunks: AsyncIterator[bytes]) -> 
         await in_thread(parser.write, bytes(waiting))
     except (MultipartParseError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {str(error)[:200]}") from error
-
-
-def _checked(form: _Form) -> tuple[str, FileFields]:
-    if not form.is_complete:
-        raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
-    if form.filename is None:
-        raise InvalidRequest("file is missing: send a JSON Lines file", "file")
-    try:
-        return form.filename, FileFields.model_validate(form.fields())
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        raise InvalidRequest(rejected.message, rejected.name) from error
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -50,10 +50,7 @@ class _Checks:
         return self.num_lines > MAX_LINES or self.num_blank_lines > _MAX_BLANK_LINES
 
     def check_next(self) -> bool:
-        """Check the next lines.
-
-        Return False at the end of the file, or if there are too many lines or errors.
-        """
+        """Check the next lines; return False at the end, or with too many lines or errors."""
         num_bytes = 0
         for line in self._lines:
             self._check(line)
@@ -69,43 +66,29 @@ class _Checks:
             self.num_blank_lines += 1
             return
         self.num_lines += 1
-        for code, message, param in self._problems(line.data):
-            self.errors.append(
-                BatchError(code=code, line=line.number, message=message, param=param)
-            )
 
-    def _problems(self, data: bytes) -> Iterator[tuple[str, str, str | None]]:
-        """Yield code, message and field of each problem of a line."""
-        if len(data) > self._max_line_bytes:
-            yield (
-                "invalid_request",
-                f"The line has more bytes than a request may have, {self._max_line_bytes}.",
-                None,
-            )
+        def report(code: str, message: str, param: str | None = None) -> None:
+            error = BatchError(code=code, line=line.number, message=message, param=param)
+            self.errors.append(error)
+
+        if len(line.data) > self._max_line_bytes:
+            allowed = f"than a request may have, {self._max_line_bytes}"
+            report("invalid_request", f"The line has more bytes {allowed}.")
             return
         try:
-            line = parse_line(data)
+            request = parse_line(line.data)
         except InvalidRequest as error:
             code = "invalid_request" if error.param else "invalid_json_line"
-            yield (
-                code,
-                f"The line is not a request: {error.message.replace('the body', 'it', 1)}.",
-                error.param,
-            )
+            problem = error.message.replace("the body", "it", 1)
+            report(code, f"The line is not a request: {problem}.", error.param)
             return
-        if line.url != self._endpoint:
-            yield (
-                "url_mismatch",
-                f"The url is {shown(line.url)}, the batch's endpoint {self._endpoint}.",
-                "url",
-            )
-        hashed = id_hash(line.custom_id)
+        if request.url != self._endpoint:
+            problem = f"The url is {shown(request.url)}, the batch's endpoint {self._endpoint}."
+            report("url_mismatch", problem, "url")
+        hashed = id_hash(request.custom_id)
         if hashed in self._custom_ids:
-            yield (
-                "duplicate_custom_id",
-                "The custom_id is also that of an earlier line.",
-                "custom_id",
-            )
+            problem = "The custom_id is also that of an earlier line."
+            report("duplicate_custom_id", problem, "custom_id")
         self._custom_ids.add(hashed)
 
 

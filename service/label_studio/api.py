@@ -10,7 +10,6 @@ token of Label Studio: it shows user names to others. Source: HumanSignal/label-
 label_studio/ml/api_connector.py (requests), label_studio/ml/models.py (answers).
 """
 
-import asyncio
 import base64
 import binascii
 import json
@@ -19,12 +18,12 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote_plus, unquote_plus
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from service.errors import InvalidRequest, NotReady, UnsupportedTask
+from service.errors import InvalidRequest, UnsupportedTask
 from service.http.body import BodyMemory, parsed, read_bytes
 from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
 from service.http.json_values import json_object
@@ -36,12 +35,11 @@ from service.label_studio.batch import Batch, Plan, source_bytes, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
 from service.label_studio.labelling_config import MAX_CONFIG_CHARS, parse_config
 from service.schema.wire import ErrorDetail, ErrorJson
-from service.validation import rejected_field
+from service.validation import ModelT, validated
 from tasks.errors import shown
 from wire.disconnection import while_connected
 
 PREFIX = "/integrations/label-studio"
-_PATHS = (PREFIX, f"{PREFIX}/{{model}}")
 _MAX_TASKS = 1000
 # an interactive call has all annotations of its task, with the bytes of brush masks
 MAX_JSON_VALUES = 1_000_000
@@ -58,7 +56,7 @@ _CONFIG: dict[str, JsonValue] = {"maxLength": MAX_CONFIG_CHARS}  # `parse_config
 _VALUES: dict[str, JsonValue] = {"maxProperties": MAX_JSON_VALUES}
 _BOUNDED = Field(json_schema_extra=_VALUES)
 
-BodyT = TypeVar("BodyT", bound=BaseModel)
+BodyT = TypeVar("BodyT")
 
 
 class _Body(BaseModel):
@@ -91,49 +89,40 @@ class LabelStudioApi:
         self._host = LabelStudioHost.of(boundary.settings)
 
     def routes(self) -> list[Route]:
-        gets: dict[str, Endpoint] = {"health": self.health, "versions": self.versions}
-        posts: dict[str, Endpoint] = {
-            "setup": self.setup,
-            "predict": self.predict,
-            "webhook": self.webhook,
-        }
-        methods = [("GET", gets), ("POST", posts)]
-        failed = f"{PREFIX}/failed/{{status}}"
-        return [
-            Route(
-                failed,
-                self._boundary.endpoint(self.failed, LABEL_STUDIO, is_public=True),
-                methods=["GET"],
-            ),
-            *(
-                Route(
-                    f"{path}/{name}",
-                    self._endpoint(function, is_public=name == "webhook"),
-                    methods=[method],
-                )
-                for path in _PATHS
-                for method, functions in methods
-                for name, function in functions.items()
-            ),
-        ]
+        failed = self._boundary.endpoint(self.failed, LABEL_STUDIO, is_public=True)
+        routes = [Route(f"{PREFIX}/failed/{{status}}", failed, methods=["GET"])]
+        for path in (PREFIX, f"{PREFIX}/{{model}}"):
+            routes += [
+                Route(f"{path}/health", self._endpoint(self.health), methods=["GET"]),
+                Route(f"{path}/versions", self._endpoint(self.versions), methods=["GET"]),
+                Route(f"{path}/setup", self._endpoint(self.setup), methods=["POST"]),
+                Route(f"{path}/predict", self._endpoint(self.predict), methods=["POST"]),
+                Route(f"{path}/webhook", self._endpoint(self.webhook, True), methods=["POST"]),
+            ]
+        return routes
 
     def _endpoint(
-        self, function: Endpoint, is_public: bool
+        self, function: Endpoint, is_public: bool = False
     ) -> Callable[[Request], Awaitable[Response]]:
-        return _with_shown_errors(
-            _with_bearer(self._boundary.endpoint(function, LABEL_STUDIO, is_public=is_public))
-        )
+        """Return an endpoint that redirects Label Studio to the message of an error."""
+        endpoint = self._boundary.endpoint(function, LABEL_STUDIO, is_public=is_public)
+
+        async def answer(request: Request) -> Response:
+            response = await endpoint(_with_bearer(request))
+            is_failed = response.status_code in STATUSES.values()
+            agent = request.headers.get("user-agent", "")
+            if not (is_failed and agent.startswith(_LABEL_STUDIO_AGENT)):
+                return response
+            message = json.loads(bytes(response.body))["error"]["message"]
+            url = f"{PREFIX}/failed/{response.status_code}?{quote_plus(message, safe=_READABLE)}"
+            return RedirectResponse(url, 303, {"X-Request-Id": response.headers["x-request-id"]})
+
+        return answer
 
     async def health(self, request: Request, _context: RequestContext) -> Response:
         """Return readiness to a request with an accepted key."""
         core = self._boundary.core()
-        models = _models(core, request)
-        is_ready = await asyncio.gather(*map(core.is_ready, models))
-        if not all(is_ready):
-            unready = ", ".join(
-                model.id for model, ready in zip(models, is_ready, strict=True) if not ready
-            )
-            raise NotReady(f"{unready} is starting or unavailable; try again in a few seconds")
+        await core.check_ready(_models(core, request))
         return JSONResponse({"status": "UP", "model_class": "Diptych"})
 
     async def failed(self, request: Request, context: RequestContext) -> Response:
@@ -158,14 +147,14 @@ class LabelStudioApi:
         Label Studio asks for predictions of a task while it has none of that version.
         """
         core = self._boundary.core()
-        setup = await self._read(SetupBody, request, context)
+        setup = await self._read(_parser(SetupBody), request, context)
         plan = await in_thread(_plan, _models(core, request), setup.label_config, None)
         return JSONResponse({"model_version": plan.version(plan.by_model())})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
         """Return the predictions of each task by each model, or the one for a prompt."""
         core = self._boundary.core()
-        asked = await self._read(PredictBody, request, context)
+        asked = await self._read(_parser(PredictBody), request, context)
         plan = await in_thread(
             _plan, _models(core, request), asked.label_config, asked.params.context
         )
@@ -183,32 +172,27 @@ class LabelStudioApi:
     async def webhook(self, request: Request, context: RequestContext) -> Response:
         """Refuse to train; accept other events unread, as they come without the key."""
         if self._boundary.is_authorized(request):
-            body = await self._boundary.read(_read_json, request, context)
+            body = await self._read(_json, request, context)
             if body.get("action") == _TRAINING:
                 raise UnsupportedTask(
                     "models are not trained from annotations here; see docs/models.md for adapters"
                 )
         return JSONResponse({"status": "ok"})
 
-    async def _read(self, model: type[BodyT], request: Request, context: RequestContext) -> BodyT:
-        """Return a body; raise `InvalidRequest`."""
-
+    async def _read(
+        self, parse: Callable[[bytes], BodyT], request: Request, context: RequestContext
+    ) -> BodyT:
         async def read(request: Request, memory: BodyMemory) -> BodyT:
-            raw = await read_bytes(request, memory)
-            return await parsed(lambda body: model.model_validate(_json(body)), raw, memory)
+            return await parsed(parse, await read_bytes(request, memory), memory)
 
-        try:
-            return await self._boundary.read(read, request, context)
-        except ValidationError as error:
-            rejected = rejected_field(error)
-            raise InvalidRequest(rejected.message, rejected.name) from error
+        return await self._boundary.read(read, request, context)
 
 
 _json = partial(json_object, max_values=MAX_JSON_VALUES, max_nested=_MAX_JSON_NESTED)
 
 
-async def _read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
-    return await parsed(_json, await read_bytes(request, memory), memory)
+def _parser(model: type[ModelT]) -> Callable[[bytes], ModelT]:
+    return lambda body: validated(model, _json(body))
 
 
 def _models(core: Core, request: Request) -> tuple[ServedModel, ...]:
@@ -226,57 +210,25 @@ def _plan(
     return Plan(tuple(models), asks)
 
 
-def _with_bearer(
-    endpoint: Callable[[Request], Awaitable[Response]],
-) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint for requests whose key is the password of basic authentication."""
-
-    async def answer(request: Request) -> Response:
-        key, request.state.label_studio_token = _basic_credentials(
-            request.headers.getlist("authorization")
-        )
-        if not key:
-            return await endpoint(request)
-        others = [
-            (name, value) for name, value in request.scope["headers"] if name != b"authorization"
-        ]
-        bearer = (b"authorization", b"Bearer " + key.encode())
-        return await endpoint(
-            Request({**request.scope, "headers": [*others, bearer]}, request.receive)
-        )
-
-    return answer
-
-
-def _with_shown_errors(
-    endpoint: Callable[[Request], Awaitable[Response]],
-) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint that redirects Label Studio to the message of an error."""
-
-    async def answer(request: Request) -> Response:
-        response = await endpoint(request)
-        is_failed = response.status_code in STATUSES.values()
-        if not (
-            is_failed and request.headers.get("user-agent", "").startswith(_LABEL_STUDIO_AGENT)
-        ):
-            return response
-        message = json.loads(bytes(response.body))["error"]["message"]
-        url = f"{PREFIX}/failed/{response.status_code}?{quote_plus(message, safe=_READABLE)}"
-        return RedirectResponse(url, 303, {"X-Request-Id": response.headers["x-request-id"]})
-
-    return answer
-
-
-def _basic_credentials(headers: Sequence[str]) -> tuple[str, str]:
-    """Return key and token of basic authentication (RFC 7617); empty for any other header."""
-    scheme, _, encoded = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+def _with_bearer(request: Request) -> Request:
+    """Return a request whose key is the password of basic authentication (RFC 7617), if any."""
+    request.state.label_studio_token = ""
+    given = request.headers.getlist("authorization")
+    scheme, _, encoded = given[0].partition(" ") if len(given) == 1 else ("", "", "")
     if scheme.lower() != "basic":
-        return "", ""
+        return request
     try:
-        _, _, password = (
-            base64.b64decode(encoded.strip(), validate=True).decode("ascii").partition(":")
-        )
+        credentials = base64.b64decode(encoded.strip(), validate=True).decode("ascii")
     except (binascii.Error, ValueError):
-        return "", ""
+        return request
+    password = credentials.partition(":")[2]
     key, _, token = password.rpartition(":")
-    return (key, token) if is_token(token) else (password, "")
+    if is_token(token):
+        request.state.label_studio_token = token
+    else:
+        key = password
+    if not key:
+        return request
+    others = [pair for pair in request.scope["headers"] if pair[0] != b"authorization"]
+    bearer = (b"authorization", b"Bearer " + key.encode())
+    return Request({**request.scope, "headers": [*others, bearer]}, request.receive)

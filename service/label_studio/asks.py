@@ -37,6 +37,7 @@ from tasks.parameter_kinds import MAX_GIVEN_CHARS, MAX_LABELS
 
 _QUESTION = "visual_question_answering"
 _TEXT_TASKS = ("captioning", "ocr", _QUESTION)
+_DETECTION = "open_vocabulary_detection"
 _REGION_TEXT_TASKS = ("ocr_with_regions", "dense_region_captioning")
 _SEGMENTATION = "instance_segmentation"
 MAX_ASKS = 500  # per image
@@ -55,12 +56,16 @@ class Ask:
     fields: Fields  # without model
     results: Callable[[Answer], Iterable[JsonObject]]
 
+    def fields_of(self, model_id: str) -> Fields:
+        """Return the fields with a model."""
+        fields = self.fields
+        if callable(fields):
+            return lambda size_wh: {**fields(size_wh), "model": model_id}
+        return {**fields, "model": model_id}
+
 
 def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
-    """Return the tasks of an image, checked.
-
-    Raise `InvalidRequest` for an invalid label or option.
-    """
+    """Return the tasks of an image; raise `InvalidRequest` for an invalid label or option."""
     filled = [each for each in controls if not (each.is_prompt or each.is_interactive_only)]
     texts = [each for each in filled if each.tag == "TextArea" and each.is_per_region]
     asks: list[Ask] = []
@@ -74,13 +79,9 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
         if not control.is_per_region:
             asks += _control_asks(control)
     if len(asks) > MAX_ASKS:
-        message = (
-            f"the labelling configuration needs {len(asks)} predictions of an image; the maximum is"
-            f" {MAX_ASKS}"
-        )
-        raise InvalidRequest(
-            f"{message}: use fewer labels, or fewer phrases in predicted_values", "label_config"
-        )
+        problem = f"the labelling configuration needs {len(asks)} predictions of an image"
+        advice = "use fewer labels, or fewer phrases in predicted_values"
+        raise InvalidRequest(f"{problem}; the maximum is {MAX_ASKS}: {advice}", "label_config")
     for ask in asks:
         if isinstance(ask.fields, Mapping):
             parse_fields(PredictFields, ask.fields)
@@ -90,7 +91,8 @@ def batch_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
 def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
     """Return the tags of a perRegion text: the first shape over its image, and a label."""
     near = [each for each in controls if each.image == text.image]
-    shape = next((each for tag in _SHAPES for each in near if each.tag == tag), None)
+    shapes = [each for each in near if each.tag in _SHAPES]
+    shape = min(shapes, key=lambda each: _SHAPES.index(each.tag), default=None)
     if shape is None:
         raise InvalidRequest(
             f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}",
@@ -105,7 +107,6 @@ def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
 
 
 def _control_asks(control: Control) -> Iterator[Ask]:
-    ask = partial(Ask, image_key=control.image_key)
     match control.tag:
         case "RectangleLabels":
             yield from _detection_asks(control, labelled_boxes)
@@ -114,51 +115,49 @@ def _control_asks(control: Control) -> Iterator[Ask]:
                 for phrase in label.phrases:
                     yield _segmentation_ask(control, label.value, {"phrase": phrase})
         case "Rectangle":
-            task = "region_proposal"
-            yield ask(task, fields=_fields(control, task), results=partial(boxes, control=control))
+            yield _ask(control, "region_proposal", boxes)
         case "TextArea":
             task = _text_task(control)
-            if task == _QUESTION and "model_question" not in control.attributes:
-                return  # the user's prompt is the question
-            yield ask(
-                task, fields=_fields(control, task), results=partial(written_text, control=control)
-            )
+            # without a question, the user's prompt is the question
+            if task != _QUESTION or "model_question" in control.attributes:
+                yield _ask(control, task, written_text)
         case "Choices" if "model_question" in control.attributes:
-            task = _QUESTION
-            yield ask(
-                task, fields=_fields(control, task), results=partial(chosen_answer, control=control)
-            )
+            yield _ask(control, _QUESTION, chosen_answer)
         case "Choices":
             yield from _detection_asks(control, chosen_objects)
+
+
+def _ask(
+    control: Control,
+    task: str,
+    results: Callable[..., Iterable[JsonObject]],
+    more: Mapping[str, object] | None = None,
+) -> Ask:
+    """Return a task with the options of its control, and `more` fields."""
+    fields = {**_fields(control, task), **(more or {})}
+    return Ask(task, control.image_key, fields, partial(results, control=control))
 
 
 def _detection_asks(
     control: Control, results: Callable[..., Iterable[JsonObject]]
 ) -> Iterator[Ask]:
     """Yield detections of all phrases, split by the limit of a request."""
-    phrases = list(
-        {phrase.casefold(): phrase for label in control.labels for phrase in label.phrases}.values()
-    )
-    task = "open_vocabulary_detection"
+    by_case: dict[str, str] = {}
+    for label in control.labels:
+        by_case |= {phrase.casefold(): phrase for phrase in label.phrases}
+    phrases = list(by_case.values())
     for start in range(0, len(phrases), MAX_LABELS):
-        fields = _fields(control, task) | {"labels": phrases[start : start + MAX_LABELS]}
-        yield Ask(task, control.image_key, fields, partial(results, control=control))
+        labels = phrases[start : start + MAX_LABELS]
+        yield _ask(control, _DETECTION, results, {"labels": labels})
 
 
 def _segmentation_ask(control: Control, label: str, what: Mapping[str, object]) -> Ask:
-    fields = {**_segmentation_fields(control), **what}
-    return Ask(
-        _SEGMENTATION,
-        control.image_key,
-        fields,
-        partial(labelled_masks, control=control, label=label),
-    )
+    results = partial(labelled_masks, label=label)
+    return _ask(control, _SEGMENTATION, results, {**_mask_format(control), **what})
 
 
-def _segmentation_fields(control: Control) -> dict[str, object]:
-    return _fields(control, _SEGMENTATION) | {
-        "mask_format": "rle" if control.tag == "BrushLabels" else "polygon"
-    }
+def _mask_format(control: Control) -> dict[str, object]:
+    return {"mask_format": "rle" if control.tag == "BrushLabels" else "polygon"}
 
 
 def _text_task(control: Control) -> str:
@@ -169,11 +168,8 @@ def _text_task(control: Control) -> str:
 def _chosen_task(control: Control, allowed: Sequence[str], default: str) -> str:
     task = control.attributes.get("model_task", default)
     if task not in allowed:
-        message = (
-            f"model_task of {control.tag} {control.name} is {shown(task)}; it must be one of"
-            f" {', '.join(allowed)}"
-        )
-        raise InvalidRequest(message, "label_config")
+        given = f"model_task of {control.tag} {control.name} is {shown(task)}"
+        raise InvalidRequest(f"{given}; it must be one of {', '.join(allowed)}", "label_config")
     return task
 
 
@@ -191,18 +187,12 @@ def _fields(control: Control, task: str) -> dict[str, object]:
     try:
         return fields | {"min_score": float(text)}
     except ValueError as error:
-        message = (
-            f"model_score_threshold of {control.tag} {control.name} is {shown(text)}; it must be"
-            " from 0 to 1"
-        )
-        raise InvalidRequest(message, "label_config") from error
+        given = f"model_score_threshold of {control.tag} {control.name} is {shown(text)}"
+        raise InvalidRequest(f"{given}; it must be from 0 to 1", "label_config") from error
 
 
 def interactive_asks(controls: Sequence[Control], context: Mapping[str, object]) -> tuple[Ask, ...]:
-    """Return the tasks of the user's last prompt: a text, or a box drawn with a smart tool.
-
-    Raise `InvalidRequest`.
-    """
+    """Return the tasks of the last prompt, a text or a drawn box; raise `InvalidRequest`."""
     drawn = context.get("result")
     last = drawn[-1] if isinstance(drawn, list) and drawn else None
     if last is None:
@@ -258,10 +248,9 @@ def _percent(name: str, value: object) -> float:
 def _prompted_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
     for control in controls:
         if control.tag == "RectangleLabels":
-            fields = {**_fields(control, "open_vocabulary_detection"), "labels": [prompt]}
             label = control.label_of(prompt) or control.labels[0].value
-            results = partial(labelled_boxes, control=control, label=label)
-            yield Ask("open_vocabulary_detection", control.image_key, fields, results)
+            results = partial(labelled_boxes, label=label)
+            yield _ask(control, _DETECTION, results, {"labels": [prompt]})
         elif control.tag in ("PolygonLabels", "BrushLabels"):
             yield _segmentation_ask(
                 control, control.label_of(prompt) or control.labels[0].value, {"phrase": prompt}
@@ -285,7 +274,7 @@ def _boxed_asks(
         if control.tag in ("PolygonLabels", "BrushLabels"):
             names = [label.value for label in control.labels]
             label = next((name for name in names if name in chosen), names[0])
-            fields = _segmentation_fields(control)
+            fields = _fields(control, _SEGMENTATION) | _mask_format(control)
             results = partial(labelled_masks, control=control, label=label)
         elif _is_text(control):
             fields = {"task": "region_description"}

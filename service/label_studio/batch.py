@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from service.errors import (
     DeadlineExceeded,
@@ -132,9 +133,11 @@ class Batch:
         errors = [each for each in outcomes if isinstance(each, _TEMPORARY)]
         if errors and len(errors) == len(outcomes):
             raise errors[0]
-        return [
-            _json(_shown(each)) if isinstance(each, ServiceError) else each for each in outcomes
-        ]
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, ServiceError):  # no prediction for a task that may be retried
+                failed = [prediction(f"failed: {outcome.message}", [])]
+                outcomes[index] = _json([] if isinstance(outcome, _TEMPORARY) else failed)
+        return [outcome for outcome in outcomes if isinstance(outcome, bytes)]
 
     async def _outcome(
         self, sources: Sources, planned: Mapping[str, Sequence[Ask]]
@@ -153,12 +156,9 @@ class Batch:
         return outcome
 
     async def prompted(self, sources: Sources) -> list[bytes]:
-        """Return the one prediction that Label Studio expects for a prompt as JSON.
-
-        Raise `ServiceError`.
-        """
+        """Return the one prediction for a prompt as JSON; raise `ServiceError`."""
         found = await self._found(sources, self._plan.by_first_model())
-        results = [result for results in found.values() for result in results]
+        results = chain(*found.values())
         return [await in_thread(_json, prediction(self._plan.version(found), results))]
 
     async def _found(
@@ -168,12 +168,9 @@ class Batch:
         found: dict[str, list[JsonObject]] = {model: [] for model in planned}
         for key in self._plan.image_keys:
             async with self._image(sources, key) as image:
-                asked = [
-                    (model, ask)
-                    for model, asks in planned.items()
-                    for ask in asks
-                    if ask.image_key == key
-                ]
+                asked: list[tuple[str, Ask]] = []
+                for model, asks in planned.items():
+                    asked += [(model, ask) for ask in asks if ask.image_key == key]
                 try:
                     async with asyncio.TaskGroup() as group:
                         running = [
@@ -199,10 +196,7 @@ class Batch:
             await self._core.leave(context)
 
     async def _read(self, source: str | None, context: RequestContext) -> bytes:
-        """Return an image.
-
-        Wait and try again while there is no memory for it and the call has time.
-        """
+        """Return an image; retry while there is no memory for it and the call has time."""
         while True:
             try:
                 return await self._images.read(source, context)
@@ -213,10 +207,10 @@ class Batch:
     async def _results(self, image: bytes, model_id: str, ask: Ask) -> list[JsonObject]:
         """Return the results of one task; none for a variant that the model does not offer."""
         try:
-            answer = await self._answer(image, _of_model(ask.fields, model_id))
+            answer = await self._answer(image, ask.fields_of(model_id))
         except UnsupportedTask:
             return []
-        return await in_thread(_rendered, ask, answer)
+        return await in_thread(list, ask.results(answer))
 
     async def _answer(self, image: bytes, fields: Fields) -> Answer:
         """Return an answer; wait and try again while the service is busy and the call has time."""
@@ -242,18 +236,3 @@ class Batch:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _rendered(ask: Ask, answer: Answer) -> list[JsonObject]:
-    return list(ask.results(answer))
-
-
-def _of_model(fields: Fields, model_id: str) -> Fields:
-    if callable(fields):
-        return lambda size_wh: {**fields(size_wh), "model": model_id}
-    return {**fields, "model": model_id}
-
-
-def _shown(error: ServiceError) -> list[JsonObject]:
-    """Return the predictions of a failed task: none if it may be retried, else the error."""
-    return [] if isinstance(error, _TEMPORARY) else [prediction(f"failed: {error.message}", [])]

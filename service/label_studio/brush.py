@@ -7,6 +7,7 @@ HumanSignal/label-studio-sdk label_studio_sdk/converter/brush.py (decode_rle) re
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -29,11 +30,7 @@ def brush_rle(mask: RunLengthMask) -> list[int]:
     starts = np.flatnonzero(np.diff(pixels, prepend=~pixels[:1]))
     lengths = np.diff(starts, append=pixels.size) * _CHANNELS
     values = np.where(pixels[starts], _OPAQUE, 0)
-    runs = (
-        run
-        for length, value in zip(lengths.tolist(), values.tolist(), strict=True)
-        for run in _run(length, value)
-    )
+    runs = chain.from_iterable(map(_run, lengths.tolist(), values.tolist()))
     bits = np.frombuffer((header + "".join(runs)).encode(), dtype=np.uint8) - ord("0")
     packed: list[int] = np.packbits(bits).tolist()
     return packed

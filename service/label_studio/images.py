@@ -49,10 +49,7 @@ class LabelStudioHost:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """Return the host of the settings, if one is set.
-
-        Its address may be private, as the operator named it.
-        """
+        """Return the operator's host, if one is set; its address may be private."""
         if settings.label_studio_url is None:
             return None
         parts = urlsplit(settings.label_studio_url)
@@ -75,18 +72,13 @@ class LabelStudioHost:
         return source.removeprefix(self.origin) if source.startswith(f"{self.origin}/") else None
 
     async def authorization(self, token: str) -> str:
-        """Return the header for a token of a user.
-
-        Raise `InvalidRequest` if Label Studio does not accept it.
-        """
+        """Return the header for a user's token; raise `InvalidRequest` if it is not accepted."""
         if _LEGACY_TOKEN.fullmatch(token):
             return f"Token {token}"
         if not is_token(token):
-            message = (
-                "the image is a file of Label Studio, and no access token of it was sent; enter"
-                " KEY:TOKEN as the password of the backend's basic authentication"
-            )
-            raise InvalidRequest(message, "image")
+            problem = "the image is a file of Label Studio, and no access token of it was sent"
+            advice = "enter KEY:TOKEN as the password of the backend's basic authentication"
+            raise InvalidRequest(f"{problem}; {advice}", "image")
         timeout = aiohttp.ClientTimeout(total=self.timeout_s)
         try:
             async with (
@@ -104,11 +96,8 @@ class LabelStudioHost:
             ) from error
         access = body.get("access") if isinstance(body, dict) else None
         if not isinstance(access, str) or not _ACCESS_TOKEN.fullmatch(access):
-            message = (
-                f"Label Studio does not accept the access token (status {response.status}); send a"
-                " valid one"
-            )
-            raise InvalidRequest(message, "image")
+            problem = f"Label Studio does not accept the access token (status {response.status})"
+            raise InvalidRequest(f"{problem}; send a valid one", "image")
         return f"Bearer {access}"
 
 
@@ -139,11 +128,8 @@ class TaskImages:
             image = await in_thread(parse_image, source)
             return image if isinstance(image, bytes) else await self._core.fetched(image, context)
         if len(path) > MAX_URL_CHARS:
-            message = (
-                f"the path of the task's image has {len(path)} characters; the maximum is"
-                f" {MAX_URL_CHARS}"
-            )
-            raise InvalidRequest(message, "image")
+            problem = f"the path of the task's image has {len(path)} characters"
+            raise InvalidRequest(f"{problem}; the maximum is {MAX_URL_CHARS}", "image")
         url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
         authorization = await self._header(self._host)
         hold = partial(self._core.hold, context)

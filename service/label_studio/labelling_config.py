@@ -101,10 +101,7 @@ class _Tag:
 
 
 def parse_config(text: str) -> tuple[Control, ...]:
-    """Return the controls over images that a model can fill.
-
-    Raise `InvalidRequest` if there is none.
-    """
+    """Return the controls over images that a model can fill; raise `InvalidRequest`."""
     root = _parse(text)
     tags = _control_tags(root)
     if len(tags) > _MAX_CONTROLS:

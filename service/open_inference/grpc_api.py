@@ -112,15 +112,11 @@ def read_request(request: pb.ModelInferRequest) -> InferRequest:
     raw = request.raw_input_contents
     num_tensors = max(len(request.inputs), len(request.outputs), len(request.parameters))
     if num_tensors > MAX_TENSORS:
-        message = (
-            f"{num_tensors} inputs, outputs or parameters; the maximum of each is {MAX_TENSORS}"
-        )
-        raise InvalidRequest(message, "inputs")
+        given = f"{num_tensors} inputs, outputs or parameters"
+        raise InvalidRequest(f"{given}; the maximum of each is {MAX_TENSORS}", "inputs")
     if raw and len(raw) != len(request.inputs):
-        message = (
-            f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs; send one per input"
-        )
-        raise InvalidRequest(message, "raw_input_contents")
+        given = f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs"
+        raise InvalidRequest(f"{given}; send one per input", "raw_input_contents")
     inputs = tuple(
         _tensor(each, raw[index] if raw else None) for index, each in enumerate(request.inputs)
     )

@@ -6,13 +6,12 @@ GET /v2/models/{model}  GET …/config  GET …/ready  POST …/infer
 """
 
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.errors import InvalidRequest, NotReady, ServiceError
+from service.errors import InvalidRequest
 from service.http.body import BodyMemory, off_loop, parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.inference.core import Core, RequestContext
@@ -39,11 +38,9 @@ _BINARY_COPIES = 3  # the body, a tensor of it, and the image taken out of that
 _MODEL_PATHS = (f"{PREFIX}/models/{{model}}", f"{PREFIX}/models/{{model}}/versions/{{version}}")
 
 
-def _error_json(error: ServiceError, _request_id: str) -> dict[str, Any]:
-    return OpenInferenceError(error=error.message).model_dump()
-
-
-OPEN_INFERENCE = Interface(API, _error_json)
+OPEN_INFERENCE = Interface(
+    API, lambda error, _request_id: OpenInferenceError(error=error.message).model_dump()
+)
 
 
 class OpenInferenceRest:
@@ -53,28 +50,19 @@ class OpenInferenceRest:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        public: dict[str, Endpoint] = {
-            "": self.server,
-            "/health/live": self.is_live,
-            "/health/ready": self.is_ready,
-        }
-        of_model: dict[str, Endpoint] = {
-            "": self.model,
-            "/config": self.config,
-            "/ready": self.is_model_ready,
-        }
-        return [
-            *(
-                self._route("GET", PREFIX + path, function, is_public=True)
-                for path, function in public.items()
-            ),
-            *(
-                self._route("GET", each + path, of_model[path])
-                for each in _MODEL_PATHS
-                for path in of_model
-            ),
-            *(self._route("POST", f"{each}/infer", self.infer) for each in _MODEL_PATHS),
+        routes = [
+            self._route("GET", PREFIX, self.server, is_public=True),
+            self._route("GET", f"{PREFIX}/health/live", self.is_live, is_public=True),
+            self._route("GET", f"{PREFIX}/health/ready", self.is_ready, is_public=True),
         ]
+        for model in _MODEL_PATHS:
+            routes += [
+                self._route("GET", model, self.model),
+                self._route("GET", f"{model}/config", self.config),
+                self._route("GET", f"{model}/ready", self.is_model_ready),
+                self._route("POST", f"{model}/infer", self.infer),
+            ]
+        return routes
 
     def _route(
         self, method: str, path: str, function: Endpoint, *, is_public: bool = False
@@ -90,7 +78,7 @@ class OpenInferenceRest:
 
     async def is_ready(self, _request: Request, _context: RequestContext) -> Response:
         core = self._boundary.core()
-        await _check_ready(core, *core.models)
+        await core.check_ready(tuple(core.models))
         return JSONResponse({"ready": True})
 
     async def model(self, request: Request, _context: RequestContext) -> Response:
@@ -102,7 +90,7 @@ class OpenInferenceRest:
     async def is_model_ready(self, request: Request, _context: RequestContext) -> Response:
         core = self._boundary.core()
         model = _model(core, request)
-        await _check_ready(core, model)
+        await core.check_ready([model])
         return JSONResponse({"name": model.id, "ready": True})
 
     async def infer(self, request: Request, context: RequestContext) -> Response:
@@ -127,15 +115,6 @@ def _model(core: Core, request: Request) -> ServedModel:
     return model_of(
         core.models, request.path_params["model"], request.path_params.get("version", "")
     )
-
-
-async def _check_ready(core: Core, *models: ServedModel) -> None:
-    """Raise `NotReady` unless the runner of every model is ready."""
-    unready = [model.id for model in models if not await core.is_ready(model)]
-    if unready:
-        raise NotReady(
-            f"{', '.join(unready)} is starting or unavailable; try again in a few seconds"
-        )
 
 
 async def _read_infer(request: Request, memory: BodyMemory) -> InferRequest:

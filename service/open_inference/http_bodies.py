@@ -11,11 +11,10 @@ Source: triton-inference-server/server docs/protocol/extension_binary_data.md.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from service.errors import InvalidRequest
 from service.http.json_values import json_object
@@ -31,7 +30,7 @@ from service.open_inference.tensors import (
     raw_result,
     result_text,
 )
-from service.validation import BOUNDED_BY_BODY, rejected_field
+from service.validation import BOUNDED_BY_BODY, validated
 from tasks.errors import shown
 
 _MAX_DIMENSIONS = 8
@@ -97,11 +96,11 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
             given = f"Inference-Header-Content-Length is {shown(json_length)}"
             raise InvalidRequest(f"{given}; it must be at most the {len(body)} bytes of the body")
         start = int(json_length)
-    document = _checked(json_object(body[:start]))
+    document = validated(InferJson, json_object(body[:start]))
     inputs = []
     for each in document.inputs:
         size = each.parameters.binary_data_size
-        data = _elements(each) if size is None else _raw(each, body[start : start + size])
+        data = _data(each, body[start : start + (size or 0)])
         inputs.append(Tensor(each.name, each.datatype, tuple(each.shape), data))
         start += size or 0
     if start != len(body):
@@ -131,31 +130,22 @@ def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Infe
     return InferBody(document + raw, len(document) if raw else None)
 
 
-def _checked(document: Mapping[str, object]) -> InferJson:
-    try:
-        return InferJson.model_validate(document)
-    except ValidationError as error:
-        raise InvalidRequest(rejected_field(error).message) from error
-
-
-def _elements(each: _Input) -> list[Any]:
-    """Return the elements of a JSON tensor; a batch of one may be nested."""
-    if each.data is None:
-        raise InvalidRequest(
-            f"input {shown(each.name)} has neither data nor binary_data_size", "inputs"
-        )
-    is_nested = len(each.data) == 1 and isinstance(each.data[0], list)
-    return each.data[0] if is_nested else each.data
-
-
-def _raw(each: _Input, data: bytes) -> bytes:
+def _data(each: _Input, raw: bytes) -> bytes | list[Any]:
+    """Return the elements of a JSON tensor, of which a batch of one may be nested, or `raw`."""
     size = each.parameters.binary_data_size
-    if each.data is not None or len(data) != size:
-        found = "also data" if each.data is not None else f"{len(data)} bytes follow"
-        raise InvalidRequest(
-            f"input {shown(each.name)} has a binary_data_size of {size} and {found}", "inputs"
-        )
-    return data
+    if each.data is None:
+        if size is None:
+            problem = "has neither data nor binary_data_size"
+        elif len(raw) == size:
+            return raw
+        else:
+            problem = f"has a binary_data_size of {size} and {len(raw)} bytes follow"
+    elif size is None:
+        is_nested = len(each.data) == 1 and isinstance(each.data[0], list)
+        return each.data[0] if is_nested else each.data
+    else:
+        problem = f"has a binary_data_size of {size} and also data"
+    raise InvalidRequest(f"input {shown(each.name)} {problem}", "inputs")
 
 
 def _wants_raw(document: InferJson) -> bool:

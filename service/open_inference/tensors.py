@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Self
 
 from service.errors import InvalidRequest, UnknownModel
@@ -94,12 +95,11 @@ class InferRequest:
 def input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
     """Return the inputs by name: the image, the common fields, and the parameters of `tasks`."""
     fields = GenerationFields.model_json_schema()["properties"]
-    parameters = {
-        parameter.name: parameter.json_schema() for task in tasks for parameter in task.parameters
-    }
+    parameters = chain.from_iterable(task.parameters for task in tasks)
+    schemas = fields | {parameter.name: parameter.json_schema() for parameter in parameters}
     image = InputSpec("image", _DATATYPES["string"], is_required=True)
     return {image.name: image} | {
-        name: InputSpec.of(name, schema) for name, schema in (fields | parameters).items()
+        name: InputSpec.of(name, schema) for name, schema in schemas.items()
     }
 
 
@@ -115,10 +115,7 @@ def model_of(models: ServedModels, name: str, version: str) -> ServedModel:
 
 
 def request_context(request: InferRequest, context: RequestContext) -> RequestContext:
-    """Return `context` with the request's own id and `timeout` (in microseconds).
-
-    Raise `InvalidRequest`.
-    """
+    """Return `context` with the request's id and `timeout`, microseconds."""
     timeout_us = request.parameters.get("timeout", 0)  # 0 is none, as in Triton
     if type(timeout_us) is not int or not 0 <= timeout_us < _MAX_TIMEOUT_US:
         raise InvalidRequest(

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -38,7 +37,7 @@ from service.openai.wire import (
     ImagePart,
     TextPart,
 )
-from service.validation import rejected_field
+from service.validation import validated
 from tasks.errors import ParameterError
 from tasks.families import FAMILIES
 from tasks.prompts import AskedTask
@@ -85,7 +84,8 @@ class OpenAiApi:
     async def chat(self, request: Request, context: RequestContext) -> Response:
         """Answer a message of one image and one text: a completion, or a stream of chunks."""
         core = self._boundary.core()
-        chat = read_chat(await self._boundary.read(read_json, request, context))
+        body = await self._boundary.read(read_json, request, context)
+        chat = validated(ChatRequest, body)
         if chat.stream:
             chunks = ChunkStream(context.request_id, chat.model, chat.stream_options.include_usage)
             events = core.stream(_image(chat), _fields(chat, core), context)
@@ -108,15 +108,6 @@ async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> Ch
         choices=[choice],
         usage=_usage(answer),
     )
-
-
-def read_chat(body: Mapping[str, object]) -> ChatRequest:
-    """Return a request in its types; raise `InvalidRequest`."""
-    try:
-        return ChatRequest.model_validate(body)
-    except ValidationError as error:
-        rejected = rejected_field(error)
-        raise InvalidRequest(rejected.message, rejected.name) from error
 
 
 def _image(chat: ChatRequest) -> ImageInput:

@@ -12,18 +12,16 @@ Source: CVHub520/X-AnyLabeling@0f38687 anylabeling/services/auto_labeling/remote
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.errors import InvalidRequest
 from service.http.body import read_body
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.images.decoding import in_thread
 from service.inference.core import RequestContext
 from service.inference.served_models import ServedModel
-from service.validation import rejected_field
+from service.validation import validated
 from service.x_anylabeling.asks import Call, model_json
 from service.x_anylabeling.shapes import shapes_json
 from wire.disconnection import while_connected
@@ -68,11 +66,7 @@ class XAnyLabelingApi:
     async def predict(self, request: Request, context: RequestContext) -> Response:
         core = self._boundary.core()
         body = await self._boundary.read(read_body, request, context)
-        try:
-            call = Call.model_validate(body.fields)
-        except ValidationError as error:
-            rejected = rejected_field(error)
-            raise InvalidRequest(rejected.message, rejected.name) from error
+        call = validated(Call, body.fields)
         fields = call.fields(core.models.get(call.model).entry.task_ids)
         answer = await while_connected(request.receive, core.predict(body.image, fields, context))
         region = answer.request.parameters.region

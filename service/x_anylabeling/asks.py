@@ -63,10 +63,7 @@ class Call(_Given):
     params: Params = Params()
 
     def fields(self, task_ids: tuple[str, ...]) -> dict[str, object]:
-        """Return the fields of a request.
-
-        The task is the first of a model's if X-AnyLabeling named none.
-        """
+        """Return the fields of a request; an unnamed task is the model's first."""
         params = self.params
         task = self.params.current_task or task_ids[0]
         fields: dict[str, object] = {
