@@ -80,10 +80,8 @@ def read_container(data: bytes) -> Container:
         return _png(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp(data)
-    message = (
-        f"the image cannot be read; it must be a file in one of the formats {', '.join(FORMATS)}"
-    )
-    raise UnreadableImage(message)
+    allowed = f"a file in one of the formats {', '.join(FORMATS)}"
+    raise UnreadableImage(f"the image cannot be read; it must be {allowed}")
 
 
 def _jpeg(data: bytes) -> Container:

@@ -13,10 +13,7 @@ _LIMITS = ImageLimits(max_pixels=178_956_970)  # Pillow's limit
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Return width and height of the upright image, from its header.
-
-    Raise `ImageError` or `OSError`.
-    """
+    """Return the upright image's width and height; raise `ImageError` or `OSError`."""
     return read_header(path.read_bytes(), _LIMITS).size_wh
 
 

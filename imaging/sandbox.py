@@ -36,35 +36,11 @@ class _Architecture:
     system_calls: tuple[int, ...]
 
 
+_X86_CALLS = "0 1 3 5 8 9 10 11 12 13 14 15 25 28 60 202 24 228 231 318"
+_ARM_CALLS = "63 64 57 80 62 222 226 215 214 134 135 139 216 233 93 98 124 113 94 278"
 _ARCHITECTURES = {
-    "x86_64": _Architecture(
-        0xC000003E, (0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 25, 28, 60, 202, 24, 228, 231, 318)
-    ),
-    "aarch64": _Architecture(
-        0xC00000B7,
-        (
-            63,
-            64,
-            57,
-            80,
-            62,
-            222,
-            226,
-            215,
-            214,
-            134,
-            135,
-            139,
-            216,
-            233,
-            93,
-            98,
-            124,
-            113,
-            94,
-            278,
-        ),
-    ),
+    "x86_64": _Architecture(0xC000003E, tuple(map(int, _X86_CALLS.split()))),
+    "aarch64": _Architecture(0xC00000B7, tuple(map(int, _ARM_CALLS.split()))),
 }
 
 
@@ -75,10 +51,7 @@ class _Program(ctypes.Structure):
 
 
 def confine(max_bytes: int) -> bool:
-    """Limit this process to computing, and its memory to `max_bytes` beside its own.
-
-    Return False without a filter.
-    """
+    """Limit this process to computing and `max_bytes` more; return False without a filter."""
     for limited, most in (
         (resource.RLIMIT_AS, max_bytes + _PROGRAM_BYTES),
         (resource.RLIMIT_CORE, 0),

@@ -113,7 +113,7 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
         fields.setdefault("mask_format", "rle")
     _, request = parse_fields(GenerationFields, fields)
     if given.format == "coco" and (
-        request.task.result_kind not in _COCO_KINDS or request.mask_format != "rle"
+        request.task.result_kind not in _COCO_KINDS or request.fields.mask_format != "rle"
     ):
         raise InputError(
             "--format coco needs a task with boxes or masks, and mask_format=rle; choose parquet or"

@@ -103,10 +103,7 @@ class UnsupportedTask(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """A limit of load is reached.
-
-    A retry makes sense after `retry_after_s` seconds, rounded up to at least 1.
-    """
+    """A limit of load is reached; retry after `retry_after_s` seconds, at least 1."""
 
     code = "overloaded"
 

@@ -7,6 +7,7 @@
 import asyncio
 import ctypes
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,13 @@ _ENTRIES = served_entries(_SETTINGS)
 _REST = RestBoundary(_SETTINGS)
 
 
-def _core_limits(values: Settings) -> CoreLimits:
-    return CoreLimits(
+def _make_core(
+    values: Settings,
+    served: ServedModels,
+    runners: Mapping[str, RunnerClient],
+    gaps: TrafficGaps | None,
+) -> Core:
+    limits = CoreLimits(
         images=image_limits(values),
         max_decoded_images=values.max_decoded,
         max_pending=values.max_pending_requests,
@@ -79,15 +85,12 @@ def _core_limits(values: Settings) -> CoreLimits:
         max_bytes=values.max_request_bytes,
         max_bytes_of_client=values.max_request_bytes_of_key,
     )
-
-
-def _make_fetcher(values: Settings) -> ImageFetcher | None:
-    if not values.url_hosts:
-        return None
-    limits = FetchLimits(values.max_body_bytes, values.url_timeout_s)
-    return ImageFetcher(
-        [AllowedHost.parse(host) for host in values.url_hosts], limits, SystemResolver()
-    )
+    fetcher = None
+    if values.url_hosts:
+        hosts = list(map(AllowedHost.parse, values.url_hosts))
+        fetch_limits = FetchLimits(values.max_body_bytes, values.url_timeout_s)
+        fetcher = ImageFetcher(hosts, fetch_limits, SystemResolver())
+    return Core(served, runners, limits, fetcher, gaps)
 
 
 def _started_batches(values: Settings, core: Core, gaps: TrafficGaps | None) -> BatchWorker | None:
@@ -132,7 +135,7 @@ class _Gateway:
                 self._runners[model.id] = RunnerClient(model.id, channel)
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
-        core = Core(served, self._runners, _core_limits(_SETTINGS), _make_fetcher(_SETTINGS), gaps)
+        core = _make_core(_SETTINGS, served, self._runners, gaps)
         for model in models.values():
             _publish(model)
         self._adapters = self._watching = None

@@ -21,6 +21,7 @@ from service.x_anylabeling.api import XAnyLabelingApi
 from wire.telemetry.metric_files import metrics
 
 _PREFIXES = ("/v1", PREFIX, LABEL_STUDIO_PREFIX, X_ANYLABELING_PREFIX)
+_NOT_FOUND = HTTPException(404)
 
 
 def rest_app(boundary: RestBoundary) -> Starlette:
@@ -37,17 +38,13 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             Route("/metrics", metrics, methods=["GET"]),
             # Take precedence over BentoML's routes: their 404 has another form, and the page `/`
             # loads scripts of other hosts.
-            *(Route(f"{prefix}/{{path:path}}", _unknown) for prefix in _PREFIXES),
+            *(Route(f"{prefix}/{{path:path}}", _no_such_path) for prefix in _PREFIXES),
         ],
         middleware=[Middleware(CountedRequests, boundary=boundary)],
         exception_handlers={HTTPException: _no_such_path},
     )
 
 
-async def _unknown(_request: Request) -> Response:
-    raise HTTPException(404)
-
-
-async def _no_such_path(request: Request, error: Exception) -> Response:
+async def _no_such_path(request: Request, error: Exception = _NOT_FOUND) -> Response:
     interface = OPEN_INFERENCE if f"{request.url.path}/".startswith(f"{PREFIX}/") else REST
     return await no_such_path(request, error, interface)

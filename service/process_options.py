@@ -8,7 +8,7 @@ from service.inference.served_models import adapters_of
 from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry
 from wire.artifacts.adapter_folder import AdapterLimits
-from wire.artifacts.devices import DeviceSetting, model_device
+from wire.artifacts.devices import model_device
 from wire.telemetry.tracing import TraceOptions
 
 
@@ -24,10 +24,7 @@ def max_slots(values: Settings) -> int:
 
 
 def max_running(values: Settings) -> int:
-    """Return the maximum number of requests in flight per model.
-
-    It exceeds the slots, so that encoded images wait in the runner.
-    """
+    """Return the maximum requests in flight per model; images wait encoded in the runner."""
     return values.max_running_requests or max_slots(values) * 3 // 2
 
 
@@ -44,6 +41,9 @@ def runner_options(
 ) -> RunnerOptions:
     """Return the options of a model's runner; `entries` are the served ones."""
     device, gpu = values.device_of(model_id)
+    models = [each.id for each in entries if each.adapter_of is None]
+    local = [each for each in models if values.runner_url(each) is None]
+    sharing = [each for each in local if values.device_of(each) == (device, gpu)]
     return RunnerOptions(
         limits=SchedulerLimits(
             num_slots=values.decoder_max_batch_size,
@@ -72,20 +72,8 @@ def runner_options(
             values.adapters_mb * BYTES_PER_MB,
         ),
         start_timeout_s=values.start_timeout_s,
-        num_sharing_gpu=max(1, len(_local_models(values, entries, (device, gpu)))),
+        num_sharing_gpu=max(1, len(sharing)),
     )
-
-
-def _local_models(
-    values: Settings, entries: Sequence[CatalogEntry], place: tuple[DeviceSetting, int | None]
-) -> list[str]:
-    """Return the models of `entries` that this host runs on the same device."""
-    models = (entry.id for entry in entries if entry.adapter_of is None)
-    return [
-        each
-        for each in models
-        if values.runner_url(each) is None and values.device_of(each) == place
-    ]
 
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:

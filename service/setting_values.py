@@ -4,6 +4,7 @@ A check raises `ValueError` with what is allowed.
 """
 
 import re
+from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
@@ -56,28 +57,22 @@ def split_runner_url(pair: str) -> tuple[str, str]:
     return model_id, url.rstrip("/")
 
 
-def _model_ids(names: Names) -> Names:
-    return tuple(map(model_id_of, names))
-
-
 def _check_hosts(hosts: Names) -> Names:
     for host in hosts:
         AllowedHost.parse(host)
     return hosts
 
 
-def _check_runner_urls(pairs: Names) -> Names:
-    models = [model for model, _ in map(split_runner_url, pairs)]
-    if len(set(models)) < len(models):
-        raise ValueError("a model has two URLs; use the URL of a proxy that balances its replicas")
-    return pairs
+def _one_a_model(split: Callable[[str], tuple[object, ...]], problem: str) -> AfterValidator:
+    """Return the check that `split`, which returns the model first, finds each model once."""
 
+    def check(pairs: Names) -> Names:
+        models = {split(pair)[0] for pair in pairs}
+        if len(models) < len(pairs):
+            raise ValueError(problem)
+        return pairs
 
-def _check_devices(pairs: Names) -> Names:
-    models = [model for model, _, _ in map(model_device, pairs)]
-    if len(set(models)) < len(models):
-        raise ValueError("a model has two devices")
-    return pairs
+    return AfterValidator(check)
 
 
 def _has_port(parts: SplitResult) -> bool:
@@ -88,9 +83,10 @@ def _has_port(parts: SplitResult) -> bool:
         return False
 
 
-ModelIds = Annotated[Names, AfterValidator(_model_ids)]
+ModelIds = Annotated[Names, AfterValidator(lambda names: tuple(map(model_id_of, names)))]
 StoreUrl = Annotated[str, AfterValidator(_check_store_url)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]
-RunnerUrls = Annotated[Names, AfterValidator(_check_runner_urls)]
-Devices = Annotated[Names, AfterValidator(_check_devices)]
+_TWO_URLS = "a model has two URLs; use the URL of a proxy that balances its replicas"
+RunnerUrls = Annotated[Names, _one_a_model(split_runner_url, _TWO_URLS)]
+Devices = Annotated[Names, _one_a_model(model_device, "a model has two devices")]

@@ -15,27 +15,26 @@ async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT
 
     The request's body must have been read, so that `receive` returns only the disconnection.
     """
+    caller = asyncio.current_task()
+    assert caller is not None
     working = asyncio.ensure_future(work)
-    disconnection = asyncio.ensure_future(_disconnected(receive))
-    if isinstance(working, asyncio.Task) and (task := asyncio.current_task()) is not None:
-        working.set_name(task.get_name())
-    disconnection.add_done_callback(lambda _: working.cancel())
+    if isinstance(working, asyncio.Task):
+        working.set_name(caller.get_name())
+
+    async def cancel_when_disconnected() -> None:
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            working.cancel()
+
+    disconnection = asyncio.ensure_future(cancel_when_disconnected())
     try:
         return await working
     except asyncio.CancelledError:
-        if _is_caller_cancelled() or not disconnection.done():
+        if caller.cancelling() or not disconnection.done():
             raise
         disconnection.result()
         raise ClientDisconnect from None
     finally:
         disconnection.cancel()
-
-
-def _is_caller_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

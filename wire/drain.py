@@ -14,10 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 def drain_before_stop(
     drain: Callable[[], Awaitable[object]], signum: signal.Signals = signal.SIGTERM
 ) -> None:
-    """On the signal, await `drain`, then run uvicorn's handler.
-
-    Call it in the event loop's thread.
-    """
+    """On the signal, await `drain`, then run uvicorn's handler; call it in the loop's thread."""
     stop_uvicorn = signal.getsignal(signum)
     assert callable(stop_uvicorn)
     draining = set[asyncio.Task[None]]()  # the event loop holds only weak references

@@ -39,10 +39,7 @@ _EVENT: TypeAdapter[WritingEvent] = TypeAdapter(WritingEvent)
 
 
 class HttpChannel:
-    """Calls to `url`: `file://PATH` of a Unix socket, or `tcp://` or `http://HOST:PORT`.
-
-    Pixels are passed in shared memory over a Unix socket.
-    """
+    """Calls to `url`: `file://PATH` of a Unix socket, `tcp://` or `http://HOST:PORT`."""
 
     def __init__(self, url: str, build_key: str, timeout_s: float) -> None:
         self.url = url
@@ -58,8 +55,12 @@ class HttpChannel:
     async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
         """Yield events as they arrive; closing the generator closes the connection."""
         async with self._response("/stream", call) as response:
-            async for line in _lines(response.content.iter_any()):
-                yield _EVENT.validate_json(line)
+            rest = b""
+            # lines of any length: aiohttp 3.14's own `readline` has a limit
+            async for chunk in response.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield _EVENT.validate_json(line)
 
     async def is_ready(self) -> bool:
         return await self._probe("/readyz") is not None
@@ -121,31 +122,17 @@ class HttpChannel:
 
 
 def _channel_error(error: aiohttp.ClientError | TimeoutError) -> ChannelError:
-    """Return the channel's error for one of aiohttp."""
+    """Return the channel's error for one of aiohttp, or for a status of a runner or proxy."""
     match error:
+        case aiohttp.ClientResponseError(status=status) if status in _UNREACHED:
+            return RunnerUnavailable(f"status {status}")
+        case aiohttp.ClientResponseError(status=HTTPStatus.GATEWAY_TIMEOUT):
+            return CallTimedOut(f"status {error.status}")
         case aiohttp.ClientResponseError():
-            return _status_error(error.status)
+            return CallFailed(f"status {error.status}")
         case aiohttp.ConnectionTimeoutError():  # is a TimeoutError: match it first
             return RunnerUnreachable(repr(error))
         case TimeoutError():
             return CallTimedOut(repr(error))
         case _:
             return RunnerUnreachable(repr(error))
-
-
-def _status_error(status: int) -> ChannelError:
-    """Return the error for a status of the runner, or of a proxy in front of it."""
-    if status in _UNREACHED:
-        return RunnerUnavailable(f"status {status}")
-    if status == HTTPStatus.GATEWAY_TIMEOUT:
-        return CallTimedOut(f"status {status}")
-    return CallFailed(f"status {status}")
-
-
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield lines of any length as they arrive (aiohttp 3.14's own `readline` has a limit)."""
-    rest = b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line

@@ -59,10 +59,7 @@ def body_of(call: WriteCall, pixels: Pixels | None) -> tuple[bytes, dict[str, st
 
 @contextmanager
 def in_memory(pixels: Pixels) -> Iterator[PixelMemory]:
-    """Yield shared memory with `pixels`, closed at the end.
-
-    A runner that has mapped it can still read it.
-    """
+    """Yield shared memory with `pixels`; a runner that has mapped it may read on."""
     name = _NAME_PREFIX + secrets.token_hex(16)
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
@@ -77,10 +74,7 @@ def in_memory(pixels: Pixels) -> Iterator[PixelMemory]:
 def read_call(
     body: bytes, message_bytes: str | None, shape_hwc: tuple[int, int, int]
 ) -> ReceivedCall:
-    """Parse a request's body.
-
-    Raise `BadCall`. `message_bytes` is the value of `MESSAGE_BYTES_HEADER`.
-    """
+    """Parse a body with its value of `MESSAGE_BYTES_HEADER`; raise `BadCall`."""
     if message_bytes is None:
         call = _parse(body)
         return ReceivedCall(call, None if call.pixels is None else _mapped(call.pixels, shape_hwc))

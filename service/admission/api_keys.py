@@ -63,17 +63,12 @@ class KeyEntry:
         except ValidationError as error:
             rejected = rejected_field(error)
             raise ValueError(f"invalid {rejected.name}: {rejected.reason}") from None
-        limits = QuotaLimits(
-            options.requests_per_minute, options.megapixels_per_minute, options.max_concurrent
-        )
+        limits = QuotaLimits(**options.model_dump(exclude={"name"}))
         return cls(sha256.lower(), options.name or f"key-{number}", limits)
 
 
 class ApiKeys:
-    """The accepted keys and their quotas, shared between gateways if `shared` is given.
-
-    With `entries` None every request is accepted.
-    """
+    """The accepted keys and their quotas; with `entries` None every request is accepted."""
 
     def __init__(
         self,
@@ -101,10 +96,7 @@ class ApiKeys:
         return cls(file.read(), file, clock, shared)
 
     def check(self, authorization: str | None, address: str) -> Quota:
-        """Return the quota for an Authorization header of a client at `address`.
-
-        Raise `Unauthorized` without an accepted key, `Overloaded` after many wrong ones.
-        """
+        """Return a caller's quota; raise `Unauthorized`, or `Overloaded` after many wrong keys."""
         if self._is_open:
             return UNLIMITED
         self._reload_if_changed()
@@ -126,10 +118,7 @@ class ApiKeys:
         raise Unauthorized(f"{problem}; send a valid key in the header Authorization: Bearer KEY")
 
     def _reload_if_changed(self) -> None:
-        """Replace the keys if the file has changed.
-
-        Keep the current ones if the new file is invalid.
-        """
+        """Replace the keys if the file has changed and is valid."""
         if self._file is None or not self._file.has_changed():
             return
         try:

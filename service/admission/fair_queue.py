@@ -69,10 +69,7 @@ class FairQueue:
 
     @asynccontextmanager
     async def admitted(self, request: QueuedRequest) -> AsyncIterator[float]:
-        """Run as an admitted request; yield the seconds waited.
-
-        Raise `Overloaded` or `DeadlineExceeded`.
-        """
+        """Run admitted; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
         if self._num_running:
             self._refuse_hopeless(request)
         waited_s = 0.0
@@ -106,11 +103,8 @@ class FairQueue:
         needed_s = self._throughput.seconds_for(self._running_cost + ahead) * _SAFETY_FACTOR
         late_s = self._now() + needed_s - request.deadline_s
         if late_s > 0:
-            message = (
-                f"with the work queued for {self._model_id}, this request would finish"
-                f" {late_s:.1f} s"
-            )
-            raise Overloaded(f"{message} after its deadline", late_s)
+            problem = f"with the work queued for {self._model_id}, this request would finish"
+            raise Overloaded(f"{problem} {late_s:.1f} s after its deadline", late_s)
 
     async def _wait(self, request: QueuedRequest) -> float:
         """Return the seconds waited."""
@@ -128,11 +122,8 @@ class FairQueue:
                 await waiting.admission
         except TimeoutError as error:
             self._abandon(waiting)
-            message = (
-                f"the request was still queued for {self._model_id} at its deadline; allow more"
-                " time or retry later"
-            )
-            raise DeadlineExceeded(message) from error
+            problem = f"the request was still queued for {self._model_id} at its deadline"
+            raise DeadlineExceeded(f"{problem}; allow more time or retry later") from error
         except asyncio.CancelledError:
             self._abandon(waiting)
             raise

@@ -90,20 +90,14 @@ class Quota:
             raise self._exceeded(f"{self._requests.per_minute:g} requests per minute", wait_s)
 
     async def take_pixels(self, num_pixels: int) -> None:
-        """Count one image.
-
-        Raise `Overloaded`, or `ImageTooLarge` if it exceeds the quota of a whole minute.
-        """
+        """Count one image; raise `Overloaded`, or `ImageTooLarge` beyond a minute's quota."""
         if self._megapixels is None:
             return
         megapixels = num_pixels / _PIXELS_PER_MEGAPIXEL
         allowed = self._megapixels.per_minute
         if megapixels > allowed:
-            message = (
-                f"the image has {megapixels:g} megapixels; the key {self.name!r} may send"
-                f" {allowed:g} per minute"
-            )
-            raise ImageTooLarge(message, "image")
+            allowance = f"the key {self.name!r} may send {allowed:g} per minute"
+            raise ImageTooLarge(f"the image has {megapixels:g} megapixels; {allowance}", "image")
         if wait_s := await self._take("megapixels", self._megapixels, megapixels):
             raise self._exceeded(f"{allowed:g} megapixels per minute", wait_s)
 
@@ -143,10 +137,7 @@ class Quota:
             await asyncio.shield(self._shared.release(lease))
 
     async def _take(self, unit: str, bucket: TokenBucket, amount: float) -> float:
-        """Take from the shared bucket, and while there is none from the process's own.
-
-        Return the seconds to wait.
-        """
+        """Take from the shared bucket, else from the own one; return the seconds to wait."""
         wait_s = (
             None
             if self._shared is None

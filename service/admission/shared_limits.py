@@ -11,11 +11,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED
@@ -68,40 +69,26 @@ class SharedLimits:
             url, max_connections=_MAX_CONNECTIONS, timeout=timeout_s, retry=Retry(NoBackoff(), 1)
         )
         self._store = Redis.from_pool(pool)
-        self._take = self._store.register_script(_TAKE)
-        self._lease = self._store.register_script(_LEASE)
+        self.take = self._store.register_script(_TAKE)
+        self.lease = self._store.register_script(_LEASE)
         self._clock = clock
         self._timeout_s = timeout_s
         self._is_down = False
         self._retry_at_s = 0.0
-        self._releases: set[asyncio.Task[None]] = set()
+        self._releases: set[asyncio.Task[Any]] = set()
 
     async def connect(self) -> None:
         """Connect now: no request waits for it, and a wrong URL is logged at the start."""
-        await self._answer(self._store.ping)
+        await self.answer(self._store.ping)
 
     def of(self, sha256: str) -> "SharedQuota":
         """Return the usage of the API key with this hash."""
         return SharedQuota(self, f"diptych:{sha256[:_HASH_CHARS]}")
 
-    async def take(self, name: str, per_minute: float, amount: float) -> float | None:
-        """Take `amount` from a bucket and return 0, else return the seconds until it is available.
-
-        Return None if the store does not answer.
-        """
-        wait_s = await self._answer(lambda: _called(self._take, name, per_minute, amount))
-        return None if wait_s is None else float(wait_s)
-
-    async def lease(self, name: str, max_leases: int, lease: str, seconds: float) -> bool | None:
-        """Return True if the lease begins; False above `max_leases`."""
-        is_granted = await self._answer(
-            lambda: _called(self._lease, name, max_leases, seconds, lease)
-        )
-        return None if is_granted is None else bool(int(is_granted))
-
-    def release(self, name: str, lease: str) -> asyncio.Task[None]:
+    def release(self, name: str, lease: str) -> asyncio.Task[Any]:
         """End a lease, in a task that continues if its caller is cancelled."""
-        task = asyncio.create_task(self._release(name, lease))
+        ended = self.answer(partial(self._store.zrem, name, lease))
+        task = asyncio.create_task(ended)
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
         return task
@@ -111,10 +98,7 @@ class SharedLimits:
         await asyncio.gather(*self._releases)
         await self._store.aclose()
 
-    async def _release(self, name: str, lease: str) -> None:
-        await self._answer(lambda: self._store.zrem(name, lease))
-
-    async def _answer(self, call: Callable[[], Awaitable[bytes | int]]) -> bytes | int | None:
+    async def answer(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Return the store's answer, or None if it does not answer."""
         if self._clock() < self._retry_at_s:
             SHARED_LIMITS_UNANSWERED.inc()
@@ -142,11 +126,6 @@ class SharedLimits:
         return answer
 
 
-async def _called(script: AsyncScript, name: str, *arguments: float | str) -> bytes | int:
-    answer: bytes | int = await script(keys=[name], args=list(arguments))
-    return answer
-
-
 @dataclass(frozen=True, slots=True)
 class SharedQuota:
     """The usage of one API key's limits by all gateways."""
@@ -156,13 +135,19 @@ class SharedQuota:
 
     async def take(self, unit: str, per_minute: float, amount: float) -> float | None:
         """Take `amount` and return 0, else return the seconds until it is available."""
-        return await self.limits.take(f"{self.prefix}:{unit}", per_minute, amount)
+        keys = [f"{self.prefix}:{unit}"]
+        take = partial(self.limits.take, keys=keys, args=[per_minute, amount])
+        wait_s = await self.limits.answer(take)
+        return None if wait_s is None else float(wait_s)
 
     async def lease(self, max_leases: int, lease: str, seconds: float) -> bool | None:
         """Return True if a request may begin, False if as many are in flight as are allowed."""
-        return await self.limits.lease(self._leases, max_leases, lease, seconds)
+        script = self.limits.lease
+        begin = partial(script, keys=[self._leases], args=[max_leases, seconds, lease])
+        is_granted = await self.limits.answer(begin)
+        return None if is_granted is None else bool(int(is_granted))
 
-    def release(self, lease: str) -> asyncio.Task[None]:
+    def release(self, lease: str) -> asyncio.Task[Any]:
         """End a lease."""
         return self.limits.release(self._leases, lease)
 

@@ -69,10 +69,7 @@ class TrafficGaps:
                     await self._changed.wait()
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a background request, after `wait`.
-
-        Its task is cancelled if an online request comes.
-        """
+        """Run a background request, after `wait`; cancel its task if an online request comes."""
         task = asyncio.ensure_future(work)
         self._running[task] = _Running(self._now(), is_cancellable=not self._num_online)
         task.add_done_callback(self._note_end)

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import Headers, UploadFile
@@ -34,9 +34,8 @@ from service.http.json_values import (
 )
 from service.images.decoding import in_thread
 from service.images.url_rules import ImageInput, ImageUrl
-from service.inference.request_fields import CompareFields, PredictFields
+from service.inference.request_fields import PARAMETERS, CompareFields, PredictFields
 from tasks.errors import shown
-from tasks.table import TASKS
 
 _LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # size of a parsed body; many small values take long, too
 _FORM = "multipart/form-data"
@@ -51,28 +50,13 @@ _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
 _BOOLEANS = {"true": True, "false": False}
 
 ParsedT = TypeVar("ParsedT")
-
-
-def _json_types() -> dict[str, str]:
-    """Return the JSON type of each field of every endpoint; of a list, `array of` a type."""
-    schemas = {
-        **PredictFields.model_json_schema()["properties"],
-        **CompareFields.model_json_schema()["properties"],
-        **{
-            parameter.name: parameter.json_schema()
-            for task in TASKS.values()
-            for parameter in task.parameters
-        },
-    }
-    # the other one is null
-    values = {name: schema.get("anyOf", [schema])[0] for name, schema in schemas.items()}
-    return {
-        name: f"array of {value['items']['type']}" if value["type"] == "array" else value["type"]
-        for name, value in values.items()
-    }
-
-
-_JSON_TYPES = _json_types()
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    **PredictFields.model_json_schema()["properties"],
+    **CompareFields.model_json_schema()["properties"],
+    **{name: parameter.json_schema() for name, parameter in PARAMETERS.items()},
+}
+# the JSON type of each field of every endpoint
+_TYPES = {name: schema.get("anyOf", [schema])[0] for name, schema in _SCHEMAS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +146,7 @@ def _from_json(body: bytes) -> RequestBody:
 
 
 def parse_image(image: object) -> ImageInput:
-    """Return the bytes of a `data:` URL or of bare base64, or a URL of another scheme unread.
-
-    Raise `InvalidRequest` or `UnsupportedImage`.
-    """
+    """Return the bytes of a `data:` URL or base64, or another URL; raise `InvalidRequest`."""
     if not isinstance(image, str):
         raise InvalidRequest(
             "image must be a string: a data: URL, base64 or an http(s) URL", "image"
@@ -174,10 +155,8 @@ def parse_image(image: object) -> ImageInput:
         return ImageUrl(image)
     header, comma, data = image.partition(",")
     if header[:5].lower() == "data:" and not (comma and header[-7:].lower() == ";base64"):
-        message = (
-            "image is a data: URL that is not base64-encoded; it must be data:image/…;base64,…"
-        )
-        raise InvalidRequest(message, "image")
+        problem = "image is a data: URL that is not base64-encoded"
+        raise InvalidRequest(f"{problem}; it must be data:image/…;base64,…", "image")
     text = data if comma else image
     # pieces: each holds the interpreter's lock for some milliseconds
     starts = range(0, len(text), PIECE_BYTES)
@@ -212,9 +191,7 @@ async def _from_form(request: Request, body: bytes) -> RequestBody:
         image = images[0]
         data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
         given = {name: form.getlist(name) for name in form if name != "image"}
-        num_chars = sum(
-            len(value) for values in given.values() for value in values if isinstance(value, str)
-        )
+        num_chars = sum(len(text) for _, text in form.multi_items() if isinstance(text, str))
         fields = ((name, form_value(name, values)) for name, values in given.items())
         return RequestBody(
             data, await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields)
@@ -241,17 +218,18 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
         raise InvalidRequest(
             f"{name[:_MAX_NAME_CHARS]} is a file; only image may be a file", name[:_MAX_NAME_CHARS]
         )
-    json_type = _JSON_TYPES.get(name, "string")
-    if json_type.startswith("array"):
+    schema = _TYPES.get(name, {"type": "string"})
+    if schema["type"] == "array":
         if len(texts) == 1 and texts[0].lstrip().startswith("["):
             data = texts[0].encode(errors="surrogatepass")
             elements = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
             check_texts(elements, name)
             return elements
-        return [_number(text) for text in texts] if json_type == "array of number" else texts
+        is_numeric = schema["items"]["type"] == "number"
+        return [_number(text) for text in texts] if is_numeric else texts
     if len(texts) > 1:
         raise _repeated(name, len(texts))
-    match json_type:
+    match schema["type"]:
         case "boolean":
             return _BOOLEANS.get(texts[0], texts[0])
         case "integer" | "number":

@@ -150,10 +150,7 @@ class RestBoundary:
         return None
 
     async def read(self, reader: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
-        """Return the body read by `reader` before the deadline, in a place of its client.
-
-        Raise `Overloaded` before reading, or `DeadlineExceeded`.
-        """
+        """Return the body, read in a place of its client; raise `Overloaded` before reading."""
         core = self.core()
         await core.take_place(context)
         try:
@@ -167,10 +164,7 @@ class RestBoundary:
             ) from error
 
     def _checked_quota(self, request: Request) -> Quota:
-        """Return the quota of the request's key.
-
-        Raise `Unauthorized`, or `Overloaded` after many wrong keys.
-        """
+        """Raise `Unauthorized`, or `Overloaded` after many wrong keys."""
         # Repeated headers are joined to a list (RFC 9110, 5.3), which matches no key.
         authorization = ", ".join(request.headers.getlist("authorization")) or None
         return self._api_keys.check(authorization, request.client.host if request.client else "")

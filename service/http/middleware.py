@@ -137,10 +137,7 @@ def closed_paths(settings: Settings) -> tuple[str, ...]:
 
 
 class CountedRequests:
-    """Counts each request as in flight up to the last byte of its response.
-
-    A drain waits for it.
-    """
+    """Counts each request as in flight, for a drain, up to the last byte of its response."""
 
     def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
         self._app = app

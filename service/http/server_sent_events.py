@@ -58,12 +58,14 @@ async def _body(
     first: str | Answer, events: Events, form: Form, context: RequestContext, interface: Interface
 ) -> AsyncGenerator[str, None]:
     is_ended = False
+    event: str | Answer | None = first
     try:
-        async with aclosing(_all(first, events)) as each:
-            async for event in each:
+        async with aclosing(events):
+            while event is not None:
                 is_ended = isinstance(event, Answer)
                 for text in form(event):
                     yield text
+                event = await anext(events, None)
     except Exception as error:
         is_ended = True
         failure = record_failure(error, interface.api, context.request_id)
@@ -73,10 +75,3 @@ async def _body(
     finally:
         if not is_ended:
             record_gone_client(interface.api, context.request_id)
-
-
-async def _all(first: str | Answer, events: Events) -> Events:
-    async with aclosing(events):
-        yield first
-        async for event in events:
-            yield event

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from functools import partial
 
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -53,7 +52,8 @@ class RestApi:
         answer = await while_connected(
             request.receive, core.predict(body.image, body.fields, context)
         )
-        return _json(answer_json(answer, context.request_id))
+        body_json = answer_json(answer, context.request_id).model_dump_json()
+        return Response(body_json, media_type="application/json")
 
     async def compare(self, request: Request, context: RequestContext) -> Response:
         """Answer with several models concurrently."""
@@ -62,7 +62,8 @@ class RestApi:
         comparison = await while_connected(
             request.receive, core.compare(body.image, body.fields, context)
         )
-        return _json(comparison_json(comparison, context.request_id))
+        body_json = comparison_json(comparison, context.request_id).model_dump_json()
+        return Response(body_json, media_type="application/json")
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
         """List the served models as OpenAI does; `catalog=true` adds the catalog's others."""
@@ -87,7 +88,3 @@ def _event(request_id: str, event: str | Answer) -> Iterator[str]:
         yield server_sent_event(json.dumps({"text": event}), "token")
     else:
         yield server_sent_event(answer_json(event, request_id).model_dump_json(), "result")
-
-
-def _json(body: BaseModel) -> Response:
-    return Response(body.model_dump_json(), media_type="application/json")

@@ -54,10 +54,7 @@ class ImageDecoder:
 
     @contextmanager
     def decoding(self, image: "LazyImage") -> Iterator["SharedDecoding"]:
-        """Join the client's decoding of a file, or start it; the last user to leave ends it.
-
-        Clients share none: one would wait for the slots of the other.
-        """
+        """Join the client's decoding of a file, or start it; the last user to leave ends it."""
         key = image.client, image.header.digest
         decoding = self._decodings.get(key)
         if decoding is None:
@@ -144,10 +141,7 @@ class LazyImage:
     open_s: float = field(init=False)
 
     async def open(self, deadline_s: float = math.inf) -> None:
-        """Read the header and hash the file.
-
-        Raise `UnsupportedImage`, `ImageTooLarge` or `DeadlineExceeded`.
-        """
+        """Read the header and hash the file; raise the image's error or `DeadlineExceeded`."""
         start_s = time.monotonic()
         try:
             slot = self.decoder.header_slots.slot(self.client)

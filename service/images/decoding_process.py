@@ -62,10 +62,7 @@ class DecodingProcess:
 
 @asynccontextmanager
 async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
-    """Decode an image in a process, which is killed at the end.
-
-    Raise `UnreadableImage` or `DecoderEnded`.
-    """
+    """Decode in a process, killed at the end; raise `UnreadableImage` or `DecoderEnded`."""
     with open(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as file:
         await asyncio.to_thread(file.write, data)
         file.seek(0)

@@ -62,10 +62,7 @@ class ImageFetcher:
         self._is_allowed = is_allowed
 
     async def fetch(self, url: ImageUrl, receiver: Receiver) -> bytes:
-        """Return the body at a URL.
-
-        Raise `InvalidRequest`, `PayloadTooLarge`, `Overloaded` or `DeadlineExceeded`.
-        """
+        """Return the body at a URL; raise a `ServiceError`."""
         try:
             async with asyncio.timeout(
                 min(self._limits.timeout_s, receiver.deadline_s - time.monotonic())
@@ -134,17 +131,12 @@ class ImageFetcher:
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._limits.max_bytes:
-            message = (
-                f"the image at the URL is larger than the maximum of {self._limits.max_bytes} bytes"
-            )
-            raise PayloadTooLarge(message, "image")
+            allowed = f"the maximum of {self._limits.max_bytes} bytes"
+            raise PayloadTooLarge(f"the image at the URL is larger than {allowed}", "image")
 
 
 def _target(url: CheckedUrl, location: str) -> str:
-    """Return the URL that a redirect points to.
-
-    An invalid one as it is, for `check_url` to refuse.
-    """
+    """Return a redirect's URL, or an invalid one as it is, for `check_url` to refuse."""
     try:
         return urljoin(url.text, location)
     except ValueError:

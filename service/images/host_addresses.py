@@ -17,30 +17,13 @@ _LOOKUP_THREADS = 32  # all clients together may have twice the limit
 # Outside the public internet. Source: IANA's registries of special-purpose addresses, and of
 # multicast. Copied, because `ipaddress.is_global` differs between Python 3.11 and 3.13 and includes
 # multicast.
-_SPECIAL_IPV4 = [
-    ipaddress.IPv4Network(network)
-    for network in (
-        *(
-            "0.0.0.0/8",
-            "10.0.0.0/8",
-            "100.64.0.0/10",
-            "127.0.0.0/8",
-            "169.254.0.0/16",
-            "172.16.0.0/12",
-            "192.0.0.0/24",
-        ),
-        *(
-            "192.0.2.0/24",
-            "192.31.196.0/24",
-            "192.52.193.0/24",
-            "192.88.99.0/24",
-            "192.168.0.0/16",
-            "192.175.48.0/24",
-        ),
-        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-        "168.63.129.16/32",  # Azure's platform services. Source: Microsoft Learn
-    )
-]
+_SPECIAL_IPV4 = (
+    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24"
+    " 192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24"
+    " 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"
+    " 168.63.129.16/32"  # Azure's platform services. Source: Microsoft Learn
+)
+_SPECIAL_IPV4_NETWORKS = [ipaddress.IPv4Network(each) for each in _SPECIAL_IPV4.split()]
 # Everything outside it is special: mapped and translated IPv4, local, multicast. Source: IANA, IPv6
 # Global Unicast.
 _UNICAST_IPV6 = ipaddress.IPv6Network("2000::/3")
@@ -58,7 +41,7 @@ def is_public(address: str) -> bool:
     """Return True for an IP address of the public internet."""
     ip = ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
-        return not any(ip in network for network in _SPECIAL_IPV4)
+        return not any(ip in network for network in _SPECIAL_IPV4_NETWORKS)
     return (
         ip is not None
         and ip in _UNICAST_IPV6
@@ -75,10 +58,7 @@ def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def system_addresses(host: str) -> list[str]:
-    """Return the addresses of a host that the system's resolver finds.
-
-    Raise `OSError` if it has none.
-    """
+    """Return the addresses that the system's resolver finds; raise `OSError` without any."""
     return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
@@ -86,10 +66,7 @@ class Resolver(Protocol):
     """Resolves host names."""
 
     async def addresses(self, host: str, client: str) -> Sequence[str]:
-        """Return all addresses of a host.
-
-        Raise `OSError` if it has none, `Overloaded` for too many of a client.
-        """
+        """Return a host's addresses; raise `OSError`, or `Overloaded` for many lookups."""
 
 
 class SystemResolver:
@@ -130,10 +107,7 @@ class CheckedResolver(AbstractResolver):
         port: int = 0,
         family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  aiohttp passes it
     ) -> list[ResolveResult]:
-        """Return all addresses, of any family.
-
-        Raise `NoAllowedAddress` if there is none or one is not allowed.
-        """
+        """Return all addresses; raise `NoAllowedAddress` without any, or if one is not allowed."""
         addresses = await self._resolver.addresses(host, self._client)
         if not addresses or not all(map(self._is_allowed, addresses)):
             raise NoAllowedAddress(host)

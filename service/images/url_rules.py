@@ -89,19 +89,14 @@ def check_url(text: str, allowed: Sequence[AllowedHost]) -> CheckedUrl:
     match = _URL.fullmatch(text) if len(text) <= MAX_URL_CHARS else None
     host = match["host"].strip("[]").lower() if match else ""
     if match is None or not _is_host(host):
-        message = (
-            f"image must be an http(s) URL in ASCII without credentials, of at most {MAX_URL_CHARS}"
-            " characters"
-        )
-        raise InvalidRequest(message, "image")
+        allowed_url = f"an http(s) URL in ASCII without credentials, of at most {MAX_URL_CHARS}"
+        raise InvalidRequest(f"image must be {allowed_url} characters", "image")
     scheme = match["scheme"].lower()
     url = CheckedUrl(scheme, host, int(match["port"] or _PORTS[scheme]), match["path"])
     if not any(each.allows(url) for each in allowed):
         hosts = ", ".join(map(str, allowed))
-        message = (
-            f"image is a URL at {url.host[:80]}, port {url.port}; the allowed hosts are {hosts}"
-        )
-        raise InvalidRequest(message, "image")
+        given = f"image is a URL at {url.host[:80]}, port {url.port}"
+        raise InvalidRequest(f"{given}; the allowed hosts are {hosts}", "image")
     return url
 
 

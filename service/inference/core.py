@@ -4,12 +4,11 @@ It knows fields, images and models, no HTTP and no gRPC.
 """
 
 import asyncio
-import logging
 import math
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,21 +18,24 @@ from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.admission.load import DrainGate, FairShare, ThroughputEstimate
 from service.admission.quotas import UNLIMITED, Quota
 from service.admission.traffic_gaps import TrafficGaps
-from service.errors import InternalError, InvalidRequest, Overloaded, ServiceError, UnsupportedImage
+from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import ImageDecoder, LazyImage
 from service.images.fetching import ImageFetcher, Receiver
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
-from service.inference.recording import answer_span, note_status, record_answer, record_error
+from service.inference.recording import (
+    answer_span,
+    logged_defect,
+    note_status,
+    record_answer,
+    record_error,
+)
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, ServedModels
 from service.runner_client.runner_client import RunnerClient
 from service.runner_client.stream_replay import OnText
-from service.telemetry.logs import FIELDS
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 from wire.telemetry.tracing import past_span
-
-logger = logging.getLogger(__name__)
 
 # Fields of a request; or a function of the image's size (width, height), for an interface with
 # relative coordinates.
@@ -178,6 +180,14 @@ class Core:
         """Return True if the runner of a model is ready."""
         return await self._runners[model.runner_id].is_ready()
 
+    async def check_ready(self, models: Sequence[ServedModel]) -> None:
+        """Raise `NotReady` unless the runner of every model is ready."""
+        are_ready = await asyncio.gather(*map(self.is_ready, models))
+        unready = [model.id for model, ready in zip(models, are_ready, strict=True) if not ready]
+        if unready:
+            names = ", ".join(unready)
+            raise NotReady(f"{names} is starting or unavailable; try again in a few seconds")
+
     async def predict(
         self,
         image: ImageInput,
@@ -185,10 +195,7 @@ class Core:
         context: RequestContext,
         on_text: OnText | None = None,
     ) -> Answer:
-        """Answer with one model.
-
-        Raise `ServiceError`. `on_text` receives the text as it is written.
-        """
+        """Answer with one model; `on_text` receives text as it is written. Raise `ServiceError`."""
         parsed = None if callable(fields) else self._parse(fields)
         async with self._opened(image, context) as opened_image:
             size_wh = opened_image.header.size_wh
@@ -249,10 +256,7 @@ class Core:
     async def _outcome(
         self, model: ServedModel, request: TaskRequest, image: LazyImage, context: RequestContext
     ) -> Answer | ServiceError:
-        """Return the model's answer or its error.
-
-        Raise `UnsupportedImage`, which concerns all models.
-        """
+        """Return the answer or its error; raise `UnsupportedImage`, which concerns all models."""
         try:
             return await self._answer(model, request, image, context)
         except UnsupportedImage:
@@ -287,7 +291,7 @@ class Core:
                 failure = (
                     error
                     if isinstance(error, ServiceError)
-                    else _defect(error, model.id, context.request_id)
+                    else logged_defect(error, context.request_id, model.id)
                 )
                 failure.model = model.id
                 failure.task = request.task.id
@@ -298,10 +302,7 @@ class Core:
 
     @asynccontextmanager
     async def _opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
-        """Count a request as pending and open its image.
-
-        Raise `Overloaded` or the image's error.
-        """
+        """Count a request as pending and open its image; raise `Overloaded` or its error."""
         await self.take_place(context)
         try:
             data = image if isinstance(image, bytes) else await self.fetched(image, context)
@@ -315,26 +316,10 @@ class Core:
     async def fetched(self, image: ImageUrl, context: RequestContext) -> bytes:
         """Return the file at a URL; raise `InvalidRequest` if URLs are disabled."""
         if self._fetcher is None:
-            message = (
-                "image is a URL, and image URLs are disabled; send a data: URL, base64 or a file"
-            )
-            raise InvalidRequest(message, "image")
+            problem = "image is a URL, and image URLs are disabled"
+            raise InvalidRequest(f"{problem}; send a data: URL, base64 or a file", "image")
         receiver = Receiver(context.deadline_s, context.quota.name, partial(self.hold, context))
         return await self._fetcher.fetch(image, receiver)
-
-
-def _defect(error: Exception, model_id: str, request_id: str) -> ServiceError:
-    """Log a defect; return the error for the client."""
-    logger.error(
-        "request %s: %s failed",
-        request_id,
-        model_id,
-        exc_info=error,
-        extra={FIELDS: {"request_id": request_id}},
-    )
-    return InternalError(
-        f"{model_id} failed; the cause is in the service's log under the request id"
-    )
 
 
 def is_valid_request_id(text: str) -> bool:

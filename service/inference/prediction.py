@@ -6,7 +6,8 @@ It knows no HTTP.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
+from itertools import chain
 
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images.decoding import LazyImage, in_thread
@@ -43,10 +44,8 @@ class StageTimes:
 
     def in_ms(self) -> dict[str, float]:
         """Return the milliseconds of each stage by its name without unit."""
-        return {
-            field.name.removesuffix("_s"): round(getattr(self, field.name) * 1000, 3)
-            for field in fields(self)
-        }
+        stages = asdict(self).items()
+        return {name.removesuffix("_s"): round(seconds * 1000, 3) for name, seconds in stages}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ async def predict(
     start_s = time.monotonic() - context.waited_s - image.open_s
     size_wh = image.header.size_wh
     # Fitted on the most likely answers; a sampled one with the same score is less often right.
-    calibration = None if request.options.temperature else model.calibrations.get(request.task.id)
+    calibration = None if request.fields.temperature else model.calibrations.get(request.task.id)
     try:
         async with asyncio.timeout(context.deadline_s - time.monotonic()):
             written = await runner.write(
@@ -128,8 +127,8 @@ def task_prompts(
 
 def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt]) -> int:
     """Return the estimated tokens of image, prompt and answer, for all prompts together."""
-    num_new = request.options.max_new_tokens or _TYPICAL_NEW_TOKENS
-    num_characters = sum(len(segment.text) for prompt in prompts for segment in prompt)
+    num_new = request.fields.max_new_tokens or _TYPICAL_NEW_TOKENS
+    num_characters = sum(len(segment.text) for segment in chain(*prompts))
     return (
         len(prompts) * (model.manifest.num_image_tokens + num_new)
         + num_characters // _CHARACTERS_PER_TOKEN
@@ -137,10 +136,10 @@ def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prom
 
 
 def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
-    options = request.options
+    fields = request.fields
     grammar = (
         model.language.answer_grammar(request.task.id, request.parameters)
-        if options.is_constrained
+        if fields.constrained
         else None
     )
     specs: list[SequenceSpec] = []
@@ -148,11 +147,11 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
         segments = [(segment.text, segment.is_control) for segment in prompt]
         spec = SequenceSpec(
             segments=segments,
-            max_new_tokens=options.max_new_tokens,
-            num_beams=options.num_beams,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
+            max_new_tokens=fields.max_new_tokens,
+            num_beams=fields.num_beams,
+            temperature=fields.temperature,
+            top_p=fields.top_p,
+            seed=fields.seed,
             grammar=grammar,
             adapter=model.adapter_key,
             timeout_s=max(0.0, context.deadline_s - time.monotonic()),
@@ -177,10 +176,10 @@ def _parse(
         request.parameters,
         texts,
         size_wh,
-        request.mask_format,
+        request.fields.mask_format,
         model.mask_decoder,
         model.banned_phrases,
     )
     if isinstance(result, TextResult):
         return result
-    return refine(result, calibration, request.min_score, request.nms_iou)
+    return refine(result, calibration, request.fields.min_score, request.fields.nms_iou)

@@ -130,23 +130,22 @@ def record_error(error: ServiceError, api: str, request_id: str) -> None:
 
 
 def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
-    """Count, log and trace the error that ends a request; return the one for the client.
-
-    An exception other than `ServiceError` is a defect: only the log has its cause.
-    """
-    if isinstance(error, ServiceError):
-        failure = error
-    else:
-        logger.error(
-            "request %s failed",
-            request_id,
-            exc_info=error,
-            extra={FIELDS: {"request_id": request_id}},
-        )
-        failure = InternalError("the service failed; the cause is in its log under the request id")
+    """Count, log and trace the error that ends a request; return the one for the client."""
+    failure = error if isinstance(error, ServiceError) else logged_defect(error, request_id)
     note_status(failure.code)
     record_error(failure, api, request_id)
     return failure
+
+
+def logged_defect(error: Exception, request_id: str, model_id: str | None = None) -> InternalError:
+    """Return the error for the client; only the log has the cause."""
+    where = request_id if model_id is None else f"{request_id}: {model_id}"
+    fields = {FIELDS: {"request_id": request_id}}
+    logger.error("request %s failed", where, exc_info=error, extra=fields)
+    if model_id is None:
+        return InternalError("the service failed; the cause is in its log under the request id")
+    log = "the service's log under the request id"
+    return InternalError(f"{model_id} failed; the cause is in {log}")
 
 
 def record_gone_client(api: str, request_id: str) -> None:

@@ -6,6 +6,7 @@ names it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,9 +27,8 @@ MIN_SAMPLED_TEMPERATURE = 1e-6
 _MAX_SHOWN_CHARS = 80
 
 _Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
-PARAMETER_NAMES = frozenset(
-    parameter.name for task in TASKS.values() for parameter in task.parameters
-)
+_PARAMETERS = chain.from_iterable(task.parameters for task in TASKS.values())
+PARAMETERS = {parameter.name: parameter for parameter in _PARAMETERS}
 
 
 class GenerationFields(BaseModel):
@@ -47,10 +47,8 @@ class GenerationFields(BaseModel):
         None,
         ge=1,
         le=MAX_BEAMS,
-        description=(
-            "Number of beams, 1: no beam search; defaults to the checkpoint's own. Requires"
-            " temperature 0."
-        ),
+        description="Number of beams, 1: no beam search; defaults to the checkpoint's own."
+        " Requires temperature 0.",
     )
     temperature: float = Field(
         0.0,
@@ -81,11 +79,9 @@ class GenerationFields(BaseModel):
         None,
         ge=0,
         le=1,
-        description=(
-            "Non-maximum suppression: of two objects with the same label whose boxes overlap by"
-            " more than this intersection over union, the one with the higher score is returned;"
-            " default: none is suppressed."
-        ),
+        description="Non-maximum suppression: of two objects with the same label whose boxes"
+        " overlap by more than this intersection over union, the one with the higher score is"
+        " returned; default: none is suppressed.",
     )
 
 
@@ -115,44 +111,26 @@ FieldsT = TypeVar("FieldsT", bound=GenerationFields)
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationOptions:
-    """Options of the generation; None is the checkpoint's own setting."""
-
-    max_new_tokens: int | None = None
-    num_beams: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    is_constrained: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """A validated request: task, parameters, options."""
+    """A validated request: the task with its parameters, and the other fields."""
 
     task: Task
     parameters: TaskParameters
-    mask_format: MaskFormat
-    options: GenerationOptions
-    min_score: float = 0.0
-    nms_iou: float | None = None
+    fields: GenerationFields
 
 
 def parse_fields(
     fields_class: type[FieldsT], fields: Mapping[str, object]
 ) -> tuple[FieldsT, TaskRequest]:
-    """Return the validated fields of an endpoint, and the request for a model.
-
-    Raise `InvalidRequest`.
-    """
+    """Return an endpoint's validated fields and the request; raise `InvalidRequest`."""
     for name in fields:
-        if name not in fields_class.model_fields and name not in PARAMETER_NAMES:
-            allowed = ", ".join(["image", *fields_class.model_fields, *sorted(PARAMETER_NAMES)])
+        if name not in fields_class.model_fields and name not in PARAMETERS:
+            allowed = ", ".join(["image", *fields_class.model_fields, *sorted(PARAMETERS)])
             # A lone surrogate cannot be encoded in the response.
             param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
             raise InvalidRequest(f"unknown field {shown(name)}; the fields are {allowed}", param)
     try:
-        common = {name: value for name, value in fields.items() if name not in PARAMETER_NAMES}
+        common = {name: value for name, value in fields.items() if name not in PARAMETERS}
         values = fields_class.model_validate(common)
     except ValidationError as error:
         rejected = rejected_field(error)
@@ -164,33 +142,16 @@ def parse_fields(
     task = TASKS[values.task]
     try:
         parameters = parse_parameters(
-            task, {name: fields[name] for name in fields if name in PARAMETER_NAMES}
+            task, {name: value for name, value in fields.items() if name in PARAMETERS}
         )
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
-    options = _generation_options(values)
-    return values, TaskRequest(
-        task, parameters, values.mask_format, options, values.min_score, values.nms_iou
-    )
-
-
-def _generation_options(fields: GenerationFields) -> GenerationOptions:
-    if 0 < fields.temperature < MIN_SAMPLED_TEMPERATURE:
+    if 0 < values.temperature < MIN_SAMPLED_TEMPERATURE:
         allowed = f"0 or from {MIN_SAMPLED_TEMPERATURE:g} to {MAX_TEMPERATURE}"
         raise InvalidRequest(
-            f"temperature is {fields.temperature}: it must be {allowed}", "temperature"
+            f"temperature is {values.temperature}: it must be {allowed}", "temperature"
         )
-    if fields.temperature > 0 and (fields.num_beams or 1) > 1:
-        message = (
-            f"num_beams={fields.num_beams} with temperature={fields.temperature}: beam search needs"
-            " temperature 0"
-        )
-        raise InvalidRequest(message, "num_beams")
-    return GenerationOptions(
-        fields.max_new_tokens,
-        fields.num_beams,
-        fields.temperature,
-        fields.top_p,
-        fields.seed,
-        fields.constrained,
-    )
+    if values.temperature > 0 and (values.num_beams or 1) > 1:
+        given = f"num_beams={values.num_beams} with temperature={values.temperature}"
+        raise InvalidRequest(f"{given}: beam search needs temperature 0", "num_beams")
+    return values, TaskRequest(task, parameters, values)

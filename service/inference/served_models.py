@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,7 @@ class UnservedModel:
 
 
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
-    """Return the entries of DIPTYCH_MODELS, in catalog order; those that no catalog has are last.
-
-    Raise `SettingsError` for an unknown model.
-    """
+    """Return the entries of DIPTYCH_MODELS, the catalog's first; raise `SettingsError`."""
     catalog = load_catalog(settings.catalog, settings.models)
     for model_id in settings.models:
         if model_id not in catalog:
@@ -154,10 +152,7 @@ def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> 
 
 
 def load_served_models(settings: Settings) -> dict[str, ServedModel]:
-    """Read the artifacts of all served models that the gateway needs, in catalog order.
-
-    Raise `ArtifactError`.
-    """
+    """Read the artifacts that the gateway needs, in catalog order; raise `ArtifactError`."""
     models: dict[str, ServedModel] = {}
     for entry in served_entries(settings):  # a base comes before its adapters
         folder = artifact_folder(entry.id)
@@ -204,11 +199,7 @@ def served_calibrations(
         return {}
     files = [folder / CALIBRATION_FILE] if CALIBRATION_FILE in manifest.files else []
     try:
-        read = [
-            each
-            for path in (*files, *map(Path, settings.calibration))
-            for each in read_calibrations(path)
-        ]
+        read = list(chain(*map(read_calibrations, (*files, *map(Path, settings.calibration)))))
     except CalibrationError as error:
         raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
     own = {each.task: each for each in read if each.model == manifest.model_id}
@@ -223,10 +214,7 @@ def served_calibrations(
 
 
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:
-    """Return the precisions of encoder and decoder that the runner will choose.
-
-    Raise `ArtifactError` if impossible.
-    """
+    """Return the precisions of encoder and decoder in the runner; raise `ArtifactError`."""
     device, _ = settings.device_of(manifest.adapter_of or manifest.model_id)
     encoder = choose_precision(
         manifest, "encoder", encoder_device(device), settings.encoder_precision
@@ -273,11 +261,9 @@ class ServedModels:
         try:
             return self._models[model_id]
         except KeyError as error:
-            message = (
-                f"model {model_id[:80]!r} is not served; the served models are"
-                f" {', '.join(self._models)}"
-            )
-            raise UnknownModel(message, param) from error
+            served = ", ".join(self._models)
+            problem = f"model {model_id[:80]!r} is not served"
+            raise UnknownModel(f"{problem}; the served models are {served}", param) from error
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:
         """Return all models that offer a task; raise `UnsupportedTask` if there is none."""

@@ -123,10 +123,7 @@ class RunnerClient:
         return await send(call)
 
     async def _stream(self, replay: StreamReplay, call: RunnerCall) -> Outcomes:
-        """Send text as it arrives.
-
-        A repeated stream continues after the text already sent, if that is the same.
-        """
+        """Send text as it arrives; a repeated stream continues after the text already sent."""
         replay.begin()
         features = FoundFeatures(outcome="hit")
         try:
@@ -137,11 +134,9 @@ class RunnerClient:
                     else:
                         replay.receive(event)
         except ReplayDiverged as error:  # the answer was sampled
-            message = (
-                f"the runner of {self._model_id} restarted; a sampled answer cannot be resumed;"
-                " retry the request"
-            )
-            raise NotReady(message) from error
+            problem = f"the runner of {self._model_id} restarted"
+            advice = "a sampled answer cannot be resumed; retry the request"
+            raise NotReady(f"{problem}; {advice}") from error
         if len(replay.outcomes) < len(call.sequences):
             raise InternalError(
                 f"the runner of {self._model_id} ended the stream before the answer was complete"
@@ -150,10 +145,7 @@ class RunnerClient:
 
 
 def written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -> WrittenAnswers:
-    """Return the sequences of a call that took `elapsed_s`.
-
-    Raise the error of the first that failed.
-    """
+    """Return a call's sequences; raise the error of the first that failed."""
     sequences: list[Written] = []
     for outcome in answered.outcomes:
         if isinstance(outcome, Failed):

@@ -40,7 +40,13 @@ class StreamReplay:
             self._outcomes[event.index] = event.outcome
             if isinstance(event.outcome, Written):
                 self._texts[event.index] = event.outcome.text
-        self._advance()
+        self._send(self._texts[self._current][self._num_consumed :])
+        self._num_consumed = len(self._texts[self._current])
+        while self._outcomes[self._current] is not None and self._current < len(self._texts) - 1:
+            self._current += 1
+            self._num_consumed = len(self._texts[self._current])
+            self._send("\n")
+            self._send(self._texts[self._current])
         is_over = self._current == self._num_sequences - 1 and isinstance(
             self._outcomes[-1], Written
         )
@@ -51,16 +57,6 @@ class StreamReplay:
     def outcomes(self) -> list[Outcome]:
         """Outcomes of the sequences that have ended, in order."""
         return [outcome for outcome in self._outcomes if outcome is not None]
-
-    def _advance(self) -> None:
-        while True:
-            self._send(self._texts[self._current][self._num_consumed :])
-            self._num_consumed = len(self._texts[self._current])
-            if self._outcomes[self._current] is None or self._current == len(self._texts) - 1:
-                return
-            self._send("\n")
-            self._current += 1
-            self._num_consumed = 0
 
     def _send(self, text: str) -> None:
         """Send the part of `text` that was not sent before."""

@@ -86,10 +86,7 @@ class Supervisor:
         logger.info("stopped")
 
     def _stop(self, processes: Sequence[WorkerProcess], limit_s: float) -> None:
-        """Terminate `processes`, and kill them after `limit_s`.
-
-        The others are kept running meanwhile.
-        """
+        """Terminate `processes`, kill them after `limit_s`; keep the others running."""
         for process in processes:
             process.stop(signal.SIGTERM)
         deadline_s = time.monotonic() + limit_s
@@ -105,10 +102,7 @@ class Supervisor:
             self._next_signal()
 
     def _next_signal(self) -> int:
-        """Start processes that are due, wait for a signal, and record processes that have ended.
-
-        Return the signal.
-        """
+        """Start due processes, wait for a signal, record ended processes; return the signal."""
         for process in (*self._front, *self._runners):
             process.start_if_due()
         received = signal.sigwait(_SIGNALS)

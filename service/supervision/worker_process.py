@@ -58,10 +58,7 @@ def runner_part(name: str, folder: Path) -> Part:
 
 
 def worker_environment(parts: Sequence[Part], folder: Path) -> dict[str, str]:
-    """Return the variables that all processes have in addition to the supervisor's.
-
-    They write into `folder`.
-    """
+    """Return the variables that all processes add; they write into `folder`."""
     metrics = folder / METRICS_FOLDER
     metrics.mkdir()
     return {

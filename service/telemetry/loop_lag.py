@@ -22,6 +22,7 @@ _EVERY_S = 0.05
 _LATE_S = 0.1  # more than this is logged: it is the promise to other requests
 _LOG_EVERY_S = 1.0
 _MAX_NAMED = 5
+_NO_WORK = "no request had work; the machine may be busy"
 IN_THREAD = "thread of "  # names the task of work in a thread by that of its caller
 _ROOT = Path(__file__).parents[2]
 
@@ -57,10 +58,11 @@ class LoopWatch:
             EVENT_LOOP_LAG_SECONDS.observe(lag_s)
             if lag_s > _LATE_S and now_s - self._logged_s > _LOG_EVERY_S:
                 self._logged_s = now_s
+                names = sorted(task.get_name() for task in asyncio.all_tasks())
+                in_threads = [name for name in names if name.startswith(IN_THREAD)]
+                work = ", ".join(in_threads[:_MAX_NAMED]) or _NO_WORK
                 logger.warning(
-                    "the event loop was late by %.2f s: %s",
-                    lag_s,
-                    self._suspect or _work_in_threads(),
+                    "the event loop was late by %.2f s: %s", lag_s, self._suspect or work
                 )
             self._suspect = ""
             self._due_s = time.monotonic() + _EVERY_S
@@ -73,13 +75,6 @@ class LoopWatch:
             frame = sys._current_frames().get(loop_thread)
             if is_late and not self._suspect and task is not None and frame is not None:
                 self._suspect = f"{task.get_name()} at {_own_line(frame)}"
-
-
-def _work_in_threads() -> str:
-    names = sorted(
-        each.get_name() for each in asyncio.all_tasks() if each.get_name().startswith(IN_THREAD)
-    )
-    return ", ".join(names[:_MAX_NAMED]) or "no request had work; the machine may be busy"
 
 
 def _own_line(frame: FrameType | None) -> str:

@@ -5,6 +5,7 @@ documents, which their operations name; only the fields read here are described,
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel
@@ -321,7 +322,7 @@ def _schemas(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonO
 
 def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
     """Return one alternative for each offered task: its parameters and the common fields."""
-    offered = {task_id for model in models for task_id in model.entry.task_ids}
+    offered = set(chain(*(model.entry.task_ids for model in models)))
     common = fields_class.model_json_schema()["properties"]
     alternatives: list[JsonObject] = []
     for task in (each for each in TASKS.values() if each.id in offered):

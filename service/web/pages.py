@@ -53,9 +53,6 @@ class Pages:
         return with_page_policy(FileResponse(_FOLDER / "docs/start.js"))
 
     async def playground(self, request: Request) -> Response:
-        """Return a file of the page, or 304 if the browser's copy is current.
-
-        Raise `HTTPException` (404).
-        """
+        """Return a file of the page, or 304 if it is current; raise `HTTPException` (404)."""
         file = request.path_params.get("file") or "index.html"
         return with_page_policy(await self._playground.get_response(file, request.scope))

@@ -46,6 +46,7 @@ _SETTLED_AFTER_S = 1.0  # time without a change
 _NAME = re.compile(r"[^.].*")  # others are temporary or hidden
 _MAX_REASON_CHARS = 500
 _MAX_ENTRY_DEPTH = 5
+_AT_ONCE = os.O_NONBLOCK | os.O_NOCTTY
 
 _FileVersion = tuple[int, int, int, int]  # modification and change time in ns, size, inode
 
@@ -87,18 +88,16 @@ class AdapterFolder:
         return self.path.name
 
     def hashes(self, max_bytes: int) -> dict[str, str]:
-        """Return the sha256 of PEFT's files by name.
-
-        Raise `AdapterError` if one is unreadable or too large.
-        """
+        """Return the sha256 of PEFT's files by name; raise `AdapterError`."""
         bounds = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: max_bytes}
-        return {name: _sha256_of(self.path / name, bound) for name, bound in bounds.items()}
+        hashes: dict[str, str] = {}
+        for name, bound in bounds.items():
+            with open_file(self.path / name, bound) as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashes
 
     def entry(self) -> dict[str, Any]:
-        """Return the keys of its catalog entry.
-
-        Raise `AdapterError` if the file is not a YAML mapping.
-        """
+        """Return the keys of its catalog entry; raise `AdapterError`."""
         if ENTRY_FILE not in dict(self.files):
             return {}
         path = self.path / ENTRY_FILE
@@ -196,12 +195,9 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
-    """Open a regular file of at most `max_bytes` without waiting for it, as a FIFO would make it.
-
-    Raise `AdapterError` for another file, and if it cannot be read.
-    """
+    """Open a regular file of at most `max_bytes` without waiting; raise `AdapterError`."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise AdapterError(f"{path} must be a regular file")
@@ -251,15 +247,6 @@ def _parsed_yaml(text: bytes) -> Any:
                 f"references (*name) and more than {_MAX_ENTRY_DEPTH} levels are not allowed"
             )
     return yaml.safe_load(text)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-
-
-def _sha256_of(path: Path, max_bytes: int) -> str:
-    with open_file(path, max_bytes) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(path: Path) -> tuple[tuple[str, _FileVersion], ...]:

@@ -118,10 +118,7 @@ def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
 
 
 def _device(setting: DeviceSetting, has_cuda: bool) -> Device:
-    """Return the device.
-
-    One that is set but missing fails at its first use, with the library's message.
-    """
+    """Return the device; a missing one fails at its first use, with the library's message."""
     if setting == "auto":
         return "cuda" if has_cuda else "cpu"
     return setting

@@ -112,10 +112,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of an artifact folder.
-
-    Raise `ArtifactError` if it is missing or malformed.
-    """
+    """Raise `ArtifactError` if the manifest is missing or malformed."""
     path = folder / MANIFEST_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

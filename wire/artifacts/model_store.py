@@ -12,25 +12,16 @@ from wire.artifacts.manifest import ArtifactError, Manifest, read_manifest
 
 
 def artifact_folder(model_id: str) -> Path:
-    """Return the folder of the latest export of `model_id`.
-
-    Raise `ArtifactError` if there is none.
-    """
+    """Return the folder of the latest export of `model_id`; raise `ArtifactError`."""
     try:
         return Path(bentoml.models.get(f"{model_id}:latest").path)
     except bentoml.exceptions.NotFound as error:
-        message = (
-            f"no artifacts of {model_id} in BentoML's model store; make them with: python -m export"
-            f" {model_id}"
-        )
-        raise ArtifactError(message) from error
+        problem = f"no artifacts of {model_id} in BentoML's model store"
+        raise ArtifactError(f"{problem}; make them with: python -m export {model_id}") from error
 
 
 def read_adapters(adapter_ids: Sequence[str], base: Manifest) -> list[tuple[Path, Manifest]]:
-    """Return folder and manifest of each adapter.
-
-    Raise `ArtifactError` for one of another build of the base.
-    """
+    """Return folder and manifest of each adapter; raise `ArtifactError` for another base."""
     folders = [artifact_folder(adapter_id) for adapter_id in adapter_ids]
     found = [(folder, read_manifest(folder)) for folder in folders]
     for _, manifest in found:

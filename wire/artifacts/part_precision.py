@@ -24,10 +24,7 @@ RUNNABLE: Mapping[Device, Mapping[Part, tuple[Precision, ...]]] = {
 
 
 def possible_precisions(manifest: Manifest, part: Part, device: Device) -> tuple[Precision, ...]:
-    """Return the precisions in which `part` can run on `device`.
-
-    An encoder, only in those exported.
-    """
+    """Return the precisions of `part` on `device`; an encoder's must be exported."""
     return tuple(
         each
         for each in RUNNABLE[device][part]

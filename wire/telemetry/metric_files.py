@@ -45,16 +45,12 @@ class ReservedFile(MmapedDict):
         """Add an entry; called with the lock of all values."""
         needed = self._used + len(key.encode()) + _MAX_ENTRY_BYTES
         if needed > self._capacity and not _reserve(self._fname, 2 * self._capacity):
-            self._continue_in_memory()
+            self._fname = _memory_path()
+            self._f = open(self._fname, "r+b")  # noqa: SIM115  closed by `close`
+            self._f.write(self._m[: self._used])
+            self._f.truncate(self._capacity)
+            self._m = mmap.mmap(self._f.fileno(), self._capacity)
         super()._init_value(key)  # type: ignore[no-untyped-call]
-
-    def _continue_in_memory(self) -> None:
-        path = _memory_path()
-        self._fname = path
-        self._f = open(path, "r+b")  # noqa: SIM115  closed by `close`
-        self._f.write(self._m[: self._used])
-        self._f.truncate(self._capacity)
-        self._m = mmap.mmap(self._f.fileno(), self._capacity)
 
 
 def use_metric_files() -> None:

@@ -26,16 +26,10 @@ EXPORT_LOGGERS = (  # opentelemetry-sdk and its exporter, 1.45.1: failed batches
 
 
 class BoundedShutdownProcessor(BatchSpanProcessor):
-    """A batch processor whose shutdown takes at most two seconds.
-
-    The library's own takes up to 30, with retries.
-    """
+    """Shuts down within two seconds; the library's own takes up to 30, with retries."""
 
     def shutdown(self) -> None:
-        """Send the remaining spans.
-
-        Those that the collector does not accept in time are dropped.
-        """
+        """Send the remaining spans; drop those that the collector does not accept in time."""
         self._batch_processor.shutdown(_FLUSH_MS)
 
 
@@ -56,10 +50,7 @@ class RateLimitFilter(logging.Filter):
 
 
 def make_provider(endpoint: str, sample: float, part: str) -> TracerProvider:
-    """Return the provider of tracers for `part`, sampling the share `sample` of new traces.
-
-    Starts the thread that exports to `endpoint`.
-    """
+    """Return the tracers' provider for `part`; a thread exports a `sample` of new traces."""
     rate_limit = RateLimitFilter()
     for name in EXPORT_LOGGERS:
         logging.getLogger(name).addFilter(rate_limit)

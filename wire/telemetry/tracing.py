@@ -50,10 +50,7 @@ class TraceOptions:
 
 
 def start(options: TraceOptions, part: str) -> None:
-    """Start exporting the spans of this process, as `part` of the service, by a thread.
-
-    A no-op without an endpoint.
-    """
+    """Start a thread that exports the spans of `part` of the service, if an endpoint is set."""
     global _provider, _tracer
     if options.endpoint is not None:
         from wire.telemetry.span_export import make_provider  # loads the SDK: only if needed
@@ -82,10 +79,7 @@ def span(
     kind: SpanKind = SpanKind.INTERNAL,
     parent: Context | None = None,
 ) -> Iterator[Span]:
-    """Make a span of the block, as a child of `parent` or of the current span.
-
-    An exception marks it as failed.
-    """
+    """Make a span of the block under `parent` or the current span; an exception fails it."""
     if _tracer is None:
         yield INVALID_SPAN
         return
@@ -153,10 +147,7 @@ def trace_id() -> str:
 
 
 def caller_context(headers: Mapping[str, str]) -> Context:
-    """Return the trace context in the headers of a request.
-
-    An empty one if it is missing or malformed.
-    """
+    """Return the trace context in headers; an empty one if it is missing or malformed."""
     return _PROPAGATOR.extract(headers)
 
 

@@ -9,10 +9,9 @@ from service.errors import InvalidRequest
 from service.inference.request_fields import (
     MAX_BEAMS,
     MAX_NEW_TOKENS,
-    PARAMETER_NAMES,
+    PARAMETERS,
     CompareFields,
     GenerationFields,
-    GenerationOptions,
     PredictFields,
     TaskRequest,
     parse_fields,
@@ -34,38 +33,28 @@ def refusal(
 
 
 def test_task_alone_uses_the_defaults() -> None:
-    expected = TaskRequest(
-        TASKS["object_detection"], TaskParameters(), "polygon", GenerationOptions()
-    )
-    assert predict() == expected
+    task = TASKS["object_detection"]
+    assert predict() == TaskRequest(task, TaskParameters(), PredictFields(task=task.id))
 
 
 def test_every_field_is_parsed() -> None:
-    values, request = parse_fields(
-        PredictFields,
-        {
-            "task": "captioning",
-            "model": "florence-2-mini",
-            "detail": "detailed",
-            "max_new_tokens": 9,
-            "num_beams": 1,
-            "temperature": 0.5,
-            "top_p": 0.9,
-            "seed": 3,
-            "constrained": False,
-            "mask_format": "rle",
-            "min_score": 0.25,
-            "nms_iou": 0.5,
-        },
-    )
+    common = {
+        "task": "captioning",
+        "model": "florence-2-mini",
+        "max_new_tokens": 9,
+        "num_beams": 1,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 3,
+        "constrained": False,
+        "mask_format": "rle",
+        "min_score": 0.25,
+        "nms_iou": 0.5,
+    }
+    values, request = parse_fields(PredictFields, {**common, "detail": "detailed"})
     parameters = TaskParameters(detail="detailed", language="en")
-    assert values.model == "florence-2-mini"
-    options = GenerationOptions(
-        9, num_beams=1, temperature=0.5, top_p=0.9, seed=3, is_constrained=False
-    )
-    assert request == TaskRequest(
-        TASKS["captioning"], parameters, "rle", options, min_score=0.25, nms_iou=0.5
-    )
+    assert values.model_dump(exclude_unset=True) == common
+    assert request == TaskRequest(TASKS["captioning"], parameters, values)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +89,7 @@ def test_unknown_field_lists_the_allowed_ones(fields_class: type[GenerationField
     error = refusal({"task": "ocr", "labls": ["dog"]}, fields_class)
     assert error.param == "labls"
     assert "unknown field 'labls'" in error.message
-    for allowed in ["image", *fields_class.model_fields, *PARAMETER_NAMES]:
+    for allowed in ["image", *fields_class.model_fields, *PARAMETERS]:
         assert allowed in error.message.partition("the fields are ")[2].split(", ")
 
 
@@ -253,7 +242,7 @@ JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda children: st.lists(children, max_size=5) | st.dictionaries(TEXTS, children, max_size=3),
 )
-NAMES = st.sampled_from([*PARAMETER_NAMES, *PredictFields.model_fields, "models"]) | TEXTS
+NAMES = st.sampled_from([*PARAMETERS, *PredictFields.model_fields, "models"]) | TEXTS
 
 
 def refused_with(fields: dict[str, Any]) -> InvalidRequest | None:
