@@ -15,17 +15,18 @@ ROOMS = (*PACKAGES, "deploy", "docs", "tests")
 MAX_USED_ONCE_SHARE = 0.08
 # What rooms that are not clean yet may have: these numbers only shrink.
 STILL_ALLOWED = {
-    "service": {"used once": 107},
-    "runners": {"used once": 71},
-    "wire": {"used once": 14},
-    "imaging": {"used once": 8},
-    "tasks": {"used once": 16},
-    "export": {"used once": 101},
-    "laboratory": {"used once": 85},
-    "offline": {"used once": 11},
+    "service": {"used once": 83},
+    "runners": {"used once": 71, "nested comprehensions": 9},
+    "imaging": {"used once": 7},
+    "tasks": {"used once": 16, "nested comprehensions": 5},
+    "export": {"used once": 101, "nested comprehensions": 3},
+    "laboratory": {"used once": 85, "nested comprehensions": 9},
+    "offline": {"used once": 11, "nested comprehensions": 2},
     "loadtest": {"used once": 35},
     "client/diptych_client": {"used once": 34},
-    "docs": {"used once": 3},
+    "deploy": {"nested comprehensions": 2},
+    "docs": {"used once": 3, "nested comprehensions": 1},
+    "tests": {"nested comprehensions": 126},
 }
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -43,7 +44,9 @@ def holds_another(node: ast.AST, kinds: type[ast.AST] | tuple[type[ast.AST], ...
 
 
 def is_nested_comprehension(node: ast.AST) -> bool:
-    return isinstance(node, COMPREHENSIONS) and holds_another(node, COMPREHENSIONS)
+    return isinstance(node, COMPREHENSIONS) and (
+        len(node.generators) > 1 or holds_another(node, COMPREHENSIONS)
+    )
 
 
 def is_chained_conditional(node: ast.AST) -> bool:
@@ -119,6 +122,7 @@ def test_few_private_functions_are_used_once(room: str) -> None:
     ("source", "is_found"),
     [
         ("[[y for y in x] for x in z]", is_nested_comprehension),
+        ("[y for x in z for y in x]", is_nested_comprehension),
         ("any(x for x in {y for y in z})", is_nested_comprehension),
         ("a if b else c if d else e", is_chained_conditional),
         ("a, b = 1, 2", is_unrelated_tuple_assignment),
