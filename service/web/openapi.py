@@ -4,7 +4,7 @@ The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by
 documents, which their operations name; only the fields read here are described, with their bounds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -43,40 +43,44 @@ _OPEN_INFERENCE = (
     "Open Inference Protocol v2, https://github.com/kserve/open-inference-protocol, with binary"
     " tensor data."
 )
-_SERVER_PATHS = {
-    "/v2": "Metadata of the server.",
-    "/v2/health/live": "Liveness.",
-    "/v2/health/ready": "Readiness of every model.",
+_INFER = "Answer with one model: inputs are the fields of /v1/predict, `result` is its body."
+# path: summary, schema of the body that is posted
+Operations = Mapping[str, tuple[str, str | None]]
+_SERVER_PATHS: Operations = {
+    "": ("Metadata of the server.", None),
+    "/health/live": ("Liveness.", None),
+    "/health/ready": ("Readiness of every model.", None),
 }
-_MODEL_PATHS = {
-    "": "Inputs and output of a model.",
-    "/config": "Configuration of a model, as Triton's load tools request it.",
-    "/ready": "Readiness of a model.",
-    "/infer": "Answer with one model: inputs are the fields of /v1/predict, `result` is its body.",
+_MODEL_PATHS: Operations = {
+    "": ("Inputs and output of a model.", None),
+    "/config": ("Configuration of a model, as Triton's load tools request it.", None),
+    "/ready": ("Readiness of a model.", None),
+    "/infer": (_INFER, InferJson.__name__),
 }
 _LABEL_STUDIO = (
     "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or"
     " the one of the path."
 )
+_V2_ERROR = OpenInferenceError.__name__
 _WEBHOOK = "LabelStudioEvent"
+_FAILED_PATHS: Operations = {"/failed/{status}": ("Repeat the error of a failed call.", None)}
 _CALL = "XAnyLabelingCall"
-# summary, schema of the body that is posted
-_LABEL_STUDIO_PATHS: Mapping[str, tuple[str, str | None]] = {
-    "health": ("Readiness of the models.", None),
-    "versions": ("Versions of the models, as their predictions name them.", None),
-    "setup": ("Check a labelling configuration.", SetupBody.__name__),
-    "predict": ("Predict tasks, or answer a prompt.", PredictBody.__name__),
-    "webhook": ("Accept an event, which changes nothing.", _WEBHOOK),
+_LABEL_STUDIO_PATHS: Operations = {
+    "/health": ("Readiness of the models.", None),
+    "/versions": ("Versions of the models, as their predictions name them.", None),
+    "/setup": ("Check a labelling configuration.", SetupBody.__name__),
+    "/predict": ("Predict tasks, or answer a prompt.", PredictBody.__name__),
+    "/webhook": ("Accept an event, which changes nothing.", _WEBHOOK),
 }
 _BATCHES = "OpenAI's Files and Batches, https://platform.openai.com/docs/api-reference/batch."
 _X_ANYLABELING = (
     "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
 )
-_X_ANYLABELING_PATHS: Mapping[str, tuple[str, str | None]] = {
-    "health": ("Return the number of served models.", None),
-    "v1/models": ("List the models with their tasks and the inputs of each.", None),
-    "v1/models/{model}/info": ("Describe a model.", None),
-    "v1/predict": ("Return the shapes or the description of an image.", _CALL),
+_X_ANYLABELING_PATHS: Operations = {
+    "/health": ("Return the number of served models.", None),
+    "/v1/models": ("List the models with their tasks and the inputs of each.", None),
+    "/v1/models/{model}/info": ("Describe a model.", None),
+    "/v1/predict": ("Return the shapes or the description of an image.", _CALL),
 }
 _BATCH_OPERATIONS = {  # path and method: summary, answer
     ("/v1/files", "post"): ("Upload a JSON Lines file of requests.", FileObject),
@@ -152,12 +156,12 @@ def openapi_document(models: ServedModels) -> JsonObject:
                 "get": _listing("listTasks", "All tasks with the schemas of their parameters.")
             },
             **_batch_paths(),
-            **_open_inference_paths(),
-            f"{LABEL_STUDIO_PREFIX}/failed/{{status}}": {
-                "get": _foreign_operation(
-                    "Repeat the error of a failed call.", _LABEL_STUDIO, ("status",), "ErrorJson"
-                )
-            },
+            **_tool_paths("/v2", _OPEN_INFERENCE, _SERVER_PATHS, _V2_ERROR),
+            **_tool_paths("/v2/models/{model}", _OPEN_INFERENCE, _MODEL_PATHS, _V2_ERROR),
+            **_tool_paths(
+                "/v2/models/{model}/versions/{version}", _OPEN_INFERENCE, _MODEL_PATHS, _V2_ERROR
+            ),
+            **_tool_paths(LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _FAILED_PATHS),
             **_tool_paths(LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
             **_tool_paths(f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
             **_tool_paths(X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS),
@@ -204,8 +208,7 @@ def _batch_paths() -> JsonObject:
     }
     paths: JsonObject = {}
     for (path, method), (summary, answer) in _BATCH_OPERATIONS.items():
-        names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-        operation = _foreign_operation(summary, _BATCHES, names, ChatError.__name__)
+        operation = _foreign_operation(path, summary, _BATCHES, ChatError.__name__)
         if method == "get":
             operation["parameters"] += [
                 {"name": name, "in": "query", "schema": {"type": "string"}}
@@ -263,33 +266,13 @@ def _json(schema: JsonObject) -> JsonObject:
     return {"content": {"application/json": {"schema": schema}}}
 
 
-def _open_inference_paths() -> JsonObject:
-    paths = {
-        path: {"get": _open_inference_operation(summary)} for path, summary in _SERVER_PATHS.items()
-    }
-    for prefix, names in (("", ("model",)), ("/versions/{version}", ("model", "version"))):
-        for path, summary in _MODEL_PATHS.items():
-            operation = _open_inference_operation(summary, names)
-            body = _request_body(InferJson.__name__)
-            is_post = path == "/infer"
-            paths[f"/v2/models/{{model}}{prefix}{path}"] = (
-                {"post": operation | {"requestBody": body}} if is_post else {"get": operation}
-            )
-    return paths
-
-
-def _open_inference_operation(summary: str, names: Sequence[str] = ()) -> JsonObject:
-    return _foreign_operation(summary, _OPEN_INFERENCE, names, OpenInferenceError.__name__)
-
-
 def _tool_paths(
-    prefix: str, description: str, operations: Mapping[str, tuple[str, str | None]]
+    prefix: str, description: str, operations: Operations, error: str = ErrorJson.__name__
 ) -> JsonObject:
     paths: JsonObject = {}
     for name, (summary, schema) in operations.items():
-        path = f"{prefix}/{name}"
-        names = ("model",) if "{model}" in path else ()
-        operation = _foreign_operation(summary, description, names, ErrorJson.__name__)
+        path = prefix + name
+        operation = _foreign_operation(path, summary, description, error)
         if schema is None:
             paths[path] = {"get": operation}
         else:
@@ -297,18 +280,16 @@ def _tool_paths(
     return paths
 
 
-def _foreign_operation(
-    summary: str, description: str, names: Sequence[str], error: str
-) -> JsonObject:
+def _foreign_operation(path: str, summary: str, description: str, error: str) -> JsonObject:
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    answer = {"description": "the answer", **_json({"type": "object"})}
     return {
         "summary": summary,
         "description": description,
         "parameters": [
             {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names
         ],
-        "responses": (
-            {"200": {"description": "the answer", **_json({"type": "object"})}} | _errors(error)
-        ),
+        "responses": {"200": answer} | _errors(error),
     }
 
 
