@@ -4,9 +4,10 @@ Images, prompts, answers and keys are never logged or traced.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from types import MappingProxyType
 
 from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
     GEN_AI_OPERATION_NAME,
@@ -76,7 +77,6 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     labels = (answer.model.id, answer.request.task.id)
     times = answer.times
     num_tokens = answer.written.num_generated_tokens
-    REQUESTS.labels(api, *labels, "ok").inc()
     REQUEST_SECONDS.labels(*labels).observe(times.total_s)
     for field in fields(times):
         if field.name != "total_s":
@@ -102,31 +102,15 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
         "vision_cache": answer.written.features.outcome,
         **{f"{stage}_ms": ms for stage, ms in times.in_ms().items()},
     }
-    logger.info(
-        "request %s ok api=%s model=%s task=%s image=%dx%d tokens=%d total_ms=%.1f trace_id=%s",
-        *(
-            request_id,
-            api,
-            *labels,
-            *answer.image_size_wh,
-            num_tokens,
-            times.total_s * 1000,
-            trace_id(),
-        ),
-        extra={FIELDS: _labels(request_id, "ok", api, *labels) | sizes_and_times},
-    )
+    sizes = f"image={width}x{height} tokens={num_tokens} total_ms={times.total_s * 1000:.1f}"
+    text = f" model={labels[0]} task={labels[1]} {sizes}"
+    _record(request_id, "ok", api, labels, text, sizes_and_times)
 
 
 def record_error(error: ServiceError, api: str, request_id: str) -> None:
     """Count and log an error that ends a request, or one model of a comparison."""
-    model = error.model or NONE
-    task = error.task or NONE
-    REQUESTS.labels(api, model, task, error.code).inc()
-    logger.info(
-        "request %s %s api=%s model=%s task=%s trace_id=%s",
-        *(request_id, error.code, api, model, task, trace_id()),
-        extra={FIELDS: _labels(request_id, error.code, api, model, task)},
-    )
+    labels = (error.model or NONE, error.task or NONE)
+    _record(request_id, error.code, api, labels, f" model={labels[0]} task={labels[1]}")
 
 
 def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
@@ -150,17 +134,27 @@ def logged_defect(error: Exception, request_id: str, model_id: str | None = None
 
 def record_gone_client(api: str, request_id: str) -> None:
     """Count and log a request whose client disconnected before its answer."""
-    REQUESTS.labels(api, NONE, NONE, "client_gone").inc()
     note_status("client_gone")
+    _record(request_id, "client_gone", api, (NONE, NONE))
+
+
+def _record(
+    request_id: str,
+    status: str,
+    api: str,
+    labels: tuple[str, str],
+    text: str = "",
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Count and log the end of a request; `labels` are its model and task."""
+    model, task = labels
+    REQUESTS.labels(api, model, task, status).inc()
+    fields = {"request_id": request_id, "status": status, "api": api, "model": model, "task": task}
     logger.info(
-        "request %s client_gone api=%s trace_id=%s",
-        *(request_id, api, trace_id()),
-        extra={FIELDS: _labels(request_id, "client_gone", api, NONE, NONE)},
+        "request %s %s api=%s%s trace_id=%s",
+        *(request_id, status, api, text, trace_id()),
+        extra={FIELDS: {**fields, **more}},
     )
-
-
-def _labels(request_id: str, status: str, api: str, model: str, task: str) -> dict[str, object]:
-    return {"request_id": request_id, "status": status, "api": api, "model": model, "task": task}
 
 
 def _trace_answer(answer: Answer) -> None:
