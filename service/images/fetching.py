@@ -144,15 +144,13 @@ def _target(url: CheckedUrl, location: str) -> str:
 
 
 def _reason(error: Exception, url: CheckedUrl) -> str:
+    problem = "is unreachable or closed the connection"
     # One text for all of these: a client must not learn which internal names exist.
     if isinstance(error, aiohttp.ClientConnectorDNSError | NoAllowedAddress):
-        return (
-            f"the host of the image's URL, {url.host[:80]}, has no address or one that is not"
-            " public"
-        )
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-        return f"the host of the image's URL, {url.host[:80]}, has no valid TLS certificate"
-    return f"the host of the image's URL, {url.host[:80]}, is unreachable or closed the connection"
+        problem = "has no address or one that is not public"
+    elif isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+        problem = "has no valid TLS certificate"
+    return f"the host of the image's URL, {url.host[:80]}, {problem}"
 
 
 def _failed(message: str) -> InvalidRequest:

@@ -23,8 +23,16 @@ def main() -> None:
 
 def problem(values: Settings) -> str | None:
     """Return the problem of the service with these settings, or None."""
+    connection = http.client.HTTPConnection(values.host, values.port, timeout=_TIMEOUT_S)
+    if values.tls_certificate_file is not None:
+        unverified = ssl.create_default_context()  # the certificate names the public host
+        unverified.check_hostname = False
+        unverified.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(
+            values.host, values.port, timeout=_TIMEOUT_S, context=unverified
+        )
     try:
-        with closing(_connection(values)) as connection:
+        with closing(connection):
             connection.request("GET", "/readyz")
             status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
@@ -32,17 +40,6 @@ def problem(values: Settings) -> str | None:
     # The health check has no key: if one is required, a 401 shows that the gateway answers.
     is_healthy = status == _OK or (values.health_needs_key and status == _UNAUTHORIZED)
     return None if is_healthy else f"/readyz answers {status}"
-
-
-def _connection(values: Settings) -> http.client.HTTPConnection:
-    if values.tls_certificate_file is None:
-        return http.client.HTTPConnection(values.host, values.port, timeout=_TIMEOUT_S)
-    unverified = ssl.create_default_context()  # the certificate names the public host
-    unverified.check_hostname = False
-    unverified.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection(
-        values.host, values.port, timeout=_TIMEOUT_S, context=unverified
-    )
 
 
 if __name__ == "__main__":
