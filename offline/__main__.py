@@ -39,7 +39,6 @@ _NOT_OFFLINE = {f"{PREFIX}{name}" for name in ("RUNNER_URLS", "DEVICES", "ADAPTE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
     given = _parse(arguments)
     os.environ.update(process_environment(os.environ))  # Ray's workers on this host inherit it
     try:

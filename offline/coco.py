@@ -17,7 +17,6 @@ _UNNAMED = "object"  # the category of a task without labels
 
 
 def write_coco(output: Output) -> None:
-    """Write the document of a complete output."""
     category_ids: dict[str, int] = {}
     answered = ((number, row) for number, row in output.rows() if row.error is None)
     images = (

@@ -106,5 +106,4 @@ def default_positions(device: Device, num_image_tokens: int) -> int:
 
 
 def runner_name(model_id: str) -> str:
-    """Return the name of a model's BentoML service."""
     return f"{model_id}-runner"

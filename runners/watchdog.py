@@ -34,7 +34,6 @@ class Watchdog:
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Time one iteration."""
         self._started_s = self._now()
         try:
             yield

@@ -42,20 +42,14 @@ class Task:
     required: tuple[str, ...] = field(init=False)  # parameters that every request must have
 
     def __post_init__(self) -> None:
-        required = (
-            p.name
-            for p in self.parameters
-            if p.default is None and p.name not in self.exactly_one_of
-        )
-        object.__setattr__(self, "required", tuple(required))
+        needed = [each.name for each in self.parameters if each.default is None]
+        required = tuple(name for name in needed if name not in self.exactly_one_of)
+        object.__setattr__(self, "required", required)
 
     def json_schema(self) -> JsonSchema:
-        """Return the JSON Schema of the task's parameters as one object."""
         schema: JsonSchema = {
             "type": "object",
-            "properties": {
-                parameter.name: parameter.json_schema() for parameter in self.parameters
-            },
+            "properties": {each.name: each.json_schema() for each in self.parameters},
             "required": list(self.required),
             "additionalProperties": False,
         }

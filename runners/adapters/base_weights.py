@@ -40,7 +40,6 @@ class BaseWeights:
 
     @classmethod
     def open(cls, file: Path) -> "BaseWeights":
-        """Read the names and shapes of a safetensors file."""
         with safe_open(file, framework="pt") as tensors:
             names = tensors.keys()
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
@@ -60,7 +59,6 @@ class BaseWeights:
         return own
 
     def shape_of(self, layer: str) -> tuple[int, ...] | None:
-        """Return the shape of the weight of a decoder's layer, or None."""
         return self._shape(f"{layer}.weight")
 
     def padded(self, up: Tensor) -> Tensor:

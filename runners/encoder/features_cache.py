@@ -82,30 +82,19 @@ class VisionCache:
             if pixels is None:
                 return None
             if len(self.encodings) >= self._max_encoding:
-                message = (
-                    f"{len(self.encodings)} images are queued for encoding, the maximum; retry"
-                    " later"
-                )
-                return Failed(code="overloaded", message=message)
+                queued = f"{len(self.encodings)} images are queued for encoding"
+                return Failed(code="overloaded", message=f"{queued}, the maximum; retry later")
             outcome = "miss"
-            encoding = self._start(image_key, pixels, adapter)
-        return await self._join(encoding, outcome)
-
-    async def _join(self, encoding: Encoding, outcome: CacheOutcome) -> CachedFeatures | Failed:
+            encoding = self.encodings[image_key] = Encoding(pixels, adapter)
+            encoding.task = asyncio.create_task(self._run(image_key, encoding))
         start_s = time.monotonic()
         assert encoding.task is not None
         encoded = await asyncio.shield(encoding.task)
         if encoding.features is None:
             return encoded.failed or _FAILED
         encode_s = encoded.encode_s if outcome == "miss" else 0.0
-        return self._found(
-            encoding.features, outcome, encode_s, max(0.0, time.monotonic() - start_s - encode_s)
-        )
-
-    def _start(self, image_key: str, pixels: Pixels, adapter: str | None) -> Encoding:
-        encoding = self.encodings[image_key] = Encoding(pixels, adapter)
-        encoding.task = asyncio.create_task(self._run(image_key, encoding))
-        return encoding
+        queue_s = max(0.0, time.monotonic() - start_s - encode_s)
+        return self._found(encoding.features, outcome, encode_s, queue_s)
 
     async def _run(self, image_key: str, encoding: Encoding) -> EncodedImage:
         try:
@@ -125,9 +114,8 @@ class VisionCache:
         self, features: Tensor, outcome: CacheOutcome, encode_s: float = 0.0, queue_s: float = 0.0
     ) -> CachedFeatures:
         VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
-        return CachedFeatures(
-            features, FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
-        )
+        found = FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
+        return CachedFeatures(features, found)
 
 
 def num_bytes(features: Tensor) -> int:

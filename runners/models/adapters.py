@@ -13,6 +13,7 @@ adapters in the batch, P rows of the most frequent one, R rank, K adapters of a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -33,6 +34,23 @@ class LowRank:
 
     down: Tensor  # (R, in)
     up: Tensor  # (R, out)
+
+    @classmethod
+    def joined(
+        cls, tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]
+    ) -> "LowRank | None":
+        """Return one product for the joined `layers`, or None if none of them is changed."""
+        changed = [index for index, layer in enumerate(layers) if layer + DOWN in tensors]
+        if not changed:
+            return None
+        down = torch.cat([tensors[layers[index] + DOWN] for index in changed])
+        ups = [tensors[layers[index] + UP].T for index in changed]  # (R, out) each
+        up = down.new_zeros(len(down), sum(sizes))
+        rows = torch.split(up, [len(part) for part in ups])
+        for index, row, part in zip(changed, rows, ups, strict=True):
+            start = sum(sizes[:index])
+            row[:, start : start + sizes[index]] = part
+        return cls(down, up)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return float32 (…, out) of (…, in)."""
@@ -81,11 +99,9 @@ class RowLayout:
                 rows_of[key] = rows
         num_padded = max(map(len, rows_of.values()), default=0)
         padded = [rows + rows[:1] * (num_padded - len(rows)) for rows in rows_of.values()]
-        kept = [
-            index * num_padded + place
-            for index, rows in enumerate(rows_of.values())
-            for place in range(len(rows))
-        ]
+        kept: list[int] = []
+        for start, rows in zip(count(step=num_padded), rows_of.values(), strict=False):
+            kept += range(start, start + len(rows))
 
         def tensor(numbers: Sequence[Any]) -> Tensor:
             return torch.tensor(numbers, dtype=torch.long, device=device)
@@ -178,17 +194,15 @@ class AdaptedLinear:
 
     def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
         """Add the matrices of an adapter, if it changes this layer."""
-        if (pair := _joined(tensors, self.layers, self.sizes)) is not None:
-            self.ranks = StackedRanks.of({**self._by_key(), adapter: pair})
+        if (pair := LowRank.joined(tensors, self.layers, self.sizes)) is not None:
+            others = {} if self.ranks is None else self.ranks.by_key
+            self.ranks = StackedRanks.of({**others, adapter: pair})
 
     def remove(self, adapter: str) -> None:
         """Free the matrices of an adapter, if it changes this layer."""
-        kept = {key: pair for key, pair in self._by_key().items() if key != adapter}
-        if len(kept) < len(self._by_key()):
-            self.ranks = StackedRanks.of(kept)
-
-    def _by_key(self) -> Mapping[str, LowRank]:
-        return {} if self.ranks is None else self.ranks.by_key
+        if self.ranks is not None and adapter in self.ranks.by_key:
+            by_key = self.ranks.by_key
+            self.ranks = StackedRanks.of({key: by_key[key] for key in by_key if key != adapter})
 
 
 class Adapters:
@@ -250,21 +264,3 @@ class Adapters:
         """
         self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self._selection))
         return adapted
-
-
-def _joined(
-    tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]
-) -> LowRank | None:
-    """Return one low-rank product for the joined `layers`, or None if none of them is changed."""
-    changed = [index for index, layer in enumerate(layers) if layer + DOWN in tensors]
-    if not changed:
-        return None
-    down = torch.cat([tensors[layers[index] + DOWN] for index in changed])
-    up = down.new_zeros(len(down), sum(sizes))
-    rank = 0
-    for index in changed:
-        part = tensors[layers[index] + UP].T  # (R, out)
-        start = sum(sizes[:index])
-        up[rank : rank + len(part), start : start + sizes[index]] = part
-        rank += len(part)
-    return LowRank(down, up)

@@ -32,6 +32,7 @@ class GenerationRules:
     def of(cls, config: dict[str, Any]) -> Self:
         """Return the rules for the parsed values of a generation_config.json."""
         eos = config["eos_token_id"]
+        penalty = config.get("length_penalty")  # 0 is one
         return cls(
             eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
             max_new_tokens=config.get("max_new_tokens"),
@@ -42,9 +43,7 @@ class GenerationRules:
             no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
             num_beams=config.get("num_beams") or 1,
             early_stopping=config.get("early_stopping") or False,
-            length_penalty=1.0
-            if config.get("length_penalty") is None
-            else config["length_penalty"],
+            length_penalty=1.0 if penalty is None else penalty,
         )
 
     def forced_token(self, position: int, max_new_tokens: int) -> int | None:
@@ -68,8 +67,5 @@ class GenerationRules:
         if not 0 < size <= len(written):
             return []
         tail = written[len(written) - size + 1 :]
-        return [
-            written[i + size - 1]
-            for i in range(len(written) - size + 1)
-            if written[i : i + size - 1] == tail
-        ]
+        starts = range(len(written) - size + 1)
+        return [written[i + size - 1] for i in starts if written[i : i + size - 1] == tail]

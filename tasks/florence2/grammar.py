@@ -95,13 +95,11 @@ def split_phrases(text: str) -> Iterator[Phrase]:
 
 
 def text_before_tokens(text: str) -> str:
-    """Return the text before the first control token."""
     token = _TOKEN.search(text)
     return text[: token.start()].strip() if token else text.strip()
 
 
 def text_without_tokens(text: str) -> str:
-    """Return `text` without control tokens."""
     return _TOKEN.sub("", text).strip()
 
 
