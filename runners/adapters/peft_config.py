@@ -106,7 +106,7 @@ def _check_supported(values: Mapping[str, Any]) -> None:
     require("init_lora_weights", is_start, f"one of {starts}: others change the base's weights")
     require("use_rslora", values.get("use_rslora") in (True, False, None), "true or false")
     require("modules_to_save", are_few_names, f"{_MAX_SAVED_MODULES} names at most")
-    for key in sorted(values.keys() - _READ.split() - _OF_TRAINING.split()):
+    for key in sorted(values.keys() - {*_READ.split(), *_OF_TRAINING.split()}):
         allowed = "null, false or empty: only the product of lora_A and lora_B is added"
         require(key, not values[key], allowed)
 
