@@ -47,10 +47,7 @@ class LoadedModel:
 
 
 def load_model(job: Job, settings: Settings) -> LoadedModel:
-    """Load the artifacts.
-
-    Raise `ArtifactError` if this host would answer otherwise than the job's.
-    """
+    """Load the artifacts; raise `ArtifactError` if this host would not answer as the job's."""
     models = load_served_models(settings)
     model = models[job.build.model]
     if differing := differences(asdict(job.build), asdict(Build.of(model, job.task, settings))):

@@ -54,10 +54,7 @@ class StoredFile:
 
 @lru_cache(maxsize=64)
 def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
-    """Return the file system of a path or URI, and the path in it.
-
-    Raise `InputError` for one that is unknown.
-    """
+    """Return the file system of a path or URI and the path in it; raise `InputError`."""
     scheme, separator, rest = uri.partition("://")
     try:
         if not separator or scheme == "file":

@@ -84,10 +84,7 @@ class DecoderWorker:
         self._scheduler.submit([request])[0].result(_WARM_UP.timeout_s)
 
     def default_slots(self, free_bytes: int) -> int:
-        """Return the default number of slots on a GPU with `free_bytes` beside encoder and weights.
-
-        Raise `RuntimeError` if none fits.
-        """
+        """Return the slots that fit into a GPU's `free_bytes`; raise `RuntimeError` if none does."""
         slot_bytes = self._decoder.shape.slot_bytes + choice_bytes(self._decoder.shape.num_tokens)
         reserved_bytes = CUDA_RESERVE_BYTES + self._options.max_cache_bytes
         num_sharing = self._options.num_sharing_gpu
@@ -113,19 +110,13 @@ class DecoderWorker:
         self._scheduler.stop()
 
     async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return the outcomes of the sequences, which fail independently; cancellation ends all.
-
-        `image_features`: (N, C).
-        """
+        """Return the outcomes over features (N, C), which fail alone; cancellation ends all."""
         return await asyncio.gather(*self._submit(image_features, specs, [None] * len(specs)))
 
     async def stream(
         self, image_features: Tensor, specs: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the settled text and finally the outcome of each sequence.
-
-        Closing the generator cancels them.
-        """
+        """Yield settled text, then the outcome of each sequence; closing it cancels them."""
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
         listeners = [self._listener(index, events) for index in range(len(specs))]
         outcomes = self._submit(image_features, specs, listeners)
@@ -150,10 +141,7 @@ class DecoderWorker:
         specs: Sequence[SequenceSpec],
         listeners: Sequence[TokenListener | None],
     ) -> list[Coroutine[Any, Any, Outcome]]:
-        """Submit the sequences; return a coroutine for the outcome of each.
-
-        An invalid one fails the whole call.
-        """
+        """Return a coroutine for the outcome of each; an invalid sequence fails the whole call."""
         pairs = zip(specs, listeners, strict=True)
         try:
             requests = [to_request(self._decoder, image_features, *pair) for pair in pairs]
@@ -179,10 +167,7 @@ class DecoderWorker:
         return failed
 
     def _listener(self, index: int, events: "asyncio.Queue[WritingEvent]") -> TokenListener:
-        """Return a listener that turns tokens into `TextPiece` events.
-
-        It runs in the decoder's thread.
-        """
+        """Return a listener of the decoder's thread that turns tokens into `TextPiece` events."""
         loop = asyncio.get_running_loop()
         answer = AnswerText(self._decoder)
 

@@ -30,10 +30,7 @@ class FamilyLanguage(Protocol):
         """
 
     def read_prompt(self, text: str) -> AskedTask | None:
-        """Return the task requested by a prompt of the family, None for free text.
-
-        Raise `ParameterError`.
-        """
+        """Return the task that a prompt requests, None for free text; raise `ParameterError`."""
 
     def answer_grammar(self, task_id: str, parameters: TaskParameters) -> str | None:
         """Return the grammar of the answer to each prompt, or None if any text is valid.

@@ -48,10 +48,7 @@ class BaseWeights:
         return cls(file, shapes, tied)
 
     def layer_of(self, layer: str) -> str:
-        """Return the name of an adapter's layer in a decoder.
-
-        Raise `AdapterError` if it is not of the language model.
-        """
+        """Return a layer's name in a decoder; raise `AdapterError` outside the language model."""
         own = transformers_name(f"{layer}.weight").removesuffix(".weight")
         is_layer = own.startswith(_LANGUAGE_MODEL) and own.rpartition(".")[2] not in _NOT_ADAPTED
         if own != HEAD and not is_layer:

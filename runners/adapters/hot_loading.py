@@ -190,10 +190,7 @@ class HotAdapters:
 
 
 def _in_time(read: Callable[[], _Read], limit_s: float) -> _Read:
-    """Return the result of `read`.
-
-    Raise `TimeoutError` after `limit_s`, and abandon the thread that reads.
-    """
+    """Return the result of `read`; raise `TimeoutError` after `limit_s` and abandon its thread."""
     result: Future[_Read] = Future()
 
     def run() -> None:

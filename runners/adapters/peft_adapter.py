@@ -64,10 +64,7 @@ class Product:
         return cls(layer, rank, sides["A"].float().contiguous(), up.contiguous())
 
     def check(self, weight: tuple[int, ...] | None) -> None:
-        """Raise `AdapterError` unless it fits its layer's weight, whose shape is `weight`.
-
-        A base without the layer has no `weight`.
-        """
+        """Raise `AdapterError` unless it fits a weight of that shape; None: there is no layer."""
         if weight is None:
             raise AdapterError(f"the adapter changes {self.layer}, which its base does not have")
         found = tuple(self.down.shape), tuple(self.up.shape)

@@ -46,10 +46,7 @@ class PeftConfig:
 
     @classmethod
     def read(cls, folder: Path, max_rank: int) -> "PeftConfig":
-        """Read the configuration in `folder`.
-
-        Raise `AdapterError` if it is malformed or has something unsupported.
-        """
+        """Read `folder`; raise `AdapterError` if it is malformed or not supported."""
         values = read_config(folder)
 
         def rank(key: str, value: Any) -> int:

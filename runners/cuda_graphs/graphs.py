@@ -49,8 +49,8 @@ from runners.tokens.token_choice import Results, choose_tokens
 
 logger = logging.getLogger(__name__)
 
-# token ids (B,), length, number of shared prefixes -> logits (B, V)
 PassT = TypeVar("PassT")
+# token ids (B,), length, number of shared prefixes -> logits (B, V)
 Step = Callable[[Tensor, int, int], Tensor]
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
@@ -152,10 +152,7 @@ class CudaGraphs:
         return self._logits[: bucket.num_rows].copy_(logits)
 
     def _store_choice(self, num_rows: int, kind: ChoiceKind) -> Tensor:
-        """Choose tokens, which are the inputs of the next step unless `load` sets others.
-
-        Return the results.
-        """
+        """Choose tokens, by default the inputs of the next step, and return the results."""
         conditions = self._conditions
         results = choose(conditions, self._logits[:num_rows], kind)
         tokens = next_tokens(conditions, results, kind, self._end_token_ids)

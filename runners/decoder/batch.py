@@ -195,10 +195,7 @@ def start_sequence(request: SequenceRequest, rules: GenerationRules) -> LiveSequ
 def generate_all(
     decoder: Decoder, requests: Sequence[SequenceRequest], make_engine: NewEngine = new_engine
 ) -> list[GeneratedSequence]:
-    """Generate all `requests` in one batch and return them in order.
-
-    Raise the first `SequenceError`.
-    """
+    """Generate `requests` in one batch, in order; raise the first `SequenceError`."""
     return [sequence.result() for sequence in generate_each(decoder, requests, make_engine)]
 
 

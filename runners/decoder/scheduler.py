@@ -230,10 +230,7 @@ class Scheduler:
         return taken
 
     def _prefill(self, admitted: Sequence[ScheduledSequence]) -> None:
-        """Prefill sequences together; if memory runs out, in two halves.
-
-        A failure fails these sequences only.
-        """
+        """Prefill sequences together, in halves if memory runs out; a failure fails only these."""
         sequences = [scheduled.sequence for scheduled in admitted]
         try:
             self._batch.admit(sequences)

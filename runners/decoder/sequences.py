@@ -141,10 +141,7 @@ class LiveSequence(ABC):
         return self.rules.forced_token(position, self.request.max_new_tokens)
 
     def finish_reason_of(self, token_ids: Sequence[int]) -> FinishReason | None:
-        """Return why an answer ends with the last of `token_ids`, or None if it continues.
-
-        A forced end token is "length".
-        """
+        """Return why an answer ends with `token_ids`, or None; a forced end is "length"."""
         is_full = len(token_ids) >= self.request.max_new_tokens
         is_end = token_ids[-1] in self.rules.eos_token_ids
         if is_full and (not is_end or self.rules.forced_eos_token_id == token_ids[-1]):

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from cachetools import LRUCache
 from opentelemetry.context import Context, get_current
@@ -62,7 +63,7 @@ class VisionCache:
         self._model_id = model_id
         self._max_encoding = max_encoding
         self._encode = encode
-        self._features: LRUCache[str, Tensor] = LRUCache(max_bytes, getsizeof=num_bytes)
+        self._features: LRUCache[str, Tensor] = LRUCache(max_bytes, getsizeof=attrgetter("nbytes"))
         self._bytes = VISION_CACHE_BYTES.labels(model_id)
         self._depth = QUEUE_DEPTH.labels(model_id, "encode")
 
@@ -105,8 +106,9 @@ class VisionCache:
             return EncodedImage(encode_s=0.0, failed=_FAILED)
         finally:
             del self.encodings[image_key]
-        if encoding.features is not None and num_bytes(encoding.features) <= self._features.maxsize:
-            self._features[image_key] = encoding.features
+        features = encoding.features
+        if features is not None and features.nbytes <= self._features.maxsize:
+            self._features[image_key] = features
             self._bytes.set(self._features.currsize)
         return encoded
 
@@ -116,7 +118,3 @@ class VisionCache:
         VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
         found = FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
         return CachedFeatures(features, found)
-
-
-def num_bytes(features: Tensor) -> int:
-    return features.numel() * features.element_size()

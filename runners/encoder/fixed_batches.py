@@ -46,10 +46,7 @@ def batch_sizes(max_batch_size: int) -> list[int]:
 
 
 def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
-    """Yield the parts of a batch, each as large as `sizes` allow.
-
-    They begin with the largest and end with 1.
-    """
+    """Yield the parts of a batch, each as large as `sizes` allow, from the largest to 1."""
     start = 0
     for size in sizes:
         while num_images - start >= size:
@@ -96,10 +93,7 @@ class BoundSession:
             raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
 
     def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
-        """Compute the features of the first `size` images of the input.
-
-        A session without graphs ignores `graph_id`.
-        """
+        """Compute the features of the first `size` images; without graphs `graph_id` is ignored."""
         if self._device == "cuda":
             # ONNX Runtime has its own stream; torch's may still copy pixels, and the features of
             # the run before.

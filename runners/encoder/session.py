@@ -64,10 +64,7 @@ class VisionEncoder:
         self.fixed_batches: FixedBatches | None = None  # used on a GPU only
 
     def load(self) -> None:
-        """Load the graph.
-
-        Raise `RuntimeError` if ONNX Runtime would not run it on the requested device.
-        """
+        """Load the graph; raise `RuntimeError` if ONNX Runtime would run it on another device."""
         if self._device == "cpu":
             self._session = self._open()
             return

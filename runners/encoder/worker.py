@@ -120,10 +120,7 @@ class Encoders:
         return adapter if adapter in self._workers else None
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
-        """Set the features of each image, by the encoder of its adapter.
-
-        Return the outcomes in order.
-        """
+        """Set the features of images, by their adapters' encoders; return outcomes in order."""
         outcomes: dict[int, EncodedImage] = {}
         for adapter in dict.fromkeys(encoding.adapter for encoding in batch):
             places = [place for place, encoding in enumerate(batch) if encoding.adapter == adapter]

@@ -115,30 +115,6 @@ class RowLayout:
         )
 
 
-class Selection:
-    """The adapters of the rows of the current pass, shared by all layers."""
-
-    def __init__(self, device: str) -> None:
-        self.has_adapters = False
-        self._by_row: Sequence[str | None] = ()
-        self._device = device
-        self._layouts: dict[tuple[str, ...], RowLayout] = {}
-
-    def select(self, by_row: Sequence[str | None]) -> None:
-        """Set the adapter of each row; `None` selects the base model."""
-        if self._by_row != by_row:
-            self._by_row = list(by_row)
-            self._layouts = {}
-            # without, a step may be captured, which allows no copy from the host
-            self.has_adapters = any(by_row)
-
-    def layout(self, keys: tuple[str, ...]) -> RowLayout:
-        """Return the layout of the current rows in a layer that the adapters `keys` change."""
-        if keys not in self._layouts:
-            self._layouts[keys] = RowLayout.of(keys, self._by_row, self._device)
-        return self._layouts[keys]
-
-
 @dataclass(slots=True)
 class AdaptedLinear:
     """A linear layer over rows (B, T, in), with the adapters that change it."""
@@ -146,16 +122,16 @@ class AdaptedLinear:
     base: Linear
     layers: Sequence[str]  # outputs are concatenated in this order
     sizes: Sequence[int]  # widths of these outputs
-    selection: Selection
+    adapters: "Adapters"
     # replaced as a whole, maybe by another thread: a pass reads it once
     ranks: StackedRanks | None = None
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         output = self.base(hidden_states)
         ranks = self.ranks
-        if ranks is None or not self.selection.has_adapters:
+        if ranks is None or not self.adapters.are_selected:
             return output
-        layout = self.selection.layout(ranks.keys)
+        layout = self.adapters.layout(ranks.keys)
         num_tokens = hidden_states.shape[0] * hidden_states.shape[1]
         if len(layout.adapters) > 1 and num_tokens <= _FEW_TOKENS:
             return self._add_batched(output, hidden_states, ranks, layout)
@@ -216,13 +192,11 @@ class Adapters:
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         self._layers: list[AdaptedLinear] = []
-        self._keys = frozenset[str]()
-        self._selection = Selection(device)
-
-    @property
-    def keys(self) -> frozenset[str]:
-        """The adapters that sequences may name."""
-        return self._keys
+        self.keys = frozenset[str]()  # adapters that sequences may name
+        self._by_row: Sequence[str | None] = ()
+        self._layouts: dict[tuple[str, ...], RowLayout] = {}  # of these rows, by layers' adapters
+        # without, a step may be captured, which allows no copy from the host
+        self.are_selected = False
 
     def add(
         self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
@@ -245,22 +219,31 @@ class Adapters:
         except BaseException:
             self.remove(adapter)
             raise
-        self._keys |= {adapter}
+        self.keys |= {adapter}
 
     def remove(self, adapter: str) -> None:
         """Free the tensors of an adapter, which no sequence may name any more."""
-        self._keys -= {adapter}
+        self.keys -= {adapter}
         for layer in self._layers:
             layer.remove(adapter)
 
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row for the next pass; `None` selects the base model."""
-        self._selection.select(by_row)
+        if self._by_row != by_row:
+            self._by_row = list(by_row)
+            self._layouts = {}
+            self.are_selected = any(by_row)
+
+    def layout(self, keys: tuple[str, ...]) -> RowLayout:
+        """Return the layout of the selected rows in a layer that the adapters `keys` change."""
+        if keys not in self._layouts:
+            self._layouts[keys] = RowLayout.of(keys, self._by_row, self._device)
+        return self._layouts[keys]
 
     def over(self, base: Linear, layers: Sequence[str], sizes: Sequence[int]) -> Linear:
         """Return `base`, to which adapters can be added that change one of `layers`.
 
         It concatenates their outputs, which have `sizes`.
         """
-        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self._selection))
+        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self))
         return adapted

@@ -71,10 +71,7 @@ class Florence2Decoder:
         slots: range,
         drafts: Sequence[Sequence[int]],
     ) -> Tensor:
-        """Encode image features and prompts, then decode start tokens and drafts.
-
-        Return the logits (B * T, V) of each next token.
-        """
+        """Encode image features and prompts, then decode start tokens and drafts."""
         inputs = stack_requests(requests, self._bart.embed, self._device)
         prefix_mask = _is_before(inputs.num_prefix_tokens[:, None], inputs.embeds.shape[1])
         encoded = self._bart.encode(inputs.embeds, as_bias(prefix_mask, inputs.embeds.dtype))

@@ -68,10 +68,7 @@ _WITH_REGION = {
 def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of a task: one, or one per label or phrase.
-
-    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
-    """
+    """Return the prompts of a task: one, or one per label or phrase."""
     if task_id not in entry.task_ids:
         raise UnsupportedTask(
             f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
@@ -99,10 +96,7 @@ def task_prompts(
 
 
 def read_prompt(text: str) -> AskedTask | None:
-    """Return the task requested by `text`, or None if it does not start with a task token.
-
-    Raise `ParameterError`.
-    """
+    """Return the task requested by `text`, or None if it does not start with a task token."""
     match = _TASK_TOKEN.match(text)
     if match is None:
         return None

@@ -52,10 +52,7 @@ class Entry:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt, or None if any text is valid.
-
-    A label is one of the names asked for.
-    """
+    """Return the grammar of an answer; a label is one of the names asked for."""
     if task_id not in _HEADS:
         return None
     return _ENTRIES % (_HEADS[task_id], spellings(asked_names(parameters)))

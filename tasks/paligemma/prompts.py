@@ -35,10 +35,7 @@ def task_prompts(
     # Florence-2's; no prompt of this family has a region
     image_size_wh: tuple[int, int],  # noqa: ARG001
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of a task: one, or one per name.
-
-    Raise `UnsupportedTask` or `UnsupportedVariant`.
-    """
+    """Return the prompts of a task: one, or one per name."""
     if task_id not in entry.task_ids:
         raise UnsupportedTask(
             f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
