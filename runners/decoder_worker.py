@@ -84,7 +84,7 @@ class DecoderWorker:
         self._scheduler.submit([request])[0].result(_WARM_UP.timeout_s)
 
     def default_slots(self, free_bytes: int) -> int:
-        """Return the slots that fit into a GPU's `free_bytes`; raise `RuntimeError` if none does."""
+        """Return the slots that fit into `free_bytes` of a GPU; raise `RuntimeError` if none."""
         slot_bytes = self._decoder.shape.slot_bytes + choice_bytes(self._decoder.shape.num_tokens)
         reserved_bytes = CUDA_RESERVE_BYTES + self._options.max_cache_bytes
         num_sharing = self._options.num_sharing_gpu

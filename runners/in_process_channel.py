@@ -85,7 +85,11 @@ class InProcessChannel:
 
 
 class EncoderBatcher:
-    """Encodes images in one thread; those that wait while a batch runs are the next batch."""
+    """Encodes images in one thread; those that wait while a batch runs are the next batch.
+
+    One batch runs at a time, in the order of the images; no image waits for another to arrive.
+    Each gets its outcome, or the error of its batch.
+    """
 
     def __init__(
         self, encode: Callable[[Sequence[ImageToEncode]], list[EncodedImage]], max_batch_size: int

@@ -16,13 +16,10 @@ MAX_USED_ONCE_SHARE = 0.08
 # What rooms that are not clean yet may have: these numbers only shrink.
 STILL_ALLOWED = {
     "service": {"used once": 107},
-    "runners": {"used once": 71},
     "wire": {"used once": 14},
     "imaging": {"used once": 8},
-    "tasks": {"used once": 16},
     "export": {"used once": 101},
     "laboratory": {"used once": 85},
-    "offline": {"used once": 11},
     "loadtest": {"used once": 35},
     "client/diptych_client": {"used once": 34},
     "docs": {"used once": 3},

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,19 +32,9 @@ class GenerationRules:
     def of(cls, config: dict[str, Any]) -> Self:
         """Return the rules for the parsed values of a generation_config.json."""
         eos = config["eos_token_id"]
-        penalty = config.get("length_penalty")  # 0 is one
-        return cls(
-            eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
-            max_new_tokens=config.get("max_new_tokens"),
-            decoder_start_token_id=config.get("decoder_start_token_id"),
-            bos_token_id=config.get("bos_token_id"),
-            forced_bos_token_id=config.get("forced_bos_token_id"),
-            forced_eos_token_id=config.get("forced_eos_token_id"),
-            no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
-            num_beams=config.get("num_beams") or 1,
-            early_stopping=config.get("early_stopping") or False,
-            length_penalty=1.0 if penalty is None else penalty,
-        )
+        names = [each.name for each in fields(cls) if config.get(each.name) is not None]
+        eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])
+        return cls(eos_token_ids, **{name: config[name] for name in names})
 
     def forced_token(self, position: int, max_new_tokens: int) -> int | None:
         """Return the token forced at `position` of `max_new_tokens`, or None if any is allowed.
