@@ -101,13 +101,14 @@ class Pool:
     num_gpus: float
 
     @classmethod
-    def of(cls, settings: Settings, num_actors: int | None) -> Self:
-        """Return an actor for each GPU; without any, one for each host with all its cores."""
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        resources = [node["Resources"] for node in nodes if node["Alive"]]
-        cores = [each["CPU"] for each in resources if each.get("CPU", 0) >= 1]
-        num_gpus = int(sum(each.get("GPU", 0) for each in resources))
-        if num_gpus and settings.device != "cpu":
+    def of(cls, hosts: Sequence[Mapping[str, float]], device: str, num_actors: int | None) -> Self:
+        """Return an actor for each GPU; without any, one for each host with all its cores.
+
+        `hosts` have Ray's resources, "CPU" and "GPU".
+        """
+        cores = [each["CPU"] for each in hosts if each.get("CPU", 0) >= 1]
+        num_gpus = int(sum(each.get("GPU", 0) for each in hosts))
+        if num_gpus and device != "cpu":
             size = num_actors or num_gpus
             return cls(size, 1, num_gpus / size)
         size = num_actors or len(cores)
@@ -122,7 +123,9 @@ def answer_shards(
         return
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    pool = Pool.of(settings, num_actors)
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    hosts = [node["Resources"] for node in nodes if node["Alive"]]
+    pool = Pool.of(hosts, settings.device, num_actors)
     items = [{"index": index, "shard": pickle.dumps(shard)} for index, shard in shards]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map(
         # a class of callables, as the documentation of `map` has it

@@ -131,6 +131,6 @@ def _overlaps(boxes: Sequence[BoxXyxy]) -> NDArray[np.float64]:
     intersection = np.clip(sides, 0, None).prod(axis=2)
     areas = (high - low).prod(axis=1)
     union = areas[:, None] + areas[None] - intersection
-    overlaps = np.zeros_like(union)
+    overlaps: NDArray[np.float64] = np.zeros_like(union)
     np.divide(intersection, union, out=overlaps, where=union > 0)
     return overlaps
