@@ -65,9 +65,10 @@ class ShardActor:
         assert isinstance(pickled, bytes)
         shard: Shard = pickle.loads(pickled)
         attempt = Attempt.begin(self._output, index)
-        is_first = attempt.number == 1
-        answerer = self._answerer
-        answered = answerer.rows(shard) if is_first else answerer.rows_one_by_one(shard, attempt)
+        if attempt.number == 1:
+            answered = self._answerer.rows(shard)
+        else:
+            answered = self._answerer.rows_one_by_one(shard, attempt)
         rows = asyncio.run_coroutine_threadsafe(answered, self._loop).result()
         self._output.write_shard(index, rows)
         attempt.end()
@@ -119,8 +120,6 @@ def answer_shards(
     output: Output, shards: Sequence[tuple[int, Shard]], settings: Settings, num_actors: int | None
 ) -> Iterator[DoneShard]:
     """Process and write the numbered shards; yield each when it is done."""
-    if not shards:
-        return
     context = DataContext.get_current()
     context.enable_progress_bars = False
     nodes = ray.nodes()  # type: ignore[no-untyped-call]

@@ -51,7 +51,8 @@ class SelfAttention:
     def encode(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
         """Return the states (B, S, C) after attention to all others."""
         parts = split_parts(self.qkv(hidden_states), 3, self.head_size)
-        return self._finish(hidden_states, *parts.permute(2, 0, 3, 1, 4), mask)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
+        return self._finish(hidden_states, queries, keys, values, mask)
 
     def decode(
         self,
