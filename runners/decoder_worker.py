@@ -110,7 +110,7 @@ class DecoderWorker:
         self._scheduler.stop()
 
     async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return the outcomes over features (N, C), which fail alone; cancellation ends all."""
+        """Return the outcomes of sequences over features (N, C); cancellation ends all."""
         return await asyncio.gather(*self._submit(image_features, specs, [None] * len(specs)))
 
     async def stream(
