@@ -10,8 +10,8 @@ import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
@@ -31,6 +31,9 @@ from service.settings import PREFIX, Settings, SettingsError
 from tasks.catalog import CatalogError, load_catalog
 from tasks.parameter_kinds import MAX_COORDINATE_PX
 from wire.artifacts.manifest import ArtifactError
+
+if TYPE_CHECKING:
+    from offline.pipeline import DoneShard
 
 _REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
 _COCO_KINDS = ("detections", "instances")
@@ -68,26 +71,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(
     given: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]
 ) -> None:
-    """Process the remaining shards, with a progress bar."""
     # takes seconds: not before a refusal
-    from offline.pipeline import DoneShard, answer_shards, start_ray
+    from offline.pipeline import answer_shards, start_ray
 
-    done: list[DoneShard] = []
     start_ray(given.address)
     counts = [shard.num_images for _, shard in shards]
     num_known = None if None in counts else sum(filter(None, counts))
+    show_progress(answer_shards(output, shards, settings, given.actors), len(shards), num_known)
+
+
+def show_progress(answered: "Iterable[DoneShard]", num_shards: int, num_images: int | None) -> None:
+    """Consume `answered` with a progress bar; print how many images were answered in a second."""
+    done: list[DoneShard] = []
     with tqdm(unit=" images") as bar:
-        for shard in answer_shards(output, shards, settings, given.actors):
+        for shard in answered:
             done.append(shard)
-            num_images = sum(each.num_images for each in done)
+            num_done = sum(each.num_images for each in done)
             num_failed = sum(each.num_failed for each in done)
             # archives have no index: an estimate from the shards done
-            bar.total = num_images * len(shards) // len(done) if num_known is None else num_known
-            bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{len(shards)}", refresh=False)
+            bar.total = num_done * num_shards // len(done) if num_images is None else num_images
+            bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{num_shards}", refresh=False)
             bar.update(shard.num_images)
     # without the start
     seconds = max(each.ended_s for each in done) - min(each.started_s for each in done)
-    print(f"{num_images} images in {seconds:.2f} s, {num_images / seconds:.2f} images/s")
+    print(f"{num_done} images in {seconds:.2f} s, {num_done / seconds:.2f} images/s")
 
 
 def settings_for(model_id: str) -> Settings:
