@@ -194,7 +194,9 @@ class Adapters:
         self._layers: list[AdaptedLinear] = []
         self.keys = frozenset[str]()  # adapters that sequences may name
         self._by_row: Sequence[str | None] = ()
-        self._layouts: dict[tuple[str, ...], RowLayout] = {}  # of these rows, by layers' adapters
+        self._layouts: dict[
+            tuple[str, ...], RowLayout
+        ] = {}  # layouts of these rows, by a layer's adapters
         # without, a step may be captured, which allows no copy from the host
         self.are_selected = False
 

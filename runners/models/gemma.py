@@ -103,7 +103,7 @@ class Gemma:
         self._head = weights.output_head(self._embeddings)
         epsilon = config.rms_norm_eps
         self._norm = RootMeanSquareNorm(1.0 + weights.tensor("norm.weight").float(), epsilon)
-        # as in transformers' GemmaRotaryEmbedding
+        # transformers' GemmaRotaryEmbedding
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         frequencies = 1.0 / config.rope_parameters["rope_theta"] ** exponents
         self._inverse_frequencies = frequencies.to(self._embeddings.device)  # (D / 2,)

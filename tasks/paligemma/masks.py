@@ -35,7 +35,7 @@ _WEIGHT_SHAPES: dict[str, tuple[int, ...]] = {
     "decoder.10": (32, 16, 4, 4),
     "decoder.12": (1, 16, 1, 1),
 }
-# by phase: taps of a transposed convolution through which an output sees its two inputs
+# taps through which an output of a transposed convolution sees its two inputs, by phase
 _TAPS = ([3, 1], [2, 0])
 _CODEBOOK = "_vq_vae._embedding"
 _CODEBOOK_SHAPE = (128, 512)
