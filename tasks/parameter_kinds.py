@@ -58,7 +58,7 @@ class TextListParameter:
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= self.max_items:
             allowed = f"a list of 1 to {self.max_items} strings"
             raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
-        texts: dict[str, str] = {}  # by what must be unique
+        texts: dict[str, str] = {}  # keyed by the form that must be unique
         for index, given in enumerate(value):
             name = f"{self.name}[{index}]"
             text = _parse_text(name, given, self.max_chars, is_phrase=True, param=self.name)

@@ -64,7 +64,7 @@ class Product:
         return cls(layer, rank, sides["A"].float().contiguous(), up.contiguous())
 
     def check(self, weight: tuple[int, ...] | None) -> None:
-        """Raise `AdapterError` unless it fits a weight of that shape; None: there is no layer."""
+        """Raise `AdapterError` unless it fits a weight of that shape; no layer has None."""
         if weight is None:
             raise AdapterError(f"the adapter changes {self.layer}, which its base does not have")
         found = tuple(self.down.shape), tuple(self.up.shape)
