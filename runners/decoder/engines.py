@@ -15,8 +15,8 @@ Invariants:
 - a pass is counted in its slots when it is launched, a draft when the batch accepts it;
 - a choice puts the next tokens and the moves of beams into the pool on the device
   (runners/cuda_graphs/graphs.py), where the next pass reads them;
-- captured passes have no adapters and room for few beams: other passes run eagerly, and so does the
-  pass after them;
+- captured passes have no adapters and room for few beams: other passes run eagerly, and none of
+  these is launched ahead;
 - the logits of a prefill are not in the pool, and their tokens are chosen eagerly.
 
 Shapes: B slots, R rows, V vocabulary.
