@@ -13,7 +13,7 @@ Solution: two classes with the interface `Engine` (runners/decoder/protocol.py).
 Invariants:
 - the batch and the scheduler know neither: another backend is a class and a line of `_ENGINES`;
 - a pass is counted in its slots when it is launched, a draft when the batch accepts it;
-- a choice puts the next tokens and the moves of beams into the pool on the device
+- a captured choice puts next tokens and moves of beams into the pool on the device
   (runners/cuda_graphs/graphs.py), where the next pass reads them;
 - captured passes have no adapters and room for few beams: other passes run eagerly, and none of
   these is launched ahead;
