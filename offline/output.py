@@ -39,10 +39,7 @@ class Output:
     job: Job
 
     def begin(self) -> frozenset[int]:
-        """Write the manifest, or check the one that is there.
-
-        Return the shards that are done. Raise `InputError`.
-        """
+        """Write or check the manifest, and return the shards that are done; raise `InputError`."""
         files, folder = file_system(self.uri)
         files.makedirs(folder, exist_ok=True)
         present = {posixpath.basename(path) for path in files.ls(folder, detail=False)}

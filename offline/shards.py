@@ -76,10 +76,7 @@ class FilesShard:
 
 @dataclass(frozen=True, slots=True)
 class RowsShard:
-    """The rows `start` to `stop` of a parquet file.
-
-    The key of an image is FILE#ROW, or the path in its row.
-    """
+    """Rows of a parquet file; the key of an image is FILE#ROW, or the path in its row."""
 
     file: StoredFile
     column: str
@@ -126,10 +123,7 @@ class RowsShard:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveShard:
-    """The images of a tar archive, which is read from its beginning to its end.
-
-    The key of an image is FILE/MEMBER.
-    """
+    """The images of a tar archive, read from begin to end; the key of each is FILE/MEMBER."""
 
     file: StoredFile
 

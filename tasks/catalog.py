@@ -36,10 +36,7 @@ _PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
 
 
 class CatalogError(ValueError):
-    """The catalog is invalid.
-
-    The message names the entry, the key, the value and what is allowed.
-    """
+    """The catalog is invalid; the message has the entry, the key, the value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)

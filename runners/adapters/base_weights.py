@@ -70,10 +70,7 @@ class BaseWeights:
         return torch.cat([up, up.mean(0, keepdim=True).expand(num_missing, -1)])
 
     def has_copy(self, name: str, tensor: Tensor) -> bool:
-        """Return True for the base's own head or embeddings.
-
-        PEFT saves them with an adapter of the head (`save_embedding_layers`).
-        """
+        """Return True for the base's own head or embeddings, which PEFT saves beside a head's."""
         weight = _weight_of(name)
         if not _TIED.fullmatch(weight) or "lora_" in name or tensor.ndim != 2:
             return False

@@ -125,10 +125,7 @@ class HotAdapters:
                 self._add(loaded, key, adapter)
 
     def _key(self, adapter: AdapterFolder) -> str | None:
-        """Return the build key of an adapter of this base, or None.
-
-        Another process refuses or adds the adapters of other bases.
-        """
+        """Return the build key of an adapter of this base; others are those of other processes."""
 
         def read() -> str | None:
             if not adapter.is_adapter_of(self._base, self._aliases):

@@ -139,10 +139,7 @@ class LiveBatch:
         )
 
     def _advance(self, launched: _Launched, chosen: Chosen[Any]) -> list[tuple[int, int]]:
-        """Append the chosen tokens to the sequences of a pass, and keep the drafted ones.
-
-        Return the moves of beams: slots, from and to.
-        """
+        """Append chosen tokens, keep drafted ones; return the moves of beams, slot to slot."""
         moves: list[tuple[int, int]] = []
         accepted: list[tuple[int, int]] = []  # slot and number of drafted tokens
         for sequence, choices in zip(launched.rows, chosen.choices, strict=True):

@@ -17,9 +17,7 @@ from runners.kv_cache.shape import DecoderShape
 
 @dataclass(frozen=True, slots=True)
 class PrefixReads:
-    """The prefixes that the rows of a pass read; without `rows` and `places`, row i reads prefix
-    i of `prefixes`.
-    """
+    """The prefixes that a pass reads; row i reads prefix i if there are no `rows` and `places`."""
 
     prefixes: slice
     rows: Tensor | None = None  # (S, W) the row in each place; of an empty place, any

@@ -243,9 +243,6 @@ class Adapters:
         return self._layouts[keys]
 
     def over(self, base: Linear, layers: Sequence[str], sizes: Sequence[int]) -> Linear:
-        """Return `base`, to which adapters can be added that change one of `layers`.
-
-        It concatenates their outputs, which have `sizes`.
-        """
+        """Return `base`, open to adapters of `layers`, whose outputs of `sizes` it concatenates."""
         self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self))
         return adapted

@@ -37,20 +37,14 @@ class GenerationRules:
         return cls(eos_token_ids, **{name: config[name] for name in names})
 
     def forced_token(self, position: int, max_new_tokens: int) -> int | None:
-        """Return the token forced at `position` of `max_new_tokens`, or None if any is allowed.
-
-        The semantics are those of transformers' ForcedBOS and ForcedEOS logits processors.
-        """
+        """Return the token that transformers' ForcedBOS and ForcedEOS processors force, or None."""
         # Transformers applies EOS last: an answer of one token is the end token.
         if position == max_new_tokens - 1 and self.forced_eos_token_id is not None:
             return self.forced_eos_token_id
         return self.forced_bos_token_id if position == 0 else None
 
     def banned_tokens(self, token_ids: Sequence[int]) -> list[int]:
-        """Return the tokens that would repeat an n-gram of `token_ids`, start token included.
-
-        The semantics are those of transformers' NoRepeatNGramLogitsProcessor.
-        """
+        """Return the tokens that transformers' NoRepeatNGramLogitsProcessor bans after these."""
         start = [] if self.decoder_start_token_id is None else [self.decoder_start_token_id]
         written = [*start, *token_ids]
         size = self.no_repeat_ngram_size
