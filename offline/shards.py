@@ -123,7 +123,7 @@ class RowsShard:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveShard:
-    """The images of a tar archive, read from begin to end; the key of each is FILE/MEMBER."""
+    """The images of a tar archive, read from start to end; the key of each is FILE/MEMBER."""
 
     file: StoredFile
 
