@@ -114,9 +114,9 @@ class EncoderBatcher:
             batch = self._waiting[: self._max_batch_size]
             del self._waiting[: len(batch)]
             images = [ImageToEncode(image_key=key) for key, _ in batch]
-            encoding = loop.run_in_executor(self._encoder_thread, self._encode_batch, images)
+            encode = self._encode_batch
             try:
-                outcomes = await encoding
+                outcomes = await loop.run_in_executor(self._encoder_thread, encode, images)
             except Exception as error:  # the images wait for it
                 for _, encoded in batch:
                     encoded.set_exception(error)
