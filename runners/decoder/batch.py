@@ -14,7 +14,7 @@ Invariants:
 - a sequence gets the tokens that it would get alone: conditions and choices are by row;
 - a sequence takes its slots before its prefill, which may fail: removing it frees them;
 - a sequence is rolled back from the pass launched ahead before its slots are freed;
-- the slots of a failed sequence are zeroed: a masked NaN would reach their next sequence.
+- the slots of a sequence with an error are zeroed: a masked NaN would reach their next sequence.
 """
 
 from collections.abc import Sequence
