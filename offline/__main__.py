@@ -11,7 +11,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
@@ -32,6 +32,9 @@ from tasks.catalog import CatalogError, load_catalog
 from tasks.parameter_kinds import MAX_COORDINATE_PX
 from wire.artifacts.manifest import ArtifactError
 
+if TYPE_CHECKING:
+    from offline.pipeline import DoneShard
+
 _REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
 _COCO_KINDS = ("detections", "instances")
 # Settings of a server, or of models that are not used here.
@@ -39,8 +42,7 @@ _NOT_OFFLINE = {f"{PREFIX}{name}" for name in ("RUNNER_URLS", "DEVICES", "ADAPTE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    given = _parse(arguments)
+    given = parse_arguments(arguments)
     os.environ.update(process_environment(os.environ))  # Ray's workers on this host inherit it
     try:
         for uri in given.inputs:
@@ -48,19 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise InputError(
                     f"--output {given.output} is within the input {uri}; choose a folder beside it"
                 )
-        settings = _settings(given.model)
+        settings = settings_for(given.model)
         shards = plan_shards(given.inputs, given.column, given.shard_size)
-        output = Output(given.output, _job(given, settings, shards))
+        output = Output(given.output, job_of(given, settings, shards))
         done = output.begin()
     except _REFUSALS as error:
         print(f"python -m offline: {error}", file=sys.stderr)
         return 2
-    _answer(
-        given,
-        output,
-        settings,
-        [(index, shard) for index, shard in enumerate(shards) if index not in done],
-    )
+    remaining = [(index, shard) for index, shard in enumerate(shards) if index not in done]
+    if remaining:
+        _answer(given, output, settings, remaining)
     if given.format == "coco":
         write_coco(output)
     output.remove_incomplete()
@@ -72,31 +71,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(
     given: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]
 ) -> None:
-    """Process the remaining shards, with a progress bar."""
-    if not shards:
-        return
     # takes seconds: not before a refusal
-    from offline.pipeline import DoneShard, answer_shards, start_ray
+    from offline.pipeline import answer_shards, start_ray
 
-    done: list[DoneShard] = []
     start_ray(given.address)
     counts = [shard.num_images for _, shard in shards]
     num_known = None if None in counts else sum(filter(None, counts))
+    show_progress(answer_shards(output, shards, settings, given.actors), len(shards), num_known)
+
+
+def show_progress(answered: "Iterable[DoneShard]", num_shards: int, num_images: int | None) -> None:
+    """Consume `answered` with a progress bar; print how many images were answered in a second."""
+    done: list[DoneShard] = []
     with tqdm(unit=" images") as bar:
-        for shard in answer_shards(output, shards, settings, given.actors):
+        for shard in answered:
             done.append(shard)
-            num_images = sum(each.num_images for each in done)
+            num_done = sum(each.num_images for each in done)
             num_failed = sum(each.num_failed for each in done)
             # archives have no index: an estimate from the shards done
-            bar.total = num_images * len(shards) // len(done) if num_known is None else num_known
-            bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{len(shards)}", refresh=False)
+            bar.total = num_done * num_shards // len(done) if num_images is None else num_images
+            bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{num_shards}", refresh=False)
             bar.update(shard.num_images)
     # without the start
     seconds = max(each.ended_s for each in done) - min(each.started_s for each in done)
-    print(f"{num_images} images in {seconds:.2f} s, {num_images / seconds:.2f} images/s")
+    print(f"{num_done} images in {seconds:.2f} s, {num_done / seconds:.2f} images/s")
 
 
-def _settings(model_id: str) -> Settings:
+def settings_for(model_id: str) -> Settings:
     """Return the settings, of which the served models are `model_id` and the base of an adapter."""
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_OFFLINE}
     catalog = load_catalog(read_settings(environment | {f"{PREFIX}MODELS": model_id}).catalog)
@@ -106,15 +107,18 @@ def _settings(model_id: str) -> Settings:
     return read_settings(environment | {f"{PREFIX}MODELS": ",".join(models)})
 
 
-def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard]) -> Job:
+def job_of(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard]) -> Job:
     """Return the job; raise an error if the model cannot do it, whatever the image."""
-    fields = {"task": given.task} | _fields(given.field)
-    if given.format == "coco":
+    texts = defaultdict[str, list[str]](list)  # a list's name is repeated
+    for name, text in given.field:
+        texts[name].append(text)
+    fields = {"task": given.task} | {name: form_value(name, each) for name, each in texts.items()}
+    is_coco = given.format == "coco"
+    if is_coco:
         fields.setdefault("mask_format", "rle")
     _, request = parse_fields(GenerationFields, fields)
-    if given.format == "coco" and (
-        request.task.result_kind not in _COCO_KINDS or request.fields.mask_format != "rle"
-    ):
+    has_masks = request.task.result_kind in _COCO_KINDS and request.fields.mask_format == "rle"
+    if is_coco and not has_masks:
         raise InputError(
             "--format coco needs a task with boxes or masks, and mask_format=rle; choose parquet or"
             " jsonl"
@@ -131,21 +135,9 @@ def _job(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard])
     )
 
 
-def _fields(pairs: Iterable[str]) -> dict[str, object]:
-    """Return fields given as NAME=VALUE; a list's name is repeated."""
-    texts = defaultdict[str, list[str]](list)
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        if not separator:
-            raise InputError(f"-F {pair!r} must be NAME=VALUE, such as -F labels=circle")
-        texts[name].append(text)
-    return {name: form_value(name, values) for name, values in texts.items()}
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m offline", description=(__doc__ or "").partition("\n")[0]
-    )
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m offline", description=description)
     add = parser.add_argument
     add(
         "inputs",
@@ -161,28 +153,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--field",
         action="append",
         default=[],
+        type=_field,
         metavar="NAME=VALUE",
         help="field of /v1/predict; repeatable",
     )
     add("--format", choices=get_args(OutputFormat), default="parquet", help="default %(default)s")
-    add(
-        "--column",
-        default="image",
-        help="of parquet files, with image bytes or paths; default %(default)s",
-    )
-    add(
-        "--shard-size",
-        type=_positive,
-        default=256,
-        help="images in a file of the output; default %(default)s",
-    )
+    add("--column", default="image", help="of parquet files: images or paths; default %(default)s")
+    add("--shard-size", type=_positive, default=256, help="images per file; default %(default)s")
     add("--address", help="of a Ray cluster; default: Ray on this host")
-    add(
-        "--actors",
-        type=_positive,
-        help="copies of the model; default: one for each GPU, else for each host",
-    )
+    add("--actors", type=_positive, help="copies of the model; default: one per GPU, else per host")
     return parser.parse_args(arguments)
+
+
+def _field(pair: str) -> tuple[str, str]:
+    name, separator, text = pair.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{pair!r} must be NAME=VALUE, such as labels=circle")
+    return name, text
 
 
 def _positive(text: str) -> int:

@@ -47,10 +47,7 @@ class LoadedModel:
 
 
 def load_model(job: Job, settings: Settings) -> LoadedModel:
-    """Load the artifacts.
-
-    Raise `ArtifactError` if this host would answer otherwise than the job's.
-    """
+    """Load the artifacts; raise `ArtifactError` if this host would not answer as the job's."""
     models = load_served_models(settings)
     model = models[job.build.model]
     if differing := differences(asdict(job.build), asdict(Build.of(model, job.task, settings))):
@@ -60,9 +57,8 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
     options = runner_options(model.runner_id, settings, served_entries(settings))
     limits = replace(options.limits, max_waiting=_UNBOUNDED)
     # Every image is new: a cache would only take memory.
-    channel = InProcessChannel(
-        base, replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
-    )
+    options = replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
+    channel = InProcessChannel(base, options)
     channel.load()
     _, request = parse_fields(GenerationFields, job.fields)
     return LoadedModel(model, RunnerClient(base.model_id, channel), request)
@@ -79,9 +75,8 @@ class Answerer:
         self._places = asyncio.Semaphore(num_places)
         self._alone = asyncio.Lock()
         # A place may wait for a slow file, which must not keep another from being decoded.
-        asyncio.get_running_loop().set_default_executor(
-            ThreadPoolExecutor(2 * num_places, "images")
-        )
+        threads = ThreadPoolExecutor(2 * num_places, "images")
+        asyncio.get_running_loop().set_default_executor(threads)
 
     async def rows(self, shard: Shard) -> list[Row]:
         """Return a row for each image of a shard."""
@@ -97,10 +92,7 @@ class Answerer:
         return await asyncio.gather(*rows)
 
     async def rows_one_by_one(self, shard: Shard, attempt: Attempt) -> list[Row]:
-        """Return the same rows, except for images that killed their worker.
-
-        No other image is in progress.
-        """
+        """Return the same rows, except for images that killed their worker, one at a time."""
         async with self._alone, self._all_places():
             images = images_of(shard)
             rows: list[Row] = []
@@ -108,9 +100,8 @@ class Answerer:
                 position = len(rows)
                 deaths = attempt.deaths[position]
                 if deaths > _MAX_DEATHS:
-                    raise RuntimeError(
-                        f"{shard.describe()}: its worker died {deaths} times at image {position}"
-                    )
+                    problem = f"its worker died {deaths} times at image {position}"
+                    raise RuntimeError(f"{shard.describe()}: {problem}")
                 # reading the image from its file kills the worker, not the answer
                 if deaths == _MAX_DEATHS:
                     return [*rows, self._lost(f"{shard.describe()}: the rest cannot be read")]
@@ -156,22 +147,19 @@ class Answerer:
             failed = RowError(error.code, error.message)
         except Exception as error:  # a defect must not end the run
             logger.exception("%s failed", image.key)
-            failed = RowError(
-                "internal", f"{model} failed: {type(error).__name__}; the log has the cause"
-            )
+            message = f"{model} failed: {type(error).__name__}; the log has the cause"
+            failed = RowError("internal", message)
         return Row(image.key, model, task, width, height, error=failed)
 
     def _lost(self, key: str) -> Row:
         """Return the row of an image that is not answered again."""
-        error = RowError(
-            "worker_died", "its worker died twice: among other images, and with this image alone"
-        )
+        message = "its worker died twice: among other images, and with this image alone"
+        error = RowError("worker_died", message)
         return Row(key, self._loaded.model.id, self._loaded.request.task.id, error=error)
 
     async def _answer(self, image: LazyImage) -> Answer:
         model = self._loaded.model
         request = self._loaded.request
         prompts = task_prompts(model, request, image.header.size_wh)
-        return await predict(
-            model, self._loaded.runner, request, image, PredictContext(prompts, math.inf)
-        )
+        context = PredictContext(prompts, math.inf)
+        return await predict(model, self._loaded.runner, request, image, context)

@@ -17,7 +17,6 @@ _UNNAMED = "object"  # the category of a task without labels
 
 
 def write_coco(output: Output) -> None:
-    """Write the document of a complete output."""
     category_ids: dict[str, int] = {}
     answered = ((number, row) for number, row in output.rows() if row.error is None)
     images = (
@@ -52,11 +51,8 @@ def _annotations(output: Output, category_ids: dict[str, int]) -> Iterator[dict[
             category_id = category_ids.setdefault(value["label"] or _UNNAMED, len(category_ids) + 1)
             ids = {"id": annotation_id, "image_id": image_id, "category_id": category_id}
             x1, y1, x2, y2 = value["box"]
-            shape = {
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "segmentation": [],
-            }
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            shape = {"bbox": bbox, "area": bbox[2] * bbox[3], "segmentation": []}
             if mask := value.get("mask"):
                 height, width = mask["size"]
                 area = int(decode_mask(RunLengthMask((height, width), mask["counts"])).sum())

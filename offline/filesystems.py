@@ -33,9 +33,9 @@ class StoredFile:
     def key(self) -> str:
         """The path of a local file, the URI of another, without the options of its file system."""
         scheme, separator, _ = self.root.partition("://")
-        return (
-            f"{scheme}://{self.path.lstrip('/')}" if separator and scheme != "file" else self.path
-        )
+        if not separator or scheme == "file":
+            return self.path
+        return f"{scheme}://{self.path.lstrip('/')}"
 
     def open(self) -> IO[bytes]:
         stream: IO[bytes] = file_system(self.root)[0].open(self.path, "rb")
@@ -54,10 +54,7 @@ class StoredFile:
 
 @lru_cache(maxsize=64)
 def file_system(uri: str) -> tuple[AbstractFileSystem, str]:
-    """Return the file system of a path or URI, and the path in it.
-
-    Raise `InputError` for one that is unknown.
-    """
+    """Return the file system of a path or URI and the path in it; raise `InputError`."""
     scheme, separator, rest = uri.partition("://")
     try:
         if not separator or scheme == "file":

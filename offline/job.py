@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 from blake3 import blake3
@@ -85,11 +86,6 @@ class Job:
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Return the values that differ, by name; empty if there are none."""
+    shown = partial(json.dumps, ensure_ascii=False)
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    return "; ".join(
-        f"{name}: {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in names
-    )
-
-
-def _shown(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return "; ".join(f"{n}: {shown(before.get(n))}, now {shown(now.get(n))}" for n in names)

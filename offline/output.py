@@ -39,10 +39,7 @@ class Output:
     job: Job
 
     def begin(self) -> frozenset[int]:
-        """Write the manifest, or check the one that is there.
-
-        Return the shards that are done. Raise `InputError`.
-        """
+        """Write or check the manifest, and return the shards that are done; raise `InputError`."""
         files, folder = file_system(self.uri)
         files.makedirs(folder, exist_ok=True)
         present = {posixpath.basename(path) for path in files.ls(folder, detail=False)}
@@ -56,9 +53,8 @@ class Output:
         self.remove_incomplete()
         if _MANIFEST not in present:
             self.write(_MANIFEST, lambda stream: stream.write(self.job.manifest().encode()))
-        return frozenset(
-            index for index in range(self.job.num_shards) if self._name(index) in present
-        )
+        indices = range(self.job.num_shards)
+        return frozenset(index for index in indices if self._name(index) in present)
 
     def remove_incomplete(self) -> None:
         """Remove what killed processes have left."""
@@ -67,9 +63,8 @@ class Output:
             files.rm(self._path(_INCOMPLETE), recursive=True)
 
     def write_shard(self, index: int, rows: Sequence[Row]) -> None:
-        self.write(
-            self._name(index), lambda stream: write_rows(stream, rows, self.job.shard_format)
-        )
+        shard_format = self.job.shard_format
+        self.write(self._name(index), lambda stream: write_rows(stream, rows, shard_format))
 
     def write(self, name: str, content: Callable[[IO[bytes]], object]) -> None:
         """Write a file completely, or not at all; it replaces one of the same name."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import ray
 import ray.data
@@ -51,9 +51,11 @@ class ShardActor:
         self._output = Output(output_uri, job)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="answers", daemon=True).start()
-        self._answerer = asyncio.run_coroutine_threadsafe(
-            _loaded(job, settings), self._loop
-        ).result()
+
+        async def load() -> Answerer:
+            return Answerer(load_model(job, settings), settings)
+
+        self._answerer = asyncio.run_coroutine_threadsafe(load(), self._loop).result()
 
     def __call__(self, row: Mapping[str, object]) -> dict[str, Any]:
         started_s = time.time()
@@ -63,18 +65,15 @@ class ShardActor:
         assert isinstance(pickled, bytes)
         shard: Shard = pickle.loads(pickled)
         attempt = Attempt.begin(self._output, index)
-        is_first = attempt.number == 1
-        answerer = self._answerer
-        answered = answerer.rows(shard) if is_first else answerer.rows_one_by_one(shard, attempt)
+        if attempt.number == 1:
+            answered = self._answerer.rows(shard)
+        else:
+            answered = self._answerer.rows_one_by_one(shard, attempt)
         rows = asyncio.run_coroutine_threadsafe(answered, self._loop).result()
         self._output.write_shard(index, rows)
         attempt.end()
         num_failed = sum(row.error is not None for row in rows)
         return asdict(DoneShard(len(rows), num_failed, started_s, time.time()))
-
-
-async def _loaded(job: Job, settings: Settings) -> Answerer:
-    return Answerer(load_model(job, settings), settings)
 
 
 def start_ray(address: str | None) -> None:
@@ -94,15 +93,38 @@ def start_ray(address: str | None) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The number of actors, and what each reserves."""
+
+    size: int
+    num_cpus: float
+    num_gpus: float
+
+    @classmethod
+    def of(cls, hosts: Sequence[Mapping[str, float]], device: str, num_actors: int | None) -> Self:
+        """Return an actor for each GPU; without any, one for each host with all its cores.
+
+        `hosts` have Ray's resources, "CPU" and "GPU".
+        """
+        cores = [each["CPU"] for each in hosts if each.get("CPU", 0) >= 1]
+        num_gpus = int(sum(each.get("GPU", 0) for each in hosts))
+        if num_gpus and device != "cpu":
+            size = num_actors or num_gpus
+            return cls(size, 1, num_gpus / size)
+        size = num_actors or len(cores)
+        return cls(size, min(cores) * len(cores) / max(size, len(cores)), 0)
+
+
 def answer_shards(
     output: Output, shards: Sequence[tuple[int, Shard]], settings: Settings, num_actors: int | None
 ) -> Iterator[DoneShard]:
     """Process and write the numbered shards; yield each when it is done."""
-    if not shards:
-        return
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    pool = _pool(settings, num_actors)
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    hosts = [node["Resources"] for node in nodes if node["Alive"]]
+    pool = Pool.of(hosts, settings.device, num_actors)
     items = [{"index": index, "shard": pickle.dumps(shard)} for index, shard in shards]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map(
         # a class of callables, as the documentation of `map` has it
@@ -119,23 +141,3 @@ def answer_shards(
     )
     for row in done.iter_rows():
         yield DoneShard(**row)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pool:
-    """The number of actors, and what each reserves."""
-
-    size: int
-    num_cpus: float
-    num_gpus: float
-
-
-def _pool(settings: Settings, num_actors: int | None) -> _Pool:
-    """Return an actor for each GPU; without any, one for each host with all its cores."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    num_gpus = 0 if settings.device == "cpu" else int(sum(each.get("GPU", 0) for each in resources))
-    cores = [each["CPU"] for each in resources if each.get("CPU", 0) >= 1]
-    size = num_actors or num_gpus or len(cores)
-    if num_gpus:
-        return _Pool(size, 1, num_gpus / size)
-    return _Pool(size, min(cores) * len(cores) / max(size, len(cores)), 0)

@@ -64,7 +64,6 @@ def write_rows(stream: IO[bytes], rows: Sequence[Row], shard_format: ShardFormat
 
 
 def read_rows(stream: IO[bytes], shard_format: ShardFormat) -> Iterator[Row]:
-    """Yield the rows of a shard."""
     records: Iterable[dict[str, Any]]
     if shard_format == "jsonl":
         records = map(json.loads, stream)

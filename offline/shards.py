@@ -76,10 +76,7 @@ class FilesShard:
 
 @dataclass(frozen=True, slots=True)
 class RowsShard:
-    """The rows `start` to `stop` of a parquet file.
-
-    The key of an image is FILE#ROW, or the path in its row.
-    """
+    """Rows of a parquet file; the key of an image is FILE#ROW, or the path in its row."""
 
     file: StoredFile
     column: str
@@ -96,7 +93,16 @@ class RowsShard:
     def images(self) -> Iterator[InputImage]:
         with self.file.open() as stream:
             for row, value in self._values(pq.ParquetFile(stream)):
-                yield self._image(row, value)
+                key = f"{self.file.key}#{row}"
+                if isinstance(value, dict):  # Hugging Face's Image feature
+                    value = value.get("path") if value.get("bytes") is None else value["bytes"]
+                if isinstance(value, str):
+                    file = self.file.beside(value)
+                    yield InputImage(file.key, file.read)
+                elif value is None:
+                    yield _unreadable(key, f"the column {self.column} of the row is null")
+                else:
+                    yield InputImage(key, partial(bytes, value))
 
     def _values(self, parquet: pq.ParquetFile) -> Iterator[tuple[int, Any]]:
         """Yield the rows of this shard; row groups without any are not read."""
@@ -108,32 +114,16 @@ class RowsShard:
                 row = row if groups else first_row
                 groups.append(index)
             first_row = next_row
-        for batch in parquet.iter_batches(
-            _ROWS_READ_AT_ONCE, row_groups=groups, columns=[self.column]
-        ):
+        for batch in parquet.iter_batches(_ROWS_READ_AT_ONCE, groups, [self.column]):
             for value in batch.column(0):
                 if self.start <= row < self.stop:
                     yield row, value.as_py()
                 row += 1
 
-    def _image(self, row: int, value: Any) -> InputImage:
-        key = f"{self.file.key}#{row}"
-        if isinstance(value, dict):  # Hugging Face's Image feature
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
-        if isinstance(value, str):
-            file = self.file.beside(value)
-            return InputImage(file.key, file.read)
-        if value is None:
-            return _unreadable(key, f"the column {self.column} of the row is null")
-        return InputImage(key, partial(bytes, value))
-
 
 @dataclass(frozen=True, slots=True)
 class ArchiveShard:
-    """The images of a tar archive, which is read from its beginning to its end.
-
-    The key of an image is FILE/MEMBER.
-    """
+    """The images of a tar archive, read from start to end; the key of each is FILE/MEMBER."""
 
     file: StoredFile
 
@@ -151,11 +141,8 @@ class ArchiveShard:
             tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive,
         ):
             for member in archive:
-                content = (
-                    archive.extractfile(member)
-                    if member.isfile() and _is_image(member.name)
-                    else None
-                )
+                is_image = member.isfile() and _is_image(member.name)
+                content = archive.extractfile(member) if is_image else None
                 if content is not None:
                     data = content.read()
                     yield InputImage(f"{self.file.key}/{member.name}", partial(bytes, data))
@@ -174,18 +161,26 @@ def images_of(shard: Shard) -> Iterator[InputImage]:
 
 def plan_shards(inputs: Sequence[str], column: str, shard_size: int) -> tuple[Shard, ...]:
     """Return the shards of all inputs; raise `InputError`."""
-    files = {file.key: file for uri in inputs for file in _usable_files(uri)}.values()  # each once
-    images = [file for file in files if _is_image(file.path)]
-    chunks = (
-        tuple(images[start : start + shard_size]) for start in range(0, len(images), shard_size)
-    )
-    tables = (file for file in files if file.path.endswith(".parquet"))
-    archives = (file for file in files if file.path.endswith(_ARCHIVES))
-    return (
-        *map(FilesShard, chunks),
-        *(shard for file in tables for shard in _rows_shards(file, column, shard_size)),
-        *map(ArchiveShard, archives),
-    )
+    files: dict[str, StoredFile] = {}  # each once
+    for uri in inputs:
+        found = {
+            file.key: file
+            for file in list_files(uri)
+            if _is_image(file.path) or file.path.endswith((".parquet", *_ARCHIVES))
+        }
+        if not found:
+            allowed = ", ".join((*sorted(_IMAGES), ".parquet", *_ARCHIVES))
+            raise InputError(f"{uri}: there is no file with one of the endings {allowed}")
+        files |= found
+    images = [file for file in files.values() if _is_image(file.path)]
+    shards: list[Shard] = []
+    for start in range(0, len(images), shard_size):
+        shards.append(FilesShard(tuple(images[start : start + shard_size])))
+    for file in files.values():
+        if file.path.endswith(".parquet"):
+            shards += _rows_shards(file, column, shard_size)
+    shards += [ArchiveShard(file) for file in files.values() if file.path.endswith(_ARCHIVES)]
+    return tuple(shards)
 
 
 def digest_of(shards: Sequence[Shard]) -> str:
@@ -194,18 +189,6 @@ def digest_of(shards: Sequence[Shard]) -> str:
     for shard in shards:
         digest.update(shard.describe().encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()
-
-
-def _usable_files(uri: str) -> list[StoredFile]:
-    files = [
-        file
-        for file in list_files(uri)
-        if _is_image(file.path) or file.path.endswith((".parquet", *_ARCHIVES))
-    ]
-    if not files:
-        allowed = ", ".join((*sorted(_IMAGES), ".parquet", *_ARCHIVES))
-        raise InputError(f"{uri}: there is no file with one of the endings {allowed}")
-    return files
 
 
 def _rows_shards(file: StoredFile, column: str, shard_size: int) -> list[Shard]:

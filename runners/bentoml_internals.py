@@ -25,20 +25,11 @@ def dispatch_at_once() -> None:
     """
     from bentoml._internal.marshal.dispatcher import CorkDispatcher, Optimizer
 
-    Optimizer.wait = property(_zero_wait, _ignore_wait)  # type: ignore[assignment]
-    CorkDispatcher.train_optimizer = _no_training  # type: ignore[assignment, method-assign]
+    async def no_training(*_arguments: object) -> None:
+        pass
 
-
-def _zero_wait(_optimizer: object) -> float:
-    return 0.0
-
-
-def _ignore_wait(_optimizer: object, _wait: float) -> None:
-    pass
-
-
-async def _no_training(*_arguments: object) -> None:
-    pass
+    Optimizer.wait = property(lambda _: 0.0, lambda _, _wait: None)  # type: ignore[assignment]
+    CorkDispatcher.train_optimizer = no_training  # type: ignore[assignment, method-assign]
 
 
 def batcher(instance: Any, api: str) -> Callable[[list[Any]], Awaitable[list[Any]]]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -46,8 +46,7 @@ from wire.telemetry.tracing import note_error, past_span
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP_TOKENS = 4
-_WARM_UP_TIMEOUT_S = 600.0
+_WARM_UP = SequenceSpec(segments=[("warm up", False)], max_new_tokens=4, timeout_s=600.0)
 
 
 class DecoderWorker:
@@ -57,36 +56,35 @@ class DecoderWorker:
         self._manifest = manifest
         self._options = options
         self._device = device
+        self.adapters = Adapters(device)
 
     def load(self, folder: Path, num_cores: int) -> None:
         """Load the weights, start the scheduler and generate one sequence from zero features."""
         options = self._options
         manifest = self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
-        precision = choose_precision(manifest, "decoder", self._device, options.decoder_precision)
-        max_positions = options.max_positions or default_positions(
-            self._device, manifest.num_image_tokens
-        )
-        has_adapters = bool(options.adapters or options.adapters_folder)
-        self._adapters = Adapters(self._device) if has_adapters else None
+        device = self._device
+        precision = choose_precision(manifest, "decoder", device, options.decoder_precision)
+        positions = options.max_positions or default_positions(device, manifest.num_image_tokens)
+        has_adapters = options.adapters or options.adapters_folder
+        adapters = self.adapters if has_adapters else None
         self._decoder = load_decoder(
-            folder, manifest.family, precision, self._device, max_positions, adapters=self._adapters
+            folder, manifest.family, precision, device, positions, adapters=adapters
         )
-        num_slots = options.limits.num_slots or (
-            max_default_slots("cpu")
-            if self._device == "cpu"
-            else self.default_slots(torch.cuda.mem_get_info()[0])
-        )
+        num_slots = options.limits.num_slots
+        if not num_slots and device == "cpu":
+            num_slots = max_default_slots("cpu")
+        elif not num_slots:
+            num_slots = self.default_slots(torch.cuda.mem_get_info()[0])
         limits = replace(options.limits, num_slots=num_slots)
         self._scheduler = Scheduler(self._decoder, manifest.model_id, limits)
         self._scheduler.start()
-        self._warm_up()
+        features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)
+        request = to_request(self._decoder, features, _WARM_UP)
+        self._scheduler.submit([request])[0].result(_WARM_UP.timeout_s)
 
     def default_slots(self, free_bytes: int) -> int:
-        """Return the default number of slots on a GPU with `free_bytes` beside encoder and weights.
-
-        Raise `RuntimeError` if none fits.
-        """
+        """Return the slots that fit into `free_bytes` of a GPU; raise `RuntimeError` if none."""
         slot_bytes = self._decoder.shape.slot_bytes + choice_bytes(self._decoder.shape.num_tokens)
         reserved_bytes = CUDA_RESERVE_BYTES + self._options.max_cache_bytes
         num_sharing = self._options.num_sharing_gpu
@@ -104,65 +102,29 @@ class DecoderWorker:
         logger.info(message)
         return num_slots
 
-    def _warm_up(self) -> None:
-        features = torch.zeros(self._manifest.num_image_tokens, self._manifest.hidden_size)
-        spec = SequenceSpec(
-            segments=[("warm up", False)],
-            max_new_tokens=_WARM_UP_TOKENS,
-            timeout_s=_WARM_UP_TIMEOUT_S,
-        )
-        (future,) = self._scheduler.submit([to_request(self._decoder, features, spec)])
-        future.result(_WARM_UP_TIMEOUT_S)
-
-    @property
-    def adapter_keys(self) -> frozenset[str]:
-        """The adapters that sequences may name."""
-        return self._decoder.adapters.keys
-
-    def add_adapter(
-        self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
-    ) -> None:
-        """Add an adapter, which sequences may name from now on.
-
-        Raise `NoRoomError` if all take too much memory.
-        """
-        assert self._adapters is not None
-        self._adapters.add(key, tensors, max_total_bytes)
-
-    def remove_adapter(self, key: str) -> None:
-        """Free the tensors of an adapter that no call names any more."""
-        assert self._adapters is not None
-        self._adapters.remove(key)
-
     @property
     def watchdog(self) -> Watchdog:
         return self._scheduler.watchdog
 
     def stop(self) -> None:
-        """Finish all accepted sequences, then end the thread."""
         self._scheduler.stop()
 
     async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return the outcomes of the sequences, which fail independently; cancellation ends all.
-
-        `image_features`: (N, C).
-        """
+        """Return the outcomes of sequences over features (N, C); cancellation ends all."""
         return await asyncio.gather(*self._submit(image_features, specs, [None] * len(specs)))
 
     async def stream(
         self, image_features: Tensor, specs: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield the settled text and finally the outcome of each sequence.
-
-        Closing the generator cancels them.
-        """
+        """Yield settled text, then the outcome of each sequence; closing it cancels them."""
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
         listeners = [self._listener(index, events) for index in range(len(specs))]
         outcomes = self._submit(image_features, specs, listeners)
-        ends = [
-            asyncio.create_task(_put_end(index, outcome, events))
-            for index, outcome in enumerate(outcomes)
-        ]
+
+        async def put_end(index: int, outcome: Coroutine[Any, Any, Outcome]) -> None:
+            events.put_nowait(SequenceEnd(index=index, outcome=await outcome))
+
+        ends = [asyncio.create_task(put_end(*pair)) for pair in enumerate(outcomes)]
         try:
             num_ended = 0
             while num_ended < len(specs):
@@ -179,23 +141,15 @@ class DecoderWorker:
         specs: Sequence[SequenceSpec],
         listeners: Sequence[TokenListener | None],
     ) -> list[Coroutine[Any, Any, Outcome]]:
-        """Submit the sequences.
-
-        Return a coroutine for the outcome of each. An invalid one fails the whole call.
-        """
+        """Return a coroutine for the outcome of each; an invalid sequence fails the whole call."""
+        pairs = zip(specs, listeners, strict=True)
         try:
-            pairs = zip(specs, listeners, strict=True)
-            requests = [
-                to_request(self._decoder, image_features, spec, listener)
-                for spec, listener in pairs
-            ]
+            requests = [to_request(self._decoder, image_features, *pair) for pair in pairs]
             futures = self._scheduler.submit(requests)
         except SequenceError as error:
-            return [_completed(to_failed(error)) for _ in specs]
-        return [
-            self._outcome(request, future)
-            for request, future in zip(requests, futures, strict=True)
-        ]
+            failed = to_failed(error)
+            return [asyncio.sleep(0, failed) for _ in specs]  # coroutines, as those below
+        return [self._outcome(*pair) for pair in zip(requests, futures, strict=True)]
 
     async def _outcome(
         self, request: SequenceRequest, future: "Future[WrittenSequence]"
@@ -213,10 +167,7 @@ class DecoderWorker:
         return failed
 
     def _listener(self, index: int, events: "asyncio.Queue[WritingEvent]") -> TokenListener:
-        """Return a listener that turns tokens into `TextPiece` events.
-
-        It runs in the decoder's thread.
-        """
+        """Return a listener of the decoder's thread that turns tokens into `TextPiece` events."""
         loop = asyncio.get_running_loop()
         answer = AnswerText(self._decoder)
 
@@ -234,19 +185,5 @@ def _record_spans(written: WrittenSequence) -> None:
     admitted_s = prefilled_s - written.prefill_s
     past_span("decode_queue", admitted_s - written.queue_s, admitted_s)
     past_span("prefill", admitted_s, prefilled_s)
-    past_span(
-        "decode_steps",
-        prefilled_s,
-        end_s,
-        {GEN_AI_USAGE_OUTPUT_TOKENS: len(written.sequence.token_ids)},
-    )
-
-
-async def _completed(failed: Failed) -> Outcome:
-    return failed
-
-
-async def _put_end(
-    index: int, outcome: Coroutine[Any, Any, Outcome], events: "asyncio.Queue[WritingEvent]"
-) -> None:
-    events.put_nowait(SequenceEnd(index=index, outcome=await outcome))
+    num_tokens = {GEN_AI_USAGE_OUTPUT_TOKENS: len(written.sequence.token_ids)}
+    past_span("decode_steps", prefilled_s, end_s, num_tokens)

@@ -38,7 +38,6 @@ _LOST = (
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return True for an out-of-memory error."""
     return isinstance(error, MemoryError) or _has_sign(error, _OUT_OF_MEMORY)
 
 

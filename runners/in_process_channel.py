@@ -33,22 +33,13 @@ class InProcessChannel:
     def __init__(self, manifest: Manifest, options: RunnerOptions) -> None:
         self._manifest = manifest
         self._options = options
-        self._worker = ModelWorker(manifest.model_id, options, self._encoded)
-        self._batcher = EncoderBatcher(self._worker.encode, encoder_batch_size(options))
+        batcher = EncoderBatcher(
+            lambda images: self._worker.encode(images), encoder_batch_size(options)
+        )
+        self._worker = ModelWorker(manifest.model_id, options, batcher.encoded)
 
     def load(self) -> None:
         """Verify and load the artifacts and warm up; raise `ArtifactError`."""
-        model_id = self._manifest.model_id
-        build_key = self._manifest.build_key
-        self._verify()
-        self._worker.load()
-        if self._worker.build_key != build_key:
-            raise ArtifactError(
-                f"the artifacts of {model_id} have been exported again while they were loaded:"
-                f" {build_key}, now {self._worker.build_key}"
-            )
-
-    def _verify(self) -> None:
         manifest = self._manifest
         options = self._options
         device = encoder_device(options.device)
@@ -57,6 +48,12 @@ class InProcessChannel:
         verify_files(folder, manifest, files_of_runner(manifest, precision))
         for adapter_folder, adapter in read_adapters(options.adapters, manifest):
             verify_files(adapter_folder, adapter)
+        self._worker.load()
+        if self._worker.build_key != manifest.build_key:
+            raise ArtifactError(
+                f"the artifacts of {manifest.model_id} have been exported again while they were"
+                f" loaded: {manifest.build_key}, now {self._worker.build_key}"
+            )
 
     async def write(self, call: RunnerCall) -> Outcomes:
         return await self._worker.write(await self._features(call), call.sequences)
@@ -86,12 +83,13 @@ class InProcessChannel:
             raise FeaturesMissing
         return features
 
-    async def _encoded(self, image_key: str) -> EncodedImage:
-        return await self._batcher.encoded(image_key)
-
 
 class EncoderBatcher:
-    """Encodes images in one thread; those that wait while a batch runs are the next batch."""
+    """Encodes images in one thread; those that wait while a batch runs are the next batch.
+
+    One batch runs at a time, in the order of the images; no image waits for another to arrive.
+    Each gets its outcome, or the error of its batch.
+    """
 
     def __init__(
         self, encode: Callable[[Sequence[ImageToEncode]], list[EncodedImage]], max_batch_size: int
@@ -111,22 +109,18 @@ class EncoderBatcher:
         return await encoded
 
     async def _encode_waiting(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._waiting:
             batch = self._waiting[: self._max_batch_size]
             del self._waiting[: len(batch)]
-            await self._encode([key for key, _ in batch], [encoded for _, encoded in batch])
+            images = [ImageToEncode(image_key=key) for key, _ in batch]
+            encode = self._encode_batch
+            try:
+                outcomes = await loop.run_in_executor(self._encoder_thread, encode, images)
+            except Exception as error:  # the images wait for it
+                for _, encoded in batch:
+                    encoded.set_exception(error)
+                continue
+            for (_, encoded), outcome in zip(batch, outcomes, strict=True):
+                encoded.set_result(outcome)
         self._encoding = None
-
-    async def _encode(
-        self, keys: Sequence[str], batch: Sequence["asyncio.Future[EncodedImage]"]
-    ) -> None:
-        images = [ImageToEncode(image_key=key) for key in keys]
-        loop = asyncio.get_running_loop()
-        try:
-            outcomes = await loop.run_in_executor(self._encoder_thread, self._encode_batch, images)
-        except Exception as error:  # the images wait for it
-            for encoded in batch:
-                encoded.set_exception(error)
-            return
-        for encoded, outcome in zip(batch, outcomes, strict=True):
-            encoded.set_result(outcome)

@@ -81,7 +81,8 @@ class ModelWorker:
         self._decoder = DecoderWorker(manifest, options, device)
         self._decoder.load(folder, num_cores)
         for adapter_folder, adapter in adapters:
-            self._decoder.add_adapter(adapter.build_key, load_file(adapter_folder / ADAPTER_FILE))
+            tensors = load_file(adapter_folder / ADAPTER_FILE)
+            self._decoder.adapters.add(adapter.build_key, tensors)
         self._watch_adapters(manifest, folder)
         self._cache = VisionCache(
             self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
@@ -92,43 +93,39 @@ class ModelWorker:
     def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:
         """Load the adapters of the watched folder, if any, and start to watch it."""
         self._hot_adapters: HotAdapters | None = None
-        if self._options.adapters_folder is not None:
-            scan = AdapterScan(self._options.adapters_folder)
-            read_timeout_s = min(
-                self._options.limits.stuck_after_s, self._options.start_timeout_s / 2
-            )
+        options = self._options
+        if options.adapters_folder is not None:
             self._hot_adapters = HotAdapters(
-                scan,
+                AdapterScan(options.adapters_folder),
                 manifest,
-                self._options.aliases,
+                options.aliases,
                 folder,
-                self._options.adapter_limits,
-                self._options.timeout_s,
-                read_timeout_s,
+                options.adapter_limits,
+                call_timeout_s=options.timeout_s,
+                read_timeout_s=min(options.limits.stuck_after_s, options.start_timeout_s / 2),
             )
-            self._hot_adapters.watch(self._decoder)
+            self._hot_adapters.watch(self._decoder.adapters)
 
     def adapters(self) -> AdapterStates:
         """Return the adapters that are loaded, and those that are refused."""
         refused = {} if self._hot_adapters is None else dict(self._hot_adapters.refused)
-        return AdapterStates(loaded=self._decoder.adapter_keys, refused=refused)
+        return AdapterStates(loaded=self._decoder.adapters.keys, refused=refused)
 
     def is_ready(self) -> bool:
         """Return True while encoder batches and decode steps are in time."""
         return all(watchdog.is_in_time() for watchdog in self._watchdogs)
 
     def stop(self) -> None:
-        """Finish all accepted sequences."""
         self._decoder.stop()
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
         """Encode a batch in the batcher's thread; return the outcomes in order."""
-        encodings = {
-            image.image_key: self._cache.encodings.get(image.image_key) for image in images
-        }
-        pending = {key: encoding for key, encoding in encodings.items() if encoding is not None}
+        encodings = self._cache.encodings
+        keys = [image.image_key for image in images]
+        found = {key: encodings.get(key) for key in keys}  # read once: another thread removes them
+        pending = {key: encoding for key, encoding in found.items() if encoding is not None}
         outcomes = dict(zip(pending, self._encoders.encode(list(pending.values())), strict=True))
-        return [outcomes.get(image.image_key, _NOT_PENDING) for image in images]
+        return [outcomes.get(key, _NOT_PENDING) for key in keys]
 
     async def features(
         self, image_key: str, pixels: Pixels | None, adapter: str | None
@@ -145,9 +142,8 @@ class ModelWorker:
         """Return the outcomes of all sequences; cancellation frees their slots within one step."""
         if isinstance(features, Failed):
             return Outcomes(features=_NO_FEATURES, outcomes=[features for _ in specs])
-        return Outcomes(
-            features=features.found, outcomes=await self._decoder.write(features.tensor, specs)
-        )
+        outcomes = await self._decoder.write(features.tensor, specs)
+        return Outcomes(features=features.found, outcomes=outcomes)
 
     async def stream(
         self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]

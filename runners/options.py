@@ -62,9 +62,8 @@ class RunnerOptions:
 
 def encoder_batch_size(options: RunnerOptions) -> int:
     """Return the maximum number of images in a batch of the vision encoder."""
-    return options.max_batch_size or (
-        _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
-    )
+    default = _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
+    return options.max_batch_size or default
 
 
 def encoder_bytes(free_bytes: int, num_sharing: int = 1) -> int:
@@ -106,5 +105,4 @@ def default_positions(device: Device, num_image_tokens: int) -> int:
 
 
 def runner_name(model_id: str) -> str:
-    """Return the name of a model's BentoML service."""
     return f"{model_id}-runner"

@@ -28,7 +28,6 @@ NO_TRACING = {"excluded_urls": "."}
 
 
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
-    """Return the BentoML service of one model."""
     dispatch_at_once()
     loaded = LoadedBuild()
     calls = CallsInFlight()

@@ -18,10 +18,7 @@ _MAX_INTERVAL_S = 1.0
 
 
 class Watchdog:
-    """Watches one thread, each of whose iterations may take up to `limit_s`.
-
-    `name` is for the log.
-    """
+    """Watches one thread, whose iterations may take up to `limit_s`; `name` is for the log."""
 
     def __init__(
         self, name: str, limit_s: float, now: Callable[[], float] = time.monotonic
@@ -34,7 +31,6 @@ class Watchdog:
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Time one iteration."""
         self._started_s = self._now()
         try:
             yield

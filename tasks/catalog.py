@@ -3,15 +3,16 @@
 An entry is data about a checkpoint; its files and artifacts are not known here.
 """
 
+import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import yaml
 
-from tasks.table import FAMILY_NAMES, TASKS, Family
+from tasks.table import FAMILY_NAMES, TASKS, Family, Task
 
 QUESTION_FIELD = "{question}"
 # the only task whose prompt differs between fine-tuned checkpoints
@@ -27,18 +28,15 @@ HUB_SEPARATOR = "--"  # replaces the slash in the id of such a model: owner--nam
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _NOT_IN_ID = re.compile(r"[^a-z0-9.-]+")
 _ANY = "*"  # wildcard in the id and source of an entry for many repositories
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}")
-_REVISION = re.compile(r"[\w.-]+")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_ALIAS = re.compile(r"\S{1,200}")
-_MAX_ALIASES = 20
+_OF_BASE = {"aliases", "family", "resolution", "context_window", "precision", "mask_decoder"}
+_PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
+    "cpu": {"encoder": ("float32", "int8"), "decoder": ("float32", "int8", "bfloat16")},
+    "cuda": {"encoder": ("float32", "float16"), "decoder": ("float32", "bfloat16", "float16")},
+}
 
 
 class CatalogError(ValueError):
-    """The catalog is invalid.
-
-    The message names the entry, the key, the value and what is allowed.
-    """
+    """The catalog is invalid; the message has the entry, the key, the value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,26 @@ class TaskOverride:
     """An entry's change to its family's tasks: a prompt template adds a task, None removes it."""
 
     template: str | None
+
+    @classmethod
+    def of(cls, entry_id: str, task_id: object, value: object) -> Self:
+        """Return the change `value` of the entry; raise `CatalogError`."""
+        if not isinstance(task_id, str) or task_id not in TASKS:
+            allowed = ", ".join(TASKS)
+            raise CatalogError(
+                f"{entry_id}: tasks has the unknown task {task_id!r}; allowed are {allowed}"
+            )
+        if value is None:
+            return cls(None)
+        template = value.get("template") if isinstance(value, dict) and len(value) == 1 else None
+        is_template = isinstance(template, str) and template.count(QUESTION_FIELD) == 1
+        if task_id != TEMPLATE_TASK or not is_template:
+            allowed = f"{{template: a string that contains {QUESTION_FIELD} once}}"
+            raise CatalogError(
+                f"{entry_id}: tasks.{task_id} must be null, or for {TEMPLATE_TASK} {allowed}, not"
+                f" {value!r}"
+            )
+        return cls(template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +98,13 @@ class CatalogEntry:
     task_ids: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        offered: list[str] = []
-        for task in TASKS.values():
-            override = self.tasks.get(task.id)
-            if override is not None:
-                is_offered = override.template is not None
-            else:
-                is_offered = self.family in task.families
-            if is_offered:
-                offered.append(task.id)
-        object.__setattr__(self, "task_ids", tuple(offered))
+        def is_offered(task: Task) -> bool:
+            if task.id in self.tasks:
+                return self.tasks[task.id].template is not None
+            return self.family in task.families
+
+        offered = tuple(task.id for task in TASKS.values() if is_offered(task))
+        object.__setattr__(self, "task_ids", offered)
 
     def template(self, task_id: str) -> str | None:
         """Return the entry's own prompt template for the task, or None."""
@@ -120,11 +135,7 @@ def load_catalog(path: Path, wanted: Collection[str] = ()) -> dict[str, CatalogE
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CatalogError(f"{path} cannot be read as YAML: {error}") from error
-    rows = (
-        document.get("models")
-        if isinstance(document, dict) and set(document) == {"models"}
-        else None
-    )
+    rows = document["models"] if isinstance(document, dict) and [*document] == ["models"] else None
     if not isinstance(rows, list):
         raise CatalogError(f"{path} must contain a list under the single key models")
     entries: dict[str, CatalogEntry] = {}
@@ -145,7 +156,7 @@ def load_catalog(path: Path, wanted: Collection[str] = ()) -> dict[str, CatalogE
 def _check_aliases(entries: Mapping[str, CatalogEntry]) -> None:
     """Raise `CatalogError` if an alias is also a name of another entry."""
     bases = [entry for entry in entries.values() if entry.adapter_of is None]
-    named = {name: entry.id for entry in bases for name in (entry.id, entry.source)}
+    named = {entry.id: entry.id for entry in bases} | {entry.source: entry.id for entry in bases}
     for entry in bases:
         for alias in entry.aliases:
             if (other := named.setdefault(alias, entry.id)) != entry.id:
@@ -178,10 +189,9 @@ def _with_base(
     if not isinstance(base, str) or base not in bases:
         allowed = f"a model before it that is not an adapter: {', '.join(bases)}"
         raise CatalogError(f"{entry_id}: adapter_of must be {allowed}; not {base!r}")
-    if fixed := sorted(_OF_BASE & row.keys()):
+    if fixed := ", ".join(sorted(_OF_BASE & row.keys())):
         raise CatalogError(
-            f"{entry_id}: an adapter shares {', '.join(fixed)} with its base {base}; remove the"
-            " keys"
+            f"{entry_id}: an adapter shares {fixed} with its base {base}; remove the keys"
         )
     if "source" not in row:
         raise CatalogError(f"{entry_id} misses the keys ['source']")
@@ -203,42 +213,36 @@ def adapter_entry(
 
 def entry_row(entry: CatalogEntry) -> dict[str, object]:
     """Return the entry as `parse_entry` reads it, without `adapter_of`."""
-    row = {
-        each.name: getattr(entry, each.name)
-        for each in fields(entry)
-        if each.init and each.name != "adapter_of"
-    }
-    tasks = {
-        task: override.template and {"template": override.template}
-        for task, override in entry.tasks.items()
-    }
-    lists = {"features": list(entry.features), "aliases": list(entry.aliases)}
-    return row | lists | {"tasks": tasks}
+    names = [each.name for each in fields(entry) if each.init and each.name != "adapter_of"]
+    row = {name: getattr(entry, name) for name in names}
+    templates = {task: override.template for task, override in entry.tasks.items()}
+    tasks = {task: template and {"template": template} for task, template in templates.items()}
+    return row | {"features": [*entry.features], "aliases": [*entry.aliases], "tasks": tasks}
 
 
 def parse_entry(row: object) -> CatalogEntry:
     """Return one entry of the catalog; raise `CatalogError`."""
-    if (
-        not isinstance(row, dict)
-        or not isinstance(row.get("id"), str)
-        or not _ID.fullmatch(row["id"])
-    ):
+    entry_id = row.get("id") if isinstance(row, dict) else None
+    if not isinstance(row, dict) or not isinstance(entry_id, str) or not _ID.fullmatch(entry_id):
         allowed = "a mapping with an id of lower-case letters, digits, '.' and '-'"
         raise CatalogError(f"an entry must be {allowed}, not {row!r}")
-    entry_id = row["id"]
-    known = {each.name for each in fields(CatalogEntry) if each.init}
+    keys = [each for each in fields(CatalogEntry) if each.init]
+    known = {each.name for each in keys}
     if unknown := set(row) - known:
         raise CatalogError(
             f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}"
         )
-    if missing := known - _OPTIONAL - set(row):
+    optional = {
+        each.name for each in keys if (each.default, each.default_factory) != (MISSING, MISSING)
+    }
+    if missing := known - optional - set(row):
         raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
     for key, value in row.items():
-        _check_value(entry_id, key, value)
-    overrides = {
-        task_id: _override(entry_id, task_id, value)
-        for task_id, value in row.get("tasks", {}).items()
-    }
+        is_right, allowed = _RULES.get(key, _NON_BLANK)
+        if not is_right(value):
+            raise CatalogError(f"{entry_id}: {key} must be {allowed}, not {value!r}")
+    tasks = row.get("tasks", {}).items()
+    overrides = {task_id: TaskOverride.of(entry_id, task_id, value) for task_id, value in tasks}
     lists = {"features": tuple(row["features"]), "aliases": tuple(row.get("aliases", ()))}
     entry = CatalogEntry(**{**row, **lists, "tasks": overrides})
     needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
@@ -246,72 +250,6 @@ def parse_entry(row: object) -> CatalogEntry:
         rule = "set for paligemma models that offer instance_segmentation, and for no others"
         raise CatalogError(f"{entry.id}: mask_decoder must be {rule}, not {entry.mask_decoder!r}")
     return entry
-
-
-_OPTIONAL = {
-    "adapter_of",
-    "aliases",
-    "mask_decoder",
-    "one_name_per_prompt",
-    "tasks",
-    "weights_sha256",
-}
-_OF_BASE = {"aliases", "family", "resolution", "context_window", "precision", "mask_decoder"}
-_CHOICES: dict[str, tuple[str, ...]] = {"family": FAMILY_NAMES}
-_PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
-    "cpu": {"encoder": ("float32", "int8"), "decoder": ("float32", "int8", "bfloat16")},
-    "cuda": {"encoder": ("float32", "float16"), "decoder": ("float32", "bfloat16", "float16")},
-}
-_COUNTS = ("parameters", "context_window", "resolution")
-_PATTERNS = {
-    "release_date": (_DATE, "YYYY-MM"),
-    "revision": (_REVISION, "null, or a commit, branch or tag"),
-    "weights_sha256": (_SHA256, "64 hexadecimal digits"),
-}
-
-
-def _check_value(entry_id: str, key: str, value: object) -> None:
-    def require(is_right: bool, allowed: str) -> None:
-        if not is_right:
-            raise CatalogError(f"{entry_id}: {key} must be {allowed}, not {value!r}")
-
-    if key in _CHOICES:
-        require(value in _CHOICES[key], f"one of {', '.join(_CHOICES[key])}")
-    elif key == "precision":
-        require(
-            _is_precision(value),
-            f"a mapping {{device: {{part: precision}}}} with one each of {_PRECISIONS}",
-        )
-    elif key in _COUNTS:
-        require(
-            isinstance(value, int) and not isinstance(value, bool) and value > 0,
-            "a whole number above 0",
-        )
-    elif key == "features":
-        require(
-            isinstance(value, list) and all(isinstance(each, str) for each in value),
-            "a list of strings",
-        )
-    elif key == "aliases":
-        require(
-            _are_aliases(value),
-            f"a list of at most {_MAX_ALIASES} names of 1 to 200 characters without blanks",
-        )
-    elif key == "one_name_per_prompt":
-        require(isinstance(value, bool), "true or false")
-    elif key == "tasks":
-        require(isinstance(value, dict), "a mapping of task ids")
-    elif value is None:
-        require(key in ("revision", "mask_decoder", "weights_sha256"), "a non-blank string")
-    else:
-        pattern, allowed = _PATTERNS.get(key, (re.compile(r".*\S.*"), "a non-blank string"))
-        require(isinstance(value, str) and bool(pattern.fullmatch(value)), allowed)
-
-
-def _are_aliases(value: object) -> bool:
-    if not isinstance(value, list) or len(value) > _MAX_ALIASES:
-        return False
-    return all(isinstance(each, str) and _ALIAS.fullmatch(each) for each in value)
 
 
 def _is_precision(value: object) -> bool:
@@ -327,24 +265,46 @@ def _is_precision(value: object) -> bool:
     return True
 
 
-def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
-    if not isinstance(task_id, str) or task_id not in TASKS:
-        raise CatalogError(
-            f"{entry_id}: tasks has the unknown task {task_id!r}; allowed are {', '.join(TASKS)}"
-        )
-    if value is None:
-        return TaskOverride(None)
-    template = (
-        value.get("template") if isinstance(value, dict) and set(value) == {"template"} else None
-    )
-    if (
-        task_id != TEMPLATE_TASK
-        or not isinstance(template, str)
-        or template.count(QUESTION_FIELD) != 1
-    ):
-        allowed = (
-            f"null, or for {TEMPLATE_TASK} {{template: a string that contains {QUESTION_FIELD}"
-            " once}"
-        )
-        raise CatalogError(f"{entry_id}: tasks.{task_id} must be {allowed}, not {value!r}")
-    return TaskOverride(template)
+_Rule = tuple[Callable[[object], bool], str]  # a test of a value, and what is allowed
+
+
+def _text(pattern: str, allowed: str, or_null: bool = False) -> _Rule:
+    matches = re.compile(pattern).fullmatch
+
+    def is_right(value: object) -> bool:
+        return bool(matches(value)) if isinstance(value, str) else or_null and value is None
+
+    return is_right, allowed
+
+
+def _texts(pattern: str, max_texts: float, allowed: str) -> _Rule:
+    is_text, _ = _text(pattern, allowed)
+
+    def is_right(value: object) -> bool:
+        return isinstance(value, list) and len(value) <= max_texts and all(map(is_text, value))
+
+    return is_right, allowed
+
+
+_NON_BLANK = _text(r".*\S.*", "a non-blank string")
+_COUNT: _Rule = (lambda value: type(value) is int and value > 0, "a whole number above 0")
+_RULES: dict[str, _Rule] = {
+    "family": (lambda value: value in FAMILY_NAMES, f"one of {', '.join(FAMILY_NAMES)}"),
+    "precision": (
+        _is_precision,
+        f"a mapping {{device: {{part: precision}}}} with one each of {_PRECISIONS}",
+    ),
+    "parameters": _COUNT,
+    "context_window": _COUNT,
+    "resolution": _COUNT,
+    "features": _texts("(?s:.*)", math.inf, "a list of strings"),
+    "aliases": _texts(
+        r"\S{1,200}", 20, "a list of at most 20 names of 1 to 200 characters without blanks"
+    ),
+    "one_name_per_prompt": (lambda value: isinstance(value, bool), "true or false"),
+    "tasks": (lambda value: isinstance(value, dict), "a mapping of task ids"),
+    "release_date": _text("[0-9]{4}-[0-9]{2}", "YYYY-MM"),
+    "revision": _text(r"[\w.-]+", "null, or a commit, branch or tag", or_null=True),
+    "mask_decoder": _text(r".*\S.*", "a non-blank string", or_null=True),
+    "weights_sha256": _text("[0-9a-f]{64}", "64 hexadecimal digits", or_null=True),
+}

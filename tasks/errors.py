@@ -14,10 +14,7 @@ _NESTED.fillvalue = "…"
 
 
 class TaskError(ValueError):
-    """The task cannot be performed.
-
-    The message says what is wrong, what was given and what is allowed.
-    """
+    """The task cannot be performed; the message has what is wrong, given and allowed."""
 
 
 class ParameterError(TaskError):

@@ -28,14 +28,9 @@ class FamilyLanguage(Protocol):
 
         Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
         """
-        ...
 
     def read_prompt(self, text: str) -> AskedTask | None:
-        """Return the task requested by a prompt of the family, None for free text.
-
-        Raise `ParameterError`.
-        """
-        ...
+        """Return the task that a prompt requests, None for free text; raise `ParameterError`."""
 
     def answer_grammar(self, task_id: str, parameters: TaskParameters) -> str | None:
         """Return the grammar of the answer to each prompt, or None if any text is valid.
@@ -43,7 +38,6 @@ class FamilyLanguage(Protocol):
         A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation`
         defined elsewhere.
         """
-        ...
 
     def parse_answer(
         self,
@@ -60,7 +54,6 @@ class FamilyLanguage(Protocol):
         `mask_decoder` and `banned_phrases` are of the checkpoint: the former PaliGemma's, the
         latter Florence-2's.
         """
-        ...
 
 
 FAMILIES: dict[Family, FamilyLanguage] = {

@@ -31,7 +31,6 @@ class TextParameter:
     default: None = None
 
     def json_schema(self) -> JsonSchema:
-        """Return the JSON Schema of the value."""
         return {"description": self.description, **_text_schema(self.max_chars, self.is_phrase)}
 
     def parse(self, value: object) -> str:
@@ -50,7 +49,6 @@ class TextListParameter:
     default: None = None
 
     def json_schema(self) -> JsonSchema:
-        """Return the JSON Schema of the value."""
         items = _text_schema(self.max_chars, is_phrase=True)
         limits: JsonSchema = {"minItems": 1, "maxItems": self.max_items, "uniqueItems": True}
         return {"description": self.description, "type": "array", "items": items, **limits}
@@ -60,18 +58,15 @@ class TextListParameter:
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= self.max_items:
             allowed = f"a list of 1 to {self.max_items} strings"
             raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
-        texts = tuple(
-            _parse_text(
-                f"{self.name}[{index}]", text, self.max_chars, is_phrase=True, param=self.name
-            )
-            for index, text in enumerate(value)
-        )
-        folded = [text.casefold() for text in texts]
-        for index, text in enumerate(folded):
-            if text in folded[:index]:
-                message = f"{self.name} must be unique ignoring case; {texts[index]!r} is repeated"
+        texts: dict[str, str] = {}  # keyed by the form that must be unique
+        for index, given in enumerate(value):
+            name = f"{self.name}[{index}]"
+            text = _parse_text(name, given, self.max_chars, is_phrase=True, param=self.name)
+            if text.casefold() in texts:
+                message = f"{self.name} must be unique ignoring case; {text!r} is repeated"
                 raise ParameterError(self.name, message)
-        return texts
+            texts[text.casefold()] = text
+        return tuple(texts.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +80,21 @@ class BoxParameter:
     def json_schema(self) -> JsonSchema:
         """Return the JSON Schema of the value; it cannot express x1 < x2 and y1 < y2."""
         number = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE_PX}
-        return {
-            "description": self.description,
-            "type": "array",
-            "items": number,
-            "minItems": 4,
-            "maxItems": 4,
-        }
+        array: JsonSchema = {"type": "array", "items": number, "minItems": 4, "maxItems": 4}
+        return {"description": self.description, **array}
 
     def parse(self, value: object) -> BoxXyxy:
         """Return the box; raise `ParameterError`. The image's size is not known here."""
-        if (
-            not isinstance(value, list | tuple)
-            or len(value) != 4
-            or not all(map(_is_coordinate, value))
-        ):
+        corners = value if isinstance(value, list | tuple) else ()
+        numbers = [each for each in corners if isinstance(each, float) or type(each) is int]
+        in_range = [0 <= each <= MAX_COORDINATE_PX for each in numbers]  # false for NaN
+        if len(corners) != 4 or len(numbers) != 4 or not all(in_range):
             allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
             raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
-        x1, y1, x2, y2 = map(float, value)
+        x1, y1, x2, y2 = map(float, numbers)
         if not (x1 < x2 and y1 < y2):
-            raise ParameterError(
-                self.name, f"{self.name} must have x1 < x2 and y1 < y2, not {shown(value)}"
-            )
+            message = f"{self.name} must have x1 < x2 and y1 < y2, not {shown(value)}"
+            raise ParameterError(self.name, message)
         return (x1, y1, x2, y2)
 
 
@@ -120,17 +108,14 @@ class ChoiceParameter:
     default: str
 
     def json_schema(self) -> JsonSchema:
-        """Return the JSON Schema of the value."""
         choice: JsonSchema = {"type": "string", "enum": list(self.choices), "default": self.default}
         return {"description": self.description, **choice}
 
     def parse(self, value: object) -> str:
-        """Return the choice; raise `ParameterError`."""
         if not isinstance(value, str) or value not in self.choices:
             allowed = ", ".join(self.choices)
-            raise ParameterError(
-                self.name, f"{self.name} must be one of {allowed}, not {shown(value)}"
-            )
+            message = f"{self.name} must be one of {allowed}, not {shown(value)}"
+            raise ParameterError(self.name, message)
         return value
 
 
@@ -160,8 +145,3 @@ def _parse_text(
     if is_phrase and SEPARATOR in text:
         raise refuse(f"a string without {SEPARATOR!r}, which separates names")
     return text
-
-
-def _is_coordinate(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value <= MAX_COORDINATE_PX  # type: ignore[operator]  # false for NaN

@@ -53,11 +53,8 @@ def resolve_label(written: str, asked: Sequence[str]) -> str:
     """
     if not written:
         return asked[0] if len(asked) == 1 else ""
-    equal = [
-        name
-        for name in asked
-        if without_article(name).casefold() == without_article(written).casefold()
-    ]
+    bare = without_article(written).casefold()
+    equal = [name for name in asked if without_article(name).casefold() == bare]
     return min(equal, key=lambda name: name.casefold() != written.casefold(), default=written)
 
 

@@ -27,10 +27,7 @@ Prompt = tuple[PromptSegment, ...]
 
 @dataclass(frozen=True, slots=True)
 class AskedTask:
-    """A task requested by a model's own prompt instead of by its id.
-
-    The values are JSON types, not validated yet.
-    """
+    """A task requested by a model's prompt, not by its id; its JSON values are not validated."""
 
     task_id: str
     values: Mapping[str, object] = field(default_factory=dict)

@@ -28,9 +28,8 @@ def encode_rings(rings: Sequence[Ring], image_size_wh: tuple[int, int]) -> RunLe
 
 def decode_mask(mask: RunLengthMask) -> NDArray[np.bool_]:
     """Return the mask (H, W) of run lengths."""
-    decoded: NDArray[np.uint8] = coco.decode(
-        {"size": list(mask.size_hw), "counts": mask.counts.encode("ascii")}
-    )
+    encoded = {"size": list(mask.size_hw), "counts": mask.counts.encode("ascii")}
+    decoded: NDArray[np.uint8] = coco.decode(encoded)
     return decoded.astype(np.bool_)
 
 

@@ -68,17 +68,13 @@ class Calibration:
 def read_calibrations(path: Path) -> tuple[Calibration, ...]:
     """Read a calibration file; raise `CalibrationError`."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["calibrations"]
-        return tuple(
-            Calibration(
-                row["model"],
-                row["checkpoint"],
-                row["task"],
-                tuple(map(float, row["scores"])),
-                tuple(map(float, row["probabilities"])),
-            )
-            for row in rows
-        )
+        calibrations: list[Calibration] = []
+        for row in json.loads(path.read_text(encoding="utf-8"))["calibrations"]:
+            scores = tuple(map(float, row["scores"]))
+            probabilities = tuple(map(float, row["probabilities"]))
+            owner = (row["model"], row["checkpoint"], row["task"])
+            calibrations.append(Calibration(*owner, scores, probabilities))
+        return tuple(calibrations)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"{path} is not a valid calibration file: {error!r}") from error
 
@@ -135,7 +131,6 @@ def _overlaps(boxes: Sequence[BoxXyxy]) -> NDArray[np.float64]:
     intersection = np.clip(sides, 0, None).prod(axis=2)
     areas = (high - low).prod(axis=1)
     union = areas[:, None] + areas[None] - intersection
-    overlaps: NDArray[np.float64] = np.divide(
-        intersection, union, out=np.zeros_like(union), where=union > 0
-    )
+    overlaps: NDArray[np.float64] = np.zeros_like(union)
+    np.divide(intersection, union, out=overlaps, where=union > 0)
     return overlaps

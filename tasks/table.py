@@ -42,20 +42,14 @@ class Task:
     required: tuple[str, ...] = field(init=False)  # parameters that every request must have
 
     def __post_init__(self) -> None:
-        required = (
-            p.name
-            for p in self.parameters
-            if p.default is None and p.name not in self.exactly_one_of
-        )
-        object.__setattr__(self, "required", tuple(required))
+        needed = [each.name for each in self.parameters if each.default is None]
+        required = tuple(name for name in needed if name not in self.exactly_one_of)
+        object.__setattr__(self, "required", required)
 
     def json_schema(self) -> JsonSchema:
-        """Return the JSON Schema of the task's parameters as one object."""
         schema: JsonSchema = {
             "type": "object",
-            "properties": {
-                parameter.name: parameter.json_schema() for parameter in self.parameters
-            },
+            "properties": {each.name: each.json_schema() for each in self.parameters},
             "required": list(self.required),
             "additionalProperties": False,
         }
@@ -77,6 +71,12 @@ _REGION_DETAIL = ChoiceParameter(
     "detail", "What to return about the region.", ("category", "description", "text"), "description"
 )
 
+_LABELS = TextListParameter("labels", "Names of the objects to detect.")
+_CAPTION = TextParameter("caption", "A sentence whose phrases are located.")
+_PHRASES = TextListParameter("phrases", "The phrases to locate.")
+_PHRASE = TextParameter("phrase", "Phrase that names what to segment.", MAX_LABEL_CHARS, True)
+_QUESTION = TextParameter("question", "The question.")
+
 _ROWS = (
     Task("captioning", "Describe the image.", "text", _BOTH, (_CAPTION_DETAIL, _LANGUAGE)),
     Task("object_detection", "Detect objects and name each one.", "detections", _FLORENCE2),
@@ -85,17 +85,14 @@ _ROWS = (
         "Detect the objects named by the labels.",
         "detections",
         _BOTH,
-        (TextListParameter("labels", "Names of the objects to detect."),),
+        (_LABELS,),
     ),
     Task(
         "phrase_grounding",
         "Locate what each phrase refers to.",
         "detections",
         _BOTH,
-        (
-            TextParameter("caption", "A sentence whose phrases are located."),
-            TextListParameter("phrases", "The phrases to locate."),
-        ),
+        (_CAPTION, _PHRASES),
         exactly_one_of=("caption", "phrases"),
     ),
     Task(
@@ -112,12 +109,7 @@ _ROWS = (
         "Segment what the phrase refers to, or the object in the region.",
         "instances",
         _BOTH,
-        (
-            TextParameter(
-                "phrase", "Phrase that names what to segment.", MAX_LABEL_CHARS, is_phrase=True
-            ),
-            _REGION,
-        ),
+        (_PHRASE, _REGION),
         exactly_one_of=("phrase", "region"),
     ),
     Task("ocr", "Read the text.", "text", _BOTH),
@@ -128,7 +120,7 @@ _ROWS = (
         "Answer a question about the image.",
         "text",
         _PALIGEMMA,
-        (TextParameter("question", "The question."), _LANGUAGE),
+        (_QUESTION, _LANGUAGE),
     ),
 )
 

@@ -32,7 +32,7 @@ from export.checks.parity import (
 from export.checks.probes import Probe, extreme_images
 from export.checks.streaming import load_for_checks
 from export.progress import Progress
-from runners.decoder.eager_engine import EagerEngine
+from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder

@@ -16,7 +16,7 @@ from laboratory.bench.steps import make_endless
 from laboratory.gpu_check.parts import Model, admitted, synchronize
 from laboratory.gpu_check.verdicts import Verdict
 from runners.cuda_graphs.graphs import Capture, capture_cuda_graph
-from runners.decoder.graph_engine import GraphEngine, GraphPass
+from runners.decoder.engines import GraphEngine, GraphPass
 from runners.decoder.protocol import Decoder
 from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from wire.artifacts.manifest import Device

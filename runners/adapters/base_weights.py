@@ -40,7 +40,6 @@ class BaseWeights:
 
     @classmethod
     def open(cls, file: Path) -> "BaseWeights":
-        """Read the names and shapes of a safetensors file."""
         with safe_open(file, framework="pt") as tensors:
             names = tensors.keys()
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
@@ -49,10 +48,7 @@ class BaseWeights:
         return cls(file, shapes, tied)
 
     def layer_of(self, layer: str) -> str:
-        """Return the name of an adapter's layer in a decoder.
-
-        Raise `AdapterError` if it is not of the language model.
-        """
+        """Return a layer's name in a decoder; raise `AdapterError` outside the language model."""
         own = transformers_name(f"{layer}.weight").removesuffix(".weight")
         is_layer = own.startswith(_LANGUAGE_MODEL) and own.rpartition(".")[2] not in _NOT_ADAPTED
         if own != HEAD and not is_layer:
@@ -60,7 +56,6 @@ class BaseWeights:
         return own
 
     def shape_of(self, layer: str) -> tuple[int, ...] | None:
-        """Return the shape of the weight of a decoder's layer, or None."""
         return self._shape(f"{layer}.weight")
 
     def padded(self, up: Tensor) -> Tensor:
@@ -75,10 +70,7 @@ class BaseWeights:
         return torch.cat([up, up.mean(0, keepdim=True).expand(num_missing, -1)])
 
     def has_copy(self, name: str, tensor: Tensor) -> bool:
-        """Return True for the base's own head or embeddings.
-
-        PEFT saves them with an adapter of the head (`save_embedding_layers`).
-        """
+        """Return True for the base's own head or embeddings, which PEFT saves beside a head's."""
         weight = _weight_of(name)
         if not _TIED.fullmatch(weight) or "lora_" in name or tensor.ndim != 2:
             return False

@@ -40,19 +40,15 @@ logger = logging.getLogger(__name__)
 _Read = TypeVar("_Read")
 
 
-class AdaptedDecoder(Protocol):
-    """A decoder to which adapters can be added while it runs."""
+class LoadedAdapters(Protocol):
+    """The adapters of a decoder, which change while it runs (runners/models/adapters.py)."""
 
     @property
-    def adapter_keys(self) -> frozenset[str]:
-        """The adapters that sequences may name."""
-        ...
+    def keys(self) -> frozenset[str]: ...
 
-    def add_adapter(
-        self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int
-    ) -> None: ...
+    def add(self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int) -> None: ...
 
-    def remove_adapter(self, key: str) -> None: ...
+    def remove(self, adapter: str) -> None: ...
 
 
 class HotAdapters:
@@ -91,8 +87,8 @@ class HotAdapters:
         """The reasons by key of the current versions that were refused."""
         return dict(self._refused)
 
-    def watch(self, decoder: AdaptedDecoder) -> None:
-        """Update `decoder` now and once a second, in a thread that ends with the process.
+    def watch(self, loaded: LoadedAdapters) -> None:
+        """Update `loaded` now and once a second, in a thread that ends with the process.
 
         Return after the first update, or after `read_timeout_s`: the others are then loaded while
         the runner answers.
@@ -102,7 +98,7 @@ class HotAdapters:
         def run() -> None:
             while True:
                 try:
-                    self.update(decoder)
+                    self.update(loaded)
                 except Exception:  # a defect must not end the watch
                     logger.exception("the adapters of %s could not be updated", self._base.model_id)
                 is_updated.set()
@@ -116,31 +112,28 @@ class HotAdapters:
             )
             logger.error(message, self._base.model_id, self._read_timeout_s)
 
-    def update(self, decoder: AdaptedDecoder) -> None:
-        """Add new adapters to `decoder`, and remove those that no call can name any more."""
-        found = self._scan.scan()
-        self._keys = {
-            each: self._keys[each] if each in self._keys else self._key(each)
-            for each in found.values()
-        }
+    def update(self, loaded: LoadedAdapters) -> None:
+        """Add new adapters to `loaded`, and remove those that no call can name any more."""
+        known = self._keys
+        found = self._scan.scan().values()
+        self._keys = {each: known[each] if each in known else self._key(each) for each in found}
         wanted = {key: adapter for adapter, key in self._keys.items() if key is not None}
         self._refused = {key: reason for key, reason in self._refused.items() if key in wanted}
-        self._remove_gone(decoder, wanted)
+        self._remove_gone(loaded, wanted)
         for key, adapter in wanted.items():
-            if (
-                key not in self._added
-                and key not in self._refused
-                and key not in decoder.adapter_keys
-            ):
-                self._add(decoder, key, adapter)
+            if not (key in self._added or key in self._refused or key in loaded.keys):
+                self._add(loaded, key, adapter)
 
     def _key(self, adapter: AdapterFolder) -> str | None:
-        """Return the build key of an adapter of this base, or None.
+        """Return the build key of an adapter of this base; others are those of other processes."""
 
-        Another process refuses or adds the adapters of other bases.
-        """
+        def read() -> str | None:
+            if not adapter.is_adapter_of(self._base, self._aliases):
+                return None
+            return adapter_build_key(adapter.hashes(self._limits.max_bytes), self._base.build_key)
+
         try:
-            return _in_time(partial(self._own_key, adapter), self._read_timeout_s)
+            return _in_time(read, self._read_timeout_s)
         except AdapterError:  # the gateway logs the same
             return None
         except Exception as error:  # files that cannot be read in time, or a defect
@@ -150,70 +143,51 @@ class HotAdapters:
             )
             return None
 
-    def _own_key(self, adapter: AdapterFolder) -> str | None:
-        if not adapter.is_adapter_of(self._base, self._aliases):
-            return None
-        return adapter_build_key(adapter.hashes(self._limits.max_bytes), self._base.build_key)
-
-    def _remove_gone(self, decoder: AdaptedDecoder, wanted: Mapping[str, AdapterFolder]) -> None:
+    def _remove_gone(self, loaded: LoadedAdapters, wanted: Mapping[str, AdapterFolder]) -> None:
         now_s = self._now()
-        since = {
-            key: None if key in wanted else (since_s or now_s)
-            for key, since_s in self._added.items()
-        }
-        over = [
-            key
-            for key, since_s in since.items()
-            if since_s is not None and now_s - since_s > self._call_timeout_s
-        ]
-        for key in over:
-            decoder.remove_adapter(key)
-            logger.info("an adapter of %s is freed: build %.8s", self._base.model_id, key)
-        self._added = {key: since_s for key, since_s in since.items() if key not in over}
-        if over:
-            self._refused = {
-                key: reason
-                for key, reason in self._refused.items()
-                if key not in self._without_room
-            }
-            self._without_room.clear()
+        for key, gone_s in list(self._added.items()):
+            if key in wanted:
+                self._added[key] = None
+            elif gone_s is None:
+                self._added[key] = now_s
+            elif now_s - gone_s > self._call_timeout_s:
+                loaded.remove(key)
+                del self._added[key]
+                logger.info("an adapter of %s is freed: build %.8s", self._base.model_id, key)
+                for waiting in self._without_room:
+                    self._refused.pop(waiting, None)
+                self._without_room.clear()
 
-    def _add(self, decoder: AdaptedDecoder, key: str, adapter: AdapterFolder) -> None:
+    def _add(self, loaded: LoadedAdapters, key: str, adapter: AdapterFolder) -> None:
+        model_id = self._base.model_id
         try:
             if len(self._added) >= MAX_ADAPTERS:
-                loaded = f"{MAX_ADAPTERS} adapters of {self._base.model_id} are loaded"
-                raise NoRoomError(f"{loaded}, the maximum; remove one to add another")
+                raise NoRoomError(
+                    f"{MAX_ADAPTERS} adapters of {model_id} are loaded, the maximum; remove one to"
+                    " add another"
+                )
             read = partial(read_adapter, adapter.path, self._base_decoder, self._limits)
             tensors = _in_time(read, self._read_timeout_s)
             if not adapter.is_current():
                 return
-            decoder.add_adapter(key, tensors, self._limits.max_total_bytes)
-        except (AdapterError, TimeoutError) as error:
-            if isinstance(error, NoRoomError):
-                self._without_room.add(key)
-            self._refuse(key, adapter, reason_of(error))
+            loaded.add(key, tensors, self._limits.max_total_bytes)
+            self._added[key] = None
+            logger.info("the adapter %s of %s is loaded: build %.8s", adapter.name, model_id, key)
         # too little memory, for example: the others stay, and the watch continues
         except Exception as error:
-            logger.exception("the adapter %s cannot be loaded", adapter.name)
-            self._refuse(key, adapter, f"it cannot be loaded: {type(error).__name__}")
-        else:
-            self._added[key] = None
-            logger.info(
-                "the adapter %s of %s is loaded: build %.8s", adapter.name, self._base.model_id, key
-            )
-
-    def _refuse(self, key: str, adapter: AdapterFolder, reason: str) -> None:
-        self._refused[key] = reason
-        logger.error(
-            "the adapter %s of %s is refused: %s", adapter.name, self._base.model_id, reason
-        )
+            reason = f"it cannot be loaded: {type(error).__name__}"
+            if isinstance(error, AdapterError | TimeoutError):
+                reason = reason_of(error)
+            else:
+                logger.exception("the adapter %s cannot be loaded", adapter.name)
+            if isinstance(error, NoRoomError):
+                self._without_room.add(key)
+            self._refused[key] = reason
+            logger.error("the adapter %s of %s is refused: %s", adapter.name, model_id, reason)
 
 
 def _in_time(read: Callable[[], _Read], limit_s: float) -> _Read:
-    """Return the result of `read`.
-
-    Raise `TimeoutError` after `limit_s`, and abandon the thread that reads.
-    """
+    """Return the result of `read`; raise `TimeoutError` after `limit_s` and abandon its thread."""
     result: Future[_Read] = Future()
 
     def run() -> None:

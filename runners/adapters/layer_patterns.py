@@ -34,10 +34,7 @@ class LayerPatterns:
 
     @classmethod
     def compile(cls, key: str, values: Mapping[str, float]) -> "LayerPatterns":
-        """Compile the patterns of a key of the configuration.
-
-        Raise `AdapterError` for one that is not allowed.
-        """
+        """Compile the patterns of a key; raise `AdapterError` for one that is not allowed."""
         if len(values) > MAX_PATTERNS or sum(map(len, values)) > MAX_ALL_CHARS:
             raise AdapterError(
                 f"{key} has {len(values)} patterns of {sum(map(len, values))} characters; allowed"

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from safetensors.torch import load
 from torch import Tensor
@@ -55,11 +56,15 @@ class Product:
     down: Tensor  # float32 (R, in), of a convolution (R, in, H, W)
     up: Tensor  # float32 (out, R), of a convolution (out, R, 1, 1), with the factor
 
-    def check(self, weight: tuple[int, ...] | None) -> None:
-        """Raise `AdapterError` unless it fits its layer's weight, whose shape is `weight`.
+    @classmethod
+    def of(cls, layer: str, sides: Mapping[str, Tensor], config: PeftConfig) -> Self:
+        """Return the product of a file's matrices, by their sides "A" and "B"."""
+        rank = config.rank_of(layer)
+        up = sides["B"].float() * config.factor_of(layer, rank)
+        return cls(layer, rank, sides["A"].float().contiguous(), up.contiguous())
 
-        A base without the layer has no `weight`.
-        """
+    def check(self, weight: tuple[int, ...] | None) -> None:
+        """Raise `AdapterError` unless it fits a weight of that shape; no layer has None."""
         if weight is None:
             raise AdapterError(f"the adapter changes {self.layer}, which its base does not have")
         found = tuple(self.down.shape), tuple(self.up.shape)
@@ -107,9 +112,7 @@ class AdapterParts:
 def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dict[str, Tensor]:
     """Return the tensors of a runner's adapter file.
 
-    Raise `AdapterError` for an adapter with a vision part too.
-
-    Other errors are those of `read_parts`.
+    Raise `AdapterError` for an adapter with a vision part, and where `read_parts` does.
     """
     parts = read_parts(folder, base_decoder, limits)
     if parts.vision.weights:
@@ -122,9 +125,7 @@ def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dic
 
 
 def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> AdapterParts:
-    """Return the weights that PEFT's folder changes.
-
-    Those of the language model fit the base (a safetensors file).
+    """Return the weights that PEFT's folder changes; `base_decoder` is a safetensors file.
 
     Raise `AdapterError` for a layer that the base does not have, or has with another shape, and for
     a form that cannot be served.
@@ -136,7 +137,9 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
     language = dict[str, Tensor]()
     products = dict[str, Product]()
     for layer, sides in pairs.items():
-        product = _product(path, layer, sides, config)
+        if sides.keys() != {"A", "B"}:
+            raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
+        product = Product.of(layer, sides, config)
         if (vision_name := _vision_name(f"{layer}.weight")) is not None:
             products[vision_name] = product
             continue
@@ -153,14 +156,6 @@ def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> Adapt
             f"{path} has both a product for {both[0]} and the weight itself; only one is supported"
         )
     return AdapterParts(language, vision)
-
-
-def _product(path: Path, layer: str, sides: Mapping[str, Tensor], config: PeftConfig) -> Product:
-    if sides.keys() != {"A", "B"}:
-        raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
-    rank = config.rank_of(layer)
-    up = sides["B"].float() * config.factor_of(layer, rank)
-    return Product(layer, rank, sides["A"].float().contiguous(), up.contiguous())
 
 
 def _read_tensors(

@@ -7,7 +7,7 @@ tuners/lora/layer.py (`update_layer`).
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,38 +16,16 @@ from runners.adapters.layer_patterns import LayerPatterns
 from wire.artifacts.adapter_folder import CONFIG_FILE, AdapterError, read_config
 
 # Keys of the configuration that are read, or that only training needs.
-_READ = {
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "bias",
-    "init_lora_weights",
-    "modules_to_save",
-}
-_OF_TRAINING = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",
-    "ensure_weight_tying",
-    "eva_config",
-    "exclude_modules",
-    "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_config",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "target_modules",
-    "task_type",
-}
+_READ = (
+    "alpha_pattern bias init_lora_weights lora_alpha modules_to_save peft_type r rank_pattern"
+    " use_rslora"
+)
+_OF_TRAINING = (
+    "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config"
+    " exclude_modules inference_mode layers_pattern layers_to_transform loftq_config lora_dropout"
+    " lora_ga_config megatron_config megatron_core peft_version qalora_group_size revision"
+    " target_modules task_type"
+)
 # The other initialisations change the weights of the base as well.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -68,19 +46,27 @@ class PeftConfig:
 
     @classmethod
     def read(cls, folder: Path, max_rank: int) -> "PeftConfig":
-        """Read the configuration in `folder`.
-
-        Raise `AdapterError` if it is malformed or has something unsupported.
-        """
+        """Read `folder`; raise `AdapterError` if it is malformed or not supported."""
         values = read_config(folder)
+
+        def rank(key: str, value: Any) -> int:
+            is_rank = type(value) is int and 1 <= value <= max_rank
+            _require(key, value, is_rank, f"a whole number of 1 to {max_rank}")
+            return int(value)
+
+        def alpha(key: str, value: Any) -> float:
+            is_number = type(value) in (int, float) and abs(value) <= _MAX_ALPHA
+            _require(key, value, is_number, f"a number of at most {_MAX_ALPHA:g}")
+            return float(value)
+
         try:
             _check_supported(values)
             return cls(
-                rank=_rank("r", values.get("r"), max_rank),
-                alpha=_alpha("lora_alpha", values.get("lora_alpha")),
+                rank=rank("r", values.get("r")),
+                alpha=alpha("lora_alpha", values.get("lora_alpha")),
                 is_rank_stabilized=bool(values.get("use_rslora")),
-                ranks=_rank_patterns(values, max_rank),
-                alphas=_alpha_patterns(values),
+                ranks=_patterns("rank_pattern", values, rank),
+                alphas=_patterns("alpha_pattern", values, alpha),
                 saved_modules=tuple(values.get("modules_to_save") or ()),
             )
         except AdapterError as error:
@@ -106,62 +92,25 @@ def _check_supported(values: Mapping[str, Any]) -> None:
     def require(key: str, is_supported: bool, allowed: str) -> None:
         _require(key, values.get(key), is_supported, allowed)
 
-    require("peft_type", values.get("peft_type") == "LORA", "LORA")
-    require("bias", values.get("bias", "none") == "none", "none: a base's biases cannot be changed")
     start = values.get("init_lora_weights", True)
-    allowed = ", ".join(map(str, _INITIALISATIONS))
-    require(
-        "init_lora_weights",
-        start in _INITIALISATIONS,
-        f"one of {allowed}: others change the base's weights",
-    )
-    require("use_rslora", values.get("use_rslora") in (True, False, None), "true or false")
+    starts = ", ".join(map(str, _INITIALISATIONS))
     saved = values.get("modules_to_save") or []
     are_names = isinstance(saved, list) and all(isinstance(name, str) for name in saved)
-    require(
-        "modules_to_save",
-        are_names and len(saved) <= _MAX_SAVED_MODULES,
-        f"{_MAX_SAVED_MODULES} names at most",
-    )
-    for key in sorted(values.keys() - _READ - _OF_TRAINING):
-        require(
-            key,
-            not values[key],
-            "null, false or empty: only the product of lora_A and lora_B is added",
-        )
+    are_few_names = are_names and len(saved) <= _MAX_SAVED_MODULES
+    is_start = start in _INITIALISATIONS
+    require("peft_type", values.get("peft_type") == "LORA", "LORA")
+    require("bias", values.get("bias", "none") == "none", "none: a base's biases cannot be changed")
+    require("init_lora_weights", is_start, f"one of {starts}: others change the base's weights")
+    require("use_rslora", values.get("use_rslora") in (True, False, None), "true or false")
+    require("modules_to_save", are_few_names, f"{_MAX_SAVED_MODULES} names at most")
+    for key in sorted(values.keys() - {*_READ.split(), *_OF_TRAINING.split()}):
+        allowed = "null, false or empty: only the product of lora_A and lora_B is added"
+        require(key, not values[key], allowed)
 
 
-def _rank(key: str, value: Any, max_rank: int) -> int:
-    _require(
-        key,
-        value,
-        type(value) is int and 1 <= value <= max_rank,
-        f"a whole number of 1 to {max_rank}",
-    )
-    return int(value)
-
-
-def _alpha(key: str, value: Any) -> float:
-    is_number = type(value) in (int, float) and abs(value) <= _MAX_ALPHA
-    _require(key, value, is_number, f"a number of at most {_MAX_ALPHA:g}")
-    return float(value)
-
-
-def _rank_patterns(values: Mapping[str, Any], max_rank: int) -> LayerPatterns:
-    key = "rank_pattern"
-    given = _mapping(values, key)
-    ranks = {pattern: _rank(key, rank, max_rank) for pattern, rank in given.items()}
-    return LayerPatterns.compile(key, ranks)
-
-
-def _alpha_patterns(values: Mapping[str, Any]) -> LayerPatterns:
-    key = "alpha_pattern"
-    given = _mapping(values, key)
-    alphas = {pattern: _alpha(key, alpha) for pattern, alpha in given.items()}
-    return LayerPatterns.compile(key, alphas)
-
-
-def _mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = values.get(key) or {}
-    _require(key, value, isinstance(value, dict), "a mapping by patterns of layers")
-    return dict(value)
+def _patterns(
+    key: str, values: Mapping[str, Any], read: Callable[[str, Any], float]
+) -> LayerPatterns:
+    given = values.get(key) or {}
+    _require(key, given, isinstance(given, dict), "a mapping by patterns of layers")
+    return LayerPatterns.compile(key, {pattern: read(key, each) for pattern, each in given.items()})

@@ -5,6 +5,7 @@ A step runs in the smallest that holds it; the excess consists of free slots and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 # positions beside the least of a sequence; each is four times the one before: masked cost little
 _SMALLEST_ROOM = 64
@@ -19,13 +20,9 @@ class Bucket:
     num_prefixes: int = 0  # prefixes shared by beams; 0: row i reads prefix i
 
     def holds(self, num_rows: int, length: int, num_prefixes: int) -> bool:
-        """Return True if a step of that size fits."""
-        has_room = (
-            self.num_rows >= num_rows
-            and self.length >= length
-            and self.num_prefixes >= num_prefixes
-        )
-        return has_room and bool(self.num_prefixes) == bool(num_prefixes)
+        if bool(self.num_prefixes) != bool(num_prefixes) or self.num_prefixes < num_prefixes:
+            return False
+        return self.num_rows >= num_rows and self.length >= length
 
 
 def row_counts(num_slots: int) -> list[int]:
@@ -60,8 +57,5 @@ def buckets(
         lengths.add(min_length + room)
         room *= 4
     sizes = sorted([*((num, 0) for num in row_counts(num_slots)), *shared], reverse=True)
-    return [
-        Bucket(num, length, prefixes)
-        for num, prefixes in sizes
-        for length in sorted(lengths, reverse=True)
-    ]
+    pairs = product(sizes, sorted(lengths, reverse=True))
+    return [Bucket(num, length, prefixes) for (num, prefixes), length in pairs]

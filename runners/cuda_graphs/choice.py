@@ -16,6 +16,7 @@ sequence, B slots.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product, starmap
 
 import numpy as np
 import torch
@@ -50,7 +51,6 @@ class ChoiceKind:
 
     @classmethod
     def of(cls, conditions: Sequence[RowConditions], inputs: NextInputs) -> "ChoiceKind":
-        """Return the kind that rows and next inputs need."""
         has_beams = any(each.beam_score is not None for each in conditions)
         return cls(
             has_sampled=any(each.temperature > 0 for each in conditions),
@@ -58,7 +58,7 @@ class ChoiceKind:
         )
 
 
-KINDS = tuple(ChoiceKind(sampled, beams) for sampled in (False, True) for beams in (False, True))
+KINDS = tuple(starmap(ChoiceKind, product((False, True), repeat=2)))
 
 
 def choice_bytes(num_tokens: int) -> int:
@@ -99,12 +99,10 @@ def _allowed_logprobs(conditions: PackedConditions, logits: Tensor) -> tuple[Ten
     """
     banned = conditions.field("banned", len(logits))
     forced = conditions.field("forced", len(logits))
-    bounds = torch.full_like(banned, math.inf, dtype=torch.float32).masked_fill(
-        banned >= 0, -math.inf
-    )
-    scores = logits.to(torch.float32, copy=True).scatter_reduce_(
-        1, banned.clamp(min=0), bounds, "amin"
-    )
+    bounds = torch.full_like(banned, math.inf, dtype=torch.float32)
+    bounds = bounds.masked_fill(banned >= 0, -math.inf)
+    scores = logits.to(torch.float32, copy=True)
+    scores = scores.scatter_reduce_(1, banned.clamp(min=0), bounds, "amin")
     logprobs = torch.log_softmax(scores, dim=-1)
     is_other = torch.arange(logits.shape[1], device=logits.device) != forced  # (R, V)
     only_forced = torch.zeros_like(logprobs).masked_fill_(is_other, -math.inf)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from operator import attrgetter
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ from runners.tokens.token_choice import Results, choose_tokens
 
 logger = logging.getLogger(__name__)
 
-# token ids (B,), length, number of shared prefixes -> logits (B, V)
 PassT = TypeVar("PassT")
+# token ids (B,), length, number of shared prefixes -> logits (B, V)
 Step = Callable[[Tensor, int, int], Tensor]
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
@@ -68,11 +68,9 @@ class Event(Protocol):
 
     def record(self) -> None:
         """Set the point to the end of the work launched so far."""
-        ...
 
     def synchronize(self) -> None:
         """Wait until the device has passed the point."""
-        ...
 
 
 class _NoEvent:
@@ -108,7 +106,9 @@ class CudaGraphs:
         self._host_tokens = self._pinned(num_slots, dtype=torch.long)
         self._host_results = self._pinned(num_slots * MAX_RESULTS, dtype=torch.float64)
         self._is_loading = False  # nothing has waited for the last copy of `_host_tokens` yet
-        self.results_copied: Event = _cuda_event() if device.type == "cuda" else _NoEvent()
+        self.results_copied: Event = _NoEvent()
+        if device.type == "cuda":
+            self.results_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def _pinned(self, *size: int, dtype: torch.dtype) -> Tensor:
         """Return memory of the host that a GPU copies from and to without waiting."""
@@ -133,40 +133,33 @@ class CudaGraphs:
             self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions, 0))
             # the logits that tokens were last drawn from
             self._sampled_logits = torch.empty_like(self._logits)
-            self._conditions = PackedConditions(
-                self._num_slots, self._logits.shape[1], self._device
-            )
+            num_tokens = self._logits.shape[1]
+            self._conditions = PackedConditions(self._num_slots, num_tokens, self._device)
             for bucket in buckets:
                 name = f"a step of {bucket.num_rows} rows of {bucket.length} positions"
                 self._steps[bucket] = self._capture(partial(self._store_logits, bucket))
             for num_rows, kind in product(row_counts(self._num_slots), KINDS):
                 name = f"the choice of {num_rows} tokens"
-                self._choices[num_rows, kind] = self._capture(
-                    partial(self._store_choice, num_rows, kind)
-                )
+                store = partial(self._store_choice, num_rows, kind)
+                self._choices[num_rows, kind] = self._capture(store)
         except RuntimeError:
             logger.exception("no CUDA graph for %s", name)
 
     def _store_logits(self, bucket: Bucket) -> Tensor:
         """Compute a step's logits into the pool."""
         token_ids = self._inputs[0, : bucket.num_rows]
-        return self._logits[: bucket.num_rows].copy_(
-            self._step(token_ids, bucket.length, bucket.num_prefixes)
-        )
+        logits = self._step(token_ids, bucket.length, bucket.num_prefixes)
+        return self._logits[: bucket.num_rows].copy_(logits)
 
     def _store_choice(self, num_rows: int, kind: ChoiceKind) -> Tensor:
-        """Choose tokens, which are the inputs of the next step unless `load` sets others.
-
-        Return the results.
-        """
-        results = choose(self._conditions, self._logits[:num_rows], kind)
-        self._inputs[0, :num_rows].copy_(
-            next_tokens(self._conditions, results, kind, self._end_token_ids)
-        )
+        """Choose tokens, by default the inputs of the next step, and return the results."""
+        conditions = self._conditions
+        results = choose(conditions, self._logits[:num_rows], kind)
+        tokens = next_tokens(conditions, results, kind, self._end_token_ids)
+        self._inputs[0, :num_rows].copy_(tokens)
         if kind.has_beams:
-            self._inputs[1:, :num_rows].copy_(
-                next_moves(self._conditions, results, self._end_token_ids)
-            )
+            moves = next_moves(conditions, results, self._end_token_ids)
+            self._inputs[1:, :num_rows].copy_(moves)
         # the next step, which overwrites the others, is launched before a wide nucleus is known
         if kind.has_sampled:
             self._sampled_logits[:num_rows].copy_(self._logits[:num_rows])
@@ -225,9 +218,7 @@ class CudaGraphs:
             return Chosen(choose_tokens(logits, conditions, sequences))
         self._conditions.write(conditions, sequences, inputs)
         self._choices[key].replay()
-        host = self._start_reading(self._choices[key].output[: len(logits)])
-        ahead = None if look_ahead is None else look_ahead()
-        results = self._read(host)
+        results, ahead = self._read(self._choices[key].output[: len(logits)], look_ahead)
         choices = unpack_rows(results, conditions, sequences)
         wide = [place for place, rows in enumerate(sequences) if has_wider_nucleus(results, rows)]
         if wide:
@@ -237,30 +228,20 @@ class CudaGraphs:
                 choices[place] = own
         return Chosen(choices, ahead, redrawn=wide)
 
-    def _start_reading(self, output: Tensor) -> Tensor:
-        """Copy results to the host without waiting; return where they arrive."""
+    def _read(
+        self, output: Tensor, look_ahead: Callable[[], PassT] | None
+    ) -> tuple[Results, PassT | None]:
+        """Copy results to the host, and launch the next pass before the only wait of a step."""
         host = self._host_results[: output.numel()].view(output.shape)
-        copied = host.copy_(output, non_blocking=True)
+        host.copy_(output, non_blocking=True)
         self.results_copied.record()
-        return copied
-
-    def _read(self, host: Tensor) -> Results:
-        """Return results that have arrived: the only time that a step waits for the device."""
+        ahead = None if look_ahead is None else look_ahead()
         self.results_copied.synchronize()
         self._is_loading = False
-        results: Results = host.numpy()
-        return results
+        return host.numpy(), ahead
 
 
-def _cuda_event() -> Event:
-    event: Event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
-    return event
-
-
-@cache
-def _memory_pool() -> Any:
-    """Return the memory pool of all graphs of the process."""
-    return torch.cuda.graph_pool_handle()
+_memory_pool = cache(torch.cuda.graph_pool_handle)  # one of all graphs of the process
 
 
 def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:

@@ -22,7 +22,6 @@ _DTYPES = {"f": torch.float64, "i": torch.int64, "u": torch.uint8}
 
 
 def fits(conditions: Iterable[RowConditions]) -> bool:
-    """Return True if there is room for the conditions."""
     return all(
         len(each.banned) <= MAX_BANNED
         if each.beam_score is None
@@ -36,37 +35,28 @@ class PackedConditions:
 
     def __init__(self, num_rows: int, num_tokens: int, device: torch.device) -> None:
         self.num_tokens = num_tokens
-        numbers = [(name, np.float64) for name in ("temperature", "top_p", "uniform", "beam_score")]
-        of_rows = [
+        num_bytes = 8 * math.ceil(num_tokens / 64)  # rows stay aligned to 8 bytes
+        fields = [
+            *[(name, np.float64) for name in ("temperature", "top_p", "uniform", "beam_score")],
             ("forced", np.int64),
             ("banned", np.int64, (MAX_BANNED,)),
             ("beams", np.int64, (MAX_BEAMS,)),
-        ]
-        of_slots = [
+            ("place", np.int64),
             ("input_row", np.int64),  # row that chooses the slot's token; -1: none
             ("input_token", np.int64),  # token of a slot without such a row
             ("parents", np.int64, (MAX_BEAMS,)),
             ("moved", np.int64),
-        ]
-        num_bytes = 8 * math.ceil(num_tokens / 64)  # rows stay aligned to 8 bytes
-        fields = [
-            *numbers,
-            *of_rows,
-            ("place", np.int64),
-            *of_slots,
             ("allowed", np.uint8, (num_bytes,)),
         ]
         self._layout = np.dtype(fields)
-        host = torch.zeros(
-            num_rows, self._layout.itemsize, dtype=torch.uint8, pin_memory=device.type == "cuda"
-        )
-        self._host = host
-        self._rows = host.numpy().view(self._layout)[:, 0]
-        self._on_device = torch.zeros(host.shape, dtype=torch.uint8, device=device)
+        size = (num_rows, self._layout.itemsize)
+        is_pinned = device.type == "cuda"
+        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=is_pinned)
+        self._rows = self._host.numpy().view(self._layout)[:, 0]
+        self._on_device = torch.zeros(size, dtype=torch.uint8, device=device)
 
     @property
     def num_bytes(self) -> int:
-        """The memory of the device that the conditions take."""
         return self._on_device.nbytes
 
     def write(
@@ -99,10 +89,7 @@ class PackedConditions:
         self._on_device[:num_rows].copy_(self._host[:num_rows], non_blocking=True)
 
     def _write_tokens(self, row: "np.void", conditions: RowConditions) -> None:
-        """Write the banned and the allowed tokens.
-
-        Those that a beam's rules ban are not allowed.
-        """
+        """Write the banned and the allowed tokens; what a beam's rules ban is not allowed."""
         mask: NDArray[np.uint8] = row["allowed"]
         if conditions.allowed is None:
             mask[:] = 255

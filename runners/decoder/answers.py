@@ -36,11 +36,10 @@ def to_request(
     prompt_ids = decoder.text.prompt_ids(spec.segments)
     limit = decoder.shape.max_new_tokens(len(image_features) + len(prompt_ids))
     if spec.max_new_tokens is not None and spec.max_new_tokens > limit:
-        raise SequenceTooLong(
-            f"max_new_tokens is {spec.max_new_tokens}; at most {limit} are allowed after this"
-            " prompt"
-        )
+        allowed = f"at most {limit} are allowed after this prompt"
+        raise SequenceTooLong(f"max_new_tokens is {spec.max_new_tokens}; {allowed}")
     wanted = spec.max_new_tokens or decoder.rules.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    default_beams = decoder.rules.num_beams if spec.temperature == 0 else 1
     return SequenceRequest(
         image_features,
         prompt_ids,
@@ -48,20 +47,13 @@ def to_request(
         temperature=spec.temperature,
         seed=spec.seed,
         top_p=spec.top_p,
-        num_beams=_num_beams(decoder, spec),
+        num_beams=default_beams if spec.num_beams is None else spec.num_beams,
         constraint=None if spec.grammar is None else decoder.text.constraints.get(spec.grammar),
         deadline_s=time.monotonic() + spec.timeout_s,
         on_tokens=on_tokens,
         prompt_words=None if spec.grammar is None else decoder.text.prompt_words(prompt_ids),
         adapter=spec.adapter,
     )
-
-
-def _num_beams(decoder: Decoder, spec: SequenceSpec) -> int:
-    """Return the requested number of beams, by default the checkpoint's, or 1 when sampling."""
-    if spec.num_beams is not None:
-        return spec.num_beams
-    return decoder.rules.num_beams if spec.temperature == 0 else 1
 
 
 class AnswerText:
@@ -96,14 +88,11 @@ def to_written(decoder: Decoder, request: SequenceRequest, written: WrittenSeque
     sequence = written.sequence
     answer = AnswerText(decoder)
     answer.push(sequence.token_ids)
+    pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
     return Written(
         text=answer.text,
         token_ends=answer.token_ends,
-        logprobs=[
-            p
-            for token_id, p in zip(sequence.token_ids, sequence.logprobs, strict=True)
-            if answer.has(token_id)
-        ],
+        logprobs=[logprob for token_id, logprob in pairs if answer.has(token_id)],
         finish_reason=sequence.finish_reason,
         num_prompt_tokens=len(request.prompt_ids),
         num_generated_tokens=len(sequence.token_ids),

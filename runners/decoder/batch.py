@@ -1,15 +1,24 @@
 """The batch of live sequences: different prompts and options together, each generated as if alone.
 
+Problem: sequences enter, end, fail and are cancelled between steps, with one row or several, while
+an engine may have launched the next pass before the tokens of this one are known.
+
+Solution: two pure tables say which slots a sequence has (runners/decoder/slots.py) and in which
+pass it is (runners/decoder/pipeline.py); the batch applies them to the engine's cache.
+
     admit           prefill new sequences into free slots, choose their first tokens
     step            choose the next token of every live sequence
     remove_ended    free the slots of sequences that ended; sequences in the last slots move there
 
-An engine runs the passes (runners/decoder/protocol.py); one may launch the next pass before its
-tokens are known. Which slots a sequence has, and which passes it is in, are pure tables
-(runners/decoder/slots.py, runners/decoder/pipeline.py). Shapes: R rows, V vocabulary.
+Invariants:
+- a sequence gets the tokens that it would get alone: conditions and choices are by row;
+- a sequence takes its slots before its prefill, which may fail: removing it frees them;
+- a sequence is rolled back from the pass launched ahead before its slots are freed;
+- the slots of a sequence with an error are zeroed: a masked NaN would reach their next sequence.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,7 +73,7 @@ class LiveBatch:
         first_slot = self._slots.num_used
         for sequence in sequences:  # before what may fail, so that they are freed with the sequence
             self._slots.take(sequence)
-        launched = self._engine.prefill([s.request for s in sequences], first_slot, drafts)
+        launched = self._engine.prefill([each.request for each in sequences], first_slot, drafts)
         for sequence in sequences:
             if others := self._slots.take(sequence, sequence.num_rows - 1):
                 self._cache.add_beams(self._slots.of(sequence)[0], others)
@@ -96,7 +105,7 @@ class LiveBatch:
 
     def _launch(self) -> _Launched:
         """Launch a pass over the last tokens of all live sequences, and the drafts that pay."""
-        last = self._slots.by_slot(lambda sequence: sequence.last_token_ids)
+        last = self._slots.by_slot(lambda each: each.last_token_ids)
         owners = self._slots.slot_owners()
         drafts = self._engine.drafts(owners)
         tokens = [[token_id, *draft] for token_id, draft in zip(last, drafts, strict=True)]
@@ -104,7 +113,7 @@ class LiveBatch:
         by_slot = rows_of(drafts)
         rows: dict[LiveSequence, Sequence[int]] = {}
         for sequence, slots in self._slots.rows().items():
-            rows[sequence] = [row for slot in slots for row in by_slot[slot]]
+            rows[sequence] = list(chain.from_iterable(by_slot[slot] for slot in slots))
         by_sequence = dict(zip(owners, drafts, strict=True))
         return LaunchedPass(launched, len(tokens) * width_of(drafts), rows, by_sequence)
 
@@ -130,10 +139,7 @@ class LiveBatch:
         )
 
     def _advance(self, launched: _Launched, chosen: Chosen[Any]) -> list[tuple[int, int]]:
-        """Append the chosen tokens to the sequences of a pass, and keep the drafted ones.
-
-        Return the moves of beams: slots, from and to.
-        """
+        """Append chosen tokens, keep drafted ones; return the moves of beams, slot to slot."""
         moves: list[tuple[int, int]] = []
         accepted: list[tuple[int, int]] = []  # slot and number of drafted tokens
         for sequence, choices in zip(launched.rows, chosen.choices, strict=True):
@@ -174,25 +180,19 @@ class LiveBatch:
                     self._cache.roll_back(freed.last)
 
     def clear(self) -> None:
-        """Free all slots."""
         self._slots.clear()
         self._pipeline.clear()
 
 
 def start_sequence(request: SequenceRequest, rules: GenerationRules) -> LiveSequence:
-    """Return the empty sequence of a request."""
-    return (
-        SingleSequence(request, rules) if request.num_beams == 1 else BeamSequence(request, rules)
-    )
+    kind = SingleSequence if request.num_beams == 1 else BeamSequence
+    return kind(request, rules)
 
 
 def generate_all(
     decoder: Decoder, requests: Sequence[SequenceRequest], make_engine: NewEngine = new_engine
 ) -> list[GeneratedSequence]:
-    """Generate all `requests` in one batch and return them in order.
-
-    Raise the first `SequenceError`.
-    """
+    """Generate `requests` in one batch, in order; raise the first `SequenceError`."""
     return [sequence.result() for sequence in generate_each(decoder, requests, make_engine)]
 
 

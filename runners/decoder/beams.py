@@ -9,16 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from runners.decoder.sequences import (
-    GeneratedSequence,
-    SequenceRequest,
-    check_deadline,
-    finish_reason_of,
-)
+from runners.decoder.sequences import GeneratedSequence, LiveSequence
 from runners.tokens.conditions import Choice, RowConditions
 from runners.tokens.constraints import ConstraintState
 from runners.tokens.errors import NonFiniteLogits, SequenceError
-from runners.tokens.rules import GenerationRules
 from wire.runner_messages import FinishReason
 
 _UNUSED_ROW_SCORE = -1e9  # transformers' score of a row without a beam
@@ -54,31 +48,19 @@ class FinishedBeam:
 
 
 @dataclass(slots=True, eq=False)
-class BeamSequence:
+class BeamSequence(LiveSequence):
     """A sequence with `num_beams` rows."""
 
-    request: SequenceRequest
-    rules: GenerationRules
     beams: list[Beam] = field(default_factory=lambda: [Beam()])
     finished: list[FinishedBeam] = field(default_factory=list)  # best first, at most `num_beams`
-    finish_reason: FinishReason | None = None
-    error: SequenceError | None = None
 
     @property
-    def num_rows(self) -> int:
-        return self.request.num_beams
-
-    @property
-    def has_ended(self) -> bool:
-        return self.finish_reason is not None or self.error is not None
+    def num_tokens(self) -> int:
+        return len(self.beams[0].token_ids)
 
     @property
     def last_token_ids(self) -> Sequence[int]:
         return [beam.token_ids[-1] for beam in self.beams]
-
-    @property
-    def has_one_token_left(self) -> bool:
-        return len(self.beams[0].token_ids) + 1 >= self.request.max_new_tokens
 
     @property
     def settled_token_ids(self) -> Sequence[int]:
@@ -89,40 +71,14 @@ class BeamSequence:
         pairs = zip(min(answers), max(answers), strict=False)
         return [first for first, last in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
-    @property
-    def num_accepted(self) -> int:
-        return 0
-
-    def propose(self) -> Sequence[int]:
-        return ()
-
-    # beams have none
+    # beams have no draft
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:  # noqa: ARG002
         return [self._conditions(beam) for beam in self.beams]
-
-    def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
-        try:
-            check_deadline(self.request, len(self.beams[0].token_ids))
-            kept = self._keep_best(self._candidates(choices))
-        except SequenceError as error:
-            self.error = error
-            return ()
-        return [candidate.parent for candidate in kept]
-
-    def result(self) -> GeneratedSequence:
-        if self.error is not None:
-            raise self.error
-        if self.finish_reason is None:
-            raise ValueError("the sequence has not ended")
-        best = self.finished[0].beam if self.finished else self.beams[0]
-        return GeneratedSequence(
-            best.token_ids, best.logprobs, self.finish_reason, best.num_constrained
-        )
 
     def _conditions(self, beam: Beam) -> RowConditions:
         """Return a beam's conditions: enough candidates that `num_beams` remain if others end."""
         constraint = self.request.constraint
-        forced = self._forced_token(beam)
+        forced = self.forced_token(len(beam.token_ids))
         allowed = None
         if forced is None and constraint is not None:
             allowed = constraint.allowed(beam.state or constraint.start())
@@ -134,65 +90,55 @@ class BeamSequence:
             num_candidates=max(2, 1 + len(self.rules.eos_token_ids)) * self.num_rows,
         )
 
-    def _forced_token(self, beam: Beam) -> int | None:
-        return self.rules.forced_token(len(beam.token_ids), self.request.max_new_tokens)
-
-    def _candidates(self, choices: Sequence[Choice]) -> list[Candidate]:
-        """Return the allowed continuations, best first."""
-        if any(math.isnan(choice.score) for choice in choices):
-            raise NonFiniteLogits(
-                f"the logits of token {len(self.beams[0].token_ids)} are not finite"
-            )
-        return [self._extended(choice) for choice in choices if choice.score > -math.inf]
+    def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
+        try:
+            self.check_deadline()
+            if any(math.isnan(choice.score) for choice in choices):
+                raise NonFiniteLogits(f"the logits of token {self.num_tokens} are not finite")
+            possible = [choice for choice in choices if choice.score > -math.inf]
+            kept = self._keep_best([self._extended(choice) for choice in possible])
+        except SequenceError as error:
+            self.error = error
+            return ()
+        return [candidate.parent for candidate in kept]
 
     def _extended(self, choice: Choice) -> Candidate:
         before = self.beams[choice.row]
         constraint = self.request.constraint
         token_ids = (*before.token_ids, choice.token_id)
         state = before.state
-        if constraint is not None and self._forced_token(before) is None:
+        if constraint is not None and self.forced_token(len(before.token_ids)) is None:
             state = constraint.after(state or constraint.start(), choice.token_id)
-        beam = Beam(
-            token_ids,
-            (*before.logprobs, choice.logprob),
-            choice.score,
-            state,
-            before.num_constrained + choice.is_constrained,
-        )
-        return Candidate(
-            beam, choice.row, finish_reason_of(token_ids, self.request.max_new_tokens, self.rules)
-        )
+        logprobs = (*before.logprobs, choice.logprob)
+        num_constrained = before.num_constrained + choice.is_constrained
+        beam = Beam(token_ids, logprobs, choice.score, state, num_constrained)
+        return Candidate(beam, choice.row, self.finish_reason_of(token_ids))
 
     def _keep_best(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Collect finished beams, keep the best open ones as rows, and end the search if none of
         them can improve.
         """
-        self._add_finished(
-            [candidate for candidate in candidates[: self.num_rows] if candidate.finish_reason]
-        )
-        open_candidates = [candidate for candidate in candidates if candidate.finish_reason is None]
-        if not open_candidates:
-            self._end_search()
-            return []
-        kept = open_candidates[: self.num_rows]
-        # a forced token or a constraint can leave fewer candidates than rows
-        missing = self.num_rows - len(kept)
-        kept += [replace(kept[0], beam=replace(kept[0].beam, score=_UNUSED_ROW_SCORE))] * missing
-        self.beams = [candidate.beam for candidate in kept]
-        if not self._may_improve():
-            self._end_search()
+        self._add_finished(candidates[: self.num_rows])
+        kept = [each for each in candidates if each.finish_reason is None][: self.num_rows]
+        if kept:
+            # a forced token or a constraint can leave fewer candidates than rows
+            unused = replace(kept[0], beam=replace(kept[0].beam, score=_UNUSED_ROW_SCORE))
+            kept += [unused] * (self.num_rows - len(kept))
+            self.beams = [candidate.beam for candidate in kept]
+        if not kept or not self._may_improve():
+            self.finish_reason = self.finished[0].finish_reason if self.finished else "length"
         return kept
 
-    def _add_finished(self, ended: Sequence[Candidate]) -> None:
-        """Add finished beams and keep the best `num_beams`; early stopping closes a full list."""
+    def _add_finished(self, candidates: Sequence[Candidate]) -> None:
+        """Add those that have ended and keep the best `num_beams`; early stopping closes a full
+        list.
+        """
         if self._is_full and self.rules.early_stopping is True:
             return
-        for candidate in ended:
-            score = (
-                candidate.beam.score / len(candidate.beam.token_ids) ** self.rules.length_penalty
-            )
-            assert candidate.finish_reason is not None
-            self.finished.append(FinishedBeam(candidate.beam, score, candidate.finish_reason))
+        for beam, reason in [(each.beam, each.finish_reason) for each in candidates]:
+            if reason is not None:
+                score = beam.score / len(beam.token_ids) ** self.rules.length_penalty
+                self.finished.append(FinishedBeam(beam, score, reason))
         # stable: equal scores keep their order
         self.finished.sort(key=lambda finished: -finished.score)
         del self.finished[self.num_rows :]
@@ -208,10 +154,10 @@ class BeamSequence:
         if self.rules.early_stopping is True:
             return False
         is_never = self.rules.early_stopping == "never" and self.rules.length_penalty > 0
-        length = self.request.max_new_tokens if is_never else len(self.beams[0].token_ids)
-        return (
-            self.beams[0].score / float(length**self.rules.length_penalty) > self.finished[-1].score
-        )
+        length = self.request.max_new_tokens if is_never else self.num_tokens
+        best = self.beams[0].score / float(length**self.rules.length_penalty)
+        return best > self.finished[-1].score
 
-    def _end_search(self) -> None:
-        self.finish_reason = self.finished[0].finish_reason if self.finished else "length"
+    def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
+        best = self.finished[0].beam if self.finished else self.beams[0]
+        return GeneratedSequence(best.token_ids, best.logprobs, finish_reason, best.num_constrained)

@@ -1,10 +1,178 @@
-"""The engine of each kind of device: another backend is a class and a line here."""
+"""The engines: each runs the passes of a decoder in one way, over slots that it owns.
 
+Problem: a CPU gains from reading likely tokens in the same pass, in whatever shape they come. A GPU
+gains from captured passes in fixed shapes, and must not idle while the host reads the tokens of one
+pass to launch the next.
+
+Solution: two classes with the interface `Engine` (runners/decoder/protocol.py).
+
+    EagerEngine    every pass in its own shape, with drafts and adapters
+    GraphEngine    captured passes and choices, the next pass launched before the host reads the
+                   tokens of this one: the host is one pass behind
+
+Invariants:
+- the batch and the scheduler know neither: another backend is a class and a line of `_ENGINES`;
+- a pass is counted in its slots when it is launched, a draft when the batch accepts it;
+- a captured choice puts next tokens and moves of beams into the pool on the device
+  (runners/cuda_graphs/graphs.py), where the next pass reads them;
+- captured passes have no adapters and room for few beams: other passes run eagerly, and none of
+  these is launched ahead;
+- the logits of a prefill are not in the pool, and their tokens are chosen eagerly.
+
+Shapes: B slots, R rows, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from runners.decoder.eager_engine import EagerEngine
-from runners.decoder.graph_engine import GraphEngine
+from torch import Tensor
+
+from runners.cuda_graphs.buckets import buckets, shared_prefixes
+from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
+from runners.cuda_graphs.packed_conditions import MAX_BEAMS
+from runners.decoder.drafts import MAX_SLOTS, paying
 from runners.decoder.protocol import Decoder, Engine, NewEngine
+from runners.decoder.sequences import LiveSequence, SequenceRequest
+from runners.kv_cache.slot_cache import SlotCache
+from runners.tokens.conditions import Chosen, NextInputs, RowConditions
+from runners.tokens.token_choice import choose_tokens
+
+
+class EagerEngine:
+    """The engine of a CPU; a launched pass is its logits (R, V)."""
+
+    def __init__(self, decoder: Decoder, num_slots: int) -> None:
+        self._decoder = decoder
+        self.cache = SlotCache(decoder.shape, num_slots)
+
+    def drafts(
+        self, sequences: Sequence[LiveSequence], is_first: bool = False
+    ) -> list[Sequence[int]]:
+        """Return the drafts that pay."""
+        can_draft = self._decoder.can_draft_first if is_first else self._decoder.can_draft
+        if not can_draft or len(sequences) > MAX_SLOTS:
+            return [()] * len(sequences)
+        return paying([sequence.propose() for sequence in sequences])
+
+    def prefill(
+        self,
+        requests: Sequence[SequenceRequest],
+        first_slot: int,
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> Tensor:
+        slots = range(first_slot, first_slot + len(requests))
+        adapters = [request.adapter for request in requests]
+        self.cache.begin(slots, [request.num_prefix_tokens for request in requests], adapters)
+        self._decoder.adapters.select(adapters)
+        return self._decoder.prefill(self.cache, requests, slots, drafts or [()] * len(requests))
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        places = self.cache.places(tokens)
+        self._decoder.adapters.select(self.cache.adapters[: len(tokens)])
+        logits = self._decoder.decode_step(self.cache, places)
+        self.cache.grow(range(len(tokens)))
+        return logits
+
+    def choose(
+        self,
+        launched: Tensor,
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+        following: Callable[[], NextInputs] | None = None,  # noqa: ARG002
+    ) -> Chosen[Tensor]:
+        return Chosen(choose_tokens(launched, conditions, sequences))
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPass:
+    """A launched pass; the logits of a prefill are not in the pool."""
+
+    logits: Tensor  # (R, V)
+    is_in_pool: bool
+
+
+class GraphEngine:
+    """The engine of a device that replays captured operations."""
+
+    def __init__(
+        self, decoder: Decoder, num_slots: int, capture: Capture = capture_cuda_graph
+    ) -> None:
+        shape = decoder.shape
+        self._decoder = decoder
+        self._eager = EagerEngine(decoder, num_slots)
+        self.cache = self._eager.cache
+        self.graphs = CudaGraphs(self._step, num_slots, shape.num_positions, shape.device, capture)
+        shared = shared_prefixes(num_slots, decoder.rules.num_beams) if shape.has_prefixes else ()
+        decoder.adapters.select([None] * num_slots)
+        self.graphs.capture_all(
+            buckets(num_slots, shape.num_positions, shape.min_length, shared),
+            decoder.rules.eos_token_ids,
+        )
+
+    def _step(self, token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
+        places = self.cache.fixed_places(token_ids, length, num_prefixes, MAX_BEAMS)
+        return self._decoder.decode_step(self.cache, places)
+
+    def drafts(
+        self,
+        sequences: Sequence[LiveSequence],
+        is_first: bool = False,  # noqa: ARG002
+    ) -> list[Sequence[int]]:
+        """Return none: captured passes read one token of each slot."""
+        return [()] * len(sequences)
+
+    def prefill(
+        self,
+        requests: Sequence[SequenceRequest],
+        first_slot: int,
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> GraphPass:
+        return GraphPass(self._eager.prefill(requests, first_slot, drafts), is_in_pool=False)
+
+    def decode(self, tokens: Sequence[Sequence[int]]) -> GraphPass:
+        if not self._is_captured(len(tokens)):
+            return GraphPass(self.graphs.store(self._eager.decode(tokens)), is_in_pool=True)
+        self.graphs.load([token_id for (token_id,) in tokens])
+        return self.launch(len(tokens))
+
+    def choose(
+        self,
+        launched: GraphPass,
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+        following: Callable[[], NextInputs] | None = None,
+    ) -> Chosen[GraphPass]:
+        if not launched.is_in_pool:
+            return Chosen(choose_tokens(launched.logits, conditions, sequences))
+        inputs = following() if following is not None else None
+        if inputs is None or not self._is_captured(len(inputs.rows)):
+            return self.graphs.choose(launched.logits, conditions, sequences)
+        look_ahead = partial(self.look_ahead, inputs)
+        return self.graphs.choose(launched.logits, conditions, sequences, inputs, look_ahead)
+
+    def look_ahead(self, inputs: NextInputs) -> GraphPass:
+        """Launch the next pass with the tokens and beam moves that the device is choosing."""
+        if moved := list(inputs.parents):
+            self.cache.reorder(moved, moved, self.graphs.moves(len(moved)))
+        return self.launch(len(inputs.rows))
+
+    def launch(self, num_slots: int) -> GraphPass:
+        """Launch a pass over the pool's tokens."""
+        slots = range(num_slots)
+        length = 1 + max(self.cache.num_tokens.of(slots))
+        num_prefixes, _ = self.cache.shared_prefixes(num_slots)
+        self._decoder.adapters.select(self.cache.adapters[:num_slots])  # for a pass without a graph
+        logits = self.graphs.run(num_slots, length, num_prefixes)
+        self.cache.grow(slots)
+        return GraphPass(logits, is_in_pool=True)
+
+    def _is_captured(self, num_slots: int) -> bool:
+        """Return True if passes over the first slots are captured."""
+        _, num_beams = self.cache.shared_prefixes(num_slots)
+        return num_beams <= MAX_BEAMS and not any(self.cache.adapters[:num_slots])
+
 
 _ENGINES: dict[str, NewEngine] = {"cuda": GraphEngine}  # keyed by torch's device type
 

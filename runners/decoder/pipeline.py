@@ -100,5 +100,4 @@ class Pipeline(Generic[SequenceT, PassT]):
         return True
 
     def clear(self) -> None:
-        """Drop the pass launched ahead."""
         self._ahead = None

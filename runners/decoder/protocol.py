@@ -27,11 +27,9 @@ class AdapterChoice(Protocol):
     @property
     def keys(self) -> frozenset[str]:
         """The adapters that requests may name."""
-        ...
 
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row for the next pass; `None` selects the base model."""
-        ...
 
 
 class Decoder(Protocol):
@@ -46,7 +44,6 @@ class Decoder(Protocol):
     @property
     def adapters(self) -> AdapterChoice:
         """The adapters that requests may name."""
-        ...
 
     def prefill(
         self,
@@ -59,14 +56,12 @@ class Decoder(Protocol):
 
         Return the logits (R, V) of each next token; rows are those of `rows_of(drafts)`.
         """
-        ...
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         """Process tokens at their places, without counting them.
 
         Return the logits (B * T, V) after each.
         """
-        ...
 
 
 class Engine(Protocol[PassT]):
@@ -75,7 +70,6 @@ class Engine(Protocol[PassT]):
     @property
     def cache(self) -> SlotCache:
         """The slots, which the engine owns."""
-        ...
 
     def drafts(
         self, sequences: Sequence[LiveSequence], is_first: bool = False
@@ -83,7 +77,6 @@ class Engine(Protocol[PassT]):
         """Return the tokens to read with the certain ones of slots, one draft for each of
         `sequences`; `is_first`: in a prefill.
         """
-        ...
 
     def prefill(
         self,
@@ -92,11 +85,9 @@ class Engine(Protocol[PassT]):
         drafts: Sequence[Sequence[int]] = (),
     ) -> PassT:
         """Process images and prompts into free slots, those from `first_slot` on."""
-        ...
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> PassT:
         """Process the next token of each slot from 0 on, and its draft after it."""
-        ...
 
     def choose(
         self,
@@ -111,7 +102,6 @@ class Engine(Protocol[PassT]):
         engine that can launch the next pass before its tokens are known calls `following`, which is
         None if that pass would be superfluous.
         """
-        ...
 
 
 NewEngine = Callable[[Decoder, int], Engine[Any]]  # arguments: a decoder and its number of slots

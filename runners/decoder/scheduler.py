@@ -1,4 +1,9 @@
-"""The scheduler of a decoder: one thread, which runs the batch and admits and removes sequences
+"""The scheduler of a decoder: continuous batching in one thread.
+
+Problem: sequences of many requests arrive at any time, have different lengths, are cancelled or
+expire; a model's failure or too little memory must end as few of them as possible.
+
+Solution: one thread runs the batch (runners/decoder/batch.py), which sequences enter and leave
 between decode steps.
 
     while sequences are queued or live:
@@ -7,7 +12,14 @@ between decode steps.
         decode one token of every live sequence
         resolve the futures of those that ended
 
-Knows sequences, futures and the batch (runners/decoder/batch.py); no family, HTTP or tasks.
+Invariants:
+- sequences are admitted in the order of submission: a large one is never overtaken;
+- every future is resolved exactly once: by its end, its cancellation, its deadline or the error
+  that ended it; no error ends the thread, a lost device ends the process;
+- a failed prefill fails its sequences alone, a failed step all live ones;
+- the batch and `_live` belong to the thread; callers share only the queue, under `_changed`.
+
+Knows sequences and futures; no family, HTTP or tasks.
 """
 
 import logging
@@ -71,7 +83,16 @@ class ScheduledSequence:
 
     def finish(self) -> None:
         """Resolve the future of a sequence that has ended."""
-        self.resolve(self.sequence.error or self._written())
+        if self.sequence.error is not None:
+            self.resolve(self.sequence.error)
+            return
+        written = WrittenSequence(
+            self.sequence.result(),
+            queue_s=self.admitted_s - self.submitted_s,
+            prefill_s=self.prefilled_s - self.admitted_s,
+            decode_s=time.monotonic() - self.prefilled_s,
+        )
+        self.resolve(written)
 
     def resolve(self, outcome: WrittenSequence | Exception) -> None:
         """Set the future's result or exception; of a cancelled future, only notify its waiters."""
@@ -81,14 +102,6 @@ class ScheduledSequence:
             self.future.set_exception(outcome)
         else:
             self.future.set_result(outcome)
-
-    def _written(self) -> WrittenSequence:
-        return WrittenSequence(
-            self.sequence.result(),
-            queue_s=self.admitted_s - self.submitted_s,
-            prefill_s=self.prefilled_s - self.admitted_s,
-            decode_s=time.monotonic() - self.prefilled_s,
-        )
 
 
 class Scheduler:
@@ -118,7 +131,6 @@ class Scheduler:
         self._slots_taken = SLOTS_TAKEN.labels(model_id)
 
     def start(self) -> None:
-        """Start the thread."""
         self._slots.set(self._limits.num_slots)
         self._thread.start()
 
@@ -137,44 +149,38 @@ class Scheduler:
         one step.
         """
         num_beams = max((request.num_beams for request in requests), default=1)
-        if num_beams > self._limits.num_slots:
-            raise TooManyBeams(
-                f"num_beams is {num_beams}; at most {self._limits.num_slots} are allowed, one per"
-                " slot"
-            )
+        limits = self._limits
+        if num_beams > limits.num_slots:
+            allowed = f"at most {limits.num_slots} are allowed, one per slot"
+            raise TooManyBeams(f"num_beams is {num_beams}; {allowed}")
         with self._changed:
-            self._check_queue(len(requests))
+            if len(self._queue) + len(requests) > limits.max_waiting:
+                raise Overloaded(
+                    f"the decoder's queue is full: {len(self._queue)} sequences are queued,"
+                    f" {len(requests)} were submitted, at most {limits.max_waiting} are allowed"
+                )
             now_s = time.monotonic()
-            added = [
-                ScheduledSequence(start_sequence(request, self._decoder.rules), now_s)
-                for request in requests
-            ]
+            sequences = [start_sequence(request, self._decoder.rules) for request in requests]
+            added = [ScheduledSequence(sequence, now_s) for sequence in sequences]
             self._queue.extend(added)
             self._queue_depth.set(len(self._queue))
             self._changed.notify()
         return [scheduled.future for scheduled in added]
 
-    def _check_queue(self, num_added: int) -> None:
-        limit = self._limits.max_waiting
-        if len(self._queue) + num_added > limit:
-            raise Overloaded(
-                f"the decoder's queue is full: {len(self._queue)} sequences are queued, {num_added}"
-                f" were submitted, at most {limit} are allowed"
-            )
-
     def _run(self) -> None:
         while self._wait_for_work():
             try:
                 with self.watchdog.iteration():
-                    self._remove_cancelled()
-                    self._admit()
-                    self._step()
+                    self._iterate()
             except Exception as error:  # any exception must reach all callers that it affects
                 exit_if_device_lost(error, self._name)
                 logger.exception(
                     "a decode iteration failed with %d live sequences", len(self._live)
                 )
-                self._fail_live(error)
+                self._batch.clear()
+                failed = list(self._live.values())
+                self._live.clear()
+                _fail(failed, error)
             self._live_sequences.set(len(self._live))
             self._slots_taken.set(self._batch.num_used_slots)
 
@@ -184,19 +190,17 @@ class Scheduler:
             self._changed.wait_for(lambda: self._live or self._queue or self._is_stopping)
             return bool(self._live or self._queue)
 
-    def _remove_cancelled(self) -> None:
+    def _iterate(self) -> None:
         for sequence, scheduled in self._live.items():
             if scheduled.future.cancelled():
                 sequence.finish_reason = "stop"
         self._notify_and_finish()
-
-    def _admit(self) -> None:
-        """Prefill the next queued sequences into free slots."""
-        admitted = self._take_from_queue()
-        for scheduled in admitted:
-            scheduled.admitted_s = time.monotonic()
-        if admitted:
+        if admitted := self._take_from_queue():
             self._prefill(admitted)
+            self._notify_and_finish()
+        if self._live:
+            self._batch_size.observe(self._batch.num_used_slots)
+            self._batch.step()
             self._notify_and_finish()
 
     def _take_from_queue(self) -> list[ScheduledSequence]:
@@ -205,6 +209,7 @@ class Scheduler:
         A sequence that exceeds the budget is returned alone. Cancelled and expired ones are
         resolved and left out.
         """
+        now_s = time.monotonic()
         taken: list[ScheduledSequence] = []
         longest = 0
         num_free = self._batch.num_free_slots
@@ -214,17 +219,18 @@ class Scheduler:
                 if taken and longest * (len(taken) + 1) > self._limits.max_prefill_tokens:
                     break
                 scheduled = self._queue.popleft()
-                if not _has_ended_in_queue(scheduled):
-                    taken.append(scheduled)
-                    num_free -= scheduled.sequence.num_rows
+                if scheduled.future.cancelled() or now_s > scheduled.sequence.request.deadline_s:
+                    message = "the deadline passed before the sequence was admitted"
+                    scheduled.resolve(DeadlineExceeded(message))
+                    continue
+                scheduled.admitted_s = now_s
+                taken.append(scheduled)
+                num_free -= scheduled.sequence.num_rows
             self._queue_depth.set(len(self._queue))
         return taken
 
     def _prefill(self, admitted: Sequence[ScheduledSequence]) -> None:
-        """Prefill sequences together; if memory runs out, in two halves.
-
-        A failure fails these sequences only.
-        """
+        """Prefill sequences together, in halves if memory runs out; a failure fails only these."""
         sequences = [scheduled.sequence for scheduled in admitted]
         try:
             self._batch.admit(sequences)
@@ -233,8 +239,7 @@ class Scheduler:
             if len(admitted) == 1:
                 _fail(admitted, error.with_traceback(None))  # its frames would keep the activations
                 return
-        # any exception of the model must reach all callers that it affects
-        except Exception as error:
+        except Exception as error:  # any exception must reach all callers that it affects
             exit_if_device_lost(error, self._name)
             logger.exception("a prefill of %d sequences failed", len(admitted))
             self._batch.remove(sequences)
@@ -254,36 +259,12 @@ class Scheduler:
         self._prefill(admitted[:half])
         self._prefill(admitted[half:])
 
-    def _step(self) -> None:
-        """Decode one token of every live sequence."""
-        if self._live:
-            self._batch_size.observe(self._batch.num_used_slots)
-            self._batch.step()
-            self._notify_and_finish()
-
-    def _fail_live(self, error: Exception) -> None:
-        """Free all slots and fail all live sequences."""
-        self._batch.clear()
-        live = list(self._live.values())
-        self._live.clear()
-        _fail(live, error)
-
     def _notify_and_finish(self) -> None:
         """Notify listeners of new tokens, then free slots of ended sequences and resolve them."""
         for scheduled in self._live.values():
             scheduled.notify_listener()
         for sequence in self._batch.remove_ended():
             self._live.pop(sequence).finish()
-
-
-def _has_ended_in_queue(scheduled: ScheduledSequence) -> bool:
-    """Return True if a queued sequence is cancelled or expired, and resolve its future."""
-    has_ended = (
-        scheduled.future.cancelled() or time.monotonic() > scheduled.sequence.request.deadline_s
-    )
-    if has_ended:
-        scheduled.resolve(DeadlineExceeded("the deadline passed before the sequence was admitted"))
-    return has_ended
 
 
 def _fail(failed: Iterable[ScheduledSequence], error: Exception) -> None:

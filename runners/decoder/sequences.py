@@ -6,11 +6,11 @@ and rules: logits, slots, caches and families are unknown here.
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from random import Random
-from typing import Protocol
 
 from torch import Tensor
 
@@ -60,78 +60,101 @@ class GeneratedSequence:
     num_constrained: int = 0  # tokens that the constraint chose against the model
 
 
-class LiveSequence(Protocol):
+@dataclass(slots=True, eq=False)
+class LiveSequence(ABC):
     """A sequence during generation, as the batch uses it."""
 
     request: SequenceRequest
-    finish_reason: FinishReason | None
-    error: SequenceError | None
+    rules: GenerationRules
+    finish_reason: FinishReason | None = None
+    error: SequenceError | None = None
+    num_accepted: int = 0  # drafted tokens that the last `advance` appended
 
     @property
     def num_rows(self) -> int:
         """The number of slots that the sequence takes."""
-        ...
+        return self.request.num_beams
 
     @property
     def has_ended(self) -> bool:
         """True once the sequence is complete or has failed."""
-        ...
-
-    @property
-    def last_token_ids(self) -> Sequence[int]:
-        """The last token of each row, the input of the next decode step."""
-        ...
+        return self.finish_reason is not None or self.error is not None
 
     @property
     def has_one_token_left(self) -> bool:
         """True if the next token reaches `max_new_tokens`."""
-        ...
+        return self.num_tokens + 1 >= self.request.max_new_tokens
 
     @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """The number of generated tokens, equal for all rows."""
+
+    @property
+    @abstractmethod
+    def last_token_ids(self) -> Sequence[int]:
+        """The last token of each row, the input of the next decode step."""
+
+    @property
+    @abstractmethod
     def settled_token_ids(self) -> Sequence[int]:
         """The leading tokens of the answer that can no longer change."""
-        ...
 
     def propose(self) -> Sequence[int]:
         """Return the likely next tokens, for a draft; none of a sequence with several rows."""
-        ...
+        return ()
 
+    @abstractmethod
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         """Return the conditions on each row's next token, and on that after each token of `draft`.
 
         To be called once a pass.
         """
-        ...
 
-    @property
-    def num_accepted(self) -> int:
-        """The number of drafted tokens that the last `advance` appended."""
-        ...
-
+    @abstractmethod
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
         """Append the chosen tokens, and return each row's parent row, whose cache it continues.
 
         Of a draft, `choices` are appended up to the first that differs from it.
         A sequence that fails gets its `error`; of one that has ended the rows are meaningless.
         """
-        ...
 
     def result(self) -> GeneratedSequence:
         """Return the generated sequence, or raise its error; `ValueError` before it has ended."""
-        ...
+        if self.error is not None:
+            raise self.error
+        if self.finish_reason is None:
+            raise ValueError("the sequence has not ended")
+        return self.generated(self.finish_reason)
+
+    @abstractmethod
+    def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
+        """Return the sequence as it is now, with `finish_reason`."""
+
+    def check_deadline(self) -> None:
+        """Raise `DeadlineExceeded` if the deadline has passed."""
+        if time.monotonic() > self.request.deadline_s:
+            raise DeadlineExceeded(f"the deadline passed after {self.num_tokens} tokens")
+
+    def forced_token(self, position: int) -> int | None:
+        """Return the only token that the rules allow at `position`, if there is one."""
+        return self.rules.forced_token(position, self.request.max_new_tokens)
+
+    def finish_reason_of(self, token_ids: Sequence[int]) -> FinishReason | None:
+        """Return why an answer ends with `token_ids`, or None; a forced end is "length"."""
+        is_full = len(token_ids) >= self.request.max_new_tokens
+        is_end = token_ids[-1] in self.rules.eos_token_ids
+        if is_full and (not is_end or self.rules.forced_eos_token_id == token_ids[-1]):
+            return "length"
+        return "stop" if is_end else None
 
 
 @dataclass(slots=True, eq=False)
-class SingleSequence:
+class SingleSequence(LiveSequence):
     """A greedy or sampled sequence, with one row."""
 
-    request: SequenceRequest
-    rules: GenerationRules
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    error: SequenceError | None = None
-    num_accepted: int = 0
     num_constrained: int = 0
     _draft: Sequence[int] = ()
     _conditions: Sequence[RowConditions] = ()  # one for the next token, one after each draft token
@@ -143,20 +166,12 @@ class SingleSequence:
         self._random = Random(self.request.seed)
 
     @property
-    def num_rows(self) -> int:
-        return 1
-
-    @property
-    def has_ended(self) -> bool:
-        return self.finish_reason is not None or self.error is not None
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
 
     @property
     def last_token_ids(self) -> Sequence[int]:
         return self.token_ids[-1:]
-
-    @property
-    def has_one_token_left(self) -> bool:
-        return len(self.token_ids) + 1 >= self.request.max_new_tokens
 
     @property
     def settled_token_ids(self) -> Sequence[int]:
@@ -165,15 +180,14 @@ class SingleSequence:
     def propose(self) -> Sequence[int]:
         if self.request.temperature:
             return ()
-        forced = self.rules.forced_token(len(self.token_ids), self.request.max_new_tokens)
+        forced = self.forced_token(self.num_tokens)
         draft = [] if forced is None else [forced]
         constraint = self.request.constraint
         words = self.request.prompt_words
         if constraint is not None and words is not None and self._state is not None:
-            draft += words.continuation(
-                self._state, constraint.allowed(self._state), self.token_ids
-            )
-        return draft[: self.request.max_new_tokens - len(self.token_ids) - 1]
+            allowed = constraint.allowed(self._state)
+            draft += words.continuation(self._state, allowed, self.token_ids)
+        return draft[: self.request.max_new_tokens - self.num_tokens - 1]
 
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         written = list(self.token_ids)
@@ -192,7 +206,7 @@ class SingleSequence:
     ) -> RowConditions:
         constraint = self.request.constraint
         allowed = None
-        forced = self.rules.forced_token(len(written), self.request.max_new_tokens)
+        forced = self.forced_token(len(written))
         if forced is None and constraint is not None and state is not None:
             allowed = constraint.allowed(state)
         temperature = self.request.temperature
@@ -208,10 +222,7 @@ class SingleSequence:
     def _state_after(
         self, state: ConstraintState | None, token_id: int, conditions: RowConditions
     ) -> ConstraintState | None:
-        """Return the state after a token.
-
-        One that the constraint did not choose does not change it.
-        """
+        """Return the state after a token; one that the constraint did not choose keeps it."""
         if self.request.constraint is None or state is None or conditions.allowed is None:
             return state
         return self.request.constraint.after(state, token_id)
@@ -233,45 +244,19 @@ class SingleSequence:
 
         If rules and constraint together allow no token (-inf), the answer ends without it.
         """
-        check_deadline(self.request, len(self.token_ids))
+        self.check_deadline()
         if choice.logprob == -math.inf and conditions.allowed is not None:
             self.finish_reason = "stop"
             return
         if not math.isfinite(choice.logprob):
-            raise NonFiniteLogits(f"the logits of token {len(self.token_ids)} are not finite")
+            raise NonFiniteLogits(f"the logits of token {self.num_tokens} are not finite")
         self._state = self._state_after(self._state, choice.token_id, conditions)
         self.token_ids.append(choice.token_id)
         self.logprobs.append(choice.logprob)
         self.num_constrained += choice.is_constrained
-        self.finish_reason = finish_reason_of(
-            self.token_ids, self.request.max_new_tokens, self.rules
-        )
+        self.finish_reason = self.finish_reason_of(self.token_ids)
 
-    def result(self) -> GeneratedSequence:
-        if self.error is not None:
-            raise self.error
-        if self.finish_reason is None:
-            raise ValueError("the sequence has not ended")
+    def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
         return GeneratedSequence(
-            tuple(self.token_ids), tuple(self.logprobs), self.finish_reason, self.num_constrained
+            tuple(self.token_ids), tuple(self.logprobs), finish_reason, self.num_constrained
         )
-
-
-def check_deadline(request: SequenceRequest, num_tokens: int) -> None:
-    """Raise `DeadlineExceeded` if the deadline has passed; `num_tokens` are generated so far."""
-    if time.monotonic() > request.deadline_s:
-        raise DeadlineExceeded(f"the deadline passed after {num_tokens} tokens")
-
-
-def finish_reason_of(
-    token_ids: Sequence[int], max_new_tokens: int, rules: GenerationRules
-) -> FinishReason | None:
-    """Return why an answer ends with the last of `token_ids`, or None if it continues.
-
-    A forced end token is "length".
-    """
-    is_full = len(token_ids) >= max_new_tokens
-    is_end = token_ids[-1] in rules.eos_token_ids
-    if is_full and (not is_end or rules.forced_eos_token_id == token_ids[-1]):
-        return "length"
-    return "stop" if is_end else None

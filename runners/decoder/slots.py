@@ -99,6 +99,5 @@ class SlotTable(Generic[OwnerT]):
         return freed
 
     def clear(self) -> None:
-        """Free all slots."""
         self._owners.clear()
         self._slots.clear()

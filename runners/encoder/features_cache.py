@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from cachetools import LRUCache
 from opentelemetry.context import Context, get_current
@@ -62,7 +63,7 @@ class VisionCache:
         self._model_id = model_id
         self._max_encoding = max_encoding
         self._encode = encode
-        self._features: LRUCache[str, Tensor] = LRUCache(max_bytes, getsizeof=num_bytes)
+        self._features: LRUCache[str, Tensor] = LRUCache(max_bytes, getsizeof=attrgetter("nbytes"))
         self._bytes = VISION_CACHE_BYTES.labels(model_id)
         self._depth = QUEUE_DEPTH.labels(model_id, "encode")
 
@@ -82,30 +83,19 @@ class VisionCache:
             if pixels is None:
                 return None
             if len(self.encodings) >= self._max_encoding:
-                message = (
-                    f"{len(self.encodings)} images are queued for encoding, the maximum; retry"
-                    " later"
-                )
-                return Failed(code="overloaded", message=message)
+                queued = f"{len(self.encodings)} images are queued for encoding"
+                return Failed(code="overloaded", message=f"{queued}, the maximum; retry later")
             outcome = "miss"
-            encoding = self._start(image_key, pixels, adapter)
-        return await self._join(encoding, outcome)
-
-    async def _join(self, encoding: Encoding, outcome: CacheOutcome) -> CachedFeatures | Failed:
+            encoding = self.encodings[image_key] = Encoding(pixels, adapter)
+            encoding.task = asyncio.create_task(self._run(image_key, encoding))
         start_s = time.monotonic()
         assert encoding.task is not None
         encoded = await asyncio.shield(encoding.task)
         if encoding.features is None:
             return encoded.failed or _FAILED
         encode_s = encoded.encode_s if outcome == "miss" else 0.0
-        return self._found(
-            encoding.features, outcome, encode_s, max(0.0, time.monotonic() - start_s - encode_s)
-        )
-
-    def _start(self, image_key: str, pixels: Pixels, adapter: str | None) -> Encoding:
-        encoding = self.encodings[image_key] = Encoding(pixels, adapter)
-        encoding.task = asyncio.create_task(self._run(image_key, encoding))
-        return encoding
+        queue_s = max(0.0, time.monotonic() - start_s - encode_s)
+        return self._found(encoding.features, outcome, encode_s, queue_s)
 
     async def _run(self, image_key: str, encoding: Encoding) -> EncodedImage:
         try:
@@ -116,8 +106,9 @@ class VisionCache:
             return EncodedImage(encode_s=0.0, failed=_FAILED)
         finally:
             del self.encodings[image_key]
-        if encoding.features is not None and num_bytes(encoding.features) <= self._features.maxsize:
-            self._features[image_key] = encoding.features
+        features = encoding.features
+        if features is not None and features.nbytes <= self._features.maxsize:
+            self._features[image_key] = features
             self._bytes.set(self._features.currsize)
         return encoded
 
@@ -125,10 +116,5 @@ class VisionCache:
         self, features: Tensor, outcome: CacheOutcome, encode_s: float = 0.0, queue_s: float = 0.0
     ) -> CachedFeatures:
         VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
-        return CachedFeatures(
-            features, FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
-        )
-
-
-def num_bytes(features: Tensor) -> int:
-    return features.numel() * features.element_size()
+        found = FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
+        return CachedFeatures(features, found)

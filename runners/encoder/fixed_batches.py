@@ -46,10 +46,7 @@ def batch_sizes(max_batch_size: int) -> list[int]:
 
 
 def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
-    """Yield the parts of a batch, each as large as `sizes` allow.
-
-    They begin with the largest and end with 1.
-    """
+    """Yield the parts of a batch, each as large as `sizes` allow, from the largest to 1."""
     start = 0
     for size in sizes:
         while num_images - start >= size:
@@ -87,9 +84,8 @@ class BoundSession:
 
     def check_replay(self, size: int) -> None:
         """Raise `RuntimeError` if a replay gives other features than a run without the graph."""
-        noise = np.random.default_rng(size).integers(
-            0, 256, tuple(self._pixels[:size].shape), dtype=np.uint8
-        )
+        shape = tuple(self._pixels[:size].shape)
+        noise = np.random.default_rng(size).integers(0, 256, shape, dtype=np.uint8)
         replayed = self.encode(noise).clone()
         self.run(size)
         cosines = torch.cosine_similarity(replayed.flatten(1), self._features[:size].flatten(1))
@@ -97,10 +93,7 @@ class BoundSession:
             raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
 
     def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
-        """Compute the features of the first `size` images of the input.
-
-        A session without graphs ignores `graph_id`.
-        """
+        """Compute the features of the first `size` images; without graphs `graph_id` is ignored."""
         if self._device == "cuda":
             # ONNX Runtime has its own stream; torch's may still copy pixels, and the features of
             # the run before.
@@ -111,22 +104,13 @@ class BoundSession:
         self._session.run_with_iobinding(self._binding(size), options)
 
     def _binding(self, size: int) -> onnxruntime.IOBinding:
-        """Return the binding of a batch of `size` images."""
         if size not in self._bindings:
             binding = self._bindings[size] = self._session.io_binding()
-            pixels = self._pixels[:size]
-            features = self._features[:size]
-            binding.bind_input(
-                self._given.name, self._device, 0, np.uint8, tuple(pixels.shape), pixels.data_ptr()
-            )
-            binding.bind_output(
-                self._made.name,
-                self._device,
-                0,
-                np.float32,
-                tuple(features.shape),
-                features.data_ptr(),
-            )
+            for name, bind, memory, dtype in (
+                (self._given.name, binding.bind_input, self._pixels[:size], np.uint8),
+                (self._made.name, binding.bind_output, self._features[:size], np.float32),
+            ):
+                bind(name, self._device, 0, dtype, tuple(memory.shape), memory.data_ptr())
         return self._bindings[size]
 
 
@@ -164,12 +148,8 @@ class FixedBatches:
     def _load(self, with_graphs: bool) -> None:
         if not (with_graphs and self._capture()):
             self._open(with_graphs=False)
-        logger.info(
-            "%s: batches of %s images, CUDA graphs of %s",
-            self._name,
-            self.sizes,
-            self.captured_sizes,
-        )
+        message = "%s: batches of %s images, CUDA graphs of %s"
+        logger.info(message, self._name, self.sizes, self.captured_sizes)
 
     def _capture(self) -> bool:
         """Capture all sizes; return False if the session refuses, or a capture fails."""
@@ -187,9 +167,8 @@ class FixedBatches:
         except Exception as error:
             exit_if_device_lost(error, self._name)
             # The traceback is not logged: it would hold the session.
-            logger.warning(
-                "%s cannot %s; it runs without CUDA graphs: %s", self._name, action, str(error)
-            )
+            message = "%s cannot %s; it runs without CUDA graphs: %s"
+            logger.warning(message, self._name, action, str(error))
             return False
         self.captured_sizes = list(self.sizes)
         return True
@@ -198,24 +177,15 @@ class FixedBatches:
         """Open a session and run every size without a graph; drop sizes that exceed the memory."""
         self._session = None  # a failed one is freed first
         session = BoundSession(self._open_session(with_graphs), self._max_batch_size, self._device)
-        self.sizes = [
-            size for size in batch_sizes(self._max_batch_size) if self._fits(session, size)
-        ]
+        self.sizes = []
+        for size in batch_sizes(self._max_batch_size):
+            try:
+                session.run(size)
+                self.sizes.append(size)
+            except Exception as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                message = "%s: too little memory for batches of %d images: %s"
+                logger.warning(message, self._name, size, str(error))
         self._session = session
         return session
-
-    def _fits(self, session: BoundSession, size: int) -> bool:
-        """Run a batch.
-
-        Return False if it exceeds the memory, which of a single image is an error.
-        """
-        try:
-            session.run(size)
-        except Exception as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-            logger.warning(
-                "%s: too little memory for batches of %d images: %s", self._name, size, str(error)
-            )
-            return False
-        return True

@@ -64,18 +64,14 @@ class VisionEncoder:
         self.fixed_batches: FixedBatches | None = None  # used on a GPU only
 
     def load(self) -> None:
-        """Load the graph.
-
-        Raise `RuntimeError` if ONNX Runtime would not run it on the requested device.
-        """
+        """Load the graph; raise `RuntimeError` if ONNX Runtime would run it on another device."""
         if self._device == "cpu":
             self._session = self._open()
             return
         onnxruntime.preload_dlls()  # the pip packages of CUDA's libraries are on no library path
-        self.fixed_batches = FixedBatches(
-            self._open, self._cuda.max_batch_size, self._device, self._cuda.name
-        )
-        self.fixed_batches.load(self._cuda.with_graphs)
+        cuda = self._cuda
+        self.fixed_batches = FixedBatches(self._open, cuda.max_batch_size, self._device, cuda.name)
+        self.fixed_batches.load(cuda.with_graphs)
 
     def encode(self, pixels: Pixels) -> Tensor:
         """Return image features (B, N, C), float32, on the encoder's device, of resized RGB
@@ -84,10 +80,8 @@ class VisionEncoder:
         if self.fixed_batches is not None:
             return encode_splitting(self.fixed_batches.encode, pixels)
         step = self._max_images or len(pixels)
-        parts = [
-            encode_splitting(self._run, pixels[start : start + step])
-            for start in range(0, len(pixels), step)
-        ]
+        starts = range(0, len(pixels), step)
+        parts = [encode_splitting(self._run, pixels[start : start + step]) for start in starts]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _open(self, with_graphs: bool = False) -> onnxruntime.InferenceSession:
@@ -119,9 +113,8 @@ class VisionEncoder:
         binding = self._session.io_binding()
         value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(pixels))
         binding.bind_ortvalue_input(given.name, value)
-        binding.bind_output(
-            output.name, "cpu", 0, np.float32, tuple(features.shape), features.data_ptr()
-        )
+        shape = tuple(features.shape)
+        binding.bind_output(output.name, "cpu", 0, np.float32, shape, features.data_ptr())
         self._session.run_with_iobinding(binding)
         return features
 
@@ -130,10 +123,8 @@ class VisionEncoder:
 def _make_shared_arena() -> None:
     """Register the arena of sessions with `use_env_allocators`; ONNX Runtime has one per device."""
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
-    memory = onnxruntime.OrtMemType.DEFAULT
-    onnxruntime.create_and_register_allocator(
-        onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), None
-    )
+    memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(memory, None)
 
 
 def execution_providers(
@@ -176,10 +167,6 @@ def encode_splitting(run: Callable[[Pixels], Tensor], pixels: Pixels) -> Tensor:
         if len(pixels) == 1 or not is_out_of_memory(error):
             raise
     half = len(pixels) // 2
-    logger.warning(
-        "out of memory in a batch of %d images; encoding %d and %d",
-        len(pixels),
-        half,
-        len(pixels) - half,
-    )
+    message = "out of memory in a batch of %d images; encoding %d and %d"
+    logger.warning(message, len(pixels), half, len(pixels) - half)
     return torch.cat([encode_splitting(run, pixels[:half]), encode_splitting(run, pixels[half:])])

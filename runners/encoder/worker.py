@@ -12,6 +12,7 @@ only slow each other down.
 import logging
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,8 @@ class EncoderWorker:
         self._manifest = manifest
         self._options = options
         self._features_device = features_device
-        self.watchdog = Watchdog(
-            f"the encoder of {manifest.model_id}", options.limits.stuck_after_s
-        )
+        self._name = f"the encoder of {manifest.model_id}"
+        self.watchdog = Watchdog(self._name, options.limits.stuck_after_s)
 
     def load(self, folder: Path, num_cores: int) -> None:
         """Load the graph and encode a black image; a GPU first captures or runs all batch sizes."""
@@ -50,20 +50,15 @@ class EncoderWorker:
         device = encoder_device(options.device)
         precision = choose_precision(manifest, "encoder", device, options.encoder_precision)
         threads = num_threads(options.encoder_threads, manifest.hidden_size, num_cores)
-        cuda = self._cuda_options() if device == "cuda" else None
+        max_bytes = None
+        # without a GPU, ONNX Runtime says what is missing
+        if device == "cuda" and torch.cuda.is_available():
+            max_bytes = encoder_bytes(torch.cuda.mem_get_info()[0], options.num_sharing_gpu)
+        cuda = CudaOptions(encoder_batch_size(options), max_bytes, self._name)
         self._encoder = VisionEncoder(folder, threads, precision, device, cuda)
         self._encoder.load()
         width, height = manifest.image_size_wh
         self._encoder.encode(np.zeros((1, height, width, 3), dtype=np.uint8))
-
-    def _cuda_options(self) -> CudaOptions:
-        options = self._options
-        max_bytes = None
-        if torch.cuda.is_available():  # if not, ONNX Runtime says what is missing
-            max_bytes = encoder_bytes(torch.cuda.mem_get_info()[0], options.num_sharing_gpu)
-        return CudaOptions(
-            encoder_batch_size(options), max_bytes, f"the encoder of {self._manifest.model_id}"
-        )
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
         """Set the features of each image; if a batch fails, its images are encoded one by one."""
@@ -72,35 +67,29 @@ class EncoderWorker:
         with self.watchdog.iteration():
             failures = self._encode(batch)
         encode_s = time.monotonic() - start_s
+        size = {"diptych.batch_size": len(batch)}
         for encoding in batch:
             past_span("encode_queue", encoding.started_s, start_s, parent=encoding.trace)
-            size = {"diptych.batch_size": len(batch)}
             past_span("encode_batch", start_s, start_s + encode_s, size, encoding.trace)
         return [EncodedImage(encode_s=encode_s, failed=failed) for failed in failures]
 
     def _encode(self, batch: Sequence[Encoding]) -> list[Failed | None]:
         try:
-            # A view for a single image, which may be in shared memory.
-            pixels = (
-                batch[0].pixels[np.newaxis]
-                if len(batch) == 1
-                else np.stack([each.pixels for each in batch])
-            )
+            if len(batch) == 1:  # a view, which may be in shared memory
+                pixels = batch[0].pixels[np.newaxis]
+            else:
+                pixels = np.stack([each.pixels for each in batch])
             features = self._encoder.encode(pixels)
         except Exception as error:  # any exception must reach the calls whose images caused it
-            exit_if_device_lost(error, f"the encoder of {self._manifest.model_id}")
+            exit_if_device_lost(error, self._name)
             if len(batch) == 1:
-                logger.exception("the encoder of %s failed for an image", self._manifest.model_id)
-                return [
-                    Failed(
-                        code="internal",
-                        message=f"the vision encoder failed: {type(error).__name__}",
-                    )
-                ]
+                logger.exception("%s failed for an image", self._name)
+                message = f"the vision encoder failed: {type(error).__name__}"
+                return [Failed(code="internal", message=message)]
             logger.warning(
                 "a batch of %d images failed; encoding them one by one: %r", len(batch), error
             )
-            return [failed for encoding in batch for failed in self._encode([encoding])]
+            return list(chain.from_iterable(self._encode([encoding]) for encoding in batch))
         for encoding, row in zip(batch, features, strict=True):
             # A copy: a cached view would keep the features of the whole batch in memory.
             own = row if len(batch) == 1 else row.clone()
@@ -131,14 +120,10 @@ class Encoders:
         return adapter if adapter in self._workers else None
 
     def encode(self, batch: Sequence[Encoding]) -> list[EncodedImage]:
-        """Set the features of each image, by the encoder of its adapter.
-
-        Return the outcomes in order.
-        """
+        """Set the features of images, by their adapters' encoders; return outcomes in order."""
         outcomes: dict[int, EncodedImage] = {}
         for adapter in dict.fromkeys(encoding.adapter for encoding in batch):
             places = [place for place, encoding in enumerate(batch) if encoding.adapter == adapter]
-            outcomes |= zip(
-                places, self._workers[adapter].encode([batch[each] for each in places]), strict=True
-            )
+            encoded = self._workers[adapter].encode([batch[place] for place in places])
+            outcomes |= zip(places, encoded, strict=True)
         return [outcomes[place] for place in range(len(batch))]

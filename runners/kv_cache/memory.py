@@ -6,6 +6,7 @@ size, B rows of a batch, T tokens of a row, M moves.
 """
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,15 +20,13 @@ class KeyValueCache:
     """Keys and values of all layers of one attention, by slot."""
 
     def __init__(self, shape: DecoderShape, num_slots: int) -> None:
-        size = (
-            shape.num_layers,
-            2,
-            num_slots,
-            shape.num_heads,
-            shape.num_positions,
-            shape.head_size,
-        )
-        self._memory = _zeros(size, shape.dtype, shape.device)
+        positions = (shape.num_heads, shape.num_positions, shape.head_size)
+        size = (shape.num_layers, 2, num_slots, *positions)
+        if shape.device.type == "cpu":  # pages are allocated when first written, as most never are
+            pages = np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8)
+            self._memory = torch.from_numpy(pages).view(shape.dtype).view(size)
+        else:
+            self._memory = torch.zeros(size, dtype=shape.dtype, device=shape.device)
 
     @property
     def num_bytes(self) -> int:
@@ -35,9 +34,8 @@ class KeyValueCache:
 
     def write_prefix(self, layer: int, slots: slice, keys_and_values: Tensor) -> None:
         """Store `keys_and_values` (B, S, 2, A, D) from position 0 of `slots`, padding too."""
-        self._memory[layer, :, slots, :, : keys_and_values.shape[1]] = keys_and_values.permute(
-            2, 0, 3, 1, 4
-        )
+        stored = keys_and_values.permute(2, 0, 3, 1, 4)
+        self._memory[layer, :, slots, :, : keys_and_values.shape[1]] = stored
 
     def append(self, layer: int, rows: Tensor, positions: Tensor, keys_and_values: Tensor) -> None:
         """Store `keys_and_values` (B, T, 2, A, D) of the slots `rows` (B, 1), each at its own
@@ -66,17 +64,13 @@ class KeyValueCache:
         All are read before any is written. `on_device` are sources and targets (2, M) on the
         cache's device, which need not be copied there.
         """
+        view = self._memory[:, :, :, :, positions]
         if on_device is not None:
-            copied = self._memory[:, :, :, :, positions].index_select(2, on_device[0])
-            self._memory[:, :, :, :, positions].index_copy_(2, on_device[1], copied)
+            view.index_copy_(2, on_device[1], view.index_select(2, on_device[0]))
         elif len(sources) == 1:  # a plain copy, without a gather
-            self._memory[:, :, targets[0], :, positions] = self._memory[
-                :, :, sources[0], :, positions
-            ]
+            view[:, :, targets[0]] = view[:, :, sources[0]]
         else:
-            self._memory[:, :, list(targets), :, positions] = self._memory[
-                :, :, list(sources), :, positions
-            ]
+            view[:, :, list(targets)] = view[:, :, list(sources)]
 
 
 class SlotLengths:
@@ -91,21 +85,16 @@ class SlotLengths:
         self._on_host = [0] * num_slots
 
     def of(self, slots: Iterable[int]) -> list[int]:
-        """Return the lengths of `slots`."""
         return [self._on_host[slot] for slot in slots]
 
     def set(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        """Set the lengths of `slots`."""
         for slot, length in zip(slots, lengths, strict=True):
             self._on_host[slot] = length
         indices, values = torch.tensor([list(slots), list(lengths)], device=self.on_device.device)
         self.on_device[indices] = values
 
     def add(self, slots: Sequence[int], amounts: Sequence[int]) -> None:
-        """Add `amounts` of tokens to `slots`."""
-        self.set(
-            slots, [length + amount for length, amount in zip(self.of(slots), amounts, strict=True)]
-        )
+        self.set(slots, list(map(operator.add, self.of(slots), amounts)))
 
     def increment(self, slots: range) -> None:
         """Add one token to each of `slots`."""
@@ -126,14 +115,3 @@ class SlotLengths:
             self.on_device[targets[0]] = self.on_device[sources[0]]
         else:
             self.set(targets, self.of(sources))
-
-
-def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros; on a CPU, pages are allocated when first written, as most never are."""
-    if device.type != "cpu":
-        return torch.zeros(size, dtype=dtype, device=device)
-    return (
-        torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8))
-        .view(dtype)
-        .view(size)
-    )

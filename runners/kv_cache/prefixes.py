@@ -17,9 +17,7 @@ from runners.kv_cache.shape import DecoderShape
 
 @dataclass(frozen=True, slots=True)
 class PrefixReads:
-    """The prefixes that the rows of a pass read; without `rows` and `places`, row i reads prefix
-    i of `prefixes`.
-    """
+    """The prefixes that a pass reads; row i reads prefix i if there are no `rows` and `places`."""
 
     prefixes: slice
     rows: Tensor | None = None  # (S, W) the row in each place; of an empty place, any
@@ -44,7 +42,6 @@ class PrefixTable:
 
     @property
     def num_prefixes(self) -> int:
-        """The number of live prefixes."""
         return len(self._slots)
 
     @property
@@ -67,13 +64,10 @@ class PrefixTable:
             self._of_slot[slot] = prefix
             self._slots.append({slot: 0})
         device = self._rows.device
-        self._prefixes[slots.start : slots.stop] = torch.arange(
-            added.start, added.stop, device=device
-        )
-        self._places[slots.start : slots.stop] = 0
-        self._rows[added.start : added.stop, 0] = torch.arange(
-            slots.start, slots.stop, device=device
-        )
+        own = slice(slots.start, slots.stop)
+        self._prefixes[own] = torch.arange(added.start, added.stop, device=device)
+        self._places[own] = 0
+        self._rows[added.start : added.stop, 0] = torch.arange(own.start, own.stop, device=device)
         return added
 
     def share(self, source: int, targets: Sequence[int]) -> None:
@@ -119,20 +113,14 @@ class PrefixTable:
         """Return the prefixes of `slots` if they are consecutive, one per slot; otherwise None."""
         numbers = self._of_slot[slots]
         first = self.of(slots.start)
-        return (
-            slice(first, first + len(numbers))
-            if numbers == [*range(first, first + len(numbers))]
-            else None
-        )
+        consecutive = range(first, first + len(numbers))
+        return slice(first, consecutive.stop) if numbers == [*consecutive] else None
 
     def reads(self, slots: slice) -> PrefixReads:
         """Return what the rows of a pass over `slots` read."""
-        own = self.own(slots)
-        return (
-            self.grouped(slots.stop, self.num_prefixes, self.width)
-            if own is None
-            else PrefixReads(own)
-        )
+        if (own := self.own(slots)) is not None:
+            return PrefixReads(own)
+        return self.grouped(slots.stop, self.num_prefixes, self.width)
 
     def grouped(self, num_rows: int, num_prefixes: int, width: int) -> PrefixReads:
         """Return what the rows of the slots from 0 on read, with at least as many prefixes and
@@ -140,9 +128,8 @@ class PrefixTable:
         """
         width = min(width, self._rows.shape[1])
         rows = self._rows[:num_prefixes, :width].clamp(max=num_rows - 1)
-        places = (self._prefixes[:num_rows] * width + self._places[:num_rows]).clamp(
-            max=num_prefixes * width - 1
-        )
+        places = self._prefixes[:num_rows] * width + self._places[:num_rows]
+        places = places.clamp(max=num_prefixes * width - 1)
         return PrefixReads(slice(0, num_prefixes), rows, places)
 
 

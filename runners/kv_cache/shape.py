@@ -32,10 +32,7 @@ class DecoderShape:
         return num_values * self.dtype.itemsize * (1 + self.has_prefixes)
 
     def max_new_tokens(self, num_prefix_tokens: int) -> int:
-        """Return the number of tokens that fit after image and prompt.
-
-        Raise `SequenceTooLong` if none fits.
-        """
+        """Return how many tokens fit after these; raise `SequenceTooLong` if none does."""
         limit = self.num_positions if self.has_prefixes else self.num_positions - 1
         if num_prefix_tokens > limit:
             raise SequenceTooLong(

@@ -42,9 +42,8 @@ class TokenPlaces:
 
     def rows(self) -> Tensor:
         """Return the slots (B, 1), on the device."""
-        return torch.arange(self.slots.start, self.slots.stop, device=self.positions.device)[
-            :, None
-        ]
+        device = self.positions.device
+        return torch.arange(self.slots.start, self.slots.stop, device=device)[:, None]
 
 
 class SlotCache:

@@ -13,6 +13,7 @@ adapters in the batch, P rows of the most frequent one, R rank, K adapters of a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -33,6 +34,23 @@ class LowRank:
 
     down: Tensor  # (R, in)
     up: Tensor  # (R, out)
+
+    @classmethod
+    def joined(
+        cls, tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]
+    ) -> "LowRank | None":
+        """Return one product for the joined `layers`, or None if none of them is changed."""
+        changed = [index for index, layer in enumerate(layers) if layer + DOWN in tensors]
+        if not changed:
+            return None
+        down = torch.cat([tensors[layers[index] + DOWN] for index in changed])
+        ups = [tensors[layers[index] + UP].T for index in changed]  # (R, out) each
+        up = down.new_zeros(len(down), sum(sizes))
+        rows = torch.split(up, [len(part) for part in ups])
+        for index, row, part in zip(changed, rows, ups, strict=True):
+            start = sum(sizes[:index])
+            row[:, start : start + sizes[index]] = part
+        return cls(down, up)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return float32 (…, out) of (…, in)."""
@@ -81,11 +99,9 @@ class RowLayout:
                 rows_of[key] = rows
         num_padded = max(map(len, rows_of.values()), default=0)
         padded = [rows + rows[:1] * (num_padded - len(rows)) for rows in rows_of.values()]
-        kept = [
-            index * num_padded + place
-            for index, rows in enumerate(rows_of.values())
-            for place in range(len(rows))
-        ]
+        kept: list[int] = []
+        for start, rows in zip(count(step=num_padded), rows_of.values(), strict=False):
+            kept += range(start, start + len(rows))
 
         def tensor(numbers: Sequence[Any]) -> Tensor:
             return torch.tensor(numbers, dtype=torch.long, device=device)
@@ -99,30 +115,6 @@ class RowLayout:
         )
 
 
-class Selection:
-    """The adapters of the rows of the current pass, shared by all layers."""
-
-    def __init__(self, device: str) -> None:
-        self.has_adapters = False
-        self._by_row: Sequence[str | None] = ()
-        self._device = device
-        self._layouts: dict[tuple[str, ...], RowLayout] = {}
-
-    def select(self, by_row: Sequence[str | None]) -> None:
-        """Set the adapter of each row; `None` selects the base model."""
-        if self._by_row != by_row:
-            self._by_row = list(by_row)
-            self._layouts = {}
-            # without, a step may be captured, which allows no copy from the host
-            self.has_adapters = any(by_row)
-
-    def layout(self, keys: tuple[str, ...]) -> RowLayout:
-        """Return the layout of the current rows in a layer that the adapters `keys` change."""
-        if keys not in self._layouts:
-            self._layouts[keys] = RowLayout.of(keys, self._by_row, self._device)
-        return self._layouts[keys]
-
-
 @dataclass(slots=True)
 class AdaptedLinear:
     """A linear layer over rows (B, T, in), with the adapters that change it."""
@@ -130,16 +122,16 @@ class AdaptedLinear:
     base: Linear
     layers: Sequence[str]  # outputs are concatenated in this order
     sizes: Sequence[int]  # widths of these outputs
-    selection: Selection
+    adapters: "Adapters"
     # replaced as a whole, maybe by another thread: a pass reads it once
     ranks: StackedRanks | None = None
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         output = self.base(hidden_states)
         ranks = self.ranks
-        if ranks is None or not self.selection.has_adapters:
+        if ranks is None or not self.adapters.are_selected:
             return output
-        layout = self.selection.layout(ranks.keys)
+        layout = self.adapters.layout(ranks.keys)
         num_tokens = hidden_states.shape[0] * hidden_states.shape[1]
         if len(layout.adapters) > 1 and num_tokens <= _FEW_TOKENS:
             return self._add_batched(output, hidden_states, ranks, layout)
@@ -178,17 +170,15 @@ class AdaptedLinear:
 
     def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
         """Add the matrices of an adapter, if it changes this layer."""
-        if (pair := _joined(tensors, self.layers, self.sizes)) is not None:
-            self.ranks = StackedRanks.of({**self._by_key(), adapter: pair})
+        if (pair := LowRank.joined(tensors, self.layers, self.sizes)) is not None:
+            others = {} if self.ranks is None else self.ranks.by_key
+            self.ranks = StackedRanks.of({**others, adapter: pair})
 
     def remove(self, adapter: str) -> None:
         """Free the matrices of an adapter, if it changes this layer."""
-        kept = {key: pair for key, pair in self._by_key().items() if key != adapter}
-        if len(kept) < len(self._by_key()):
-            self.ranks = StackedRanks.of(kept)
-
-    def _by_key(self) -> Mapping[str, LowRank]:
-        return {} if self.ranks is None else self.ranks.by_key
+        if self.ranks is not None and adapter in self.ranks.by_key:
+            by_key = self.ranks.by_key
+            self.ranks = StackedRanks.of({key: by_key[key] for key in by_key if key != adapter})
 
 
 class Adapters:
@@ -202,13 +192,13 @@ class Adapters:
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         self._layers: list[AdaptedLinear] = []
-        self._keys = frozenset[str]()
-        self._selection = Selection(device)
-
-    @property
-    def keys(self) -> frozenset[str]:
-        """The adapters that sequences may name."""
-        return self._keys
+        self.keys = frozenset[str]()  # adapters that sequences may name
+        self._by_row: Sequence[str | None] = ()
+        self._layouts: dict[
+            tuple[str, ...], RowLayout
+        ] = {}  # layouts of these rows, by a layer's adapters
+        # without, a step may be captured, which allows no copy from the host
+        self.are_selected = False
 
     def add(
         self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
@@ -231,40 +221,28 @@ class Adapters:
         except BaseException:
             self.remove(adapter)
             raise
-        self._keys |= {adapter}
+        self.keys |= {adapter}
 
     def remove(self, adapter: str) -> None:
         """Free the tensors of an adapter, which no sequence may name any more."""
-        self._keys -= {adapter}
+        self.keys -= {adapter}
         for layer in self._layers:
             layer.remove(adapter)
 
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row for the next pass; `None` selects the base model."""
-        self._selection.select(by_row)
+        if self._by_row != by_row:
+            self._by_row = list(by_row)
+            self._layouts = {}
+            self.are_selected = any(by_row)
+
+    def layout(self, keys: tuple[str, ...]) -> RowLayout:
+        """Return the layout of the selected rows in a layer that the adapters `keys` change."""
+        if keys not in self._layouts:
+            self._layouts[keys] = RowLayout.of(keys, self._by_row, self._device)
+        return self._layouts[keys]
 
     def over(self, base: Linear, layers: Sequence[str], sizes: Sequence[int]) -> Linear:
-        """Return `base`, to which adapters can be added that change one of `layers`.
-
-        It concatenates their outputs, which have `sizes`.
-        """
-        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self._selection))
+        """Return `base`, open to adapters of `layers`, whose outputs of `sizes` it concatenates."""
+        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self))
         return adapted
-
-
-def _joined(
-    tensors: Mapping[str, Tensor], layers: Sequence[str], sizes: Sequence[int]
-) -> LowRank | None:
-    """Return one low-rank product for the joined `layers`, or None if none of them is changed."""
-    changed = [index for index, layer in enumerate(layers) if layer + DOWN in tensors]
-    if not changed:
-        return None
-    down = torch.cat([tensors[layers[index] + DOWN] for index in changed])
-    up = down.new_zeros(len(down), sum(sizes))
-    rank = 0
-    for index in changed:
-        part = tensors[layers[index] + UP].T  # (R, out)
-        start = sum(sizes[:index])
-        up[rank : rank + len(part), start : start + sizes[index]] = part
-        rank += len(part)
-    return LowRank(down, up)

@@ -22,22 +22,58 @@ _NORM_EPSILON = 1e-5  # torch's default, which BART keeps
 
 
 @dataclass(frozen=True, slots=True)
+class BartAttentionMetadata:
+    """Positions and masks (runners/models/layers.py) of a decode step, shared by all layers."""
+
+    places: TokenPlaces
+    rows: Tensor  # (B, 1) of the current tokens in the cache
+    # (B, 1, T, P) of self-attention, over the longest sequence with the current tokens
+    decoded_mask: Tensor
+    prefix_mask: Tensor  # (S, 1, 1, P) of cross-attention, over the longest image and prompt
+
+
+@dataclass(frozen=True, slots=True)
 class SelfAttention:
     """Self-attention; one layer computes queries, keys and values."""
 
     qkv: Linear
     out: Linear
     norm: LayerNorm
+    head_size: int
 
     @classmethod
-    def of(cls, layer: DecoderWeights) -> "SelfAttention":
+    def of(cls, layer: DecoderWeights, head_size: int) -> "SelfAttention":
         attention = layer.at("self_attn")
         qkv = attention.linear("q_proj", "k_proj", "v_proj")
-        return cls(
-            qkv,
-            attention.linear("out_proj"),
-            layer.layer_norm("self_attn_layer_norm", _NORM_EPSILON),
-        )
+        norm = layer.layer_norm("self_attn_layer_norm", _NORM_EPSILON)
+        return cls(qkv, attention.linear("out_proj"), norm, head_size)
+
+    def encode(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
+        """Return the states (B, S, C) after attention to all others."""
+        parts = split_parts(self.qkv(hidden_states), 3, self.head_size)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
+        return self._finish(hidden_states, queries, keys, values, mask)
+
+    def decode(
+        self,
+        index: int,
+        hidden_states: Tensor,
+        metadata: BartAttentionMetadata,
+        cache: KeyValueCache,
+    ) -> Tensor:
+        """Return the states (B, T, C) after attention to the tokens decoded so far."""
+        places = metadata.places
+        qkv = split_parts(self.qkv(hidden_states), 3, self.head_size)  # (B, T, 3, A, D)
+        cache.append(index, metadata.rows, places.positions, qkv[:, :, 1:])
+        keys, values = cache.read(index, places.slots, places.length)
+        queries = qkv[:, :, 0].transpose(1, 2)
+        return self._finish(hidden_states, queries, keys, values, metadata.decoded_mask)
+
+    def _finish(
+        self, hidden_states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+    ) -> Tensor:
+        attended = merge_heads(attend(queries, keys, values, mask, self.head_size**-0.5))
+        return self.norm(hidden_states + self.out(attended))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +84,37 @@ class CrossAttention:
     kv: Linear
     out: Linear
     norm: LayerNorm
+    head_size: int
 
     @classmethod
-    def of(cls, layer: DecoderWeights) -> "CrossAttention":
+    def of(cls, layer: DecoderWeights, head_size: int) -> "CrossAttention":
         attention = layer.at("encoder_attn")
         norm = layer.layer_norm("encoder_attn_layer_norm", _NORM_EPSILON)
-        return cls(
-            attention.linear("q_proj"),
-            attention.linear("k_proj", "v_proj"),
-            attention.linear("out_proj"),
-            norm,
-        )
+        q = attention.linear("q_proj")
+        kv = attention.linear("k_proj", "v_proj")
+        return cls(q, kv, attention.linear("out_proj"), norm, head_size)
+
+    def decode(
+        self,
+        index: int,
+        hidden_states: Tensor,
+        metadata: BartAttentionMetadata,
+        cache: KeyValueCache,
+    ) -> Tensor:
+        """Return the states (B, T, C) after attention to image and prompt."""
+        reads = metadata.places.prefixes
+        assert reads is not None
+        keys, values = cache.read(index, reads.prefixes, metadata.prefix_mask.shape[-1])
+        queries = split_heads(self.q(hidden_states), self.head_size)
+        # (S, W, A, T, D): the rows of a prefix are positions of one product
+        if reads.rows is not None:
+            queries = queries[reads.rows].transpose(1, 2).flatten(2, 3)
+        attended = attend(queries, keys, values, metadata.prefix_mask, self.head_size**-0.5)
+        if reads.places is not None:
+            shape = (*attended.shape[:2], -1, hidden_states.shape[1], self.head_size)
+            by_place = attended.view(shape).transpose(1, 2).flatten(0, 1)
+            attended = by_place[reads.places]  # (B, A, T, D)
+        return self.norm(hidden_states + self.out(merge_heads(attended)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +145,6 @@ class EncoderLayer:
     attention: SelfAttention
     feed_forward: FeedForward
 
-    def __call__(self, hidden_states: Tensor, mask: Tensor, head_size: int) -> Tensor:
-        """Return the states (B, S, C) after the layer."""
-        q, k, v = split_parts(self.attention.qkv(hidden_states), 3, head_size).permute(
-            2, 0, 3, 1, 4
-        )
-        attended = merge_heads(attend(q, k, v, mask, head_size**-0.5))
-        return self.feed_forward(self.attention.norm(hidden_states + self.attention.out(attended)))
-
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
@@ -105,17 +153,6 @@ class DecoderLayer:
     attention: SelfAttention
     cross: CrossAttention
     feed_forward: FeedForward
-
-
-@dataclass(frozen=True, slots=True)
-class BartAttentionMetadata:
-    """Positions and masks (runners/models/layers.py) of a decode step, shared by all layers."""
-
-    places: TokenPlaces
-    rows: Tensor  # (B, 1) of the current tokens in the cache
-    # (B, 1, T, P) of self-attention, over the longest sequence with the current tokens
-    decoded_mask: Tensor
-    prefix_mask: Tensor  # (S, 1, 1, P) of cross-attention, over the longest image and prompt
 
 
 class Bart:
@@ -131,14 +168,15 @@ class Bart:
         self._decoder_positions = decoder.tensor("embed_positions.weight")[_POSITION_OFFSET:]
         self._encoder_norm = encoder.layer_norm("layernorm_embedding", _NORM_EPSILON)
         self._decoder_norm = decoder.layer_norm("layernorm_embedding", _NORM_EPSILON)
+        size = self.head_size
         self._encoder_layers = encoder.layers(
             config.encoder_layers,
-            lambda _, layer: EncoderLayer(SelfAttention.of(layer), FeedForward.of(layer)),
+            lambda _, layer: EncoderLayer(SelfAttention.of(layer, size), FeedForward.of(layer)),
         )
         self._decoder_layers = decoder.layers(
             config.decoder_layers,
             lambda _, layer: DecoderLayer(
-                SelfAttention.of(layer), CrossAttention.of(layer), FeedForward.of(layer)
+                SelfAttention.of(layer, size), CrossAttention.of(layer, size), FeedForward.of(layer)
             ),
         )
 
@@ -150,15 +188,12 @@ class Bart:
         """Return each decoder layer's cross-attention keys and values (B, S, 2, A, D) of
         `inputs_embeds` (B, S, C).
         """
-        hidden_states = self._encoder_norm(
-            inputs_embeds + self._encoder_positions[: inputs_embeds.shape[1]]
-        )
+        positions = self._encoder_positions[: inputs_embeds.shape[1]]
+        states = self._encoder_norm(inputs_embeds + positions)
         for layer in self._encoder_layers:
-            hidden_states = layer(hidden_states, prefix_mask, self.head_size)
-        return [
-            split_parts(layer.cross.kv(hidden_states), 2, self.head_size)
-            for layer in self._decoder_layers
-        ]
+            states = layer.feed_forward(layer.attention.encode(states, prefix_mask))
+        kv = [layer.cross.kv(states) for layer in self._decoder_layers]
+        return [split_parts(each, 2, self.head_size) for each in kv]
 
     def decode_step(
         self,
@@ -169,54 +204,9 @@ class Bart:
         """Process tokens and append them to `self_attention`; return the next logits (B * T, V)."""
         places = metadata.places
         embeds = self.embeddings[places.token_ids] + self._decoder_positions[places.positions]
-        hidden_states = self._decoder_norm(embeds)  # (B, T, C)
+        states = self._decoder_norm(embeds)  # (B, T, C)
         for index, layer in enumerate(self._decoder_layers):
-            hidden_states = self._attend_to_decoded(
-                index, layer.attention, hidden_states, metadata, self_attention
-            )
-            hidden_states = self._attend_to_prefix(
-                index, layer.cross, hidden_states, metadata, cross_attention
-            )
-            hidden_states = layer.feed_forward(hidden_states)
-        return self._head(hidden_states).flatten(0, 1)
-
-    def _attend_to_decoded(
-        self,
-        index: int,
-        attention: SelfAttention,
-        hidden_states: Tensor,
-        metadata: BartAttentionMetadata,
-        cache: KeyValueCache,
-    ) -> Tensor:
-        places = metadata.places
-        qkv = split_parts(attention.qkv(hidden_states), 3, self.head_size)  # (B, T, 3, A, D)
-        cache.append(index, metadata.rows, places.positions, qkv[:, :, 1:])
-        keys, values = cache.read(index, places.slots, places.length)
-        queries = qkv[:, :, 0].transpose(1, 2)
-        attended = merge_heads(
-            attend(queries, keys, values, metadata.decoded_mask, self.head_size**-0.5)
-        )
-        return attention.norm(hidden_states + attention.out(attended))
-
-    def _attend_to_prefix(
-        self,
-        index: int,
-        cross: CrossAttention,
-        hidden_states: Tensor,
-        metadata: BartAttentionMetadata,
-        cache: KeyValueCache,
-    ) -> Tensor:
-        reads = metadata.places.prefixes
-        assert reads is not None
-        keys, values = cache.read(index, reads.prefixes, metadata.prefix_mask.shape[-1])
-        queries = split_heads(cross.q(hidden_states), self.head_size)
-        # (S, W, A, T, D): the rows of a prefix are positions of one product
-        if reads.rows is not None:
-            queries = queries[reads.rows].transpose(1, 2).flatten(2, 3)
-        attended = attend(queries, keys, values, metadata.prefix_mask, self.head_size**-0.5)
-        if reads.places is not None:
-            by_place = attended.view(
-                *attended.shape[:2], -1, *hidden_states.shape[1:2], self.head_size
-            )
-            attended = by_place.transpose(1, 2).flatten(0, 1)[reads.places]  # (B, A, T, D)
-        return cross.norm(hidden_states + cross.out(merge_heads(attended)))
+            states = layer.attention.decode(index, states, metadata, self_attention)
+            states = layer.cross.decode(index, states, metadata, cross_attention)
+            states = layer.feed_forward(states)
+        return self._head(states).flatten(0, 1)

@@ -6,12 +6,10 @@ vocabulary.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BartConfig
 
 from runners.decoder.sequences import SequenceRequest
 from runners.kv_cache.shape import DecoderShape
@@ -19,12 +17,10 @@ from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.adapters import Adapters
 from runners.models.bart import Bart, BartAttentionMetadata
 from runners.models.layers import as_bias, stack_requests
-from runners.models.weights import DecoderWeights
 from runners.tokens.constraints import Constraints
 from runners.tokens.prompts import CheckpointText
 from runners.tokens.rules import GenerationRules
 from runners.tokens.tokenizer import PromptTokenizer
-from wire.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 
 
 class Florence2Decoder:
@@ -65,28 +61,8 @@ class Florence2Decoder:
         self.adapters = adapters or Adapters()
         self.can_draft = True
         self.can_draft_first = True  # after the start token
-        start_token_id = rules.decoder_start_token_id
-        if start_token_id is None:
-            start_token_id = text["decoder_start_token_id"]
-        self._start_token_id: int = start_token_id
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        precision: Precision,
-        device: str,
-        weights_of: type[DecoderWeights],
-        adapters: Adapters | None,
-    ) -> Self:
-        """Load the decoder of an artifact folder onto `device`."""
-        config = read_config(folder)
-        weights = weights_of.open(folder / DECODER_FILE, precision, device, adapters)
-        bart = Bart(BartConfig(**config["text_config"]), weights)
-        tokenizer_file = folder / TOKENIZER_FILE
-        rules = GenerationRules.load(folder)
-        constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
-        return cls(bart, PromptTokenizer.load(tokenizer_file), constraints, rules, config, adapters)
+        start = rules.decoder_start_token_id
+        self._start_token_id: int = text["decoder_start_token_id"] if start is None else start
 
     def prefill(
         self,
@@ -95,10 +71,7 @@ class Florence2Decoder:
         slots: range,
         drafts: Sequence[Sequence[int]],
     ) -> Tensor:
-        """Encode image features and prompts, then decode start tokens and drafts.
-
-        Return the logits (B * T, V) of each next token.
-        """
+        """Encode image features and prompts, then decode start tokens and drafts."""
         inputs = stack_requests(requests, self._bart.embed, self._device)
         prefix_mask = _is_before(inputs.num_prefix_tokens[:, None], inputs.embeds.shape[1])
         encoded = self._bart.encode(inputs.embeds, as_bias(prefix_mask, inputs.embeds.dtype))
@@ -119,11 +92,9 @@ class Florence2Decoder:
         assert places.prefixes is not None
         # one position of a free slot is unmasked: an empty mask would give NaN
         ends = prefixes.lengths.on_device[places.prefixes.prefixes, None].clamp(min=1)
-        masks = (
-            _is_before(places.positions + 1, places.length),
-            _is_before(ends, places.prefix_length),
-        )
-        biases = (as_bias(mask, self.shape.dtype) for mask in masks)
+        decoded_mask = _is_before(places.positions + 1, places.length)
+        prefix_mask = _is_before(ends, places.prefix_length)
+        biases = (as_bias(mask, self.shape.dtype) for mask in (decoded_mask, prefix_mask))
         metadata = BartAttentionMetadata(places, places.rows(), *biases)
         return self._bart.decode_step(metadata, cache.self_attention, prefixes.memory)
 

@@ -73,9 +73,9 @@ class GemmaLayer:
         """Return the states (B, T, C) after the feed-forward block."""
         gate, up = self.gate_up(self.feed_forward_norm(hidden_states)).chunk(2, dim=-1)
         output = self.down(gelu(gate, approximate="tanh") * up)
-        return hidden_states + (
-            self.after_feed_forward(output) if self.after_feed_forward else output
-        )
+        if self.after_feed_forward is not None:
+            output = self.after_feed_forward(output)
+        return hidden_states + output
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +101,20 @@ class Gemma:
         # Stored on the device: a captured step cannot copy from the host.
         self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size)).to(self._embeddings)
         self._head = weights.output_head(self._embeddings)
-        self._norm = RootMeanSquareNorm(
-            1.0 + weights.tensor("norm.weight").float(), config.rms_norm_eps
-        )
-        # (D / 2,)
-        self._inverse_frequencies = _inverse_frequencies(config).to(self._embeddings.device)
+        epsilon = config.rms_norm_eps
+        self._norm = RootMeanSquareNorm(1.0 + weights.tensor("norm.weight").float(), epsilon)
+        # transformers' GemmaRotaryEmbedding
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        frequencies = 1.0 / config.rope_parameters["rope_theta"] ** exponents
+        self._inverse_frequencies = frequencies.to(self._embeddings.device)  # (D / 2,)
         self._attention_cap: float | None = getattr(config, "attn_logit_softcapping", None)
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = getattr(config, "query_pre_attn_scalar", self.head_size) ** -0.5
-        kinds = (
-            getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-        )
+        num_layers = config.num_hidden_layers
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * num_layers
+        are_windows = [kind == "sliding_attention" for kind in kinds]
         self._layers = weights.layers(
-            len(kinds),
-            lambda index, layer: GemmaLayer.of(
-                layer, config.rms_norm_eps, kinds[index] == "sliding_attention"
-            ),
+            num_layers, lambda index, layer: GemmaLayer.of(layer, epsilon, are_windows[index])
         )
 
     @property
@@ -187,23 +185,26 @@ class Gemma:
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Return logits (B * T, V) of the last layer's states (B, T, C)."""
         logits = self._head(self._norm(hidden_states)).flatten(0, 1)
-        return (
-            logits
-            if self._logit_cap is None
-            else torch.tanh(logits / self._logit_cap) * self._logit_cap
-        )
+        cap = self._logit_cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _project(
         self, layer: GemmaLayer, hidden_states: Tensor, metadata: GemmaAttentionMetadata
     ) -> tuple[Tensor, Tensor]:
-        """Return rotated queries (B, A, T, D), and rotated keys with values (B, T, 2, K, D)."""
+        """Return rotated queries (B, A, T, D), and rotated keys with values (B, T, 2, K, D).
+
+        As in transformers' apply_rotary_pos_emb. Halves in place take less time than a
+        concatenation, whose rows are short.
+        """
         qkv = layer.qkv(layer.input_norm(hidden_states))
         heads = qkv.view(*qkv.shape[:-1], -1, self.head_size)  # (B, T, A + 2 * K, D)
-        _rotate(heads[:, :, : -self.num_key_value_heads], metadata)
-        keys_and_values = split_parts(
-            qkv[..., self._num_heads * self.head_size :], 2, self.head_size
-        )
-        return heads[:, :, : self._num_heads].transpose(1, 2), keys_and_values
+        first, second = heads[:, :, : -self.num_key_value_heads].chunk(2, dim=-1)
+        to_second = first * metadata.sin
+        first.mul_(metadata.cos).sub_(second * metadata.sin)
+        second.mul_(metadata.cos).add_(to_second)
+        keys_and_values = qkv[..., self._num_heads * self.head_size :]
+        queries = heads[:, :, : self._num_heads].transpose(1, 2)
+        return queries, split_parts(keys_and_values, 2, self.head_size)
 
     def _finish(
         self,
@@ -221,25 +222,6 @@ class Gemma:
         else:
             attended = attend_capped(queries, keys, values, mask, self._scale, self._attention_cap)
         output = layer.out(merge_heads(attended))
-        hidden_states = hidden_states + (
-            layer.after_attention(output) if layer.after_attention else output
-        )
-        return layer.feed_forward(hidden_states)
-
-
-def _inverse_frequencies(config: Any) -> Tensor:
-    """Return the inverse frequencies (D / 2,), as transformers' GemmaRotaryEmbedding."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies: Tensor = 1.0 / config.rope_parameters["rope_theta"] ** exponents
-    return frequencies
-
-
-def _rotate(states: Tensor, metadata: GemmaAttentionMetadata) -> None:
-    """Rotate `states` (B, T, A, D) in place, as transformers' apply_rotary_pos_emb.
-
-    Halves in place take less time than a concatenation, whose rows are short.
-    """
-    first, second = states.chunk(2, dim=-1)
-    to_second = first * metadata.sin
-    first.mul_(metadata.cos).sub_(second * metadata.sin)
-    second.mul_(metadata.cos).add_(to_second)
+        if layer.after_attention is not None:
+            output = layer.after_attention(output)
+        return layer.feed_forward(hidden_states + output)

@@ -6,6 +6,7 @@ K key-value heads, D head size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def stack_requests(
 
     `embed` returns the embeddings (S, C) of the token ids of all prompts (S,), both on `device`.
     """
-    prompt_ids = [token_id for request in requests for token_id in request.prompt_ids]
+    prompt_ids = list(chain.from_iterable(request.prompt_ids for request in requests))
     embeds = embed(torch.tensor(prompt_ids, dtype=torch.long, device=device))
     prompts = torch.split(embeds, [len(request.prompt_ids) for request in requests])
     prefixes = [

@@ -45,7 +45,6 @@ class Linear(Protocol):
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return (…, out) of (…, in)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +114,15 @@ class Int8Linear:
     def __call__(self, hidden_states: Tensor) -> Tensor:
         rows = hidden_states.flatten(end_dim=-2)
         largest = torch.linalg.vector_norm(rows, math.inf, -1, keepdim=True).clamp_min(_MIN_SCALE)
-        integers = torch.addcmul(torch.tensor(_ROUNDING), rows, _MAX_STATE / largest).to(
-            torch.uint8
-        )
+        rounded = torch.addcmul(torch.tensor(_ROUNDING), rows, _MAX_STATE / largest)
+        integers = rounded.to(torch.uint8)
         product = _onednn.qlinear_pointwise(
             *(integers, 1.0, _ZERO_POINT, self.packed, self.scales, self.zero_points, None),
             *(1.0, 0, torch.float32, "none", [], ""),
         )
         scale = largest / _MAX_STATE
-        output: Tensor = (
-            product * scale if self.bias is None else torch.addcmul(self.bias, product, scale)
-        )
+        bias = self.bias
+        output = product * scale if bias is None else torch.addcmul(bias, product, scale)
         return output.view(*hidden_states.shape[:-1], -1)
 
 

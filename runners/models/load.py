@@ -3,16 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import BartConfig, Gemma2Config, GemmaConfig
+
 from runners.decoder.protocol import Decoder
 from runners.models.adapters import Adapters
+from runners.models.bart import Bart
 from runners.models.florence2 import Florence2Decoder
+from runners.models.gemma import Gemma
 from runners.models.paligemma import PaliGemmaDecoder
 from runners.models.weights import DecoderWeights
-from wire.artifacts.manifest import Family, Precision
+from runners.tokens.constraints import Constraints
+from runners.tokens.rules import GenerationRules
+from runners.tokens.tokenizer import PromptTokenizer
+from wire.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Family, Precision, read_config
 
-_DECODERS: dict[Family, type[Florence2Decoder] | type[PaliGemmaDecoder]] = {
-    "florence2": Florence2Decoder,
-    "paligemma": PaliGemmaDecoder,
+_GEMMA_CONFIGS: dict[str, type[GemmaConfig] | type[Gemma2Config]] = {
+    "gemma": GemmaConfig,  # PaliGemma
+    "gemma2": Gemma2Config,  # PaliGemma 2
 }
 
 
@@ -31,7 +38,19 @@ def load_decoder(
     weights; the export has one that keeps few layers in memory. `adapters` can be added to its
     layers.
     """
-    decoder = _DECODERS[family].load(folder, precision, device, weights_of, adapters)
+    config = read_config(folder)
+    text = config["text_config"]
+    weights = weights_of.open(folder / DECODER_FILE, precision, device, adapters)
+    rules = GenerationRules.load(folder)
+    tokenizer = PromptTokenizer.load(folder / TOKENIZER_FILE)
+    constraints = Constraints.load(folder / TOKENIZER_FILE, rules.eos_token_ids)
+    decoder: Decoder
+    if family == "florence2":
+        bart = Bart(BartConfig(**text), weights)
+        decoder = Florence2Decoder(bart, tokenizer, constraints, rules, config, adapters)
+    else:
+        gemma = Gemma(_GEMMA_CONFIGS[text["model_type"]](**text), weights)
+        decoder = PaliGemmaDecoder(gemma, tokenizer, constraints, rules, config, adapters)
     if max_positions:
         limit = min(max_positions, decoder.shape.num_positions)
         decoder.shape = replace(decoder.shape, num_positions=limit)

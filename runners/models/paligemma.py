@@ -7,12 +7,10 @@ C hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, GemmaConfig
 
 from runners.decoder.sequences import SequenceRequest
 from runners.kv_cache.shape import DecoderShape
@@ -20,18 +18,12 @@ from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.adapters import Adapters
 from runners.models.gemma import Gemma, GemmaAttentionMetadata
 from runners.models.layers import stack_requests
-from runners.models.weights import DecoderWeights
 from runners.tokens.constraints import Constraints
 from runners.tokens.prompts import CheckpointText
 from runners.tokens.rules import GenerationRules
 from runners.tokens.tokenizer import PromptTokenizer
-from wire.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Precision, read_config
 
 _FIRST_POSITION = 1
-_CONFIGS: dict[str, type[GemmaConfig] | type[Gemma2Config]] = {
-    "gemma": GemmaConfig,  # PaliGemma
-    "gemma2": Gemma2Config,  # PaliGemma 2
-}
 
 
 class PaliGemmaDecoder:
@@ -74,28 +66,6 @@ class PaliGemmaDecoder:
         self.can_draft = True
         self.can_draft_first = False  # an answer never starts with a token that is known
 
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        precision: Precision,
-        device: str,
-        weights_of: type[DecoderWeights],
-        adapters: Adapters | None,
-    ) -> Self:
-        """Load the decoder of an artifact folder onto `device`."""
-        config = read_config(folder)
-        text_config = _CONFIGS[config["text_config"]["model_type"]](**config["text_config"])
-        gemma = Gemma(
-            text_config, weights_of.open(folder / DECODER_FILE, precision, device, adapters)
-        )
-        tokenizer_file = folder / TOKENIZER_FILE
-        rules = GenerationRules.load(folder)
-        constraints = Constraints.load(tokenizer_file, rules.eos_token_ids)
-        return cls(
-            gemma, PromptTokenizer.load(tokenizer_file), constraints, rules, config, adapters
-        )
-
     def prefill(
         self,
         cache: SlotCache,
@@ -113,14 +83,13 @@ class PaliGemmaDecoder:
         is_visible = positions < inputs.num_prefix_tokens[:, None]
         mask = self._gemma.mask(is_visible[:, None, None])
         rotation = self._gemma.rotation(positions[None] + _FIRST_POSITION)
-        hidden_states = self._gemma.prefill(
-            inputs.embeds,
-            GemmaAttentionMetadata(*rotation, mask, mask),
-            slice(slots.start, slots.stop),
-            cache.self_attention,
-            inputs.num_prefix_tokens - 1,
+        metadata = GemmaAttentionMetadata(*rotation, mask, mask)
+        where = slice(slots.start, slots.stop)
+        last_positions = inputs.num_prefix_tokens - 1
+        states = self._gemma.prefill(
+            inputs.embeds, metadata, where, cache.self_attention, last_positions
         )
-        return self._gemma.logits(hidden_states)
+        return self._gemma.logits(states)
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token."""
@@ -133,10 +102,7 @@ class PaliGemmaDecoder:
         if window is not None:
             window_mask = self._gemma.mask((is_visible & (distance < window))[:, None])
         rotation = self._gemma.rotation(places.positions + _FIRST_POSITION)
-        states = self._gemma.decode_step(
-            self._gemma.embed(places.token_ids),
-            GemmaAttentionMetadata(*rotation, mask, window_mask),
-            places,
-            cache.self_attention,
-        )
+        metadata = GemmaAttentionMetadata(*rotation, mask, window_mask)
+        embeds = self._gemma.embed(places.token_ids)
+        states = self._gemma.decode_step(embeds, metadata, places, cache.self_attention)
         return self._gemma.logits(states)

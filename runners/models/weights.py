@@ -45,11 +45,10 @@ class DecoderWeights:
         cls, file: Path, precision: Precision, device: str, adapters: Adapters | None = None
     ) -> Self:
         """Return the weights of the language model in a safetensors file, without reading any."""
-        tensors = _FileTensors.open(file)
+        tensors = _FileTensors(file)
         return cls(tensors, precision, torch.device(device), _LANGUAGE_MODEL, adapters)
 
     def at(self, name: str) -> Self:
-        """Return the weights of the submodule `name`."""
         return replace(self, prefix=f"{self.prefix}{name}.")
 
     def layers(self, num_layers: int, build: Callable[[int, Self], LayerT]) -> Sequence[LayerT]:
@@ -112,14 +111,10 @@ class DecoderWeights:
 class _FileTensors(Mapping[str, Tensor]):
     """The tensors of a safetensors file, which stays mapped while a tensor is referenced."""
 
-    def __init__(self, file: Path, names: frozenset[str]) -> None:
+    def __init__(self, file: Path) -> None:
         self._file = file
-        self._names = names
-
-    @classmethod
-    def open(cls, file: Path) -> Self:
         with safe_open(file, framework="pt") as tensors:
-            return cls(file, frozenset(tensors.keys()))
+            self._names = frozenset(tensors.keys())
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self._file, framework="pt") as tensors:

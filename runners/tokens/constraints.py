@@ -71,9 +71,8 @@ def token_bounds(allowed: NDArray[np.uint8], num_tokens: int, device: torch.devi
 
 def packed_bounds(packed: Tensor, num_tokens: int) -> Tensor:
     """Return the bounds (R, V) of `token_bounds` for a bitmask (R, bytes) on its device."""
-    return functional.embedding(packed.int(), _bounds_by_byte(packed.device)).flatten(1)[
-        :, :num_tokens
-    ]
+    bounds = functional.embedding(packed.int(), _bounds_by_byte(packed.device))  # (R, bytes, 8)
+    return bounds.flatten(1)[:, :num_tokens]
 
 
 @lru_cache
@@ -94,10 +93,8 @@ class Constraints:
         self._eos_token_ids = frozenset(eos_token_ids)
         # Merges are only used to tokenize text; loading without them takes less time and memory.
         vocabulary_only = {**tokenizer, "model": {**tokenizer["model"], "merges": []}}
-        last_id = max(
-            *tokenizer["model"]["vocab"].values(),
-            *(token["id"] for token in tokenizer["added_tokens"]),
-        )
+        added_ids = [token["id"] for token in tokenizer["added_tokens"]]
+        last_id = max(*tokenizer["model"]["vocab"].values(), *added_ids)
         # An end token may be a padding row of the embeddings, which no text has: a model that never
         # ends.
         known_eos = sorted(token_id for token_id in self._eos_token_ids if token_id <= last_id)
@@ -115,9 +112,8 @@ class Constraints:
         return cls(json.loads(tokenizer_file.read_text(encoding="utf-8")), eos_token_ids)
 
     def _compile(self, grammar: str) -> Constraint:
-        matcher = LLMatcher(
-            self._tokenizer, f"{_OPTIONS}{grammar}\n{self._token_rules}", log_level=0
-        )
+        rules = f"{_OPTIONS}{grammar}\n{self._token_rules}"
+        matcher = LLMatcher(self._tokenizer, rules, log_level=0)
         if matcher.is_error():
             raise GrammarError(matcher.get_error())
         return Constraint(matcher, self._eos_token_ids)
@@ -126,7 +122,6 @@ class Constraints:
 def _token_rules(added_tokens: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     """Yield a grammar rule for each class of tokens that the checkpoint has."""
     for name, pattern in _TOKEN_RULES.items():
-        if ids := [
-            str(token["id"]) for token in added_tokens if pattern.fullmatch(token["content"])
-        ]:
-            yield f"{name}: <[{','.join(ids)}]>\n"
+        matching = (token for token in added_tokens if pattern.fullmatch(token["content"]))
+        if ids := ",".join(str(token["id"]) for token in matching):
+            yield f"{name}: <[{ids}]>\n"

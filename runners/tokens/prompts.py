@@ -32,18 +32,14 @@ class PromptWords:
         words start with one of them; elsewhere they follow the last token. Words that are not
         written yet are preferred.
         """
-        spellings = [each for ids in (self.first_ids, self.token_ids) for each in enumerate(ids, 1)]
+        spellings = [*enumerate(self.first_ids, 1), *enumerate(self.token_ids, 1)]
         if int(np.bitwise_count(allowed).sum()) <= _FEW_ALLOWED:
             starts = [each for each in spellings if allowed[each[1] >> 3] >> (each[1] & 7) & 1]
             runs = [[token_id, *self.token_ids[end:]] for end, token_id in starts]
         else:
             ends = [end for end, token_id in spellings if written[-1:] == [token_id]]
-            runs = [
-                [*self.token_ids[end : end + _MAX_COPIED]]
-                for end in ends
-                if end < len(self.token_ids)
-            ]
-        best = min(runs, key=lambda run: run[0] in written, default=[])
+            runs = [[*self.token_ids[end : end + _MAX_COPIED]] for end in ends]
+        best = min(filter(None, runs), key=lambda run: run[0] in written, default=[])
         return best[: state.validate_tokens(best)]
 
 
@@ -70,5 +66,4 @@ class CheckpointText:
         return PromptWords(words, [self.tokenizer.bare_id(token_id) for token_id in words])
 
     def text_stream(self) -> TextStream:
-        """Return a detokenizer for one answer."""
         return self.tokenizer.text_stream()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,44 +32,24 @@ class GenerationRules:
     def of(cls, config: dict[str, Any]) -> Self:
         """Return the rules for the parsed values of a generation_config.json."""
         eos = config["eos_token_id"]
-        return cls(
-            eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
-            max_new_tokens=config.get("max_new_tokens"),
-            decoder_start_token_id=config.get("decoder_start_token_id"),
-            bos_token_id=config.get("bos_token_id"),
-            forced_bos_token_id=config.get("forced_bos_token_id"),
-            forced_eos_token_id=config.get("forced_eos_token_id"),
-            no_repeat_ngram_size=config.get("no_repeat_ngram_size") or 0,
-            num_beams=config.get("num_beams") or 1,
-            early_stopping=config.get("early_stopping") or False,
-            length_penalty=1.0
-            if config.get("length_penalty") is None
-            else config["length_penalty"],
-        )
+        names = [each.name for each in fields(cls) if config.get(each.name) is not None]
+        eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])
+        return cls(eos_token_ids, **{name: config[name] for name in names})
 
     def forced_token(self, position: int, max_new_tokens: int) -> int | None:
-        """Return the token forced at `position` of `max_new_tokens`, or None if any is allowed.
-
-        The semantics are those of transformers' ForcedBOS and ForcedEOS logits processors.
-        """
+        """Return the token that transformers' ForcedBOS and ForcedEOS processors force, or None."""
         # Transformers applies EOS last: an answer of one token is the end token.
         if position == max_new_tokens - 1 and self.forced_eos_token_id is not None:
             return self.forced_eos_token_id
         return self.forced_bos_token_id if position == 0 else None
 
     def banned_tokens(self, token_ids: Sequence[int]) -> list[int]:
-        """Return the tokens that would repeat an n-gram of `token_ids`, start token included.
-
-        The semantics are those of transformers' NoRepeatNGramLogitsProcessor.
-        """
+        """Return the tokens that transformers' NoRepeatNGramLogitsProcessor bans after these."""
         start = [] if self.decoder_start_token_id is None else [self.decoder_start_token_id]
         written = [*start, *token_ids]
         size = self.no_repeat_ngram_size
         if not 0 < size <= len(written):
             return []
         tail = written[len(written) - size + 1 :]
-        return [
-            written[i + size - 1]
-            for i in range(len(written) - size + 1)
-            if written[i : i + size - 1] == tail
-        ]
+        starts = range(len(written) - size + 1)
+        return [written[i + size - 1] for i in starts if written[i : i + size - 1] == tail]

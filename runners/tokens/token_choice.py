@@ -17,7 +17,7 @@ rows, V vocabulary, G sequences with W beams each, K candidates.
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -49,16 +49,12 @@ def choose_tokens(
     singles = torch.cat([_choose_singly(logprobs, conditions), preferred.double()], dim=1)
     groups = beam_rows(conditions, sequences)
     if not groups:
-        return unpack(_on_host(singles), np.empty(0), conditions, sequences)
+        return unpack(singles.cpu().numpy(), np.empty(0), conditions, sequences)
     candidates = _search(logprobs, conditions, groups)
-    both = _on_host(torch.cat([singles.flatten(), candidates.flatten()]))
-    num_singles = singles.numel()
-    return unpack(
-        both[:num_singles].reshape(-1, NUM_SINGLE),
-        both[num_singles:].reshape(len(groups), -1),
-        conditions,
-        sequences,
-    )
+    both = torch.cat([singles.flatten(), candidates.flatten()]).cpu().numpy()
+    own, searched = np.split(both, [singles.numel()])
+    searched = searched.reshape(len(groups), -1)
+    return unpack(own.reshape(-1, NUM_SINGLE), searched, conditions, sequences)
 
 
 def beam_rows(
@@ -80,30 +76,27 @@ def unpack(
     beams.
     """
     tokens: list[Any] = singles.tolist()
-    constrained = [
+    flags = [
         is_constrained(each, int(preferred))
         for each, (*_, preferred) in zip(conditions, tokens, strict=False)
     ]
     searched = iter(candidates)
     choices: list[list[Choice]] = []
     for rows in sequences:
+        own: list[Choice] = []
+        choices.append(own)
         first = conditions[rows[0]]
         if first.beam_score is None:
-            own = [(*tokens[row][:2], constrained[row]) for row in rows]
-            choices.append(
-                [Choice(0, int(token), logprob, logprob, flag) for token, logprob, flag in own]
-            )
-        else:
-            columns = next(searched).reshape(NUM_OF_CANDIDATE, -1)[:, : first.num_candidates]
-            best = columns.T.tolist()
+            for row in rows:
+                token, logprob, _ = tokens[row]
+                own.append(Choice(0, int(token), logprob, logprob, flags[row]))
+            continue
+        columns = next(searched).reshape(NUM_OF_CANDIDATE, -1)[:, : first.num_candidates]
+        for token, logprob, score, beam in columns.T.tolist():
+            place = int(beam)
             # an impossible candidate may be of a beam that is not there
-            flags = dict(enumerate(constrained[row] for row in rows))
-            choices.append(
-                [
-                    Choice(int(beam), int(token), logprob, score, flags.get(int(beam), False))
-                    for token, logprob, score, beam in best
-                ]
-            )
+            flag = place < len(rows) and flags[rows[place]]
+            own.append(Choice(place, int(token), logprob, score, flag))
     return choices
 
 
@@ -116,11 +109,6 @@ def is_constrained(conditions: RowConditions, preferred: int) -> bool:
     return place >= len(allowed) or not allowed[place] >> (preferred & 7) & 1
 
 
-def _on_host(results: Tensor) -> Results:
-    found: Results = results.cpu().numpy()
-    return found
-
-
 def _allowed_logprobs(logits: Tensor, conditions: Sequence[RowConditions]) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf, and the token
     (R, 1) preferred without constraint and without the rules of beams.
@@ -129,9 +117,8 @@ def _allowed_logprobs(logits: Tensor, conditions: Sequence[RowConditions]) -> tu
     """
     singles = [(row, each) for row, each in enumerate(conditions) if each.beam_score is None]
     beams = [(row, each) for row, each in enumerate(conditions) if each.beam_score is not None]
-    scores = logits.to(
-        torch.float32, copy=any(each.forced is not None or each.banned for _, each in singles)
-    )
+    has_rules = any(each.forced is not None or each.banned for _, each in singles)
+    scores = logits.to(torch.float32, copy=has_rules)
     _apply_rules(scores, singles)
     logprobs = torch.log_softmax(scores, dim=-1)
     if any(each.allowed is not None for each in conditions):
@@ -145,10 +132,13 @@ def _allowed_logprobs(logits: Tensor, conditions: Sequence[RowConditions]) -> tu
 
 def _apply_rules(scores: Tensor, rows: Iterable[tuple[int, RowConditions]]) -> None:
     """Set banned tokens to -inf in place; a forced token gets 0, all others of its row -inf."""
-    forced = [(row, each.forced) for row, each in rows if each.forced is not None]
-    banned = [
-        (row, token_id) for row, each in rows if each.forced is None for token_id in each.banned
-    ]
+    forced: list[tuple[int, int]] = []
+    banned: list[tuple[int, int]] = []
+    for row, each in rows:
+        if each.forced is not None:
+            forced.append((row, each.forced))
+        else:
+            banned += [(row, token_id) for token_id in each.banned]
     if forced:
         where, token_ids = torch.tensor(forced, device=scores.device).T
         scores[where] = -math.inf
@@ -160,13 +150,11 @@ def _apply_rules(scores: Tensor, rows: Iterable[tuple[int, RowConditions]]) -> N
 
 def _apply_constraints(logprobs: Tensor, conditions: Sequence[RowConditions]) -> None:
     """Set the tokens that constraints forbid to -inf, in place."""
-    constrained = [
-        (row, each.allowed) for row, each in enumerate(conditions) if each.allowed is not None
-    ]
-    if not constrained:
+    masks = {row: each.allowed for row, each in enumerate(conditions) if each.allowed is not None}
+    if not masks:
         return
-    rows, allowed = zip(*constrained, strict=True)
-    bounds = token_bounds(np.stack(allowed), logprobs.shape[1], logprobs.device)
+    rows = list(masks)
+    bounds = token_bounds(np.stack(list(masks.values())), logprobs.shape[1], logprobs.device)
     if len(rows) == len(logprobs):
         torch.minimum(logprobs, bounds, out=logprobs)
     else:
@@ -211,9 +199,8 @@ def _draw_from_nucleus(probabilities: Tensor, top_p: Tensor, uniform: Tensor) ->
     drawn, is_wider = draw_from_usual_nucleus(probabilities, top_p, uniform)
     if probabilities.shape[1] > _USUAL_NUCLEUS and bool(is_wider.any()):
         values, order = probabilities[is_wider].sort(descending=True)
-        drawn[is_wider] = order.gather(
-            1, draw_from_all(nucleus(values, top_p[is_wider]), uniform[is_wider])
-        )
+        places = draw_from_all(nucleus(values, top_p[is_wider]), uniform[is_wider])
+        drawn[is_wider] = order.gather(1, places)
     return drawn
 
 
@@ -226,9 +213,8 @@ def draw_from_usual_nucleus(
     values, order = probabilities.topk(min(_USUAL_NUCLEUS, probabilities.shape[1]))
     drawn = order.gather(1, draw_from_all(nucleus(values, top_p), uniform))
     is_wider = values.sum(dim=-1) < top_p[:, 0]
-    return drawn, is_wider if values.shape[1] < probabilities.shape[1] else torch.zeros_like(
-        is_wider
-    )
+    has_all = values.shape[1] == probabilities.shape[1]
+    return drawn, torch.zeros_like(is_wider) if has_all else is_wider
 
 
 def nucleus(descending: Tensor, top_p: Tensor) -> Tensor:
@@ -245,25 +231,23 @@ def draw_from_all(weights: Tensor, uniform: Tensor) -> Tensor:
     1) of the total.
     """
     sums = weights.cumsum(dim=-1, dtype=torch.float64)
-    return torch.searchsorted(sums, uniform * sums[:, -1:], right=True).clamp(
-        max=weights.shape[1] - 1
-    )
+    indices = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
+    return indices.clamp(max=weights.shape[1] - 1)
 
 
 def _search(
     logprobs: Tensor, conditions: Sequence[RowConditions], groups: Sequence[Sequence[int]]
 ) -> Tensor:
     """Return the best candidates (G, 4 K) of sequences with beams."""
-    rows = [row for group in groups for row in group]
+    rows = list(chain.from_iterable(groups))
     width = max(map(len, groups))
     places = iter(range(len(rows)))  # places among the rows of beams
-    beams = [[*islice(places, len(group)), *[-1] * (width - len(group))] for group in groups]
+    padded = [[*islice(places, len(group)), *[-1] * (width - len(group))] for group in groups]
+    beams = torch.tensor(padded, device=logprobs.device)
     scores = torch.tensor([[conditions[row].beam_score] for row in rows], device=logprobs.device)
     own = logprobs[torch.tensor(rows, device=logprobs.device)]
     num_candidates = max(conditions[group[0]].num_candidates for group in groups)
-    found = best_candidates(
-        own, scores, torch.tensor(beams, device=logprobs.device), num_candidates
-    )
+    found = best_candidates(own, scores, beams, num_candidates)
     return torch.cat([each.double() for each in found], dim=1)
 
 

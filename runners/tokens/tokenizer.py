@@ -9,23 +9,14 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 _SPACE = "Ġ"  # space of byte-level vocabularies, such as BART's
 Segments = Sequence[tuple[str, bool]]  # (text, is_control)
-
-
-class Detokenizer(Protocol):
-    """The incremental text of one answer."""
-
-    def push(self, token_id: int) -> str:
-        """Return the text that the next token adds."""
-        ...
 
 
 class TextStream:
@@ -52,29 +43,26 @@ class PromptTokenizer:
     @classmethod
     def load(cls, tokenizer_file: Path) -> Self:
         definition = json.loads(tokenizer_file.read_text(encoding="utf-8"))
-        plain = definition | {
-            "added_tokens": [],
-            "post_processor": None,
-            "padding": None,
-            "truncation": None,
-        }
+        without = dict.fromkeys(("post_processor", "padding", "truncation"))
+        plain = definition | without | {"added_tokens": []}
         return cls(Tokenizer.from_file(str(tokenizer_file)), Tokenizer.from_str(json.dumps(plain)))
 
     def encode(self, segments: Segments) -> list[int]:
         """Return the token ids of a prompt, without the tokens that a family adds around it."""
         ids: list[int] = []
-        # A control segment without a control token of this checkpoint is text like its neighbours,
-        # with which it is tokenized: BPE depends on context.
-        kinds = [(text, is_control and self._has_control(text)) for text, is_control in segments]
-        for is_control, group in groupby(kinds, key=itemgetter(1)):
+
+        def has_control(segment: tuple[str, bool]) -> bool:
+            # A control segment without a control token of this checkpoint is text like its
+            # neighbours, with which it is tokenized: BPE depends on context.
+            text, is_control = segment
+            found = self._tokenizer.encode(text, add_special_tokens=False).ids if is_control else ()
+            return not self._control_ids.isdisjoint(found)
+
+        for is_control, group in groupby(segments, key=has_control):
             tokenizer = self._tokenizer if is_control else self._plain_tokenizer
             text = "".join(text for text, _ in group)
             ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
         return ids
-
-    def _has_control(self, text: str) -> bool:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return not self._control_ids.isdisjoint(ids)
 
     def _bare_id(self, token_id: int) -> int:
         """Return the token with the text of `token_id` without its first space; `token_id` itself

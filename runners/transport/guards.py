@@ -26,27 +26,23 @@ class BodyGuard:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        refusal = _refusal(scope["path"], Headers(scope=scope)) if is_post else None
-        await (refusal or self._app)(scope, receive, send)
-
-
-def _refusal(path: str, headers: Headers) -> PlainTextResponse | None:
-    length = headers.get("content-length", "")
-    allowed = (JSON, BYTES) if path in _CALLS else (JSON,)
-    if (content_type := headers.get("content-type", "")) not in allowed:
-        return PlainTextResponse(
-            f"Content-Type is {content_type[:80]!r}; it must be {' or '.join(allowed)}", 415
-        )
-    if not length.isdecimal() or "transfer-encoding" in headers:
-        return PlainTextResponse(
-            "Content-Length is missing or malformed; it must be the bytes of the body", 411
-        )
-    if int(length) > MAX_BODY_BYTES:
-        return PlainTextResponse(
-            f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed", 413
-        )
-    return None
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            headers = Headers(scope=scope)
+            length = headers.get("content-length", "")
+            content_type = headers.get("content-type", "")
+            allowed = (JSON, BYTES) if scope["path"] in _CALLS else (JSON,)
+            if content_type not in allowed:
+                types = " or ".join(allowed)
+                message = f"Content-Type is {content_type[:80]!r}; it must be {types}"
+                app = PlainTextResponse(message, 415)
+            elif not length.isdecimal() or "transfer-encoding" in headers:
+                message = "Content-Length is missing or malformed; it must be the bytes of the body"
+                app = PlainTextResponse(message, 411)
+            elif int(length) > MAX_BODY_BYTES:
+                message = f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed"
+                app = PlainTextResponse(message, 413)
+        await app(scope, receive, send)
 
 
 class LoadedBuild:

@@ -61,14 +61,12 @@ class RunnerApi:
 
     def _endpoint(self, answer: "_Answer") -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
+            message_bytes = request.headers.get(MESSAGE_BYTES_HEADER)
             try:
                 body = await request.body()
-                received = read_call(
-                    body, request.headers.get(MESSAGE_BYTES_HEADER), self._worker.image_shape_hwc
-                )
-                return await while_connected(
-                    request.receive, self._answer(request, received, answer)
-                )
+                received = read_call(body, message_bytes, self._worker.image_shape_hwc)
+                answered = self._answer(request, received, answer)
+                return await while_connected(request.receive, answered)
             except BadCall as error:
                 return PlainTextResponse(str(error), HTTPStatus.BAD_REQUEST)
             except ClientDisconnect:
@@ -88,10 +86,8 @@ class RunnerApi:
             )
         adapters = {spec.adapter for spec in received.call.sequences} or {None}
         if len(adapters) > 1:  # the features of an adapter may be other ones
-            raise BadCall(
-                f"the sequences name {len(adapters)} adapters; all must name the same one, or all"
-                " none"
-            )
+            allowed = "all must name the same one, or all none"
+            raise BadCall(f"the sequences name {len(adapters)} adapters; {allowed}")
         features = await self._worker.features(image_key, received.pixels, *adapters)
         if features is None:
             message = "no features are cached under this image key; repeat the call with pixels"
@@ -117,15 +113,15 @@ class _EventLines(Response):
         self._events = events
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_events() -> None:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    line = event.model_dump_json().encode() + b"\n"
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
         await send(
             {"type": "http.response.start", "status": HTTPStatus.OK, "headers": self.raw_headers}
         )
         with suppress(ClientDisconnect):
-            await while_connected(receive, self._send_events(send))
-
-    async def _send_events(self, send: Send) -> None:
-        async with aclosing(self._events) as events:
-            async for event in events:
-                line = event.model_dump_json().encode() + b"\n"
-                await send({"type": "http.response.body", "body": line, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await while_connected(receive, send_events())

@@ -63,20 +63,14 @@ class Phrase:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt, or None if any text is valid.
-
-    The label of a box is one of the names asked for.
-    """
+    """Return the grammar of an answer; the label of a box is one of the names asked for."""
     names = parameters.labels or parameters.phrases
     answer = _ANSWERS["open_vocabulary_detection"] if names else _ANSWERS.get(task_id)
     return answer and _GRAMMAR % (answer, spellings(names) if names else _ANY_TEXT)
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:
-    """Yield the phrases that have a location.
-
-    The first has no label if the answer starts with a token.
-    """
+    """Yield the phrases with a location, the first without a label if a token starts the answer."""
     label = ""
     position = 0
     spans: tuple[Span, ...] = ()
@@ -95,13 +89,11 @@ def split_phrases(text: str) -> Iterator[Phrase]:
 
 
 def text_before_tokens(text: str) -> str:
-    """Return the text before the first control token."""
     token = _TOKEN.search(text)
     return text[: token.start()].strip() if token else text.strip()
 
 
 def text_without_tokens(text: str) -> str:
-    """Return `text` without control tokens."""
     return _TOKEN.sub("", text).strip()
 
 

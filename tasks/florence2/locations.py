@@ -23,7 +23,6 @@ def dequantize(bin_index: int, side_px: int) -> float:
 
 
 def location_token(bin_index: int) -> str:
-    """Return the token of a bin."""
     return f"<loc_{bin_index}>"
 
 

@@ -11,7 +11,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from tasks.florence2.grammar import split_phrases, text_before_tokens, text_without_tokens
+from tasks.florence2.grammar import (
+    Phrase,
+    split_phrases,
+    text_before_tokens,
+    text_without_tokens,
+)
 from tasks.florence2.locations import dequantize
 from tasks.florence2.prompts import asked_per_prompt
 from tasks.generation import GeneratedText
@@ -60,18 +65,15 @@ def parse_answer(
             return TextResult(text, answers[0].is_read_as(text))
         case "detections":
             is_named = task_id != "region_proposal"
-            found = [
-                tuple(_detections(answer, names, is_named, image_size_wh))
-                for answer, names in zip(answers, asked, strict=True)
-            ]
-            is_parsed = all(map(GeneratedText.is_read_as, answers, found))
             banned = frozenset() if parameters.caption is None else banned_phrases
-            kept = chain.from_iterable(
-                answers_to_labels(*pair) for pair in zip(found, asked, strict=True)
-            )
-            return DetectionsResult(
-                tuple(each for each in kept if each.label not in banned), is_parsed
-            )
+            is_parsed = True
+            kept: list[Detection] = []
+            for answer, names in zip(answers, asked, strict=True):
+                found = tuple(_detections(answer, names, is_named, image_size_wh))
+                is_parsed &= answer.is_read_as(found)
+                right = answers_to_labels(found, names)
+                kept += [each for each in right if each.label not in banned]
+            return DetectionsResult(tuple(kept), is_parsed)
         case "instances":
             instances = tuple(_instances(answers[0], asked[0], image_size_wh, mask_format))
             return InstancesResult(instances, answers[0].is_read_as(instances))
@@ -84,10 +86,9 @@ def read_banned_phrases(processor_config: Path) -> frozenset[str]:
     """Return the phrases whose boxes a checkpoint's processor removes in a grounded caption."""
     if not processor_config.exists():
         return frozenset()
-    config = (
-        json.loads(processor_config.read_text(encoding="utf-8")).get("post_processor_config") or {}
-    )
-    return frozenset(config.get("phrase_grounding", {}).get("banned_grounding_tokens", ()))
+    config = json.loads(processor_config.read_text(encoding="utf-8"))
+    tasks = config.get("post_processor_config") or {}
+    return frozenset(tasks.get("phrase_grounding", {}).get("banned_grounding_tokens", ()))
 
 
 def _detections(
@@ -100,10 +101,13 @@ def _detections(
     is_polygon = "<poly>" in answer.text
     for phrase in split_phrases(answer.text):
         label = resolve_label(phrase.label, asked) if is_named else ""
-        corners = ([piece] for run in chain(*phrase.instances) for piece in in_pieces(run, 4))
-        for runs in filter(None, map(_polygons, phrase.instances)) if is_polygon else corners:
-            box = bounding_box(point for run in runs for point in _ring(run, image_size_wh))
-            if box and (label or not is_named):
+        if is_named and not label:
+            continue
+        polygons = [*filter(None, map(_polygons, phrase.instances))]
+        corners = [[piece] for piece in _pieces(phrase, 4)]
+        for runs in polygons if is_polygon else corners:
+            rings = [_ring(run, image_size_wh) for run in runs]
+            if box := bounding_box(chain(*rings)):
                 spans = phrase.label_spans if is_named else ()
                 yield Detection(box, label, answer.score(spans, list(map(span_of, runs))))
 
@@ -117,7 +121,7 @@ def _instances(
     for phrase in split_phrases(answer.text):
         for polygons in filter(None, map(_polygons, phrase.instances)):
             rings = tuple(_ring(polygon, image_size_wh) for polygon in polygons)
-            if box := bounding_box(point for ring in rings for point in ring):
+            if box := bounding_box(chain(*rings)):
                 score = answer.score(phrase.label_spans, list(map(span_of, polygons)))
                 label = resolve_label(phrase.label, asked)
                 mask = encode_rings(rings, image_size_wh) if mask_format == "rle" else None
@@ -126,12 +130,17 @@ def _instances(
 
 def _text_regions(answer: GeneratedText, image_size_wh: tuple[int, int]) -> Iterator[TextRegion]:
     for phrase in split_phrases(answer.text):
-        for run in chain(*phrase.instances) if phrase.label else ():
-            for piece in in_pieces(run, 8):
-                top_left, top_right, bottom_right, bottom_left = _ring(piece, image_size_wh)
-                quad = (top_left, top_right, bottom_right, bottom_left)
-                score = answer.score(phrase.label_spans, [span_of(piece)])
-                yield TextRegion(quad, phrase.label, score)
+        for piece in _pieces(phrase, 8) if phrase.label else ():
+            top_left, top_right, bottom_right, bottom_left = _ring(piece, image_size_wh)
+            quad = (top_left, top_right, bottom_right, bottom_left)
+            score = answer.score(phrase.label_spans, [span_of(piece)])
+            yield TextRegion(quad, phrase.label, score)
+
+
+def _pieces(phrase: Phrase, num_locations: int) -> Iterator[Locations]:
+    """Yield the locations of a phrase in pieces, without an incomplete last one of a run."""
+    for run in chain(*phrase.instances):
+        yield from in_pieces(run, num_locations)
 
 
 def _polygons(instance: Sequence[Locations]) -> list[Locations]:

@@ -15,7 +15,6 @@ from tasks.florence2.locations import box_tokens, dequantize
 from tasks.parameters import TaskParameters
 from tasks.parsing import without_article
 from tasks.prompts import AskedTask, Prompt, PromptSegment, fill_template, join_segments
-from tasks.results import BoxXyxy
 
 _SENTENCES = {
     "object_detection": "Locate the objects with category name in the image.",
@@ -69,21 +68,23 @@ _WITH_REGION = {
 def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of a task: one, or one per label or phrase.
-
-    Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
-    """
+    """Return the prompts of a task: one, or one per label or phrase."""
     if task_id not in entry.task_ids:
         raise UnsupportedTask(
             f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
         )
     if parameters.language not in (None, "en"):
-        raise UnsupportedVariant(
-            "language", f"{entry.id} supports language en only, not {parameters.language}"
-        )
+        message = f"{entry.id} supports language en only, not {parameters.language}"
+        raise UnsupportedVariant("language", message)
     sentence = _sentence(entry, task_id, parameters)
-    if parameters.region is not None:
-        return (_with_region(sentence, parameters.region, image_size_wh),)
+    if (region := parameters.region) is not None:
+        width, height = image_size_wh
+        if region[2] > width or region[3] > height:
+            allowed = f"within the image: x from 0 to {width}, y from 0 to {height}"
+            raise ParameterError("region", f"region must be {allowed}; it is {list(region)}")
+        before, after = map(PromptSegment, sentence.split("{region}"))
+        tokens = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
+        return (join_segments(before, tokens, after),)
     texts = [parameters.caption or parameters.question or parameters.phrase or ""]
     # Labels and phrases are located one by one as open vocabulary, without their article: one
     # phrase grounding prompt with all of them, with or without articles, misses more. So does a
@@ -95,19 +96,15 @@ def task_prompts(
 
 
 def read_prompt(text: str) -> AskedTask | None:
-    """Return the task requested by `text`, or None if it does not start with a task token.
-
-    Raise `ParameterError`.
-    """
+    """Return the task requested by `text`, or None if it does not start with a task token."""
     match = _TASK_TOKEN.match(text)
     if match is None:
         return None
     token, rest = match.groups()
     if token in _ALONE:
         if rest.strip():
-            raise ParameterError(
-                "messages", f"<{token}> takes no input, but {rest[:80]!r} follows it"
-            )
+            message = f"<{token}> takes no input, but {rest[:80]!r} follows it"
+            raise ParameterError("messages", message)
         return _ALONE[token]
     if token in _WITH_TEXT:
         task_id, name = _WITH_TEXT[token]
@@ -146,13 +143,3 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
             return (entry.template(task_id) or QUESTION_FIELD).replace(QUESTION_FIELD, "{text}")
         case _:
             return _SENTENCES[task_id]
-
-
-def _with_region(sentence: str, region: BoxXyxy, image_size_wh: tuple[int, int]) -> Prompt:
-    width, height = image_size_wh
-    if region[2] > width or region[3] > height:
-        allowed = f"within the image: x from 0 to {width}, y from 0 to {height}"
-        raise ParameterError("region", f"region must be {allowed}; it is {list(region)}")
-    before, after = sentence.split("{region}")
-    tokens = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
-    return join_segments(PromptSegment(before), tokens, PromptSegment(after))

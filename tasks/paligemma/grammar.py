@@ -36,6 +36,7 @@ _LOCATION = r"<loc(0[0-9]{3}|10[01][0-9]|102[0-3])>"
 _SEGMENTATION = r"<seg(0[0-9]{2}|1[01][0-9]|12[0-7])>"
 _LOCATION_TOKEN = re.compile(_LOCATION)
 _SEGMENTATION_TOKEN = re.compile(_SEGMENTATION)
+_LABEL_END = re.compile(rf"{SEPARATOR}|{_SEGMENTATION}")
 _TOKEN = re.compile(f"{_LOCATION}|{_SEGMENTATION}")
 _HEAD = re.compile(rf"(?P<locations>(?:{_LOCATION}\s*)+)(?P<codes>(?:{_SEGMENTATION}\s*)*)")
 
@@ -51,10 +52,7 @@ class Entry:
 
 
 def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of the answer to each prompt, or None if any text is valid.
-
-    A label is one of the names asked for.
-    """
+    """Return the grammar of an answer; a label is one of the names asked for."""
     if task_id not in _HEADS:
         return None
     return _ENTRIES % (_HEADS[task_id], spellings(asked_names(parameters)))
@@ -65,14 +63,10 @@ def split_entries(text: str) -> Iterator[Entry]:
     heads = list(_HEAD.finditer(text))
     starts = [*(head.start() for head in heads), len(text)]
     for head, next_start in zip(heads, starts[1:], strict=True):
-        start, end = head.span("locations")
-        locations = tuple(
-            Location(int(m[1]), m.span()) for m in _LOCATION_TOKEN.finditer(text, start, end)
-        )
-        codes = tuple(int(code) for code in _SEGMENTATION_TOKEN.findall(head["codes"]))
-        written = re.split(
-            rf"{SEPARATOR}|{_SEGMENTATION}", text[head.end() : next_start], maxsplit=1
-        )[0]
+        tokens = _LOCATION_TOKEN.finditer(text, *head.span("locations"))
+        locations = tuple(Location(int(token[1]), token.span()) for token in tokens)
+        codes = tuple(map(int, _SEGMENTATION_TOKEN.findall(head["codes"])))
+        written = _LABEL_END.split(text[head.end() : next_start], maxsplit=1)[0]
         label = written.strip()
         label_start = head.end() + len(written) - len(written.lstrip())
         spans = ((label_start, label_start + len(label)),) if label else ()
@@ -80,5 +74,4 @@ def split_entries(text: str) -> Iterator[Entry]:
 
 
 def text_without_tokens(text: str) -> str:
-    """Return `text` without location and segmentation tokens."""
     return _TOKEN.sub("", text).strip()

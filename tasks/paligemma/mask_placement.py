@@ -36,15 +36,12 @@ def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:
     # Beyond the last samples the field is constant up to the border of the box; a negative sample
     # on the border itself closes a ring that reaches it.
     closed = np.pad(np.pad(field, 1, mode="edge"), 1, constant_values=-1)
-    places = (
-        np.concatenate(([0, 0], np.arange(0.5, FIELD_SIDE), [FIELD_SIDE, FIELD_SIDE])) / FIELD_SIDE
-    )
-    generator = contourpy.contour_generator(
-        x1 + places * (x2 - x1),
-        y1 + places * (y2 - y1),
-        closed,
-        line_type=contourpy.LineType.Separate,
-    )
+    end = [FIELD_SIDE, FIELD_SIDE]
+    places = np.concatenate(([0, 0], np.arange(0.5, FIELD_SIDE), end)) / FIELD_SIDE
+    xs = x1 + places * (x2 - x1)
+    ys = y1 + places * (y2 - y1)
+    separate = contourpy.LineType.Separate
+    generator = contourpy.contour_generator(xs, ys, closed, line_type=separate)
     rings: list[Ring] = []
     for line in map(np.asarray, generator.lines(0.0)):
         # each point once where neighbours are equal; the last one is the first again

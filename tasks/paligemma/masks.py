@@ -26,7 +26,8 @@ _RESIDUAL_BLOCKS = ("decoder.2.net", "decoder.3.net")
 _UPSAMPLINGS = ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
 _WEIGHT_SHAPES: dict[str, tuple[int, ...]] = {
     "decoder.0": (128, 512, 1, 1),
-    **{f"{block}.{layer}": (128, 128, 3, 3) for block in _RESIDUAL_BLOCKS for layer in (0, 2)},
+    **{f"{block}.0": (128, 128, 3, 3) for block in _RESIDUAL_BLOCKS},
+    **{f"{block}.2": (128, 128, 3, 3) for block in _RESIDUAL_BLOCKS},
     **{f"{block}.4": (128, 128, 1, 1) for block in _RESIDUAL_BLOCKS},
     "decoder.4": (128, 128, 4, 4),  # transposed convolutions: in before out
     "decoder.6": (128, 64, 4, 4),
@@ -34,6 +35,8 @@ _WEIGHT_SHAPES: dict[str, tuple[int, ...]] = {
     "decoder.10": (32, 16, 4, 4),
     "decoder.12": (1, 16, 1, 1),
 }
+# taps through which an output of a transposed convolution sees its two inputs, by phase
+_TAPS = ([3, 1], [2, 0])
 _CODEBOOK = "_vq_vae._embedding"
 _CODEBOOK_SHAPE = (128, 512)
 
@@ -56,10 +59,12 @@ class MaskDecoder:
         """Read an `.npz` of the layout of vae-oid.npz; raise `MaskDecoderError`."""
         tensors = _read_tensors(path)
         weights = {layer: tensors[f"{layer}.weight"] for layer in _WEIGHT_SHAPES}
-        matrices = {
-            n: _phase_matrices(w) if n in _UPSAMPLINGS else _matrix(w) for n, w in weights.items()
-        }
-        return cls(tensors[_CODEBOOK], matrices, {n: tensors[f"{n}.bias"] for n in _WEIGHT_SHAPES})
+        matrices = {layer: _matrix(weight) for layer, weight in weights.items()}
+        for layer in _UPSAMPLINGS:  # (C, O, 4, 4)
+            taps = [weights[layer][:, :, _TAPS[p]][:, :, :, _TAPS[q]] for p, q in np.ndindex(2, 2)]
+            matrices[layer] = np.stack([_matrix(phase.swapaxes(0, 1)) for phase in taps])
+        biases = {layer: tensors[f"{layer}.bias"] for layer in _WEIGHT_SHAPES}
+        return cls(tensors[_CODEBOOK], matrices, biases)
 
     def decode(self, codes: Sequence[int]) -> Floats:
         """Return the field (64, 64) of 16 codes, each 0 to 127, row by row."""
@@ -89,35 +94,29 @@ class MaskDecoder:
             windows[row : row + height, column : column + width] @ matrix
             for (row, column), matrix in zip(np.ndindex(2, 2), self.matrices[layer], strict=True)
         ]
-        interleaved = (
-            np.stack(phases, axis=2).reshape(height, width, 2, 2, -1).transpose(0, 2, 1, 3, 4)
-        )
+        grid = np.stack(phases, axis=2).reshape(height, width, 2, 2, -1)
+        interleaved = grid.transpose(0, 2, 1, 3, 4)
         return interleaved.reshape(2 * height, 2 * width, -1) + self.biases[layer]
 
 
 def _read_tensors(path: Path) -> dict[str, Floats]:
-    expected = {_CODEBOOK: _CODEBOOK_SHAPE} | {
-        f"{layer}.weight": shape for layer, shape in _WEIGHT_SHAPES.items()
-    }
+    expected: dict[str, tuple[int, ...]] = {_CODEBOOK: _CODEBOOK_SHAPE}
     for layer, shape in _WEIGHT_SHAPES.items():
-        num_outputs = shape[1] if layer in _UPSAMPLINGS else shape[0]
-        expected[f"{layer}.bias"] = (num_outputs,)
+        expected[f"{layer}.weight"] = shape
+        expected[f"{layer}.bias"] = (shape[1] if layer in _UPSAMPLINGS else shape[0],)
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
-            present = {
-                name: np.asarray(archive[name]) for name in expected if name in archive.files
-            }
+            names = expected.keys() & archive.files
+            present = {name: np.asarray(archive[name]) for name in names}
     except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise MaskDecoderError(f"{path} cannot be read as an .npz of arrays: {error}") from error
     for name, shape in expected.items():
         if name not in present:
             raise MaskDecoderError(f"{path} has no array {name} of shape {shape}")
         if present[name].shape != shape or not np.isfinite(present[name]).all():
-            actual = present[name].shape
-            raise MaskDecoderError(
-                f"{path}: {name} must be finite, of shape {shape}; its shape is {actual}"
-            )
+            problem = f"must be finite, of shape {shape}; its shape is {present[name].shape}"
+            raise MaskDecoderError(f"{path}: {name} {problem}")
     return {name: array.astype(np.float32) for name, array in present.items()}
 
 
@@ -126,29 +125,13 @@ def _matrix(weight: Floats) -> Floats:
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
 
 
-def _phase_matrices(weight: Floats) -> Floats:
-    """Turn a transposed convolution's weight (C, O, 4, 4) into a matrix for each phase.
-
-    An output at phase 0 sees its two inputs through taps 3 and 1, at phase 1 through taps 2 and 0.
-    """
-    taps = ([3, 1], [2, 0])
-    return np.stack(
-        [
-            _matrix(weight[:, :, taps[p]][:, :, :, taps[q]].swapaxes(0, 1))
-            for p, q in np.ndindex(2, 2)
-        ]
-    )
-
-
 def _patches(x: Floats, side: int) -> Floats:
     """Return the `side` x `side` windows of x with a zero border: (H', W', side² * C)."""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     height = padded.shape[0] - side + 1
     width = padded.shape[1] - side + 1
-    shifted = [
-        padded[row : row + height, column : column + width]
-        for row, column in np.ndindex(side, side)
-    ]
+    corners = np.ndindex(side, side)
+    shifted = [padded[row : row + height, column : column + width] for row, column in corners]
     return np.concatenate(shifted, axis=2)
 
 

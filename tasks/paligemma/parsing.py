@@ -4,7 +4,6 @@ Corners are sorted. Boxes without area and instances without 16 segmentation tok
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 from tasks.generation import GeneratedText
 from tasks.paligemma.grammar import split_entries, text_without_tokens
@@ -52,22 +51,21 @@ def parse_answer(
             text = text_without_tokens(answer.text)
             return TextResult(text, answer.is_read_as(text))
         case "detections":
-            names = [asked] if len(answers) == 1 else [(name,) for name in asked]
-            found = [
-                tuple(_detections(answer, each, image_size_wh))
-                for answer, each in zip(answers, names, strict=True)
-            ]
-            is_parsed = all(map(GeneratedText.is_read_as, answers, found))
-            wanted = names if parameters.labels or len(answers) > 1 else [()]
-            kept = chain.from_iterable(map(answers_to_labels, found, wanted))
+            per_prompt = [asked] if len(answers) == 1 else [(name,) for name in asked]
+            is_strict = bool(parameters.labels) or len(answers) > 1
+            is_parsed = True
+            kept: list[Detection] = []
+            for each, names in zip(answers, per_prompt, strict=True):
+                found = tuple(_detections(each, names, image_size_wh))
+                is_parsed &= each.is_read_as(found)
+                kept += answers_to_labels(found, names if is_strict else ())
             return DetectionsResult(tuple(kept), is_parsed)
         case "instances" if mask_decoder is not None:
             instances = tuple(_instances(answer, asked, image_size_wh, mask_format, mask_decoder))
             return InstancesResult(instances, answer.is_read_as(instances))
         case _:
-            raise ValueError(
-                f"PaliGemma has no parser for answers to {task_id} without a mask decoder"
-            )
+            message = f"PaliGemma has no parser for answers to {task_id} without a mask decoder"
+            raise ValueError(message)
 
 
 def _detections(
@@ -104,7 +102,7 @@ def _instances(
 
 def _box(locations: Locations, image_size_wh: tuple[int, int]) -> BoxXyxy | None:
     width, height = image_size_wh
-    y1, x1, y2, x2 = (location.bin_index for location in locations)
-    return ordered_box(
-        dequantize(x1, width), dequantize(y1, height), dequantize(x2, width), dequantize(y2, height)
-    )
+    sides = (height, width, height, width)
+    places = zip(locations, sides, strict=True)
+    y1, x1, y2, x2 = (dequantize(location.bin_index, side) for location, side in places)
+    return ordered_box(x1, y1, x2, y2)

@@ -35,17 +35,17 @@ def task_prompts(
     # Florence-2's; no prompt of this family has a region
     image_size_wh: tuple[int, int],  # noqa: ARG001
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of a task: one, or one per name.
-
-    Raise `UnsupportedTask` or `UnsupportedVariant`.
-    """
+    """Return the prompts of a task: one, or one per name."""
     if task_id not in entry.task_ids:
         raise UnsupportedTask(
             f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
         )
-    return tuple(
-        (PromptSegment(_text(entry, task_id, each)),) for each in _per_prompt(entry, parameters)
-    )
+    prompts = [parameters]
+    if entry.one_name_per_prompt and parameters.labels:
+        prompts = [replace(parameters, labels=(name,)) for name in parameters.labels]
+    elif entry.one_name_per_prompt and parameters.phrases:
+        prompts = [replace(parameters, phrases=(name,)) for name in parameters.phrases]
+    return tuple((PromptSegment(_text(entry, task_id, each)),) for each in prompts)
 
 
 def read_prompt(text: str) -> AskedTask | None:
@@ -60,17 +60,14 @@ def read_prompt(text: str) -> AskedTask | None:
         case "caption" | "describe" if len(rest.split()) == 1:
             return AskedTask("captioning", {"detail": _DETAILS[word], "language": rest})
         case "detect" if rest:
-            return AskedTask(
-                "open_vocabulary_detection",
-                {"labels": [name.strip() for name in rest.split(SEPARATOR)]},
-            )
+            names = [name.strip() for name in rest.split(SEPARATOR)]
+            return AskedTask("open_vocabulary_detection", {"labels": names})
         case "segment" if rest:
             return AskedTask("instance_segmentation", {"phrase": rest})
         case "answer" if len(rest.split(maxsplit=1)) == 2:
             language, question = rest.split(maxsplit=1)
-            return AskedTask(
-                "visual_question_answering", {"question": question, "language": language}
-            )
+            values = {"question": question, "language": language}
+            return AskedTask("visual_question_answering", values)
     return None
 
 
@@ -80,23 +77,14 @@ def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
     return (single,) if single else parameters.labels or parameters.phrases or ()
 
 
-def _per_prompt(entry: CatalogEntry, parameters: TaskParameters) -> tuple[TaskParameters, ...]:
-    if entry.one_name_per_prompt and parameters.labels:
-        return tuple(replace(parameters, labels=(name,)) for name in parameters.labels)
-    if entry.one_name_per_prompt and parameters.phrases:
-        return tuple(replace(parameters, phrases=(name,)) for name in parameters.phrases)
-    return (parameters,)
-
-
 def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
     match task_id:
         case "captioning":
             detail = parameters.detail or "short"
             if detail not in _CAPTIONING:
-                raise UnsupportedVariant(
-                    "detail",
-                    f"{entry.id} supports detail {' and '.join(_CAPTIONING)} only, not {detail}",
-                )
+                allowed = " and ".join(_CAPTIONING)
+                message = f"{entry.id} supports detail {allowed} only, not {detail}"
+                raise UnsupportedVariant("detail", message)
             return f"{_CAPTIONING[detail]} {parameters.language}"
         case "open_vocabulary_detection" | "phrase_grounding":
             if parameters.caption and _SEVERAL_PHRASES.search(parameters.caption):
@@ -106,9 +94,8 @@ def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
             return f"detect {f' {SEPARATOR} '.join(asked_names(parameters))}"
         case "instance_segmentation":
             if parameters.region is not None:
-                raise UnsupportedVariant(
-                    "region", f"{entry.id} segments by phrase only, not by region"
-                )
+                message = f"{entry.id} segments by phrase only, not by region"
+                raise UnsupportedVariant("region", message)
             return f"segment {parameters.phrase}"
         case "visual_question_answering":
             return f"answer {parameters.language} {parameters.question}"

@@ -2,17 +2,31 @@
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from runners.in_process_channel import EncoderBatcher
 from tests.support.export_cli import ROOT, ModelStore
 from tests.support.server_sent_events import parse_events
+from wire.artifacts.manifest import DECODER_FILE
 from wire.runner_messages import EncodedImage, ImageToEncode
 
 MODEL = "florence-2-mini"
 SCENE = ROOT / "service" / "web" / "samples" / "scene.png"
+
+
+LOAD = f"""
+from runners.in_process_channel import InProcessChannel
+from service.process_options import runner_options
+from service.settings import Settings
+from wire.artifacts.manifest import read_manifest
+from wire.artifacts.model_store import artifact_folder
+manifest = read_manifest(artifact_folder("{MODEL}"))
+InProcessChannel(manifest, runner_options("{MODEL}", Settings(device="cpu"), ())).load()
+"""
 
 
 @dataclass(slots=True)
@@ -68,6 +82,20 @@ def test_an_image_that_comes_after_a_pause_is_encoded_too() -> None:
 
     asyncio.run(main())
     assert encoder.batches == [["0"], ["1"]]
+
+
+def test_a_file_that_is_not_the_exported_one_is_refused_before_it_is_loaded(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    store = ModelStore(tmp_path / "bentoml")
+    shutil.copytree(exported.home, store.home, symlinks=True)
+    file = store.newest(MODEL) / DECODER_FILE
+    content = file.read_bytes()
+    file.unlink()  # it may be a link
+    file.write_bytes(content[:-1] + b"x")
+    run = store.python("-c", LOAD)
+    assert run.returncode == 1
+    assert f"ArtifactError: {file}" in run.stderr.splitlines()[-1]
 
 
 def test_a_gateway_answers_without_processes_and_refuses_another_build(

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from runners.cuda_graphs.graphs import CudaGraph
-from runners.decoder.graph_engine import GraphEngine
+from runners.decoder.engines import GraphEngine
 from runners.decoder.protocol import Decoder
 
 _COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from runners.decoder.graph_engine import GraphEngine, GraphPass
+from runners.decoder.engines import GraphEngine, GraphPass
 from runners.decoder.protocol import Decoder
 from runners.kv_cache.slot_cache import SlotCache
 from runners.tokens.conditions import Chosen, NextInputs, RowConditions

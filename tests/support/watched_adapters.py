@@ -1,4 +1,4 @@
-"""A watched folder of adapters, and a decoder without weights that follows it."""
+"""A watched folder of adapters, and adapters without tensors that follow it."""
 
 import json
 import threading
@@ -30,36 +30,36 @@ LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000, max_total_bytes=100 * ADAP
 
 
 @dataclass(slots=True)
-class FakeDecoder:
-    """Holds the keys of its adapters."""
+class FakeAdapters:
+    """Holds the keys of adapters."""
 
-    adapter_keys: frozenset[str] = frozenset()
+    keys: frozenset[str] = frozenset()
     failure: Exception | None = None
     released: threading.Event | None = None  # adding waits for it
 
-    def add_adapter(self, key: str, tensors: Mapping[str, Tensor], max_total_bytes: int) -> None:
+    def add(self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int) -> None:
         assert tensors.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
-        assert key not in self.adapter_keys
+        assert adapter not in self.keys
         if self.failure is not None:
             raise self.failure
-        if (len(self.adapter_keys) + 1) * ADAPTER_BYTES > max_total_bytes:
+        if (len(self.keys) + 1) * ADAPTER_BYTES > max_total_bytes:
             raise NoRoomError("no room")
         assert self.released is None or self.released.wait(TIMEOUT_S)
-        self.adapter_keys |= {key}
+        self.keys |= {adapter}
 
-    def remove_adapter(self, key: str) -> None:
-        assert key in self.adapter_keys
-        self.adapter_keys -= {key}
+    def remove(self, adapter: str) -> None:
+        assert adapter in self.keys
+        self.keys -= {adapter}
 
 
 @dataclass(slots=True)
 class Watched:
-    """A folder of adapters, and the decoder that follows it."""
+    """A folder of adapters, and the adapters that follow it."""
 
     folder: Path
     base_folder: Path
     base: Manifest
-    decoder: FakeDecoder = field(default_factory=FakeDecoder)
+    loaded: FakeAdapters = field(default_factory=FakeAdapters)
     time_s: float = 1.0
     limits: AdapterLimits = LIMITS
     aliases: tuple[str, ...] = ()
@@ -101,10 +101,10 @@ class Watched:
         return adapter_build_key(hashes, self.base.build_key)
 
     def update(self, after_s: float = 1.0) -> frozenset[str]:
-        """Update after a time; return the keys of the decoder."""
+        """Update after a time; return the keys that are loaded."""
         self.time_s += after_s
-        self.adapters.update(self.decoder)
-        return self.decoder.adapter_keys
+        self.adapters.update(self.loaded)
+        return self.loaded.keys
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,13 @@ AGENTS_S = 180  # Ray's own agents look for their killed cluster for a minute
 SCORE_TOLERANCE = 1e-3  # sums in float32 depend on the other sequences of a batch
 # Writes the only shard of a job as a killed run would leave it, with an image that has failed.
 WRITE_FAILED = """
-from offline.__main__ import _job, _parse, _settings
+from offline.__main__ import job_of, parse_arguments, settings_for
 from offline.output import Output
 from offline.rows import Row, RowError
 from offline.shards import plan_shards
-given = _parse(None)
+given = parse_arguments(None)
 shards = plan_shards(given.inputs, given.column, given.shard_size)
-output = Output(given.output, _job(given, _settings(given.model), shards))
+output = Output(given.output, job_of(given, settings_for(given.model), shards))
 output.begin()
 error = RowError("unsupported_image", "broken")
 output.write_shard(0, [Row("a.png", given.model, given.task, error=error)])

@@ -9,7 +9,7 @@ from export.checks.reference import Reference
 from export.checks.streaming import StreamedWeights
 from export.scenes import render_scene, sample_scene
 from runners.decoder.batch import generate_all
-from runners.decoder.eager_engine import EagerEngine
+from runners.decoder.engines import EagerEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights

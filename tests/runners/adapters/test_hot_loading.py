@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_bad_adapter_is_refused_once_and_the_others_are_loaded(
 
 def test_an_adapter_that_the_device_cannot_hold_is_refused(watched: Watched) -> None:
     key = watched.write("a")
-    watched.decoder.failure = torch.OutOfMemoryError("none left")
+    watched.loaded.failure = torch.OutOfMemoryError("none left")
     watched.update()
     assert watched.adapters.refused == {key: "it cannot be loaded: OutOfMemoryError"}
 
@@ -163,7 +164,7 @@ def test_an_adapter_of_the_store_with_the_same_build_is_not_loaded_twice_nor_rem
     watched: Watched,
 ) -> None:
     key = watched.write("a")
-    watched.decoder.adapter_keys = frozenset({key})
+    watched.loaded.keys = frozenset({key})
     assert watched.update() == {key}
     shutil.rmtree(watched.folder / "a")
     watched.update()
@@ -253,8 +254,8 @@ def test_the_start_returns_when_the_adapters_are_loaded(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = {watched.write("a"), watched.write("b", 2.0)}
-    watched.adapters.watch(watched.decoder)
-    assert watched.decoder.adapter_keys == keys
+    watched.adapters.watch(watched.loaded)
+    assert watched.loaded.keys == keys
     assert not caplog.records  # an error would be logged after the read timeout
 
 
@@ -263,12 +264,12 @@ def test_an_adapter_that_takes_too_long_does_not_hold_the_start(
 ) -> None:
     key = watched.write("a")
     watched.follow(AdapterScan(watched.folder, now=lambda: 1e12), read_timeout_s=0.2)
-    watched.decoder.released = threading.Event()
-    watched.adapters.watch(watched.decoder)
-    assert watched.decoder.adapter_keys == frozenset()
+    watched.loaded.released = threading.Event()
+    watched.adapters.watch(watched.loaded)
+    assert watched.loaded.keys == frozenset()
     assert f"the adapters of {FLORENCE.id} are not all loaded after 0.2 s" in caplog.messages[-1]
-    watched.decoder.released.set()
-    wait_until(lambda: watched.decoder.adapter_keys == {key})
+    watched.loaded.released.set()
+    wait_until(lambda: watched.loaded.keys == {key})
 
 
 def test_the_log_has_the_adapter_that_is_freed(
@@ -306,13 +307,13 @@ def test_a_runner_waits_for_adapters_half_of_its_start_at_most(
         adapter_limits=LIMITS,
         start_timeout_s=0.4,
     )
-    watched.decoder.released = threading.Event()
+    watched.loaded.released = threading.Event()
     worker: Any = ModelWorker(FLORENCE.id, options, no_batcher)
-    worker._decoder = watched.decoder
+    worker._decoder = SimpleNamespace(adapters=watched.loaded)
     worker._watch_adapters(watched.base, watched.base_folder)
     assert "not all loaded after 0.2 s" in caplog.messages[-1]
-    watched.decoder.released.set()
-    wait_until(lambda: watched.decoder.adapter_keys != frozenset())
+    watched.loaded.released.set()
+    wait_until(lambda: watched.loaded.keys != frozenset())
 
 
 async def no_batcher(_image_key: str) -> EncodedImage:

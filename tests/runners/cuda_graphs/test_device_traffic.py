@@ -15,7 +15,7 @@ from torch import Tensor
 from runners.cuda_graphs.graphs import CudaGraph
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.beams import BeamSequence
-from runners.decoder.graph_engine import GraphEngine
+from runners.decoder.engines import GraphEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.tokens.constraints import Constraint

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runners.decoder.eager_engine import EagerEngine
+from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runners.decoder.beams import BeamSequence
-from runners.decoder.eager_engine import EagerEngine
+from runners.decoder.engines import EagerEngine
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.kv_cache.slot_cache import SlotCache

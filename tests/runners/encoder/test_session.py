@@ -161,6 +161,7 @@ def test_at_int8_an_image_has_the_same_features_in_every_batch(
     together = encoder.encode(pixels)
     for index, one in enumerate(pixels):
         assert torch.equal(encoder.encode(one[None])[0], together[index])
+    assert torch.equal(encoder.encode(pixels[:2]), together[:2])
 
 
 def test_features_do_not_change_when_the_next_batch_is_encoded(

@@ -15,7 +15,7 @@ from torch import Tensor
 from export.checks.reference import Reference
 from runners.adapters.peft_adapter import read_adapter
 from runners.decoder.batch import generate_all
-from runners.decoder.eager_engine import EagerEngine
+from runners.decoder.engines import EagerEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder

@@ -14,7 +14,7 @@ import torch
 from export.checks.reference import Reference
 from runners.adapters.peft_adapter import read_adapter
 from runners.decoder.batch import generate_all
-from runners.decoder.eager_engine import EagerEngine
+from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest

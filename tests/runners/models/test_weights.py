@@ -18,7 +18,7 @@ from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
-from wire.artifacts.manifest import DECODER_FILE, read_manifest, vision_encoder_file
+from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest, vision_encoder_file
 
 # Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that
 # packing leaves in the heap (up to 90 MB here), and the interpreter's own objects.
@@ -120,7 +120,10 @@ def test_encoders_load_without_any_decoder_weights(int8_artifacts: Path, tmp_pat
         VisionEncoder(tmp_path, precision=precision).load()
 
 
-def test_layers_of_one_input_are_joined_and_a_separate_output_head_is_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "float16"])  # packed, and not
+def test_layers_of_one_input_are_joined_and_a_separate_output_head_is_used(
+    tmp_path: Path, precision: Precision
+) -> None:
     own = {
         "a.weight": torch.eye(2),
         "b.weight": torch.full((1, 2), 3.0),
@@ -130,10 +133,10 @@ def test_layers_of_one_input_are_joined_and_a_separate_output_head_is_used(tmp_p
     save_file(tensors, tmp_path / "tied.safetensors")
     save_file(tensors | {"lm_head.weight": torch.ones(4, 2)}, tmp_path / "own.safetensors")
     tied, untied = (
-        DecoderWeights.open(tmp_path / f"{name}.safetensors", "float32", "cpu")
+        DecoderWeights.open(tmp_path / f"{name}.safetensors", precision, "cpu")
         for name in ("tied", "own")
     )
-    states = torch.tensor([[1.0, 2.0]])
+    states = torch.tensor([[1.0, 2.0]], dtype=getattr(torch, precision))
     assert tied.linear("a", "b")(states).tolist() == [[1.0, 2.0, 9.0]]
     assert tied.output_head(tied.tensor("embed.weight"))(states).tolist() == [[0.0] * 4]
     assert untied.output_head(untied.tensor("embed.weight"))(states).tolist() == [[3.0] * 4]
