@@ -129,7 +129,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench facts": lambda: _sections(_BENCH / "bench.md", "Bench"),
     "bench others": lambda: _ratios(is_headline=False),
     "bench history": lambda: history_table(read_history(_BENCH / "history.jsonl")),
-    "bench limit": lambda: _sections(_BENCH / "bench.md", "The limit"),
     "bench stages": lambda: _sections(
         _BENCH / "bench.md", "Where the time of a request goes, mean ms"
     ),

@@ -18,7 +18,7 @@ from laboratory.bench.measures import (
 )
 from laboratory.bench.results import MEASURES, TITLES, Run, comparisons, is_ours
 from laboratory.bench.rounds.workloads import NUM_CLIENTS, WorkloadName
-from loadtest.figures import milliseconds, percent, shown, table
+from loadtest.figures import milliseconds, shown, table
 
 _LETTERS: dict[WorkloadName, str] = {
     "mixed": "a",
@@ -41,7 +41,6 @@ def markdown(run: Run) -> str:
         "Ours ÷ best peer": ratio_table(run),
         "Every server": _server_table(run),
         "Same answers": _answers_table(run),
-        "The limit": _limit_tables(run),
         "Where the time of a request goes, mean ms": _profile_table(run),
         "Not run, or cut": _cuts(run),
     }
@@ -111,52 +110,6 @@ def _answers_table(run: Run) -> str:
             name = f"{ours.model} ({ours.server.name})"
             rows.append([name, peer.server.name, equal, lengths])
     return table(header, rows)
-
-
-def _limit_tables(run: Run) -> str:
-    """Return the machine's limits, the share of them that is reached, and the times of steps."""
-    rates = [
-        [
-            str(rate.num_threads),
-            shown(rate.float32_per_s / 1e9),
-            shown(rate.int8_per_s / 1e9),
-            shown(rate.memory_bytes_per_s / 1e9),
-        ]
-        for rate in run.rates
-    ]
-    shares = [
-        [
-            share.model,
-            share.part,
-            share.precision,
-            shown(share.work / 1e9),
-            milliseconds(share.measured_s),
-            shown(share.rate / 1e9),
-            percent(share.one_core),
-            percent(share.all_cores),
-        ]
-        for share in run.shares
-    ]
-    steps = [
-        [
-            step.model,
-            str(step.num_sequences),
-            milliseconds(step.step_s),
-            milliseconds(step.model_s),
-            percent(step.overhead),
-        ]
-        for step in run.steps
-    ]
-    share_header = ["model", "part", "", "G operations, or GB", "ms", "G/s"]
-    share_header += ["of one core's limit", "of all cores'"]
-    tables = [
-        table(["cores", "float32 products, G/s", "int8 products, G/s", "memory, GB/s"], rates),
-        table(share_header, shares),
-        table(
-            ["model, one thread", "sequences", "step, ms", "in the model, ms", "outside it"], steps
-        ),
-    ]
-    return "\n\n".join(tables)
 
 
 def _profile_table(run: Run) -> str:

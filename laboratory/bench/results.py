@@ -7,8 +7,6 @@ from itertools import product
 from typing import Any, Literal
 
 from laboratory.bench.bench import Skipped
-from laboratory.bench.limits import Share, StepTimes
-from laboratory.bench.machine import MachineRates
 from laboratory.bench.material.records import ModelMaterial, Scale
 from laboratory.bench.measures import Numbers, numbers_of
 from laboratory.bench.rounds.measurement import Measurement
@@ -104,9 +102,6 @@ class Run:
     models: Sequence[ModelMaterial]
     measurements: Sequence[Measurement]
     facts: Mapping[str, str]  # machine and command
-    rates: Sequence[MachineRates] = ()
-    shares: Sequence[Share] = ()
-    steps: Sequence[StepTimes] = ()
     skipped: Sequence[Skipped] = ()
 
     def ours(self) -> list[Measurement]:
@@ -156,9 +151,6 @@ def as_json(run: Run) -> dict[str, Any]:
             asdict(one) | {"ratio": one.ratio, "is_met": one.is_met} for one in comparisons(run)
         ],
         "servers": [_measurement_json(each) for each in run.measurements],
-        "machine": [asdict(rate) for rate in run.rates],
-        "limits": [asdict(share) for share in run.shares],
-        "decode_steps": [asdict(step) | {"overhead": step.overhead} for step in run.steps],
         "skipped": [asdict(one) for one in run.skipped],
     }
 

@@ -12,7 +12,6 @@ Commands over them:
 
 precision           accuracy at each precision
 calibration         calibrations of the scores
-consensus           labels that both models agree on
 """
 
 from laboratory.evaluation.accuracy_tables import (

@@ -12,8 +12,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from laboratory.bench.steps import make_endless
-from laboratory.gpu_check.parts import Model, admitted, synchronize
+from laboratory.gpu_check.parts import Model, admitted, make_endless, synchronize
 from laboratory.gpu_check.verdicts import Verdict
 from runners.cuda_graphs.graphs import Capture, capture_cuda_graph
 from runners.decoder.graph_engine import GraphEngine, GraphPass

@@ -10,8 +10,7 @@ from typing import Any
 import onnxruntime
 import torch
 
-from laboratory.bench.steps import make_endless
-from laboratory.gpu_check.parts import Model, requests, scheduler, write
+from laboratory.gpu_check.parts import Model, make_endless, requests, scheduler, write
 from laboratory.gpu_check.verdicts import Verdict
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.scheduler import WrittenSequence
@@ -34,7 +33,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _LOSES_THE_DEVICE = """
 import sys
 import torch
-from laboratory.gpu_check.parts import Model, requests, scheduler, write
+from laboratory.gpu_check.parts import Model, requests, scheduler, write, make_endless
 
 model = Model.of(sys.argv[1])
 decoder = model.decoder("cuda")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from laboratory.bench.limits import precision_of
+
 from laboratory.bench.material.models import BENCH_MODELS
 from laboratory.bench.material.questions import model_material
 from laboratory.bench.material.records import ModelMaterial, read_material
