@@ -134,9 +134,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "mutation": mutation_table,
     "checkpoint forms": forms_table,
-    "load": lambda: _sections(
-        _LOAD / "load.md", "Load", "Saturation", "Offered and answered", "Tasks"
-    ),
+    "load": lambda: _sections(_LOAD / "load.md", "Load", "Saturation", "Offered and answered"),
 }
 
 
