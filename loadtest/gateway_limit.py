@@ -17,7 +17,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -93,25 +93,37 @@ async def _rounds(url: str, process_id: int, num_rounds: int, round_s: float) ->
     async with aiohttp.ClientSession(
         url, connector=connector, timeout=timeout, raise_for_status=True
     ) as http:
-        clients = [asyncio.create_task(_client(http, images, ended_s)) for _ in range(_NUM_CLIENTS)]
+
+        async def send() -> None:
+            while True:
+                form = aiohttp.FormData({"task": "captioning", "model": MODEL})
+                form.add_field("image", next(images), filename="a.jpg", content_type="image/jpeg")
+                async with http.post("/v1/predict", data=form) as response:
+                    await response.read()
+                ended_s.append(time.monotonic())
+
+        clients = [asyncio.create_task(send()) for _ in range(_NUM_CLIENTS)]
         try:
             await _run_for(clients, _WARM_UP_S)
-            return [await _round(clients, ended_s, process_id, round_s) for _ in range(num_rounds)]
+            rounds = []
+            for _ in range(num_rounds):
+                first = len(ended_s)
+                start_s = time.monotonic()
+                before_s = cpu_s_by_process(process_id)
+                await _run_for(clients, round_s)
+                elapsed_s = time.monotonic() - start_s
+                after_s = cpu_s_by_process(process_id)
+                used_s = {one: after_s[one] - before_s.get(one, 0.0) for one in after_s}
+                total_s = sum(used_s.values())
+                gateways_s = [used_s[one] for one in used_s if one != process_id]
+                shares = sorted((each_s / total_s for each_s in gateways_s), reverse=True)
+                num_ended = len(ended_s) - first
+                rounds.append(Round(num_ended / elapsed_s, total_s / elapsed_s, tuple(shares)))
+            return rounds
         finally:
             for client in clients:
                 client.cancel()
             await asyncio.gather(*clients, return_exceptions=True)
-
-
-async def _client(
-    http: aiohttp.ClientSession, images: Iterator[bytes], ended_s: list[float]
-) -> None:
-    while True:
-        form = aiohttp.FormData({"task": "captioning", "model": MODEL})
-        form.add_field("image", next(images), filename="image.jpg", content_type="image/jpeg")
-        async with http.post("/v1/predict", data=form) as response:
-            await response.read()
-        ended_s.append(time.monotonic())
 
 
 async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> None:
@@ -119,21 +131,6 @@ async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> Non
     ended, _ = await asyncio.wait(clients, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
     for client in ended:
         client.result()
-
-
-async def _round(
-    clients: Sequence[asyncio.Task[None]], ended_s: list[float], process_id: int, seconds: float
-) -> Round:
-    first = len(ended_s)
-    start_s = time.monotonic()
-    before_s = cpu_s_by_process(process_id)
-    await _run_for(clients, seconds)
-    elapsed_s = time.monotonic() - start_s
-    after_s = cpu_s_by_process(process_id)
-    used_s = {one: after_s[one] - before_s.get(one, 0.0) for one in after_s}
-    total_s = sum(used_s.values())
-    shares = sorted((used_s[one] / total_s for one in used_s if one != process_id), reverse=True)
-    return Round((len(ended_s) - first) / elapsed_s, total_s / elapsed_s, tuple(shares))
 
 
 def report(num_workers: int, rounds: Sequence[Round]) -> str:

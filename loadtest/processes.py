@@ -82,7 +82,14 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
         _wait_until_ready(launch, process, log)
         yield process.pid
     finally:
-        _stop(process)
+        started = _descendants(process.pid, _stats())
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_TIMEOUT_S)
+        for process_id in started:
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager
@@ -164,17 +171,14 @@ def use_by_name(process_id: int) -> dict[str, ProcessUse]:
             name = (
                 words[words.index("--service-name") + 1] if "--service-name" in words else unnamed
             )
-            found[name] = _use(Path(f"/proc/{one}"))
+            folder = Path(f"/proc/{one}")
+            pss = (folder / "smaps_rollup").read_text(encoding="utf-8").partition("\nPss:")[2]
+            found[name] = ProcessUse(
+                memory_mb=int(pss.split()[0]) * _KB / 1e6,
+                num_fds=len(list((folder / "fd").iterdir())),
+                num_threads=len(list((folder / "task").iterdir())),
+            )
     return found
-
-
-def _use(folder: Path) -> ProcessUse:
-    memory = (folder / "smaps_rollup").read_text(encoding="utf-8").partition("\nPss:")[2].split()[0]
-    return ProcessUse(
-        memory_mb=int(memory) * _KB / 1e6,
-        num_fds=len(list((folder / "fd").iterdir())),
-        num_threads=len(list((folder / "task").iterdir())),
-    )
 
 
 def _stats() -> dict[int, list[str]]:
@@ -202,27 +206,12 @@ def _descendants(process_id: int, stats: Mapping[int, list[str]]) -> list[int]:
 
 def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while not _is_ready(launch):
+    url = launch.url + launch.ready_path
+    while True:
+        with suppress(httpx.TransportError):
+            if httpx.get(url, timeout=30, trust_env=False).is_success:
+                return
         if process.poll() is not None or time.monotonic() > deadline_s:
             end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
             raise ServerError(f"{shlex.join(launch.command)} is not ready; {log} ends with: {end}")
         time.sleep(0.1)
-
-
-def _is_ready(launch: Launch) -> bool:
-    try:
-        return httpx.get(launch.url + launch.ready_path, timeout=30, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Terminate the server, and kill its remaining descendants."""
-    started = _descendants(process.pid, _stats())
-    process.send_signal(signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_TIMEOUT_S)
-    for process_id in started:
-        with suppress(ProcessLookupError):
-            os.kill(process_id, signal.SIGKILL)
-    process.wait()

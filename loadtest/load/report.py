@@ -62,6 +62,22 @@ class LoadReport:
     def saturation(self) -> Saturation:
         return saturation_of([window.step for window in self.windows])
 
+    @property
+    def saturation_text(self) -> str:
+        """A sentence about the saturation point."""
+        claim = f"hold: {HELD_SHARE:.0%} or more of the due requests are answered within their SLO"
+        if not self.is_stepped:
+            num_held = sum(window.step.holds for window in self.windows)
+            return f"{num_held} of {len(self.windows)} windows {claim}."
+        found = self.saturation
+        if found.held is None:
+            lowest = min(window.level for window in self.windows)
+            return f"No level held, the lowest was {lowest:.3g} {self.unit}."
+        held = f"{found.held:.3g} {self.unit} {claim}"
+        if found.not_held is None:
+            return f"{held}; no higher level was tried."
+        return f"{held}; {found.not_held:.3g} do not."
+
 
 def window_numbers(
     window: Window, samples: Iterable[Sample], slos_ms: Mapping[str, Slo]
@@ -87,25 +103,9 @@ def markdown(report: LoadReport) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in report.facts.items())
     return (
         f"# Load\n\n{facts}\n"
-        f"\n## Saturation\n\n{_saturation_text(report)}\n"
+        f"\n## Saturation\n\n{report.saturation_text}\n"
         f"\n## Offered and answered\n\n{_load_table(report)}\n"
     )
-
-
-def _saturation_text(report: LoadReport) -> str:
-    """Return a sentence about the saturation point."""
-    claim = f"hold: {HELD_SHARE:.0%} or more of the due requests are answered within their SLO"
-    if not report.is_stepped:
-        num_held = sum(window.step.holds for window in report.windows)
-        return f"{num_held} of {len(report.windows)} windows {claim}."
-    found = report.saturation
-    if found.held is None:
-        lowest = min(window.level for window in report.windows)
-        return f"No level held, the lowest was {lowest:.3g} {report.unit}."
-    held = f"{found.held:.3g} {report.unit} {claim}"
-    if found.not_held is None:
-        return f"{held}; no higher level was tried."
-    return f"{held}; {found.not_held:.3g} do not."
 
 
 def _load_table(report: LoadReport) -> str:

@@ -52,21 +52,17 @@ class Stepping:
     def level(self, now_s: float) -> float | None:
         """Return the level of the current step."""
         if not self._is_over and now_s >= self._end_s:
-            self._begin_step(now_s)
+            warm_up_s = 0.0 if self._windows else self._times.warm_up_s
+            start_s = now_s + warm_up_s + self._times.settle_s
+            end_s = start_s + self._times.measured_s
+            self._end_s = end_s + self._times.tail_s
+            has_time = not self._windows or self._end_s <= self._windows[0].start_s + self._limit_s
+            level = self._next_level(self._windows) if has_time else None
+            if level is not None:
+                self._windows.append(Window(level, start_s, end_s))
+            self._is_over = level is None
         return None if self._is_over else self._windows[-1].level
 
     def windows(self) -> Sequence[Window]:
         """Return one window for each step."""
         return self._windows
-
-    def _begin_step(self, now_s: float) -> None:
-        warm_up_s = 0.0 if self._windows else self._times.warm_up_s
-        window_start_s = now_s + warm_up_s + self._times.settle_s
-        window_end_s = window_start_s + self._times.measured_s
-        self._end_s = window_end_s + self._times.tail_s
-        has_time = not self._windows or self._end_s <= self._windows[0].start_s + self._limit_s
-        level = self._next_level(self._windows) if has_time else None
-        if level is None:
-            self._is_over = True
-        else:
-            self._windows.append(Window(level, window_start_s, window_end_s))

@@ -90,23 +90,18 @@ class Questions:
         (offered,) = self._rng.choices(tasks, [task.share.weight for task in tasks])
         task = offered.share.task
         image = self._scenes.next()
+        parameters = dict(offered.share.parameters)
+        if region := offered.share.parameters.get("region"):  # in shares of the sides
+            sides = image.size_wh * 2
+            parameters["region"] = [
+                float(share) * side for share, side in zip(region, sides, strict=True)
+            ]
         return Question(
             api,
             task,
             COMPARED if api == "compare" else self._rng.choice(offered.models),
-            {
-                name: _in_pixels(name, value, image.size_wh)
-                for name, value in offered.share.parameters.items()
-            },
+            parameters,
             image,
             self._mix.deadline_s(task),
             offered.result_key,
         )
-
-
-def _in_pixels(name: str, value: Any, size_wh: tuple[int, int]) -> Any:
-    """Convert a region from shares of the sides to pixels; leave other parameters."""
-    if name != "region":
-        return value
-    width, height = size_wh
-    return [share * side for share, side in zip(value, (width, height, width, height), strict=True)]
