@@ -125,24 +125,18 @@ def changes(ratios: Ratios, history: Sequence[HistoryRow]) -> Iterator[Change]:
     does, or one slow minute of a machine, is not a change of ours.
     """
     for name, by_peer in ratios.items():
-        found = [
-            _change(name, by_peer, row)
-            for row in reversed(history)
-            if by_peer.keys() & row.ratios.get(name, {})
-        ]
+        found = []
+        for row in reversed(history):
+            before_by_peer = row.ratios.get(name, {})
+            if common := sorted(by_peer.keys() & before_by_peer.keys()):
+                now = statistics.median(by_peer[peer] for peer in common)
+                before = statistics.median(before_by_peer[peer] for peer in common)
+                found.append(Change(name, ", ".join(common), now, before, row))
         if len(last := found[:_NUM_COMPARED]) == _NUM_COMPARED:
             last.sort(key=lambda change: change.now / change.before)
             yield last[_NUM_COMPARED // 2]
         else:
             yield from last[:1]
-
-
-def _change(name: str, by_peer: Mapping[str, float], row: HistoryRow) -> Change:
-    """Return the change since `row`, by the peers that both have."""
-    common = sorted(by_peer.keys() & row.ratios[name].keys())
-    now = statistics.median(by_peer[peer] for peer in common)
-    before = statistics.median(row.ratios[name][peer] for peer in common)
-    return Change(name, ", ".join(common), now, before, row)
 
 
 def history_table(history: Sequence[HistoryRow]) -> str:

@@ -145,24 +145,24 @@ def compare(target: Target, model: str, ours: Numbers, peers: Mapping[str, Numbe
 
 def as_json(run: Run) -> dict[str, Any]:
     """Return the run as JSON values: aggregates, not single requests."""
+    servers = []
+    for each in run.measurements:
+        workloads = {name: asdict(numbers_of(rounds)) for name, rounds in each.rounds.items()}
+        servers.append(
+            {
+                "model": each.model,
+                "server": each.server.name,
+                "setting": each.server.description,
+                "precision": each.precision,
+                "start_s": each.start_s,
+                "workloads": workloads,
+            }
+        )
     return {
         "facts": dict(run.facts),
         "comparisons": [
             asdict(one) | {"ratio": one.ratio, "is_met": one.is_met} for one in comparisons(run)
         ],
-        "servers": [_measurement_json(each) for each in run.measurements],
+        "servers": servers,
         "skipped": [asdict(one) for one in run.skipped],
-    }
-
-
-def _measurement_json(measurement: Measurement) -> dict[str, Any]:
-    return {
-        "model": measurement.model,
-        "server": measurement.server.name,
-        "setting": measurement.server.description,
-        "precision": measurement.precision,
-        "start_s": measurement.start_s,
-        "workloads": {
-            name: asdict(numbers_of(rounds)) for name, rounds in measurement.rounds.items()
-        },
     }

@@ -14,25 +14,16 @@ precision           accuracy at each precision
 calibration         calibrations of the scores
 """
 
-from laboratory.evaluation.accuracy_tables import (
-    accuracy_table,
-    question_table,
-    robustness_table,
-    task_accuracy,
-)
-from laboratory.evaluation.client import Evaluation, collect, evaluate, evaluation_scene
+from laboratory.evaluation.accuracy_tables import accuracy_table, task_accuracy
+from laboratory.evaluation.client import evaluate, evaluation_scene
 from laboratory.evaluation.conditions import CONDITIONS, SceneImage, png_image
 
 __all__ = [
     "CONDITIONS",
-    "Evaluation",
     "SceneImage",
     "accuracy_table",
-    "collect",
     "evaluate",
     "evaluation_scene",
     "png_image",
-    "question_table",
-    "robustness_table",
     "task_accuracy",
 ]

@@ -28,7 +28,8 @@ from export.checkpoints.precision_record import (
     write_record,
 )
 from export.checkpoints.sources import resolve_source
-from laboratory.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate, task_accuracy
+from export.scenes import Scorecard
+from laboratory.evaluation import CONDITIONS, accuracy_table, evaluate, task_accuracy
 from laboratory.evaluation.service_process import service_process
 from tasks.catalog import CatalogEntry, CatalogError
 from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest
@@ -67,7 +68,7 @@ def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
         )
     )
     runs = [
-        PrecisionRun(parsed.device, encoder, decoder, task_accuracy(each.scorecard))
+        PrecisionRun(parsed.device, encoder, decoder, task_accuracy(each))
         for (encoder, decoder), each in evaluations.items()
     ]
     before = read_record(path, checkpoint)
@@ -87,7 +88,7 @@ def _evaluate(
     pair: tuple[Precision, Precision],
     num_scenes: int,
     num_clients: int,
-) -> Evaluation:
+) -> Scorecard:
     encoder, decoder = pair
     print(
         f"{entry.id} on {device}: encoder {encoder}, decoder {decoder}, {num_scenes} scenes",

@@ -20,6 +20,7 @@ from runners.decoder.protocol import Decoder
 from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from wire.artifacts.manifest import Device
 
+_new_mark: Any = partial(torch.cuda.Event, enable_timing=True)  # torch has no types here
 _ROWS = (1, 16, 64)
 _NUM_STEPS = 48
 _KINDS: dict[str, dict[str, Any]] = {
@@ -101,17 +102,6 @@ class MarkedEngine(GraphEngine):
         return idle_ms, self.marks[0][1].elapsed_time(self.marks[-1][1])
 
 
-def _cuda_mark() -> Mark:
-    # torch has no types here
-    mark: Mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    return mark
-
-
-def _given(engine: MarkedEngine, _decoder: Decoder, _num_slots: int) -> MarkedEngine:
-    """Return `engine`, which has been made before."""
-    return engine
-
-
 def check_idle(model: Model, device: Device, aim: float) -> Verdict:
     """Measure the idle share of steps by their rows and kind; the aim is that of 16 greedy rows."""
     decoder = model.decoder(device)
@@ -119,18 +109,8 @@ def check_idle(model: Model, device: Device, aim: float) -> Verdict:
     measured = {}
     for name, options in _KINDS.items():
         for num_rows in _ROWS:
-            num_sequences = max(1, num_rows // options.get("num_beams", 1))
-            num_slots = num_sequences * options.get("num_beams", 1)
-            marked = MarkedEngine(decoder, num_slots, _cuda_mark)
-            kinds = [options] * num_sequences
-            make_engine = partial(_given, marked)
-            batch = admitted(decoder, model, device, kinds, _NUM_STEPS, make_engine)
-            marked.marks.clear()
-            for _ in range(_NUM_STEPS):
-                batch.step()
-            synchronize(device)
-            idle_ms, all_ms = marked.times_ms()
-            measured[f"{num_rows} {name}"] = round(idle_ms / all_ms, 3)
+            share = _idle_share(model, decoder, device, options, num_rows)
+            measured[f"{num_rows} {name}"] = share
     return Verdict(
         "idle share of a step",
         model.id,
@@ -138,3 +118,19 @@ def check_idle(model: Model, device: Device, aim: float) -> Verdict:
         f"16 greedy <= {aim}",
         measured["16 greedy"] <= aim,
     )
+
+
+def _idle_share(
+    model: Model, decoder: Decoder, device: Device, options: dict[str, Any], num_rows: int
+) -> float:
+    num_beams = options.get("num_beams", 1)
+    num_sequences = max(1, num_rows // num_beams)
+    marked = MarkedEngine(decoder, num_sequences * num_beams, _new_mark)
+    kinds = [options] * num_sequences
+    batch = admitted(decoder, model, device, kinds, _NUM_STEPS, lambda *_: marked)
+    marked.marks.clear()
+    for _ in range(_NUM_STEPS):
+        batch.step()
+    synchronize(device)
+    idle_ms, all_ms = marked.times_ms()
+    return round(idle_ms / all_ms, 3)

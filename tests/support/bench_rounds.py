@@ -37,7 +37,7 @@ def sample(
 ) -> Sample:
     """Return an answer of our service whose stages each took one millisecond."""
     timings_ms = dict.fromkeys(STAGES, 1.0) | {"total": len(STAGES) + 2.0}
-    return Sample("captioning", max_new_tokens, latency_s, Answer(text, num_tokens, timings_ms))
+    return Sample(max_new_tokens, latency_s, Answer(text, num_tokens, timings_ms))
 
 
 def one_round(samples: Sequence[Sample], elapsed_s: float = 1.0, is_cut: bool = False) -> Round:
