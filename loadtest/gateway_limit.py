@@ -7,8 +7,7 @@ parsing and rendering the answer. The model must be exported (`make export`), be
 reads its manifest.
 
 Where clients and runner take cores that the gateways could use, requests per second do not double
-with the processes. `--cores C` then limits each gateway process to a share of a core, so that
-clients and runner have enough beside them.
+with the processes.
 """
 
 import argparse
@@ -18,13 +17,12 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import aiohttp
 
 from loadtest.figures import percent, shown
-from loadtest.processes import ROOT, Launch, cpu_s_by_process, free_port, limited, running
+from loadtest.processes import ROOT, Launch, cpu_s_by_process, free_port, running
 from loadtest.soak_traffic import new_image
 
 MODEL = "florence-2-mini"
@@ -48,13 +46,8 @@ class Round:
         return self.cpu_s_per_s / self.requests_per_s
 
 
-def measure(
-    num_workers: int, num_rounds: int, round_s: float, cores: float | None = None
-) -> list[Round]:
-    """Start runner and gateways, and measure.
-
-    Each gateway has `cores` of processor time, or all that there is.
-    """
+def measure(num_workers: int, num_rounds: int, round_s: float) -> list[Round]:
+    """Start runner and gateways, and measure."""
     runner_port = free_port()
     port = free_port()
     environment = {
@@ -76,11 +69,6 @@ def measure(
     with (
         running(runner, ROOT / "build" / "simulated_runner.log"),
         running(gateway, ROOT / "build" / "gateway.log") as process_id,
-        (
-            nullcontext()
-            if cores is None
-            else limited(cpu_s_by_process(process_id).keys() - {process_id}, cores)
-        ),
     ):
         return asyncio.run(_rounds(gateway.url, process_id, num_rounds, round_s))
 
@@ -147,24 +135,15 @@ def report(num_workers: int, rounds: Sequence[Round]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m loadtest.gateway_limit", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="gateway processes; default %(default)s"
-    )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
-    parser.add_argument(
-        "--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s"
-    )
-    parser.add_argument(
-        "--cores",
-        type=float,
-        metavar="C",
-        help="of each gateway process, as root; default: no limit",
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m loadtest.gateway_limit", description=summary)
+    add = parser.add_argument
+    workers = "gateway processes; default %(default)s"
+    add("--workers", type=int, default=1, metavar="N", help=workers)
+    add("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
+    add("--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s")
     given = parser.parse_args(arguments)
-    print(report(given.workers, measure(given.workers, given.rounds, given.seconds, given.cores)))
+    print(report(given.workers, measure(given.workers, given.rounds, given.seconds)))
 
 
 if __name__ == "__main__":

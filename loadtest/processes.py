@@ -11,8 +11,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +28,6 @@ _STOP_TIMEOUT_S = 30
 _PARENT = 1
 _TIMES = slice(11, 15)
 _KB = 1024
-# A limited process may use its share of each period; the kernel suspends it for the rest.
-_PERIOD_US = 20_000
 _GONE = (FileNotFoundError, ProcessLookupError)  # the process ended while it was read
 
 
@@ -136,27 +134,6 @@ def machine_cpu_s() -> float:
         Path("/proc/stat").read_text(encoding="utf-8").split()[1:8]
     )
     return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
-
-
-@contextmanager
-def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
-    """Limit each process to `cores` by its own control group (version 1 or 2); needs root."""
-    version_1 = Path("/sys/fs/cgroup/cpu")
-    parent = version_1 if version_1.is_dir() else version_1.parent
-    quota = str(round(cores * _PERIOD_US))
-    limits = {"cpu.cfs_period_us": str(_PERIOD_US), "cpu.cfs_quota_us": quota}
-    with ExitStack() as groups:
-        for process_id in process_ids:
-            group = parent / f"diptych-{process_id}"
-            group.mkdir()
-            groups.callback(group.rmdir)
-            for name, value in (
-                limits if parent == version_1 else {"cpu.max": f"{quota} {_PERIOD_US}"}
-            ).items():
-                (group / name).write_text(value)
-            (group / "cgroup.procs").write_text(str(process_id))
-            groups.callback((parent / "cgroup.procs").write_text, str(process_id))
-        yield
 
 
 def use_by_name(process_id: int) -> dict[str, ProcessUse]:

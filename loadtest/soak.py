@@ -153,15 +153,11 @@ def report(found: Soak) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m loadtest.soak", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=20, metavar="N", help="default %(default)s"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s"
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m loadtest.soak", description=summary)
+    add = parser.add_argument
+    add("--minutes", type=float, default=20, metavar="N", help="default %(default)s")
+    add("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
     parsed = parser.parse_args(arguments)
     port = free_port()
     launch = Launch(

@@ -28,6 +28,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from diptych_client import Answer, Client, TextResult
@@ -161,7 +162,7 @@ def copy_python(root: Path) -> None:
 
 def build(given: Given) -> None:
     """Build the image as a user does, in the environment that runs this."""
-    volumes = [word for volume in given.volumes for word in ("--volume", volume)]
+    volumes = chain.from_iterable(("--volume", volume) for volume in given.volumes)
     options = " ".join((*LIMITS, "--build-arg", f"BASE_IMAGE={BASE}", *volumes))
     environment = ("-o", ".venv/installed-export", f"PY={sys.executable}")
     run(
@@ -293,16 +294,11 @@ def supervisor() -> int:
 
 def memory_mb() -> float:
     """Return the memory of all processes, of what they share to each its part."""
-    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in processes()]
-    return (
-        sum(
-            int(line.split()[1])
-            for text in rollups
-            for line in text.splitlines()
-            if line.startswith("Pss:")
-        )
-        / 1e3
-    )
+    total_kb = 0
+    for pid in processes():
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total_kb += int(rollup.partition("\nPss:")[2].split()[0])
+    return total_kb / 1e3
 
 
 def image_bytes(image: str) -> int:

@@ -95,7 +95,15 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
     _check_complete(source)
     _check_family(source, family)
     _check_processor(source)
-    _check_weights(source)
+    for path in source.files():
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "numpy"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise SourceError(
+                    f"{path.name} of {name} is damaged or incomplete: {error}"
+                ) from error
     return source
 
 
@@ -160,19 +168,6 @@ def _big_vision_error(name: str) -> SourceError:
         f"{name} is a checkpoint of big_vision ({_BIG_VISION_SUFFIX}), which must be converted:"
         f" {_CONVERSION}"
     )
-
-
-def _check_weights(source: Source) -> None:
-    """Raise `SourceError` if a file of weights is cut off or damaged in its header."""
-    for path in source.files():
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "numpy"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise SourceError(
-                    f"{path.name} of {source.name} is damaged or incomplete: {error}"
-                ) from error
 
 
 def _check_family(source: Source, family: Family) -> None:

@@ -142,10 +142,10 @@ class AnswerCheck:
                 decoder, {p: features[p[0]] for p in pairs if "float32" in p or p in defaults}
             )
         expected = answers.pop(_ORIGINAL)
-        return AnswerRuns(
-            decided_by,
-            tuple(run for pair in answers for run in self._compare(pair, answers[pair], expected)),
-        )
+        runs = list[AnswerRun]()
+        for pair, of_pair in answers.items():
+            runs += self._compare(pair, of_pair, expected)
+        return AnswerRuns(decided_by, tuple(runs))
 
     def _encode(self, precision: Precision) -> Features:
         encoder: HalfEncoder | VisionEncoder
@@ -164,33 +164,37 @@ class AnswerCheck:
         self, precision: Precision, features: Mapping[Pair, Features]
     ) -> dict[Pair, dict[int, GivenAnswer]]:
         """Return a decoder's answers to each pair's features, by question index."""
-        image_features = next(iter(next(iter(features.values())).values()))
-        max_positions = len(image_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
+        any_features = next(iter(next(iter(features.values())).values()))
+        max_positions = len(any_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
         decoder = load_for_checks(
             self.folder, self.entry.family, precision, self.is_large, max_positions
         )
-        asked = [(pair, index) for pair in features for index in self._asked(pair, features[pair])]
+        asked = []
+        for pair, of_pictures in features.items():
+            for index, question in enumerate(self.questions):
+                is_seen = self.pictures[question.picture].rank < _NUM_HALF_DECODED
+                if question.picture in of_pictures and (precision != "float16" or is_seen):
+                    asked.append((pair, index))
+        family = FAMILIES[self.entry.family]
         answers: dict[Pair, dict[int, GivenAnswer]] = {pair: {} for pair in features}
         for start in range(0, len(asked), _BATCH_SIZE):
             batch = asked[start : start + _BATCH_SIZE]
             questions = [self.questions[index] for _, index in batch]
-            requests = [
-                to_request(decoder, features[pair][question.picture], self._spec(question))
-                for (pair, _), question in zip(batch, questions, strict=True)
-            ]
+            requests = []
+            for (pair, _), question in zip(batch, questions, strict=True):
+                spec = SequenceSpec(
+                    segments=[(segment.text, segment.is_control) for segment in question.prompt],
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    num_beams=1,
+                    grammar=family.answer_grammar(question.task_id, question.parameters),
+                    timeout_s=_NO_TIMEOUT_S,
+                )
+                image_features = features[pair][question.picture]
+                requests.append(to_request(decoder, image_features, spec))
             sequences = zip(batch, questions, generate_each(decoder, requests), strict=True)
             for (pair, index), question, sequence in sequences:
                 answers[pair][index] = self._given(decoder, pair, question, sequence)
         return answers
-
-    def _asked(self, pair: Pair, features: Features) -> list[int]:
-        """Return the question indices of a pair whose encoder gave `features`."""
-        return [
-            index
-            for index, question in enumerate(self.questions)
-            if question.picture in features
-            and (pair[1] != "float16" or self.pictures[question.picture].rank < _NUM_HALF_DECODED)
-        ]
 
     def _given(
         self, decoder: Decoder, pair: Pair, question: PictureQuestion, ended: LiveSequence
@@ -202,17 +206,6 @@ class AnswerCheck:
                 raise ParityError(f"the decoder failed on a prompt: {error}") from error
             return _FAILED
         return GivenAnswer(sequence.token_ids, self._parse(decoder, question, sequence))
-
-    def _spec(self, question: PictureQuestion) -> SequenceSpec:
-        return SequenceSpec(
-            segments=[(segment.text, segment.is_control) for segment in question.prompt],
-            max_new_tokens=MAX_NEW_TOKENS,
-            num_beams=1,
-            grammar=FAMILIES[self.entry.family].answer_grammar(
-                question.task_id, question.parameters
-            ),
-            timeout_s=_NO_TIMEOUT_S,
-        )
 
     def _parse(
         self, decoder: Decoder, question: PictureQuestion, sequence: GeneratedSequence

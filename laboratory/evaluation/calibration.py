@@ -103,20 +103,13 @@ def _tasks(client: httpx.Client, model: str) -> list[str]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.evaluation.calibration", description=summary
-    )
+    name = "python -m laboratory.evaluation.calibration"
+    parser = argparse.ArgumentParser(name, description=summary)
     models = ["florence-2-mini", "paligemma-mini"]
-    parser.add_argument(
-        "--models", nargs="+", metavar="ID", default=models, help="default: both embedded models"
-    )
-    parser.add_argument(
-        "--scenes",
-        type=int,
-        default=150,
-        metavar="N",
-        help="scenes to measure; twice as many are fitted",
-    )
+    both = "default: both embedded models"
+    parser.add_argument("--models", nargs="+", metavar="ID", default=models, help=both)
+    scenes = "scenes to measure; twice as many are fitted"
+    parser.add_argument("--scenes", type=int, default=150, metavar="N", help=scenes)
     return parser.parse_args(arguments)
 
 

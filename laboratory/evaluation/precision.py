@@ -106,23 +106,14 @@ def _evaluate(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.evaluation.precision", description=summary
-    )
-    parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
-    parser.add_argument(
-        "--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--clients",
-        type=int,
-        default=8,
-        metavar="N",
-        help="concurrent requests; default: %(default)s",
-    )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s"
-    )
+    name = "python -m laboratory.evaluation.precision"
+    parser = argparse.ArgumentParser(name, description=summary)
+    add = parser.add_argument
+    default = "default: %(default)s"
+    add("model", metavar="MODEL", help="an id of models/catalog.yaml")
+    add("--scenes", type=int, default=_NUM_SCENES, metavar="N", help=default)
+    add("--clients", type=int, default=8, metavar="N", help=f"concurrent requests; {default}")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help=default)
     return parser.parse_args(arguments)
 
 

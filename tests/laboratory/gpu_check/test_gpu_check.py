@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from laboratory.gpu_check.idle import HostMark, MarkedEngine
-from laboratory.gpu_check.verdicts import Verdict, failed, table
+from laboratory.gpu_check.verdicts import Verdict, failed, verdict_table
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
@@ -53,7 +53,7 @@ def test_a_check_that_fails_is_a_missed_aim() -> None:
 
 
 def test_the_table_has_a_row_for_each_verdict() -> None:
-    rows = table(
+    rows = verdict_table(
         [Verdict("step", "a", {"1 row, ms": 2.5, "kernels": 9}, "<= 3", is_met=True)]
     ).splitlines()
     assert rows[2:] == ["| step | a | 1 row, ms 2.5, kernels 9 | <= 3 | yes |"]
