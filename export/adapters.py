@@ -77,7 +77,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
 
     Raise `ExportError`, or `ArtifactError` if its base is not exported or does not fit it.
     """
-    job = _plan(entry, options)
+    job = plan_adapter(entry, options)
     keys = job.build_key, job.build_key_with_encoder
     if if_changed and any(has_current_version(entry.id, key) for key in keys):
         return "up to date"
@@ -111,7 +111,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
     return f"{made}, {num_bytes / 1e6:.1f} MB"
 
 
-def _plan(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
+def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
     assert entry.adapter_of is not None
     for name, value in (("--mask-decoder", options.mask_decoder), ("--images", options.images)):
         if value is not None:

@@ -110,7 +110,7 @@ def model_sizes() -> Iterator[ModelSize]:
             num_image_tokens = (
                 shape.num_image_tokens * entry.resolution**2 // shape.image_size_px**2
             )
-            config = _published_config(entry)
+            config = published_config(entry)
             text: Any = config.text_config
             with torch.device("meta"):
                 model = _Model.from_config(config).model
@@ -139,7 +139,7 @@ def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
     return int(2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim)
 
 
-def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
+def published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
     config: Any = SHAPES[_SHAPE_OF[entry.id]].config(_ALL_LAYERS)
     text = config.text_config.to_dict()
     vision = config.vision_config.to_dict()

@@ -132,7 +132,7 @@ def _run_reference(
     reference = (
         Reference.stream(checkpoint, MAX_RESIDENT_BYTES) if is_large else Reference.load(checkpoint)
     )
-    _write_configuration(job, reference, folder)
+    write_configuration(job, reference, folder)
     return _manifest(job, image_input, reference), run_reference(reference, probes)
 
 
@@ -149,7 +149,7 @@ def kept_defaults(
     return kept
 
 
-def _write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
+def write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
     """Write configurations with all defaults, because a checkpoint may omit transformers'."""
     model = reference.model
     # transformers' value is the path of the checkpoint on this machine

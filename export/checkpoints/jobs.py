@@ -112,7 +112,7 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
         )
     else:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
-    mask_decoder = _find_mask_decoder(entry, options, source)
+    mask_decoder = find_mask_decoder(entry, options, source)
     hashes = source.hashes()
     pinned = entry.weights_sha256
     is_the_catalogs = options.source is None and options.revision is None
@@ -123,7 +123,7 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
             f" nevertheless: --source {entry.source}"
         )
     checkpoint = key_of_hashes(hashes)
-    calibration = _find_calibration(source, checkpoint)
+    calibration = find_calibration(source, checkpoint)
     record = read_record(record_file(ROOT, entry.id), checkpoint)
     if record is not None:
         record.check(entry)
@@ -181,7 +181,7 @@ def _find_images(folder: Path) -> tuple[Path, ...]:
     return tuple(images)
 
 
-def _find_calibration(source: Source, checkpoint: str) -> Path | None:
+def find_calibration(source: Source, checkpoint: str) -> Path | None:
     """Return the calibration in a checkpoint's folder, or None if missing or of another one."""
     path = source.folder / CALIBRATION_FILE
     if not path.is_file():
@@ -194,7 +194,7 @@ def _find_calibration(source: Source, checkpoint: str) -> Path | None:
         raise SourceError(str(error)) from error
 
 
-def _find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:
+def find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:
     if entry.mask_decoder is None:
         if options.mask_decoder is not None:
             raise SourceError(

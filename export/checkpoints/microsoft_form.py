@@ -124,7 +124,7 @@ def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], ou
 
 def _write(name: str, folder: Path, weights: Sequence[Path], output: Path) -> None:
     config = _read(folder, CONFIG_FILE)
-    tokenizer = _with_added_tokens(_read(folder, TOKENIZER_FILE))
+    tokenizer = with_added_tokens(_read(folder, TOKENIZER_FILE))
     num_tokens = _num_tokens(tokenizer)
     num_rows = write_weights(name, weights, num_tokens, output / "model.safetensors")
     given = config.get("text_config") or {}
@@ -211,7 +211,7 @@ def _given(values: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def _with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
+def with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """Return BART's tokenizer with the tokens that Microsoft's processor adds, and `<image>`."""
     added = list(tokenizer.get("added_tokens") or [])
     present = {each["content"] for each in added}

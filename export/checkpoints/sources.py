@@ -92,9 +92,9 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
         source = _fetch(name, revision, family)
     else:
         raise SourceError(f"{name} is neither a folder nor a hub id of the form owner/name")
-    _check_complete(source)
+    check_complete(source)
     _check_family(source, family)
-    _check_processor(source)
+    check_processor(source)
     for path in source.files():
         if path.suffix == ".safetensors":
             try:
@@ -133,7 +133,7 @@ def check_hash(path: Path, name: str, expected: str | None) -> None:
         )
 
 
-def _check_complete(source: Source) -> None:
+def check_complete(source: Source) -> None:
     names = {path.name for path in source.files()}
     if CONFIG_FILE not in names and list(source.folder.glob(f"*{_BIG_VISION_SUFFIX}")):
         raise _big_vision_error(source.name)
@@ -146,7 +146,7 @@ def _check_complete(source: Source) -> None:
         raise SourceError(f"{source.name} lacks {', '.join(missing)}")
 
 
-def _check_processor(source: Source) -> None:
+def check_processor(source: Source) -> None:
     """Raise `SourceError` unless the tokenizer and the image processor are there: training scripts
     often save the model alone.
     """

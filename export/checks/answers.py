@@ -123,29 +123,30 @@ class AnswerCheck:
         before = torch.get_num_threads()
         torch.set_num_threads(num_threads(0, self.hidden_size, before))
         try:
-            return self._measure(precisions)
+            answers = self._answers(precisions)
         finally:
             torch.set_num_threads(before)
-
-    def _measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> AnswerRuns:
-        decided_by: PictureKind = (
-            "scenes" if any(each.kind == "scenes" for each in self.pictures) else "photographs"
-        )
-        if not self.questions:
-            return AnswerRuns(decided_by, ())
-        features = {each: self._encode(each) for each in ("float32", *precisions["encoder"])}
-        defaults = {(parts["encoder"], parts["decoder"]) for parts in self.entry.precision.values()}
-        answers: dict[Pair, dict[int, GivenAnswer]] = {}
-        for decoder in ("float32", *precisions["decoder"]):
-            pairs = [(encoder, decoder) for encoder in features]
-            answers |= self._answers(
-                decoder, {p: features[p[0]] for p in pairs if "float32" in p or p in defaults}
-            )
-        expected = answers.pop(_ORIGINAL)
+        kinds: set[PictureKind] = {picture.kind for picture in self.pictures}
+        expected = answers.pop(_ORIGINAL, {})
         runs = list[AnswerRun]()
         for pair, of_pair in answers.items():
             runs += self._compare(pair, of_pair, expected)
-        return AnswerRuns(decided_by, tuple(runs))
+        return AnswerRuns("scenes" if "scenes" in kinds else "photographs", tuple(runs))
+
+    def _answers(
+        self, precisions: Mapping[Part, Sequence[Precision]]
+    ) -> dict[Pair, dict[int, GivenAnswer]]:
+        """Return the answers of each pair of precisions, by question index."""
+        answers: dict[Pair, dict[int, GivenAnswer]] = {}
+        if not self.questions:
+            return answers
+        features = {each: self._encode(each) for each in ("float32", *precisions["encoder"])}
+        defaults = {(parts["encoder"], parts["decoder"]) for parts in self.entry.precision.values()}
+        for decoder in ("float32", *precisions["decoder"]):
+            pairs = [(encoder, decoder) for encoder in features]
+            measured = [pair for pair in pairs if "float32" in pair or pair in defaults]
+            answers |= self._decode(decoder, {pair: features[pair[0]] for pair in measured})
+        return answers
 
     def _encode(self, precision: Precision) -> Features:
         encoder: HalfEncoder | VisionEncoder
@@ -160,7 +161,7 @@ class AnswerCheck:
             if precision != "float16" or picture.rank < _NUM_HALF_ENCODED
         }
 
-    def _answers(
+    def _decode(
         self, precision: Precision, features: Mapping[Pair, Features]
     ) -> dict[Pair, dict[int, GivenAnswer]]:
         """Return a decoder's answers to each pair's features, by question index."""
@@ -175,26 +176,29 @@ class AnswerCheck:
                 is_seen = self.pictures[question.picture].rank < _NUM_HALF_DECODED
                 if question.picture in of_pictures and (precision != "float16" or is_seen):
                     asked.append((pair, index))
-        family = FAMILIES[self.entry.family]
         answers: dict[Pair, dict[int, GivenAnswer]] = {pair: {} for pair in features}
         for start in range(0, len(asked), _BATCH_SIZE):
             batch = asked[start : start + _BATCH_SIZE]
             questions = [self.questions[index] for _, index in batch]
-            requests = []
-            for (pair, _), question in zip(batch, questions, strict=True):
-                spec = SequenceSpec(
-                    segments=[(segment.text, segment.is_control) for segment in question.prompt],
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    num_beams=1,
-                    grammar=family.answer_grammar(question.task_id, question.parameters),
-                    timeout_s=_NO_TIMEOUT_S,
-                )
-                image_features = features[pair][question.picture]
-                requests.append(to_request(decoder, image_features, spec))
+            requests = [
+                to_request(decoder, features[pair][question.picture], self._spec(question))
+                for (pair, _), question in zip(batch, questions, strict=True)
+            ]
             sequences = zip(batch, questions, generate_each(decoder, requests), strict=True)
             for (pair, index), question, sequence in sequences:
                 answers[pair][index] = self._given(decoder, pair, question, sequence)
         return answers
+
+    def _spec(self, question: PictureQuestion) -> SequenceSpec:
+        return SequenceSpec(
+            segments=[(segment.text, segment.is_control) for segment in question.prompt],
+            max_new_tokens=MAX_NEW_TOKENS,
+            num_beams=1,
+            grammar=FAMILIES[self.entry.family].answer_grammar(
+                question.task_id, question.parameters
+            ),
+            timeout_s=_NO_TIMEOUT_S,
+        )
 
     def _given(
         self, decoder: Decoder, pair: Pair, question: PictureQuestion, ended: LiveSequence

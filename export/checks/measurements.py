@@ -145,7 +145,7 @@ def measure(
     def of_decoder(precision: Precision) -> dict[str, Any]:
         progress.begin(f"measuring the decoder in {precision}")
         other = load_for_checks(folder, entry.family, precision, is_large)
-        return _measure_decoder(precision, other, requests, answers, logits)
+        return measure_decoder(precision, other, requests, answers, logits)
 
     return {
         "image_features": asdict(encoders.parity),
@@ -192,7 +192,7 @@ def measure_half_encoder(
     return asdict(compare("the float16 encoder", _tensors(features), _tensors(float32_features)))
 
 
-def _measure_decoder(
+def measure_decoder(
     precision: Precision,
     decoder: Decoder,
     requests: Sequence[SequenceRequest],

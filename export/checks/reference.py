@@ -7,8 +7,9 @@ the same modules of transformers. Shapes: B batch, N image tokens, C hidden, T d
 vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,12 +91,20 @@ class Reference:
         for stack_name, stack in model.named_modules():
             if isinstance(stack, nn.ModuleList):
                 layers |= {f"{stack_name}.{index}": each for index, each in stack.named_children()}
+
+        def drop(layer: nn.Module, _inputs: object, _output: object) -> None:
+            layer.to("meta")
+
+        def read(name: str, layer: nn.Module, _inputs: object) -> None:
+            layer.to_empty(device="cpu")
+            tensors.fill(layer, name)
+
         for name, layer in layers.items():
             max_resident_bytes -= sum(weight.nbytes for weight in layer.parameters())
             if max_resident_bytes < 0:
                 layer.to("meta")
-                layer.register_forward_pre_hook(_read_weights(name, tensors))
-                layer.register_forward_hook(_drop_weights)
+                layer.register_forward_pre_hook(partial(read, name))
+                layer.register_forward_hook(drop)
         tensors.fill(model, "")
         return cls(model, load_processor(folder))
 
@@ -202,15 +211,3 @@ def load_processor(folder: Path) -> Any:
         raise SourceError(
             f"transformers cannot load the checkpoint's processor: {one_line(error)}"
         ) from error
-
-
-def _read_weights(name: str, tensors: CheckpointTensors) -> Callable[..., None]:
-    def read(layer: nn.Module, _inputs: object) -> None:
-        layer.to_empty(device="cpu")
-        tensors.fill(layer, name)
-
-    return read
-
-
-def _drop_weights(layer: nn.Module, _inputs: object, _output: object) -> None:
-    layer.to("meta")

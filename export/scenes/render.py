@@ -19,7 +19,7 @@ _INK_RGB: dict[str, RGB] = {"dark": (255, 255, 255), "light": (0, 0, 0)}
 
 def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
     """Return the scene as a square RGB image."""
-    image = _render_background(scene.background, size_px)
+    image = render_background(scene.background, size_px)
     scale = size_px / CANVAS_PX
     for scene_object in scene.objects:
         ring = tuple((x * scale, y * scale) for x, y in outline_xy(scene_object))
@@ -34,7 +34,7 @@ def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
     return image
 
 
-def _render_background(background: Background, size_px: int) -> Image.Image:
+def render_background(background: Background, size_px: int) -> Image.Image:
     """Return a plain colour, or 0 to 255 levels at canvas size, coloured and resized."""
     if background.texture == "plain":
         return Image.new("RGB", (size_px, size_px), background.start_rgb)

@@ -73,7 +73,7 @@ def sample_scene(seed: int, num_objects: int | None = None, has_word: bool | Non
         noise_amplitude=int(rng.integers(4, 15)),
         noise_seed=int(rng.integers(2**32)),
     )
-    while (layout := _sample_layout(rng, num_objects, has_word)) is None:
+    while (layout := sample_layout(rng, num_objects, has_word)) is None:
         pass  # too crowded: sample another layout
     objects, word = layout
     return Scene(seed, background, objects, word)
@@ -84,11 +84,11 @@ def _tinted_grey(rng: Generator, brightness: Brightness) -> RGB:
     return _near(rng, (int(rng.integers(lowest, highest + 1)),) * 3, TINT_SPREAD)
 
 
-def _sample_layout(
+def sample_layout(
     rng: Generator, num_objects: int, has_word: bool
 ) -> tuple[tuple[SceneObject, ...], Word | None] | None:
     """Place the word, then the objects, largest first; return None if an object does not fit."""
-    word = _sample_word(rng) if has_word else None
+    word = sample_word(rng) if has_word else None
     taken = [] if word is None else [word.box_xyxy]
     sampled = []  # distinct pairs of colour and shape, all at the origin
     for pair in rng.choice(len(COLORS) * len(SHAPES), num_objects, replace=False):
@@ -108,7 +108,7 @@ def _sample_layout(
     return tuple(sorted(objects, key=lambda placed: placed.center_xy[0])), word
 
 
-def _sample_word(rng: Generator) -> Word:
+def sample_word(rng: Generator) -> Word:
     is_number = rng.random() < 0.3
     alphabet, max_characters = (digits, 4) if is_number else (ascii_uppercase, 5)
     text = "".join(_choice(rng, alphabet) for _ in range(rng.integers(2, max_characters + 1)))

@@ -71,8 +71,8 @@ def tune(
     `images` are the examples of each image, `source` is the name of the base for PEFT's
     configuration. Raise `TuningError`.
     """
-    checkpoint = _checkpoint_to_resume(output, resume)
-    held_out, trained = _split(images, options)
+    checkpoint = checkpoint_to_resume(output, resume)
+    held_out, trained = split(images, options)
     has_cuda = torch.cuda.is_available()
     model = load_checkpoint(base, torch.bfloat16 if has_cuda else torch.float32)
     model.config.use_cache = False
@@ -93,7 +93,7 @@ def tune(
     return best_loss
 
 
-def _split(
+def split(
     images: Sequence[Sequence[Example]], options: TuningOptions
 ) -> tuple[list[Example], list[Example]]:
     """Return held-out examples and the others; all examples of an image are on one side."""
@@ -149,7 +149,7 @@ def _arguments(folder: Path, options: TuningOptions, has_cuda: bool) -> Training
     )
 
 
-def _checkpoint_to_resume(output: Path, resume: bool) -> str | None:
+def checkpoint_to_resume(output: Path, resume: bool) -> str | None:
     """Return the last complete checkpoint of an interrupted run.
 
     Raise `TuningError` if the output does not fit.

@@ -40,12 +40,12 @@ def answer_pieces(scene: Scene, question: Question, labels: Sequence[str]) -> li
                 mention = Mention(subject, point_xy=point)
                 pieces += [_location(position, POLYGON_STEP, mention) for position in point]
             return pieces
-        case TextRegionsTruth() if scene.word is None:
-            return []
         case TextRegionsTruth():
-            subject = subject_of_box(scene, scene.word.box_xyxy)
-            positions = chain.from_iterable(quad_xy(scene.word.box_xyxy))
-            pieces = list(word_pieces(scene.word.text))
+            if (word := scene.word) is None:
+                return []
+            subject = subject_of_box(scene, word.box_xyxy)
+            positions = chain.from_iterable(quad_xy(word.box_xyxy))
+            pieces = list(word_pieces(word.text))
             for position, coordinate in zip(positions, quad_coordinates(), strict=True):
                 mention = Mention(subject, coordinate=coordinate)
                 pieces.append(_location(position, BOX_STEP, mention))
