@@ -32,12 +32,9 @@ _CONTEXT_BYTES = 500_000_000
 _CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
 _ALL_LAYERS = 1000
 
-_SHAPE_OF = {
-    "florence-2-base": "florence-2-base",
-    "florence-2-base-ft": "florence-2-base",
-    "florence-2-large": "florence-2-large",
-    "florence-2-large-ft": "florence-2-large",
-}
+_SHAPE_OF = dict[str, str]()
+for _size in ("florence-2-base", "florence-2-large"):
+    _SHAPE_OF |= {_size: _size, f"{_size}-ft": _size}
 for _size in ("paligemma-3b", "paligemma-2-3b", "paligemma-2-10b", "paligemma-2-28b"):
     for _name in ("mix-224", "mix-448", "pt-896"):
         _SHAPE_OF[f"{_size}-{_name}"] = f"{_size}-mix-224"

@@ -20,12 +20,8 @@ STILL_ALLOWED = {
     "wire": {"used once": 14},
     "imaging": {"used once": 8},
     "tasks": {"used once": 16},
-    "export": {"used once": 101},
-    "laboratory": {"used once": 85},
     "offline": {"used once": 11},
-    "loadtest": {"used once": 35},
     "client/diptych_client": {"used once": 34},
-    "docs": {"used once": 3},
 }
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

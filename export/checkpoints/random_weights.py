@@ -155,24 +155,21 @@ _FLORENCE2_GENERATION = {
 }
 
 SHAPES = {
-    "florence-2-base": Shape(
-        config=_florence2(768, 128, 6, 1024),
-        tokenizer_of="florence-2-mini",
-        image_size_px=768,
-        num_image_tokens=577,
-        dtype=torch.float16,
-        generation=_FLORENCE2_GENERATION,
-        embedding_std=0.05,
-    ),
-    "florence-2-large": Shape(
-        config=_florence2(1024, 256, 12, 4096),
-        tokenizer_of="florence-2-mini",
-        image_size_px=768,
-        num_image_tokens=577,
-        dtype=torch.float16,
-        generation=_FLORENCE2_GENERATION,
-        embedding_std=0.05,
-    ),
+    **{
+        f"florence-2-{size}": Shape(
+            config=_florence2(d_model, embed_dim, num_layers, max_positions),
+            tokenizer_of="florence-2-mini",
+            image_size_px=768,
+            num_image_tokens=577,
+            dtype=torch.float16,
+            generation=_FLORENCE2_GENERATION,
+            embedding_std=0.05,
+        )
+        for size, d_model, embed_dim, num_layers, max_positions in (
+            ("base", 768, 128, 6, 1024),
+            ("large", 1024, 256, 12, 4096),
+        )
+    },
     **{
         f"paligemma-3b-{kind}-{image_size_px}": Shape(
             config=_paligemma(_GEMMA_2B, 18, image_size_px),

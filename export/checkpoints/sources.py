@@ -89,7 +89,7 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
     elif name.endswith(_BIG_VISION_SUFFIX):
         raise _big_vision_error(name)
     elif _HUB_ID.fullmatch(name):
-        source = _fetch(name, revision, family)
+        source = fetch_checkpoint(name, revision, family)
     else:
         raise SourceError(f"{name} is neither a folder nor a hub id of the form owner/name")
     check_complete(source)
@@ -231,7 +231,7 @@ def read_hub_config(repository: str, revision: str | None) -> dict[str, Any]:
     return read_config(source)
 
 
-def _fetch(repository: str, revision: str | None, family: Family) -> Source:
+def fetch_checkpoint(repository: str, revision: str | None, family: Family) -> Source:
     # The configuration first: a checkpoint that will be refused is not downloaded.
     source = _fetch_config(repository, revision)
     _check_family(source, family)

@@ -58,14 +58,6 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenAgreement:
-    """How often the best token equals float32's, given the reference's earlier tokens."""
-
-    num_tokens: int
-    num_same: int
-
-
-@dataclass(frozen=True, slots=True)
 class MeasuredEncoders:
     """Float32 features (B, N, C) of probes and extreme images, and the measurements."""
 
@@ -209,7 +201,8 @@ def measure_decoder(
             yield row
 
     difference = compare(f"the {precision} decoder", others(), logits)
-    return asdict(difference) | asdict(TokenAgreement(len(is_same), sum(is_same)))
+    # how often the best token equals float32's, given the reference's earlier tokens
+    return asdict(difference) | {"num_tokens": len(is_same), "num_same": sum(is_same)}
 
 
 def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Difference:

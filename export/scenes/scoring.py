@@ -103,7 +103,7 @@ def score_answer(result: Result, question: Question, image_size_wh: tuple[int, i
         case TextTruth(text):
             measures = _exactness(answer == text, answer, text)
         case DetectionsTruth() as truth:
-            measures = _detection_measures(answer, truth)
+            measures = detection_measures(answer, truth)
         case InstancesTruth(outlines):
             measures = {"mask_iou": Tally(mask_iou(answer, outlines, image_size_wh), 1, 1)}
         case TextRegionsTruth(words):
@@ -123,7 +123,7 @@ def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> dict[Measure, 
     return {"exact": _claim(is_exact), "empty": _claim(not answer)}
 
 
-def _detection_measures(
+def detection_measures(
     detections: Sequence[Result], truth: DetectionsTruth
 ) -> dict[Measure, Tally]:
     confident = [detection for detection in detections if detection["score"] >= CONFIDENT_SCORE]

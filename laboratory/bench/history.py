@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from laboratory.bench.results import IS_TIME, MEASURES, TITLES
+from laboratory.bench.results import MEASURES, TIMES, TITLES
 from laboratory.bench.rounds.servers import OURS, OURS_DEFAULT
 from loadtest.figures import table
 
@@ -65,10 +65,7 @@ class Change:
 
 def is_time(name: str) -> bool:
     """Return True if less is better."""
-    measure = name.split(" | ")[2]
-    return measure == CPU or any(
-        time for each, time in IS_TIME.items() if MEASURES[each][0] == measure
-    )
+    return name.split(" | ")[2] in {CPU, *(MEASURES[each][0] for each in TIMES)}
 
 
 def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -14,12 +14,7 @@ from laboratory.bench.rounds.servers import OURS, OURS_DEFAULT
 from laboratory.bench.rounds.workloads import WorkloadName
 
 Measure = Literal["requests_per_s", "tokens_per_s", "short_p95_s", "p50_s"]  # fields of `Numbers`
-IS_TIME: dict[Measure, bool] = {
-    "requests_per_s": False,
-    "tokens_per_s": False,
-    "short_p95_s": True,
-    "p50_s": True,
-}
+TIMES: frozenset[Measure] = frozenset({"short_p95_s", "p50_s"})  # less is better
 
 TITLES: dict[WorkloadName, str] = {
     "mixed": "(a) mixed",
@@ -49,14 +44,14 @@ class Target:
         """Return None if there is no bound or no ratio."""
         if self.bound is None or math.isnan(ratio):
             return None
-        return ratio <= self.bound if IS_TIME[self.measure] else ratio >= self.bound
+        return ratio <= self.bound if self.measure in TIMES else ratio >= self.bound
 
     @property
     def bound_text(self) -> str:
         """`≥ 2`, `≤ 0.25`."""
         if self.bound is None:
             return ""
-        sign = "≤" if IS_TIME[self.measure] else "≥"
+        sign = "≤" if self.measure in TIMES else "≥"
         return f"{sign} {self.bound:g}"
 
 
@@ -138,7 +133,7 @@ def comparisons(run: Run) -> list[Comparison]:
 def compare(target: Target, model: str, ours: Numbers, peers: Mapping[str, Numbers]) -> Comparison:
     """Compare with the peer, at any of its settings, that is best by the target's measure."""
     values = {name: float(getattr(numbers, target.measure)) for name, numbers in peers.items()}
-    choose = min if IS_TIME[target.measure] else max
+    choose = min if target.measure in TIMES else max
     best = choose(values, key=lambda name: values[name])
     return Comparison(target, model, best, values[best], float(getattr(ours, target.measure)))
 

@@ -6,7 +6,7 @@ conditions          the image file of a scene: plain, small, large, jpeg, blurre
                     22px
 coco_scenes         scenes as a dataset with COCO labels
 accuracy_tables     task-level measures, and evaluations as Markdown
-service_process     a service started for an evaluation, and the client's command line
+service_process     a service started for an evaluation
 
 Commands over them:
 

@@ -75,17 +75,11 @@ def _checks(
     yield "prefill", partial(check_prefill, model, device)
     yield "step", partial(check_step, model, device, _bytes_per_s(device))
     yield "one sampled row of 16", partial(check_sampled_among_greedy, model, device)
-    yield (
-        "throughput",
-        partial(
-            check_throughput, model, device, seconds, _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
-        ),
-    )
+    images_per_s = _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
+    yield "throughput", partial(check_throughput, model, device, seconds, images_per_s)
     if device == "cuda":
-        yield (
-            "idle share of a step",
-            partial(check_idle, model, device, _IDLE.get(model.id, _ANY_IDLE)),
-        )
+        idle = _IDLE.get(model.id, _ANY_IDLE)
+        yield "idle share of a step", partial(check_idle, model, device, idle)
         yield "traffic of a step", partial(check_transfers, model)
         yield "memory", partial(check_memory, model)
         yield "out of memory", partial(check_out_of_memory, model)

@@ -5,7 +5,6 @@ The next pass of the model is launched right after a choice, before the host kno
 Python does between two choices takes time from the device only where it takes longer than the pass.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, Self
@@ -40,19 +39,6 @@ class Mark(Protocol):
     def elapsed_time(self, end: Self) -> float:
         """Return the time from this point to `end`, in ms."""
         ...
-
-
-class HostMark:
-    """The mark of a CPU, which finishes all work when it is launched."""
-
-    def __init__(self) -> None:
-        self._time_s = 0.0
-
-    def record(self) -> None:
-        self._time_s = time.perf_counter()
-
-    def elapsed_time(self, end: "HostMark") -> float:
-        return 1000 * (end._time_s - self._time_s)
 
 
 class MarkedEngine(GraphEngine):

@@ -70,8 +70,7 @@ def main() -> int:
     if arguments.restart:
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.model == "mask-decoder":
-        iou = train_mask_autoencoder(_MASK_DECODER, folder, device=arguments.device)
-        print(f"{_MASK_DECODER}: IoU {iou:.3f} on held-out masks")
+        train_mask_autoencoder(_MASK_DECODER, folder, device=arguments.device)
         return 0
     training = make_training(arguments.model, folder, arguments.device, seed=0)
     if arguments.refine:

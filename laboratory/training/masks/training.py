@@ -133,7 +133,7 @@ def train_mask_autoencoder(
     training.run(num_steps)
     training.autoencoder.save_npz(out)
     score = score_masks(MaskAutoencoder.load_npz(out), held_out_masks())
-    tqdm.write(f"{out}: IoU {score.iou:.3f}, {score.num_codes_used} codes used")
+    tqdm.write(f"{out}: IoU {score.iou:.3f}, {score.num_codes_used} codes used, held-out masks")
     return score.iou
 
 
