@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Tune one adapter and print its catalog entry; return the exit status."""
     parsed = _parse(arguments)
     try:
-        entry = _base_entry(parsed.base, parsed.task, parsed.template)
+        entry = tuned_entry(parsed.base, parsed.task, parsed.template)
         labelled = read_labels(parsed.data, parsed.images)
         examples = make_examples(entry, parsed.task, labelled, parsed.seed)
         source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
@@ -73,7 +73,7 @@ def catalog_lines(base: CatalogEntry, output: Path, template: str | None) -> str
     return "".join(f"  {line}\n" for line in text.splitlines())
 
 
-def _base_entry(model_id: str, task_id: str, template: str | None) -> CatalogEntry:
+def tuned_entry(model_id: str, task_id: str, template: str | None) -> CatalogEntry:
     """Return the entry of the base, with the prompt that it will be tuned on."""
     entry = find_entry(model_id)
     if entry.adapter_of is not None:

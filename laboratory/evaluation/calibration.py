@@ -96,19 +96,9 @@ def _evaluate(
 ) -> None:
     """Run `diptych evaluate` (group `dev`) against the service of `client`."""
     diptych = Path(sys.executable).with_name("diptych")
-    words = ("--images", scenes / "images", "--models", model, "--task", task, "--gallery", "0")
-    data = scenes / "annotations.json"
-    command = [
-        diptych,
-        "--url",
-        str(client.base_url),
-        "evaluate",
-        data,
-        *words,
-        "--out",
-        out,
-        *more,
-    ]
+    data = (scenes / "annotations.json", "--images", scenes / "images")
+    words = ("--models", model, "--task", task, "--gallery", "0", "--out", out, *more)
+    command = (diptych, "--url", str(client.base_url), "evaluate", *data, *words)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr
 
 
