@@ -114,14 +114,8 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
     mask_decoder = find_mask_decoder(entry, options, source)
     hashes = source.hashes()
-    pinned = entry.weights_sha256
-    is_the_catalogs = options.source is None and options.revision is None
-    if is_the_catalogs and pinned is not None and hashes.get(WEIGHTS_FILE) != pinned:
-        raise SourceError(
-            f"{WEIGHTS_FILE} of {entry.source} at {entry.revision} has sha256"
-            f" {hashes.get(WEIGHTS_FILE)}; the catalog expects {pinned}. To export it"
-            f" nevertheless: --source {entry.source}"
-        )
+    if options.source is None and options.revision is None:
+        check_pinned(entry, hashes)
     checkpoint = key_of_hashes(hashes)
     calibration = find_calibration(source, checkpoint)
     record = read_record(record_file(ROOT, entry.id), checkpoint)
@@ -170,6 +164,17 @@ def build_key(
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def check_pinned(entry: CatalogEntry, hashes: Mapping[str, str]) -> None:
+    """Raise `SourceError` if the weights are others than those that the catalog pins."""
+    expected = entry.weights_sha256
+    if expected is not None and hashes.get(WEIGHTS_FILE) != expected:
+        raise SourceError(
+            f"{WEIGHTS_FILE} of {entry.source} at {entry.revision} has sha256"
+            f" {hashes.get(WEIGHTS_FILE)}; the catalog expects {expected}. To export it"
+            f" nevertheless: --source {entry.source}"
+        )
 
 
 def _find_images(folder: Path) -> tuple[Path, ...]:

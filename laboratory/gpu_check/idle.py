@@ -7,7 +7,7 @@ Python does between two choices takes time from the device only where it takes l
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 
@@ -29,18 +29,6 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-class Mark(Protocol):
-    """A point in the device's work, as `torch.cuda.Event` with timing."""
-
-    def record(self) -> None:
-        """Set the point to the end of the work launched so far."""
-        ...
-
-    def elapsed_time(self, end: Self) -> float:
-        """Return the time from this point to `end`, in ms."""
-        ...
-
-
 class MarkedEngine(GraphEngine):
     """An engine that marks the end of each pass and the start of each choice."""
 
@@ -48,12 +36,12 @@ class MarkedEngine(GraphEngine):
         self,
         decoder: Decoder,
         num_slots: int,
-        new_mark: Callable[[], Mark],
+        new_mark: Callable[[], Any],
         capture: Capture = capture_cuda_graph,
     ) -> None:
         super().__init__(decoder, num_slots, capture)
         self._new_mark = new_mark
-        self.marks: list[tuple[str, Mark]] = []
+        self.marks: list[tuple[str, Any]] = []  # torch's events, or a host's
 
     def launch(self, num_slots: int) -> GraphPass:
         """Launch a pass."""

@@ -6,7 +6,7 @@ Shapes: T answer tokens, N cells of the image.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import Generator
@@ -117,6 +117,19 @@ def make_example(
     owners = np.searchsorted(ends, [end for _, end in encoding.offsets]) if pieces else ()
     before: list[Piece | None] = [None] * len(language.answer_start)
     tokens = [*before, *(pieces[owner] for owner in owners), *[None] * len(language.answer_end)]
+    ranks = np.zeros(NUM_CELLS, np.int64)
+    for rank, subject in enumerate(ranked_subjects(scene, question, pieces), start=1):
+        ranks[targets.subject == subject] = rank
+    return Example(
+        language.prompt_ids([(s.text, s.is_control) for s in segments]),
+        np.array([*language.answer_start, *encoding.ids, *language.answer_end]),
+        ranks=ranks,
+        **token_targets(tokens, targets),
+    )
+
+
+def token_targets(tokens: Sequence[Piece | None], targets: CellTargets) -> dict[str, NDArray[Any]]:
+    """Return the fields of an `Example` with a row for each token."""
     num = len(tokens)
     mentioned = np.zeros((num, NUM_CELLS), bool)
     coordinates = np.full(num, -1)
@@ -133,16 +146,10 @@ def make_example(
         steps[index] = piece.step
         if piece.step:
             places[index] = places[index - 1] + 1 if index else 0
-    ranks = np.zeros(NUM_CELLS, np.int64)
-    for rank, subject in enumerate(ranked_subjects(scene, question, pieces), start=1):
-        ranks[targets.subject == subject] = rank
-    return Example(
-        language.prompt_ids([(s.text, s.is_control) for s in segments]),
-        np.array([*language.answer_start, *encoding.ids, *language.answer_end]),
-        mentioned,
-        coordinates,
-        positions,
-        steps,
-        places,
-        ranks,
-    )
+    return {
+        "mentioned": mentioned,
+        "coordinates": coordinates,
+        "positions": positions,
+        "steps": steps,
+        "places": places,
+    }
