@@ -216,7 +216,7 @@ def with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
     added = list(tokenizer.get("added_tokens") or [])
     present = {each["content"] for each in added}
     wanted: list[str] = []
-    if _FIRST_ADDED not in present:  # in the order of processing_florence2.py
+    if _FIRST_ADDED not in present:  # the order is that of processing_florence2.py
         wanted += ["<od>", "</od>", "<ocr>", "</ocr>"]
         wanted += [f"<loc_{index}>" for index in range(_NUM_LOCATIONS)]
         for tag in _TAGS:

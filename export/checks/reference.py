@@ -87,7 +87,7 @@ class Reference:
         """Prepare a checkpoint run by layers; only `max_resident_bytes` of them stay loaded."""
         tensors = CheckpointTensors.open(folder)
         model = empty_model(folder)
-        layers = dict[str, nn.Module]()  # of all stacks
+        layers = dict[str, nn.Module]()  # all stacks'
         for stack_name, stack in model.named_modules():
             if isinstance(stack, nn.ModuleList):
                 layers |= {f"{stack_name}.{index}": each for index, each in stack.named_children()}

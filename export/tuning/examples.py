@@ -143,7 +143,7 @@ def _requests(
         case "object_detection" if image.objects is not None:
             yield _Asked({}, image.objects)
         case "open_vocabulary_detection" if image.objects is not None:
-            # as many absent names, at least one, teach the model to leave them out of an answer
+            # Absent names, as many and at least one, teach the model to leave them out.
             asked = sorted({each.label for each in image.objects})[:MAX_LABELS]
             others = [name for name in classes if name not in asked]
             num_others = min(len(others), max(1, len(asked)), MAX_LABELS - len(asked))

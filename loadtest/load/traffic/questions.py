@@ -91,7 +91,7 @@ class Questions:
         task = offered.share.task
         image = self._scenes.next()
         parameters = dict(offered.share.parameters)
-        if region := offered.share.parameters.get("region"):  # in shares of the sides
+        if region := offered.share.parameters.get("region"):  # shares of the sides
             sides = image.size_wh * 2
             parameters["region"] = [
                 float(share) * side for share, side in zip(region, sides, strict=True)
