@@ -90,12 +90,10 @@ class Questions:
         (offered,) = self._rng.choices(tasks, [task.share.weight for task in tasks])
         task = offered.share.task
         image = self._scenes.next()
-        parameters = dict(offered.share.parameters)
-        if region := offered.share.parameters.get("region"):  # shares of the sides
-            sides = image.size_wh * 2
-            parameters["region"] = [
-                float(share) * side for share, side in zip(region, sides, strict=True)
-            ]
+        parameters: dict[str, Any] = dict(offered.share.parameters)
+        if region := parameters.get("region"):  # shares of the sides
+            pairs = zip(region, image.size_wh * 2, strict=True)
+            parameters["region"] = [share * side for share, side in pairs]
         return Question(
             api,
             task,
