@@ -83,7 +83,7 @@ def set_rates(
     """Set the rates to `factor` times the top rates of the groups, and times that of their part."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["top"] * factor * (of_parts or {}).get(group.get("part"), 1.0)
+            group["lr"] = group["top"] * factor * (of_parts or {}).get(group.get("part", ""), 1.0)
 
 
 def descend(
