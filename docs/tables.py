@@ -18,6 +18,7 @@ from tasks.table import TASKS
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 
+_CATALOG = ROOT / "models" / "catalog.yaml"
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _BENCH = ROOT / "laboratory" / "results"
 _LOAD = ROOT / "loadtest" / "results" / "load"
@@ -37,11 +38,6 @@ def with_tables(text: str) -> str:
         lambda block: f"<!-- table: {block['name']} -->\n{TABLES[block['name']]()}\n<!-- end -->",
         text,
     )
-
-
-def _tasks() -> str:
-    catalog = load_catalog(ROOT / "models" / "catalog.yaml")
-    return task_table(catalog[model_id] for model_id in _EMBEDDED)
 
 
 def task_table(entries: Iterable[CatalogEntry]) -> str:
@@ -79,26 +75,20 @@ def _ratios(is_headline: bool) -> str:
 def settings_table() -> str:
     """Return the table of settings in Markdown."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
+    schemas = Settings.model_json_schema()["properties"]
     for name, field in Settings.model_fields.items():
-        rows.append(
-            f"| `{variable(name)}` | {_shown(field.default)} | {field.description}{_range(name)} |"
-        )
+        default = field.default
+        text = ",".join(default) if isinstance(default, tuple) else str(default)
+        if isinstance(default, bool):
+            text = text.lower()
+        shown = "unset" if default in (None, ()) else f"`{text}`"
+        allowed = ""
+        if "enum" in schemas[name]:
+            allowed = f" One of {', '.join(schemas[name]['enum'])}."
+        elif "minimum" in schemas[name]:
+            allowed = f" {schemas[name]['minimum']} to {schemas[name]['maximum']}."
+        rows.append(f"| `{variable(name)}` | {shown} | {field.description}{allowed} |")
     return "\n".join(rows)
-
-
-def _shown(default: object) -> str:
-    if default in (None, ()):
-        return "unset"
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    return f"`{','.join(default)}`" if isinstance(default, tuple) else f"`{default}`"
-
-
-def _range(name: str) -> str:
-    schema = Settings.model_json_schema()["properties"][name]
-    if "enum" in schema:
-        return f" One of {', '.join(schema['enum'])}."
-    return f" {schema['minimum']} to {schema['maximum']}." if "minimum" in schema else ""
 
 
 def forms_table() -> str:
@@ -113,31 +103,26 @@ def mutation_table() -> str:
     """Return the share of killed mutants of every room, and below it the mutants that live."""
     rooms = json.loads(_MUTATION.read_text(encoding="utf-8"))
     rows = [f"| `{name}` | {room['mutants']} | {room['killed']} |" for name, room in rooms.items()]
-    alive = [
-        f"- {mutant}: {reason}"
-        for room in rooms.values()
-        for mutant, reason in room["alive"].items()
-    ]
+    alive = list[str]()
+    for room in rooms.values():
+        alive += [f"- {mutant}: {reason}" for mutant, reason in room["alive"].items()]
     return "\n".join(["| room | mutants | killed |", "|---|---:|---:|", *rows, "", *alive])
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "tasks": _tasks,
+    "tasks": lambda: task_table(load_catalog(_CATALOG)[name] for name in _EMBEDDED),
     "settings": settings_table,
     "memory": memory_tables,
     "bench headlines": lambda: _ratios(is_headline=True),
     "bench facts": lambda: _sections(_BENCH / "bench.md", "Bench"),
     "bench others": lambda: _ratios(is_headline=False),
     "bench history": lambda: history_table(read_history(_BENCH / "history.jsonl")),
-    "bench limit": lambda: _sections(_BENCH / "bench.md", "The limit"),
     "bench stages": lambda: _sections(
         _BENCH / "bench.md", "Where the time of a request goes, mean ms"
     ),
     "mutation": mutation_table,
     "checkpoint forms": forms_table,
-    "load": lambda: _sections(
-        _LOAD / "load.md", "Load", "Saturation", "Offered and answered", "Tasks"
-    ),
+    "load": lambda: _sections(_LOAD / "load.md", "Load", "Saturation", "Offered and answered"),
 }
 
 

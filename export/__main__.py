@@ -46,23 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m export", description=__doc__)
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="an id of models/catalog.yaml, or hf:owner/name"
-    )
-    parser.add_argument("--source", help="a hub id or a folder; default: the catalog's")
-    parser.add_argument("--revision", help="branch, tag or commit of the hub id")
-    parser.add_argument("--mask-decoder", type=Path, metavar="FILE", help="PaliGemma's vae-oid.npz")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="FOLDER",
-        help="images to compare answers on, beside models/photographs",
-    )
-    parser.add_argument(
-        "--if-changed",
-        action="store_true",
-        help="skip a model whose newest artifacts are up to date",
-    )
+    add = parser.add_argument
+    models = "an id of models/catalog.yaml, or hf:owner/name"
+    add("models", nargs="+", metavar="MODEL", help=models)
+    add("--source", help="a hub id or a folder; default: the catalog's")
+    add("--revision", help="branch, tag or commit of the hub id")
+    add("--mask-decoder", type=Path, metavar="FILE", help="PaliGemma's vae-oid.npz")
+    images = "images to compare answers on, beside models/photographs"
+    add("--images", type=Path, metavar="FOLDER", help=images)
+    if_changed = "skip a model whose newest artifacts are up to date"
+    add("--if-changed", action="store_true", help=if_changed)
     parsed = parser.parse_args(arguments)
     if len(parsed.models) > 1 and (parsed.source or parsed.revision or parsed.mask_decoder):
         parser.error("--source, --revision and --mask-decoder require exactly one MODEL")

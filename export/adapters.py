@@ -77,7 +77,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
 
     Raise `ExportError`, or `ArtifactError` if its base is not exported or does not fit it.
     """
-    job = _plan(entry, options)
+    job = plan_adapter(entry, options)
     keys = job.build_key, job.build_key_with_encoder
     if if_changed and any(has_current_version(entry.id, key) for key in keys):
         return "up to date"
@@ -93,9 +93,13 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         if parts.vision.weights:
             with in_transformers_form(_base_source(job)) as base:
                 manifest = _make_encoders(job, base.folder, parts.vision, folder, manifest)
+            features = manifest.parity["image_features"]
+            precisions = ", ".join(["float32", *manifest.parity["encoder"]])
             made += (
-                f" and {len(parts.vision.weights)} weights of its vision tower and projector,"
-                f" {_encoders(manifest)}"
+                f" and {len(parts.vision.weights)} weights of its vision tower and projector, with"
+                f" its own encoders in {precisions}: image features of {features['num_images']}"
+                f" images: min cosine {features['min_cosine']:.6f}, max abs error"
+                f" {features['max_abs_error']:.1e}"
             )
         files = {
             path.name: sha256_of(path)
@@ -107,7 +111,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
     return f"{made}, {num_bytes / 1e6:.1f} MB"
 
 
-def _plan(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
+def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
     assert entry.adapter_of is not None
     for name, value in (("--mask-decoder", options.mask_decoder), ("--images", options.images)):
         if value is not None:
@@ -232,13 +236,3 @@ def _base_source(job: AdapterJob) -> Source:
             f" {base.checkpoint}: export {base.model_id} again, then {job.entry.id}"
         )
     return source
-
-
-def _encoders(manifest: Manifest) -> str:
-    features = manifest.parity["image_features"]
-    others = manifest.parity["encoder"]
-    return (
-        f"with its own encoders in {', '.join(['float32', *others])}: image features of"
-        f" {features['num_images']} images: min cosine {features['min_cosine']:.6f}, max abs error"
-        f" {features['max_abs_error']:.1e}"
-    )

@@ -68,8 +68,15 @@ def main(model_ids: Sequence[str]) -> int:
 
 def findings(models: Sequence[str]) -> Iterator[Finding]:
     """Yield the findings about this host, then about each model."""
-    yield _versions()
-    yield _devices()
+    yield versions()
+    encoder = encoder_device("auto")
+    decoder = decoder_device("auto")
+    text = f"devices: encoders run on {encoder}, decoders on {decoder}"
+    if has_cuda_card() and "cpu" in (encoder, decoder):
+        fix = "install requirements-gpu.txt and a CUDA build of torch"
+        yield Finding("warning", f"{text}, although the driver shows a GPU; {fix}")
+    else:
+        yield Finding("ok", text)
     found: dict[str, tuple[Path, Manifest]] = {}
     broken: list[Finding] = []
     for model_id in models:
@@ -78,13 +85,13 @@ def findings(models: Sequence[str]) -> Iterator[Finding]:
             found[model_id] = folder, read_manifest(folder)
         except ArtifactError as error:
             broken.append(Finding("failure", f"{model_id}: {error}"))
-    yield memory([_weights_bytes(*each) for each in found.values()], available_memory_bytes())
+    yield memory([weights_bytes(*each) for each in found.values()], available_memory_bytes())
     yield disk(store_home(), free_disk_bytes(store_home()))
     if not models:
         yield Finding("warning", "models: none is exported; make one with: python -m export MODEL")
     yield from broken
     for model_id, (folder, manifest) in found.items():
-        yield _artifacts(model_id, folder, manifest)
+        yield artifacts(model_id, folder, manifest)
 
 
 def memory(weights_bytes: Sequence[float], available_bytes: float | None) -> Finding:
@@ -111,7 +118,7 @@ def disk(folder: Path, free_bytes: float) -> Finding:
     )
 
 
-def _versions() -> Finding:
+def versions() -> Finding:
     """Compare the installed packages with the pinned ones."""
     pins = dict(_PIN.findall((ROOT / "requirements.txt").read_text(encoding="utf-8")))
     installed = {name: _version(name) for name in pins}
@@ -140,17 +147,7 @@ def _version(name: str) -> str:
         return "none"
 
 
-def _devices() -> Finding:
-    encoder = encoder_device("auto")
-    decoder = decoder_device("auto")
-    text = f"devices: encoders run on {encoder}, decoders on {decoder}"
-    if has_cuda_card() and "cpu" in (encoder, decoder):
-        fix = "install requirements-gpu.txt and a CUDA build of torch"
-        return Finding("warning", f"{text}, although the driver shows a GPU; {fix}")
-    return Finding("ok", text)
-
-
-def _weights_bytes(folder: Path, manifest: Manifest) -> float:
+def weights_bytes(folder: Path, manifest: Manifest) -> float:
     """Estimate the weights of a model on the devices of this host."""
     encoder = manifest.precision[encoder_device("auto")]["encoder"]
     decoder = manifest.precision[decoder_device("auto")]["decoder"]
@@ -162,7 +159,7 @@ def _weights_bytes(folder: Path, manifest: Manifest) -> float:
     )
 
 
-def _artifacts(model_id: str, folder: Path, manifest: Manifest) -> Finding:
+def artifacts(model_id: str, folder: Path, manifest: Manifest) -> Finding:
     """Hash all files of a model and compare the versions that made them."""
     try:
         verify_files(folder, manifest)

@@ -32,12 +32,9 @@ _CONTEXT_BYTES = 500_000_000
 _CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
 _ALL_LAYERS = 1000
 
-_SHAPE_OF = {
-    "florence-2-base": "florence-2-base",
-    "florence-2-base-ft": "florence-2-base",
-    "florence-2-large": "florence-2-large",
-    "florence-2-large-ft": "florence-2-large",
-}
+_SHAPE_OF = dict[str, str]()
+for _size in ("florence-2-base", "florence-2-large"):
+    _SHAPE_OF |= {_size: _size, f"{_size}-ft": _size}
 for _size in ("paligemma-3b", "paligemma-2-3b", "paligemma-2-10b", "paligemma-2-28b"):
     for _name in ("mix-224", "mix-448", "pt-896"):
         _SHAPE_OF[f"{_size}-{_name}"] = f"{_size}-mix-224"
@@ -110,11 +107,18 @@ def model_sizes() -> Iterator[ModelSize]:
             num_image_tokens = (
                 shape.num_image_tokens * entry.resolution**2 // shape.image_size_px**2
             )
-            config = _published_config(entry)
+            config = published_config(entry)
             text: Any = config.text_config
+            with torch.device("meta"):
+                model = _Model.from_config(config).model
+            vision = nn.ModuleList([model.vision_tower, model.multi_modal_projector])
+            embeddings = model.get_input_embeddings().weight.numel()
             yield ModelSize(
                 entry,
-                _part_sizes(config),
+                {
+                    "encoder": _part_size(vision, num_tied=0),
+                    "decoder": _part_size(model.language_model, num_tied=embeddings),
+                },
                 num_position_values(config),
                 num_image_tokens,
                 text.vocab_size,
@@ -132,7 +136,7 @@ def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
     return int(2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim)
 
 
-def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
+def published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
     config: Any = SHAPES[_SHAPE_OF[entry.id]].config(_ALL_LAYERS)
     text = config.text_config.to_dict()
     vision = config.vision_config.to_dict()
@@ -145,17 +149,6 @@ def _published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
     )
 
 
-def _part_sizes(config: Florence2Config | PaliGemmaConfig) -> dict[Part, PartSize]:
-    with torch.device("meta"):
-        model = _Model.from_config(config).model
-    vision = nn.ModuleList([model.vision_tower, model.multi_modal_projector])
-    embeddings = model.get_input_embeddings().weight.numel()
-    return {
-        "encoder": _part_size(vision, num_tied=0),
-        "decoder": _part_size(model.language_model, num_tied=embeddings),
-    }
-
-
 def _part_size(module: nn.Module, num_tied: int) -> PartSize:
     num_weights = sum(weight.numel() for weight in module.parameters())
     linears = {each.weight for each in module.modules() if isinstance(each, nn.Linear)}
@@ -165,35 +158,29 @@ def _part_size(module: nn.Module, num_tied: int) -> PartSize:
 
 def memory_tables() -> str:
     """Return both tables as Markdown, in GB of 10^9 bytes."""
-    sizes = list(model_sizes())
-    return f"{_weights_table(sizes)}\n\n{_cards_table(sizes)}"
-
-
-def _weights_table(sizes: list[ModelSize]) -> str:
-    rows = [
-        "| model | encoder, CPU | decoder, CPU | a full slot, CPU | encoder, CUDA | decoder, CUDA |"
-        " a slot, CUDA |"
-    ]
-    rows.append("|---|---:|---:|---:|---:|---:|---:|")
-    for size in sizes:
+    header = ["model", "encoder, CPU", "decoder, CPU", "a full slot, CPU"]
+    header += ["encoder, CUDA", "decoder, CUDA", "a slot, CUDA"]
+    cards_header = ["model", f"with {_NUM_SLOTS} slots, GB"]
+    cards_header += [f"slots on {card}" for card in _CARDS_GB]
+    reserve_gb = (_CONTEXT_BYTES + CUDA_RESERVE_BYTES) / _GB
+    rows = []
+    cards_rows = []
+    for size in model_sizes():
         cells = [size.entry.id]
         for device, precisions in size.entry.precision.items():
             for part in size.parts:
                 cells.append(f"{precisions[part]} {size.weights_gb(part, device):.2f}")
             cells.append(f"{size.slot_gb(device):.3f}")
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def _cards_table(sizes: list[ModelSize]) -> str:
-    head = [f"with {_NUM_SLOTS} slots, GB", *(f"slots on {card}" for card in _CARDS_GB)]
-    rows = [f"| model | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
-    for size in sizes:
-        reserve_gb = (_CONTEXT_BYTES + CUDA_RESERVE_BYTES) / _GB
+        rows.append(cells)
         total_gb = size.card_weights_gb + _NUM_SLOTS * size.card_slot_gb + reserve_gb
         slots = [str(size.num_slots(card_gb) or "none") for card_gb in _CARDS_GB.values()]
-        rows.append(f"| {size.entry.id} | {total_gb:.1f} | {' | '.join(slots)} |")
-    return "\n".join(rows)
+        cards_rows.append([size.entry.id, f"{total_gb:.1f}", *slots])
+    return f"{_table(header, rows)}\n\n{_table(cards_header, cards_rows)}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" + "|---:" * (len(header) - 1) + "|", *lines[1:]])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from export.checks.probes import Probe, ProbePlan, make_probes, plan_for
 from export.checks.reference import Reference, load_processor
 from export.progress import Progress
 from export.resources import MAX_RESIDENT_BYTES
-from tasks.catalog import CatalogEntry, entry_row
+from tasks.catalog import entry_row
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
     CONFIG_FILE,
@@ -84,7 +84,10 @@ def _make_artifacts(
     else:
         facts.check(job.entry, job.source.name)
     write_decoder_weights(tensors, folder / DECODER_FILE)
-    precisions = _precisions(job.entry)
+    precisions: dict[Part, tuple[Precision, ...]] = {}
+    for part in get_args(Part):
+        defaults = [of_device[part] for of_device in job.entry.precision.values()]
+        precisions[part] = tuple(dict.fromkeys(["float32", "int8", *defaults]))
     progress.begin("making the vision encoders")
     (make_encoders_in_child if is_large else make_encoders)(
         checkpoint, image_input, precisions["encoder"], folder
@@ -129,17 +132,8 @@ def _run_reference(
     reference = (
         Reference.stream(checkpoint, MAX_RESIDENT_BYTES) if is_large else Reference.load(checkpoint)
     )
-    _write_configuration(job, reference, folder)
+    write_configuration(job, reference, folder)
     return _manifest(job, image_input, reference), run_reference(reference, probes)
-
-
-def _precisions(entry: CatalogEntry) -> dict[Part, tuple[Precision, ...]]:
-    """Return the precisions to measure per part: float32, int8 and all devices' defaults."""
-    found: dict[Part, tuple[Precision, ...]] = {}
-    for part in get_args(Part):
-        defaults = [of_device[part] for of_device in entry.precision.values()]
-        found[part] = tuple(dict.fromkeys(["float32", "int8", *defaults]))
-    return found
 
 
 def kept_defaults(
@@ -155,7 +149,7 @@ def kept_defaults(
     return kept
 
 
-def _write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
+def write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
     """Write configurations with all defaults, because a checkpoint may omit transformers'."""
     model = reference.model
     # transformers' value is the path of the checkpoint on this machine

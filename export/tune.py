@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Tune one adapter and print its catalog entry; return the exit status."""
     parsed = _parse(arguments)
     try:
-        entry = _base_entry(parsed.base, parsed.task, parsed.template)
+        entry = tuned_entry(parsed.base, parsed.task, parsed.template)
         labelled = read_labels(parsed.data, parsed.images)
         examples = make_examples(entry, parsed.task, labelled, parsed.seed)
         source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
@@ -73,7 +73,7 @@ def catalog_lines(base: CatalogEntry, output: Path, template: str | None) -> str
     return "".join(f"  {line}\n" for line in text.splitlines())
 
 
-def _base_entry(model_id: str, task_id: str, template: str | None) -> CatalogEntry:
+def tuned_entry(model_id: str, task_id: str, template: str | None) -> CatalogEntry:
     """Return the entry of the base, with the prompt that it will be tuned on."""
     entry = find_entry(model_id)
     if entry.adapter_of is not None:
@@ -87,56 +87,28 @@ def _base_entry(model_id: str, task_id: str, template: str | None) -> CatalogEnt
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m export.tune", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument(
-        "data",
-        type=Path,
-        metavar="DATA",
-        help="a COCO .json or a .jsonl file, or a folder with one",
-    )
-    parser.add_argument(
-        "--base", required=True, metavar="MODEL", help="an id of models/catalog.yaml"
-    )
-    parser.add_argument(
-        "--task", required=True, choices=TUNED_TASKS, metavar="TASK", help=", ".join(TUNED_TASKS)
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="of the adapter; must not have one",
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="FOLDER",
-        help="of the images, if they are not beside the labels",
-    )
-    parser.add_argument(
-        "--template", help="a Florence-2 model's prompt of questions: '<DocVQA>{question}'"
-    )
-    parser.add_argument("--epochs", type=_positive, default=10, help="default: %(default)s")
-    parser.add_argument("--rank", type=_positive, default=16, help="of LoRA; default: %(default)s")
-    parser.add_argument(
-        "--learning-rate", type=float, default=1e-3, metavar="RATE", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--batch-size", type=_positive, default=8, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--held-out",
-        type=_share,
-        default=0.1,
-        metavar="SHARE",
-        help="of images; default: %(default)s",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue an interrupted run of this FOLDER"
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m export.tune", description=summary)
+    add = parser.add_argument
+    default = "default: %(default)s"
+    tasks = ", ".join(TUNED_TASKS)
+    data = "a COCO .json or a .jsonl file, or a folder with one"
+    images = "of the images, if they are not beside the labels"
+    template = "a Florence-2 model's prompt of questions: '<DocVQA>{question}'"
+    add("data", type=Path, metavar="DATA", help=data)
+    add("--base", required=True, metavar="MODEL", help="an id of models/catalog.yaml")
+    add("--task", required=True, choices=TUNED_TASKS, metavar="TASK", help=tasks)
+    output = "of the adapter; must not have one"
+    add("--output", type=Path, required=True, metavar="FOLDER", help=output)
+    add("--images", type=Path, metavar="FOLDER", help=images)
+    add("--template", help=template)
+    add("--epochs", type=_positive, default=10, help=default)
+    add("--rank", type=_positive, default=16, help=f"of LoRA; {default}")
+    add("--learning-rate", type=float, default=1e-3, metavar="RATE", help=default)
+    add("--batch-size", type=_positive, default=8, metavar="N", help=default)
+    add("--held-out", type=_share, default=0.1, metavar="SHARE", help=f"of images; {default}")
+    add("--seed", type=int, default=0, help=default)
+    add("--resume", action="store_true", help="continue an interrupted run of this FOLDER")
     return parser.parse_args(arguments)
 
 

@@ -6,9 +6,7 @@ locust -f loadtest/load/locustfile.py
                                    loadtest); load/
 python -m loadtest.soak            long mixed load, and whether the resources of the processes stay
                                    flat; soak_traffic
-python -m loadtest.path_cost       what the path of a request adds to the stages of the model
 python -m loadtest.gateway_limit   requests per second of gateways over simulated_runner
-python -m loadtest.offline_ratio   images per second of `python -m offline` and of the service
 
 figures     percentiles, rounding, tables
 processes   start and stop of servers, and their resources

@@ -7,8 +7,7 @@ parsing and rendering the answer. The model must be exported (`make export`), be
 reads its manifest.
 
 Where clients and runner take cores that the gateways could use, requests per second do not double
-with the processes. `--cores C` then limits each gateway process to a share of a core, so that
-clients and runner have enough beside them.
+with the processes.
 """
 
 import argparse
@@ -17,14 +16,13 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import aiohttp
 
 from loadtest.figures import percent, shown
-from loadtest.processes import ROOT, Launch, cpu_s_by_process, free_port, limited, running
+from loadtest.processes import ROOT, Launch, cpu_s_by_process, free_port, running
 from loadtest.soak_traffic import new_image
 
 MODEL = "florence-2-mini"
@@ -48,13 +46,8 @@ class Round:
         return self.cpu_s_per_s / self.requests_per_s
 
 
-def measure(
-    num_workers: int, num_rounds: int, round_s: float, cores: float | None = None
-) -> list[Round]:
-    """Start runner and gateways, and measure.
-
-    Each gateway has `cores` of processor time, or all that there is.
-    """
+def measure(num_workers: int, num_rounds: int, round_s: float) -> list[Round]:
+    """Start runner and gateways, and measure."""
     runner_port = free_port()
     port = free_port()
     environment = {
@@ -76,11 +69,6 @@ def measure(
     with (
         running(runner, ROOT / "build" / "simulated_runner.log"),
         running(gateway, ROOT / "build" / "gateway.log") as process_id,
-        (
-            nullcontext()
-            if cores is None
-            else limited(cpu_s_by_process(process_id).keys() - {process_id}, cores)
-        ),
     ):
         return asyncio.run(_rounds(gateway.url, process_id, num_rounds, round_s))
 
@@ -93,25 +81,37 @@ async def _rounds(url: str, process_id: int, num_rounds: int, round_s: float) ->
     async with aiohttp.ClientSession(
         url, connector=connector, timeout=timeout, raise_for_status=True
     ) as http:
-        clients = [asyncio.create_task(_client(http, images, ended_s)) for _ in range(_NUM_CLIENTS)]
+
+        async def send() -> None:
+            while True:
+                form = aiohttp.FormData({"task": "captioning", "model": MODEL})
+                form.add_field("image", next(images), filename="a.jpg", content_type="image/jpeg")
+                async with http.post("/v1/predict", data=form) as response:
+                    await response.read()
+                ended_s.append(time.monotonic())
+
+        clients = [asyncio.create_task(send()) for _ in range(_NUM_CLIENTS)]
         try:
             await _run_for(clients, _WARM_UP_S)
-            return [await _round(clients, ended_s, process_id, round_s) for _ in range(num_rounds)]
+            rounds = []
+            for _ in range(num_rounds):
+                first = len(ended_s)
+                start_s = time.monotonic()
+                before_s = cpu_s_by_process(process_id)
+                await _run_for(clients, round_s)
+                elapsed_s = time.monotonic() - start_s
+                after_s = cpu_s_by_process(process_id)
+                used_s = {one: after_s[one] - before_s.get(one, 0.0) for one in after_s}
+                total_s = sum(used_s.values())
+                gateways_s = [used_s[one] for one in used_s if one != process_id]
+                shares = sorted((each_s / total_s for each_s in gateways_s), reverse=True)
+                num_ended = len(ended_s) - first
+                rounds.append(Round(num_ended / elapsed_s, total_s / elapsed_s, tuple(shares)))
+            return rounds
         finally:
             for client in clients:
                 client.cancel()
             await asyncio.gather(*clients, return_exceptions=True)
-
-
-async def _client(
-    http: aiohttp.ClientSession, images: Iterator[bytes], ended_s: list[float]
-) -> None:
-    while True:
-        form = aiohttp.FormData({"task": "captioning", "model": MODEL})
-        form.add_field("image", next(images), filename="image.jpg", content_type="image/jpeg")
-        async with http.post("/v1/predict", data=form) as response:
-            await response.read()
-        ended_s.append(time.monotonic())
 
 
 async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> None:
@@ -119,21 +119,6 @@ async def _run_for(clients: Sequence[asyncio.Task[None]], seconds: float) -> Non
     ended, _ = await asyncio.wait(clients, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
     for client in ended:
         client.result()
-
-
-async def _round(
-    clients: Sequence[asyncio.Task[None]], ended_s: list[float], process_id: int, seconds: float
-) -> Round:
-    first = len(ended_s)
-    start_s = time.monotonic()
-    before_s = cpu_s_by_process(process_id)
-    await _run_for(clients, seconds)
-    elapsed_s = time.monotonic() - start_s
-    after_s = cpu_s_by_process(process_id)
-    used_s = {one: after_s[one] - before_s.get(one, 0.0) for one in after_s}
-    total_s = sum(used_s.values())
-    shares = sorted((used_s[one] / total_s for one in used_s if one != process_id), reverse=True)
-    return Round((len(ended_s) - first) / elapsed_s, total_s / elapsed_s, tuple(shares))
 
 
 def report(num_workers: int, rounds: Sequence[Round]) -> str:
@@ -150,24 +135,15 @@ def report(num_workers: int, rounds: Sequence[Round]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m loadtest.gateway_limit", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="gateway processes; default %(default)s"
-    )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
-    parser.add_argument(
-        "--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s"
-    )
-    parser.add_argument(
-        "--cores",
-        type=float,
-        metavar="C",
-        help="of each gateway process, as root; default: no limit",
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m loadtest.gateway_limit", description=summary)
+    add = parser.add_argument
+    workers = "gateway processes; default %(default)s"
+    add("--workers", type=int, default=1, metavar="N", help=workers)
+    add("--rounds", type=int, default=3, metavar="N", help="default %(default)s")
+    add("--seconds", type=float, default=8, metavar="S", help="of a round; default %(default)s")
     given = parser.parse_args(arguments)
-    print(report(given.workers, measure(given.workers, given.rounds, given.seconds, given.cores)))
+    print(report(given.workers, measure(given.workers, given.rounds, given.seconds)))
 
 
 if __name__ == "__main__":

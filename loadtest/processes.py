@@ -11,8 +11,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +28,6 @@ _STOP_TIMEOUT_S = 30
 _PARENT = 1
 _TIMES = slice(11, 15)
 _KB = 1024
-# A limited process may use its share of each period; the kernel suspends it for the rest.
-_PERIOD_US = 20_000
 _GONE = (FileNotFoundError, ProcessLookupError)  # the process ended while it was read
 
 
@@ -82,7 +80,14 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
         _wait_until_ready(launch, process, log)
         yield process.pid
     finally:
-        _stop(process)
+        started = _descendants(process.pid, _stats())
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_TIMEOUT_S)
+        for process_id in started:
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager
@@ -131,27 +136,6 @@ def machine_cpu_s() -> float:
     return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
-@contextmanager
-def limited(process_ids: Iterable[int], cores: float) -> Iterator[None]:
-    """Limit each process to `cores` by its own control group (version 1 or 2); needs root."""
-    version_1 = Path("/sys/fs/cgroup/cpu")
-    parent = version_1 if version_1.is_dir() else version_1.parent
-    quota = str(round(cores * _PERIOD_US))
-    limits = {"cpu.cfs_period_us": str(_PERIOD_US), "cpu.cfs_quota_us": quota}
-    with ExitStack() as groups:
-        for process_id in process_ids:
-            group = parent / f"diptych-{process_id}"
-            group.mkdir()
-            groups.callback(group.rmdir)
-            for name, value in (
-                limits if parent == version_1 else {"cpu.max": f"{quota} {_PERIOD_US}"}
-            ).items():
-                (group / name).write_text(value)
-            (group / "cgroup.procs").write_text(str(process_id))
-            groups.callback((parent / "cgroup.procs").write_text, str(process_id))
-        yield
-
-
 def use_by_name(process_id: int) -> dict[str, ProcessUse]:
     """Return the resources of a service's supervisor and of the processes that it started."""
     found = {}
@@ -164,17 +148,14 @@ def use_by_name(process_id: int) -> dict[str, ProcessUse]:
             name = (
                 words[words.index("--service-name") + 1] if "--service-name" in words else unnamed
             )
-            found[name] = _use(Path(f"/proc/{one}"))
+            folder = Path(f"/proc/{one}")
+            pss = (folder / "smaps_rollup").read_text(encoding="utf-8").partition("\nPss:")[2]
+            found[name] = ProcessUse(
+                memory_mb=int(pss.split()[0]) * _KB / 1e6,
+                num_fds=len(list((folder / "fd").iterdir())),
+                num_threads=len(list((folder / "task").iterdir())),
+            )
     return found
-
-
-def _use(folder: Path) -> ProcessUse:
-    memory = (folder / "smaps_rollup").read_text(encoding="utf-8").partition("\nPss:")[2].split()[0]
-    return ProcessUse(
-        memory_mb=int(memory) * _KB / 1e6,
-        num_fds=len(list((folder / "fd").iterdir())),
-        num_threads=len(list((folder / "task").iterdir())),
-    )
 
 
 def _stats() -> dict[int, list[str]]:
@@ -202,27 +183,12 @@ def _descendants(process_id: int, stats: Mapping[int, list[str]]) -> list[int]:
 
 def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while not _is_ready(launch):
+    url = launch.url + launch.ready_path
+    while True:
+        with suppress(httpx.TransportError):
+            if httpx.get(url, timeout=30, trust_env=False).is_success:
+                return
         if process.poll() is not None or time.monotonic() > deadline_s:
             end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
             raise ServerError(f"{shlex.join(launch.command)} is not ready; {log} ends with: {end}")
         time.sleep(0.1)
-
-
-def _is_ready(launch: Launch) -> bool:
-    try:
-        return httpx.get(launch.url + launch.ready_path, timeout=30, trust_env=False).is_success
-    except httpx.TransportError:
-        return False
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Terminate the server, and kill its remaining descendants."""
-    started = _descendants(process.pid, _stats())
-    process.send_signal(signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_TIMEOUT_S)
-    for process_id in started:
-        with suppress(ProcessLookupError):
-            os.kill(process_id, signal.SIGKILL)
-    process.wait()

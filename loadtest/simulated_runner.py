@@ -7,7 +7,6 @@ with pixels always the same text.
 import asyncio
 import json
 import sys
-from typing import Any
 
 from aiohttp import web
 
@@ -18,7 +17,7 @@ _NUM_TOKENS = 12
 
 def app() -> web.Application:
     app = web.Application(client_max_size=_MAX_BODY_BYTES)
-    app.add_routes([web.get("/readyz", _ready), web.post("/write", _write)])
+    app.add_routes([web.get("/readyz", ready), web.post("/write", write)])
     return app
 
 
@@ -30,34 +29,31 @@ async def serve(port: int) -> None:
     await asyncio.Event().wait()
 
 
-async def _ready(_request: web.Request) -> web.Response:
+async def ready(_request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def _write(request: web.Request) -> web.Response:
+async def write(request: web.Request) -> web.Response:
     await request.read()
     if request.content_type == "application/json":
         return web.Response(status=404)
     return web.Response(body=_ANSWER, content_type="application/json")
 
 
-def _answer() -> dict[str, Any]:
-    outcome = {
-        "kind": "written",
-        "text": _TEXT,
-        "token_ends": [len(_TEXT) * number // _NUM_TOKENS for number in range(1, _NUM_TOKENS + 1)],
-        "logprobs": [-0.1] * _NUM_TOKENS,
-        "finish_reason": "stop",
-        "num_prompt_tokens": 8,
-        "num_generated_tokens": _NUM_TOKENS,
-        "queue_s": 0.0,
-        "prefill_s": 0.0,
-        "decode_s": 0.0,
-    }
-    return {"features": {"kind": "features", "outcome": "miss"}, "outcomes": [outcome]}
-
-
-_ANSWER = json.dumps(_answer()).encode()
+_OUTCOME = {
+    "kind": "written",
+    "text": _TEXT,
+    "token_ends": [len(_TEXT) * number // _NUM_TOKENS for number in range(1, _NUM_TOKENS + 1)],
+    "logprobs": [-0.1] * _NUM_TOKENS,
+    "finish_reason": "stop",
+    "num_prompt_tokens": 8,
+    "num_generated_tokens": _NUM_TOKENS,
+    "queue_s": 0.0,
+    "prefill_s": 0.0,
+    "decode_s": 0.0,
+}
+_FEATURES = {"kind": "features", "outcome": "miss"}
+_ANSWER = json.dumps({"features": _FEATURES, "outcomes": [_OUTCOME]}).encode()
 
 
 if __name__ == "__main__":

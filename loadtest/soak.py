@@ -125,18 +125,19 @@ async def soak(url: str, process_id: int, seconds: float) -> Soak:
     rate_per_s = _LOAD * await warm_up.closed_loop(_NUM_CLIENTS, _CAPACITY_S)
     traffic = Traffic(url, seed=1)
     samples = list[Sample]()
-    sampling = asyncio.create_task(_sample(process_id, seconds / _NUM_SAMPLES, samples))
+
+    async def sample() -> None:
+        while True:
+            uses = await asyncio.to_thread(use_by_name, process_id)
+            samples.append(Sample(time.monotonic(), uses))
+            await asyncio.sleep(seconds / _NUM_SAMPLES)
+
+    sampling = asyncio.create_task(sample())
     start_s = time.monotonic()
     await traffic.open_loop(rate_per_s, seconds)
     sampling.cancel()
     counted = [sample for sample in samples if sample.time_s - start_s > seconds * _WARM_UP]
     return Soak(rate_per_s, dict(traffic.outcomes), counted)
-
-
-async def _sample(process_id: int, interval_s: float, samples: list[Sample]) -> None:
-    while True:
-        samples.append(Sample(time.monotonic(), await asyncio.to_thread(use_by_name, process_id)))
-        await asyncio.sleep(interval_s)
 
 
 def report(found: Soak) -> str:
@@ -152,15 +153,11 @@ def report(found: Soak) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m loadtest.soak", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=20, metavar="N", help="default %(default)s"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s"
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m loadtest.soak", description=summary)
+    add = parser.add_argument
+    add("--minutes", type=float, default=20, metavar="N", help="default %(default)s")
+    add("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
     parsed = parser.parse_args(arguments)
     port = free_port()
     launch = Launch(

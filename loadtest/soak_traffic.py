@@ -144,9 +144,9 @@ class Traffic:
         return form
 
 
-def new_image(side_px: int = 384) -> bytes:
+def new_image() -> bytes:
     """Return a JPEG of random colours, so that the service has never seen it."""
     colours = np.random.default_rng().integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(colours).resize((side_px, side_px)).save(file, "JPEG", quality=80)
+    Image.fromarray(colours).resize((384, 384)).save(file, "JPEG", quality=80)
     return file.getvalue()

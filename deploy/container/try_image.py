@@ -28,6 +28,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from diptych_client import Answer, Client, TextResult
@@ -62,16 +63,6 @@ WITH_STATUS = ("sh", "-c", '"$@"; echo "status $?"', "sh")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """The options of the command line."""
-
-    folder: Path
-    suite: str
-    copies_python: bool
-    volumes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Running:
     """A container that is ready."""
 
@@ -92,11 +83,10 @@ def main() -> None:
     parser.add_argument("--volume", action="append", default=[])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="diptych-image-", dir=options.folder) as folder:
-        given = Given(Path(folder), options.suite, options.copy_python, tuple(options.volume))
-        use_own_storage(given.folder)
-        make_base(given)
-        build(given)
-        print(figures(try_container(given.folder)))
+        use_own_storage(Path(folder))
+        make_base(Path(folder) / "base", options.suite, options.copy_python)
+        build(options.volume)
+        print(figures(try_container(Path(folder))))
 
 
 def use_own_storage(folder: Path) -> None:
@@ -121,18 +111,12 @@ def output(*command: str) -> str:
     ).stdout.strip()
 
 
-def make_base(given: Given) -> None:
+def make_base(root: Path, suite: str, copies_python: bool) -> None:
     """Make the base image: Debian with Python and nothing of its installation left."""
-    root = given.folder / "base"
-    python = LIBRARIES if given.copies_python else "python3,python3-venv"
-    run(
-        "debootstrap",
-        "--variant=minbase",
-        f"--include=ca-certificates,{python}",
-        given.suite,
-        str(root),
-    )
-    if given.copies_python:
+    python = LIBRARIES if copies_python else "python3,python3-venv"
+    packages = f"--include=ca-certificates,{python}"
+    run("debootstrap", "--variant=minbase", packages, suite, str(root))
+    if copies_python:
         copy_python(root)
     for left in (*root.glob("var/cache/apt/archives/*.deb"), *root.glob("var/lib/apt/lists/*_*")):
         left.unlink()
@@ -159,19 +143,13 @@ def copy_python(root: Path) -> None:
     run("ldconfig", "-r", str(root))
 
 
-def build(given: Given) -> None:
+def build(given_volumes: Sequence[str]) -> None:
     """Build the image as a user does, in the environment that runs this."""
-    volumes = [word for volume in given.volumes for word in ("--volume", volume)]
+    volumes = chain.from_iterable(("--volume", volume) for volume in given_volumes)
     options = " ".join((*LIMITS, "--build-arg", f"BASE_IMAGE={BASE}", *volumes))
     environment = ("-o", ".venv/installed-export", f"PY={sys.executable}")
-    run(
-        "make",
-        "image",
-        "ENGINE=buildah",
-        f"IMAGE={IMAGE}",
-        *environment,
-        f"BUILD_OPTIONS={options}",
-    )
+    names = ("ENGINE=buildah", f"IMAGE={IMAGE}", f"BUILD_OPTIONS={options}")
+    run("make", "image", *environment, *names)
 
 
 def try_container(folder: Path) -> dict[str, str]:
@@ -225,16 +203,8 @@ def running(container: str, log: Path) -> Iterator[Running]:
 
 def on_read_only_root(container: str, command: Sequence[str]) -> list[str]:
     """Return `command` in a mount namespace in which the container's root cannot be written."""
-    return [
-        "unshare",
-        "--mount",
-        "sh",
-        "-ec",
-        READ_ONLY,
-        "sh",
-        output("buildah", "mount", container),
-        *command,
-    ]
+    mounted = output("buildah", "mount", container)
+    return ["unshare", "--mount", "sh", "-ec", READ_ONLY, "sh", mounted, *command]
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -274,11 +244,9 @@ def processes() -> dict[int, str]:
     buildah's own.
     """
     command = ["ps", "-ww", "-o", "pid=,args=", "-u", str(USER)]
-    lines = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=False
-    ).stdout.splitlines()
+    listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
     found = dict[int, str]()
-    for line in lines:
+    for line in listed.splitlines():
         pid, args = line.split(maxsplit=1)
         if not args.startswith("buildah"):
             found[int(pid)] = args
@@ -293,16 +261,11 @@ def supervisor() -> int:
 
 def memory_mb() -> float:
     """Return the memory of all processes, of what they share to each its part."""
-    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in processes()]
-    return (
-        sum(
-            int(line.split()[1])
-            for text in rollups
-            for line in text.splitlines()
-            if line.startswith("Pss:")
-        )
-        / 1e3
-    )
+    total_kb = 0
+    for pid in processes():
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total_kb += int(rollup.partition("\nPss:")[2].split()[0])
+    return total_kb / 1e3
 
 
 def image_bytes(image: str) -> int:

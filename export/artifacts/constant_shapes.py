@@ -13,7 +13,7 @@ Knows no model. A tensor that must not be broadcast would fail, or differ from t
 export's comparison.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ def make_shapes_constant(file: Path) -> None:
     """
     model = onnx.load(file)
     graph = model.graph
-    arithmetic = _shape_arithmetic(model.graph)
+    arithmetic = shape_arithmetic(model.graph)
     others = [node for node in graph.node if arithmetic.isdisjoint(node.output)]
     read = dict.fromkeys(chain.from_iterable(node.input for node in others))
     used = [name for name in read if name in arithmetic]
     # a side of 1 may be broadcast
-    two, three = (_inferred_shapes(model, batch_size) for batch_size in (2, 3))
+    two, three = (inferred_shapes(model, batch_size) for batch_size in (2, 3))
     one = {}
     for name, shape in two.items():
         one[name] = [2 * a - b for a, b in zip(shape, three[name], strict=True)]
@@ -54,11 +54,16 @@ def make_shapes_constant(file: Path) -> None:
     graph.initializer.extend(
         numpy_helper.from_array(value, name) for name, value in constants.items()
     )
-    _keep(graph, *_needed(others, [output.name for output in graph.output]))
+    nodes, tensors = _needed(others, [output.name for output in graph.output])
+    initializers = [tensor for tensor in graph.initializer if tensor.name in tensors]
+    # also the shapes that the trace has noted
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(initializers)
     onnx.save(model, file)
 
 
-def _shape_arithmetic(graph: GraphProto) -> set[str]:
+def shape_arithmetic(graph: GraphProto) -> set[str]:
     """Return the tensors that depend on the shape of the input and not on its values."""
     arithmetic = set[str]()
     computed = {given.name for given in graph.input}
@@ -72,7 +77,7 @@ def _shape_arithmetic(graph: GraphProto) -> set[str]:
     return arithmetic
 
 
-def _inferred_shapes(model: ModelProto, batch_size: int) -> _Shapes:
+def inferred_shapes(model: ModelProto, batch_size: int) -> _Shapes:
     """Return the shapes of the tensors for batches of `batch_size`, where they do not depend on
     values.
     """
@@ -137,16 +142,6 @@ def _needed(nodes: Sequence[NodeProto], names: Iterable[str]) -> tuple[list[Node
             needed.append(node)
             tensors.update(node.input)
     return needed[::-1], tensors
-
-
-def _keep(graph: GraphProto, nodes: Sequence[NodeProto], tensors: Collection[str]) -> None:
-    """Remove all other nodes and initializers of `graph`, and the shapes that its trace has
-    noted.
-    """
-    initializers = [tensor for tensor in graph.initializer if tensor.name in tensors]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
 
 
 def _with_graph(model: ModelProto, graph: GraphProto) -> ModelProto:

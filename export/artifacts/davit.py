@@ -82,14 +82,14 @@ class TokenRowsDavit(nn.Module):
         rows = _convolve(block.conv1, rows, shape_chw)
         normed = block.norm1(rows)
         if hasattr(block, "window_attn"):
-            rows = rows + self._window_attention(block.window_attn, normed, *shape_chw[1:])
+            rows = rows + self.window_attention(block.window_attn, normed, *shape_chw[1:])
         else:
-            rows = rows + self._channel_attention(block.channel_attn, normed)
+            rows = rows + self.channel_attention(block.channel_attn, normed)
         rows = _convolve(block.conv2, rows, shape_chw)
         fed_forward: Tensor = block.ffn(block.norm2(rows))
         return rows + fed_forward
 
-    def _window_attention(self, attention: Any, rows: Tensor, height: int, width: int) -> Tensor:
+    def window_attention(self, attention: Any, rows: Tensor, height: int, width: int) -> Tensor:
         side = attention.window_size
         channels = attention.dim
         bottom = -height % side
@@ -115,7 +115,7 @@ class TokenRowsDavit(nn.Module):
             images = images[:, :height, :width]
         return images.reshape(-1, height * width, channels)
 
-    def _channel_attention(self, attention: Any, rows: Tensor) -> Tensor:
+    def channel_attention(self, attention: Any, rows: Tensor) -> Tensor:
         """Attend from channels to channels of a group, over all tokens."""
         num_tokens, num_channels = (int(side) for side in rows.shape[1:])
         groups = (attention.groups, num_channels // attention.groups)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx
 import torch
@@ -27,7 +27,6 @@ from optimum.utils import DummyInputGenerator, NormalizedConfig
 from export.artifacts.vision_module import VisionEncoderModule
 from wire.artifacts.manifest import Precision, vision_encoder_file
 
-_BATCH_AXIS = {0: "batch_size"}
 _QUANTISED_OPERATORS = ["MatMul", "Gemm"]
 
 
@@ -52,30 +51,23 @@ class VisionEncoderOnnxConfig(OnnxConfig):  # type: ignore[misc]  # optimum has 
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     DUMMY_INPUT_GENERATOR_CLASSES = (PixelsGenerator,)
+    AXES: ClassVar = {0: "batch_size"}
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         """The resized pixels."""
-        return {"pixels": _BATCH_AXIS}
+        return {"pixels": self.AXES}
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
         """The projected image features."""
-        return {"image_features": _BATCH_AXIS}
+        return {"image_features": self.AXES}
 
 
 class OneImageOnnxConfig(VisionEncoderOnnxConfig):
     """The same names without a dynamic axis."""
 
-    @property
-    def inputs(self) -> dict[str, dict[int, str]]:
-        """The resized pixels of one image."""
-        return {"pixels": {}}
-
-    @property
-    def outputs(self) -> dict[str, dict[int, str]]:
-        """Its projected image features."""
-        return {"image_features": {}}
+    AXES: ClassVar[dict[int, str]] = {}
 
 
 def export_vision_encoder(

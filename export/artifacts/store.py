@@ -4,7 +4,6 @@ The only module of the export that uses the store; needs no torch.
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,30 +21,21 @@ from wire.artifacts.model_store import artifact_folder
 def new_version(model_id: str) -> Iterator[Path]:
     """Yield an empty folder that becomes the newest version of `model_id`, unless the block raises.
 
-    Raise `DiskFullError` if the disk has no room for the folder, or for its copy in the store.
+    BentoML copies the folder to the store, and removes it with its object of the model. Raise
+    `DiskFullError` if the disk has no room for the folder, or for its copy in the store.
     """
-    folder: Path | None = None
     try:
         with bentoml.models.create(model_id) as model:
-            folder = Path(model.path)
-            yield folder
+            yield Path(model.path)
     except Exception as error:
-        if is_disk_full(error):
-            raise DiskFullError(_no_room(model_id)) from error
-        raise
-    finally:
-        if folder is not None:
-            # BentoML 1.4 leaves it, after a failure as after a success
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _no_room(model_id: str) -> str:
-    home = os.environ.get("BENTOML_HOME", "~/bentoml")
-    return (
-        f"no space left for the artifacts of {model_id}; they are made in {tempfile.gettempdir()}"
-        f" (TMPDIR) and stored in {home} (BENTOML_HOME): free some, or set the variable to a larger"
-        " disk"
-    )
+        if not is_disk_full(error):
+            raise
+        home = os.environ.get("BENTOML_HOME", "~/bentoml")
+        raise DiskFullError(
+            f"no space left for the artifacts of {model_id}; they are made in"
+            f" {tempfile.gettempdir()} (TMPDIR) and stored in {home} (BENTOML_HOME): free some, or"
+            " set the variable to a larger disk"
+        ) from error
 
 
 def has_current_version(model_id: str, build_key: str) -> bool:

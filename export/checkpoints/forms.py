@@ -42,7 +42,9 @@ def in_transformers_form(source: Source) -> Iterator[Source]:
 
             write_transformers_form(source.name, source.folder, weights, folder)
         else:
-            _link_others(source, pickled, folder)
+            for path in source.files():
+                if path not in pickled and path.name != PICKLED_INDEX_FILE:
+                    (folder / path.name).symlink_to(path.absolute())
         yield replace(source, folder=folder)
 
 
@@ -60,10 +62,3 @@ def _unpickle(pickled: Sequence[Path], folder: Path) -> list[Path]:
         index = {"metadata": {}, "weight_map": places}
         (folder / WEIGHTS_INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
     return written
-
-
-def _link_others(source: Source, pickled: Sequence[Path], folder: Path) -> None:
-    """Link the files that are neither weights nor their index."""
-    for path in source.files():
-        if path not in pickled and path.name != PICKLED_INDEX_FILE:
-            (folder / path.name).symlink_to(path.absolute())

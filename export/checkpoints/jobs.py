@@ -112,12 +112,12 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
         )
     else:
         source = resolve_source(options.source, options.revision, entry.family, Path.cwd())
-    mask_decoder = _find_mask_decoder(entry, options, source)
+    mask_decoder = find_mask_decoder(entry, options, source)
     hashes = source.hashes()
     if options.source is None and options.revision is None:
-        _check_pinned(entry, hashes)
+        check_pinned(entry, hashes)
     checkpoint = key_of_hashes(hashes)
-    calibration = _find_calibration(source, checkpoint)
+    calibration = find_calibration(source, checkpoint)
     record = read_record(record_file(ROOT, entry.id), checkpoint)
     if record is not None:
         record.check(entry)
@@ -166,7 +166,7 @@ def build_key(
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _check_pinned(entry: CatalogEntry, hashes: Mapping[str, str]) -> None:
+def check_pinned(entry: CatalogEntry, hashes: Mapping[str, str]) -> None:
     """Raise `SourceError` if the weights are others than those that the catalog pins."""
     expected = entry.weights_sha256
     if expected is not None and hashes.get(WEIGHTS_FILE) != expected:
@@ -186,7 +186,7 @@ def _find_images(folder: Path) -> tuple[Path, ...]:
     return tuple(images)
 
 
-def _find_calibration(source: Source, checkpoint: str) -> Path | None:
+def find_calibration(source: Source, checkpoint: str) -> Path | None:
     """Return the calibration in a checkpoint's folder, or None if missing or of another one."""
     path = source.folder / CALIBRATION_FILE
     if not path.is_file():
@@ -199,7 +199,7 @@ def _find_calibration(source: Source, checkpoint: str) -> Path | None:
         raise SourceError(str(error)) from error
 
 
-def _find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:
+def find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Source) -> Path | None:
     if entry.mask_decoder is None:
         if options.mask_decoder is not None:
             raise SourceError(

@@ -97,6 +97,18 @@ _FLAGS = {
 }
 
 
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "TokenizersBackend",
+    "backend": "tokenizers",
+    "processor_class": "Florence2Processor",
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "image_token": _IMAGE,
+}
+
+
 def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], output: Path) -> None:
     """Write a checkpoint of Microsoft's form, called `name`, into the empty folder `output`.
 
@@ -112,10 +124,17 @@ def write_transformers_form(name: str, folder: Path, weights: Sequence[Path], ou
 
 def _write(name: str, folder: Path, weights: Sequence[Path], output: Path) -> None:
     config = _read(folder, CONFIG_FILE)
-    tokenizer = _with_added_tokens(_read(folder, TOKENIZER_FILE))
+    tokenizer = with_added_tokens(_read(folder, TOKENIZER_FILE))
     num_tokens = _num_tokens(tokenizer)
     num_rows = write_weights(name, weights, num_tokens, output / "model.safetensors")
-    text = _text_config(config, num_rows)
+    given = config.get("text_config") or {}
+    text = {key: _given(given, key, default) for key, default in (_TEXT | _SPECIAL_IDS).items()}
+    text |= {
+        "model_type": "bart",
+        "vocab_size": num_rows,
+        "decoder_start_token_id": _given(given, "decoder_start_token_id", _START_ID),
+        "tie_word_embeddings": True,
+    }
     image_token_id = next(
         each["id"] for each in tokenizer["added_tokens"] if each["content"] == _IMAGE
     )
@@ -127,14 +146,15 @@ def _write(name: str, folder: Path, weights: Sequence[Path], output: Path) -> No
             "is_encoder_decoder": True,
             "image_token_id": image_token_id,
             "text_config": text,
-            "vision_config": _vision_config(name, config),
+            "vision_config": vision_config(name, config),
             "tie_word_embeddings": True,
             **ids,
         },
-        GENERATION_CONFIG_FILE: {**ids, **_generation_rules(folder, config)},
+        GENERATION_CONFIG_FILE: {**ids, **generation_rules(folder, config)},
         TOKENIZER_FILE: tokenizer,
-        "tokenizer_config.json": _tokenizer_config(text["max_position_embeddings"]),
-        PROCESSOR_CONFIG_FILE: _processor_config(folder),
+        "tokenizer_config.json": _TOKENIZER_CONFIG
+        | {"model_max_length": text["max_position_embeddings"]},
+        PROCESSOR_CONFIG_FILE: processor_config(folder),
     }
     for file_name, values in written.items():
         (output / file_name).write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
@@ -150,18 +170,7 @@ def _read(folder: Path, file_name: str) -> dict[str, Any]:
     return values
 
 
-def _text_config(config: Mapping[str, Any], num_rows: int) -> dict[str, Any]:
-    text = config.get("text_config") or {}
-    values = {key: _given(text, key, default) for key, default in (_TEXT | _SPECIAL_IDS).items()}
-    return values | {
-        "model_type": "bart",
-        "vocab_size": num_rows,
-        "decoder_start_token_id": _given(text, "decoder_start_token_id", _START_ID),
-        "tie_word_embeddings": True,
-    }
-
-
-def _vision_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def vision_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config.get("vision_config") or {}
     for key, (part, allowed) in _FIXED.items():
         if (given := (vision.get(key) or {}).get(part, allowed)) != allowed:
@@ -181,7 +190,7 @@ def _vision_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _generation_rules(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def generation_rules(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rules of the language model; a newer save_pretrained moves them to
     generation_config.json.
 
@@ -202,11 +211,18 @@ def _given(values: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def _with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
+def with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """Return BART's tokenizer with the tokens that Microsoft's processor adds, and `<image>`."""
     added = list(tokenizer.get("added_tokens") or [])
     present = {each["content"] for each in added}
-    wanted = [] if _FIRST_ADDED in present else _processor_tokens()
+    wanted: list[str] = []
+    if _FIRST_ADDED not in present:  # the order is that of processing_florence2.py
+        wanted += ["<od>", "</od>", "<ocr>", "</ocr>"]
+        wanted += [f"<loc_{index}>" for index in range(_NUM_LOCATIONS)]
+        for tag in _TAGS:
+            wanted.append(f"<{tag}>")
+            if tag not in _WITHOUT_END:
+                wanted.append(f"</{tag}>")
     if _IMAGE not in present:
         wanted.append(_IMAGE)
     first = _num_tokens(tokenizer)
@@ -216,17 +232,6 @@ def _with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
     return tokenizer | {"added_tokens": added, "truncation": None, "padding": None}
 
 
-def _processor_tokens() -> list[str]:
-    """Return the tokens in the order in which processing_florence2.py adds them."""
-    tokens = ["<od>", "</od>", "<ocr>", "</ocr>"]
-    tokens += [f"<loc_{index}>" for index in range(_NUM_LOCATIONS)]
-    for tag in _TAGS:
-        tokens.append(f"<{tag}>")
-        if tag not in _WITHOUT_END:
-            tokens.append(f"</{tag}>")
-    return tokens
-
-
 def _num_tokens(tokenizer: Mapping[str, Any]) -> int:
     """Return the number after the highest id."""
     ids = [*tokenizer["model"]["vocab"].values()]
@@ -234,21 +239,7 @@ def _num_tokens(tokenizer: Mapping[str, Any]) -> int:
     return int(max(ids)) + 1
 
 
-def _tokenizer_config(max_length: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "TokenizersBackend",
-        "backend": "tokenizers",
-        "processor_class": "Florence2Processor",
-        "bos_token": "<s>",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "image_token": _IMAGE,
-        "model_max_length": max_length,
-    }
-
-
-def _processor_config(folder: Path) -> dict[str, Any]:
+def processor_config(folder: Path) -> dict[str, Any]:
     """Return the settings of the image processor in the file of transformers' processor."""
     names = [PROCESSOR_CONFIG_FILE, "preprocessor_config.json"]
     found = [_read(folder, name) for name in names if (folder / name).is_file()]

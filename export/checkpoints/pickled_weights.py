@@ -95,9 +95,15 @@ def main(pickled: Path) -> int:
     import torch
 
     torch.set_num_threads(1)
-    _warm_up()
+    # load every module that reading needs: the sandbox opens no file
+    saved = io.BytesIO()
+    torch.save({"one": torch.zeros(2, dtype=torch.bfloat16)}, saved)
+    saved.seek(0)
+    _write(torch.load(saved, map_location="cpu", weights_only=True), io.BytesIO())
+    num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    own_bytes = num_pages * os.sysconf("SC_PAGE_SIZE")
     with pickled.open("rb") as file:
-        confine(_address_space_bytes() + 2 * pickled.stat().st_size + _WORKING_BYTES)
+        confine(own_bytes + 2 * pickled.stat().st_size + _WORKING_BYTES)
         try:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
             _write(_checked(tensors), sys.stdout.buffer)
@@ -113,21 +119,6 @@ def _reason(error: Exception) -> str:
         return "it contains other objects than tensors, or is damaged"
     first_line = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {first_line}"
-
-
-def _warm_up() -> None:
-    """Load every module that reading needs: the sandbox opens no file."""
-    import torch
-
-    saved = io.BytesIO()
-    torch.save({"one": torch.zeros(2, dtype=torch.bfloat16)}, saved)
-    saved.seek(0)
-    _write(torch.load(saved, map_location="cpu", weights_only=True), io.BytesIO())
-
-
-def _address_space_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _checked(tensors: object) -> Mapping[str, "Tensor"]:

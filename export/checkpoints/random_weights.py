@@ -155,24 +155,21 @@ _FLORENCE2_GENERATION = {
 }
 
 SHAPES = {
-    "florence-2-base": Shape(
-        config=_florence2(768, 128, 6, 1024),
-        tokenizer_of="florence-2-mini",
-        image_size_px=768,
-        num_image_tokens=577,
-        dtype=torch.float16,
-        generation=_FLORENCE2_GENERATION,
-        embedding_std=0.05,
-    ),
-    "florence-2-large": Shape(
-        config=_florence2(1024, 256, 12, 4096),
-        tokenizer_of="florence-2-mini",
-        image_size_px=768,
-        num_image_tokens=577,
-        dtype=torch.float16,
-        generation=_FLORENCE2_GENERATION,
-        embedding_std=0.05,
-    ),
+    **{
+        f"florence-2-{size}": Shape(
+            config=_florence2(d_model, embed_dim, num_layers, max_positions),
+            tokenizer_of="florence-2-mini",
+            image_size_px=768,
+            num_image_tokens=577,
+            dtype=torch.float16,
+            generation=_FLORENCE2_GENERATION,
+            embedding_std=0.05,
+        )
+        for size, d_model, embed_dim, num_layers, max_positions in (
+            ("base", 768, 128, 6, 1024),
+            ("large", 1024, 256, 12, 4096),
+        )
+    },
     **{
         f"paligemma-3b-{kind}-{image_size_px}": Shape(
             config=_paligemma(_GEMMA_2B, 18, image_size_px),
@@ -245,36 +242,27 @@ def _randomise(model: Any, shape: Shape, gain: float, generator: torch.Generator
     """
     for name, parameter in model.named_parameters():
         owner = model.get_submodule(name.rpartition(".")[0])
-        mean, std = _distribution(owner, parameter, shape.embedding_std, gain)
-        parameter.normal_(mean, std, generator=generator)
+        if isinstance(owner, nn.Embedding):
+            parameter.normal_(0.0, shape.embedding_std, generator=generator)
+        elif parameter.ndim > 1:
+            std = gain / math.sqrt(parameter[0].numel())
+            parameter.normal_(0.0, std, generator=generator)
+        else:  # Gemma's norm adds 1 itself
+            is_factor = isinstance(owner, nn.LayerNorm) and parameter is owner.weight
+            parameter.normal_(float(is_factor), _VECTOR_STD, generator=generator)
         parameter.add_(
             sum(offset for end, offset in shape.norm_offsets.items() if name.endswith(end))
         )
 
 
-def _distribution(
-    owner: nn.Module, parameter: torch.Tensor, embedding_std: float, gain: float
-) -> tuple[float, float]:
-    """Return mean and standard deviation of a parameter of `owner`."""
-    if isinstance(owner, nn.Embedding):
-        return 0.0, embedding_std
-    if parameter.ndim > 1:
-        return 0.0, gain / math.sqrt(parameter[0].numel())
-    # Gemma's norm adds 1 itself
-    is_factor = isinstance(owner, nn.LayerNorm) and parameter is owner.weight
-    return float(is_factor), _VECTOR_STD
-
-
 def main() -> int:
     """Write one checkpoint; return the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m export.checkpoints.random_weights", description=__doc__
-    )
+    name = "python -m export.checkpoints.random_weights"
+    parser = argparse.ArgumentParser(name, description=__doc__)
     parser.add_argument("name", choices=SHAPES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--layers", type=int, default=2, help="maximum in every stack; default: %(default)s"
-    )
+    layers = "maximum in every stack; default: %(default)s"
+    parser.add_argument("--layers", type=int, default=2, help=layers)
     arguments = parser.parse_args()
     write_random_checkpoint(arguments.name, arguments.folder, arguments.layers)
     return 0

@@ -89,13 +89,21 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
     elif name.endswith(_BIG_VISION_SUFFIX):
         raise _big_vision_error(name)
     elif _HUB_ID.fullmatch(name):
-        source = _fetch(name, revision, family)
+        source = fetch_checkpoint(name, revision, family)
     else:
         raise SourceError(f"{name} is neither a folder nor a hub id of the form owner/name")
-    _check_complete(source)
+    check_complete(source)
     _check_family(source, family)
-    _check_processor(source)
-    _check_weights(source)
+    check_processor(source)
+    for path in source.files():
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "numpy"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise SourceError(
+                    f"{path.name} of {name} is damaged or incomplete: {error}"
+                ) from error
     return source
 
 
@@ -125,7 +133,7 @@ def check_hash(path: Path, name: str, expected: str | None) -> None:
         )
 
 
-def _check_complete(source: Source) -> None:
+def check_complete(source: Source) -> None:
     names = {path.name for path in source.files()}
     if CONFIG_FILE not in names and list(source.folder.glob(f"*{_BIG_VISION_SUFFIX}")):
         raise _big_vision_error(source.name)
@@ -138,7 +146,7 @@ def _check_complete(source: Source) -> None:
         raise SourceError(f"{source.name} lacks {', '.join(missing)}")
 
 
-def _check_processor(source: Source) -> None:
+def check_processor(source: Source) -> None:
     """Raise `SourceError` unless the tokenizer and the image processor are there: training scripts
     often save the model alone.
     """
@@ -160,19 +168,6 @@ def _big_vision_error(name: str) -> SourceError:
         f"{name} is a checkpoint of big_vision ({_BIG_VISION_SUFFIX}), which must be converted:"
         f" {_CONVERSION}"
     )
-
-
-def _check_weights(source: Source) -> None:
-    """Raise `SourceError` if a file of weights is cut off or damaged in its header."""
-    for path in source.files():
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "numpy"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise SourceError(
-                    f"{path.name} of {source.name} is damaged or incomplete: {error}"
-                ) from error
 
 
 def _check_family(source: Source, family: Family) -> None:
@@ -236,7 +231,7 @@ def read_hub_config(repository: str, revision: str | None) -> dict[str, Any]:
     return read_config(source)
 
 
-def _fetch(repository: str, revision: str | None, family: Family) -> Source:
+def fetch_checkpoint(repository: str, revision: str | None, family: Family) -> Source:
     # The configuration first: a checkpoint that will be refused is not downloaded.
     source = _fetch_config(repository, revision)
     _check_family(source, family)

@@ -81,36 +81,27 @@ def agreeing_defaults(
     entry_id: str, defaults: Mapping[Device, Mapping[Part, Precision]], runs: Sequence[AnswerRun]
 ) -> dict[Device, dict[Part, Precision]]:
     """Return the default precisions; replace those below a threshold by float32 and log them."""
-    return {
-        device: _agreeing(f"{entry_id} on {device}", parts, runs)
-        for device, parts in defaults.items()
-    }
-
-
-def _agreeing(
-    place: str, parts: Mapping[Part, Precision], runs: Sequence[AnswerRun]
-) -> dict[Part, Precision]:
     by_pair = {(run.encoder, run.decoder): run for run in runs}
-    alone: dict[Part, Pair] = {
-        "encoder": (parts["encoder"], "float32"),
-        "decoder": ("float32", parts["decoder"]),
-    }
-    kept = dict(parts)
-    for part, pair in alone.items():
-        if pair in by_pair and by_pair[pair].shortfalls:
-            _warn(place, f"the {parts[part]} {part}", by_pair[pair], part)
-            kept[part] = "float32"
-    together = by_pair.get((kept["encoder"], kept["decoder"]))
-    if "float32" not in kept.values() and together and together.shortfalls:
-        weaker = min(alone, key=lambda part: by_pair[alone[part]].agreement.equal_tokens)
-        _warn(
-            place,
-            f"the {kept['encoder']} encoder with the {kept['decoder']} decoder",
-            together,
-            weaker,
-        )
-        kept[weaker] = "float32"
-    return kept
+    agreeing = {}
+    for device, parts in defaults.items():
+        place = f"{entry_id} on {device}"
+        alone: dict[Part, Pair] = {
+            "encoder": (parts["encoder"], "float32"),
+            "decoder": ("float32", parts["decoder"]),
+        }
+        kept = dict(parts)
+        for part, pair in alone.items():
+            if pair in by_pair and by_pair[pair].shortfalls:
+                _warn(place, f"the {parts[part]} {part}", by_pair[pair], part)
+                kept[part] = "float32"
+        together = by_pair.get((kept["encoder"], kept["decoder"]))
+        if "float32" not in kept.values() and together and together.shortfalls:
+            weaker = min(alone, key=lambda part: by_pair[alone[part]].agreement.equal_tokens)
+            both = f"the {kept['encoder']} encoder with the {kept['decoder']} decoder"
+            _warn(place, both, together, weaker)
+            kept[weaker] = "float32"
+        agreeing[device] = kept
+    return agreeing
 
 
 def _warn(place: str, precision: str, run: AnswerRun, part: Part) -> None:

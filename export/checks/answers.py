@@ -123,29 +123,30 @@ class AnswerCheck:
         before = torch.get_num_threads()
         torch.set_num_threads(num_threads(0, self.hidden_size, before))
         try:
-            return self._measure(precisions)
+            answers = self._answers(precisions)
         finally:
             torch.set_num_threads(before)
+        kinds: set[PictureKind] = {picture.kind for picture in self.pictures}
+        expected = answers.pop(_ORIGINAL, {})
+        runs = list[AnswerRun]()
+        for pair, of_pair in answers.items():
+            runs += self._compare(pair, of_pair, expected)
+        return AnswerRuns("scenes" if "scenes" in kinds else "photographs", tuple(runs))
 
-    def _measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> AnswerRuns:
-        decided_by: PictureKind = (
-            "scenes" if any(each.kind == "scenes" for each in self.pictures) else "photographs"
-        )
+    def _answers(
+        self, precisions: Mapping[Part, Sequence[Precision]]
+    ) -> dict[Pair, dict[int, GivenAnswer]]:
+        """Return the answers of each pair of precisions, by question index."""
+        answers: dict[Pair, dict[int, GivenAnswer]] = {}
         if not self.questions:
-            return AnswerRuns(decided_by, ())
+            return answers
         features = {each: self._encode(each) for each in ("float32", *precisions["encoder"])}
         defaults = {(parts["encoder"], parts["decoder"]) for parts in self.entry.precision.values()}
-        answers: dict[Pair, dict[int, GivenAnswer]] = {}
         for decoder in ("float32", *precisions["decoder"]):
             pairs = [(encoder, decoder) for encoder in features]
-            answers |= self._answers(
-                decoder, {p: features[p[0]] for p in pairs if "float32" in p or p in defaults}
-            )
-        expected = answers.pop(_ORIGINAL)
-        return AnswerRuns(
-            decided_by,
-            tuple(run for pair in answers for run in self._compare(pair, answers[pair], expected)),
-        )
+            measured = [pair for pair in pairs if "float32" in pair or pair in defaults]
+            answers |= self._decode(decoder, {pair: features[pair[0]] for pair in measured})
+        return answers
 
     def _encode(self, precision: Precision) -> Features:
         encoder: HalfEncoder | VisionEncoder
@@ -160,16 +161,21 @@ class AnswerCheck:
             if precision != "float16" or picture.rank < _NUM_HALF_ENCODED
         }
 
-    def _answers(
+    def _decode(
         self, precision: Precision, features: Mapping[Pair, Features]
     ) -> dict[Pair, dict[int, GivenAnswer]]:
         """Return a decoder's answers to each pair's features, by question index."""
-        image_features = next(iter(next(iter(features.values())).values()))
-        max_positions = len(image_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
+        any_features = next(iter(next(iter(features.values())).values()))
+        max_positions = len(any_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
         decoder = load_for_checks(
             self.folder, self.entry.family, precision, self.is_large, max_positions
         )
-        asked = [(pair, index) for pair in features for index in self._asked(pair, features[pair])]
+        asked = []
+        for pair, of_pictures in features.items():
+            for index, question in enumerate(self.questions):
+                is_seen = self.pictures[question.picture].rank < _NUM_HALF_DECODED
+                if question.picture in of_pictures and (precision != "float16" or is_seen):
+                    asked.append((pair, index))
         answers: dict[Pair, dict[int, GivenAnswer]] = {pair: {} for pair in features}
         for start in range(0, len(asked), _BATCH_SIZE):
             batch = asked[start : start + _BATCH_SIZE]
@@ -183,14 +189,16 @@ class AnswerCheck:
                 answers[pair][index] = self._given(decoder, pair, question, sequence)
         return answers
 
-    def _asked(self, pair: Pair, features: Features) -> list[int]:
-        """Return the question indices of a pair whose encoder gave `features`."""
-        return [
-            index
-            for index, question in enumerate(self.questions)
-            if question.picture in features
-            and (pair[1] != "float16" or self.pictures[question.picture].rank < _NUM_HALF_DECODED)
-        ]
+    def _spec(self, question: PictureQuestion) -> SequenceSpec:
+        return SequenceSpec(
+            segments=[(segment.text, segment.is_control) for segment in question.prompt],
+            max_new_tokens=MAX_NEW_TOKENS,
+            num_beams=1,
+            grammar=FAMILIES[self.entry.family].answer_grammar(
+                question.task_id, question.parameters
+            ),
+            timeout_s=_NO_TIMEOUT_S,
+        )
 
     def _given(
         self, decoder: Decoder, pair: Pair, question: PictureQuestion, ended: LiveSequence
@@ -202,17 +210,6 @@ class AnswerCheck:
                 raise ParityError(f"the decoder failed on a prompt: {error}") from error
             return _FAILED
         return GivenAnswer(sequence.token_ids, self._parse(decoder, question, sequence))
-
-    def _spec(self, question: PictureQuestion) -> SequenceSpec:
-        return SequenceSpec(
-            segments=[(segment.text, segment.is_control) for segment in question.prompt],
-            max_new_tokens=MAX_NEW_TOKENS,
-            num_beams=1,
-            grammar=FAMILIES[self.entry.family].answer_grammar(
-                question.task_id, question.parameters
-            ),
-            timeout_s=_NO_TIMEOUT_S,
-        )
 
     def _parse(
         self, decoder: Decoder, question: PictureQuestion, sequence: GeneratedSequence

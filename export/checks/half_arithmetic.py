@@ -36,7 +36,9 @@ class HalfEncoder:
         """Return features (B, N, C) of RGB `pixels` (B, H, W, 3); overflows give NaN or inf."""
         # The evaluator's own `run` keeps every intermediate result: gigabytes at real widths.
         nodes = self._evaluator.rt_nodes_
-        last_use = {name: index for index, node in enumerate(nodes) for name in node.input}
+        last_use = dict[str, int]()
+        for index, node in enumerate(nodes):
+            last_use |= dict.fromkeys(node.input, index)
         (image_input,) = self._evaluator.input_names
         (output,) = self._evaluator.output_names
         values: dict[str, Any] = {"": None, **self._evaluator.rt_inits_, image_input: pixels}
@@ -51,7 +53,7 @@ class HalfEncoder:
         return features
 
 
-def _conv(
+def conv(
     pixels: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -70,7 +72,7 @@ def _conv(
     ).half()
 
 
-def _layer_normalization(
+def layer_normalization(
     rows: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -82,26 +84,18 @@ def _layer_normalization(
     return functional.layer_norm(rows, rows.shape[axis:], weight, bias, epsilon)
 
 
-def _matmul(rows: Tensor, columns: Tensor) -> Tensor:
-    return (rows.float() @ columns.float()).half()
-
-
-def _softmax(scores: Tensor, *, axis: int) -> Tensor:
-    return scores.softmax(axis)
-
-
 # Elementwise functions and norms of torch compute float16 in float32 and round the result. Its
 # products of float16 matrices do too, but on a CPU 300 times as slowly as float32: these are
 # computed in float32 and rounded here.
 _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "Add": torch.add,
-    "Conv": _conv,
+    "Conv": conv,
     "Div": torch.div,
     "Erf": torch.erf,
-    "LayerNormalization": _layer_normalization,
-    "MatMul": _matmul,
+    "LayerNormalization": layer_normalization,
+    "MatMul": lambda rows, columns: (rows.float() @ columns.float()).half(),
     "Mul": torch.mul,
-    "Softmax": _softmax,
+    "Softmax": lambda scores, *, axis: scores.softmax(axis),
     "Sub": torch.sub,
     "Tanh": torch.tanh,
 }

@@ -58,14 +58,6 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenAgreement:
-    """How often the best token equals float32's, given the reference's earlier tokens."""
-
-    num_tokens: int
-    num_same: int
-
-
-@dataclass(frozen=True, slots=True)
 class MeasuredEncoders:
     """Float32 features (B, N, C) of probes and extreme images, and the measurements."""
 
@@ -145,7 +137,7 @@ def measure(
     def of_decoder(precision: Precision) -> dict[str, Any]:
         progress.begin(f"measuring the decoder in {precision}")
         other = load_for_checks(folder, entry.family, precision, is_large)
-        return _measure_decoder(precision, other, requests, answers, logits)
+        return measure_decoder(precision, other, requests, answers, logits)
 
     return {
         "image_features": asdict(encoders.parity),
@@ -192,7 +184,7 @@ def measure_half_encoder(
     return asdict(compare("the float16 encoder", _tensors(features), _tensors(float32_features)))
 
 
-def _measure_decoder(
+def measure_decoder(
     precision: Precision,
     decoder: Decoder,
     requests: Sequence[SequenceRequest],
@@ -209,7 +201,8 @@ def _measure_decoder(
             yield row
 
     difference = compare(f"the {precision} decoder", others(), logits)
-    return asdict(difference) | asdict(TokenAgreement(len(is_same), sum(is_same)))
+    # how often the best token equals float32's, given the reference's earlier tokens
+    return asdict(difference) | {"num_tokens": len(is_same), "num_same": sum(is_same)}
 
 
 def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Difference:

@@ -5,6 +5,7 @@ Image features may differ by rounding only. Tokens may differ only at a near tie
 reference's own logits are so close that rounding decides; near ties are counted.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -140,7 +141,12 @@ def compare_tokens(
         step = first_difference(answer, expected.token_ids)
         if step is None:
             continue
-        if not _is_near_tie(answer, expected, step):
+        is_near_tie = False
+        if step < min(len(answer), len(expected.token_ids)):
+            logits = expected.top_logits[step]
+            lead = max(logits.values()) - logits.get(answer[step], -math.inf)
+            is_near_tie = lead <= NEAR_TIE_LOGITS
+        if not is_near_tie:
             raise ParityError(
                 f"the answer to prompt {index} has tokens {list(answer)}; "
                 f"the reference has {list(expected.token_ids)}; they differ from token {step} on"
@@ -158,10 +164,3 @@ def first_difference(answer: Sequence[int], expected: Sequence[int]) -> int | No
         (step for step, (one, other) in enumerate(pairs) if one != other),
         min(len(answer), len(expected)),
     )
-
-
-def _is_near_tie(answer: Sequence[int], expected: GreedyAnswer, step: int) -> bool:
-    if step >= min(len(answer), len(expected.token_ids)):
-        return False
-    logits = expected.top_logits[step]
-    return answer[step] in logits and max(logits.values()) - logits[answer[step]] <= NEAR_TIE_LOGITS

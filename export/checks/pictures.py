@@ -88,7 +88,13 @@ def ask(
     """Return `num_each` questions per picture, in turns of tasks; all tasks for the first."""
     questions = []
     for index, picture in enumerate(pictures):
-        tasks = _tasks(entry, picture.subject)
+        # each kind of answer: a sentence, boxes, outlines, text in the image
+        boxes: tuple[str, Parameters] = ("open_vocabulary_detection", {"labels": [picture.subject]})
+        if "object_detection" in entry.task_ids:
+            boxes = ("object_detection", {})
+        outlines: tuple[str, Parameters] = ("instance_segmentation", {"phrase": picture.subject})
+        wanted = [("captioning", {}), boxes, outlines, ("ocr", {})]
+        tasks = [each for each in wanted if each[0] in entry.task_ids]
         num_asked = len(tasks)
         if picture.rank >= num_fully_asked:
             num_asked = min(num_each[picture.kind], num_asked)
@@ -100,22 +106,6 @@ def ask(
             )
             questions.append(PictureQuestion(index, task_id, parameters, prompt))
     return tuple(questions)
-
-
-def _tasks(entry: CatalogEntry, subject: str) -> list[tuple[str, Parameters]]:
-    """Return a task of each kind of answer, if the model offers it: a sentence, boxes, outlines,
-    text in the image.
-    """
-    boxes: tuple[str, Parameters] = ("open_vocabulary_detection", {"labels": [subject]})
-    if "object_detection" in entry.task_ids:
-        boxes = ("object_detection", {})
-    wanted = [
-        ("captioning", {}),
-        boxes,
-        ("instance_segmentation", {"phrase": subject}),
-        ("ocr", {}),
-    ]
-    return [(task_id, values) for task_id, values in wanted if task_id in entry.task_ids]
 
 
 def _resized(image: Image.Image, manifest: Manifest) -> Image.Image:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from export.artifacts.vision_module import ImageInput
-from export.scenes import Scene, question_prompts, questions, render_scene, sample_scene
+from export.scenes import question_prompts, questions, render_scene, sample_scene
 from imaging.files import resize
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
@@ -60,7 +60,11 @@ def make_probes(
         scene = sample_scene(index)
         rendered = render_scene(scene, _SCENE_PX)
         image = resize(rendered, image_input.size_wh, image_input.resample)
-        probes.append(Probe(image, _nth_prompt(entry, scene, index), plan.max_new_tokens))
+        offered = []  # the first prompt of each question
+        for question in questions(scene):
+            if prompts := question_prompts(entry, question, rendered.size):
+                offered.append(prompts[0].segments)
+        probes.append(Probe(image, offered[index % len(offered)], plan.max_new_tokens))
     return tuple(probes)
 
 
@@ -76,13 +80,3 @@ def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
         "black": Image.new("RGB", size_wh, "black"),
         "noise": Image.fromarray(noise),
     }
-
-
-def _nth_prompt(entry: CatalogEntry, scene: Scene, index: int) -> Prompt:
-    """Return the first prompt of the scene's `index`-th offered question, counted cyclically."""
-    prompts = [
-        prompts[0].segments
-        for question in questions(scene)
-        if (prompts := question_prompts(entry, question, (_SCENE_PX, _SCENE_PX)))
-    ]
-    return prompts[index % len(prompts)]

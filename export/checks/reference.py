@@ -7,8 +7,9 @@ the same modules of transformers. Shapes: B batch, N image tokens, C hidden, T d
 vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,13 +87,24 @@ class Reference:
         """Prepare a checkpoint run by layers; only `max_resident_bytes` of them stay loaded."""
         tensors = CheckpointTensors.open(folder)
         model = empty_model(folder)
-        for name, layer in _layers(model):
-            num_bytes = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
-            max_resident_bytes -= num_bytes
+        layers = dict[str, nn.Module]()  # all stacks'
+        for stack_name, stack in model.named_modules():
+            if isinstance(stack, nn.ModuleList):
+                layers |= {f"{stack_name}.{index}": each for index, each in stack.named_children()}
+
+        def drop(layer: nn.Module, _inputs: object, _output: object) -> None:
+            layer.to("meta")
+
+        def read(name: str, layer: nn.Module, _inputs: object) -> None:
+            layer.to_empty(device="cpu")
+            tensors.fill(layer, name)
+
+        for name, layer in layers.items():
+            max_resident_bytes -= sum(weight.nbytes for weight in layer.parameters())
             if max_resident_bytes < 0:
                 layer.to("meta")
-                layer.register_forward_pre_hook(_read_weights(name, tensors))
-                layer.register_forward_hook(_drop_weights)
+                layer.register_forward_pre_hook(partial(read, name))
+                layer.register_forward_hook(drop)
         tensors.fill(model, "")
         return cls(model, load_processor(folder))
 
@@ -152,10 +164,12 @@ class Reference:
         answers = sequences[:, self._num_given(inputs) :].tolist()
         ends = self.model.generation_config.eos_token_id
         end_ids = set(ends if isinstance(ends, list) else [ends])
-        return tuple(
-            top_logits.answer(row, _until_end(answer, end_ids))
-            for row, answer in enumerate(answers)
-        )
+        found = []
+        for row, answer in enumerate(answers):
+            ended = [index + 1 for index, token_id in enumerate(answer) if token_id in end_ids]
+            num_tokens = ended[0] if ended else len(answer)  # padding follows
+            found.append(top_logits.answer(row, answer[:num_tokens]))
+        return tuple(found)
 
     def prompt_text(self, text: str) -> str:
         """Return the processor's prompt: Florence-2's adds the image token itself."""
@@ -197,31 +211,3 @@ def load_processor(folder: Path) -> Any:
         raise SourceError(
             f"transformers cannot load the checkpoint's processor: {one_line(error)}"
         ) from error
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers of all stacks, with their names in the model."""
-    for name, stack in model.named_modules():
-        if isinstance(stack, nn.ModuleList):
-            yield from ((f"{name}.{index}", layer) for index, layer in stack.named_children())
-
-
-def _read_weights(name: str, tensors: CheckpointTensors) -> Callable[..., None]:
-    def read(layer: nn.Module, _inputs: object) -> None:
-        layer.to_empty(device="cpu")
-        tensors.fill(layer, name)
-
-    return read
-
-
-def _drop_weights(layer: nn.Module, _inputs: object, _output: object) -> None:
-    layer.to("meta")
-
-
-def _until_end(token_ids: list[int], end_ids: set[int]) -> list[int]:
-    """Return the tokens up to the first end token; padding follows it."""
-    num_tokens = next(
-        (index + 1 for index, token_id in enumerate(token_ids) if token_id in end_ids),
-        len(token_ids),
-    )
-    return token_ids[:num_tokens]

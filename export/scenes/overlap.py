@@ -40,14 +40,14 @@ def mask_iou(
     instances: Sequence[Mapping[str, Any]], rings: Sequence[Points], image_size_wh: tuple[int, int]
 ) -> float:
     """Return the IoU of all instances' union (polygons or COCO RLE) and all rings' union."""
-    masks = [_instance_mask(instance, image_size_wh) for instance in instances]
+    masks = []
+    for instance in instances:
+        if "mask" in instance:
+            given = instance["mask"]
+            masks.append({"size": given["size"], "counts": given["counts"].encode()})
+        else:
+            masks.append(_rasterised(instance["polygons"], image_size_wh))
     return _mask_iou(coco_mask.merge(masks), _rasterised(rings, image_size_wh)) if masks else 0.0
-
-
-def _instance_mask(instance: Mapping[str, Any], image_size_wh: tuple[int, int]) -> RunLengths:
-    if "mask" not in instance:
-        return _rasterised(instance["polygons"], image_size_wh)
-    return {"size": instance["mask"]["size"], "counts": instance["mask"]["counts"].encode()}
 
 
 def _rasterised(rings: Sequence[Points], image_size_wh: tuple[int, int]) -> RunLengths:

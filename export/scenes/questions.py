@@ -9,7 +9,7 @@ from itertools import product
 from numpy.random import Generator, default_rng
 
 from export.scenes.geometry import box_xyxy, outline_xy, quad_xy
-from export.scenes.scene import COLORS, SHAPES, Scene, SceneObject, Word
+from export.scenes.scene import COLORS, SHAPES, Scene, SceneObject
 from export.scenes.truth import (
     DetectionsTruth,
     InstancesTruth,
@@ -44,24 +44,30 @@ def questions(scene: Scene) -> tuple[Question, ...]:
         asked.append(Question(task, task, {}, _boxes(boxes)))
     regions = _boxes(("", drawn) for drawn in scene.objects)
     asked.append(Question("region_proposal", "region_proposal", {}, regions))
-    asked += _open_vocabulary_detection(scene, chosen, absent_name, rng)
-    asked += _phrase_grounding(scene, rng)
+    asked += open_vocabulary_detection(scene, chosen, absent_name, rng)
+    asked += phrase_grounding(scene, rng)
     if chosen:
         task = "instance_segmentation"
         outline = InstancesTruth((outline_xy(chosen),))
         box = list(box_xyxy(chosen))
         asked.append(Question(f"{task} phrase", task, {"phrase": chosen.name}, outline))
         asked.append(Question(f"{task} region", task, {"region": box}, outline))
-    asked += _reading(scene.word)
+    word = scene.word
+    asked.append(Question("ocr", "ocr", {}, TextTruth(word.text if word else "")))
+    words = (QuadText(word.text, quad_xy(word.box_xyxy)),) if word else ()
+    asked.append(Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsTruth(words)))
+    if word:
+        word_box = list(word.box_xyxy)
+        asked.append(_text("region_description", word.text, detail="text", region=word_box))
     if chosen:
         task = "region_description"
         asked.append(_text(task, chosen.shape, detail="category", region=box))
         asked.append(_text(task, chosen.description, detail="description", region=box))
-    asked += _question_answering(scene, chosen, absent_name)
+    asked += question_answering(scene, chosen, absent_name)
     return tuple(asked)
 
 
-def _open_vocabulary_detection(
+def open_vocabulary_detection(
     scene: Scene, chosen: SceneObject | None, absent_name: str, rng: Generator
 ) -> Iterator[Question]:
     """Yield questions: a shape, a coloured shape, several labels (one absent), one absent.
@@ -85,7 +91,7 @@ def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
     return Question(f"{task} {variant}", task, {"labels": labels}, boxes)
 
 
-def _phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
+def phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
     """Yield a question with the caption of all objects, and one with some random phrases."""
     if not scene.objects:
         return
@@ -99,15 +105,7 @@ def _phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
     yield Question(f"{task} phrases", task, {"phrases": some_phrases}, some_boxes)
 
 
-def _reading(word: Word | None) -> Iterator[Question]:
-    yield Question("ocr", "ocr", {}, TextTruth(word.text if word else ""))
-    regions = (QuadText(word.text, quad_xy(word.box_xyxy)),) if word else ()
-    yield Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsTruth(regions))
-    if word:
-        yield _text("region_description", word.text, detail="text", region=list(word.box_xyxy))
-
-
-def _question_answering(
+def question_answering(
     scene: Scene, chosen: SceneObject | None, absent_name: str
 ) -> Iterator[Question]:
     shapes = [drawn.shape for drawn in scene.objects]

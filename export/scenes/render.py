@@ -19,7 +19,7 @@ _INK_RGB: dict[str, RGB] = {"dark": (255, 255, 255), "light": (0, 0, 0)}
 
 def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
     """Return the scene as a square RGB image."""
-    image = _render_background(scene.background, size_px)
+    image = render_background(scene.background, size_px)
     scale = size_px / CANVAS_PX
     for scene_object in scene.objects:
         ring = tuple((x * scale, y * scale) for x, y in outline_xy(scene_object))
@@ -34,13 +34,18 @@ def render_scene(scene: Scene, size_px: int = CANVAS_PX) -> Image.Image:
     return image
 
 
-def _render_background(background: Background, size_px: int) -> Image.Image:
+def render_background(background: Background, size_px: int) -> Image.Image:
     """Return a plain colour, or 0 to 255 levels at canvas size, coloured and resized."""
     if background.texture == "plain":
         return Image.new("RGB", (size_px, size_px), background.start_rgb)
     if background.texture == "gradient":
         palette = _palette(background.start_rgb, background.end_rgb)
-        image = _gradient_levels(background.angle_rad).point(palette)
+        across = cos(background.angle_rad)
+        down = sin(background.angle_rad)
+        axis = np.linspace(-127.5, 127.5, CANVAS_PX, dtype=np.float32) / (abs(across) + abs(down))
+        grid = (across * axis + 127.5)[None, :] + (down * axis)[:, None]  # (H, W)
+        grey = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
+        image = grey.convert("RGB").point(palette)
     else:
         levels = default_rng(background.noise_seed).bytes(CANVAS_PX * CANVAS_PX * 3)
         low = tuple(value - background.noise_amplitude for value in background.start_rgb)
@@ -52,14 +57,6 @@ def _render_background(background: Background, size_px: int) -> Image.Image:
     return image.resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
-def _gradient_levels(angle_rad: float) -> Image.Image:
-    across = cos(angle_rad)
-    down = sin(angle_rad)
-    axis = np.linspace(-127.5, 127.5, CANVAS_PX, dtype=np.float32) / (abs(across) + abs(down))
-    levels = (across * axis + 127.5)[None, :] + (down * axis)[:, None]  # (H, W)
-    return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
-
-
 def _palette(start_rgb: tuple[int, ...], end_rgb: tuple[int, ...]) -> list[int]:
     """Return 256 values from start to end for each channel in turn, the format of `Image.point`."""
     channels = [np.linspace(start, end, 256) for start, end in zip(start_rgb, end_rgb, strict=True)]
@@ -67,22 +64,15 @@ def _palette(start_rgb: tuple[int, ...], end_rgb: tuple[int, ...]) -> list[int]:
 
 
 def draw_ring(image: Image.Image, ring: Ring, rgb: RGB) -> None:
-    """Fill a polygon, given in pixels of the image, with a colour."""
-    left, top, right, bottom = ring_box_xyxy(ring)
-    corner = floor(left), floor(top)
-    image.paste(rgb, corner, _mask(ring, corner, (ceil(right), ceil(bottom))))
-
-
-def _mask(ring: Ring, corner: tuple[int, int], opposite: tuple[int, int]) -> Image.Image:
-    """Return the coverage of each pixel between the two corners, 0 to 255.
+    """Fill a polygon, given in pixels of the image, with a colour.
 
     Pillow fills a pixel if its index is inside the polygon; shifting by half a fine pixel tests its
     centre instead.
     """
-    left, top = corner
-    fine = Image.new(
-        "L", ((opposite[0] - left) * SUPERSAMPLING, (opposite[1] - top) * SUPERSAMPLING)
-    )
+    box = ring_box_xyxy(ring)
+    left, top = map(floor, box[:2])
+    right, bottom = map(ceil, box[2:])
+    fine = Image.new("L", ((right - left) * SUPERSAMPLING, (bottom - top) * SUPERSAMPLING))
     points = [((x - left) * SUPERSAMPLING - 0.5, (y - top) * SUPERSAMPLING - 0.5) for x, y in ring]
     ImageDraw.Draw(fine).polygon(points, fill=255)
-    return fine.reduce(SUPERSAMPLING)
+    image.paste(rgb, (left, top), fine.reduce(SUPERSAMPLING))

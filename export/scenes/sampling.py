@@ -63,16 +63,8 @@ def sample_scene(seed: int, num_objects: int | None = None, has_word: bool | Non
     drawn_has_word = bool(rng.random() < 0.5)
     num_objects = drawn_num_objects if num_objects is None else num_objects
     has_word = drawn_has_word if has_word is None else has_word
-    background = _sample_background(rng)
-    while (layout := _sample_layout(rng, num_objects, has_word)) is None:
-        pass  # too crowded: sample another layout
-    objects, word = layout
-    return Scene(seed, background, objects, word)
-
-
-def _sample_background(rng: Generator) -> Background:
     brightness: Brightness = "dark" if rng.random() < 0.5 else "light"
-    return Background(
+    background = Background(
         brightness=brightness,
         texture=_choice(rng, _TEXTURES),
         start_rgb=_tinted_grey(rng, brightness),
@@ -81,6 +73,10 @@ def _sample_background(rng: Generator) -> Background:
         noise_amplitude=int(rng.integers(4, 15)),
         noise_seed=int(rng.integers(2**32)),
     )
+    while (layout := sample_layout(rng, num_objects, has_word)) is None:
+        pass  # too crowded: sample another layout
+    objects, word = layout
+    return Scene(seed, background, objects, word)
 
 
 def _tinted_grey(rng: Generator, brightness: Brightness) -> RGB:
@@ -88,14 +84,22 @@ def _tinted_grey(rng: Generator, brightness: Brightness) -> RGB:
     return _near(rng, (int(rng.integers(lowest, highest + 1)),) * 3, TINT_SPREAD)
 
 
-def _sample_layout(
+def sample_layout(
     rng: Generator, num_objects: int, has_word: bool
 ) -> tuple[tuple[SceneObject, ...], Word | None] | None:
     """Place the word, then the objects, largest first; return None if an object does not fit."""
-    word = _sample_word(rng) if has_word else None
+    word = sample_word(rng) if has_word else None
     taken = [] if word is None else [word.box_xyxy]
+    sampled = []  # distinct pairs of colour and shape, all at the origin
+    for pair in rng.choice(len(COLORS) * len(SHAPES), num_objects, replace=False):
+        color = COLORS[pair // len(SHAPES)]
+        shape = SHAPES[pair % len(SHAPES)]
+        size: Size = "small" if rng.random() < 0.5 else "large"
+        radius_px = float(rng.uniform(*RADIUS_RANGE_PX[size]))
+        rgb = _near(rng, COLOR_RGB[color], COLOR_SPREAD)
+        sampled.append(SceneObject(color, shape, size, rgb, (0.0, 0.0), radius_px))
     objects: list[SceneObject] = []
-    for unplaced in sorted(_sample_objects(rng, num_objects), key=lambda drawn: -drawn.radius_px):
+    for unplaced in sorted(sampled, key=lambda drawn: -drawn.radius_px):
         placed = _place(rng, unplaced, objects, taken)
         if placed is None:
             return None
@@ -104,20 +108,7 @@ def _sample_layout(
     return tuple(sorted(objects, key=lambda placed: placed.center_xy[0])), word
 
 
-def _sample_objects(rng: Generator, num_objects: int) -> list[SceneObject]:
-    """Return objects with distinct pairs of colour and shape, all at the origin."""
-    objects = []
-    for pair in rng.choice(len(COLORS) * len(SHAPES), num_objects, replace=False):
-        color = COLORS[pair // len(SHAPES)]
-        shape = SHAPES[pair % len(SHAPES)]
-        size: Size = "small" if rng.random() < 0.5 else "large"
-        radius_px = float(rng.uniform(*RADIUS_RANGE_PX[size]))
-        rgb = _near(rng, COLOR_RGB[color], COLOR_SPREAD)
-        objects.append(SceneObject(color, shape, size, rgb, (0.0, 0.0), radius_px))
-    return objects
-
-
-def _sample_word(rng: Generator) -> Word:
+def sample_word(rng: Generator) -> Word:
     is_number = rng.random() < 0.3
     alphabet, max_characters = (digits, 4) if is_number else (ascii_uppercase, 5)
     text = "".join(_choice(rng, alphabet) for _ in range(rng.integers(2, max_characters + 1)))

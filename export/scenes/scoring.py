@@ -97,22 +97,24 @@ def score_answer(result: Result, question: Question, image_size_wh: tuple[int, i
     key = _RESULT_KEYS[type(question.truth)]
     if list(result) != [key]:
         raise ValueError(f"result of {question.task} has keys {list(result)}; expected: [{key!r}]")
-    measures = _measures(result[key], question.truth, image_size_wh)
-    return Scorecard({(question.name, measure): tally for measure, tally in measures.items()})
-
-
-def _measures(answer: Any, truth: Truth, image_size_wh: tuple[int, int]) -> dict[Measure, Tally]:
-    match truth:
-        case TextTruth():
-            return _exactness(answer == truth.text, answer, truth.text)
-        case DetectionsTruth():
-            return _detection_measures(answer, truth)
-        case InstancesTruth():
-            return {"mask_iou": Tally(mask_iou(answer, truth.outlines, image_size_wh), 1, 1)}
-        case TextRegionsTruth():
-            return _exactness(
-                _same_regions(answer, truth, image_size_wh), answer, truth.text_regions
+    answer = result[key]
+    measures: dict[Measure, Tally]
+    match question.truth:
+        case TextTruth(text):
+            measures = _exactness(answer == text, answer, text)
+        case DetectionsTruth() as truth:
+            measures = detection_measures(answer, truth)
+        case InstancesTruth(outlines):
+            measures = {"mask_iou": Tally(mask_iou(answer, outlines, image_size_wh), 1, 1)}
+        case TextRegionsTruth(words):
+            # the same words in order, each quad with an IoU of at least 0.5
+            is_exact = len(answer) == len(words) and all(
+                region["text"] == word.text
+                and quad_iou(region["quad"], word.quad_xy, image_size_wh) >= 0.5
+                for region, word in zip(answer, words, strict=True)
             )
+            measures = _exactness(is_exact, answer, words)
+    return Scorecard({(question.name, measure): tally for measure, tally in measures.items()})
 
 
 def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> dict[Measure, Tally]:
@@ -121,7 +123,7 @@ def _exactness(is_exact: bool, answer: Sized, expected: Sized) -> dict[Measure, 
     return {"exact": _claim(is_exact), "empty": _claim(not answer)}
 
 
-def _detection_measures(
+def detection_measures(
     detections: Sequence[Result], truth: DetectionsTruth
 ) -> dict[Measure, Tally]:
     confident = [detection for detection in detections if detection["score"] >= CONFIDENT_SCORE]
@@ -152,18 +154,6 @@ def match_boxes(
         if best is not None and box_iou(best.box_xyxy, detection["box"]) >= min_iou:
             free.remove(best)
     return Tally(len(boxes) - len(free), len(detections), len(boxes))
-
-
-def _same_regions(
-    answer: Sequence[Result], truth: TextRegionsTruth, image_size_wh: tuple[int, int]
-) -> bool:
-    """Return True if the words are equal and in order, each quad with an IoU of at least 0.5."""
-    if len(answer) != len(truth.text_regions):
-        return False
-    return all(
-        region["text"] == word.text and quad_iou(region["quad"], word.quad_xy, image_size_wh) >= 0.5
-        for region, word in zip(answer, truth.text_regions, strict=True)
-    )
 
 
 def _claim(is_right: bool) -> Tally:

@@ -36,12 +36,10 @@ class DetectionsTruth:
 
     def scaled(self, scale_x: float, scale_y: float) -> "DetectionsTruth":
         """Return the same boxes, each axis multiplied by its factor."""
-        return DetectionsTruth(
-            tuple(
-                replace(box, box_xyxy=_scaled_box(box.box_xyxy, scale_x, scale_y))
-                for box in self.boxes
-            )
-        )
+        boxes = []
+        for each in self.boxes:
+            boxes.append(LabelledBox(each.label, _scaled_box(each.box_xyxy, scale_x, scale_y)))
+        return DetectionsTruth(tuple(boxes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +50,8 @@ class InstancesTruth:
 
     def scaled(self, scale_x: float, scale_y: float) -> "InstancesTruth":
         """Return the same outlines, each axis multiplied by its factor."""
-        return InstancesTruth(
-            tuple(_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines)
-        )
+        scaled = (_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines)
+        return InstancesTruth(tuple(scaled))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +70,10 @@ class TextRegionsTruth:
 
     def scaled(self, scale_x: float, scale_y: float) -> "TextRegionsTruth":
         """Return the same words, each axis multiplied by its factor."""
-        return TextRegionsTruth(
-            tuple(
-                replace(region, quad_xy=_scaled_ring(region.quad_xy, scale_x, scale_y))
-                for region in self.text_regions
-            )
+        words = (
+            (each.text, _scaled_ring(each.quad_xy, scale_x, scale_y)) for each in self.text_regions
         )
+        return TextRegionsTruth(tuple(QuadText(*each) for each in words))
 
 
 Truth = TextTruth | DetectionsTruth | InstancesTruth | TextRegionsTruth

@@ -143,7 +143,16 @@ def _requests(
         case "object_detection" if image.objects is not None:
             yield _Asked({}, image.objects)
         case "open_vocabulary_detection" if image.objects is not None:
-            yield from _named_objects(image.objects, classes, rng)
+            # Absent names, as many and at least one, teach the model to leave them out.
+            asked = sorted({each.label for each in image.objects})[:MAX_LABELS]
+            others = [name for name in classes if name not in asked]
+            num_others = min(len(others), max(1, len(asked)), MAX_LABELS - len(asked))
+            if num_others:
+                asked += rng.choice(others, num_others, replace=False).tolist()
+            rng.shuffle(asked)
+            if asked:
+                found = [each for each in image.objects if each.label in asked]
+                yield _Asked({"labels": asked}, found)
         case "phrase_grounding":
             names = list(dict.fromkeys(each.label for each in image.phrases))
             for start in range(0, len(names), MAX_LABELS):
@@ -160,20 +169,3 @@ def _requests(
             for question, answers in image.questions:
                 if answers:  # the most frequent answer is learnt
                     yield _Asked({"question": question}, Counter(answers).most_common(1)[0][0])
-
-
-def _named_objects(
-    objects: Sequence[LabelledBox], classes: Sequence[str], rng: Generator
-) -> Iterator[_Asked]:
-    """Yield a request for an image's classes and as many absent ones, at least one.
-
-    Absent names teach the model to leave them out of an answer.
-    """
-    asked = sorted({each.label for each in objects})[:MAX_LABELS]
-    others = [name for name in classes if name not in asked]
-    num_others = min(len(others), max(1, len(asked)), MAX_LABELS - len(asked))
-    if num_others:
-        asked += rng.choice(others, num_others, replace=False).tolist()
-    rng.shuffle(asked)
-    if asked:
-        yield _Asked({"labels": asked}, [each for each in objects if each.label in asked])

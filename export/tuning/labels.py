@@ -47,28 +47,25 @@ def read_labels(path: Path, images: Path | None = None) -> tuple[LabelledImage, 
     Raise `TuningError` for a missing, malformed or empty dataset, and for an image that cannot be
     read.
     """
-    file = _label_file(path)
+    file = path
+    if not path.is_file() or path.suffix not in _SUFFIXES:
+        found = sorted(each for each in path.glob("*") if each.suffix in _SUFFIXES)
+        if len(found) != 1:
+            what = f"a folder with {len(found)} such files" if path.is_dir() else "neither"
+            raise TuningError(
+                "DATA must be a .json (COCO) or .jsonl file, or a folder with one;"
+                f" {path} is {what}"
+            )
+        file = found[0]
     labelled = tuple(
-        _read_json_lines(file, images) if file.suffix == ".jsonl" else _read_coco(file, images)
+        read_json_lines(file, images) if file.suffix == ".jsonl" else read_coco(file, images)
     )
     if not labelled:
         raise TuningError(f"{file} has no image; a dataset to tune on needs images with labels")
     return labelled
 
 
-def _label_file(path: Path) -> Path:
-    if path.is_file() and path.suffix in _SUFFIXES:
-        return path
-    found = sorted(each for each in path.glob("*") if each.suffix in _SUFFIXES)
-    if len(found) != 1:
-        is_what = f"a folder with {len(found)} such files" if path.is_dir() else "neither"
-        raise TuningError(
-            f"DATA must be a .json (COCO) or .jsonl file, or a folder with one; {path} is {is_what}"
-        )
-    return found[0]
-
-
-def _read_json_lines(path: Path, images: Path | None) -> Iterator[LabelledImage]:
+def read_json_lines(path: Path, images: Path | None) -> Iterator[LabelledImage]:
     folder = images or path.parent
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
@@ -111,7 +108,8 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(each["answer"] if isinstance(each, Mapping) else str(each) for each in values)
 
 
-def _read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
+def read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
+    """Yield the images. Crowds are not objects; an image without annotations has none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         names = {each["id"]: str(each["name"]) for each in document.get("categories", ())}
@@ -120,23 +118,21 @@ def _read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
         for annotation in document.get("annotations", ()):
             own[annotation["image_id"]].append(annotation)
         folder = images or _image_folder(path, [each["file_name"] for each in rows])
-        yield from (_coco_image(folder / row["file_name"], own[row["id"]], names) for row in rows)
+        for row in rows:
+            objects = []
+            captions = []
+            for each in own[row["id"]]:
+                if "bbox" in each and not each.get("iscrowd"):
+                    x, y, width, height = map(float, each["bbox"])
+                    label = _name(names[each["category_id"]])
+                    objects.append(LabelledBox(label, (x, y, x + width, y + height)))
+                if "caption" in each:
+                    captions.append(str(each["caption"]))
+            file = folder / row["file_name"]
+            boxes = tuple(objects) if names else None
+            yield LabelledImage(file, _upright_size(file), boxes, tuple(captions))
     except _MALFORMED as error:
         raise TuningError(f"{path} is not COCO: {error!r}") from error
-
-
-def _coco_image(
-    path: Path, annotations: Iterable[Mapping[str, Any]], names: Mapping[Any, str]
-) -> LabelledImage:
-    """Return an image. Crowds are not objects; an image without annotations has none."""
-    objects = []
-    for each in annotations:
-        if "bbox" in each and not each.get("iscrowd"):
-            x, y, width, height = map(float, each["bbox"])
-            label = _name(names[each["category_id"]])
-            objects.append(LabelledBox(label, (x, y, x + width, y + height)))
-    captions = tuple(str(each["caption"]) for each in annotations if "caption" in each)
-    return LabelledImage(path, _upright_size(path), tuple(objects) if names else None, captions)
 
 
 def _image_folder(path: Path, names: list[str]) -> Path:

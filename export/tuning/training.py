@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from export.artifacts.decoder_weights import load_checkpoint
 from export.checkpoints.errors import TuningError
 from export.checks.reference import load_processor
-from export.tuning.batches import Batches, TokenizedExample
+from export.tuning.batches import Batches
 from export.tuning.examples import Example
 from wire.artifacts.adapter_folder import CONFIG_FILE
 
@@ -45,17 +44,6 @@ class TuningOptions:
     seed: int
 
 
-class _Examples(Dataset[TokenizedExample]):
-    def __init__(self, examples: Sequence[TokenizedExample]) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> TokenizedExample:
-        return self._examples[index]
-
-
 def tune(
     base: Path,
     source: str,
@@ -71,18 +59,21 @@ def tune(
     `images` are the examples of each image, `source` is the name of the base for PEFT's
     configuration. Raise `TuningError`.
     """
-    checkpoint = _checkpoint_to_resume(output, resume)
-    held_out, trained = _split(images, options)
+    checkpoint = checkpoint_to_resume(output, resume)
+    held_out, trained = split(images, options)
     has_cuda = torch.cuda.is_available()
     model = load_checkpoint(base, torch.bfloat16 if has_cuda else torch.float32)
     model.config.use_cache = False
     batches = Batches(model, load_processor(base), base)
-    tuned = _with_adapter(model, source, options)
+    tuned = with_adapter(model, source, options)
+    # torch's datasets are what has a length and items
+    trained_rows: Any = [batches.tokenized(example) for example in trained]
+    held_out_rows: Any = [batches.tokenized(example) for example in held_out]
     trainer = Trainer(
         model=tuned,
         args=_arguments(output / RUN_FOLDER, options, has_cuda),
-        train_dataset=_Examples([batches.tokenized(example) for example in trained]),
-        eval_dataset=_Examples([batches.tokenized(example) for example in held_out]),
+        train_dataset=trained_rows,
+        eval_dataset=held_out_rows,
         data_collator=batches.stack,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -93,7 +84,7 @@ def tune(
     return best_loss
 
 
-def _split(
+def split(
     images: Sequence[Sequence[Example]], options: TuningOptions
 ) -> tuple[list[Example], list[Example]]:
     """Return held-out examples and the others; all examples of an image are on one side."""
@@ -107,7 +98,7 @@ def _split(
     return list(held_out), list(chain.from_iterable(shuffled[num_held_out:]))
 
 
-def _with_adapter(model: Any, source: str, options: TuningOptions) -> Any:
+def with_adapter(model: Any, source: str, options: TuningOptions) -> Any:
     torch.manual_seed(options.seed)
     config = LoraConfig(
         r=options.rank, lora_alpha=_ALPHA_FACTOR * options.rank, target_modules=TARGET_LAYERS
@@ -149,7 +140,7 @@ def _arguments(folder: Path, options: TuningOptions, has_cuda: bool) -> Training
     )
 
 
-def _checkpoint_to_resume(output: Path, resume: bool) -> str | None:
+def checkpoint_to_resume(output: Path, resume: bool) -> str | None:
     """Return the last complete checkpoint of an interrupted run.
 
     Raise `TuningError` if the output does not fit.

@@ -4,10 +4,6 @@ material    models, artifacts and questions of a run
 rounds      one server under load: workloads, client, measurement
 bench       the order and time of all measurements
 measures    throughput, percentiles, and the stages of our service
-machine     the machine's limits: matrix products, memory
-operations  the work of a model: operations of an image, bytes of a decode step
-steps       time of a decode step in the scheduler
-limits      the share of the machine's limits that our service reaches
 results     all results of a run, and ours against the best peer
 report      tables and picture
 history     the ratios of all runs, and what got worse

@@ -14,20 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 
 from laboratory.bench.bench import Bench
 from laboratory.bench.history import HistoryRow, append_row, ratios_of, read_history
-from laboratory.bench.limits import Share, StepTimes, measure_steps, shares_of, steps_bytes
-from laboratory.bench.machine import MachineRates
 from laboratory.bench.material.records import ModelMaterial, read_material
 from laboratory.bench.measures import numbers_of
-from laboratory.bench.operations import count_operations
 from laboratory.bench.report import markdown, ratio_table, write_plot
-from laboratory.bench.results import Run, as_json, is_ours
+from laboratory.bench.results import Run, as_json
 from laboratory.bench.short import run_short, short_report
 from loadtest.figures import processor_name, shown
 from loadtest.processes import NUM_CORES, ROOT
@@ -39,29 +34,13 @@ _HISTORY = _RESULTS / "history.jsonl"
 _SHORT_MINUTES = 1.5
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line of a run."""
-
-    minutes: float
-    is_short: bool
-    scales: tuple[str, ...]
-    results: Path
-
-    @property
-    def command(self) -> str:
-        """The command, for the report."""
-        scales = " ".join(self.scales)
-        return f"python -m laboratory.bench --minutes {self.minutes:g} --scales {scales}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     # servers are stopped
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("python -m laboratory.bench was terminated"))
     options = _parse(arguments)
-    deadline_s = time.monotonic() + options.minutes * 60
-    if options.is_short:
-        start_s = time.monotonic()
+    start_s = time.monotonic()
+    deadline_s = start_s + options.minutes * 60
+    if options.short:
         _make_material(_SHORT_FOLDER, "--short")
         for short in run_short(read_material(_SHORT_FOLDER), _SHORT_FOLDER, deadline_s):
             print(short_report(short.run, read_history(_HISTORY), short.others_cores), flush=True)
@@ -70,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _make_material(_FOLDER, "--scales", *options.scales)
     models = [model for model in read_material(_FOLDER) if model.scale in options.scales]
     commit = _commit()  # before the results are written
-    run = _run(models, options, deadline_s)
+    command = f"--minutes {options.minutes:g} --scales {' '.join(options.scales)}"
+    run = _run(models, f"python -m laboratory.bench {command}", deadline_s)
     print(ratio_table(run))
     folder = options.results
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,27 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (folder / "bench.json").write_text(json.dumps(as_json(run), indent=1) + "\n", encoding="utf-8")
     write_plot(run, folder / "bench.png")
     _note(f"written to {folder}: bench.md, bench.json, bench.png")
-    if options.results == _RESULTS:
+    if folder == _RESULTS:
         today = datetime.now(UTC).date().isoformat()
         append_row(HistoryRow(commit, today, _machine(), ratios_of(as_json(run))), _HISTORY)
         _note(f"appended to {_HISTORY}; `python -m docs.tables` updates the pages")
 
 
-def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -> Run:
-    """Measure the machine, then every server."""
-    operations = {model.id: count_operations(model.checkpoint) for model in models}
-    rates = _machine_rates(sorted(set(chain.from_iterable(map(steps_bytes, operations.values())))))
-    steps = list[StepTimes]()
-    for model in models:
-        if model.is_endless:
-            steps += measure_steps(model.id, _FOLDER)
+def _run(models: Sequence[ModelMaterial], command: str, deadline_s: float) -> Run:
+    """Measure every server."""
     bench = Bench(models, _FOLDER, deadline_s)
     measurements = []
-    shares = list[Share]()
     for each in bench.run():
         measurements.append(each)
-        if is_ours(each):
-            shares += shares_of(each, operations[each.model], rates)
         left_minutes = (deadline_s - time.monotonic()) / 60
         reached = [
             f"{load} {shown(numbers_of(rounds).requests_per_s)}"
@@ -109,12 +80,12 @@ def _run(models: Sequence[ModelMaterial], options: Options, deadline_s: float) -
             f" {', '.join(reached)}; {left_minutes:.1f} minutes are left"
         )
     facts = {
-        "command": f"`{options.command}`",
+        "command": f"`{command}`",
         "machine": f"{_machine()}, load {os.getloadavg()[0]:.1f} at the end",
         "percentiles": "over all answers of a workload; rates are medians of its rounds",
         "CPU ms": "processor time of all the server's processes for a request, mean",
     }
-    return Run(models, measurements, facts, rates, shares, steps, bench.skipped)
+    return Run(models, measurements, facts, bench.skipped)
 
 
 def _make_material(folder: Path, *options: str) -> None:
@@ -125,14 +96,6 @@ def _make_material(folder: Path, *options: str) -> None:
     }
     command = [sys.executable, "-m", "laboratory.bench.material", str(folder), *options]
     subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=True)
-
-
-def _machine_rates(bytes_of_steps: Sequence[int]) -> list[MachineRates]:
-    """Measure in a child, whose end frees threads and memory before a server starts."""
-    command = [sys.executable, "-m", "laboratory.bench.machine", "--step-bytes"]
-    command += map(str, bytes_of_steps)
-    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return [MachineRates(**rates) for rates in json.loads(run.stdout)]
 
 
 def _commit() -> str:
@@ -150,26 +113,19 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _parse(arguments: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.bench", description=(__doc__ or "").partition("\n")[0]
-    )
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m laboratory.bench", description=summary)
+    add = parser.add_argument
     times = f"maximum time; default 25, of the short run {_SHORT_MINUTES:g}"
-    parser.add_argument("--minutes", type=float, metavar="N", help=times)
-    parser.add_argument(
-        "--short",
-        action="store_true",
-        help="one peer, and what got worse since the last whole runs",
-    )
-    parser.add_argument(
-        "--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"]
-    )
-    parser.add_argument(
-        "--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s"
-    )
+    add("--minutes", type=float, metavar="N", help=times)
+    add("--short", action="store_true", help="one peer, and what got worse since the last runs")
+    scales = ["embedded", "base"]
+    add("--scales", nargs="+", choices=scales, default=scales)
+    add("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="default %(default)s")
     parsed = parser.parse_args(arguments)
-    minutes = parsed.minutes or (_SHORT_MINUTES if parsed.short else 25)
-    return Options(minutes, parsed.short, tuple(parsed.scales), parsed.results)
+    parsed.minutes = parsed.minutes or (_SHORT_MINUTES if parsed.short else 25)
+    return parsed
 
 
 if __name__ == "__main__":

@@ -61,7 +61,11 @@ class Bench:
         with started(model, server, self._folder) as measured:
             request_s = measured.warm_up()
             ready_s = time.monotonic() - start_s
-            plan = self._plan(model, request_s, allowance_s)
+            if model.scale == "embedded":
+                plan = embedded_plan(model.is_endless)
+            else:  # the first server determines it for all
+                self._base_plan = self._base_plan or base_plan(request_s, allowance_s)
+                plan = self._base_plan
             rounds = dict[WorkloadName, tuple[Round, ...]]()
             for step in plan:
                 answered = tuple[Round, ...]()
@@ -75,15 +79,6 @@ class Bench:
                     self.skipped.append(Skipped(model.id, server.name, reason))
             precision = measured.precision()
         return Measurement(model.id, server, request_s, ready_s, rounds, precision)
-
-    def _plan(
-        self, model: ModelMaterial, request_s: float, allowance_s: float
-    ) -> tuple[RoundPlan, ...]:
-        """Return the plan of a model; at base scale its first server determines it for all."""
-        if model.scale == "embedded":
-            return embedded_plan(model.is_endless)
-        self._base_plan = self._base_plan or base_plan(request_s, allowance_s)
-        return self._base_plan
 
     def _left_s(self) -> float:
         return self._deadline_s - _RESERVE_S - time.monotonic()

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from laboratory.bench.results import IS_TIME, MEASURES, TITLES
+from laboratory.bench.results import MEASURES, TIMES, TITLES
 from laboratory.bench.rounds.servers import OURS, OURS_DEFAULT
 from loadtest.figures import table
 
@@ -65,10 +65,7 @@ class Change:
 
 def is_time(name: str) -> bool:
     """Return True if less is better."""
-    measure = name.split(" | ")[2]
-    return measure == CPU or any(
-        time for each, time in IS_TIME.items() if MEASURES[each][0] == measure
-    )
+    return name.split(" | ")[2] in {CPU, *(MEASURES[each][0] for each in TIMES)}
 
 
 def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -125,24 +122,18 @@ def changes(ratios: Ratios, history: Sequence[HistoryRow]) -> Iterator[Change]:
     does, or one slow minute of a machine, is not a change of ours.
     """
     for name, by_peer in ratios.items():
-        found = [
-            _change(name, by_peer, row)
-            for row in reversed(history)
-            if by_peer.keys() & row.ratios.get(name, {})
-        ]
+        found = []
+        for row in reversed(history):
+            before_by_peer = row.ratios.get(name, {})
+            if common := sorted(by_peer.keys() & before_by_peer.keys()):
+                now = statistics.median(by_peer[peer] for peer in common)
+                before = statistics.median(before_by_peer[peer] for peer in common)
+                found.append(Change(name, ", ".join(common), now, before, row))
         if len(last := found[:_NUM_COMPARED]) == _NUM_COMPARED:
             last.sort(key=lambda change: change.now / change.before)
             yield last[_NUM_COMPARED // 2]
         else:
             yield from last[:1]
-
-
-def _change(name: str, by_peer: Mapping[str, float], row: HistoryRow) -> Change:
-    """Return the change since `row`, by the peers that both have."""
-    common = sorted(by_peer.keys() & row.ratios[name].keys())
-    now = statistics.median(by_peer[peer] for peer in common)
-    before = statistics.median(row.ratios[name][peer] for peer in common)
-    return Change(name, ", ".join(common), now, before, row)
 
 
 def history_table(history: Sequence[HistoryRow]) -> str:

@@ -18,7 +18,7 @@ from laboratory.bench.measures import (
 )
 from laboratory.bench.results import MEASURES, TITLES, Run, comparisons, is_ours
 from laboratory.bench.rounds.workloads import NUM_CLIENTS, WorkloadName
-from loadtest.figures import milliseconds, percent, shown, table
+from loadtest.figures import milliseconds, shown, table
 
 _LETTERS: dict[WorkloadName, str] = {
     "mixed": "a",
@@ -37,13 +37,19 @@ _PANEL_INCHES = (5.0, 4.0)
 def markdown(run: Run) -> str:
     """Return all tables; docs/tables.py copies some of them by their titles."""
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts.items())
+    cuts = []
+    for measurement in run.measurements:
+        for workload, rounds in measurement.rounds.items():
+            if any(one.is_cut for one in rounds):
+                named = f"{measurement.model}, {measurement.server.name}, {workload}"
+                cuts.append(f"- {named}: a round was cut at its time limit")
+    cuts += [f"- {one.model}, {one.server}: {one.reason}" for one in run.skipped]
     sections = {
         "Ours ÷ best peer": ratio_table(run),
         "Every server": _server_table(run),
         "Same answers": _answers_table(run),
-        "The limit": _limit_tables(run),
         "Where the time of a request goes, mean ms": _profile_table(run),
-        "Not run, or cut": _cuts(run),
+        "Not run, or cut": "\n".join(cuts) or "Nothing.",
     }
     bodies = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
     return f"# Bench\n\n{facts}\n{bodies}"
@@ -113,52 +119,6 @@ def _answers_table(run: Run) -> str:
     return table(header, rows)
 
 
-def _limit_tables(run: Run) -> str:
-    """Return the machine's limits, the share of them that is reached, and the times of steps."""
-    rates = [
-        [
-            str(rate.num_threads),
-            shown(rate.float32_per_s / 1e9),
-            shown(rate.int8_per_s / 1e9),
-            shown(rate.memory_bytes_per_s / 1e9),
-        ]
-        for rate in run.rates
-    ]
-    shares = [
-        [
-            share.model,
-            share.part,
-            share.precision,
-            shown(share.work / 1e9),
-            milliseconds(share.measured_s),
-            shown(share.rate / 1e9),
-            percent(share.one_core),
-            percent(share.all_cores),
-        ]
-        for share in run.shares
-    ]
-    steps = [
-        [
-            step.model,
-            str(step.num_sequences),
-            milliseconds(step.step_s),
-            milliseconds(step.model_s),
-            percent(step.overhead),
-        ]
-        for step in run.steps
-    ]
-    share_header = ["model", "part", "", "G operations, or GB", "ms", "G/s"]
-    share_header += ["of one core's limit", "of all cores'"]
-    tables = [
-        table(["cores", "float32 products, G/s", "int8 products, G/s", "memory, GB/s"], rates),
-        table(share_header, shares),
-        table(
-            ["model, one thread", "sequences", "step, ms", "in the model, ms", "outside it"], steps
-        ),
-    ]
-    return "\n\n".join(tables)
-
-
 def _profile_table(run: Run) -> str:
     rows = []
     for measurement in run.ours():
@@ -174,20 +134,16 @@ def _profile_table(run: Run) -> str:
     return table(["model", "", "requests", *COLUMNS, "all"], rows)
 
 
-def _cuts(run: Run) -> str:
-    lines = []
-    for measurement in run.measurements:
-        for workload, rounds in measurement.rounds.items():
-            if any(one.is_cut for one in rounds):
-                named = f"{measurement.model}, {measurement.server.name}, {workload}"
-                lines.append(f"- {named}: a round was cut at its time limit")
-    lines += [f"- {one.model}, {one.server}: {one.reason}" for one in run.skipped]
-    return "\n".join(lines) or "Nothing."
-
-
 def write_plot(run: Run, file: Path) -> None:
     """Draw a panel per model and percentile, a line per server, a point per client count."""
-    lines = _lines(run)
+    lines: dict[str, dict[str, list[tuple[int, Numbers]]]] = {}
+    for each in run.measurements:
+        loads = [load for load in _PLOTTED if load in each.rounds]
+        if len(loads) > 1:
+            name = each.server.name
+            title = name if is_ours(each) else f"{name}: {each.server.description}"
+            points = [(NUM_CLIENTS[load], numbers_of(each.rounds[load])) for load in loads]
+            lines.setdefault(each.model, {})[title] = points
     width, height = _PANEL_INCHES
     figure = Figure(
         figsize=(width * len(lines), height * len(_PERCENTILES) + 1), layout="constrained"
@@ -203,22 +159,6 @@ def write_plot(run: Run, file: Path) -> None:
             panel.set_title(f"{model}, {percentile.removesuffix('_s')}", fontsize=10)
     figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(file, dpi=100)
-
-
-def _lines(run: Run) -> dict[str, dict[str, list[tuple[int, Numbers]]]]:
-    """Return each server's numbers by model and clients, where there are two points or more."""
-    lines: dict[str, dict[str, list[tuple[int, Numbers]]]] = {}
-    for each in run.measurements:
-        name = each.server.name
-        points = [
-            (NUM_CLIENTS[load], numbers_of(each.rounds[load]))
-            for load in _PLOTTED
-            if load in each.rounds
-        ]
-        if len(points) > 1:
-            title = name if is_ours(each) else f"{name}: {each.server.description}"
-            lines.setdefault(each.model, {})[title] = points
-    return lines
 
 
 def _draw(

@@ -7,8 +7,6 @@ from itertools import product
 from typing import Any, Literal
 
 from laboratory.bench.bench import Skipped
-from laboratory.bench.limits import Share, StepTimes
-from laboratory.bench.machine import MachineRates
 from laboratory.bench.material.records import ModelMaterial, Scale
 from laboratory.bench.measures import Numbers, numbers_of
 from laboratory.bench.rounds.measurement import Measurement
@@ -16,12 +14,7 @@ from laboratory.bench.rounds.servers import OURS, OURS_DEFAULT
 from laboratory.bench.rounds.workloads import WorkloadName
 
 Measure = Literal["requests_per_s", "tokens_per_s", "short_p95_s", "p50_s"]  # fields of `Numbers`
-IS_TIME: dict[Measure, bool] = {
-    "requests_per_s": False,
-    "tokens_per_s": False,
-    "short_p95_s": True,
-    "p50_s": True,
-}
+TIMES: frozenset[Measure] = frozenset({"short_p95_s", "p50_s"})  # less is better
 
 TITLES: dict[WorkloadName, str] = {
     "mixed": "(a) mixed",
@@ -51,14 +44,14 @@ class Target:
         """Return None if there is no bound or no ratio."""
         if self.bound is None or math.isnan(ratio):
             return None
-        return ratio <= self.bound if IS_TIME[self.measure] else ratio >= self.bound
+        return ratio <= self.bound if self.measure in TIMES else ratio >= self.bound
 
     @property
     def bound_text(self) -> str:
         """`≥ 2`, `≤ 0.25`."""
         if self.bound is None:
             return ""
-        sign = "≤" if IS_TIME[self.measure] else "≥"
+        sign = "≤" if self.measure in TIMES else "≥"
         return f"{sign} {self.bound:g}"
 
 
@@ -104,9 +97,6 @@ class Run:
     models: Sequence[ModelMaterial]
     measurements: Sequence[Measurement]
     facts: Mapping[str, str]  # machine and command
-    rates: Sequence[MachineRates] = ()
-    shares: Sequence[Share] = ()
-    steps: Sequence[StepTimes] = ()
     skipped: Sequence[Skipped] = ()
 
     def ours(self) -> list[Measurement]:
@@ -143,34 +133,31 @@ def comparisons(run: Run) -> list[Comparison]:
 def compare(target: Target, model: str, ours: Numbers, peers: Mapping[str, Numbers]) -> Comparison:
     """Compare with the peer, at any of its settings, that is best by the target's measure."""
     values = {name: float(getattr(numbers, target.measure)) for name, numbers in peers.items()}
-    choose = min if IS_TIME[target.measure] else max
+    choose = min if target.measure in TIMES else max
     best = choose(values, key=lambda name: values[name])
     return Comparison(target, model, best, values[best], float(getattr(ours, target.measure)))
 
 
 def as_json(run: Run) -> dict[str, Any]:
     """Return the run as JSON values: aggregates, not single requests."""
+    servers = []
+    for each in run.measurements:
+        workloads = {name: asdict(numbers_of(rounds)) for name, rounds in each.rounds.items()}
+        servers.append(
+            {
+                "model": each.model,
+                "server": each.server.name,
+                "setting": each.server.description,
+                "precision": each.precision,
+                "start_s": each.start_s,
+                "workloads": workloads,
+            }
+        )
     return {
         "facts": dict(run.facts),
         "comparisons": [
             asdict(one) | {"ratio": one.ratio, "is_met": one.is_met} for one in comparisons(run)
         ],
-        "servers": [_measurement_json(each) for each in run.measurements],
-        "machine": [asdict(rate) for rate in run.rates],
-        "limits": [asdict(share) for share in run.shares],
-        "decode_steps": [asdict(step) | {"overhead": step.overhead} for step in run.steps],
+        "servers": servers,
         "skipped": [asdict(one) for one in run.skipped],
-    }
-
-
-def _measurement_json(measurement: Measurement) -> dict[str, Any]:
-    return {
-        "model": measurement.model,
-        "server": measurement.server.name,
-        "setting": measurement.server.description,
-        "precision": measurement.precision,
-        "start_s": measurement.start_s,
-        "workloads": {
-            name: asdict(numbers_of(rounds)) for name, rounds in measurement.rounds.items()
-        },
     }

@@ -105,7 +105,17 @@ def short_report(run: Run, history: Sequence[HistoryRow], others_cores: float) -
     """
     found = list(changes(ratios_of(as_json(run)), history))
     judged = [each for each in found if each.is_of_processor or others_cores <= _MAX_OTHERS_CORES]
-    return "\n".join([*map(_line, found), *_verdict(found, judged, others_cores)])
+    worse = [change for change in judged if change.is_worse]
+    lines = list(map(_line, found))
+    if len(judged) < len(found):
+        lines.append(f"other work took {others_cores:.1f} cores: rates and times are not judged")
+    if not found:
+        lines.append("no ratio: the history has none of these, or the time was too short")
+    lines += [f"WORSE by more than {TOLERANCE:.0%}: {_line(change)}" for change in worse]
+    if found and not worse:
+        counts = f"{len(judged)} of {len(found)} ratios judged"
+        lines.append(f"{counts}, none worse by more than {TOLERANCE:.0%}")
+    return "\n".join(lines)
 
 
 def _line(change: Change) -> str:
@@ -115,18 +125,3 @@ def _line(change: Change) -> str:
         f"{change.name.replace(' | ', ', ')}: ours ÷ {change.peers} {change.now:.2f}, before"
         f" {before}"
     )
-
-
-def _verdict(
-    found: Sequence[Change], judged: Sequence[Change], others_cores: float
-) -> Iterator[str]:
-    if len(judged) < len(found):
-        yield f"other work took {others_cores:.1f} cores: rates and times are not judged"
-    if not found:
-        yield "no ratio: the history has none of these, or the time was too short"
-    worse = [change for change in judged if change.is_worse]
-    yield from (f"WORSE by more than {TOLERANCE:.0%}: {_line(change)}" for change in worse)
-    if found and not worse:
-        yield (
-            f"{len(judged)} of {len(found)} ratios judged, none worse by more than {TOLERANCE:.0%}"
-        )

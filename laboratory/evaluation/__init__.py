@@ -6,34 +6,24 @@ conditions          the image file of a scene: plain, small, large, jpeg, blurre
                     22px
 coco_scenes         scenes as a dataset with COCO labels
 accuracy_tables     task-level measures, and evaluations as Markdown
-service_process     a service started for an evaluation, and the client's command line
+service_process     a service started for an evaluation
 
 Commands over them:
 
 precision           accuracy at each precision
 calibration         calibrations of the scores
-consensus           labels that both models agree on
 """
 
-from laboratory.evaluation.accuracy_tables import (
-    accuracy_table,
-    question_table,
-    robustness_table,
-    task_accuracy,
-)
-from laboratory.evaluation.client import Evaluation, collect, evaluate, evaluation_scene
+from laboratory.evaluation.accuracy_tables import accuracy_table, task_accuracy
+from laboratory.evaluation.client import evaluate, evaluation_scene
 from laboratory.evaluation.conditions import CONDITIONS, SceneImage, png_image
 
 __all__ = [
     "CONDITIONS",
-    "Evaluation",
     "SceneImage",
     "accuracy_table",
-    "collect",
     "evaluate",
     "evaluation_scene",
     "png_image",
-    "question_table",
-    "robustness_table",
     "task_accuracy",
 ]

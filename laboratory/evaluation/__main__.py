@@ -1,11 +1,9 @@
 """Measures the accuracy of a running service on rendered scenes, whose true answers are known.
 
     python -m laboratory.evaluation [--url URL] [--models ID …] [--scenes N] [--conditions NAME …]
-    [--clients N] [--details]
+    [--clients N]
 
-Requests go over REST, greedy and unconstrained. Prints one table per condition and, for several
-conditions, a table of the loss of each against the first. `--details` adds a table of all questions
-with latencies; with more than one client they include the time that requests wait for each other.
+Requests go over REST, greedy and unconstrained. Prints one table per condition.
 """
 
 import argparse
@@ -15,14 +13,8 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-from laboratory.evaluation import (
-    CONDITIONS,
-    Evaluation,
-    accuracy_table,
-    collect,
-    question_table,
-    robustness_table,
-)
+from export.scenes import Scorecard
+from laboratory.evaluation import CONDITIONS, accuracy_table
 from laboratory.evaluation.client import answer_scenes, served_models
 
 _TIMEOUT_S = 60
@@ -31,60 +23,32 @@ _TIMEOUT_S = 60
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate models of a running service under each condition and print the tables."""
     parsed = _parse(arguments)
-    limits = httpx.Limits(max_connections=parsed.clients, max_keepalive_connections=parsed.clients)
-    by_condition: dict[str, dict[str, Evaluation]] = {}
+    num_clients = parsed.clients
+    limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
+    console = Console(stderr=True)
     with httpx.Client(base_url=parsed.url, timeout=_TIMEOUT_S, limits=limits) as client:
         models = parsed.models or list(served_models(client))
-        for condition in parsed.conditions:
-            evaluations = {model: _evaluate(client, model, condition, parsed) for model in models}
-            by_condition[condition] = evaluations
-            print(
-                f"{condition}, {parsed.scenes} scenes\n\n{accuracy_table(evaluations)}\n",
-                flush=True,
-            )
-            if parsed.details:
-                print(f"{question_table(evaluations)}\n", flush=True)
-    if len(by_condition) > 1:
-        print(robustness_table(by_condition))
-
-
-def _evaluate(
-    client: httpx.Client, model_id: str, condition: str, parsed: argparse.Namespace
-) -> Evaluation:
-    """Evaluate with a progress bar on stderr."""
-    answers = answer_scenes(client, model_id, CONDITIONS[condition], parsed.scenes, parsed.clients)
-    return collect(
-        track(answers, f"{model_id}, {condition}", parsed.scenes, console=Console(stderr=True))
-    )
+        for name in parsed.conditions:
+            scorecards = {}
+            for model in models:
+                scored = answer_scenes(client, model, CONDITIONS[name], parsed.scenes, num_clients)
+                shown = track(scored, f"{model}, {name}", parsed.scenes, console=console)
+                scorecards[model] = sum(shown, Scorecard())
+            table = accuracy_table(scorecards)
+            print(f"{name}, {parsed.scenes} scenes\n\n{table}\n", flush=True)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m laboratory.evaluation", description=summary)
-    parser.add_argument(
-        "--url", default="http://127.0.0.1:3000", help="of the service; default: %(default)s"
-    )
-    parser.add_argument("--models", nargs="+", metavar="ID", help="default: all served models")
-    parser.add_argument(
-        "--scenes", type=_positive, default=60, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--conditions",
-        nargs="+",
-        choices=CONDITIONS,
-        default=["plain"],
-        help="default: plain; the others are compared with the first",
-    )
-    parser.add_argument(
-        "--clients",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="concurrent requests; default: %(default)s",
-    )
-    parser.add_argument(
-        "--details", action="store_true", help="also print every question with its latency"
-    )
+    add = parser.add_argument
+    default = "default: %(default)s"
+    add("--url", default="http://127.0.0.1:3000", help=f"of the service; {default}")
+    add("--models", nargs="+", metavar="ID", help="default: all served models")
+    add("--scenes", type=_positive, default=60, metavar="N", help=default)
+    add("--conditions", nargs="+", choices=CONDITIONS, default=["plain"], help="default: plain")
+    clients = f"concurrent requests; {default}"
+    add("--clients", type=_positive, default=1, metavar="N", help=clients)
     return parser.parse_args(arguments)
 
 

@@ -5,17 +5,14 @@ are divided.
 """
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
 
 from export.scenes import CONFIDENT_SCORE, Measure, Scorecard, Tally
-from laboratory.evaluation.client import Evaluation
+from loadtest.figures import table
 from tasks.table import TASKS
 
 _NOTHING = "-"
-_SHOWN_MEASURES: tuple[Measure, ...] = ("exact", "f1_at_50", "f1_at_75", "mask_iou", "empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +51,6 @@ class TaskMeasure:
         return tuple(pool.value(scorecard) for pool in self.pools)
 
 
-def _box_f1(task: str) -> TaskMeasure:
-    return TaskMeasure(
-        f"{task}, F1 at IoU", (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,)))
-    )
-
-
 def _variants(task: str, *variants: str) -> TaskMeasure:
     return TaskMeasure(
         f"{task}, exact",
@@ -85,7 +76,13 @@ _DETECTION = (*_FREE_DETECTION, "open_vocabulary_detection", "phrase_grounding")
 
 TASK_MEASURES = (
     _variants("captioning", "short", "detailed"),
-    *(_box_f1(task) for task in _DETECTION),
+    *(
+        TaskMeasure(
+            f"{task}, F1 at IoU",
+            (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,))),
+        )
+        for task in _DETECTION
+    ),
     _single("instance_segmentation, mean mask IoU", "mask_iou", "instance_segmentation"),
     _reading("ocr", "exact"),
     _reading("ocr_with_regions", "exact and quad IoU ≥ 0.5"),
@@ -119,84 +116,25 @@ def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
     return found
 
 
-def accuracy_table(evaluations: Mapping[str, Evaluation]) -> str:
+def accuracy_table(scorecards: Mapping[str, Scorecard]) -> str:
     """Return a table with a row per task-level measure and a column per model."""
     rows = []
-    for task_measure in TASK_MEASURES:
-        cells = [_shown(task_measure.values(e.scorecard)) for e in evaluations.values()]
-        rows.append([task_measure.heading, *cells])
-    return _table(["measure", *evaluations], rows)
-
-
-def robustness_table(conditions: Mapping[str, Mapping[str, Evaluation]]) -> str:
-    """Return each model's measures by condition, with the points lost against the first.
-
-    A point is a hundredth; a gain is negative.
-    """
-    first, *others = conditions
-    rows = []
-    for model, task_measure in product(conditions[first], TASK_MEASURES):
-        under_each = [models[model] for models in conditions.values()]
-        cells = list(_under_each(task_measure, under_each))
-        if cells[0] != _NOTHING:
-            rows.append([model, task_measure.heading, *cells])
-    header = ["model", "measure", first, *(f"{other} (points lost)" for other in others)]
-    return _table(header, rows)
-
-
-def question_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """Return a row per question: each model's measures, median and p95 latency."""
-    names = dict.fromkeys(chain.from_iterable(e.latencies_ms for e in evaluations.values()))
-    rows = []
-    for name in names:
-        cells = chain.from_iterable(_question_cells(e, name) for e in evaluations.values())
-        rows.append([name, *cells])
-    heads = chain.from_iterable((model, "p50 / p95 ms") for model in evaluations)
-    return _table(["question", *heads], rows)
-
-
-def _under_each(task_measure: TaskMeasure, evaluations: Sequence[Evaluation]) -> Iterable[str]:
-    """Yield the first condition's cell, then each other one's values and points lost."""
-    first, *others = (task_measure.values(evaluation.scorecard) for evaluation in evaluations)
-    yield _shown(first)
-    for values in others:
-        lost = " / ".join(
-            _points_lost(before, after) for before, after in zip(first, values, strict=True)
-        )
-        yield f"{_shown(values)} ({lost})"
-
-
-def _points_lost(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
-        return _NOTHING
-    return f"{round(100 * (before - after), 1) + 0:.1f}"  # + 0: no -0.0
+    for row in TASK_MEASURES:
+        cells = [_shown(row.values(scorecard)) for scorecard in scorecards.values()]
+        rows.append([row.heading, *cells])
+    return table(["measure", *scorecards], rows)
 
 
 def _shown(values: Sequence[float | None]) -> str:
-    """Return `0.98 / 0.95`, or one dash if there is no value at all."""
-    shown = [_NOTHING if value is None else _two_digits(value) for value in values]
+    """Return `0.98 / 0.95`, or one dash if there is no value at all.
+
+    Values are rounded down, so that a shown bar is reached.
+    """
+    shown = []
+    for value in values:
+        if value is None:
+            shown.append(_NOTHING)
+        else:
+            hundredths = math.floor(100 * value + 1e-9)  # forgives float error
+            shown.append(f"{hundredths / 100:.2f}")
     return " / ".join(shown) if set(shown) != {_NOTHING} else _NOTHING
-
-
-def _two_digits(value: float) -> str:
-    """Round down, so that a shown bar is reached; forgive float error below a hundredth."""
-    return f"{math.floor(100 * value + 1e-9) / 100:.2f}"
-
-
-def _question_cells(evaluation: Evaluation, name: str) -> tuple[str, str]:
-    if name not in evaluation.latencies_ms:
-        return "", ""
-    shown = [
-        measure for measure in _SHOWN_MEASURES if (name, measure) in evaluation.scorecard.tallies
-    ]
-    scores = ", ".join(
-        f"{measure} {_two_digits(evaluation.score(name, measure))}" for measure in shown
-    )
-    # twice: one value has no quantiles
-    percentiles = statistics.quantiles([*evaluation.latencies_ms[name]] * 2, n=20)
-    return scores, f"{percentiles[9]:.0f} / {percentiles[18]:.0f}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])

@@ -10,6 +10,8 @@ evaluate`.
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -21,7 +23,7 @@ from export.checkpoints.jobs import ROOT
 from laboratory.evaluation import CONDITIONS
 from laboratory.evaluation.client import offered_tasks
 from laboratory.evaluation.coco_scenes import write_coco_scenes
-from laboratory.evaluation.service_process import run_diptych, service_process
+from laboratory.evaluation.service_process import service_process
 from loadtest.figures import table
 from wire.artifacts.manifest import CALIBRATION_FILE
 
@@ -92,8 +94,12 @@ def _errors(
 def _evaluate(
     client: httpx.Client, model: str, task: str, scenes: Path, out: Path, *more: str | Path
 ) -> None:
-    words = ("--images", scenes / "images", "--models", model, "--task", task, "--gallery", "0")
-    run_diptych(client, "evaluate", scenes / "annotations.json", *words, "--out", out, *more)
+    """Run `diptych evaluate` (group `dev`) against the service of `client`."""
+    diptych = Path(sys.executable).with_name("diptych")
+    data = (scenes / "annotations.json", "--images", scenes / "images")
+    words = ("--models", model, "--task", task, "--gallery", "0", "--out", out, *more)
+    command = (diptych, "--url", str(client.base_url), "evaluate", *data, *words)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr
 
 
 def _tasks(client: httpx.Client, model: str) -> list[str]:
@@ -103,20 +109,13 @@ def _tasks(client: httpx.Client, model: str) -> list[str]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.evaluation.calibration", description=summary
-    )
+    name = "python -m laboratory.evaluation.calibration"
+    parser = argparse.ArgumentParser(name, description=summary)
     models = ["florence-2-mini", "paligemma-mini"]
-    parser.add_argument(
-        "--models", nargs="+", metavar="ID", default=models, help="default: both embedded models"
-    )
-    parser.add_argument(
-        "--scenes",
-        type=int,
-        default=150,
-        metavar="N",
-        help="scenes to measure; twice as many are fitted",
-    )
+    both = "default: both embedded models"
+    parser.add_argument("--models", nargs="+", metavar="ID", default=models, help=both)
+    scenes = "scenes to measure; twice as many are fitted"
+    parser.add_argument("--scenes", type=int, default=150, metavar="N", help=scenes)
     return parser.parse_args(arguments)
 
 

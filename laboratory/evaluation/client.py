@@ -6,15 +6,12 @@ order of the scenes, so that scores do not depend on the number of clients.
 
 import json
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
 
 import httpx
 
-from export.scenes import Measure, Question, Scene, Scorecard, questions, sample_scene, score_answer
+from export.scenes import Question, Scene, Scorecard, questions, sample_scene, score_answer
 from laboratory.evaluation.conditions import Condition, SceneImage
 
 FIRST_SEED = 900_000_000  # training uses smaller seeds only
@@ -23,63 +20,35 @@ MAX_ATTEMPTS = 60
 MAX_WAIT_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredAnswer:
-    """Score and latency of the answer to one question."""
-
-    question_name: str
-    scorecard: Scorecard
-    latency_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Scores and latencies of one model."""
-
-    scorecard: Scorecard
-    latencies_ms: Mapping[str, Sequence[float]]  # keyed by question name
-
-    def score(self, name: str, measure: Measure) -> float:
-        """Return F1, accuracy or mean IoU of a question by its name."""
-        return self.scorecard.tally(name, measure).f1
-
-
 def evaluate(
     client: httpx.Client, model_id: str, condition: Condition, num_scenes: int, num_clients: int = 1
-) -> Evaluation:
+) -> Scorecard:
     """Score the answers of `model_id` to all questions that it offers about `num_scenes` scenes."""
-    return collect(answer_scenes(client, model_id, condition, num_scenes, num_clients))
-
-
-def collect(answers: Iterable[Iterable[ScoredAnswer]]) -> Evaluation:
-    """Add up the answers of all scenes."""
-    scorecard = Scorecard()
-    latencies_ms = defaultdict(list)
-    for answer in chain.from_iterable(answers):
-        scorecard += answer.scorecard
-        latencies_ms[answer.question_name].append(answer.latency_ms)
-    return Evaluation(scorecard, dict(latencies_ms))
+    scorecards = answer_scenes(client, model_id, condition, num_scenes, num_clients)
+    return sum(scorecards, Scorecard())
 
 
 def answer_scenes(
     client: httpx.Client, model_id: str, condition: Condition, num_scenes: int, num_clients: int
-) -> Iterator[Sequence[ScoredAnswer]]:
-    """Yield the scored answers of each scene in order.
+) -> Iterator[Scorecard]:
+    """Yield the scores of each scene in order.
 
     Raise RuntimeError if the service answers with an error.
     """
     offered = offered_tasks(client, model_id)
 
-    def answer_scene(index: int) -> Sequence[ScoredAnswer]:
+    def answer_scene(index: int) -> Scorecard:
         scene = evaluation_scene(index)
         image = condition(scene)
-        scaled = (
-            question.scaled(image.size_wh)
-            for question in questions(scene)
-            if question.task in offered
-        )
-        answers = (_scored_answer(client, model_id, question, image) for question in scaled)
-        return [answer for answer in answers if answer is not None]
+        scorecard = Scorecard()
+        for question in questions(scene):
+            if question.task not in offered:
+                continue
+            scaled = question.scaled(image.size_wh)
+            response = predict(client, model_id, scaled, image, is_constrained=False)
+            if response is not None:
+                scorecard += score_answer(response.json()["result"], scaled, image.size_wh)
+        return scorecard
 
     with ThreadPoolExecutor(num_clients) as pool:
         yield from pool.map(answer_scene, range(num_scenes))
@@ -130,16 +99,6 @@ def predict(
             f"{model_id} answered {question.name} with {response.status_code}: {response.text}"
         )
     return response
-
-
-def _scored_answer(
-    client: httpx.Client, model_id: str, question: Question, image: SceneImage
-) -> ScoredAnswer | None:
-    response = predict(client, model_id, question, image, is_constrained=False)
-    if response is None:
-        return None
-    scorecard = score_answer(response.json()["result"], question, image.size_wh)
-    return ScoredAnswer(question.name, scorecard, response.elapsed.total_seconds() * 1000)
 
 
 def _post(client: httpx.Client, fields: Mapping[str, str], image: SceneImage) -> httpx.Response:

@@ -28,7 +28,8 @@ from export.checkpoints.precision_record import (
     write_record,
 )
 from export.checkpoints.sources import resolve_source
-from laboratory.evaluation import CONDITIONS, Evaluation, accuracy_table, evaluate, task_accuracy
+from export.scenes import Scorecard
+from laboratory.evaluation import CONDITIONS, accuracy_table, evaluate, task_accuracy
 from laboratory.evaluation.service_process import service_process
 from tasks.catalog import CatalogEntry, CatalogError
 from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest
@@ -67,7 +68,7 @@ def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
         )
     )
     runs = [
-        PrecisionRun(parsed.device, encoder, decoder, task_accuracy(each.scorecard))
+        PrecisionRun(parsed.device, encoder, decoder, task_accuracy(each))
         for (encoder, decoder), each in evaluations.items()
     ]
     before = read_record(path, checkpoint)
@@ -87,7 +88,7 @@ def _evaluate(
     pair: tuple[Precision, Precision],
     num_scenes: int,
     num_clients: int,
-) -> Evaluation:
+) -> Scorecard:
     encoder, decoder = pair
     print(
         f"{entry.id} on {device}: encoder {encoder}, decoder {decoder}, {num_scenes} scenes",
@@ -105,23 +106,14 @@ def _evaluate(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.evaluation.precision", description=summary
-    )
-    parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
-    parser.add_argument(
-        "--scenes", type=int, default=_NUM_SCENES, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--clients",
-        type=int,
-        default=8,
-        metavar="N",
-        help="concurrent requests; default: %(default)s",
-    )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s"
-    )
+    name = "python -m laboratory.evaluation.precision"
+    parser = argparse.ArgumentParser(name, description=summary)
+    add = parser.add_argument
+    default = "default: %(default)s"
+    add("model", metavar="MODEL", help="an id of models/catalog.yaml")
+    add("--scenes", type=int, default=_NUM_SCENES, metavar="N", help=default)
+    add("--clients", type=int, default=8, metavar="N", help=f"concurrent requests; {default}")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help=default)
     return parser.parse_args(arguments)
 
 

@@ -1,10 +1,8 @@
-"""A service started for an evaluation on a free local port, and the client's command line."""
+"""A service started for an evaluation on a free local port."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 
@@ -30,10 +28,3 @@ def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]
         ) as client,
     ):
         yield client
-
-
-def run_diptych(client: httpx.Client, *words: str | Path) -> None:
-    """Run the client's command line (group `dev`) against the service of `client`."""
-    diptych = Path(sys.executable).with_name("diptych")
-    command = [diptych, "--url", str(client.base_url), *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr

@@ -34,7 +34,7 @@ from laboratory.gpu_check.speed import (
     check_step,
     check_throughput,
 )
-from laboratory.gpu_check.verdicts import Verdict, failed, table
+from laboratory.gpu_check.verdicts import Verdict, failed, verdict_table
 from wire.artifacts.manifest import Device
 
 # Images per second with 30 tokens each, greedy, on an H100.
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, check in _checks(Model.of(model_id), parsed.device, parsed.seconds):
             verdicts.append(_run(name, model_id, check))
             print(verdicts[-1].line(), flush=True)
-    print(table(verdicts))
+    print(verdict_table(verdicts))
     return 0 if all(verdict.is_met for verdict in verdicts) else 1
 
 
@@ -75,17 +75,11 @@ def _checks(
     yield "prefill", partial(check_prefill, model, device)
     yield "step", partial(check_step, model, device, _bytes_per_s(device))
     yield "one sampled row of 16", partial(check_sampled_among_greedy, model, device)
-    yield (
-        "throughput",
-        partial(
-            check_throughput, model, device, seconds, _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
-        ),
-    )
+    images_per_s = _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
+    yield "throughput", partial(check_throughput, model, device, seconds, images_per_s)
     if device == "cuda":
-        yield (
-            "idle share of a step",
-            partial(check_idle, model, device, _IDLE.get(model.id, _ANY_IDLE)),
-        )
+        idle = _IDLE.get(model.id, _ANY_IDLE)
+        yield "idle share of a step", partial(check_idle, model, device, idle)
         yield "traffic of a step", partial(check_transfers, model)
         yield "memory", partial(check_memory, model)
         yield "out of memory", partial(check_out_of_memory, model)
@@ -110,21 +104,14 @@ def _bytes_per_s(device: Device) -> float:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.gpu_check", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="a model of the store in BENTOML_HOME"
-    )
-    parser.add_argument(
-        "--widths", action="store_true", help="add Florence-2-base with random weights"
-    )
-    parser.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=60, help="of the throughput; default: %(default)s"
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m laboratory.gpu_check", description=summary)
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="a model of the store in BENTOML_HOME")
+    add("--widths", action="store_true", help="add Florence-2-base with random weights")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
+    seconds = "of the throughput; default: %(default)s"
+    add("--seconds", type=float, default=60, help=seconds)
     return parser.parse_args(arguments)
 
 

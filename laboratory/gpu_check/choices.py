@@ -4,6 +4,7 @@ conditions.
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from random import Random
 
 import numpy as np
@@ -32,7 +33,13 @@ def check_choices(model: Model, device: Device) -> Verdict:
     """Choose tokens of the model's vocabulary in both ways."""
     num_tokens = model.decoder("cpu").shape.num_tokens
     logits = torch.empty(_NUM_ROWS, num_tokens, device=device)
-    capture = capture_cuda_graph if device == "cuda" else _computed
+
+    def computed(compute: Callable[[], Tensor]) -> CudaGraph:
+        """Return a graph whose replay computes: a CPU has no other."""
+        output = compute().clone()
+        return CudaGraph(lambda: output.copy_(compute()), output)
+
+    capture = capture_cuda_graph if device == "cuda" else computed
     graphs = CudaGraphs(
         lambda ids, *_: logits[: len(ids)], _NUM_ROWS, _NUM_POSITIONS, logits.device, capture
     )
@@ -45,8 +52,8 @@ def check_choices(model: Model, device: Device) -> Verdict:
         conditions, sequences = random_batch(random, num_tokens, _NUM_ROWS)
         given = graphs.run(len(conditions), 1)
         chosen: Chosen[None] = graphs.choose(given, conditions, sequences)
-        own += [each for part in chosen.choices for each in part]
-        expected += [each for part in choose_tokens(given, conditions, sequences) for each in part]
+        own += chain.from_iterable(chosen.choices)
+        expected += chain.from_iterable(choose_tokens(given, conditions, sequences))
     pairs = [pair for pair in zip(own, expected, strict=True) if pair[1].score > -math.inf]
     equal = [
         pair for pair in pairs if (pair[0].row, pair[0].token_id) == (pair[1].row, pair[1].token_id)
@@ -65,12 +72,6 @@ def check_choices(model: Model, device: Device) -> Verdict:
         and (device == "cpu" or graphs.num_captured > 0)
     )
     return Verdict("choices", model.id, measured, f"equal >= {_MIN_EQUAL}", is_met)
-
-
-def _computed(compute: Callable[[], Tensor]) -> CudaGraph:
-    """Return a graph whose replay computes: a CPU has no other."""
-    output = compute().clone()
-    return CudaGraph(lambda: output.copy_(compute()), output)
 
 
 def random_batch(

@@ -5,15 +5,13 @@ The next pass of the model is launched right after a choice, before the host kno
 Python does between two choices takes time from the device only where it takes longer than the pass.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 
-from laboratory.bench.steps import make_endless
-from laboratory.gpu_check.parts import Model, admitted, synchronize
+from laboratory.gpu_check.parts import Model, admitted, make_endless, synchronize
 from laboratory.gpu_check.verdicts import Verdict
 from runners.cuda_graphs.graphs import Capture, capture_cuda_graph
 from runners.decoder.engines import GraphEngine, GraphPass
@@ -21,6 +19,7 @@ from runners.decoder.protocol import Decoder
 from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from wire.artifacts.manifest import Device
 
+_new_mark: Any = partial(torch.cuda.Event, enable_timing=True)  # torch has no types here
 _ROWS = (1, 16, 64)
 _NUM_STEPS = 48
 _KINDS: dict[str, dict[str, Any]] = {
@@ -30,31 +29,6 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-class Mark(Protocol):
-    """A point in the device's work, as `torch.cuda.Event` with timing."""
-
-    def record(self) -> None:
-        """Set the point to the end of the work launched so far."""
-        ...
-
-    def elapsed_time(self, end: Self) -> float:
-        """Return the time from this point to `end`, in ms."""
-        ...
-
-
-class HostMark:
-    """The mark of a CPU, which finishes all work when it is launched."""
-
-    def __init__(self) -> None:
-        self._time_s = 0.0
-
-    def record(self) -> None:
-        self._time_s = time.perf_counter()
-
-    def elapsed_time(self, end: "HostMark") -> float:
-        return 1000 * (end._time_s - self._time_s)
-
-
 class MarkedEngine(GraphEngine):
     """An engine that marks the end of each pass and the start of each choice."""
 
@@ -62,12 +36,12 @@ class MarkedEngine(GraphEngine):
         self,
         decoder: Decoder,
         num_slots: int,
-        new_mark: Callable[[], Mark],
+        new_mark: Callable[[], Any],
         capture: Capture = capture_cuda_graph,
     ) -> None:
         super().__init__(decoder, num_slots, capture)
         self._new_mark = new_mark
-        self.marks: list[tuple[str, Mark]] = []
+        self.marks: list[tuple[str, Any]] = []  # torch's events, or a host's
 
     def launch(self, num_slots: int) -> GraphPass:
         """Launch a pass."""
@@ -102,17 +76,6 @@ class MarkedEngine(GraphEngine):
         return idle_ms, self.marks[0][1].elapsed_time(self.marks[-1][1])
 
 
-def _cuda_mark() -> Mark:
-    # torch has no types here
-    mark: Mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    return mark
-
-
-def _given(engine: MarkedEngine, _decoder: Decoder, _num_slots: int) -> MarkedEngine:
-    """Return `engine`, which has been made before."""
-    return engine
-
-
 def check_idle(model: Model, device: Device, aim: float) -> Verdict:
     """Measure the idle share of steps by their rows and kind; the aim is that of 16 greedy rows."""
     decoder = model.decoder(device)
@@ -120,18 +83,8 @@ def check_idle(model: Model, device: Device, aim: float) -> Verdict:
     measured = {}
     for name, options in _KINDS.items():
         for num_rows in _ROWS:
-            num_sequences = max(1, num_rows // options.get("num_beams", 1))
-            num_slots = num_sequences * options.get("num_beams", 1)
-            marked = MarkedEngine(decoder, num_slots, _cuda_mark)
-            kinds = [options] * num_sequences
-            make_engine = partial(_given, marked)
-            batch = admitted(decoder, model, device, kinds, _NUM_STEPS, make_engine)
-            marked.marks.clear()
-            for _ in range(_NUM_STEPS):
-                batch.step()
-            synchronize(device)
-            idle_ms, all_ms = marked.times_ms()
-            measured[f"{num_rows} {name}"] = round(idle_ms / all_ms, 3)
+            share = _idle_share(model, decoder, device, options, num_rows)
+            measured[f"{num_rows} {name}"] = share
     return Verdict(
         "idle share of a step",
         model.id,
@@ -139,3 +92,19 @@ def check_idle(model: Model, device: Device, aim: float) -> Verdict:
         f"16 greedy <= {aim}",
         measured["16 greedy"] <= aim,
     )
+
+
+def _idle_share(
+    model: Model, decoder: Decoder, device: Device, options: dict[str, Any], num_rows: int
+) -> float:
+    num_beams = options.get("num_beams", 1)
+    num_sequences = max(1, num_rows // num_beams)
+    marked = MarkedEngine(decoder, num_sequences * num_beams, _new_mark)
+    kinds = [options] * num_sequences
+    batch = admitted(decoder, model, device, kinds, _NUM_STEPS, lambda *_: marked)
+    marked.marks.clear()
+    for _ in range(_NUM_STEPS):
+        batch.step()
+    synchronize(device)
+    idle_ms, all_ms = marked.times_ms()
+    return round(idle_ms / all_ms, 3)

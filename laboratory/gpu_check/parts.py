@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,13 @@ class Model:
         """Return features (N, C) that need no encoder."""
         size = self.manifest.num_image_tokens, self.manifest.hidden_size
         return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def make_endless(decoder: Decoder) -> None:
+    """Make answers end only at their limit, so that all measured steps have as many rows."""
+    decoder.rules = replace(
+        decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1
+    )
 
 
 def requests(

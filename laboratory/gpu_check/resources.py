@@ -5,15 +5,14 @@ device.
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import onnxruntime
 import torch
 
-from laboratory.bench.steps import make_endless
-from laboratory.gpu_check.parts import Model, requests, scheduler, write
+from laboratory.gpu_check.parts import Model, admitted, make_endless, requests, scheduler, write
 from laboratory.gpu_check.verdicts import Verdict
-from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.scheduler import WrittenSequence
 from runners.device_errors import EXIT_STATUS
 from wire.artifacts.devices import decoder_device, encoder_device
@@ -50,9 +49,8 @@ def check_transfers(model: Model) -> Verdict:
     decoder = model.decoder("cuda")
     make_endless(decoder)
     measured = {
-        f"{name}, {num}": _traffic(model, decoder, num, options)
-        for name, options in _OPTIONS.items()
-        for num in (1, 21)
+        f"{name}, {num}": _traffic(model, decoder, num, _OPTIONS[name])
+        for name, num in product(_OPTIONS, (1, 21))
     }
     is_met = all(
         counts["to host"] <= _MAX_TO_HOST
@@ -65,12 +63,8 @@ def check_transfers(model: Model) -> Verdict:
 
 
 def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> dict[str, float]:
-    wanted = requests(decoder, [model.features("cuda")] * num, _NUM_STEPS + 4, **options)
-    sequences = [start_sequence(request, decoder.rules) for request in wanted]
-    batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
-    batch.admit(sequences)
     # the tokens of the prefill are copied to the device, those of later steps are there
-    batch.step()
+    batch = admitted(decoder, model, "cuda", [options] * num, _NUM_STEPS)
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profiled:
         for _ in range(_NUM_STEPS):

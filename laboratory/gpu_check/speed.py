@@ -14,8 +14,15 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from laboratory.bench.steps import make_endless
-from laboratory.gpu_check.parts import Model, admitted, elapsed_ms, median_ms, requests, scheduler
+from laboratory.gpu_check.parts import (
+    Model,
+    admitted,
+    elapsed_ms,
+    make_endless,
+    median_ms,
+    requests,
+    scheduler,
+)
 from laboratory.gpu_check.verdicts import Verdict
 from runners.decoder.engines import new_engine
 from runners.decoder.protocol import Decoder

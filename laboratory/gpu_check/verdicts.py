@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from loadtest.figures import table
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -28,13 +30,10 @@ def failed(check: str, model: str, error: Exception) -> Verdict:
     )
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts as a table in Markdown."""
-    rows = ["| check | model | measured | aim | met |", "|---|---|---|---|---|"]
-    for verdict in verdicts:
-        measured = ", ".join(f"{name} {value}" for name, value in verdict.measured.items())
-        rows.append(
-            f"| {verdict.check} | {verdict.model} | {measured} | {verdict.aim} |"
-            f" {'yes' if verdict.is_met else 'NO'} |"
-        )
-    return "\n".join(rows)
+    rows = []
+    for each in verdicts:
+        measured = ", ".join(f"{name} {value}" for name, value in each.measured.items())
+        rows.append([each.check, each.model, measured, each.aim, "yes" if each.is_met else "NO"])
+    return table(["check", "model", "measured", "aim", "met"], rows)

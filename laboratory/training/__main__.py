@@ -1,11 +1,9 @@
 """Train an embedded checkpoint from scratch: `python -m laboratory.training MODEL`.
 
-A stopped run resumes; --restart discards it. The checkpoint is written at the end, or with --export
-from the current state of the run.
+A stopped run resumes; --restart discards it. The checkpoint is written at the end.
 """
 
 import argparse
-import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -57,49 +55,27 @@ def has_bfloat16(device: str) -> bool:
 
 
 def main() -> int:
-    """Train one model, or write the checkpoint of its run; return the exit status."""
+    """Train one model and write its checkpoint; return the exit status."""
     parser = argparse.ArgumentParser("python -m laboratory.training", description=__doc__)
-    parser.add_argument("model", choices=[*RECIPES, "mask-decoder"])
-    parser.add_argument(
-        "--runs", type=Path, default=ROOT / "build" / "training", help="default: %(default)s"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--refine",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="start at the last stage, with its weights",
-    )
-    parser.add_argument("--joint-steps", type=int, help="default: the recipe's")
-    parser.add_argument("--restart", action="store_true", help="discard the stored run")
-    parser.add_argument(
-        "--export",
-        action="store_true",
-        help="write the checkpoint of the stored run without training",
-    )
+    add = parser.add_argument
+    runs = ROOT / "build" / "training"
+    add("model", choices=[*RECIPES, "mask-decoder"])
+    add("--runs", type=Path, default=runs, help="default: %(default)s")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    refine = "start at the last stage, with its weights"
+    add("--refine", type=Path, metavar="CHECKPOINT", help=refine)
+    add("--restart", action="store_true", help="discard the stored run")
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     folder: Path = arguments.runs / arguments.model
     if arguments.restart:
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.model == "mask-decoder":
-        iou = train_mask_autoencoder(
-            _MASK_DECODER, folder, seed=arguments.seed, device=arguments.device
-        )
-        print(f"{_MASK_DECODER}: IoU {iou:.3f} on held-out masks")
+        train_mask_autoencoder(_MASK_DECODER, folder, device=arguments.device)
         return 0
-    training = make_training(arguments.model, folder, arguments.device, arguments.seed)
-    if arguments.joint_steps:
-        training.recipe = dataclasses.replace(training.recipe, joint_steps=arguments.joint_steps)
+    training = make_training(arguments.model, folder, arguments.device, seed=0)
     if arguments.refine:
         training.begin_refining(read_weights(arguments.refine))
-    if arguments.export:
-        training.folder.restore([training.parts.trainee.model])
-    else:
-        training.run()
+    training.run()
     write_checkpoint(training.parts.trainee, _MODELS / arguments.model)
     draw_learning_curve(training.folder, _MODELS / arguments.model / "learning_curve.png")
     return 0

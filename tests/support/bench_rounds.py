@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from laboratory.bench.limits import Share, StepTimes
-from laboratory.bench.machine import MachineRates
 from laboratory.bench.material.records import ModelMaterial, Question, Scale, SceneMaterial
 from laboratory.bench.measures import STAGES
 from laboratory.bench.results import Run
@@ -39,7 +37,7 @@ def sample(
 ) -> Sample:
     """Return an answer of our service whose stages each took one millisecond."""
     timings_ms = dict.fromkeys(STAGES, 1.0) | {"total": len(STAGES) + 2.0}
-    return Sample("captioning", max_new_tokens, latency_s, Answer(text, num_tokens, timings_ms))
+    return Sample(max_new_tokens, latency_s, Answer(text, num_tokens, timings_ms))
 
 
 def one_round(samples: Sequence[Sample], elapsed_s: float = 1.0, is_cut: bool = False) -> Round:
@@ -59,11 +57,4 @@ def measurement(
 def run(*measurements: Measurement) -> Run:
     model_ids = dict.fromkeys(one.model for one in measurements)
     models = [model(model_id) for model_id in model_ids]
-    return Run(
-        models,
-        measurements,
-        facts={"command": "python -m laboratory.bench"},
-        rates=[MachineRates(1, 2e11, 4e11, 1e10, {"1000": 2e10})],
-        shares=[Share("florence-2-mini", "encoder", "float32", 4e8, 0.004, 0.5, 0.25)],
-        steps=[StepTimes("florence-2-mini", 1, 47, 0.002, 0.0019)],
-    )
+    return Run(models, measurements, facts={"command": "python -m laboratory.bench"})

@@ -28,18 +28,14 @@ from laboratory.bench.material.questions import NUM_SCENES, NUM_SHORT_SCENES, mo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare models and material; return the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.bench.material", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--scales", nargs="+", choices=("embedded", "base"), default=["embedded", "base"]
-    )
-    parser.add_argument(
-        "--short",
-        action="store_true",
-        help="for `python -m laboratory.bench --short`; exports nothing",
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser("python -m laboratory.bench.material", description=summary)
+    add = parser.add_argument
+    scales = ["embedded", "base"]
+    add("folder", type=Path)
+    add("--scales", nargs="+", choices=scales, default=scales)
+    short = "for `python -m laboratory.bench --short`; exports nothing"
+    add("--short", action="store_true", help=short)
     parsed = parser.parse_args(arguments)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

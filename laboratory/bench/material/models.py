@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from export.artifacts.store import has_current_version, new_version
-from export.checkpoints.jobs import CATALOG_FILE, ROOT, ExportJob, ExportOptions, plan_job
+from export.checkpoints.jobs import CATALOG_FILE, ROOT, ExportOptions, plan_job
 from export.checkpoints.random_weights import write_random_checkpoint
 from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts
@@ -65,9 +65,20 @@ def make_models(models: Sequence[BenchModel], folder: Path) -> Mapping[str, Cata
     """Write checkpoints and catalog, and artifacts that are not up to date; return the catalog."""
     catalog = write_checkpoints(models, folder)
     for model in models:
-        job = plan_job(catalog[model.id], ExportOptions())
-        outcome = "up to date" if has_current_version(model.id, job.build_key) else _export(job)
-        print(f"{model.id}: {outcome}", flush=True)
+        # Without photographs the default precisions stay as they are: the answers of random weights
+        # are arbitrary.
+        job = replace(plan_job(catalog[model.id], ExportOptions()), photographs=())
+        if has_current_version(model.id, job.build_key):
+            print(f"{model.id}: up to date", flush=True)
+            continue
+        with new_version(model.id) as artifacts, Progress(model.id, NUM_STEPS) as progress:
+            manifest = make_artifacts(job, artifacts, progress, probe_plan=_PROBES)
+        tokens = manifest.parity["tokens"]
+        print(
+            f"{model.id}: exported: {tokens['num_tokens']} tokens as transformers',"
+            f" {tokens['num_near_ties']} near ties",
+            flush=True,
+        )
     return catalog
 
 
@@ -76,20 +87,6 @@ def write_checkpoints(models: Sequence[BenchModel], folder: Path) -> Mapping[str
     for model in models:
         write_checkpoint(model, checkpoint_folder(model, folder))
     return write_catalog(models, folder)
-
-
-def _export(job: ExportJob) -> str:
-    with new_version(job.entry.id) as artifacts, Progress(job.entry.id, NUM_STEPS) as progress:
-        # Without photographs the default precisions stay as they are: the answers of random weights
-        # are arbitrary.
-        manifest = make_artifacts(
-            replace(job, photographs=()), artifacts, progress, probe_plan=_PROBES
-        )
-    tokens = manifest.parity["tokens"]
-    return (
-        f"exported: {tokens['num_tokens']} tokens as transformers', {tokens['num_near_ties']} near"
-        " ties"
-    )
 
 
 def write_checkpoint(model: BenchModel, folder: Path) -> None:

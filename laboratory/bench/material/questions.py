@@ -4,12 +4,11 @@ prompt.
 Only questions with a single prompt are used, so that one request is one sequence for every server.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from export.scenes import Scene, question_prompts, questions, render_scene
+from export.scenes import question_prompts, questions, render_scene
 from laboratory.bench.material.models import BenchModel, checkpoint_folder, encoder_graph_file
 from laboratory.bench.material.records import Question
 from laboratory.evaluation import evaluation_scene, png_image
@@ -51,7 +50,17 @@ def model_material(
         image = images / f"{index}.png"
         if not image.exists():
             image.write_bytes(png_image(render_scene(scene, size_px)).data)
-        asked = [asdict(question) for question in _questions(scene, model, entry, size_px)]
+        asked = []
+        for question in questions(scene):
+            scaled = question.scaled((size_px, size_px))
+            prompts = question_prompts(entry, scaled, (size_px, size_px))
+            if len(prompts) == 1:
+                text = "".join(segment.text for segment in prompts[0].segments)
+                fields = {"task": question.task, **scaled.parameters}
+                length = _FREE_LENGTH
+                if model.is_random:
+                    length = _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH)
+                asked.append(asdict(Question(question.name, fields, text, length)))
         scenes.append({"image": str(image.relative_to(folder)), "questions": asked})
     return {
         "id": model.id,
@@ -61,18 +70,3 @@ def model_material(
         "encoder_graph": str(encoder_graph_file(model, folder).relative_to(folder)),
         "scenes": scenes,
     }
-
-
-def _questions(
-    scene: Scene, model: BenchModel, entry: CatalogEntry, size_px: int
-) -> Iterator[Question]:
-    for question in questions(scene):
-        scaled = question.scaled((size_px, size_px))
-        prompts = question_prompts(entry, scaled, (size_px, size_px))
-        if len(prompts) != 1:
-            continue
-        text = "".join(segment.text for segment in prompts[0].segments)
-        length = _FREE_LENGTH
-        if model.is_random:
-            length = _RANDOM_LENGTHS.get(question.name, _SHORT_LENGTH)
-        yield Question(question.name, {"task": question.task, **scaled.parameters}, text, length)

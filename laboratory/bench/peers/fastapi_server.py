@@ -36,9 +36,8 @@ def make_app(generator: Generator) -> FastAPI:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.bench.peers.fastapi_server", description=__doc__
-    )
+    name = "python -m laboratory.bench.peers.fastapi_server"
+    parser = argparse.ArgumentParser(name, description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)

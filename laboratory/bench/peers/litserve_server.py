@@ -55,17 +55,17 @@ class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no typ
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.bench.peers.litserve_server",
-        description=(__doc__ or "").partition("\n")[0],
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--encoder-graph", type=Path)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True, help="of each worker")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--max-batch-size", type=int, default=1)
-    parser.add_argument("--batch-timeout-s", type=float, default=0.0)
+    summary = (__doc__ or "").partition("\n")[0]
+    name = "python -m laboratory.bench.peers.litserve_server"
+    parser = argparse.ArgumentParser(name, description=summary)
+    add = parser.add_argument
+    add("checkpoint", type=Path)
+    add("--encoder-graph", type=Path)
+    add("--port", type=int, required=True)
+    add("--threads", type=int, required=True, help="of each worker")
+    add("--workers", type=int, default=1)
+    add("--max-batch-size", type=int, default=1)
+    add("--batch-timeout-s", type=float, default=0.0)
     parsed = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*batch and unbatch methods.*")  # if batching is off
     # LitServe 0.2.19 starts an MCP server where `mcp` is installed, but imports its parts only

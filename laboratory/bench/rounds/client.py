@@ -9,9 +9,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
@@ -46,7 +45,6 @@ class Answer:
 class Sample:
     """One answered request."""
 
-    question: str
     max_new_tokens: int
     latency_s: float
     answer: Answer
@@ -115,11 +113,26 @@ async def _drive(
     timeout = aiohttp.ClientTimeout(_TIMEOUT_S)
     is_cut = False
     async with aiohttp.ClientSession(url, timeout=timeout, raise_for_status=True) as http:
+
+        async def send() -> None:
+            for index, request in pending:
+                name = request.image.name
+                form = aiohttp.FormData(dict(api.fields(request)))
+                form.add_field(
+                    "image", images[request.image], filename=name, content_type="image/png"
+                )
+                sent_s = time.perf_counter()
+                async with http.post(api.path, data=form) as response:
+                    body = await response.json()
+                samples[index] = Sample(
+                    request.max_new_tokens, time.perf_counter() - sent_s, api.read(body)
+                )
+
         start_s = time.perf_counter()
         try:
             async with asyncio.timeout(limit_s), asyncio.TaskGroup() as clients:
                 for _ in range(num_clients):
-                    clients.create_task(_client(http, api, pending, images, samples))
+                    clients.create_task(send())
         except TimeoutError:
             is_cut = True
         except ExceptionGroup as errors:
@@ -128,24 +141,3 @@ async def _drive(
     return Round(
         len(requests), elapsed_s, tuple(sample for _, sample in sorted(samples.items())), is_cut
     )
-
-
-async def _client(
-    http: aiohttp.ClientSession,
-    api: Api,
-    pending: Iterator[tuple[int, BenchRequest]],
-    images: Mapping[Path, bytes],
-    samples: dict[int, Sample],
-) -> None:
-    for index, request in pending:
-        form = aiohttp.FormData(dict(api.fields(request)))
-        form.add_field(
-            "image", images[request.image], filename=request.image.name, content_type="image/png"
-        )
-        start_s = time.perf_counter()
-        async with http.post(api.path, data=form) as response:
-            body = await response.json()
-        latency_s = time.perf_counter() - start_s
-        samples[index] = Sample(
-            request.question.name, request.max_new_tokens, latency_s, api.read(body)
-        )

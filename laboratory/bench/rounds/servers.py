@@ -37,40 +37,27 @@ def servers_of(model: ModelMaterial) -> tuple[Server, ...]:
 
     At base scale and for long answers fewer settings of the peers are tried.
     """
-    first, *others = _peers(model)
-    ours = (OURS, OURS_DEFAULT) if model.scale == "base" else (OURS,)
-    is_widely_tried = model.scale == "embedded" and not model.is_endless
-    return (first, *ours, *others, *(_small_model_peers() if is_widely_tried else ()))
+    servers = [_fastapi("fastapi", NUM_CORES), OURS]
+    if model.scale == "base":
+        servers.append(OURS_DEFAULT)
+    else:
+        servers.append(_litserve("litserve 16", 16, 50, NUM_CORES))
+    onnx_workers = _litserve("litserve onnx workers", 4, 10, 1, NUM_CORES, kind="litserve_onnx")
+    servers += [_litserve_workers(), onnx_workers, _bentoml_workers()]
+    if model.scale == "embedded" and not model.is_endless:  # others may be the best
+        servers += [
+            _litserve("litserve 8", 8, 5, NUM_CORES),
+            _litserve("litserve onnx 8", 8, 5, NUM_CORES, kind="litserve_onnx"),
+            _bentoml("bentoml 16", 16, NUM_CORES),
+        ]
+        if NUM_CORES > 1:
+            servers += [_fastapi("fastapi 1", 1), _litserve("litserve 1", 16, 50, 1)]
+    return tuple(servers)
 
 
 def short_peer(is_litserve_installed: bool) -> Server:
     """Return the peer of the short run: the fastest of most workloads, if it is installed."""
     return _litserve_workers() if is_litserve_installed else _bentoml_workers()
-
-
-def _peers(model: ModelMaterial) -> tuple[Server, ...]:
-    one_batch = (_litserve("litserve 16", 16, 50, NUM_CORES),) if model.scale == "embedded" else ()
-    return (
-        _fastapi("fastapi", NUM_CORES),
-        *one_batch,
-        _litserve_workers(),
-        _litserve("litserve onnx workers", 4, 10, 1, NUM_CORES, kind="litserve_onnx"),
-        _bentoml_workers(),
-    )
-
-
-def _small_model_peers() -> tuple[Server, ...]:
-    """Return further settings, which may be the best where a model is small."""
-    one_thread = (
-        () if NUM_CORES == 1 else (_fastapi("fastapi 1", 1), _litserve("litserve 1", 16, 50, 1))
-    )
-    onnx = _litserve("litserve onnx 8", 8, 5, NUM_CORES, kind="litserve_onnx")
-    return (
-        _litserve("litserve 8", 8, 5, NUM_CORES),
-        onnx,
-        _bentoml("bentoml 16", 16, NUM_CORES),
-        *one_thread,
-    )
 
 
 def _litserve_workers() -> Server:

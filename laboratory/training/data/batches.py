@@ -111,14 +111,10 @@ def augmented_pixels(scene: Scene, rng: Generator, side_px: int = CANVAS_PX) -> 
     if rng.random() < _BLUR_SHARE:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, _MAX_BLUR) * image.width))
     if rng.random() < _JPEG_SHARE:
-        image = _compressed(image, int(rng.integers(*_JPEG_QUALITIES)))
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=int(rng.integers(*_JPEG_QUALITIES)))
+        image = Image.open(file)
     return np.asarray(resize(image, (side_px, side_px), Image.Resampling.BICUBIC))
-
-
-def _compressed(image: Image.Image, quality: int) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file)
 
 
 def image_batch(
@@ -148,15 +144,12 @@ def sequence_batch(
         own = make_examples(language, scene, target, weights, num_per_image, rng)
         indices += [index] * len(own)
         examples += own
-    return _stacked(indices, examples)
 
-
-def _stacked(image_index: Sequence[int], examples: Sequence[Example]) -> SequenceBatch:
     def padded(name: str, value: float = 0) -> Tensor:
         return pad_sequence([torch.from_numpy(getattr(e, name)) for e in examples], True, value)
 
     return SequenceBatch(
-        image_index=torch.tensor(image_index),
+        image_index=torch.tensor(indices),
         prompt_ids=pad_sequence([torch.tensor(e.prompt_ids) for e in examples], True, 0),
         num_prompt=torch.tensor([len(e.prompt_ids) for e in examples]),
         answer_ids=padded("answer_ids", NO_TOKEN),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.scenes.fonts import load_font
-from export.scenes.geometry import Point, box_xyxy
+from export.scenes.geometry import box_xyxy
 from export.scenes.scene import CANVAS_PX, COLORS, SHAPES, SIZES, BoxXYXY, Scene, Word
 from laboratory.training.data.mentions import WORD, Mention
 
@@ -44,7 +44,13 @@ class CellTargets:
         if mention.character is not None:
             return np.asarray((self.half_indices == mention.character).any(axis=1))
         cells = np.asarray(self.subject == mention.subject)
-        return cells if mention.point_xy is None else _nearest(cells, mention.point_xy)
+        if mention.point_xy is None:
+            return cells
+        numbers = np.flatnonzero(cells)
+        centres = (np.stack([numbers % GRID, numbers // GRID], axis=1) + 0.5) * CELL_PX
+        nearest = np.zeros_like(cells)
+        nearest[numbers[np.hypot(*(centres - mention.point_xy).T).argsort()[:1]]] = True
+        return nearest
 
 
 def cell_targets(scene: Scene) -> CellTargets:
@@ -78,7 +84,12 @@ def _set_word(targets: CellTargets, word: Word) -> None:
     targets.box[cells] = word.box_xyxy
     classes = [CHARACTERS.index(character) for character in word.text]
     targets.text[cells] = [*classes, *[len(CHARACTERS)] * (MAX_CHARACTERS - len(classes))]
-    centres = _character_centres(word)
+    # the characters' centres, from the advances of the font
+    font = load_font(word.font_face, word.font_size_px)
+    ends = np.array([font.getlength(word.text[:count]) for count in range(len(word.text) + 1)])
+    left, _, right, _ = word.box_xyxy
+    edges = left + ends / ends[-1] * (right - left)
+    centres = np.array([(start + end) / 2 for start, end in pairwise(edges)])
     for cell in cells:
         for half in (0, 1):
             x = (cell % GRID + 0.25 + half / 2) * CELL_PX
@@ -87,29 +98,11 @@ def _set_word(targets: CellTargets, word: Word) -> None:
             targets.half_characters[cell, half] = classes[nearest]
 
 
-def _character_centres(word: Word) -> NDArray[np.float64]:
-    """Return the x of each character's centre, from the advances of the font."""
-    font = load_font(word.font_face, word.font_size_px)
-    ends = np.array([font.getlength(word.text[:count]) for count in range(len(word.text) + 1)])
-    left, _, right, _ = word.box_xyxy
-    edges = left + ends / ends[-1] * (right - left)
-    return np.array([(start + end) / 2 for start, end in pairwise(edges)])
-
-
 def _cells(box: BoxXYXY) -> Array:
     """Return the cells with centres in the box, or else in its nearest row or column."""
     columns = _indices(box[0], box[2])
     rows = _indices(box[1], box[3])
     return np.asarray((rows[:, None] * GRID + columns[None, :]).reshape(-1))
-
-
-def _nearest(cells: NDArray[np.bool_], point_xy: Point) -> NDArray[np.bool_]:
-    """Return a mask of the cell nearest to a point, empty if `cells` (N,) is."""
-    numbers = np.flatnonzero(cells)
-    centres = (np.stack([numbers % GRID, numbers // GRID], axis=1) + 0.5) * CELL_PX
-    nearest = np.zeros_like(cells)
-    nearest[numbers[np.hypot(*(centres - point_xy).T).argsort()[:1]]] = True
-    return nearest
 
 
 def _indices(start_px: float, end_px: float) -> Array:

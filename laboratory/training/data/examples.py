@@ -6,7 +6,7 @@ Shapes: T answer tokens, N cells of the image.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import Generator
@@ -80,10 +80,14 @@ def make_examples(
     offered = []
     weight_of = []
     for question in questions(scene):
+        weight = weights.get(question.name, _OTHER_WEIGHT)
+        if isinstance(question.truth, InstancesTruth):
+            shape = scene.objects[segmented_subject(scene, question)].shape
+            weight = weights.get(f"{question.name} {shape}", weight)
         prompts = question_prompts(language.entry, question)
         for prompt in prompts:
             offered.append((question, prompt))
-            weight_of.append(_weight(scene, question, weights) / len(prompts))
+            weight_of.append(weight / len(prompts))
     shares = np.array(weight_of)
     drawn = rng.choice(len(offered), min(num, len(offered)), replace=False, p=shares / shares.sum())
     examples = []
@@ -93,15 +97,6 @@ def make_examples(
             make_example(language, scene, targets, question, prompt.segments, prompt.labels)
         )
     return examples
-
-
-def _weight(scene: Scene, question: Question, weights: Mapping[str, float]) -> float:
-    weight = weights.get(question.name, _OTHER_WEIGHT)
-    if not isinstance(question.truth, InstancesTruth):
-        return weight
-    return weights.get(
-        f"{question.name} {scene.objects[segmented_subject(scene, question)].shape}", weight
-    )
 
 
 def make_example(
@@ -117,51 +112,44 @@ def make_example(
     encoding = language.tokenizer.encode(
         "".join(piece.text for piece in pieces), add_special_tokens=False
     )
-    owners = _owners(pieces, [end for _, end in encoding.offsets])
-    before = len(language.answer_start)
-    after = len(language.answer_end)
-    tokens: list[Piece | None] = (
-        [None] * before + [pieces[owner] for owner in owners] + [None] * after
-    )
+    # the piece that contains each token's last character
+    ends = np.cumsum([len(piece.text) for piece in pieces])
+    owners = np.searchsorted(ends, [end for _, end in encoding.offsets]) if pieces else ()
+    before: list[Piece | None] = [None] * len(language.answer_start)
+    tokens = [*before, *(pieces[owner] for owner in owners), *[None] * len(language.answer_end)]
+    ranks = np.zeros(NUM_CELLS, np.int64)
+    for rank, subject in enumerate(ranked_subjects(scene, question, pieces), start=1):
+        ranks[targets.subject == subject] = rank
     return Example(
         language.prompt_ids([(s.text, s.is_control) for s in segments]),
         np.array([*language.answer_start, *encoding.ids, *language.answer_end]),
-        np.stack([_mentioned(piece, targets) for piece in tokens]),
-        np.array([_coordinate(piece) for piece in tokens]),
-        np.array([(piece and piece.position) or 0.0 for piece in tokens], np.float32),
-        np.array([piece.step if piece else 0 for piece in tokens]),
-        np.array(_places(tokens)),
-        _ranks(ranked_subjects(scene, question, pieces), targets),
+        ranks=ranks,
+        **token_targets(tokens, targets),
     )
 
 
-def _owners(pieces: Sequence[Piece], token_ends: Sequence[int]) -> list[int]:
-    """Return the index of the piece that contains each token's last character."""
-    ends = np.cumsum([len(piece.text) for piece in pieces])
-    return np.searchsorted(ends, token_ends).tolist() if pieces else []
-
-
-def _mentioned(piece: Piece | None, targets: CellTargets) -> NDArray[np.bool_]:
-    if piece is None or piece.mention is None:
-        return np.zeros(NUM_CELLS, bool)
-    return targets.mentioned(piece.mention)
-
-
-def _coordinate(piece: Piece | None) -> int:
-    mention = piece.mention if piece else None
-    return -1 if mention is None or mention.coordinate is None else mention.coordinate
-
-
-def _places(pieces: Sequence[Piece | None]) -> list[int]:
-    places: list[int] = []
-    for piece in pieces:
-        before = places[-1] if places else -1
-        places.append(before + 1 if piece and piece.step else -1)
-    return places
-
-
-def _ranks(subjects: Sequence[int], targets: CellTargets) -> NDArray[np.int64]:
-    ranks = np.zeros(NUM_CELLS, np.int64)
-    for rank, subject in enumerate(subjects, start=1):
-        ranks[targets.subject == subject] = rank
-    return ranks
+def token_targets(tokens: Sequence[Piece | None], targets: CellTargets) -> dict[str, NDArray[Any]]:
+    """Return the fields of an `Example` with a row for each token."""
+    num = len(tokens)
+    mentioned = np.zeros((num, NUM_CELLS), bool)
+    coordinates = np.full(num, -1)
+    positions = np.zeros(num, np.float32)
+    steps = np.zeros(num, np.int64)
+    places = np.full(num, -1)
+    for index, piece in enumerate(tokens):
+        if piece is None:
+            continue
+        if (mention := piece.mention) is not None:
+            mentioned[index] = targets.mentioned(mention)
+            coordinates[index] = -1 if mention.coordinate is None else mention.coordinate
+        positions[index] = piece.position or 0.0
+        steps[index] = piece.step
+        if piece.step:
+            places[index] = places[index - 1] + 1 if index else 0
+    return {
+        "mentioned": mentioned,
+        "coordinates": coordinates,
+        "positions": positions,
+        "steps": steps,
+        "places": places,
+    }

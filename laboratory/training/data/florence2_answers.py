@@ -6,6 +6,7 @@ them).
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from export.scenes.geometry import box_xyxy, polygon_xy, quad_xy
 from export.scenes.scene import CANVAS_PX, BoxXYXY, Scene
@@ -33,11 +34,29 @@ def answer_pieces(scene: Scene, question: Question, labels: Sequence[str]) -> li
     """Return the true answer to a question, or to its prompt with these `labels`."""
     match question.truth:
         case InstancesTruth():
-            return list(_polygon(scene, question))
+            subject = segmented_subject(scene, question)
+            pieces = []
+            for point in polygon_xy(scene.objects[subject]):
+                mention = Mention(subject, point_xy=point)
+                pieces += [_location(position, POLYGON_STEP, mention) for position in point]
+            return pieces
         case TextRegionsTruth():
-            return list(_text_regions(scene))
+            if (word := scene.word) is None:
+                return []
+            subject = subject_of_box(scene, word.box_xyxy)
+            positions = chain.from_iterable(quad_xy(word.box_xyxy))
+            pieces = list(word_pieces(word.text))
+            for position, coordinate in zip(positions, quad_coordinates(), strict=True):
+                mention = Mention(subject, coordinate=coordinate)
+                pieces.append(_location(position, BOX_STEP, mention))
+            return pieces
         case TextTruth() if question.task == "region_description":
-            return list(_region(scene, question, question.truth.text))
+            text = question.truth.text
+            subject = subject_of_region(scene, question)
+            if scene.word and text == scene.word.text:
+                return [*word_pieces(text), *_box(scene.word.box_xyxy, subject)]
+            box = box_xyxy(scene.objects[subject])
+            return [Piece(text, Mention(subject)), *_box(box, subject)]
         case TextTruth():
             return list(text_pieces(scene, question))
         case _:
@@ -56,36 +75,6 @@ def _detections(scene: Scene, question: Question, labels: Sequence[str]) -> Iter
         label = without_article(found.label) if "phrases" in question.parameters else found.label
         yield Piece(label, Mention(subject))
         yield from _box(found.box_xyxy, subject)
-
-
-def _region(scene: Scene, question: Question, text: str) -> Iterator[Piece]:
-    subject = subject_of_region(scene, question)
-    if scene.word and text == scene.word.text:
-        yield from word_pieces(text)
-        yield from _box(scene.word.box_xyxy, subject)
-    else:
-        yield Piece(text, Mention(subject))
-        yield from _box(box_xyxy(scene.objects[subject]), subject)
-
-
-def _text_regions(scene: Scene) -> Iterator[Piece]:
-    if scene.word is None:
-        return
-    yield from word_pieces(scene.word.text)
-    positions = [position for corner in quad_xy(scene.word.box_xyxy) for position in corner]
-    for position, coordinate in zip(positions, quad_coordinates(), strict=True):
-        yield _location(
-            position,
-            BOX_STEP,
-            Mention(subject_of_box(scene, scene.word.box_xyxy), coordinate=coordinate),
-        )
-
-
-def _polygon(scene: Scene, question: Question) -> Iterator[Piece]:
-    subject = segmented_subject(scene, question)
-    for point in polygon_xy(scene.objects[subject]):
-        for position in point:
-            yield _location(position, POLYGON_STEP, Mention(subject, point_xy=point))
 
 
 def _box(box: BoxXYXY, subject: Subject) -> Iterator[Piece]:

@@ -7,6 +7,7 @@ attend to the cells of the mentioned object, word, character or point.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from export.scenes.geometry import Point, box_xyxy, quad_xy
 from export.scenes.scene import BoxXYXY, Scene
@@ -82,10 +83,14 @@ def text_pieces(scene: Scene, question: Question) -> Iterator[Piece]:
     if not isinstance(question.truth, TextTruth):
         raise ValueError(f"the answer to {question.name} is not text")
     text = question.truth.text
-    subject = _subject_of_question(scene, question)
-    if subject is not None:
-        yield Piece(text, Mention(subject))
-    elif question.task == "captioning":
+    asked = str(question.parameters.get("question", ""))
+    for index, drawn in enumerate(scene.objects):
+        is_colour = question.name.endswith("color") and asked.endswith(f"{drawn.shape}?")
+        is_there = question.name.endswith("presence") and asked.endswith(f" {drawn.name}?")
+        if is_colour or is_there:
+            yield Piece(text, Mention(index))
+            return
+    if question.task == "captioning":
         yield from _caption_pieces(scene, text)
     elif question.name.endswith("count"):
         yield Piece(text, Mention(len(scene.objects) - 1) if scene.objects else None)
@@ -110,18 +115,7 @@ def ranked_subjects(scene: Scene, question: Question, pieces: Sequence[Piece]) -
 
 def quad_coordinates() -> tuple[int, ...]:
     """Return the coordinate of the box for x and y of each corner of its quad."""
-    return tuple(coordinate for corner in quad_xy((0, 1, 2, 3)) for coordinate in map(int, corner))
-
-
-def _subject_of_question(scene: Scene, question: Question) -> Subject | None:
-    """Return the object that a free question names, or None."""
-    text = str(question.parameters.get("question", ""))
-    for index, drawn in enumerate(scene.objects):
-        is_colour = question.name.endswith("color") and text.endswith(f"{drawn.shape}?")
-        is_there = question.name.endswith("presence") and text.endswith(f" {drawn.name}?")
-        if is_colour or is_there:
-            return index
-    return None
+    return tuple(map(int, chain.from_iterable(quad_xy((0, 1, 2, 3)))))
 
 
 def _caption_pieces(scene: Scene, text: str) -> Iterator[Piece]:
@@ -136,18 +130,13 @@ def _caption_pieces(scene: Scene, text: str) -> Iterator[Piece]:
     end = 0
     sentence, _, word = text.partition(" The text says ")
     for match in re.finditer(pattern, sentence) if pattern else ():
-        yield from (
-            Piece(sentence[end : match.start()]),
-            Piece(match[0], _caption_mention(scene, match[0])),
-        )
+        named = [
+            index for index, drawn in enumerate(scene.objects) if match[0].endswith(drawn.name)
+        ]
+        subject = named[0] if named else len(scene.objects) - 1
+        yield Piece(sentence[end : match.start()])
+        yield Piece(match[0], Mention(WORD if match[0] == "text" else subject))
         end = match.end()
     yield Piece(sentence[end:])
     if word:
         yield from (Piece(" The text says "), *word_pieces(word.removesuffix(".")), Piece("."))
-
-
-def _caption_mention(scene: Scene, text: str) -> Mention:
-    if text == "text":
-        return Mention(WORD)
-    named = [index for index, drawn in enumerate(scene.objects) if text.endswith(drawn.name)]
-    return Mention(named[0] if named else len(scene.objects) - 1)

@@ -34,19 +34,17 @@ class PaliGemmaAnswers:
         """Return the true answer to a question, or to its prompt with these `labels`."""
         match question.truth:
             case InstancesTruth():
-                return list(self._segment(scene, question))
+                phrase = str(question.parameters["phrase"])
+                subject = [drawn.name for drawn in scene.objects].index(phrase)
+                codes = self.shape_codes[scene.objects[subject].shape]
+                texts = [*(f"<seg{code:03d}>" for code in codes), f" {phrase}"]
+                mention = Mention(subject)
+                box = _box(box_xyxy(scene.objects[subject]), subject)
+                return [*box, *(Piece(text, mention) for text in texts)]
             case TextTruth():
                 return list(text_pieces(scene, question))
             case _:
                 return list(_detections(scene, question, labels))
-
-    def _segment(self, scene: Scene, question: Question) -> Iterator[Piece]:
-        phrase = str(question.parameters["phrase"])
-        subject = [drawn.name for drawn in scene.objects].index(phrase)
-        yield from _box(box_xyxy(scene.objects[subject]), subject)
-        for code in self.shape_codes[scene.objects[subject].shape]:
-            yield Piece(f"<seg{code:03d}>", Mention(subject))
-        yield Piece(f" {phrase}", Mention(subject))
 
 
 def bin_position(position_px: float) -> float:

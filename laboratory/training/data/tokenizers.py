@@ -15,7 +15,8 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from export.scenes import Question, question_prompts, questions, sample_scene
+from export.scenes import question_prompts, questions, sample_scene
+from export.scenes.questions import joined
 from export.scenes.truth import DetectionsTruth, TextTruth
 from runners.tokens.tokenizer import PromptTokenizer
 from tasks.catalog import CatalogEntry
@@ -113,28 +114,17 @@ def _corpus(entry: CatalogEntry) -> Iterator[str]:
     ] * _MIN_FREQUENCY
     for seed in range(_NUM_CORPUS_SCENES):
         for question in questions(sample_scene(seed, has_word=False)):
-            for prompt in question_prompts(
-                entry, _with_caption(question) if entry.family == "florence2" else question
-            ):
+            # The tokenizer of florence-2-mini was trained on captions that enumerate phrases.
+            phrases = [str(phrase) for phrase in question.parameters.get("phrases", ())]
+            if phrases and entry.family == "florence2":
+                question = replace(question, parameters={"caption": joined(phrases)})
+            for prompt in question_prompts(entry, question):
                 yield "".join(segment.text for segment in prompt.segments if not segment.is_control)
             match question.truth:
                 case TextTruth(text):
                     yield text
                 case DetectionsTruth(boxes):
                     yield from (box.label for box in boxes)
-
-
-def _with_caption(question: Question) -> Question:
-    """Return a question about phrases as one about a caption that enumerates them.
-
-    The committed tokenizer of florence-2-mini was trained on these; its prompts now name one phrase
-    each.
-    """
-    phrases = [str(phrase) for phrase in question.parameters.get("phrases", ())]
-    if not phrases:
-        return question
-    caption = " and ".join(part for part in (", ".join(phrases[:-1]), *phrases[-1:]) if part)
-    return replace(question, parameters={"caption": caption})
 
 
 def _merges(
@@ -173,14 +163,13 @@ def _with_added_tokens(
     }
     new = [token for token in added if token not in vocabulary]
     new_ids = {token: len(vocabulary) + i for i, token in enumerate(new)}
+    ids = vocabulary | new_ids
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     rows = [
-        {"id": token_id, "content": token, "special": token in special}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for token in added
-        for token_id in [vocabulary.get(token, new_ids.get(token))]
+        {"id": ids[token], "content": token, "special": token in special} | flags
+        for token in sorted(added, key=lambda token: ids[token])
     ]
     parts = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None}
-    rows.sort(key=lambda row: int(str(row["id"])))
     return Tokenizer.from_str(
         json.dumps(parts | definition | {"model": model, "added_tokens": rows})
     )

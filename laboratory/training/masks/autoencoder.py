@@ -117,8 +117,17 @@ class MaskAutoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._vq_vae = Codebook()
-        self.encoder = _encoder()
-        self.decoder = _decoder()
+        layers: list[nn.Module] = []
+        for num_in, num_out in pairwise(_ENCODER_CHANNELS):
+            layers += nn.Conv2d(num_in, num_out, 4, stride=2, padding=1), nn.ReLU()
+        layers += [ResidualBlock(num_out) for _ in range(_NUM_RESIDUAL_BLOCKS)]
+        self.encoder = nn.Sequential(*layers, nn.Conv2d(num_out, _CODE_DIM, 1))
+        width = _DECODER_CHANNELS[0]
+        layers = [nn.Conv2d(_CODE_DIM, width, 1), nn.ReLU()]
+        layers += [ResidualBlock(width) for _ in range(_NUM_RESIDUAL_BLOCKS)]
+        for num_in, num_out in pairwise(_DECODER_CHANNELS):
+            layers += nn.ConvTranspose2d(num_in, num_out, 4, stride=2, padding=1), nn.ReLU()
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(num_out, 1, 1))
 
     @property
     def codebook(self) -> Codebook:
@@ -177,20 +186,3 @@ class MaskAutoencoder(nn.Module):
             state | {name: autoencoder.state_dict()[name] for name in _TRAINING_ONLY}
         )
         return autoencoder.eval()
-
-
-def _encoder() -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for num_in, num_out in pairwise(_ENCODER_CHANNELS):
-        layers += nn.Conv2d(num_in, num_out, 4, stride=2, padding=1), nn.ReLU()
-    layers += [ResidualBlock(num_out) for _ in range(_NUM_RESIDUAL_BLOCKS)]
-    return nn.Sequential(*layers, nn.Conv2d(num_out, _CODE_DIM, 1))
-
-
-def _decoder() -> nn.Sequential:
-    width = _DECODER_CHANNELS[0]
-    layers: list[nn.Module] = [nn.Conv2d(_CODE_DIM, width, 1), nn.ReLU()]
-    layers += [ResidualBlock(width) for _ in range(_NUM_RESIDUAL_BLOCKS)]
-    for num_in, num_out in pairwise(_DECODER_CHANNELS):
-        layers += nn.ConvTranspose2d(num_in, num_out, 4, stride=2, padding=1), nn.ReLU()
-    return nn.Sequential(*layers, nn.Conv2d(num_out, 1, 1))

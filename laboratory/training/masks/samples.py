@@ -39,18 +39,6 @@ def sample_masks(rng: np.random.Generator, num_masks: int) -> Masks:
     return np.stack([_cropped(_KINDS[kind](rng)) for kind in kinds])[:, None]
 
 
-def _plain_mask(rng: np.random.Generator) -> Image.Image:
-    return _filled(_shape_ring(_any_shape(rng)))
-
-
-def _turned_mask(rng: np.random.Generator) -> Image.Image:
-    return _filled(_turned(_shape_ring(_any_shape(rng)), rng))
-
-
-def _blob_mask(rng: np.random.Generator) -> Image.Image:
-    return _filled(_blob_ring(rng))
-
-
 def _mask_with_hole(rng: np.random.Generator) -> Image.Image:
     """Return a shape or blob with a hole: a smaller copy of itself at its centre."""
     ring = _any_ring(rng)
@@ -68,14 +56,19 @@ def _cut_mask(rng: np.random.Generator) -> Image.Image:
     image = _filled(_any_ring(rng))
     angle = rng.choice((0, 0.5, 1, 1.5)) * pi if rng.random() < 0.5 else rng.uniform(0, 2 * pi)
     offset = (0.5 - rng.uniform(0.05, _MAX_CUT)) * _FINE_SIDE
-    ImageDraw.Draw(image).polygon(_half_plane(angle, offset), fill=0)
+    # a rectangle that covers all beyond `offset` from the centre towards `angle`
+    middle = _FINE_SIDE / 2
+    far = 2.0 * _FINE_SIDE
+    corners = ((offset, -far), (far, -far), (far, far), (offset, far))
+    rotated = (_rotated(corner, angle) for corner in corners)
+    ImageDraw.Draw(image).polygon([(middle + x, middle + y) for x, y in rotated], fill=0)
     return image
 
 
 _KINDS: tuple[Callable[[np.random.Generator], Image.Image], ...] = (
-    _plain_mask,
-    _turned_mask,
-    _blob_mask,
+    lambda rng: _filled(_shape_ring(_any_shape(rng))),
+    lambda rng: _filled(_turned(_shape_ring(_any_shape(rng)), rng)),
+    lambda rng: _filled(_blob_ring(rng)),
     _mask_with_hole,
     _cut_mask,
 )
@@ -123,15 +116,6 @@ def _blob_ring(rng: np.random.Generator) -> Ring:
     return tuple(
         zip((radii * np.cos(angles)).tolist(), (radii * np.sin(angles)).tolist(), strict=True)
     )
-
-
-def _half_plane(angle: float, offset: float) -> Ring:
-    """Return a rectangle that covers all beyond `offset` from the centre towards `angle`."""
-    middle = _FINE_SIDE / 2
-    far = 2.0 * _FINE_SIDE
-    corners = ((offset, -far), (far, -far), (far, far), (offset, far))
-    rotated = (_rotated(corner, angle) for corner in corners)
-    return tuple((middle + x, middle + y) for x, y in rotated)
 
 
 def _in_fine_box(ring: Ring) -> Ring:

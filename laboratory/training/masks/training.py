@@ -8,14 +8,13 @@ except in the last steps. A stopped run resumes from its folder: its masks depen
 number.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import Adam, Optimizer
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from export.scenes.scene import SHAPES
 from laboratory.training.masks.autoencoder import MaskAutoencoder
 from laboratory.training.masks.samples import sample_masks, shape_mask
-from laboratory.training.runs.optimizer import Muon
+from laboratory.training.runs.optimizer import Muon, cosine_factor, descend, set_rates
 from laboratory.training.runs.run_folder import RunFolder
 
 _NUM_STEPS = 900
@@ -83,14 +82,18 @@ class MaskTraining:
                     self.folder.save(self.step, [self.autoencoder], self.optimizers)
 
     def _take_step(self) -> dict[str, float]:
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["top"] * self._rate_factor()
+        progress = self.step / self.num_steps
+        warm_up = min(1.0, (self.step + 1) / (_WARM_UP_SHARE * self.num_steps))
+        set_rates(self.optimizers, warm_up * cosine_factor(progress, _FLAT_SHARE, _FINAL_RATE))
         rng = np.random.default_rng((self.seed, self.step))
         masks = torch.from_numpy(sample_masks(rng, _NUM_MASKS)).to(self.device)
         num_unquantised = int(_UNQUANTISED_SHARE * self.num_steps)
         if self.step == num_unquantised:
-            self._fit_codebook(rng)
+            clustered = torch.from_numpy(sample_masks(rng, _NUM_CLUSTERED_MASKS)).to(self.device)
+            with torch.no_grad():
+                features = self.autoencoder.features(clustered).flatten(0, 1)
+            order = torch.from_numpy(rng.permutation(len(features)))
+            self.autoencoder.codebook.fit(features[order])
         if self.step < num_unquantised:
             fields = self.autoencoder.fields(self.autoencoder.features(masks))
             commitment_loss = torch.zeros(())
@@ -98,7 +101,8 @@ class MaskTraining:
         else:
             fields, commitment_loss, num_used = self._quantised(masks, rng)
         loss = functional.mse_loss(fields, 2 * masks[:, 0] - 1)
-        self._descend(loss + _COMMITMENT_WEIGHT * commitment_loss)
+        total = loss + _COMMITMENT_WEIGHT * commitment_loss
+        descend(total, [self.autoencoder], self.optimizers, _MAX_GRADIENT_NORM)
         return {"loss": loss.item(), "iou": _iou(fields, masks), "codes": num_used}
 
     def _quantised(self, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, int]:
@@ -113,24 +117,6 @@ class MaskTraining:
                 features[torch.from_numpy(rng.permutation(len(features)))], _MIN_CLUSTER_SIZE
             )
         return made.fields, made.commitment_loss, _num_used(codes)
-
-    @torch.no_grad()
-    def _fit_codebook(self, rng: np.random.Generator) -> None:
-        masks = torch.from_numpy(sample_masks(rng, _NUM_CLUSTERED_MASKS)).to(self.device)
-        features = self.autoencoder.features(masks).flatten(0, 1)
-        self.autoencoder.codebook.fit(features[torch.from_numpy(rng.permutation(len(features)))])
-
-    def _descend(self, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.autoencoder.parameters(), _MAX_GRADIENT_NORM)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def _rate_factor(self) -> float:
-        fall = max(0.0, (self.step / self.num_steps - _FLAT_SHARE) / (1 - _FLAT_SHARE))
-        cosine = _FINAL_RATE + (1 - _FINAL_RATE) * (1 + math.cos(math.pi * fall)) / 2
-        return min(1.0, (self.step + 1) / (_WARM_UP_SHARE * self.num_steps)) * cosine
 
 
 def train_mask_autoencoder(
@@ -147,7 +133,7 @@ def train_mask_autoencoder(
     training.run(num_steps)
     training.autoencoder.save_npz(out)
     score = score_masks(MaskAutoencoder.load_npz(out), held_out_masks())
-    tqdm.write(f"{out}: IoU {score.iou:.3f}, {score.num_codes_used} codes used")
+    tqdm.write(f"{out}: IoU {score.iou:.3f}, {score.num_codes_used} codes used, held-out masks")
     return score.iou
 
 

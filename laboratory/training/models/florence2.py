@@ -14,11 +14,8 @@ from transformers import (
     Florence2Config,
     Florence2ForConditionalGeneration,
     Florence2Processor,
-    GenerationConfig,
-    PreTrainedTokenizerFast,
 )
 
-from export.artifacts.vision_module import VisionEncoderModule, read_image_input
 from export.scenes.scene import CANVAS_PX
 from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
 from laboratory.training.data.cell_targets import NUM_CELLS
@@ -32,21 +29,18 @@ from laboratory.training.data.tokenizers import (
     token_id,
 )
 from laboratory.training.models.trainee import (
-    MAX_NEW_TOKENS,
-    TRAINING_ATTENTION,
     FamilyParts,
+    Trainee,
     WrittenAnswers,
+    fast_tokenizer,
+    untrained,
 )
 from tasks.catalog import CatalogEntry
 from tasks.florence2.locations import NUM_BINS, location_token
 
-_Model: Any = Florence2ForConditionalGeneration  # transformers' classes have no types
-_Processor: Any = Florence2Processor
-_Tokenizer: Any = PreTrainedTokenizerFast
-_GenerationConfig: Any = GenerationConfig
+_Processor: Any = Florence2Processor  # transformers' classes have no types
 
 HIDDEN_SIZE = 128
-_NUM_POOLED = 1  # image tokens before the cells: their mean
 _OCR_PATTERN = r"(.+?)" + r"<loc_(\d+)>" * 8
 
 
@@ -73,14 +67,7 @@ def make_processor(tokenizer: Tokenizer) -> Any:
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
     )
-    image_processor.image_seq_length = NUM_CELLS + _NUM_POOLED
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    fast = _Tokenizer(
-        tokenizer_object=tokenizer,
-        extra_special_tokens={"image_token": IMAGE_TOKEN},
-        model_max_length=1024,
-        **names,
-    )
+    image_processor.image_seq_length = NUM_CELLS + Florence2Trainee.num_pooled
     kinds = (
         "pure_text",
         "description_with_bboxes",
@@ -94,6 +81,7 @@ def make_processor(tokenizer: Tokenizer) -> Any:
         "description_with_bboxes_or_polygons": {},
         **{kind: {} for kind in kinds},
     }
+    fast = fast_tokenizer(tokenizer, "<s>", "</s>")
     return _Processor(image_processor, fast, post_processor_config=post_processor)
 
 
@@ -144,45 +132,20 @@ _SPECIAL_IDS = {
 }
 
 
-class Florence2Trainee(nn.Module):
-    """A Florence-2 model in training (see `Trainee`)."""
+class Florence2Trainee(Trainee):
+    """A Florence-2 model in training."""
+
+    num_pooled = 1  # their mean
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.model: Any = _Model._from_config(
-            make_config(tokenizer), attn_implementation=TRAINING_ATTENTION
-        )
         ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
-        self.model.generation_config = _GenerationConfig(
-            **ids,
-            forced_bos_token_id=ids["bos_token_id"],
-            num_beams=1,
-            max_new_tokens=MAX_NEW_TOKENS,
+        rules = {**ids, "forced_bos_token_id": ids["bos_token_id"], "num_beams": 1}
+        super().__init__(
+            untrained(Florence2ForConditionalGeneration, make_config(tokenizer), rules),
+            make_processor(tokenizer),
+            [token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)],
+            NUM_BINS / CANVAS_PX,
         )
-        self.processor = make_processor(tokenizer)
-        self.location_ids = [
-            token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)
-        ]
-        self.bins_per_px = NUM_BINS / CANVAS_PX
-        self._vision = VisionEncoderModule(
-            self.model, read_image_input(self.processor.image_processor)
-        )
-
-    @property
-    def vision_parts(self) -> list[nn.Module]:
-        """Vision tower and projector."""
-        return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
-
-    @property
-    def language_model(self) -> Any:
-        """BART."""
-        return self.model.model.language_model
-
-    @property
-    def embeddings(self) -> Tensor:
-        """Token embeddings (V, C), tied to the output head."""
-        weight: Tensor = self.model.model.language_model.shared.weight
-        return weight
 
     @property
     def position_tables(self) -> list[Tensor]:
@@ -193,20 +156,8 @@ class Florence2Trainee(nn.Module):
     @property
     def quiet_layers(self) -> list[nn.Linear]:
         """The text encoder's outputs: its norms after each addition would fade the image."""
-        return [
-            linear
-            for layer in self.language_model.encoder.layers
-            for linear in (layer.self_attn.out_proj, layer.fc2)
-        ]
-
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """Return all image tokens (B, 1 + N, C) of uint8 `pixels`."""
-        features: Tensor = self._vision(pixels)
-        return features
-
-    def cells(self, image_features: Tensor) -> Tensor:
-        """Return the image tokens of the cells (B, N, C)."""
-        return image_features[:, _NUM_POOLED:]
+        layers = self.language_model.encoder.layers
+        return [*(layer.self_attn.out_proj for layer in layers), *(layer.fc2 for layer in layers)]
 
     def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
         """Run BART's encoder over images and prompts, its decoder over answers; `image_features`
@@ -237,7 +188,9 @@ class Florence2Trainee(nn.Module):
         )
         return WrittenAnswers(
             logits=decoded.last_hidden_state @ bart.shared.weight.T,
-            cell_states=encoded[:, _NUM_POOLED:num_image],
+            cell_states=encoded[:, self.num_pooled : num_image],
             writer_states=decoded.hidden_states[-2],
-            attentions=[layer[..., _NUM_POOLED:num_image] for layer in decoded.cross_attentions],
+            attentions=[
+                layer[..., self.num_pooled : num_image] for layer in decoded.cross_attentions
+            ],
         )

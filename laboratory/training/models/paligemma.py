@@ -9,17 +9,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    GenerationConfig,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
-    PreTrainedTokenizerFast,
     SiglipImageProcessor,
 )
 
-from export.artifacts.vision_module import VisionEncoderModule, read_image_input
 from export.scenes.scene import CANVAS_PX
 from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
 from laboratory.training.data.cell_targets import CELL_PX, NUM_CELLS
@@ -33,19 +30,17 @@ from laboratory.training.data.tokenizers import (
     token_id,
 )
 from laboratory.training.models.trainee import (
-    MAX_NEW_TOKENS,
-    TRAINING_ATTENTION,
     FamilyParts,
+    Trainee,
     WrittenAnswers,
+    fast_tokenizer,
+    untrained,
 )
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tasks.paligemma.locations import NUM_BINS, location_token
 
-_Model: Any = PaliGemmaForConditionalGeneration  # transformers' classes have no types
-_Processor: Any = PaliGemmaProcessor
-_Tokenizer: Any = PreTrainedTokenizerFast
-_GenerationConfig: Any = GenerationConfig
+_Processor: Any = PaliGemmaProcessor  # transformers' classes have no types
 
 HIDDEN_SIZE = 128
 # a patch of 16 px is one linear projection: a smaller size would lose its characters
@@ -82,14 +77,7 @@ def make_processor(tokenizer: Tokenizer) -> Any:
         size={"height": CANVAS_PX, "width": CANVAS_PX}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     image_processor.image_seq_length = NUM_CELLS
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    fast = _Tokenizer(
-        tokenizer_object=tokenizer,
-        extra_special_tokens={"image_token": IMAGE_TOKEN},
-        padding_side="left",
-        model_max_length=1024,
-        **names,
-    )
+    fast = fast_tokenizer(tokenizer, "<bos>", "<eos>", {"padding_side": "left"})
     return _Processor(image_processor, fast)
 
 
@@ -129,59 +117,21 @@ def make_config(tokenizer: Tokenizer) -> PaliGemmaConfig:
     )
 
 
-class PaliGemmaTrainee(nn.Module):
-    """A PaliGemma model in training (see `Trainee`)."""
+class PaliGemmaTrainee(Trainee):
+    """A PaliGemma model in training.
+
+    SigLIP has one table of cells instead of rows and columns. Gemma normalises before each layer,
+    so that the residual stream does not fade: no layer is quiet.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.model: Any = _Model._from_config(
-            make_config(tokenizer), attn_implementation=TRAINING_ATTENTION
-        )
         ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
-        self.model.generation_config = _GenerationConfig(**ids, max_new_tokens=MAX_NEW_TOKENS)
-        self.processor = make_processor(tokenizer)
-        self.location_ids = [
-            token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)
-        ]
-        self.bins_per_px = (NUM_BINS - 1) / CANVAS_PX
-        self._vision = VisionEncoderModule(
-            self.model, read_image_input(self.processor.image_processor)
+        super().__init__(
+            untrained(PaliGemmaForConditionalGeneration, make_config(tokenizer), ids),
+            make_processor(tokenizer),
+            [token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)],
+            (NUM_BINS - 1) / CANVAS_PX,
         )
-
-    @property
-    def vision_parts(self) -> list[nn.Module]:
-        """Vision tower and projector."""
-        return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
-
-    @property
-    def language_model(self) -> Any:
-        """Gemma."""
-        return self.model.model.language_model
-
-    @property
-    def embeddings(self) -> Tensor:
-        """Token embeddings (V, C), tied to the output head."""
-        weight: Tensor = self.model.get_input_embeddings().weight
-        return weight
-
-    @property
-    def position_tables(self) -> list[Tensor]:
-        """Empty: SigLIP has one table of cells instead of rows and columns."""
-        return []
-
-    @property
-    def quiet_layers(self) -> list[nn.Linear]:
-        """Empty: Gemma normalises before each layer, so that the residual stream does not fade."""
-        return []
-
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """Return the image tokens (B, N, C) of uint8 `pixels`."""
-        features: Tensor = self._vision(pixels)
-        return features
-
-    def cells(self, image_features: Tensor) -> Tensor:
-        """Return the image tokens of the cells (B, N, C): all of them."""
-        return image_features
 
     def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
         """Run Gemma over images, prompts and the true answers; `image_features` (Q, N, C)."""

@@ -1,21 +1,29 @@
-"""A model in training: the interface of both families, and attention that returns its weights.
+"""A model in training: what both families share, and attention that returns its weights.
 
 transformers' eager attention computes the softmax in float32, which takes half of a bfloat16 step
 on a CPU. Shapes: B images, Q sequences, T answer tokens or queries, S keys, N image cells, A heads,
 D head size, C hidden, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, GenerationConfig, PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from export.artifacts.vision_module import VisionEncoderModule, read_image_input
 from laboratory.training.data.batches import SequenceBatch
 from laboratory.training.data.examples import Language
+from laboratory.training.data.tokenizers import IMAGE_TOKEN
 from tasks.paligemma import MaskDecoder
+
+_Tokenizer: Any = PreTrainedTokenizerFast  # transformers' classes have no types
+_GenerationConfig: Any = GenerationConfig
 
 MAX_NEW_TOKENS = 128
 TRAINING_ATTENTION = "diptych_training"
@@ -34,54 +42,82 @@ class WrittenAnswers:
     attentions: list[Tensor]  # some layers' (Q, A, T, N): from each token's writer to the cells
 
 
-class Trainee(Protocol):
+class Trainee(nn.Module, ABC):
     """A transformers model with its processor, and access to its parts."""
 
-    model: Any  # Florence2ForConditionalGeneration or PaliGemmaForConditionalGeneration
-    processor: Any
-    location_ids: list[int]  # ids of the location tokens, by bin
-    bins_per_px: float
+    num_pooled = 0  # image tokens before the cells
+
+    def __init__(
+        self, model: Any, processor: Any, location_ids: list[int], bins_per_px: float
+    ) -> None:
+        super().__init__()
+        self.model = model  # Florence2ForConditionalGeneration or PaliGemmaForConditionalGeneration
+        self.processor = processor
+        self.location_ids = location_ids  # ids of the location tokens, by bin
+        self.bins_per_px = bins_per_px
+        self._vision = VisionEncoderModule(model, read_image_input(processor.image_processor))
 
     @property
     def vision_parts(self) -> list[nn.Module]:
         """Vision tower and projector."""
-        ...
+        return [self.model.model.vision_tower, self.model.model.multi_modal_projector]
 
     @property
     def language_model(self) -> Any:
         """BART or Gemma."""
-        ...
+        return self.model.model.language_model
 
     @property
     def embeddings(self) -> Tensor:
         """Token embeddings (V, C), tied to the output head."""
-        ...
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
 
     @property
     def position_tables(self) -> list[Tensor]:
         """Embeddings of the image's rows and columns; empty if the family has none."""
-        ...
+        return []
 
     @property
     def quiet_layers(self) -> list[nn.Linear]:
         """Layers whose output starts small, so that it does not drown the residual stream."""
-        ...
+        return []
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Return all image tokens of uint8 `pixels` (B, H, W, 3)."""
-        ...
+        features: Tensor = self._vision(pixels)
+        return features
 
     def cells(self, image_features: Tensor) -> Tensor:
         """Return the image tokens of the cells (B, N, C)."""
-        ...
+        return image_features[:, self.num_pooled :]
 
+    @abstractmethod
     def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
         """Run the model over images, prompts and answers; `image_features` are per sequence."""
-        ...
 
-    def to(self, device: str) -> Any:
-        """Move the model."""
-        ...
+
+def untrained(model_class: Any, config: Any, rules: Mapping[str, Any]) -> Any:
+    """Return a model with the rules of its answers, and weights that `initialize` replaces."""
+    model = model_class._from_config(config, attn_implementation=TRAINING_ATTENTION)
+    model.generation_config = _GenerationConfig(**rules, max_new_tokens=MAX_NEW_TOKENS)
+    return model
+
+
+def fast_tokenizer(
+    tokenizer: Tokenizer, bos: str, eos: str, options: Mapping[str, str] | None = None
+) -> Any:
+    """Return transformers' tokenizer, for a checkpoint's processor."""
+    return _Tokenizer(
+        tokenizer_object=tokenizer,
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        model_max_length=1024,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        **(options or {}),
+    )
 
 
 @dataclass(frozen=True, slots=True)

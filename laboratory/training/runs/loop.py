@@ -6,7 +6,6 @@ The encoder is trained alone on cell targets first, then the whole model on answ
 resumes from its folder; its scenes depend only on the step's number.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from export.scenes import Scene, Scorecard
+from export.scenes import Scene
 from laboratory.training.data.batches import (
     ENCODER_SCENES,
     ImageBatch,
@@ -32,7 +31,12 @@ from laboratory.training.data.cell_targets import CellTargets, cell_targets
 from laboratory.training.models.trainee import FamilyParts, WrittenAnswers
 from laboratory.training.runs.cell_heads import CellHeads, grid_bins
 from laboratory.training.runs.losses import answer_loss, attention_loss
-from laboratory.training.runs.optimizer import make_optimizers
+from laboratory.training.runs.optimizer import (
+    cosine_factor,
+    descend,
+    make_optimizers,
+    set_rates,
+)
 from laboratory.training.runs.recipes import Recipe, Stage
 from laboratory.training.runs.run_folder import RunFolder
 from laboratory.training.runs.validation import validate
@@ -40,6 +44,7 @@ from laboratory.training.runs.validation import validate
 _JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
 _LOGGED_EVERY = 10
 _VALIDATION_SCENES = 16
+_SHOWN_MEASURES = (": exact", ": f1_at_50", ": f1_at_75", ": mask_iou", ": empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +110,26 @@ class Training:
                 f"{name}: {measure}": tally.f1
                 for (name, measure), tally in scorecard.tallies.items()
             }
+            shown = ", ".join(
+                f"{name} {figure:.2f}"
+                for name, figure in figures.items()
+                if name.endswith(_SHOWN_MEASURES)
+            )
             self.folder.log({"step": self.step, **figures})
-            tqdm.write(f"step {self.step}: {_summary(scorecard)}")
+            tqdm.write(f"step {self.step}: {shown}")
 
     def _take_step(self) -> dict[str, float]:
-        stage = self.recipe.stage_of(self.step)
-        factor = self._rate(stage)
-        vision_factor = 1.0 if stage.name == "encoder" else self.recipe.joint_vision_factor
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                part_factor = vision_factor if group["part"] == "vision" else 1.0
-                group["lr"] = group["top"] * factor * part_factor
+        recipe = self.recipe
+        stage = recipe.stage_of(self.step)
+        cosine = cosine_factor(stage.progress(self.step), recipe.flat_share, recipe.final_rate)
+        warm_up = min(1.0, (self.step - stage.first_step + 1) / recipe.warm_up_steps)
+        factor = stage.top_rate * warm_up * cosine
+        vision_factor = 1.0 if stage.name == "encoder" else recipe.joint_vision_factor
+        set_rates(self.optimizers, factor, {"vision": vision_factor})
         with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
             losses = self._losses(stage)
         loss = torch.stack(list(losses.values())).sum()
-        torch.autograd.backward(loss)
-        for module in (self.parts.trainee.model, self.heads):
-            nn.utils.clip_grad_norm_(module.parameters(), self.recipe.max_gradient_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        descend(loss, self._modules, self.optimizers, recipe.max_gradient_norm)
         return {"loss": loss.item(), "rate": factor} | {
             name: value.item() for name, value in losses.items()
         }
@@ -206,17 +211,6 @@ class Training:
     def _location_ids(self) -> Tensor:
         return torch.tensor(self.parts.trainee.location_ids, device=self.device)
 
-    def _rate(self, stage: Stage) -> float:
-        """Return the rate factor at a step of a stage: warm-up, constant, cosine decay."""
-        recipe = self.recipe
-        fall = max(0.0, (stage.progress(self.step) - recipe.flat_share) / (1 - recipe.flat_share))
-        cosine = recipe.final_rate + (1 - recipe.final_rate) * (1 + math.cos(math.pi * fall)) / 2
-        return (
-            stage.top_rate
-            * min(1.0, (self.step - stage.first_step + 1) / recipe.warm_up_steps)
-            * cosine
-        )
-
     def _make_optimizers(self) -> list[Optimizer]:
         parts: dict[str, list[nn.Module]] = {
             "vision": self.parts.trainee.vision_parts,
@@ -224,9 +218,3 @@ class Training:
             "heads": [self.heads],
         }
         return make_optimizers(parts, self.parts.trainee.embeddings, self.recipe.rates)
-
-
-def _summary(scorecard: Scorecard) -> str:
-    """Return the main measure of each question, with two decimals."""
-    shown = ("exact", "f1_at_50", "f1_at_75", "mask_iou", "empty")
-    return ", ".join(f"{n} {m} {t.f1:.2f}" for (n, m), t in scorecard.tallies.items() if m in shown)

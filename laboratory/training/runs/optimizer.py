@@ -5,6 +5,7 @@ Newton–Schulz step from there. torch.optim.Muon processes one matrix at a time
 slow on CPUs without bfloat16; this one batches matrices of the same shape.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,22 +44,18 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     by_shape[(len(parameter), parameter[0].numel())].append(parameter)
             for shape, parameters in by_shape.items():
-                updates = orthogonalized(
-                    torch.stack([self._momentum(p).view(shape) for p in parameters])
-                )
+                nesterov = []
+                for parameter in parameters:
+                    gradient = parameter.grad
+                    assert gradient is not None
+                    state = self.state[parameter]
+                    average = state.setdefault("average", torch.zeros_like(gradient))
+                    average.lerp_(gradient, 1 - _MOMENTUM)
+                    nesterov.append(gradient.lerp(average, _MOMENTUM).view(shape))
+                updates = orthogonalized(torch.stack(nesterov))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
-
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        """Return the gradient with Nesterov momentum."""
-        state = self.state[parameter]
-        gradient = parameter.grad
-        assert gradient is not None
-        average = state.setdefault("average", torch.zeros_like(gradient))
-        average.lerp_(gradient, 1 - _MOMENTUM)
-        nesterov: Tensor = gradient.lerp(average, _MOMENTUM)
-        return nesterov
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -72,6 +69,33 @@ def orthogonalized(matrices: Tensor) -> Tensor:
         x = a * x + (b * square + c * square @ square) @ x
     result: Tensor = x.transpose(1, 2) if is_tall else x
     return result
+
+
+def cosine_factor(progress: float, flat_share: float, final: float) -> float:
+    """Return 1 up to `flat_share` of a run, then a cosine down to `final`; `progress` is 0 to 1."""
+    fall = max(0.0, (progress - flat_share) / (1 - flat_share))
+    return final + (1 - final) * (1 + math.cos(math.pi * fall)) / 2
+
+
+def set_rates(
+    optimizers: Sequence[Optimizer], factor: float, of_parts: Mapping[str, float] | None = None
+) -> None:
+    """Set the rates to `factor` times the top rates of the groups, and times that of their part."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["top"] * factor * (of_parts or {}).get(group.get("part", ""), 1.0)
+
+
+def descend(
+    loss: Tensor, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], max_norm: float
+) -> None:
+    """Take a step down the gradients of `loss`, clipped in each module to `max_norm`."""
+    torch.autograd.backward(loss)
+    for module in modules:
+        nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def make_optimizers(
@@ -88,7 +112,17 @@ def make_optimizers(
         {"params": [embeddings], "top": rates.embedding, "part": "embedding"}
     ]
     for part, modules in parts.items():
-        matrices, others = _split(modules, embeddings)
+        matrices: list[Tensor] = []
+        every = list[Tensor]()
+        for module in modules:
+            every += module.parameters()
+            for layer in module.modules():
+                if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight is embeddings:
+                    continue
+                if getattr(layer, "groups", 1) == 1:
+                    matrices.append(layer.weight)
+        taken = {id(embeddings), *map(id, matrices)}
+        others = [parameter for parameter in every if id(parameter) not in taken]
         if part == "heads":
             matrices, others = [], [*matrices, *others]
         muon.append({"params": matrices, "top": rates.muon, "part": part})
@@ -97,17 +131,3 @@ def make_optimizers(
         Muon([group for group in muon if group["params"]]),
         torch.optim.Adam(adam, betas=(0.9, 0.98)),
     ]
-
-
-def _split(modules: Sequence[nn.Module], embeddings: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return matrices of linear layers and full convolutions, and the rest but `embeddings`."""
-    layers = [layer for module in modules for layer in module.modules()]
-    matrices: list[Tensor] = [
-        layer.weight
-        for layer in layers
-        if (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
-        and layer.weight is not embeddings
-    ]
-    taken = {id(embeddings), *map(id, matrices)}
-    every = [parameter for module in modules for parameter in module.parameters()]
-    return matrices, [parameter for parameter in every if id(parameter) not in taken]

@@ -29,16 +29,16 @@ class Recipe:
     """
 
     encoder_steps: int
-    encoder_images: int  # per step
     joint_steps: int
-    joint_images: int
-    sequences_per_image: int
     weights: Mapping[str, float]  # keyed by question name
     # factor on the vision rates after the encoder stage: answers would spoil its result
     joint_vision_factor: float
+    refining_weights: Mapping[str, float]
+    encoder_images: int = 32  # per step
+    joint_images: int = 12
+    sequences_per_image: int = 4
     rates: Rates = field(default_factory=Rates)
-    refining_steps: int = 0
-    refining_weights: Mapping[str, float] = field(default_factory=dict)
+    refining_steps: int = 3600
     refining_rate: float = 0.3  # factor on the rates
     flat_share: float = 0.3  # share of a stage's steps, before cosine down to `final_rate`
     final_rate: float = 0.02
@@ -128,24 +128,16 @@ _PALIGEMMA_LAST_WEIGHTS = _WEIGHTS | {
 RECIPES = {
     "florence-2-mini": Recipe(
         encoder_steps=1800,
-        encoder_images=32,
         joint_steps=4400,
-        joint_images=12,
-        sequences_per_image=4,
         weights=_FLORENCE2_WEIGHTS,
         joint_vision_factor=0.2,
-        refining_steps=3600,
         refining_weights=_FLORENCE2_LAST_WEIGHTS,
     ),
     "paligemma-mini": Recipe(
         encoder_steps=2600,
-        encoder_images=32,
         joint_steps=3000,
-        joint_images=12,
-        sequences_per_image=4,
         weights=_WEIGHTS,
         joint_vision_factor=0.3,
-        refining_steps=3600,
         refining_weights=_PALIGEMMA_LAST_WEIGHTS,
     ),
 }

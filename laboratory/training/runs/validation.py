@@ -84,7 +84,13 @@ def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
     texts = iter(_written(decoder, all_requests))
     scorecard = Scorecard()
     for question, own in asked:
-        scorecard += _scored(parts, question, list(islice(texts, len(own))))
+        parameters = parse_parameters(TASKS[question.task], question.parameters)
+        given = list(islice(texts, len(own)))
+        result = FAMILIES[language.entry.family].parse_answer(
+            question.task, parameters, given, _SIZE_WH, "polygon", parts.mask_decoder
+        )
+        sent = asdict(result, dict_factory=_as_sent)
+        scorecard += score_answer(sent, question, _SIZE_WH)
     return scorecard
 
 
@@ -98,15 +104,6 @@ def _written(decoder: Decoder, requests: list[SequenceRequest]) -> list[Generate
             logprobs = tuple(written.logprobs)
             texts.append(GeneratedText(written.text, ends, logprobs, written.finish_reason))
     return texts
-
-
-def _scored(parts: FamilyParts, question: Question, texts: list[GeneratedText]) -> Scorecard:
-    parameters = parse_parameters(TASKS[question.task], question.parameters)
-    family = FAMILIES[parts.language.entry.family]
-    result = family.parse_answer(
-        question.task, parameters, texts, _SIZE_WH, "polygon", parts.mask_decoder
-    )
-    return score_answer(asdict(result, dict_factory=_as_sent), question, _SIZE_WH)
 
 
 def _as_sent(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -43,7 +43,12 @@ class RequestPool(Generic[RequestT]):
         self._send = send
         self._drop = drop
         self._pool = Pool(max_requests)
-        self.failure: BaseException | None = None  # the sender's own error, in no sample
+        self._failed: list[gevent.Greenlet] = []
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The first error of the sender itself, in no sample."""
+        return self._failed[0].exception if self._failed else None
 
     def start(self, request: RequestT, due_s: float) -> gevent.Greenlet | None:
         """Send in a new greenlet and return it, or return None if the pool is full."""
@@ -51,15 +56,12 @@ class RequestPool(Generic[RequestT]):
             self._drop(request, due_s)
             return None
         greenlet = self._pool.spawn(self._send, request, due_s)
-        greenlet.link_exception(self._keep_failure)
+        greenlet.link_exception(self._failed.append)
         return greenlet
 
     def finish(self, timeout_s: float) -> None:
         """Wait for the requests in flight, but no longer than `timeout_s`."""
         self._pool.join(timeout_s)
-
-    def _keep_failure(self, greenlet: gevent.Greenlet) -> None:
-        self.failure = self.failure or greenlet.exception
 
 
 def send_when_due(

@@ -55,18 +55,13 @@ class Checker:
         return OK if is_right else WRONG_ANSWER
 
     def _can_be_right(self, question: Question, answer: ModelReply) -> bool:
-        return (
+        fits = (
             answer.task == question.task
             and question.model in (COMPARED, answer.model)
             and answer.result_keys == (question.result_key,)
             and answer.size_wh == question.image.size_wh
-            and self._equals_earlier(question, answer)
         )
-
-    def _equals_earlier(self, question: Question, answer: ModelReply) -> bool:
-        if not self.answers_repeat or question.repeat_key is None:
-            return True
-        return (
-            self._texts.setdefault((answer.model, *question.repeat_key), answer.raw_text)
-            == answer.raw_text
-        )
+        if not fits or not self.answers_repeat or question.repeat_key is None:
+            return fits
+        key = (answer.model, *question.repeat_key)
+        return self._texts.setdefault(key, answer.raw_text) == answer.raw_text

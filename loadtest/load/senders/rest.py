@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gevent
@@ -48,7 +48,15 @@ class RestSender:
         )
 
     def compare(self, question: Question) -> Reply:
-        return self._post("/v1/compare", question, {}, lambda body: _comparison(_json(body)))
+        """Return all answers, or the first error among them."""
+
+        def read(response: HTTPResponse) -> Reply:
+            answers = _json(response)["answers"]
+            if codes := [entry["error"]["code"] for entry in answers if "error" in entry]:
+                return Reply(codes[0])
+            return Reply(OK, tuple(map(_model_reply, answers)))
+
+        return self._post("/v1/compare", question, {}, read)
 
     def stream(self, question: Question) -> Reply:
         return self._post("/v1/predict", question, {"stream": "true"}, _streamed)
@@ -79,7 +87,13 @@ class RestSender:
             "Content-Type": f"multipart/form-data; boundary={_BOUNDARY}",
             "X-Deadline-Ms": f"{question.deadline_s * 1000:.0f}",
         }
-        body = _multipart(question.form_fields() | fields, question.image.jpeg)
+        # a form with an image (RFC 7578)
+        values = (question.form_fields() | fields).items()
+        parts = [f'"{name}"\r\n\r\n{value}'.encode() for name, value in values]
+        opening = b'"image"; filename="scene.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+        parts.append(opening + question.image.jpeg)
+        start = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name=".encode()
+        body = b"".join(start + part + b"\r\n" for part in parts) + f"--{_BOUNDARY}--\r\n".encode()
         try:
             with (
                 gevent.Timeout(question.deadline_s + GRACE_S),
@@ -92,14 +106,6 @@ class RestSender:
             return Reply(CONNECTION_FAILED)
         except (ValueError, KeyError, TypeError):
             return Reply(WRONG_ANSWER)  # status 200 with an unknown body
-
-
-def _multipart(fields: Mapping[str, str], jpeg: bytes) -> bytes:
-    """Return a form with an image (RFC 7578)."""
-    parts = [f'"{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
-    parts.append(b'"image"; filename="scene.jpg"\r\nContent-Type: image/jpeg\r\n\r\n' + jpeg)
-    opening = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name=".encode()
-    return b"".join(opening + part + b"\r\n" for part in parts) + f"--{_BOUNDARY}--\r\n".encode()
 
 
 def _json(response: Any) -> Any:
@@ -122,33 +128,21 @@ def _model_reply(answer: Mapping[str, Any]) -> ModelReply:
     )
 
 
-def _comparison(body: Mapping[str, Any]) -> Reply:
-    """Return all answers, or the first error among them."""
-    if codes := [entry["error"]["code"] for entry in body["answers"] if "error" in entry]:
-        return Reply(codes[0])
-    return Reply(OK, tuple(map(_model_reply, body["answers"])))
-
-
 def _streamed(response: Any) -> Reply:
     """Read a stream to its end."""
     first_token_s = None
     reply = Reply(CONNECTION_FAILED)
-    for name, data in _events(response):
-        if name == "token" and first_token_s is None:
-            first_token_s = time.monotonic()
-        elif name == "error":
-            reply = Reply(str(json.loads(data)["error"]["code"]))
-        elif name == "result":
-            reply = Reply(OK, (_model_reply(json.loads(data)),), first_token_s)
-    return reply
-
-
-def _events(response: Any) -> Iterator[tuple[str, str]]:
-    """Yield name and data of each event as it arrives."""
     name = ""
     while line := bytes(response.readline(b"\n")).decode():
         field, _, value = line.strip().partition(": ")
         if field == "event":
             name = value
-        elif field == "data":
-            yield name, value
+        elif field != "data":
+            continue
+        elif name == "token":
+            first_token_s = first_token_s or time.monotonic()
+        elif name == "error":
+            reply = Reply(str(json.loads(value)["error"]["code"]))
+        elif name == "result":
+            reply = Reply(OK, (_model_reply(json.loads(value)),), first_token_s)
+    return reply

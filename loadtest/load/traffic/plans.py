@@ -5,7 +5,6 @@ A level is requests per second in the open loop, clients in the closed loop.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +21,6 @@ class Window:
     @property
     def seconds(self) -> float:
         return self.end_s - self.start_s
-
-
-class Plan(Protocol):
-    """Load over time."""
-
-    def level(self, now_s: float) -> float | None:
-        """Return the level at a time, or None after the plan's end. Times must increase."""
-        ...
-
-    def windows(self) -> Sequence[Window]:
-        """Return the windows so far; the last may end in the future."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,56 +52,17 @@ class Stepping:
     def level(self, now_s: float) -> float | None:
         """Return the level of the current step."""
         if not self._is_over and now_s >= self._end_s:
-            self._begin_step(now_s)
+            warm_up_s = 0.0 if self._windows else self._times.warm_up_s
+            start_s = now_s + warm_up_s + self._times.settle_s
+            end_s = start_s + self._times.measured_s
+            self._end_s = end_s + self._times.tail_s
+            has_time = not self._windows or self._end_s <= self._windows[0].start_s + self._limit_s
+            level = self._next_level(self._windows) if has_time else None
+            if level is not None:
+                self._windows.append(Window(level, start_s, end_s))
+            self._is_over = level is None
         return None if self._is_over else self._windows[-1].level
 
     def windows(self) -> Sequence[Window]:
         """Return one window for each step."""
         return self._windows
-
-    def _begin_step(self, now_s: float) -> None:
-        warm_up_s = 0.0 if self._windows else self._times.warm_up_s
-        window_start_s = now_s + warm_up_s + self._times.settle_s
-        window_end_s = window_start_s + self._times.measured_s
-        self._end_s = window_end_s + self._times.tail_s
-        has_time = not self._windows or self._end_s <= self._windows[0].start_s + self._limit_s
-        level = self._next_level(self._windows) if has_time else None
-        if level is None:
-            self._is_over = True
-        else:
-            self._windows.append(Window(level, window_start_s, window_end_s))
-
-
-class Slope:
-    """Changes linearly from one level to another, or stays constant: a ramp, a soak."""
-
-    def __init__(self, first: float, last: float, seconds: float, num_windows: int) -> None:
-        self._first = first
-        self._last = last
-        self._seconds = seconds
-        self._num_windows = num_windows
-        self._start_s: float | None = None
-
-    def level(self, now_s: float) -> float | None:
-        """Return the current level; the first call starts the slope."""
-        if self._start_s is None:
-            self._start_s = now_s
-        share = (now_s - self._start_s) / self._seconds
-        return self._level(share) if share < 1 else None
-
-    def windows(self) -> Sequence[Window]:
-        """Return equal parts of the duration."""
-        if self._start_s is None:
-            return []
-        part_s = self._seconds / self._num_windows
-        starts = [self._start_s + index * part_s for index in range(self._num_windows)]
-        levels = [
-            self._level((index + 0.5) / self._num_windows) for index in range(self._num_windows)
-        ]
-        return [
-            Window(level, start_s, start_s + part_s)
-            for level, start_s in zip(levels, starts, strict=True)
-        ]
-
-    def _level(self, share: float) -> float:
-        return self._first + (self._last - self._first) * share

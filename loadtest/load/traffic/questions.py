@@ -90,23 +90,16 @@ class Questions:
         (offered,) = self._rng.choices(tasks, [task.share.weight for task in tasks])
         task = offered.share.task
         image = self._scenes.next()
+        parameters: dict[str, Any] = dict(offered.share.parameters)
+        if region := parameters.get("region"):  # shares of the sides
+            pairs = zip(region, image.size_wh * 2, strict=True)
+            parameters["region"] = [share * side for share, side in pairs]
         return Question(
             api,
             task,
             COMPARED if api == "compare" else self._rng.choice(offered.models),
-            {
-                name: _in_pixels(name, value, image.size_wh)
-                for name, value in offered.share.parameters.items()
-            },
+            parameters,
             image,
             self._mix.deadline_s(task),
             offered.result_key,
         )
-
-
-def _in_pixels(name: str, value: Any, size_wh: tuple[int, int]) -> Any:
-    """Convert a region from shares of the sides to pixels; leave other parameters."""
-    if name != "region":
-        return value
-    width, height = size_wh
-    return [share * side for share, side in zip(value, (width, height, width, height), strict=True)]

@@ -55,12 +55,8 @@ def next_level(steps: Sequence[Step], first: float, quantum: float) -> float | N
         return 2 * max(levels)
     middle = found.not_held / 2 if found.held is None else math.sqrt(found.held * found.not_held)
     level = max(quantum, round(middle / quantum) * quantum)
-    is_known = _num_refined(steps) >= NUM_REFINEMENTS or level in levels
-    return None if is_known else level
-
-
-def _num_refined(steps: Sequence[Step]) -> int:
-    """Return the number of levels after the first that did not hold."""
     held = {step.level for step in steps if step.holds}
-    levels = list(dict.fromkeys(step.level for step in steps))
-    return len(levels) - 1 - next(index for index, level in enumerate(levels) if level not in held)
+    tried = list(dict.fromkeys(levels))
+    first_not_held = next(index for index, each in enumerate(tried) if each not in held)
+    num_refined = len(tried) - 1 - first_not_held
+    return None if num_refined >= NUM_REFINEMENTS or level in levels else level

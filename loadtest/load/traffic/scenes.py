@@ -51,8 +51,12 @@ class Scenes:
         (size,) = self._rng.choices(range(len(self._drawn)), self._weights)
         if self._rng.random() >= self._fresh:
             return self._rng.choice(self._known[size])
-        patched = _patched(self._rng.choice(self._drawn[size]), self._rng)
-        return SentImage(_jpeg(patched), patched.size, None)
+        image = self._rng.choice(self._drawn[size]).copy()
+        width, height = (round(side * _PATCH) for side in image.size)
+        x = self._rng.randrange(image.width - width)
+        y = self._rng.randrange(image.height - height)
+        image.paste(tuple(self._rng.randbytes(3)), (x, y, x + width, y + height))
+        return SentImage(_jpeg(image), image.size, None)
 
 
 def _draw(size_wh: tuple[int, int], rng: random.Random) -> Image.Image:
@@ -60,32 +64,17 @@ def _draw(size_wh: tuple[int, int], rng: random.Random) -> Image.Image:
     image = Image.new("RGB", size_wh, rng.choice(_BACKGROUNDS))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.randint(1, 4)):
-        _draw_shape(draw, size_wh, rng)
+        radius = rng.uniform(0.1, 0.25) * min(size_wh)
+        x, y = (rng.uniform(radius, side - radius) for side in size_wh)
+        color = rng.choice(_COLORS)
+        if sides := rng.choice((0, 3, 4)):
+            draw.regular_polygon((x, y, radius), sides, fill=color)
+        else:
+            draw.circle((x, y), radius, fill=color)
     word = "".join(rng.choices(_LETTERS, k=rng.randint(2, 4)))
     corner = (rng.uniform(0, size_wh[0] * 0.6), rng.uniform(0, size_wh[1] * 0.8))
     draw.text(corner, word, fill="gray", font=ImageFont.load_default(min(size_wh) / 8))
     return image
-
-
-def _draw_shape(draw: ImageDraw.ImageDraw, size_wh: tuple[int, int], rng: random.Random) -> None:
-    radius = rng.uniform(0.1, 0.25) * min(size_wh)
-    x, y = (rng.uniform(radius, side - radius) for side in size_wh)
-    color = rng.choice(_COLORS)
-    sides = rng.choice((0, 3, 4))
-    if sides:
-        draw.regular_polygon((x, y, radius), sides, fill=color)
-    else:
-        draw.circle((x, y), radius, fill=color)
-
-
-def _patched(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Return a copy with a rectangle of a random colour at a random place."""
-    copy = image.copy()
-    width, height = (round(side * _PATCH) for side in image.size)
-    x = rng.randrange(image.width - width)
-    y = rng.randrange(image.height - height)
-    copy.paste(tuple(rng.randbytes(3)), (x, y, x + width, y + height))
-    return copy
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -4,24 +4,13 @@ import pytest
 
 from export.scenes import Scorecard, Tally, questions, score_answer
 from export.scenes.scoring import Measure
-from laboratory.evaluation import (
-    Evaluation,
-    accuracy_table,
-    evaluation_scene,
-    question_table,
-    robustness_table,
-    task_accuracy,
-)
+from laboratory.evaluation import accuracy_table, evaluation_scene, task_accuracy
 from laboratory.evaluation.accuracy_tables import TASK_MEASURES, TaskMeasure
 from tasks.table import TASKS
 from tests.support.true_results import true_result
 
 SIZE_WH = (192, 192)
 Tallies = dict[tuple[str, Measure], Tally]
-
-
-def evaluation(tallies: Tallies) -> Evaluation:
-    return Evaluation(Scorecard(tallies), {})
 
 
 def task_measure(start: str) -> TaskMeasure:
@@ -124,15 +113,15 @@ def test_every_question_counts_in_a_measure() -> None:
 def test_row_has_the_values_of_each_model_and_a_dash_without_questions() -> None:
     table = accuracy_table(
         {
-            "one": evaluation(
+            "one": Scorecard(
                 {("captioning short", "exact"): Tally(1, 2, 2), ("ocr", "exact"): Tally(1, 1, 1)}
             ),
-            "other": evaluation({("captioning short", "exact"): Tally(2, 2, 2)}),
+            "other": Scorecard({("captioning short", "exact"): Tally(2, 2, 2)}),
         }
     )
     assert table.splitlines()[:3] == [
         "| measure | one | other |",
-        "|---|---|---|",
+        "|---|---:|---:|",
         "| captioning, exact: short / detailed | 0.50 / - | 1.00 / - |",
     ]
     assert cells(table, "ocr, exact")[1:] == ["1.00 / -", "-"]
@@ -144,7 +133,7 @@ def test_no_confident_box_is_no_precision() -> None:
         ("object_detection", "confident_at_50"): Tally(),
         ("object_detection", "confident"): Tally(0, 5, 5),
     }
-    assert cells(accuracy_table({"one": evaluation(tallies)}), "boxes with")[1] == "- / 0.00"
+    assert cells(accuracy_table({"one": Scorecard(tallies)}), "boxes with")[1] == "- / 0.00"
 
 
 @pytest.mark.parametrize(
@@ -157,57 +146,9 @@ def test_no_confident_box_is_no_precision() -> None:
 )
 def test_shown_values_are_rounded_down(tally: Tally, shown: str) -> None:
     table = accuracy_table(
-        {"one": evaluation({("visual_question_answering count", "exact"): tally})}
+        {"one": Scorecard({("visual_question_answering count", "exact"): tally})}
     )
     assert cells(table, "visual_question_answering")[1] == shown
-
-
-def test_loss_is_in_points_against_the_first_condition() -> None:
-    def boxes(num_at_50: int, num_at_75: int) -> dict[str, Evaluation]:
-        tallies: Tallies = {
-            ("region_proposal", "f1_at_50"): Tally(num_at_50, 1000, 1000),
-            ("region_proposal", "f1_at_75"): Tally(num_at_75, 1000, 1000),
-        }
-        return {"one": evaluation(tallies)}
-
-    table = robustness_table(
-        {"plain": boxes(980, 950), "small": boxes(949, 955), "jpeg": boxes(980, 0)}
-    )
-    header, rule, row = table.splitlines()
-    assert header == "| model | measure | plain | small (points lost) | jpeg (points lost) |"
-    assert rule == "|---|---|---|---|---|"
-    assert cells(row, "one")[1:] == [
-        "region_proposal, F1 at IoU: 0.5 / 0.75",
-        "0.98 / 0.95",
-        "0.94 / 0.95 (3.1 / -0.5)",
-        "0.98 / 0.00 (0.0 / 95.0)",
-    ]
-
-
-def test_each_model_is_compared_with_itself() -> None:
-    def readings(**right: int) -> dict[str, Evaluation]:
-        return {
-            model: evaluation({("ocr", "exact"): Tally(n, 10, 10)}) for model, n in right.items()
-        }
-
-    table = robustness_table(
-        {"plain": readings(one=10, other=5), "small": readings(one=9, other=5)}
-    )
-    assert cells(table, "one")[2:] == ["1.00 / -", "0.90 / - (10.0 / -)"]
-    assert cells(table, "other")[2:] == ["0.50 / -", "0.50 / - (0.0 / -)"]
-
-
-def test_questions_are_listed_with_median_and_95th_percentile() -> None:
-    scorecard = Scorecard({("ocr", "exact"): Tally(1, 2, 2), ("ocr", "empty"): Tally(1, 1, 1)})
-    latencies_ms = [float(value) for value in range(1, 101)]
-    table = question_table(
-        {"one": Evaluation(scorecard, {"ocr": latencies_ms}), "other": evaluation({})}
-    )
-    assert table.splitlines() == [
-        "| question | one | p50 / p95 ms | other | p50 / p95 ms |",
-        "|---|---|---|---|---|",
-        "| ocr | exact 0.50, empty 1.00 | 50 / 96 |  |  |",
-    ]
 
 
 def test_task_accuracy_has_the_numbers_of_task_rows_only() -> None:

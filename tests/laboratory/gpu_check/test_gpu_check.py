@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from laboratory.gpu_check.idle import HostMark, MarkedEngine
-from laboratory.gpu_check.verdicts import Verdict, failed, table
+from laboratory.gpu_check.idle import MarkedEngine
+from laboratory.gpu_check.verdicts import Verdict, failed, verdict_table
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
@@ -30,6 +30,19 @@ CHECKS = [
     "one sampled row of 16",
     "throughput",
 ]
+
+
+class HostMark:
+    """The mark of a CPU, which finishes all work when it is launched."""
+
+    def __init__(self) -> None:
+        self._time_s = 0.0
+
+    def record(self) -> None:
+        self._time_s = time.perf_counter()
+
+    def elapsed_time(self, end: "HostMark") -> float:
+        return 1000 * (end._time_s - self._time_s)
 
 
 @pytest.mark.long
@@ -53,7 +66,7 @@ def test_a_check_that_fails_is_a_missed_aim() -> None:
 
 
 def test_the_table_has_a_row_for_each_verdict() -> None:
-    rows = table(
+    rows = verdict_table(
         [Verdict("step", "a", {"1 row, ms": 2.5, "kernels": 9}, "<= 3", is_met=True)]
     ).splitlines()
     assert rows[2:] == ["| step | a | 1 row, ms 2.5, kernels 9 | <= 3 | yes |"]

@@ -5,10 +5,8 @@ from the answers.
 import json
 from pathlib import Path
 
-import httpx
 import pytest
 
-from laboratory.bench.limits import precision_of
 from laboratory.bench.material.models import BENCH_MODELS
 from laboratory.bench.material.questions import model_material
 from laboratory.bench.material.records import ModelMaterial, read_material
@@ -45,11 +43,3 @@ def test_processor_time_includes_all_processes_of_the_service(service: RunningSe
         cpu_s(service.process.pid) >= sum(cpu_s(process_id) for process_id in parts.values()) * 0.9
     )
     assert all(cpu_s(process_id) > 0 for process_id in parts.values())
-
-
-def test_the_precision_is_read_from_the_service(
-    service: RunningService, client: httpx.Client
-) -> None:
-    listed = client.get("/v1/models").json()["data"][0]["precision"]
-    assert precision_of(listed, "decoder") in ("float32", "int8", "bfloat16")
-    assert service.is_ready()

@@ -2,13 +2,13 @@
 
 import pytest
 
-from loadtest.load.traffic.plans import Slope, Stepping, StepTimes, Window
+from loadtest.load.traffic.plans import Stepping, StepTimes, Window
 
 TIMES = StepTimes(warm_up_s=10, settle_s=5, measured_s=20, tail_s=5)
 START_S = 1000.0
 
 
-def levels(plan: Stepping | Slope, seconds: int) -> list[float | None]:
+def levels(plan: Stepping, seconds: int) -> list[float | None]:
     return [plan.level(START_S + second) for second in range(seconds)]
 
 
@@ -32,25 +32,6 @@ def test_a_step_lasts_until_its_tail_is_over_and_the_first_warms_up() -> None:
 def test_no_step_starts_that_would_end_after_the_limit() -> None:
     plan = Stepping(lambda windows: float(len(windows) + 1), TIMES, 90)
     assert levels(plan, 130)[99:] == [3.0] + [None] * 30
-
-
-def test_a_ramp_is_linear_from_its_first_level_to_its_last() -> None:
-    plan = Slope(2, 12, 10, 2)
-    assert levels(plan, 12) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, None, None]
-    assert plan.windows() == [
-        Window(4.5, START_S, START_S + 5),
-        Window(9.5, START_S + 5, START_S + 10),
-    ]
-
-
-def test_a_soak_stays_at_its_level() -> None:
-    plan = Slope(7, 7, 30, 3)
-    assert set(levels(plan, 30)) == {7}
-    assert [(window.level, window.seconds) for window in plan.windows()] == [(7, 10)] * 3
-
-
-def test_a_plan_that_has_not_started_has_no_windows() -> None:
-    assert Slope(1, 2, 10, 2).windows() == []
 
 
 @pytest.mark.parametrize(
