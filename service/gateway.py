@@ -7,7 +7,7 @@
 import asyncio
 import ctypes
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ from service.process_options import (
 from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
 from service.supervision.roles import GATEWAY
+from service.telemetry.greeting import greeting
 from service.telemetry.logs import configure_logging
 from service.telemetry.loop_lag import LoopWatch
 from service.telemetry.metrics import MODEL_INFO
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_READY_EVERY_S = 0.2
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _LARGE_BLOCK_BYTES = 1_000_000
 
@@ -152,12 +154,13 @@ class _Gateway:
         self._loop_watch.start()
         self._batches = _started_batches(_SETTINGS, core, gaps)
         drain_before_stop(self._drain)
-        logger.info("serving %s", ", ".join(models))
+        self._greeting = asyncio.create_task(self._greet(models.values()))
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Finish the gRPC calls in flight, then close."""
         self._loop_watch.stop()
+        self._greeting.cancel()
         if self._watching is not None:
             self._watching.cancel()
         if _SETTINGS.grpc_port:
@@ -166,6 +169,12 @@ class _Gateway:
         if self._shared_limits is not None:
             await self._shared_limits.close()
         await asyncio.to_thread(tracing.stop)
+
+    async def _greet(self, models: Iterable[ServedModel]) -> None:
+        while not await self.__is_ready__():
+            await asyncio.sleep(_READY_EVERY_S)
+        for line in greeting(_SETTINGS, models):
+            logger.info(line)
 
     async def _drain(self) -> None:
         batches = [] if self._batches is None else [self._batches.stop()]

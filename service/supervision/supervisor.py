@@ -132,8 +132,8 @@ def main(arguments: Sequence[str]) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers
-    if num_front > 1 and values.grpc_port:
-        # gateways that share a port in use would not notice
+    if values.grpc_port and not role.is_runner:
+        # a port in use: several gateways would share it, a single one would restart for ever
         _listen(values.host, values.grpc_port).close()
     with run_folder() as folder:
         parts = (

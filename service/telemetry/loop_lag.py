@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _EVERY_S = 0.05
 _LATE_S = 0.1  # more than this is logged: it is the promise to other requests
 _LOG_EVERY_S = 1.0
+_LOG_BUSY_EVERY_S = 60.0  # a busy machine: no request is the cause
 _MAX_NAMED = 5
 _NO_WORK = "no request had work; the machine may be busy"
 IN_THREAD = "thread of "  # names the task of work in a thread by that of its caller
@@ -32,7 +33,7 @@ class LoopWatch:
 
     def __init__(self) -> None:
         self._suspect = ""
-        self._logged_s = -_LOG_EVERY_S
+        self._logged_s = -_LOG_BUSY_EVERY_S
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -56,16 +57,19 @@ class LoopWatch:
             now_s = time.monotonic()
             lag_s = max(0.0, now_s - self._due_s)
             EVENT_LOOP_LAG_SECONDS.observe(lag_s)
-            if lag_s > _LATE_S and now_s - self._logged_s > _LOG_EVERY_S:
-                self._logged_s = now_s
-                names = sorted(task.get_name() for task in asyncio.all_tasks())
-                in_threads = [name for name in names if name.startswith(IN_THREAD)]
-                work = ", ".join(in_threads[:_MAX_NAMED]) or _NO_WORK
-                logger.warning(
-                    "the event loop was late by %.2f s: %s", lag_s, self._suspect or work
-                )
+            if lag_s > _LATE_S:
+                self._log(lag_s, now_s)
             self._suspect = ""
             self._due_s = time.monotonic() + _EVERY_S
+
+    def _log(self, lag_s: float, now_s: float) -> None:
+        names = sorted(task.get_name() for task in asyncio.all_tasks())
+        in_threads = [name for name in names if name.startswith(IN_THREAD)]
+        work = self._suspect or ", ".join(in_threads[:_MAX_NAMED])
+        pause_s = _LOG_EVERY_S if work else _LOG_BUSY_EVERY_S
+        if now_s - self._logged_s > pause_s:
+            self._logged_s = now_s
+            logger.warning("the event loop was late by %.2f s: %s", lag_s, work or _NO_WORK)
 
     def _observe(self, loop_thread: int) -> None:
         """Note what holds the loop while it is late; runs in a thread."""

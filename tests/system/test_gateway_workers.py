@@ -177,14 +177,19 @@ def test_a_drain_completes_the_streams_of_both_processes(
         assert service.log.read_text().count("ended with status") == 0
 
 
+@pytest.mark.parametrize("num_gateways", ["1", "2"])
 @pytest.mark.parametrize("port", ["DIPTYCH_PORT", "DIPTYCH_GRPC_PORT"])
-def test_a_port_in_use_prevents_the_start(exported: ModelStore, port: str) -> None:
+def test_a_port_in_use_prevents_the_start(
+    exported: ModelStore, port: str, num_gateways: str
+) -> None:
     """A program that would share it, as another service with several gateways would."""
     ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
-    environment = service_environment(exported.home, **SETTINGS, **ports)
+    settings = SETTINGS | ports | {"DIPTYCH_GATEWAY_WORKERS": num_gateways}
+    environment = service_environment(exported.home, **settings)
     with socket.create_server(("127.0.0.1", int(ports[port])), reuse_port=True):
         start = subprocess.run(
             SERVICE, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=STOP_S
         )
     assert start.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{ports[port]}" in start.stderr
+    (line,) = start.stderr.splitlines()
+    assert f"cannot listen on 127.0.0.1:{ports[port]}" in line

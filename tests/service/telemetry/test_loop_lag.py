@@ -104,3 +104,15 @@ def test_only_the_request_that_blocks_now_is_named(caplog: pytest.LogCaptureFixt
 
     (line,) = log_of("slow-4", block_beside_others, caplog)
     assert "request later at" in line
+
+
+def test_a_busy_machine_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def late_without_a_request() -> None:
+        for _ in range(2):
+            asyncio.get_running_loop().call_soon(time.sleep, BLOCKED_S)
+            await asyncio.sleep(1.1)
+
+    lines = log_of("none", late_without_a_request, caplog)
+    assert [line.partition(": ")[2] for line in lines] == [
+        "no request had work; the machine may be busy"
+    ]

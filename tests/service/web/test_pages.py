@@ -13,6 +13,7 @@ from service.http.middleware import CONTENT_SECURITY_POLICY
 from service.settings import Settings
 from tasks.table import TASKS
 from tests.support.export_cli import ROOT
+from tests.support.fake_service import PALIGEMMA, make_core
 from tests.support.playground_samples import (
     FOLDER,
     PHOTOGRAPH,
@@ -114,3 +115,13 @@ def test_sample_has_an_example_of_every_parameter_without_a_default() -> None:
     needed = {p.name for task in TASKS.values() for p in task.parameters if p.default is None}
     for entry in (*map(sample_entry, SIZES_WH), PHOTOGRAPH_ENTRY):
         assert set(entry["examples"]) == needed
+
+
+def test_the_document_follows_the_served_models() -> None:
+    core = make_core()
+    page = client(core)
+    before = page.get("/openapi.json").text
+    assert page.get("/openapi.json").text == before
+    models = {model.id: model for model in core.models}
+    core.models.set_models({PALIGEMMA.id: models[PALIGEMMA.id]})
+    assert page.get("/openapi.json").text != before
