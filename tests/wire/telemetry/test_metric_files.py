@@ -33,6 +33,7 @@ for kind in range(2000):
     calls.labels(f"kind {kind}").inc()
 for kind in range(2000):
     calls.labels(f"kind {kind}").inc()
+calls.clear()  # the values are read again, from where they are kept
 assert {calls.labels(f"kind {kind}")._value.get() for kind in range(2000)} == {2.0}
 """
 READ = """
@@ -86,3 +87,4 @@ def test_space_of_values_is_reserved_before_they_are_written(tmp_path: Path) -> 
     run(tmp_path, WRITE + COUNT_MANY, "runner")
     status = (tmp_path / "counter_runner.db").stat()
     assert status.st_blocks * 512 >= status.st_size > 65536
+    assert run(tmp_path, READ).count("calls_total{") == 2000

@@ -161,6 +161,13 @@ def test_the_caller_decides_on_sampling_of_its_traces_and_the_share_applies_to_o
     assert [one.name for one in collector.spans] == [f"{0.0} {{'traceparent': '{TRACEPARENT}'}}"]
 
 
+def test_the_headers_of_a_call_name_the_current_span(collector: Collector) -> None:
+    with exporting(collector.url), span("caller") as made:
+        called = get_current_span(caller_context(call_headers())).get_span_context()
+        assert called.span_id == made.get_span_context().span_id
+        assert called.is_remote
+
+
 @pytest.mark.parametrize("traceparent", MALFORMED)
 def test_a_malformed_traceparent_is_ignored(traceparent: str) -> None:
     assert get_current_span(caller_context({"traceparent": traceparent})) is INVALID_SPAN
