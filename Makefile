@@ -34,7 +34,7 @@ export BENTOML_HOME ?= $(CURDIR)/.bentoml
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: serve export test test-long matrix gpu-check check proto lock image release bench loadtest help clean
+.PHONY: engine serve export test test-long matrix gpu-check check proto lock image release bench loadtest help clean
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -72,7 +72,10 @@ lock: $(VENV)/installed-dev
 	    --no-annotate --no-emit-index-url --no-emit-package onnxruntime; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock
 
-image: $(VENV)/installed-export
+engine:
+	@test -n "$(ENGINE)" || { echo "make image: found no docker, podman or buildah; install one, or name it: ENGINE=/path/to/it" >&2; exit 1; }
+
+image: engine $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
 	$(PY) -m export.bento build/bento $(MODELS)
 	$(ENGINE) build $(FORMAT) --file deploy/container/Containerfile --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) \

@@ -209,3 +209,11 @@ def test_compose_runs_the_image_as_confined_as_it_is_made() -> None:
         > defaults.max_pending_requests * defaults.max_body_bytes
     )
     assert int(service["stop_grace_period"].rstrip("s")) > defaults.request_timeout_s + 20
+
+
+def test_without_an_engine_make_image_ends_before_it_installs_or_exports(tmp_path: Path) -> None:
+    command = ["make", "image", "ENGINE=", f"VENV={tmp_path / 'venv'}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "found no docker, podman or buildah" in ended.stderr
+    assert not list(tmp_path.iterdir())
