@@ -1,14 +1,13 @@
-"""OpenAI's chat completions over the core: a message becomes a task, an answer a completion.
+"""OpenAI's chat completions over the core: a conversation becomes a task, an answer a completion.
 
 POST /v1/chat/completions
 
-The text of a message is a prompt in the model's own syntax (`<OD>`, `detect cat`), or else a
-question. A completion has the generated text; POST /v1/predict has the typed result. GET /v1/models
-also has OpenAI's form.
+A completion has the generated text, or the typed result if `response_format` asks for JSON. GET
+/v1/models also has OpenAI's form.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +15,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.errors import ErrorCode, InvalidRequest, ServiceError
-from service.http.body import parse_image, read_json
+from service.errors import ErrorCode, ServiceError
+from service.http.body import read_json
 from service.http.boundary import Interface, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
-from service.images.url_rules import ImageInput
-from service.inference.core import Core, Fields, RequestContext
+from service.images.decoding import in_thread
+from service.inference.core import Core, RequestContext
 from service.inference.prediction import Answer
+from service.openai.conversation import fields_of, image_of
+from service.openai.typed_content import check_schema, typed_content
 from service.openai.wire import (
     AssistantMessage,
     ChatChoice,
@@ -34,13 +35,10 @@ from service.openai.wire import (
     ChatUsage,
     ChunkChoice,
     ErrorType,
-    ImagePart,
-    TextPart,
+    ResponseFormat,
+    StreamOptions,
 )
 from service.validation import validated
-from tasks.errors import ParameterError
-from tasks.families import FAMILIES
-from tasks.prompts import AskedTask
 from wire.disconnection import while_connected
 
 _TYPES: dict[ErrorCode, ErrorType] = {
@@ -50,7 +48,6 @@ _TYPES: dict[ErrorCode, ErrorType] = {
     "not_ready": "server_error",
     "deadline_exceeded": "server_error",
 }
-_OPTIONS = ("model", "temperature", "top_p", "seed")
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
@@ -82,24 +79,31 @@ class OpenAiApi:
         ]
 
     async def chat(self, request: Request, context: RequestContext) -> Response:
-        """Answer a message of one image and one text: a completion, or a stream of chunks."""
+        """Answer the last message of a conversation: a completion, or a stream of chunks."""
         core = self._boundary.core()
         body = await self._boundary.read(read_json, request, context)
         chat = validated(ChatRequest, body)
         if chat.stream:
-            chunks = ChunkStream(context.request_id, chat.model, chat.stream_options.include_usage)
-            events = core.stream(_image(chat), _fields(chat, core), context)
+            await _check_format(chat.response_format)
+            options = chat.stream_options or StreamOptions()
+            chunks = ChunkStream(
+                context.request_id, chat.model, options.include_usage, chat.response_format
+            )
+            events = core.stream(image_of(chat), fields_of(chat, core), context)
             return await event_stream(request, context, OPENAI, events, chunks.events)
         completion = await while_connected(request.receive, complete(chat, core, context))
         return Response(completion.model_dump_json(), media_type="application/json")
 
 
 async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> ChatCompletion:
-    """Return the completion of a message; raise `ServiceError`."""
-    answer = await core.predict(_image(chat), _fields(chat, core), context)
+    """Return the completion of a conversation; raise `ServiceError`."""
+    await _check_format(chat.response_format)
+    answer = await core.predict(image_of(chat), fields_of(chat, core), context)
+    content = answer.written.text
+    if chat.response_format.type != "text":
+        content = await in_thread(typed_content, answer, chat.response_format)
     choice = ChatChoice(
-        message=AssistantMessage(content=answer.written.text),
-        finish_reason=answer.written.finish_reason,
+        message=AssistantMessage(content=content), finish_reason=answer.written.finish_reason
     )
     return ChatCompletion(
         id=context.request_id,
@@ -110,49 +114,19 @@ async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> Ch
     )
 
 
-def _image(chat: ChatRequest) -> ImageInput:
-    """Return the message's one image."""
-    urls = [part.image_url.url for part in chat.messages[0].content if isinstance(part, ImagePart)]
-    if len(urls) != 1:
-        raise InvalidRequest(f"the message has {len(urls)} image_url parts; send one", "messages")
-    return parse_image(urls[0])
-
-
-def _fields(chat: ChatRequest, core: Core) -> Fields:
-    """Return the fields of POST /v1/predict with the meaning of a message."""
-    texts = [part.text for part in chat.messages[0].content if isinstance(part, TextPart)]
-    if len(texts) != 1:
-        raise InvalidRequest(f"the message has {len(texts)} text parts; send one", "messages")
-    try:
-        asked = FAMILIES[core.models.get(chat.model).entry.family].read_prompt(texts[0])
-    except ParameterError as error:
-        raise InvalidRequest(str(error), error.param) from error
-    # a text that is not a prompt of the model is a question
-    asked = asked or AskedTask("visual_question_answering", {"question": texts[0]})
-    fields = {
-        "task": asked.task_id,
-        **asked.values,
-        **{name: getattr(chat, name) for name in _OPTIONS},
-    }
-    fields["max_new_tokens"] = chat.max_completion_tokens or chat.max_tokens
-    shares = asked.region_shares
-    if shares is None:
-        return fields
-
-    def with_region(size_wh: tuple[int, int]) -> Mapping[str, object]:
-        region = [share * side for share, side in zip(shares, size_wh * 2, strict=True)]
-        return fields | {"region": region}
-
-    return with_region
+async def _check_format(response_format: ResponseFormat) -> None:
+    if response_format.json_schema is not None:
+        await in_thread(check_schema, response_format.json_schema.schema_)
 
 
 @dataclass(slots=True)
 class ChunkStream:
-    """Renders the events of one streamed completion."""
+    """Renders the events of one streamed completion; typed content is one piece at the end."""
 
     request_id: str
     model: str
     has_usage: bool
+    response_format: ResponseFormat
     created: int = field(default_factory=lambda: int(time.time()))
     has_begun: bool = False
 
@@ -161,9 +135,14 @@ class ChunkStream:
         if not self.has_begun:
             self.has_begun = True
             yield self._chunk([ChunkChoice(delta={"role": "assistant", "content": ""})])
+        is_typed = self.response_format.type != "text"
         if isinstance(event, str):
-            yield self._chunk([ChunkChoice(delta={"content": event})])
+            if not is_typed:
+                yield self._chunk([ChunkChoice(delta={"content": event})])
             return
+        if is_typed:
+            content = typed_content(event, self.response_format)
+            yield self._chunk([ChunkChoice(delta={"content": content})])
         yield self._chunk([ChunkChoice(delta={}, finish_reason=event.written.finish_reason)])
         if self.has_usage:
             yield self._chunk([], _usage(event))

@@ -1,4 +1,4 @@
-"""The served subset of OpenAI's chat completions: a message of one image and one text.
+"""The served subset of OpenAI's chat completions: a conversation about one image.
 
 Source of names and meaning: OpenAI's API reference, "Create chat completion" and "The chat
 completion chunk object".
@@ -6,7 +6,14 @@ completion chunk object".
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from service.errors import ErrorCode
 from service.inference.request_fields import MAX_NAME_CHARS, MAX_NEW_TOKENS, MAX_TEMPERATURE
@@ -15,7 +22,14 @@ from tasks.parameter_kinds import MAX_GIVEN_CHARS
 
 _IGNORED = "Accepted and ignored."
 _MAX_PARTS = 16  # per message; one image and one text are needed
+_MAX_MESSAGES = 64
+_MAX_SCHEMA_NODES = 2_000
+_MAX_SCHEMA_CHARS = 20_000
+_MAX_SCHEMA_LEVELS = 32
 _MAX_USER_CHARS = 1000
+
+
+_Text = Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]
 
 
 class _Given(BaseModel):
@@ -61,11 +75,78 @@ Part = Annotated[
 ]
 
 
-class ChatMessage(_Given):
-    """The user's message."""
+_Parts = Annotated[list[Part], Field(max_length=_MAX_PARTS)]
 
-    role: Literal["user"]
-    content: list[Part] = Field(max_length=_MAX_PARTS)
+
+def _as_parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class ChatMessage(_Given):
+    """A message; the last one is the user's and asks. Models have no instructions or memory."""
+
+    role: Literal["user", "system", "developer", "assistant"] = Field(
+        description="Only messages of the user are read."
+    )
+    content: Annotated[_Parts, BeforeValidator(_as_parts, json_schema_input_type=_Text | _Parts)]
+    name: str | None = Field(None, max_length=MAX_NAME_CHARS, description=_IGNORED)
+
+
+def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a client's JSON Schema; raise `ValueError` if it is large or deeply nested."""
+    num_nodes = 0
+    num_chars = 0
+    level: list[object] = [schema]
+    for _ in range(_MAX_SCHEMA_LEVELS):
+        values: list[object] = []
+        for each in level:
+            if isinstance(each, dict):
+                num_chars += sum(map(len, each))
+                values += each.values()
+            elif isinstance(each, list):
+                values += each
+            num_chars += len(each) if isinstance(each, str) else 0
+        num_nodes += len(level)
+        if num_nodes + len(values) > _MAX_SCHEMA_NODES or num_chars > _MAX_SCHEMA_CHARS:
+            break
+        if not values:
+            return schema
+        level = values
+    raise ValueError(
+        f"a schema may have {_MAX_SCHEMA_NODES:,} values, {_MAX_SCHEMA_CHARS:,} characters and"
+        f" {_MAX_SCHEMA_LEVELS} levels"
+    )
+
+
+class TypedSchema(_Given):
+    """The schema that the typed result must match."""
+
+    name: str = Field(max_length=MAX_NAME_CHARS, description=_IGNORED)
+    description: str | None = Field(None, max_length=MAX_GIVEN_CHARS, description=_IGNORED)
+    schema_: Annotated[dict[str, Any], AfterValidator(_bounded)] = Field(
+        alias="schema",
+        description=(
+            f"JSON Schema of at most {_MAX_SCHEMA_NODES:,} values, {_MAX_SCHEMA_CHARS:,} characters"
+            f" and {_MAX_SCHEMA_LEVELS} levels, without regular expressions and remote references."
+        ),
+        json_schema_extra={"maxProperties": _MAX_SCHEMA_NODES},
+    )
+    strict: bool | None = Field(None, description=_IGNORED)
+
+
+class ResponseFormat(_Given):
+    """The form of the content: the generated text, or the typed result as JSON."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: TypedSchema | None = Field(
+        None, description="With type json_schema: what the result must match, else it is a 400."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_schema_if_named(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema must be given with type json_schema, and only with it")
+        return self
 
 
 class StreamOptions(_Given):
@@ -79,7 +160,9 @@ class ChatRequest(_Given):
 
     model: str = Field(max_length=MAX_NAME_CHARS, description="Model id; see GET /v1/models.")
     messages: list[ChatMessage] = Field(
-        min_length=1, max_length=1, description="Exactly one message."
+        min_length=1,
+        max_length=_MAX_MESSAGES,
+        description="A conversation; its last message is the user's and has the text.",
     )
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     max_completion_tokens: int | None = Field(
@@ -92,7 +175,8 @@ class ChatRequest(_Given):
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: Literal[1] = 1
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat = ResponseFormat(type="text")
     user: str | None = Field(None, max_length=_MAX_USER_CHARS, description=_IGNORED)
 
 

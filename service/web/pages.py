@@ -48,7 +48,7 @@ class Pages:
         models = self._boundary.core().models
         described = tuple((model.id, frozenset(model.entry.task_ids)) for model in models)
         if described != self._described:  # building it takes 12 ms of the event loop
-            self._document = JSONResponse(openapi_document(models)).body
+            self._document = bytes(JSONResponse(openapi_document(models)).body)
             self._described = described
         return Response(self._document, media_type="application/json")
 

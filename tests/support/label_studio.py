@@ -3,6 +3,7 @@ person uses it.
 """
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -32,8 +33,6 @@ _START_TIMEOUT_S = 300
 _SETTINGS = {
     "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
     "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
-    "ML_BLOCK_LOCAL_IP": "false",  # the backend is on this machine, for which it would refuse it
-    "SSRF_PROTECTION_ENABLED": "false",  # likewise for the webhook
     "COLLECT_ANALYTICS": "false",
     "LATEST_VERSION_CHECK": "false",
     "SENTRY_DSN": "",
@@ -166,14 +165,10 @@ def running_label_studio(folder: Path) -> Iterator[LabelStudio]:
     if _DATABASE.exists():
         shutil.copy(_DATABASE, database)
     settings = {"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(folder / "files"), **_SETTINGS}
+    settings |= dict(_documented_settings())
     user = ["--username", EMAIL, "--password", PASSWORD, "--user-token", _LEGACY_TOKEN]
-    command = [
-        str(ENVIRONMENT / "bin/label-studio"),
-        "start",
-        "--no-browser",
-        "--internal-host",
-        "127.0.0.1",
-    ]
+    program = str(ENVIRONMENT / "bin/label-studio")
+    command = [program, "start", "--no-browser", "--internal-host", "127.0.0.1"]
     with (folder / "label-studio.log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--data-dir", str(folder), *user],
@@ -196,6 +191,13 @@ def running_label_studio(folder: Path) -> Iterator[LabelStudio]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _documented_settings() -> list[tuple[str, str]]:
+    """Return the environment variables of the command in docs/label-studio.md."""
+    page = (ROOT / "docs/label-studio.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^(.+) label-studio start ", page, re.MULTILINE)
+    return re.findall(r"(\w+)=(\S+)", line)
 
 
 def _copy_database(database: Path) -> None:

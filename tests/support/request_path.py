@@ -194,7 +194,7 @@ async def runner_path(model_id: str = "florence-2-mini") -> RequestPath:
 
 
 async def _write_about(client: httpx.AsyncClient, worker: "ModelWorker", tone: int) -> None:
-    """Ask for the objects of an image of one tone."""
+    """Detect the objects of an image of one tone."""
     task = FAMILIES["florence2"]
     grammar = task.answer_grammar("object_detection", TaskParameters())
     segments = [("Locate the objects with category name in the image.", False)]

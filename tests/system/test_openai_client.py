@@ -8,7 +8,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_openai import ChatOpenAI
 from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionMessageParam
+from pydantic import BaseModel, SecretStr
 
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
@@ -31,6 +34,20 @@ ASKED: list[tuple[str, str, dict[str, Any]]] = [
     ),
     (PALIGEMMA, "how many shapes are there?", {"task": "visual_question_answering"}),
 ]
+
+
+class Detection(BaseModel):
+    """An object."""
+
+    box: list[float]
+    label: str
+    score: float
+
+
+class Found(BaseModel):
+    """The result of a detection."""
+
+    detections: list[Detection]
 
 
 def messages(text: str, image: bytes | None = None) -> list[ChatCompletionMessageParam]:
@@ -109,6 +126,44 @@ def test_the_asynchronous_client_gets_the_same(
         model=PALIGEMMA, messages=messages("describe en")
     )
     assert asyncio.run(ask()) == (expected.choices[0].message.content,) * 2
+
+
+def test_a_model_of_pydantic_is_filled_from_the_typed_result(
+    client: httpx.Client, openai_client: openai.OpenAI
+) -> None:
+    fields = {"task": "object_detection", "model": FLORENCE}
+    expected = post_form(client, "/v1/predict", scene_png(), fields).json()["result"]
+    parsed = openai_client.chat.completions.parse(
+        model=FLORENCE, messages=messages("<OD>"), response_format=Found
+    )
+    found = parsed.choices[0].message.parsed
+    assert found is not None
+    assert found.model_dump() == expected
+    with pytest.raises(openai.BadRequestError, match="does not match"):
+        openai_client.chat.completions.parse(
+            model=FLORENCE, messages=messages("<CAPTION>"), response_format=Found
+        )
+
+
+def test_langchain_asks_follows_up_and_gets_typed_results(
+    client: httpx.Client, service: RunningService
+) -> None:
+    fields = {"task": "object_detection", "model": FLORENCE}
+    expected = post_form(client, "/v1/predict", scene_png(), fields).json()
+    chat = ChatOpenAI(model=FLORENCE, base_url=f"{service.url}/v1", api_key=SecretStr("none"))
+    content = [dict(part) for part in messages("<OD>")[0]["content"]]  # type: ignore[union-attr, arg-type]
+    asked = [SystemMessage("Answer briefly."), HumanMessage(content)]  # type: ignore[arg-type]
+    typed = chat.with_structured_output(Found, method="json_schema").invoke(asked)
+    assert isinstance(typed, Found)
+    assert typed.model_dump() == expected["result"]
+    answer = chat.invoke(asked)
+    assert answer.content == expected["raw_text"]
+    followed = chat.invoke([*asked, answer, HumanMessage("<CAPTION>")])
+    caption = post_form(
+        client, "/v1/predict", scene_png(), {"task": "captioning", "model": FLORENCE}
+    )
+    assert followed.content == caption.json()["raw_text"]
+    assert "".join(str(piece.content) for piece in chat.stream(asked)) == expected["raw_text"]
 
 
 def test_max_tokens_cuts_and_says_so(openai_client: openai.OpenAI) -> None:

@@ -82,7 +82,8 @@ def test_text_selects_the_task_and_the_completion_is_the_raw_text(
         (message(text("<OCR>")), "invalid_request", "messages"),
         (message(text("<OCR>"), text("<OD>"), IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, IMAGE), "invalid_request", "messages"),
-        (message(text("<OCR>"), IMAGE, role="system"), "invalid_request", "messages.0.role"),
+        (message(text("<OCR>"), IMAGE, role="system"), "invalid_request", "messages"),
+        (message(text("<OCR>"), IMAGE, role="tool"), "invalid_request", "messages.0.role"),
         (message({"type": "input_audio"}), "invalid_request", "messages.0.content.0"),
         (body("<NOTHING>"), "invalid_request", "messages"),
         (body("<OPEN_VOCABULARY_DETECTION>"), "invalid_request", "labels"),
@@ -109,3 +110,30 @@ def test_a_part_of_unknown_type_is_refused_without_its_repetition() -> None:
     assert response.status_code == 400
     assert "type must be image_url or text" in response.text
     assert len(response.content) < 1000
+
+
+def conversation(*messages: tuple[str, object], **fields: Any) -> dict[str, Any]:
+    told = [{"role": role, "content": content} for role, content in messages]
+    return {**body(**fields), "messages": told}
+
+
+def content_of(request_body: dict[str, Any]) -> str:
+    response = client().send("POST", PATH, json=request_body)
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def test_the_last_message_asks_about_the_latest_image() -> None:
+    asked = conversation(
+        ("system", "You are a careful assistant."),
+        ("user", [text("<OCR>"), IMAGE]),
+        ("assistant", "HELLO"),
+        ("user", "<CAPTION>"),
+    )
+    assert content_of(asked) == "a red circle"
+
+
+def test_a_conversation_that_ends_with_the_assistant_is_refused() -> None:
+    asked = conversation(("user", [text("<OCR>"), IMAGE]), ("assistant", "HELLO"))
+    error = client().send("POST", PATH, json=asked).json()["error"]
+    assert error["message"] == "the last message is of assistant; it must be of user"

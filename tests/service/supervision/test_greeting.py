@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from service.settings import Settings
-from service.telemetry.greeting import greeting
+from service.supervision.greeting import greeting
 from tests.support.fake_service import served_models
 
 MODELS = list(served_models())
