@@ -35,6 +35,7 @@ from service.inference.served_models import (
     ServedModel,
     ServedModels,
     load_served_models,
+    local_models,
     served_entries,
     unserved_models,
 )
@@ -219,10 +220,9 @@ def _make_gateway() -> Any:
     """Return the gateway service, whose dependencies are the runners of this host."""
     dependencies = {
         f"runner_{index}": bentoml.depends(
-            make_runner_service(entry.id, runner_options(entry.id, _SETTINGS, _ENTRIES))
+            make_runner_service(model_id, runner_options(model_id, _SETTINGS, _ENTRIES))
         )
-        for index, entry in enumerate(_ENTRIES)
-        if entry.adapter_of is None and _SETTINGS.runner_url(entry.id) is None
+        for index, model_id in enumerate(local_models(_ENTRIES, _SETTINGS))
     }
     inner = type(
         "Gateway",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from imaging.files import ImageLimits
 from runners.options import RunnerOptions, SchedulerLimits, max_default_slots
-from service.inference.served_models import adapters_of
+from service.inference.served_models import adapters_of, local_models
 from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry
 from wire.artifacts.adapter_folder import AdapterLimits
@@ -41,8 +41,7 @@ def runner_options(
 ) -> RunnerOptions:
     """Return the options of a model's runner; `entries` are the served ones."""
     device, gpu = values.device_of(model_id)
-    models = [each.id for each in entries if each.adapter_of is None]
-    local = [each for each in models if values.runner_url(each) is None]
+    local = local_models(entries, values)
     sharing = [each for each in local if values.device_of(each) == (device, gpu)]
     return RunnerOptions(
         limits=SchedulerLimits(

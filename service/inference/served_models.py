@@ -113,9 +113,10 @@ def _check_adapter(entry: CatalogEntry, settings: Settings) -> None:
             )
 
 
-def models_with_runner(settings: Settings) -> tuple[str, ...]:
-    """Return the ids of the served models that have their own runner: all but adapters."""
-    return tuple(entry.id for entry in served_entries(settings) if entry.adapter_of is None)
+def local_models(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
+    """Return the ids of those of `entries` whose runner this host starts; no adapter has one."""
+    models = [entry.id for entry in entries if entry.adapter_of is None]
+    return [model for model in models if settings.runner_url(model) is None]
 
 
 def adapters_of(model_id: str, entries: Iterable[CatalogEntry]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from runners.options import runner_name
-from service.inference.served_models import adapters_of, models_with_runner
+from service.inference.served_models import adapters_of, local_models, served_entries
 from service.settings import Settings, SettingsError, variable
 from tasks.catalog import load_catalog, model_id_of
 
@@ -83,17 +83,11 @@ class Role:
         """Return the names of the gateway's runners on this host."""
         if self.name != "all":
             return []
-        return [
-            runner_name(model)
-            for model in models_with_runner(values)
-            if values.runner_url(model) is None
-        ]
+        return list(map(runner_name, local_models(served_entries(values), values)))
 
     def check(self, values: Settings) -> None:
         """Raise `SettingsError` if a gateway alone has no URL for a runner."""
-        missing = [
-            model for model in models_with_runner(values) if values.runner_url(model) is None
-        ]
+        missing = local_models(served_entries(values), values)
         if self.name == "gateway" and missing:
             name = variable("runner_urls")
             raise SettingsError(
