@@ -7,7 +7,7 @@
 import asyncio
 import ctypes
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,13 @@ from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from service.admission.api_keys import ApiKeys
 from service.admission.traffic_gaps import TrafficGaps
-from service.batches.store import Store
 from service.batches.worker import BatchWorker
 from service.environment import settings
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
 from service.http_app import rest_app
-from service.images.fetching import FetchLimits, ImageFetcher
-from service.images.host_addresses import SystemResolver
-from service.images.url_rules import AllowedHost
-from service.inference.core import Core, CoreLimits
+from service.inference.core import Core
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
 from service.inference.served_models import (
@@ -41,8 +37,8 @@ from service.inference.served_models import (
 )
 from service.process_options import (
     call_timeout_s,
-    image_limits,
-    max_running,
+    core_limits,
+    image_fetcher,
     runner_options,
     trace_options,
 )
@@ -71,39 +67,6 @@ _LARGE_BLOCK_BYTES = 1_000_000
 _SETTINGS = settings()
 _ENTRIES = served_entries(_SETTINGS)
 _REST = RestBoundary(_SETTINGS)
-
-
-def _make_core(
-    values: Settings,
-    served: ServedModels,
-    runners: Mapping[str, RunnerClient],
-    gaps: TrafficGaps | None,
-) -> Core:
-    limits = CoreLimits(
-        images=image_limits(values),
-        max_decoded_images=values.max_decoded,
-        max_pending=values.max_pending_requests,
-        max_running=max_running(values),
-        max_waiting_tokens=values.max_waiting_tokens,
-        max_bytes=values.max_request_bytes,
-        max_bytes_of_client=values.max_request_bytes_of_key,
-    )
-    fetcher = None
-    if values.url_hosts:
-        hosts = list(map(AllowedHost.parse, values.url_hosts))
-        fetch_limits = FetchLimits(values.max_body_bytes, values.url_timeout_s)
-        fetcher = ImageFetcher(hosts, fetch_limits, SystemResolver())
-    return Core(served, runners, limits, fetcher, gaps)
-
-
-def _started_batches(values: Settings, core: Core, gaps: TrafficGaps | None) -> BatchWorker | None:
-    if values.batches_folder is None or gaps is None:
-        return None
-    store = Store(values.batches_folder)
-    store.prepare()
-    worker = BatchWorker(store, core, gaps, values)
-    worker.start()
-    return worker
 
 
 async def _connected_shared_limits(values: Settings) -> "SharedLimits | None":
@@ -138,7 +101,8 @@ class _Gateway:
                 self._runners[model.id] = RunnerClient(model.id, channel)
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
-        core = _make_core(_SETTINGS, served, self._runners, gaps)
+        limits = core_limits(_SETTINGS)
+        core = Core(served, self._runners, limits, image_fetcher(_SETTINGS), gaps)
         for model in models.values():
             _publish(model)
         self._adapters = self._watching = None
@@ -153,8 +117,13 @@ class _Gateway:
             await self._grpc.start()
         self._loop_watch = LoopWatch()
         self._loop_watch.start()
-        self._batches = _started_batches(_SETTINGS, core, gaps)
-        drain_before_stop(self._drain)
+        batches = BatchWorker.started(core, gaps, _SETTINGS)
+
+        async def drain() -> None:
+            stopping = [] if batches is None else [batches.stop()]
+            await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close(), *stopping)
+
+        drain_before_stop(drain)
         self._greeting = asyncio.create_task(self._greet(models.values()))
 
     @bentoml.on_shutdown
@@ -176,10 +145,6 @@ class _Gateway:
             await asyncio.sleep(_READY_EVERY_S)
         for line in greeting(_SETTINGS, models):
             logger.info(line)
-
-    async def _drain(self) -> None:
-        batches = [] if self._batches is None else [self._batches.stop()]
-        await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close(), *batches)
 
     async def __is_ready__(self) -> bool:
         """Return True if the gateway accepts requests and runners and adapters are ready.

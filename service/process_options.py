@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from imaging.files import ImageLimits
 from runners.options import RunnerOptions, SchedulerLimits, max_default_slots
+from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.host_addresses import SystemResolver
+from service.images.url_rules import AllowedHost
+from service.inference.core import CoreLimits
 from service.inference.served_models import adapters_of, local_models
 from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry
@@ -34,6 +38,27 @@ def trace_options(values: Settings) -> TraceOptions:
 
 def image_limits(values: Settings) -> ImageLimits:
     return ImageLimits(values.max_image_pixels, values.max_image_side_px)
+
+
+def image_fetcher(values: Settings) -> ImageFetcher | None:
+    """Return the fetcher of images by URL; None if no host is allowed."""
+    if not values.url_hosts:
+        return None
+    hosts = list(map(AllowedHost.parse, values.url_hosts))
+    limits = FetchLimits(values.max_body_bytes, values.url_timeout_s)
+    return ImageFetcher(hosts, limits, SystemResolver())
+
+
+def core_limits(values: Settings) -> CoreLimits:
+    return CoreLimits(
+        images=image_limits(values),
+        max_decoded_images=values.max_decoded,
+        max_pending=values.max_pending_requests,
+        max_running=max_running(values),
+        max_waiting_tokens=values.max_waiting_tokens,
+        max_bytes=values.max_request_bytes,
+        max_bytes_of_client=values.max_request_bytes_of_key,
+    )
 
 
 def runner_options(

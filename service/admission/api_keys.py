@@ -15,6 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -148,7 +149,11 @@ class WrongKeys:
 
     def count(self, address: str) -> None:
         """Count a wrong key; raise `Overloaded` above the rate."""
-        client = _network(address)
+        client = address
+        with suppress(ValueError):  # of an IPv6 address the /64 network: one client has all of it
+            parsed = ipaddress.IPv6Address(address)
+            network = ipaddress.IPv6Network((int(parsed), 64), strict=False)
+            client = str(parsed.ipv4_mapped or network)
         bucket = self._buckets.get(client) or TokenBucket(_MAX_WRONG_KEYS_PER_MINUTE, self._clock)
         self._buckets[client] = bucket
         if wait_s := bucket.take(1):
@@ -156,15 +161,6 @@ class WrongKeys:
             raise Overloaded(
                 f"this address has reached the limit of {limit}; send a valid key", wait_s
             )
-
-
-def _network(address: str) -> str:
-    """Return the /64 network of an IPv6 address: one client has all of it."""
-    try:
-        parsed = ipaddress.IPv6Address(address)
-    except ValueError:
-        return address
-    return str(parsed.ipv4_mapped or ipaddress.IPv6Network((int(parsed), 64), strict=False))
 
 
 class KeyFile:

@@ -70,9 +70,20 @@ class TrafficGaps:
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background request, after `wait`; cancel its task if an online request comes."""
+
+        def note_end(task: asyncio.Task[None]) -> None:
+            duration_s = self._now() - self._running.pop(task).start_s
+            if not task.cancelled():
+                self._allowed = min(self._allowed + 1, self._max_running)
+            # Cancelled ones do not count: where all gaps are shorter than a request, only the turns
+            # amid traffic complete.
+            if not task.cancelled() or self._rested_at_s == -math.inf:
+                self._rested_at_s = self._now() + duration_s * _REST_FACTOR
+            self._changed.set()
+
         task = asyncio.ensure_future(work)
         self._running[task] = _Running(self._now(), is_cancellable=not self._num_online)
-        task.add_done_callback(self._note_end)
+        task.add_done_callback(note_end)
         return task
 
     def _wait_s(self) -> float:
@@ -82,13 +93,3 @@ class TrafficGaps:
         if len(self._running) >= self._allowed:
             return math.inf
         return self._quiet_since_s + _QUIET_S - self._now()
-
-    def _note_end(self, task: asyncio.Task[None]) -> None:
-        duration_s = self._now() - self._running.pop(task).start_s
-        if not task.cancelled():
-            self._allowed = min(self._allowed + 1, self._max_running)
-        # Cancelled ones do not count: where all gaps are shorter than a request, only the turns
-        # amid traffic complete.
-        if not task.cancelled() or self._rested_at_s == -math.inf:
-            self._rested_at_s = self._now() + duration_s * _REST_FACTOR
-        self._changed.set()

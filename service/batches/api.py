@@ -96,7 +96,13 @@ class BatchesApi:
     async def upload(self, request: Request, context: RequestContext) -> Response:
         folder = self._folder(context)
         await in_thread(folder.check_room)
-        upload = await self._boundary.read(self._read_upload, request, context)
+
+        async def read(request: Request, _memory: BodyMemory) -> Upload:
+            """Return an upload, whose own limit is above that of other bodies."""
+            content_type = request.headers.get("content-type", "")
+            return await read_upload(content_type, request.stream(), folder.uploads)
+
+        upload = await self._boundary.read(read, request, context)
         try:
             kept_s = upload.fields.expires_after.seconds
             return _json(await in_thread(folder.upload, upload.path, upload.filename, kept_s))
@@ -161,13 +167,6 @@ class BatchesApi:
 
     async def cancel(self, request: Request, context: RequestContext) -> Response:
         return _json(await in_thread(self._folder(context).cancel, request.path_params["batch_id"]))
-
-    async def _read_upload(self, request: Request, _memory: BodyMemory) -> Upload:
-        """Return an upload, whose own limit is above that of other bodies."""
-        assert self._store is not None
-        return await read_upload(
-            request.headers.get("content-type", ""), request.stream(), self._store.uploads
-        )
 
     def _folder(self, context: RequestContext) -> KeyFolder:
         """Return the folder of the request's key; raise `NotFound` if there is no store."""

@@ -104,12 +104,21 @@ class Dispatcher:
 
     async def _look(self, group: asyncio.TaskGroup) -> None:
         """Find new batches, and end those that were cancelled while they wait."""
+
+        async def sort_in(folder: KeyFolder, state: BatchState) -> None:
+            batch = state.batch
+            if batch.in_progress_at is None:
+                self._unchecked.add(folder.owner, batch.id)
+            else:
+                self._num_waiting[batch.id] = batch.request_counts.num_waiting
+                self._ready.add(folder.owner, batch.id)
+
         owners = await in_thread(self._owner_of_each, KeyFolder.batch_ids)
         self._known.intersection_update(owners)
         for batch_id, owner in owners.items():
             if batch_id not in self._known:
                 self._known.add(batch_id)
-                await self._attempt(owner, batch_id, self._sort_in)
+                await self._attempt(owner, batch_id, sort_in)
         cancelled = await in_thread(self._owner_of_each, KeyFolder.cancelled_ids)
         for batch_id, owner in cancelled.items():
             if self._unchecked.remove(owner, batch_id) or self._ready.remove(owner, batch_id):
@@ -146,14 +155,6 @@ class Dispatcher:
             asyncio.get_running_loop().call_later(RETRY_S, self._known.discard, batch_id)
         except Exception:  # the stored state is unreadable
             logger.exception("batch %s cannot be run", batch_id)
-
-    async def _sort_in(self, folder: KeyFolder, state: BatchState) -> None:
-        batch = state.batch
-        if batch.in_progress_at is None:
-            self._unchecked.add(folder.owner, batch.id)
-        else:
-            self._num_waiting[batch.id] = batch.request_counts.num_waiting
-            self._ready.add(folder.owner, batch.id)
 
     async def _check(self, owner: str, batch_id: str) -> None:
         """Check the input file of a batch, which is then found again."""

@@ -61,6 +61,11 @@ class KeyFolder:
         return self.path.name
 
     @property
+    def uploads(self) -> Path:
+        """The folder of all keys' uploads that are not complete."""
+        return self.path.parent / "uploads"
+
+    @property
     def files(self) -> Path:
         return self.path / "files"
 

@@ -55,10 +55,10 @@ class _Form:
         return {
             "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._begin_part,
-            "on_part_data": self._add,
-            "on_end": self._end,
+            "on_header_end": self.on_header_end,
+            "on_headers_finished": self.on_headers_finished,
+            "on_part_data": self.on_part_data,
+            "on_end": self.on_end,
         }
 
     def fields(self) -> dict[str, object]:
@@ -75,13 +75,13 @@ class _Form:
                 )
         return document
 
-    def _end_header(self) -> None:
+    def on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
             self._disposition = bytes(self._value)
         self._header.clear()
         self._value.clear()
 
-    def _begin_part(self) -> None:
+    def on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._disposition = b""
         name = options.get(b"name", b"").decode(errors="replace")
@@ -96,7 +96,7 @@ class _Form:
             self._count(len(name))
             self._field = self._fields.setdefault(name, bytearray())
 
-    def _add(self, data: bytes, start: int, end: int) -> None:
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._field is None:
             self._target.write(data[start:end])
             return
@@ -110,7 +110,7 @@ class _Form:
                 f"the form's fields beside the file exceed the limit of {MAX_FORM_BYTES} bytes"
             )
 
-    def _end(self) -> None:
+    def on_end(self) -> None:
         self.is_complete = True
 
 

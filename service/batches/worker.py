@@ -30,8 +30,32 @@ class BatchWorker:
         self._is_stopping = False
         self._leading: asyncio.Task[None] | None = None
 
+    @classmethod
+    def started(
+        cls, core: Core, gaps: TrafficGaps | None, settings: Settings
+    ) -> "BatchWorker | None":
+        """Return the worker of the folder of batches, if one is set."""
+        if settings.batches_folder is None or gaps is None:
+            return None
+        store = Store(settings.batches_folder)
+        store.prepare()
+        worker = cls(store, core, gaps, settings)
+        worker.start()
+        return worker
+
     def start(self) -> None:
-        self._leading = asyncio.create_task(self._lead())
+        async def lead() -> None:
+            async with _locked(self._store.path / "lock"):
+                # a group whose task fails while it is cancelled raises that failure instead
+                while not self._is_stopping:
+                    logger.info("running the batches in %s", self._store.path)
+                    try:
+                        await self._run()
+                    except ExceptionGroup:  # a defect must not end all batches until the next start
+                        logger.exception("the batches stopped, and continue in %g s", RETRY_S)
+                    await asyncio.sleep(RETRY_S)
+
+        self._leading = asyncio.create_task(lead())
 
     async def stop(self) -> None:
         """Cancel requests in flight, write finished answers, and release the lock."""
@@ -40,17 +64,6 @@ class BatchWorker:
             self._leading.cancel()
             with suppress(asyncio.CancelledError):
                 await self._leading
-
-    async def _lead(self) -> None:
-        async with _locked(self._store.path / "lock"):
-            # a group whose task fails while it is cancelled raises that failure instead
-            while not self._is_stopping:
-                logger.info("running the batches in %s", self._store.path)
-                try:
-                    await self._run()
-                except ExceptionGroup:  # a defect must not end all batches until the next start
-                    logger.exception("the batches stopped, and continue in %g s", RETRY_S)
-                await asyncio.sleep(RETRY_S)
 
     async def _run(self) -> None:
         executor = Executor(self._core, self._gaps, self._settings.request_timeout_s)

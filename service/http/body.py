@@ -84,7 +84,14 @@ async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
     content_type = _content_type(request, _FORM, _JSON)
     if content_type == _FORM:
         return await _from_form(request, await read_bytes(request, memory, _FORM_COPIES))
-    return await parsed(_from_json, await read_bytes(request, memory), memory)
+
+    def from_json(body: bytes) -> RequestBody:
+        document = json_object(body)
+        if "image" not in document:
+            raise missing_image()
+        return RequestBody(parse_image(document.pop("image")), document)
+
+    return await parsed(from_json, await read_bytes(request, memory), memory)
 
 
 async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
@@ -136,13 +143,6 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the request body exceeds the limit of {max_bytes} bytes")
-
-
-def _from_json(body: bytes) -> RequestBody:
-    document = json_object(body)
-    if "image" not in document:
-        raise missing_image()
-    return RequestBody(parse_image(document.pop("image")), document)
 
 
 def parse_image(image: object) -> ImageInput:

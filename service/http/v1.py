@@ -6,7 +6,6 @@ GET /v1/models[?catalog=true]    GET /v1/models/{model}    GET /v1/tasks
 
 import json
 from collections.abc import Iterator
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -45,10 +44,16 @@ class RestApi:
         core = self._boundary.core()
         body = await self._boundary.read(read_body, request, context)
         if body.fields.get("stream") is True:
+
+            def form(event: str | Answer) -> Iterator[str]:
+                if isinstance(event, str):
+                    yield server_sent_event(json.dumps({"text": event}), "token")
+                else:
+                    answer = answer_json(event, context.request_id)
+                    yield server_sent_event(answer.model_dump_json(), "result")
+
             events = core.stream(body.image, body.fields, context)
-            return await event_stream(
-                request, context, REST, events, partial(_event, context.request_id)
-            )
+            return await event_stream(request, context, REST, events, form)
         answer = await while_connected(
             request.receive, core.predict(body.image, body.fields, context)
         )
@@ -81,10 +86,3 @@ class RestApi:
     async def list_tasks(self, _request: Request, _context: RequestContext) -> Response:
         """List every task with the schema of its parameters and the models that offer it."""
         return JSONResponse(tasks_json(self._boundary.core().models))
-
-
-def _event(request_id: str, event: str | Answer) -> Iterator[str]:
-    if isinstance(event, str):
-        yield server_sent_event(json.dumps({"text": event}), "token")
-    else:
-        yield server_sent_event(answer_json(event, request_id).model_dump_json(), "result")

@@ -14,10 +14,16 @@ from urllib.parse import urljoin
 import aiohttp
 
 from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
-from service.images.host_addresses import CheckedResolver, NoAllowedAddress, Resolver, is_public
+from service.images.host_addresses import (
+    CheckedResolver,
+    NoAllowedAddress,
+    Resolver,
+    is_public,
+)
 from service.images.url_rules import AllowedHost, CheckedUrl, ImageUrl, check_url
 
 _MAX_REDIRECTS = 3
+_CERTIFICATE_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError)
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 # identity: a compressed body could expand far beyond the limit on its size. */*: some hosts (Label
 # Studio 1.23) answer 406 without it.
@@ -82,7 +88,14 @@ class ImageFetcher:
             try:
                 answer = await self._get(url, receiver)
             except (aiohttp.ClientError, OSError) as error:
-                raise _failed(_reason(error, url)) from error
+                problem = "is unreachable or closed the connection"
+                # One text for all of these: a client must not learn which internal names exist.
+                if isinstance(error, aiohttp.ClientConnectorDNSError | NoAllowedAddress):
+                    problem = "has no address or one that is not public"
+                elif isinstance(error, _CERTIFICATE_ERRORS):
+                    problem = "has no valid TLS certificate"
+                host = f"the host of the image's URL, {url.host[:80]},"
+                raise _failed(f"{host} {problem}") from error
             if isinstance(answer, bytes):
                 return answer
             url = check_url(_target(url, answer), self._allowed)
@@ -141,16 +154,6 @@ def _target(url: CheckedUrl, location: str) -> str:
         return urljoin(url.text, location)
     except ValueError:
         return location
-
-
-def _reason(error: Exception, url: CheckedUrl) -> str:
-    problem = "is unreachable or closed the connection"
-    # One text for all of these: a client must not learn which internal names exist.
-    if isinstance(error, aiohttp.ClientConnectorDNSError | NoAllowedAddress):
-        problem = "has no address or one that is not public"
-    elif isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-        problem = "has no valid TLS certificate"
-    return f"the host of the image's URL, {url.host[:80]}, {problem}"
 
 
 def _failed(message: str) -> InvalidRequest:

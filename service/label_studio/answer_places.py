@@ -26,27 +26,21 @@ class AnswerPlaces:
     @asynccontextmanager
     async def place(self, context: RequestContext) -> AsyncIterator[RequestContext]:
         """Wait for a place, and yield `context` with it."""
-        context = await self._taken(context)
-        try:
-            yield context
-        finally:
-            if context.needs_place:
-                await self._core.leave(context)
-            else:
-                self._is_lent = False
-            self._given_back.set()
-
-    async def _taken(self, context: RequestContext) -> RequestContext:
         further = replace(context, place=Place())
-        while True:
-            if not self._is_lent:
-                self._is_lent = True
-                return replace(context, place=Place(), needs_place=False)
+        while self._is_lent and not further.place.is_taken:
             # Cleared before the attempt: a place that is given back during it ends the wait
             self._given_back.clear()
             try:
                 await self._core.take_place(further)
             except Overloaded:
                 await self._given_back.wait()
+        is_lent = not further.place.is_taken
+        self._is_lent = self._is_lent or is_lent
+        try:
+            yield replace(further, needs_place=False) if is_lent else further
+        finally:
+            if is_lent:
+                self._is_lent = False
             else:
-                return further
+                await self._core.leave(further)
+            self._given_back.set()

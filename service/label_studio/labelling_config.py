@@ -16,7 +16,7 @@ docs/source/tags, and HumanSignal/label-studio-ml-backend@d02cedf label_studio_m
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 from xml.etree import ElementTree
 
 from service.errors import InvalidRequest
@@ -65,6 +65,22 @@ class Control:
     labels: tuple[Label, ...]
     attributes: Mapping[str, str]
     label_by_phrase: Mapping[str, str]  # folded phrase: its label
+
+    @classmethod
+    def of(cls, found: "_Tag", image: str, image_key: str) -> Self:
+        """Return the control of a tag; raise `InvalidRequest`."""
+        attributes = {name.lower(): value for name, value in found.element.attrib.items()}
+        tag: ControlTag = found.element.tag  # type: ignore[assignment]  # the caller has checked it
+        child = "Choice" if tag == "Choices" else "Label"
+        labels = tuple(_labels(each for each in found.children if each.tag == child))
+        if tag in ("Choices", *LABELS_TAGS) and not labels:
+            raise _invalid(f"gives {tag} no labels; a model must be asked for some")
+        by_phrase: dict[str, str] = {}
+        for label in labels:
+            for phrase in label.phrases:
+                by_phrase.setdefault(phrase.casefold(), label.value)
+        name = _name(attributes.get("name", ""))
+        return cls(tag, name, image, image_key, labels, attributes, by_phrase)
 
     @property
     def result_type(self) -> str:
@@ -115,7 +131,7 @@ def parse_config(text: str) -> tuple[Control, ...]:
             images[_name(name)] = _name(value[1:])
     names = [each.element.attrib["toName"] for each in tags]
     controls = tuple(
-        _control(each, image, images[image])
+        Control.of(each, image, images[image])
         for each, image in zip(tags, names, strict=True)
         if each.element.tag in _CONTROL_TAGS and image in images
     )
@@ -161,23 +177,6 @@ def _control_tags(root: ElementTree.Element) -> list[_Tag]:
             control.children.append(element)
         pending += [(child, depth + 1, control) for child in reversed(element)]
     return tags
-
-
-def _control(found: _Tag, image: str, image_key: str) -> Control:
-    element = found.element
-    attributes = {name.lower(): value for name, value in element.attrib.items()}
-    tag: ControlTag = element.tag  # type: ignore[assignment]  # the caller has checked it
-    child = "Choice" if tag == "Choices" else "Label"
-    labels = tuple(_labels(each for each in found.children if each.tag == child))
-    if tag in ("Choices", *LABELS_TAGS) and not labels:
-        raise _invalid(f"gives {tag} no labels; a model must be asked for some")
-    by_phrase: dict[str, str] = {}
-    for label in labels:
-        for phrase in label.phrases:
-            by_phrase.setdefault(phrase.casefold(), label.value)
-    return Control(
-        tag, _name(attributes.get("name", "")), image, image_key, labels, attributes, by_phrase
-    )
 
 
 def _labels(elements: Iterable[ElementTree.Element]) -> Iterable[Label]:

@@ -9,15 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shapely import Polygon, contains_xy
-
 from service.inference.prediction import Answer
 from service.label_studio.brush import brush_rle
 from service.label_studio.labelling_config import Control
+from service.schema.outlines import outlines, simplified
 from tasks.results import (
     BoxXyxy,
     DetectionsResult,
-    Instance,
     InstancesResult,
     PointXy,
     TextRegionsResult,
@@ -26,7 +24,6 @@ from tasks.results import (
 
 JsonObject = dict[str, Any]
 
-_MIN_POINTS = 3  # per polygon
 _TOLERANCE_PX = 1.0
 
 
@@ -90,22 +87,14 @@ def labelled_masks(answer: Answer, control: Control, label: str) -> Iterator[Jso
     assert isinstance(answer.result, InstancesResult)
     canvas = Canvas(answer.image_size_wh)
     for found in answer.result.instances:
-        values: Iterable[JsonObject] = _polygons(found, canvas)
-        if control.tag == "BrushLabels":
+        if control.tag != "BrushLabels":
+            rings = outlines(found)
+            values = [canvas.polygon(simplified(ring, _TOLERANCE_PX)) for ring in rings]
+        else:
             mask = found.mask
             values = [] if mask is None else [{"format": "rle", "rle": brush_rle(mask)}]
         for value in values:
             yield canvas.region(control, value | {control.result_type: [label]}, found.score)
-
-
-def _polygons(found: Instance, canvas: Canvas) -> Iterator[JsonObject]:
-    """Yield a polygon of few points, as people edit them, for each ring but holes."""
-    rings = [Polygon(ring) for ring in found.polygons or () if len(ring) >= _MIN_POINTS]
-    for ring in rings:
-        if sum(contains_xy(rings, *ring.exterior.coords[0])) % 2 == 0:
-            yield canvas.polygon(
-                [(x, y) for x, y in ring.exterior.simplify(_TOLERANCE_PX).coords[:-1]]
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,15 @@ class OpenInferenceRest:
             raise InvalidRequest(
                 f"Content-Encoding is {shown(encoding)}; compressed bodies are not supported"
             )
-        infer = await self._boundary.read(_read_infer, request, context)
+        json_length = request.headers.get("inference-header-content-length")
+        parse = partial(read_request, json_length=json_length)
+
+        async def read(request: Request, memory: BodyMemory) -> InferRequest:
+            if json_length is None:
+                return await parsed(parse, await read_bytes(request, memory), memory)
+            return await off_loop(parse, await read_bytes(request, memory, _BINARY_COPIES))
+
+        infer = await self._boundary.read(read, request, context)
         context = request_context(infer, context)
         request.state.request_id = context.request_id
         body = request_body(infer, model)
@@ -115,14 +123,6 @@ def _model(core: Core, request: Request) -> ServedModel:
     return model_of(
         core.models, request.path_params["model"], request.path_params.get("version", "")
     )
-
-
-async def _read_infer(request: Request, memory: BodyMemory) -> InferRequest:
-    json_length = request.headers.get("inference-header-content-length")
-    parse = partial(read_request, json_length=json_length)
-    if json_length is None:
-        return await parsed(parse, await read_bytes(request, memory), memory)
-    return await off_loop(parse, await read_bytes(request, memory, _BINARY_COPIES))
 
 
 def _response(body: InferBody) -> Response:

@@ -53,6 +53,23 @@ class _Input(_Json):
     parameters: _InputParameters = _InputParameters()
     data: Annotated[list[Any], Field(json_schema_extra=_DATA)] | None = None
 
+    def content(self, raw: bytes) -> bytes | list[Any]:
+        """Return the elements, of which a batch of one may be nested, or the bytes in `raw`."""
+        size = self.parameters.binary_data_size
+        if self.data is None:
+            if size is None:
+                problem = "has neither data nor binary_data_size"
+            elif len(raw) == size:
+                return raw
+            else:
+                problem = f"has a binary_data_size of {size} and {len(raw)} bytes follow"
+        elif size is None:
+            is_nested = len(self.data) == 1 and isinstance(self.data[0], list)
+            return self.data[0] if is_nested else self.data
+        else:
+            problem = f"has a binary_data_size of {size} and also data"
+        raise InvalidRequest(f"input {shown(self.name)} {problem}", "inputs")
+
 
 class _OutputParameters(_Json):
     binary_data: bool | None = None
@@ -71,6 +88,15 @@ class InferJson(_Json):
     outputs: list[_Output] = Field([], max_length=MAX_TENSORS)
     parameters: dict[str, Any] = Field({}, max_length=MAX_TENSORS)
     model_name: str = Field("", max_length=MAX_ID_CHARS)  # some clients repeat the one of the path
+
+    def wants_raw(self) -> bool:
+        """Return True if the result is requested raw; an output overrides the request."""
+        of_all = self.parameters.get("binary_data_output", False)
+        if not isinstance(of_all, bool):
+            problem = "the parameter binary_data_output must be true or false"
+            raise InvalidRequest(problem, "binary_data_output")
+        of_each = [output.parameters.binary_data for output in self.outputs]
+        return any(of_all if wanted is None else wanted for wanted in of_each or [None])
 
 
 class OpenInferenceError(_Json):
@@ -100,7 +126,7 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
     inputs = []
     for each in document.inputs:
         size = each.parameters.binary_data_size
-        data = _data(each, body[start : start + (size or 0)])
+        data = each.content(body[start : start + (size or 0)])
         inputs.append(Tensor(each.name, each.datatype, tuple(each.shape), data))
         start += size or 0
     if start != len(body):
@@ -109,7 +135,7 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
         name: value for name, value in document.parameters.items() if name != "binary_data_output"
     }
     outputs = tuple(output.name for output in document.outputs)
-    return InferRequest(document.id, tuple(inputs), parameters, outputs, _wants_raw(document))
+    return InferRequest(document.id, tuple(inputs), parameters, outputs, document.wants_raw())
 
 
 def write_answer(answer: Answer, request: InferRequest, request_id: str) -> InferBody:
@@ -128,32 +154,3 @@ def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Infe
     }
     document = json.dumps({**names, "outputs": [output]}).encode()
     return InferBody(document + raw, len(document) if raw else None)
-
-
-def _data(each: _Input, raw: bytes) -> bytes | list[Any]:
-    """Return the elements of a JSON tensor, of which a batch of one may be nested, or `raw`."""
-    size = each.parameters.binary_data_size
-    if each.data is None:
-        if size is None:
-            problem = "has neither data nor binary_data_size"
-        elif len(raw) == size:
-            return raw
-        else:
-            problem = f"has a binary_data_size of {size} and {len(raw)} bytes follow"
-    elif size is None:
-        is_nested = len(each.data) == 1 and isinstance(each.data[0], list)
-        return each.data[0] if is_nested else each.data
-    else:
-        problem = f"has a binary_data_size of {size} and also data"
-    raise InvalidRequest(f"input {shown(each.name)} {problem}", "inputs")
-
-
-def _wants_raw(document: InferJson) -> bool:
-    """Return True if the result is requested raw; an output overrides the request."""
-    of_all = document.parameters.get("binary_data_output", False)
-    if not isinstance(of_all, bool):
-        raise InvalidRequest(
-            "the parameter binary_data_output must be true or false", "binary_data_output"
-        )
-    of_each = [output.parameters.binary_data for output in document.outputs]
-    return any(of_all if wanted is None else wanted for wanted in of_each or [None])

@@ -87,7 +87,10 @@ class GrpcApi:
             try:
                 self.entrance.check()
                 quota = await self._quota(name, metadata.get("authorization"), incoming.address)
-                call = RequestContext(request_id, self.api, self._deadline_s(context), quota)
+                limit_s = self._settings.request_timeout_s
+                remaining_s = context.time_remaining()
+                timeout_s = limit_s if remaining_s is None else min(remaining_s, limit_s)
+                call = RequestContext(request_id, self.api, time.monotonic() + timeout_s, quota)
                 message = await self._read(name, incoming, call)
                 request_id = request_id_or_new(getattr(message, "id", None) or request_id)
                 yield message, replace(call, request_id=request_id)
@@ -114,12 +117,6 @@ class GrpcApi:
         if not is_health:
             await quota.take_request()
         return quota
-
-    def _deadline_s(self, context: Context) -> float:
-        """Return the deadline of a call on time.monotonic(), at most the service's timeout."""
-        remaining_s = context.time_remaining()
-        limit_s = self._settings.request_timeout_s
-        return time.monotonic() + (limit_s if remaining_s is None else min(remaining_s, limit_s))
 
     async def _read(self, name: str, incoming: Incoming, call: RequestContext) -> Message:
         if name not in self.image_methods:

@@ -21,7 +21,6 @@ from service.schema.rendering import answer_json, error_detail
 from tasks.results import (
     BoxXyxy,
     DetectionsResult,
-    Instance,
     InstancesResult,
     PointXy,
     Result,
@@ -100,27 +99,24 @@ def _result_fields(result: Result) -> dict[str, Any]:
             ]
             return {"detections": pb.Detections(detections=found)}
         case InstancesResult():
-            return {"instances": pb.Instances(instances=map(_instance, result.instances))}
+            instances: list[pb.Instance] = []
+            for each in result.instances:
+                if each.mask is None:
+                    rings = [pb.Ring(points=_points(ring)) for ring in each.polygons or ()]
+                    shape: dict[str, Any] = {"polygons": pb.Polygons(rings=rings)}
+                else:
+                    height, width = each.mask.size_hw
+                    counts = each.mask.counts
+                    shape = {"mask": pb.RunLengths(height=height, width=width, counts=counts)}
+                box = _box(each.box)
+                instances.append(pb.Instance(box=box, label=each.label, score=each.score, **shape))
+            return {"instances": pb.Instances(instances=instances)}
         case TextRegionsResult():
             regions = [
                 pb.TextRegion(quad=_points(r.quad), text=r.text, score=r.score)
                 for r in result.text_regions
             ]
             return {"text_regions": pb.TextRegions(text_regions=regions)}
-
-
-def _instance(instance: Instance) -> pb.Instance:
-    box = _box(instance.box)
-    label = instance.label
-    score = instance.score
-    if instance.mask is None:
-        polygons = pb.Polygons(
-            rings=[pb.Ring(points=_points(ring)) for ring in instance.polygons or ()]
-        )
-        return pb.Instance(box=box, label=label, score=score, polygons=polygons)
-    height, width = instance.mask.size_hw
-    mask = pb.RunLengths(height=height, width=width, counts=instance.mask.counts)
-    return pb.Instance(box=box, label=label, score=score, mask=mask)
 
 
 def _box(box: BoxXyxy) -> pb.Box:

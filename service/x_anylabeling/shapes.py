@@ -12,13 +12,11 @@ Source: CVHub520/X-AnyLabeling-Server@1a7814f docs/user_guide.md (Response Schem
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from shapely import Polygon, contains_xy
-
 from service.inference.prediction import Answer
+from service.schema.outlines import outlines, simplified
 from tasks.results import (
     BoxXyxy,
     DetectionsResult,
-    Instance,
     InstancesResult,
     PointXy,
     TextRegionsResult,
@@ -29,7 +27,6 @@ JsonObject = dict[str, Any]
 
 _UNLABELLED = "object"  # X-AnyLabeling requires a label
 _TEXT_LABEL = "text"
-_MIN_POINTS = 3  # per polygon
 
 
 def shapes_json(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> JsonObject:
@@ -54,7 +51,8 @@ def _shapes(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> It
                 yield _shape("rectangle", _corners(detection.box), detection.label, detection.score)
         case InstancesResult(instances=instances):
             for instance in instances:
-                for points in _outlines(instance, epsilon_factor):
+                for ring in outlines(instance):
+                    points = simplified(ring, epsilon_factor * ring.length)
                     yield _shape("polygon", points, instance.label, instance.score)
         case TextRegionsResult(text_regions=regions):
             for each in regions:
@@ -63,14 +61,6 @@ def _shapes(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> It
                 }
         case TextResult(text=text) if region is not None:
             yield _shape("rectangle", _corners(region), text, None)
-
-
-def _outlines(instance: Instance, epsilon_factor: float) -> Iterator[list[PointXy]]:
-    rings = [Polygon(ring) for ring in instance.polygons or () if len(ring) >= _MIN_POINTS]
-    for ring in rings:
-        if sum(contains_xy(rings, *ring.exterior.coords[0])) % 2 == 0:
-            simplified = ring.exterior.simplify(epsilon_factor * ring.length)
-            yield [(x, y) for x, y in simplified.coords[:-1]]
 
 
 def _corners(box: BoxXyxy) -> Sequence[PointXy]:
