@@ -125,7 +125,11 @@ def _num_scans(data: bytes, position: int) -> int:
         return num_scans
     num_scans = 1
     for _ in range(_MAX_PARTS):
-        marker = _next_marker(data, position)
+        marker = None
+        # other threads run between two searches
+        for start in range(position, len(data), _MAX_FILL_BYTES):
+            if marker := _JPEG_MARKER.search(data, start, start + _MAX_FILL_BYTES + 1):
+                break
         if marker is None or marker[1][0] == _END_OF_IMAGE:
             return num_scans
         num_scans += marker[1][0] == _START_OF_SCAN
@@ -135,14 +139,6 @@ def _num_scans(data: bytes, position: int) -> int:
             )
         position = _segment_end(data, marker)
     raise _too_many_parts("JPEG", "markers between its scans")
-
-
-def _next_marker(data: bytes, position: int) -> re.Match[bytes] | None:
-    # other threads run between two searches
-    for start in range(position, len(data), _MAX_FILL_BYTES):
-        if marker := _JPEG_MARKER.search(data, start, start + _MAX_FILL_BYTES + 1):
-            return marker
-    return None
 
 
 def _png(data: bytes) -> Container:

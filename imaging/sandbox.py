@@ -63,13 +63,14 @@ def confine(max_bytes: int) -> bool:
         lowered = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(limited, (lowered, lowered))
     architecture = _ARCHITECTURES.get(os.uname().machine)
-    return architecture is not None and _install(_filter(architecture))
+    return architecture is not None and _filter_calls(architecture)
 
 
-def _filter(architecture: _Architecture) -> list[bytes]:
+def _filter_calls(architecture: _Architecture) -> bool:
+    """Return False if the kernel refuses the filter."""
     refuse = _instruction(_RETURN, _REFUSE)
     calls = architecture.system_calls
-    return [
+    instructions = [
         _instruction(_LOAD_WORD, _OFFSET_OF_ARCHITECTURE),
         _instruction(_JUMP_IF_EQUAL, architecture.audit_number, if_true=1),
         refuse,
@@ -81,16 +82,12 @@ def _filter(architecture: _Architecture) -> list[bytes]:
         refuse,
         _instruction(_RETURN, _ALLOW),
     ]
-
-
-def _instruction(code: int, operand: int, if_true: int = 0) -> bytes:
-    return struct.pack("=HBBI", code, if_true, 0, operand)  # struct sock_filter
-
-
-def _install(instructions: list[bytes]) -> bool:
-    """Return False if the kernel refuses the filter."""
     prctl = ctypes.CDLL(None).prctl
     program = _Program(len(instructions), b"".join(instructions))
     prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))  # a filter is refused without
     status: int = prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
     return status == 0
+
+
+def _instruction(code: int, operand: int, if_true: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, 0, operand)  # struct sock_filter

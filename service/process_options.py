@@ -41,7 +41,7 @@ def image_limits(values: Settings) -> ImageLimits:
 
 
 def image_fetcher(values: Settings) -> ImageFetcher | None:
-    """Return the fetcher of images by URL; None if no host is allowed."""
+    """Return the fetcher of images by URL, or None if no host is allowed."""
     if not values.url_hosts:
         return None
     hosts = list(map(AllowedHost.parse, values.url_hosts))

@@ -150,7 +150,7 @@ class WrongKeys:
     def count(self, address: str) -> None:
         """Count a wrong key; raise `Overloaded` above the rate."""
         client = address
-        with suppress(ValueError):  # of an IPv6 address the /64 network: one client has all of it
+        with suppress(ValueError):  # a client has all of the /64 network of its IPv6 address
             parsed = ipaddress.IPv6Address(address)
             network = ipaddress.IPv6Network((int(parsed), 64), strict=False)
             client = str(parsed.ipv4_mapped or network)
