@@ -12,7 +12,7 @@ from typing import Any
 from service.inference.prediction import Answer
 from service.label_studio.brush import brush_rle
 from service.label_studio.labelling_config import Control
-from service.schema.outlines import outlines, simplified
+from service.schema.outlines import corners, outlines, simplified
 from tasks.results import (
     BoxXyxy,
     DetectionsResult,
@@ -109,7 +109,12 @@ class RegionTags:
 def located_texts(answer: Answer, tags: RegionTags) -> Iterator[JsonObject]:
     """Yield the results of each piece of text, which share an id: shape, label, transcription."""
     canvas = Canvas(answer.image_size_wh)
-    for quad, text, score in _located(answer):
+    located: list[tuple[Sequence[PointXy], str, float]] = []
+    if isinstance(answer.result, TextRegionsResult):
+        located = [(each.quad, each.text, each.score) for each in answer.result.text_regions]
+    elif isinstance(answer.result, DetectionsResult):
+        located = [(corners(each.box), each.label, each.score) for each in answer.result.detections]
+    for quad, text, score in located:
         xs, ys = zip(*quad, strict=True)
         is_polygon = tags.shape.tag in ("Polygon", "PolygonLabels")
         value = (
@@ -126,15 +131,6 @@ def located_texts(answer: Answer, tags: RegionTags) -> Iterator[JsonObject]:
         if tags.label is not None and not is_labelled_shape:
             yield canvas.region(tags.label, value | labels, score, region_id)
         yield canvas.region(tags.text, value | {"text": [text]}, score, region_id)
-
-
-def _located(answer: Answer) -> Iterator[tuple[Sequence[PointXy], str, float]]:
-    if isinstance(answer.result, TextRegionsResult):
-        yield from ((each.quad, each.text, each.score) for each in answer.result.text_regions)
-    elif isinstance(answer.result, DetectionsResult):
-        for each in answer.result.detections:
-            x1, y1, x2, y2 = each.box
-            yield ((x1, y1), (x2, y1), (x2, y2), (x1, y2)), each.label, each.score
 
 
 def boxes(answer: Answer, control: Control) -> Iterator[JsonObject]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from shapely import Polygon, contains_xy
 
-from tasks.results import Instance, PointXy
+from tasks.results import BoxXyxy, Instance, PointXy
 
 _MIN_POINTS = 3  # per polygon
 
@@ -20,3 +20,9 @@ def outlines(instance: Instance) -> Iterator[Polygon]:
 def simplified(ring: Polygon, tolerance_px: float) -> list[PointXy]:
     """Return the points of a ring, of which none is further than the tolerance from it."""
     return [(x, y) for x, y in ring.exterior.simplify(tolerance_px).coords[:-1]]
+
+
+def corners(box: BoxXyxy) -> tuple[PointXy, PointXy, PointXy, PointXy]:
+    """Return the corners of a box, clockwise from its upper left one."""
+    x1, y1, x2, y2 = box
+    return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))

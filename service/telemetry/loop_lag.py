@@ -58,18 +58,15 @@ class LoopWatch:
             lag_s = max(0.0, now_s - self._due_s)
             EVENT_LOOP_LAG_SECONDS.observe(lag_s)
             if lag_s > _LATE_S:
-                self._log(lag_s, now_s)
+                names = sorted(task.get_name() for task in asyncio.all_tasks())
+                in_threads = [name for name in names if name.startswith(IN_THREAD)]
+                work = self._suspect or ", ".join(in_threads[:_MAX_NAMED])
+                pause_s = _LOG_EVERY_S if work else _LOG_BUSY_EVERY_S
+                if now_s - self._logged_s > pause_s:
+                    self._logged_s = now_s
+                    logger.warning("the event loop was late by %.2f s: %s", lag_s, work or _NO_WORK)
             self._suspect = ""
             self._due_s = time.monotonic() + _EVERY_S
-
-    def _log(self, lag_s: float, now_s: float) -> None:
-        names = sorted(task.get_name() for task in asyncio.all_tasks())
-        in_threads = [name for name in names if name.startswith(IN_THREAD)]
-        work = self._suspect or ", ".join(in_threads[:_MAX_NAMED])
-        pause_s = _LOG_EVERY_S if work else _LOG_BUSY_EVERY_S
-        if now_s - self._logged_s > pause_s:
-            self._logged_s = now_s
-            logger.warning("the event loop was late by %.2f s: %s", lag_s, work or _NO_WORK)
 
     def _observe(self, loop_thread: int) -> None:
         """Note what holds the loop while it is late; runs in a thread."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from service.inference.prediction import Answer
-from service.schema.outlines import outlines, simplified
+from service.schema.outlines import corners, outlines, simplified
 from tasks.results import (
     BoxXyxy,
     DetectionsResult,
@@ -48,7 +48,7 @@ def _shapes(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> It
     match answer.result:
         case DetectionsResult(detections=found):
             for detection in found:
-                yield _shape("rectangle", _corners(detection.box), detection.label, detection.score)
+                yield _shape("rectangle", corners(detection.box), detection.label, detection.score)
         case InstancesResult(instances=instances):
             for instance in instances:
                 for ring in outlines(instance):
@@ -60,12 +60,7 @@ def _shapes(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> It
                     "description": each.text
                 }
         case TextResult(text=text) if region is not None:
-            yield _shape("rectangle", _corners(region), text, None)
-
-
-def _corners(box: BoxXyxy) -> Sequence[PointXy]:
-    x1, y1, x2, y2 = box
-    return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+            yield _shape("rectangle", corners(region), text, None)
 
 
 def _shape(kind: str, points: Sequence[PointXy], label: str, score: float | None) -> JsonObject:
