@@ -67,10 +67,6 @@ class Container:
     orientation: int | None  # EXIF's
     num_scans: int = 1  # a JPEG may have more
 
-    def file(self) -> bytes:
-        """Return the file without its metadata."""
-        return b"".join((self.header, *self.rest))
-
 
 def read_container(data: bytes) -> Container:
     """Read the structure of an image file; raise `UnreadableImage` or `OversizedImage`."""

@@ -97,7 +97,7 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """Return the upright image in mode RGB; raise `UnreadableImage` or `OversizedImage`."""
     container = read_container(data)
-    image = _open(container.file(), container, limits)
+    image = _open(b"".join((container.header, *container.rest)), container, limits)
     # One block: a long run of fill bytes would be read again with each block.
     image.decodermaxblock = len(data)
     with _decoding_errors(container):
