@@ -12,8 +12,9 @@ from service.http.boundary import RestBoundary
 from service.http.middleware import CONTENT_SECURITY_POLICY
 from service.settings import Settings
 from tasks.table import TASKS
+from tests.support.catalog import PALIGEMMA
 from tests.support.export_cli import ROOT
-from tests.support.fake_service import PALIGEMMA, make_core
+from tests.support.fake_service import make_core
 from tests.support.playground_samples import (
     FOLDER,
     PHOTOGRAPH,
