@@ -5,8 +5,8 @@ It knows no HTTP.
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import chain
 
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
@@ -41,11 +41,13 @@ class StageTimes:
     decode_s: float
     postprocess_s: float
     total_s: float
+    # milliseconds of each stage by its name without unit, for logs and answers
+    ms: Mapping[str, float] = field(init=False)
 
-    def in_ms(self) -> dict[str, float]:
-        """Return the milliseconds of each stage by its name without unit."""
-        stages = asdict(self).items()
-        return {name.removesuffix("_s"): round(seconds * 1000, 3) for name, seconds in stages}
+    def __post_init__(self) -> None:
+        seconds = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
+        ms = {name.removesuffix("_s"): round(value * 1000, 3) for name, value in seconds.items()}
+        object.__setattr__(self, "ms", ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +138,10 @@ def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prom
 
 
 def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
-    fields = request.fields
+    options = request.fields
     grammar = (
         model.language.answer_grammar(request.task.id, request.parameters)
-        if fields.constrained
+        if options.constrained
         else None
     )
     specs: list[SequenceSpec] = []
@@ -147,11 +149,11 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
         segments = [(segment.text, segment.is_control) for segment in prompt]
         spec = SequenceSpec(
             segments=segments,
-            max_new_tokens=fields.max_new_tokens,
-            num_beams=fields.num_beams,
-            temperature=fields.temperature,
-            top_p=fields.top_p,
-            seed=fields.seed,
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.num_beams,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
             grammar=grammar,
             adapter=model.adapter_key,
             timeout_s=max(0.0, context.deadline_s - time.monotonic()),

@@ -6,7 +6,6 @@ Images, prompts, answers and keys are never logged or traced.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from types import MappingProxyType
 
 from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
@@ -78,11 +77,9 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
     times = answer.times
     num_tokens = answer.written.num_generated_tokens
     REQUEST_SECONDS.labels(*labels).observe(times.total_s)
-    for field in fields(times):
-        if field.name != "total_s":
-            STAGE_SECONDS.labels(*labels, field.name.removesuffix("_s")).observe(
-                getattr(times, field.name)
-            )
+    for stage in times.ms:
+        if stage != "total":
+            STAGE_SECONDS.labels(*labels, stage).observe(getattr(times, f"{stage}_s"))
     ttft_s = sum(getattr(times, name) for name in _STAGES_TO_FIRST_TOKEN)
     TIME_TO_FIRST_TOKEN_SECONDS.labels(*labels).observe(ttft_s)
     for sequence in answer.written.sequences:
@@ -100,7 +97,7 @@ def record_answer(answer: Answer, api: str, request_id: str) -> None:
         "image_height": height,
         "generated_tokens": num_tokens,
         "vision_cache": answer.written.features.outcome,
-        **{f"{stage}_ms": ms for stage, ms in times.in_ms().items()},
+        **{f"{stage}_ms": ms for stage, ms in times.ms.items()},
     }
     sizes = f"image={width}x{height} tokens={num_tokens} total_ms={times.total_s * 1000:.1f}"
     text = f" model={labels[0]} task={labels[1]} {sizes}"

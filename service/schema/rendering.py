@@ -22,7 +22,7 @@ RESULT: TypeAdapter[ResultJson] = TypeAdapter(ResultJson)
 
 def answer_json(answer: Answer, request_id: str) -> AnswerJson:
     written = answer.written
-    timings_ms = answer.times.in_ms()
+    timings_ms = dict(answer.times.ms)
     queue_ms = timings_ms.pop("encode_queue") + timings_ms.pop("decode_queue")
     return AnswerJson(
         id=request_id,
