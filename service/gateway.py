@@ -44,8 +44,8 @@ from service.process_options import (
 )
 from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
-from service.supervision.roles import GATEWAY
 from service.supervision.greeting import greeting
+from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
 from service.telemetry.loop_lag import LoopWatch
 from service.telemetry.metrics import MODEL_INFO
