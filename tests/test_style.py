@@ -15,6 +15,7 @@ ROOMS = (*PACKAGES, "deploy", "docs", "tests")
 MAX_USED_ONCE_SHARE = 0.08
 # What rooms that are not clean yet may have: these numbers only shrink.
 STILL_ALLOWED = {
+    "service": {"used once": 63},
     "imaging": {"used once": 5},
     "client/diptych_client": {"used once": 34},
     "deploy": {"nested comprehensions": 2},
