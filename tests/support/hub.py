@@ -17,7 +17,12 @@ from typing import Literal
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "tests/florence-2-mini"
 BRANCHES = ("main", "bfloat16")
-_RESOLVED = tuple(f"/{REPOSITORY}/resolve/{each}/" for each in (COMMIT, *BRANCHES))
+# The repository as a model, and as a data set of images.
+_RESOLVED = tuple(
+    f"/{kind}{REPOSITORY}/resolve/{each}/"
+    for kind in ("", "datasets/")
+    for each in (COMMIT, *BRANCHES)
+)
 
 Failure = Literal["gated", "no repository", "no revision", "cut off", "broken xet", "server error"]
 _REFUSALS: dict[str, tuple[int, dict[str, str]]] = {
