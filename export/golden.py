@@ -11,6 +11,7 @@ after a failure.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +31,12 @@ from export.checks.golden_answers import (
     GoldenImage,
     answers_of,
     find_image,
-    first_difference,
     has_regions,
     read_golden,
 )
+from export.checks.parity import first_difference
 from export.checks.streaming import load_for_checks
-from export.doctor import Finding
+from export.doctor import Finding, Verdict
 from export.progress import silence_transformers
 from export.resources import needs_of
 from imaging.errors import ImageError
@@ -47,7 +48,7 @@ from runners.decoder.protocol import Decoder
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
 from runners.tokens.errors import SequenceError
-from tasks.catalog import CatalogEntry, CatalogError
+from tasks.catalog import CatalogEntry, CatalogError, model_id_of, parse_entry
 from tasks.errors import TaskError
 from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder
@@ -56,6 +57,7 @@ from tasks.prompts import Prompt, PromptSegment
 from tasks.table import TASKS
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import (
+    ENTRY_FILE,
     MASK_DECODER_FILE,
     ArtifactError,
     Device,
@@ -88,7 +90,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A published prompt, as the service sends it; a prompt without a task is sent as it is."""
+    """A published prompt, as the service sends it; one that is not a task's is sent as it is."""
 
     prompt: Prompt
     task_id: str | None = None
@@ -97,19 +99,20 @@ class Question:
     @classmethod
     def of(cls, entry: CatalogEntry, text: str, image_size_wh: tuple[int, int]) -> "Question":
         """Raise `TaskError` if the model offers no such prompt."""
+        as_it_is = cls((PromptSegment(text),))
         asked = FAMILIES[entry.family].read_prompt(text)
         if asked is None:
-            return cls((PromptSegment(text),))
+            return as_it_is
         values = dict(asked.values)
         if asked.region_shares is not None:
             sides = (*image_size_wh, *image_size_wh)
             shares = zip(asked.region_shares, sides, strict=True)
             values["region"] = [share * side for share, side in shares]
         parameters = parse_parameters(TASKS[asked.task_id], values)
-        (prompt,) = FAMILIES[entry.family].task_prompts(
+        prompts = FAMILIES[entry.family].task_prompts(
             entry, asked.task_id, parameters, image_size_wh
         )
-        return cls(prompt, asked.task_id, parameters)
+        return cls(prompts[0], asked.task_id, parameters) if len(prompts) == 1 else as_it_is
 
     def grammar(self, entry: CatalogEntry) -> str | None:
         """Return the grammar by which the service constrains the answer."""
@@ -129,33 +132,38 @@ class GoldenCheck:
     answers: Sequence[GoldenAnswer]
     images: Mapping[str, Image.Image]
 
-    def findings(self) -> Iterator[Finding]:
-        """Yield a finding for each answer, at the default precision and in float32."""
+    @property
+    def default_parts(self) -> Parts:
+        """The default precisions on this host's devices."""
         on_encoder = encoder_device("auto")
         on_decoder = decoder_device("auto")
-        default = Parts(
-            self.manifest.precision[on_encoder]["encoder"],
+        precision = self.manifest.precision
+        return Parts(
+            precision[on_encoder]["encoder"],
             on_encoder,
-            self.manifest.precision[on_decoder]["decoder"],
+            precision[on_decoder]["decoder"],
             on_decoder,
         )
-        for parts in dict.fromkeys((default, Parts("float32", "cpu", "float32", "cpu"))):
-            yield from self._compare(parts)
 
-    def _compare(self, parts: Parts) -> Iterator[Finding]:
-        features = self._encode(parts)
-        decoder = self._load_decoder(parts)
-        for answer in self.answers:
-            if answer.image not in features:
-                continue
-            try:
-                finding = self._asked(decoder, answer, features[answer.image])
-            except (SequenceError, TaskError) as error:
-                finding = Finding("failure", f"no answer: {error}")
-            where = f"{parts} {answer.image} {answer.prompt!r}"
-            yield Finding(finding.verdict, f"{where}: {finding.text}")
+    def findings(self) -> Iterator[Finding]:
+        """Yield a finding for each answer, at the default precision and in float32."""
+        float32 = Parts("float32", "cpu", "float32", "cpu")
+        for parts in dict.fromkeys((self.default_parts, float32)):
+            features = self.encode(parts)
+            decoder = self.load_decoder(parts)
+            for answer in self.answers:
+                if answer.image not in features:
+                    continue
+                try:
+                    finding = self.ask(decoder, answer, features[answer.image])
+                except (SequenceError, TaskError) as error:
+                    finding = Finding("failure", f"no answer: {error}")
+                where = f"{parts} {answer.image} {answer.prompt!r}"
+                yield Finding(finding.verdict, f"{where}: {finding.text}")
+            del decoder, features  # before the next are loaded
 
-    def _encode(self, parts: Parts) -> dict[str, Tensor]:
+    def encode(self, parts: Parts) -> dict[str, Tensor]:
+        """Return the features (N, C) of each image."""
         encoder = VisionEncoder(self.folder, precision=parts.encoder, device=parts.encoder_device)
         encoder.load()
         features = {}
@@ -164,7 +172,8 @@ class GoldenCheck:
             features[name] = encoder.encode(np.asarray(resized)[None])[0]
         return features
 
-    def _load_decoder(self, parts: Parts) -> Decoder:
+    def load_decoder(self, parts: Parts) -> Decoder:
+        """Load the decoder; a large one in float32 runs layer by layer."""
         longest = max(answer.max_new_tokens for answer in self.answers)
         max_positions = self.manifest.num_image_tokens + _MAX_PROMPT_TOKENS + longest
         family = self.manifest.family
@@ -174,7 +183,8 @@ class GoldenCheck:
         is_large = needs_of(self.entry, os.cpu_count() or 1).is_large
         return load_for_checks(self.folder, family, parts.decoder, is_large, max_positions)
 
-    def _asked(self, decoder: Decoder, answer: GoldenAnswer, features: Tensor) -> Finding:
+    def ask(self, decoder: Decoder, answer: GoldenAnswer, features: Tensor) -> Finding:
+        """Compare one answer; raise `SequenceError` or `TaskError` if there is none."""
         language = FAMILIES[self.manifest.family]
         size_wh = self.images[answer.image].size
         question = Question.of(self.entry, answer.prompt, size_wh)
@@ -186,8 +196,10 @@ class GoldenCheck:
         )
         (sequence,) = generate_all(decoder, [to_request(decoder, features, spec)])
         text = framed_text(decoder, sequence.token_ids)
-        if text != answer.text:
-            return Finding("warning" if answer.weak else "failure", difference(answer.text, text))
+        if (start := first_difference(text, answer.text)) is not None:
+            differing = f"expected {shown(answer.text, start)}, got {shown(text, start)}"
+            verdict: Verdict = "warning" if answer.weak else "failure"
+            return Finding(verdict, f"from character {start + 1} {differing}")
         if question.task_id is not None and answer.regions is not None:
             result = language.parse_answer(
                 question.task_id,
@@ -212,11 +224,6 @@ def framed_text(decoder: Decoder, token_ids: Sequence[int]) -> str:
     return "".join(stream.push(token_id) for token_id in kept)
 
 
-def difference(expected: str, got: str) -> str:
-    start = first_difference(expected, got)
-    return f"from character {start + 1} expected {shown(expected, start)}, got {shown(got, start)}"
-
-
 def shown(text: str, start: int = 0) -> str:
     """Return what a line shows of a text, from a character on."""
     cut = text[start : start + _SHOWN_CHARS]
@@ -237,7 +244,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     has_failure = False
     try:
-        for finding in findings(parsed.model, parsed.answers, parsed.images):
+        for finding in findings(model_id_of(parsed.model), parsed.answers, parsed.images):
             print(finding, flush=True)
             has_failure |= finding.verdict == "failure"
     except (ExportError, CatalogError, ArtifactError) as error:
@@ -252,29 +259,35 @@ def findings(model_id: str, file: Path, images: Path | None) -> Iterator[Finding
     answers = answers_of(golden, model_id, file)
     folder = artifact_folder(model_id)
     manifest = read_manifest(folder)
+    if manifest.adapter_of is not None:
+        raise SourceError(
+            f"{model_id} is an adapter; only its base, {manifest.adapter_of}, answers"
+        )
     verify_files(folder, manifest)
     silence_transformers()
     found: dict[str, Image.Image] = {}
     for name in dict.fromkeys(answer.image for answer in answers):
         try:
-            found[name] = _open(name, golden.images[name], images)
+            found[name] = open_image(name, golden.images[name], images)
         except SourceError as error:
             yield Finding("failure", str(error))
     masks = folder / MASK_DECODER_FILE
     mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
     if found:
-        entry = find_entry(model_id)
+        stored = folder / ENTRY_FILE  # hf:owner/name has one
+        row = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else None
+        entry = find_entry(model_id) if row is None else parse_entry(row)
         yield from GoldenCheck(entry, folder, manifest, mask_decoder, answers, found).findings()
 
 
-def _open(name: str, image: GoldenImage, folder: Path | None) -> Image.Image:
+def open_image(name: str, image: GoldenImage, folder: Path | None) -> Image.Image:
     """Return an image; raise `SourceError`."""
     path = find_image(name, image, folder)
     try:
         opened = read_image(path)
     except (OSError, ImageError) as error:
         raise SourceError(f"{path} cannot be read as an image: {error}") from error
-    if image.size_wh not in (None, opened.size):
+    if image.size_wh is not None and image.size_wh != opened.size:
         raise SourceError(
             f"{path} has {_pixels(opened.size)}; the published {name} has {_pixels(image.size_wh)}"
         )

@@ -107,7 +107,7 @@ def answers_of(golden: GoldenFile, model_id: str, file: Path = GOLDEN_FILE) -> l
 
 
 def golden_offer(model_id: str) -> str | None:
-    """Return a line about the published answers of a model, None if there are none."""
+    """Return a line about the published answers of a model, if there are any."""
     answers = read_golden().answers.get(model_id)
     if answers is None:
         return None
@@ -139,23 +139,16 @@ def find_image(name: str, image: GoldenImage, folder: Path | None) -> Path:
         ) from error
 
 
-def first_difference(expected: str, got: str) -> int:
-    """Return the index of the first character that differs; the texts are not equal."""
-    pairs = zip(expected, got, strict=False)
-    differing = (index for index, (one, other) in enumerate(pairs) if one != other)
-    return next(differing, min(len(expected), len(got)))
-
-
 def has_regions(result: Result, regions: Sequence[GoldenRegion]) -> bool:
     """Return True if a result has the published regions, in their order."""
-    found = list(_regions_of(result))
+    found = [(label, list(map(int, at))) for label, at in regions_of(result)]
     return len(found) == len(regions) and all(
-        each.at == [int(value) for value in at] and each.label in ("", label)
+        each.at == at and each.label in ("", label)
         for each, (label, at) in zip(regions, found, strict=True)
     )
 
 
-def _regions_of(result: Result) -> Iterator[tuple[str, Iterable[float]]]:
+def regions_of(result: Result) -> Iterator[tuple[str, Iterable[float]]]:
     """Yield label and coordinates of each region."""
     match result:
         case DetectionsResult():

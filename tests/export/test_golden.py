@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from export.checks.golden_answers import MAX_IMAGE_BYTES
 from export.scenes import render_scene, sample_scene
 from tests.support.export_cli import ModelStore
 from tests.support.hub import REPOSITORY, running_hub
@@ -45,9 +46,9 @@ def write_answers(
 ) -> Path:
     """Write a file of answers about the scene; JSON is YAML."""
     common = {"image": SCENE, "max_new_tokens": 60, "source": "the scene"}
-    rows = {
-        model_id: [common | answer for answer in of_model] for model_id, of_model in answers.items()
-    }
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for model_id, of_model in answers.items():
+        rows[model_id] = [common | answer for answer in of_model]
     document = {"images": {SCENE: {"size_wh": [SIZE_PX, SIZE_PX]} | image}, "answers": rows}
     file = folder / "answers.yaml"
     file.write_text(json.dumps(document), encoding="utf-8")
@@ -123,7 +124,7 @@ def test_a_difference_is_shown_from_its_first_character_and_fails_unless_it_is_w
     assert unknown.startswith(f"failure   {where}'<NOTHING>': no answer: <NOTHING> is not a task")
 
 
-def test_images_are_fetched_from_their_published_place(
+def test_images_are_fetched_from_their_published_place_once(
     exported: ModelStore, images: Path, tmp_path: Path
 ) -> None:
     file = write_answers(tmp_path, TRUE, url=PUBLISHED)
@@ -132,6 +133,18 @@ def test_images_are_fetched_from_their_published_place(
         run = golden(exported, "florence-2-mini", "--answers", file, **environment)
     assert (run.returncode, run.stderr) == (0, ""), run.stdout
     assert f"/datasets/{REPOSITORY}/resolve/main/{SCENE}" in hub.requested
+    again = golden(exported, "florence-2-mini", "--answers", file, **environment)
+    assert (again.returncode, again.stdout) == (0, run.stdout), again.stderr
+
+
+def test_an_image_above_the_limit_is_not_fetched(exported: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / SCENE).write_bytes(bytes(MAX_IMAGE_BYTES + 1))
+    file = write_answers(tmp_path, TRUE, url=PUBLISHED)
+    with running_hub(tmp_path) as hub:
+        environment = hub.environment(tmp_path / "cache")
+        run = golden(exported, "florence-2-mini", "--answers", file, **environment)
+    assert run.returncode == 1
+    assert "has 20000001 bytes; at most 20000000 are allowed" in run.stdout
 
 
 def test_an_image_that_is_not_there_is_named_with_its_place(

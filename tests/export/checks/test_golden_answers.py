@@ -26,7 +26,7 @@ LOCATED = [(model_id, answer) for model_id, answer in ALL if answer.regions]
 def test_published_answers_are_of_models_of_the_catalog() -> None:
     assert [model_id for model_id in GOLDEN.answers if model_id in CATALOG] == [*GOLDEN.answers]
     num_sure = sum(not answer.weak for _, answer in ALL)
-    assert (len(ALL), num_sure, len(LOCATED)) == (17, 15, 8)
+    assert (len(ALL), num_sure, len(LOCATED)) == (17, 15, 9)
     assert all("@" in answer.source for _, answer in ALL)
 
 
@@ -47,6 +47,14 @@ def test_published_text_parses_to_the_published_regions(
     assert answer.regions is not None
     assert has_regions(result, answer.regions), result
     assert not has_regions(result, answer.regions[1:])
+
+
+@pytest.mark.parametrize(
+    "answer", GOLDEN.answers["paligemma-3b-pt-224"] + GOLDEN.answers["paligemma-3b-mix-224"]
+)
+def test_paligemmas_published_prompts_are_sent_as_they_are(answer: GoldenAnswer) -> None:
+    question = Question.of(CATALOG["paligemma-3b-pt-224"], answer.prompt, (640, 480))
+    assert "".join(segment.text for segment in question.prompt) == answer.prompt
 
 
 def test_a_model_with_published_answers_is_offered_the_comparison() -> None:
