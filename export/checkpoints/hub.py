@@ -41,7 +41,7 @@ def fetch_file(
     wanted = f"{file_name} of {repository}"
     with _one_line_errors(repository, wanted):
         found = hf_hub_download(repository, file_name, repo_type=repository_type, dry_run=True)
-    if found.file_size > max_bytes:
+    if (found.file_size or 0) > max_bytes:
         raise SourceError(f"{wanted} has {found.file_size} bytes; at most {max_bytes} are allowed")
     with _one_line_errors(repository, wanted):
         return Path(hf_hub_download(repository, file_name, repo_type=repository_type))

@@ -20,7 +20,7 @@ SIZE_PX = 384
 CAPTION = "a purple star and a yellow square with text"
 BOXES = "star<loc_424><loc_640><loc_568><loc_776>square<loc_752><loc_128><loc_872><loc_256>"
 # bin + .5 of 1,000, in pixels of the scene
-REGIONS = [
+REGIONS: list[dict[str, Any]] = [
     {"label": "star", "at": [163, 245, 218, 298]},
     {"label": "square", "at": [288, 49, 335, 98]},
 ]
@@ -104,7 +104,7 @@ def test_a_difference_is_shown_from_its_first_character_and_fails_unless_it_is_w
     exported: ModelStore, images: Path, tmp_path: Path
 ) -> None:
     moved = [REGIONS[0], REGIONS[1] | {"at": [288, 49, 335, 99]}]
-    answers = [
+    answers: list[dict[str, Any]] = [
         {"prompt": "<CAPTION>", "text": CAPTION.replace("yellow", "green")},
         {"prompt": "<OCR>", "text": "0888", "weak": True},
         {"prompt": "<OD>", "text": BOXES, "regions": moved},
