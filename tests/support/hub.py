@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +21,7 @@ BRANCHES = ("main", "bfloat16")
 # The repository as a model, and as a data set of images.
 _RESOLVED = tuple(
     f"/{kind}{REPOSITORY}/resolve/{each}/"
-    for kind in ("", "datasets/")
-    for each in (COMMIT, *BRANCHES)
+    for kind, each in product(("", "datasets/"), (COMMIT, *BRANCHES))
 )
 
 Failure = Literal["gated", "no repository", "no revision", "cut off", "broken xet", "server error"]

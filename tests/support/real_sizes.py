@@ -39,11 +39,12 @@ from tests.support.microsoft_form import (
 ALL_LAYERS = 99
 _MASK_DECODER = MODELS / "paligemma-mini" / "vae.npz"
 _VISION_KEYS = ("depths", "num_groups", "num_heads", "projection_dim")
+_STACK_KEYS = ("layers", "ffn_dim", "attention_heads")
 _TEXT_KEYS = (
     "d_model",
     "max_position_embeddings",
-    *(f"{part}_{each}" for part in ("encoder", "decoder") for each in ("layers", "ffn_dim")),
-    *(f"{part}_attention_heads" for part in ("encoder", "decoder")),
+    *(f"encoder_{each}" for each in _STACK_KEYS),
+    *(f"decoder_{each}" for each in _STACK_KEYS),
 )
 
 

@@ -19,7 +19,9 @@ from tasks.generation import GeneratedText
 from tests.support.catalog import CATALOG
 
 GOLDEN = read_golden()
-ALL = [(model_id, answer) for model_id, of_model in GOLDEN.answers.items() for answer in of_model]
+ALL: list[tuple[str, GoldenAnswer]] = []
+for _model_id, _answers in GOLDEN.answers.items():
+    ALL += [(_model_id, answer) for answer in _answers]
 LOCATED = [(model_id, answer) for model_id, answer in ALL if answer.regions]
 
 
