@@ -41,6 +41,6 @@ def test_outcome_is_the_documented_one(
 
 
 def test_every_documented_form_is_built() -> None:
-    built = {(form.base, form.name) for form in FORMS}
+    built: set[tuple[str, str]] = {(form.base, form.name) for form in FORMS}
     built |= {(form.base, form.name) for form in ADAPTER_FORMS}
     assert built == {(base, name) for base, outcomes in OUTCOMES.items() for name in outcomes}
