@@ -5,6 +5,7 @@ Commands, each with `--help`:
     python -m export MODEL…          make the artifacts of catalog models and store them in
                                      BentoML's model store
     python -m export doctor          check this host and the exported models
+    python -m export golden MODEL    compare an exported model's answers with published ones
     python -m export.bento FOLDER    build the Bento that a container image is made of
     python -m export.memory          print the memory tables of docs/operations.md
     python -m export.tune DATA       tune a LoRA adapter on a labelled dataset
@@ -14,7 +15,7 @@ Folders, in the order of their imports:
     checkpoints/   inputs of an export: sources, precision records, jobs, random checkpoints
     artifacts/     outputs: ONNX vision encoder, decoder weights, model store
     scenes/        rendered scenes, questions about them, true answers and scoring
-    checks/        parity with transformers, and the loss at each precision
+    checks/        parity with transformers, published answers, and the loss at each precision
     tuning/        LoRA adapters on a user's labels
 
 Nothing in here runs in the service.

@@ -1,7 +1,8 @@
 """`python -m export MODEL…`: make the artifacts of catalog models and store them in BentoML's model
 store.
 
-`python -m export doctor` checks this host and the exported models (export/doctor.py).
+`python -m export doctor` checks this host and the exported models (export/doctor.py);
+`python -m export golden MODEL` compares a model's answers with published ones (export/golden.py).
 """
 
 import argparse
@@ -16,6 +17,7 @@ from export.adapters import export_adapter
 from export.artifacts.store import folder_of_current, has_current_version, new_version
 from export.checkpoints.errors import ExportError
 from export.checkpoints.jobs import ROOT, ExportOptions, find_entry, plan_job
+from export.checks.golden_answers import golden_offer
 from export.progress import NUM_STEPS, Progress, silence_transformers
 from export.resources import check_host, needs_of
 from tasks.catalog import CatalogEntry, CatalogError
@@ -23,13 +25,17 @@ from wire.artifacts.manifest import ArtifactError, Manifest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export the requested models in turn, or run the doctor.
+    """Export the requested models in turn, or run another command.
 
     Return the exit status, 1 at the first failure.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["doctor"]:
         return doctor.main(given[1:])
+    if given[:1] == ["golden"]:
+        from export import golden  # imports torch, which takes seconds
+
+        return golden.main(given[1:])
     parsed = _parse(given)
     options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder, parsed.images)
     try:
@@ -90,6 +96,8 @@ def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> No
     with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
         manifest = make_artifacts(job, folder, progress, needs.is_large)
     print(f"{entry.id}: {_summary(manifest)}, {time.monotonic() - start_s:.1f} s")
+    if offer := golden_offer(entry.id):
+        print(f"{entry.id}: {offer}")
 
 
 def _summary(manifest: Manifest) -> str:

@@ -19,6 +19,7 @@ from typing import Literal
 
 from export.artifacts.store import exported_models
 from export.checkpoints.jobs import ROOT
+from export.checks.golden_answers import golden_offer
 from export.resources import available_memory_bytes, free_disk_bytes, store_home
 from tasks.catalog import model_id_of
 from wire.artifacts.devices import decoder_device, encoder_device, has_cuda_card
@@ -92,6 +93,8 @@ def findings(models: Sequence[str]) -> Iterator[Finding]:
     yield from broken
     for model_id, (folder, manifest) in found.items():
         yield artifacts(model_id, folder, manifest)
+        if offer := golden_offer(model_id):
+            yield Finding("ok", f"{model_id}: {offer}")
 
 
 def memory(weights_bytes: Sequence[float], available_bytes: float | None) -> Finding:

@@ -5,6 +5,7 @@ takes a second.
 """
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from export.checkpoints.errors import SourceError, is_disk_full
 
 _MAX_REASON_CHARS = 200
+_COPY_CHECKPOINT = ", or copy a checkpoint to it and give its folder as --source"
 
 
 def fetch_snapshot(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -25,20 +27,28 @@ def fetch_snapshot(repository: str, revision: str | None, patterns: Sequence[str
     """
     from huggingface_hub import snapshot_download
 
-    with _one_line_errors(repository, f"{repository} at {revision or 'its newest commit'}"):
+    wanted = f"{repository} at {revision or 'its newest commit'}"
+    with _one_line_errors(repository, wanted, _COPY_CHECKPOINT):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
 
 
-def fetch_file(repository: str, file_name: str, repository_type: str) -> Path:
-    """Return one file of the newest commit; raise `SourceError`."""
+def fetch_file(
+    repository: str, file_name: str, repository_type: str, max_bytes: float = math.inf
+) -> Path:
+    """Return one file of the newest commit, of at most `max_bytes`; raise `SourceError`."""
     from huggingface_hub import hf_hub_download
 
-    with _one_line_errors(repository, f"{file_name} of {repository}"):
+    wanted = f"{file_name} of {repository}"
+    with _one_line_errors(repository, wanted):
+        found = hf_hub_download(repository, file_name, repo_type=repository_type, dry_run=True)
+    if (found.file_size or 0) > max_bytes:
+        raise SourceError(f"{wanted} has {found.file_size} bytes; at most {max_bytes} are allowed")
+    with _one_line_errors(repository, wanted):
         return Path(hf_hub_download(repository, file_name, repo_type=repository_type))
 
 
 @contextmanager
-def _one_line_errors(repository: str, wanted: str) -> Iterator[None]:
+def _one_line_errors(repository: str, wanted: str, remedy: str = "") -> Iterator[None]:
     """Turn any failure of huggingface_hub into a `SourceError` of one line.
 
     Its exceptions have no base class: hf_xet, for one, raises RuntimeError for a broken download.
@@ -53,10 +63,10 @@ def _one_line_errors(repository: str, wanted: str) -> Iterator[None]:
         with warnings.catch_warnings(action="ignore"):
             yield
     except Exception as error:
-        raise SourceError(f"cannot fetch {wanted}: {_reason(error, repository)}") from error
+        raise SourceError(f"cannot fetch {wanted}: {_reason(error, repository, remedy)}") from error
 
 
-def _reason(error: Exception, repository: str) -> str:
+def _reason(error: Exception, repository: str, remedy: str) -> str:
     from huggingface_hub import constants, errors, get_token
 
     if is_disk_full(error):
@@ -84,8 +94,7 @@ def _reason(error: Exception, repository: str) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
             f"{constants.ENDPOINT} does not answer (or HF_HUB_OFFLINE is set), and not all files"
-            f" are in the cache {constants.HF_HUB_CACHE}; connect this host, or copy a checkpoint"
-            " to it and give its folder as --source"
+            f" are in the cache {constants.HF_HUB_CACHE}; connect this host{remedy}"
         )
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MAX_REASON_CHARS]
     return f"the download failed ({reason}); the same command resumes it"

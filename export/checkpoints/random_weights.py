@@ -181,7 +181,7 @@ SHAPES = {
             embedding_std=0.003,
             norm_offsets={"language_model.norm.weight": 15.0},
         )
-        for kind, image_size_px in (("mix", 224), ("pt", 896))
+        for kind, image_size_px in (("mix", 224), ("mix", 448), ("pt", 896))
     },
     **{
         f"paligemma-2-{size}-mix-224": Shape(
@@ -207,9 +207,15 @@ SHAPES = {
 
 
 def write_random_checkpoint(
-    name: str, folder: Path, max_layers: int, seed: int = 0, gain: float = GAIN
+    name: str,
+    folder: Path,
+    max_layers: int,
+    seed: int = 0,
+    gain: float = GAIN,
+    max_decoder_layers: int | None = None,
 ) -> None:
-    """Write a checkpoint of shape `name` with at most `max_layers` layers in every stack.
+    """Write a checkpoint of shape `name` with at most `max_layers` layers in every stack, and at
+    most `max_decoder_layers` in Gemma's.
 
     With a small `gain`, quantised weights change the output little, as in trained models.
     """
@@ -218,6 +224,8 @@ def write_random_checkpoint(
     processor.image_processor.size = {"height": shape.image_size_px, "width": shape.image_size_px}
     processor.image_processor.image_seq_length = shape.num_image_tokens
     config = shape.config(max_layers)
+    if max_decoder_layers is not None:
+        config.get_text_config().num_hidden_layers = max_decoder_layers
     config.image_token_id = processor.tokenizer.image_token_id
     special_ids = {name: getattr(processor.tokenizer, name) for name in _SPECIAL_IDS}
     for part in (config, config.get_text_config()):

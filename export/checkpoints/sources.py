@@ -179,7 +179,15 @@ def _check_family(source: Source, family: Family) -> None:
     for part in ("vision_config", "text_config"):
         if not isinstance(_read_json(source, CONFIG_FILE, part), dict):
             raise SourceError(f"{CONFIG_FILE} of {source.name} must have an object as {part}")
-    vision_type = _read_json(source, CONFIG_FILE, "vision_config").get("model_type")
+    config = read_config(source)
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise SourceError(
+            f"{source.name} has weights quantised by {method!r}; allowed are float32, bfloat16 and"
+            " float16: save model.dequantize(), or merge an adapter of a quantised base into the"
+            " base itself"
+        )
+    vision_type = config["vision_config"].get("model_type")
     if family == "florence2" and vision_type not in (_OWN_VISION_TYPE, *_MICROSOFT_VISION_TYPES):
         raise SourceError(
             f"{source.name} has vision_config.model_type {vision_type!r}; allowed:"

@@ -214,17 +214,10 @@ class AnswerCheck:
     def _parse(
         self, decoder: Decoder, question: PictureQuestion, sequence: GeneratedSequence
     ) -> Result:
-        answer = AnswerText(decoder)
-        answer.push(sequence.token_ids)
-        pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
-        logprobs = tuple(logprob for token_id, logprob in pairs if answer.has(token_id))
-        text = GeneratedText(
-            answer.text, tuple(answer.token_ends), logprobs, sequence.finish_reason
-        )
         return FAMILIES[self.entry.family].parse_answer(
             question.task_id,
             question.parameters,
-            [text],
+            [generated_text(decoder, sequence)],
             self.pictures[question.picture].original_size_wh,
             "polygon",
             self.mask_decoder,
@@ -248,3 +241,12 @@ class AnswerCheck:
                     [answers[index] for index in of_kind], [expected[index] for index in of_kind]
                 ),
             )
+
+
+def generated_text(decoder: Decoder, sequence: GeneratedSequence) -> GeneratedText:
+    """Return an answer as the parsers read it."""
+    answer = AnswerText(decoder)
+    answer.push(sequence.token_ids)
+    pairs = zip(sequence.token_ids, sequence.logprobs, strict=True)
+    logprobs = tuple(logprob for token_id, logprob in pairs if answer.has(token_id))
+    return GeneratedText(answer.text, tuple(answer.token_ends), logprobs, sequence.finish_reason)

@@ -155,8 +155,8 @@ def compare_tokens(
     return TokenParity(len(answers), sum(map(len, answers)), num_near_ties)
 
 
-def first_difference(answer: Sequence[int], expected: Sequence[int]) -> int | None:
-    """Return the first index at which two token sequences differ, or None if they are equal."""
+def first_difference(answer: Sequence[object], expected: Sequence[object]) -> int | None:
+    """Return the first index at which tokens or texts differ, or None if they are equal."""
     if tuple(answer) == tuple(expected):
         return None
     pairs = zip(answer, expected, strict=False)

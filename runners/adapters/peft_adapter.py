@@ -28,6 +28,8 @@ from runners.adapters.peft_config import PeftConfig
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
     DOWN,
+    HEADER_LENGTH_BYTES,
+    MAX_HEADER_BYTES,
     UP,
     WEIGHTS_FILE,
     AdapterError,
@@ -42,8 +44,6 @@ _SAVED = re.compile(r"base_model\.model\.(?P<weight>(?!.*\.lora_(?!embedding_)).
 
 _MAX_TENSORS = 2_048  # PaliGemma 10B has 912 of all its linear layers
 _MAX_NAME_CHARS = 300
-_MAX_HEADER_BYTES = 1_000_000
-_HEADER_LENGTH_BYTES = 8  # before the header, little-endian
 _FLOAT32_BYTES = 4
 
 
@@ -183,10 +183,10 @@ def _read_tensors(
 def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file; a mapped file that is cut would end the process."""
     with open_file(path, max_bytes) as file:
-        length = file.read(_HEADER_LENGTH_BYTES)
-        if (num_header_bytes := int.from_bytes(length, "little")) > _MAX_HEADER_BYTES:
+        length = file.read(HEADER_LENGTH_BYTES)
+        if (num_header_bytes := int.from_bytes(length, "little")) > MAX_HEADER_BYTES:
             raise AdapterError(
-                f"{path} has a header of {num_header_bytes} bytes; {_MAX_HEADER_BYTES} are allowed"
+                f"{path} has a header of {num_header_bytes} bytes; {MAX_HEADER_BYTES} are allowed"
             )
         data = length + file.read(max_bytes)
     try:

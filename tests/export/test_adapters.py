@@ -19,6 +19,7 @@ from runners.decoder.batch import generate_all
 from runners.encoder.session import VisionEncoder
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
+from tests.support.adapter_forms import TOWER, with_microsofts_names
 from tests.support.decoder_cases import MAX_NEAR_TIES, NUM_SCENES, make_case
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
@@ -35,7 +36,8 @@ class Tuned:
 
     store: ModelStore
     catalog: Path
-    folders: Mapping[str, Path]  # PEFT's format
+    folders: Mapping[str, Path]  # PEFT's own names
+    sources: Mapping[str, Path]  # the exported ones
     printed: str
 
 
@@ -48,18 +50,22 @@ def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Tun
     for seed, (adapter, base) in enumerate(BASES.items()):
         options: Mapping[str, Any] = VISION_OPTIONS[base]
         if adapter == "vision-only":
-            options = {"target_modules": r".*vision_tower.*fc1"}
+            options = {"target_modules": TOWER}
         folders[adapter] = write_adapter(
             Reference.load(MODELS / base).model, folder / adapter, seed, **options
         )
+    # Published ones are tuned over Microsoft's code.
+    renamed = Path(shutil.copytree(folders["vision-only"], folder / "microsofts-names"))
+    with_microsofts_names(renamed)
+    sources = folders | {"vision-only": renamed}
     rows = {
-        adapter: {"adapter_of": base, "source": str(folders[adapter])}
+        adapter: {"adapter_of": base, "source": str(sources[adapter])}
         for adapter, base in BASES.items()
     }
     catalog = write_catalog(folder / "catalog.yaml", rows)
     run = store.export(*BASES, DIPTYCH_CATALOG=str(catalog))
     assert run.returncode == 0, run.stderr
-    return Tuned(store, catalog, folders, run.stdout)
+    return Tuned(store, catalog, folders, sources, run.stdout)
 
 
 @pytest.mark.parametrize("adapter", BASES)
@@ -136,7 +142,7 @@ def test_the_artifacts_have_the_precisions_of_the_base_and_a_build_of_their_own(
     assert manifest.parity["image_features"]["min_cosine"] > 0.9999
     # The same files in a watched folder have another key: there, they have no encoder.
     hashes = {
-        name: sha256_of(tuned.folders[adapter] / name) for name in (CONFIG_FILE, WEIGHTS_FILE)
+        name: sha256_of(tuned.sources[adapter] / name) for name in (CONFIG_FILE, WEIGHTS_FILE)
     }
     assert manifest.build_key not in (base.build_key, adapter_build_key(hashes, base.build_key))
     assert f"{adapter}: an adapter of " in tuned.printed

@@ -21,6 +21,23 @@ def test_sound_host_has_one_line_for_each_check_and_model(exported: ModelStore) 
     assert run.stderr == ""
 
 
+def test_a_model_with_published_answers_is_offered_the_comparison(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    store = ModelStore(tmp_path / "bentoml")
+    store.add_newest("florence-2-mini", exported)
+    named = store.home / "models" / "florence-2-base"
+    shutil.move(named.with_name("florence-2-mini"), named)
+    record = store.newest("florence-2-base") / "model.yaml"
+    text = record.read_text(encoding="utf-8")
+    record.write_text(text.replace("florence-2-mini", "florence-2-base"), encoding="utf-8")
+    run = store.python("-m", "export", "doctor")
+    assert run.stdout.splitlines()[-1] == (
+        "ok        florence-2-base: 6 published answers to compare with: python -m export golden"
+        " florence-2-base"
+    )
+
+
 def test_damaged_file_is_a_failure_that_names_it(exported: ModelStore, tmp_path: Path) -> None:
     store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml")))
     (store.newest("paligemma-mini") / "tokenizer.json").write_text("{}", encoding="utf-8")

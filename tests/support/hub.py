@@ -11,13 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "tests/florence-2-mini"
 BRANCHES = ("main", "bfloat16")
-_RESOLVED = tuple(f"/{REPOSITORY}/resolve/{each}/" for each in (COMMIT, *BRANCHES))
+# The repository as a model, and as a data set of images.
+_RESOLVED = tuple(
+    f"/{kind}{REPOSITORY}/resolve/{each}/"
+    for kind, each in product(("", "datasets/"), (COMMIT, *BRANCHES))
+)
 
 Failure = Literal["gated", "no repository", "no revision", "cut off", "broken xet", "server error"]
 _REFUSALS: dict[str, tuple[int, dict[str, str]]] = {

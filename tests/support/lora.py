@@ -34,7 +34,15 @@ def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
 
     The model is left as it was.
     """
-    values: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": LAYERS} | options
+    tuned = peft_model(model, seed, options)
+    save_adapter(tuned, folder)
+    tuned.unload()
+    return folder
+
+
+def peft_model(model: Any, seed: int, options: Mapping[str, Any]) -> Any:
+    """Return PEFT's model over `model`, with random products and weights."""
+    values: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": LAYERS, **options}
     config = LoraConfig(**values)
     with _without_warnings():
         tuned = get_peft_model(model, config)
@@ -49,10 +57,13 @@ def write_adapter(model: Any, folder: Path, seed: int, **options: Any) -> Path:
             weight.data += (
                 _STRENGTH * weight.data.std() * torch.randn(weight.shape, generator=generator)
             )
+    return tuned
+
+
+def save_adapter(tuned: Any, folder: Path) -> None:
+    """Write the adapter of PEFT's model in PEFT's format."""
     with _without_warnings():
         tuned.save_pretrained(str(folder))
-    tuned.unload()
-    return folder
 
 
 def write_catalog(path: Path, adapters: Mapping[str, Mapping[str, Any]]) -> Path:

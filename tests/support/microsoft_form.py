@@ -138,17 +138,13 @@ class MicrosoftModel:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the state dict of Microsoft's model, in float16."""
-        weights = {
-            f"vision_tower.{_microsoft_name(name)}": tensor
-            for name, tensor in self.vision_tower.state_dict().items()
-        }
-        projector = self.projector.state_dict()
-        weights["image_projection"] = projector.pop("image_projection.weight").T
-        for name, tensor in projector.items():
-            weights[name.replace("image_position_embed.", "image_pos_embed.")] = tensor
-        for name, tensor in self.language_model.state_dict().items():
-            weights[f"language_model.{name}"] = tensor
-        return {name: tensor.half().contiguous().clone() for name, tensor in weights.items()}
+        return microsoft_weights(
+            {
+                "vision_tower": self.vision_tower.state_dict(),
+                "multi_modal_projector": self.projector.state_dict(),
+                "language_model": self.language_model.state_dict(),
+            }
+        )
 
     @torch.inference_mode()
     def image_features(self, pixel_values: Tensor) -> Tensor:
@@ -175,8 +171,34 @@ class MicrosoftModel:
         return answer
 
 
-def _microsoft_name(name: str) -> str:
-    """Return Microsoft's name of a weight of the vision tower."""
+def microsoft_weights(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the weights of transformers' parts under Microsoft's names, in float16."""
+    weights = {
+        f"vision_tower.{_tower_name(name)}": tensor
+        for name, tensor in parts["vision_tower"].items()
+    }
+    for name, tensor in parts["multi_modal_projector"].items():
+        if name == "image_projection.weight":
+            weights["image_projection"] = tensor.T
+        else:
+            weights[name.replace("image_position_embed.", "image_pos_embed.")] = tensor
+    for name, tensor in parts["language_model"].items():
+        weights[f"language_model.{name}"] = tensor
+    return {name: tensor.half().contiguous().clone() for name, tensor in weights.items()}
+
+
+def microsoft_name(name: str) -> str:
+    """Return Microsoft's name of a weight of vision tower, language model or head."""
+    for part, own in (
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    ):
+        if name.startswith(part):
+            return own + name.removeprefix(part)
+    return f"vision_tower.{_tower_name(name.removeprefix('model.vision_tower.'))}"
+
+
+def _tower_name(name: str) -> str:
     parts = name.split(".")
     if parts[0] == "convs":
         return name.replace(".conv.", ".proj.")

@@ -83,6 +83,7 @@ def running_service(
     log: Path,
     access: Access = OPEN,
     command: Sequence[str] = SERVICE,
+    start_timeout_s: float = _START_TIMEOUT_S,
     /,
     **settings: str,
 ) -> Iterator[RunningService]:
@@ -107,7 +108,7 @@ def running_service(
         f"{access.scheme}://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}", access
     )
     try:
-        service.wait_until_ready(_START_TIMEOUT_S)
+        service.wait_until_ready(start_timeout_s)
         yield service
     finally:
         process.send_signal(signal.SIGTERM)

@@ -40,10 +40,15 @@ MAX_ADAPTERS = 64  # per base
 SCAN_EVERY_S = 1.0
 MAX_CONFIG_BYTES = 1_000_000  # PEFT's may name every layer
 MAX_ENTRY_BYTES = 16_384
+# A safetensors file begins with the length of its header, little-endian; the header is JSON.
+HEADER_LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 1_000_000
 
 _FORMAT = 1  # increment when the same files become other matrices
 _SETTLED_AFTER_S = 1.0  # time without a change
 _NAME = re.compile(r"[^.].*")  # others are temporary or hidden
+# PEFT saves them with an adapter of the head
+_COPY = re.compile(r".*\b(?:lm_head|shared|embed_tokens)(?:\.base_layer)?\.weight")
 _MAX_REASON_CHARS = 500
 _MAX_ENTRY_DEPTH = 5
 _AT_ONCE = os.O_NONBLOCK | os.O_NOCTTY
@@ -203,11 +208,34 @@ def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
                 raise AdapterError(f"{path} must be a regular file")
             if found.st_size > max_bytes:
                 raise AdapterError(
-                    f"{path} has {found.st_size} bytes; at most {max_bytes} are allowed"
+                    f"{path} has {found.st_size} bytes; at most {max_bytes} are"
+                    f" allowed{share_of_copies(file)}"
                 )
             yield file
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
+
+
+def share_of_copies(file: BufferedReader) -> str:
+    """Return the remedy for a file that holds PEFT's copies of head and embeddings."""
+    try:
+        length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
+        header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
+        sizes = {
+            name: tensor["data_offsets"][1] - tensor["data_offsets"][0]
+            for name, tensor in header.items()
+            if name != "__metadata__"
+        }
+        num_copied = sum(size for name, size in sizes.items() if _COPY.fullmatch(name))
+        share = num_copied / sum(sizes.values())
+    except (AttributeError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        return ""  # not safetensors: its size is problem enough
+    if num_copied <= 0:
+        return ""
+    return (
+        f"; {share:.1%} of it are copies of head and embeddings, which are not needed unless they"
+        " were trained: save it with save_embedding_layers=False"
+    )
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:

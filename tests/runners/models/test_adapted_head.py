@@ -23,10 +23,13 @@ from tests.support.decoder_cases import NUM_SCENES, Case, make_case
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import LAYERS, unmerged, write_adapter
 from wire.artifacts.adapter_folder import WEIGHTS_FILE, AdapterError, AdapterLimits, NoRoomError
-from wire.artifacts.manifest import DECODER_FILE, read_manifest
+from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 
 # Logits reach 20; sums in another order differ by less.
 MAX_LOGIT_ERROR = 1e-4
+# Errors of int8 and bfloat16; the product reads a last state that has the base's.
+MAX_BASE_ERROR = 2.0
+MAX_PRODUCT_ERROR = 0.1
 MAX_NEW_TOKENS = 16
 NUM_REQUESTS = 6
 TARGETS: Mapping[str, list[str] | str] = {"head": ["lm_head"], "all": f"{LAYERS}|lm_head"}
@@ -107,6 +110,32 @@ def test_the_logits_are_those_of_peft_and_the_base_has_its_own(headed: Headed) -
     for index, row in enumerate(logits):
         expected = headed.first_logits(index)
         assert (row - expected).abs().max() < MAX_LOGIT_ERROR
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_beside_a_smaller_base_the_heads_product_stays_in_float32(
+    headed: Headed, precision: Precision
+) -> None:
+    """The base's own error remains, and the product adds none: its share is that of float32."""
+    family = read_manifest(headed.artifacts).family
+    adapters = Adapters()
+    decoder = load_decoder(headed.artifacts, family, precision, "cpu", adapters=adapters)
+    adapters.add("head", headed.read("head"))
+    request = headed.case.request(0, MAX_NEW_TOKENS)
+    with torch.inference_mode():
+        own, base = (
+            EagerEngine(decoder, 1).prefill([replace(request, adapter=adapter)], 0)[0].float()
+            for adapter in ("head", None)
+        )
+        exact, exact_base = (
+            EagerEngine(headed.case.decoder, 1).prefill([replace(request, adapter=adapter)], 0)[0]
+            for adapter in ("head", None)
+        )
+    base_error = (base - exact_base).abs().max()
+    assert 0 < base_error < MAX_BASE_ERROR
+    assert (own - exact).abs().max() < 2 * base_error
+    product = exact - exact_base
+    assert ((own - base) - product).norm() < MAX_PRODUCT_ERROR * product.norm()
 
 
 def test_rows_that_the_tuned_model_lacks_are_means(headed: Headed, tmp_path: Path) -> None:

@@ -236,6 +236,42 @@ def test_weights_above_the_limit_are_not_read(tmp_path: Path) -> None:
         settled(tmp_path).hashes(MAX_BYTES)
 
 
+def safetensors_header(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+HEAD = "base_model.model.lm_head.base_layer.weight"
+PRODUCT = "base_model.model.lm_head.lora_A.weight"
+SIZES = {HEAD: {"data_offsets": [0, 7_500]}, PRODUCT: {"data_offsets": [7_500, 10_000]}}
+
+
+@pytest.mark.parametrize(
+    ("header", "ending"),
+    [
+        (
+            json.dumps({"__metadata__": {"format": "pt"}, **SIZES}),
+            "; 75.0% of it are copies of head and embeddings, which are not needed unless they were"
+            " trained: save it with save_embedding_layers=False",
+        ),
+        (json.dumps({PRODUCT: SIZES[PRODUCT]}), ""),
+        (json.dumps({HEAD: {"data_offsets": "none"}}), ""),
+        (json.dumps({HEAD: [0]}), ""),
+        ("[" * 5_000, ""),
+        ("[]", ""),
+        ("{}", ""),
+    ],
+)
+def test_weights_above_the_limit_are_refused_with_the_share_that_is_not_needed(
+    tmp_path: Path, header: str, ending: str
+) -> None:
+    path = write(tmp_path / "a") / WEIGHTS_FILE
+    path.write_bytes(safetensors_header(header))
+    os.truncate(path, 10 * MAX_BYTES)
+    with pytest.raises(AdapterError) as refused:
+        settled(tmp_path).hashes(MAX_BYTES)
+    assert str(refused.value) == f"{path} has 10000 bytes; at most 1000 are allowed{ending}"
+
+
 def test_a_reason_is_one_line_that_can_be_printed() -> None:
     assert reason_of(ValueError("a\n  b\x1b[31m\u2028" + "c" * 1_000)) == "a b?[31m " + "c" * 491
 

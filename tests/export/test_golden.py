@@ -1,0 +1,199 @@
+"""`python -m export golden`, over the embedded models and images of scenes whose truth is known."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.checks.golden_answers import MAX_IMAGE_BYTES
+from export.scenes import render_scene, sample_scene
+from tests.support.export_cli import ModelStore
+from tests.support.hub import REPOSITORY, running_hub
+from wire.artifacts.manifest import read_manifest, write_manifest
+
+SCENE = "scene-6.png"
+SIZE_PX = 384
+CAPTION = "a purple star and a yellow square with text"
+BOXES = "star<loc_424><loc_640><loc_568><loc_776>square<loc_752><loc_128><loc_872><loc_256>"
+# bin + .5 of 1,000, in pixels of the scene
+REGIONS: list[dict[str, Any]] = [
+    {"label": "star", "at": [163, 245, 218, 298]},
+    {"label": "square", "at": [288, 49, 335, 98]},
+]
+BOX = "<loc0136><loc0768><loc0264><loc0896> yellow square"
+TRUE: dict[str, list[dict[str, Any]]] = {
+    "florence-2-mini": [
+        {"prompt": "<CAPTION>", "text": CAPTION},
+        {"prompt": "<OD>", "text": BOXES, "regions": REGIONS},
+        {"prompt": "<OCR>", "text": "088"},
+    ],
+    "paligemma-mini": [
+        {"prompt": "caption en", "text": CAPTION},
+        {"prompt": "detect yellow square", "text": BOX},
+        {"prompt": "answer en what does the text say?", "text": "088"},
+        {"prompt": "", "text": ""},
+    ],
+}
+PUBLISHED = f"https://huggingface.co/datasets/{REPOSITORY}/resolve/main/{SCENE}"
+
+
+def write_answers(
+    folder: Path, answers: Mapping[str, list[dict[str, Any]]], **image: object
+) -> Path:
+    """Write a file of answers about the scene; JSON is YAML."""
+    common = {"image": SCENE, "max_new_tokens": 60, "source": "the scene"}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for model_id, of_model in answers.items():
+        rows[model_id] = [common | answer for answer in of_model]
+    document = {"images": {SCENE: {"size_wh": [SIZE_PX, SIZE_PX]} | image}, "answers": rows}
+    file = folder / "answers.yaml"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    render_scene(sample_scene(6), SIZE_PX).save(folder / SCENE)
+    return folder
+
+
+def golden(
+    store: ModelStore, model_id: str, *arguments: object, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    run = store.export("golden", model_id, *map(str, arguments), **environment)
+    assert "Traceback" not in run.stderr
+    return run
+
+
+def test_true_answers_are_equal(
+    exported: ModelStore, model_id: str, images: Path, tmp_path: Path
+) -> None:
+    file = write_answers(tmp_path, TRUE)
+    run = golden(exported, model_id, "--answers", file, "--images", images)
+    assert (run.returncode, run.stderr) == (0, ""), run.stdout
+    lines = run.stdout.splitlines()
+    assert len(lines) == len(TRUE[model_id])
+    for line, answer in zip(lines, TRUE[model_id], strict=True):
+        assert line.startswith(f"ok        float32+float32 {SCENE} {answer['prompt']!r}: expected")
+
+
+def test_default_precision_and_float32_are_compared(
+    exported: ModelStore, images: Path, tmp_path: Path
+) -> None:
+    store = ModelStore(tmp_path / "bentoml")
+    store.add_newest("florence-2-mini", exported)
+    folder = store.newest("florence-2-mini")
+    manifest = read_manifest(folder)
+    manifest.precision["cpu"].update({"encoder": "int8", "decoder": "int8"})  # type: ignore[attr-defined]
+    write_manifest(folder, manifest)
+    file = write_answers(tmp_path, {"florence-2-mini": TRUE["florence-2-mini"][:1]})
+    run = golden(store, "florence-2-mini", "--answers", file, "--images", images)
+    assert [line.split()[:2] for line in run.stdout.splitlines()] == [
+        ["ok", "int8+int8"],
+        ["ok", "float32+float32"],
+    ]
+
+
+def test_a_difference_is_shown_from_its_first_character_and_fails_unless_it_is_weak(
+    exported: ModelStore, images: Path, tmp_path: Path
+) -> None:
+    moved = [REGIONS[0], REGIONS[1] | {"at": [288, 49, 335, 99]}]
+    answers: list[dict[str, Any]] = [
+        {"prompt": "<CAPTION>", "text": CAPTION.replace("yellow", "green")},
+        {"prompt": "<OCR>", "text": "0888", "weak": True},
+        {"prompt": "<OD>", "text": BOXES, "regions": moved},
+        {"prompt": "<NOTHING>", "text": "?"},
+    ]
+    file = write_answers(tmp_path, {"florence-2-mini": answers})
+    run = golden(exported, "florence-2-mini", "--answers", file, "--images", images)
+    caption, text, boxes, unknown = run.stdout.splitlines()
+    assert run.returncode == 1
+    where = f"float32+float32 {SCENE} "
+    assert caption == (
+        f"failure   {where}'<CAPTION>': from character 21 expected '…green square with text', got"
+        " '…yellow square with text'"
+    )
+    assert text == f"warning   {where}'<OCR>': from character 4 expected '…8', got '…'"
+    assert boxes.startswith(f"failure   {where}'<OD>': the text is equal, the regions differ: got")
+    assert unknown.startswith(f"failure   {where}'<NOTHING>': no answer: <NOTHING> is not a task")
+
+
+def test_images_are_fetched_from_their_published_place_once(
+    exported: ModelStore, images: Path, tmp_path: Path
+) -> None:
+    file = write_answers(tmp_path, TRUE, url=PUBLISHED)
+    with running_hub(images) as hub:
+        environment = hub.environment(tmp_path / "cache")
+        run = golden(exported, "florence-2-mini", "--answers", file, **environment)
+    assert (run.returncode, run.stderr) == (0, ""), run.stdout
+    assert f"/datasets/{REPOSITORY}/resolve/main/{SCENE}" in hub.requested
+    again = golden(exported, "florence-2-mini", "--answers", file, **environment)
+    assert (again.returncode, again.stdout) == (0, run.stdout), again.stderr
+
+
+def test_an_image_above_the_limit_is_not_fetched(exported: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / SCENE).write_bytes(bytes(MAX_IMAGE_BYTES + 1))
+    file = write_answers(tmp_path, TRUE, url=PUBLISHED)
+    with running_hub(tmp_path) as hub:
+        environment = hub.environment(tmp_path / "cache")
+        run = golden(exported, "florence-2-mini", "--answers", file, **environment)
+    assert run.returncode == 1
+    assert "has 20000001 bytes; at most 20000000 are allowed" in run.stdout
+
+
+def test_an_image_that_is_not_there_is_named_with_its_place(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    file = write_answers(tmp_path, TRUE, url=PUBLISHED)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    run = golden(exported, "florence-2-mini", "--answers", file, "--images", folder)
+    assert (run.returncode, run.stdout) == (
+        1,
+        f"failure   {SCENE} is missing: save {PUBLISHED} as {folder / SCENE}\n",
+    )
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
+    run = golden(exported, "florence-2-mini", "--answers", file, **unreachable)
+    assert run.returncode == 1
+    assert run.stdout.startswith(f"failure   {SCENE} is missing: cannot fetch {SCENE} of")
+    assert run.stdout.endswith(
+        f"; or save {PUBLISHED} as FOLDER/{SCENE} and give --images FOLDER\n"
+    )
+
+
+def test_a_file_that_is_not_the_published_image_is_refused(
+    exported: ModelStore, images: Path, tmp_path: Path
+) -> None:
+    file = write_answers(tmp_path, TRUE, size_wh=[640, 480])
+    run = golden(exported, "florence-2-mini", "--answers", file, "--images", images)
+    assert (run.returncode, run.stdout) == (
+        1,
+        f"failure   {images / SCENE} has 384 x 384 pixels; the published {SCENE} has 640 x 480"
+        " pixels\n",
+    )
+    shutil.copy(file, images / SCENE)
+    run = golden(exported, "florence-2-mini", "--answers", file, "--images", images)
+    assert run.returncode == 1
+    assert run.stdout.startswith(f"failure   {images / SCENE} cannot be read as an image: ")
+
+
+@pytest.mark.parametrize(
+    ("model_id", "message"),
+    [
+        ("florence-2-mini", "has no answers of florence-2-mini; it has those of florence-2-base, "),
+        ("florence-2-base", "no artifacts of florence-2-base in BentoML's model store"),
+    ],
+)
+def test_a_model_without_answers_or_artifacts_is_refused(
+    exported: ModelStore, model_id: str, message: str
+) -> None:
+    run = golden(exported, model_id)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("python -m export golden: ")
+    assert message in run.stderr
