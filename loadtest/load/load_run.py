@@ -47,7 +47,6 @@ class LoadRun:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._options: Any = environment.parsed_options  # locustfile.py adds ours to Locust's
         self._recorder = Recorder()
         self._session: Session | None = None
         self._plan: Stepping | None = None
@@ -95,6 +94,11 @@ class LoadRun:
     @property
     def mix(self) -> TrafficMix:
         return read_mix(Path(self._options.mix))
+
+    @property
+    def _options(self) -> Any:
+        """Locust's options with those of locustfile.py; a master replaces its workers'."""
+        return self._environment.parsed_options
 
     @property
     def _is_open_loop(self) -> bool:
