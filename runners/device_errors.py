@@ -1,4 +1,4 @@
-"""Device errors of torch and ONNX Runtime, which have no classes of their own.
+"""Errors of a device, which torch and ONNX Runtime raise without classes.
 
 out of memory   the caller may retry with less; recognised by its message
 lost            the CUDA context is unusable: every call fails until the process restarts. After any
@@ -38,7 +38,7 @@ def use_device() -> None:
 
     Nothing happens in a process that has not used a GPU.
     """
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # no types
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
 

@@ -43,7 +43,9 @@ def runner_options(
     device, gpu = values.device_of(model_id)
     models = [each.id for each in entries if each.adapter_of is None]
     local = [each for each in models if values.runner_url(each) is None]
-    sharing = [each for each in local if values.device_of(each) == (device, gpu)]
+    cards = []  # by default the first
+    for own_device, own_gpu in map(values.device_of, local):
+        cards += [own_gpu or 0] if own_device != "cpu" else []
     return RunnerOptions(
         limits=SchedulerLimits(
             num_slots=values.decoder_max_batch_size,
@@ -72,7 +74,7 @@ def runner_options(
             values.adapters_mb * BYTES_PER_MB,
         ),
         start_timeout_s=values.start_timeout_s,
-        num_sharing_gpu=max(1, len(sharing)),
+        num_sharing_gpu=max(1, cards.count(gpu or 0)),
     )
 
 

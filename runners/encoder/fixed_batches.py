@@ -10,6 +10,10 @@ images of the same input and output.
     encode   pixels into the input: one transfer; a replay; features out of the output, which the
              next part overwrites
 
+Pixels and features are copied in a stream of the encoder: it never waits for the decoder, whose
+work is in the default stream. Features may be freed while the decoder still reads them: they are
+recorded there, and their memory is reused only after that.
+
 ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one. While it
 captures, no other thread may allocate memory of the GPU: encoders are loaded before the decoder's
 thread starts (runners/model_worker.py). Sources: ONNX Runtime's page of the CUDA provider, "Using
@@ -126,6 +130,7 @@ class FixedBatches:
         self._name = name
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._session: BoundSession | None = None
+        self._stream = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]  # no types
         self.sizes: list[int] = []
         self.captured_sizes: list[int] = []
 
@@ -140,9 +145,13 @@ class FixedBatches:
     def _encode(self, pixels: Pixels) -> Tensor:
         if self._session is None:
             raise RuntimeError("the vision encoder is not loaded; call load() first")
-        features = self._session.empty_features(len(pixels))
-        for part in split_batch(len(pixels), self.sizes):
-            features[part] = self._session.encode(pixels[part])
+        with torch.cuda.stream(self._stream):
+            features = self._session.empty_features(len(pixels))
+            for part in split_batch(len(pixels), self.sizes):
+                features[part] = self._session.encode(pixels[part])
+        if self._stream is not None:
+            self._stream.synchronize()
+            features.record_stream(torch.cuda.default_stream())
         return features
 
     def _load(self, with_graphs: bool) -> None:

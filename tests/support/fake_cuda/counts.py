@@ -20,6 +20,8 @@ class Counts:
     to_host: int
     on_device: int
     waits: int
+    waits_for_all: int
+    events: int
     allocations: int
     frees: int
     pinned: int
@@ -58,16 +60,16 @@ def print_launches() -> None:
     _runtime.fake_cuda_print_launches()
 
 
-def fail_allocation(number: int) -> None:
-    """Fail the allocation of device memory with that number, the next one being 1; 0: none."""
-    _runtime.fake_cuda_fail_allocation(ctypes.c_long(number))
+def fail_allocations(first: int, num: int) -> None:
+    """Fail `num` allocations of device memory; `first` is 1 for the next one."""
+    _runtime.fake_cuda_fail_allocations(ctypes.c_long(first), ctypes.c_long(num))
 
 
-def fail_library_call(status: int) -> None:
-    """Let the next launch of cuBLAS or cuDNN return `status`."""
-    _runtime.fake_cuda_fail_library(status)
+def fail_library_calls(status: int, num: int) -> None:
+    """Fail the next `num` launches of cuBLAS or cuDNN with `status`."""
+    _runtime.fake_cuda_fail_library(status, num)
 
 
 def lose_device(code: int) -> None:
-    """Let every call fail with `code` until the process ends."""
+    """Fail every call with `code` until the process ends."""
     _runtime.fake_cuda_lose_device(code)

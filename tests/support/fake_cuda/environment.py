@@ -1,4 +1,4 @@
-"""The environment of the fake CUDA runtime: `python -m tests.support.fake_cuda.environment` makes it.
+"""The environment of the fake card: `python -m tests.support.fake_cuda.environment` makes it.
 
 torch and ONNX Runtime for CUDA are installed without the packages that they depend on: those of
 NVIDIA are replaced by one library under all of their names, and the others are read from this

@@ -6,15 +6,15 @@
 
 void fake_cuda_library_call(const char *name);
 
-static _Atomic int failing_status; /* of the next launch, once */
+static _Atomic int failing_status, num_failing; /* of the next launches */
 
 static int launch(const char *name) {
     fake_cuda_library_call(name);
-    int status = failing_status;
-    failing_status = 0;
-    return status;
+    if (!num_failing) return 0;
+    num_failing--;
+    return failing_status;
 }
-void fake_cuda_fail_library(int status) { failing_status = status; }
+void fake_cuda_fail_library(int status, int num) { failing_status = status, num_failing = num; }
 
 #define LAUNCHES(name) int name() { return launch(#name); }
 #define CREATES(name) int name(void **made) { *made = calloc(1, 256); return 0; }

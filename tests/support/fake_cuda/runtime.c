@@ -32,6 +32,8 @@ enum count {
     TO_HOST,
     ON_DEVICE,
     WAITS,          /* of the host for the device */
+    WAITS_FOR_ALL,  /* those for the device or its default stream, which the decoder uses */
+    EVENTS,         /* recorded in the default stream */
     ALLOCATIONS,    /* of device memory */
     FREES,
     PINNED,         /* allocations of pinned memory */
@@ -56,7 +58,7 @@ static int is_traced(void) {
 /* ---- errors: a lost device fails every call until the process ends ---- */
 
 static atomic_int lost_code;
-static atomic_long failing_allocation; /* 0: none; n: the n-th from now on */
+static atomic_long num_succeeding, num_failing; /* allocations from now on: so many succeed, then so many fail */
 static __thread cudaError_t last_error;
 
 /* FAKE_CUDA_LOST names a file with a code: the process that takes the file loses its device. */
@@ -96,9 +98,11 @@ static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGl
 
 static int is_own_capture(void) { return capture.is_active && pthread_equal(capture.thread, pthread_self()); }
 
+static int is_default(cudaStream_t stream) { return (unsigned long)stream <= 2; }
+
 static int is_captured(cudaStream_t stream) {
     if (!capture.is_active) return 0;
-    return stream == capture.stream || ((unsigned long)stream > 2 && ((struct stream *)stream)->is_captured);
+    return stream == capture.stream || (!is_default(stream) && ((struct stream *)stream)->is_captured);
 }
 
 /* Return an error if CUDA forbids the call now: a capture in global mode forbids it to all threads. */
@@ -248,7 +252,10 @@ API cudaError_t cudaMalloc(void **pointer, size_t size) {
     REFUSE_IN_CAPTURE("cudaMalloc");
     *pointer = 0;
     counts[ALLOCATIONS]++;
-    if (failing_allocation && --failing_allocation == 0) return fail(cudaErrorMemoryAllocation);
+    if (num_failing > 0 && num_succeeding-- <= 0) {
+        num_failing--;
+        return fail(cudaErrorMemoryAllocation);
+    }
     if (counts[BYTES] + bytes_of_others() + size > total_bytes()) return fail(cudaErrorMemoryAllocation);
     void *start = mmap(0, size ? size : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED) return fail(cudaErrorMemoryAllocation);
@@ -352,27 +359,29 @@ API cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSu
 API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     RETURN_IF_LOST();
     ((struct event *)event)->is_captured = is_captured(stream);
+    if (is_default(stream)) counts[EVENTS]++;
     return cudaSuccess;
 }
 API cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) { return cudaEventRecord(event, stream); }
 API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
     RETURN_IF_LOST();
-    if (capture.is_active && ((struct event *)event)->is_captured && (unsigned long)stream > 2)
+    if (capture.is_active && ((struct event *)event)->is_captured && !is_default(stream))
         ((struct stream *)stream)->is_captured = 1;
     return cudaSuccess;
 }
 API cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) { *ms = 1; return cudaSuccess; }
 
-static cudaError_t wait(const char *name) {
+static cudaError_t wait(const char *name, int is_for_all) {
     counts[WAITS]++;
+    counts[WAITS_FOR_ALL] += is_for_all;
     read_lost_file();
     REFUSE_IN_CAPTURE(name);
     if (is_traced()) fprintf(stderr, "fake CUDA: wait %s\n", name);
     return cudaSuccess;
 }
-API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait("cudaStreamSynchronize"); }
-API cudaError_t cudaDeviceSynchronize(void) { return wait("cudaDeviceSynchronize"); }
-API cudaError_t cudaEventSynchronize(cudaEvent_t event) { return wait("cudaEventSynchronize"); }
+API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return wait("cudaStreamSynchronize", is_default(stream)); }
+API cudaError_t cudaDeviceSynchronize(void) { return wait("cudaDeviceSynchronize", 1); }
+API cudaError_t cudaEventSynchronize(cudaEvent_t event) { return wait("cudaEventSynchronize", 0); }
 API cudaError_t cudaEventQuery(cudaEvent_t event) { REFUSE_IN_CAPTURE("cudaEventQuery"); return cudaSuccess; }
 API cudaError_t cudaStreamQuery(cudaStream_t stream) { REFUSE_IN_CAPTURE("cudaStreamQuery"); return cudaSuccess; }
 
@@ -572,7 +581,7 @@ API int cuCtxGetCurrent(void **context) { return cuDevicePrimaryCtxRetain(contex
 /* ---- for tests ---- */
 
 API void fake_cuda_counts(long *found) { for (int i = 0; i < NUM_COUNTS; i++) found[i] = counts[i]; }
-API void fake_cuda_fail_allocation(long number) { failing_allocation = number; }
+API void fake_cuda_fail_allocations(long first, long num) { num_succeeding = first - 1, num_failing = num; }
 API void fake_cuda_lose_device(int code) { lost_code = code; }
 
 /* The number of launches of kernels with `part` in their (mangled) name, captured ones included. */
