@@ -13,7 +13,8 @@ import torch
 
 from laboratory.gpu_check.parts import Model, admitted, make_endless, requests, scheduler, write
 from laboratory.gpu_check.verdicts import Verdict
-from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.scheduler import Scheduler, WrittenSequence
+from runners.decoder.sequences import SequenceRequest
 from runners.device_errors import EXIT_STATUS
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import Device
@@ -24,7 +25,6 @@ _MAX_TO_HOST = 1
 _MAX_COPIES = 2
 _MAX_LAUNCHES = 10
 _NUM_STEPS = 16
-_LITTLE_BYTES = 32 << 20  # less than a prefill of 16 sequences allocates, on any card
 _OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"temperature": 1.0, "top_p": 0.9, "seed": 1},
@@ -125,8 +125,9 @@ def check_out_of_memory(model: Model) -> Verdict:
     with scheduler(decoder, 16) as running:
         wanted = requests(decoder, [features] * 16, 8)
         expected = [each.sequence.token_ids for each in write(running, wanted)]
+        needed = [_needed_bytes(running, some) for some in (wanted[:1], wanted)]
         torch.cuda.empty_cache()
-        num_bytes = torch.cuda.mem_get_info()[0] - _LITTLE_BYTES
+        num_bytes = torch.cuda.mem_get_info()[0] - sum(needed) // 2
         ballast = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
         num_equal = _num_equal(expected, write(running, wanted))
         del ballast
@@ -136,6 +137,15 @@ def check_out_of_memory(model: Model) -> Verdict:
     return Verdict(
         "out of memory", model.id, measured, "16 and 16", num_equal == num_equal_again == 16
     )
+
+
+def _needed_bytes(running: Scheduler, wanted: Sequence[SequenceRequest]) -> int:
+    """Return the memory that is allocated to answer requests, beside weights and slots."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    idle_bytes = torch.cuda.memory_reserved()
+    write(running, wanted)
+    return torch.cuda.max_memory_reserved() - idle_bytes
 
 
 def _num_equal(expected: Sequence[tuple[int, ...]], written: Sequence[WrittenSequence]) -> int:

@@ -128,9 +128,8 @@ class FixedBatches:
         self._max_batch_size = max_batch_size
         self._device = device
         self._name = name
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._thread = ThreadPoolExecutor(1, name, self._use_own_stream)
         self._session: BoundSession | None = None
-        self._stream = torch.cuda.Stream() if device == "cuda" else None  # type: ignore[no-untyped-call]  # no types
         self.sizes: list[int] = []
         self.captured_sizes: list[int] = []
 
@@ -142,15 +141,18 @@ class FixedBatches:
         """Return features (B, N, C), float32, on the device; `pixels`: resized RGB (B, H, W, 3)."""
         return self._thread.submit(self._encode, pixels).result()
 
+    def _use_own_stream(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
+
     def _encode(self, pixels: Pixels) -> Tensor:
         if self._session is None:
             raise RuntimeError("the vision encoder is not loaded; call load() first")
-        with torch.cuda.stream(self._stream):
-            features = self._session.empty_features(len(pixels))
-            for part in split_batch(len(pixels), self.sizes):
-                features[part] = self._session.encode(pixels[part])
-        if self._stream is not None:
-            self._stream.synchronize()
+        features = self._session.empty_features(len(pixels))
+        for part in split_batch(len(pixels), self.sizes):
+            features[part] = self._session.encode(pixels[part])
+        if self._device == "cuda":
+            torch.cuda.current_stream().synchronize()
             features.record_stream(torch.cuda.default_stream())
         return features
 
