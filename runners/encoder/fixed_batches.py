@@ -68,6 +68,8 @@ class BoundSession:
         self._device = device
         (self._given,) = session.get_inputs()
         (self._made,) = session.get_outputs()
+        if device == "cuda":  # that of the thread, the encoder's
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
         shape = (max_batch_size, *self._given.shape[1:])
         self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=device == "cuda")
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
@@ -128,7 +130,7 @@ class FixedBatches:
         self._max_batch_size = max_batch_size
         self._device = device
         self._name = name
-        self._thread = ThreadPoolExecutor(1, name, self._use_own_stream)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._session: BoundSession | None = None
         self.sizes: list[int] = []
         self.captured_sizes: list[int] = []
@@ -140,10 +142,6 @@ class FixedBatches:
     def encode(self, pixels: Pixels) -> Tensor:
         """Return features (B, N, C), float32, on the device; `pixels`: resized RGB (B, H, W, 3)."""
         return self._thread.submit(self._encode, pixels).result()
-
-    def _use_own_stream(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
 
     def _encode(self, pixels: Pixels) -> Tensor:
         if self._session is None:
