@@ -68,7 +68,7 @@ class BoundSession:
         self._device = device
         (self._given,) = session.get_inputs()
         (self._made,) = session.get_outputs()
-        if device == "cuda":  # that of the thread, the encoder's
+        if device == "cuda":  # the thread's stream is the encoder's
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
         shape = (max_batch_size, *self._given.shape[1:])
         self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=device == "cuda")
