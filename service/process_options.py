@@ -43,9 +43,10 @@ def runner_options(
     device, gpu = values.device_of(model_id)
     models = [each.id for each in entries if each.adapter_of is None]
     local = [each for each in models if values.runner_url(each) is None]
-    cards = []  # by default the first
+    cards: list[int] = []
     for own_device, own_gpu in map(values.device_of, local):
-        cards += [own_gpu or 0] if own_device != "cpu" else []
+        if own_device != "cpu":
+            cards.append(own_gpu or 0)  # by default the first
     return RunnerOptions(
         limits=SchedulerLimits(
             num_slots=values.decoder_max_batch_size,
