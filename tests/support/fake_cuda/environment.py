@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -41,11 +41,16 @@ def missing() -> str | None:
 
 
 def make() -> None:
-    """Install the packages, unless they are there, and compile the libraries."""
+    """Install the packages, unless these are there, and compile the libraries."""
     if (reason := missing()) is not None:
         sys.exit(reason)
-    if not (SITE / "onnxruntime/capi").exists():
-        _install()
+    lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
+    wanted = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
+    installed = FOLDER / "installed"
+    text = "\n".join([*wanted, *_HEADERS])
+    if not installed.exists() or installed.read_text() != text:
+        _install([*wanted, *_HEADERS])
+        installed.write_text(text)
     _compile()
 
 
@@ -58,12 +63,10 @@ def variables() -> dict[str, str]:
     }
 
 
-def _install() -> None:
+def _install(packages: Sequence[str]) -> None:
     venv.create(FOLDER, clear=True, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--no-cache-dir"]
-    lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
-    wanted = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
-    subprocess.run([*pip, "--no-deps", *wanted, *_HEADERS], check=True)
+    subprocess.run([*pip, "--no-deps", *packages], check=True)
     # after the environment's own packages: torch and onnxruntime are found there first
     others = next(path for path in sys.path if path.endswith("site-packages"))
     (SITE / "others.pth").write_text(f"{others}\n")
