@@ -17,6 +17,8 @@ PY := $(VENV)/bin/python
 INSTALL ?= $(PY) -m pip install --quiet
 EMBEDDED := florence-2-mini paligemma-mini
 URL ?= http://127.0.0.1:3000
+# torch and ONNX Runtime for CUDA have packages of their own names: they are never installed over those for a CPU.
+GPU := build/gpu
 
 # Options of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
 ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
@@ -54,8 +56,8 @@ test-long: check export
 matrix: $(VENV)/installed-dev
 	VENV=$(VENV) .ci/matrix $(PYTHONS)
 
-gpu-check: export
-	$(PY) -m laboratory.gpu_check $(GPU_CHECK) $(EMBEDDED)
+gpu-check: export $(GPU)/installed
+	$(GPU)/bin/python -m laboratory.gpu_check $(GPU_CHECK) $(EMBEDDED)
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -101,6 +103,13 @@ $(VENV)/installed-loadtest: BESIDE =
 $(VENV)/installed-%: pyproject.toml requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet 'pip>=25.1'
 	$(INSTALL) $(BESIDE) --group $*
+	touch $@
+
+$(GPU)/installed: pyproject.toml requirements.txt requirements-gpu.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m venv --clear $(GPU)
+	{ sed -E '/^(onnxruntime|torch)[=>]=/d' requirements.txt && cat requirements-gpu.txt; } > $(GPU)/requirements.txt
+	$(GPU)/bin/python -m pip install --quiet 'pip>=25.1'
+	$(GPU)/bin/python -m pip install --quiet --requirement $(GPU)/requirements.txt --group export
 	touch $@
 
 $(VENV)/bin/python:

@@ -1,11 +1,14 @@
-"""Device errors of torch and ONNX Runtime, recognised by message: they have no classes.
+"""Errors of a device, which torch and ONNX Runtime raise without classes.
 
-out of memory   the caller may retry with less
-lost            the CUDA context is unusable: every call fails until the process restarts
+out of memory   the caller may retry with less; recognised by its message
+lost            the CUDA context is unusable: every call fails until the process restarts. After any
+                error the device is tried: messages are too many, and differ between versions
 """
 
 import logging
 import os
+
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -21,32 +24,35 @@ _OUT_OF_MEMORY = (
     "bad allocation",
     "cublas_status_alloc_failed",
 )
-# The errors of which the CUDA Runtime API says that "the process must be terminated and relaunched"
-# (cudaError).
-_LOST = (
-    "uncorrectable ecc error",
-    "an illegal memory access was encountered",
-    "the launch timed out and was terminated",
-    "device-side assert triggered",
-    "hardware stack error",
-    "an illegal instruction was encountered",
-    "misaligned address",
-    "operation not supported on global/shared address space",
-    "invalid program counter",
-    "unspecified launch failure",
-)
+# A failed capture of ONNX Runtime may leave its stream capturing, which forbids to synchronize
+# (cudaErrorStreamCapture*).
+_CAPTURE = ("captur",)
 
 
 def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or _has_sign(error, _OUT_OF_MEMORY)
 
 
+def use_device() -> None:
+    """Allocate on the GPU and wait for it; raise torch's error if it is lost.
+
+    Nothing happens in a process that has not used a GPU.
+    """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # no types
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+
+
 def exit_if_device_lost(error: Exception, part: str) -> None:
-    """End the process at once if `error` means that `part` can no longer use its device.
+    """End the process at once if `part` can no longer use its device after `error`.
 
     The calls in flight are not answered: the gateway repeats them after the runner's restart.
     """
-    if _has_sign(error, _LOST):
+    try:
+        use_device()
+    except Exception as failure:
+        if is_out_of_memory(failure) or _has_sign(failure, _CAPTURE):
+            return
         logger.critical(
             "%s lost its GPU, and its process ends to be restarted: %s", part, error, exc_info=error
         )

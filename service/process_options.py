@@ -66,8 +66,10 @@ def runner_options(
 ) -> RunnerOptions:
     """Return the options of a model's runner; `entries` are the served ones."""
     device, gpu = values.device_of(model_id)
-    local = local_models(entries, values)
-    sharing = [each for each in local if values.device_of(each) == (device, gpu)]
+    cards: list[int] = []
+    for own_device, own_gpu in map(values.device_of, local_models(entries, values)):
+        if own_device != "cpu":
+            cards.append(own_gpu or 0)  # by default the first
     return RunnerOptions(
         limits=SchedulerLimits(
             num_slots=values.decoder_max_batch_size,
@@ -96,7 +98,7 @@ def runner_options(
             values.adapters_mb * BYTES_PER_MB,
         ),
         start_timeout_s=values.start_timeout_s,
-        num_sharing_gpu=max(1, len(sharing)),
+        num_sharing_gpu=max(1, cards.count(gpu or 0)),
     )
 
 

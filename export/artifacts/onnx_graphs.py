@@ -4,7 +4,8 @@
 
 int8 (CPU): weights of MatMul and Gemm are quantised per channel, their inputs dynamically.
 Florence-2's graph is of one image (davit.py), because the runner encodes images one by one at int8.
-float16 (CUDA): weights and activations; input and output keep their types. All are exported with
+float16 (CUDA): weights and activations; input and output keep their types; attention and GELU are
+one operator each (fused_operators.py). All are exported with
 SDPA, which scales queries and keys before it multiplies them: eager attention sums the products
 first, in Florence-2 over all tokens of an image (36,864 at 768 pixels), and leaves the range of
 float16. optimum has no configuration for Florence-2 or PaliGemma; this one fits both.
@@ -24,6 +25,7 @@ from optimum.onnxruntime import ORTQuantizer
 from optimum.onnxruntime.configuration import AutoQuantizationConfig
 from optimum.utils import DummyInputGenerator, NormalizedConfig
 
+from export.artifacts.fused_operators import fuse
 from export.artifacts.vision_module import VisionEncoderModule
 from wire.artifacts.manifest import Precision, vision_encoder_file
 
@@ -108,7 +110,9 @@ def write_at_precision(folder: Path, precision: Precision, config: Any) -> None:
         case "int8":
             write_int8(source, output, config)
         case "float16":
-            onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), output)
+            model = onnx.load(source)
+            fuse(model)
+            onnx.save(convert_float_to_float16(model, keep_io_types=True), output)
         case "bfloat16":
             raise ValueError(
                 "ONNX Runtime has no bfloat16 vision encoder; allowed: float32, int8, float16"

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from onnx.reference.ops import load_op
 from torch import Tensor
 from torch.nn import functional
@@ -101,6 +102,33 @@ _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
 }
 
 
+class FastGelu(OpRun):
+    """ONNX Runtime's GELU with tanh."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, rows: Any, bias: Any = None) -> tuple[Any, ...]:
+        assert bias is None
+        return (functional.gelu(torch.from_numpy(rows), approximate="tanh").numpy(),)
+
+
+class MultiHeadAttention(OpRun):
+    """ONNX Runtime's attention, in its unfused form: scores are scaled sums, rounded to float16."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self, query: Any, key: Any, value: Any, num_heads: int = 0, scale: float = 0.0
+    ) -> tuple[Any, ...]:
+        shape = (*query.shape[:2], num_heads, -1)
+        q, k, v = (
+            torch.from_numpy(each).view(shape).transpose(1, 2) for each in (query, key, value)
+        )
+        scores = (q.float() @ k.float().mT * scale).half()
+        attended = (scores.softmax(-1).float() @ v.float()).half()
+        return (attended.transpose(1, 2).reshape(query.shape).numpy(),)
+
+
 def _float16_operator(op_type: str, function: Callable[..., Tensor]) -> type[Any]:
     """Return onnx's operator; on float16 inputs it calls `function`."""
     standard: Any = load_op("", op_type)
@@ -120,4 +148,8 @@ def _float16_operator(op_type: str, function: Callable[..., Tensor]) -> type[Any
     return type(op_type, (standard,), {"op_domain": "", "_run": run})
 
 
-_OPERATORS = [_float16_operator(op_type, function) for op_type, function in _FUNCTIONS.items()]
+_OPERATORS: list[type[OpRun]] = [
+    FastGelu,
+    MultiHeadAttention,
+    *(_float16_operator(op_type, function) for op_type, function in _FUNCTIONS.items()),
+]

@@ -1,11 +1,12 @@
 """`python -m laboratory.gpu_check MODEL…`: check that the models run well on this host's GPU.
 
-Prints a line of JSON for each check, then a table; the exit status is 1 if an aim is missed. The
-models are in the store of BENTOML_HOME; `--widths` adds Florence-2-base with random weights, which
-is exported first.
+Prints a line of JSON for each check, then a table, and writes gpu-report.json; `--read FILE` prints
+the missed aims of one. The exit status is 1 if an aim is missed. The models are in the store of
+BENTOML_HOME; `--widths` adds Florence-2-base with random weights, which is exported first.
 """
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from laboratory.gpu_check.choices import check_choices
 from laboratory.gpu_check.exactness import check_features, check_tokens
 from laboratory.gpu_check.idle import check_idle
 from laboratory.gpu_check.parts import Model, elapsed_ms
+from laboratory.gpu_check.report import FILE, LoggedWarnings, read, write
 from laboratory.gpu_check.resources import (
     check_lost_device,
     check_memory,
@@ -49,6 +51,10 @@ _ANY_IDLE = 1.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks; return the exit status."""
     parsed = _parse(arguments)
+    if parsed.read is not None:
+        print(read(parsed.read))
+        return 0
+    logging.getLogger().addHandler(log := LoggedWarnings())
     if parsed.widths:
         random = [model for model in BENCH_MODELS if model.is_random]
         with tempfile.TemporaryDirectory() as folder:
@@ -60,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verdicts.append(_run(name, model_id, check))
             print(verdicts[-1].line(), flush=True)
     print(verdict_table(verdicts))
+    write(FILE, verdicts, log.texts)
     return 0 if all(verdict.is_met for verdict in verdicts) else 1
 
 
@@ -107,12 +114,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser("python -m laboratory.gpu_check", description=summary)
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="a model of the store in BENTOML_HOME")
+    add("models", nargs="*", metavar="MODEL", help="a model of the store in BENTOML_HOME")
+    add("--read", type=Path, metavar="FILE", help="print the missed aims of a report")
     add("--widths", action="store_true", help="add Florence-2-base with random weights")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     seconds = "of the throughput; default: %(default)s"
     add("--seconds", type=float, default=60, help=seconds)
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if not (parsed.models or parsed.widths or parsed.read):
+        parser.error("name a model, --widths or --read FILE")
+    return parsed
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import torch
 
 from laboratory.gpu_check.parts import Model, admitted, make_endless, requests, scheduler, write
 from laboratory.gpu_check.verdicts import Verdict
-from runners.decoder.scheduler import WrittenSequence
+from runners.decoder.scheduler import Scheduler, WrittenSequence
+from runners.decoder.sequences import SequenceRequest
 from runners.device_errors import EXIT_STATUS
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import Device
@@ -124,10 +125,10 @@ def check_out_of_memory(model: Model) -> Verdict:
     with scheduler(decoder, 16) as running:
         wanted = requests(decoder, [features] * 16, 8)
         expected = [each.sequence.token_ids for each in write(running, wanted)]
+        needed = [_needed_bytes(running, some) for some in (wanted[:1], wanted)]
         torch.cuda.empty_cache()
-        ballast = torch.empty(
-            int(torch.cuda.mem_get_info()[0] * 0.995), dtype=torch.uint8, device="cuda"
-        )
+        num_bytes = torch.cuda.mem_get_info()[0] - sum(needed) // 2
+        ballast = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
         num_equal = _num_equal(expected, write(running, wanted))
         del ballast
         torch.cuda.empty_cache()
@@ -136,6 +137,15 @@ def check_out_of_memory(model: Model) -> Verdict:
     return Verdict(
         "out of memory", model.id, measured, "16 and 16", num_equal == num_equal_again == 16
     )
+
+
+def _needed_bytes(running: Scheduler, wanted: Sequence[SequenceRequest]) -> int:
+    """Return the memory that is allocated to answer requests, beside weights and slots."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    idle_bytes = torch.cuda.memory_reserved()
+    write(running, wanted)
+    return torch.cuda.max_memory_reserved() - idle_bytes
 
 
 def _num_equal(expected: Sequence[tuple[int, ...]], written: Sequence[WrittenSequence]) -> int:

@@ -1,11 +1,14 @@
 """A measurement with its aim."""
 
 import json
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from loadtest.figures import table
+
+TRACEBACK = "traceback"  # not in the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +28,18 @@ class Verdict:
 
 def failed(check: str, model: str, error: Exception) -> Verdict:
     """Return the verdict on a check that raised `error`."""
-    return Verdict(
-        check, model, {"error": f"{type(error).__name__}: {error}"[:400]}, "it runs", is_met=False
-    )
+    measured = {
+        "error": f"{type(error).__name__}: {error}",
+        TRACEBACK: "".join(traceback.format_exception(error)),
+    }
+    return Verdict(check, model, measured, "it runs", is_met=False)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts as a table in Markdown."""
     rows = []
     for each in verdicts:
-        measured = ", ".join(f"{name} {value}" for name, value in each.measured.items())
+        shown = [f"{name} {value}" for name, value in each.measured.items() if name != TRACEBACK]
+        measured = ", ".join(shown)
         rows.append([each.check, each.model, measured, each.aim, "yes" if each.is_met else "NO"])
     return table(["check", "model", "measured", "aim", "met"], rows)

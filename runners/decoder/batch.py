@@ -74,9 +74,12 @@ class LiveBatch:
         for sequence in sequences:  # before what may fail, so that they are freed with the sequence
             self._slots.take(sequence)
         launched = self._engine.prefill([each.request for each in sequences], first_slot, drafts)
-        for sequence in sequences:
-            if others := self._slots.take(sequence, sequence.num_rows - 1):
-                self._cache.add_beams(self._slots.of(sequence)[0], others)
+        self._cache.add_beams(
+            {
+                self._slots.of(sequence)[0]: self._slots.take(sequence, sequence.num_rows - 1)
+                for sequence in sequences
+            }
+        )
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
         num_rows = len(sequences) * width_of(drafts)
         by_sequence = dict(zip(sequences, drafts, strict=True))

@@ -10,6 +10,10 @@ images of the same input and output.
     encode   pixels into the input: one transfer; a replay; features out of the output, which the
              next part overwrites
 
+Pixels and features are copied in a stream of the encoder: it never waits for the decoder, whose
+work is in the default stream. Features may be freed while the decoder still reads them: they are
+recorded there, and their memory is reused only after that.
+
 ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one. While it
 captures, no other thread may allocate memory of the GPU: encoders are loaded before the decoder's
 thread starts (runners/model_worker.py). Sources: ONNX Runtime's page of the CUDA provider, "Using
@@ -64,6 +68,8 @@ class BoundSession:
         self._device = device
         (self._given,) = session.get_inputs()
         (self._made,) = session.get_outputs()
+        if device == "cuda":  # the thread's stream is the encoder's
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
         shape = (max_batch_size, *self._given.shape[1:])
         self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=device == "cuda")
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
@@ -143,6 +149,9 @@ class FixedBatches:
         features = self._session.empty_features(len(pixels))
         for part in split_batch(len(pixels), self.sizes):
             features[part] = self._session.encode(pixels[part])
+        if self._device == "cuda":
+            torch.cuda.current_stream().synchronize()
+            features.record_stream(torch.cuda.default_stream())
         return features
 
     def _load(self, with_graphs: bool) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from runners.kv_cache.shape import DecoderShape
+from runners.staging import to_device
 
 
 class KeyValueCache:
@@ -70,7 +71,8 @@ class KeyValueCache:
         elif len(sources) == 1:  # a plain copy, without a gather
             view[:, :, targets[0]] = view[:, :, sources[0]]
         else:
-            view[:, :, list(targets)] = view[:, :, list(sources)]
+            source, target = to_device([sources, targets], self._memory.device)
+            view[:, :, target] = view[:, :, source]
 
 
 class SlotLengths:
@@ -90,7 +92,7 @@ class SlotLengths:
     def set(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
         for slot, length in zip(slots, lengths, strict=True):
             self._on_host[slot] = length
-        indices, values = torch.tensor([list(slots), list(lengths)], device=self.on_device.device)
+        indices, values = to_device([list(slots), list(lengths)], self.on_device.device)
         self.on_device[indices] = values
 
     def add(self, slots: Sequence[int], amounts: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ ones groups its rows by prefix, so that attention reads the keys of each once, n
 beam. Shapes: B rows, S prefixes, W places of a prefix, one for each beam.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from runners.kv_cache.memory import KeyValueCache, SlotLengths
 from runners.kv_cache.shape import DecoderShape
+from runners.staging import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,19 @@ class PrefixTable:
         self._rows[added.start : added.stop, 0] = torch.arange(own.start, own.stop, device=device)
         return added
 
-    def share(self, source: int, targets: Sequence[int]) -> None:
-        """Share the prefix of `source` with `targets`, free slots."""
-        prefix = self.of(source)
-        for place, slot in enumerate(targets, 1 + max(self._slots[prefix].values())):
-            self._put(slot, prefix, place)
+    def share(self, targets_of: Mapping[int, Sequence[int]]) -> None:
+        """Share the prefixes of slots with `targets_of` them, free slots: one transfer for all."""
+        added: list[tuple[int, int, int]] = []
+        for source, targets in targets_of.items():
+            prefix = self.of(source)
+            for place, slot in enumerate(targets, 1 + max(self._slots[prefix].values())):
+                self._of_slot[slot] = prefix
+                self._slots[prefix][slot] = place
+                added.append((slot, prefix, place))
+        slots, prefixes, places = to_device(added, self._rows.device).T
+        self._prefixes[slots] = prefixes
+        self._places[slots] = places
+        self._rows[prefixes, places] = slots
 
     def move(self, source: int, target: int) -> None:
         """Give the place of `source` to `target`, a free slot."""

@@ -15,7 +15,7 @@ a pass twice gives the same result. A paged cache changes this folder and what i
 `TokenPlaces`. Shapes: B rows, T tokens of a row, M moves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from runners.kv_cache.memory import KeyValueCache, SlotLengths
 from runners.kv_cache.prefixes import PrefixCache, PrefixReads
 from runners.kv_cache.shape import DecoderShape
+from runners.staging import to_device
 
 ValueT = TypeVar("ValueT")
 
@@ -88,7 +89,7 @@ class SlotCache:
         positions = []
         for length, own in zip(lengths, tokens, strict=True):
             positions.append([length + min(index, len(own) - 1) for index in range(width)])
-        both = torch.tensor([token_ids, positions], device=self._shape.device)
+        both = to_device([token_ids, positions], self._shape.device)
         longest = 1 + max(map(max, positions))
         where = slice(slots.start, slots.stop)
         if self.prefixes is None:
@@ -144,11 +145,14 @@ class SlotCache:
         if self.prefixes is not None:
             self.prefixes.clear(slot)
 
-    def add_beams(self, source: int, targets: Sequence[int]) -> None:
-        """Add beams in `targets`, free slots, to the sequence in `source`."""
+    def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
+        """Add beams in `targets_of`, free slots by the first slot of their sequence."""
+        targets = [target for own in targets_of.values() for target in own]
+        if not targets:
+            return
         if self.prefixes is not None:
-            self.prefixes.table.share(source, targets)
-        self._copy([source] * len(targets), targets)
+            self.prefixes.table.share(targets_of)
+        self._copy([source for source, own in targets_of.items() for _ in own], targets)
 
     def free(self, slot: int, last: int) -> None:
         """Free a slot; the sequence in `last`, the last slot in use, moves there."""

@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
 from runners.models.linear import Linear
+from runners.staging import to_device
 from wire.artifacts.adapter_folder import DOWN, UP, NoRoomError
 
 _FEW_TOKENS = 64  # up to these, several adapters are one batched product
@@ -104,7 +105,7 @@ class RowLayout:
             kept += range(start, start + len(rows))
 
         def tensor(numbers: Sequence[Any]) -> Tensor:
-            return torch.tensor(numbers, dtype=torch.long, device=device)
+            return to_device(numbers, device, torch.long)
 
         return cls(
             tuple(rows_of),

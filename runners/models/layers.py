@@ -6,13 +6,15 @@ K key-value heads, D head size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from runners.decoder.sequences import SequenceRequest
+from runners.staging import to_device
+
+_MASK_ALIGNMENT = 8  # strides of a mask in torch's memory-efficient attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +32,18 @@ def stack_requests(
 
     `embed` returns the embeddings (S, C) of the token ids of all prompts (S,), both on `device`.
     """
-    prompt_ids = list(chain.from_iterable(request.prompt_ids for request in requests))
-    embeds = embed(torch.tensor(prompt_ids, dtype=torch.long, device=device))
-    prompts = torch.split(embeds, [len(request.prompt_ids) for request in requests])
-    prefixes = [
-        torch.cat([request.image_features.to(prompt), prompt])
-        for request, prompt in zip(requests, prompts, strict=True)
-    ]
-    lengths = torch.tensor([each.num_prefix_tokens for each in requests], device=device)
-    return PrefillInputs(torch.nn.utils.rnn.pad_sequence(prefixes, batch_first=True), lengths)
+    tokens: list[tuple[int, int, int]] = []  # id, row and position of each token of a prompt
+    for row, request in enumerate(requests):
+        start = len(request.image_features)
+        tokens += [(each, row, start + index) for index, each in enumerate(request.prompt_ids)]
+    token_ids, rows, positions = to_device(tokens, device, torch.long).view(-1, 3).T
+    prompts = embed(token_ids)
+    lengths = [request.num_prefix_tokens for request in requests]
+    embeds = prompts.new_zeros(len(requests), max(lengths), prompts.shape[-1])
+    for own, request in zip(embeds, requests, strict=True):
+        own[: len(request.image_features)] = request.image_features
+    embeds[rows, positions] = prompts
+    return PrefillInputs(embeds, to_device(lengths, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,14 @@ class LayerNorm:
 
 
 def as_bias(is_visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask as what is added to scores; on a CPU, attention would compute that from a
-    boolean in each layer.
+    """Return a mask as what is added to scores: attention would compute that from a boolean in each
+    layer, and align its rows.
     """
-    if is_visible.device.type != "cpu":
-        return is_visible
-    return torch.where(is_visible, 0.0, -torch.inf).to(dtype)
+    width = is_visible.shape[-1]
+    num_aligned = -(-width // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
+    size = (*is_visible.shape[:-1], num_aligned)
+    bias = torch.zeros(size, dtype=dtype, device=is_visible.device)[..., :width]
+    return bias.masked_fill_(~is_visible, -torch.inf)
 
 
 def split_heads(states: Tensor, head_size: int) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from transformers import BartConfig, Gemma2Config, GemmaConfig
 
 from runners.decoder.protocol import Decoder
@@ -38,6 +39,9 @@ def load_decoder(
     weights; the export has one that keeps few layers in memory. `adapters` can be added to its
     layers.
     """
+    if device != "cpu":
+        # cuDNN's attention plans for every new batch size and length, while all sequences wait
+        torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]  # no types
     config = read_config(folder)
     text = config["text_config"]
     weights = weights_of.open(folder / DECODER_FILE, precision, device, adapters)

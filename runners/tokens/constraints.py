@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from runners.staging import array_to_device
 from runners.tokens.errors import GrammarError
 
 ConstraintState = LLMatcher  # immutable by convention: the state after a token is a copy
@@ -66,7 +67,7 @@ def token_bounds(allowed: NDArray[np.uint8], num_tokens: int, device: torch.devi
     # zeros beyond the tokenizer's vocabulary
     packed = np.zeros((len(allowed), math.ceil(num_tokens / 8)), np.uint8)
     packed[:, : allowed.shape[1]] = allowed[:, : packed.shape[1]]
-    return packed_bounds(torch.from_numpy(packed).to(device), num_tokens)
+    return packed_bounds(array_to_device(packed, device), num_tokens)
 
 
 def packed_bounds(packed: Tensor, num_tokens: int) -> Tensor:

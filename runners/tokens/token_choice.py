@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runners.staging import to_device
 from runners.tokens.conditions import Choice, RowConditions
 from runners.tokens.constraints import token_bounds
 
@@ -140,11 +141,11 @@ def _apply_rules(scores: Tensor, rows: Iterable[tuple[int, RowConditions]]) -> N
         else:
             banned += [(row, token_id) for token_id in each.banned]
     if forced:
-        where, token_ids = torch.tensor(forced, device=scores.device).T
+        where, token_ids = to_device(forced, scores.device).T
         scores[where] = -math.inf
         scores[where, token_ids] = 0.0
     if banned:
-        where, token_ids = torch.tensor(banned, device=scores.device).T
+        where, token_ids = to_device(banned, scores.device).T
         scores[where, token_ids] = -math.inf
 
 
@@ -158,7 +159,7 @@ def _apply_constraints(logprobs: Tensor, conditions: Sequence[RowConditions]) ->
     if len(rows) == len(logprobs):
         torch.minimum(logprobs, bounds, out=logprobs)
     else:
-        where = torch.tensor(rows, device=logprobs.device)
+        where = to_device(rows, logprobs.device)
         logprobs[where] = torch.minimum(logprobs[where], bounds)
 
 
@@ -168,24 +169,26 @@ def _choose_singly(logprobs: Tensor, conditions: Sequence[RowConditions]) -> Ten
     sampled = [(row, each) for row, each in enumerate(conditions) if each.temperature > 0]
     if sampled:
         rows, options = zip(*sampled, strict=True)
-        where = torch.tensor(rows, device=logprobs.device)
+        where = to_device(rows, logprobs.device)
         token_ids[where] = _draw(logprobs[where], options)
     return torch.cat([token_ids.double(), logprobs.gather(1, token_ids).double()], dim=1)
 
 
 def _draw(logprobs: Tensor, options: Sequence[RowConditions]) -> Tensor:
     """Return a token (R, 1) of each row, drawn by its temperature, top-p and random number."""
-    numbers = torch.tensor(
-        [(each.temperature, each.top_p, each.uniform) for each in options], dtype=torch.float64
+    numbers = to_device(
+        [(each.temperature, each.top_p, each.uniform) for each in options],
+        logprobs.device,
+        torch.float64,
     )
-    temperatures, top_p, uniform = numbers.to(logprobs.device)[..., None].unbind(1)  # (R, 1) each
+    temperatures, top_p, uniform = numbers[..., None].unbind(1)  # (R, 1) each
     probabilities = torch.softmax(logprobs / temperatures.float(), dim=-1)
     narrow = [row for row, each in enumerate(options) if each.top_p < 1]
     if len(narrow) == len(options):
         return _draw_from_nucleus(probabilities, top_p, uniform)
     drawn = draw_from_all(probabilities, uniform)
     if narrow:
-        where = torch.tensor(narrow, device=logprobs.device)
+        where = to_device(narrow, logprobs.device)
         drawn[where] = _draw_from_nucleus(probabilities[where], top_p[where], uniform[where])
     return drawn
 
@@ -243,9 +246,9 @@ def _search(
     width = max(map(len, groups))
     places = iter(range(len(rows)))  # places among the rows of beams
     padded = [[*islice(places, len(group)), *[-1] * (width - len(group))] for group in groups]
-    beams = torch.tensor(padded, device=logprobs.device)
-    scores = torch.tensor([[conditions[row].beam_score] for row in rows], device=logprobs.device)
-    own = logprobs[torch.tensor(rows, device=logprobs.device)]
+    beams = to_device(padded, logprobs.device)
+    scores = to_device([[conditions[row].beam_score] for row in rows], logprobs.device)
+    own = logprobs[to_device(rows, logprobs.device)]
     num_candidates = max(conditions[group[0]].num_candidates for group in groups)
     found = best_candidates(own, scores, beams, num_candidates)
     return torch.cat([each.double() for each in found], dim=1)

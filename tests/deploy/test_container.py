@@ -70,6 +70,17 @@ def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> Non
     assert files == committed("service", "runners", "wire", "imaging", "tasks") - pictures | beside
 
 
+def test_gpu_check_installs_the_packages_of_the_gpu_image() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    replaced = [
+        re.findall(r"sed (?:-i )?-E ('.*') requirements.txt && cat requirements-gpu.txt", text)
+        for text in (makefile, CONTAINERFILE)
+    ]
+    assert replaced[0] == replaced[1]
+    assert len(replaced[0]) == 1
+    assert "$(GPU)/bin/python -m laboratory.gpu_check" in makefile
+
+
 def test_the_bento_has_the_newest_artifacts_of_the_embedded_models(
     bento: Path, exported: ModelStore
 ) -> None:

@@ -2,6 +2,9 @@
 do together.
 """
 
+import shutil
+from pathlib import Path
+
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -11,6 +14,7 @@ from tests.support.export_cli import EMBEDDED
 from tests.support.haproxy import FRONT
 from tests.support.kubernetes import (
     BUILDS,
+    FOLDER,
     REPLICATED,
     SINGLE,
     Object,
@@ -295,6 +299,17 @@ def test_keys_come_from_a_secret_and_reach_the_gateway_alone(
         environment(objects, deployments["gateway"])["DIPTYCH_API_KEYS_FILE"]
         == f"{mount['mountPath']}/keys"
     )
+
+
+def test_runners_name_nvidias_runtime_where_its_component_is_added(tmp_path: Path) -> None:
+    copy = shutil.copytree(FOLDER.parent, tmp_path / "deploy")
+    overlay = copy / "kubernetes/overlays/gpu/kustomization.yaml"
+    both = "[../../replicated, ../../nvidia-runtime]"
+    overlay.write_text(overlay.read_text().replace("[../../replicated]", both))
+    for folder, expected in ((FOLDER / "overlays/gpu", None), (overlay.parent, "nvidia")):
+        for deployment in of_kind(built(str(folder)), "Deployment").values():
+            runtime = deployment["spec"]["template"]["spec"].get("runtimeClassName")
+            assert runtime == (None if component(deployment) == "gateway" else expected)
 
 
 def test_only_runners_of_the_gpu_overlay_take_a_card_each() -> None:

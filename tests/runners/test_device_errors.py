@@ -17,13 +17,16 @@ LIMITED = (
 CUDA = "CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc(&p, size);"
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 UNSUPPORTED = "CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED"
-ASSERT = (
-    "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
-)
+ASSERT = "CUDA error: device-side assert triggered"
+UNKNOWN = "CUDA error: unknown error"
+NVLINK = "CUDA error: uncorrectable NVLink error detected during the execution"
+EXECUTION = "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( … )`"
+CAPTURING = "CUDA error: operation not permitted when stream is capturing"
 ILLEGAL = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=a"
 
 LOSES_ITS_DEVICE = """
-import sys, time
+import sys
+from runners import device_errors
 from runners.decoder.scheduler import Scheduler
 from runners.options import SchedulerLimits
 from tests.support.fake_decoder import FakeDecoder
@@ -33,6 +36,11 @@ class Lost(FakeDecoder):
     def decode_step(self, cache, token_ids):
         raise RuntimeError(sys.argv[1])
 
+def use_device():
+    if sys.argv[2]:
+        raise RuntimeError(sys.argv[2])
+
+device_errors.use_device = use_device
 limits = SchedulerLimits(num_slots=2, max_waiting=2, max_prefill_tokens=100)
 scheduler = Scheduler(Lost(), "fake", limits)
 scheduler.start()
@@ -62,27 +70,32 @@ def test_out_of_memory_errors_are_recognised(error: Exception, expected: bool) -
     assert is_out_of_memory(error) is expected
 
 
-@pytest.mark.parametrize("message", [ARENA, CUDA, CUBLAS, UNSUPPORTED])
-def test_an_error_that_leaves_the_device_usable_does_not_end_the_process(message: str) -> None:
+@pytest.mark.parametrize("message", [ARENA, CUDA, CUBLAS, UNSUPPORTED, ILLEGAL])
+def test_a_process_that_has_not_used_a_gpu_never_ends(message: str) -> None:
     exit_if_device_lost(RuntimeError(message), "the decoder")
 
 
-def test_a_decoder_that_lost_its_gpu_ends_its_process_with_a_reason() -> None:
-    run = run_decoder(ASSERT)
+@pytest.mark.parametrize("message", [ASSERT, UNKNOWN, NVLINK, EXECUTION])
+def test_a_decoder_whose_gpu_fails_after_an_error_ends_its_process_with_a_reason(
+    message: str,
+) -> None:
+    run = run_decoder(message, UNKNOWN)
     assert (run.returncode, run.stdout) == (EXIT_STATUS, "")
-    assert (
-        "the decoder of fake lost its GPU, and its process ends to be restarted: CUDA error"
-        in run.stderr
-    )
+    expected = f"the decoder of fake lost its GPU, and its process ends to be restarted: {message}"
+    assert expected in run.stderr
 
 
-def test_another_error_of_a_step_fails_its_sequences_only() -> None:
-    run = run_decoder(UNSUPPORTED)
+@pytest.mark.parametrize(
+    "failure", ["", CUDA, CAPTURING], ids=["none", "out of memory", "a capture that has failed"]
+)
+def test_an_error_after_which_the_gpu_is_not_lost_fails_its_sequences_only(failure: str) -> None:
+    run = run_decoder(EXECUTION, failure)
     assert (run.returncode, run.stdout) == (0, "failed alone\n")
 
 
-def run_decoder(message: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", LOSES_ITS_DEVICE, message]
+def run_decoder(message: str, failure: str) -> "subprocess.CompletedProcess[str]":
+    """Run a decoder whose step fails with `message`; `failure` is that of its GPU afterwards."""
+    command = [sys.executable, "-c", LOSES_ITS_DEVICE, message, failure]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

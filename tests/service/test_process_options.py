@@ -36,6 +36,9 @@ def test_requests_in_flight_follow_the_slots(
         ({}, 2),
         ({"DIPTYCH_DEVICES": f"{FLORENCE.id}=cuda:0,{PALIGEMMA.id}=cuda:1"}, 1),
         ({"DIPTYCH_DEVICES": f"{FLORENCE.id}=cuda:1,{PALIGEMMA.id}=cuda:1"}, 2),
+        ({"DIPTYCH_DEVICES": f"{PALIGEMMA.id}=cuda:0"}, 2),
+        ({"DIPTYCH_DEVICES": f"{PALIGEMMA.id}=cpu"}, 1),
+        ({"DIPTYCH_DEVICE": "auto", "DIPTYCH_DEVICES": f"{PALIGEMMA.id}=cuda:0"}, 2),
         ({"DIPTYCH_RUNNER_URLS": f"{PALIGEMMA.id}=http://10.0.0.1:3000"}, 1),
     ],
 )

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, MutableMapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ DeviceSetting = Literal["auto", "cpu", "cuda"]
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _CUDA_PROVIDER_FILES = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_MIN_CUDA = 13000  # cuDriverGetVersion; torch and onnxruntime-gpu are built for it
 _WIDE = 512  # hidden size; the embedded models have 128 and 192, the released ones 768 and more
 
 
@@ -105,8 +107,11 @@ def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -
     environment[_VISIBLE] = gpus[index]
 
 
+@cache
 def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
-    """Return True if NVIDIA's driver shows a GPU that CUDA_VISIBLE_DEVICES does not hide."""
+    """Return True if NVIDIA's driver shows a GPU that CUDA_VISIBLE_DEVICES does not hide, and is
+    recent enough; log that it is not.
+    """
     try:
         driver = load_library("libcuda.so.1")
     except OSError:
@@ -114,7 +119,23 @@ def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
     num_gpus = ctypes.c_int()
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(num_gpus)) != 0:
         return False
-    return num_gpus.value > 0
+    if num_gpus.value == 0:
+        return False
+    supported = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(supported)) == 0 and supported.value >= _MIN_CUDA:
+        return True
+    logger.warning(
+        "NVIDIA's driver supports CUDA %s, and torch and ONNX Runtime need %s: the models run on"
+        " the CPU; install driver 580 or later",
+        _version_text(supported.value),
+        _version_text(_MIN_CUDA),
+    )
+    return False
+
+
+def _version_text(version: int) -> str:
+    """Return 12080 as 12.8."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _device(setting: DeviceSetting, has_cuda: bool) -> Device:

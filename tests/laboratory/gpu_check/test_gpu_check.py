@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from laboratory.gpu_check.idle import MarkedEngine
+from laboratory.gpu_check.report import read, write
 from laboratory.gpu_check.verdicts import Verdict, failed, verdict_table
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
@@ -59,10 +60,26 @@ def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> Non
 
 def test_a_check_that_fails_is_a_missed_aim() -> None:
     verdict = failed("step", "a", RuntimeError("CUDA error: unknown error"))
-    assert json.loads(verdict.line())["measured"] == {
-        "error": "RuntimeError: CUDA error: unknown error"
-    }
+    measured = json.loads(verdict.line())["measured"]
+    assert measured["error"] == "RuntimeError: CUDA error: unknown error"
+    assert "traceback" not in verdict_table([verdict]).lower()
     assert not verdict.is_met
+
+
+def test_a_report_names_its_missed_aims_and_what_to_try(tmp_path: Path) -> None:
+    verdicts = [
+        Verdict("step", "a", {"1 row, ms": 2.5}, "<= 3", is_met=True),
+        failed("tokens, 3 beams", "a", RuntimeError("CUDA error: unknown error")),
+    ]
+    file = tmp_path / "report.json"
+    write(file, verdicts, ["no CUDA graph for the choice of 4 tokens"])
+    assert "RuntimeError" in json.loads(file.read_text())["verdicts"][1]["measured"]["traceback"]
+    text = read(file)
+    assert "step" not in text.partition("| tokens")[0]
+    assert "tokens, 3 beams: few differences are rounding" in text
+    assert text.endswith("log: no CUDA graph for the choice of 4 tokens")
+    write(file, verdicts[:1], [])
+    assert read(file) == f"{file}: all 1 aims are met"
 
 
 def test_the_table_has_a_row_for_each_verdict() -> None:

@@ -119,6 +119,23 @@ def test_a_step_waits_once_for_its_device(
     assert {token_id for sequence in batch.live for token_id in sequence.last_token_ids} == {5}
 
 
+@pytest.mark.parametrize("name", ["greedy", "constrained", "3 beams"])
+def test_an_admission_waits_for_its_first_tokens_only(
+    artifacts: Path, traffic: DeviceTraffic, name: str
+) -> None:
+    options = OPTIONS[name]
+    if name == "constrained":
+        options = {"constraint": some_tokens(artifacts)}
+    batch = meta_batch(artifacts, traffic, 9, 8, **options)
+    admitted = [replace(each.request) for each in batch.live]
+    rules = batch.live[0].rules
+    batch.clear()
+    traffic.clear()
+    batch.admit([start_sequence(each, rules) for each in admitted])
+    assert traffic.waits.total() == 1, traffic.waits
+    assert traffic.to_device.total() <= 12, traffic.to_device  # for any number of sequences
+
+
 def logged_batch(
     artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, **options: Any
 ) -> Any:

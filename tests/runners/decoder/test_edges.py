@@ -3,7 +3,7 @@ change.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -31,11 +31,11 @@ class FailsAfterPrefill(SlotCache):
 
     failure: Exception | None = None
 
-    def add_beams(self, source: int, targets: Sequence[int]) -> None:
+    def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
         failure, self.failure = self.failure, None
         if failure is not None:
             raise failure
-        super().add_beams(source, targets)
+        super().add_beams(targets_of)
 
 
 @pytest.mark.parametrize(

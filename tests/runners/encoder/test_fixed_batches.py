@@ -60,11 +60,14 @@ print(batches.sizes, batches.encode(np.zeros((70, 192, 192, 3), np.uint8)).shape
 
 LOST = """
 import sys
+from runners import device_errors
 from runners.encoder.fixed_batches import FixedBatches
 from tests.runners.encoder.test_fixed_batches import Sessions
 
-message = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=a"
-error = RuntimeError(message)
+error = RuntimeError("CUDA failure 999: unknown error ; GPU=0 ; hostname=a")
+def use_device():
+    raise error
+device_errors.use_device = use_device
 sessions = Sessions(sys.argv[1], lambda number, graph_id: error if graph_id == 2 else None)
 FixedBatches(sessions.open, 4, "cpu", "the encoder of a model").load()
 """

@@ -38,7 +38,7 @@ class Sequences:
             beams = range(len(self.owners), len(self.owners) + num_beams - 1)
             self.owners += [name] * len(beams)
             if beams:
-                self.table.share(slot, beams)
+                self.table.share({slot: beams})
 
     def remove(self, name: int) -> None:
         """Free all slots of a sequence; the last slot moves into each."""

@@ -69,7 +69,7 @@ def test_beams_continue_each_other(shape: DecoderShape) -> None:
     cache.begin(range(1), [2], ["a"])
     (start,) = cache.num_tokens.of([0])
     written(cache, [[5]])
-    cache.add_beams(0, [1, 2])
+    cache.add_beams({0: [1, 2]})
     assert cache.adapters[:3] == ["a"] * 3
     assert cache.shared_prefixes(3) == ((1, 3) if cache.prefixes else (0, 1))
     written(cache, [[6], [7], [8]])

@@ -13,11 +13,12 @@ from wire.artifacts.devices import (
 
 
 class FakeDriver:
-    """The two functions of libcuda that are called, on a machine with `num_gpus` GPUs."""
+    """The functions of libcuda that are called, on a machine with `num_gpus` GPUs."""
 
-    def __init__(self, num_gpus: int, status: int = 0) -> None:
+    def __init__(self, num_gpus: int, status: int = 0, version: int = 13000) -> None:
         self._num_gpus = num_gpus
         self._status = status
+        self._version = version
 
     def cuInit(self, flags: int) -> int:
         assert flags == 0
@@ -25,6 +26,10 @@ class FakeDriver:
 
     def cuDeviceGetCount(self, pointer: Any) -> int:
         pointer._obj.value = self._num_gpus
+        return 0
+
+    def cuDriverGetVersion(self, pointer: Any) -> int:
+        pointer._obj.value = self._version
         return 0
 
 
@@ -44,6 +49,17 @@ def no_driver(_file: str) -> Any:
 )
 def test_a_gpu_is_available_if_the_driver_counts_one(driver: FakeDriver, expected: bool) -> None:
     assert has_cuda_card(lambda _file: driver) is expected
+
+
+def test_a_driver_that_is_too_old_means_the_cpu_with_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    driver = FakeDriver(1, version=12080)
+    assert [has_cuda_card(load) for load in [lambda _file: driver] * 2] == [False, False]
+    assert caplog.messages == [
+        "NVIDIA's driver supports CUDA 12.8, and torch and ONNX Runtime need 13.0: the models run"
+        " on the CPU; install driver 580 or later"
+    ]
 
 
 def test_without_a_driver_no_gpu_is_available() -> None:

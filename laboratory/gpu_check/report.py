@@ -1,0 +1,87 @@
+"""The report of a check: `gpu-report.json` with all verdicts, what the libraries logged, and the
+host; `--read FILE` prints its missed aims with what to try.
+"""
+
+import json
+import logging
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch.backends import cudnn
+
+from laboratory.gpu_check.verdicts import Verdict, verdict_table
+
+FILE = Path("gpu-report.json")
+_SMI = ("nvidia-smi", "-q")  # driver, ECC, MIG, clocks, processes
+_TIMEOUT_S = 60
+_TO_TRY = {
+    "devices": "see `log` for the reason of a fallback; the driver must be 580 or later;"
+    " `rm -r build/gpu` and check again",
+    "features": "set DIPTYCH_ENCODER_PRECISION=float32, and report it with this file",
+    "tokens": "few differences are rounding; many: set DIPTYCH_DECODER_PRECISION=float32",
+    "choices": "a captured choice differs from the eager one: report it with this file",
+    "encoder": "see `log` for sizes without CUDA graphs; export the model again",
+    "prefill": "other processes on the card? `nvidia_smi` has clocks and processes",
+    "step": "see `log` for steps without CUDA graphs; other processes on the card?",
+    "one sampled row of 16": "a sampled row costs the others time: report it with this file",
+    "throughput": "see the checks before it: the slowest part limits it",
+    "idle share of a step": "the host is slow: other work on its cores? a CPU at full clock?",
+    "traffic of a step": "`measured` names what is too much; see `log`",
+    "memory": "memory grows under load: report it with this file",
+    "out of memory": "answers are lost where memory is short: report it with this file",
+    "lost device": "the runner did not end: `measured` has its log",
+}
+
+
+class LoggedWarnings(logging.Handler):
+    """Keeps the texts of warnings and errors."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(self.format(record))
+
+
+def write(path: Path, verdicts: Sequence[Verdict], log: Sequence[str]) -> None:
+    """Write the report."""
+    report = {"host": host(), "log": list(log), "verdicts": [asdict(each) for each in verdicts]}
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> str:
+    """Return the missed aims of a report, each with what to try."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    missed = [Verdict(**each) for each in report["verdicts"] if not each["is_met"]]
+    if not missed:
+        return f"{path}: all {len(report['verdicts'])} aims are met"
+    lines = [verdict_table(missed), ""]
+    for check in dict.fromkeys(verdict.check for verdict in missed):
+        lines.append(f"{check}: {_TO_TRY.get(check.partition(',')[0], 'report it with this file')}")
+    return "\n".join([*lines, *(f"log: {text}" for text in report["log"])])
+
+
+def host() -> dict[str, Any]:
+    """Return the versions of libraries and driver, and the state of the card."""
+    has_card = torch.cuda.is_available()
+    try:
+        run = subprocess.run(_SMI, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        smi = run.stdout + run.stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        smi = str(error)
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn.version() if has_card else None,  # type: ignore[no-untyped-call]
+        "onnxruntime": onnxruntime.__version__,
+        "providers": onnxruntime.get_available_providers(),
+        "card": str(torch.cuda.get_device_properties(0)) if has_card else None,
+        "free and total bytes": torch.cuda.mem_get_info() if has_card else None,
+        "nvidia_smi": smi,
+    }

@@ -1,0 +1,132 @@
+"""The environment of the fake card: `python -m tests.support.fake_cuda.environment` makes it.
+
+torch and ONNX Runtime for CUDA are installed without the packages that they depend on: those of
+NVIDIA are replaced by one library under all of their names, and the others are read from this
+environment. The library has all symbols that the two look up: those of the C sources here, and for
+the rest a function that returns 0.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterable, Sequence
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+ROOT = SOURCES.parents[2]
+FOLDER = ROOT / "build/fake-cuda"
+PYTHON = FOLDER / "bin/python"
+SITE = FOLDER / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+LIBRARIES = SITE / "nvidia/cu13/lib"  # where torch's libraries look first
+_HEADERS = ("nvidia-cuda-runtime==13.*", "nvidia-cuda-crt==13.*")  # read by runtime.c
+_PROVIDER = "libonnxruntime_providers_cuda.so"
+_DRIVER = "libcuda.so.1"
+_NVIDIA = r"lib(?:cu|nccl|nvrtc|nvshmem)[^\]]*"
+_DEFINED = re.compile(r"^(?:API )?[\w *]*?\b((?:__)?cu\w+)\(", re.MULTILINE)
+_BY_MACRO = re.compile(r"^(?:LAUNCHES|CREATES)\((\w+)\)", re.MULTILINE)
+_BY_NAME = re.compile(rb"\x00((?:cudnn|cufft)[A-Z]\w+)(?=\x00)")
+_SYMBOL = re.compile(r" U ((?:__cuda|cu[a-zA-Z]|nccl|nvrtc|nvshmem|nvJit)\w*)@*(\S*)")
+
+
+def missing() -> str | None:
+    """Return the reason why the environment cannot be made here, or None."""
+    for tool in ("cc", "nm", "readelf"):
+        if shutil.which(tool) is None:
+            return f"{tool} is missing: apt-get install gcc binutils"
+    return None
+
+
+def make() -> None:
+    """Install the packages, unless these are there, and compile the libraries."""
+    if (reason := missing()) is not None:
+        sys.exit(reason)
+    lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
+    wanted = [re.sub(r"\[.*\]", "", line) for line in lines if line and not line.startswith("#")]
+    installed = FOLDER / "installed"
+    text = "\n".join([*wanted, *_HEADERS])
+    if not installed.exists() or installed.read_text() != text:
+        _install([*wanted, *_HEADERS])
+        installed.write_text(text)
+    _compile()
+
+
+def variables() -> dict[str, str]:
+    """Return the environment variables of a process that runs on the fake card."""
+    return os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
+        "LD_LIBRARY_PATH": str(LIBRARIES),  # the driver is looked up there
+        "CUDA_MODULE_LOADING": "LAZY",
+    }
+
+
+def _install(packages: Sequence[str]) -> None:
+    venv.create(FOLDER, clear=True, with_pip=False)
+    pip = [sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "--no-cache-dir"]
+    subprocess.run([*pip, "--no-deps", *packages], check=True)
+    # after the environment's own packages: torch and onnxruntime are found there first
+    others = next(path for path in sys.path if path.endswith("site-packages"))
+    (SITE / "others.pth").write_text(f"{others}\n")
+
+
+def _compile() -> None:
+    """Compile the libraries: one file under all names, with the versions of the symbols."""
+    clients = [*SITE.glob("torch/lib/*.so*"), *SITE.glob("onnxruntime/capi/*.so*")]
+    wanted = _looked_up(SITE / f"onnxruntime/capi/{_PROVIDER}") | _symbols(clients)
+    text = "".join((SOURCES / name).read_text() for name in ("runtime.c", "libraries.c"))
+    defined = {*_DEFINED.findall(text), *_BY_MACRO.findall(text)}
+    stubs = FOLDER / "stubs.c"
+    stubs.write_text(
+        "".join(f"int {name}() {{ return 0; }}\n" for name in sorted(wanted.keys() - defined))
+    )
+    script = FOLDER / "versions.map"
+    script.write_text(_version_script(wanted))
+    LIBRARIES.mkdir(parents=True, exist_ok=True)
+    library = LIBRARIES / "libfake_cuda.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-w", "-pthread", "-o", str(library)]
+    sources = [SOURCES / "runtime.c", SOURCES / "libraries.c", stubs]
+    include = f"-I{SITE / 'nvidia/cu13/include'}"
+    options = [include, f"-Wl,--version-script={script}", "-Wl,-soname,libfake_cuda.so", "-ldl"]
+    subprocess.run([*command, *map(str, sources), *options], check=True)
+    for name in {_DRIVER, *_needed(clients)}:
+        link = LIBRARIES / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(library.name)
+
+
+def _needed(clients: Iterable[Path]) -> set[str]:
+    """Return the names of NVIDIA's libraries that `clients` load."""
+    listed = _read("readelf", "-d", *clients)
+    return set(re.findall(rf"\(NEEDED\).*\[({_NVIDIA})\]", listed))
+
+
+def _symbols(clients: Iterable[Path]) -> dict[str, str]:
+    """Return the symbols of NVIDIA's libraries that `clients` look up, with their versions."""
+    return dict(_SYMBOL.findall(_read("nm", "-D", "--undefined-only", *clients)))
+
+
+def _looked_up(provider: Path) -> dict[str, str]:
+    """Return the symbols, without a version, that ONNX Runtime looks up by name."""
+    with provider.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return {name.decode(): "" for name in _BY_NAME.findall(content)}
+
+
+def _version_script(wanted: dict[str, str]) -> str:
+    """Return a linker script in which each symbol has its version."""
+    nodes = []
+    for version in sorted(set(wanted.values()) - {""}):
+        own = "".join(f" {name};" for name in sorted(wanted) if wanted[name] == version)
+        nodes.append(f"{version} {{ global:{own} }};\n")
+    return "".join(nodes)
+
+
+def _read(*command: object) -> str:
+    run = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+if __name__ == "__main__":
+    make()

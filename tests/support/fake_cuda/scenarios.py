@@ -1,0 +1,262 @@
+"""Runs on the fake card: `python -m tests.support.fake_cuda.scenarios NAME MODEL…` prints JSON.
+
+captures     graphs of an encoder and of a decoder with 64 slots
+traffic      calls of an admission and of a steady step, by kind of sequence and number of rows
+attention    the attention kernels of a prefill and of a step
+widths       those of the released sizes
+memory       what follows when an allocation fails, each in turn
+lost         a decoder whose device is lost with a code; ends its process
+failed       a decoder in which one product fails and the device does not
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
+from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.protocol import Decoder
+from runners.decoder.sequences import SequenceRequest
+from runners.encoder.session import VisionEncoder
+from runners.models.adapters import Adapters
+from runners.models.layers import attend
+from runners.models.load import load_decoder
+from tests.support.device_traffic import make_endless
+from tests.support.fake_cuda.counts import (
+    counted,
+    counts,
+    fail_allocations,
+    fail_library_calls,
+    launches_of,
+    lose_device,
+)
+from wire.artifacts.adapter_folder import DOWN, UP
+from wire.artifacts.manifest import DECODER_FILE
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0, "top_p": 0.9, "seed": 1},
+    "constrained": {},
+    "3 beams": {"num_beams": 3},
+    "adapter": {},
+}
+_NUM_TOKENS = 24
+_ADAPTER = "tuned"
+_ATTENTION = ("flash_fwd", "fmha_cutlass", "cudnn", "softmax")
+_ALL = 10**6  # allocations
+_EXECUTION_FAILED = 13  # CUBLAS_STATUS_EXECUTION_FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class AnyToken:
+    """A constraint that allows all tokens: the fake card always chooses 0."""
+
+    num_bytes: int
+
+    def start(self) -> int:
+        return 0
+
+    def allowed(self, state: int) -> NDArray[np.uint8]:  # noqa: ARG002
+        return np.full(self.num_bytes, 255, np.uint8)
+
+    def after(self, state: int, token_id: int) -> int:  # noqa: ARG002
+        return state
+
+
+def captures(model: Model) -> dict[str, Any]:
+    """Return the captured sizes of the encoder, and the graphs of a decoder with 64 slots."""
+    loaded: list[VisionEncoder] = []
+    of_encoder = counted(lambda: loaded.append(model.encoder("cuda")))
+    (encoder,) = loaded
+    assert encoder.fixed_batches is not None
+    images = model.images(3)
+    encoded: list[torch.Tensor] = []
+    batch = counted(lambda: encoded.append(encoder.encode(images)))
+    freed = counted(encoded.clear)
+    decoder = model.decoder("cuda")
+    engine = LiveBatch(decoder, 64)._engine
+    return {
+        "encoder": encoder.fixed_batches.captured_sizes,
+        "kernels of a batch": of_encoder["captured"] // of_encoder["captures"],
+        "batch of 3": batch,
+        "freed features": freed,
+        "decoder": engine.graphs.num_captured,
+        "stray": counts().stray,
+        "illegal": counts().illegal,
+    }
+
+
+def traffic(model: Model) -> dict[str, Any]:
+    """Return the calls of an admission, and those of ten steps, by kind and number of sequences."""
+    decoder = _decoder_with_adapter(model)
+    make_endless(decoder)
+    found: dict[str, Any] = {}
+    for num in (1, 21, 64):
+        for kind in _KINDS:
+            wanted = _requests(decoder, model, kind, num)
+            sequences = [start_sequence(request, decoder.rules) for request in wanted]
+            batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences))
+            admission = counted(lambda: batch.admit(sequences))  # noqa: B023  # called at once
+            batch.step()  # its tokens are those of the host, later ones are on the device
+            steps = counted(lambda: [batch.step() for _ in range(10)])  # noqa: B023
+            assert not any(sequence.error for sequence in sequences)
+            found[f"{kind}, {num}"] = {"admission": admission, "10 steps": steps}
+    return found
+
+
+def attention(model: Model) -> dict[str, Any]:
+    """Return the launches of each kind of attention kernel, in a prefill and in steps."""
+    decoder = model.decoder("cuda")
+    make_endless(decoder)
+    sequences = [
+        start_sequence(request, decoder.rules)
+        for request in requests(decoder, [model.features("cuda")] * 2, _NUM_TOKENS)
+    ]
+    of_steps = _kernels(lambda: LiveBatch(decoder, 2))  # captures
+    batch = LiveBatch(decoder, 2)
+    return {"steps": of_steps, "prefill": _kernels(lambda: batch.admit(sequences))}
+
+
+def widths(_model: Model) -> dict[str, Any]:
+    """Return the launches of each kind of attention kernel, at the sizes of released models."""
+    return {
+        "Florence-2, step": _attend(torch.float16, 12, 12, (1, 640), 64),
+        "Florence-2, prefill": _attend(torch.float16, 12, 12, (590, 590), 64),
+        "PaliGemma, step": _attend(torch.bfloat16, 8, 1, (1, 1280), 256),
+        "PaliGemma, prefill": _attend(torch.bfloat16, 8, 1, (300, 300), 256),
+    }
+
+
+def _attend(
+    dtype: torch.dtype, num_heads: int, num_key_heads: int, lengths: tuple[int, int], size: int
+) -> dict[str, int]:
+    queries = torch.empty(4, num_heads, lengths[0], size, dtype=dtype, device="cuda")
+    keys = torch.empty(4, num_key_heads, lengths[1], size, dtype=dtype, device="cuda")
+    mask = torch.empty(4, 1, 1, lengths[1], dtype=dtype, device="cuda")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]  # as load_decoder
+    with torch.inference_mode():
+        return _kernels(lambda: attend(queries, keys, keys, mask, size**-0.5))
+
+
+def memory(model: Model) -> dict[str, Any]:
+    """Fail allocations of the start and of serving, one or all from a number on; return what
+    becomes of it, and the memory in use before and after.
+    """
+    decoder = model.decoder("cuda")
+    make_endless(decoder)
+    starts = {}
+    for first, num in ((1, 1), (2, _ALL), (9, 1), (30, _ALL), (70, 1), (100, _ALL), (200, _ALL)):
+        starts[f"{num} from {first}"] = _start(model, decoder, first, num)
+    served = {}
+    with scheduler(decoder, 8) as running:
+        wanted = requests(decoder, [model.features("cuda")] * 8, 6)
+        write(running, wanted)
+        torch.cuda.empty_cache()
+        idle_bytes = counts().num_bytes
+        for first, num in product(range(1, 9), (1, _ALL)):
+            fail_allocations(first, num)
+            outcomes = [_outcome(future.result) for future in running.submit(wanted)]
+            fail_allocations(0, 0)
+            write(running, wanted)
+            torch.cuda.empty_cache()
+            served[f"{num} from {first}"] = outcomes
+        after_bytes = counts().num_bytes
+    return {"starts": starts, "served": served, "idle": idle_bytes, "after": after_bytes}
+
+
+def lost(model: Model, code: str) -> dict[str, Any]:
+    """Lose the device while a decoder serves; the process should not return."""
+    decoder = model.decoder("cuda")
+    with scheduler(decoder, 2) as running:
+        wanted = requests(decoder, [model.features("cuda")], 8)
+        write(running, wanted)
+        lose_device(int(code))
+        return {"outcome": _outcome(lambda _: write(running, wanted))}
+
+
+def failed(model: Model) -> dict[str, Any]:
+    """Fail a product once while a decoder serves; return the outcomes then and afterwards."""
+    decoder = model.decoder("cuda")
+    with scheduler(decoder, 2) as running:
+        wanted = requests(decoder, [model.features("cuda")], 8)
+        fail_library_calls(_EXECUTION_FAILED, 2)  # after cuBLASLt torch tries cuBLAS
+        outcomes = [_outcome(lambda _: write(running, wanted)) for _ in range(2)]
+    return {"outcomes": outcomes}
+
+
+_SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
+    each.__name__: each for each in (captures, traffic, attention, widths, memory, lost, failed)
+}
+
+
+def _requests(decoder: Decoder, model: Model, kind: str, num: int) -> list[SequenceRequest]:
+    features = [model.features("cuda")] * num
+    made = requests(decoder, features, _NUM_TOKENS, **_KINDS[kind])
+    if kind == "adapter":
+        return [replace(each, adapter=_ADAPTER) for each in made]
+    if kind == "constrained":
+        constraint: Any = AnyToken(decoder.shape.num_tokens // 8 + 1)
+        return [replace(each, constraint=constraint) for each in made]
+    return made
+
+
+def _decoder_with_adapter(model: Model) -> Decoder:
+    """Return a decoder with an adapter of all linear layers but the head."""
+    adapters = Adapters("cuda")
+    precision = model.manifest.precision["cuda"]["decoder"]
+    decoder = load_decoder(
+        model.folder, model.manifest.family, precision, "cuda", MAX_POSITIONS, adapters=adapters
+    )
+    tensors = {}
+    with safe_open(model.folder / DECODER_FILE, framework="pt") as file:
+        for name in list(file.keys()):
+            shape = file.get_slice(name).get_shape()
+            layer = name.removesuffix(".weight")
+            if len(shape) == 2 and layer.endswith(("_proj", "fc1", "fc2")):
+                tensors[layer + DOWN] = torch.zeros(4, shape[1])
+                tensors[layer + UP] = torch.zeros(shape[0], 4)
+    adapters.add(_ADAPTER, tensors)
+    return decoder
+
+
+def _kernels(work: Callable[[], object]) -> dict[str, int]:
+    before = {name: launches_of(name) for name in _ATTENTION}
+    work()
+    return {name: launches_of(name) - before[name] for name in _ATTENTION}
+
+
+def _start(model: Model, decoder: Decoder, first: int, num: int) -> str:
+    """Start encoder and batch with allocations that fail; return what becomes of it."""
+    torch.cuda.empty_cache()
+    fail_allocations(first, num)
+    outcome = _outcome(lambda _: (model.encoder("cuda"), LiveBatch(decoder, 8)))
+    fail_allocations(0, 0)
+    return outcome
+
+
+def _outcome(work: Callable[[float], object]) -> str:
+    """Return "answered", or the kind of the error; raise `TimeoutError` after a minute."""
+    try:
+        work(60.0)
+    except TimeoutError:
+        raise
+    except Exception as error:
+        return "out of memory" if "memory" in str(error).lower() else repr(error)
+    return "answered"
+
+
+def main(name: str, model_id: str, arguments: Sequence[str]) -> None:
+    """Print the result of a scenario."""
+    print(json.dumps(_SCENARIOS[name](Model.of(model_id), *arguments)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,174 @@
+"""The code of a GPU on the fake card (tests/support/fake_cuda): structure, not numbers.
+
+The two packages for CUDA are 0.8 GB, and a run takes minutes: too much for CI.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runners.device_errors import EXIT_STATUS
+from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
+from tests.support.fake_cuda.environment import PYTHON, make, missing, variables
+from tests.support.running_service import OPEN, running_service
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.long
+
+SCENE = ROOT / "service/web/samples/scene.png"
+# cudaError: ECC, NVLink, contained ECC, busy, illegal address, assert, launch failure, unknown
+LOST = (214, 220, 226, 46, 700, 710, 719, 999)
+# A step: two graphs; the lengths of the slots, and of beams their moves; conditions and results.
+STEP = {"launches": 1, "replays": 2, "to_device": 1, "to_host": 1, "waits": 1}
+STEPS = {
+    "greedy": STEP,
+    "sampled": STEP,
+    "constrained": STEP,
+    "3 beams": STEP | {"launches": 3},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> None:
+    """The environment of the fake card; where it cannot be made, the tests fail with the reason."""
+    assert missing() is None, missing()
+    make()
+
+
+def scenario(
+    exported: ModelStore, *arguments: str, **settings: str
+) -> "subprocess.CompletedProcess[str]":
+    command = [str(PYTHON), "-m", "tests.support.fake_cuda.scenarios", *arguments]
+    store = {"BENTOML_HOME": str(exported.home), "BENTOML_DO_NOT_TRACK": "True"}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=variables() | store | settings,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def found(exported: ModelStore, *arguments: str, **settings: str) -> Any:
+    """Return the result of a scenario."""
+    run = scenario(exported, *arguments, **settings)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_everything_is_captured_and_no_call_is_illegal(exported: ModelStore, model_id: str) -> None:
+    result = found(exported, "captures", model_id)
+    assert result["encoder"] == [16, 8, 4, 2, 1]
+    assert result["decoder"] == {"florence-2-mini": 52, "paligemma-mini": 49}[model_id]
+    assert (result["stray"], result["illegal"]) == (0, 0)
+    batch = result["batch of 3"]
+    assert batch["replays"] == 2
+    assert "waits_for_all" not in batch, "the encoder waits for the decoder's work"
+    assert result["freed features"] == {"events": 1}, "the decoder may still read them"
+
+
+def test_calls_of_steps_and_admissions(exported: ModelStore, model_id: str) -> None:
+    result = found(exported, "traffic", model_id)
+    for name, calls in result.items():
+        kind = name.partition(",")[0]
+        if kind in STEPS:
+            tenfold = {call: 10 * num for call, num in STEPS[kind].items()}
+            assert calls["10 steps"] == tenfold, name
+        assert "allocations" not in calls["10 steps"], name
+        assert calls["10 steps"]["waits"] == 10, name
+        if kind != "sampled":  # its nucleus is read before a token is drawn
+            assert calls["admission"]["waits"] == 1, name
+        assert calls["admission"]["to_device"] <= 12, name
+
+
+def test_attention_is_torchs_memory_efficient_kernel(exported: ModelStore, model_id: str) -> None:
+    result = found(exported, "attention", model_id)
+    for kernels in result.values():
+        assert kernels["cudnn"] == 0
+        assert kernels["fmha_cutlass"] > 0
+
+
+@pytest.mark.parametrize(("capability", "unfused"), [("90", 0), ("89", 0), ("75", 2)])
+def test_a_t4_has_no_fused_attention_for_bfloat16(
+    exported: ModelStore, capability: str, unfused: int
+) -> None:
+    result = found(exported, "widths", "florence-2-mini", FAKE_CUDA_CAPABILITY=capability)
+    assert sum(kernels["fmha_cutlass"] for kernels in result.values()) == 4 - unfused
+    assert all(result[f"Florence-2, {kind}"]["fmha_cutlass"] for kind in ("step", "prefill"))
+
+
+def test_allocations_may_fail_and_nothing_leaks_or_hangs(exported: ModelStore) -> None:
+    result = found(exported, "memory", "florence-2-mini")
+    outcomes = {*result["starts"].values()}.union(*result["served"].values())
+    assert outcomes == {"answered", "out of memory"}
+    for name, served in result["served"].items():
+        # a prefill is repeated in halves
+        assert name.startswith("1000000") or served == ["answered"] * 8, name
+    assert result["after"] <= result["idle"]
+
+
+@pytest.mark.parametrize("code", LOST)
+def test_a_lost_device_ends_the_process(exported: ModelStore, code: int) -> None:
+    run = scenario(exported, "lost", "florence-2-mini", str(code))
+    assert (run.returncode, run.stdout) == (EXIT_STATUS, ""), run.stderr
+    assert "lost its GPU" in run.stderr
+
+
+def test_a_product_that_fails_on_a_device_that_is_not_lost_fails_its_sequence(
+    exported: ModelStore,
+) -> None:
+    result = found(exported, "failed", "florence-2-mini")
+    first, second = result["outcomes"]
+    assert "CUBLAS_STATUS_EXECUTION_FAILED" in first
+    assert second == "answered"
+
+
+def test_two_runners_share_a_card_and_one_restarts_when_it_loses_it(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    lost = tmp_path / "lost"
+    settings = {
+        "FAKE_CUDA_CARD": str(tmp_path / "card"),
+        "FAKE_CUDA_MEMORY_MB": "9000",
+        "FAKE_CUDA_LOST": str(lost),
+        "DIPTYCH_MODELS": ",".join(EMBEDDED),
+        "PYTHONPATH": variables()["PYTHONPATH"],
+        "LD_LIBRARY_PATH": variables()["LD_LIBRARY_PATH"],
+    }
+    log = tmp_path / "service.log"
+    command = (str(PYTHON), "-m", "service")
+    with running_service(exported.home, log, OPEN, command, **settings) as service:
+
+        def answer(model_id: str, num_tokens: int) -> int:
+            data = {"task": "captioning", "model": model_id, "max_new_tokens": str(num_tokens)}
+            with service.client() as client, SCENE.open("rb") as image:
+                return client.post("/v1/predict", files={"image": image}, data=data).status_code
+
+        assert [answer(model_id, 8) for model_id in EMBEDDED] == [200, 200]
+        assert log.read_text().count("runners that share it: 2") == 2
+        before = service.parts()
+        lost.write_text("999")
+        assert answer("florence-2-mini", 9) == 200
+        wait_until(lambda: len(service.parts()) == len(before), 60)
+        after = service.parts()
+        assert after.pop("florence-2-mini-runner") != before.pop("florence-2-mini-runner")
+        assert after == before
+
+
+def test_a_driver_that_is_too_old_means_the_cpu() -> None:
+    code = "from wire.artifacts.devices import *; print(decoder_device('auto'))"
+    for version, device in (("12080", "cpu"), ("13000", "cuda")):
+        run = subprocess.run(
+            [str(PYTHON), "-c", code],
+            cwd=ROOT,
+            env=variables() | {"FAKE_CUDA_DRIVER": version},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.stdout == f"{device}\n", run.stderr
