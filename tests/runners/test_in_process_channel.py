@@ -73,7 +73,7 @@ def test_an_image_that_comes_after_a_pause_is_encoded_too() -> None:
 def test_a_gateway_answers_without_processes_and_refuses_another_build(
     exported: ModelStore,
 ) -> None:
-    run = exported.python("-m", "tests.support.gateway_without_processes", MODEL, str(SCENE))
+    run = exported.forked("-m", "tests.support.gateway_without_processes", MODEL, str(SCENE))
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     body = found["body"]

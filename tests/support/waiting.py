@@ -1,10 +1,10 @@
 """Waiting until another thread or process has done something."""
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from tests.support.processes import Process
 
 
 def wait_until(
@@ -18,7 +18,7 @@ def wait_until(
 
 
 def wait_until_ready(
-    is_ready: Callable[[], bool], process: subprocess.Popen[Any], log: Path, timeout_s: float = 30
+    is_ready: Callable[[], bool], process: Process, log: Path, timeout_s: float = 30
 ) -> None:
     """Return when the server of `process` is ready; fail with its log if it ends, or is not ready
     in time.

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.export_cli import ROOT, ModelStore
 from tests.support.processes import run_folder_of
-from tests.support.running_service import RunningService, running_service, service_environment
+from tests.support.running_service import RunningService, forked_service, service_environment
 from tests.support.scene_images import encoded, scene_image, scene_png
 
 KEY = "a-key-of-ours"
@@ -148,7 +148,7 @@ def small(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Any
     folder = tmp_path_factory.mktemp("small")
     keys = folder / "keys"
     keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
-    with running_service(
+    with forked_service(
         exported.home,
         folder / "service.log",
         DIPTYCH_MODELS="florence-2-mini",

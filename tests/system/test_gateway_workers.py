@@ -29,8 +29,8 @@ from tests.support.processes import is_alive
 from tests.support.running_service import (
     SERVICE,
     RunningService,
+    forked_service,
     free_port,
-    running_service,
     service_environment,
 )
 from tests.support.scene_images import scene_png
@@ -59,7 +59,7 @@ def service(
     named = config | {"base_model_name_or_path": f"models/{MODEL}"}
     (adapter / "adapter_config.json").write_text(json.dumps(named))
     settings = SETTINGS | {"DIPTYCH_ADAPTERS": str(folder / "adapters")}
-    with running_service(exported.home, folder / "service.log", **settings) as running:
+    with forked_service(exported.home, folder / "service.log", **settings) as running:
         wait_until(lambda: num_listening(running) == 2)
         yield running
 
@@ -156,7 +156,7 @@ def test_a_drain_completes_the_streams_of_both_processes(
     store = endless_models(exported, tmp_path / "bentoml")
     form = FORM | {"stream": "true", "max_new_tokens": "200"}
     with (
-        running_service(store.home, tmp_path / "service.log", **SETTINGS) as service,
+        forked_service(store.home, tmp_path / "service.log", **SETTINGS) as service,
         ExitStack() as stack,
     ):
         wait_until(lambda: num_listening(service) == 2)

@@ -56,7 +56,7 @@ def test_the_model_of_an_actor_answers_as_the_service(
     exported: ModelStore, client: httpx.Client, model_id: str, task: str, tmp_path: Path
 ) -> None:
     files = sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())
-    run = exported.python("-m", "tests.support.offline_answers", model_id, task, *map(str, files))
+    run = exported.forked("-m", "tests.support.offline_answers", model_id, task, *map(str, files))
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert [row["key"] for row in rows] == [str(file) for file in files]
