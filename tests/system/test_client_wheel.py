@@ -42,11 +42,12 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("environment")
     pins = "".join(f"{each.name}=={each.version}\n" for each in distributions())
-    (folder / "constraints.txt").write_text(pins)
+    constraints = folder / "constraints.txt"
+    constraints.write_text(pins)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
     subprocess.run(
-        [*PIP, "--python", python, "install", "-c", folder / "constraints.txt", wheel], check=True
+        [*PIP, "--python", python, "install", "--no-compile", "-c", constraints, wheel], check=True
     )
     return python.parent
 

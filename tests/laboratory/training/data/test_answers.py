@@ -39,7 +39,7 @@ MIN_MASK_IOU = 0.92  # locations on grids of 0.8 px (polygons) and 1.5 px (boxes
 
 
 def scenes() -> Iterator[Scene]:
-    for seed in range(40):
+    for seed in range(20):
         yield sample_scene(seed, 0 if seed % 10 == 0 else None)
 
 
