@@ -1,10 +1,9 @@
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
 
 from runners.device_errors import EXIT_STATUS, exit_if_device_lost, is_out_of_memory
-from tests.support.export_cli import ROOT
+from tests.support.forked_python import run as run_forked
 
 # The wording of ONNX Runtime, CUDA, cuBLAS and torch.
 ARENA = (
@@ -81,8 +80,5 @@ def test_another_error_of_a_step_fails_its_sequences_only() -> None:
     assert (run.returncode, run.stdout) == (0, "failed alone\n")
 
 
-def run_decoder(message: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", LOSES_ITS_DEVICE, message]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+def run_decoder(message: str) -> CompletedProcess[str]:
+    return run_forked(["-c", LOSES_ITS_DEVICE, message])

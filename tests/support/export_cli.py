@@ -9,9 +9,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 
-from tests.support.forked_python import fork
+from tests.support.forked_python import run as run_forked
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
@@ -44,13 +43,7 @@ class ModelStore:
 
     def forked(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Do as `python`, in a process that has imported the large packages."""
-        given = self._environment(environment)
-        with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
-            process = fork(arguments, given, stdout.fileno(), stderr.fileno())
-            status = process.wait(_TIMEOUT_S)
-            stdout.seek(0)
-            stderr.seek(0)
-            return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
+        return run_forked(arguments, self._environment(environment), _TIMEOUT_S)
 
     def _environment(self, given: Mapping[str, str]) -> dict[str, str]:
         own = {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"}

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from service.process_options import process_environment
@@ -69,9 +70,12 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
     def _after(self, timeout_s: float | None) -> int | None:
-        if self._status is None and select.select([self._report], [], [], timeout_s)[0]:
-            self._status = int(self._report.recv(64))
-            self._report.close()
+        if self._status is None:
+            reports = select.poll()  # select() takes no descriptor above 1,023
+            reports.register(self._report, select.POLLIN)
+            if reports.poll(None if timeout_s is None else 1000 * timeout_s):
+                self._status = int(self._report.recv(64))
+                self._report.close()
         return self._status
 
 
@@ -88,6 +92,21 @@ def fork(
     return ForkedProcess(int(report.recv(64)), report)
 
 
+def run(
+    arguments: Sequence[str], environment: Mapping[str, str] = os.environ, timeout_s: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` to its end."""
+    with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        process = fork(arguments, environment, stdout.fileno(), stderr.fileno())
+        try:
+            status = process.wait(timeout_s)
+        finally:
+            process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
+
+
 @dataclass(frozen=True, slots=True)
 class _Server:
     requests: socket.socket
@@ -100,7 +119,9 @@ def _server() -> _Server:
     with theirs:
         command = [sys.executable, "-m", "tests.support.forked_python", str(theirs.fileno())]
         environment = process_environment(os.environ)
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
+        )
     return _Server(ours, process)
 
 

@@ -105,11 +105,14 @@ def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
     "server",
     [
         Server("fastapi", "fastapi", "", ("--threads", "1")),
-        Server(
-            "litserve",
-            "litserve",
-            "",
-            ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2"),
+        pytest.param(
+            Server(
+                "litserve",
+                "litserve",
+                "",
+                ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2"),
+            ),
+            marks=pytest.mark.long,
         ),
         pytest.param(
             Server("litserve, unbatched", "litserve", "", ("--threads", "1")),

@@ -102,7 +102,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 OPERATIONS = {"greedy": 1, "sampled": 1, "constrained": 1, "3 beams": 3}
 
 
-@pytest.mark.parametrize(("num", "name"), [(1, "greedy"), *((9, name) for name in OPTIONS)])
+@pytest.mark.parametrize(
+    ("model_id", "num", "name"),
+    [
+        ("florence-2-mini", 1, "greedy"),
+        *(("florence-2-mini", 9, name) for name in OPTIONS),
+        ("paligemma-mini", 9, "greedy"),  # what is chosen, and how, is the engine's
+        ("paligemma-mini", 9, "3 beams"),
+    ],
+)
 def test_a_step_waits_once_for_its_device(
     artifacts: Path, traffic: DeviceTraffic, num: int, name: str
 ) -> None:
