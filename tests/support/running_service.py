@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from service.batches.store import Store
 from service.process_options import process_environment
 from service.supervision.roles import Role
 from tests.support.export_cli import ROOT
@@ -118,6 +119,8 @@ def forked_service(
     **settings: str,
 ) -> Iterator[RunningService]:
     """Do as `running_service`, without the checks of `python -m service` and seconds of imports."""
+    if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
+        Store(Path(folder)).prepare()
     parsed = Role.parse(role)
     environment = process_environment(parsed.environment(_with_ports(bentoml_home, settings)))
     with log.open("w") as output:

@@ -25,7 +25,7 @@ from tests.support.api_keys import hash_of
 from tests.support.attack_images import animated_webp, repeated_scans
 from tests.support.export_cli import ModelStore
 from tests.support.image_files import png
-from tests.support.running_service import Access, RunningService, running_service
+from tests.support.running_service import Access, RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.unfinished_calls import unfinished_calls
 from tests.support.waiting import wait_until
@@ -80,7 +80,7 @@ def attacked(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> 
         "DIPTYCH_API_KEYS_FILE": str(keys),
         "DIPTYCH_REQUEST_TIMEOUT_S": "20",
     }
-    with running_service(
+    with forked_service(
         exported.home, folder / "service.log", Access(key=POLITE), **settings
     ) as service:
         fresh = Attacked(service, 0)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,12 +21,12 @@ from export.checks.reference import Reference
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.endless_models import endless_models
-from tests.support.export_cli import MODELS, ROOT, ModelStore
+from tests.support.export_cli import MODELS, ModelStore
+from tests.support.forked_python import run as run_forked
 from tests.support.load import load
 from tests.support.lora import write_adapter
 from tests.support.processes import is_alive
 from tests.support.running_service import (
-    SERVICE,
     RunningService,
     forked_service,
     free_port,
@@ -183,8 +182,6 @@ def test_a_port_in_use_prevents_the_start(exported: ModelStore, port: str) -> No
     ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
     environment = service_environment(exported.home, **SETTINGS, **ports)
     with socket.create_server(("127.0.0.1", int(ports[port])), reuse_port=True):
-        start = subprocess.run(
-            SERVICE, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=STOP_S
-        )
+        start = run_forked(["-m", "service.supervision.supervisor"], environment, STOP_S)
     assert start.returncode == 1
     assert f"cannot listen on 127.0.0.1:{ports[port]}" in start.stderr

@@ -22,7 +22,7 @@ from tests.support.api_keys import hash_of
 from tests.support.export_cli import ModelStore
 from tests.support.grpc_sweep import Call, GrpcSweep
 from tests.support.label_studio_config import labelled, view
-from tests.support.running_service import Access, RunningService, running_service
+from tests.support.running_service import Access, RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import samples as metric_samples
 from tests.support.service_metrics import total
@@ -54,7 +54,7 @@ def keyed(
         "DIPTYCH_API_KEYS_FILE": str(keys),
         "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
     }
-    with running_service(
+    with forked_service(
         exported.home, folder / "service.log", Access(key=KEY), **settings
     ) as service:
         yield service
