@@ -261,7 +261,7 @@ def test_the_same_adapters_come_back_after_a_restart_of_the_runner(hot: HotServi
 def test_a_folder_that_does_not_exist_prevents_the_start(
     exported: ModelStore, tmp_path: Path
 ) -> None:
-    start = exported.python(
+    start = exported.forked(
         "-m", "service", DIPTYCH_MODELS=BASE, DIPTYCH_ADAPTERS=str(tmp_path / "none")
     )
     assert start.returncode == 1
