@@ -38,6 +38,7 @@ LIMITED = "key-with-two-places"
 ATTACKERS_ADDRESS = "127.0.0.2"
 MOST_GROWTH_BYTES = 300_000_000
 LARGE_BYTES = 18_000_000
+MAX_STALL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +314,7 @@ LARGE_BODIES = {
 
 @pytest.mark.parametrize("name", LARGE_BODIES)
 def test_a_large_body_does_not_stop_the_loop(attacked: Attacked, name: str) -> None:
-    """Of three stalls the shortest counts: the machine is shared.
+    """One of three tries is enough: the machine is shared.
 
     The probe is a process with its own lock.
     """
@@ -334,8 +335,10 @@ def test_a_large_body_does_not_stop_the_loop(attacked: Attacked, name: str) -> N
             )
             stalls_s.append(float(probe.communicate()[0]))
         assert answer.status_code in (400, 415)
+        if stalls_s[-1] < MAX_STALL_S:
+            break
     print({"longest stalls, ms": [round(each * 1000) for each in stalls_s]})
-    assert min(stalls_s) < 0.1
+    assert stalls_s[-1] < MAX_STALL_S
 
 
 @pytest.mark.long
