@@ -197,7 +197,7 @@ def test_what_a_key_has_used_counts_for_both_ports(
     }
     assert (response.status_code, caught.value.code()) == (429, grpc.StatusCode.RESOURCE_EXHAUSTED)
     for wait_s in (response.headers["retry-after"], trailing["retry-after"]):
-        assert 25 <= int(wait_s) <= 30
+        assert 0 < int(wait_s) <= 30
 
 
 def test_a_key_that_is_written_into_the_file_is_accepted(
