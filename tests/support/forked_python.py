@@ -1,18 +1,12 @@
-"""Python programs in forks of one process that has imported the large packages, none of ours.
+"""Python programs in forks of one process that has imported the large packages.
 
 `fork(["-m", "service"], ...)` runs as `python -m service` does, without seconds of imports. Of
-packages that read the environment when they are imported, the process has that of its start: a
-program that needs another one is started as a process of its own.
-
-`python -m tests.support.forked_python SOCKET` is that process. It receives requests, each a JSON
-object with the descriptors of output and report, and ends with the last of its clients. For each it
-forks a monitor, which forks the program, and reports its process id, and later its exit status.
+packages that read the environment when they are imported, that process has the environment of its
+start: a program that needs another one is started as a process of its own.
 """
 
-import importlib
 import json
 import os
-import runpy
 import select
 import signal
 import socket
@@ -24,20 +18,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 from service.process_options import process_environment
 
 ROOT = Path(__file__).parents[2]
-# All but prometheus_client, which chooses where its values are when it is imported.
-LARGE_PACKAGES = (
-    *("torch", "numpy", "safetensors.torch", "tokenizers", "onnxruntime", "onnx"),
-    *("transformers", "peft", "torchvision", "scipy.optimize", "sympy"),
-    *("aiohttp", "grpc", "grpc_health.v1.health", "httpx", "pydantic", "yaml", "PIL.Image"),
-    *("uvicorn", "starlette.applications", "shapely", "opentelemetry.trace", "redis.asyncio"),
-    *("bentoml", "_bentoml_sdk", "_bentoml_impl"),
-)
-_MAX_REQUEST_BYTES = 1 << 17
 _STARTING = threading.Lock()
 
 
@@ -117,71 +101,9 @@ class _Server:
 def _server() -> _Server:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        command = [sys.executable, "-m", "tests.support.forked_python", str(theirs.fileno())]
+        command = [sys.executable, "-m", "tests.support.forked_programs", str(theirs.fileno())]
         environment = process_environment(os.environ)
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
         )
     return _Server(ours, process)
-
-
-def _next_program(requests: socket.socket) -> Any:
-    """Answer requests until the clients have ended; return a request in its forked program."""
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 3)
-        if not message:
-            sys.exit()
-        *outputs, report = descriptors
-        if not os.fork():
-            requests.close()
-            if _is_program(report):
-                return {**json.loads(message), "outputs": outputs}
-            os._exit(0)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        _reap()
-
-
-def _reap() -> None:
-    """Remove the monitors that have ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return
-
-
-def _is_program(report: int) -> bool:
-    """Fork the program and return True in it; report of it in its parent, and return False."""
-    pid = os.fork()
-    if not pid:
-        os.close(report)
-        return True
-    os.write(report, str(pid).encode())
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    os.write(report, str(status).encode())
-    return False
-
-
-def _run(arguments: Sequence[str], environment: Mapping[str, str], outputs: Sequence[int]) -> None:
-    """Become `python ARGUMENTS`."""
-    os.setsid()
-    os.environ.clear()
-    os.environ.update(environment)
-    for descriptor, standard in zip(outputs, (1, 2), strict=True):
-        os.dup2(descriptor, standard)
-        os.close(descriptor)
-    option, program, *rest = arguments
-    sys.argv = [option, *rest]
-    if option == "-m":
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
-    else:
-        exec(program, {"__name__": "__main__"})
-
-
-if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as _requests:
-        for _package in LARGE_PACKAGES:
-            importlib.import_module(_package)
-        _program = _next_program(_requests)
-    _run(**_program)
