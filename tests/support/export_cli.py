@@ -43,6 +43,7 @@ class ModelStore:
 
     def forked(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Do as `python`, in a process that has imported the large packages."""
+        assert not self.prefix
         return run_forked(arguments, self._environment(environment), _TIMEOUT_S)
 
     def _environment(self, given: Mapping[str, str]) -> dict[str, str]:

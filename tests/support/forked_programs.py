@@ -12,6 +12,7 @@ import os
 import runpy
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ class _Program:
         os.setsid()
         os.environ.clear()
         os.environ.update(self.environment)
+        tempfile.tempdir = None  # chosen by the environment at the first use
         for descriptor, standard in zip(self.outputs, (1, 2), strict=True):
             os.dup2(descriptor, standard)
             os.close(descriptor)

@@ -2,7 +2,7 @@
 
 `fork(["-m", "service"], ...)` runs as `python -m service` does, without seconds of imports. Of
 packages that read the environment when they are imported, that process has the environment of its
-start: a program that needs another one is started as a process of its own.
+start: `subprocess` starts a program that needs another one.
 """
 
 import json

@@ -16,7 +16,7 @@ from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 
-UV = (sys.executable, "-m", "uv", "--quiet")  # in seconds instead of pip's half minute
+UV = (sys.executable, "-m", "uv", "--quiet")  # pip takes half a minute
 STREAM = """
 import sys
 from diptych_client import Answer, Client

@@ -21,7 +21,7 @@ print([str(path) for path in stored if path.is_file()])
 """
     (tmp_path / "temporary").mkdir()
     store = ModelStore(tmp_path / "small", small_disk(tmp_path / "small", 2))
-    run = store.forked("-c", code, TMPDIR=str(tmp_path / "temporary"))
+    run = store.python("-c", code, TMPDIR=str(tmp_path / "temporary"))
     message, stored = run.stdout.splitlines()
     assert message.startswith("no space left for the artifacts of some-model")
     assert f"stored in {tmp_path / 'small'} (BENTOML_HOME)" in message
