@@ -22,10 +22,11 @@ from tests.support.running_service import RunningService, free_port
 LEVEL = 8
 SECONDS = 8
 MIX = ROOT / "loadtest" / "load" / "traffic_mix.yaml"
+TASKS = ("captioning", "dense_region_captioning", "ocr")
 CHANGES = {
     "deadline_slos": 20,  # a busy machine is late, and should not be refused for it
     # Few tasks, and all interfaces alike: the chance that one gets no request is one in a million.
-    "tasks": [{"task": task} for task in ("captioning", "dense_region_captioning", "ocr")],
+    "tasks": [{"task": task, "weight": 1} for task in TASKS],
     "apis": dict.fromkeys(APIS, 1),
 }
 
