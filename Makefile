@@ -19,6 +19,8 @@ EMBEDDED := florence-2-mini paligemma-mini
 URL ?= http://127.0.0.1:3000
 # torch and ONNX Runtime for CUDA have packages of their own names: they are never installed over those for a CPU.
 GPU := build/gpu
+# For two cores: a quarter of the time of a test is waiting. Each worker and its service need 2 GB.
+WORKERS ?= 3
 
 # Options of the image; BUILD_OPTIONS go to the engine: --build-arg BASE_IMAGE=… and the others of the Containerfile.
 ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
@@ -47,7 +49,7 @@ export: $(VENV)/installed-export
 
 test: $(VENV)/installed-dev $(VENV)/installed-export
 	$(MAKE) --jobs=2 --output-sync check export
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-long: check export
 	$(PY) -m pytest -m long

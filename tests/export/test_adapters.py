@@ -63,7 +63,7 @@ def tuned(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Tun
         for adapter, base in BASES.items()
     }
     catalog = write_catalog(folder / "catalog.yaml", rows)
-    run = store.export(*BASES, DIPTYCH_CATALOG=str(catalog))
+    run = store.forked("-m", "export", *BASES, DIPTYCH_CATALOG=str(catalog))
     assert run.returncode == 0, run.stderr
     return Tuned(store, catalog, folders, sources, run.stdout)
 
@@ -194,9 +194,8 @@ def test_a_layer_that_the_base_does_not_have_and_weights_that_are_not_finite_are
         "broken": {"adapter_of": "florence-2-mini", "source": str(folder)},
     }
     catalog = write_catalog(tmp_path / "catalog.yaml", rows)
-    # One process, which imports transformers once; main() returns the exit status.
     code = f"from export.__main__ import main; print([main([each]) for each in {list(rows)}])"
-    run = tuned.store.python("-c", code, DIPTYCH_CATALOG=str(catalog))
+    run = tuned.store.forked("-c", code, DIPTYCH_CATALOG=str(catalog))
     assert run.stdout.splitlines()[-1] == "[1, 1]"
     first, second = (
         line for line in run.stderr.splitlines() if line.startswith("python -m export: ")

@@ -8,7 +8,7 @@ from tests.support.export_cli import EMBEDDED, ModelStore
 
 
 def test_sound_host_has_one_line_for_each_check_and_model(exported: ModelStore) -> None:
-    run = exported.python("-m", "export", "doctor")
+    run = exported.forked("-m", "export", "doctor")
     assert run.returncode == 0, run.stdout
     checks = [line.split()[1] for line in run.stdout.splitlines()]
     assert checks == [
@@ -41,7 +41,7 @@ def test_a_model_with_published_answers_is_offered_the_comparison(
 def test_damaged_file_is_a_failure_that_names_it(exported: ModelStore, tmp_path: Path) -> None:
     store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml")))
     (store.newest("paligemma-mini") / "tokenizer.json").write_text("{}", encoding="utf-8")
-    run = store.python("-m", "export", "doctor")
+    run = store.forked("-m", "export", "doctor")
     assert run.returncode == 1
     (failure,) = [line for line in run.stdout.splitlines() if line.startswith("failure")]
     assert "paligemma-mini: " in failure
@@ -50,7 +50,7 @@ def test_damaged_file_is_a_failure_that_names_it(exported: ModelStore, tmp_path:
 
 
 def test_served_model_that_is_not_exported_is_a_failure(exported: ModelStore) -> None:
-    run = exported.python(
+    run = exported.forked(
         "-m", "export", "doctor", DIPTYCH_MODELS="florence-2-mini,florence-2-base"
     )
     assert run.returncode == 1

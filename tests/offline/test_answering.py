@@ -285,7 +285,7 @@ def test_a_file_whose_reading_kills_is_a_row_and_a_shard_that_still_kills_an_err
 
 
 def test_another_build_than_the_jobs_is_refused_with_both(exported: ModelStore) -> None:
-    done = exported.python("-c", OTHER_BUILDS)
+    done = exported.forked("-c", OTHER_BUILDS)
     assert done.returncode == 0, done.stderr
     key, precision, calibration = done.stdout.splitlines()
     ours = json.loads((exported.newest(FLORENCE.id) / "manifest.json").read_text())["build_key"]
@@ -299,7 +299,7 @@ def test_an_image_that_was_answered_before_is_encoded_again(
 ) -> None:
     (scene,) = write_scenes(tmp_path / "scenes", 1).iterdir()
     # More than there are places: the last calls come after the first features are gone.
-    done = exported.python(
+    done = exported.forked(
         "-m", "tests.support.offline_answers", FLORENCE.id, "captioning", *[str(scene)] * 100
     )
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,9 @@
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
 
 from runners.device_errors import EXIT_STATUS, exit_if_device_lost, is_out_of_memory
-from tests.support.export_cli import ROOT
+from tests.support.forked_python import run as run_forked
 
 # The wording of ONNX Runtime, CUDA, cuBLAS and torch.
 ARENA = (
@@ -93,9 +92,6 @@ def test_an_error_after_which_the_gpu_is_not_lost_fails_its_sequences_only(failu
     assert (run.returncode, run.stdout) == (0, "failed alone\n")
 
 
-def run_decoder(message: str, failure: str) -> "subprocess.CompletedProcess[str]":
+def run_decoder(message: str, failure: str) -> CompletedProcess[str]:
     """Run a decoder whose step fails with `message`; `failure` is that of its GPU afterwards."""
-    command = [sys.executable, "-c", LOSES_ITS_DEVICE, message, failure]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    return run_forked(["-c", LOSES_ITS_DEVICE, message, failure])

@@ -101,7 +101,7 @@ def test_a_file_that_is_not_the_exported_one_is_refused_before_it_is_loaded(
 def test_a_gateway_answers_without_processes_and_refuses_another_build(
     exported: ModelStore,
 ) -> None:
-    run = exported.python("-m", "tests.support.gateway_without_processes", MODEL, str(SCENE))
+    run = exported.forked("-m", "tests.support.gateway_without_processes", MODEL, str(SCENE))
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     body = found["body"]

@@ -61,7 +61,7 @@ def test_all_encoders_are_loaded_before_the_decoder_starts_its_thread(
     """
     store = ModelStore(tmp_path / "bentoml")
     shutil.copytree(exported.home, store.home, symlinks=True)
-    run = store.python("-c", LOADS_AN_ADAPTER)
+    run = store.forked("-c", LOADS_AN_ADAPTER)
     encoders = ["EncoderWorker florence-2-mini on 1 core", "EncoderWorker tuned on 1 core"]
     loads = [*encoders, "DecoderWorker florence-2-mini on 1 core", "warm-up", "tuned True"]
     assert run.stdout.splitlines() == loads, run.stderr

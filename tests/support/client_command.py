@@ -1,11 +1,16 @@
-"""The command `diptych` as `make test` installs it, beside the Python that runs the
-tests.
+"""The command `diptych` as `make test` installs it, beside the Python that runs the tests; and its
+`main`, called in this process.
 """
 
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from subprocess import CompletedProcess
 
+import pytest
+
+from diptych_client.cli import main
 from tests.support.running_service import RunningService
 
 DIPTYCH = str(Path(sys.executable).with_name("diptych"))
@@ -15,8 +20,15 @@ def command(service: RunningService, *arguments: str | Path) -> list[str]:
     return [DIPTYCH, "--url", service.url, *map(str, arguments)]
 
 
-def run(
-    service: RunningService, *arguments: str | Path, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(service: RunningService, *arguments: str | Path) -> CompletedProcess[str]:
+    """Call `main` with the service's URL; a process would import for half a second."""
     words = command(service, *arguments)
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+    before = sys.argv
+    with redirect_stdout(StringIO()) as stdout, redirect_stderr(StringIO()) as stderr:
+        sys.argv = words
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            sys.argv = before
+    return CompletedProcess(words, ended.value.code or 0, stdout.getvalue(), stderr.getvalue())

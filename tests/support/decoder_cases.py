@@ -73,7 +73,8 @@ class Case:
         return SequenceRequest(features, prompt_ids, max_new_tokens, num_beams=num_beams)
 
     def requests(self) -> list[SequenceRequest]:
-        return [self.request(index, 8 + index) for index in range(NUM_SCENES * len(self.prompts))]
+        """Return four requests of each prompt, of different lengths."""
+        return [self.request(index, 8 + index * 3 // 2) for index in range(4 * len(self.prompts))]
 
     def equals_reference(
         self, index: int, request: SequenceRequest, written: tuple[int, ...], score: float

@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.forked_python import run as run_forked
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 EMBEDDED = ("florence-2-mini", "paligemma-mini")
+_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +34,21 @@ class ModelStore:
         return subprocess.run(
             [*self.prefix, sys.executable, *arguments],
             cwd=ROOT,
-            env=os.environ
-            | {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"}
-            | environment,
+            env=self._environment(environment),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=_TIMEOUT_S,
             check=False,
         )
+
+    def forked(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Do as `python`, in a process that has imported the large packages."""
+        assert not self.prefix
+        return run_forked(arguments, self._environment(environment), _TIMEOUT_S)
+
+    def _environment(self, given: Mapping[str, str]) -> dict[str, str]:
+        own = {"BENTOML_HOME": str(self.home), "BENTOML_DO_NOT_TRACK": "True"}
+        return {**os.environ, **own, **given}
 
     def versions(self, model_id: str) -> list[Path]:
         """Return the folders of all stored versions of a model."""

@@ -1,6 +1,22 @@
 """Processes of a running service, read from /proc."""
 
 from pathlib import Path
+from typing import Protocol
+
+
+class Process(Protocol):
+    """A program that runs, as `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 def descendants(pid: int) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.export_cli import ModelStore
 from tests.support.processes import descendants, is_alive
-from tests.support.running_service import OPEN, SERVICE, RunningService, free_port, running_service
+from tests.support.running_service import OPEN, RunningService, forked_service, free_port
 from tests.support.waiting import wait_until
 
 MODEL = "florence-2-mini"
@@ -38,10 +38,10 @@ class Replicas:
         return self.service(("gateway",), "gateway", DIPTYCH_MODELS=MODEL, **urls, **settings)
 
     def service(self, arguments: Sequence[str], name: str, **settings: str) -> RunningService:
-        """Start `python -m service` with arguments."""
+        """Start the service with the arguments of a role."""
         self._num_started += 1
         log = self._folder / f"{name}-{self._num_started}.log"
-        running = running_service(self._store.home, log, OPEN, (*SERVICE, *arguments), **settings)
+        running = forked_service(self._store.home, log, OPEN, arguments, **settings)
         return self._stack.enter_context(running)
 
     def kill(self, port: int) -> None:

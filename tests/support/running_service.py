@@ -1,4 +1,4 @@
-"""The service as a user starts it: `python -m service` with all its processes, on a free port."""
+"""The service with all its processes, on a free port."""
 
 import os
 import signal
@@ -6,14 +6,19 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from service.batches.store import Store
+from service.process_options import process_environment
+from service.supervision.roles import Role
 from tests.support.export_cli import ROOT
+from tests.support.forked_python import fork
+from tests.support.processes import Process
 from tests.support.waiting import wait_until_ready
 
 SERVICE = (sys.executable, "-m", "service")
@@ -26,7 +31,8 @@ class Access:
     """Scheme, certificate and key of a service with access control."""
 
     scheme: str = "http"
-    verify: ssl.SSLContext | bool = True
+    # True would load all certificates for each client: 8 ms, again and again while a test waits.
+    verify: ssl.SSLContext | bool = False
     key: str | None = None
 
 
@@ -35,7 +41,7 @@ class RunningService:
     """A started service."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: Process
     log: Path
     grpc_address: str
     access: Access
@@ -87,21 +93,54 @@ def running_service(
     /,
     **settings: str,
 ) -> Iterator[RunningService]:
-    """Start the service with `settings` (environment variables), yield it when ready, stop it with
-    SIGTERM.
+    """Start the service with `settings` (environment variables) as a user does, yield it when
+    ready, stop it with SIGTERM.
     """
-    ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
-    environment = service_environment(bentoml_home, **(ports | settings))
-    with log.open("w") as log_file:
+    environment = _with_ports(bentoml_home, settings)
+    with log.open("w") as output:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment,
-            stdout=log_file,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
+    with _served_by(process, environment, log, access) as service:
+        yield service
+
+
+@contextmanager
+def forked_service(
+    bentoml_home: Path,
+    log: Path,
+    access: Access = OPEN,
+    role: Sequence[str] = (),
+    /,
+    **settings: str,
+) -> Iterator[RunningService]:
+    """Do as `running_service`, without the checks of `python -m service` and seconds of imports."""
+    if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
+        Store(Path(folder)).prepare()
+    parsed = Role.parse(role)
+    environment = process_environment(parsed.environment(_with_ports(bentoml_home, settings)))
+    with log.open("w") as output:
+        command = ("-m", "service.supervision.supervisor", *parsed.arguments)
+        process = fork(command, environment, output.fileno(), output.fileno())
+    with _served_by(process, environment, log, access) as service:
+        yield service
+
+
+def _with_ports(bentoml_home: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
+    return service_environment(bentoml_home, **(ports | dict(settings)))
+
+
+@contextmanager
+def _served_by(
+    process: Process, environment: Mapping[str, str], log: Path, access: Access
+) -> Iterator[RunningService]:
     port = environment["DIPTYCH_PORT"]
     grpc_port = environment["DIPTYCH_GRPC_PORT"]
     service = RunningService(

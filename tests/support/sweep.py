@@ -98,13 +98,14 @@ class HttpSweep:
                 yield method, path, operation
 
     def distinct_routes(self) -> Iterator[tuple[str, str, JsonSchema]]:
-        """Yield the first of the routes that read the same body."""
+        """Yield the routes without a body, and the first of those that read the same one."""
         seen = set()
         for route in self.routes():
             body = json.dumps(route[2].get("requestBody"))
             if body not in seen:
-                seen.add(body)
                 yield route
+            if "requestBody" in route[2]:
+                seen.add(body)
 
     def cases(self, method: str, path: str, operation: JsonSchema) -> Iterator[Case]:
         """Yield every case of a route."""

@@ -19,7 +19,7 @@ from export.checks.reference import Reference
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
 from tests.support.offline_runs import write_scenes
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import encoded, scene_image, scene_png
 from wire.artifacts.manifest import read_manifest
 
@@ -48,7 +48,7 @@ def tuned(
         for each in ADAPTERS
     }
     catalog = write_catalog(folder / "catalog.yaml", rows)
-    run = store.export(*ADAPTERS, DIPTYCH_CATALOG=str(catalog))
+    run = store.forked("-m", "export", *ADAPTERS, DIPTYCH_CATALOG=str(catalog))
     assert run.returncode == 0, run.stderr
     return store, catalog
 
@@ -58,7 +58,7 @@ def adapted_service(tuned: tuple[ModelStore, Path]) -> Iterator[RunningService]:
     store, catalog = tuned
     settings = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": ",".join((BASE, *ADAPTERS))}
     settings["DIPTYCH_VISION_CACHE_MB"] = str(CACHE_MB)
-    with running_service(store.home, store.home / "service.log", **settings) as running:
+    with forked_service(store.home, store.home / "service.log", **settings) as running:
         yield running
 
 
@@ -136,7 +136,7 @@ def test_an_offline_run_answers_as_the_service(
     store, catalog = tuned
     files = [str(file) for file in sorted(write_scenes(tmp_path / "scenes", 4).iterdir())]
     environment = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": f"{BASE},{VISION}"}
-    run = store.python(
+    run = store.forked(
         "-m", "tests.support.offline_answers", VISION, "captioning", *files, **environment
     )
     assert run.returncode == 0, run.stderr
@@ -204,14 +204,14 @@ def test_a_second_export_is_skipped_and_one_over_another_base_is_refused_at_the_
     manifest = other.newest(ADAPTERS[0]) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"base_build_key": "0" * 64}))
     settings = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": ",".join((BASE, *ADAPTERS))}
-    start = other.python("-m", "service", **settings)
+    start = other.forked("-m", "service", **settings)
     assert start.returncode == 1
     assert f"export the adapter again: python -m export {ADAPTERS[0]}" in start.stderr
 
 
 def test_an_adapter_without_its_base_does_not_start(tuned: tuple[ModelStore, Path]) -> None:
     store, catalog = tuned
-    start = store.python("-m", "service", DIPTYCH_CATALOG=str(catalog), DIPTYCH_MODELS=ADAPTERS[0])
+    start = store.forked("-m", "service", DIPTYCH_CATALOG=str(catalog), DIPTYCH_MODELS=ADAPTERS[0])
     assert start.returncode == 1
     assert (
         f"{ADAPTERS[0]}, which is an adapter of {BASE} and runs in its runner; add {BASE}"

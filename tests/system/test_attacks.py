@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.support.api_keys import hash_of
 from tests.support.attack_images import animated_webp, repeated_scans
 from tests.support.export_cli import ModelStore
 from tests.support.image_files import png
-from tests.support.running_service import Access, RunningService, running_service
+from tests.support.running_service import Access, RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.unfinished_calls import unfinished_calls
 from tests.support.waiting import wait_until
@@ -37,6 +38,7 @@ LIMITED = "key-with-two-places"
 ATTACKERS_ADDRESS = "127.0.0.2"
 MOST_GROWTH_BYTES = 300_000_000
 LARGE_BYTES = 18_000_000
+MAX_STALL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def attacked(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> 
         "DIPTYCH_API_KEYS_FILE": str(keys),
         "DIPTYCH_REQUEST_TIMEOUT_S": "20",
     }
-    with running_service(
+    with forked_service(
         exported.home, folder / "service.log", Access(key=POLITE), **settings
     ) as service:
         fresh = Attacked(service, 0)
@@ -190,14 +192,15 @@ def num_open(attacked: Attacked) -> int:
 
 
 BOMBS = {
-    "scans": repeated_scans((4000, 4000), 1500),
-    "animation": animated_webp((2**24, 2)),
-    "long side": png(50_000_000, 1, 8, 2, b"\0" * 100),
+    "scans": partial(repeated_scans, (4000, 4000), 1500),
+    "animation": partial(animated_webp, (2**24, 2)),
+    "long side": partial(png, 50_000_000, 1, 8, 2, b"\0" * 100),
 }
 
 
-@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
-def test_image_bombs_are_refused_at_once(attacked: Attacked, bomb: bytes) -> None:
+@pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS.keys())
+def test_image_bombs_are_refused_at_once(attacked: Attacked, make: Callable[[], bytes]) -> None:
+    bomb = make()
     start_s = time.monotonic()
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(lambda _: attacked.post(ATTACKER, bomb), range(6)))
@@ -205,18 +208,20 @@ def test_image_bombs_are_refused_at_once(attacked: Attacked, bomb: bytes) -> Non
     assert time.monotonic() - start_s < 5
 
 
-HEAVY = repeated_scans((7000, 7000), 6)
+@cache
+def heavy() -> bytes:
+    return repeated_scans((7000, 7000), 6)
 
 
 def test_a_heavy_image_is_decoded_and_its_process_ends(attacked: Attacked) -> None:
-    assert attacked.post(POLITE, HEAVY).status_code == 200
+    assert attacked.post(POLITE, heavy()).status_code == 200
     wait_until(lambda: not attacked.decoders(), 1)
 
 
 def test_decoding_ends_with_the_deadline_of_its_request(attacked: Attacked) -> None:
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(
-            attacked.post, ATTACKER, HEAVY + b"late", **{"X-Deadline-Ms": "700"}
+            attacked.post, ATTACKER, heavy() + b"late", **{"X-Deadline-Ms": "700"}
         )
         wait_until(attacked.decoders, 5)
         assert answer.result().status_code == 504
@@ -225,11 +230,11 @@ def test_decoding_ends_with_the_deadline_of_its_request(attacked: Attacked) -> N
 
 def test_a_killed_decoder_fails_its_request_alone(attacked: Attacked) -> None:
     with polite_clients(attacked), ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(attacked.post, ATTACKER, HEAVY + b"killed")
+        answer = threads.submit(attacked.post, ATTACKER, heavy() + b"killed")
         wait_until(attacked.decoders, 5)
         attacked.decoders()[0].kill()
         assert answer.result().status_code == 503
-        assert attacked.post(ATTACKER, HEAVY + b"killed").status_code == 200
+        assert attacked.post(ATTACKER, heavy() + b"killed").status_code == 200
 
 
 @pytest.mark.long
@@ -244,7 +249,7 @@ def test_largest_images_of_one_client_leave_room_for_others(attacked: Attacked) 
         with ThreadPoolExecutor(6) as threads:
             answers = list(
                 threads.map(
-                    lambda number: attacked.post(ATTACKER, HEAVY + bytes([number])), range(6)
+                    lambda number: attacked.post(ATTACKER, heavy() + bytes([number])), range(6)
                 )
             )
         attacked_s = sorted(took)[int(len(took) * 0.95) - 1]
@@ -293,27 +298,30 @@ while not ended.is_set():
         print(flush=True)
 print(max(seconds))
 """
+# Start, repeated part and end.
 LARGE_BODIES = {
-    "values": b'{"image": "QUJD", "labels": [' + b"{}," * (LARGE_BYTES // 3) + b"1]}",
-    "base64": b'{"image": "' + b"A" * LARGE_BYTES + b'"}',
-    "escapes": b'{"image": "' + rb"\"" * (LARGE_BYTES // 2) + b'"}',
-    "digits": b'{"image": ' + b"1" * LARGE_BYTES + b"}",
+    "values": (b'{"image": "QUJD", "labels": [', b"{},", b"1]}"),
+    "base64": (b'{"image": "', b"A", b'"}'),
+    "escapes": (b'{"image": "', rb"\"", b'"}'),
+    "digits": (b'{"image": ', b"1", b"}"),
     "form": (
-        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-        + b"\r\n--" * (LARGE_BYTES // 4)
-        + b"\r\n--x--\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n',
+        b"\r\n--",
+        b"\r\n--x--\r\n",
     ),
 }
 
 
 @pytest.mark.parametrize("name", LARGE_BODIES)
 def test_a_large_body_does_not_stop_the_loop(attacked: Attacked, name: str) -> None:
-    """Of three stalls the shortest counts: the machine is shared.
+    """One of three tries is enough: the machine is shared.
 
     The probe is a process with its own lock.
     """
     content_type = "multipart/form-data; boundary=x" if name == "form" else "application/json"
     headers = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": content_type}
+    start, part, end = LARGE_BODIES[name]
+    body = start + part * (LARGE_BYTES // len(part)) + end
     stalls_s = []
     for _ in range(3):
         command = [sys.executable, "-c", PROBE, attacked.service.url.removeprefix("http://")]
@@ -323,12 +331,14 @@ def test_a_large_body_does_not_stop_the_loop(attacked: Attacked, name: str) -> N
             assert probe.stdout
             probe.stdout.readline()
             answer = httpx.post(
-                attacked.url("/v1/predict"), content=LARGE_BODIES[name], headers=headers, timeout=60
+                attacked.url("/v1/predict"), content=body, headers=headers, timeout=60
             )
             stalls_s.append(float(probe.communicate()[0]))
         assert answer.status_code in (400, 415)
+        if stalls_s[-1] < MAX_STALL_S:
+            break
     print({"longest stalls, ms": [round(each * 1000) for each in stalls_s]})
-    assert min(stalls_s) < 0.1
+    assert stalls_s[-1] < MAX_STALL_S
 
 
 @pytest.mark.long

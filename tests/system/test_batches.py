@@ -16,7 +16,7 @@ from openai.types import Batch
 
 from tests.support.api_keys import hash_of
 from tests.support.export_cli import ModelStore
-from tests.support.running_service import Access, RunningService, running_service
+from tests.support.running_service import Access, RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
@@ -46,7 +46,7 @@ def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
         "DIPTYCH_BATCHES_FOLDER": str(folder / "store"),
         "DIPTYCH_GATEWAY_WORKERS": "2",
     }
-    with running_service(
+    with forked_service(
         exported.home, folder / "service.log", Access(key="one"), **settings
     ) as running:
         yield running
@@ -193,12 +193,12 @@ def test_a_batch_outlives_its_service(exported: ModelStore, tmp_path: Path) -> N
     settings = {"DIPTYCH_BATCHES_FOLDER": str(tmp_path / "store"), "DIPTYCH_MODELS": FLORENCE}
     lines = [predict_line(number) for number in range(150)]
     with (
-        running_service(exported.home, tmp_path / "first.log", **settings) as first,
+        forked_service(exported.home, tmp_path / "first.log", **settings) as first,
         openai_client(first, "-") as one,
     ):
         batch = create(one, lines)
         wait_until(lambda: num_completed(one, batch) > 5, END_S)
-    with running_service(exported.home, tmp_path / "second.log", **settings) as second:
+    with forked_service(exported.home, tmp_path / "second.log", **settings) as second:
         with openai_client(second, "-") as two:
             whole = ended(two, batch)
             assert output(two, whole.output_file_id).keys() == {line["custom_id"] for line in lines}

@@ -15,7 +15,7 @@ from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import EMBEDDED, ModelStore
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
@@ -35,7 +35,7 @@ def service(
 ) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("endless")
     store = endless_models(exported, folder / "bentoml")
-    with running_service(store.home, folder / "service.log") as running:
+    with forked_service(store.home, folder / "service.log") as running:
         ask(running, "compare")  # so that what follows is of warm models and a cached image
         yield running
 

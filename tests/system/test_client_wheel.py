@@ -16,7 +16,7 @@ from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+UV = (sys.executable, "-m", "uv", "--quiet")  # pip takes half a minute
 STREAM = """
 import sys
 from diptych_client import Answer, Client
@@ -30,8 +30,8 @@ print(answer.result.text)
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", folder, ROOT / "client"], check=True)
-    (path,) = folder.iterdir()
+    subprocess.run([*UV, "build", "--wheel", "--out-dir", folder, ROOT / "client"], check=True)
+    (path,) = folder.glob("*.whl")
     return path
 
 
@@ -42,12 +42,12 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("environment")
     pins = "".join(f"{each.name}=={each.version}\n" for each in distributions())
-    (folder / "constraints.txt").write_text(pins)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    constraints = folder / "constraints.txt"
+    constraints.write_text(pins)
+    subprocess.run([*UV, "venv", "--python", sys.executable, folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run(
-        [*PIP, "--python", python, "install", "-c", folder / "constraints.txt", wheel], check=True
-    )
+    target = ("--python", python, "--constraints", constraints)
+    subprocess.run([*UV, "pip", "install", *target, wheel], check=True)
     return python.parent
 
 

@@ -5,9 +5,10 @@ leftovers.
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
 from tests.support.processes import descendants, is_alive
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 from tests.support.service_metrics import samples, total
 from tests.support.waiting import wait_until
 
+MODEL = "florence-2-mini"
 NUM_TOKENS = 280
 NUM_BEAMS = 4  # together these answers take some seconds
 # Some requests are queued in the gateway, and none finds its image encoded.
@@ -42,9 +44,29 @@ def endless(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> M
     return endless_models(exported, tmp_path_factory.mktemp("endless") / "bentoml")
 
 
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """A service that was told to stop, and whose runner stands still."""
+
+    service: RunningService
+    processes: Sequence[int]  # all but the supervisor
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stopping(endless: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopping]:
+    """Stops while the other tests of this file run."""
+    log = tmp_path_factory.mktemp("stopping") / "service.log"
+    settings = {"DIPTYCH_REQUEST_TIMEOUT_S": "1", "DIPTYCH_MODELS": MODEL}
+    with forked_service(endless.home, log, **settings) as service:
+        processes = descendants(service.process.pid)
+        os.kill(service.parts()[f"{MODEL}-runner"], signal.SIGSTOP)
+        service.process.send_signal(signal.SIGTERM)
+        yield Stopping(service, processes)
+
+
 @pytest.fixture
 def service(endless: ModelStore, tmp_path: Path) -> Iterator[RunningService]:
-    with running_service(endless.home, tmp_path / "service.log", **SETTINGS) as running:
+    with forked_service(endless.home, tmp_path / "service.log", **SETTINGS) as running:
         yield running
 
 
@@ -120,20 +142,7 @@ def assert_answered(
     assert (name, result["usage"]["generated_tokens"]) == ("result", NUM_TOKENS)
 
 
-def test_what_does_not_end_in_time_is_killed(endless: ModelStore, tmp_path: Path) -> None:
-    settings = {"DIPTYCH_REQUEST_TIMEOUT_S": "1", "DIPTYCH_MODELS": "florence-2-mini"}
-    with running_service(endless.home, tmp_path / "service.log", **settings) as service:
-        started = descendants(service.process.pid)
-        os.kill(service.parts()["florence-2-mini-runner"], signal.SIGSTOP)
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(STOP_S) == 0
-        assert not any(is_alive(pid) for pid in started)
-        assert re.search("killed after .* s: florence-2-mini-runner", service.log.read_text())
-
-
-def test_a_killed_supervisor_leaves_no_process(service: RunningService) -> None:
-    started = descendants(service.process.pid)
-    assert len(started) == 3  # the gateway and two runners
-    service.process.kill()
-    service.process.wait(STOP_S)
-    wait_until(lambda: not any(is_alive(pid) for pid in started))
+def test_what_does_not_end_in_time_is_killed(stopping: Stopping) -> None:
+    assert stopping.service.process.wait(STOP_S) == 0
+    assert not any(map(is_alive, stopping.processes))
+    assert re.search(f"killed after .* s: {MODEL}-runner", stopping.service.log.read_text())

@@ -7,7 +7,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.export_cli import ROOT, ModelStore
+from tests.support.export_cli import ModelStore
 from tests.support.processes import run_folder_of
-from tests.support.running_service import RunningService, running_service, service_environment
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import encoded, scene_image, scene_png
 
 KEY = "a-key-of-ours"
@@ -148,7 +147,7 @@ def small(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Any
     folder = tmp_path_factory.mktemp("small")
     keys = folder / "keys"
     keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
-    with running_service(
+    with forked_service(
         exported.home,
         folder / "service.log",
         DIPTYCH_MODELS="florence-2-mini",
@@ -273,8 +272,4 @@ def test_artifacts_that_were_changed_stop_the_start(exported: ModelStore, tmp_pa
 
 
 def started(home: Path, settings: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "service"]
-    environment = service_environment(home, **settings)
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    return ModelStore(home).forked("-m", "service", **settings)

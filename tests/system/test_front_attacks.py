@@ -22,7 +22,7 @@ from tests.support.api_keys import hash_of
 from tests.support.connections import is_closed
 from tests.support.export_cli import ModelStore
 from tests.support.haproxy import Front, needs_haproxy, running_front
-from tests.support.running_service import Access, RunningService, running_service
+from tests.support.running_service import Access, RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.unfinished_calls import unfinished_calls
 from tests.support.waiting import wait_until
@@ -75,7 +75,7 @@ def stand(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "DIPTYCH_API_KEYS_FILE": str(keys),
         "DIPTYCH_REQUEST_TIMEOUT_S": "20",
     }
-    with running_service(
+    with forked_service(
         exported.home, folder / "service.log", Access(key=POLITE), **settings
     ) as service:
         ports = {

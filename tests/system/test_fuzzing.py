@@ -27,8 +27,7 @@ from tests.support.scene_images import scene_png
 from tests.support.service_metrics import metric
 from tests.system.test_answers import comparable, post_form
 
-NUM_REST = 8000
-NUM_GRPC = 2000
+NUMS = [2000, pytest.param(8000, marks=pytest.mark.long)]  # over REST; a quarter of it over gRPC
 NUM_CLIENTS = 16
 MOST_GROWTH_BYTES = 60_000_000  # gateway, whole test: caches and the allocator's arenas
 OK = grpc.StatusCode.OK
@@ -81,24 +80,26 @@ async def call_all(address: str, bodies: list[bytes]) -> Counter[grpc.StatusCode
     return codes
 
 
-def test_ten_thousand_malformed_requests_change_nothing(
-    client: httpx.Client, service: RunningService
+@pytest.mark.parametrize("num_rest", NUMS)
+def test_thousands_of_malformed_requests_change_nothing(
+    client: httpx.Client, service: RunningService, num_rest: int
 ) -> None:
+    num_grpc = num_rest // 4
     expected = comparable(
         post_form(client, "/v1/predict", scene_png(), {"task": "object_detection"})
     )
     asyncio.run(send_all(service.url, malformed_requests(500, scene_png(), seed=1)))  # warm
     parts = service.parts()
     before = memory_bytes(parts["diptych"])
-    statuses = asyncio.run(send_all(service.url, malformed_requests(NUM_REST, scene_png())))
+    statuses = asyncio.run(send_all(service.url, malformed_requests(num_rest, scene_png())))
     codes = asyncio.run(
-        call_all(service.grpc_address, list(malformed_messages(NUM_GRPC, scene_png())))
+        call_all(service.grpc_address, list(malformed_messages(num_grpc, scene_png())))
     )
-    assert sum(statuses.values()) == NUM_REST
+    assert sum(statuses.values()) == num_rest
     assert {status for status in statuses if not 400 <= status < 500} == set(), statuses
-    assert sum(codes.values()) == NUM_GRPC
+    assert sum(codes.values()) == num_grpc
     assert set(codes) <= {OK, INVALID, NOT_FOUND, NO_MESSAGE}, codes
-    assert codes[INVALID] > NUM_GRPC // 3
+    assert codes[INVALID] > num_grpc // 3
     assert memory_bytes(parts["diptych"]) - before < MOST_GROWTH_BYTES
     assert service.parts() == parts
     assert metric(service, "diptych_live_sequences") == 0

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,15 +21,15 @@ from export.checks.reference import Reference
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.endless_models import endless_models
-from tests.support.export_cli import MODELS, ROOT, ModelStore
+from tests.support.export_cli import MODELS, ModelStore
+from tests.support.forked_python import run as run_forked
 from tests.support.load import load
 from tests.support.lora import write_adapter
 from tests.support.processes import is_alive
 from tests.support.running_service import (
-    SERVICE,
     RunningService,
+    forked_service,
     free_port,
-    running_service,
     service_environment,
 )
 from tests.support.scene_images import scene_png
@@ -59,7 +58,7 @@ def service(
     named = config | {"base_model_name_or_path": f"models/{MODEL}"}
     (adapter / "adapter_config.json").write_text(json.dumps(named))
     settings = SETTINGS | {"DIPTYCH_ADAPTERS": str(folder / "adapters")}
-    with running_service(exported.home, folder / "service.log", **settings) as running:
+    with forked_service(exported.home, folder / "service.log", **settings) as running:
         wait_until(lambda: num_listening(running) == 2)
         yield running
 
@@ -156,7 +155,7 @@ def test_a_drain_completes_the_streams_of_both_processes(
     store = endless_models(exported, tmp_path / "bentoml")
     form = FORM | {"stream": "true", "max_new_tokens": "200"}
     with (
-        running_service(store.home, tmp_path / "service.log", **SETTINGS) as service,
+        forked_service(store.home, tmp_path / "service.log", **SETTINGS) as service,
         ExitStack() as stack,
     ):
         wait_until(lambda: num_listening(service) == 2)
@@ -187,9 +186,7 @@ def test_a_port_in_use_prevents_the_start(
     settings = SETTINGS | ports | {"DIPTYCH_GATEWAY_WORKERS": num_gateways}
     environment = service_environment(exported.home, **settings)
     with socket.create_server(("127.0.0.1", int(ports[port])), reuse_port=True):
-        start = subprocess.run(
-            SERVICE, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=STOP_S
-        )
+        start = run_forked(["-m", "service.supervision.supervisor"], environment, STOP_S)
     assert start.returncode == 1
     (line,) = start.stderr.splitlines()
     assert f"cannot listen on 127.0.0.1:{ports[port]}" in line

@@ -18,7 +18,7 @@ from export.checks.reference import Reference
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.hostile_adapters import SPECIAL_FILES, safetensors_file
 from tests.support.lora import write_adapter
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.waiting import wait_until
 from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
@@ -119,7 +119,7 @@ def test_hostile_adapters_are_refused_in_one_line_each_and_keep_no_other_out(
         spoil(shutil.copytree(good, watched / name))
     shutil.copytree(good, watched / GOOD)
     settings = {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched)}
-    with running_service(exported.home, tmp_path / "service.log", **settings) as service:
+    with forked_service(exported.home, tmp_path / "service.log", **settings) as service:
         wait_until(lambda: answers(service, GOOD))
         time.sleep(LATER_SCANS_S)
         for name, (_, reason) in HOSTILE.items():
@@ -132,9 +132,8 @@ def test_hostile_adapters_are_refused_in_one_line_each_and_keep_no_other_out(
         assert "Traceback" not in service.log.read_text()
 
 
-@pytest.mark.parametrize("key", ["alpha_pattern", "rank_pattern"])
-def test_a_pattern_that_backtracks_for_ever_stops_neither_the_base_nor_the_start(
-    exported: ModelStore, good: Path, tmp_path: Path, key: str
+def test_patterns_that_backtrack_for_ever_stop_neither_the_base_nor_the_start(
+    exported: ModelStore, good: Path, tmp_path: Path
 ) -> None:
     watched = tmp_path / "adapters"
     watched.mkdir()
@@ -143,11 +142,13 @@ def test_a_pattern_that_backtracks_for_ever_stops_neither_the_base_nor_the_start
         "DIPTYCH_ADAPTERS": str(watched),
         "DIPTYCH_STUCK_AFTER_S": "5",
     }
-    with running_service(exported.home, tmp_path / "service.log", **settings) as service:
-        configured(**{key: {r"(\w+\.?)+x": 4}})(shutil.copytree(good, watched / "endless"))
-        wait_until(lambda: answers(service, "endless"))
+    with forked_service(exported.home, tmp_path / "service.log", **settings) as service:
+        for key in ("alpha", "rank"):
+            spoil = configured(**{f"{key}_pattern": {r"(\w+\.?)+x": 4}})
+            spoil(shutil.copytree(good, watched / key))
+        wait_until(lambda: answers(service, "alpha") and answers(service, "rank"))
         assert answers(service, BASE)
         runner = service.parts()[f"{BASE}-runner"]
         os.kill(runner, signal.SIGKILL)
-        wait_until(lambda: answers(service, "endless") and answers(service, BASE))
+        wait_until(lambda: all(answers(service, model) for model in ("alpha", "rank", BASE)))
         assert service.log.read_text().count("and is restarted") == 1

@@ -19,7 +19,7 @@ import pytest
 from export.checks.reference import Reference
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import write_adapter
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 
@@ -96,7 +96,7 @@ def hot_service(exported: ModelStore, folder: Path, **settings: str) -> Iterator
     ]
     given = {"DIPTYCH_MODELS": BASE, "DIPTYCH_ADAPTERS": str(watched)} | settings
     given |= {"DIPTYCH_REQUEST_TIMEOUT_S": str(REQUEST_TIMEOUT_S)}
-    with running_service(exported.home, folder / "service.log", **given) as running:
+    with forked_service(exported.home, folder / "service.log", **given) as running:
         yield HotService(running, watched, (written[0], written[1]))
 
 
@@ -261,7 +261,7 @@ def test_the_same_adapters_come_back_after_a_restart_of_the_runner(hot: HotServi
 def test_a_folder_that_does_not_exist_prevents_the_start(
     exported: ModelStore, tmp_path: Path
 ) -> None:
-    start = exported.python(
+    start = exported.forked(
         "-m", "service", DIPTYCH_MODELS=BASE, DIPTYCH_ADAPTERS=str(tmp_path / "none")
     )
     assert start.returncode == 1

@@ -2,8 +2,6 @@
 transformers does.
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,9 @@ from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG
-from tests.support.export_cli import ROOT
+from tests.support.export_cli import ModelStore
 from tests.support.hub_form import EOS_TOKEN_IDS, KINDS
-from tests.support.running_service import RunningService, running_service, service_environment
+from tests.support.running_service import RunningService, forked_service
 
 SIDE_PX = 192
 NUM_SCENES = 2
@@ -48,18 +46,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Released]:
     folder = tmp_path_factory.mktemp("hub form")
     home = folder / "bentoml"
     settings = {f"DIPTYCH_{part}_PRECISION": "float32" for part in ("ENCODER", "DECODER")}
-    command = [sys.executable, "-m", "tests.support.hub_form", str(folder)]
-    run = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=service_environment(home),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    run = ModelStore(home).forked("-m", "tests.support.hub_form", str(folder))
     assert run.returncode == 0, run.stderr
-    with running_service(
+    with forked_service(
         home, folder / "service.log", DIPTYCH_MODELS=",".join(KINDS), **settings
     ) as service:
         yield Released(folder, service)

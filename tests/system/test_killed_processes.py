@@ -1,5 +1,5 @@
 """kill -9 of each process under load: ready again soon, nobody hangs, nobody gets another's
-answer.
+answer. kill -9 of the supervisor ends all.
 """
 
 import os
@@ -11,7 +11,9 @@ import pytest
 
 from tests.support.export_cli import ModelStore
 from tests.support.load import Load, load
-from tests.support.running_service import RunningService, running_service
+from tests.support.processes import descendants, is_alive
+from tests.support.running_service import RunningService, forked_service
+from tests.support.waiting import wait_until
 
 NUM_CLIENTS = 10
 READY_AGAIN_S = 10
@@ -25,7 +27,7 @@ def service(
 ) -> Iterator[RunningService]:
     """A service that keeps no image features, so that every request is encoded."""
     folder = tmp_path_factory.mktemp("killed")
-    with running_service(
+    with forked_service(
         exported.home, folder / "service.log", DIPTYCH_VISION_CACHE_MB="0"
     ) as running:
         yield running
@@ -59,3 +61,12 @@ def test_a_killed_gateway_breaks_the_connections_that_it_had(service: RunningSer
     asked = kill_under_load(service, GATEWAY)
     assert asked.kinds().keys() <= {"right", "broken"}
     assert len(asked.others()) <= NUM_CLIENTS
+
+
+def test_a_killed_supervisor_leaves_no_process(service: RunningService) -> None:
+    """The last of this file."""
+    processes = descendants(service.process.pid)
+    assert len(processes) == 3  # the gateway and two runners
+    service.process.kill()
+    service.process.wait()
+    wait_until(lambda: not any(map(is_alive, processes)))

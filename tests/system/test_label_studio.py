@@ -26,7 +26,7 @@ from tests.support.label_studio import (
     running_label_studio,
 )
 from tests.support.label_studio_config import brush_pixels, labelled, view
-from tests.support.running_service import Access, RunningService, running_service
+from tests.support.running_service import Access, RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.system.test_answers import post_form
 
@@ -94,7 +94,7 @@ def pair(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iter
     keys.write_text(hash_of(KEY))
     with (
         running_label_studio(folder / "data") as label_studio,
-        running_service(
+        forked_service(
             exported.home,
             folder / "service.log",
             Access(key=KEY),

@@ -1,4 +1,4 @@
-"""The load test against the running service, by the command of `make loadtest`: twenty seconds of
+"""The load test against the running service, by the command of `make loadtest`: a few seconds of
 all users.
 """
 
@@ -19,10 +19,16 @@ from loadtest.load.traffic.traffic_mix import APIS
 from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService, free_port
 
-LEVEL = 4
-SECONDS = 20
+LEVEL = 8
+SECONDS = 8
 MIX = ROOT / "loadtest" / "load" / "traffic_mix.yaml"
-PATIENCE = {"deadline_slos": 20}  # a busy machine is late, and should not be refused for it
+TASKS = ("captioning", "dense_region_captioning", "ocr")
+CHANGES = {
+    "deadline_slos": 20,  # a busy machine is late, and should not be refused for it
+    # Few tasks, and all interfaces alike: the chance that one gets no request is one in a million.
+    "tasks": [{"task": task, "weight": 1} for task in TASKS],
+    "apis": dict.fromkeys(APIS, 1),
+}
 
 
 def load_command(url: str, grpc_address: str, options: str) -> list[str]:
@@ -58,10 +64,10 @@ class Written:
 
 @pytest.fixture(scope="module")
 def written(service: RunningService, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """The reports of twenty seconds in the open loop."""
+    """The reports of some seconds in the open loop."""
     folder = tmp_path_factory.mktemp("load")
     mix = tmp_path_factory.mktemp("mix") / "mix.yaml"
-    mix.write_text(yaml.safe_dump(yaml.safe_load(MIX.read_text()) | PATIENCE))
+    mix.write_text(yaml.safe_dump(yaml.safe_load(MIX.read_text()) | CHANGES))
     files = f"--results {folder} --html {folder / 'load.html'} --json-file {folder / 'stats'}"
     users = 2 * LEVEL  # half a request per second each
     rate = f"--users {users} --spawn-rate {users} --run-time {SECONDS}s"
@@ -83,9 +89,9 @@ def test_every_interface_is_answered_and_nothing_fails(written: Written) -> None
 
 
 def test_as_much_is_offered_as_was_asked_for(written: Written) -> None:
-    # Poisson: 80 requests with a standard error of 9, of which this allows four.
+    # Poisson: 64 requests with a standard error of 8, of which this allows five.
     num_due = sum(row["num_requests"] for row in written.stats)
-    assert num_due == pytest.approx(LEVEL * SECONDS, abs=36)
+    assert num_due == pytest.approx(LEVEL * SECONDS, abs=40)
     rows = re.findall(r"^\| \d.*$", written.text, re.MULTILINE)
     assert len(rows) == 2
     assert any(" / " in row for row in rows), "no first token of a stream"

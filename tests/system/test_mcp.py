@@ -1,16 +1,18 @@
 """`diptych mcp`, called by the SDK's own client over stdio, against the running service."""
 
-import asyncio
 import base64
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from mcp import Client, MCPError, StdioServerParameters
-from mcp_types import CallToolResult, TextContent
+from mcp_types import CallToolResult, TextContent, Tool
 
 from diptych_client import Client as DiptychClient
 from diptych_client import Task
@@ -23,33 +25,36 @@ FLORENCE = "florence-2-mini"
 PALIGEMMA = "paligemma-mini"
 
 
-def session(url: str, use: Callable[[Client], Awaitable[Any]]) -> Any:
-    """Start the server as an agent's host does, and return what `use` returns."""
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A client of the protocol, whose event loop is in another thread, and the server's process."""
+
+    portal: BlockingPortal
+    client: Client
+
+    def tools(self) -> list[Tool]:
+        return self.portal.call(self.client.list_tools).tools
+
+    def call(self, tool: str, **arguments: Any) -> CallToolResult:
+        return self.portal.call(self.client.call_tool, tool, arguments)
+
+
+@contextmanager
+def agent(url: str) -> Iterator[Agent]:
+    """Start the server as an agent's host does."""
     server = StdioServerParameters(
         command=DIPTYCH, args=["--url", url, "--max-retries", "0", "mcp"], env=dict(os.environ)
     )
-
-    async def run() -> Any:
-        async with Client(server, read_timeout_seconds=60) as client:
-            return await use(client)
-
-    return asyncio.run(run())
+    client = Client(server, read_timeout_seconds=60)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
+        yield Agent(portal, client)
 
 
-def call(url: str, tool: str, **arguments: Any) -> CallToolResult:
-    result: CallToolResult = session(url, lambda client: client.call_tool(tool, arguments))
-    return result
-
-
-def protocol_error(url: str, use: Callable[[Client], Awaitable[Any]]) -> str:
-    """Return the message of the error of the protocol that `use` gets."""
-
-    async def refused(client: Client) -> str:
-        with pytest.raises(MCPError) as caught:
-            await use(client)
-        return caught.value.message
-
-    return str(session(url, refused))
+@pytest.fixture(scope="module")
+def rest(service: RunningService) -> Iterator[Agent]:
+    """An agent whose server calls the service over REST."""
+    with agent(service.url) as started:
+        yield started
 
 
 def text_of(result: CallToolResult) -> str:
@@ -69,8 +74,8 @@ def scene(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_each_offered_task_is_a_tool(service: RunningService) -> None:
-    tools = session(service.url, lambda client: client.list_tools()).tools
+def test_each_offered_task_is_a_tool(service: RunningService, rest: Agent) -> None:
+    tools = rest.tools()
     with DiptychClient(service.url) as client:
         tasks = {task.id: task for task in client.tasks() if task.models}
     assert {tool.name for tool in tools} == set(tasks)
@@ -86,7 +91,8 @@ def test_each_offered_task_is_a_tool(service: RunningService) -> None:
 @pytest.mark.parametrize("interface", ["rest", "grpc"])
 def test_boxes_are_those_of_the_client(service: RunningService, scene: str, interface: str) -> None:
     url = service.url if interface == "rest" else f"grpc://{service.grpc_address}"
-    result = call(url, "object_detection", image=scene)
+    with agent(url) as started:
+        result = started.call("object_detection", image=scene)
     assert not result.is_error
     assert json.loads(text_of(result)) == result.structured_content
     (found,) = result.structured_content["answers"]
@@ -101,46 +107,46 @@ def test_boxes_are_those_of_the_client(service: RunningService, scene: str, inte
         assert detection["box"] == pytest.approx(other["box"], abs=0.051)
 
 
-def test_models_are_compared_on_an_image_in_base64(service: RunningService) -> None:
+def test_models_are_compared_on_an_image_in_base64(rest: Agent) -> None:
     image = f"data:image/png;base64,{base64.b64encode(scene_png()).decode()}"
     models = [FLORENCE, PALIGEMMA]
-    result = call(service.url, "captioning", image=image, detail="paragraph", models=models)
+    result = rest.call("captioning", image=image, detail="paragraph", models=models)
     florence, paligemma = result.structured_content["answers"]
     assert florence["text"]
     assert paligemma["error"]["code"] == "unsupported_task"
-    refused = call(service.url, "captioning", image=image, detail="paragraph", models=[PALIGEMMA])
+    refused = rest.call("captioning", image=image, detail="paragraph", models=[PALIGEMMA])
     assert refused.is_error
     assert "paligemma-mini: unsupported_task" in text_of(refused)
 
 
-def test_outlines_are_short(service: RunningService, scene: str) -> None:
-    result = call(
-        service.url, "instance_segmentation", image=scene, phrase="circle", models=[PALIGEMMA]
-    )
+def test_outlines_are_short(rest: Agent, scene: str) -> None:
+    result = rest.call("instance_segmentation", image=scene, phrase="circle", models=[PALIGEMMA])
     ((instance,),) = (each["instances"] for each in result.structured_content["answers"])
     assert 3 <= sum(map(len, instance["polygons"])) < 60
 
 
 def test_errors_are_results_with_the_message_of_the_service(
-    service: RunningService, scene: str, tmp_path: Path
+    rest: Agent, scene: str, tmp_path: Path
 ) -> None:
-    neither = call(service.url, "phrase_grounding", image=scene)
+    neither = rest.call("phrase_grounding", image=scene)
     assert neither.is_error
     assert "requires exactly one of caption, phrases" in text_of(neither)
-    url = call(service.url, "ocr", image="https://example.org/a.png")
+    url = rest.call("ocr", image="https://example.org/a.png")
     assert url.is_error
     assert "image URLs are disabled" in text_of(url)
     (tmp_path / "broken.png").write_bytes(scene_png()[:100])
-    assert "unsupported_image" in text_of(
-        call(service.url, "ocr", image=str(tmp_path / "broken.png"))
-    )
+    assert "unsupported_image" in text_of(rest.call("ocr", image=str(tmp_path / "broken.png")))
 
 
-def test_an_unknown_tool_is_an_error_of_the_protocol(service: RunningService, scene: str) -> None:
-    error = protocol_error(service.url, lambda client: client.call_tool("paint", {"image": scene}))
-    assert "unknown tool 'paint'; the tools are captioning" in error
+def test_an_unknown_tool_is_an_error_of_the_protocol(rest: Agent, scene: str) -> None:
+    with pytest.raises(MCPError, match="unknown tool 'paint'; the tools are captioning"):
+        rest.call("paint", image=scene)
 
 
 def test_the_server_starts_without_the_service() -> None:
-    error = protocol_error(f"http://127.0.0.1:{free_port()}", lambda client: client.list_tools())
-    assert error.startswith("cannot list the tasks of the service: connection_failed")
+    refusal = "^cannot list the tasks of the service: connection_failed"
+    with (
+        agent(f"http://127.0.0.1:{free_port()}") as started,
+        pytest.raises(MCPError, match=refusal),
+    ):
+        started.tools()

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.export_cli import ModelStore
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 
 FLORENCE = "florence-2-mini"
@@ -37,7 +37,7 @@ def samples(
     unsupported task.
     """
     with (
-        running_service(
+        forked_service(
             exported.home, tmp_path_factory.mktemp("metrics") / "service.log"
         ) as service,
         service.client() as client,

@@ -56,7 +56,7 @@ def test_the_model_of_an_actor_answers_as_the_service(
     exported: ModelStore, client: httpx.Client, model_id: str, task: str, tmp_path: Path
 ) -> None:
     files = sorted(write_scenes(tmp_path / "scenes", NUM_SCENES).iterdir())
-    run = exported.python("-m", "tests.support.offline_answers", model_id, task, *map(str, files))
+    run = exported.forked("-m", "tests.support.offline_answers", model_id, task, *map(str, files))
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert [row["key"] for row in rows] == [str(file) for file in files]
@@ -109,7 +109,7 @@ def test_what_the_model_cannot_do_is_refused_before_the_run(
     exported: ModelStore, options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     scenes = write_scenes(tmp_path / "scenes", 1)
-    run = exported.python("-m", "offline", str(scenes), *options, "--output", str(tmp_path / "out"))
+    run = exported.forked("-m", "offline", str(scenes), *options, "--output", str(tmp_path / "out"))
     assert (run.returncode, run.stdout) == (2, "")
     assert message in run.stderr
     assert not (tmp_path / "out").exists()
@@ -121,16 +121,16 @@ def test_a_finished_run_with_a_failed_image_is_repeated_without_work_and_exits_w
     scenes = write_scenes(tmp_path / "scenes", 1)
     output = tmp_path / "out"
     arguments = (str(scenes), "--task", "captioning", "--model", FLORENCE, "--output", str(output))
-    written = exported.python("-c", WRITE_FAILED, *arguments)
+    written = exported.forked("-c", WRITE_FAILED, *arguments)
     assert written.returncode == 0, written.stderr
-    run = exported.python("-m", "offline", *arguments)
+    run = exported.forked("-m", "offline", *arguments)
     assert (run.returncode, run.stdout) == (1, f"1 images in {output}; 1 failed\n"), run.stderr
 
 
 def test_an_output_within_the_input_is_refused(exported: ModelStore, tmp_path: Path) -> None:
     scenes = write_scenes(tmp_path / "scenes", 1)
     options = ("--task", "captioning", "--model", FLORENCE, "--output", str(scenes / "out"))
-    run = exported.python("-m", "offline", str(scenes), *options)
+    run = exported.forked("-m", "offline", str(scenes), *options)
     assert (run.returncode, run.stdout) == (2, "")
     assert "is within the input" in run.stderr
     assert not (scenes / "out").exists()

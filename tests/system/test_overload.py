@@ -16,9 +16,10 @@ import pytest
 
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 
+pytestmark = pytest.mark.long
 MODEL = "florence-2-mini"
 # Long answers, so that one core can offer ten times what the other can answer; of many lengths,
 # lest those that began together end together, in batches that cost a fifth less than any that
@@ -50,7 +51,7 @@ def service(
 ) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("overload")
     store = endless_models(exported, folder / "bentoml")
-    with running_service(store.home, folder / "service.log", DIPTYCH_MODELS=MODEL) as running:
+    with forked_service(store.home, folder / "service.log", DIPTYCH_MODELS=MODEL) as running:
         yield running
 
 

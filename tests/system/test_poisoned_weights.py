@@ -7,7 +7,7 @@ import httpx
 
 from tests.support.export_cli import ModelStore
 from tests.support.poisoned_models import POISONED_MODEL, POISONED_POSITION, poisoned_models
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 
 SHORT = POISONED_POSITION // 2
@@ -30,7 +30,7 @@ def test_an_answer_that_comes_to_nan_fails_and_those_beside_it_do_not(
     exported: ModelStore, tmp_path: Path
 ) -> None:
     store = poisoned_models(exported, tmp_path / "bentoml")
-    with running_service(
+    with forked_service(
         store.home, tmp_path / "service.log", DIPTYCH_MODELS=POISONED_MODEL
     ) as service:
         alone = ask(service, SHORT).json()["raw_text"]

@@ -11,7 +11,7 @@ import pytest
 from tests.support.export_cli import ModelStore
 from tests.support.load import load
 from tests.support.nginx import has_nginx, nginx
-from tests.support.running_service import RunningService, free_port, running_service
+from tests.support.running_service import RunningService, forked_service, free_port
 
 NUM_CLIENTS = 16
 MODEL = "florence-2-mini"  # one is enough, and two services of it have room on two cores
@@ -29,7 +29,7 @@ def test_nothing_is_lost_while_each_of_two_replicas_is_restarted(
     def replica(index: int, attempt: int) -> RunningService:
         log = tmp_path / f"replica-{index}-{attempt}.log"
         settings = {"DIPTYCH_PORT": str(ports[index]), "DIPTYCH_MODELS": MODEL}
-        return stack.enter_context(running_service(exported.home, log, **settings))
+        return stack.enter_context(forked_service(exported.home, log, **settings))
 
     with ExitStack() as stack, ThreadPoolExecutor(2) as threads:
         replicas = list(threads.map(replica, (0, 1), (1, 1)))

@@ -3,9 +3,6 @@ labels by consensus.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +22,7 @@ from diptych_client.matching import pairwise_iou
 from export.scenes.scene import SHAPES
 from laboratory.evaluation import CONDITIONS, evaluation_scene
 from tests.support.client_command import run
-from tests.support.export_cli import ROOT, ModelStore
+from tests.support.export_cli import ModelStore
 from tests.support.running_service import RunningService
 
 TASK = "open_vocabulary_detection"
@@ -104,15 +101,7 @@ def test_a_calibration_of_another_checkpoint_prevents_the_start(
         "probabilities": [1],
     }
     (tmp_path / "old.json").write_text(json.dumps({"calibrations": [row]}))
-    setting = {
-        "DIPTYCH_CALIBRATION": str(tmp_path / "old.json"),
-        "BENTOML_HOME": str(exported.home),
-    }
-    environment = os.environ | setting
-    command = [sys.executable, "-m", "service"]
-    started = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    started = exported.forked("-m", "service", DIPTYCH_CALIBRATION=str(tmp_path / "old.json"))
     assert started.returncode == 1
     assert (
         "diptych does not start: DIPTYCH_CALIBRATION: the calibration of florence-2-mini"

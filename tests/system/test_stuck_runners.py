@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.endless_models import endless_models
 from tests.support.export_cli import ModelStore
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 from tests.support.stopped_thread import busiest_thread, stop_thread_until_its_process_ends
@@ -30,7 +30,7 @@ def service(
     exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
     log = tmp_path_factory.mktemp("stuck") / "service.log"
-    with running_service(exported.home, log, DIPTYCH_VISION_CACHE_MB="0") as running:
+    with forked_service(exported.home, log, DIPTYCH_VISION_CACHE_MB="0") as running:
         yield running
 
 
@@ -70,7 +70,7 @@ def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
     log = tmp_path / "service.log"
     name = f"{model}-runner"
     settings = {"DIPTYCH_STUCK_AFTER_S": "2", "DIPTYCH_MODELS": model}
-    with running_service(store.home, log, **settings) as service, service.client() as client:
+    with forked_service(store.home, log, **settings) as service, service.client() as client:
         stuck = service.parts()[name]
         with client.stream(
             "POST", "/v1/predict", data=form, files={"image": scene_png()}
@@ -102,7 +102,7 @@ def test_a_start_that_hangs_ends_with_its_stacks_and_is_repeated(
     log = tmp_path / "service.log"
     model = "florence-2-mini"
     settings = {"DIPTYCH_START_TIMEOUT_S": "5", "DIPTYCH_MODELS": model}
-    with running_service(store.home, log, **settings) as service:
+    with forked_service(store.home, log, **settings) as service:
         manifest = store.newest(model) / MANIFEST_FILE
         content = manifest.read_bytes()
         manifest.unlink()

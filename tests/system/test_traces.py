@@ -21,7 +21,7 @@ import pytest
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.export_cli import EMBEDDED, ModelStore
-from tests.support.running_service import RunningService, running_service
+from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 from tests.support.trace_collector import (
@@ -130,7 +130,7 @@ def told(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Iter
             "DIPTYCH_LOG_FORMAT": "json",
             **KEPT_BACK,
         }
-        with running_service(exported.home, log, **settings) as service:
+        with forked_service(exported.home, log, **settings) as service:
             ids, answers = ask(service)
             assert not collector.spans
         lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -246,7 +246,7 @@ def test_a_collector_that_does_not_answer_changes_nothing_but_a_log_line(
             "OTEL_BSP_SCHEDULE_DELAY": "20",  # ms
             "OTEL_EXPORTER_OTLP_TIMEOUT": "1",  # s
         }
-        with running_service(exported.home, log, **settings) as service, service.client() as client:
+        with forked_service(exported.home, log, **settings) as service, service.client() as client:
             deadline_s = time.monotonic() + 2  # two batches of each process and more
             while time.monotonic() < deadline_s:
                 assert_answered(client)

@@ -11,7 +11,7 @@ from export.scenes import render_scene, sample_scene
 from export.tune import main
 from tests.support.export_cli import ModelStore
 from tests.support.hexagon_scenes import FIRST_TEST_SEED, FIRST_TRAINING_SEED
-from tests.support.running_service import running_service
+from tests.support.running_service import forked_service
 from tests.support.scene_images import encoded
 
 CAPTION = "a drawing of shapes"
@@ -46,7 +46,7 @@ def test_an_adapter_tuned_on_captions_writes_them_about_other_images(
     )
     settings = {"DIPTYCH_MODELS": model_id, "DIPTYCH_ADAPTERS": str(adapters)}
     with (
-        running_service(exported.home, tmp_path / "log", **settings) as running,
+        forked_service(exported.home, tmp_path / "log", **settings) as running,
         running.client() as http,
     ):
         for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + 5):

@@ -175,9 +175,15 @@ def test_hub_that_cannot_be_reached_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "environment", [{"HF_ENDPOINT": UNREACHABLE}, {"HF_HUB_OFFLINE": "1"}], ids=str
+    ("environment", "revision"),
+    [
+        ({"HF_ENDPOINT": UNREACHABLE}, ()),
+        ({"HF_ENDPOINT": UNREACHABLE}, ("bfloat16",)),
+        ({"HF_HUB_OFFLINE": "1"}, ()),
+        ({"HF_HUB_OFFLINE": "1"}, (COMMIT,)),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("revision", [(), ("bfloat16",), (COMMIT,)], ids=str)
 def test_cached_checkpoint_needs_no_network(
     hub: LocalHub,
     store: ModelStore,

@@ -52,6 +52,9 @@ def kill_after_an_epoch(process: "subprocess.Popen[str]", run: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    "model_id", ["florence-2-mini", pytest.param("paligemma-mini", marks=pytest.mark.long)]
+)
 def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
     data: Path, model_id: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,7 @@ class HostMark:
 
 @pytest.mark.long
 def test_every_check_runs_and_the_cpu_equals_itself(exported: ModelStore) -> None:
-    run = exported.python(
+    run = exported.forked(
         "-m", "laboratory.gpu_check", "--device", "cpu", "--seconds", "1", "florence-2-mini"
     )
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]

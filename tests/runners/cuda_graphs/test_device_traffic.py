@@ -20,6 +20,7 @@ from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.tokens.constraints import Constraint
 from tests.support.device_traffic import DeviceTraffic, device_traffic, make_endless
+from tests.support.export_cli import ModelStore
 from wire.artifacts.manifest import read_manifest
 
 
@@ -27,6 +28,12 @@ from wire.artifacts.manifest import read_manifest
 def traffic() -> Iterator[DeviceTraffic]:
     with device_traffic() as watched:
         yield watched
+
+
+@pytest.fixture
+def florence(exported: ModelStore) -> Path:
+    """The artifacts of one model: the order of passes is the engine's."""
+    return exported.newest("florence-2-mini")
 
 
 @dataclass
@@ -95,7 +102,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 OPERATIONS = {"greedy": 1, "sampled": 1, "constrained": 1, "3 beams": 3}
 
 
-@pytest.mark.parametrize(("num", "name"), [(1, "greedy"), *((9, name) for name in OPTIONS)])
+@pytest.mark.parametrize(
+    ("model_id", "num", "name"),
+    [
+        ("florence-2-mini", 1, "greedy"),
+        *(("florence-2-mini", 9, name) for name in OPTIONS),
+        ("paligemma-mini", 9, "greedy"),  # what is chosen, and how, is the engine's
+        ("paligemma-mini", 9, "3 beams"),
+    ],
+)
 def test_a_step_waits_once_for_its_device(
     artifacts: Path, traffic: DeviceTraffic, num: int, name: str
 ) -> None:
@@ -149,9 +164,9 @@ def logged_batch(
 
 
 def test_the_next_pass_is_launched_before_the_results_are_awaited(
-    artifacts: Path, traffic: DeviceTraffic
+    florence: Path, traffic: DeviceTraffic
 ) -> None:
-    batch, log = logged_batch(artifacts, traffic, 3, 8)
+    batch, log = logged_batch(florence, traffic, 3, 8)
     assert log == ["pass", "choice", "copy", "pass", "wait"]
     for _ in range(4):
         log.clear()
@@ -161,9 +176,9 @@ def test_the_next_pass_is_launched_before_the_results_are_awaited(
 
 
 def test_no_pass_is_launched_that_is_certainly_superfluous(
-    artifacts: Path, traffic: DeviceTraffic
+    florence: Path, traffic: DeviceTraffic
 ) -> None:
-    batch, log = logged_batch(artifacts, traffic, 2, 0)  # 4 tokens each, of which 2 are written
+    batch, log = logged_batch(florence, traffic, 2, 0)  # 4 tokens each, of which 2 are written
     log.clear()
     batch.step()
     assert log == ["choice", "copy", "pass", "wait"]
@@ -174,9 +189,9 @@ def test_no_pass_is_launched_that_is_certainly_superfluous(
 
 
 def test_beams_admitted_while_a_pass_runs_join_the_next_one(
-    artifacts: Path, traffic: DeviceTraffic
+    florence: Path, traffic: DeviceTraffic
 ) -> None:
-    batch, log = logged_batch(artifacts, traffic, 2, 8)
+    batch, log = logged_batch(florence, traffic, 2, 8)
     beams = BeamSequence(replace(batch.live[0].request, num_beams=3), batch.live[0].rules)
     traffic.set_values = Tensor.zero_  # the first tokens are not chosen by a graph
     batch.admit([beams])
@@ -189,12 +204,12 @@ def test_beams_admitted_while_a_pass_runs_join_the_next_one(
         assert [len(each.settled_token_ids) for each in batch.live] == num_settled
 
 
-def test_freeing_slots_waits_for_nothing(artifacts: Path, traffic: DeviceTraffic) -> None:
+def test_freeing_slots_waits_for_nothing(florence: Path, traffic: DeviceTraffic) -> None:
     """A transfer would wait for the pass in flight.
 
     The last sequence moves into the freed slot on the device.
     """
-    batch, log = logged_batch(artifacts, traffic, 5, 8)
+    batch, log = logged_batch(florence, traffic, 5, 8)
     for slot in (1, 0):
         batch.live[slot].finish_reason = "stop"
         traffic.clear()

@@ -94,21 +94,20 @@ def test_answers_in_random_traffic_equal_those_alone(
     case = make_case(name, exported, tmp_path)
     requests = mixed_requests(case, 48)
     alone = [generate_each(case.decoder, [request])[0].result() for request in requests]
-    for seed in range(2):
-        passes = Passes(case.decoder)
-        sequences, cancelled = in_traffic(case.decoder, passes, requests, seed)
-        for place, (sequence, expected) in enumerate(zip(sequences, alone, strict=True)):
-            if place in cancelled:
-                settled = tuple(sequence.settled_token_ids)
-                assert settled == expected.token_ids[: len(settled)]
-            else:
-                assert sequence.result().token_ids == expected.token_ids
-                assert sequence.result().logprobs == pytest.approx(
-                    expected.logprobs, rel=1e-4, abs=1e-4
-                )
-        assert len(cancelled) > 3
-        assert len(passes.num_slots_ahead) > 50
-        assert passes.noted.num_rolled_back > 20
+    passes = Passes(case.decoder)
+    sequences, cancelled = in_traffic(case.decoder, passes, requests, seed=0)
+    for place, (sequence, expected) in enumerate(zip(sequences, alone, strict=True)):
+        if place in cancelled:
+            settled = tuple(sequence.settled_token_ids)
+            assert settled == expected.token_ids[: len(settled)]
+        else:
+            assert sequence.result().token_ids == expected.token_ids
+            assert sequence.result().logprobs == pytest.approx(
+                expected.logprobs, rel=1e-4, abs=1e-4
+            )
+    assert len(cancelled) > 3
+    assert len(passes.num_slots_ahead) > 50
+    assert passes.noted.num_rolled_back > 20
 
 
 def endless(artifacts: Path, max_positions: int) -> tuple[Decoder, list[SequenceRequest]]:

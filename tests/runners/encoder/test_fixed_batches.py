@@ -4,7 +4,6 @@ CUDA graphs.
 
 import logging
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch
 from runners.device_errors import EXIT_STATUS
 from runners.encoder.fixed_batches import FixedBatches, Pixels, batch_sizes, split_batch
 from runners.encoder.session import VisionEncoder
-from tests.support.export_cli import ROOT, ModelStore
+from tests.support.export_cli import ModelStore
 from wire.artifacts.manifest import VISION_ENCODER_FILE
 
 ROUNDING = 1e-4  # features are up to about 6; sums have another order
@@ -311,7 +310,4 @@ def test_a_lost_device_ends_the_process_instead_of_a_try_without_graphs(
 
 def in_python(code: str, exported: ModelStore) -> "subprocess.CompletedProcess[str]":
     file = str(exported.newest("florence-2-mini") / VISION_ENCODER_FILE)
-    command = [sys.executable, "-c", code, file]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    return exported.forked("-c", code, file)

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from runners.encoder.session import (
     encode_splitting,
     execution_providers,
 )
-from tests.support.export_cli import ROOT, ModelStore
+from tests.support.export_cli import ModelStore
 
 # The message of ONNX Runtime 1.32 with limited memory (reproduced below).
 ARENA = (
@@ -107,14 +105,12 @@ def test_other_errors_are_not_retried() -> None:
 
 
 def test_a_batch_is_halved_when_onnx_runtime_runs_out_of_memory(exported: ModelStore) -> None:
-    command = [sys.executable, "-c", REAL, str(exported.newest("florence-2-mini"))]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    run = exported.forked("-c", REAL, str(exported.newest("florence-2-mini")))
     assert run.stdout.split("\n")[0] == "[256, 128, 128] True", run.stderr
 
 
 def test_encoders_of_a_process_share_the_memory_of_their_activations(exported: ModelStore) -> None:
-    command = [sys.executable, "-c", SEVERAL, str(exported.newest("florence-2-mini"))]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    run = exported.forked("-c", SEVERAL, str(exported.newest("florence-2-mini")))
     first, *others = map(int, run.stdout.split())
     assert first > 100_000_000
     assert max(others) < first / 4

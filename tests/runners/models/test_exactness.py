@@ -47,7 +47,7 @@ def submitted(case: Case, requests: list[SequenceRequest]) -> "list[Future[Writt
     return futures
 
 
-@pytest.mark.parametrize("num_requests", [40, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_requests", [24, pytest.param(200, marks=pytest.mark.long)])
 def test_requests_in_flight_get_the_tokens_of_generate(
     case: Case, num_requests: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,10 +64,10 @@ def test_truncated_multipart_is_rejected(kept: float) -> None:
 def test_charset_of_a_form_cannot_slow_down_parsing() -> None:
     """Python's punycode decoder needs quadratic time, and would block the event loop."""
     body = form(part("image", IMAGE, '; filename="a"'), part("ab", b"abc-" + b"ab1c" * 50_000))
-    start_s = time.monotonic()
+    start_s = time.process_time()
     with contextlib.suppress(InvalidRequest):  # refused is as good as read
         asyncio.run(read_body(request([body], f"{FORM}; charset=punycode"), memory(2 * len(body))))
-    assert time.monotonic() - start_s < 0.3
+    assert time.process_time() - start_s < 0.3
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_json_other_than_an_object_is_rejected(document: str) -> None:
 @pytest.mark.parametrize("filling", [b"{},", b"[],", b"1,", b'{"a":0},'])
 def test_json_of_very_many_values_is_refused_before_it_is_parsed(filling: bytes) -> None:
     body = b'{"image": "QUJD", "labels": [' + filling * (19_000_000 // len(filling)) + b"1]}"
-    start_s = time.monotonic()
+    start_s = time.process_time()
     with pytest.raises(InvalidRequest, match="more than 10000 values, lists and objects"):
         json_object(body)
-    assert time.monotonic() - start_s < 0.5  # 8 s to parse
+    assert time.process_time() - start_s < 0.5  # 8 s to parse
 
 
 def test_values_are_counted_over_all_pieces_of_a_body() -> None:

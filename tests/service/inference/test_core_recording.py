@@ -1,4 +1,5 @@
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -51,7 +52,9 @@ def test_answer_is_counted_by_model_and_task() -> None:
     before = [metric(name, **labels, **more) for name, more in names]
     sums = [f"time_{name}_seconds_sum" for name in ("to_first_token", "per_output_token")]
     sums_before = [metric(name, **labels) for name in sums]
+    start_s = time.monotonic()
     predict(make_core(), task="object_detection")
+    took_s = time.monotonic() - start_s
     increases = [
         metric(name, **labels, **more) - old
         for (name, more), old in zip(names, before, strict=True)
@@ -70,7 +73,7 @@ def test_answer_is_counted_by_model_and_task() -> None:
         metric(n, **labels) - old for n, old in zip(sums, sums_before, strict=True)
     )
     assert per_output_token_s == pytest.approx(DECODE_S / 6)
-    assert ENCODE_S + PREFILL_S < to_first_token_s < ENCODE_S + PREFILL_S + 0.2
+    assert ENCODE_S + PREFILL_S < to_first_token_s < ENCODE_S + PREFILL_S + took_s
 
 
 def test_each_model_of_a_comparison_is_counted_with_its_status() -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext
@@ -17,9 +18,9 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A fresh profile, 1440 px wide.
+@contextmanager
+def profile(browser: Browser) -> Iterator[BrowserContext]:
+    """Make a fresh profile, 1440 px wide.
 
     What it asks of another host and what its policy forbids fail.
     """
@@ -34,6 +35,22 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A profile of the test's own."""
+    with profile(browser) as context:
+        yield context
+
+
+@pytest.fixture
 def playground(context: BrowserContext, service: RunningService) -> Playground:
     """The page of the running service, not opened yet."""
     return Playground(context.new_page(), service.url)
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, service: RunningService) -> Iterator[Playground]:
+    """The page, opened once for the tests of a file that choose a task and run it."""
+    with profile(browser) as context:
+        playground = Playground(context.new_page(), service.url)
+        playground.open()
+        yield playground

@@ -38,24 +38,22 @@ def assert_drawn(shapes: Sequence[dict[str, Any]], result: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("task_id", TASKS)
 def test_every_task_shows_what_the_api_answers(
-    playground: Playground, client: httpx.Client, task_id: str
+    opened: Playground, client: httpx.Client, task_id: str
 ) -> None:
     offered = offering(client)[task_id]
-    playground.open()
-    playground.choose_task(task_id)
-    playground.run()
+    opened.choose_task(task_id)
+    opened.run()
     for model in offered:
         response = api_response(client, model, task_id, **example_fields(TASKS[task_id]))
         if response.is_success:
-            assert_shown(playground, model, response.json())
+            assert_shown(opened, model, response.json())
         else:  # a caption is nothing that paligemma-mini grounds
             assert (task_id, model) == ("phrase_grounding", PALIGEMMA)
-            expect(playground.panel(model).locator(".failed")).to_contain_text(
+            expect(opened.panel(model).locator(".failed")).to_contain_text(
                 response.json()["error"]["message"]
             )
-    assert playground.page.locator(".panel[data-state=not-offered]").count() == len(EMBEDDED) - len(
-        offered
-    )
+    not_offered = opened.page.locator(".panel[data-state=not-offered]")
+    assert not_offered.count() == len(EMBEDDED) - len(offered)
 
 
 def assert_shown(playground: Playground, model: str, answer: dict[str, Any]) -> None:

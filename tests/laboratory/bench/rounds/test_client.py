@@ -99,8 +99,9 @@ def test_each_client_has_one_request_in_flight(image: Path) -> None:
 def test_latency_excludes_waiting_for_a_client(image: Path) -> None:
     with serving(EchoServer(seconds=0.1)) as url:
         done = drive(url, PeerApi(), requests_with(image, "a", "b", "c"), 1, 10)
-    assert all(0.1 <= sample.latency_s < 0.3 for sample in done.samples)
-    assert done.elapsed_s >= 0.3
+    latencies_s = [sample.latency_s for sample in done.samples]
+    assert min(latencies_s) >= 0.1
+    assert sum(latencies_s) <= done.elapsed_s
 
 
 def test_a_round_ends_at_its_time_limit_and_keeps_its_answers(image: Path) -> None:

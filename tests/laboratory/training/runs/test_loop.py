@@ -16,13 +16,13 @@ _Processor: Any = AutoProcessor
 
 
 def small_training(model_id: str, folder: Path) -> Training:
-    """A run of two encoder and four joint steps with two images each, saved every second step."""
+    """A run of one encoder and three joint steps with two images each, saved every second step."""
     training = make_training(model_id, folder, "cpu", seed=0)
     training.recipe = dataclasses.replace(
         training.recipe,
-        encoder_steps=2,
+        encoder_steps=1,
         encoder_images=2,
-        joint_steps=4,
+        joint_steps=3,
         joint_images=2,
         refining_steps=0,
         saved_every=2,
@@ -43,10 +43,10 @@ def test_resumed_run_equals_an_uninterrupted_one(model_id: str, tmp_path: Path) 
     whole = small_training(model_id, tmp_path / "whole")
     whole.run()
     stopped = small_training(model_id, tmp_path / "stopped")
-    stopped.run(last_step=4)
+    stopped.run(last_step=2)
     resumed = small_training(model_id, tmp_path / "stopped")
     resumed.run()
-    assert resumed.step == whole.step == 6
+    assert resumed.step == whole.step == 4
     for name, expected in weights(whole).items():
         torch.testing.assert_close(weights(resumed)[name], expected, rtol=0, atol=0)
 
@@ -94,9 +94,9 @@ def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_pat
     )
     stored = read_weights(tmp_path / "checkpoint")
     refined.begin_refining(stored)
-    assert refined.folder.restore([refined.parts.trainee.model]) == 6
+    assert refined.folder.restore([refined.parts.trainee.model]) == 4
     for name, value in weights(refined).items():
         torch.testing.assert_close(value, stored[name], rtol=0, atol=0)
     refined.run()
-    assert refined.step == 8
+    assert refined.step == 6
     assert any(not torch.equal(value, stored[name]) for name, value in weights(refined).items())
