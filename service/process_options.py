@@ -69,7 +69,7 @@ def runner_options(
     cards: list[int] = []
     for own_device, own_gpu in map(values.device_of, local_models(entries, values)):
         if own_device != "cpu":
-            cards.append(own_gpu or 0)  # by default the first
+            cards.append(own_gpu or 0)  # the first card is the default
     return RunnerOptions(
         limits=SchedulerLimits(
             num_slots=values.decoder_max_batch_size,

@@ -63,8 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts = []
     for model_id in parsed.models:
         for name, check in _checks(Model.of(model_id), parsed.device, parsed.seconds):
-            verdicts.append(_run(name, model_id, check))
-            print(verdicts[-1].line(), flush=True)
+            try:
+                verdict = check()
+            except Exception as error:  # the others must still run
+                verdict = failed(name, model_id, error)
+            verdicts.append(verdict)
+            print(verdict.line(), flush=True)
     print(verdict_table(verdicts))
     write(FILE, verdicts, log.texts)
     return 0 if all(verdict.is_met for verdict in verdicts) else 1
@@ -91,13 +95,6 @@ def _checks(
         yield "memory", partial(check_memory, model)
         yield "out of memory", partial(check_out_of_memory, model)
         yield "lost device", partial(check_lost_device, model)
-
-
-def _run(name: str, model_id: str, check: Callable[[], Verdict]) -> Verdict:
-    try:
-        return check()
-    except Exception as error:  # the others must still run
-        return failed(name, model_id, error)
 
 
 def _bytes_per_s(device: Device) -> float:

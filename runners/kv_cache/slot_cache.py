@@ -147,12 +147,16 @@ class SlotCache:
 
     def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
         """Add beams in `targets_of`, free slots by the first slot of their sequence."""
-        targets = [target for own in targets_of.values() for target in own]
+        sources: list[int] = []
+        targets: list[int] = []
+        for source, own in targets_of.items():
+            sources += [source] * len(own)
+            targets += own
         if not targets:
             return
         if self.prefixes is not None:
             self.prefixes.table.share(targets_of)
-        self._copy([source for source, own in targets_of.items() for _ in own], targets)
+        self._copy(sources, targets)
 
     def free(self, slot: int, last: int) -> None:
         """Free a slot; the sequence in `last`, the last slot in use, moves there."""

@@ -107,7 +107,7 @@ def running_service(
             text=True,
             start_new_session=True,
         )
-    with _served_by(process, environment, log, access) as service:
+    with _served_by(process, environment, log, access, start_timeout_s) as service:
         yield service
 
 
@@ -139,7 +139,11 @@ def _with_ports(bentoml_home: Path, settings: Mapping[str, str]) -> dict[str, st
 
 @contextmanager
 def _served_by(
-    process: Process, environment: Mapping[str, str], log: Path, access: Access
+    process: Process,
+    environment: Mapping[str, str],
+    log: Path,
+    access: Access,
+    start_timeout_s: float = _START_TIMEOUT_S,
 ) -> Iterator[RunningService]:
     port = environment["DIPTYCH_PORT"]
     grpc_port = environment["DIPTYCH_GRPC_PORT"]

@@ -56,7 +56,7 @@ def test_nothing_is_wider_than_the_page(playground: Playground) -> None:
 
 
 def wait_until_it_fits(page: Page) -> None:
-    """Return when the page is no wider than any of the widths: labels move in the next frame."""
+    """Return when the page fits each width: labels move in the next frame."""
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
         page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
