@@ -43,7 +43,10 @@ LARGE_PACKAGES = (
 )
 # The warning is about plugins that are imported before pytest.
 _OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported")
-_MAX_BYTES = 12 << 30  # a changed loop may collect values for ever; tests of runners/models map 8
+# A changed loop may collect values for ever. Maps of files count, too: tests of wide models open
+# one of 600 MB for each tensor.
+_MAX_BYTES = 64 << 30
+_KILLED_FIRST = "1000"  # if the machine's memory ends before
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ def _run(arguments: Sequence[str], first: str, timeout_s: int, log: str) -> int:
     os.setsid()
     signal.alarm(timeout_s)
     resource.setrlimit(resource.RLIMIT_DATA, (_MAX_BYTES, _MAX_BYTES))
+    Path("/proc/self/oom_score_adj").write_text(_KILLED_FIRST, encoding="ascii")
     file = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
     for fd in (1, 2):
         os.dup2(file, fd)

@@ -133,6 +133,12 @@ def test_the_last_message_asks_about_the_latest_image() -> None:
     assert content_of(asked) == "a red circle"
 
 
+def test_a_conversation_has_at_most_64_messages() -> None:
+    asked = ("user", [text("<OCR>"), IMAGE])
+    assert content_of(conversation(*[asked] * 64)) == "HELLO"
+    assert client().send("POST", PATH, json=conversation(*[asked] * 65)).status_code == 400
+
+
 def test_a_conversation_that_ends_with_the_assistant_is_refused() -> None:
     asked = conversation(("user", [text("<OCR>"), IMAGE]), ("assistant", "HELLO"))
     error = client().send("POST", PATH, json=asked).json()["error"]
