@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     _make_material(_FOLDER, "--scales", *options.scales)
     models = [model for model in read_material(_FOLDER) if model.scale in options.scales]
-    commit = _commit()  # before the results are written
+    # before the results are written; `-dirty` if files of the commit are changed
+    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    described = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    commit = described.stdout.strip() or "unknown"
     command = f"--minutes {options.minutes:g} --scales {' '.join(options.scales)}"
     run = _run(models, f"python -m laboratory.bench {command}", deadline_s)
     print(ratio_table(run))
@@ -96,13 +99,6 @@ def _make_material(folder: Path, *options: str) -> None:
     }
     command = [sys.executable, "-m", "laboratory.bench.material", str(folder), *options]
     subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=True)
-
-
-def _commit() -> str:
-    """Return the commit, with `-dirty` if files of it are changed; `unknown` without git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "unknown"
 
 
 def _machine() -> str:
