@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from laboratory.bench.material.models import BENCH_MODELS, make_models
 from laboratory.gpu_check.choices import check_choices
 from laboratory.gpu_check.exactness import check_features, check_tokens
 from laboratory.gpu_check.idle import check_idle
-from laboratory.gpu_check.parts import Model, elapsed_ms
+from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.report import FILE, LoggedWarnings, read, write
 from laboratory.gpu_check.resources import (
     check_lost_device,
@@ -84,7 +82,7 @@ def _checks(
     yield "choices", partial(check_choices, model, device)
     yield "encoder", partial(check_encoder, model, device)
     yield "prefill", partial(check_prefill, model, device)
-    yield "step", partial(check_step, model, device, _bytes_per_s(device))
+    yield "step", partial(check_step, model, device)
     yield "one sampled row of 16", partial(check_sampled_among_greedy, model, device)
     images_per_s = _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
     yield "throughput", partial(check_throughput, model, device, seconds, images_per_s)
@@ -95,16 +93,6 @@ def _checks(
         yield "memory", partial(check_memory, model)
         yield "out of memory", partial(check_out_of_memory, model)
         yield "lost device", partial(check_lost_device, model)
-
-
-def _bytes_per_s(device: Device) -> float:
-    """Return the bandwidth of the device's memory, measured by a copy, which reads and writes."""
-    size = 2**30 if device == "cuda" else 2**26
-    source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    target.copy_(source)
-    return (
-        2 * size / (min(elapsed_ms(lambda: target.copy_(source), device) for _ in range(5)) / 1000)
-    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,16 @@ def elapsed_ms(work: Callable[[], object], device: Device) -> float:
     work()
     synchronize(device)
     return (time.perf_counter() - start_s) * 1000
+
+
+def memory_bytes_per_s(device: Device) -> float:
+    """Return the bandwidth of the device's memory, measured by a copy, which reads and writes."""
+    size = 2**30 if device == "cuda" else 2**26
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    shortest_ms = min(elapsed_ms(partial(target.copy_, source), device) for _ in range(5))
+    return 2 * size / (shortest_ms / 1000)
 
 
 def median_ms(work: Callable[[], object], device: Device, num: int = 7) -> float:

@@ -20,6 +20,7 @@ from laboratory.gpu_check.parts import (
     elapsed_ms,
     make_endless,
     median_ms,
+    memory_bytes_per_s,
     requests,
     scheduler,
 )
@@ -97,7 +98,7 @@ def check_prefill(model: Model, device: Device) -> Verdict:
     return Verdict("prefill", model.id, measured, aim, slowest <= _MAX_TAIL * median)
 
 
-def check_step(model: Model, device: Device, bytes_per_s: float) -> Verdict:
+def check_step(model: Model, device: Device) -> Verdict:
     """Time steps by their rows, against what reading the weights and starting the kernels takes."""
     decoder = model.decoder(device)
     make_endless(decoder)
@@ -107,7 +108,7 @@ def check_step(model: Model, device: Device, bytes_per_s: float) -> Verdict:
     }
     num_kernels = sum(_operations(admitted(decoder, model, device, [{}], _NUM_STEPS).step).values())
     weights = (model.folder / "decoder.safetensors").stat().st_size
-    limit_ms = max(weights / bytes_per_s, num_kernels * _KERNEL_S) * 1000
+    limit_ms = max(weights / memory_bytes_per_s(device), num_kernels * _KERNEL_S) * 1000
     measured |= {"limit, ms": round(limit_ms, 3), "operations": num_kernels}
     aim = f"1 row <= {_MAX_OF_LIMIT:.0f} x limit"
     return Verdict(

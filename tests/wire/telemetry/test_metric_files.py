@@ -31,9 +31,9 @@ shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])  # no space can be reserve
 COUNT_MANY = """
 for kind in range(2000):
     calls.labels(f"kind {kind}").inc()
+calls.clear()  # the values are read again, from where they are kept
 for kind in range(2000):
     calls.labels(f"kind {kind}").inc()
-calls.clear()  # the values are read again, from where they are kept
 assert {calls.labels(f"kind {kind}")._value.get() for kind in range(2000)} == {2.0}
 """
 READ = """
@@ -75,7 +75,9 @@ def test_live_gauges_of_an_ended_part_are_removed_and_its_counters_kept(tmp_path
 
 
 @pytest.mark.parametrize(
-    "steps", [[WITHOUT_FOLDER, WRITE, COUNT_MANY], [WRITE, WITHOUT_FOLDER, COUNT_MANY]]
+    "steps",
+    [[WITHOUT_FOLDER, WRITE, COUNT_MANY], [COUNT_TWO, WITHOUT_FOLDER, COUNT_MANY]],
+    ids=["from the start", "when a file grows"],
 )
 def test_without_space_a_process_counts_in_its_memory(tmp_path: Path, steps: Sequence[str]) -> None:
     folder = tmp_path / "metrics"
