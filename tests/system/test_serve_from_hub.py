@@ -1,9 +1,11 @@
 """`make serve MODELS=hf:owner/name`: a repository that the catalog does not have is fetched,
-exported and served by its name.
+exported and served by its name. For `make test`, test_hub.py exports it with few probes.
 """
 
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.hub import COMMIT, REPOSITORY, running_hub
@@ -25,6 +27,7 @@ MAKE_SERVE = (
 )
 
 
+@pytest.mark.long
 def test_a_repository_is_exported_and_served_by_its_name(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "bentoml")
     with running_hub(MODELS / "florence-2-mini") as hub:

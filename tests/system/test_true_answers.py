@@ -12,7 +12,7 @@ from export.scenes.scoring import Measure
 from laboratory.evaluation import SceneImage, evaluate, png_image
 from tests.support.running_service import RunningService
 
-NUM_SCENES = 16
+NUM_SCENES = 24
 NUM_CLIENTS = 4
 SIZES_WH = ((192, 192), (640, 480), (300, 500), (1000, 400))
 
