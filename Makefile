@@ -42,7 +42,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
-	DIPTYCH_MODELS=$${DIPTYCH_MODELS:-$(MODEL_LIST)} $(PY) -m service
+	DIPTYCH_MODELS=$${DIPTYCH_MODELS:-$(MODEL_LIST)} exec $(PY) -m service
 
 export: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(EMBEDDED)

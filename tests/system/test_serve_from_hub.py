@@ -44,6 +44,7 @@ def test_a_repository_is_exported_and_served_by_its_name(tmp_path: Path) -> None
                 data={"task": "captioning", "model": MODEL_ID},
                 files={"image": scene_png(6)},
             )
+    assert not service.is_ready()  # it ends with make
     assert (listed["id"], listed["parameters"], listed["resolution"]) == (MODEL_ID, 2610240, 192)
     assert answer.raise_for_status().json()["result"]["text"]
     manifest = read_manifest(store.newest(MODEL_ID))
