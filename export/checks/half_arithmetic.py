@@ -102,31 +102,20 @@ _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
 }
 
 
-class FastGelu(OpRun):
-    """ONNX Runtime's GELU with tanh."""
-
-    op_domain = "com.microsoft"
-
-    def _run(self, rows: Any, bias: Any = None) -> tuple[Any, ...]:
-        assert bias is None
-        return (functional.gelu(torch.from_numpy(rows), approximate="tanh").numpy(),)
+def fast_gelu(_operator: Any, rows: Any) -> tuple[Any, ...]:
+    """Compute ONNX Runtime's GELU with tanh."""
+    return (functional.gelu(torch.from_numpy(rows), approximate="tanh").numpy(),)
 
 
-class MultiHeadAttention(OpRun):
-    """ONNX Runtime's attention, in its unfused form: scores are scaled sums, rounded to float16."""
-
-    op_domain = "com.microsoft"
-
-    def _run(
-        self, query: Any, key: Any, value: Any, num_heads: int = 0, scale: float = 0.0
-    ) -> tuple[Any, ...]:
-        shape = (*query.shape[:2], num_heads, -1)
-        q, k, v = (
-            torch.from_numpy(each).view(shape).transpose(1, 2) for each in (query, key, value)
-        )
-        scores = (q.float() @ k.float().mT * scale).half()
-        attended = (scores.softmax(-1).float() @ v.float()).half()
-        return (attended.transpose(1, 2).reshape(query.shape).numpy(),)
+def multi_head_attention(
+    _operator: Any, query: Any, key: Any, value: Any, num_heads: int = 0, scale: float = 0.0
+) -> tuple[Any, ...]:
+    """Compute ONNX Runtime's attention, unfused: scores are scaled sums, rounded to float16."""
+    shape = (*query.shape[:2], num_heads, -1)
+    q, k, v = (torch.from_numpy(each).view(shape).transpose(1, 2) for each in (query, key, value))
+    scores = (q.float() @ k.float().mT * scale).half()
+    attended = (scores.softmax(-1).float() @ v.float()).half()
+    return (attended.transpose(1, 2).reshape(query.shape).numpy(),)
 
 
 def _float16_operator(op_type: str, function: Callable[..., Tensor]) -> type[Any]:
@@ -148,8 +137,11 @@ def _float16_operator(op_type: str, function: Callable[..., Tensor]) -> type[Any
     return type(op_type, (standard,), {"op_domain": "", "_run": run})
 
 
+_CONTRIBUTED = {"FastGelu": fast_gelu, "MultiHeadAttention": multi_head_attention}
 _OPERATORS: list[type[OpRun]] = [
-    FastGelu,
-    MultiHeadAttention,
+    *(
+        type(name, (OpRun,), {"op_domain": "com.microsoft", "_run": run})
+        for name, run in _CONTRIBUTED.items()
+    ),
     *(_float16_operator(op_type, function) for op_type, function in _FUNCTIONS.items()),
 ]

@@ -125,9 +125,10 @@ def check_out_of_memory(model: Model) -> Verdict:
     with scheduler(decoder, 16) as running:
         wanted = requests(decoder, [features] * 16, 8)
         expected = [each.sequence.token_ids for each in write(running, wanted)]
-        needed = [_needed_bytes(running, some) for some in (wanted[:1], wanted)]
+        least = _needed_bytes(running, wanted[:1])
+        most = _needed_bytes(running, wanted)
         torch.cuda.empty_cache()
-        num_bytes = torch.cuda.mem_get_info()[0] - sum(needed) // 2
+        num_bytes = torch.cuda.mem_get_info()[0] - (least + most) // 2
         ballast = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
         num_equal = _num_equal(expected, write(running, wanted))
         del ballast
