@@ -92,9 +92,8 @@ def test_as_much_is_offered_as_was_asked_for(written: Written) -> None:
     # Poisson: 64 requests with a standard error of 8, of which this allows five.
     num_due = sum(row["num_requests"] for row in written.stats)
     assert num_due == pytest.approx(LEVEL * SECONDS, abs=40)
-    rows = re.findall(r"^\| \d.*$", written.text, re.MULTILINE)
-    assert len(rows) == 2
-    assert any(" / " in row for row in rows), "no first token of a stream"
+    (row,) = re.findall(r"^\| \d.*$", written.text, re.MULTILINE)  # a short run is one window
+    assert " / " in row, "no first token of a stream"
 
 
 def test_a_service_that_is_not_there_ends_the_run_with_a_message(tmp_path: Path) -> None:
