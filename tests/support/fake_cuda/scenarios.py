@@ -141,7 +141,7 @@ def _attend(
     queries = torch.empty(4, num_heads, lengths[0], size, dtype=dtype, device="cuda")
     keys = torch.empty(4, num_key_heads, lengths[1], size, dtype=dtype, device="cuda")
     mask = torch.empty(4, 1, 1, lengths[1], dtype=dtype, device="cuda")
-    torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]  # as load_decoder
+    torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]  # load_decoder does
     with torch.inference_mode():
         return _kernels(lambda: attend(queries, keys, keys, mask, size**-0.5))
 
