@@ -41,7 +41,7 @@ def load_decoder(
     """
     if device != "cpu":
         # cuDNN's attention plans for every new batch size and length, while all sequences wait
-        torch.backends.cuda.enable_cudnn_sdp(False)  # no types
+        torch.backends.cuda.enable_cudnn_sdp(False)
     config = read_config(folder)
     text = config["text_config"]
     weights = weights_of.open(folder / DECODER_FILE, precision, device, adapters)

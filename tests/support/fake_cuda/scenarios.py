@@ -82,7 +82,7 @@ def captures(model: Model) -> dict[str, Any]:
     batch = counted(lambda: encoded.append(encoder.encode(images)))
     freed = counted(encoded.clear)
     decoder = model.decoder("cuda")
-    engine = LiveBatch(decoder, 64)._engine
+    engine: Any = LiveBatch(decoder, 64)._engine
     return {
         "encoder": encoder.fixed_batches.captured_sizes,
         "kernels of a batch": of_encoder["captured"] // of_encoder["captures"],
@@ -141,7 +141,7 @@ def _attend(
     queries = torch.empty(4, num_heads, lengths[0], size, dtype=dtype, device="cuda")
     keys = torch.empty(4, num_key_heads, lengths[1], size, dtype=dtype, device="cuda")
     mask = torch.empty(4, 1, 1, lengths[1], dtype=dtype, device="cuda")
-    torch.backends.cuda.enable_cudnn_sdp(False)  # type: ignore[no-untyped-call]  # as load_decoder
+    torch.backends.cuda.enable_cudnn_sdp(False)  # load_decoder does
     with torch.inference_mode():
         return _kernels(lambda: attend(queries, keys, keys, mask, size**-0.5))
 
