@@ -54,6 +54,7 @@ _MORE_TESTS = {
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
     "runners": ["tests/system/test_transport.py", "tests/runners/adapters/test_hot_loading.py"],
+    "runners/decoder": ["tests/runners/cuda_graphs/test_*.py"],
     "wire": ["tests/service/runner_client", "tests/system/test_transport.py"],
     "wire/telemetry": [
         "tests/service/telemetry/test_traces.py",

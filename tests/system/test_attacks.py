@@ -7,68 +7,34 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
-import psutil
 import pytest
 
 from tests.support.api_keys import hash_of
 from tests.support.attack_images import animated_webp, repeated_scans
+from tests.support.attacked_service import POLITE, Attacked, polite_clients
 from tests.support.export_cli import ModelStore
 from tests.support.image_files import png
-from tests.support.running_service import Access, RunningService, forked_service
+from tests.support.running_service import Access, forked_service
 from tests.support.scene_images import scene_png
 from tests.support.unfinished_calls import unfinished_calls
 from tests.support.waiting import wait_until
 
 MODEL = "florence-2-mini"
-POLITE = "key-of-a-polite-client"
 ATTACKER = "key-of-an-attacker"
 LIMITED = "key-with-two-places"
-ATTACKERS_ADDRESS = "127.0.0.2"
 MOST_GROWTH_BYTES = 300_000_000
 LARGE_BYTES = 18_000_000
 MAX_STALL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Attacked:
-    service: RunningService
-    resident_before: int  # gateway's memory, bytes
-
-    @property
-    def resident(self) -> int:
-        gateway = self.service.parts()["diptych"]
-        return int(Path(f"/proc/{gateway}/statm").read_text().split()[1]) * 4096
-
-    def url(self, path: str) -> str:
-        return self.service.url + path
-
-    def connect(self, address: str = ATTACKERS_ADDRESS) -> socket.socket:
-        url = httpx.URL(self.service.url)
-        return socket.create_connection((url.host, url.port or 80), source_address=(address, 0))
-
-    def decoders(self) -> list[psutil.Process]:
-        """Return the gateway's processes that decode an image."""
-        children = psutil.Process(self.service.parts()["diptych"]).children()
-        return [each for each in children if "service.images.decoding_program" in each.cmdline()]
-
-    def post(self, key: str, image: bytes, **headers: str) -> httpx.Response:
-        headers |= {"Authorization": f"Bearer {key}"}
-        form = {"task": "captioning", "max_new_tokens": "4"}
-        return httpx.post(
-            self.url("/v1/predict"), data=form, files={"image": image}, headers=headers, timeout=60
-        )
 
 
 @pytest.fixture(scope="module")
@@ -89,30 +55,6 @@ def attacked(exported: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> 
         for number in range(3):
             assert fresh.post(POLITE, scene_png(number)).status_code == 200
         yield Attacked(service, fresh.resident)
-
-
-@contextmanager
-def polite_clients(attacked: Attacked) -> Iterator[list[float]]:
-    """Send requests one after the other; yield the list of their seconds. Each must be answered."""
-    took: list[float] = []
-    ended = threading.Event()
-
-    def ask() -> None:
-        while not ended.is_set():
-            start_s = time.monotonic()
-            response = attacked.post(POLITE, scene_png(len(took) % 7))
-            assert response.status_code == 200, response.text
-            took.append(time.monotonic() - start_s)
-            ended.wait(0.05)
-
-    with ThreadPoolExecutor(1) as threads:
-        asking = threads.submit(ask)
-        try:
-            yield took
-        finally:
-            ended.set()
-            asking.result()
-    assert took
 
 
 @pytest.mark.parametrize(
