@@ -1,4 +1,4 @@
-"""A service under attack: its memory and processes, and the requests of a polite client meanwhile."""
+"""A service under attack, its memory and processes, and a polite client meanwhile."""
 
 import socket
 import threading
