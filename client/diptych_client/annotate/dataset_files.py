@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych_client.annotate.job import ImageFile, Job
+from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import (
     ImageSize,
@@ -36,6 +36,7 @@ from diptych_client.geometry import (
     polygons_mask,
     uncompressed_run_lengths,
 )
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import RunError
 from diptych_client.results import Detection, DetectionsResult, Instance, InstancesResult, Result
 from diptych_client.transports.rest_messages import answer_json

@@ -7,8 +7,6 @@ from pathlib import Path
 from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # the formats that the service reads
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -29,26 +27,6 @@ class Job:
     def requested_labels(self) -> tuple[str, ...]:
         """Return the labels or phrases of the job, the first classes of its dataset."""
         return tuple(self.parameters.labels or self.parameters.phrases or ())
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image by its path relative to the folder, with `/`; size and time detect a change."""
-
-    name: str
-    size_bytes: int
-    mtime_ns: int
-
-
-def find_images(folder: Path) -> list[ImageFile]:
-    """Return the images in a folder and its subfolders, sorted by name."""
-    images = []
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            stat = path.stat()
-            name = path.relative_to(folder).as_posix()
-            images.append(ImageFile(name, stat.st_size, stat.st_mtime_ns))
-    return sorted(images, key=lambda image: image.name)
 
 
 def check_folders(images: Path, out: Path) -> None:

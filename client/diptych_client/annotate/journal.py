@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from diptych_client.annotate.job import ImageFile, Job
+from diptych_client.annotate.job import Job
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import AppendLog, RunError
 from diptych_client.results import Answer
 from diptych_client.transports.rest_messages import answer_from_json, answer_json

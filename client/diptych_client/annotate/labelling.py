@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych_client.annotate.job import ImageFile, Job
+from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Journal, Record
 from diptych_client.client import AsyncClient
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import FailureLog, send_all
 from diptych_client.requests import read_image_file
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from diptych_client.annotate.consensus import AgreementRule, agree, write_consensus
 from diptych_client.annotate.dataset_files import check_consensus, check_format, write_dataset
-from diptych_client.annotate.job import ImageFile, Job, check_folders, find_images
+from diptych_client.annotate.job import Job, check_folders
 from diptych_client.annotate.journal import Journal
 from diptych_client.annotate.labelling import Labeller, label_images
 from diptych_client.cli.options import AnnotateOptions, ConnectionOptions, TaskOptions, offered_task
 from diptych_client.cli.terminal import echo, run_with_progress
+from diptych_client.inputs.files import ImageFile, find_images
 from diptych_client.long_runs import FailureLog, RunError
 
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # model ids of the service's catalog

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Self
 
 from diptych_client.client import AsyncClient
-from diptych_client.evaluation.dataset import ImageStore
 from diptych_client.evaluation.questionnaire import Sample
 from diptych_client.geometry import ImageSize
+from diptych_client.inputs.files import ImageStore
 from diptych_client.long_runs import AppendLog, FailureLog, send_all
 from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
 from diptych_client.results import Answer, Instance, Item, TextRegionsResult, TextResult, items_of

@@ -6,16 +6,15 @@ Boxes are [x1, y1, x2, y2] in pixels of the upright image; a segmentation is COC
 run lengths.
 """
 
-import os.path
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from diptych_client.annotate.job import ImageFile
-from diptych_client.geometry import BoxXyxy
-from diptych_client.long_runs import RunError
-from diptych_client.requests import read_image_file
+import numpy as np
+
+from diptych_client.geometry import BoxXyxy, PointXy, parse_box
+from diptych_client.inputs import ImageFile, ImageStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,50 +58,6 @@ class LabelledImage:
     phrases: tuple[TruePhrase, ...] = ()
 
 
-class ImageStore(Protocol):
-    """Where the image files are."""
-
-    def read(self, image: ImageFile) -> bytes:
-        """Return the file of an image; raise `OSError` if it cannot be read."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """Images as files of a folder."""
-
-    path: Path
-
-    def read(self, image: ImageFile) -> bytes:
-        return read_image_file(self.path / image.name)
-
-    def image(self, name: str) -> ImageFile:
-        """Return an image by its path in the folder; a missing one fails when it is read."""
-        path = path_within(self.path, name)
-        if not path.exists():
-            return ImageFile(name, 0, 0)
-        stat = path.stat()
-        return ImageFile(name, stat.st_size, stat.st_mtime_ns)
-
-
-def path_within(folder: Path, name: object) -> Path:
-    """Return the path of a file that a dataset names.
-
-    Raise `RunError` if the name leaves the folder.
-
-    The text decides: a folder of images is often a link to another disk, which its owner made.
-    """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise RunError(f"{folder}: a file name must be text without NUL, got {name!r:.200}")
-    path = Path(os.path.abspath(folder / name))
-    if not path.is_relative_to(os.path.abspath(folder)):
-        raise RunError(
-            f"{folder}: the file name {name!r:.200} leads outside this folder; it must be a path"
-            " within it"
-        )
-    return path
-
-
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Images with labels; `classes` are those of the objects, in the dataset's order."""
@@ -111,6 +66,45 @@ class Dataset:
     store: ImageStore
     classes: tuple[str, ...] = ()
     name: str = ""
+    note: str = ""  # what a reader should know about the labels
+
+
+def four_numbers(values: Any, shown: object) -> BoxXyxy:
+    """Return four numbers; raise `ValueError` for anything else."""
+    try:
+        return parse_box(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"a box needs 4 numbers, got {shown!r:.100}") from error
+
+
+def true_box(edges: Iterable[Any], shown: object) -> BoxXyxy:
+    """Return the box; raise `ValueError` that names it as `shown` if it is not finite or empty."""
+    x1, y1, x2, y2 = four_numbers(edges, shown)
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+        raise ValueError(f"the box {shown} is not finite")
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f"the box {shown} has no area")
+    return (x1, y1, x2, y2)
+
+
+def outlined(label: str, points: Any) -> TrueObject:
+    """Return the object inside a ring of points; raise `ValueError` if they enclose no area."""
+    ring = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    if len(ring) < 3:
+        raise ValueError(f"an outline needs 3 points, got {len(ring)}")
+    shown = f"around the {len(ring)} points of the outline"
+    box = true_box((*ring.min(axis=0), *ring.max(axis=0)), shown)
+    return TrueObject(label, box, [ring.reshape(-1).tolist()])
+
+
+def rotated(label: str, box: BoxXyxy, degrees: float, pivot: PointXy) -> TrueObject:
+    """Return a box that is turned clockwise around a point, as its outline."""
+    if not degrees:
+        return TrueObject(label, box)
+    x1, y1, x2, y2 = box
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    offsets = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) - pivot
+    return outlined(label, offsets @ [(cosine, sine), (-sine, cosine)] + pivot)
 
 
 def classes_of(labelled: Iterable[LabelledImage]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import yaml
 
+from diptych_client.inputs.problems import MALFORMED
 from diptych_client.long_runs import RunError
 
 MAX_JSON_BYTES = 4_000_000_000
@@ -21,13 +22,12 @@ MAX_XML_BYTES = 10_000_000
 MAX_YAML_BYTES = 5_000_000
 _MAX_XML_DEPTH = 32
 
-# A file of another form than its format's: a missing key, a list where a number is due, 1e999 …
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
-
 
 def read_json(path: Path) -> Any:
     """Return the document of a JSON file; raise `RunError`."""
     text = read_text(path, MAX_JSON_BYTES)
+    if not text.strip():
+        raise RunError(f"{path} is empty; expected JSON")
     with _readable_as("JSON", path):
         return json.loads(text)
 
@@ -39,9 +39,9 @@ def read_yaml(path: Path) -> Any:
         return _WithoutAliases(text).get_single_data()
 
 
-def read_xml(path: Path) -> ElementTree.Element:
+def read_xml(path: Path, max_bytes: int = MAX_XML_BYTES) -> ElementTree.Element:
     """Return the root of an XML file without a document type, which could define entities."""
-    data = _read(path, MAX_XML_BYTES)  # its first line names the encoding
+    data = _read(path, max_bytes)  # its first line names the encoding
     with _readable_as("XML", path):
         return ElementTree.fromstring(data, ElementTree.XMLParser(target=_Elements()))
 

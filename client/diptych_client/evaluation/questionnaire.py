@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject, TruePhrase
 from diptych_client.evaluation.foreign_files import read_yaml
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import RunError
 from diptych_client.requests import TaskParameters
 from diptych_client.results import Item, label_of

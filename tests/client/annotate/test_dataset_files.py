@@ -12,7 +12,8 @@ from diptych_client.annotate.dataset_files import (
     class_indices,
     write_dataset,
 )
-from diptych_client.annotate.job import ImageFile, Job
+from diptych_client.annotate.job import Job
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import RunError
 from diptych_client.transports.rest_messages import answer_from_json
 from tests.support.client_answers import DETECTIONS, TEXT, record

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diptych_client.annotate.job import check_folders, find_images
+from diptych_client.annotate.job import check_folders
+from diptych_client.inputs.files import find_images
 from diptych_client.long_runs import RunError
 
 

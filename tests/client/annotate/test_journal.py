@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, TaskParameters
-from diptych_client.annotate.job import ImageFile, Job
+from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Journal
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import RunError
 from tests.support.client_answers import RESULTS, record
 

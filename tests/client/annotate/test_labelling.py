@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, AsyncClient, InvalidRequest, TaskParameters
-from diptych_client.annotate.job import ImageFile, Job, find_images
+from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Journal, Record
 from diptych_client.annotate.labelling import Labeller, label_images
+from diptych_client.inputs.files import ImageFile, find_images
 from diptych_client.long_runs import FailureLog
 from tests.support.scripted_services import Received, Refusal, Script, Step, scripted, serving_rest
 

@@ -16,9 +16,10 @@ from diptych_client.annotate.dataset_files import (
     write_dataset,
     yolo_lines,
 )
-from diptych_client.annotate.job import ImageFile, Job
+from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import polygons_mask
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import RunError
 from tests.support.client_answers import (
     DETECTIONS,

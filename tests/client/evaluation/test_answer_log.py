@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, AsyncClient, DetectionsResult, TaskParameters, TextResult
-from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.answer_log import AnswerLog, Asker, Question
-from diptych_client.evaluation.dataset import Folder
 from diptych_client.evaluation.questionnaire import Sample
+from diptych_client.inputs.files import Folder, ImageFile
 from diptych_client.long_runs import FailureLog
 from tests.support.client_answers import INSTANCES, answer
 from tests.support.evaluations import detection

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from diptych_client import Detection, TaskParameters
-from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject, TruePhrase, TrueQuestion
 from diptych_client.evaluation.questionnaire import (
     ObjectsTruth,
@@ -15,6 +14,7 @@ from diptych_client.evaluation.questionnaire import (
     TextsTruth,
     read_prompts,
 )
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import RunError
 
 IMAGE = ImageFile("a.png", 1, 1)

@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from diptych_client.annotate.job import ImageFile
-from diptych_client.evaluation.dataset import Dataset, LabelledImage, classes_of, path_within
-from diptych_client.evaluation.foreign_files import MALFORMED
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, classes_of
 from diptych_client.evaluation.readers.json_lines import from_hugging_face, labelled_row
+from diptych_client.inputs import Problems
+from diptych_client.inputs.files import ImageFile, path_within
+from diptych_client.inputs.problems import MALFORMED
 from diptych_client.long_runs import RunError
 from diptych_client.requests import read_image_file
 
@@ -34,7 +35,7 @@ def is_hugging_face(path: Path) -> bool:
     return bool(_files(path))
 
 
-def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
+def read_hugging_face(path: Path, split: str | None, problems: Problems) -> Dataset:
     """Read the files with the split in their path; without one, all must be of one split."""
     folder = path.parent if path.is_file() else path
     files = []
@@ -51,7 +52,7 @@ def read_hugging_face(path: Path, split: str | None = None) -> Dataset:
         raise RunError(f"{path} has several splits: choose one with --split ({choices})")
     store = ArrowImages(folder, tuple(files))
     try:
-        labelled = list(store.labelled())
+        labelled = list(store.labelled(problems))
         classes = store.class_names() or classes_of(labelled)
     except (*MALFORMED, pyarrow.ArrowException) as error:
         raise RunError(f"{path} is not a dataset of Hugging Face's: {error!r:.200}") from error
@@ -71,7 +72,7 @@ class ArrowImages:
     files: tuple[Path, ...]
     places: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # file, block, row in it
 
-    def labelled(self) -> Iterator[LabelledImage]:
+    def labelled(self, problems: Problems) -> Iterator[LabelledImage]:
         """Yield the labels of every row, without its image."""
         names = self.class_names()
         for file_index, path in enumerate(self.files):
@@ -85,8 +86,9 @@ class ArrowImages:
                 for row_in_block, row in enumerate(_block(path, block, others).to_pylist()):
                     image = ImageFile(f"{name}#{number}", stat.st_size, stat.st_mtime_ns)
                     self.places[image.name] = (file_index, block, row_in_block)
-                    yield labelled_row(image, from_hugging_face(row, names))
                     number += 1
+                    with problems.leaving_out("row", path, image.name):
+                        yield labelled_row(image, from_hugging_face(row, names))
 
     def read(self, image: ImageFile) -> bytes:
         file_index, block, row = self.places[image.name]

@@ -19,36 +19,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.dataset import (
     Dataset,
-    Folder,
     LabelledImage,
     TrueObject,
     TruePhrase,
     TrueQuestion,
     classes_of,
+    true_box,
 )
-from diptych_client.evaluation.foreign_files import MALFORMED, read_lines
-from diptych_client.geometry import BoxXyxy, parse_box
+from diptych_client.evaluation.foreign_files import read_lines
+from diptych_client.geometry import BoxXyxy
+from diptych_client.inputs import Problems
+from diptych_client.inputs.files import Folder, ImageFile
 from diptych_client.long_runs import RunError
 
 _CATEGORIES = ("category", "categories", "label")  # names of the column
 
 
-def read_json_lines(path: Path, images: Path | None = None) -> Dataset:
+def read_json_lines(path: Path, problems: Problems, images: Path | None = None) -> Dataset:
     """Read a file; lines of the same image may repeat, as with several questions."""
     folder = Folder(images or path.parent)
     labelled = []
     for number, line in read_lines(path):
-        try:
+        expected = "expected an object with `image` and labels"
+        with problems.leaving_out("line", f"{path}, line {number}: {expected}"):
             row = json.loads(line)
             if "file_name" in row:
                 row = from_hugging_face(row) | {"image": row["file_name"]}
             labelled.append(labelled_row(folder.image(row["image"]), row))
-        except MALFORMED as error:
-            expected = "expected an object with `image` and labels"
-            raise RunError(f"{path}, line {number}: {expected}: {error!r:.200}") from error
     return Dataset(labelled, folder, classes_of(labelled))
 
 
@@ -101,9 +100,9 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _object(row: Mapping[str, Any]) -> TrueObject:
     is_crowd = bool(row.get("iscrowd"))
-    box = parse_box(row["box"])
+    box = true_box(row["box"], row["box"])
     return TrueObject(str(row["label"]), box, row.get("segmentation"), row.get("area"), is_crowd)
 
 
 def _box(row: Mapping[str, Any], name: str = "box") -> BoxXyxy | None:
-    return None if row.get(name) is None else parse_box(row[name])
+    return None if row.get(name) is None else true_box(row[name], row[name])

@@ -1,54 +1,81 @@
-"""Pascal VOC: Annotations/….xml for each image, JPEGImages/, splits in ImageSets/Main/….txt.
+"""Pascal VOC: one XML file for each image, in Annotations/ or beside the image.
 
-A box counts pixels from 1 and includes its last ones (VOC2012 development kit, section 3): [xmin -
-1, ymin - 1, xmax, ymax] are its edges. Objects marked difficult count neither as found nor as
-missed, as in VOC's own evaluation.
+Images are in JPEGImages/ or images/, or beside the XML; splits in ImageSets/Main/….txt or in
+folders. A box counts pixels from 1 and includes its last ones (VOC2012 development kit, section 3):
+[xmin - 1, ymin - 1, xmax, ymax] are its edges. Objects marked difficult count neither as found nor
+as missed, as in VOC's own evaluation.
 """
 
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from diptych_client.evaluation.dataset import (
     Dataset,
-    Folder,
     LabelledImage,
     TrueObject,
     classes_of,
-    path_within,
+    true_box,
 )
 from diptych_client.evaluation.foreign_files import read_text, read_xml
-from diptych_client.geometry import parse_box
+from diptych_client.inputs import Folder, ImageFile, Problems
+from diptych_client.inputs.files import SUFFIXES, path_within
 from diptych_client.long_runs import RunError
 
 
-def read_voc(path: Path, split: str | None = None) -> Dataset:
+def read_voc(path: Path, split: str | None, problems: Problems) -> Dataset:
     """Read one split, by default all annotations."""
-    folders = (path / "JPEGImages", path / "images")
-    folder = Folder(next(filter(Path.is_dir, folders), path))
-    annotations = path / "Annotations"
-    files = sorted(annotations.glob("*.xml"))
-    if split is not None:
-        listing = path / "ImageSets" / "Main" / f"{split}.txt"
-        if not listing.is_file():
-            raise RunError(f"{listing} does not exist")
+    store = Folder(next(filter(Path.is_dir, (path / "JPEGImages", path / "images")), path))
+    annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
+    labelled = []
+    for file in _files(path, annotations, split):
+        try:
+            root = read_xml(file)
+        except (RunError, OSError) as error:
+            problems.add(file, str(error).removeprefix(f"{file} "), "image left out")
+            continue
+        below = PurePosixPath(file.parent.relative_to(annotations).as_posix())
+        image = _image(store, below, root.findtext("filename") or f"{file.stem}.jpg", file.stem)
+        objects = []
+        for number, element in enumerate(root.findall("object"), 1):
+            with problems.leaving_out("object", f"{file}, object {number}"):
+                objects.append(_object(element))
+        labelled.append(LabelledImage(image, tuple(objects)))
+    return Dataset(labelled, store, classes_of(labelled))
+
+
+def _files(path: Path, annotations: Path, split: str | None) -> list[Path]:
+    listing = path / "ImageSets" / "Main" / f"{split}.txt"
+    if split is not None and listing.is_file():
         names = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
-        files = [path_within(annotations, f"{name}.xml") for name in names]
-    labelled = [_labelled(folder, file) for file in files]
-    return Dataset(labelled, folder, classes_of(labelled))
+        return [path_within(annotations, f"{name}.xml") for name in names]
+    files = sorted(annotations.rglob("*.xml"))
+    found = [file for file in files if split in (None, *file.relative_to(annotations).parts)]
+    if not found:
+        raise RunError(f"{listing} does not exist, and no folder {split} has annotations")
+    return found
 
 
-def _labelled(folder: Folder, file: Path) -> LabelledImage:
-    try:
-        root = read_xml(file)
-        objects = tuple(_object(each) for each in root.findall("object"))
-    except (ValueError, OSError) as error:
-        raise RunError(f"{file}: not an annotation of Pascal VOC: {error}") from error
-    return LabelledImage(folder.image(root.findtext("filename") or f"{file.stem}.jpg"), objects)
+def _image(store: Folder, below: PurePosixPath, name: str, stem: str) -> ImageFile:
+    """Return the image of this name, or of the XML file's; a missing one fails when it is read."""
+    name = name.rpartition("\\")[2]
+    for candidate in _candidates(below, name, stem):
+        if path_within(store.path, candidate).is_file():
+            return store.image(candidate)
+    return store.image(name)
+
+
+def _candidates(below: PurePosixPath, name: str, stem: str) -> Iterator[str]:
+    for each in (name, *(f"{stem}{suffix}" for suffix in sorted(SUFFIXES))):
+        yield (below / each).as_posix()
+        yield each
 
 
 def _object(element: ElementTree.Element) -> TrueObject:
-    edges = [element.findtext(f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
-    x1, y1, x2, y2 = parse_box(edge or "" for edge in edges)
-    label = element.findtext("name") or ""
-    is_difficult = element.findtext("difficult") == "1"
-    return TrueObject(label, (x1 - 1, y1 - 1, x2, y2), is_crowd=is_difficult)
+    edges = [element.findtext(f"bndbox/{edge}") or "" for edge in ("xmin", "ymin", "xmax", "ymax")]
+    x1, y1, x2, y2 = map(float, edges)
+    box = true_box((x1 - 1, y1 - 1, x2, y2), f"[{', '.join(edges)}]")
+    label = element.findtext("name")
+    if not label:
+        raise ValueError("the object has no name")
+    return TrueObject(label, box, is_crowd=element.findtext("difficult") == "1")

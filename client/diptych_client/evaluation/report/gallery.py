@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from diptych_client.evaluation.answer_log import AnswerLog, Prediction
-from diptych_client.evaluation.dataset import ImageStore, TrueObject, TruePhrase
+from diptych_client.evaluation.dataset import TrueObject, TruePhrase
 from diptych_client.evaluation.metrics.evaluator import Ranked
 from diptych_client.evaluation.metrics.phrases import judge
 from diptych_client.evaluation.questionnaire import (
@@ -24,6 +24,7 @@ from diptych_client.evaluation.questionnaire import (
     TextsTruth,
 )
 from diptych_client.geometry import BoxXyxy, Ring
+from diptych_client.inputs.files import ImageStore
 from diptych_client.matching import LabelledBox, match
 from diptych_client.results import Instance, Item, TextRegion, box_of, label_of
 

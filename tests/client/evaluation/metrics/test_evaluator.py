@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
-from diptych_client.annotate.job import ImageFile
 from diptych_client.evaluation.answer_log import AnswerLog
-from diptych_client.evaluation.dataset import Dataset, Folder, LabelledImage, TrueObject
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
 from diptych_client.evaluation.questionnaire import Prompts, Questionnaire
 from diptych_client.geometry import BoxXyxy
+from diptych_client.inputs.files import Folder, ImageFile
 from tests.support.client_answers import answer
 from tests.support.evaluations import SIZE, detection
 

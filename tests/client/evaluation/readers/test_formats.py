@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diptych_client.evaluation.dataset import Folder
 from diptych_client.evaluation.readers import read_dataset
+from diptych_client.inputs import Problems
+from diptych_client.inputs.files import Folder
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import (
     CLASSES,
@@ -91,7 +92,7 @@ def test_another_folder_of_images_is_for_coco_and_json_lines(tmp_path: Path) -> 
         folder = write(tmp_path / write.__name__)
         assert read_dataset(folder, tmp_path / "pictures").store == Folder(tmp_path / "pictures")
     folder = write_yolo(tmp_path / "yolo")
-    with pytest.raises(RunError, match="--images is for COCO and JSON lines"):
+    with pytest.raises(RunError, match="--images is for COCO, JSON lines, CVAT and Label Studio"):
         read_dataset(folder, tmp_path / "pictures")
 
 
@@ -185,11 +186,11 @@ def test_json_lines_have_captions_texts_questions_and_phrases(tmp_path: Path) ->
             "x.jsonl, line 2: expected an object with `image`",
         ),
         ("x.yaml", "a: 1", "it has no `names`"),
-        ("x.yaml", "names: [a]", "has no split val or test or train"),
+        ("x.yaml", "names: [a]", "has no split val or valid or validation or test or train"),
         ("x.txt", "", "expected a .json"),
     ],
 )
 def test_the_error_names_what_is_wrong(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(RunError, match=message):
-        read_dataset(tmp_path / name)
+        read_dataset(tmp_path / name, problems=Problems(is_strict=True))

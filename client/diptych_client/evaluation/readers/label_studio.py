@@ -1,0 +1,107 @@
+"""Label Studio's exports JSON and JSON-MIN (labelstud.io, "Label Studio JSON format").
+
+Coordinates are in percent of the image; a rectangle is turned around its top left corner. An export
+has no images: they are beside it, or in --images, under the name that was imported.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    LabelledImage,
+    TrueObject,
+    classes_of,
+    outlined,
+    rotated,
+    true_box,
+)
+from diptych_client.inputs import Folder, ImageFile, Problems
+
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix of an uploaded file's name
+
+
+def is_label_studio(document: Any) -> bool:
+    """Return True if a document is a list of tasks."""
+    if not isinstance(document, list) or not document or not isinstance(document[0], Mapping):
+        return False
+    return "annotations" in document[0] or "image" in document[0]
+
+
+def read_label_studio(
+    path: Path, document: Any, problems: Problems, images: Path | None = None
+) -> Dataset:
+    """Read the tasks of an export."""
+    store = Folder(images or path.parent)
+    labelled = []
+    for number, task in enumerate(document, 1):
+        place = f"{path}, task {number}"
+        with problems.leaving_out("image", place):
+            objects = []
+            captions: list[str] = []
+            for result in _results(task):
+                with problems.leaving_out("object", place):
+                    if (text := result.get("text")) and "x" not in result:
+                        captions += [text] if isinstance(text, str) else text
+                    elif "x" in result or "points" in result:
+                        objects.append(_object(result))
+            image = _image(store, _url(task.get("data", task)))
+            texts = tuple(map(str, captions)) or None
+            labelled.append(LabelledImage(image, tuple(objects), texts))
+    return Dataset(labelled, store, classes_of(labelled))
+
+
+def _results(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the regions of the last annotation that was not cancelled, or those of JSON-MIN."""
+    if "annotations" not in task:
+        for value in task.values():
+            if isinstance(value, list):
+                yield from value
+        return
+    kept = [each for each in task["annotations"] if not each.get("was_cancelled")]
+    for result in kept[-1]["result"] if kept else ():
+        yield {**result, **result.get("value", {})}
+
+
+def _object(result: Mapping[str, Any]) -> TrueObject:
+    labels = [result[name] for name in ("rectanglelabels", "polygonlabels") if result.get(name)]
+    if not labels:
+        raise ValueError(f"a region of type {result.get('type', 'unknown')} has no box or polygon")
+    label = str(labels[0][0])
+    scale = np.array([float(result["original_width"]), float(result["original_height"])]) / 100
+    if "points" in result:
+        return outlined(label, np.asarray(result["points"], dtype=np.float64) * scale)
+    corner = np.array([float(result["x"]), float(result["y"])]) * scale
+    size = np.array([float(result["width"]), float(result["height"])]) * scale
+    shown = [result[name] for name in ("x", "y", "width", "height")]
+    box = true_box((*corner, *(corner + size)), shown)
+    x, y = corner.tolist()
+    return rotated(label, box, float(result.get("rotation", 0)), (x, y))
+
+
+def _url(data: Mapping[str, Any]) -> str:
+    """Return the path or URL of the image."""
+    for name in ("image", *data):
+        if isinstance(data.get(name), str):
+            return str(data[name])
+    raise ValueError("the task names no image")
+
+
+def _image(store: Folder, url: str) -> ImageFile:
+    """Return the file that ends like the URL, without the prefix of an upload if need be."""
+    parts = urlsplit(url)
+    local = parse_qs(parts.query).get("d")  # of a local storage
+    names = PurePosixPath(local[0] if local else unquote(parts.path)).parts
+    safe = [name for name in names if name not in ("/", "..")]
+    for start in range(len(safe)):
+        for name in ("/".join(safe[start:]), f"images/{safe[-1]}"):
+            if (store.path / name).is_file():
+                return store.image(name)
+    last = safe[-1] if safe else ""
+    plain = _UPLOADED.sub("", last)
+    return store.image(plain if (store.path / plain).is_file() else last)
