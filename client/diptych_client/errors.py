@@ -2,7 +2,8 @@
 
 DiptychError              code, message, param, request_id; itself only for codes unknown to this
                           client
-├── InvalidRequest        unknown field or bad value
+├── InvalidRequest        unknown field or bad value; also a `ValueError`
+├── UnreadableFile        an image file that this client cannot read; never sent by the service
 ├── Unauthorized          missing or wrong API key
 ├── UnknownModel          the model is not served
 ├── ImageTooLarge         the image has more pixels than the service allows
@@ -58,8 +59,12 @@ class DiptychError(Exception):
         return self.detail.request_id
 
 
-class InvalidRequest(DiptychError):
+class InvalidRequest(DiptychError, ValueError):
     """Unknown field or bad value."""
+
+
+class UnreadableFile(DiptychError, OSError):
+    """An image file that this client cannot read."""
 
 
 class Unauthorized(DiptychError):
@@ -106,8 +111,11 @@ class ConnectionFailed(DiptychError):
     """No connection, or a broken one."""
 
 
+# errors of these fields depend on the image: a region may exceed a small one
+_IMAGE_FIELDS = ("image", "region")
 _CLASSES: dict[str, type[DiptychError]] = {
     "invalid_request": InvalidRequest,
+    "unreadable_file": UnreadableFile,
     "unauthorized": Unauthorized,
     "unknown_model": UnknownModel,
     "image_too_large": ImageTooLarge,
@@ -125,6 +133,13 @@ _CLASSES: dict[str, type[DiptychError]] = {
 def error_from(detail: ErrorDetail, retry_after_s: float | None = None) -> DiptychError:
     """Return an error of the class for the code."""
     return _CLASSES.get(detail.code, DiptychError)(detail, retry_after_s)
+
+
+def affects_every_image(error: Exception) -> bool:
+    """Return True if the same request about another image would fail, too."""
+    if isinstance(error, InvalidRequest):
+        return error.param not in _IMAGE_FIELDS
+    return isinstance(error, Unauthorized | UnknownModel | UnsupportedTask)
 
 
 def connection_failed(reason: str, request_id: str) -> DiptychError:

@@ -3,6 +3,7 @@
 Used between a model and the truth, and between two models.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from diptych_client.geometry import BoxXyxy
 
 SAME_OBJECT_IOU = 0.5
+WELL_PLACED_IOU = 0.75  # COCO's AP75
 NEARBY_IOU = 0.1  # "localization error" of TIDE (Bolya et al., 2020, arXiv 2008.08115)
 
-Kind = Literal["right", "wrong class", "badly placed", "missed", "extra"]
+Kind = Literal["right", "loosely placed", "wrong class", "badly placed", "missed", "extra"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,15 @@ class LabelledBox:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The indices of a true box and an answered box. A missing counterpart is None."""
+    """The indices of a true box and an answered box. A missing counterpart is None.
+
+    `credit` is the share of COCO's ten IoU thresholds, 0.5 to 0.95, at which the answer is right.
+    """
 
     kind: Kind
     truth: int | None
     answer: int | None
+    credit: float = 0.0
 
 
 def pairwise_iou(first: Sequence[BoxXyxy], second: Sequence[BoxXyxy]) -> NDArray[np.float64]:
@@ -65,6 +71,11 @@ def greedy_pairs(iou: NDArray[np.float64], threshold: float) -> list[tuple[int, 
     return pairs
 
 
+def coco_credit(iou: float) -> float:
+    """Return the share of the thresholds 0.5, 0.55, …, 0.95 that an IoU reaches."""
+    return min(max(math.floor((iou - 0.5) / 0.05 + 1e-9) + 1, 0), 10) / 10
+
+
 def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list[Pair]:
     """Pair boxes of the same class, then of others, then nearby ones; the rest has no partner."""
     iou = pairwise_iou([each.box_xyxy for each in truths], [each.box_xyxy for each in answers])
@@ -82,7 +93,11 @@ def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list
         allowed[[row not in missed for row in range(len(truths))]] = 0
         allowed[:, [column not in extra for column in range(len(answers))]] = 0
         for row, column in greedy_pairs(allowed, threshold):
-            pairs.append(Pair(kind, row, column))
+            found: Kind = kind
+            credit = coco_credit(iou[row, column]) if kind == "right" else 0.0
+            if kind == "right" and iou[row, column] < WELL_PLACED_IOU:
+                found = "loosely placed"
+            pairs.append(Pair(found, row, column, credit))
             del missed[row], extra[column]
     pairs += [Pair("missed", index, None) for index in missed]
     pairs += [Pair("extra", None, index) for index in extra]

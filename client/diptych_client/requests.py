@@ -3,21 +3,17 @@
 Nothing is validated here: the service validates every field, and its error names the offending one.
 """
 
-import io
-import os
+import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from PIL import Image
+from diptych_client.errors import ErrorDetail, error_from
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
 FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...]
-_URL_SCHEMES = ("http://", "https://")
 _MAX_MAGIC_BYTES = 12
 _JPEG_AND_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +46,7 @@ class AnswerOptions:
     nms_iou: float | None = None
 
 
+GivenT = TypeVar("GivenT", TaskParameters, AnswerOptions)
 NO_PARAMETERS = TaskParameters()
 DEFAULT_OPTIONS = AnswerOptions()
 
@@ -63,14 +60,14 @@ class Request:
 
 
 def task_request(
-    image: ImageSource,
+    image: bytes | str,
     chosen: Mapping[str, FieldValue | None],
     parameters: TaskParameters,
     options: AnswerOptions,
 ) -> Request:
     """Return a request with the fields that are not None; `chosen` has the task and the models."""
     fields = {name: value for name, value in chosen.items() if value is not None}
-    return Request(sent_image(image), fields | given_fields(parameters, options))
+    return Request(image, fields | given_fields(parameters, options))
 
 
 def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
@@ -83,11 +80,28 @@ def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str
     return given
 
 
-def sent_image(image: ImageSource) -> bytes | str:
-    """Return the URL, which the service reads if its operator allows the host, or a file."""
-    if isinstance(image, str) and image.startswith(_URL_SCHEMES):
-        return image
-    return encoded_image(image)
+def typed(kind: type[GivenT], given: GivenT | Mapping[str, Any]) -> GivenT:
+    """Return parameters or options that may be given by name; raise `InvalidRequest`.
+
+    A list of labels or phrases may be one text, in which commas separate them.
+    """
+    values = dict(given) if isinstance(given, Mapping) else {}
+    allowed = [field.name for field in fields(kind)]
+    for name in values:
+        if name not in allowed:
+            message = f"unknown field {name!r:.100}; the fields are {', '.join(allowed)}"
+            raise error_from(ErrorDetail("invalid_request", message, str(name), ""))
+    found = kind(**values) if isinstance(given, Mapping) else given
+    for name in ("labels", "phrases"):
+        if isinstance(text := getattr(found, name, None), str):
+            found = replace(found, **{name: split_list(text)})
+    return found
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Return the elements of a comma-separated list; quotes hold an element with a comma."""
+    (row,) = csv.reader([text.replace("\n", " ")], skipinitialspace=True)
+    return tuple(filter(None, map(str.strip, row)))
 
 
 def read_api_key(path: Path) -> str:
@@ -109,14 +123,3 @@ def read_image_file(path: Path) -> bytes:
         if not is_webp and not magic.startswith(_JPEG_AND_PNG):
             raise OSError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
         return magic + file.read()
-
-
-def encoded_image(image: ImageSource) -> bytes:
-    """Return the bytes of a file, or a PIL image's pixels, without its EXIF data, as PNG."""
-    if isinstance(image, bytes):
-        return image
-    if not isinstance(image, Image.Image):
-        return Path(image).read_bytes()
-    file = io.BytesIO()
-    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG")
-    return file.getvalue()

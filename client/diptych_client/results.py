@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych_client.conversions.fiftyone_labels import fiftyone_detections, fiftyone_polylines
+from diptych_client.conversions.supervision_detections import supervision_detections
 from diptych_client.errors import ErrorDetail
 from diptych_client.geometry import (
     BoxXyxy,
@@ -22,8 +24,6 @@ from diptych_client.geometry import (
     polygons_mask,
     run_length_mask,
 )
-from diptych_client.to_fiftyone import fiftyone_detections, fiftyone_polylines
-from diptych_client.to_supervision import supervision_detections
 
 if TYPE_CHECKING:
     import supervision

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from diptych_client import AnswerOptions, InvalidRequest, TaskParameters
-from diptych_client.requests import encoded_image, given_fields, task_request
+from diptych_client.image_sources import encoded_image
+from diptych_client.requests import given_fields, task_request
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.grpc_messages import request_message
 from diptych_client.transports.rest_messages import form_values

@@ -149,3 +149,78 @@ def arrow_table(folder: Path) -> pyarrow.Table:
     return pyarrow.Table.from_pylist(
         rows, pyarrow.schema([("image", image), ("objects", objects)], metadata)
     )
+
+
+def write_flat_voc(folder: Path) -> Path:
+    """Write each XML file beside its image, as Roboflow's folders of a split have them."""
+    write_voc(folder / "all")
+    move(folder / "all" / "JPEGImages", folder / "train")
+    move(folder / "all" / "Annotations", folder / "train")
+    (folder / "all").rmdir()
+    return folder
+
+
+def write_roboflow_yolo(folder: Path) -> Path:
+    """Write the paths of data.yaml relative to a folder below it."""
+    write_yolo(folder)
+    move(folder / "images" / "val", folder / "valid" / "images")
+    move(folder / "labels" / "val", folder / "valid" / "labels")
+    names = "train: ../train/images\nval: ../valid/images\nnames: [car, dog]\n"
+    (folder / "data.yaml").write_text(names)
+    return folder
+
+
+def write_yolo_of_label_studio(folder: Path) -> Path:
+    """Write the classes to classes.txt instead of a data.yaml."""
+    write_yolo(folder)
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("car\ndog\n")
+    (folder / "notes.json").write_text("{}")
+    return folder
+
+
+def write_darknet(folder: Path) -> Path:
+    """Write the labels beside the images and the classes to obj.names, as CVAT does."""
+    write_yolo(folder)
+    (folder / "data.yaml").unlink()
+    move(folder / "images" / "val", folder / "obj_train_data")
+    move(folder / "labels" / "val", folder / "obj_train_data")
+    (folder / "obj.names").write_text("car\ndog\n")
+    return folder
+
+
+def write_cvat(folder: Path) -> Path:
+    write_images(folder / "images")
+    rows = ""
+    for number, (name, own) in enumerate(OBJECTS.items()):
+        boxes = ""
+        for label, (x1, y1, x2, y2) in own:
+            boxes += f'<box label="{label}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>'
+        rows += f'<image id="{number}" name="{name}" width="100" height="80">{boxes}</image>'
+    (folder / "annotations.xml").write_text(f"<annotations>{rows}</annotations>")
+    return folder
+
+
+def write_label_studio(folder: Path) -> Path:
+    write_images(folder / "images")
+    tasks = []
+    for name, own in OBJECTS.items():
+        results = []
+        for label, (x1, y1, x2, y2) in own:
+            percent = {"x": x1, "y": y1 / 0.8, "width": x2 - x1, "height": (y2 - y1) / 0.8}
+            value = {**percent, "rotation": 0, "rectanglelabels": [label]}
+            size = {"original_width": SIZE.width, "original_height": SIZE.height}
+            results.append({"type": "rectanglelabels", "value": value, **size})
+        image = f"/data/upload/1/0123abcd-{name}"
+        tasks.append({"data": {"image": image}, "annotations": [{"result": results}]})
+        (folder / "images" / name).rename(folder / "images" / f"0123abcd-{name}")
+    (folder / "project-1.json").write_text(json.dumps(tasks))
+    return folder
+
+
+def move(source: Path, target: Path) -> None:
+    """Move the files of a folder into another."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in list(source.iterdir()):
+        path.rename(target / path.name)
+    source.rmdir()

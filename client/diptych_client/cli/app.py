@@ -12,40 +12,56 @@ from PIL import Image
 from rich.console import Console, RenderableType
 from typer import Argument, Option
 
-from diptych_client.cli.folder import annotate_folder
+from diptych_client.cli.folder import annotate_images
 from diptych_client.cli.options import (
     AnnotateOptions,
     ConnectionOptions,
     EvaluateOptions,
+    InputOptions,
     ModelIds,
     TaskOptions,
+    listed,
     with_options,
 )
-from diptych_client.cli.terminal import echo
-from diptych_client.cli.views import answer_view, comparison_view, models_view, tasks_view
-from diptych_client.drawing import draw_answer, draw_comparison, open_upright
+from diptych_client.cli.predicting import predict_images
+from diptych_client.cli.terminal import echo, set_verbosity
+from diptych_client.cli.views import comparison_view, models_view, tasks_view
+from diptych_client.downscaling import DEFAULT_MAX_PIXELS
+from diptych_client.drawing import draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.long_runs import RunError
 from diptych_client.requests import read_api_key
-from diptych_client.transports.rest_messages import answer_json, comparison_json
+from diptych_client.transports.rest_messages import comparison_json
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 
 ImagePath = Annotated[Path, Argument(help="A JPEG, PNG or WebP file.", exists=True, dir_okay=False)]
+Inputs = Annotated[
+    list[str],
+    Argument(
+        help="Images, a folder, 'pattern/*.jpg', a zip or tar file, a video, a URL or a file of"
+        " URLs."
+    ),
+]
 Draw = Annotated[
     Path | None, Option(help="Draw the answer on the image and save it here.", dir_okay=False)
 ]
 AsJson = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
-ModelId = Annotated[str | None, Option(help="Model id; default: the first that offers the task.")]
+ModelId = Annotated[
+    str | None,
+    Option("--model", "--models", help="Model id; default: the first that offers the task."),
+]
+_EXITS = "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+_MAX_OPENED_PIXELS = 1_000_000_000
 
 
 def main() -> None:
     """Run a command. Exit status: 1 failed, 2 wrong usage, 130 interrupted."""
+    Image.MAX_IMAGE_PIXELS = _MAX_OPENED_PIXELS  # its own limit is for servers
     try:
         app(prog_name="diptych")
     except (DiptychError, RunError, OSError, ValueError, Image.DecompressionBombError) as error:
@@ -54,7 +70,7 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.callback()
+@app.callback(epilog=_EXITS)
 def connect(
     context: typer.Context,
     url: Annotated[
@@ -65,30 +81,36 @@ def connect(
         float, Option(help="Deadline of a request, retries included.", min=0.001)
     ] = 60.0,
     max_retries: Annotated[int, Option(help="Maximum number of retries of a request.", min=0)] = 3,
+    max_pixels: Annotated[
+        int, Option(help="Send a larger image smaller; its answer is scaled back.", min=1000)
+    ] = DEFAULT_MAX_PIXELS,
+    quiet: Annotated[
+        bool, Option("--quiet", "-q", help="Print results and errors only: no notes, no bar.")
+    ] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Print each request, too.")] = False,
 ) -> None:
     """Run vision tasks on a Diptych service."""
+    set_verbosity(quiet, verbose)
     api_key = None if api_key_file is None else read_api_key(api_key_file)
-    context.obj = ConnectionOptions(url, api_key, timeout_s, max_retries)
+    context.obj = ConnectionOptions(url, api_key, timeout_s, max_retries, max_pixels)
 
 
 @app.command()
 @with_options
 def predict(
     context: typer.Context,
-    image: ImagePath,
+    inputs: Inputs,
     task_options: TaskOptions,
+    input_options: InputOptions,
     model: ModelId = None,
-    draw: Draw = None,
-    as_json: AsJson = False,
+    draw: Annotated[
+        Path | None, Option(help="Draw the answer and save it here; of many images a folder.")
+    ] = None,
 ) -> None:
-    """Run a task on an image with one model."""
-    parameters = task_options.parameters()
-    options = task_options.answer_options()
-    with _connection(context).client() as client:
-        answer = client.predict(image, task_options.task, parameters, model=model, options=options)
-    _print(as_json, answer_json(answer), answer_view(answer))
-    if draw is not None:
-        draw_answer(open_upright(image), answer).save(draw)
+    """Run a task on images with one model."""
+    given = (input_options, task_options, model, draw)
+    num_failed = predict_images(_connection(context), inputs, *given)
+    raise typer.Exit(1 if num_failed else 0)
 
 
 @app.command()
@@ -106,7 +128,8 @@ def compare(
     parameters = task_options.parameters()
     options = task_options.answer_options()
     with _connection(context).client() as client:
-        comparison = client.compare(image, task, parameters, models=models, options=options)
+        given = {"models": listed(models), "options": options}
+        comparison = client.compare(image, task, parameters, **given)
     _print(as_json, comparison_json(comparison), comparison_view(comparison))
     if draw is not None:
         draw_comparison(open_upright(image), comparison).save(draw)
@@ -132,17 +155,19 @@ def list_tasks(context: typer.Context, as_json: AsJson = False) -> None:
 @with_options
 def annotate(
     context: typer.Context,
-    folder: Annotated[Path, Argument(help="Folder of images.", exists=True, file_okay=False)],
+    inputs: Inputs,
     options: AnnotateOptions,
+    input_options: InputOptions,
     task_options: TaskOptions,
 ) -> None:
-    """Label a folder of images and write a dataset; the same command resumes an interrupted run.
+    """Label images and write a dataset; the same command resumes an interrupted run.
 
     Each answer is appended to journal.jsonl when it arrives; the dataset is written from the
     journal at the end. failures.jsonl lists the images that failed and their errors; the next run
     retries them.
     """
-    num_failed = annotate_folder(_connection(context), folder, options, task_options)
+    given = (options, input_options, task_options)
+    num_failed = annotate_images(_connection(context), inputs, *given)
     raise typer.Exit(1 if num_failed else 0)
 
 
@@ -151,9 +176,14 @@ def annotate(
 def evaluate(
     context: typer.Context,
     dataset: Annotated[
-        Path, Argument(help="A COCO, YOLO, VOC, JSON lines, Hugging Face or image folder.")
+        list[str],
+        Argument(
+            help="A folder, label file or archive with labels of COCO, YOLO, Pascal VOC, CVAT,"
+            " Label Studio, Hugging Face or JSON lines; or images as for `predict`."
+        ),
     ],
     options: EvaluateOptions,
+    input_options: InputOptions,
     task_options: TaskOptions,
 ) -> None:
     """Evaluate models on a dataset, or compare them on images without labels; write a report.
@@ -166,8 +196,22 @@ def evaluate(
     except ImportError as error:
         needed = f"{error.name}: pip install 'diptych-client[evaluate]'"
         raise RunError(f"evaluate needs {needed}") from error
-    num_failed = evaluate_dataset(_connection(context), dataset, options, task_options)
+    given = (options, input_options, task_options)
+    num_failed = evaluate_dataset(_connection(context), dataset, *given)
     raise typer.Exit(1 if num_failed else 0)
+
+
+@app.command("reports")
+def index_reports(
+    reports: Annotated[list[Path], Argument(help="Folders that `evaluate` wrote.", exists=True)],
+    out: Annotated[Path, Option(help="The page.", dir_okay=False)] = Path("reports.html"),
+    as_json: AsJson = False,
+) -> None:
+    """Write one page over several reports: tasks, models, what can be told apart."""
+    from diptych_client.evaluation.report.index import write_index
+
+    rows = write_index(reports, out)
+    echo(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else f"the page is {out}")
 
 
 @app.command("mcp")

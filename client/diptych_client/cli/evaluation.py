@@ -1,33 +1,67 @@
 """The command `evaluate`: asks the models, writes the report and prints its conclusions."""
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from rich.console import Console
+
 from diptych_client.annotate.job import check_folders
-from diptych_client.cli.options import ConnectionOptions, EvaluateOptions, TaskOptions, offered_task
-from diptych_client.cli.terminal import echo, run_with_progress
+from diptych_client.cli.options import (
+    ConnectionOptions,
+    EvaluateOptions,
+    InputOptions,
+    TaskOptions,
+    listed,
+    offered_task,
+    output_folder,
+)
+from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
+from diptych_client.cli.views import table_view
 from diptych_client.evaluation.answer_log import AnswerLog, Asker
 from diptych_client.evaluation.calibration import already_calibrated, fit, write_calibrations
+from diptych_client.evaluation.dataset import Dataset, LabelledImage
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
 from diptych_client.evaluation.questionnaire import Prompts, Questionnaire, Sample, read_prompts
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.evaluation.report import Gallery, sentences, write_report
+from diptych_client.evaluation.report.tables import json_document, tables
+from diptych_client.evaluation.run_record import (
+    Failed,
+    RunRecord,
+    asked_of,
+    model_properties,
+    without_credentials,
+)
+from diptych_client.inputs import Opened, Problems, open_images
 from diptych_client.long_runs import FailureLog, RunError
+from diptych_client.requests import given_fields
 from diptych_client.results import Model
 
 
 def evaluate_dataset(
-    connection: ConnectionOptions, path: Path, options: EvaluateOptions, task_options: TaskOptions
+    connection: ConnectionOptions,
+    inputs: Sequence[str],
+    options: EvaluateOptions,
+    input_options: InputOptions,
+    task_options: TaskOptions,
 ) -> int:
     """Evaluate the models, write the report and return the number of failed requests."""
     task = task_options.task
     seed = task_options.seed or 0
-    out = options.out or path.resolve().with_name(f"{path.resolve().stem}-{task}")
-    if path.is_dir():
-        check_folders(path, out)
+    out = output_folder(options.out, inputs, task)
+    if Path(inputs[0]).is_dir():
+        check_folders(Path(inputs[0]), out)
     models = _models(connection, task, options)
     names = tuple(model.id for model in models)
-    dataset = sampled(read_dataset(path, options.images, options.split), options.sample, seed)
+    opening = input_options.opening(out)
+    dataset = _dataset(open_images(inputs, opening), options, opening.problems)
+    dataset = sampled(replace(dataset, name=dataset.name or inputs[0]), options.sample, seed)
+    note_problems(opening.problems, out)
+    if dataset.note:
+        logger.warning(dataset.note)
     prompts = Prompts() if options.prompts is None else read_prompts(options.prompts)
     questionnaire = Questionnaire(task, task_options.parameters(), prompts, dataset.classes)
     samples = list(questionnaire.samples(dataset))
@@ -37,18 +71,51 @@ def evaluate_dataset(
             for name in names:
                 _ask(connection, asker, samples, name)
         evaluator = Evaluator(log, names, questionnaire.names)
-        evaluation = evaluator.evaluate(dataset.name, samples, seed, options.gallery)
+        found = evaluator.evaluate(dataset.name, samples, seed, options.gallery)
+        run = RunRecord(
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            {
+                "service": without_credentials(connection.url),
+                "parameters": given_fields(
+                    task_options.parameters(), task_options.answer_options()
+                ),
+                "prompts": str(options.prompts or ""),
+                "split": options.split or "",
+                "sample": options.sample or "",
+                "seed": seed,
+                "models": list(names),
+            },
+            model_properties(models),
+            _asked(samples, task_options),
+            failures.num_failures,
+            tuple(
+                Failed(str(row["image"]), str(row["model"]), str(row["message"]))
+                for row in failures.first
+            ),
+            dict(opening.problems.counts),
+        )
+        evaluation = replace(found, run=run)
         gallery = Gallery(dataset.store, log, questionnaire.names, names)
         write_report(out, evaluation, gallery, samples)
-    _print(out, evaluation, failures)
+    if input_options.as_json:
+        echo(json.dumps(_summary(out, evaluation)))
+    else:
+        _print(out, evaluation, failures)
     if options.calibrate is not None:
         fitted = []
         for model in models:
             scored = evaluator.measures[model.id].scored() if evaluator.measures else None
             fitted.append(fit(model.id, model.checkpoint, task, scored))
         write_calibrations(options.calibrate, fitted)
-        echo(f"the calibration is {options.calibrate}")
+        logger.info("the calibration is %s", options.calibrate)
     return failures.num_failures
+
+
+def _dataset(opened: Opened, options: EvaluateOptions, problems: Problems) -> Dataset:
+    if opened.chosen is None:
+        return read_dataset(opened.path, options.images, options.split, problems)
+    store, images = opened.images()
+    return Dataset([LabelledImage(image) for image in images], store)
 
 
 def _models(
@@ -57,7 +124,7 @@ def _models(
     with connection.client() as client:
         task = offered_task(client.tasks(), name)
         served = {model.id: model for model in client.models()}
-    chosen = options.models or task.models
+    chosen = listed(options.models) or task.models
     if missing := [model for model in chosen if model not in task.models]:
         offered = ", ".join(task.models)
         raise RunError(f"{', '.join(missing)} does not offer {name}; offered by {offered}")
@@ -75,7 +142,7 @@ def _ask(
     num_unanswered = sum(1 for _ in asker.log.unanswered(samples, model))
     if num_unanswered < total:
         known = f"{total - num_unanswered} of {total} requests were answered in an earlier run"
-        echo(f"{model}: {known}", is_error=True)
+        logger.info("%s: %s", model, known)
     if not num_unanswered:
         return
 
@@ -86,9 +153,34 @@ def _ask(
     run_with_progress(num_unanswered, run, model, "requests")
 
 
+def _asked(samples: Sequence[Sample], options: TaskOptions) -> tuple[str, ...]:
+    """Return the prompts of the first different requests."""
+    asked = []
+    for sample in samples[:1000]:
+        asked += [given_fields(each, options.answer_options()) for each in sample.requests]
+    return asked_of(asked)
+
+
+def _summary(out: Path, evaluation: Evaluation) -> dict[str, object]:
+    measured = evaluation.measured or evaluation.agreed
+    document = json_document(evaluation, {})
+    return {
+        "report": str(out / "report.html"),
+        "sentences": sentences(evaluation),
+        "metrics": None
+        if measured is None
+        else document["measured" if evaluation.measured else "agreed"],
+        "run": document["run"],
+    }
+
+
 def _print(out: Path, evaluation: Evaluation, failures: FailureLog) -> None:
     for sentence in sentences(evaluation):
         echo(sentence)
+    if len(evaluation.models) == 1:
+        for table in tables(evaluation):
+            if table.title in ("Metrics", "AP by class"):
+                Console().print(table_view(table.header, table.rows))
     count = f"{evaluation.num_samples} samples of {evaluation.num_images} images"
     hint = ""
     if failures.num_failures:

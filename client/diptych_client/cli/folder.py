@@ -1,5 +1,6 @@
 """The command `annotate`: runs `diptych_client.annotate` and prints a summary."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -11,23 +12,38 @@ from diptych_client.annotate.dataset_files import check_consensus, check_format,
 from diptych_client.annotate.job import Job, check_folders
 from diptych_client.annotate.journal import Journal
 from diptych_client.annotate.labelling import Labeller, label_images
-from diptych_client.cli.options import AnnotateOptions, ConnectionOptions, TaskOptions, offered_task
-from diptych_client.cli.terminal import echo, run_with_progress
-from diptych_client.inputs.files import ImageFile, find_images
+from diptych_client.cli.options import (
+    AnnotateOptions,
+    ConnectionOptions,
+    InputOptions,
+    TaskOptions,
+    listed,
+    offered_task,
+    output_folder,
+)
+from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
+from diptych_client.inputs import ImageFile, open_images
 from diptych_client.long_runs import FailureLog, RunError
 
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # model ids of the service's catalog
 
 
-def annotate_folder(
-    connection: ConnectionOptions, folder: Path, options: AnnotateOptions, task_options: TaskOptions
+def annotate_images(
+    connection: ConnectionOptions,
+    inputs: Sequence[str],
+    options: AnnotateOptions,
+    input_options: InputOptions,
+    task_options: TaskOptions,
 ) -> int:
-    """Label the folder and write the dataset; return the number of failed requests."""
-    out = options.out or folder.resolve().with_name(f"{folder.resolve().name}-annotations")
-    check_folders(folder, out)
-    images = find_images(folder)
-    if not images:
-        raise RunError(f"{folder} contains no JPEG, PNG or WebP file")
+    """Label the images and write the dataset; return the number of failed requests."""
+    out = output_folder(options.out, inputs, "annotations")
+    opening = input_options.opening(out)
+    opened = open_images(inputs, opening)
+    if Path(inputs[0]).is_dir():
+        check_folders(opened.path, out)
+    note_problems(opening.problems, out)
+    store, images = opened.images()
+    folder = store.path
     jobs = _jobs(connection, options, task_options, images)
     with ExitStack() as stack:
         journals = []
@@ -45,16 +61,20 @@ def annotate_folder(
     records = []
     for journal in journals:
         records.append([journal.records[image.name] for image in labelled])
+    shown = ""
     place = (options.dataset_format, out, folder)
     if options.consensus:
         rule = AgreementRule(options.iou, options.accept_score)
         agreements = [agree(one, two, rule) for one, two in zip(*records, strict=True)]
         dataset = write_consensus(*place, agreements, jobs[0])
         num_differing = sum(bool(each.differing) for each in agreements)
-        echo(f"{num_differing} images have boxes to review, see {out / 'review.json'}")
+        shown += f"{num_differing} images have boxes to review, see {out / 'review.json'}\n"
     else:
         dataset = write_dataset(*place, records[0], jobs[0])
-    echo(f"{len(labelled)} of {len(images)} images are in {dataset}")
+    shown += f"{len(labelled)} of {len(images)} images are in {dataset}"
+    result = {"dataset": str(dataset), "images": len(images), "labelled": len(labelled)}
+    counts = {"failed": failures.num_failures, "left_out": dict(opening.problems.counts)}
+    echo(json.dumps(result | counts) if input_options.as_json else shown)
     return failures.num_failures
 
 
@@ -72,7 +92,7 @@ def _jobs(
         task = offered_task(client.tasks(), task_options.task)
     check_format(options.dataset_format, task.result, images)
     num_models = 2 if options.consensus else 1
-    models = dict.fromkeys(options.model or task.models[:num_models])
+    models = dict.fromkeys(listed(options.model) or task.models[:num_models])
     if options.consensus:
         check_consensus(options.dataset_format, task.result)
     if len(models) != num_models:
@@ -106,4 +126,4 @@ def _label(
     num_failed = labeller.failures.num_failures - num_failed
     summary = f"{len(images)} images in {elapsed_s:.1f} s, {len(images) / elapsed_s:.1f} images/s"
     hint = f", see {labeller.failures.path}" if num_failed else ""
-    echo(f"{summary}; {num_failed} failed{hint}")
+    logger.info("%s; %d failed%s", summary, num_failed, hint)

@@ -1,7 +1,7 @@
 """Options that several commands share: the connection, and the task with its parameters."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from itertools import chain
@@ -12,12 +12,16 @@ from typer import Option
 
 from diptych_client.annotate.dataset_files import DatasetFormat
 from diptych_client.client import AsyncClient, Client
+from diptych_client.inputs import Opening, Problems
+from diptych_client.inputs.opened import DEFAULT_EVERY_S
 from diptych_client.long_runs import RunError
-from diptych_client.requests import AnswerOptions, TaskParameters
+from diptych_client.requests import AnswerOptions, TaskParameters, split_list
 from diptych_client.results import Task
 
+_LISTED = "repeatable, or comma-separated"
 ModelIds = Annotated[
-    list[str] | None, Option(help="Model id; repeatable; default: all that offer the task.")
+    list[str] | None,
+    Option("--models", "--model", help=f"Model ids, {_LISTED}; default: all that offer the task."),
 ]
 Concurrency = Annotated[int, Option(help="Number of concurrent requests.", min=1)]
 
@@ -30,6 +34,7 @@ class ConnectionOptions:
     api_key: str | None
     timeout_s: float
     max_retries: int
+    max_pixels: int | None = None
 
     def client(self) -> Client:
         return Client(self.url, **self._settings())
@@ -42,7 +47,39 @@ class ConnectionOptions:
             "api_key": self.api_key,
             "timeout_s": self.timeout_s,
             "max_retries": self.max_retries,
+            "max_pixels": self.max_pixels,
         }
+
+
+def listed(values: Iterable[str] | None) -> list[str] | None:
+    """Return the elements of comma-separated lists; quotes hold one with a comma."""
+    return None if values is None else list(chain.from_iterable(map(split_list, values)))
+
+
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """How inputs are read."""
+
+    every: Annotated[float, Option(help="Of a video: seconds between two frames.", min=0.001)] = (
+        DEFAULT_EVERY_S
+    )
+    strict: Annotated[
+        bool, Option("--strict", help="Stop at the first damaged label or unreadable URL.")
+    ] = False
+    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False
+
+    def opening(self, out: Path) -> Opening:
+        """Return how an input is opened; archives, videos and URLs are unpacked in `out`."""
+        return Opening(out / "input", Problems(self.strict), self.every)
+
+
+def output_folder(out: Path | None, inputs: Sequence[str], suffix: str) -> Path:
+    """Return `out`; by default a folder beside the first input, or here for a URL or a pattern."""
+    if out is not None:
+        return out
+    path = Path(inputs[0])
+    named = path.resolve() if path.exists() else Path.cwd() / "diptych"
+    return named.with_name(f"{named.stem}-{suffix}")
 
 
 def _parameter(text: str, metavar: str | None = None) -> Any:
@@ -62,9 +99,9 @@ class TaskOptions:
     """A task, its parameters and generation options; every field is a command line option."""
 
     task: Annotated[str, Option(help="Task id; `diptych tasks` lists them.")]
-    labels: Annotated[list[str] | None, _parameter("Label to detect; repeatable.")] = None
+    labels: Annotated[list[str] | None, _parameter(f"Labels to detect, {_LISTED}.")] = None
     caption: Annotated[str | None, _parameter("Text whose phrases are located.")] = None
-    phrases: Annotated[list[str] | None, _parameter("Phrase to locate; repeatable.")] = None
+    phrases: Annotated[list[str] | None, _parameter(f"Phrases to locate, {_LISTED}.")] = None
     phrase: Annotated[str | None, _parameter("Object to segment.")] = None
     region: Annotated[
         tuple[float, float, float, float] | None, _parameter("Box in pixels.", "X1 Y1 X2 Y2")
@@ -91,8 +128,9 @@ class TaskOptions:
     ] = None
 
     def parameters(self) -> TaskParameters:
-        names = [field.name for field in fields(TaskParameters)]
-        return TaskParameters(**{name: getattr(self, name) for name in names})
+        values = {field.name: getattr(self, field.name) for field in fields(TaskParameters)}
+        lists = {"labels": listed(self.labels), "phrases": listed(self.phrases)}
+        return TaskParameters(**(values | lists))
 
     def answer_options(self) -> AnswerOptions:
         """Return the options of the answer; masks are polygons."""
@@ -106,7 +144,11 @@ class AnnotateOptions:
 
     model: Annotated[
         list[str] | None,
-        Option(help="Model id, with --consensus twice; default: the first that offer the task."),
+        Option(
+            "--model",
+            "--models",
+            help="Model id, with --consensus two; default: the first that offer the task.",
+        ),
     ] = None
     consensus: Annotated[
         bool,
@@ -126,7 +168,7 @@ class AnnotateOptions:
     )
     out: Annotated[
         Path | None,
-        Option(help="Output folder; default: FOLDER-annotations.", file_okay=False),
+        Option(help="Output folder; default: INPUT-annotations.", file_okay=False),
     ] = None
     concurrency: Concurrency = 8
 

@@ -1,9 +1,11 @@
 """Text on a terminal: a server or a dataset can neither move the cursor nor colour or reorder."""
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -18,7 +20,11 @@ from rich.progress import (
 from rich.progress import Task as Bar
 from rich.text import Text
 
+from diptych_client.inputs import Problems
+
 _ERRORS = Console(stderr=True)
+_MAX_SHOWN = 20  # lines of problems
+logger = logging.getLogger("diptych_client")
 
 # Control characters except tab and newline, line separators, and marks that override the direction
 # of text.
@@ -33,6 +39,37 @@ def printable(text: str) -> str:
 def echo(text: str, is_error: bool = False) -> None:
     """Print a text on stdout, or on stderr."""
     typer.echo(printable(text), err=is_error)
+
+
+class _Notes(logging.Handler):
+    """Prints notes on stderr, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _ERRORS.print(printable(record.getMessage()), markup=False, highlight=False, soft_wrap=True)
+
+
+def set_verbosity(quiet: bool, verbose: bool) -> None:
+    """Show notes; `quiet`: errors alone; `verbose`: each request, too."""
+    level = logging.ERROR if quiet else logging.INFO
+    for name in ("diptych_client", *(("httpx",) if verbose else ())):
+        logging.getLogger(name).handlers = [_Notes()]
+        logging.getLogger(name).setLevel(level)
+
+
+def note_problems(problems: Problems, out: Path | None) -> None:
+    """Note input that was left out; with `out` all of it is in a file there."""
+    for line in problems.lines[:_MAX_SHOWN]:
+        logger.warning(line)
+    file = ""
+    if out is not None:
+        path = out / "problems.txt"
+        path.unlink(missing_ok=True)
+        if problems.lines:
+            out.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(problems.lines) + "\n", encoding="utf-8")
+            file = f"; all are in {path}"
+    if problems.lines:
+        logger.warning("%s%s", problems.summary(), file)
 
 
 class _RateColumn(ProgressColumn):
@@ -61,7 +98,8 @@ def run_with_progress(
         _RateColumn(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_ERRORS) as progress:
+    is_hidden = not logger.isEnabledFor(logging.INFO)
+    with Progress(*columns, console=_ERRORS, disable=is_hidden) as progress:
         bar = progress.add_task(printable(description), total=total)
 
         async def main() -> None:

@@ -39,7 +39,7 @@ def answer_view(answer: Answer | ModelFailure) -> RenderableType:
             numbers = chain.from_iterable(item.quad_xy)
         place = " ".join(f"{number:.1f}" for number in numbers)
         rows.append((label_of(item), f"{item.score:.2f}", place))
-    table = _table(("label", "score", "place"), rows)
+    table = table_view(("label", "score", "place"), rows)
     return Group(title, table if rows else Text("nothing found"))
 
 
@@ -52,7 +52,7 @@ def models_view(models: Iterable[Model]) -> RenderableType:
     for each in models:
         numbers = (f"{each.parameters:,}", str(each.resolution))
         rows.append((each.id, each.family, *numbers, each.precision, each.license))
-    return _table(("model", "family", "parameters", "resolution", "precision", "license"), rows)
+    return table_view(("model", "family", "parameters", "resolution", "precision", "license"), rows)
 
 
 def tasks_view(tasks: Iterable[Task]) -> RenderableType:
@@ -61,10 +61,10 @@ def tasks_view(tasks: Iterable[Task]) -> RenderableType:
         properties = task.parameters.get("properties", {})
         names = properties if isinstance(properties, dict) else ()
         rows.append((task.id, ", ".join(names), task.result, ", ".join(task.models)))
-    return _table(("task", "parameters", "result", "models"), rows)
+    return table_view(("task", "parameters", "result", "models"), rows)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def table_view(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     first, *others = columns
     table = Table(Column(first, no_wrap=True), *(Column(name, overflow="fold") for name in others))
     for row in rows:

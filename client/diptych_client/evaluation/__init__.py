@@ -7,5 +7,6 @@ questionnaire.py  images with labels and a task -> samples: requests and true an
 answer_log.py     samples -> the service -> a log -> predictions
 metrics/          truth and predictions -> metrics of each model, agreement of each two
 statistics.py     metrics -> intervals and paired differences
+run_record.py     when, where and with which options
 report/           the results as HTML, Markdown and JSON
 """

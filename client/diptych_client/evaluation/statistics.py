@@ -63,7 +63,19 @@ class Interval:
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return "–"
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return f"{_shown(self.value)} {self.ends()}"
+
+    def ends(self) -> str:
+        return f"[{_shown(self.low)}, {_shown(self.high)}]"
+
+    def negated(self) -> "Interval":
+        return Interval(-self.value, -self.high, -self.low)
+
+
+def _shown(value: float) -> str:
+    """Return a number with a minus sign as wide as a digit; never -0.0."""
+    text = f"{value:.1f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +85,38 @@ class Difference:
     metric: str
     first: str
     second: str
-    interval: Interval
+    interval: Interval  # positive: the second is better
     num_images: int
+    is_error: bool = False  # of the metric: lower is better
 
     @property
     def is_clear(self) -> bool:
         """Return True if the interval excludes zero."""
         return self.interval.low > 0 or self.interval.high < 0
 
+    @property
+    def num_images_needed(self) -> int | None:
+        """Return how many such images would make this difference clear; None if it is 0."""
+        value = self.interval.value
+        if not math.isfinite(value) or not value:
+            return None
+        return math.ceil(self.num_images * (self.interval.half_width / value) ** 2)
+
+    def as_subtracted(self) -> Interval:
+        """Return the metric of the second minus that of the first."""
+        return self.interval.negated() if self.is_error else self.interval
+
     def __str__(self) -> str:
-        better = self.second if self.interval.value > 0 else self.first
-        amount = f"{abs(self.interval.value):.1f} ± {self.interval.half_width:.1f} {self.metric}"
+        if not math.isfinite(self.interval.value):
+            return f"nothing to measure for {self.first} and {self.second} by {self.metric}"
+        is_second = self.interval.value > 0
+        gain = self.interval if is_second else self.interval.negated()
         if self.is_clear:
-            return f"{better} is better by {amount}"
-        models = f"{self.first} and {self.second}"
-        return f"{models} cannot be told apart with {self.num_images} images: {amount}"
+            better = self.second if is_second else self.first
+            return f"{better} is better by {_shown(gain.value)} {self.metric} {gain.ends()}"
+        models = f"{self.first} and {self.second} cannot be told apart"
+        amount = f"{self.second} − {self.first} = {self.as_subtracted()} {self.metric}"
+        return f"{models} with {self.num_images} images: {amount}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +154,8 @@ def estimates(
             gains = sign * (arrays[second][:, i] - arrays[first][:, i])
             interval = _interval(gain, gains)
             num_drawn = len(set(image_of_sample))
-            differences.append(Difference(metric.name, first, second, interval, num_drawn))
+            found = Difference(metric.name, first, second, interval, num_drawn, metric.is_error)
+            differences.append(found)
     return Estimates(intervals, tuple(differences))
 
 

@@ -1,7 +1,7 @@
 """Input that was left out or changed: a line for each, with place, finding and what was done."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,10 +15,9 @@ _MAX_CHARS = 500
 
 @dataclass(slots=True)
 class Problems:
-    """The problems of a run; the first one ends a strict run. `show` receives each line."""
+    """The problems of a run; the first one ends a strict run."""
 
     is_strict: bool = False
-    show: Callable[[str], None] | None = None
     lines: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # by what was done
 
@@ -31,8 +30,6 @@ class Problems:
         line = f"{line}; {done}"
         if len(self.lines) < _MAX_LINES:
             self.lines.append(line)
-        if self.show is not None:
-            self.show(line)
 
     @contextmanager
     def leaving_out(self, kind: str, *place: object) -> Iterator[None]:

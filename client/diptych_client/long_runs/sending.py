@@ -10,18 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Self, TypeVar
 
-from diptych_client.errors import (
-    DiptychError,
-    InvalidRequest,
-    Unauthorized,
-    UnknownModel,
-    UnsupportedTask,
-)
+from diptych_client.errors import DiptychError, affects_every_image
 
 ItemT = TypeVar("ItemT")
-
-# errors of these fields depend on the image: a region may exceed a small one
-_IMAGE_FIELDS = ("image", "region")
+_MAX_KEPT = 100
 
 
 class FailureLog:
@@ -30,6 +22,7 @@ class FailureLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_failures = 0
+        self.first: list[dict[str, object]] = []  # the first rows
         self._file = path.open("w", encoding="utf-8", buffering=1)
 
     def append(self, request: Mapping[str, object], error: Exception) -> None:
@@ -38,7 +31,10 @@ class FailureLog:
             detail = asdict(error.detail)
         else:
             detail = {"code": "unreadable_file", "message": str(error)}
-        self._file.write(json.dumps({**request, **detail}) + "\n")
+        row = {**request, **detail}
+        self._file.write(json.dumps(row) + "\n")
+        if len(self.first) < _MAX_KEPT:
+            self.first.append(row)
         self.num_failures += 1
 
     def __enter__(self) -> Self:
@@ -61,10 +57,8 @@ async def send_all(
         for item in queue:
             try:
                 await send(item)
-            except (Unauthorized, UnknownModel, UnsupportedTask):
-                raise
             except (DiptychError, OSError) as error:
-                if isinstance(error, InvalidRequest) and error.param not in _IMAGE_FIELDS:
+                if affects_every_image(error):
                     raise
                 on_failure(item, error)
 

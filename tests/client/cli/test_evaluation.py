@@ -10,7 +10,12 @@ from PIL import Image
 
 from diptych_client import Answer
 from diptych_client.cli.evaluation import evaluate_dataset
-from diptych_client.cli.options import ConnectionOptions, EvaluateOptions, TaskOptions
+from diptych_client.cli.options import (
+    ConnectionOptions,
+    EvaluateOptions,
+    InputOptions,
+    TaskOptions,
+)
 from diptych_client.long_runs import RunError
 from diptych_client.results import Model
 from tests.support.client_answers import DETECTIONS, SIZE, answer
@@ -76,7 +81,8 @@ def evaluated(
     with serving_rest(script) as url:
         connection = ConnectionOptions(url, None, 5.0, 0)
         task_options = TaskOptions(command.task)
-        status = evaluate_dataset(connection, command.dataset, command.options, task_options)
+        given = (command.options, InputOptions(), task_options)
+        status = evaluate_dataset(connection, [str(command.dataset)], *given)
     return status, script
 
 

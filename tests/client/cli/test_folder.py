@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from diptych_client.cli.folder import annotate_folder
-from diptych_client.cli.options import AnnotateOptions, ConnectionOptions, TaskOptions
+from diptych_client.cli.folder import annotate_images
+from diptych_client.cli.options import (
+    AnnotateOptions,
+    ConnectionOptions,
+    InputOptions,
+    TaskOptions,
+)
 from diptych_client.long_runs import RunError
 from tests.support.scripted_services import Script, serving_rest
 
@@ -25,11 +30,12 @@ def refusal(
 ) -> str:
     """Return the error of a folder that cannot be annotated with the task of a service."""
     task = {"id": "t", "description": "", "result": result, "parameters": {}, "models": models}
+    given = ([str(folder)], options, InputOptions(), TaskOptions("t"))
     with (
         serving_rest(Script([], listings={"/v1/tasks": [task]})) as url,
         pytest.raises(RunError) as refused,
     ):
-        annotate_folder(ConnectionOptions(url, None, 5.0, 0), folder, options, TaskOptions("t"))
+        annotate_images(ConnectionOptions(url, None, 5.0, 0), *given)
     return str(refused.value)
 
 

@@ -16,6 +16,7 @@ from diptych_client.results import box_of
 
 _SHOWN: Mapping[Kind, str] = {
     "right": "found by both",
+    "loosely placed": "found by both, loosely",
     "wrong class": "other label",
     "badly placed": "placed differently",
 }
@@ -57,19 +58,19 @@ class Agreement:
         b = [LabelledBox(self.names.label(item), box_of(item)) for item in second.items]
         shown = {**_SHOWN, "missed": f"only {self.first}", "extra": f"only {self.second}"}
         kinds = set[str]()
-        num_both = 0
+        credit = 0.0
         for pair in match(a, b):
             label = a[pair.truth].label if pair.truth is not None else b[pair.answer or 0].label
             self.kinds_by_class[label][pair.kind] += 1
             kinds.add(shown[pair.kind])
-            num_both += pair.kind == "right"
-        disagreement = 1 - 2 * num_both / (len(a) + len(b)) if a or b else 0.0
+            credit += pair.credit
+        disagreement = 1 - 2 * credit / (len(a) + len(b)) if a or b else 0.0
         labels = frozenset(each.label for each in (*a, *b))
         self.scores.append(1 - disagreement)
         return Outcome(disagreement, frozenset(kinds), labels)
 
     def metric(self) -> Metric:
-        """Return the mean: of boxes 2 · both / (first + second), of texts 1 - edit distance."""
+        """Return the mean: of boxes F1 averaged over COCO's IoU thresholds, of texts 1 - distance."""
         scores = np.array(self.scores)
         return Metric("agreement", Ratio(scores, np.ones_like(scores)))
 
@@ -78,5 +79,6 @@ class Agreement:
         for label, kinds in sorted(self.kinds_by_class.items()):
             other_label = kinds["wrong class"] + kinds["badly placed"]
             only = (kinds["missed"], kinds["extra"])
-            found[label] = ClassAgreement(kinds["right"], *only, other_label)
+            both = kinds["right"] + kinds["loosely placed"]
+            found[label] = ClassAgreement(both, *only, other_label)
         return found

@@ -98,10 +98,14 @@ class CocoScores:
         defined = chosen[chosen > -1]
         return float(defined.mean()) if defined.size else float("nan")
 
-    def precision_by_recall(self, iou: float = 0.5) -> tuple[Floats, Floats]:
-        """Return recall, and precision averaged over the classes."""
+    def precision_by_recall(
+        self, iou: float = 0.5, label: str | None = None
+    ) -> tuple[Floats, Floats]:
+        """Return recall, and precision of a class or averaged over the classes."""
         (index,) = np.flatnonzero(np.isclose(self._evaluation.params.iouThrs, iou))
         chosen = self._evaluation.eval["precision"][index, :, :, _ALL_AREAS, _MOST_DETECTIONS]
+        if label is not None:
+            chosen = chosen[:, [self.classes.index(label)]]
         defined = chosen[:, (chosen > -1).all(axis=0)]
         recalls = np.asarray(self._evaluation.params.recThrs)
         return recalls, defined.mean(axis=1) if defined.size else np.zeros_like(recalls)

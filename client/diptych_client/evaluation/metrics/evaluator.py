@@ -27,6 +27,7 @@ from diptych_client.evaluation.questionnaire import (
     TextsTruth,
     Truth,
 )
+from diptych_client.evaluation.run_record import RunRecord
 from diptych_client.evaluation.statistics import Estimates, estimates
 from diptych_client.long_runs import RunError
 
@@ -61,6 +62,7 @@ class Ranked:
     sample_index: int
     error: float
     disagreement: float
+    difference: float  # of the errors of the worst and the best model
     kinds: frozenset[str]
     classes: frozenset[str]
 
@@ -83,6 +85,7 @@ class Evaluation:
     agreed: Estimates | None  # keyed by the title of two models; one model has none
     agreement_by_class: Mapping[str, Mapping[str, ClassAgreement]]
     gallery: tuple[Ranked, ...]
+    run: RunRecord | None = None
 
 
 def sampled(dataset: Dataset, num_images: int | None, seed: int) -> Dataset:
@@ -107,14 +110,14 @@ class Evaluator:
     images: list[int] = field(default_factory=list)  # one per answered sample
     labelled_images: list[int] = field(default_factory=list)  # one per answered sample with truth
     # heap, the least wrong first
-    ranked: list[tuple[float, int, Ranked]] = field(default_factory=list)
+    ranked: list[tuple[float, float, int, Ranked]] = field(default_factory=list)
     num_unanswered: int = 0
     truth_kind: type[Truth] | None = None
 
     def evaluate(
         self, dataset_name: str, samples: Sequence[Sample], seed: int, gallery: int
     ) -> Evaluation:
-        """Return the results; the gallery has the samples that are most wrong or differ most."""
+        """Return the results; the gallery has the samples that the models differ most on."""
         pairs = combinations(self.models, 2)
         self.agreements = [Agreement(first, second, self.names) for first, second in pairs]
         self.times = {model: [] for model in self.models}
@@ -136,7 +139,7 @@ class Evaluator:
             speed={model: _speed(rows) for model, rows in self.times.items() if rows},
             agreed=estimates(agreed, self.images, seed) if agreed and self.images else None,
             agreement_by_class={each.title: each.by_class() for each in self.agreements},
-            gallery=tuple(ranked for _, _, ranked in sorted(self.ranked, reverse=True)),
+            gallery=tuple(ranked for *_, ranked in sorted(self.ranked, reverse=True)),
         )
 
     def _add(self, index: int, sample: Sample, gallery: int) -> None:
@@ -163,8 +166,10 @@ class Evaluator:
         shown = errors or differences
         kinds = frozenset(chain.from_iterable(each.kinds for each in shown))
         classes = frozenset(chain.from_iterable(each.classes for each in shown))
-        ranked = Ranked(index, error, disagreement, kinds, classes)
-        entry = (error + disagreement, -index, ranked)
+        of_models = [each.error for each in errors]
+        difference = max(of_models, default=0.0) - min(of_models, default=0.0)
+        ranked = Ranked(index, error, disagreement, difference, kinds, classes)
+        entry = (difference, error + disagreement, -index, ranked)
         (heapq.heappush if len(self.ranked) < gallery else heapq.heappushpop)(self.ranked, entry)
 
     def _check_truth(self, sample: Sample, truth: Truth) -> None:

@@ -70,8 +70,10 @@ class ObjectsMeasure:
         kinds = Counter[str]()
         num_true = 0
         num_answered = 0
+        credit = 0.0
         for pair in match(truths, boxes):
             kinds[pair.kind] += 1
+            credit += pair.credit
             true = NONE if pair.truth is None else truths[pair.truth].label
             answered = NONE if pair.answer is None else boxes[pair.answer].label
             num_true += pair.truth is not None
@@ -82,9 +84,10 @@ class ObjectsMeasure:
             else:
                 self.confused[true, answered] += 1
         self.kinds.update(kinds)
-        self.counts.append((kinds["right"], num_answered, num_true))
+        num_right = kinds["right"] + kinds["loosely placed"]
+        self.counts.append((num_right, num_answered, num_true))
         total = num_true + num_answered
-        error = 1 - 2 * kinds["right"] / total if total else 0.0
+        error = 1 - 2 * credit / total if total else 0.0
         return Outcome(error, frozenset(kinds), frozenset(each.label for each in (*truths, *boxes)))
 
     def metrics(self) -> list[Metric]:
@@ -143,6 +146,10 @@ class ObjectsMeasure:
             rows.append([self.confused[true, each] for each in labels])
         recalls, precisions = scores.precision_by_recall()
         by_recall = Curve(recalls.tolist(), precisions.tolist())
+        of_classes = {}
+        for label in self.names.classes:
+            own = scores.precision_by_recall(label=label)
+            of_classes[label] = Curve(own[0].tolist(), own[1].tolist())
         xs, precision, recall = scores.by_score(_MAX_POINTS)
         return Details(
             by_class,
@@ -152,4 +159,5 @@ class ObjectsMeasure:
             by_recall,
             Curve(xs, precision),
             Curve(xs, recall),
+            of_classes,
         )

@@ -4,6 +4,7 @@ tables.py    the tables
 plots.py     inline SVG that follows the page's colours
 gallery.py   the images with truth and answers, as data for page.js
 page.py      one HTML file with style, script, plots and images in it; asks no other host
+index.py     one page over several reports
 """
 
 from diptych_client.evaluation.report.gallery import Gallery

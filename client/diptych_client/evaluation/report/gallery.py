@@ -63,6 +63,7 @@ class Gallery:
             "height": size.height,
             "error": round(ranked.error, 3),
             "disagreement": round(ranked.disagreement, 3),
+            "difference": round(ranked.difference, 3),
             "kinds": sorted(ranked.kinds),
             "classes": sorted(ranked.classes),
             "panels": [*self._truth_panel(sample, answered), *panels],

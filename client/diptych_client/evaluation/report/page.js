@@ -3,7 +3,7 @@
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const cards = JSON.parse(document.querySelector("#cards").textContent);
 const gallery = document.querySelector("#gallery");
-const chosen = { sort: "error", kind: "", class: "" };
+const chosen = { sort: "difference", kind: "", class: "" };
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -84,8 +84,8 @@ function values(name) {
   return [["", "all"], ...all.map((value) => [value, value])];
 }
 
-if (cards.every((card) => card.error === 0)) chosen.sort = "disagreement";
-filter("sort", "Sort by", [["error", "error"], ["disagreement", "disagreement"], ["name", "name"]]);
+chosen.sort = ["difference", "error", "disagreement"].find((name) => cards.some((card) => card[name] > 0)) ?? "name";
+filter("sort", "Sort by", [["difference", "difference of the models"], ["error", "error"], ["disagreement", "disagreement"], ["name", "name"]]);
 filter("kind", "Kind", values("kinds"));
 filter("class", "Class", values("classes"));
 key();

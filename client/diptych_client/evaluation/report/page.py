@@ -4,6 +4,7 @@ Its policy lets it load nothing: style, script and images are in it.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 from diptych_client.evaluation.metrics.evaluator import Evaluation
 from diptych_client.evaluation.questionnaire import Sample
 from diptych_client.evaluation.report.gallery import Gallery
-from diptych_client.evaluation.report.plots import Line, interval_plot, line_plot
+from diptych_client.evaluation.report.plots import NUM_COLORS, Line, interval_plot, line_plot
 from diptych_client.evaluation.report.tables import (
     Table,
     heading,
@@ -22,7 +23,6 @@ from diptych_client.evaluation.report.tables import (
     tables,
 )
 
-_FOLDED = "Speed, agreement, and the answers by class, size and kind of error"
 _FOLDER = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -30,7 +30,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 def write_report(
     out: Path, evaluation: Evaluation, gallery: Gallery, samples: Sequence[Sample]
 ) -> None:
-    """Write report.html, report.md and report.json."""
+    """Write report.html, report.md and report.json; a report of other options is kept."""
+    _keep_earlier(out, evaluation)
     with (out / "report.html").open("w", encoding="utf-8") as file:
         cards = (gallery.card(samples[each.sample_index], each) for each in evaluation.gallery)
         _write_page(evaluation, cards, file)
@@ -42,17 +43,10 @@ def write_report(
 
 def _write_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file: TextIO) -> None:
     """Write the page; cards are written one by one."""
-    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
-    title = escape(heading(evaluation))
-    claims = "".join(f'<p class="sentence">{escape(each)}</p>' for each in sentences(evaluation))
+    title = heading(evaluation)
     file.write(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'
-        f"<header><p>Diptych</p><h1>{title}</h1>{claims}</header>"
-        f"<main>{''.join(_sections(evaluation))}"
+        f"{head(title, *sentences(evaluation))}<main>{''.join(_sections(evaluation))}"
         '<section id="gallery"><h2>Images</h2><div class="filters"></div><p class="count"'
         ' role="status"></p>'
         '<div class="cards"></div></section></main><script type="application/json" id="cards">['
@@ -63,17 +57,40 @@ def _write_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file
     file.write(f"]</script><script>{script}</script></body></html>\n")
 
 
+def head(title: str, *claims: str) -> str:
+    """Return the beginning of a page, up to its header."""
+    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    shown = "".join(f'<p class="sentence">{escape(each)}</p>' for each in claims)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'
+        f"<header><p>Diptych</p><h1>{escape(title)}</h1>{shown}</header>"
+    )
+
+
+def _keep_earlier(out: Path, evaluation: Evaluation) -> None:
+    """Rename a report whose settings differ: its date becomes a part of its name."""
+    path = out / "report.json"
+    if evaluation.run is None or not path.is_file():
+        return
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
+        date = re.sub(r"[^0-9T]", "", str(earlier["date"]))
+        is_same = earlier["settings"] == json.loads(json.dumps(evaluation.run.settings))
+    except (ValueError, LookupError, TypeError):  # of a version without them
+        date = "earlier"
+        is_same = False
+    for suffix in () if is_same else (".html", ".md", ".json"):
+        if (file := path.with_suffix(suffix)).exists():
+            file.rename(file.with_name(f"report-{date}{suffix}"))
+
+
 def _sections(evaluation: Evaluation) -> Iterator[str]:
-    """Yield the plots and the main table; the others are folded, so that the images follow."""
+    """Yield the plots and the tables."""
     yield f'<section class="plots">{"".join(_plots(evaluation))}</section>'
-    others = ""
-    for table in tables(evaluation):
-        if table.title == "Metrics":
-            yield _table(table)
-        else:
-            others += _table(table)
-    if others:
-        yield f"<details><summary>{_FOLDED}</summary><div>{others}</div></details>"
+    yield from map(html_table, tables(evaluation))
 
 
 def _plots(evaluation: Evaluation) -> Iterator[str]:
@@ -90,12 +107,20 @@ def _plots(evaluation: Evaluation) -> Iterator[str]:
             by_score.append(Line(f"recall {model}", each.recall_by_score, series, dash=1))
     if by_recall:
         yield line_plot("Precision over recall, IoU 0.5", "recall", "precision", by_recall)
+    for model, each in evaluation.details.items():
+        largest = sorted(each.by_class, key=lambda label: -each.by_class[label]["objects"])
+        curves = []
+        for series, label in enumerate(largest[:NUM_COLORS]):
+            curves.append(Line(label, each.precision_by_recall_of[label], series))
+        if len(each.by_class) > 1:
+            title = f"By class, IoU 0.5: {model}"
+            yield line_plot(title, "recall", "precision", curves)
     if by_score:
         title = "Answers with at least a score, IoU 0.5"
         yield line_plot(title, "score", "precision, recall", by_score)
 
 
-def _table(table: Table) -> str:
+def html_table(table: Table) -> str:
     largest = 0  # maximum of a matrix of counts, whose cells are coloured
     if table.title.startswith("Confusion"):
         largest = max((max(map(int, row[1:])) for row in table.rows), default=0)

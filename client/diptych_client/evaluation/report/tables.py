@@ -10,7 +10,6 @@ from typing import Any
 
 from diptych_client.evaluation.metrics.evaluator import Evaluation
 from diptych_client.evaluation.metrics.outcome import Details
-from diptych_client.evaluation.statistics import Interval
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
@@ -40,7 +39,7 @@ def sentences(evaluation: Evaluation) -> list[str]:
         found += [f"{each}." for each in evaluation.measured.differences if each.metric == main]
     if evaluation.agreed is not None:
         pairs = evaluation.agreed.intervals.items()
-        found += [f"{title}: agreement {_plus_minus(own['agreement'])} %." for title, own in pairs]
+        found += [f"{title}: agreement {own['agreement']} %." for title, own in pairs]
     return found
 
 
@@ -52,6 +51,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
         *_by_class(evaluation.details),
         *_kinds(evaluation.details),
         *_agreement(evaluation),
+        *_run(evaluation),
     ]
     return [table for table in found if table.rows]
 
@@ -68,16 +68,14 @@ def _metrics(evaluation: Evaluation) -> Iterator[Table]:
     for each in measured.differences:
         gains[f"{each.second} − {each.first}"] = None
         unclear = "" if each.is_clear else " (not told apart)"
-        rows[each.metric].append(f"{_plus_minus(each.interval, '+')}{unclear}")
+        rows[each.metric].append(f"{each.as_subtracted()}{unclear}")
     note = "In hundredths, with 95 % intervals."
     if gains:
-        note += " Differences are paired by image; positive: the first named is better."
+        lower = {each.metric: None for each in measured.differences if each.is_error}
+        note += " Differences are paired by image; higher is better"
+        note += f", except for {', '.join(lower)}." if lower else "."
     header = ("metric", *evaluation.models, *gains)
     yield Table("Metrics", header, tuple((name, *cells) for name, cells in rows.items()), note)
-
-
-def _plus_minus(interval: Interval, sign: str = "") -> str:
-    return f"{interval.value:{sign}.1f} ± {interval.half_width:.1f}"
 
 
 def _speed(evaluation: Evaluation) -> Table:
@@ -113,8 +111,10 @@ def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
     counts = []
     for kind in dict.fromkeys(chain.from_iterable(each.kinds for each in details.values())):
         counts.append((kind, *(str(each.kinds[kind]) for each in details.values())))
-    wrong = "IoU ≥ 0.5 with an object of another class"
-    note = f"Wrong class: {wrong}. Badly placed: IoU of 0.1 to 0.5 with one of its class."
+    note = (
+        "Right: IoU ≥ 0.75 with an object of its class. Loosely placed: 0.5 to 0.75. Badly placed:"
+        " 0.1 to 0.5. Wrong class: IoU ≥ 0.5 with an object of another class."
+    )
     yield Table("Answers by kind", ("kind", *details), tuple(counts), note)
     for model, each in details.items():
         if each.confusion is not None:
@@ -129,7 +129,7 @@ def _agreement(evaluation: Evaluation) -> Iterator[Table]:
     if evaluation.agreed is None:
         return
     rows = [(title, str(own["agreement"])) for title, own in evaluation.agreed.intervals.items()]
-    boxes = "2 · both / (first + second), same label and IoU ≥ 0.5"
+    boxes = "2 · both / (first + second), same label, mean over IoU ≥ 0.5, 0.55, …, 0.95"
     note = f"Of boxes: {boxes}. Of texts: 1 − edit distance."
     yield Table("Agreement", ("models", "agreement, %"), tuple(rows), note)
     for title, classes in evaluation.agreement_by_class.items():
@@ -138,6 +138,16 @@ def _agreement(evaluation: Evaluation) -> Iterator[Table]:
         header = ("class", "found by both", *sides, "other label or place")
         found = [(label, *map(str, asdict(each).values())) for label, each in classes.items()]
         yield Table(f"Agreement by class: {title}", header, tuple(found))
+
+
+def _run(evaluation: Evaluation) -> Iterator[Table]:
+    run = evaluation.run
+    if run is None:
+        return
+    yield Table("Run", ("property", "value"), tuple(run.rows()))
+    failed = tuple((each.image, each.model, each.error) for each in run.failed)
+    note = f"{run.num_failed} requests failed; failures.jsonl has all of them."
+    yield Table("Failed requests", ("image", "model", "error"), failed, note)
 
 
 def _number(value: float) -> str:

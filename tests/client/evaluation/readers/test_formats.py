@@ -17,14 +17,33 @@ from tests.support.evaluations import (
     OBJECTS,
     write_arrow,
     write_coco,
+    write_cvat,
+    write_darknet,
+    write_flat_voc,
     write_images,
     write_json_lines,
+    write_label_studio,
     write_parquet,
+    write_roboflow_yolo,
     write_voc,
     write_yolo,
+    write_yolo_of_label_studio,
 )
 
-WRITERS = (write_coco, write_yolo, write_voc, write_json_lines, write_parquet, write_arrow)
+WRITERS = (
+    write_coco,
+    write_yolo,
+    write_roboflow_yolo,
+    write_yolo_of_label_studio,
+    write_darknet,
+    write_voc,
+    write_flat_voc,
+    write_cvat,
+    write_label_studio,
+    write_json_lines,
+    write_parquet,
+    write_arrow,
+)
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -45,6 +64,45 @@ def test_every_image_can_be_read_in_any_order(
     for index in (2, 0, 1):
         with Image.open(io.BytesIO(dataset.store.read(dataset.images[index].image))) as image:
             assert image.convert("RGB").getpixel((0, 0)) == (index * 40, 90, 120)
+
+
+def test_a_yolo_dataset_is_read_from_within_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_roboflow_yolo(tmp_path) / "valid")
+    for path in (Path("../data.yaml"), Path()):  # the second is the folder of the split alone
+        dataset = read_dataset(path)
+        assert dataset.classes == CLASSES
+        assert [len(image.objects or ()) for image in dataset.images] == [2, 1, 0]
+
+
+def test_the_only_folder_in_a_folder_is_the_dataset(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOCdevkit" / "VOC2012")
+    assert len(read_dataset(tmp_path).images) == len(OBJECTS)
+
+
+def test_yolo_labels_without_names_of_classes_are_numbers(tmp_path: Path) -> None:
+    (write_darknet(tmp_path) / "obj.names").unlink()
+    problems = Problems()
+    assert read_dataset(tmp_path, problems=problems).classes == ("0", "1")
+    (line,) = problems.lines
+    assert "none of classes.txt, obj.names" in line
+
+
+def test_a_turned_box_is_its_outline(tmp_path: Path) -> None:
+    write_cvat(tmp_path)
+    file = tmp_path / "annotations.xml"
+    file.write_text(file.read_text().replace("<box", '<box rotation="90"', 1))
+    (first, *_) = read_dataset(tmp_path).images[0].objects or ()
+    assert first.box_xyxy == pytest.approx((15, 5, 35, 35))  # 30 x 20 around (25, 20)
+
+
+def test_images_without_labels_say_which_were_looked_for(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    assert read_dataset(tmp_path).note.startswith("no labels found: looked for data.yaml")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"contains neither labels nor .*; looked for data\.yaml"):
+        read_dataset(tmp_path / "empty")
 
 
 def test_one_split_of_several_is_read(tmp_path: Path) -> None:

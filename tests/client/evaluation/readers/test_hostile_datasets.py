@@ -218,8 +218,8 @@ def test_a_malformed_or_endless_file_is_one_line_of_error(
 ) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
+    strict = Problems(is_strict=True)
     with pytest.raises(RunError, match=message) as refused:
-        strict = Problems(is_strict=True)
         read_dataset(folder if "/" in name else folder / name, problems=strict)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1000

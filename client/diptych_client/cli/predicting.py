@@ -1,0 +1,84 @@
+"""The command `predict`: one image, or many with an answer for each."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from diptych_client.cli.options import ConnectionOptions, InputOptions, TaskOptions
+from diptych_client.cli.terminal import echo, note_problems
+from diptych_client.cli.views import answer_view
+from diptych_client.drawing import draw_answer, open_upright
+from diptych_client.errors import DiptychError
+from diptych_client.inputs import Folder, ImageFile, open_images
+from diptych_client.results import Answer
+from diptych_client.transports.rest_messages import answer_json
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredImage:
+    """An image that is read when its turn comes."""
+
+    store: Folder
+    image: ImageFile
+
+    def read(self) -> bytes:
+        return self.store.read(self.image)
+
+
+def predict_images(
+    connection: ConnectionOptions,
+    inputs: Sequence[str],
+    input_options: InputOptions,
+    task_options: TaskOptions,
+    model: str | None,
+    draw: Path | None,
+) -> int:
+    """Print the answers in the order of the images; return the number of images that failed.
+
+    With several, `draw` is a folder, and JSON has a line for each: `image` and `answer` or `error`.
+    """
+    num_failed = 0
+    with TemporaryDirectory(prefix="diptych-") as work, connection.client() as client:
+        opening = input_options.opening(Path(work))
+        opened = open_images(inputs, opening)
+        note_problems(opening.problems, None)
+        store, images = opened.images()
+        is_one = len(images) == 1 and opened.chosen is not None
+        answers = client.predict_many(
+            [_StoredImage(store, image) for image in images],
+            task_options.task,
+            task_options.parameters(),
+            model=model,
+            options=task_options.answer_options(),
+            progress=not is_one and sys.stderr.isatty() and not sys.stdout.isatty(),
+        )
+        for image, answer in zip(images, answers, strict=True):
+            if isinstance(answer, DiptychError) and is_one:
+                raise answer
+            num_failed += isinstance(answer, DiptychError)
+            _show(image.name, answer, is_one, input_options.as_json)
+            if draw is not None and isinstance(answer, Answer):
+                target = draw if is_one else draw / image.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                draw_answer(open_upright(store.path / image.name), answer).save(target)
+    return num_failed
+
+
+def _show(name: str, answer: Answer | DiptychError, is_one: bool, as_json: bool) -> None:
+    if isinstance(answer, DiptychError):
+        if as_json:
+            echo(json.dumps({"image": name, "error": asdict(answer.detail)}))
+        echo(f"error: {name}: {answer}", is_error=True)
+    elif as_json and is_one:
+        echo(json.dumps(answer_json(answer), indent=2, ensure_ascii=False))
+    elif as_json:
+        echo(json.dumps({"image": name, "answer": answer_json(answer)}, ensure_ascii=False))
+    else:
+        if not is_one:
+            echo(f"\n{name}")
+        Console().print(answer_view(answer))

@@ -1,0 +1,5 @@
+"""Answers as values of other libraries; each is imported when called.
+
+supervision_detections.py   supervision: boxes, masks, quads
+fiftyone_labels.py          FiftyOne: detections, polylines, classifications
+"""

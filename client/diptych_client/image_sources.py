@@ -1,0 +1,118 @@
+"""Images as callers hold them, to encoded files: arrays, tensors, PIL images, paths, file objects.
+
+An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a tensor may have its channels first; `uint8`
+or floats from 0 to 1; RGB, or BGR as OpenCV has it.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diptych_client.errors import DiptychError, ErrorDetail, error_from
+
+
+@runtime_checkable
+class ReadableFile(Protocol):
+    """A file object in binary mode."""
+
+    def read(self) -> bytes: ...
+
+
+@runtime_checkable
+class Tensor(Protocol):
+    """A `torch.Tensor`, without importing torch."""
+
+    def detach(self) -> Any: ...
+
+
+ImageSource: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | Image.Image
+    | NDArray[Any]
+    | Tensor
+    | ReadableFile
+)
+_URL_SCHEMES = ("http://", "https://")
+_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
+_CHANNELS = (1, 3, 4)
+_KINDS = "a path, a URL, bytes, a file object, a PIL image, a numpy array or a torch tensor"
+
+
+def sent_image(image: ImageSource, bgr: bool = False) -> bytes | str:
+    """Return the URL, which the service reads if its operator allows the host, or a file."""
+    if isinstance(image, str) and image.startswith(_URL_SCHEMES):
+        return image
+    return encoded_image(image, bgr)
+
+
+def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
+    """Return the bytes of a file, or pixels, without EXIF data, as PNG; raise `DiptychError`."""
+    match image:
+        case bytes() | bytearray() | memoryview():
+            return bytes(image)
+        case Image.Image():
+            return _png(image)
+        case str() | os.PathLike() | ReadableFile():
+            is_open = isinstance(image, ReadableFile)
+            try:
+                data = image.read() if is_open else Path(image).read_bytes()  # type: ignore[union-attr,arg-type]
+            except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a closed file
+                raise _refusal("unreadable_file", f"cannot read the image: {error}") from error
+            if isinstance(data, bytes):
+                return data
+        case np.ndarray():
+            return _png(_from_array(image, bgr))
+        case Tensor():
+            return _png(_from_array(_array_of(image), bgr))
+    kind = type(image).__name__
+    hint = "; for several images use predict_many" if isinstance(image, list | tuple) else ""
+    raise _refusal("invalid_request", f"an image must be {_KINDS}, got {kind}{hint}")
+
+
+def _array_of(tensor: Any) -> NDArray[Any]:
+    """Return a tensor as an array with its channels last."""
+    plain = tensor.detach().cpu()
+    array: NDArray[Any] = (plain.float() if plain.is_floating_point() else plain).numpy()
+    if array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[2] not in _CHANNELS:
+        return array.transpose(1, 2, 0)
+    return array
+
+
+def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)
+    if not is_image or not array.size:
+        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        raise _refusal("invalid_request", f"an array must be {expected}, got {array.shape}")
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):
+            found = f"floats from {low:.3g} to {high:.3g}"
+            raise _refusal("invalid_request", f"an array of floats must be 0 to 1, got {found}")
+        array = np.round(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        expected = "uint8, or floats from 0 to 1"
+        raise _refusal("invalid_request", f"an array must be {expected}, got {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if bgr and array.ndim == 3:
+        array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG")
+    return file.getvalue()
+
+
+def _refusal(code: str, message: str) -> DiptychError:
+    return error_from(ErrorDetail(code, message, "image", ""))
