@@ -93,7 +93,8 @@ def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
         expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
         raise _refusal("invalid_request", f"an array must be {expected}, got {array.shape}")
     if np.issubdtype(array.dtype, np.floating):
-        low, high = float(array.min()), float(array.max())
+        low = float(array.min())
+        high = float(array.max())
         if not (low >= 0 and high <= 1):
             found = f"floats from {low:.3g} to {high:.3g}"
             raise _refusal("invalid_request", f"an array of floats must be 0 to 1, got {found}")

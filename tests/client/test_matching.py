@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diptych_client.matching import LabelledBox, match, pairwise_iou
+from diptych_client.matching import LabelledBox, coco_credit, match, pairwise_iou
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 SHIFTED = (2.0, 0.0, 12.0, 10.0)
@@ -25,13 +25,13 @@ def test_the_iou_is_that_of_areas() -> None:
         ([], [], []),
         ([("car", BOX)], [], ["missed"]),
         ([], [("car", BOX)], ["extra"]),
-        ([("car", BOX)], [("car", SHIFTED)], ["right"]),
+        ([("car", BOX)], [("car", SHIFTED)], ["loosely placed"]),
         ([("car", BOX)], [("dog", SHIFTED)], ["wrong class"]),
         ([("car", BOX)], [("car", NEAR)], ["badly placed"]),
         ([("car", BOX)], [("dog", NEAR)], ["extra", "missed"]),
         ([("car", BOX)], [("car", FAR)], ["extra", "missed"]),
         ([("car", BOX)], [("car", BOX), ("car", SHIFTED)], ["extra", "right"]),
-        ([("car", BOX)], [("dog", BOX), ("car", SHIFTED)], ["extra", "right"]),
+        ([("car", BOX)], [("dog", BOX), ("car", SHIFTED)], ["extra", "loosely placed"]),
     ],
 )
 def test_a_pair_has_one_kind(
@@ -41,6 +41,13 @@ def test_a_pair_has_one_kind(
 ) -> None:
     pairs = match([LabelledBox(*each) for each in truths], [LabelledBox(*each) for each in answers])
     assert sorted(pair.kind for pair in pairs) == kinds
+
+
+@pytest.mark.parametrize(
+    ("iou", "credit"), [(0.49, 0), (0.5, 0.1), (0.55, 0.2), (0.74, 0.5), (0.95, 1), (1, 1)]
+)
+def test_the_credit_of_a_box_is_the_share_of_thresholds_of_coco(iou: float, credit: float) -> None:
+    assert coco_credit(iou) == credit
 
 
 def test_an_ignored_object_is_neither_found_nor_missed() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -40,6 +41,8 @@ from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.requests import given_fields
 from diptych_client.results import Model
 
+_MAX_SAMPLES_SHOWN = 1000  # whose requests are looked at for the report
+
 
 def evaluate_dataset(
     connection: ConnectionOptions,
@@ -72,28 +75,8 @@ def evaluate_dataset(
                 _ask(connection, asker, samples, name)
         evaluator = Evaluator(log, names, questionnaire.names)
         found = evaluator.evaluate(dataset.name, samples, seed, options.gallery)
-        run = RunRecord(
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            {
-                "service": without_credentials(connection.url),
-                "parameters": given_fields(
-                    task_options.parameters(), task_options.answer_options()
-                ),
-                "prompts": str(options.prompts or ""),
-                "split": options.split or "",
-                "sample": options.sample or "",
-                "seed": seed,
-                "models": list(names),
-            },
-            model_properties(models),
-            _asked(samples, task_options),
-            failures.num_failures,
-            tuple(
-                Failed(str(row["image"]), str(row["model"]), str(row["message"]))
-                for row in failures.first
-            ),
-            dict(opening.problems.counts),
-        )
+        run = _run_record(connection, task_options, options, models, samples)
+        run = replace(run, left_out=dict(opening.problems.counts), **_failed(failures))
         evaluation = replace(found, run=run)
         gallery = Gallery(dataset.store, log, questionnaire.names, names)
         write_report(out, evaluation, gallery, samples)
@@ -153,25 +136,40 @@ def _ask(
     run_with_progress(num_unanswered, run, model, "requests")
 
 
-def _asked(samples: Sequence[Sample], options: TaskOptions) -> tuple[str, ...]:
-    """Return the prompts of the first different requests."""
+def _run_record(
+    connection: ConnectionOptions,
+    task_options: TaskOptions,
+    options: EvaluateOptions,
+    models: Sequence[Model],
+    samples: Sequence[Sample],
+) -> RunRecord:
+    given = given_fields(task_options.parameters(), task_options.answer_options())
+    settings: dict[str, object] = {
+        "service": without_credentials(connection.url),
+        **{name: list(each) if isinstance(each, tuple) else each for name, each in given.items()},
+        "prompts": str(options.prompts or ""),
+        "split": options.split or "",
+        "sample": options.sample or "",
+        "models": [model.id for model in models],
+    }
     asked = []
-    for sample in samples[:1000]:
-        asked += [given_fields(each, options.answer_options()) for each in sample.requests]
-    return asked_of(asked)
+    for sample in samples[:_MAX_SAMPLES_SHOWN]:
+        asked += [given_fields(each, task_options.answer_options()) for each in sample.requests]
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return RunRecord(date, settings, model_properties(models), asked_of(asked))
+
+
+def _failed(failures: FailureLog) -> dict[str, Any]:
+    rows = []
+    for row in failures.first:
+        rows.append(Failed(str(row["image"]), str(row["model"]), str(row["message"])))
+    return {"num_failed": failures.num_failures, "failed": tuple(rows)}
 
 
 def _summary(out: Path, evaluation: Evaluation) -> dict[str, object]:
-    measured = evaluation.measured or evaluation.agreed
     document = json_document(evaluation, {})
-    return {
-        "report": str(out / "report.html"),
-        "sentences": sentences(evaluation),
-        "metrics": None
-        if measured is None
-        else document["measured" if evaluation.measured else "agreed"],
-        "run": document["run"],
-    }
+    document.pop("gallery")
+    return {"report": str(out / "report.html"), **document}
 
 
 def _print(out: Path, evaluation: Evaluation, failures: FailureLog) -> None:

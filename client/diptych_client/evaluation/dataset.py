@@ -102,7 +102,8 @@ def rotated(label: str, box: BoxXyxy, degrees: float, pivot: PointXy) -> TrueObj
     if not degrees:
         return TrueObject(label, box)
     x1, y1, x2, y2 = box
-    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    sine = math.sin(math.radians(degrees))
+    cosine = math.cos(math.radians(degrees))
     offsets = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) - pivot
     return outlined(label, offsets @ [(cosine, sine), (-sine, cosine)] + pivot)
 

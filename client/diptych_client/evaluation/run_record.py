@@ -1,4 +1,4 @@
-"""What a report says about its run: when, where, with which models and options, what was left out."""
+"""Properties of a run in its report: date, service, models, options, what was left out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

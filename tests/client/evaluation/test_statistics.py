@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from diptych_client.evaluation.statistics import Floats, Metric, Ratio, estimates, resampled_counts
+from diptych_client.evaluation.statistics import (
+    Difference,
+    Floats,
+    Interval,
+    Metric,
+    Ratio,
+    estimates,
+    resampled_counts,
+)
 
 RNG = np.random.default_rng(5)
 
@@ -59,13 +67,23 @@ def test_a_small_gain_on_every_image_is_clear_although_the_intervals_overlap() -
     found = estimates(both, range(180), seed=0)
     assert found.intervals["A"]["mAP"].high > found.intervals["B"]["mAP"].low
     (difference,) = found.differences
-    assert str(difference) == "B is better by 3.1 ± 0.0 mAP"
+    assert str(difference) == "B is better by 3.1 mAP [3.1, 3.1]"
 
 
 def test_equal_models_cannot_be_told_apart() -> None:
     both = {"A": [mean("mAP", normal(0.5, 180))], "B": [mean("mAP", normal(0.5, 180))]}
     (difference,) = estimates(both, range(180), seed=0).differences
     assert str(difference).startswith("A and B cannot be told apart with 180 images: ")
+
+
+def test_an_unclear_difference_has_its_sign_and_its_interval() -> None:
+    interval = Interval(-22.6, -41.6, 0.0)
+    difference = Difference("mAP", "A", "B", interval, num_images=20)
+    expected = "A and B cannot be told apart with 20 images: B − A = −22.6 [−41.6, 0.0] mAP"
+    assert str(difference) == expected
+    assert difference.num_images_needed == 17
+    nothing = Difference("mAP", "A", "B", Interval(float("nan"), 0, 0), num_images=20)
+    assert str(nothing) == "nothing to measure for A and B by mAP"
 
 
 def test_a_metric_without_anything_to_measure_has_no_interval() -> None:
@@ -80,4 +98,5 @@ def test_fewer_errors_are_better() -> None:
         for name, gain in (("A", 0), ("B", 0.1))
     }
     (difference,) = estimates(errors, range(100), seed=0).differences
-    assert str(difference) == "A is better by 10.0 ± 0.0 CER"
+    assert str(difference) == "A is better by 10.0 CER [10.0, 10.0]"
+    assert str(difference.as_subtracted()) == "10.0 [10.0, 10.0]"

@@ -70,7 +70,7 @@ class Agreement:
         return Outcome(disagreement, frozenset(kinds), labels)
 
     def metric(self) -> Metric:
-        """Return the mean: of boxes F1 averaged over COCO's IoU thresholds, of texts 1 - distance."""
+        """Return the mean: of boxes F1 over COCO's IoU thresholds, of texts 1 - edit distance."""
         scores = np.array(self.scores)
         return Metric("agreement", Ratio(scores, np.ones_like(scores)))
 

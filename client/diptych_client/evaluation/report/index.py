@@ -29,11 +29,9 @@ def write_index(reports: Sequence[Path], out: Path) -> list[dict[str, Any]]:
             rows += _rows(path, read_json(path))
         except MALFORMED as error:
             raise RunError(f"{path} is not a report: {error!r:.200}") from error
-    cells = tuple(tuple(str(row[name]) for name in _HEADER) for row in rows)
+    cells = tuple(tuple(map(str, row.values())) for row in rows)
     note = "Images needed: an estimate of how many such images would tell the models apart."
-    page = (
-        head("Reports", "Reports") + f"<main>{html_table(Table('Reports', _HEADER, cells, note))}"
-    )
+    page = f"{head('Reports')}<main>{html_table(Table('All reports', _HEADER, cells, note))}"
     links = ""
     for given in reports:
         folder = given if given.is_dir() else given.parent

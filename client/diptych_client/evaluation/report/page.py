@@ -62,7 +62,8 @@ def head(title: str, *claims: str) -> str:
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     shown = "".join(f'<p class="sentence">{escape(each)}</p>' for each in claims)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title>"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'

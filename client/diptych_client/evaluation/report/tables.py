@@ -193,7 +193,7 @@ def json_document(evaluation: Evaluation, titles: Mapping[int, str]) -> dict[str
     """Return the report as JSON's values, NaN as null; `titles` are those of samples."""
     worst = []
     for each in evaluation.gallery:
-        own = {"sample": titles[each.sample_index], "error": each.error}
+        own = {"sample": titles.get(each.sample_index, ""), "error": each.error}
         worst.append(own | {"disagreement": each.disagreement, "kinds": sorted(each.kinds)})
     document: dict[str, Any] = _finite({**asdict(evaluation), "gallery": worst})
     return document | {"sentences": sentences(evaluation)}
