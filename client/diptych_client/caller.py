@@ -67,6 +67,7 @@ class Caller(Generic[TransportT]):
             self._transport = grpc(parts.netloc, api_key, is_secure=parts.scheme == "grpcs")
         else:
             self._transport = rest(url, api_key)
+        self._shown_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self._max_pixels = max_pixels
@@ -100,7 +101,8 @@ class Caller(Generic[TransportT]):
         send: Callable[[Call[ResultT]], SentT],
     ) -> SentT:
         """Return what `send` returns, for asyncio an awaitable of it."""
-        call = Call(operation, request, uuid.uuid4().hex, time.monotonic() + self._timeout_s)
+        deadline_s = time.monotonic() + self._timeout_s
+        call = Call(operation, request, uuid.uuid4().hex, deadline_s, self._shown_url)
         retry: Any = retrying(self._retrying, self._timeout_s, self._max_retries)
         sent: SentT = retry(send, call)
         return sent

@@ -135,6 +135,13 @@ def error_from(detail: ErrorDetail, retry_after_s: float | None = None) -> Dipty
     return _CLASSES.get(detail.code, DiptychError)(detail, retry_after_s)
 
 
+# texts of errors at the other interface's port, and what to do
+_WRONG_PORT = {
+    "illegal request line": "is this the gRPC port? its URL is grpc://HOST:PORT",
+    "http1": "is this the REST port? its URL is http://HOST:PORT",
+}
+
+
 def affects_every_image(error: Exception) -> bool:
     """Return True if the same request about another image would fail, too."""
     if isinstance(error, InvalidRequest):
@@ -142,8 +149,15 @@ def affects_every_image(error: Exception) -> bool:
     return isinstance(error, Unauthorized | UnknownModel | UnsupportedTask)
 
 
-def connection_failed(reason: str, request_id: str) -> DiptychError:
-    return error_from(ErrorDetail("connection_failed", reason, None, request_id))
+def connection_failed(reason: str, request_id: str, url: str = "", tried: str = "") -> DiptychError:
+    """Return the error of an attempt on a service; its message names URL, attempt and next step."""
+    for sign, hint in _WRONG_PORT.items():
+        if sign in reason.lower():
+            reason = f"{reason} ({hint})"
+    place = f"{tried} at {url}: " if url else ""
+    step = f"; `diptych --url {url} doctor` finds the cause" if url else ""
+    message = f"{place}{reason}{step}"
+    return error_from(ErrorDetail("connection_failed", message, None, request_id))
 
 
 def deadline_exceeded(timeout_s: float, request_id: str) -> DiptychError:

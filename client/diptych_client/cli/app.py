@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console, RenderableType
 from typer import Argument, Option
 
+from diptych_client.cli.doctor import examine
 from diptych_client.cli.folder import annotate_images
 from diptych_client.cli.options import (
     AnnotateOptions,
@@ -199,6 +200,12 @@ def evaluate(
     given = (options, input_options, task_options)
     num_failed = evaluate_dataset(_connection(context), dataset, *given)
     raise typer.Exit(1 if num_failed else 0)
+
+
+@app.command()
+def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+    """Find why a service cannot be used, or where the time of its answers goes."""
+    raise typer.Exit(0 if examine(_connection(context), as_json) else 1)
 
 
 @app.command("reports")

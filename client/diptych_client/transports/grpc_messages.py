@@ -96,6 +96,8 @@ def error_from_call(
     trailing: Mapping[str, str],
     timeout_s: float,
     request_id: str,
+    url: str = "",
+    method: str = "",
 ) -> DiptychError:
     """Return the error from the trailing metadata if the service sent it, else from the status."""
     if "diptych-code" in trailing:
@@ -104,7 +106,7 @@ def error_from_call(
         own_id = trailing.get("x-request-id", request_id)
         return error_from(ErrorDetail(trailing["diptych-code"], details, param, own_id), wait_s)
     if status == grpc.StatusCode.UNAVAILABLE:
-        return connection_failed(details, request_id)
+        return connection_failed(details, request_id, url, method)
     if status == grpc.StatusCode.DEADLINE_EXCEEDED:
         return deadline_exceeded(timeout_s, request_id)
     code = _CODE_OF_STATUS.get(status, "internal")

@@ -123,4 +123,5 @@ def _status_errors(call: Call[Any]) -> Iterator[None]:
         error: Any = caught
         trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
         status = (error.code(), error.details() or "")
-        raise error_from_call(*status, trailing, timeout_s, call.request_id) from caught
+        place = (call.request_id, call.url, call.operation.method)
+        raise error_from_call(*status, trailing, timeout_s, *place) from caught

@@ -59,6 +59,7 @@ class Call(Generic[ResultT]):
     request: Request
     request_id: str
     deadline_s: float  # time.monotonic()
+    url: str = ""  # of the service, without credentials
 
     def remaining_s(self) -> float:
         """Return the timeout of an attempt that starts now."""
@@ -77,4 +78,5 @@ def parsed(parse: Callable[[ResponseT], ValueT], response: ResponseT, call: Call
 def check_stream_is_complete(last_event: str | Answer | None, call: Call[Answer]) -> None:
     """Raise `ConnectionFailed` if a stream ended without its answer."""
     if not isinstance(last_event, Answer):
-        raise connection_failed("the stream ended before the answer", call.request_id)
+        reason = "the stream ended before the answer"
+        raise connection_failed(reason, call.request_id, call.url, call.operation.path)

@@ -105,7 +105,8 @@ def _request_errors(call: Call[Any]) -> Iterator[None]:
     except httpx.TimeoutException as error:
         raise deadline_exceeded(timeout_s, call.request_id) from error
     except httpx.RequestError as error:
-        raise connection_failed(str(error), call.request_id) from error
+        tried = f"{'GET' if call.request.image is None else 'POST'} {call.operation.path}"
+        raise connection_failed(str(error), call.request_id, call.url, tried) from error
 
 
 def _check_status(response: httpx.Response, call: Call[Any]) -> None:

@@ -1,0 +1,133 @@
+"""The command `doctor`: what of a service can be reached, and where the time of a request goes."""
+
+import io
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+import httpx
+from PIL import Image, ImageDraw
+from rich.console import Console
+
+from diptych_client.cli.options import ConnectionOptions
+from diptych_client.cli.terminal import echo
+from diptych_client.cli.views import table_view
+from diptych_client.client import Client
+from diptych_client.errors import DiptychError
+
+_CONNECT_S = 5.0
+_MAX_SKEW_S = 30.0
+_PORTS = {"http": 80, "https": 443, "grpc": 3001, "grpcs": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was tried; it is skipped where an earlier failure makes it useless."""
+
+    name: str
+    is_right: bool
+    found: str
+
+
+def examine(connection: ConnectionOptions, as_json: bool) -> bool:
+    """Print each check; return True if all are right."""
+    checks: list[Check] = []
+
+    def check(name: str, run: Callable[[], str]) -> bool:
+        try:
+            checks.append(Check(name, True, run()))
+        except (DiptychError, OSError, ValueError, LookupError) as error:
+            checks.append(Check(name, False, str(error)))
+        return checks[-1].is_right
+
+    is_rest = connection.url.startswith("http")
+    if check("connection", lambda: _connect(connection.url)):
+        if is_rest:
+            check("version", lambda: _version(connection.url))
+            check("clock", lambda: _clock(connection.url))
+        with connection.client() as client:
+            if check("models", lambda: _models(client)):
+                check("tasks", lambda: ", ".join(each.id for each in client.tasks() if each.models))
+                check("predict", lambda: _predict(client))
+    sent = f"deadline {connection.timeout_s:g} s, {connection.max_retries} retries"
+    key = "with an API key" if connection.api_key else "without an API key"
+    limit = f"images above {connection.max_pixels:,} pixels are downscaled"
+    checks.append(Check("this client", True, f"{sent}, {key}, {limit}"))
+    if as_json:
+        echo(json.dumps([asdict(each) for each in checks], indent=2, ensure_ascii=False))
+    else:
+        rows = [(each.name, "ok" if each.is_right else "failed", each.found) for each in checks]
+        Console().print(table_view(("check", "result", "found"), rows))
+    return all(each.is_right for each in checks)
+
+
+def _connect(url: str) -> str:
+    """Open a connection; raise `OSError` that names what was tried."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or _PORTS.get(parts.scheme, 0)
+    start_s = time.monotonic()
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT_S):
+            took_ms = 1000 * (time.monotonic() - start_s)
+    except OSError as error:
+        hint = "is the service started (make serve), and is this its port?"
+        raise OSError(f"TCP to {host} port {port}: {error.strerror or error}; {hint}") from error
+    return f"{host} port {port} in {took_ms:.1f} ms"
+
+
+def _get(url: str, path: str) -> httpx.Response:
+    try:
+        response = httpx.get(f"{url.rstrip('/')}{path}", timeout=_CONNECT_S)
+    except httpx.HTTPError as error:
+        hint = "; is this the gRPC port? its URL is grpc://HOST:PORT"
+        raise OSError(f"GET {path}: {error}{hint}") from error
+    if not response.is_success:
+        raise OSError(f"GET {path}: status {response.status_code}")
+    return response
+
+
+def _version(url: str) -> str:
+    document = _get(url, "/openapi.json").json()
+    return f"{document['info']['title']} {document['info']['version']}"
+
+
+def _clock(url: str) -> str:
+    """Compare the clocks, which deadlines and signed requests need."""
+    skew_s = float("nan")
+    with suppress(KeyError):
+        date = parsedate_to_datetime(_get(url, "/livez").headers["date"])
+        skew_s = (datetime.now(UTC) - date).total_seconds()
+    if abs(skew_s) > _MAX_SKEW_S:
+        raise ValueError(f"this host is {skew_s:.0f} s ahead of the service: synchronize both")
+    return f"within {_MAX_SKEW_S:.0f} s of the service" if skew_s == skew_s else "not told"
+
+
+def _models(client: Client) -> str:
+    models = client.models()
+    return ", ".join(f"{each.id} ({each.precision})" for each in models)
+
+
+def _predict(client: Client) -> str:
+    """Ask for a task without parameters about a drawn image."""
+    tasks = [task for task in client.tasks() if task.models and not task.parameters.get("required")]
+    task = min(tasks, key=lambda each: each.id != "captioning")
+    image = Image.new("RGB", (320, 240), "white")
+    ImageDraw.Draw(image).ellipse((90, 50, 230, 190), fill="orange")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    start_s = time.monotonic()
+    answer = client.predict(file.getvalue(), task.id)
+    total_ms = 1000 * (time.monotonic() - start_s)
+    stages = asdict(answer.timings_ms)
+    in_service_ms = stages.pop("total")
+    shown = ", ".join(f"{name} {value:.0f}" for name, value in stages.items() if value >= 0.5)
+    network_ms = max(0.0, total_ms - in_service_ms)
+    times = f"{total_ms:.0f} ms: network and client {network_ms:.0f}, {shown}"
+    return f"{task.id} by {answer.model} in {times}"
