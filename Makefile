@@ -27,11 +27,15 @@ ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
 VARIANT ?= cpu
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 MODELS ?= $(EMBEDDED)
+COMMA := ,
+override MODELS := $(subst $(COMMA), ,$(MODELS))
+ifeq ($(origin MODEL),command line)
+$(error MODEL is not an option: MODELS="$(MODEL)")
+endif
 MODEL_LIST = $(subst $() $(),$(COMMA),$(strip $(MODELS)))
 IMAGE ?= diptych
 # The default format of podman and buildah, OCI's, has no health check.
 FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
-COMMA := ,
 
 export BENTOML_HOME ?= $(CURDIR)/.bentoml
 # Disable the telemetry of BentoML and of ONNX Runtime (1.32's builds have it).

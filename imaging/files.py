@@ -83,14 +83,15 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     container = read_container(data)
     image = _open(container.header, container, limits)
     width, height = image.size
-    is_on_side = _TRANSPOSITIONS.get(container.orientation) in _SWAPPING_SIDES
-    upright_wh = (height, width) if is_on_side else (width, height)
     pixel_ns: float = _OTHERS_NS
     if container.format == "JPEG":
         pixel_ns = _JPEG_NS + _SCAN_NS * container.num_scans
     decoding_ns = width * height * pixel_ns
     return ImageHeader(
-        upright_wh, blake3(data).digest(), decoding_ns < _LIGHT_NS, decoding_ns > _HEAVY_NS
+        _upright(image.size, container),
+        blake3(data).digest(),
+        decoding_ns < _LIGHT_NS,
+        decoding_ns > _HEAVY_NS,
     )
 
 
@@ -122,6 +123,11 @@ def resize(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Image.I
     return rgb.resize(size_wh, Image.Resampling(resample))
 
 
+def _upright(size_wh: tuple[int, int], container: Container) -> tuple[int, int]:
+    is_on_side = _TRANSPOSITIONS.get(container.orientation) in _SWAPPING_SIDES
+    return size_wh[::-1] if is_on_side else size_wh
+
+
 def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.ImageFile:
     """Open the whole file of `container`, or its header."""
     with _decoding_errors(container):
@@ -130,9 +136,10 @@ def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.I
     found = f"the image has {width} x {height}"
     if width * height > limits.max_pixels:
         message = f"{found} = {width * height} pixels; the maximum is {limits.max_pixels}"
-        raise OversizedImage(message)
+        raise OversizedImage(message, _upright(image.size, container))
     if max(image.size) > limits.max_side_px:
-        raise OversizedImage(f"{found} pixels; the maximum of a side is {limits.max_side_px}")
+        message = f"{found} pixels; the maximum of a side is {limits.max_side_px}"
+        raise OversizedImage(message, _upright(image.size, container))
     allowed = _MAX_FULL_SCANS * limits.max_pixels // (width * height)
     if container.num_scans > allowed:
         found = f"the JPEG has {container.num_scans} scans of {width} x {height} pixels"

@@ -18,7 +18,7 @@ from offline.job import Build, Job, differences
 from offline.rows import Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import InProcessChannel
-from service.errors import ServiceError
+from service.errors import ImageTooLarge, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
 from service.inference.prediction import Answer, PredictContext, predict, task_prompts
 from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
@@ -145,6 +145,8 @@ class Answerer:
             failed = RowError("unreadable_input", str(error))
         except ServiceError as error:
             failed = RowError(error.code, error.message)
+            if isinstance(error, ImageTooLarge) and error.size_wh is not None:
+                width, height = error.size_wh
         except Exception as error:  # a defect must not end the run
             logger.exception("%s failed", image.key)
             message = f"{model} failed: {type(error).__name__}; the log has the cause"

@@ -79,9 +79,15 @@ class NotFound(ServiceError):
 
 
 class ImageTooLarge(ServiceError):
-    """More pixels than the limit."""
+    """More pixels than the limit; `size_wh` is of the upright image, if it is known."""
 
     code = "image_too_large"
+
+    def __init__(
+        self, message: str, param: str | None = None, size_wh: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(message, param)
+        self.size_wh = size_wh
 
 
 class PayloadTooLarge(ServiceError):

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych_client.conversions.fiftyone_labels import fiftyone_detections, fiftyone_polylines
+from diptych_client.conversions.fiftyone_labels import (
+    fiftyone_classification,
+    fiftyone_detections,
+    fiftyone_polylines,
+)
 from diptych_client.conversions.supervision_detections import supervision_detections
 from diptych_client.errors import ErrorDetail
 from diptych_client.geometry import (
@@ -154,15 +158,15 @@ class Answer:
     vision_cache: Literal["hit", "miss", "joined"]
     timings_ms: Timings
     calibrated: bool = False  # scores are calibrated probabilities
+    labels: tuple[str, ...] | None = None  # labels or phrases as the service understood them
 
     def to_supervision(self) -> "supervision.Detections":
         """Return boxes, scores, labels and, if present, masks and quads.
 
-        Raise `ValueError` for a text.
-
-        Class ids number the labels of this answer in order of first appearance.
+        A text is `metadata["text"]`, without a box. Class ids number the labels of this answer in
+        order of first appearance.
         """
-        items = self._items("supervision")
+        items = items_of(self.result)
         quads_xy = None
         if isinstance(self.result, TextRegionsResult):
             quads_xy = [region.quad_xy for region in self.result.text_regions]
@@ -172,14 +176,16 @@ class Answer:
             [item.score for item in items],
             self._masks(),
             quads_xy,
+            self.result.text if isinstance(self.result, TextResult) else None,
         )
 
     def to_fiftyone(self) -> Any:  # fiftyone has no types
-        """Return `fiftyone.Detections`, instances with masks, or `Polylines` of text regions.
-
-        Raise `ValueError` for a text: it can be a field of a sample as it is.
+        """Return `Detections`, instances with masks, `Polylines` of text regions, or of a text a
+        `Classification`.
         """
-        items = self._items("fiftyone")
+        if isinstance(self.result, TextResult):
+            return fiftyone_classification(self.result.text)
+        items = items_of(self.result)
         names = [label_of(item) for item in items]
         scores = [item.score for item in items]
         if isinstance(self.result, TextRegionsResult):
@@ -188,11 +194,17 @@ class Answer:
         boxes_xyxy = [box_of(item) for item in items]
         return fiftyone_detections(self.image, boxes_xyxy, names, scores, self._masks())
 
-    def _items(self, library: str) -> tuple[Item, ...]:
-        if isinstance(self.result, TextResult):
-            missing = f"it has no boxes for {library}.Detections"
-            raise ValueError(f"the result of {self.task} is a text: {missing}")
-        return items_of(self.result)
+    def to_coco(self, file_name: str = "", image_id: int = 1) -> dict[str, Any]:
+        """Return a document of COCO about this image; a text is its caption."""
+        from diptych_client.conversions.coco import coco_of  # it imports this module
+
+        return coco_of(self, file_name, image_id)
+
+    def to_pandas(self) -> Any:  # pandas has no types
+        """Return a `pandas.DataFrame` with a row for each object, or for the text."""
+        from diptych_client.conversions.table import table_of  # it imports this module
+
+        return table_of(self)
 
     def _masks(self) -> NDArray[np.bool_] | None:  # (N, H, W)
         if not isinstance(self.result, InstancesResult):

@@ -184,8 +184,9 @@ class LazyImage:
 
 def _refusal(error: ImageError) -> ImageTooLarge | UnsupportedImage:
     """Return the error that a client receives."""
-    refusal = ImageTooLarge if isinstance(error, OversizedImage) else UnsupportedImage
-    return refusal(str(error), "image")
+    if isinstance(error, OversizedImage):
+        return ImageTooLarge(str(error), "image", error.size_wh)
+    return UnsupportedImage(str(error), "image")
 
 
 def _resized(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Pixels:

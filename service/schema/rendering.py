@@ -23,11 +23,14 @@ RESULT: TypeAdapter[ResultJson] = TypeAdapter(ResultJson)
 def answer_json(answer: Answer, request_id: str) -> AnswerJson:
     written = answer.written
     timings_ms = dict(answer.times.ms)
+    parameters = answer.request.parameters
+    names = parameters.labels or parameters.phrases
     queue_ms = timings_ms.pop("encode_queue") + timings_ms.pop("decode_queue")
     return AnswerJson(
         id=request_id,
         model=answer.model.id,
         task=answer.request.task.id,
+        labels=None if names is None else list(names),
         result=RESULT.validate_python(answer.result),
         raw_text=written.text,
         finish_reason=written.finish_reason,

@@ -126,6 +126,11 @@ class AnswerJson(Wire):
     id: str
     model: str
     task: str
+    labels: list[str] | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="labels or phrases of the request, as they were understood",
+    )
     result: ResultJson
     raw_text: str = Field(description="generated text, one line for each prompt of the task")
     finish_reason: Literal["stop", "length"]

@@ -28,6 +28,7 @@ from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.fake_service import FLORENCE_ANSWERS, PNG, served
+from tests.support.image_files import png
 from tests.support.offline_runs import write_scenes
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
@@ -192,6 +193,18 @@ def test_the_size_of_an_image_whose_answer_fails_is_in_its_row() -> None:
         )
 
     run(work, FakeDecoder({CAPTION: Failed(code="overloaded", message="full")}))
+
+
+def test_the_size_of_an_image_that_is_too_large_is_in_its_row() -> None:
+    large = png(12_000, 9_000, 8, 2, b"")
+
+    async def work(answerer: Answerer) -> None:
+        (row,) = await answerer.rows(shard(InputImage("large", partial(bytes, large))))
+        assert (row.width, row.height) == (12_000, 9_000)
+        assert row.error is not None
+        assert row.error.code == "image_too_large"
+
+    run(work, FakeDecoder(FLORENCE_ANSWERS))
 
 
 def test_as_many_images_are_in_progress_as_there_are_places_over_all_shards() -> None:

@@ -21,7 +21,6 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,19 +28,16 @@ import numpy as np
 
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
+from diptych_client.conversions.coco import UNNAMED, coco_shape
 from diptych_client.geometry import (
-    ImageSize,
     PointXy,
     Ring,
-    polygons_mask,
-    uncompressed_run_lengths,
 )
 from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import RunError
 from diptych_client.results import Detection, DetectionsResult, Instance, InstancesResult, Result
 from diptych_client.transports.rest_messages import answer_json
 
-UNNAMED = "object"  # class of boxes without a label
 _RESULTS_WITH_BOXES = ("detections", "instances")
 
 Box = Detection | Instance
@@ -126,23 +122,9 @@ def coco_document(records: Sequence[Record], classes: Mapping[str, int]) -> dict
                 "image_id": image_id,
                 "category_id": classes[class_name(box)] + 1,
             }
-            annotations.append(ids | _coco_shape(box, size))
+            annotations.append(ids | coco_shape(box, size))
     categories = [{"id": index + 1, "name": name} for name, index in classes.items()]
     return {"images": images, "categories": categories, "annotations": annotations}
-
-
-def _coco_shape(box: Box, image: ImageSize) -> dict[str, Any]:
-    x1, y1, x2, y2 = box.box_xyxy
-    shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": box.score, "iscrowd": 0}
-    if isinstance(box, Detection):
-        return shape | {"area": (x2 - x1) * (y2 - y1), "segmentation": []}
-    mask = box.to_mask(image)
-    rings = box.polygons_xy or ()
-    parts = [polygons_mask([ring], image) for ring in rings]
-    segmentation: Any = [list(chain.from_iterable(ring)) for ring in rings]
-    if not rings or not np.array_equal(mask, np.any(parts, axis=0)):
-        segmentation = {"size": list(mask.shape), "counts": uncompressed_run_lengths(mask)}
-    return shape | {"area": int(mask.sum()), "segmentation": segmentation}
 
 
 def _write_yolo(

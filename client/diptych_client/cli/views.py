@@ -28,7 +28,8 @@ def answer_view(answer: Answer | ModelFailure) -> RenderableType:
         message = f"{answer.model}: {answer.error.code}: {answer.error.message}"
         return Text(printable(message), style="red")
     calibrated = ", calibrated scores" if answer.calibrated else ""
-    source = f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}"
+    asked = f", labels: {' | '.join(answer.labels)}" if answer.labels else ""
+    source = f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}{asked}"
     title = Text(printable(source), style="bold")
     if isinstance(answer.result, TextResult):
         return Group(title, Text(printable(answer.result.text)))

@@ -60,6 +60,11 @@ def fiftyone_polylines(
     return labels.Polylines(polylines=polylines)
 
 
+def fiftyone_classification(text: str) -> Any:
+    """Return `fiftyone.Classification`; raise `ImportError`."""
+    return _fiftyone_labels().Classification(label=text)
+
+
 def _fiftyone_labels() -> Any:
     try:
         return import_module("fiftyone.core.labels")

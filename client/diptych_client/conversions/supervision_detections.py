@@ -21,6 +21,7 @@ def supervision_detections(
     scores: Sequence[float],
     masks: NDArray[np.bool_] | None = None,  # (N, H, W)
     quads_xy: Sequence[QuadXy] | None = None,
+    text: str | None = None,
 ) -> "supervision.Detections":
     """Return detections whose class ids number the names in order of first appearance.
 
@@ -41,4 +42,5 @@ def supervision_detections(
         confidence=np.array(scores, dtype=np.float32),
         class_id=np.array([class_ids[name] for name in names], dtype=int),
         data=data,
+        metadata={} if text is None else {"text": text},
     )

@@ -16,7 +16,6 @@ from PIL import Image
 
 from diptych_client.client import Client
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
-from diptych_client.results import TextResult
 
 _MAX_CONCURRENT = 16
 
@@ -75,8 +74,6 @@ class DiptychModel(fom.SamplesMixin, fom.Model):  # type: ignore[misc]  # FiftyO
         answer = self._client.predict(
             image, self._task, self._parameters, model=self._model, options=self._options
         )
-        if isinstance(answer.result, TextResult):
-            return fol.Classification(label=answer.result.text)
         return answer.to_fiftyone()
 
     def predict_all(

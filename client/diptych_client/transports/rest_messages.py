@@ -64,8 +64,9 @@ def answer_from_json(body: Json) -> Answer:
         "usage": _value(Usage, body["usage"]),
         "timings_ms": _value(Timings, body["timings_ms"]),
     }
+    labels = tuple(body.get("labels") or ()) or None
     # answers stored by an earlier client lack `calibrated`
-    return _value(Answer, {"calibrated": False, **body, **parts})
+    return _value(Answer, {"calibrated": False, **body, **parts, "labels": labels})
 
 
 def event_from_sse(event: ServerSentEvent) -> str | Answer:

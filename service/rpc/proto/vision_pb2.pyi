@@ -227,7 +227,7 @@ class Timings(_message.Message):
     def __init__(self, preprocess: _Optional[float] = ..., encode: _Optional[float] = ..., prefill: _Optional[float] = ..., decode: _Optional[float] = ..., postprocess: _Optional[float] = ..., queue: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated")
+    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +242,7 @@ class Answer(_message.Message):
     VISION_CACHE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_MS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     task: str
@@ -256,7 +257,8 @@ class Answer(_message.Message):
     vision_cache: str
     timings_ms: Timings
     calibrated: bool
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PredictEvent(_message.Message):
     __slots__ = ("text", "answer")

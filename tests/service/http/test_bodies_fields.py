@@ -61,6 +61,26 @@ def test_form_and_json_are_read_to_the_same_body(is_json: bool) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("texts", "labels"),
+    [
+        (["circle,square"], ["circle", "square"]),
+        (["circle, red square ,"], ["circle", "red square"]),
+        (["a", "b,c"], ["a", "b", "c"]),
+        (['"a red car, parked", dog'], ["a red car, parked", "dog"]),
+        (['["a, b"]'], ["a, b"]),
+        ([","], [","]),
+        (['a,"b'], ["a", '"b']),
+        (["x,y" * 201], ["x,y" * 201]),
+    ],
+)
+def test_a_list_of_a_form_is_split_outside_quotes(texts: list[str], labels: list[str]) -> None:
+    fields = read_form(*[part("labels", text) for text in texts]).fields
+    assert fields == {"labels": labels}
+    numbers = read_form(part("region", "1, 2.5,30,40"), part("models", "a,b")).fields
+    assert numbers == {"region": [1, 2.5, 30, 40], "models": ["a", "b"]}
+
+
 def test_body_in_many_chunks_is_the_body() -> None:
     body = form(file_part("image", IMAGE), part("task", "ocr"))
     chunks = [body[i : i + 1] for i in range(len(body))]

@@ -57,7 +57,9 @@ export class ChipsField {
   }
 
   #take() {
-    if (this.input.value.trim()) this.#add([this.input.value]);
+    // quotes hold a text with a comma
+    const texts = this.input.value.match(/"[^"]*"|[^,\n]+/g) ?? [];
+    if (this.input.value.trim()) this.#add(texts.map((text) => text.trim().replace(/^"(.*)"$/, "$1")));
   }
 
   /** Add new texts; the service compares labels case-insensitively. */

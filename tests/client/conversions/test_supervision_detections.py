@@ -62,9 +62,10 @@ def test_an_empty_result_can_be_merged(
     assert len(supervision.Detections.merge([found, answer(DETECTIONS).to_supervision()])) == 3
 
 
-def test_a_text_result_is_rejected() -> None:
-    with pytest.raises(ValueError, match="is a text: it has no boxes"):
-        answer(TEXT).to_supervision()
+def test_a_text_has_no_box_and_is_in_the_metadata() -> None:
+    found = answer(TEXT).to_supervision()
+    assert len(found) == 0
+    assert found.metadata == {"text": TEXT.text}
 
 
 def test_without_supervision_the_error_names_the_package_to_install() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.client_answers import TEXT, answer
+from tests.support.client_answers import TEXT
 from tests.support.export_cli import ROOT
 from tests.support.tool_environments import tool_python
 
 CONVERT = """
 import json
-from tests.support.client_answers import DETECTIONS, INSTANCES, TEXT_REGIONS, answer
+from tests.support.client_answers import DETECTIONS, INSTANCES, TEXT, TEXT_REGIONS, answer
 import fiftyone as fo
 found = {name: answer(result).to_fiftyone() for name, result in
          {"boxes": DETECTIONS, "masks": INSTANCES, "texts": TEXT_REGIONS}.items()}
@@ -26,7 +26,7 @@ masks = [{"box": each.bounding_box, "shape": each.mask.shape, "sum": int(each.ma
          for each in sample.masks.detections]
 polylines = sample.texts.polylines
 lines = [{"label": each.label, "points": each.points, "closed": each.closed} for each in polylines]
-print("converted:" + json.dumps([rows, masks, lines]))
+print("converted:" + json.dumps([rows, masks, lines, answer(TEXT).to_fiftyone().label]))
 """
 
 
@@ -50,7 +50,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.long
 def test_boxes_are_relative_to_the_image(converted: Any) -> None:
-    boxes, _, _ = converted
+    boxes, *_ = converted
     assert [each["label"] for each in boxes] == ["star", "circle", "star"]
     assert boxes[0]["box"] == pytest.approx([1 / 40, 2 / 20, 10 / 40, 10 / 20])
     assert [each["confidence"] for each in boxes] == [0.9, 0.5, 0.25]
@@ -58,14 +58,14 @@ def test_boxes_are_relative_to_the_image(converted: Any) -> None:
 
 @pytest.mark.long
 def test_masks_cover_their_boxes_and_keep_holes(converted: Any) -> None:
-    _, masks, _ = converted
+    _, masks, *_ = converted
     assert [(each["shape"], each["sum"]) for each in masks] == [([10, 10], 84), ([13, 28], 200)]
     assert masks[0]["box"] == pytest.approx([2 / 40, 2 / 20, 10 / 40, 10 / 20])
 
 
 @pytest.mark.long
 def test_text_regions_are_closed_lines(converted: Any) -> None:
-    _, _, (line,) = converted
+    _, _, (line,), _ = converted
     assert (line["label"], line["closed"]) == ("HI", True)
     (points,) = line["points"]
     assert points == [
@@ -74,9 +74,10 @@ def test_text_regions_are_closed_lines(converted: Any) -> None:
     ]
 
 
-def test_a_text_result_is_rejected() -> None:
-    with pytest.raises(ValueError, match="is a text: it has no boxes"):
-        answer(TEXT).to_fiftyone()
+@pytest.mark.long
+def test_a_text_is_a_classification(converted: Any) -> None:
+    *_, text = converted
+    assert text == TEXT.text
 
 
 def test_without_fiftyone_the_error_names_the_package_to_install() -> None:
