@@ -16,6 +16,7 @@ from diptych_client.cli.options import (
     InputOptions,
     TaskOptions,
 )
+from diptych_client.evaluation.report.index import write_index
 from diptych_client.long_runs import RunError
 from diptych_client.results import Model
 from tests.support.client_answers import DETECTIONS, SIZE, answer
@@ -99,6 +100,59 @@ def test_every_image_is_sent_to_every_model_and_the_report_has_their_answers(
     assert "a.png" in (command.out / "report.html").read_text()
     again, script = evaluated(command, models)
     assert (again, script.received) == (0, [])  # a finished run is not sent again
+
+
+def test_the_report_names_its_run_and_the_requests_that_failed(command: Command) -> None:
+    (command.dataset / "a.png").write_text("no image")
+    answers = [answer(DETECTIONS, model=name) for name in NAMES]
+    assert evaluated(command, [model(name) for name in NAMES], answers)[0] == 2
+    run = json.loads((command.out / "report.json").read_text())["run"]
+    assert run["settings"]["models"] == list(NAMES)
+    assert run["settings"]["service"].startswith("http://127.0.0.1:")
+    assert [(each["image"], each["model"]) for each in run["failed"]] == [
+        ("a.png", name) for name in NAMES
+    ]
+    page = (command.out / "report.md").read_text()
+    assert "| date | 20" in page
+    assert "| first | float32, checkpoint 000000000000 |" in page
+    assert "| a.png | first | image must be a JPEG, PNG or WebP file" in page
+
+
+def test_a_report_of_other_options_is_kept(command: Command) -> None:
+    answers = [answer(DETECTIONS, model=name) for name in NAMES for _ in range(2)]
+    models = [model(name) for name in NAMES]
+    evaluated(command, models, answers)
+    before = (command.out / "report.md").read_bytes()
+    evaluated(command, models[:1], answers)
+    (kept,) = command.out.glob("report-*.md")
+    assert kept.read_bytes() == before
+    assert len(list(command.out.glob("report-*"))) == 3
+
+
+def test_an_index_has_a_row_for_each_report(command: Command, tmp_path: Path) -> None:
+    answers = [answer(DETECTIONS, model=name) for name in NAMES for _ in range(2)]
+    evaluated(command, [model(name) for name in NAMES], answers)
+    (row,) = write_index([command.out], tmp_path / "index.html")
+    assert (row["task"], row["images"]) == (f"{TASK} on images", 2)
+    page = (tmp_path / "index.html").read_text()
+    assert 'href="out/report.html"' in page
+    assert "agreement" in page
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(RunError, match="is not a report"):
+        write_index([tmp_path / "x.json"], tmp_path / "index.html")
+
+
+def test_one_labelled_model_prints_its_metrics_by_class(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = [{"label": "star", "box": [1, 2, 11, 12]}]
+    rows = [{"image": name, "objects": boxes} for name in ("a.png", "b.png")]
+    (command.dataset / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    answers = [answer(DETECTIONS, model="first")] * 2
+    evaluated(command, [model("first")], answers)
+    printed = capsys.readouterr().out
+    assert "mAP50" in printed
+    assert "star" in printed
 
 
 def test_models_with_calibrated_scores_are_not_calibrated_again(
