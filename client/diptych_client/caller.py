@@ -19,8 +19,9 @@ from diptych_client.requests import (
     FieldValue,
     Request,
     TaskParameters,
+    answer_options,
+    task_parameters,
     task_request,
-    typed,
 )
 from diptych_client.retries import retrying
 from diptych_client.transports.operations import Call, Operation
@@ -80,7 +81,7 @@ class Caller(Generic[TransportT]):
         parameters: Parameters,
         options: Options,
     ) -> Prepared:
-        asked = typed(TaskParameters, parameters)
+        asked = task_parameters(parameters)
         sent = sent_image(image, bgr)
         smaller = None
         if self._max_pixels is not None and isinstance(sent, bytes):
@@ -91,7 +92,7 @@ class Caller(Generic[TransportT]):
             if asked.region is not None:
                 x1, y1, x2, y2 = (smaller.scale * edge for edge in asked.region)
                 asked = replace(asked, region=(x1, y1, x2, y2))
-        request = task_request(sent, chosen, asked, typed(AnswerOptions, options))
+        request = task_request(sent, chosen, asked, answer_options(options))
         return Prepared(request, None if smaller is None else smaller.original)
 
     def _call(

@@ -6,7 +6,7 @@ Knows no connection. Only JPEG, PNG and WebP files are opened; the service refus
 import io
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -42,7 +42,11 @@ _MAX_SIDE_PX = 20_000  # DIPTYCH_MAX_IMAGE_SIDE_PX
 _MAX_BYTES = 19_900_000  # DIPTYCH_MAX_BODY_BYTES, without the other fields
 _MAX_OPENED_PIXELS = 2_000_000_000
 _JPEG_QUALITY = 90
-_READERS = {b"\xff\xd8": JpegImageFile, b"\x89P": PngImageFile, b"RI": WebPImageFile}
+_READERS: dict[bytes, Callable[[io.BytesIO], OpenedImage]] = {
+    b"\xff\xd8": JpegImageFile,
+    b"\x89P": PngImageFile,
+    b"RI": WebPImageFile,
+}
 
 logger = logging.getLogger("diptych_client")
 ResultT = TypeVar("ResultT")

@@ -7,7 +7,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from diptych_client.errors import ErrorDetail, error_from
 
@@ -46,7 +46,6 @@ class AnswerOptions:
     nms_iou: float | None = None
 
 
-GivenT = TypeVar("GivenT", TaskParameters, AnswerOptions)
 NO_PARAMETERS = TaskParameters()
 DEFAULT_OPTIONS = AnswerOptions()
 
@@ -80,22 +79,31 @@ def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str
     return given
 
 
-def typed(kind: type[GivenT], given: GivenT | Mapping[str, Any]) -> GivenT:
-    """Return parameters or options that may be given by name; raise `InvalidRequest`.
+def task_parameters(given: TaskParameters | Mapping[str, Any]) -> TaskParameters:
+    """Return parameters that may be given by name; raise `InvalidRequest`.
 
     A list of labels or phrases may be one text, in which commas separate them.
     """
-    values = dict(given) if isinstance(given, Mapping) else {}
+    found = TaskParameters(**_known(TaskParameters, given)) if isinstance(given, Mapping) else given
+    for name in ("labels", "phrases"):
+        if isinstance(text := getattr(found, name), str):
+            lists: Any = {name: split_list(text)}
+            found = replace(found, **lists)
+    return found
+
+
+def answer_options(given: AnswerOptions | Mapping[str, Any]) -> AnswerOptions:
+    """Return options that may be given by name; raise `InvalidRequest`."""
+    return AnswerOptions(**_known(AnswerOptions, given)) if isinstance(given, Mapping) else given
+
+
+def _known(kind: type[Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
     allowed = [field.name for field in fields(kind)]
-    for name in values:
+    for name in given:
         if name not in allowed:
             message = f"unknown field {name!r:.100}; the fields are {', '.join(allowed)}"
             raise error_from(ErrorDetail("invalid_request", message, str(name), ""))
-    found = kind(**values) if isinstance(given, Mapping) else given
-    for name in ("labels", "phrases"):
-        if isinstance(text := getattr(found, name, None), str):
-            found = replace(found, **{name: split_list(text)})
-    return found
+    return given
 
 
 def split_list(text: str) -> tuple[str, ...]:

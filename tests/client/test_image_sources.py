@@ -11,7 +11,13 @@ from PIL import Image
 
 from diptych_client import Client, DiptychError, InvalidRequest
 from diptych_client.image_sources import encoded_image
-from diptych_client.requests import AnswerOptions, TaskParameters, split_list, typed
+from diptych_client.requests import (
+    AnswerOptions,
+    TaskParameters,
+    answer_options,
+    split_list,
+    task_parameters,
+)
 
 RGB = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)
 
@@ -74,14 +80,14 @@ def test_a_bad_url_and_an_unknown_field_are_errors_of_the_client() -> None:
     with pytest.raises(InvalidRequest, match="the URL of the service must be"):
         Client("localhost")
     with pytest.raises(InvalidRequest, match="unknown field 'lables'; the fields are labels"):
-        typed(TaskParameters, {"lables": ["a"]})
+        task_parameters({"lables": ["a"]})
 
 
 def test_parameters_and_options_may_be_given_by_name() -> None:
-    assert typed(TaskParameters, {"labels": ["a, b"]}) == TaskParameters(labels=["a, b"])
-    assert typed(TaskParameters, {"labels": "a, b"}) == TaskParameters(labels=("a", "b"))
-    assert typed(TaskParameters, TaskParameters(phrases="x")).phrases == ("x",)
-    assert typed(AnswerOptions, {"seed": 3}) == AnswerOptions(seed=3)
+    assert task_parameters({"labels": ["a, b"]}) == TaskParameters(labels=["a, b"])
+    assert task_parameters({"labels": "a, b"}) == TaskParameters(labels=("a", "b"))
+    assert task_parameters(TaskParameters(phrases="x")).phrases == ("x",)
+    assert answer_options({"seed": 3}) == AnswerOptions(seed=3)
 
 
 @pytest.mark.parametrize(

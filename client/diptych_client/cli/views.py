@@ -65,6 +65,10 @@ def tasks_view(tasks: Iterable[Task]) -> RenderableType:
     return table_view(("task", "parameters", "result", "models"), rows)
 
 
+def _is_number(cell: str) -> bool:
+    return cell.strip("-−+.,0123456789") == ""  # noqa: RUF001
+
+
 def table_view(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     first, *others = columns
     table = Table(Column(first, no_wrap=True), *(Column(name, overflow="fold") for name in others))

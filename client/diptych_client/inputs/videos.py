@@ -20,8 +20,8 @@ def extract_frames(video: Path, folder: Path, every_s: float) -> None:
     # a playlist in disguise must not open other files or URLs
     options = {"protocol_whitelist": "none"}
     try:
-        with video.open("rb") as file, av.open(file, options=options) as container:
-            for frame in container.decode(video=0):
+        with video.open("rb") as file, av.open(file, "r", options=options) as container:
+            for frame in container.decode(container.streams.video[0]):
                 time_s = frame.time or 0.0
                 if num_frames and time_s < due_s:
                     continue

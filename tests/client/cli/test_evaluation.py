@@ -143,7 +143,7 @@ def test_an_index_has_a_row_for_each_report(command: Command, tmp_path: Path) ->
 
 
 def test_one_labelled_model_prints_its_metrics_by_class(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     boxes = [{"label": "star", "box": [1, 2, 11, 12]}]
     rows = [{"image": name, "objects": boxes} for name in ("a.png", "b.png")]
