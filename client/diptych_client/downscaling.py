@@ -62,7 +62,7 @@ class Downscaled:
 
 
 def downscaled(data: bytes, max_pixels: int, name: str) -> Downscaled | None:
-    """Return a smaller image; None if the file is small enough, or not an image."""
+    """Return a smaller image, or None if the file is small enough or not an image."""
     reader = _READERS.get(data[:2])
     try:
         # not Image.open, whose limit is one of the whole process
@@ -128,7 +128,14 @@ def _scaled(result: Result, sent: ImageSize, original: ImageSize) -> Result:
             scaled = []
             for each in instances:
                 rings = None if each.polygons_xy is None else tuple(map(points, each.polygons_xy))
-                mask = None if each.mask is None else _scaled_mask(each.mask, original)
+                mask = each.mask
+                if mask is not None:
+                    small = run_length_mask(mask)
+                    rows = np.arange(original.height) * small.shape[0] // original.height
+                    columns = np.arange(original.width) * small.shape[1] // original.width
+                    runs = uncompressed_run_lengths(small[rows][:, columns])
+                    size_hw = (original.height, original.width)
+                    mask = RunLengthMask(size_hw, compressed_run_lengths(runs))
                 scaled.append(Instance(box(each), each.label, each.score, rings, mask))
             return InstancesResult(tuple(scaled))
         case TextRegionsResult(regions):
@@ -139,11 +146,3 @@ def _scaled(result: Result, sent: ImageSize, original: ImageSize) -> Result:
                 quads.append(TextRegion(quad, region.text, region.score))
             return TextRegionsResult(tuple(quads))
     return result
-
-
-def _scaled_mask(mask: RunLengthMask, original: ImageSize) -> RunLengthMask:
-    small = run_length_mask(mask)
-    rows = np.arange(original.height) * small.shape[0] // original.height
-    columns = np.arange(original.width) * small.shape[1] // original.width
-    runs = uncompressed_run_lengths(small[rows][:, columns])
-    return RunLengthMask((original.height, original.width), compressed_run_lengths(runs))

@@ -72,19 +72,15 @@ def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
         case np.ndarray():
             return _png(_from_array(image, bgr))
         case Tensor():
-            return _png(_from_array(_array_of(image), bgr))
+            plain = image.detach().cpu()
+            array = (plain.float() if plain.is_floating_point() else plain).numpy()
+            is_first = array.ndim == 3 and array.shape[0] in _CHANNELS
+            if is_first and array.shape[2] not in _CHANNELS:
+                array = array.transpose(1, 2, 0)
+            return _png(_from_array(array, bgr))
     kind = type(image).__name__
     hint = "; for several images use predict_many" if isinstance(image, list | tuple) else ""
     raise _refusal("invalid_request", f"an image must be {_KINDS}, got {kind}{hint}")
-
-
-def _array_of(tensor: Any) -> NDArray[Any]:
-    """Return a tensor as an array with its channels last."""
-    plain = tensor.detach().cpu()
-    array: NDArray[Any] = (plain.float() if plain.is_floating_point() else plain).numpy()
-    if array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[2] not in _CHANNELS:
-        return array.transpose(1, 2, 0)
-    return array
 
 
 def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:

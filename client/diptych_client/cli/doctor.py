@@ -47,14 +47,14 @@ def examine(connection: ConnectionOptions, as_json: bool) -> bool:
         return checks[-1].is_right
 
     is_rest = connection.url.startswith("http")
-    if check("connection", lambda: _connect(connection.url)):
+    if check("connection", lambda: connected(connection.url)):
         if is_rest:
-            check("version", lambda: _version(connection.url))
-            check("clock", lambda: _clock(connection.url))
+            check("version", lambda: version_of(connection.url))
+            check("clock", lambda: clock_of(connection.url))
         with connection.client() as client:
-            if check("models", lambda: _models(client)):
+            if check("models", lambda: models_of(client)):
                 check("tasks", lambda: ", ".join(each.id for each in client.tasks() if each.models))
-                check("predict", lambda: _predict(client))
+                check("predict", lambda: predicted(client))
     sent = f"deadline {connection.timeout_s:g} s, {connection.max_retries} retries"
     key = "with an API key" if connection.api_key else "without an API key"
     limit = f"images above {connection.max_pixels:,} pixels are downscaled"
@@ -67,7 +67,7 @@ def examine(connection: ConnectionOptions, as_json: bool) -> bool:
     return all(each.is_right for each in checks)
 
 
-def _connect(url: str) -> str:
+def connected(url: str) -> str:
     """Open a connection; raise `OSError` that names what was tried."""
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -93,12 +93,12 @@ def _get(url: str, path: str) -> httpx.Response:
     return response
 
 
-def _version(url: str) -> str:
+def version_of(url: str) -> str:
     document = _get(url, "/openapi.json").json()
     return f"{document['info']['title']} {document['info']['version']}"
 
 
-def _clock(url: str) -> str:
+def clock_of(url: str) -> str:
     """Compare the clocks, which deadlines and signed requests need."""
     skew_s = float("nan")
     with suppress(KeyError):
@@ -109,13 +109,13 @@ def _clock(url: str) -> str:
     return f"within {_MAX_SKEW_S:.0f} s of the service" if skew_s == skew_s else "not told"
 
 
-def _models(client: Client) -> str:
+def models_of(client: Client) -> str:
     models = client.models()
     return ", ".join(f"{each.id} ({each.precision})" for each in models)
 
 
-def _predict(client: Client) -> str:
-    """Ask for a task without parameters about a drawn image."""
+def predicted(client: Client) -> str:
+    """Run a task without parameters on a drawn image."""
     tasks = [task for task in client.tasks() if task.models and not task.parameters.get("required")]
     task = min(tasks, key=lambda each: each.id != "captioning")
     image = Image.new("RGB", (320, 240), "white")

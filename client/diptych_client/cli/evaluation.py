@@ -3,9 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -29,19 +27,11 @@ from diptych_client.evaluation.questionnaire import Prompts, Questionnaire, Samp
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.evaluation.report import Gallery, sentences, write_report
 from diptych_client.evaluation.report.tables import json_document, tables
-from diptych_client.evaluation.run_record import (
-    Failed,
-    RunRecord,
-    asked_of,
-    model_properties,
-    without_credentials,
-)
+from diptych_client.evaluation.run_record import Asked, run_record
 from diptych_client.inputs import Opened, Problems, open_images
 from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.requests import given_fields
 from diptych_client.results import Model
-
-_MAX_SAMPLES_SHOWN = 1000  # whose requests are looked at for the report
 
 
 def evaluate_dataset(
@@ -61,7 +51,8 @@ def evaluate_dataset(
     names = tuple(model.id for model in models)
     opening = input_options.opening(out)
     dataset = _dataset(open_images(inputs, opening), options, opening.problems)
-    dataset = sampled(replace(dataset, name=dataset.name or inputs[0]), options.sample, seed)
+    named = " ".join(filter(None, (Path(inputs[0]).resolve().name, options.split)))
+    dataset = sampled(replace(dataset, name=named), options.sample, seed)
     note_problems(opening.problems, out)
     if dataset.note:
         logger.warning(dataset.note)
@@ -75,13 +66,23 @@ def evaluate_dataset(
                 _ask(connection, asker, samples, name)
         evaluator = Evaluator(log, names, questionnaire.names)
         found = evaluator.evaluate(dataset.name, samples, seed, options.gallery)
-        run = _run_record(connection, task_options, options, models, samples)
-        run = replace(run, left_out=dict(opening.problems.counts), **_failed(failures))
+        asked = Asked(
+            connection.url,
+            given_fields(task_options.parameters(), task_options.answer_options()),
+            {
+                "prompts": str(options.prompts or ""),
+                "split": options.split or "",
+                "sample": options.sample or "",
+            },
+        )
+        run = run_record(asked, models, samples, failures)
+        run = replace(run, left_out=dict(opening.problems.counts))
         evaluation = replace(found, run=run)
         gallery = Gallery(dataset.store, log, questionnaire.names, names)
         write_report(out, evaluation, gallery, samples)
     if input_options.as_json:
-        echo(json.dumps(_summary(out, evaluation)))
+        document = json_document(evaluation, {}) | {"report": str(out / "report.html")}
+        echo(json.dumps(document))
     else:
         _print(out, evaluation, failures)
     if options.calibrate is not None:
@@ -134,42 +135,6 @@ def _ask(
             await asker.ask(client, samples, model, advance)
 
     run_with_progress(num_unanswered, run, model, "requests")
-
-
-def _run_record(
-    connection: ConnectionOptions,
-    task_options: TaskOptions,
-    options: EvaluateOptions,
-    models: Sequence[Model],
-    samples: Sequence[Sample],
-) -> RunRecord:
-    given = given_fields(task_options.parameters(), task_options.answer_options())
-    settings: dict[str, object] = {
-        "service": without_credentials(connection.url),
-        **{name: list(each) if isinstance(each, tuple) else each for name, each in given.items()},
-        "prompts": str(options.prompts or ""),
-        "split": options.split or "",
-        "sample": options.sample or "",
-        "models": [model.id for model in models],
-    }
-    asked = []
-    for sample in samples[:_MAX_SAMPLES_SHOWN]:
-        asked += [given_fields(each, task_options.answer_options()) for each in sample.requests]
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return RunRecord(date, settings, model_properties(models), asked_of(asked))
-
-
-def _failed(failures: FailureLog) -> dict[str, Any]:
-    rows = []
-    for row in failures.first:
-        rows.append(Failed(str(row["image"]), str(row["model"]), str(row["message"])))
-    return {"num_failed": failures.num_failures, "failed": tuple(rows)}
-
-
-def _summary(out: Path, evaluation: Evaluation) -> dict[str, object]:
-    document = json_document(evaluation, {})
-    document.pop("gallery")
-    return {"report": str(out / "report.html"), **document}
 
 
 def _print(out: Path, evaluation: Evaluation, failures: FailureLog) -> None:

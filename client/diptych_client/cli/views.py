@@ -1,7 +1,9 @@
 """Tables and texts that the commands print."""
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
@@ -20,6 +22,8 @@ from diptych_client.results import (
     items_of,
     label_of,
 )
+
+_NUMBER = re.compile(r"[-−]?[\d.,]+|–|")
 
 
 def answer_view(answer: Answer | ModelFailure) -> RenderableType:
@@ -65,13 +69,15 @@ def tasks_view(tasks: Iterable[Task]) -> RenderableType:
     return table_view(("task", "parameters", "result", "models"), rows)
 
 
-def _is_number(cell: str) -> bool:
-    return cell.strip("-−+.,0123456789") == ""  # noqa: RUF001
-
-
-def table_view(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    first, *others = columns
-    table = Table(Column(first, no_wrap=True), *(Column(name, overflow="fold") for name in others))
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # a label is not markup
+def table_view(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table that folds long cells; columns of numbers are aligned to the right."""
+    lines = [list(map(printable, row)) for row in rows]
+    columns = []
+    for index, name in enumerate(names):
+        is_numeric = all(_NUMBER.fullmatch(line[index]) for line in lines)
+        justify: Literal["left", "right"] = "right" if is_numeric and lines else "left"
+        columns.append(Column(name, overflow="fold", justify=justify))
+    table = Table(*columns)
+    for line in lines:
+        table.add_row(*map(Text, line))  # a label is not markup
     return table

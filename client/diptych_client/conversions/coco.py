@@ -1,6 +1,5 @@
 """Answers as COCO (cocodataset.org, data format): boxes, masks, text regions, or a caption."""
 
-from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -36,13 +35,13 @@ def coco_of(answer: Answer, file_name: str, image_id: int) -> dict[str, Any]:
     annotations = []
     for number, item in enumerate(items, 1):
         category = "text" if is_text else label_of(item) or UNNAMED
-        own = {"id": number, "image_id": image_id, "category_id": ids[category]}
+        own: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": ids[category]}
         annotations.append(own | coco_shape(item, answer.image))
     categories = [{"id": number, "name": label} for label, number in ids.items()]
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def coco_shape(item: Item, image: ImageSize) -> Mapping[str, Any]:
+def coco_shape(item: Item, image: ImageSize) -> dict[str, Any]:
     """Return box, area and segmentation: polygons, or run lengths where their union differs."""
     x1, y1, x2, y2 = box_of(item)
     shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": item.score, "iscrowd": 0}

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
+from diptych_client.evaluation.questionnaire import Sample
+from diptych_client.long_runs import FailureLog
+from diptych_client.requests import DEFAULT_OPTIONS, given_fields
 from diptych_client.results import Model
 
-MAX_FAILED = 100  # named in a report
+_MAX_SAMPLES = 1000  # samples that are read for the requests of the report
 _MAX_ASKED = 20
 
 
@@ -46,26 +50,40 @@ class RunRecord:
         return [(name, value) for name, value in rows if value]
 
 
-def model_properties(models: Sequence[Model]) -> tuple[Mapping[str, str], ...]:
-    """Return what identifies each model's build."""
-    found = []
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Arguments of a command: its service, the fields of its requests, further options."""
+
+    url: str
+    fields: Mapping[str, object]
+    options: Mapping[str, object]
+
+
+def run_record(
+    asked: Asked, models: Sequence[Model], samples: Sequence[Sample], failures: FailureLog
+) -> RunRecord:
+    """Return the record of a run that ends now."""
+    parts = urlsplit(asked.url)
+    service = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without credentials
+    settings = {"service": service, **asked.fields, **asked.options}
+    settings["models"] = [model.id for model in models]
+    properties = []
     for each in models:
         build = {"precision": each.precision, "checkpoint": each.checkpoint}
-        found.append({"id": each.id, "family": each.family, **build})
-    return tuple(found)
-
-
-def asked_of(requests: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
-    """Return the first different requests as text."""
+        properties.append({"id": each.id, "family": each.family, **build})
     shown: dict[str, None] = {}
-    for fields in requests:
-        shown[", ".join(f"{name}={value}" for name, value in fields.items())] = None
-        if len(shown) > _MAX_ASKED:
-            break
-    return tuple(list(shown)[:_MAX_ASKED])
-
-
-def without_credentials(url: str) -> str:
-    """Return scheme, host and port of a URL."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    for sample in samples[:_MAX_SAMPLES]:
+        for parameters in sample.requests:
+            fields = given_fields(parameters, DEFAULT_OPTIONS)
+            shown[", ".join(f"{name}={value}" for name, value in fields.items())] = None
+    failed = []
+    for row in failures.first:
+        failed.append(Failed(str(row["image"]), str(row["model"]), str(row["message"])))
+    return RunRecord(
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        settings,
+        tuple(properties),
+        tuple(list(shown)[:_MAX_ASKED]),
+        failures.num_failures,
+        tuple(failed),
+    )

@@ -87,7 +87,7 @@ class Difference:
     second: str
     interval: Interval  # positive: the second is better
     num_images: int
-    is_error: bool = False  # of the metric: lower is better
+    is_error: bool = False  # a lower metric is better
 
     @property
     def is_clear(self) -> bool:
@@ -96,7 +96,7 @@ class Difference:
 
     @property
     def num_images_needed(self) -> int | None:
-        """Return how many such images would make this difference clear; None if it is 0."""
+        """Return how many such images would make this difference clear, or None if it is 0."""
         value = self.interval.value
         if not math.isfinite(value) or not value:
             return None

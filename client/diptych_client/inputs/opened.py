@@ -24,7 +24,7 @@ from diptych_client.inputs.videos import VIDEOS, extract_frames
 from diptych_client.long_runs import RunError
 
 _URL_SCHEMES = ("http://", "https://")
-_MAX_LIST_BYTES = 100_000_000
+_MAX_LIST_BYTES = 100_000_000  # a longer text is not a list of URLs
 DEFAULT_EVERY_S = 1.0
 
 
@@ -83,8 +83,13 @@ def open_images(given: Sequence[str], opening: Opening) -> Opened:
         return Opened(_made(opening.work, path, f"every {opening.every_s} s", extract))
     if suffix in SUFFIXES:
         return _chosen([path])
-    if suffix == ".txt" and (urls := _urls(path)):
-        return Opened(_downloaded(urls, str(path), opening))
+    if suffix == ".txt" and path.stat().st_size <= _MAX_LIST_BYTES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        urls = list(filter(None, map(str.strip, lines)))
+        if len(urls) > MAX_URLS:
+            raise RunError(f"{path} has {len(urls):,} URLs; at most {MAX_URLS:,} are allowed")
+        if urls and urls[0].startswith(_URL_SCHEMES):
+            return Opened(_downloaded(urls, str(path), opening))
     return Opened(path)
 
 
@@ -97,18 +102,6 @@ def _chosen(paths: Sequence[Path]) -> Opened:
     folder = Folder(Path(os.path.commonpath([path.parent for path in absolute])))
     names = [path.relative_to(folder.path).as_posix() for path in absolute]
     return Opened(folder.path, tuple(folder.image(name) for name in dict.fromkeys(names)))
-
-
-def _urls(path: Path) -> list[str]:
-    """Return the lines of a list of URLs; empty if it is another text."""
-    if path.stat().st_size > _MAX_LIST_BYTES:
-        raise RunError(f"{path} is larger than {_MAX_LIST_BYTES:,} bytes")
-    lines = list(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
-    if not lines or not lines[0].startswith(_URL_SCHEMES):
-        return []
-    if len(lines) > MAX_URLS:
-        raise RunError(f"{path} has {len(lines):,} URLs; at most {MAX_URLS:,} are allowed")
-    return lines
 
 
 def _downloaded(urls: Sequence[str], source: str, opening: Opening) -> Path:

@@ -19,7 +19,7 @@ class Problems:
 
     is_strict: bool = False
     lines: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # by what was done
+    counts: Counter[str] = field(default_factory=Counter)  # keyed by what was done
 
     def add(self, place: object, found: object, done: str) -> None:
         """Add a line; raise `RunError` with it if the run is strict."""

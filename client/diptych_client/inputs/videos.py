@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from PIL import Image
+
 from diptych_client.long_runs import RunError
 
 VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
@@ -29,7 +31,8 @@ def extract_frames(video: Path, folder: Path, every_s: float) -> None:
                 if num_frames > MAX_FRAMES:
                     raise RunError(f"{video} has more than {MAX_FRAMES:,} frames: use --every")
                 path = folder / f"{video.stem}-{time_s:010.3f}.jpg"
-                frame.to_image().save(path, "JPEG", quality=_JPEG_QUALITY)
+                image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                image.save(path, "JPEG", quality=_JPEG_QUALITY)
                 due_s = time_s + every_s
     except (av.FFmpegError, IndexError) as error:
         raise RunError(f"{video} is not a readable video: {error}") from error

@@ -59,7 +59,7 @@ class Call(Generic[ResultT]):
     request: Request
     request_id: str
     deadline_s: float  # time.monotonic()
-    url: str = ""  # of the service, without credentials
+    url: str = ""  # the service, without credentials
 
     def remaining_s(self) -> float:
         """Return the timeout of an attempt that starts now."""

@@ -122,6 +122,8 @@ def test_a_report_of_other_options_is_kept(command: Command) -> None:
     answers = [answer(DETECTIONS, model=name) for name in NAMES for _ in range(2)]
     models = [model(name) for name in NAMES]
     evaluated(command, models, answers)
+    evaluated(command, models)
+    assert not list(command.out.glob("report-*"))
     before = (command.out / "report.md").read_bytes()
     evaluated(command, models[:1], answers)
     (kept,) = command.out.glob("report-*.md")

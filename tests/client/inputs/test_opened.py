@@ -122,7 +122,8 @@ def test_a_damaged_archive_is_one_line(name: str, tmp_path: Path, opening: Openi
 def write_video(path: Path, num_frames: int, rate: int) -> Path:
     with av.open(path, "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height = 64, 48
+        stream.width = 64
+        stream.height = 48
         for index in range(num_frames):
             pixels = np.full((48, 64, 3), index * 10, np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels)):

@@ -62,7 +62,7 @@ class Ranked:
     sample_index: int
     error: float
     disagreement: float
-    difference: float  # of the errors of the worst and the best model
+    difference: float  # between the errors of the worst and the best model
     kinds: frozenset[str]
     classes: frozenset[str]
 

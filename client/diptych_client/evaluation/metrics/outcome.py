@@ -40,4 +40,4 @@ class Details:
     precision_by_recall: Curve | None = None
     precision_by_score: Curve | None = None
     recall_by_score: Curve | None = None
-    precision_by_recall_of: Mapping[str, Curve] = field(default_factory=dict)  # by class
+    precision_by_recall_of: Mapping[str, Curve] = field(default_factory=dict)  # keyed by class

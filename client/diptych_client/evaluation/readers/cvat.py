@@ -20,7 +20,7 @@ MAX_BYTES = 200_000_000  # all images are in one file
 
 
 def read_cvat(path: Path, problems: Problems, images: Path | None = None) -> Dataset | None:
-    """Read annotations.xml, whose images are in images/; None if it is another XML file."""
+    """Read annotations.xml, whose images are in images/; return None for another XML file."""
     root = read_xml(path, MAX_BYTES)
     if root.tag != "annotations":
         return None

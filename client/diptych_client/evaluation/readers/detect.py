@@ -44,7 +44,13 @@ def read_dataset(
     Labels that are damaged are left out, and added to `problems`.
     """
     problems = Problems() if problems is None else problems
-    dataset = _read(_inner(path), images, split, problems)
+    inner = path
+    while inner.is_dir():  # an unpacked archive often has one folder
+        inside = [each for each in inner.iterdir() if not each.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name == "Annotations":
+            break
+        inner = inside[0]
+    dataset = _read(inner, images, split, problems)
     if not dataset.images:
         first = problems.lines[0] if problems.lines else f"{path} has no image"
         raise RunError(f"no image is left: {first}")
@@ -52,16 +58,6 @@ def read_dataset(
         known = f"the labels in {path} say where their images are"
         raise RunError(f"--images is for COCO, JSON lines, CVAT and Label Studio; {known}")
     return replace(dataset, name=" ".join(filter(None, (path.resolve().name, split))))
-
-
-def _inner(path: Path) -> Path:
-    """Return the only folder in a folder, as unpacked archives have it."""
-    while path.is_dir():
-        inside = [each for each in path.iterdir() if not each.name.startswith((".", "__MACOSX"))]
-        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name == "Annotations":
-            break
-        path = inside[0]
-    return path
 
 
 def _read(path: Path, images: Path | None, split: str | None, problems: Problems) -> Dataset:

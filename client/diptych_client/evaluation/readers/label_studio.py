@@ -50,7 +50,11 @@ def read_label_studio(
                         captions += [text] if isinstance(text, str) else text
                     elif "x" in result or "points" in result:
                         objects.append(_object(result))
-            image = _image(store, _url(task.get("data", task)))
+            data = task.get("data", task)
+            urls = [data[name] for name in ("image", *data) if isinstance(data.get(name), str)]
+            if not urls:
+                raise ValueError("the task names no image")
+            image = _image(store, urls[0])
             texts = tuple(map(str, captions)) or None
             labelled.append(LabelledImage(image, tuple(objects), texts))
     return Dataset(labelled, store, classes_of(labelled))
@@ -84,18 +88,10 @@ def _object(result: Mapping[str, Any]) -> TrueObject:
     return rotated(label, box, float(result.get("rotation", 0)), (x, y))
 
 
-def _url(data: Mapping[str, Any]) -> str:
-    """Return the path or URL of the image."""
-    for name in ("image", *data):
-        if isinstance(data.get(name), str):
-            return str(data[name])
-    raise ValueError("the task names no image")
-
-
 def _image(store: Folder, url: str) -> ImageFile:
     """Return the file that ends like the URL, without the prefix of an upload if need be."""
     parts = urlsplit(url)
-    local = parse_qs(parts.query).get("d")  # of a local storage
+    local = parse_qs(parts.query).get("d")  # a local storage has it
     names = PurePosixPath(local[0] if local else unquote(parts.path)).parts
     safe = [name for name in names if name not in ("/", "..")]
     for start in range(len(safe)):

@@ -6,7 +6,6 @@ folders. A box counts pixels from 1 and includes its last ones (VOC2012 developm
 as missed, as in VOC's own evaluation.
 """
 
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
@@ -59,16 +58,11 @@ def _files(path: Path, annotations: Path, split: str | None) -> list[Path]:
 def _image(store: Folder, below: PurePosixPath, name: str, stem: str) -> ImageFile:
     """Return the image of this name, or of the XML file's; a missing one fails when it is read."""
     name = name.rpartition("\\")[2]
-    for candidate in _candidates(below, name, stem):
-        if path_within(store.path, candidate).is_file():
-            return store.image(candidate)
-    return store.image(name)
-
-
-def _candidates(below: PurePosixPath, name: str, stem: str) -> Iterator[str]:
     for each in (name, *(f"{stem}{suffix}" for suffix in sorted(SUFFIXES))):
-        yield (below / each).as_posix()
-        yield each
+        for candidate in ((below / each).as_posix(), each):
+            if path_within(store.path, candidate).is_file():
+                return store.image(candidate)
+    return store.image(name)
 
 
 def _object(element: ElementTree.Element) -> TrueObject:

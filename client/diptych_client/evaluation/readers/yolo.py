@@ -11,7 +11,9 @@ _darknet.labels (Roboflow).
 """
 
 import os.path
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,6 +37,7 @@ YOLO_FILES = ("data.yaml", "dataset.yaml", "data.yml")
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _SPLITS = ("val", "valid", "validation", "test", "train")  # tried in this order
 _TRANSPOSED = range(5, 9)  # EXIF orientations that swap width and height
+_ROW = re.compile(r"\s*\d+(?:\.0*)?(?:\s+[-+.\deE]+){4}")  # the first line of labels
 _MAX_SHARE = 1.01  # a box of a rounded file may reach beyond the image
 
 Names = Mapping[int, str]
@@ -51,7 +54,10 @@ def read_yolo(path: Path, split: str | None, problems: Problems) -> Dataset:
             raise RunError(f"{path} has no split {split or ' or '.join(_SPLITS)}")
         folder = Path(os.path.abspath(path.parent))
         sources = document[chosen] if isinstance(document[chosen], list) else [document[chosen]]
-        root = _root(folder, document.get("path") or "")
+        root = folder
+        with suppress(RunError):  # it is often the path on another machine
+            root = path_within(folder, document.get("path") or ".")
+        root = root if root.is_dir() else folder
         images: list[Path] = []
         for source in sources:
             images += _images(folder, root, source)
@@ -61,13 +67,18 @@ def read_yolo(path: Path, split: str | None, problems: Problems) -> Dataset:
 
 
 def read_yolo_folder(path: Path, split: str | None, problems: Problems) -> Dataset | None:
-    """Read images with label files but no data.yaml; None if no image has one."""
+    """Read images with label files but no data.yaml; return None if no image has one."""
     folder = Path(os.path.abspath(path))
     images = []
+    is_labelled = False
     for image in find_images(folder):
         if split is None or split in PurePosixPath(image.name).parts:
             images.append(folder / image.name)
-    if not any(map(_is_labels, (_label_file(folder, each) for each in images))):
+            file = _label_file(folder, folder / image.name)
+            is_labelled = is_labelled or (
+                file.is_file() and _ROW.match(read_text(file)) is not None
+            )
+    if not is_labelled:
         return None
     return _labelled_images(folder, images, _folder_names(folder, problems), problems)
 
@@ -78,36 +89,16 @@ def _names(listed: Any) -> Names:
 
 
 def _folder_names(folder: Path, problems: Problems) -> Names | None:
-    """Return the classes of a folder without data.yaml; None if no file names them."""
+    """Return the classes of a folder without data.yaml, or None if no file names them."""
     for name in _CLASS_FILES:
         for file in sorted(folder.rglob(name))[:1]:
             lines = read_text(file).splitlines()
             return _names(line.strip() for line in lines if line.strip())
-    for name in YOLO_FILES:  # of a split's folder alone
+    for name in YOLO_FILES:  # the folder of a split was given
         if (folder.parent / name).is_file():
             return _names(read_yaml(folder.parent / name)["names"])
     problems.add(folder, f"none of {', '.join(_CLASS_FILES)}", "classes named by their numbers")
     return None
-
-
-def _is_labels(file: Path) -> bool:
-    """Return True if the first line is a class number and at least four numbers."""
-    if not file.is_file():
-        return False
-    words = next((text.split() for _, text in read_lines(file)), [])
-    try:
-        return len([float(word) for word in words]) > 4
-    except ValueError:
-        return False
-
-
-def _root(folder: Path, path: object) -> Path:
-    """Return the folder to which the splits are relative."""
-    try:
-        root = path_within(folder, path or ".")
-    except RunError:
-        return folder
-    return root if root.is_dir() else folder
 
 
 def _images(folder: Path, root: Path, source: str) -> list[Path]:
@@ -144,7 +135,12 @@ def _labelled_images(
         file = _label_file(folder, image)
         rows = list(read_lines(file)) if file.is_file() else []
         try:
-            size_wh = _upright_size(image) if rows else (0, 0)
+            size_wh = (0, 0)
+            if rows:
+                with Image.open(image) as opened:
+                    size_wh = opened.size
+                    if opened.getexif().get(0x0112) in _TRANSPOSED:
+                        size_wh = size_wh[::-1]
         except (OSError, *MALFORMED) as error:
             problems.add(image, f"it has labels and cannot be opened ({error})", "image left out")
             continue
@@ -158,13 +154,6 @@ def _labelled_images(
         labelled.append(LabelledImage(store.image(name), tuple(objects)))
     classes = map(str, sorted(found)) if names is None else names.values()
     return Dataset(labelled, store, tuple(classes))
-
-
-def _upright_size(image: Path) -> tuple[int, int]:
-    with Image.open(image) as opened:
-        width, height = opened.size
-        is_on_side = opened.getexif().get(0x0112) in _TRANSPOSED
-    return (height, width) if is_on_side else (width, height)
 
 
 def _object(names: Names | None, index: int, text: str, size_wh: tuple[int, int]) -> TrueObject:

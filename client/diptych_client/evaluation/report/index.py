@@ -26,7 +26,7 @@ def write_index(reports: Sequence[Path], out: Path) -> list[dict[str, Any]]:
     for given in reports:
         path = given / "report.json" if given.is_dir() else given
         try:
-            rows += _rows(path, read_json(path))
+            rows += rows_of(path, read_json(path))
         except MALFORMED as error:
             raise RunError(f"{path} is not a report: {error!r:.200}") from error
     cells = tuple(tuple(map(str, row.values())) for row in rows)
@@ -43,7 +43,7 @@ def write_index(reports: Sequence[Path], out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _rows(path: Path, document: Any) -> list[dict[str, Any]]:
+def rows_of(path: Path, document: Any) -> list[dict[str, Any]]:
     """Return a row for each two models, or for one model alone, by the main metric."""
     run = document.get("run") or {}
     common = {

@@ -79,8 +79,10 @@ def _keep_earlier(out: Path, evaluation: Evaluation) -> None:
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
         date = re.sub(r"[^0-9T]", "", str(earlier["date"]))
-        is_same = earlier["settings"] == json.loads(json.dumps(evaluation.run.settings))
-    except (ValueError, LookupError, TypeError):  # of a version without them
+        now = json.loads(json.dumps(evaluation.run.settings))
+        # the same models at another address answer the same
+        is_same = earlier["settings"] | {"service": now["service"]} == now
+    except (ValueError, LookupError, TypeError):  # an earlier version wrote it
         date = "earlier"
         is_same = False
     for suffix in () if is_same else (".html", ".md", ".json"):

@@ -51,8 +51,12 @@ def tables(evaluation: Evaluation) -> list[Table]:
         *_by_class(evaluation.details),
         *_kinds(evaluation.details),
         *_agreement(evaluation),
-        *_run(evaluation),
     ]
+    if (run := evaluation.run) is not None:
+        found.append(Table("Run", ("property", "value"), tuple(run.rows())))
+        failed = tuple((each.image, each.model, each.error) for each in run.failed)
+        note = f"{run.num_failed} requests failed; failures.jsonl has all of them."
+        found.append(Table("Failed requests", ("image", "model", "error"), failed, note))
     return [table for table in found if table.rows]
 
 
@@ -138,16 +142,6 @@ def _agreement(evaluation: Evaluation) -> Iterator[Table]:
         header = ("class", "found by both", *sides, "other label or place")
         found = [(label, *map(str, asdict(each).values())) for label, each in classes.items()]
         yield Table(f"Agreement by class: {title}", header, tuple(found))
-
-
-def _run(evaluation: Evaluation) -> Iterator[Table]:
-    run = evaluation.run
-    if run is None:
-        return
-    yield Table("Run", ("property", "value"), tuple(run.rows()))
-    failed = tuple((each.image, each.model, each.error) for each in run.failed)
-    note = f"{run.num_failed} requests failed; failures.jsonl has all of them."
-    yield Table("Failed requests", ("image", "model", "error"), failed, note)
 
 
 def _number(value: float) -> str:
