@@ -19,7 +19,7 @@ from diptych_client.requests import (
     task_parameters,
 )
 
-RGB = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)
+RGB = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 
 
 def pixels(image: Any, bgr: bool = False) -> Any:
@@ -30,7 +30,7 @@ def pixels(image: Any, bgr: bool = False) -> Any:
 def test_arrays_are_rgb_or_bgr() -> None:
     assert (pixels(RGB) == RGB).all()
     assert (pixels(RGB[:, :, ::-1], bgr=True) == RGB).all()
-    rgba = np.dstack([RGB, np.full((4, 3), 9, np.uint8)])
+    rgba = np.dstack([RGB, np.full((4, 5), 9, np.uint8)])
     assert (pixels(rgba[:, :, [2, 1, 0, 3]], bgr=True) == rgba).all()
     assert (pixels(RGB[:, :, 0]) == pixels(RGB[:, :, :1])).all()
 
@@ -60,7 +60,7 @@ def test_paths_bytes_and_file_objects_are_sent_unchanged(tmp_path: Path) -> None
     ("image", "message"),
     [
         (RGB.astype(np.int64), "must be uint8, or floats from 0 to 1, got int64"),
-        (RGB * 1.5, "must be 0 to 1, got floats from 0 to 52.5"),
+        (RGB * 1.5, "must be 0 to 1, got floats from 0 to 88.5"),
         (np.full((2, 2), np.nan), "must be 0 to 1"),
         (np.zeros((2, 2, 5), np.uint8), r"got \(2, 2, 5\)"),
         (np.zeros((0, 2), np.uint8), r"got \(0, 2\)"),

@@ -98,7 +98,7 @@ def run_with_progress(
         _RateColumn(unit),
         TimeRemainingColumn(),
     )
-    is_hidden = not logger.isEnabledFor(logging.INFO)
+    is_hidden = not logger.isEnabledFor(logging.WARNING)
     with Progress(*columns, console=_ERRORS, disable=is_hidden) as progress:
         bar = progress.add_task(printable(description), total=total)
 

@@ -1,8 +1,10 @@
 """`diptych predict` and the options of the whole command, over a scripted service."""
 
 import json
+import logging
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ from diptych_client.cli.views import tasks_view
 from tests.support.client_answers import DETECTIONS, answer
 from tests.support.evaluations import write_images
 from tests.support.scripted_services import ANSWER, Refusal, Script, serving_rest
+
+
+@pytest.fixture(autouse=True)
+def verbosity() -> Iterator[None]:
+    """Restore the loggers that a command sets."""
+    yield
+    logger = logging.getLogger("diptych_client")
+    logger.handlers = []
+    logger.setLevel(logging.NOTSET)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
