@@ -1,7 +1,7 @@
 """Python client of Diptych, typed, synchronous and for asyncio, over REST and gRPC.
 
-The command `diptych` is its command line. Images go in as paths, bytes or PIL images; answers are
-dataclasses.
+The command `diptych` is its command line. Images go in as paths, bytes, arrays, tensors or PIL
+images; answers are dataclasses.
 """
 
 from diptych_client.client import AsyncClient, Client
@@ -18,6 +18,7 @@ from diptych_client.errors import (
     PayloadTooLarge,
     Unauthorized,
     UnknownModel,
+    UnreadableFile,
     UnsupportedImage,
     UnsupportedTask,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Timings",
     "Unauthorized",
     "UnknownModel",
+    "UnreadableFile",
     "UnsupportedImage",
     "UnsupportedTask",
     "Usage",
