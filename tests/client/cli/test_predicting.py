@@ -146,6 +146,17 @@ def test_quiet_prints_results_and_errors_alone(
     assert ("images/s" in printed.err) == is_noted
 
 
+def test_the_help_offers_completion_and_fits_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--install-completion" in shown
+    assert "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted." in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     long = "a_task_with_a_long_name_for_a_table"
     tasks = [Task(long, "", "detections", {"properties": dict.fromkeys("abcdef")}, ("m" * 60,) * 3)]
