@@ -13,7 +13,7 @@ from tenacity import BaseRetrying
 from diptych_client.downscaling import downscaled
 from diptych_client.errors import ErrorDetail, InvalidRequest
 from diptych_client.geometry import ImageSize
-from diptych_client.image_sources import ImageSource, sent_image
+from diptych_client.image_sources import ImageSource, ReadableFile, sent_image
 from diptych_client.requests import (
     AnswerOptions,
     FieldValue,
@@ -86,6 +86,8 @@ class Caller(Generic[TransportT]):
         smaller = None
         if self._max_pixels is not None and isinstance(sent, bytes):
             name = str(image) if isinstance(image, str | Path) else "the image"
+            if isinstance(image, ReadableFile):
+                name = str(getattr(image, "name", name))
             smaller = downscaled(sent, self._max_pixels, name)
         if smaller is not None:
             sent = smaller.data

@@ -87,7 +87,9 @@ def test_the_shapes_of_an_answer_are_scaled_to_the_original() -> None:
     assert regions.text_regions[0].quad_xy[2] == (2, 3)
 
 
-def test_a_client_with_a_limit_sends_image_and_region_smaller(tmp_path: Path) -> None:
+def test_a_client_with_a_limit_sends_image_and_region_smaller(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(encoded((400, 200), "PNG"))
     script = Script(
@@ -100,3 +102,5 @@ def test_a_client_with_a_limit_sends_image_and_region_smaller(tmp_path: Path) ->
     assert isinstance(found.result, DetectionsResult)
     assert found.result.detections[0].box_xyxy == (0, 0, 400, 200)
     assert b"[0.0, 0.0, 100.0, 50.0]" in script.received[0].body
+    (note,) = caplog.messages
+    assert note.startswith(f"{path} has 400 x 200 pixels; sent as 100 x 50")

@@ -8,7 +8,7 @@ from pathlib import Path
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Journal, Record
 from diptych_client.client import AsyncClient
-from diptych_client.inputs.files import ImageFile
+from diptych_client.inputs import ImageFile, NamedImage
 from diptych_client.long_runs import FailureLog, send_all
 from diptych_client.requests import read_image_file
 
@@ -36,7 +36,11 @@ async def label_images(
     async def label(image: ImageFile) -> None:
         data = await asyncio.to_thread(read_image_file, labeller.folder / image.name)
         answer = await client.predict(
-            data, job.task, job.parameters, model=job.model, options=job.options
+            NamedImage(image.name, data),
+            job.task,
+            job.parameters,
+            model=job.model,
+            options=job.options,
         )
         labeller.journal.append(Record(image, answer))
         advance()

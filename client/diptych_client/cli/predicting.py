@@ -26,6 +26,10 @@ class _StoredImage:
     store: Folder
     image: ImageFile
 
+    @property
+    def name(self) -> str:
+        return self.image.name
+
     def read(self) -> bytes:
         return self.store.read(self.image)
 

@@ -20,7 +20,7 @@ from typing import Self
 from diptych_client.client import AsyncClient
 from diptych_client.evaluation.questionnaire import Sample
 from diptych_client.geometry import ImageSize
-from diptych_client.inputs.files import ImageStore
+from diptych_client.inputs import ImageStore, NamedImage
 from diptych_client.long_runs import AppendLog, FailureLog, send_all
 from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
 from diptych_client.results import Answer, Instance, Item, TextRegionsResult, TextResult, items_of
@@ -155,8 +155,9 @@ class Asker:
         async def send(question: Question) -> None:
             image = await asyncio.to_thread(self.store.read, question.sample.image)
             start_s = time.monotonic()
+            named = NamedImage(question.sample.image.name, image)
             answer = await client.predict(
-                image, self.log.task, question.parameters, model=model, options=self.log.options
+                named, self.log.task, question.parameters, model=model, options=self.log.options
             )
             self.log.append(question, answer, time.monotonic() - start_s, self.concurrency)
             advance()

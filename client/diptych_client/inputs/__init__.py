@@ -8,7 +8,7 @@ opened.py     any of these -> a folder of files
 problems.py   input that was left out or changed, a line for each
 """
 
-from diptych_client.inputs.files import Folder, ImageFile, ImageStore, find_images
+from diptych_client.inputs.files import Folder, ImageFile, ImageStore, NamedImage, find_images
 from diptych_client.inputs.opened import Opened, Opening, open_images
 from diptych_client.inputs.problems import Problems
 
@@ -16,6 +16,7 @@ __all__ = [
     "Folder",
     "ImageFile",
     "ImageStore",
+    "NamedImage",
     "Opened",
     "Opening",
     "Problems",

@@ -20,6 +20,17 @@ class ImageFile:
     mtime_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """The bytes of an image as a file object, whose name is in notes about it."""
+
+    name: str
+    data: bytes
+
+    def read(self) -> bytes:
+        return self.data
+
+
 class ImageStore(Protocol):
     """Where the image files are."""
 
