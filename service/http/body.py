@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, TypeVar
 
 from python_multipart.exceptions import MultipartParseError
@@ -214,7 +213,7 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
 def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
     """Return the values of a field as the JSON type of that field; raise `InvalidRequest`.
 
-    A list is given as repeated fields, as one JSON array, or comma-separated.
+    A list is given as repeated fields, as one JSON array, or comma-separated; quotes hold a comma.
     """
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != len(values):
@@ -225,10 +224,16 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
     if schema["type"] == "array":
         if len(texts) == 1 and texts[0].lstrip().startswith("["):
             data = texts[0].encode(errors="surrogatepass")
-            elements = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
-            check_texts(elements, name)
-            return elements
-        elements = list(chain.from_iterable(map(_split, texts)))
+            document = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
+            check_texts(document, name)
+            return document
+        elements: list[str] = []
+        for text in texts:
+            # validation refuses longer lists
+            is_list = len(text) <= LARGE_BYTES and 0 < text.count(",") <= _MAX_FORM_FIELDS
+            found = _ELEMENT.finditer(text) if is_list else ()
+            split = [(match[1] or match[2] or "").strip() for match in found]
+            elements += list(filter(None, split)) or [text]
         is_numeric = schema["items"]["type"] == "number"
         return [_number(text) for text in elements] if is_numeric else elements
     if len(texts) > 1:
@@ -240,15 +245,6 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
             return _number(texts[0])
         case _:
             return texts[0]
-
-
-def _split(text: str) -> list[str]:
-    """Return the elements of a comma-separated list; quotes hold an element with a comma."""
-    # validation refuses longer ones
-    if len(text) > LARGE_BYTES or not 0 < text.count(",") <= _MAX_FORM_FIELDS:
-        return [text]
-    found = [(match[1] or match[2] or "").strip() for match in _ELEMENT.finditer(text)]
-    return list(filter(None, found)) or [text]
 
 
 def _number(text: str) -> object:
