@@ -65,24 +65,21 @@ def predict_images(
             if isinstance(answer, DiptychError) and is_one:
                 raise answer
             num_failed += isinstance(answer, DiptychError)
-            _show(image.name, answer, is_one, input_options.as_json)
+            row: dict[str, object] = {"image": image.name}
+            if isinstance(answer, DiptychError):
+                row["error"] = asdict(answer.detail)
+                echo(f"error: {image.name}: {answer}", is_error=True)
+            else:
+                row["answer"] = answer_json(answer)
+            if input_options.as_json:
+                shown = row["answer"] if is_one else row
+                echo(json.dumps(shown, indent=2 if is_one else None, ensure_ascii=False))
+            elif isinstance(answer, Answer):
+                if not is_one:
+                    echo(f"\n{image.name}")
+                Console().print(answer_view(answer))
             if draw is not None and isinstance(answer, Answer):
                 target = draw if is_one else draw / image.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 draw_answer(open_upright(store.path / image.name), answer).save(target)
     return num_failed
-
-
-def _show(name: str, answer: Answer | DiptychError, is_one: bool, as_json: bool) -> None:
-    if isinstance(answer, DiptychError):
-        if as_json:
-            echo(json.dumps({"image": name, "error": asdict(answer.detail)}))
-        echo(f"error: {name}: {answer}", is_error=True)
-    elif as_json and is_one:
-        echo(json.dumps(answer_json(answer), indent=2, ensure_ascii=False))
-    elif as_json:
-        echo(json.dumps({"image": name, "answer": answer_json(answer)}, ensure_ascii=False))
-    else:
-        if not is_one:
-            echo(f"\n{name}")
-        Console().print(answer_view(answer))

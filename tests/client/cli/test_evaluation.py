@@ -70,6 +70,11 @@ def command(tmp_path: Path) -> Command:
     )
 
 
+def answers_of_both() -> list[Answer]:
+    """Return the answers of one model to both images, then those of the other."""
+    return [answer(DETECTIONS, model=name) for name in sorted(NAMES * 2)]
+
+
 def evaluated(
     command: Command, models: Sequence[Model], answers: Sequence[Answer] = ()
 ) -> tuple[int, Script]:
@@ -90,7 +95,7 @@ def evaluated(
 def test_every_image_is_sent_to_every_model_and_the_report_has_their_answers(
     command: Command,
 ) -> None:
-    answers = [answer(DETECTIONS, model=name) for name in NAMES for _ in range(2)]
+    answers = answers_of_both()
     models = [model(name) for name in NAMES]
     num_failures, script = evaluated(command, models, answers)
     assert (num_failures, len(script.received)) == (0, 4)
@@ -119,7 +124,7 @@ def test_the_report_names_its_run_and_the_requests_that_failed(command: Command)
 
 
 def test_a_report_of_other_options_is_kept(command: Command) -> None:
-    answers = [answer(DETECTIONS, model=name) for name in NAMES for _ in range(2)]
+    answers = answers_of_both()
     models = [model(name) for name in NAMES]
     evaluated(command, models, answers)
     evaluated(command, models)
@@ -132,7 +137,7 @@ def test_a_report_of_other_options_is_kept(command: Command) -> None:
 
 
 def test_an_index_has_a_row_for_each_report(command: Command, tmp_path: Path) -> None:
-    answers = [answer(DETECTIONS, model=name) for name in NAMES for _ in range(2)]
+    answers = answers_of_both()
     evaluated(command, [model(name) for name in NAMES], answers)
     (row,) = write_index([command.out], tmp_path / "index.html")
     assert (row["task"], row["images"]) == (f"{TASK} on images", 2)

@@ -193,13 +193,12 @@ def test_counts_and_confusion_agree() -> None:
     details = measure.details()
     assert details.confusion is not None
     matrix = np.array(details.confusion.counts)
-    assert np.trace(matrix) == details.kinds["right"]
-    assert matrix[:-1].sum() == sum(
-        details.kinds[kind] for kind in ("right", "wrong class", "badly placed", "missed")
-    )
-    assert matrix[:, :-1].sum() == sum(
-        details.kinds[kind] for kind in ("right", "wrong class", "badly placed", "extra")
-    )
+    kinds = details.kinds
+    num_right = kinds["right"] + kinds["loosely placed"]
+    assert np.trace(matrix) == num_right
+    others = kinds["wrong class"] + kinds["badly placed"]
+    assert matrix[:-1].sum() == num_right + others + kinds["missed"]
+    assert matrix[:, :-1].sum() == num_right + others + kinds["extra"]
     assert details.precision_by_score is not None
     assert details.recall_by_score is not None
     assert list(details.recall_by_score.ys) == sorted(details.recall_by_score.ys)
