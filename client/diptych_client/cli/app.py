@@ -129,8 +129,8 @@ def compare(
     parameters = task_options.parameters()
     options = task_options.answer_options()
     with _connection(context).client() as client:
-        given = {"models": listed(models), "options": options}
-        comparison = client.compare(image, task, parameters, **given)
+        chosen = listed(models)
+        comparison = client.compare(image, task, parameters, models=chosen, options=options)
     _print(as_json, comparison_json(comparison), comparison_view(comparison))
     if draw is not None:
         draw_comparison(open_upright(image), comparison).save(draw)

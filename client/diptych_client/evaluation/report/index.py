@@ -62,13 +62,16 @@ def rows_of(path: Path, document: Any) -> list[dict[str, Any]]:
         if metric in own:
             values.append(f"{model} {_interval(own[metric])}")
     models = "; ".join(values)
-    rows = []
+    rows: list[dict[str, str | int]] = []
     for each in measured["differences"]:
         if each["metric"] == metric:
             found = Difference(**{**each, "interval": _interval(each["interval"])})
             needed = "" if found.is_clear else found.num_images_needed or "–"
             rows.append({"conclusion": str(found), "images needed": needed})
-    alone = {"conclusion": "; ".join(document["sentences"]), "images needed": ""}
+    alone: dict[str, str | int] = {
+        "conclusion": "; ".join(document["sentences"]),
+        "images needed": "",
+    }
     own_rows = rows or [alone]
     return [{**common, "metric": metric, "models": models, **each} for each in own_rows]
 
