@@ -28,7 +28,7 @@ def test_answers_are_in_order_and_few_images_are_read_ahead() -> None:
 
 def test_an_image_that_fails_has_its_error_in_place_of_an_answer() -> None:
     with scripted("rest", []) as (url, _), Client(url, max_retries=0) as client:
-        images = [b"a", "none.png", b"c"]
+        images: list[str | bytes] = [b"a", "none.png", b"c"]
         first, error, last = client.predict_many(images, "ocr", concurrency=1)
     assert isinstance(error, DiptychError)
     assert error.code == "unreadable_file"

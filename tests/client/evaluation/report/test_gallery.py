@@ -27,7 +27,7 @@ def test_a_card_has_a_small_image_the_size_of_the_whole_one_and_short_numbers(
         (question,) = log.questions([sample], "model")
         log.append(question, answer(DetectionsResult(()), ImageSize(1000, 500)), 0.1, 1)
         gallery = Gallery(dataset.store, log, questionnaire.names, ["model"])
-        card = gallery.card(sample, Ranked(0, 2 / 3, 1 / 3, frozenset(), frozenset()))
+        card = gallery.card(sample, Ranked(0, 2 / 3, 1 / 3, 0.0, frozenset(), frozenset()))
     assert (card["width"], card["height"]) == (1000, 500)
     assert (card["error"], card["disagreement"]) == (0.667, 0.333)
     kind, _, data = card["image"].partition(",")
