@@ -180,8 +180,8 @@ def test_coco_contains_the_answers(service: RunningService, folder: Path) -> Non
     words = ("annotate", folder, "--task", "instance_segmentation", "--phrase", "circle")
     finished = run(service, *words)
     assert finished.returncode == 0, finished.stderr
-    assert f"{NUM_IMAGES} images in" in finished.stdout
-    assert "images/s; 0 failed" in finished.stdout
+    assert f"{NUM_IMAGES} images in" in finished.stderr
+    assert "images/s; 0 failed" in finished.stderr
     coco: Any = COCO(folder.with_name("photos-annotations") / "annotations.json")
     assert len(coco.imgs) == NUM_IMAGES
     annotation = next(iter(coco.anns.values()))
@@ -232,7 +232,7 @@ def test_failed_images_are_listed_and_retried_by_the_next_run(
     words = ("annotate", folder, "--task", "ocr", "--format", "jsonl", "--out", out)
     failed = run(service, *words)
     assert failed.returncode == 1
-    assert "1 failed, see" in failed.stdout
+    assert "1 failed, see" in failed.stderr
     (line,) = (out / "failures.jsonl").read_text().splitlines()
     assert (json.loads(line)["image"], json.loads(line)["code"]) == (
         "broken.png",
@@ -242,7 +242,7 @@ def test_failed_images_are_listed_and_retried_by_the_next_run(
     (folder / "broken.png").write_bytes(scene_png())
     again = run(service, *words)
     assert again.returncode == 0, again.stderr
-    assert "1 images in" in again.stdout
+    assert "1 images in" in again.stderr
     assert (out / "failures.jsonl").read_text() == ""
     assert Counter(journal_names(out)).most_common(1)[0][1] == 1
     assert len((out / "answers.jsonl").read_text().splitlines()) == NUM_IMAGES + 1

@@ -76,7 +76,8 @@ def table_view(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     for index, name in enumerate(names):
         is_numeric = all(_NUMBER.fullmatch(line[index]) for line in lines)
         justify: Literal["left", "right"] = "right" if is_numeric and lines else "left"
-        columns.append(Column(name, overflow="fold", justify=justify))
+        # an id in the first column can be copied whole
+        columns.append(Column(name, overflow="fold", justify=justify, no_wrap=index == 0))
     table = Table(*columns)
     for line in lines:
         table.add_row(*map(Text, line))  # a label is not markup
