@@ -31,4 +31,4 @@ def run(service: RunningService, *arguments: str | Path) -> CompletedProcess[str
                 main()
         finally:
             sys.argv = before
-    return CompletedProcess(words, ended.value.code or 0, stdout.getvalue(), stderr.getvalue())
+    return CompletedProcess(words, int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue())

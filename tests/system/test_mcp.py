@@ -36,7 +36,8 @@ class Agent:
         return self.portal.call(self.client.list_tools).tools
 
     def call(self, tool: str, **arguments: Any) -> CallToolResult:
-        return self.portal.call(self.client.call_tool, tool, arguments)
+        result: CallToolResult = self.portal.call(self.client.call_tool, tool, arguments)
+        return result
 
 
 @contextmanager
@@ -85,6 +86,7 @@ def test_each_offered_task_is_a_tool(service: RunningService, rest: Agent) -> No
             "models",
             *properties_of(tasks[tool.name]),
         }
+        assert tool.annotations is not None
         assert tool.annotations.read_only_hint
 
 
