@@ -4,15 +4,18 @@ The command `diptych` is its command line. Images go in as paths, bytes or PIL i
 dataclasses.
 """
 
+from diptych_client.analysis import Analysis, StepAnswer, StepAnswers
 from diptych_client.client import AsyncClient, Client
 from diptych_client.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     DiptychError,
     ErrorDetail,
+    ImageExpired,
     ImageTooLarge,
     InternalError,
     InvalidRequest,
+    NotFound,
     NotReady,
     Overloaded,
     PayloadTooLarge,
@@ -22,7 +25,7 @@ from diptych_client.errors import (
     UnsupportedTask,
 )
 from diptych_client.geometry import ImageSize, RunLengthMask
-from diptych_client.requests import AnswerOptions, TaskParameters
+from diptych_client.requests import AnswerOptions, StoredImage, TaskParameters
 from diptych_client.results import (
     Answer,
     Comparison,
@@ -41,6 +44,7 @@ from diptych_client.results import (
 )
 
 __all__ = [
+    "Analysis",
     "Answer",
     "AnswerOptions",
     "AsyncClient",
@@ -52,6 +56,7 @@ __all__ = [
     "DetectionsResult",
     "DiptychError",
     "ErrorDetail",
+    "ImageExpired",
     "ImageSize",
     "ImageTooLarge",
     "Instance",
@@ -60,10 +65,14 @@ __all__ = [
     "InvalidRequest",
     "Model",
     "ModelFailure",
+    "NotFound",
     "NotReady",
     "Overloaded",
     "PayloadTooLarge",
     "RunLengthMask",
+    "StepAnswer",
+    "StepAnswers",
+    "StoredImage",
     "Task",
     "TaskParameters",
     "TextRegion",

@@ -5,26 +5,43 @@ A call is one for both: `_Caller` retries it, a transport sends each attempt.
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from tenacity import AsyncRetrying, BaseRetrying, Retrying
 
+from diptych_client.analysis import Analysis
+from diptych_client.errors import DiptychError, ImageExpired, InvalidRequest, NotFound
 from diptych_client.requests import (
     DEFAULT_OPTIONS,
     NO_PARAMETERS,
     AnswerOptions,
     ImageSource,
     Request,
+    Step,
+    StoredImage,
     TaskParameters,
+    encoded_image,
+    image_request,
     task_request,
 )
 from diptych_client.results import Answer, Comparison, Model, Task
 from diptych_client.retries import retrying
 from diptych_client.transports.grpc_transports import AsyncGrpcTransport, GrpcTransport
-from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Call, Operation
+from diptych_client.transports.operations import (
+    ANALYZE,
+    COMPARE,
+    MODELS,
+    PREDICT,
+    STORE,
+    TASKS,
+    Call,
+    Operation,
+    removal,
+)
 from diptych_client.transports.rest_transports import AsyncRestTransport, RestTransport
 
 ResultT = TypeVar("ResultT")
@@ -97,7 +114,7 @@ class Client(_Caller[RestTransport | GrpcTransport]):
         """Return the answer of one model; by default of the first that offers the task."""
         chosen = {"task": task, "model": model}
         request = task_request(image, chosen, parameters, options)
-        return self._call(PREDICT, request, self._transport.send)
+        return self._ask(PREDICT, request, self._transport.send)
 
     def stream(
         self,
@@ -114,7 +131,7 @@ class Client(_Caller[RestTransport | GrpcTransport]):
         """
         chosen = {"task": task, "model": model}
         request = task_request(image, chosen, parameters, options)
-        first, events = self._call(PREDICT, request, self._start)
+        first, events = self._ask(PREDICT, request, self._start)
         with closing(events):
             yield first
             yield from events
@@ -131,7 +148,30 @@ class Client(_Caller[RestTransport | GrpcTransport]):
         """Return concurrent answers of several models, by default all that offer the task."""
         chosen = {"task": task, "models": None if models is None else tuple(models)}
         request = task_request(image, chosen, parameters, options)
-        return self._call(COMPARE, request, self._transport.send)
+        return self._ask(COMPARE, request, self._transport.send)
+
+    def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
+        """Answer many questions about one image; a step may be asked about each box of another.
+
+        The fields of a step are those of `POST /v1/analyze`.
+        """
+        request = image_request(image, {"steps": tuple(steps)})
+        return self._ask(ANALYZE, request, self._transport.send)
+
+    @contextmanager
+    def image(self, image: ImageSource) -> Generator[StoredImage, None, None]:
+        """Send an image once for all calls in the context, which take what it yields as the image.
+
+        It is sent again if the service has dropped it, and with each call if it stores none.
+        """
+        stored = StoredImage(encoded_image(image))
+        self._store(stored)
+        try:
+            yield stored
+        finally:
+            if stored.id is not None:
+                with suppress(DiptychError):  # it expires by itself
+                    self._call(removal(stored.id), Request(), self._transport.send)
 
     def models(self) -> tuple[Model, ...]:
         """Return the served models."""
@@ -150,6 +190,27 @@ class Client(_Caller[RestTransport | GrpcTransport]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _ask(
+        self,
+        operation: Operation[ResultT],
+        request: Request,
+        send: Callable[[Call[ResultT]], SentT],
+    ) -> SentT:
+        """Do as `_call`; store an image again that has expired."""
+        try:
+            return self._call(operation, request, send)
+        except ImageExpired:
+            if request.stored is None:
+                raise
+            self._store(request.stored)
+        return self._call(operation, replace(request, image=request.stored.sent), send)
+
+    def _store(self, image: StoredImage) -> None:
+        image.id = None
+        if isinstance(self._transport, RestTransport):
+            with suppress(NotFound, InvalidRequest):  # the service stores none, or is an older one
+                image.id = self._call(STORE, Request(image.data), self._transport.send)
 
     def _start(self, call: Call[Answer]) -> tuple[str | Answer, Events]:
         events = self._transport.stream(call)
@@ -177,7 +238,7 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
         """Return the answer of one model; by default of the first that offers the task."""
         chosen = {"task": task, "model": model}
         request = task_request(image, chosen, parameters, options)
-        return await self._call(PREDICT, request, self._transport.send)
+        return await self._ask(PREDICT, request, self._transport.send)
 
     async def stream(
         self,
@@ -194,7 +255,7 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
         """
         chosen = {"task": task, "model": model}
         request = task_request(image, chosen, parameters, options)
-        first, events = await self._call(PREDICT, request, self._start)
+        first, events = await self._ask(PREDICT, request, self._start)
         async with aclosing(events):
             yield first
             async for event in events:
@@ -212,7 +273,30 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
         """Return concurrent answers of several models, by default all that offer the task."""
         chosen = {"task": task, "models": None if models is None else tuple(models)}
         request = task_request(image, chosen, parameters, options)
-        return await self._call(COMPARE, request, self._transport.send)
+        return await self._ask(COMPARE, request, self._transport.send)
+
+    async def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
+        """Answer many questions about one image; a step may be asked about each box of another.
+
+        The fields of a step are those of `POST /v1/analyze`.
+        """
+        request = image_request(image, {"steps": tuple(steps)})
+        return await self._ask(ANALYZE, request, self._transport.send)
+
+    @asynccontextmanager
+    async def image(self, image: ImageSource) -> AsyncGenerator[StoredImage, None]:
+        """Send an image once for all calls in the context, which take what it yields as the image.
+
+        It is sent again if the service has dropped it, and with each call if it stores none.
+        """
+        stored = StoredImage(encoded_image(image))
+        await self._store(stored)
+        try:
+            yield stored
+        finally:
+            if stored.id is not None:
+                with suppress(DiptychError):  # it expires by itself
+                    await self._call(removal(stored.id), Request(), self._transport.send)
 
     async def models(self) -> tuple[Model, ...]:
         """Return the served models."""
@@ -231,6 +315,27 @@ class AsyncClient(_Caller[AsyncRestTransport | AsyncGrpcTransport]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _ask(
+        self,
+        operation: Operation[ResultT],
+        request: Request,
+        send: Callable[[Call[ResultT]], Awaitable[SentT]],
+    ) -> SentT:
+        """Do as `_call`; store an image again that has expired."""
+        try:
+            return await self._call(operation, request, send)
+        except ImageExpired:
+            if request.stored is None:
+                raise
+            await self._store(request.stored)
+        return await self._call(operation, replace(request, image=request.stored.sent), send)
+
+    async def _store(self, image: StoredImage) -> None:
+        image.id = None
+        if isinstance(self._transport, AsyncRestTransport):
+            with suppress(NotFound, InvalidRequest):  # the service stores none, or is an older one
+                image.id = await self._call(STORE, Request(image.data), self._transport.send)
 
     async def _start(self, call: Call[Answer]) -> tuple[str | Answer, AsyncEvents]:
         events = self._transport.stream(call)

@@ -8,16 +8,32 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
-FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...]
+Step = Mapping[str, Any]  # the fields of docs/analyze.md
+FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...] | tuple[Step, ...]
 _URL_SCHEMES = ("http://", "https://")
 _MAX_MAGIC_BYTES = 12
 _JPEG_AND_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
+
+
+@dataclass(slots=True)
+class StoredImage:
+    """An image that the service keeps, as `Client.image` yields it; its file if it keeps none."""
+
+    data: bytes
+    id: str | None = None
+
+    @property
+    def sent(self) -> bytes | str:
+        """The id, or the file."""
+        return self.data if self.id is None else self.id
+
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | StoredImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +76,7 @@ class Request:
 
     image: bytes | str | None = None
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    stored: StoredImage | None = None  # the image, which is sent again when it has expired
 
 
 def task_request(
@@ -70,7 +87,13 @@ def task_request(
 ) -> Request:
     """Return a request with the fields that are not None; `chosen` has the task and the models."""
     fields = {name: value for name, value in chosen.items() if value is not None}
-    return Request(sent_image(image), fields | given_fields(parameters, options))
+    return image_request(image, fields | given_fields(parameters, options))
+
+
+def image_request(image: ImageSource, fields: Mapping[str, FieldValue]) -> Request:
+    """Return a request about an image."""
+    stored = image if isinstance(image, StoredImage) else None
+    return Request(sent_image(image), fields, stored)
 
 
 def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
@@ -84,9 +107,11 @@ def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str
 
 
 def sent_image(image: ImageSource) -> bytes | str:
-    """Return the URL, which the service reads if its operator allows the host, or a file."""
+    """Return the URL or the id of an image that the service reads or has, or a file."""
     if isinstance(image, str) and image.startswith(_URL_SCHEMES):
         return image
+    if isinstance(image, StoredImage):
+        return image.sent
     return encoded_image(image)
 
 
@@ -115,6 +140,8 @@ def encoded_image(image: ImageSource) -> bytes:
     """Return the bytes of a file, or a PIL image's pixels, without its EXIF data, as PNG."""
     if isinstance(image, bytes):
         return image
+    if isinstance(image, StoredImage):
+        return image.data
     if not isinstance(image, Image.Image):
         return Path(image).read_bytes()
     file = io.BytesIO()

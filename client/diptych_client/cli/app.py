@@ -21,12 +21,20 @@ from diptych_client.cli.options import (
     TaskOptions,
     with_options,
 )
+from diptych_client.cli.recipes import read_recipe, shipped_recipes
 from diptych_client.cli.terminal import echo
-from diptych_client.cli.views import answer_view, comparison_view, models_view, tasks_view
+from diptych_client.cli.views import (
+    analysis_view,
+    answer_view,
+    comparison_view,
+    models_view,
+    tasks_view,
+)
 from diptych_client.drawing import draw_answer, draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.long_runs import RunError
 from diptych_client.requests import read_api_key
+from diptych_client.transports.analysis_messages import analysis_json
 from diptych_client.transports.rest_messages import answer_json, comparison_json
 
 app = typer.Typer(
@@ -110,6 +118,33 @@ def compare(
     _print(as_json, comparison_json(comparison), comparison_view(comparison))
     if draw is not None:
         draw_comparison(open_upright(image), comparison).save(draw)
+
+
+@app.command()
+def analyze(
+    context: typer.Context,
+    image: ImagePath,
+    recipe: Annotated[
+        str, Option(help="Name of a recipe, or a YAML file of steps; `diptych recipes` lists them.")
+    ] = "describe-everything",
+    label: Annotated[
+        list[str] | None, Option(help="Label, for recipes with labels; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer many questions about one image in one request, by a recipe."""
+    chosen = read_recipe(recipe)
+    with _connection(context).client() as client:
+        steps = chosen.filled(label or (), client.tasks())
+        analysis = client.analyze(image, steps)
+    _print(as_json, analysis_json(analysis), analysis_view(analysis))
+
+
+@app.command("recipes")
+def list_recipes() -> None:
+    """List the recipes of `analyze`."""
+    for recipe in shipped_recipes():
+        echo(f"{recipe.name}: {recipe.description}")
 
 
 @app.command("models")
