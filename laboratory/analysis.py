@@ -31,7 +31,7 @@ _SIDE_PX = 384
 _NUM_THINGS = 5
 _TIMEOUT_S = 600
 _THINGS = {"id": "things", "task": "object_detection"}
-# A question and the fields of its single call; None stands for the box, {label} for its label.
+# The fields of each question; {label} is filled, and the box is the region of the others.
 _QUESTIONS: Mapping[str, Mapping[str, Any]] = {
     "description": {"task": "region_description"},
     "category": {"task": "region_description", "detail": "category"},
