@@ -76,7 +76,7 @@ async def answered(
     return await analyze(of, image, {"steps": list(steps)}, asked_in or context())
 
 
-def outcomes(analysis: Analysis) -> dict[str, list[object]]:
+def outcomes(analysis: Analysis) -> dict[str, list[tuple[int | None, str, str]]]:
     """Return of each step the object, the model and the text or the error of each answer."""
     found = {}
     for step in analysis.steps:
