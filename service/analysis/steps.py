@@ -5,7 +5,7 @@ result has boxes: the step is asked about every one of them. Knows no image.
 """
 
 import graphlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -160,7 +160,22 @@ def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: 
             f"steps must be a list of 1 to {max_steps} steps, not {found}", "steps"
         )
     steps = tuple(_step(f"steps[{index}]", each, models) for index, each in enumerate(given))
-    _check_references(steps)
+    by_id: dict[str, Step] = {}
+    for step in steps:
+        if step.own.id in by_id:
+            message = f"{step.position}: the id {step.own.id!r} is repeated; ids must be unique"
+            raise InvalidRequest(message, f"{step.position}.id")
+        by_id[step.own.id] = step
+    for step in steps:
+        step.check_reference(by_id)
+    references = {step.own.id: [step.own.each] for step in steps if step.own.each is not None}
+    try:
+        graphlib.TopologicalSorter(references).prepare()
+    except graphlib.CycleError as error:
+        cycle = " -> ".join(error.args[1])
+        position = by_id[error.args[1][0]].position
+        message = f"steps refer to each other in a cycle: {cycle}; each must name another result"
+        raise InvalidRequest(message, f"{position}.each") from error
     return Plan(steps)
 
 
@@ -214,23 +229,3 @@ def _parsed(
     if "models" in fields:
         return parse_fields(CompareFields, fields)
     return parse_fields(PredictFields, fields)
-
-
-def _check_references(steps: Sequence[Step]) -> None:
-    """Raise `InvalidRequest` for a repeated id, an unknown or useless reference, or a cycle."""
-    by_id: dict[str, Step] = {}
-    for step in steps:
-        if step.own.id in by_id:
-            message = f"{step.position}: the id {step.own.id!r} is repeated; ids must be unique"
-            raise InvalidRequest(message, f"{step.position}.id")
-        by_id[step.own.id] = step
-    for step in steps:
-        step.check_reference(by_id)
-    references = {step.own.id: [step.own.each] for step in steps if step.own.each is not None}
-    try:
-        graphlib.TopologicalSorter(references).prepare()
-    except graphlib.CycleError as error:
-        cycle = " -> ".join(error.args[1])
-        position = by_id[error.args[1][0]].position
-        message = f"steps refer to each other in a cycle: {cycle}; each must name another result"
-        raise InvalidRequest(message, f"{position}.each") from error

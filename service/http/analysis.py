@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Awaitable, Iterator
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,8 +36,17 @@ class AnalysisApi:
         if body.images is not None:
             refuse_stream(body)
         elif body.fields.get("stream") is True:
+
+            def form(event: StepAnswer | Analysis) -> Iterator[str]:
+                if isinstance(event, StepAnswer):
+                    answer = step_answer_json(event, context.request_id).model_dump(mode="json")
+                    text = json.dumps({"step": event.step_id, **answer})
+                    yield server_sent_event(text, "answer")
+                else:
+                    analysis = analysis_json(event, context.request_id)
+                    yield server_sent_event(analysis.model_dump_json(), "result")
+
             events = stream_analysis(core, body.image, body.fields, context)
-            form = partial(_event, context.request_id)
             return await event_stream(request, context, REST, events, form)
 
         def ask(image: ImageInput, own: RequestContext) -> Awaitable[Analysis]:
@@ -50,11 +58,3 @@ class AnalysisApi:
         analysis = await while_connected(request.receive, ask(body.image, context))
         rendered = analysis_json(analysis, context.request_id)
         return Response(rendered.model_dump_json(), media_type="application/json")
-
-
-def _event(request_id: str, event: StepAnswer | Analysis) -> Iterator[str]:
-    if isinstance(event, StepAnswer):
-        answer = step_answer_json(event, request_id).model_dump(mode="json")
-        yield server_sent_event(json.dumps({"step": event.step_id, **answer}), "answer")
-    else:
-        yield server_sent_event(analysis_json(event, request_id).model_dump_json(), "result")

@@ -18,7 +18,7 @@ def stored(image_id: str) -> bytes:
 
 
 def asked_twice(kind: str, url: str) -> None:
-    """Ask two questions about one image."""
+    """Send two questions about one image."""
 
     async def run() -> None:
         async with AsyncClient(url) as client, client.image(DATA) as image:

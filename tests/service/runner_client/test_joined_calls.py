@@ -1,4 +1,4 @@
-"""What a request asks a runner at the same time is one call, with the same answers as alone."""
+"""Simultaneous questions of a request to one runner are one call, with the same answers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
