@@ -60,6 +60,9 @@ _LIGHT_NS = 10_000_000
 _HEAVY_NS = 600_000_000
 
 
+PixelBox = tuple[int, int, int, int]  # left, top, right, bottom; the last two are outside
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """Limits on an image, checked by its header."""
@@ -118,9 +121,15 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
     return rgb if transposition is None else rgb.transpose(transposition)
 
 
-def resize(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Image.Image:
-    """Return the image at exactly `size_wh`, ignoring the aspect ratio, as models are trained."""
-    return rgb.resize(size_wh, Image.Resampling(resample))
+def resize(
+    rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+) -> Image.Image:
+    """Return the image, or a part, at exactly `size_wh`, as models are trained.
+
+    The aspect ratio is ignored.
+    """
+    part = rgb if crop is None else rgb.crop(crop)
+    return part.resize(size_wh, Image.Resampling(resample))
 
 
 def _upright(size_wh: tuple[int, int], container: Container) -> tuple[int, int]:

@@ -116,9 +116,12 @@ class DecoderWorker:
     async def stream(
         self, image_features: Tensor, specs: Sequence[SequenceSpec]
     ) -> AsyncGenerator[WritingEvent, None]:
-        """Yield settled text, then the outcome of each sequence; closing it cancels them."""
+        """Yield text of sequences with pieces, then each outcome; closing it cancels them."""
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
-        listeners = [self._listener(index, events) for index in range(len(specs))]
+        listeners = [
+            self._listener(index, events) if spec.has_pieces else None
+            for index, spec in enumerate(specs)
+        ]
         outcomes = self._submit(image_features, specs, listeners)
 
         async def put_end(index: int, outcome: Coroutine[Any, Any, Outcome]) -> None:

@@ -4,7 +4,8 @@ ServiceError
 ├── InvalidRequest       unknown field or invalid value
 ├── Unauthorized         missing or unknown API key
 ├── UnknownModel         the model is not served
-├── NotFound             no such file or batch
+├── NotFound             no such file, batch or image
+├── ImageExpired         a stored image is gone
 ├── ImageTooLarge        more pixels than the limit
 ├── PayloadTooLarge      more bytes than the limit
 ├── UnsupportedImage     not a readable image file
@@ -27,6 +28,7 @@ ErrorCode = Literal[
     "unauthorized",
     "unknown_model",
     "not_found",
+    "image_expired",
     "image_too_large",
     "payload_too_large",
     "unsupported_image",
@@ -73,9 +75,15 @@ class UnknownModel(ServiceError):
 
 
 class NotFound(ServiceError):
-    """No such file or batch of this API key."""
+    """No such file, batch or image of this API key."""
 
     code = "not_found"
+
+
+class ImageExpired(ServiceError):
+    """A stored image of this API key is gone; the client may send it again."""
+
+    code = "image_expired"
 
 
 class ImageTooLarge(ServiceError):

@@ -24,6 +24,7 @@ from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
 from service.http_app import rest_app
+from service.images.handle_store import HandleStore
 from service.inference.core import Core
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
@@ -102,7 +103,12 @@ class _Gateway:
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
         limits = core_limits(_SETTINGS)
-        core = Core(served, self._runners, limits, image_fetcher(_SETTINGS), gaps)
+        fetcher = image_fetcher(_SETTINGS)
+        handles = HandleStore.prepared(_SETTINGS)
+        core = Core(served, self._runners, limits, fetcher, gaps, handles)
+        self._removing = None
+        if handles is not None:
+            self._removing = asyncio.create_task(handles.remove_regularly())
         for model in models.values():
             _publish(model)
         self._adapters = self._watching = None
@@ -130,6 +136,8 @@ class _Gateway:
     async def stop(self) -> None:
         """Finish the gRPC calls in flight, then close."""
         self._loop_watch.stop()
+        if self._removing is not None:
+            self._removing.cancel()
         self._greeting.cancel()
         if self._watching is not None:
             self._watching.cancel()

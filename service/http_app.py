@@ -8,8 +8,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.batches.api import BatchesApi
+from service.http.analysis import AnalysisApi
 from service.http.boundary import REST, RestBoundary, no_such_path
 from service.http.middleware import CountedRequests
+from service.http.stored_images import StoredImagesApi
 from service.http.v1 import RestApi
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.label_studio.api import LabelStudioApi
@@ -29,6 +31,8 @@ def rest_app(boundary: RestBoundary) -> Starlette:
     return Starlette(
         routes=[
             *RestApi(boundary).routes(),
+            *AnalysisApi(boundary).routes(),
+            *StoredImagesApi(boundary).routes(),
             *OpenAiApi(boundary).routes(),
             *BatchesApi(boundary).routes(),
             *OpenInferenceRest(boundary).routes(),

@@ -58,6 +58,8 @@ def core_limits(values: Settings) -> CoreLimits:
         max_waiting_tokens=values.max_waiting_tokens,
         max_bytes=values.max_request_bytes,
         max_bytes_of_client=values.max_request_bytes_of_key,
+        max_steps=values.max_steps,
+        max_step_answers=values.max_step_answers,
     )
 
 

@@ -3,11 +3,11 @@
 An unknown or invalid setting prevents the start; the error has variable, value and allowed values.
 """
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from service.image_settings import ImageSettings
 from service.setting_values import (
     Devices,
     HttpUrl,
@@ -31,10 +31,8 @@ class SettingsError(Exception):
     """A setting is unknown or has an invalid value."""
 
 
-class Settings(BaseModel):
-    """All settings of the service, with unit, range and default."""
-
-    model_config = ConfigDict(frozen=True)
+class GeneralSettings(BaseModel):
+    """Settings of processes, access, load, runners and telemetry."""
 
     models: ModelIds = Field(
         ("florence-2-mini", "paligemma-mini"),
@@ -115,19 +113,6 @@ class Settings(BaseModel):
         ge=1_000,
         le=1_000_000_000,
         description="Maximum size of a request body or an image by URL, bytes.",
-    )
-    max_image_pixels: int = Field(
-        50_000_000, ge=1_000, le=500_000_000, description="Maximum pixels of an image."
-    )
-    max_image_side_px: int = Field(
-        20_000, ge=100, le=65_535, description="Maximum width and height of an image, pixels."
-    )
-    max_decoded_images: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="Maximum images decoded at a time, at least 2, of one client one less; 0: the"
-        " number of cores, at most 8. Each needs up to 16 bytes for every pixel.",
     )
     max_connections: int = Field(
         2_000, ge=1, le=1_000_000, description="Maximum HTTP connections; more are closed."
@@ -270,15 +255,6 @@ class Settings(BaseModel):
             else value
         )
 
-    @field_validator("max_decoded_images")
-    @classmethod
-    def _check_decoded(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError(
-                "one client could take the only place; the minimum is 2, and 0 selects the default"
-            )
-        return value
-
     @field_validator("encoder_max_batch_size")
     @classmethod
     def _check_batch_size(cls, value: int) -> int:
@@ -298,11 +274,6 @@ class Settings(BaseModel):
         return dict(map(split_runner_url, self.runner_urls)).get(model_id)
 
     @property
-    def max_decoded(self) -> int:
-        """Maximum images decoded at a time."""
-        return self.max_decoded_images or min(max(2, len(os.sched_getaffinity(0))), 8)
-
-    @property
     def max_request_bytes(self) -> int:
         """Maximum memory of requests, bytes."""
         return self.max_request_memory_mb * BYTES_PER_MB or _DEFAULT_BODIES * self.max_body_bytes
@@ -311,6 +282,12 @@ class Settings(BaseModel):
     def max_request_bytes_of_key(self) -> int:
         """Maximum memory of the requests of one API key, bytes."""
         return self.max_request_memory_mb_per_key * BYTES_PER_MB or self.max_request_bytes
+
+
+class Settings(ImageSettings, GeneralSettings):
+    """All settings of the service, with unit, range and default."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 def variable(field: str) -> str:

@@ -67,11 +67,14 @@ def artifacts(exported: ModelStore, model_id: str) -> Path:
 def service(
     exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningService]:
-    """The whole service with both embedded models, a folder for batches, and otherwise default
-    settings.
+    """The whole service with both embedded models, folders for batches and images, and otherwise
+    default settings.
     """
     folder = tmp_path_factory.mktemp("service")
-    settings = {"DIPTYCH_BATCHES_FOLDER": str(folder / "batches")}
+    settings = {
+        "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
+        "DIPTYCH_IMAGES_FOLDER": str(folder / "images"),
+    }
     with running_service(exported.home, folder / "service.log", **settings) as running:
         yield running
 

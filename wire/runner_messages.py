@@ -51,6 +51,7 @@ class SequenceSpec(BaseModel):
     grammar: str | None = None
     adapter: str | None = None  # the build key of its artifacts; unset for the base model
     timeout_s: float  # the whole sequence, queueing included
+    has_pieces: bool = True  # `/stream` sends its text as it is written
 
 
 class Written(BaseModel):

@@ -4,15 +4,19 @@ The command `diptych` is its command line. Images go in as paths, bytes, arrays,
 images; answers are dataclasses.
 """
 
-from diptych_client.client import AsyncClient, Client
+from diptych_client.analysis import Analysis, StepAnswer, StepAnswers
+from diptych_client.clients.async_client import AsyncClient
+from diptych_client.clients.client import Client
 from diptych_client.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     DiptychError,
     ErrorDetail,
+    ImageExpired,
     ImageTooLarge,
     InternalError,
     InvalidRequest,
+    NotFound,
     NotReady,
     Overloaded,
     PayloadTooLarge,
@@ -23,7 +27,7 @@ from diptych_client.errors import (
     UnsupportedTask,
 )
 from diptych_client.geometry import ImageSize, RunLengthMask
-from diptych_client.requests import AnswerOptions, TaskParameters
+from diptych_client.requests import AnswerOptions, StoredImage, TaskParameters
 from diptych_client.results import (
     Answer,
     Comparison,
@@ -42,6 +46,7 @@ from diptych_client.results import (
 )
 
 __all__ = [
+    "Analysis",
     "Answer",
     "AnswerOptions",
     "AsyncClient",
@@ -53,6 +58,7 @@ __all__ = [
     "DetectionsResult",
     "DiptychError",
     "ErrorDetail",
+    "ImageExpired",
     "ImageSize",
     "ImageTooLarge",
     "Instance",
@@ -61,10 +67,14 @@ __all__ = [
     "InvalidRequest",
     "Model",
     "ModelFailure",
+    "NotFound",
     "NotReady",
     "Overloaded",
     "PayloadTooLarge",
     "RunLengthMask",
+    "StepAnswer",
+    "StepAnswers",
+    "StoredImage",
     "Task",
     "TaskParameters",
     "TextRegion",

@@ -6,6 +6,8 @@ DiptychError              code, message, param, request_id; itself only for code
 ├── UnreadableFile        an image file that this client cannot read; never sent by the service
 ├── Unauthorized          missing or wrong API key
 ├── UnknownModel          the model is not served
+├── NotFound              no such stored image, or the service stores none
+├── ImageExpired          a stored image is gone; send it again
 ├── ImageTooLarge         the image has more pixels than the service allows
 ├── PayloadTooLarge       the request has more bytes than the service allows
 ├── UnsupportedImage      not a readable JPEG, PNG or WebP file
@@ -75,6 +77,14 @@ class UnknownModel(DiptychError):
     """The model is not served."""
 
 
+class NotFound(DiptychError):
+    """No such stored image, or the service stores none."""
+
+
+class ImageExpired(DiptychError):
+    """A stored image is gone; send it again."""
+
+
 class ImageTooLarge(DiptychError):
     """The image has more pixels than the service allows."""
 
@@ -118,6 +128,8 @@ _CLASSES: dict[str, type[DiptychError]] = {
     "unreadable_file": UnreadableFile,
     "unauthorized": Unauthorized,
     "unknown_model": UnknownModel,
+    "not_found": NotFound,
+    "image_expired": ImageExpired,
     "image_too_large": ImageTooLarge,
     "payload_too_large": PayloadTooLarge,
     "unsupported_image": UnsupportedImage,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych_client.errors import DiptychError, ErrorDetail, error_from
+from diptych_client.requests import StoredImage
 
 
 @runtime_checkable
@@ -37,6 +38,7 @@ ImageSource: TypeAlias = (
     | bytearray
     | memoryview
     | Image.Image
+    | StoredImage
     | NDArray[Any]
     | Tensor
     | ReadableFile
@@ -48,7 +50,9 @@ _KINDS = "a path, a URL, bytes, a file object, a PIL image, a numpy array or a t
 
 
 def sent_image(image: ImageSource, bgr: bool = False) -> bytes | str:
-    """Return the URL, which the service reads if its operator allows the host, or a file."""
+    """Return the URL or the id of an image that the service reads or has, or a file."""
+    if isinstance(image, StoredImage):
+        return image.sent
     if isinstance(image, str) and image.startswith(_URL_SCHEMES):
         return image
     return encoded_image(image, bgr)
@@ -59,6 +63,8 @@ def encoded_image(image: ImageSource, bgr: bool = False) -> bytes:
     match image:
         case bytes() | bytearray() | memoryview():
             return bytes(image)
+        case StoredImage():
+            return image.data
         case Image.Image():
             return _png(image)
         case str() | os.PathLike() | ReadableFile():

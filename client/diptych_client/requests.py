@@ -11,9 +11,23 @@ from typing import Any, Literal
 
 from diptych_client.errors import ErrorDetail, error_from
 
-FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...]
+Step = Mapping[str, Any]  # the fields of docs/analyze.md
+FieldValue = str | int | float | bool | tuple[str, ...] | tuple[float, ...] | tuple[Step, ...]
 _MAX_MAGIC_BYTES = 12
 _JPEG_AND_PNG = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+
+
+@dataclass(slots=True)
+class StoredImage:
+    """An image that the service keeps, as `Client.image` yields it; its file if it keeps none."""
+
+    data: bytes
+    id: str | None = None
+
+    @property
+    def sent(self) -> bytes | str:
+        """The id, or the file."""
+        return self.data if self.id is None else self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,7 @@ class Request:
 
     image: bytes | str | None = None
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
+    stored: StoredImage | None = None  # the image, which is sent again when it has expired
 
 
 def task_request(

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.admission.quotas import NO_LIMITS, Quota
+from service.analysis.execution import analyze
 from service.batches.lines import (
     InputFile,
     LineSpan,
@@ -33,6 +34,7 @@ from service.inference.core import Core, RequestContext
 from service.inference.recording import record_failure
 from service.openai.api import complete, error_body
 from service.openai.wire import ChatRequest
+from service.schema.analysis import analysis_json
 from service.schema.rendering import answer_json, comparison_json
 from service.validation import validated
 
@@ -117,6 +119,8 @@ async def _answer(line: BatchLine, core: Core, context: RequestContext) -> BaseM
     if line.url == "/v1/compare":
         return comparison_json(await core.compare(image, fields, context), context.request_id)
     _check_whole(fields.get("stream") is True)
+    if line.url == "/v1/analyze":
+        return analysis_json(await analyze(core, image, fields, context), context.request_id)
     return answer_json(await core.predict(image, fields, context), context.request_id)
 
 

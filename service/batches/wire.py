@@ -12,7 +12,7 @@ _MAX_ID_CHARS = 100
 _MIN_KEPT_S = 3600
 MAX_KEPT_S = 30 * DAY_S
 
-Endpoint = Literal["/v1/chat/completions", "/v1/predict", "/v1/compare"]
+Endpoint = Literal["/v1/chat/completions", "/v1/predict", "/v1/compare", "/v1/analyze"]
 Status = Literal[
     "validating",
     "failed",

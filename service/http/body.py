@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from python_multipart.exceptions import MultipartParseError
@@ -33,6 +34,7 @@ from service.http.json_values import (
     refuse_constant,
 )
 from service.images.decoding import in_thread
+from service.images.handle_ids import ID_CHARS, PREFIX, ImageHandle
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.request_fields import PARAMETERS, CompareFields, PredictFields
 from tasks.errors import shown
@@ -49,6 +51,7 @@ _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
 # Quoted, or without a comma; each character is read once.
 _ELEMENT = re.compile(r'\s{0,100}(?:"([^"]*)"[^,]*|([^,]+))')
+MAX_IMAGES = 32  # a request about several
 _BOOLEANS = {"true": True, "false": False}
 
 ParsedT = TypeVar("ParsedT")
@@ -56,6 +59,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     **PredictFields.model_json_schema()["properties"],
     **CompareFields.model_json_schema()["properties"],
     **{name: parameter.json_schema() for name, parameter in PARAMETERS.items()},
+    "steps": {"type": "array", "items": {"type": "object"}},
 }
 # the JSON type of each field of every endpoint
 _TYPES = {name: schema.get("anyOf", [schema])[0] for name, schema in _SCHEMAS.items()}
@@ -65,8 +69,9 @@ _TYPES = {name: schema.get("anyOf", [schema])[0] for name, schema in _SCHEMAS.it
 class RequestBody:
     """The image, as encoded bytes or a URL, and the other fields in JSON types."""
 
-    image: ImageInput
+    image: ImageInput  # the first, if there are several
     fields: Mapping[str, object]
+    images: Sequence[ImageInput] | None = None  # a request about several
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +86,37 @@ class BodyMemory:
     hold: Callable[[int], None]
 
 
-async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
-    """Read a multipart or JSON body; raise `InvalidRequest` or `UnsupportedImage`."""
+async def read_body(
+    request: Request, memory: BodyMemory, max_images: int | None = None
+) -> RequestBody:
+    """Read a multipart or JSON body; raise `InvalidRequest` or `UnsupportedImage`.
+
+    With `max_images` it may have so many `images` in place of `image`.
+    """
     content_type = _content_type(request, _FORM, _JSON)
     if content_type == _FORM:
-        return await _from_form(request, await read_bytes(request, memory, _FORM_COPIES))
+        return await _from_form(
+            request, await read_bytes(request, memory, _FORM_COPIES), max_images
+        )
 
     def from_json(body: bytes) -> RequestBody:
         document = json_object(body)
+        if max_images is not None and "image" not in document and "images" in document:
+            given = document.pop("images")
+            if not isinstance(given, list) or not 1 <= len(given) <= max_images:
+                found = f"{len(given)} images" if isinstance(given, list) else shown(given)
+                message = f"images must be a list of 1 to {max_images} images, not {found}"
+                raise InvalidRequest(message, "images")
+            images = list(map(parse_image, given))
+            return RequestBody(images[0], document, images)
         if "image" not in document:
             raise missing_image()
         return RequestBody(parse_image(document.pop("image")), document)
 
     return await parsed(from_json, await read_bytes(request, memory), memory)
+
+
+read_images_body = partial(read_body, max_images=MAX_IMAGES)
 
 
 async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
@@ -148,11 +171,17 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 
 def parse_image(image: object) -> ImageInput:
-    """Return the bytes of a `data:` URL or base64, or another URL; raise `InvalidRequest`."""
+    """Return the bytes of a `data:` URL or base64, or else another URL or the id of an image.
+
+    Raise `InvalidRequest`.
+    """
     if not isinstance(image, str):
         raise InvalidRequest(
-            "image must be a string: a data: URL, base64 or an http(s) URL", "image"
+            "image must be a string: a data: URL, base64, an http(s) URL or the id of an image",
+            "image",
         )
+    if image.startswith(PREFIX) and len(image) <= ID_CHARS:  # base64 has no underscore
+        return ImageHandle(image)
     if (scheme := _SCHEME.match(image)) and scheme[1].lower() != "data":
         return ImageUrl(image)
     header, comma, data = image.partition(",")
@@ -177,27 +206,38 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = sys.maxsize
 
 
-async def _from_form(request: Request, body: bytes) -> RequestBody:
+async def _from_form(request: Request, body: bytes, max_images: int | None) -> RequestBody:
     if not body.rstrip(b"\r\n").endswith(b"--"):
         raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
     headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
-    part_limits = {"max_files": 2, "max_fields": _MAX_FORM_FIELDS, "max_part_size": len(body) + 1}
+    max_files = 2 if max_images is None else max_images + 1
+    part_limits = {
+        "max_files": max_files,
+        "max_fields": _MAX_FORM_FIELDS,
+        "max_part_size": len(body) + 1,
+    }
     try:
         form = await _InMemoryParser(headers, _chunks(body), **part_limits).parse()
     except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {cut(error)}") from error
     try:
         images = form.getlist("image")
-        if len(images) != 1:
+        several = form.getlist("images") if max_images is not None and not images else []
+        if len(images) != 1 and not 1 <= len(several) <= (max_images or 0):
+            if several:
+                message = f"{len(several)} images are sent; at most {max_images} are allowed"
+                raise InvalidRequest(message, "images")
             raise _repeated("image", len(images)) if images else missing_image()
-        image = images[0]
-        data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
-        given = {name: form.getlist(name) for name in form if name != "image"}
+        sent: list[ImageInput] = []
+        for image in images or several:
+            data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
+            sent.append(data)
+        taken = ("image", "images") if several else ("image",)
+        given = {name: form.getlist(name) for name in form if name not in taken}
         num_chars = sum(len(text) for _, text in form.multi_items() if isinstance(text, str))
         fields = ((name, form_value(name, values)) for name, values in given.items())
-        return RequestBody(
-            data, await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields)
-        )
+        document = await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields)
+        return RequestBody(sent[0], document, sent if several else None)
     finally:
         await form.close()
 

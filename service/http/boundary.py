@@ -39,6 +39,7 @@ STATUSES: dict[ErrorCode, int] = {
     "unauthorized": 401,
     "unknown_model": 404,
     "not_found": 404,
+    "image_expired": 410,
     "image_too_large": 413,
     "payload_too_large": 413,
     "unsupported_image": 415,

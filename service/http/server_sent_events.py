@@ -8,11 +8,13 @@ Format: WHATWG HTML, "Server-sent events".
 import json
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.analysis.execution import Analysis, StepAnswer
 from service.http.boundary import Interface
 from service.inference.core import RequestContext
 from service.inference.prediction import Answer
@@ -22,8 +24,10 @@ from wire.disconnection import while_connected
 # the latter: nginx does not buffer
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-Events = AsyncGenerator[str | Answer, None]  # the result of `Core.stream`
-Form = Callable[[str | Answer], Iterable[str]]
+EventT = TypeVar("EventT", str | Answer, StepAnswer | Analysis)
+# The result of `Core.stream` or `stream_analysis`
+Events = AsyncGenerator[EventT, None]
+Form = Callable[[EventT], Iterable[str]]
 
 
 def server_sent_event(data: str, name: str | None = None) -> str:
@@ -44,7 +48,11 @@ class _ClosingResponse(StreamingResponse):
 
 
 async def event_stream(
-    request: Request, context: RequestContext, interface: Interface, events: Events, form: Form
+    request: Request,
+    context: RequestContext,
+    interface: Interface,
+    events: Events[EventT],
+    form: Form[EventT],
 ) -> Response:
     """Return the response that sends each of `events`, rendered by `form`, as it arrives.
 
@@ -55,14 +63,18 @@ async def event_stream(
 
 
 async def _body(
-    first: str | Answer, events: Events, form: Form, context: RequestContext, interface: Interface
+    first: EventT,
+    events: Events[EventT],
+    form: Form[EventT],
+    context: RequestContext,
+    interface: Interface,
 ) -> AsyncGenerator[str, None]:
     is_ended = False
-    event: str | Answer | None = first
+    event: EventT | None = first
     try:
         async with aclosing(events):
             while event is not None:
-                is_ended = isinstance(event, Answer)
+                is_ended = isinstance(event, Answer | Analysis)
                 for text in form(event):
                     yield text
                 event = await anext(events, None)

@@ -5,17 +5,20 @@ GET /v1/models[?catalog=true]    GET /v1/models/{model}    GET /v1/tasks
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service.analysis.several import answer_each
 from service.errors import InvalidRequest
-from service.http.body import read_body
+from service.http.body import read_images_body
 from service.http.boundary import REST, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
-from service.inference.core import RequestContext
+from service.http.several import refuse_stream, several_response
+from service.images.url_rules import ImageInput
+from service.inference.core import Comparison, RequestContext
 from service.inference.listings import catalog_json, model_json, models_json, tasks_json
 from service.inference.prediction import Answer
 from service.schema.rendering import answer_json, comparison_json
@@ -42,7 +45,15 @@ class RestApi:
     async def predict(self, request: Request, context: RequestContext) -> Response:
         """Answer with one model: a body, or a stream of its text and then the answer."""
         core = self._boundary.core()
-        body = await self._boundary.read(read_body, request, context)
+        body = await self._boundary.read(read_images_body, request, context)
+        if body.images is not None:
+            refuse_stream(body)
+
+            def ask(image: ImageInput, own: RequestContext) -> Awaitable[Answer]:
+                return core.predict(image, body.fields, own)
+
+            answering = answer_each(core, body.images, context, ask)
+            return await several_response(request, context, answering, answer_json)
         if body.fields.get("stream") is True:
 
             def form(event: str | Answer) -> Iterator[str]:
@@ -63,7 +74,14 @@ class RestApi:
     async def compare(self, request: Request, context: RequestContext) -> Response:
         """Answer with several models concurrently."""
         core = self._boundary.core()
-        body = await self._boundary.read(read_body, request, context)
+        body = await self._boundary.read(read_images_body, request, context)
+        if body.images is not None:
+
+            def ask(image: ImageInput, own: RequestContext) -> Awaitable[Comparison]:
+                return core.compare(image, body.fields, own)
+
+            answering = answer_each(core, body.images, context, ask)
+            return await several_response(request, context, answering, comparison_json)
         comparison = await while_connected(
             request.receive, core.compare(body.image, body.fields, context)
         )

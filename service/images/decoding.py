@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -18,9 +18,15 @@ from blake3 import blake3
 from PIL import Image
 
 from imaging.errors import ImageError, OversizedImage
-from imaging.files import ImageHeader, ImageLimits, decode_image, read_header, resize
+from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
 from service.admission.load import ClientSlots
-from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, UnsupportedImage
+from service.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    NotReady,
+    Overloaded,
+    UnsupportedImage,
+)
 from service.images.decoding_process import DecoderEnded, DecodingProcess, decoded_in_process
 from service.telemetry.loop_lag import IN_THREAD
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
@@ -28,6 +34,9 @@ from wire.pixels import Pixels
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
+
+_RGB_BYTES = 4  # a pixel in Pillow
+_Resizing = tuple[tuple[int, int], int, PixelBox | None]  # size, resampling filter, part
 
 
 class ImageDecoder:
@@ -80,9 +89,11 @@ class DecodedImage:
 
     rgb: Image.Image
 
-    async def resized(self, size_wh: tuple[int, int], resample: int) -> Pixels:
-        """Return the pixels (H, W, 3) at exactly `size_wh`."""
-        return await in_thread(_resized, self.rgb, size_wh, resample)
+    async def resized(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    ) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`."""
+        return await in_thread(_resized, self.rgb, size_wh, resample, crop)
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +103,7 @@ class SharedDecoding:
     decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
         default_factory=asyncio.Future
     )
-    resized: "dict[tuple[tuple[int, int], int], asyncio.Task[Pixels]]" = field(default_factory=dict)
+    resized: "dict[_Resizing, asyncio.Task[Pixels]]" = field(default_factory=dict)
     num_users: int = 0
     task: "asyncio.Task[None]" = field(init=False)
 
@@ -118,15 +129,17 @@ class SharedDecoding:
             except Exception as error:
                 decoded.set_exception(error)
 
-    async def pixels(self, size_wh: tuple[int, int], resample: int) -> Pixels:
-        """Return the pixels (H, W, 3) at exactly `size_wh`.
+    async def pixels(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    ) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`.
 
         Raise `ImageError` or `DecoderEnded`.
         """
         decoded = await asyncio.shield(self.decoded)
-        key = size_wh, resample
+        key = size_wh, resample, crop
         if key not in self.resized:
-            self.resized[key] = asyncio.create_task(decoded.resized(size_wh, resample))
+            self.resized[key] = asyncio.create_task(decoded.resized(size_wh, resample, crop))
         return await asyncio.shield(self.resized[key])
 
 
@@ -139,6 +152,10 @@ class LazyImage:
     client: str
     header: ImageHeader = field(init=False)  # set by `open`
     open_s: float = field(init=False)
+    # Counts the memory of the decoded image, which then serves all parts of it; else it is decoded
+    # again for parts that are asked about later.
+    hold: Callable[[int], None] | None = field(default=None, init=False)
+    kept: DecodedImage | None = field(default=None, init=False)
 
     async def open(self, deadline_s: float = math.inf) -> None:
         """Read the header and hash the file; raise the image's error or `DeadlineExceeded`."""
@@ -166,20 +183,28 @@ class LazyImage:
             self.header.digest + f"{build_key or manifest.build_key} {width}x{height}".encode()
         ).hexdigest()
 
-    async def pixels(self, manifest: Manifest) -> Pixels:
-        """Return the pixels (H, W, 3) at a model's input size.
+    async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at a model's input size.
 
         Raise `UnsupportedImage` or `NotReady`.
 
         A cancelled caller does not cancel others that share the decoding.
         """
+        if self.kept is not None:
+            return await self.kept.resized(manifest.image_size_wh, manifest.resample, crop)
         with self.decoder.decoding(self) as decoding:
             try:
-                return await decoding.pixels(manifest.image_size_wh, manifest.resample)
+                pixels = await decoding.pixels(manifest.image_size_wh, manifest.resample, crop)
             except ImageError as error:
                 raise _refusal(error) from error
             except DecoderEnded as error:
                 raise NotReady(f"{error}; retry the request") from error
+            decoded = decoding.decoded.result()
+            if self.hold is not None and self.kept is None and isinstance(decoded, DecodedImage):
+                with suppress(Overloaded):  # no memory: a later part decodes the file again
+                    self.hold(_RGB_BYTES * math.prod(decoded.rgb.size))
+                    self.kept = decoded
+            return pixels
 
 
 def _refusal(error: ImageError) -> ImageTooLarge | UnsupportedImage:
@@ -189,8 +214,10 @@ def _refusal(error: ImageError) -> ImageTooLarge | UnsupportedImage:
     return UnsupportedImage(str(error), "image")
 
 
-def _resized(rgb: Image.Image, size_wh: tuple[int, int], resample: int) -> Pixels:
-    return np.asarray(resize(rgb, size_wh, resample), dtype=np.uint8)
+def _resized(
+    rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None
+) -> Pixels:
+    return np.asarray(resize(rgb, size_wh, resample, crop), dtype=np.uint8)
 
 
 async def in_thread(

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from imaging.errors import UnreadableImage
-from imaging.files import ImageLimits
+from imaging.files import ImageLimits, PixelBox
 from wire.pixels import Pixels
 
 logger = logging.getLogger(__name__)
@@ -42,17 +42,25 @@ class DecodingProcess:
         self._process = process
         self._lock = asyncio.Lock()
 
-    async def resized(self, size_wh: tuple[int, int], resample: int) -> Pixels:
-        """Return the pixels (H, W, 3) at exactly `size_wh`; raise `DecoderEnded`."""
-        # A caller that is cancelled must not leave its pixels in the pipe for the next one.
-        return await asyncio.shield(asyncio.ensure_future(self._resized(size_wh, resample)))
+    async def resized(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    ) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`.
 
-    async def _resized(self, size_wh: tuple[int, int], resample: int) -> Pixels:
+        Raise `DecoderEnded`.
+        """
+        # A caller that is cancelled must not leave its pixels in the pipe for the next one.
+        return await asyncio.shield(asyncio.ensure_future(self._resized(size_wh, resample, crop)))
+
+    async def _resized(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None
+    ) -> Pixels:
         width, height = size_wh
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         async with self._lock:
-            self._process.stdin.write(f"{width} {height} {resample}\n".encode())
+            numbers = (width, height, resample, *(crop or ()))
+            self._process.stdin.write(" ".join(map(str, numbers)).encode() + b"\n")
             try:
                 pixels = await self._process.stdout.readexactly(width * height * 3)
             except asyncio.IncompleteReadError as error:

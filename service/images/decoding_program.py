@@ -6,7 +6,8 @@
     stdout   first a line: "sandboxed" or "unprotected", and why the image is not decoded, after
              which the program ends;
              then the pixels of each request, uint8 (H, W, 3)
-    stdin    a line for each request: WIDTH HEIGHT RESAMPLE; the program ends with the file
+    stdin    a line for each request: WIDTH HEIGHT RESAMPLE [LEFT TOP RIGHT BOTTOM], the last four
+             of a part of the image; the program ends with the file
 
 The sandbox is entered before the image is opened. The program knows nothing of the service:
 `service/images/decoding_process.py` starts it.
@@ -46,8 +47,9 @@ def main(fd: int, parent: int, limits: ImageLimits) -> None:
     sys.stdout.write(f"{sandbox}\n")
     sys.stdout.flush()
     for line in sys.stdin:
-        width, height, resample = map(int, line.split())
-        sys.stdout.buffer.write(resize(rgb, (width, height), resample).tobytes())
+        width, height, resample, *sides = map(int, line.split())
+        crop = (sides[0], sides[1], sides[2], sides[3]) if sides else None
+        sys.stdout.buffer.write(resize(rgb, (width, height), resample, crop).tobytes())
         sys.stdout.flush()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from service.errors import InvalidRequest
+from service.images.handle_ids import ImageHandle
 from service.images.host_addresses import ip_address
 
 MAX_URL_CHARS = 2048
@@ -34,7 +35,7 @@ class ImageUrl:
     text: str
 
 
-ImageInput = bytes | ImageUrl  # an image file, or where it is
+ImageInput = bytes | ImageUrl | ImageHandle  # an image file, or where it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,10 @@ from service.admission.load import DrainGate, FairShare, ThroughputEstimate
 from service.admission.quotas import UNLIMITED, Quota
 from service.admission.traffic_gaps import TrafficGaps
 from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, UnsupportedImage
-from service.images.decoding import ImageDecoder, LazyImage
+from service.images.decoding import ImageDecoder, LazyImage, in_thread
 from service.images.fetching import ImageFetcher, Receiver
+from service.images.handle_ids import ImageHandle
+from service.images.handle_store import HandleStore, stored
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
 from service.inference.recording import (
@@ -32,6 +34,7 @@ from service.inference.recording import (
 )
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, ServedModels
+from service.runner_client.joined_calls import JoinedCalls
 from service.runner_client.runner_client import RunnerClient
 from service.runner_client.stream_replay import OnText
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
@@ -86,6 +89,8 @@ class CoreLimits:
     max_waiting_tokens: int  # all requests queued for one runner
     max_bytes: int  # all requests in flight
     max_bytes_of_client: int
+    max_steps: int = 16  # one analysis
+    max_step_answers: int = 256  # one analysis
 
 
 class Core:
@@ -98,15 +103,18 @@ class Core:
         limits: CoreLimits,
         fetcher: ImageFetcher | None = None,
         gaps: TrafficGaps | None = None,
+        handles: HandleStore | None = None,
     ) -> None:
         """`runners`: by the id of their model, which its adapters share."""
+        self.limits = limits
+        self.handles = handles
         self.models = models
         self.drain_gate = DrainGate()
-        self._runners = runners
+        self.runners = runners
         self._decoder = ImageDecoder(limits.images, limits.max_decoded_images)
         self._queues = {
             runner: FairQueue(runner, limits.max_running, limits.max_waiting_tokens)
-            for runner in self._runners
+            for runner in self.runners
         }
         self._fetcher = fetcher
         self._gaps = gaps
@@ -178,7 +186,7 @@ class Core:
 
     async def is_ready(self, model: ServedModel) -> bool:
         """Return True if the runner of a model is ready."""
-        return await self._runners[model.runner_id].is_ready()
+        return await self.runners[model.runner_id].is_ready()
 
     async def check_ready(self, models: Sequence[ServedModel]) -> None:
         """Raise `NotReady` unless the runner of every model is ready."""
@@ -197,10 +205,10 @@ class Core:
     ) -> Answer:
         """Answer with one model; `on_text` receives text as it is written. Raise `ServiceError`."""
         parsed = None if callable(fields) else self._parse(fields)
-        async with self._opened(image, context) as opened_image:
+        async with self.opened(image, context) as opened_image:
             size_wh = opened_image.header.size_wh
             model, request = parsed or self._parse(fields(size_wh) if callable(fields) else fields)
-            return await self._answer(model, request, opened_image, context, on_text)
+            return await self.answer(model, request, opened_image, context, on_text)
 
     async def stream(
         self, image: ImageInput, fields: Fields, context: RequestContext
@@ -227,12 +235,8 @@ class Core:
     ) -> Comparison:
         """Answer with several models concurrently; raise only errors that concern all of them."""
         common, request = parse_fields(CompareFields, fields)
-        if common.models is None:
-            models = self.models.offering(request.task.id)
-        else:
-            chosen = {self.models.get(model_id, "models").id for model_id in common.models}
-            models = tuple(model for model in self.models if model.id in chosen)
-        async with self._opened(image, context) as opened_image:
+        models = self.models.compared(common.models, request.task.id)
+        async with self.opened(image, context) as opened_image:
             outcomes = await asyncio.gather(
                 *(self._outcome(each, request, opened_image, context) for each in models)
             )
@@ -258,19 +262,20 @@ class Core:
     ) -> Answer | ServiceError:
         """Return the answer or its error; raise `UnsupportedImage`, which concerns all models."""
         try:
-            return await self._answer(model, request, image, context)
+            return await self.answer(model, request, image, context)
         except UnsupportedImage:
             raise
         except ServiceError as error:
             return error
 
-    async def _answer(
+    async def answer(
         self,
         model: ServedModel,
         request: TaskRequest,
         image: LazyImage,
         context: RequestContext,
         on_text: OnText | None = None,
+        runner: RunnerClient | JoinedCalls | None = None,
     ) -> Answer:
         """Return the recorded answer of a model; raise its error, with model and task."""
         with answer_span(model.id, request.task.id, context.request_id):
@@ -282,9 +287,8 @@ class Core:
                 async with self._queues[model.runner_id].admitted(queued) as waited_s:
                     past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
                     predict_context = PredictContext(prompts, context.deadline_s, waited_s, on_text)
-                    answer = await predict(
-                        model, self._runners[model.runner_id], request, image, predict_context
-                    )
+                    called = runner or self.runners[model.runner_id]
+                    answer = await predict(model, called, request, image, predict_context)
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others
@@ -301,7 +305,7 @@ class Core:
             return answer
 
     @asynccontextmanager
-    async def _opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
+    async def opened(self, image: ImageInput, context: RequestContext) -> AsyncIterator[LazyImage]:
         """Count a request as pending and open its image; raise `Overloaded` or its error."""
         await self.take_place(context)
         try:
@@ -313,8 +317,13 @@ class Core:
         finally:
             await self.leave(context)
 
-    async def fetched(self, image: ImageUrl, context: RequestContext) -> bytes:
-        """Return the file at a URL; raise `InvalidRequest` if URLs are disabled."""
+    async def fetched(self, image: ImageUrl | ImageHandle, context: RequestContext) -> bytes:
+        """Return a stored file, or the one at a URL; raise the error of either."""
+        if isinstance(image, ImageHandle):
+            images = stored(self.handles)
+            found = await in_thread(images.describe, context.quota.owner, image)
+            self.hold(context, found.num_bytes)
+            return await in_thread(images.read, context.quota.owner, image)
         if self._fetcher is None:
             problem = "image is a URL, and image URLs are disabled"
             raise InvalidRequest(f"{problem}; send a data: URL, base64 or a file", "image")

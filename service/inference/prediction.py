@@ -13,6 +13,7 @@ from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images.decoding import LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
 from service.inference.served_models import ServedModel
+from service.runner_client.joined_calls import JoinedCalls
 from service.runner_client.runner_client import RunnerClient, WrittenAnswers
 from service.runner_client.stream_replay import OnText
 from tasks.errors import ParameterError, UnsupportedVariant
@@ -75,7 +76,7 @@ class PredictContext:
 
 async def predict(
     model: ServedModel,
-    runner: RunnerClient,
+    runner: RunnerClient | JoinedCalls,
     request: TaskRequest,
     image: LazyImage,
     context: PredictContext,

@@ -1,7 +1,7 @@
 """The served models: catalog entries with manifests and mask decoders, in catalog order."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -278,3 +278,25 @@ class ServedModels:
                 "task",
             )
         return offering
+
+    def asked(self, model_id: str | None, task_id: str) -> ServedModel:
+        """Return the model of an id, by default the first that offers the task.
+
+        Raise `UnknownModel`, or `UnsupportedTask` if it does not offer the task.
+        """
+        if model_id is None:
+            return self.offering(task_id)[0]
+        model = self.get(model_id)
+        if task_id not in model.entry.task_ids:
+            raise UnsupportedTask(f"{model.id} does not offer the task {task_id}", "model")
+        return model
+
+    def compared(self, model_ids: Sequence[str] | None, task_id: str) -> tuple[ServedModel, ...]:
+        """Return the models of a comparison in catalog order, by default all that offer the task.
+
+        Raise `UnknownModel` or `UnsupportedTask`.
+        """
+        if model_ids is None:
+            return self.offering(task_id)
+        chosen = {self.get(model_id, "models").id for model_id in model_ids}
+        return tuple(model for model in self if model.id in chosen)

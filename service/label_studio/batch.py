@@ -25,11 +25,11 @@ from service.errors import (
     UnsupportedTask,
 )
 from service.images.decoding import in_thread
+from service.inference.answer_places import AnswerPlaces
 from service.inference.core import Core, Fields, Place, RequestContext
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure
 from service.inference.served_models import ServedModel
-from service.label_studio.answer_places import AnswerPlaces
 from service.label_studio.asks import Ask, asks_of
 from service.label_studio.images import TaskImages
 from service.label_studio.regions import JsonObject, prediction

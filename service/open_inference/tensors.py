@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from service.errors import InvalidRequest, UnknownModel
 from service.http.body import RequestBody, missing_image, parse_image
+from service.images.handle_ids import file_or_handle
 from service.inference.core import RequestContext, is_valid_request_id
 from service.inference.prediction import Answer
 from service.inference.request_fields import GenerationFields
@@ -159,7 +160,8 @@ def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
     if image is None:
         raise missing_image()
     return RequestBody(
-        image if isinstance(image, bytes) else parse_image(image), {**fields, "model": model.id}
+        file_or_handle(image) if isinstance(image, bytes) else parse_image(image),
+        {**fields, "model": model.id},
     )
 
 

@@ -38,6 +38,7 @@ CODES: dict[ErrorCode, grpc.StatusCode] = {
     "unauthorized": grpc.StatusCode.UNAUTHENTICATED,
     "unknown_model": grpc.StatusCode.NOT_FOUND,
     "not_found": grpc.StatusCode.NOT_FOUND,
+    "image_expired": grpc.StatusCode.NOT_FOUND,
     "image_too_large": grpc.StatusCode.INVALID_ARGUMENT,
     "payload_too_large": grpc.StatusCode.INVALID_ARGUMENT,
     "unsupported_image": grpc.StatusCode.INVALID_ARGUMENT,

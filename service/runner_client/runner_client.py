@@ -8,7 +8,7 @@ with the first. A call whose connection breaks is repeated once: calls are idemp
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +34,7 @@ from wire.runner_messages import (
     FinishReason,
     FoundFeatures,
     Outcomes,
+    SequenceEnd,
     SequenceSpec,
     Written,
 )
@@ -60,6 +61,14 @@ class WrittenAnswers:
     queue_s: float  # waiting for slots, and transport
     prefill_s: float
     decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesFound:
+    """The runner has the features of the image of a call."""
+
+    features: FoundFeatures
+    preprocess_s: float  # decoding and resizing; 0 where the runner had the features
 
 
 class RunnerClient:
@@ -103,6 +112,52 @@ class RunnerClient:
         self._known_images[call.image_key] = None
         return written_answers(answered, preprocess_s, time.monotonic() - start_s)
 
+    async def events(
+        self, manifest: Manifest, image: LazyImage, specs: Sequence[SequenceSpec]
+    ) -> AsyncGenerator[FeaturesFound | SequenceEnd, None]:
+        """Yield the source of the features, then the outcome of each sequence as it ends.
+
+        Raise `ServiceError`. After a broken connection only those that had not ended are repeated.
+        """
+        image_key = image.key(manifest)
+        pixels = None
+        preprocess_s = 0.0
+        needs_pixels = image_key not in self._known_images and image.header.is_light
+        is_repeated = False
+        whole = [spec.model_copy(update={"has_pieces": False}) for spec in specs]
+        unfinished = list(range(len(specs)))
+        while unfinished:
+            if needs_pixels and pixels is None:
+                missing_s = time.monotonic()
+                with span("preprocess"):
+                    pixels = await image.pixels(manifest)
+                preprocess_s = time.monotonic() - missing_s
+            asked = tuple(unfinished)
+            call = RunnerCall(image_key, [whole[index] for index in asked], pixels)
+            try:
+                async with aclosing(self._channel.stream(call)) as events:
+                    async for event in events:
+                        if isinstance(event, FoundFeatures):
+                            self._known_images[image_key] = None
+                            yield FeaturesFound(event, preprocess_s)
+                        elif isinstance(event, SequenceEnd):
+                            index = asked[event.index]
+                            unfinished.remove(index)
+                            yield SequenceEnd(index=index, outcome=event.outcome)
+            except FeaturesMissing:
+                needs_pixels = True
+                continue
+            except ChannelError as error:
+                may_repeat = isinstance(error, RunnerUnreachable | RunnerUnavailable)
+                if is_repeated or not may_repeat:
+                    raise error_of_call(self._model_id, error) from error
+                is_repeated = True
+                logger.warning("repeating a call to the runner of %s: %r", self._model_id, error)
+                await asyncio.sleep(_RETRY_PAUSE_S)
+                continue
+            if unfinished:
+                raise self._cut_stream()
+
     async def is_ready(self) -> bool:
         return await self._channel.is_ready()
 
@@ -138,10 +193,13 @@ class RunnerClient:
             advice = "a sampled answer cannot be resumed; retry the request"
             raise NotReady(f"{problem}; {advice}") from error
         if len(replay.outcomes) < len(call.sequences):
-            raise InternalError(
-                f"the runner of {self._model_id} ended the stream before the answer was complete"
-            )
+            raise self._cut_stream()
         return Outcomes(features=features, outcomes=replay.outcomes)
+
+    def _cut_stream(self) -> InternalError:
+        return InternalError(
+            f"the runner of {self._model_id} ended the stream before the answer was complete"
+        )
 
 
 def written_answers(answered: Outcomes, preprocess_s: float, elapsed_s: float) -> WrittenAnswers:

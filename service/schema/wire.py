@@ -90,6 +90,23 @@ class TextRegionsJson(Wire):
 ResultJson = TextJson | DetectionsJson | InstancesJson | TextRegionsJson
 
 
+class StoredImageJson(Wire):
+    """An image that requests may name by its id."""
+
+    id: str
+    expires_at: int = Field(description="seconds of the epoch")
+    bytes: int
+    width: int = Field(description="of the upright image in pixels")
+    height: int
+
+
+class DeletedImageJson(Wire):
+    """A stored image that was deleted."""
+
+    id: str
+    deleted: Literal[True] = True
+
+
 class ImageJson(Wire):
     """Size of the upright image in pixels."""
 

@@ -6,10 +6,6 @@ documents, which their operations name; only the fields read here are described,
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
-
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service import VERSION
 from service.batches.uploads import MAX_FILE_BYTES, MAX_FORM_BYTES
@@ -21,23 +17,23 @@ from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.open_inference.http_bodies import InferJson, OpenInferenceError
 from service.openai.wire import ChatCompletion, ChatError, ChatRequest
 from service.schema.wire import AnswerJson, ComparisonJson, ErrorJson
-from service.validation import BOUNDED_BY_BODY
+from service.web.openapi_analysis import analysis_paths, analysis_schemas
+from service.web.openapi_parts import (
+    ERROR_STATUSES,
+    JsonObject,
+    body_of,
+    error_responses,
+    foreign_operation,
+    json_content,
+    operation_of,
+    response_of,
+    schemas_of,
+    with_image,
+    with_images,
+)
 from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
 from service.x_anylabeling.asks import Call
 from tasks.table import TASKS
-
-_REF_TEMPLATE = "#/components/schemas/{model}"
-_ERROR_STATUSES = {
-    "400": "an unknown field or an invalid value",
-    "401": "no API key, or an unknown one",
-    "404": "the model is not served; no such file or batch",
-    "413": "the image has too many pixels, or the body too many bytes",
-    "415": "not a readable image",
-    "422": "the model does not support the task or this variant of it",
-    "429": "too many requests are queued, or a limit of the key is used up; see Retry-After",
-    "503": "a runner is starting or unavailable",
-    "504": "the deadline of the request has passed",
-}
 
 _OPEN_INFERENCE = (
     "Open Inference Protocol v2, https://github.com/kserve/open-inference-protocol, with binary"
@@ -112,12 +108,10 @@ _ANSWERS = (
     *(FileObject, FileList, FileDeleted, Batch, BatchList),
 )
 
-JsonObject = dict[str, Any]
-
 
 def openapi_document(models: ServedModels) -> JsonObject:
     """Return the document for the served models."""
-    read = _schemas(
+    read = schemas_of(
         (ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call), "validation"
     )
     return {
@@ -128,20 +122,28 @@ def openapi_document(models: ServedModels) -> JsonObject:
             "description": "Florence-2 and PaliGemma behind one typed task API, side by side.",
         },
         "paths": {
-            "/v1/predict": {"post": _operation("predict", "Answer with one model.", "AnswerJson")},
-            "/v1/compare": {
-                "post": _operation(
-                    "compare", "Answer with several models concurrently.", "ComparisonJson"
+            "/v1/predict": {
+                "post": operation_of(
+                    "predict", "Answer with one model.", "AnswerJson", "SeveralJson"
                 )
             },
+            "/v1/compare": {
+                "post": operation_of(
+                    "compare",
+                    "Answer with several models concurrently.",
+                    "ComparisonJson",
+                    "SeveralJson",
+                )
+            },
+            **analysis_paths(),
             "/v1/chat/completions": {
                 "post": {
                     "operationId": "createChatCompletion",
                     "summary": "Answer a chat message of one image and one text, as OpenAI does.",
-                    "requestBody": _request_body("ChatRequest"),
+                    "requestBody": body_of("ChatRequest"),
                     "responses": {
-                        "200": _response("the answer", "ChatCompletion"),
-                        **_errors("ChatError"),
+                        "200": response_of("the answer", "ChatCompletion"),
+                        **error_responses("ChatError"),
                     },
                 }
             },
@@ -168,26 +170,17 @@ def openapi_document(models: ServedModels) -> JsonObject:
         },
         "components": {
             "schemas": {
-                **_schemas(_ANSWERS, "serialization"),
+                **schemas_of(_ANSWERS, "serialization"),
                 **read,
+                **analysis_schemas(models),
                 _WEBHOOK: {"type": "object", "maxProperties": MAX_JSON_VALUES},
-                _CALL: _with_image(read[Call.__name__]),
+                _CALL: with_image(read[Call.__name__]),
                 "predict": _request_schema(PredictFields, models),
                 "compare": _request_schema(CompareFields, models),
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
-    }
-
-
-def _operation(name: str, summary: str, answer: str) -> JsonObject:
-    types = ("multipart/form-data", "application/json")
-    return {
-        "operationId": name,
-        "summary": summary,
-        "requestBody": _request_body(name, types),
-        "responses": {"200": _response("the answer", answer), **_errors("ErrorJson")},
     }
 
 
@@ -204,30 +197,21 @@ def _batch_paths() -> JsonObject:
     }
     bodies = {
         "/v1/files": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-        "/v1/batches": _request_body(BatchRequest.__name__),
+        "/v1/batches": body_of(BatchRequest.__name__),
     }
     paths: JsonObject = {}
     for (path, method), (summary, answer) in _BATCH_OPERATIONS.items():
-        operation = _foreign_operation(path, summary, _BATCHES, ChatError.__name__)
+        operation = foreign_operation(path, summary, _BATCHES, ChatError.__name__)
         if method == "get":
             operation["parameters"] += [
                 {"name": name, "in": "query", "schema": {"type": "string"}}
                 for name in _LIST_QUERIES.get(path, ())
             ]
         if answer is not None:
-            operation["responses"]["200"] = _response("the answer", answer.__name__)
+            operation["responses"]["200"] = response_of("the answer", answer.__name__)
         body = {"requestBody": bodies[path]} if method == "post" and path in bodies else {}
         paths.setdefault(path, {})[method] = operation | body
     return paths
-
-
-def _request_body(schema: str, types: tuple[str, ...] = ("application/json",)) -> JsonObject:
-    body = {"schema": {"$ref": _REF_TEMPLATE.format(model=schema)}}
-    return {"required": True, "content": dict.fromkeys(types, body)}
-
-
-def _errors(schema: str) -> JsonObject:
-    return {status: _response(text, schema) for status, text in _ERROR_STATUSES.items()}
 
 
 def _model_operation() -> JsonObject:
@@ -235,9 +219,9 @@ def _model_operation() -> JsonObject:
     of_base = {"type": ["string", "null"], "description": "of a LoRA adapter: the id of its base"}
     found = {
         "description": "the entry",
-        **_json({"type": "object", "properties": {"adapter_of": of_base}}),
+        **json_content({"type": "object", "properties": {"adapter_of": of_base}}),
     }
-    missing = {"404": _response(_ERROR_STATUSES["404"], "ErrorJson")}
+    missing = {"404": response_of(ERROR_STATUSES["404"], "ErrorJson")}
     listing = _listing("showModel", "One entry of the list of models.")
     return {
         **listing,
@@ -251,19 +235,11 @@ def _listing(name: str, summary: str) -> JsonObject:
         "type": "object",
         "properties": {"object": {"const": "list"}, "data": {"type": "array"}},
     }
-    response = {"description": "the list", **_json(schema)}
+    response = {"description": "the list", **json_content(schema)}
     errors = {
-        status: _response(_ERROR_STATUSES[status], "ErrorJson") for status in ("400", "401", "503")
+        status: response_of(ERROR_STATUSES[status], "ErrorJson") for status in ("400", "401", "503")
     }
     return {"operationId": name, "summary": summary, "responses": {"200": response, **errors}}
-
-
-def _response(description: str, model: str) -> JsonObject:
-    return {"description": description, **_json({"$ref": _REF_TEMPLATE.format(model=model)})}
-
-
-def _json(schema: JsonObject) -> JsonObject:
-    return {"content": {"application/json": {"schema": schema}}}
 
 
 def _tool_paths(
@@ -272,37 +248,16 @@ def _tool_paths(
     paths: JsonObject = {}
     for name, (summary, schema) in operations.items():
         path = prefix + name
-        operation = _foreign_operation(path, summary, description, error)
+        operation = foreign_operation(path, summary, description, error)
         if schema is None:
             paths[path] = {"get": operation}
         else:
-            paths[path] = {"post": operation | {"requestBody": _request_body(schema)}}
+            paths[path] = {"post": operation | {"requestBody": body_of(schema)}}
     return paths
 
 
-def _foreign_operation(path: str, summary: str, description: str, error: str) -> JsonObject:
-    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    answer = {"description": "the answer", **_json({"type": "object"})}
-    return {
-        "summary": summary,
-        "description": description,
-        "parameters": [
-            {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names
-        ],
-        "responses": {"200": answer} | _errors(error),
-    }
-
-
-def _schemas(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonObject:
-    _, document = models_json_schema(
-        [(model, mode) for model in models], ref_template=_REF_TEMPLATE
-    )
-    schemas: JsonObject = document["$defs"]
-    return schemas
-
-
 def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
-    """Return one alternative for each offered task: its parameters and the common fields."""
+    """Return two alternatives for each offered task: about one image, and about several."""
     offered = set(chain(*(model.entry.task_ids for model in models)))
     common = fields_class.model_json_schema()["properties"]
     alternatives: list[JsonObject] = []
@@ -315,13 +270,5 @@ def _request_schema(fields_class: type[GenerationFields], models: ServedModels) 
             "properties": {**common, "task": {"const": task.id}, **parameters["properties"]},
             "required": ["task", *parameters["required"]],
         }
-        alternatives.append(_with_image(fields))
+        alternatives += [with_image(fields), with_images(fields)]
     return {"oneOf": alternatives}
-
-
-def _with_image(fields: JsonObject) -> JsonObject:
-    """Return the schema of a body of an image and `fields`."""
-    description = "in a form: a file; in JSON: a data: URL, base64, or an allowed http(s) URL"
-    image = {"type": "string", "description": description, **BOUNDED_BY_BODY}
-    properties = {"image": image, **fields["properties"]}
-    return {**fields, "properties": properties, "required": ["image", *fields["required"]]}

@@ -6,17 +6,18 @@ import pytest
 
 from diptych_client import AsyncClient, Client
 
-METHODS = ("__init__", "predict", "predict_many", "stream", "compare", "models", "tasks", "close")
+METHODS = (
+    *("__init__", "predict", "predict_many", "stream", "compare", "analyze", "image"),
+    *("models", "tasks", "close"),
+)
+GENERATORS = ("stream", "predict_many", "image")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_has_the_same_parameters_in_both_clients(name: str) -> None:
     one, other = (inspect.signature(getattr(client, name)) for client in (Client, AsyncClient))
     assert one.parameters == other.parameters
-    assert (
-        name in ("stream", "predict_many", "__init__")
-        or one.return_annotation == other.return_annotation
-    )
+    assert name in ("__init__", *GENERATORS) or one.return_annotation == other.return_annotation
 
 
 def test_the_list_above_is_complete() -> None:

@@ -3,7 +3,14 @@
 import pytest
 
 from diptych_client.transports import vision_pb2 as client_pb
-from diptych_client.transports.operations import COMPARE, MODELS, PREDICT, TASKS, Operation
+from diptych_client.transports.operations import (
+    ANALYZE,
+    COMPARE,
+    MODELS,
+    PREDICT,
+    TASKS,
+    Operation,
+)
 from service.rpc.proto import vision_pb2 as service_pb
 
 
@@ -13,7 +20,7 @@ def test_one_process_can_load_both() -> None:
 
 
 @pytest.mark.parametrize(
-    "operation", [PREDICT, COMPARE, MODELS, TASKS], ids=lambda operation: operation.method
+    "operation", [PREDICT, COMPARE, ANALYZE, MODELS, TASKS], ids=lambda operation: operation.method
 )
 def test_an_operation_has_the_messages_of_its_method(operation: Operation[object]) -> None:
     method = service_pb.DESCRIPTOR.services_by_name["Vision"].methods_by_name[operation.method]

@@ -7,15 +7,23 @@ from diptych_client import (
     ConnectionFailed,
     DeadlineExceeded,
     DiptychError,
+    ErrorDetail,
     InstancesResult,
     InternalError,
+    ModelFailure,
     NotReady,
     PayloadTooLarge,
     Task,
     TextRegionsResult,
 )
+from diptych_client.requests import Request
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.grpc_messages import error_from_call, json_from_message
+from diptych_client.transports.analysis_messages import analysis_from_json
+from diptych_client.transports.grpc_messages import (
+    error_from_call,
+    json_from_message,
+    request_message,
+)
 from diptych_client.transports.operations import MODELS, PREDICT, TASKS
 from tests.support.client_answers import SQUARE
 
@@ -89,3 +97,27 @@ def test_outlines_are_tuples_of_points() -> None:
 def test_an_answer_without_a_result_is_an_error() -> None:
     with pytest.raises(ValueError, match="no known kind"):
         PREDICT.from_json(json_from_message(pb.Answer(id="r")))
+
+
+def test_the_steps_of_an_analysis_are_messages() -> None:
+    step = {"id": "a", "task": "ocr", "each": "b", "models": ["x", "y"], "region": (1, 2, 3, 4)}
+    request = Request(b"image", {"steps": ({"id": "b", "task": "object_detection"}, step)})
+    message = request_message(pb.AnalyzeRequest, request)
+    assert (message.image, [each.id for each in message.steps]) == (b"image", ["b", "a"])
+    assert list(message.steps[1].models) == ["x", "y"]
+    assert list(message.steps[1].region) == [1, 2, 3, 4]
+    assert not message.steps[1].HasField("view")
+
+
+def test_an_analysis_has_its_answers_and_errors() -> None:
+    error = pb.Error(code="overloaded", message="busy", request_id="1")
+    answers = [pb.StepAnswer(of=2, view=(1, 2, 3, 4), model="x", error=error)]
+    steps = [pb.StepAnswers(id="a", task="ocr", truncated=True, answers=answers)]
+    message = pb.Analysis(id="1", image=pb.Image(width=3, height=4), steps=steps)
+    analysis = analysis_from_json(json_from_message(message))
+    (answer,) = analysis.step("a").answers
+    assert (answer.of, answer.view_xyxy) == (2, (1, 2, 3, 4))
+    assert answer.outcome == ModelFailure("x", ErrorDetail("overloaded", "busy", None, "1"))
+    assert (analysis.image.width, analysis.step("a").truncated) == (3, True)
+    with pytest.raises(KeyError):
+        analysis.step("b")

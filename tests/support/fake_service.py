@@ -14,6 +14,7 @@ from PIL import Image
 from imaging.files import ImageLimits
 from service.admission.traffic_gaps import TrafficGaps
 from service.images.fetching import ImageFetcher
+from service.images.handle_store import HandleStore
 from service.inference.core import Core, CoreLimits, RequestContext
 from service.inference.served_models import ServedModel, ServedModels
 from service.runner_client.runner_client import RunnerClient
@@ -100,6 +101,7 @@ def make_core(
     fetcher: ImageFetcher | None = None,
     is_up: bool = True,
     gaps: TrafficGaps | None = None,
+    handles: HandleStore | None = None,
 ) -> Core:
     """Return a core over both embedded models with fake runners; `is_up`: the one of Florence-2 is
     ready.
@@ -129,7 +131,7 @@ def make_core(
         max_bytes=max_bytes,
         max_bytes_of_client=max_bytes,
     )
-    return Core(models, runners, limits, fetcher, gaps)
+    return Core(models, runners, limits, fetcher, gaps, handles)
 
 
 def context(request_id: str = "request-1", timeout_s: float = math.inf) -> RequestContext:

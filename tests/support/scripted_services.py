@@ -19,7 +19,13 @@ from service.rpc.proto.vision_pb2_grpc import VisionServicer, add_VisionServicer
 from tests.support.client_answers import answer
 
 ANSWER = answer(TextResult("done"))
-_STATUSES = {"overloaded": 429, "not_ready": 503, "invalid_request": 400}
+_STATUSES = {
+    "overloaded": 429,
+    "not_ready": 503,
+    "invalid_request": 400,
+    "not_found": 404,
+    "image_expired": 410,
+}
 _CODES = {
     "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "not_ready": grpc.StatusCode.UNAVAILABLE,
@@ -52,11 +58,12 @@ Step = Refusal | Answer | bytes | None
 @dataclass(slots=True)
 class Script:
     """The responses: each step once, then the answer; `None` breaks the connection, bytes are an
-    event stream.
+    event stream, and also a body of JSON.
     """
 
     steps: list[Step]
     received: list[Received] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)  # paths of DELETE
     # key: REST path
     listings: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
@@ -81,6 +88,10 @@ def serving_rest(script: Script) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._respond(200, json.dumps({"data": script.listings[self.path]}).encode(), {})
+
+        def do_DELETE(self) -> None:
+            script.removed.append(self.path)
+            self._respond(200, json.dumps({"id": "removed"}).encode(), {})
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))

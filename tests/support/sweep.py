@@ -262,6 +262,7 @@ def samples(image: bytes, model: str, label_config: str) -> Mapping[str, object]
             {"name": "task", **tensor, "data": ["ocr"]},
         ],
         "image": url,
+        "images": [url],
         "url": url,
         "model": model,
         "region": [10, 10, 60, 60],

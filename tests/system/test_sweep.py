@@ -53,6 +53,7 @@ def keyed(
     settings = {
         "DIPTYCH_API_KEYS_FILE": str(keys),
         "DIPTYCH_BATCHES_FOLDER": str(folder / "batches"),
+        "DIPTYCH_IMAGES_FOLDER": str(folder / "images"),
     }
     with forked_service(
         exported.home, folder / "service.log", Access(key=KEY), **settings
@@ -191,7 +192,7 @@ def test_every_field_of_every_grpc_method_is_bounded(keyed: RunningService, num_
     observed = Observed(keyed)
     other = OtherKey(keyed)
     problems: list[str] = []
-    valid = {"image": scene_png(), "task": "captioning"}
+    valid = {"image": scene_png(), "task": "captioning", "id": "a"}
     with grpc.insecure_channel(keyed.grpc_address) as channel, other.asking():
         sweep = GrpcSweep(channel, valid, num_bytes)
         ask = partial(failure_of_call, channel)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Journal, Record
-from diptych_client.client import AsyncClient
+from diptych_client.clients.async_client import AsyncClient
 from diptych_client.inputs import ImageFile, NamedImage
 from diptych_client.long_runs import FailureLog, send_all
 from diptych_client.requests import read_image_file

@@ -25,13 +25,15 @@ from diptych_client.cli.options import (
     with_options,
 )
 from diptych_client.cli.predicting import predict_images
+from diptych_client.cli.recipes import read_recipe, shipped_recipes
 from diptych_client.cli.terminal import echo, set_verbosity
-from diptych_client.cli.views import comparison_view, models_view, tasks_view
+from diptych_client.cli.views import analysis_view, comparison_view, models_view, tasks_view
 from diptych_client.downscaling import DEFAULT_MAX_PIXELS
 from diptych_client.drawing import draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.long_runs import RunError
 from diptych_client.requests import read_api_key
+from diptych_client.transports.analysis_messages import analysis_json
 from diptych_client.transports.rest_messages import comparison_json
 
 app = typer.Typer(
@@ -134,6 +136,33 @@ def compare(
     _print(as_json, comparison_json(comparison), comparison_view(comparison))
     if draw is not None:
         draw_comparison(open_upright(image), comparison).save(draw)
+
+
+@app.command()
+def analyze(
+    context: typer.Context,
+    image: ImagePath,
+    recipe: Annotated[
+        str, Option(help="Name of a recipe, or a YAML file of steps; `diptych recipes` lists them.")
+    ] = "describe-everything",
+    label: Annotated[
+        list[str] | None, Option(help="Label, for recipes with labels; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer many questions about one image in one request, by a recipe."""
+    chosen = read_recipe(recipe)
+    with _connection(context).client() as client:
+        steps = chosen.filled(label or (), client.tasks())
+        analysis = client.analyze(image, steps)
+    _print(as_json, analysis_json(analysis), analysis_view(analysis))
+
+
+@app.command("recipes")
+def list_recipes() -> None:
+    """List the recipes of `analyze`."""
+    for recipe in shipped_recipes():
+        echo(f"{recipe.name}: {recipe.description}")
 
 
 @app.command("models")

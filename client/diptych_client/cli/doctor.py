@@ -18,7 +18,7 @@ from rich.console import Console
 from diptych_client.cli.options import ConnectionOptions
 from diptych_client.cli.terminal import echo
 from diptych_client.cli.views import table_view
-from diptych_client.client import Client
+from diptych_client.clients.client import Client
 from diptych_client.errors import DiptychError
 
 _CONNECT_S = 5.0

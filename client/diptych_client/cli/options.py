@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from typer import Option
 
 from diptych_client.annotate.dataset_files import DatasetFormat
-from diptych_client.client import AsyncClient, Client
+from diptych_client.clients.async_client import AsyncClient
+from diptych_client.clients.client import Client
 from diptych_client.inputs import Opening, Problems
 from diptych_client.inputs.opened import DEFAULT_EVERY_S
 from diptych_client.long_runs import RunError

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from diptych_client.analysis import Analysis
 from diptych_client.cli.terminal import printable
 from diptych_client.results import (
     Answer,
@@ -50,6 +51,20 @@ def answer_view(answer: Answer | ModelFailure) -> RenderableType:
 
 def comparison_view(comparison: Comparison) -> RenderableType:
     return Group(*map(answer_view, comparison.answers))
+
+
+def analysis_view(analysis: Analysis) -> RenderableType:
+    """Return the answers of each step, with the number of the object that each is about."""
+    parts: list[RenderableType] = []
+    for step in analysis.steps:
+        truncated = ", truncated" if step.truncated else ""
+        title = f"{step.id}: {step.task}, {len(step.answers)} answers{truncated}"
+        parts.append(Text(printable(title), style="bold underline"))
+        for answer in step.answers:
+            if answer.of is not None:
+                parts.append(Text(f"object {answer.of}", style="dim"))
+            parts.append(answer_view(answer.outcome))
+    return Group(*parts)
 
 
 def models_view(models: Iterable[Model]) -> RenderableType:

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Self
 
-from diptych_client.client import AsyncClient
+from diptych_client.clients.async_client import AsyncClient
 from diptych_client.evaluation.questionnaire import Sample
 from diptych_client.geometry import ImageSize
 from diptych_client.inputs import ImageStore, NamedImage

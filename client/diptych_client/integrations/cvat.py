@@ -13,7 +13,7 @@ from cvat_sdk.masks import encode_mask
 from cvat_sdk.models import LabeledShapeRequest
 from PIL import Image, ImageOps
 
-from diptych_client.client import Client
+from diptych_client.clients.client import Client
 from diptych_client.integrations.outlines import outer_rings, simplified_ring
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
 from diptych_client.results import DetectionsResult, Instance, InstancesResult

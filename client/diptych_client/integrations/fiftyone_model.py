@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych_client.client import Client
+from diptych_client.clients.client import Client
 from diptych_client.requests import AnswerOptions, TaskParameters, read_api_key
 
 _MAX_CONCURRENT = 16

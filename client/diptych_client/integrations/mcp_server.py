@@ -24,7 +24,7 @@ from mcp_types import (
     Tool,
 )
 
-from diptych_client.client import AsyncClient
+from diptych_client.clients.async_client import AsyncClient
 from diptych_client.errors import DiptychError
 from diptych_client.geometry import ImageSize
 from diptych_client.integrations.mcp_tools import ToolArguments, content_of, tool_of

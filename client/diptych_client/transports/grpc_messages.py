@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from diptych_client.clients.retries import parse_retry_after_s
 from diptych_client.errors import (
     DiptychError,
     ErrorDetail,
@@ -17,7 +18,6 @@ from diptych_client.errors import (
 )
 from diptych_client.requests import Request
 from diptych_client.results import Answer
-from diptych_client.retries import parse_retry_after_s
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.rest_messages import answer_from_json
 
@@ -41,7 +41,9 @@ def request_message(kind: type[MessageT], request: Request) -> MessageT:
         raise error_from(ErrorDetail("invalid_request", reason, "image", ""))
     message = kind() if request.image is None else kind(image=request.image)
     for name, value in request.fields.items():
-        if isinstance(value, tuple):
+        if name == "steps" and isinstance(value, tuple):
+            message.MergeFrom(kind(steps=value))
+        elif isinstance(value, tuple):
             getattr(message, name).extend(value)
         else:
             setattr(message, name, value)
@@ -69,6 +71,8 @@ def json_from_message(message: Any) -> Any:
             return {"size": (message.height, message.width), "counts": message.counts}
         case pb.ModelAnswer() if message.WhichOneof("outcome") != "error":
             return json_from_message(message.answer)
+        case pb.StepAnswer():
+            return _step_answer(message)
     if not isinstance(message, Message):
         return [json_from_message(each) for each in message]
     row: dict[str, Any] = {}
@@ -87,6 +91,19 @@ def json_from_message(message: Any) -> Any:
             return {"data": items}
         case pb.Task():
             return row | {"parameters": json.loads(message.parameters_json_schema)}
+    return row
+
+
+def _step_answer(message: pb.StepAnswer) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": message.model}
+    if message.WhichOneof("outcome") == "error":
+        row["error"] = json_from_message(message.error)
+    else:
+        row = json_from_message(message.answer)
+    if message.HasField("of"):
+        row["of"] = message.of
+    if message.view:
+        row["view"] = list(message.view)
     return row
 
 

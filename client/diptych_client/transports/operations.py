@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from diptych_client.analysis import Analysis
 from diptych_client.errors import ErrorDetail, InternalError, connection_failed
 from diptych_client.requests import Request
 from diptych_client.results import Answer, Comparison, Model, Task
 from diptych_client.transports import vision_pb2 as pb
+from diptych_client.transports.analysis_messages import analysis_from_json, stored_id
 from diptych_client.transports.rest_messages import (
     answer_from_json,
     comparison_from_json,
@@ -35,6 +37,7 @@ class Operation(Generic[ResultT]):
     request: type[Message]
     response: type[Message]
     from_json: Callable[[Any], ResultT]
+    verb: str = "GET"  # a call without an image
 
 
 PREDICT: Operation[Answer] = Operation(
@@ -43,12 +46,22 @@ PREDICT: Operation[Answer] = Operation(
 COMPARE: Operation[Comparison] = Operation(
     "/v1/compare", "Compare", pb.CompareRequest, pb.Comparison, comparison_from_json
 )
+ANALYZE: Operation[Analysis] = Operation(
+    "/v1/analyze", "Analyze", pb.AnalyzeRequest, pb.Analysis, analysis_from_json
+)
+# Images are stored over REST alone: the other two fields are not used.
+STORE: Operation[str] = Operation("/v1/images", "", pb.AnalyzeRequest, pb.Analysis, stored_id)
 MODELS: Operation[tuple[Model, ...]] = Operation(
     "/v1/models", "ListModels", pb.ListModelsRequest, pb.ListModelsResponse, models_from_json
 )
 TASKS: Operation[tuple[Task, ...]] = Operation(
     "/v1/tasks", "ListTasks", pb.ListTasksRequest, pb.ListTasksResponse, tasks_from_json
 )
+
+
+def removal(image_id: str) -> Operation[str]:
+    """Return the call that removes a stored image."""
+    return replace(STORE, path=f"/v1/images/{image_id}", verb="DELETE")
 
 
 @dataclass(frozen=True, slots=True)

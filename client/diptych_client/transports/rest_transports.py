@@ -88,7 +88,8 @@ def _http_request(
     headers = {"X-Request-Id": call.request_id, "X-Deadline-Ms": str(deadline_ms)}
     image = request.image
     if image is None:
-        return http.build_request("GET", path, headers=headers, timeout=timeout_s)
+        verb = call.operation.verb
+        return http.build_request(verb, path, headers=headers, timeout=timeout_s)
     form = form_values(request.fields) | ({"stream": "true"} if is_stream else {})
     files = {"image": (None, image) if isinstance(image, str) else image}  # a field, or a file
     return http.build_request(

@@ -302,6 +302,120 @@ class Comparison(_message.Message):
     answers: _containers.RepeatedCompositeFieldContainer[ModelAnswer]
     def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[ModelAnswer, _Mapping]]] = ...) -> None: ...
 
+class Step(_message.Message):
+    __slots__ = ("id", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "models", "each", "view", "margin", "max_each")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    CAPTION_FIELD_NUMBER: _ClassVar[int]
+    PHRASES_FIELD_NUMBER: _ClassVar[int]
+    PHRASE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINED_FIELD_NUMBER: _ClassVar[int]
+    MASK_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    NMS_IOU_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    EACH_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    MARGIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_EACH_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    task: str
+    model: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    caption: str
+    phrases: _containers.RepeatedScalarFieldContainer[str]
+    phrase: str
+    region: _containers.RepeatedScalarFieldContainer[float]
+    detail: str
+    language: str
+    question: str
+    max_new_tokens: int
+    num_beams: int
+    temperature: float
+    top_p: float
+    seed: int
+    constrained: bool
+    mask_format: str
+    min_score: float
+    nms_iou: float
+    models: _containers.RepeatedScalarFieldContainer[str]
+    each: str
+    view: str
+    margin: float
+    max_each: int
+    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., each: _Optional[str] = ..., view: _Optional[str] = ..., margin: _Optional[float] = ..., max_each: _Optional[int] = ...) -> None: ...
+
+class AnalyzeRequest(_message.Message):
+    __slots__ = ("image", "steps")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    steps: _containers.RepeatedCompositeFieldContainer[Step]
+    def __init__(self, image: _Optional[bytes] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ...) -> None: ...
+
+class StepAnswer(_message.Message):
+    __slots__ = ("of", "view", "model", "answer", "error")
+    OF_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    of: int
+    view: _containers.RepeatedScalarFieldContainer[int]
+    model: str
+    answer: Answer
+    error: Error
+    def __init__(self, of: _Optional[int] = ..., view: _Optional[_Iterable[int]] = ..., model: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class StepAnswers(_message.Message):
+    __slots__ = ("id", "task", "truncated", "answers")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    task: str
+    truncated: bool
+    answers: _containers.RepeatedCompositeFieldContainer[StepAnswer]
+    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., truncated: _Optional[bool] = ..., answers: _Optional[_Iterable[_Union[StepAnswer, _Mapping]]] = ...) -> None: ...
+
+class Analysis(_message.Message):
+    __slots__ = ("id", "image", "steps")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    image: Image
+    steps: _containers.RepeatedCompositeFieldContainer[StepAnswers]
+    def __init__(self, id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepAnswers, _Mapping]]] = ...) -> None: ...
+
+class StepEvent(_message.Message):
+    __slots__ = ("step", "answer")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    answer: StepAnswer
+    def __init__(self, step: _Optional[str] = ..., answer: _Optional[_Union[StepAnswer, _Mapping]] = ...) -> None: ...
+
+class AnalyzeEvent(_message.Message):
+    __slots__ = ("answer", "analysis")
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ANALYSIS_FIELD_NUMBER: _ClassVar[int]
+    answer: StepEvent
+    analysis: Analysis
+    def __init__(self, answer: _Optional[_Union[StepEvent, _Mapping]] = ..., analysis: _Optional[_Union[Analysis, _Mapping]] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

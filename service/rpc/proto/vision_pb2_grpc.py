@@ -49,6 +49,16 @@ class VisionStub:
                 request_serializer=service_dot_rpc_dot_proto_dot_vision__pb2.CompareRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_proto_dot_vision__pb2.Comparison.FromString,
                 _registered_method=True)
+        self.Analyze = channel.unary_unary(
+                '/diptych.v1.Vision/Analyze',
+                request_serializer=service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_proto_dot_vision__pb2.Analysis.FromString,
+                _registered_method=True)
+        self.AnalyzeStream = channel.unary_stream(
+                '/diptych.v1.Vision/AnalyzeStream',
+                request_serializer=service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeEvent.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/diptych.v1.Vision/ListModels',
                 request_serializer=service_dot_rpc_dot_proto_dot_vision__pb2.ListModelsRequest.SerializeToString,
@@ -85,6 +95,20 @@ class VisionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Analyze(self, request, context):
+        """Answers many questions about one image; a step may be asked about each box of another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnalyzeStream(self, request, context):
+        """The same: each answer when it is there, then the analysis.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -114,6 +138,16 @@ def add_VisionServicer_to_server(servicer, server):
                     servicer.Compare,
                     request_deserializer=service_dot_rpc_dot_proto_dot_vision__pb2.CompareRequest.FromString,
                     response_serializer=service_dot_rpc_dot_proto_dot_vision__pb2.Comparison.SerializeToString,
+            ),
+            'Analyze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Analyze,
+                    request_deserializer=service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_proto_dot_vision__pb2.Analysis.SerializeToString,
+            ),
+            'AnalyzeStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.AnalyzeStream,
+                    request_deserializer=service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeEvent.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -207,6 +241,60 @@ class Vision:
             '/diptych.v1.Vision/Compare',
             service_dot_rpc_dot_proto_dot_vision__pb2.CompareRequest.SerializeToString,
             service_dot_rpc_dot_proto_dot_vision__pb2.Comparison.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Analyze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diptych.v1.Vision/Analyze',
+            service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeRequest.SerializeToString,
+            service_dot_rpc_dot_proto_dot_vision__pb2.Analysis.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnalyzeStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/diptych.v1.Vision/AnalyzeStream',
+            service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeRequest.SerializeToString,
+            service_dot_rpc_dot_proto_dot_vision__pb2.AnalyzeEvent.FromString,
             options,
             channel_credentials,
             insecure,

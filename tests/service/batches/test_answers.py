@@ -43,6 +43,13 @@ def test_chats_and_comparisons_are_answered(store: Store) -> None:
     assert [each["result"]["text"] for each in answers] == ["HELLO", "HELLO"]
 
 
+def test_analyses_are_answered(store: Store) -> None:
+    body = {"image": OCR["image"], "steps": [{"id": "text", "task": "ocr"}]}
+    batch = completed(store, create(store, line("a", "/v1/analyze", body), endpoint="/v1/analyze"))
+    (step,) = output(store.of("me"), batch.output_file_id)["a"]["response"]["body"]["steps"]
+    assert step["answers"][0]["result"] == {"text": "HELLO"}
+
+
 def test_errors_have_the_status_and_the_body_that_the_endpoint_would_answer(store: Store) -> None:
     lines = [
         line("good"),

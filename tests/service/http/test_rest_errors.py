@@ -100,6 +100,7 @@ def test_statuses_are_those_of_the_contract() -> None:
         "unauthorized": 401,
         "unknown_model": 404,
         "not_found": 404,
+        "image_expired": 410,
         "image_too_large": 413,
         "payload_too_large": 413,
         "unsupported_image": 415,

@@ -53,6 +53,43 @@ async def listed(channel: grpc.aio.Channel) -> Any:
     return await VisionStub(channel).ListModels(pb.ListModelsRequest())
 
 
+async def analyzed(channel: grpc.aio.Channel) -> pb.Analysis:
+    steps = [
+        pb.Step(id="things", task="object_detection"),
+        pb.Step(id="text", task="ocr", each="things", view="crop", models=["florence-2-mini"]),
+    ]
+    analysis: pb.Analysis = await VisionStub(channel).Analyze(
+        pb.AnalyzeRequest(image=PNG, steps=steps)
+    )
+    return analysis
+
+
+def test_an_analysis_has_the_answers_of_its_steps() -> None:
+    things, text = called(analyzed).steps
+    assert (things.id, len(things.answers), things.truncated) == ("things", 1, False)
+    (answer,) = text.answers
+    assert (answer.of, list(answer.view), answer.answer.text) == (0, [38, 77, 346, 308], "HELLO")
+
+
+def test_a_wrong_step_is_an_invalid_argument() -> None:
+    async def wrong(channel: grpc.aio.Channel) -> Any:
+        steps = [pb.Step(id="a", task="ocr", each="b")]
+        return await VisionStub(channel).Analyze(pb.AnalyzeRequest(image=PNG, steps=steps))
+
+    error = refused(wrong)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    trailing = dict(error.trailing_metadata() or ())
+    assert trailing["diptych-param"] == "steps[0].each"
+
+
+def test_the_bytes_of_an_id_are_the_stored_image() -> None:
+    async def named(channel: grpc.aio.Channel) -> Any:
+        request = pb.PredictRequest(image=b"img_" + b"0" * 48, task="ocr")
+        return await VisionStub(channel).Predict(request)
+
+    assert refused(named).code() == grpc.StatusCode.NOT_FOUND
+
+
 async def healthy(channel: grpc.aio.Channel) -> Any:
     stub: Any = HealthStub(channel)
     return (await stub.Check(HealthCheckRequest())).status

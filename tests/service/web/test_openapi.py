@@ -108,7 +108,11 @@ def test_every_route_of_the_api_is_described() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/{model}/infer"]
+    "path",
+    [
+        *("/v1/predict", "/v1/compare", "/v1/analyze", "/v1/images"),
+        *("/v1/chat/completions", "/v2/models/{model}/infer"),
+    ],
 )
 def test_every_error_status_of_a_prediction_is_described(path: str) -> None:
     described = set(DOCUMENT["paths"][path]["post"]["responses"]) - {"200"}
@@ -186,4 +190,43 @@ def test_task_without_a_served_model_is_not_described() -> None:
         alternative["title"]
         for alternative in document["components"]["schemas"]["predict"]["oneOf"]
     ]
-    assert titles == list(PALIGEMMA.task_ids)
+    assert list(dict.fromkeys(titles)) == list(PALIGEMMA.task_ids)
+    (step, _) = document["components"]["schemas"]["analyze"]["oneOf"]
+    steps = step["properties"]["steps"]
+    assert steps["items"]["properties"]["task"]["enum"] == list(PALIGEMMA.task_ids)
+
+
+def test_several_images_take_the_place_of_one() -> None:
+    assert schema("predict").is_valid({"images": [IMAGE, IMAGE], "task": "ocr"})
+    changes: list[dict[str, object]] = [
+        {"image": IMAGE},
+        {"stream": True},
+        {"images": []},
+        {"images": [IMAGE] * 33},
+    ]
+    for wrong in changes:
+        assert not schema("predict").is_valid({"images": [IMAGE], "task": "ocr"} | wrong)
+
+
+STEP = {"id": "a", "task": "ocr"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_right"),
+    [
+        ({}, True),
+        ({"each": "b", "view": "crop", "margin": 0, "max_each": 3, "labels": ["{label}"]}, True),
+        ({"models": ["a"], "detail": "paragraph", "region": REGION}, True),
+        ({"detail": "category"}, True),
+        ({"id": "a b"}, False),
+        ({"margin": 2}, False),
+        ({"max_each": 0}, False),
+        ({"view": "tile"}, False),
+        ({"stream": True}, False),
+        ({"image": IMAGE}, False),
+        ({"task": "nothing"}, False),
+    ],
+)
+def test_the_steps_of_an_analysis_are_described(fields: dict[str, Any], is_right: bool) -> None:
+    document = {"image": IMAGE, "steps": [STEP | fields]}
+    assert schema("analyze").is_valid(document) == is_right

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from tenacity import BaseRetrying
 
+from diptych_client.clients.retries import retrying
 from diptych_client.downscaling import downscaled
 from diptych_client.errors import ErrorDetail, InvalidRequest
 from diptych_client.geometry import ImageSize
@@ -18,12 +19,12 @@ from diptych_client.requests import (
     AnswerOptions,
     FieldValue,
     Request,
+    StoredImage,
     TaskParameters,
     answer_options,
     task_parameters,
     task_request,
 )
-from diptych_client.retries import retrying
 from diptych_client.transports.operations import Call, Operation
 
 ResultT = TypeVar("ResultT")
@@ -95,7 +96,12 @@ class Caller(Generic[TransportT]):
                 x1, y1, x2, y2 = (smaller.scale * edge for edge in asked.region)
                 asked = replace(asked, region=(x1, y1, x2, y2))
         request = task_request(sent, chosen, asked, answer_options(options))
+        request = replace(request, stored=image if isinstance(image, StoredImage) else None)
         return Prepared(request, None if smaller is None else smaller.original)
+
+    def _about(self, image: ImageSource, fields: Mapping[str, FieldValue]) -> Request:
+        stored = image if isinstance(image, StoredImage) else None
+        return Request(sent_image(image), fields, stored)
 
     def _call(
         self,

@@ -1,0 +1,221 @@
+"""The client for asyncio, with the methods of `Client` (client.py)."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any, Self, TypeVar
+
+from tenacity import AsyncRetrying
+
+from diptych_client.analysis import Analysis
+from diptych_client.clients.caller import Caller, Options, Parameters
+from diptych_client.downscaling import restored
+from diptych_client.errors import (
+    DiptychError,
+    ImageExpired,
+    InvalidRequest,
+    NotFound,
+    affects_every_image,
+)
+from diptych_client.image_sources import ImageSource, encoded_image
+from diptych_client.progress import Bar
+from diptych_client.requests import (
+    DEFAULT_OPTIONS,
+    NO_PARAMETERS,
+    Request,
+    Step,
+    StoredImage,
+)
+from diptych_client.results import Answer, Comparison, Model, Task
+from diptych_client.transports.grpc_transports import AsyncGrpcTransport
+from diptych_client.transports.operations import (
+    ANALYZE,
+    COMPARE,
+    MODELS,
+    PREDICT,
+    STORE,
+    TASKS,
+    Call,
+    Operation,
+    removal,
+)
+from diptych_client.transports.rest_transports import AsyncRestTransport
+
+ResultT = TypeVar("ResultT")
+SentT = TypeVar("SentT")
+TransportT = TypeVar("TransportT")
+Events = Generator[str | Answer, None, None]
+AsyncEvents = AsyncGenerator[str | Answer, None]
+DEFAULT_CONCURRENCY = 8
+
+
+class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
+    """`Client` for asyncio.
+
+    Created and used in one running event loop; calls may run concurrently.
+    """
+
+    _retrying = AsyncRetrying
+    _transports = (AsyncRestTransport, AsyncGrpcTransport)
+
+    async def predict(
+        self,
+        image: ImageSource,
+        task: str,
+        parameters: Parameters = NO_PARAMETERS,
+        *,
+        model: str | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        bgr: bool = False,
+    ) -> Answer:
+        """Return the answer of one model; by default of the first that offers the task."""
+        chosen = {"task": task, "model": model}
+        given = (image, bgr, chosen, parameters, options)
+        prepared = await asyncio.to_thread(self._prepare, *given)
+        answer = await self._ask(PREDICT, prepared.request, self._transport.send)
+        return restored(answer, prepared.original)
+
+    async def predict_many(
+        self,
+        images: Iterable[ImageSource],
+        task: str,
+        parameters: Parameters = NO_PARAMETERS,
+        *,
+        model: str | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        bgr: bool = False,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        progress: bool = False,
+    ) -> AsyncGenerator[Answer | DiptychError, None]:
+        """Yield the answer of each image in order, or its error; `progress` shows a bar."""
+
+        async def ask(image: ImageSource) -> Answer | DiptychError:
+            settings: Any = {"model": model, "options": options, "bgr": bgr}
+            try:
+                return await self.predict(image, task, parameters, **settings)
+            except DiptychError as error:
+                if affects_every_image(error):
+                    raise
+                return error
+
+        waiting: deque[asyncio.Task[Answer | DiptychError]] = deque()
+        try:
+            with Bar(images, progress) as bar:
+                for image in images:
+                    waiting.append(asyncio.create_task(ask(image)))
+                    if len(waiting) == concurrency:
+                        yield bar.passed(await waiting.popleft())
+                while waiting:
+                    yield bar.passed(await waiting.popleft())
+        finally:
+            for task_of_image in waiting:
+                task_of_image.cancel()
+
+    async def stream(
+        self,
+        image: ImageSource,
+        task: str,
+        parameters: Parameters = NO_PARAMETERS,
+        *,
+        model: str | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        bgr: bool = False,
+    ) -> AsyncGenerator[str | Answer, None]:
+        """Yield the raw text of one model in pieces as it is generated, then the answer.
+
+        Closing the generator cancels the request. Only a failure before the first piece is retried.
+        """
+        chosen = {"task": task, "model": model}
+        given = (image, bgr, chosen, parameters, options)
+        prepared = await asyncio.to_thread(self._prepare, *given)
+        first, events = await self._ask(PREDICT, prepared.request, self._start)
+        async with aclosing(events):
+            yield restored(first, prepared.original)
+            async for event in events:
+                yield restored(event, prepared.original)
+
+    async def compare(
+        self,
+        image: ImageSource,
+        task: str,
+        parameters: Parameters = NO_PARAMETERS,
+        *,
+        models: Sequence[str] | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        bgr: bool = False,
+    ) -> Comparison:
+        """Return concurrent answers of several models, by default all that offer the task."""
+        chosen = {"task": task, "models": None if models is None else tuple(models)}
+        given = (image, bgr, chosen, parameters, options)
+        prepared = await asyncio.to_thread(self._prepare, *given)
+        comparison = await self._ask(COMPARE, prepared.request, self._transport.send)
+        return restored(comparison, prepared.original)
+
+    async def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
+        """Answer many questions about one image; a step may be asked about each box of another.
+
+        The fields of a step are those of `POST /v1/analyze`.
+        """
+        fields = {"steps": tuple(steps)}
+        request = await asyncio.to_thread(self._about, image, fields)
+        return await self._ask(ANALYZE, request, self._transport.send)
+
+    @asynccontextmanager
+    async def image(self, image: ImageSource) -> AsyncGenerator[StoredImage, None]:
+        """Send an image once for all calls in the context, which take what it yields as the image.
+
+        It is sent again if the service has dropped it, and with each call if it stores none.
+        """
+        stored = StoredImage(encoded_image(image))
+        await self._store(stored)
+        try:
+            yield stored
+        finally:
+            if stored.id is not None:
+                with suppress(DiptychError):  # it expires by itself
+                    await self._call(removal(stored.id), Request(), self._transport.send)
+
+    async def models(self) -> tuple[Model, ...]:
+        """Return the served models."""
+        return await self._call(MODELS, Request(), self._transport.send)
+
+    async def tasks(self) -> tuple[Task, ...]:
+        """Return all tasks, each with its parameters' JSON Schema and its models."""
+        return await self._call(TASKS, Request(), self._transport.send)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _ask(
+        self,
+        operation: Operation[ResultT],
+        request: Request,
+        send: Callable[[Call[ResultT]], Awaitable[SentT]],
+    ) -> SentT:
+        """Do as `_call`; store an image again that has expired."""
+        try:
+            return await self._call(operation, request, send)
+        except ImageExpired:
+            if request.stored is None:
+                raise
+            await self._store(request.stored)
+        return await self._call(operation, replace(request, image=request.stored.sent), send)
+
+    async def _store(self, image: StoredImage) -> None:
+        image.id = None
+        if isinstance(self._transport, AsyncRestTransport):
+            with suppress(NotFound, InvalidRequest):  # the service stores none, or is an older one
+                image.id = await self._call(STORE, Request(image.data), self._transport.send)
+
+    async def _start(self, call: Call[Answer]) -> tuple[str | Answer, AsyncEvents]:
+        events = self._transport.stream(call)
+        return await anext(events), events

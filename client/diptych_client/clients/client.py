@@ -1,0 +1,225 @@
+"""The client that blocks; `AsyncClient` of async_client.py has the same methods for asyncio.
+
+A call is one for both: `Caller` of caller.py retries it, a transport sends each attempt.
+"""
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from itertools import chain
+from typing import Self, TypeVar
+
+from tenacity import Retrying
+
+from diptych_client.analysis import Analysis
+from diptych_client.clients.caller import Caller, Options, Parameters
+from diptych_client.downscaling import restored
+from diptych_client.errors import (
+    DiptychError,
+    ImageExpired,
+    InvalidRequest,
+    NotFound,
+    affects_every_image,
+)
+from diptych_client.image_sources import ImageSource, encoded_image
+from diptych_client.progress import Bar
+from diptych_client.requests import (
+    DEFAULT_OPTIONS,
+    NO_PARAMETERS,
+    Request,
+    Step,
+    StoredImage,
+)
+from diptych_client.results import Answer, Comparison, Model, Task
+from diptych_client.transports.grpc_transports import GrpcTransport
+from diptych_client.transports.operations import (
+    ANALYZE,
+    COMPARE,
+    MODELS,
+    PREDICT,
+    STORE,
+    TASKS,
+    Call,
+    Operation,
+    removal,
+)
+from diptych_client.transports.rest_transports import RestTransport
+
+ResultT = TypeVar("ResultT")
+SentT = TypeVar("SentT")
+TransportT = TypeVar("TransportT")
+Events = Generator[str | Answer, None, None]
+AsyncEvents = AsyncGenerator[str | Answer, None]
+DEFAULT_CONCURRENCY = 8
+
+
+class Client(Caller[RestTransport | GrpcTransport]):
+    """A connection to a service: `http(s)://` for REST, `grpc://` or `grpcs://` for gRPC.
+
+    `timeout_s` is the deadline of a call, retries included; the service receives the remaining
+    time. `max_pixels`: larger images are sent smaller, and their answers scaled back. Every method
+    raises `DiptychError`. Safe to share between threads.
+    """
+
+    _retrying = Retrying
+    _transports = (RestTransport, GrpcTransport)
+
+    def predict(
+        self,
+        image: ImageSource,
+        task: str,
+        parameters: Parameters = NO_PARAMETERS,
+        *,
+        model: str | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        bgr: bool = False,
+    ) -> Answer:
+        """Return the answer of one model; by default of the first that offers the task."""
+        chosen = {"task": task, "model": model}
+        prepared = self._prepare(image, bgr, chosen, parameters, options)
+        answer = self._ask(PREDICT, prepared.request, self._transport.send)
+        return restored(answer, prepared.original)
+
+    def predict_many(
+        self,
+        images: Iterable[ImageSource],
+        task: str,
+        parameters: Parameters = NO_PARAMETERS,
+        *,
+        model: str | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        bgr: bool = False,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        progress: bool = False,
+    ) -> Generator[Answer | DiptychError, None, None]:
+        """Yield the answer of each image in order, or its error; `progress` shows a bar.
+
+        At most `concurrency` images are read and in flight. An error that every image would have,
+        such as an unknown model, is raised.
+        """
+
+        def ask(image: ImageSource) -> Answer | DiptychError:
+            try:
+                return self.predict(image, task, parameters, model=model, options=options, bgr=bgr)
+            except DiptychError as error:
+                if affects_every_image(error):
+                    raise
+                return error
+
+        waiting: deque[Future[Answer | DiptychError]] = deque()
+        threads = ThreadPoolExecutor(concurrency)
+        try:
+            with Bar(images, progress) as bar:
+                for image in images:
+                    waiting.append(threads.submit(ask, image))
+                    if len(waiting) == concurrency:
+                        yield bar.passed(waiting.popleft().result())
+                while waiting:
+                    yield bar.passed(waiting.popleft().result())
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def stream(
+        self,
+        image: ImageSource,
+        task: str,
+        parameters: Parameters = NO_PARAMETERS,
+        *,
+        model: str | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        bgr: bool = False,
+    ) -> Generator[str | Answer, None, None]:
+        """Yield the raw text of one model in pieces as it is generated, then the answer.
+
+        Closing the generator cancels the request. Only a failure before the first piece is retried.
+        """
+        chosen = {"task": task, "model": model}
+        prepared = self._prepare(image, bgr, chosen, parameters, options)
+        first, events = self._ask(PREDICT, prepared.request, self._start)
+        with closing(events):
+            for event in chain([first], events):
+                yield restored(event, prepared.original)
+
+    def compare(
+        self,
+        image: ImageSource,
+        task: str,
+        parameters: Parameters = NO_PARAMETERS,
+        *,
+        models: Sequence[str] | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        bgr: bool = False,
+    ) -> Comparison:
+        """Return concurrent answers of several models, by default all that offer the task."""
+        chosen = {"task": task, "models": None if models is None else tuple(models)}
+        prepared = self._prepare(image, bgr, chosen, parameters, options)
+        comparison = self._ask(COMPARE, prepared.request, self._transport.send)
+        return restored(comparison, prepared.original)
+
+    def analyze(self, image: ImageSource, steps: Sequence[Step]) -> Analysis:
+        """Answer many questions about one image; a step may be asked about each box of another.
+
+        The fields of a step are those of `POST /v1/analyze`.
+        """
+        request = self._about(image, {"steps": tuple(steps)})
+        return self._ask(ANALYZE, request, self._transport.send)
+
+    @contextmanager
+    def image(self, image: ImageSource) -> Generator[StoredImage, None, None]:
+        """Send an image once for all calls in the context, which take what it yields as the image.
+
+        It is sent again if the service has dropped it, and with each call if it stores none.
+        """
+        stored = StoredImage(encoded_image(image))
+        self._store(stored)
+        try:
+            yield stored
+        finally:
+            if stored.id is not None:
+                with suppress(DiptychError):  # it expires by itself
+                    self._call(removal(stored.id), Request(), self._transport.send)
+
+    def models(self) -> tuple[Model, ...]:
+        """Return the served models."""
+        return self._call(MODELS, Request(), self._transport.send)
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Return all tasks, each with its parameters' JSON Schema and its models."""
+        return self._call(TASKS, Request(), self._transport.send)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(
+        self,
+        operation: Operation[ResultT],
+        request: Request,
+        send: Callable[[Call[ResultT]], SentT],
+    ) -> SentT:
+        """Do as `_call`; store an image again that has expired."""
+        try:
+            return self._call(operation, request, send)
+        except ImageExpired:
+            if request.stored is None:
+                raise
+            self._store(request.stored)
+        return self._call(operation, replace(request, image=request.stored.sent), send)
+
+    def _store(self, image: StoredImage) -> None:
+        image.id = None
+        if isinstance(self._transport, RestTransport):
+            with suppress(NotFound, InvalidRequest):  # the service stores none, or is an older one
+                image.id = self._call(STORE, Request(image.data), self._transport.send)
+
+    def _start(self, call: Call[Answer]) -> tuple[str | Answer, Events]:
+        events = self._transport.stream(call)
+        return next(events), events

@@ -1,0 +1,1 @@
+"""Many questions about one image in one request: steps that refer to each other's boxes."""

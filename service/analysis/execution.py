@@ -1,0 +1,213 @@
+"""Runs a plan about one image: each step as soon as the boxes that it is asked about are known.
+
+Each answer is that of a single predict, or its own error. An object of a step that fails is none,
+so that a failure ends only what depends on it. Cancelling ends everything.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, product
+
+from imaging.files import PixelBox
+from service.analysis.steps import BoxOf, Plan, Step, parse_plan
+from service.analysis.views import FoundObject, crop_around, objects_of, placed, within
+from service.errors import NotReady, Overloaded, ServiceError, UnsupportedImage
+from service.images.decoding import LazyImage, in_thread
+from service.images.url_rules import ImageInput
+from service.images.views import ImageView
+from service.inference.core import Core, RequestContext
+from service.inference.prediction import Answer
+from service.inference.recording import record_error
+from service.inference.served_models import ServedModel
+from service.runner_client.joined_calls import JoinedCalls
+from wire.telemetry.tracing import span
+
+_RESTART_S = 15.0  # a killed runner is ready again before
+_RETRY_AFTER_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class StepAnswer:
+    """The outcome of one model about the image, or about one object of another step."""
+
+    step_id: str
+    of: int | None  # index among the objects of the step that `each` names, over all its answers
+    view: PixelBox | None  # the part of the image that was asked about, if not all of it
+    model: ServedModel
+    outcome: Answer | ServiceError
+
+
+@dataclass(frozen=True, slots=True)
+class StepAnswers:
+    """The outcomes of a step: of the object with the best score first, models in catalog order."""
+
+    step: Step
+    is_truncated: bool  # more objects than `max_each`, or than the request may have answers
+    answers: tuple[StepAnswer, ...]
+
+    def objects(self) -> Iterator[FoundObject]:
+        """Yield the objects of all answers, which another step may be asked about."""
+        for answer in self.answers:
+            if isinstance(answer.outcome, Answer):
+                yield from objects_of(answer.outcome.result)
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The outcomes of all steps, in the order of the request."""
+
+    image_size_wh: tuple[int, int]
+    steps: tuple[StepAnswers, ...]
+
+
+OnAnswer = Callable[[StepAnswer], None]
+
+
+async def analyze(
+    core: Core,
+    image: ImageInput,
+    fields: Mapping[str, object],
+    context: RequestContext,
+    on_answer: OnAnswer = lambda _answer: None,
+) -> Analysis:
+    """Answer the `steps` of the fields; `on_answer` receives each outcome when it is there.
+
+    Raise errors of the steps and of the image before anything runs; `Overloaded` if nothing could.
+    """
+    plan = parse_plan(fields, core.models, core.limits.max_steps)
+    async with core.opened(image, context) as opened:
+        if plan.has_crops:
+            opened.hold = lambda num_bytes: core.hold(context, num_bytes)
+        plan.check_prompts(opened.header.size_wh)
+        run = _Run(core, plan, opened, context, on_answer, core.limits.max_step_answers)
+        return await run.analysis()
+
+
+async def stream_analysis(
+    core: Core, image: ImageInput, fields: Mapping[str, object], context: RequestContext
+) -> AsyncGenerator[StepAnswer | Analysis, None]:
+    """Yield each outcome of `analyze` when it is there, then the analysis.
+
+    Closing the generator cancels the request.
+    """
+    answers: asyncio.Queue[StepAnswer | None] = asyncio.Queue()
+    running = asyncio.create_task(analyze(core, image, fields, context, answers.put_nowait))
+    running.add_done_callback(lambda _: answers.put_nowait(None))
+    try:
+        while (answer := await answers.get()) is not None:
+            yield answer
+        yield await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await core.leave(context)  # a task that is cancelled before it has begun does not
+
+
+@dataclass(slots=True)
+class _Run:
+    core: Core
+    plan: Plan
+    image: LazyImage
+    context: RequestContext
+    on_answer: OnAnswer
+    num_left: int  # answers that the request may still have
+    found: "dict[str, asyncio.Future[list[FoundObject]]]" = field(default_factory=dict)
+    views: dict[PixelBox, ImageView] = field(default_factory=dict)
+    joined: dict[str, JoinedCalls] = field(default_factory=dict)  # key: runner
+    is_first: bool = True
+    give_up_s: float = math.inf  # when runners that restart are no longer waited for
+
+    async def analysis(self) -> Analysis:
+        """Run all steps; raise errors of the image, and `Overloaded` if nothing else came."""
+        self.found = {step.own.id: asyncio.Future() for step in self.plan.steps}
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(self._step(step, group)) for step in self.plan.steps]
+        except ExceptionGroup as errors:  # about the image, which concerns all steps, or a defect
+            raise errors.exceptions[0] from None
+        finally:
+            await asyncio.gather(*(each.close() for each in self.joined.values()))
+        steps = tuple(each.result() for each in running)
+        answers = list(chain.from_iterable(step.answers for step in steps))
+        refusals = [each.outcome for each in answers if isinstance(each.outcome, Overloaded)]
+        if refusals and len(refusals) == len(answers):
+            raise refusals[0]
+        return Analysis(self.image.header.size_wh, steps)
+
+    async def _step(self, step: Step, group: asyncio.TaskGroup) -> StepAnswers:
+        each = step.own.each
+        objects = [] if each is None else await self.found[each]
+        with span("analyze step", {"diptych.step": step.own.id, "diptych.task": step.task.id}):
+            asked: list[tuple[int | None, BoxOf | None]] = [(None, None)]
+            if each is not None:
+                best = sorted(range(len(objects)), key=lambda index: -objects[index].score)
+                asked = [(index, objects[index].about) for index in best[: step.own.max_each]]
+            asked = asked[: self.num_left // len(step.models)]
+            self.num_left -= len(asked) * len(step.models)
+            is_truncated = len(asked) < (1 if each is None else len(objects))
+            answering = [
+                group.create_task(self._answer(step, model, *one))
+                for one, model in product(asked, step.models)
+            ]
+            answers = await asyncio.gather(*answering)
+        answered = StepAnswers(step, is_truncated, tuple(answers))
+        self.found[step.own.id].set_result(list(answered.objects()))
+        return answered
+
+    async def _answer(
+        self, step: Step, model: ServedModel, of: int | None, about: BoxOf | None
+    ) -> StepAnswer:
+        view = None
+        if about is not None and step.own.view == "crop":
+            view = crop_around(about.box, step.own.margin, self.image.header.size_wh)
+            about = replace(about, box=within(about.box, view))
+        outcome: Answer | ServiceError
+        try:
+            await self._count(view)
+            while True:
+                try:
+                    outcome = await self._attempt(step, model, about, view)
+                    break
+                except NotReady:  # the answers so far would be lost: wait for a restart
+                    now_s = time.monotonic()
+                    self.give_up_s = min(self.give_up_s, now_s + _RESTART_S)
+                    if now_s + _RETRY_AFTER_S >= min(self.give_up_s, self.context.deadline_s):
+                        raise
+                await asyncio.sleep(_RETRY_AFTER_S)
+        except UnsupportedImage:
+            raise
+        except ServiceError as error:
+            outcome = error
+            error.model = model.id
+            error.task = step.task.id
+            record_error(error, self.context.api, self.context.request_id)
+        answer = StepAnswer(step.own.id, of, view, model, outcome)
+        self.on_answer(answer)
+        return answer
+
+    async def _attempt(
+        self, step: Step, model: ServedModel, about: BoxOf | None, view: PixelBox | None
+    ) -> Answer:
+        request = step.request(about)
+        image = self.image if view is None else self.views[view]
+        runner = self.joined.get(model.runner_id)
+        if runner is None:
+            runner = self.joined[model.runner_id] = JoinedCalls(self.core.runners[model.runner_id])
+        answer = await self.core.answer(model, request, image, self.context, runner=runner)
+        if view is None:
+            return answer
+        size_wh = self.image.header.size_wh
+        result = await in_thread(placed, answer.result, view, size_wh)
+        return replace(answer, result=result, image_size_wh=size_wh)
+
+    async def _count(self, view: PixelBox | None) -> None:
+        """Count an answer, and the pixels of a view, for the key; raise `Overloaded`."""
+        if not self.is_first:  # the request itself has been counted
+            await self.context.quota.take_request()
+        self.is_first = False
+        if view is not None and view not in self.views:
+            self.views[view] = ImageView.of(self.image, view)
+            await self.context.quota.take_pixels(math.prod(self.views[view].header.size_wh))

@@ -1,0 +1,231 @@
+"""The steps of an analysis as a graph, validated as a whole before anything runs.
+
+A step has the fields of a predict, or with `models` those of a compare. `each` names a step whose
+result has boxes: the step is asked about every one of them. Knows no image.
+"""
+
+import graphlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.analysis.templates import NAMES_OF, filled, used_names
+from service.errors import InvalidRequest, ServiceError
+from service.inference.prediction import task_prompts
+from service.inference.request_fields import (
+    CompareFields,
+    PredictFields,
+    TaskRequest,
+    parse_fields,
+)
+from service.inference.served_models import ServedModel, ServedModels
+from service.validation import validated
+from tasks.errors import shown
+from tasks.results import BoxXyxy
+from tasks.table import TASKS, Task
+
+MAX_ID_CHARS = 64
+MAX_EACH = 256
+_SAMPLE_REGION = [0.0, 0.0, 1.0, 1.0]  # validates a step whose region is known later
+
+
+class StepFields(BaseModel):
+    """Fields of a step besides those of its predict or compare."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    id: str = Field(
+        pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_ID_CHARS}}}$",
+        max_length=MAX_ID_CHARS,
+        description="Name of the step, unique in the request.",
+    )
+    each: str | None = Field(
+        None,
+        max_length=MAX_ID_CHARS,
+        description="Id of a step with boxes; this step is asked about each of them.",
+    )
+    view: Literal["whole", "crop"] = Field(
+        "whole",
+        description="crop asks about the box as a separate image, at full resolution.",
+    )
+    margin: float = Field(
+        0.1, ge=0, le=1, description="Added to each side of a crop, as a share of the box."
+    )
+    max_each: int = Field(
+        50, ge=1, le=MAX_EACH, description="Maximum number of boxes, those of the best score first."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BoxOf:
+    """An object that a step is asked about: its box in pixels, and texts that fill templates."""
+
+    box: BoxXyxy
+    texts: Mapping[str, str]  # key: label or text
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A validated step; `fields` are those of its predict or compare, with templates."""
+
+    own: StepFields
+    fields: Mapping[str, object]
+    task: Task
+    models: tuple[ServedModel, ...]  # asked at the same time
+    has_region: bool  # its box is the `region` of the task
+    position: str  # such as steps[0]
+
+    def request(self, about: BoxOf | None) -> TaskRequest:
+        """Return the request about a box, or about the image; raise `InvalidRequest`."""
+        fields = dict(self.fields)
+        if about is not None:
+            fields = filled(fields, about.texts)
+            if self.has_region:
+                fields["region"] = list(about.box)
+        return _parsed(fields)[1]
+
+    def check_reference(self, by_id: Mapping[str, "Step"]) -> None:
+        """Raise `InvalidRequest` unless `each` names a step whose boxes this one uses."""
+        names = used_names(self.fields)
+        where = f"{self.position} ({self.own.id})"
+        if self.own.each is None:
+            if names:
+                message = f"{where}: {{{min(names)}}} needs each, the step whose objects fill it"
+                raise InvalidRequest(message, self.position)
+            return
+        source = by_id.get(self.own.each)
+        param = f"{self.position}.each"
+        if source is None:
+            problem = f"{where}: each is {shown(self.own.each)}, which is not a step"
+            raise InvalidRequest(f"{problem}; the steps are {', '.join(by_id)}", param)
+        if source.task.result_kind == "text":
+            message = (
+                f"{where}: each is {source.own.id!r}, whose task {source.task.id} has no boxes"
+            )
+            raise InvalidRequest(message, param)
+        allowed = NAMES_OF[source.task.result_kind]
+        if unknown := names - allowed:
+            message = f"{where}: {{{min(unknown)}}} is not a text of {source.own.id!r}"
+            can_fill = " and ".join(f"{{{name}}}" for name in sorted(allowed))
+            raise InvalidRequest(f"{message}; its objects fill {can_fill}", self.position)
+        if not (names or self.has_region or self.own.view == "crop"):
+            message = f"{where}: every box of {source.own.id!r} would get the same answer"
+            raise InvalidRequest(f"{message}; use view crop, or {{label}} in a string", param)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All steps, in the order in which they were sent; each refers to a step of the plan."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def has_crops(self) -> bool:
+        return any(step.own.view == "crop" for step in self.steps)
+
+    def check_prompts(self, size_wh: tuple[int, int]) -> None:
+        """Raise the error of a predict that its model does not offer in this variant."""
+        width, height = size_wh
+        unfilled = {"label": "{label}", "text": "{text}"}
+        anything = BoxOf((0.0, 0.0, float(width), float(height)), unfilled)
+        for step in self.steps:
+            if "models" in step.fields:  # each of them has its own error
+                continue
+            try:
+                request = step.request(None if step.own.each is None else anything)
+                task_prompts(step.models[0], request, size_wh)
+            except ServiceError as error:
+                raise of_step(error, step.position, step.own.id) from error
+
+
+def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: int) -> Plan:
+    """Return the plan in the field `steps`.
+
+    Raise `InvalidRequest`, `UnsupportedTask` or `UnknownModel`, which name the step.
+    """
+    for name in document:
+        if name not in ("steps", "stream"):
+            message = f"unknown field {shown(name)}; the fields are image, images, steps, stream"
+            raise InvalidRequest(message, name[:MAX_ID_CHARS].encode(errors="replace").decode())
+    if not isinstance(document.get("stream", False), bool):
+        raise InvalidRequest(
+            f"stream must be true or false, not {shown(document['stream'])}", "stream"
+        )
+    given = document.get("steps")
+    if not isinstance(given, list) or not 1 <= len(given) <= max_steps:
+        found = f"{len(given)} steps" if isinstance(given, list) else shown(given)
+        raise InvalidRequest(
+            f"steps must be a list of 1 to {max_steps} steps, not {found}", "steps"
+        )
+    steps = tuple(_step(f"steps[{index}]", each, models) for index, each in enumerate(given))
+    by_id: dict[str, Step] = {}
+    for step in steps:
+        if step.own.id in by_id:
+            message = f"{step.position}: the id {step.own.id!r} is repeated; ids must be unique"
+            raise InvalidRequest(message, f"{step.position}.id")
+        by_id[step.own.id] = step
+    for step in steps:
+        step.check_reference(by_id)
+    references = {step.own.id: [step.own.each] for step in steps if step.own.each is not None}
+    try:
+        graphlib.TopologicalSorter(references).prepare()
+    except graphlib.CycleError as error:
+        cycle = " -> ".join(error.args[1])
+        position = by_id[error.args[1][0]].position
+        message = f"steps refer to each other in a cycle: {cycle}; each must name another result"
+        raise InvalidRequest(message, f"{position}.each") from error
+    return Plan(steps)
+
+
+def _step(position: str, given: object, models: ServedModels) -> Step:
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"{position} must be an object, not {shown(given)}", position)
+    own_names = StepFields.model_fields.keys()
+    try:
+        own = validated(StepFields, {name: given[name] for name in given.keys() & own_names})
+    except InvalidRequest as error:
+        raise of_step(error, position) from error
+    fields = {name: value for name, value in given.items() if name not in own_names}
+    unused = {"view", "margin", "max_each"} & own.model_fields_set
+    if own.each is None and unused:
+        name = min(unused)
+        raise InvalidRequest(f"{position}: {name} needs each", f"{position}.{name}")
+    if "stream" in fields:
+        message = f"{position}: unknown field 'stream'; it is a field of the whole request"
+        raise InvalidRequest(message, f"{position}.stream")
+    try:
+        has_region = own.each is not None and takes_region(fields)
+        sample = fields | {"region": _SAMPLE_REGION} if has_region else fields
+        common, request = _parsed(sample)
+        if isinstance(common, CompareFields):
+            asked = models.compared(common.models, request.task.id)
+        else:
+            asked = (models.asked(common.model, request.task.id),)
+    except ServiceError as error:
+        raise of_step(error, position, own.id) from error
+    return Step(own, fields, request.task, asked, has_region, position)
+
+
+def of_step(error: ServiceError, position: str, step_id: str | None = None) -> ServiceError:
+    """Return the error of a step's fields as one of the request, which names the step."""
+    where = position if step_id is None else f"{position} ({step_id})"
+    param = position if error.param is None else f"{position}.{error.param}"
+    return type(error)(f"{where}: {error.message}", param)
+
+
+def takes_region(fields: Mapping[str, object]) -> bool:
+    """Return True if the task has a region, and a step gives neither it nor an alternative."""
+    task = TASKS.get(str(fields.get("task")))
+    if task is None or "region" not in (parameter.name for parameter in task.parameters):
+        return False
+    return "region" not in fields and not fields.keys() & set(task.exactly_one_of)
+
+
+def _parsed(
+    fields: Mapping[str, object],
+) -> tuple[PredictFields | CompareFields, TaskRequest]:
+    if "models" in fields:
+        return parse_fields(CompareFields, fields)
+    return parse_fields(PredictFields, fields)

@@ -1,0 +1,294 @@
+"""A plan's answers are those of single calls; failures end only what depends on them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from itertools import chain, product
+from typing import Any
+
+import pytest
+
+from service.admission.quotas import Quota, QuotaLimits
+from service.analysis.execution import Analysis, StepAnswer, analyze, stream_analysis
+from service.errors import (
+    InvalidRequest,
+    Overloaded,
+    ServiceError,
+    UnsupportedImage,
+    UnsupportedTask,
+)
+from service.inference.core import Core, RequestContext
+from service.inference.prediction import Answer
+from tasks.results import DetectionsResult, TextResult
+from tests.support.cancellation import cancel_at_each_await
+from tests.support.core_calls import run, until
+from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    PALIGEMMA_ANSWERS,
+    PALIGEMMA_ID,
+    PNG,
+    context,
+    make_core,
+)
+from wire.runner_channel import RunnerCall, RunnerUnavailable
+from wire.runner_messages import Failed, Outcomes, WritingEvent
+
+TWO = "red circle<loc_100><loc_200><loc_500><loc_600>blue square<loc_0><loc_0><loc_99><loc_99>"
+OD = "Locate the objects with category name in the image."
+FLORENCE_TEXTS = FLORENCE_ANSWERS | {
+    OD: TWO,
+    "What does the region <loc_100><loc_200><loc_500><loc_600> describe?": "a circle",
+    "What does the region <loc_0><loc_0><loc_99><loc_99> describe?": "a square",
+}
+PALIGEMMA_TEXTS = PALIGEMMA_ANSWERS | {
+    "segment blue square": "<loc0000><loc0000><loc0100><loc0100>" + "<seg000>" * 16 + " blue square"
+}
+THINGS = {"id": "things", "task": "object_detection"}
+WHAT = {"id": "what", "task": "region_description", "each": "things"}
+CROP = {"id": "text", "task": "ocr", "each": "things", "view": "crop"}
+MASK = {
+    "id": "mask",
+    "task": "instance_segmentation",
+    "each": "things",
+    "phrase": "{label}",
+    "model": PALIGEMMA_ID,
+}
+
+
+def core(
+    florence: FakeDecoder | None = None,
+    paligemma: FakeDecoder | None = None,
+    encoder: FakeEncoder | None = None,
+    **options: Any,
+) -> Core:
+    decoders = {
+        FLORENCE_ID: florence or FakeDecoder(FLORENCE_TEXTS),
+        PALIGEMMA_ID: paligemma or FakeDecoder(PALIGEMMA_TEXTS),
+    }
+    return make_core({FLORENCE_ID: encoder or FakeEncoder()}, decoders, **options)
+
+
+async def answered(
+    of: Core, *steps: dict[str, Any], image: bytes = PNG, asked_in: RequestContext | None = None
+) -> Analysis:
+    return await analyze(of, image, {"steps": list(steps)}, asked_in or context())
+
+
+def outcomes(analysis: Analysis) -> dict[str, list[tuple[int | None, str, str]]]:
+    """Return of each step the object, the model and the text or the error of each answer."""
+    found = {}
+    for step in analysis.steps:
+        answers = [(each.of, each.model.id, shown(each.outcome)) for each in step.answers]
+        found[step.step.own.id] = answers
+    return found
+
+
+def shown(outcome: Answer | ServiceError) -> str:
+    if isinstance(outcome, ServiceError):
+        return outcome.code
+    if isinstance(outcome.result, TextResult):
+        return outcome.result.text
+    return outcome.written.text
+
+
+def channel_of(of: Core, model_id: str) -> FakeChannel:
+    channel = of.runners[model_id]._channel
+    assert isinstance(channel, FakeChannel)
+    return channel
+
+
+def test_each_step_is_asked_about_the_boxes_that_it_names() -> None:
+    crop = CROP | {"models": [FLORENCE_ID, PALIGEMMA_ID]}
+    analysis = run(answered(core(), WHAT, THINGS, crop, MASK))
+    assert outcomes(analysis) == {
+        "what": [(0, FLORENCE_ID, "a circle"), (1, FLORENCE_ID, "a square")],
+        "things": [(None, FLORENCE_ID, TWO)],
+        "text": [
+            (index, model, "HELLO") for index, model in product((0, 1), (FLORENCE_ID, PALIGEMMA_ID))
+        ],
+        "mask": [
+            (0, PALIGEMMA_ID, PALIGEMMA_TEXTS["segment red circle"]),
+            (1, PALIGEMMA_ID, PALIGEMMA_TEXTS["segment blue square"]),
+        ],
+    }
+    assert analysis.image_size_wh == (640, 480)
+    assert [each.view for each in analysis.steps[2].answers[::2]] == [
+        (38, 77, 346, 308),
+        (0, 0, 71, 53),
+    ]
+
+
+def test_the_boxes_of_a_crop_come_back_in_pixels_of_the_whole() -> None:
+    crop = {"id": "words", "task": "object_detection", "each": "things", "view": "crop"}
+    analysis = run(answered(core(), THINGS, crop | {"margin": 0, "max_each": 1}))
+    (answer,) = analysis.steps[1].answers
+    assert answer.view == (64, 96, 321, 289)
+    assert isinstance(answer.outcome, Answer)
+    assert isinstance(answer.outcome.result, DetectionsResult)
+    found = answer.outcome.result.detections[0].box
+    shares = (0.1005, 0.2005, 0.5005, 0.6005)
+    corners = zip((64, 96, 64, 96), (257, 193, 257, 193), shares, strict=True)
+    assert found == pytest.approx([start + side * share for start, side, share in corners])
+    assert answer.outcome.image_size_wh == (640, 480)
+    assert analysis.steps[1].is_truncated
+
+
+def test_a_runner_gets_the_pixels_of_each_view_once() -> None:
+    of = core()
+    captions = [{"id": f"all{number}", "task": "captioning"} for number in range(3)]
+    run(answered(of, THINGS, WHAT, CROP, *captions))
+    keys = [call.image_key for call in channel_of(of, FLORENCE_ID).calls if call.pixels is not None]
+    assert len(keys) == len(set(keys)) == 3  # the image and two crops
+
+
+def test_a_failed_answer_ends_only_what_depends_on_it() -> None:
+    florence = FakeDecoder(FLORENCE_TEXTS, failure=ZeroDivisionError())
+    both = {"id": "all", "task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}
+    analysis = run(answered(core(florence), THINGS, WHAT, both))
+    assert outcomes(analysis) == {
+        "things": [(None, FLORENCE_ID, "internal")],
+        "what": [],
+        "all": [(None, FLORENCE_ID, "internal"), (None, PALIGEMMA_ID, "red circle")],
+    }
+
+
+def test_the_best_objects_are_asked_about_first_and_the_rest_is_truncated() -> None:
+    analysis = run(answered(core(), THINGS, WHAT | {"max_each": 1}))
+    assert [answer.of for answer in analysis.steps[1].answers] == [0]
+    assert [step.is_truncated for step in analysis.steps] == [False, True]
+
+
+def test_a_request_has_at_most_as_many_answers_as_the_setting() -> None:
+    of = core()
+    of.limits = replace(of.limits, max_step_answers=2)
+    analysis = run(answered(of, THINGS, WHAT))
+    assert [(len(step.answers), step.is_truncated) for step in analysis.steps] == [
+        (1, False),
+        (1, True),
+    ]
+
+
+def test_each_further_answer_counts_as_a_request_of_the_key() -> None:
+    limited = Quota("key", QuotaLimits(requests_per_minute=2))
+    request = RequestContext("request-1", "test", context().deadline_s, limited)
+    analysis = run(answered(core(), THINGS, WHAT | {"model": FLORENCE_ID}, MASK, asked_in=request))
+    answers = chain.from_iterable(outcomes(analysis).values())
+    assert [text for *_, text in answers].count("overloaded") == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "param"),
+    [
+        (
+            {"id": "a", "task": "captioning", "detail": "paragraph", "model": PALIGEMMA_ID},
+            UnsupportedTask,
+            "steps[0].detail",
+        ),
+        (
+            {"id": "a", "task": "region_description", "region": [0, 0, 641, 9]},
+            InvalidRequest,
+            "steps[0].region",
+        ),
+    ],
+)
+def test_what_a_model_does_not_offer_is_refused_before_anything_runs(
+    step: dict[str, Any], error: type[ServiceError], param: str
+) -> None:
+    of = core()
+    with pytest.raises(error) as caught:
+        run(answered(of, step, THINGS | {"id": "b"}))
+    assert caught.value.param == param
+    assert not channel_of(of, FLORENCE_ID).calls
+
+
+def test_a_broken_image_fails_the_whole_request() -> None:
+    with pytest.raises(UnsupportedImage):
+        run(answered(core(), THINGS, WHAT, image=PNG[:-40]))
+    with pytest.raises(UnsupportedImage):
+        run(answered(core(), THINGS, image=b"none"))
+
+
+def test_a_busy_service_refuses_the_whole_request() -> None:
+    full = Failed(code="overloaded", message="full")
+    with pytest.raises(Overloaded):
+        run(answered(core(FakeDecoder(FLORENCE_TEXTS | {OD: full})), THINGS, WHAT))
+
+
+def test_a_runner_that_restarts_is_waited_for() -> None:
+    class Restarting(FakeChannel):
+        """Is unavailable for three calls after the first."""
+
+        num_calls = 0
+
+        async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
+            self.num_calls += 1
+            if 1 < self.num_calls <= 4:
+                raise RunnerUnavailable("status 503")
+            async for event in super().stream(call):
+                yield event
+
+        async def write(self, call: RunnerCall) -> Outcomes:
+            self.num_calls += 1
+            if 1 < self.num_calls <= 4:
+                raise RunnerUnavailable("status 503")
+            return await super().write(call)
+
+    of = core()
+    channel = Restarting(FakeEncoder(), FakeDecoder(FLORENCE_TEXTS))
+    of.runners[FLORENCE_ID]._channel = channel
+    analysis = run(answered(of, THINGS, WHAT))
+    assert outcomes(analysis)["what"] == [
+        (0, FLORENCE_ID, "a circle"),
+        (1, FLORENCE_ID, "a square"),
+    ]
+    assert channel.num_calls > 4
+
+
+def test_answers_are_streamed_as_they_come() -> None:
+    async def scenario() -> None:
+        of = core()
+        fields = {"steps": [WHAT, THINGS]}
+        events = [each async for each in stream_analysis(of, PNG, fields, context())]
+        assert [each.step_id for each in events[:-1] if isinstance(each, StepAnswer)] == [
+            "things",
+            "what",
+            "what",
+        ]
+        assert isinstance(events[-1], Analysis)
+
+    run(scenario())
+
+
+def test_a_client_that_leaves_at_any_moment_leaves_nothing() -> None:
+    async def scenario() -> None:
+        florence = FakeDecoder(FLORENCE_TEXTS)
+        of = core(florence, max_pending=1, max_running=4)
+
+        async def request() -> None:
+            await answered(of, THINGS, WHAT | {"max_each": 1}, CROP | {"max_each": 1})
+
+        async def all_is_free() -> None:
+            async with asyncio.timeout(10):
+                while len(asyncio.all_tasks()) > 1:
+                    await asyncio.sleep(0)
+            assert (of.num_held_bytes, florence.num_waiting) == (0, 0)
+            await request()
+
+        assert await cancel_at_each_await(request, all_is_free) >= 6
+
+    run(scenario())
+
+
+def test_a_cancelled_request_ends_its_sequences() -> None:
+    async def scenario() -> None:
+        florence = FakeDecoder(FLORENCE_TEXTS, released=asyncio.Event())
+        of = core(florence)
+        running = asyncio.create_task(answered(of, THINGS, {"id": "all", "task": "captioning"}))
+        await until(lambda: florence.num_waiting)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert florence.num_waiting == 0
+
+    run(scenario())

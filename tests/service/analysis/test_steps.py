@@ -1,0 +1,164 @@
+"""A plan is refused as a whole, by the step and the field that are wrong, before anything runs."""
+
+from operator import attrgetter
+from typing import Any
+
+import pytest
+
+from service.analysis.steps import Plan, parse_plan
+from service.errors import ServiceError
+from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, served_models
+
+THINGS = {"id": "things", "task": "object_detection"}
+WORDS = {"id": "words", "task": "ocr_with_regions"}
+id_of = attrgetter("id")
+
+
+def plan(*steps: dict[str, Any], max_steps: int = 16) -> Plan:
+    return parse_plan({"steps": list(steps)}, served_models(), max_steps)
+
+
+def refusal(*steps: dict[str, Any], max_steps: int = 16) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
+        plan(*steps, max_steps=max_steps)
+    return caught.value
+
+
+def of(step: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a step, and one about each of its boxes."""
+    return step, {"id": "each", "task": "region_description", "each": step["id"], **fields}
+
+
+def test_the_steps_of_the_documentation_are_valid() -> None:
+    found = plan(
+        {"id": "things", "task": "object_detection", "min_score": 0.5},
+        {"id": "what", "task": "region_description", "each": "things"},
+        {
+            "id": "text",
+            "task": "ocr",
+            "each": "things",
+            "view": "crop",
+            "models": [PALIGEMMA_ID, FLORENCE_ID],
+        },
+        {
+            "id": "mask",
+            "task": "instance_segmentation",
+            "each": "things",
+            "phrase": "{label}",
+            "model": PALIGEMMA_ID,
+        },
+        {"id": "all", "task": "captioning", "detail": "detailed"},
+    )
+    assert {step.own.id: " ".join(map(id_of, step.models)) for step in found.steps} == {
+        "things": FLORENCE_ID,
+        "what": FLORENCE_ID,
+        "text": f"{FLORENCE_ID} {PALIGEMMA_ID}",
+        "mask": PALIGEMMA_ID,
+        "all": FLORENCE_ID,
+    }
+    assert [step.own.id for step in found.steps if step.has_region] == ["what"]
+    assert found.has_crops
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "param", "message"),
+    [
+        (of(THINGS, each="thing"), "invalid_request", "steps[1].each", "steps are things, each"),
+        (of({"id": "all", "task": "ocr"}), "invalid_request", "steps[1].each", "ocr has no boxes"),
+        ((THINGS, THINGS), "invalid_request", "steps[1].id", "'things' is repeated"),
+        (({**THINGS, "id": "a b"},), "invalid_request", "steps[0].id", "a b"),
+        (({**THINGS, "id": "a" * 65},), "invalid_request", "steps[0].id", "aaa"),
+        (({"task": "ocr"},), "invalid_request", "steps[0].id", "id is missing"),
+        (({"id": "a"},), "invalid_request", "steps[0].task", "task is missing"),
+        (({"id": "a", "task": "x"},), "invalid_request", "steps[0].task", "unknown task 'x'"),
+        (({**THINGS, "labels": ["a"]},), "invalid_request", "steps[0].labels", "not a parameter"),
+        (({**THINGS, "image": "a"},), "invalid_request", "steps[0].image", "unknown field"),
+        (({**THINGS, "stream": True},), "invalid_request", "steps[0].stream", "unknown field"),
+        (({**THINGS, "temperature": 9},), "invalid_request", "steps[0].temperature", "9"),
+        (({**THINGS, "model": "gpt"},), "unknown_model", "steps[0].model", "gpt"),
+        (({**THINGS, "models": ["gpt"]},), "unknown_model", "steps[0].models", "gpt"),
+        (
+            ({**THINGS, "model": PALIGEMMA_ID},),
+            "unsupported_task",
+            "steps[0].model",
+            "does not offer",
+        ),
+        (({**THINGS, "view": "crop"},), "invalid_request", "steps[0].view", "needs each"),
+        (({**THINGS, "max_each": 3},), "invalid_request", "steps[0].max_each", "needs each"),
+        (of(THINGS, margin=2), "invalid_request", "steps[1].margin", "margin is 2"),
+        (of(THINGS, max_each=0), "invalid_request", "steps[1].max_each", "max_each is 0"),
+        (of(THINGS, view="tile"), "invalid_request", "steps[1].view", "view is 'tile'"),
+        (of(THINGS, task="captioning"), "invalid_request", "steps[1].each", "the same answer"),
+        (
+            (THINGS, {"id": "a", "task": "instance_segmentation", "phrase": "{label}"}),
+            "invalid_request",
+            "steps[1]",
+            "needs each",
+        ),
+        (
+            of(THINGS, task="visual_question_answering", question="is it {text}?"),
+            "invalid_request",
+            "steps[1]",
+            "{text} is not a text of 'things'; its objects fill {label}",
+        ),
+        (
+            of(WORDS, task="visual_question_answering", question="is it {label}?"),
+            "invalid_request",
+            "steps[1]",
+            "fill {text}",
+        ),
+        ((3,), "invalid_request", "steps[0]", "must be an object"),
+        ((), "invalid_request", "steps", "1 to 16 steps, not 0 steps"),
+    ],
+)
+def test_a_wrong_step_is_refused_by_its_field(
+    steps: tuple[Any, ...], code: str, param: str, message: str
+) -> None:
+    error = refusal(*steps)
+    assert (error.code, error.param) == (code, param)
+    assert message in error.message
+
+
+def test_a_cycle_is_refused_by_its_steps() -> None:
+    steps = [
+        {"id": "one", "task": "instance_segmentation", "each": "two"},
+        {"id": "two", "task": "instance_segmentation", "each": "three"},
+        {"id": "three", "task": "instance_segmentation", "each": "two"},
+    ]
+    error = refusal(*steps)
+    assert (error.code, error.param) in [
+        ("invalid_request", "steps[1].each"),
+        ("invalid_request", "steps[2].each"),
+    ]
+    assert "two -> three -> two" in error.message or "three -> two -> three" in error.message
+    assert (
+        "itself -> itself"
+        in refusal({"id": "itself", "task": "instance_segmentation", "each": "itself"}).message
+    )
+
+
+def test_a_step_may_name_a_later_one() -> None:
+    source, each = of(THINGS)
+    assert [step.own.id for step in plan(each, source).steps] == ["each", "things"]
+
+
+def test_more_steps_than_the_setting_are_refused() -> None:
+    steps = [{"id": f"a{number}", "task": "ocr"} for number in range(3)]
+    assert "1 to 2 steps, not 3 steps" in refusal(*steps, max_steps=2).message
+    assert len(plan(*steps, max_steps=3).steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("document", "param"),
+    [
+        ({}, "steps"),
+        ({"steps": {}}, "steps"),
+        ({"steps": [THINGS], "task": "ocr"}, "task"),
+        ({"steps": [THINGS], "stream": "yes"}, "stream"),
+        ({"steps": [THINGS], "\ud800": 1}, "?"),
+    ],
+)
+def test_a_wrong_field_of_the_request_is_refused(document: dict[str, Any], param: str) -> None:
+    with pytest.raises(ServiceError) as caught:
+        parse_plan(document, served_models(), 16)
+    assert (caught.value.code, caught.value.param) == ("invalid_request", param)
