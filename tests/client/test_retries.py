@@ -18,7 +18,7 @@ from diptych_client import (
     NotReady,
     Overloaded,
 )
-from diptych_client.clients.retries import parse_retry_after_s, retrying
+from diptych_client.retries import parse_retry_after_s, retrying
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 DETAIL = ErrorDetail("any", "", None, "r")

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from tenacity import BaseRetrying
 
-from diptych_client.clients.retries import retrying
 from diptych_client.downscaling import downscaled
 from diptych_client.errors import ErrorDetail, InvalidRequest
 from diptych_client.geometry import ImageSize
@@ -25,6 +24,7 @@ from diptych_client.requests import (
     task_parameters,
     task_request,
 )
+from diptych_client.retries import retrying
 from diptych_client.transports.operations import Call, Operation
 
 ResultT = TypeVar("ResultT")

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from diptych_client.clients.retries import parse_retry_after_s
 from diptych_client.errors import (
     DiptychError,
     ErrorDetail,
@@ -18,6 +17,7 @@ from diptych_client.errors import (
 )
 from diptych_client.requests import Request
 from diptych_client.results import Answer
+from diptych_client.retries import parse_retry_after_s
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.rest_messages import answer_from_json
 

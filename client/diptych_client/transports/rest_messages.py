@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from httpx_sse import ServerSentEvent
 
-from diptych_client.clients.retries import parse_retry_after_s
 from diptych_client.errors import DiptychError, ErrorDetail, error_from
 from diptych_client.geometry import ImageSize, RunLengthMask, parse_box, parse_quad, parse_ring
 from diptych_client.requests import FieldValue
@@ -30,6 +29,7 @@ from diptych_client.results import (
     Timings,
     Usage,
 )
+from diptych_client.retries import parse_retry_after_s
 
 Json = Mapping[str, Any]
 ValueT = TypeVar("ValueT")
