@@ -1,0 +1,94 @@
+"""The README.md of an adapter: what it was tuned on, how, how good it is, how it is served."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+from export.tuning.epochs import Epoch, kept_epoch, score_text, shown_line
+from export.tuning.training import CURVE_FILE, TuningOptions
+from tasks.catalog import CatalogEntry
+
+_VERSIONS_OF = ("peft", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class TunedData:
+    """The dataset of a run, counted."""
+
+    path: Path
+    num_images: int
+    num_examples: int
+    num_left_out: int
+
+
+def write_card(
+    output: Path,
+    base: CatalogEntry,
+    task_id: str,
+    data: TunedData,
+    options: TuningOptions,
+    epochs: Sequence[Epoch],
+    entry_lines: str,
+) -> None:
+    """Write the card in place of PEFT's, which has the same name and is empty."""
+    kept = kept_epoch(epochs)
+    header = {
+        "base_model": base.source,
+        "library_name": "peft",
+        "license": base.license,
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["lora", task_id],
+    }
+    recipe = []
+    for field in fields(options):
+        recipe.append(f"| {field.name} | {getattr(options, field.name)} |")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS_OF]
+    shown = [f"- {shown_line(each)}" for each in kept.score.shown]
+    measured = "boxes at IoU 0.5" if "<loc" in kept.score.shown[0].expected else "words"
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        f"# {output.resolve().name}",
+        "",
+        f"A LoRA adapter of `{base.id}` ({base.source}) for `{task_id}`, tuned on {date.today()}.",
+        "",
+        "## Data",
+        "",
+        f"`{data.path.name}`: {data.num_examples} examples about {data.num_images} images;"
+        f" {data.num_left_out} images could not be read and were left out. The share"
+        f" {options.held_out_share} of the images was held out.",
+        "",
+        "## Quality",
+        "",
+        f"Epoch {kept.number} of {options.num_epochs} is kept: held-out loss"
+        f" {kept.held_out_loss:.4f}, {score_text(kept.score)} of {measured}, with the 95 %"
+        f" interval, on {kept.score.num_images} held-out images. This epoch was chosen on them:"
+        " measure on other images with `diptych evaluate`.",
+        "",
+        *shown,
+        "",
+        f"![Losses and F1 by epoch]({CURVE_FILE})",
+        "",
+        "## Recipe",
+        "",
+        "| option | value |",
+        "|---|---|",
+        *recipe,
+        "",
+        f"{', '.join(versions)}.",
+        "",
+        "## Serve",
+        "",
+        "Add to `models/catalog.yaml` of Diptych, then export and serve base and adapter:",
+        "",
+        "```yaml",
+        entry_lines.rstrip(),
+        "```",
+        "",
+    ]
+    (output / "README.md").write_text("\n".join(lines), encoding="utf-8")
