@@ -20,7 +20,7 @@ from export.checkpoints.errors import ExportError, TuningError
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ROOT, find_entry
 from export.checkpoints.sources import resolve_source
-from export.tuning.dataset import read_labels
+from export.tuning.dataset import Dataset, read_labels
 from export.tuning.examples import TUNED_TASKS, make_examples
 from export.tuning.run_folder import RUN_FOLDER, checkpoint_to_resume
 from tasks.catalog import TEMPLATE_TASK, CatalogEntry, CatalogError, TaskOverride
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoint = checkpoint_to_resume(parsed.output, parsed.resume)
         entry = tuned_entry(parsed.base, parsed.task, parsed.template)
         dataset = read_labels(parsed.data, parsed.images)
-        show_left_out(dataset.left_out)
+        show_left_out(dataset)
         examples = make_examples(entry, parsed.task, dataset.images, parsed.seed)
         source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
         num_examples = sum(map(len, examples))
@@ -89,12 +89,16 @@ def how_to_continue(given: Sequence[str], output: Path) -> str:
     return f"continue after the last whole epoch with: {command}{resume}"
 
 
-def show_left_out(left_out: Sequence[str]) -> None:
+def show_left_out(dataset: Dataset) -> None:
     """Name the first images that were left out, and count all of them."""
-    for reason in left_out[:MAX_NAMED]:
+    for reason in dataset.left_out[:MAX_NAMED]:
         print(f"left out: {reason}", file=sys.stderr)
-    if left_out:
-        print(f"left out: {len(left_out)} images that cannot be read", file=sys.stderr)
+    if num_left_out := len(dataset.left_out):
+        num_images = num_left_out + len({image.path for image in dataset.images})
+        print(
+            f"left out: {num_left_out} of {num_images} images, which cannot be read",
+            file=sys.stderr,
+        )
 
 
 def catalog_lines(base: CatalogEntry, output: Path, template: str | None) -> str:

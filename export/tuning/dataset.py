@@ -42,6 +42,9 @@ def read_labels(path: Path, images: Path | None = None) -> Dataset:
     if not labelled:
         cause = f": {folder.left_out[0]}" if folder.left_out else ""
         raise TuningError(f"{file} has no image that can be read; one with labels is needed{cause}")
+    if file.suffix not in (".json", ".jsonl") and not any(each.objects for each in labelled):
+        looked_for = "labels/….txt beside images/, or objects in Annotations/….xml"
+        raise TuningError(f"{file}: no labels found for {len(labelled)} images: {looked_for}")
     return Dataset(labelled, tuple(folder.left_out))
 
 

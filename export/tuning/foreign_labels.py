@@ -16,20 +16,25 @@ from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
 from export.tuning.labels import MALFORMED, ImageFolder, LabelledImage, label_name
 
+_MAX_BYTES = 50_000_000  # a list of a million paths; a label file has kilobytes
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def read_yolo(path: Path, images: ImageFolder) -> Iterator[LabelledImage]:
     """Yield the images of the split `train`; one without a label file has no objects."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(_read_text(path))
         listed = document["names"]
-        names = dict(listed.items() if isinstance(listed, Mapping) else enumerate(listed))
+        pairs = listed.items() if isinstance(listed, Mapping) else enumerate(listed)
+        # aliases in a YAML file can nest a name exponentially
+        names = {int(index): name for index, name in pairs if isinstance(name, str | int | float)}
         train = document["train"]
     except (*MALFORMED, yaml.YAMLError) as error:
         raise TuningError(f"{path} is not YOLO's, with `names` and `train`: {error!r}") from error
     for source in train if isinstance(train, list) else [train]:
-        for file in _yolo_images(path.parent, str(document.get("path") or "."), str(source)):
+        for file in _yolo_images(
+            path.absolute().parent, str(document.get("path") or "."), str(source)
+        ):
             if size_wh := images.size_wh(file):
                 yield LabelledImage(file, size_wh, tuple(_yolo_boxes(file, names, size_wh)))
 
@@ -44,7 +49,7 @@ def _yolo_images(folder: Path, root: str, source: str) -> list[Path]:
             found = path.rglob("*")
             return sorted(each for each in found if each.suffix.lower() in _IMAGE_SUFFIXES)
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = _read_text(path).split("\n")
             return [path.parent / line.strip() for line in lines if line.strip()]
     raise TuningError(f"the images {source} are in none of {', '.join(map(str, tried))}")
 
@@ -54,7 +59,7 @@ def _yolo_boxes(
 ) -> Iterator[LabelledBox]:
     before, is_below, below = image.as_posix().rpartition("/images/")
     file = Path(f"{before}/labels/{below}" if is_below else image).with_suffix(".txt")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = _read_text(file).splitlines() if file.is_file() else []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -62,10 +67,13 @@ def _yolo_boxes(
             class_index, *parts = map(float, line.split())
             points = np.reshape(parts, (-1, 2)) * size_wh
             label = label_name(names[int(class_index)])
+            if len(points) < 2 or not np.isfinite(points).all():
+                raise ValueError
             if len(points) == 2:
                 center, size = points
                 points = np.stack([center - size / 2, center + size / 2])
-            (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+            x1, y1 = points.min(axis=0).tolist()
+            x2, y2 = points.max(axis=0).tolist()
         except MALFORMED as error:
             expected = "expected a class of the yaml and a box or an outline"
             raise TuningError(f"{file}, line {number}: {expected}, got {line!r}") from error
@@ -77,19 +85,30 @@ def read_voc(folder: Path, images: ImageFolder) -> Iterator[LabelledImage]:
     files = sorted((folder / "Annotations").glob("*.xml"))
     listing = folder / "ImageSets" / "Main" / "train.txt"
     if listing.is_file():
-        chosen = {line.split()[0] for line in listing.read_text().splitlines() if line.strip()}
+        chosen = {line.split()[0] for line in _read_text(listing).splitlines() if line.strip()}
         files = [file for file in files if file.stem in chosen]
     jpeg = folder / "JPEGImages"
     image_folder = images.folder or (jpeg if jpeg.is_dir() else folder / "images")
     for file in files:
         try:
-            root = ElementTree.parse(file).getroot()
+            root = ElementTree.fromstring(_read_text(file))
             boxes = tuple(_voc_box(each) for each in root.findall("object"))
         except (*MALFORMED, ElementTree.ParseError) as error:
             raise TuningError(f"{file} is not Pascal VOC: {error!r}") from error
         image = image_folder / (root.findtext("filename") or f"{file.stem}.jpg")
         if size_wh := images.size_wh(image):
             yield LabelledImage(image, size_wh, boxes)
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise TuningError(f"{path} is larger than {_MAX_BYTES:,} bytes, the most of a label file")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TuningError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def _voc_box(element: ElementTree.Element) -> LabelledBox:

@@ -23,7 +23,7 @@ from imaging.errors import ImageError
 from imaging.local_files import read_image
 from tasks.results import BoxXyxy
 
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)

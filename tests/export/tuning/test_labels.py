@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from collections.abc import Callable
 from itertools import starmap
 from pathlib import Path
@@ -129,7 +130,9 @@ def test_a_folder_with_several_label_files_or_none_is_refused(tmp_path: Path) ->
         read_labels(tmp_path)
 
 
-@pytest.mark.parametrize("line", ["7 .5 .5 .1 .1", "0 .5 .5 .1", "car .5 .5 .1 .1"])
+@pytest.mark.parametrize(
+    "line", ["7 .5 .5 .1 .1", "0 .5 .5 .1", "0 .5 .5", "car .5 .5 .1 .1", "1e999 .5 .5 .1 nan"]
+)
 def test_a_line_that_is_not_yolos_is_named(line: str, tmp_path: Path) -> None:
     folder = yolo_to_train_on(tmp_path)
     with (folder / "labels" / "val" / "b.txt").open("a") as file:
@@ -164,3 +167,14 @@ def test_images_that_cannot_be_read_are_named_and_left_out(
     else:
         assert left == ["c.png"]
         assert f"{missing} cannot be read: " in others[0]
+
+
+def test_images_without_any_label_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = yolo_to_train_on(tmp_path)
+    monkeypatch.chdir(folder)
+    assert any(each.objects for each in read_labels(Path("data.yaml")).images)
+    shutil.rmtree(folder / "labels")
+    with pytest.raises(TuningError, match="no labels found for 3 images: labels/"):
+        read_labels(folder)
