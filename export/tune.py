@@ -40,12 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show_left_out(dataset)
         examples = make_examples(entry, parsed.task, dataset.images, parsed.seed)
         source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
-        num_examples = sum(map(len, examples))
-        print(f"{num_examples} examples of {parsed.task} about {len(examples)} images", flush=True)
+        print(
+            f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images",
+            flush=True,
+        )
         # torch is imported here, which takes seconds
         from export.tuning.epochs import kept_epoch
-        from export.tuning.model_card import TunedData, write_card
-        from export.tuning.training import TuningOptions, tune
+        from export.tuning.model_card import write_card
+        from export.tuning.training import TuningJob, TuningOptions, tune
 
         options = TuningOptions(
             num_epochs=parsed.epochs,
@@ -55,10 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             held_out_share=parsed.held_out,
             seed=parsed.seed,
         )
+        job = TuningJob(entry, parsed.task, examples, parsed.output, options)
         with in_transformers_form(source) as base:
-            epochs = tune(
-                base.folder, entry, parsed.task, examples, parsed.output, options, checkpoint
-            )
+            epochs = tune(job, base.folder, checkpoint)
     except (ExportError, CatalogError) as error:
         print(f"python -m export.tune: {error}", file=sys.stderr)
         return 1
@@ -69,12 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return INTERRUPTED
     lines = catalog_lines(entry, parsed.output, parsed.template)
-    data = TunedData(parsed.data, len(examples), num_examples, len(dataset.left_out))
-    write_card(parsed.output, entry, parsed.task, data, options, epochs, lines)
+    write_card(job, parsed.data.resolve(), len(dataset.left_out), epochs, lines)
     kept = kept_epoch(epochs)
     print(
         f"{parsed.output}: epoch {kept.number} is kept, held-out loss {kept.held_out_loss:.4f};"
-        f" README.md and curve.png describe it; its entry of the catalog, after that of"
+        " README.md and curve.png describe it; its entry of the catalog, after that of"
         f" {entry.id}:\n"
     )
     print(lines, end="")

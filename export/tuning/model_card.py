@@ -2,65 +2,54 @@
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 
 import yaml
 
 from export.tuning.epochs import Epoch, kept_epoch, score_text, shown_line
-from export.tuning.training import CURVE_FILE, TuningOptions
-from tasks.catalog import CatalogEntry
+from export.tuning.training import CURVE_FILE, TuningJob
+from tasks.table import TASKS
 
 _VERSIONS_OF = ("peft", "torch", "transformers")
 
 
-@dataclass(frozen=True, slots=True)
-class TunedData:
-    """The dataset of a run, counted."""
-
-    path: Path
-    num_images: int
-    num_examples: int
-    num_left_out: int
-
-
 def write_card(
-    output: Path,
-    base: CatalogEntry,
-    task_id: str,
-    data: TunedData,
-    options: TuningOptions,
-    epochs: Sequence[Epoch],
-    entry_lines: str,
+    job: TuningJob, data: Path, num_left_out: int, epochs: Sequence[Epoch], entry_lines: str
 ) -> None:
     """Write the card in place of PEFT's, which has the same name and is empty."""
+    base = job.entry
+    options = job.options
     kept = kept_epoch(epochs)
+    num_examples = sum(map(len, job.images))
+    is_boxes = TASKS[job.task_id].result_kind == "detections"
     header = {
         "base_model": base.source,
         "library_name": "peft",
         "license": base.license,
         "pipeline_tag": "image-text-to-text",
-        "tags": ["lora", task_id],
+        "tags": ["lora", job.task_id],
     }
     recipe = []
     for field in fields(options):
         recipe.append(f"| {field.name} | {getattr(options, field.name)} |")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS_OF]
     shown = [f"- {shown_line(each)}" for each in kept.score.shown]
-    measured = "boxes at IoU 0.5" if "<loc" in kept.score.shown[0].expected else "words"
+    measured = "boxes at IoU 0.5" if is_boxes else "words"
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
-        f"# {output.resolve().name}",
+        f"# {job.output.resolve().name}",
         "",
-        f"A LoRA adapter of `{base.id}` ({base.source}) for `{task_id}`, tuned on {date.today()}.",
+        f"A LoRA adapter of `{base.id}` ({base.source}) for `{job.task_id}`, tuned on"
+        f" {date.today()}.",
         "",
         "## Data",
         "",
-        f"`{data.path.name}`: {data.num_examples} examples about {data.num_images} images;"
-        f" {data.num_left_out} images could not be read and were left out. The share"
+        f"`{data.name}`: {num_examples} examples about {len(job.images)} images;"
+        f" {num_left_out} images could not be read and were left out. The share"
         f" {options.held_out_share} of the images was held out.",
         "",
         "## Quality",
@@ -91,4 +80,4 @@ def write_card(
         "```",
         "",
     ]
-    (output / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    (job.output / "README.md").write_text("\n".join(lines), encoding="utf-8")

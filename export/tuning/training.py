@@ -48,28 +48,33 @@ class TuningOptions:
     seed: int
 
 
-def tune(
-    base: Path,
-    entry: CatalogEntry,
-    task_id: str,
-    images: Sequence[Sequence[Example]],
-    output: Path,
-    options: TuningOptions,
-    checkpoint: str | None,
-) -> list[Epoch]:
-    """Train an adapter of the checkpoint `base` and write it to `output` with its curve.
+@dataclass(frozen=True, slots=True)
+class TuningJob:
+    """What is tuned, on what, and where to."""
 
-    Return the epochs; the adapter is that of `kept_epoch`. `images` are the examples of each
-    image; a run continues at `checkpoint`. Raise `TuningError`.
+    entry: CatalogEntry  # of the base
+    task_id: str
+    images: Sequence[Sequence[Example]]  # the examples of each image
+    output: Path
+    options: TuningOptions
+
+
+def tune(job: TuningJob, base: Path, checkpoint: str | None) -> list[Epoch]:
+    """Train an adapter of the checkpoint `base` and write it to the output with its curve.
+
+    Return the epochs; the adapter is that of `kept_epoch`. A run continues at `checkpoint`. Raise
+    `TuningError`.
     """
-    held_out, trained = split(images, options)
+    options = job.options
+    output = job.output
+    held_out, trained = split(job.images, options)
     (output / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
     has_cuda = torch.cuda.is_available()
     model = load_checkpoint(base, torch.bfloat16 if has_cuda else torch.float32)
     model.config.use_cache = False
     batches = Batches(model, load_processor(base), base)
-    tuned = with_adapter(model, entry.source, options)
-    scorer = HeldOut(entry.family, task_id, batches, held_out)
+    tuned = with_adapter(model, job.entry.source, options)
+    scorer = HeldOut(job.entry.family, job.task_id, batches, held_out)
     # torch's datasets are what has a length and items
     trained_rows: Any = [batches.tokenized(example) for example in trained]
     held_out_rows: Any = [batches.tokenized(example) for example in held_out]
