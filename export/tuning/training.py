@@ -50,9 +50,9 @@ class TuningOptions:
 
 @dataclass(frozen=True, slots=True)
 class TuningJob:
-    """What is tuned, on what, and where to."""
+    """One adapter to train: its base, examples, output and hyperparameters."""
 
-    entry: CatalogEntry  # of the base
+    entry: CatalogEntry  # the base's
     task_id: str
     images: Sequence[Sequence[Example]]  # the examples of each image
     output: Path

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,15 @@ def stop_after_epochs(
     return process.communicate()[0]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Pass Ctrl-C on to children: they inherit that a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     "model_id", ["florence-2-mini", pytest.param("paligemma-mini", marks=pytest.mark.long)]
 )
