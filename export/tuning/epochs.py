@@ -24,6 +24,7 @@ from transformers import (
 from export.tuning.held_out import HeldOutScore, ShownAnswer
 
 _MAX_SHOWN_CHARS = 100
+_MIN_IMAGES = 5  # resampling fewer gives an interval that is far too narrow
 _SCORE = "score"
 
 
@@ -101,7 +102,8 @@ def epoch_line(epoch: Epoch, num_epochs: int, is_kept: bool, left_s: float) -> s
 
 
 def score_text(score: HeldOutScore) -> str:
-    return f"F1 {score.f1:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    interval = f" [{score.low:.3f}, {score.high:.3f}]"
+    return f"F1 {score.f1:.3f}{interval if score.num_images >= _MIN_IMAGES else ''}"
 
 
 def shown_line(shown: ShownAnswer) -> str:

@@ -105,10 +105,10 @@ def _examples(
     except TaskError as error:
         raise TuningError(f"{image.path}: {error}") from error
     if isinstance(asked.truth, str):
-        answer = [PromptSegment(asked.truth)]
+        segments = [PromptSegment(asked.truth)]
         if image.region_xyxy is not None and entry.family == "florence2":  # repeats the box
-            answer.append(_tokens(florence2_box_tokens(image.region_xyxy, image.size_wh)))
-        yield Example(image.path, prompts[0], join_segments(*answer), parameters, image.size_wh)
+            segments.append(_tokens(florence2_box_tokens(image.region_xyxy, image.size_wh)))
+        yield Example(image.path, prompts[0], join_segments(*segments), parameters, image.size_wh)
         return
     names = asked_per_prompt(parameters) if len(prompts) > 1 else ((),)
     for prompt, own in zip(prompts, names, strict=True):

@@ -55,9 +55,9 @@ def write_card(
         "## Quality",
         "",
         f"Epoch {kept.number} of {options.num_epochs} is kept: held-out loss"
-        f" {kept.held_out_loss:.4f}, {score_text(kept.score)} of {measured}, with the 95 %"
-        f" interval, on {kept.score.num_images} held-out images. This epoch was chosen on them:"
-        " measure on other images with `diptych evaluate`.",
+        f" {kept.held_out_loss:.4f}, {score_text(kept.score)} of {measured}, with its 95 %"
+        f" interval from 5 images on, on {kept.score.num_images} held-out images. The epoch was"
+        " chosen on them: measure on other images with `diptych evaluate`.",
         "",
         *shown,
         "",
@@ -73,7 +73,9 @@ def write_card(
         "",
         "## Serve",
         "",
-        "Add to `models/catalog.yaml` of Diptych, then export and serve base and adapter:",
+        "Put this folder into FOLDER and start Diptych with"
+        f" `DIPTYCH_MODELS={base.id} DIPTYCH_ADAPTERS=FOLDER make serve`. Or add to"
+        " `models/catalog.yaml`, export and serve both:",
         "",
         "```yaml",
         entry_lines.rstrip(),

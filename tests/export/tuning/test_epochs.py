@@ -1,6 +1,6 @@
 """The lines of a run for people, and its curve."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,12 @@ from export.tuning.epochs import (
     epoch_line,
     epochs_of,
     kept_epoch,
+    score_text,
     shown_line,
 )
 from export.tuning.held_out import HeldOutScore, ShownAnswer
 
-SCORE = HeldOutScore(0.5, 0.25, 0.75, 4, (ShownAnswer("caption en", "a star", "a circle"),))
+SCORE = HeldOutScore(0.5, 0.25, 0.75, 5, (ShownAnswer("caption en", "a star", "a circle"),))
 EPOCHS = [Epoch(1, 2.0, 3.0, SCORE), Epoch(2, 1.0, 2.5, SCORE), Epoch(3, 0.5, 2.5, SCORE)]
 
 
@@ -42,6 +43,11 @@ def test_a_line_has_losses_f1_and_time_left() -> None:
     assert epoch_line(EPOCHS[2], 3, is_kept=False, left_s=0.0) == (
         "epoch 3 of 3: loss 0.5000, held out 2.5000, F1 0.500 [0.250, 0.750]"
     )
+
+
+def test_few_images_have_no_interval() -> None:
+    assert score_text(SCORE) == "F1 0.500 [0.250, 0.750]"
+    assert score_text(replace(SCORE, num_images=4)) == "F1 0.500"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SHOWN = (ShownAnswer("Locate the cat", "cat<loc_1>", "dog<loc_1>"),)
 
 
 def test_a_card_says_what_was_tuned_how_and_how_good_it_is(tmp_path: Path) -> None:
-    score = HeldOutScore(0.5, 0.25, 0.75, 4, SHOWN)
+    score = HeldOutScore(0.5, 0.25, 0.75, 5, SHOWN)
     epochs = [Epoch(1, 2.0, 1.5, score), Epoch(2, 1.0, 3.0, HeldOutScore(0.9, 0.9, 0.9, 4, SHOWN))]
     output = tmp_path / "my-shapes"
     output.mkdir()
@@ -37,9 +37,10 @@ def test_a_card_says_what_was_tuned_how_and_how_good_it_is(tmp_path: Path) -> No
         f"for `object_detection`, tuned on {date.today()}.",
         "`my-labels`: 40 examples about 39 images; 3 images could not be read",
         "Epoch 1 of 2 is kept: held-out loss 1.5000, F1 0.500 [0.250, 0.750] of boxes at IoU 0.5",
-        "on 4 held-out images",
+        "on 5 held-out images",
         "- 'Locate the cat': expected 'cat<loc_1>', got 'dog<loc_1>'",
         "| learning_rate | 0.001 |",
+        "`DIPTYCH_MODELS=florence-2-base DIPTYCH_ADAPTERS=FOLDER make serve`",
         "```yaml\n  - id: my-shapes\n```",
     ):
         assert part in text

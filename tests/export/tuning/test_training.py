@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from export.tune import INTERRUPTED, MAX_NAMED, main
 from export.tuning.run_folder import RUN_FOLDER
@@ -117,14 +116,14 @@ def test_a_stopped_and_a_killed_run_resume_and_write_the_adapter_of_one_that_was
 
     epochs = [line for line in whole_lines if line.startswith("epoch ")]
     assert len(epochs) == 4
-    pattern = r"epoch 1 of 4: loss \S+, held out \S+, F1 \S+ \[\S+, \S+\], kept; .* left"
+    pattern = r"epoch 1 of 4: loss \S+, held out \S+, F1 \S+, kept; \d+ s left"
     assert re.fullmatch(pattern, epochs[0])
     shown = [line for line in whole_lines if line.startswith("  '")]
     assert shown
     assert all("expected '" in line and "got '" in line for line in shown)
     cards = [(folder / "README.md").read_text() for folder in (whole, killed)]
     assert cards[0].replace("whole", "killed") == cards[1]
-    assert Image.open(killed / CURVE_FILE).size == (700, 400)
+    assert (killed / CURVE_FILE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_output_that_does_not_fit_is_refused(
