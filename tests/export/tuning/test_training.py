@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from export.tune import INTERRUPTED, MAX_NAMED, main
+from export.tune import INTERRUPTED, MAX_NAMED, how_to_continue, main
 from export.tuning.run_folder import RUN_FOLDER
 from export.tuning.training import CURVE_FILE
 from runners.adapters.peft_adapter import read_adapter
@@ -124,6 +124,14 @@ def test_a_stopped_and_a_killed_run_resume_and_write_the_adapter_of_one_that_was
     cards = [(folder / "README.md").read_text() for folder in (whole, killed)]
     assert cards[0].replace("whole", "killed") == cards[1]
     assert (killed / CURVE_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_stopped_command_is_continued_by_itself(tmp_path: Path) -> None:
+    given = ["my data", "--resume"]
+    assert how_to_continue(given, tmp_path) == "the training had not begun, and nothing is saved"
+    (tmp_path / RUN_FOLDER).mkdir()
+    printed = how_to_continue(given, tmp_path)
+    assert printed.endswith("with: python -m export.tune 'my data' --resume")
 
 
 def test_an_output_that_does_not_fit_is_refused(
