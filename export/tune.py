@@ -2,13 +2,14 @@
 --output FOLDER`.
 
 Thin over PEFT and transformers' Trainer; docs/fine-tuning.md is the recipe. The adapter of the
-epoch with the least loss on the held-out images is kept, in PEFT's format. An interrupted run
-resumes at its last epoch with --resume.
+epoch with the least loss on the held-out images is kept, in PEFT's format, with a model card. An
+interrupted run continues after its last whole epoch with --resume.
 """
 
 import argparse
 import dataclasses
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,24 +20,34 @@ from export.checkpoints.errors import ExportError, TuningError
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ROOT, find_entry
 from export.checkpoints.sources import resolve_source
+from export.tuning.dataset import Dataset, read_labels
 from export.tuning.examples import TUNED_TASKS, make_examples
-from export.tuning.labels import read_labels
+from export.tuning.run_folder import RUN_FOLDER, checkpoint_to_resume
 from tasks.catalog import TEMPLATE_TASK, CatalogEntry, CatalogError, TaskOverride
+
+INTERRUPTED = 130  # a shell's status of a command that Ctrl-C ended
+MAX_NAMED = 10  # images that were left out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tune one adapter and print its catalog entry; return the exit status."""
-    parsed = _parse(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _parse(given)
     try:
+        checkpoint = checkpoint_to_resume(parsed.output, parsed.resume)
         entry = tuned_entry(parsed.base, parsed.task, parsed.template)
-        labelled = read_labels(parsed.data, parsed.images)
-        examples = make_examples(entry, parsed.task, labelled, parsed.seed)
+        dataset = read_labels(parsed.data, parsed.images)
+        show_left_out(dataset)
+        examples = make_examples(entry, parsed.task, dataset.images, parsed.seed)
         source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
         print(
             f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images",
             flush=True,
         )
-        from export.tuning.training import TuningOptions, tune  # imports torch, which takes seconds
+        # torch is imported here, which takes seconds
+        from export.tuning.epochs import kept_epoch
+        from export.tuning.model_card import write_card
+        from export.tuning.training import TuningJob, TuningOptions, tune
 
         options = TuningOptions(
             num_epochs=parsed.epochs,
@@ -46,17 +57,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
             held_out_share=parsed.held_out,
             seed=parsed.seed,
         )
+        job = TuningJob(entry, parsed.task, examples, parsed.output, options)
         with in_transformers_form(source) as base:
-            loss = tune(base.folder, entry.source, examples, parsed.output, options, parsed.resume)
+            epochs = tune(job, base.folder, checkpoint)
     except (ExportError, CatalogError) as error:
         print(f"python -m export.tune: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            f"\npython -m export.tune: stopped; {how_to_continue(given, parsed.output)}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    lines = catalog_lines(entry, parsed.output, parsed.template)
+    write_card(job, parsed.data.resolve(), len(dataset.left_out), epochs, lines)
+    kept = kept_epoch(epochs)
     print(
-        f"{parsed.output}: held-out loss {loss:.4f}; its entry of the catalog, after that of"
+        f"{parsed.output}: epoch {kept.number} is kept, held-out loss {kept.held_out_loss:.4f};"
+        " README.md and curve.png describe it; its entry of the catalog, after that of"
         f" {entry.id}:\n"
     )
-    print(catalog_lines(entry, parsed.output, parsed.template), end="")
+    print(lines, end="")
     return 0
+
+
+def how_to_continue(given: Sequence[str], output: Path) -> str:
+    if not (output / RUN_FOLDER).exists():
+        return "the training had not begun, and nothing is saved"
+    command = shlex.join(["python", "-m", "export.tune", *given])
+    resume = "" if "--resume" in given else " --resume"
+    return f"continue after the last whole epoch with: {command}{resume}"
+
+
+def show_left_out(dataset: Dataset) -> None:
+    """Name the first images that were left out, and count all of them."""
+    for reason in dataset.left_out[:MAX_NAMED]:
+        print(f"left out: {reason}", file=sys.stderr)
+    if num_left_out := len(dataset.left_out):
+        num_images = num_left_out + len({image.path for image in dataset.images})
+        print(
+            f"left out: {num_left_out} of {num_images} images, which cannot be read",
+            file=sys.stderr,
+        )
 
 
 def catalog_lines(base: CatalogEntry, output: Path, template: str | None) -> str:
@@ -92,7 +134,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     default = "default: %(default)s"
     tasks = ", ".join(TUNED_TASKS)
-    data = "a COCO .json or a .jsonl file, or a folder with one"
+    data = "COCO's .json, .jsonl, YOLO's .yaml, a folder with one, or Pascal VOC's"
     images = "of the images, if they are not beside the labels"
     template = "a Florence-2 model's prompt of questions: '<DocVQA>{question}'"
     add("data", type=Path, metavar="DATA", help=data)

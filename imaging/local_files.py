@@ -7,14 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from imaging.files import ImageLimits, decode_image, read_header
+from imaging.files import ImageLimits, decode_image
 
 _LIMITS = ImageLimits(max_pixels=178_956_970)  # Pillow's limit
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Return the upright image's width and height; raise `ImageError` or `OSError`."""
-    return read_header(path.read_bytes(), _LIMITS).size_wh
 
 
 def read_image(path: Path) -> Image.Image:

@@ -9,7 +9,7 @@ big_vision/pp/proj/paligemma/segmentation.py.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tasks.florence2.locations import box_tokens as florence2_box_tokens
 from tasks.florence2.prompts import asked_per_prompt
 from tasks.paligemma.locations import box_tokens as paligemma_box_tokens
 from tasks.parameter_kinds import MAX_LABELS
-from tasks.parameters import parse_parameters
+from tasks.parameters import TaskParameters, parse_parameters
 from tasks.parsing import without_article
 from tasks.prompts import Prompt, PromptSegment, join_segments
 from tasks.table import TASKS, Family
@@ -44,11 +44,16 @@ TUNED_TASKS = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt and its answer, both in segments that separate labels from locations."""
+    """One prompt and its answer, both in segments that separate labels from locations.
+
+    Parser and prompt have the same `parameters`.
+    """
 
     image: Path
     prompt: Prompt
     answer: Prompt
+    parameters: TaskParameters
+    size_wh: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +105,21 @@ def _examples(
     except TaskError as error:
         raise TuningError(f"{image.path}: {error}") from error
     if isinstance(asked.truth, str):
-        answer = [PromptSegment(asked.truth)]
+        segments = [PromptSegment(asked.truth)]
         if image.region_xyxy is not None and entry.family == "florence2":  # repeats the box
-            answer.append(_tokens(florence2_box_tokens(image.region_xyxy, image.size_wh)))
-        yield Example(image.path, prompts[0], join_segments(*answer))
+            segments.append(_tokens(florence2_box_tokens(image.region_xyxy, image.size_wh)))
+        yield Example(image.path, prompts[0], join_segments(*segments), parameters, image.size_wh)
         return
     names = asked_per_prompt(parameters) if len(prompts) > 1 else ((),)
     for prompt, own in zip(prompts, names, strict=True):
         boxes = [each for each in asked.truth if not own or each.label in own]
-        yield Example(image.path, prompt, _detections(entry.family, task_id, boxes, image.size_wh))
+        answer = _detections(entry.family, task_id, boxes, image.size_wh)
+        asked_here = parameters
+        if own and parameters.labels is not None:
+            asked_here = replace(parameters, labels=own)
+        elif own:
+            asked_here = replace(parameters, phrases=own)
+        yield Example(image.path, prompt, answer, asked_here, image.size_wh)
 
 
 def _detections(

@@ -1,5 +1,5 @@
-"""The labels of a dataset to tune on: COCO's JSON, or JSON lines with the fields that `diptych
-evaluate` reads.
+"""The labels of a dataset to tune on: COCO's JSON, JSON lines with the fields that `diptych
+evaluate` reads, YOLO and Pascal VOC (foreign_labels.py).
 
 {"image": "a.png", "caption": "two cats"}, or "captions": ["two cats", "cats on a sofa"]
 {"image": "a.png", "text": "EXIT"}, and "region": [x1, y1, x2, y2] if the text is about a region
@@ -20,11 +20,10 @@ from typing import Any
 from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
 from imaging.errors import ImageError
-from imaging.local_files import read_size
+from imaging.local_files import read_image
 from tasks.results import BoxXyxy
 
-_SUFFIXES = (".json", ".jsonl")
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,45 +40,42 @@ class LabelledImage:
     phrases: tuple[LabelledBox, ...] = ()
 
 
-def read_labels(path: Path, images: Path | None = None) -> tuple[LabelledImage, ...]:
-    """Read a label file or a folder's only one; `images` is another folder of its images.
+class ImageFolder:
+    """Sizes of image files. Each file is decoded once: a damaged one is left out of the dataset."""
 
-    Raise `TuningError` for a missing, malformed or empty dataset, and for an image that cannot be
-    read.
-    """
-    file = path
-    if not path.is_file() or path.suffix not in _SUFFIXES:
-        found = sorted(each for each in path.glob("*") if each.suffix in _SUFFIXES)
-        if len(found) != 1:
-            what = f"a folder with {len(found)} such files" if path.is_dir() else "neither"
-            raise TuningError(
-                "DATA must be a .json (COCO) or .jsonl file, or a folder with one;"
-                f" {path} is {what}"
-            )
-        file = found[0]
-    labelled = tuple(
-        read_json_lines(file, images) if file.suffix == ".jsonl" else read_coco(file, images)
-    )
-    if not labelled:
-        raise TuningError(f"{file} has no image; a dataset to tune on needs images with labels")
-    return labelled
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.left_out = list[str]()
+        self._sizes = dict[Path, tuple[int, int] | None]()
+
+    def size_wh(self, path: Path) -> tuple[int, int] | None:
+        """Return the size of the upright image, or None if it cannot be read."""
+        if path not in self._sizes:
+            self._sizes[path] = None
+            try:
+                self._sizes[path] = read_image(path).size
+            except (OSError, ImageError) as error:
+                self.left_out.append(f"the image {path} cannot be read: {error}")
+        return self._sizes[path]
 
 
-def read_json_lines(path: Path, images: Path | None) -> Iterator[LabelledImage]:
-    folder = images or path.parent
+def read_json_lines(path: Path, images: ImageFolder) -> Iterator[LabelledImage]:
+    folder = images.folder or path.parent
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
             try:
-                yield _row(folder, json.loads(line))
-            except _MALFORMED as error:
+                row = json.loads(line)
+                file = folder / row["image"]
+                if size_wh := images.size_wh(file):
+                    yield _row(file, size_wh, row)
+            except MALFORMED as error:
                 where = f"{path}, line {number}"
                 raise TuningError(
                     f"{where}: expected an object with `image` and labels: {error!r}"
                 ) from error
 
 
-def _row(folder: Path, row: Mapping[str, Any]) -> LabelledImage:
-    path = folder / row["image"]
+def _row(path: Path, size_wh: tuple[int, int], row: Mapping[str, Any]) -> LabelledImage:
     objects = row.get("objects")
     region = row.get("region")
     questions = []
@@ -88,7 +84,7 @@ def _row(folder: Path, row: Mapping[str, Any]) -> LabelledImage:
         questions.append((each["question"], answers))
     return LabelledImage(
         path,
-        _upright_size(path),
+        size_wh,
         objects=None if objects is None else _labelled_boxes(objects, "label"),
         captions=_texts(row.get("captions", row.get("caption", ()))),
         text=row.get("text"),
@@ -99,7 +95,7 @@ def _row(folder: Path, row: Mapping[str, Any]) -> LabelledImage:
 
 
 def _labelled_boxes(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[LabelledBox, ...]:
-    return tuple(LabelledBox(_name(each[name]), _box(each["box"])) for each in rows)
+    return tuple(LabelledBox(label_name(each[name]), _box(each["box"])) for each in rows)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -108,7 +104,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(each["answer"] if isinstance(each, Mapping) else str(each) for each in values)
 
 
-def read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
+def read_coco(path: Path, images: ImageFolder) -> Iterator[LabelledImage]:
     """Yield the images. Crowds are not objects; an image without annotations has none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -117,21 +113,23 @@ def read_coco(path: Path, images: Path | None) -> Iterator[LabelledImage]:
         own = defaultdict[Any, list[Mapping[str, Any]]](list)
         for annotation in document.get("annotations", ()):
             own[annotation["image_id"]].append(annotation)
-        folder = images or _image_folder(path, [each["file_name"] for each in rows])
+        folder = images.folder or _image_folder(path, [each["file_name"] for each in rows])
         for row in rows:
+            file = folder / row["file_name"]
+            if (size_wh := images.size_wh(file)) is None:
+                continue
             objects = []
             captions = []
             for each in own[row["id"]]:
                 if "bbox" in each and not each.get("iscrowd"):
                     x, y, width, height = map(float, each["bbox"])
-                    label = _name(names[each["category_id"]])
+                    label = label_name(names[each["category_id"]])
                     objects.append(LabelledBox(label, (x, y, x + width, y + height)))
                 if "caption" in each:
                     captions.append(str(each["caption"]))
-            file = folder / row["file_name"]
             boxes = tuple(objects) if names else None
-            yield LabelledImage(file, _upright_size(file), boxes, tuple(captions))
-    except _MALFORMED as error:
+            yield LabelledImage(file, size_wh, boxes, tuple(captions))
+    except MALFORMED as error:
         raise TuningError(f"{path} is not COCO: {error!r}") from error
 
 
@@ -150,7 +148,7 @@ def _image_folder(path: Path, names: list[str]) -> Path:
     )
 
 
-def _name(value: Any) -> str:
+def label_name(value: Any) -> str:
     """Return a label with single spaces, as a request's labels are read."""
     return " ".join(str(value).split())
 
@@ -158,11 +156,3 @@ def _name(value: Any) -> str:
 def _box(values: Iterable[Any]) -> BoxXyxy:
     x1, y1, x2, y2 = map(float, values)
     return (x1, y1, x2, y2)
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Return the size of an image from its header."""
-    try:
-        return read_size(path)
-    except (OSError, ImageError) as error:
-        raise TuningError(f"the image {path} cannot be read: {error}") from error

@@ -7,29 +7,33 @@ features cache of a runner, stay those of the base.
 
 import random
 import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from export.artifacts.decoder_weights import load_checkpoint
 from export.checkpoints.errors import TuningError
 from export.checks.reference import load_processor
 from export.tuning.batches import Batches
+from export.tuning.epochs import Bar, Epoch, EpochReport, draw_curve, epochs_of
 from export.tuning.examples import Example
-from wire.artifacts.adapter_folder import CONFIG_FILE
+from export.tuning.held_out import HeldOut
+from export.tuning.run_folder import RUN_FOLDER
+from tasks.catalog import CatalogEntry
 
 TARGET_LAYERS = r".*language_model.*\.([qkvo]_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)"
-RUN_FOLDER = "run"  # removed from the output folder when the run ends
+CURVE_FILE = "curve.png"
 _ALPHA_FACTOR = 2  # alpha of a rank
 _WARM_UP_SHARE = 0.05
-_STATE_FILE = "trainer_state.json"  # written last, so that a checkpoint with it is complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +48,33 @@ class TuningOptions:
     seed: int
 
 
-def tune(
-    base: Path,
-    source: str,
-    images: Sequence[Sequence[Example]],
-    output: Path,
-    options: TuningOptions,
-    resume: bool,
-) -> float:
-    """Train an adapter of the checkpoint `base` and write it to `output`.
+@dataclass(frozen=True, slots=True)
+class TuningJob:
+    """One adapter to train: its base, examples, output and hyperparameters."""
 
-    Return its loss on held-out images.
+    entry: CatalogEntry  # the base's
+    task_id: str
+    images: Sequence[Sequence[Example]]  # the examples of each image
+    output: Path
+    options: TuningOptions
 
-    `images` are the examples of each image, `source` is the name of the base for PEFT's
-    configuration. Raise `TuningError`.
+
+def tune(job: TuningJob, base: Path, checkpoint: str | None) -> list[Epoch]:
+    """Train an adapter of the checkpoint `base` and write it to the output with its curve.
+
+    Return the epochs; the adapter is that of `kept_epoch`. A run continues at `checkpoint`. Raise
+    `TuningError`.
     """
-    checkpoint = checkpoint_to_resume(output, resume)
-    held_out, trained = split(images, options)
+    options = job.options
+    output = job.output
+    held_out, trained = split(job.images, options)
+    (output / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
     has_cuda = torch.cuda.is_available()
     model = load_checkpoint(base, torch.bfloat16 if has_cuda else torch.float32)
     model.config.use_cache = False
     batches = Batches(model, load_processor(base), base)
-    tuned = with_adapter(model, source, options)
+    tuned = with_adapter(model, job.entry.source, options)
+    scorer = HeldOut(job.entry.family, job.task_id, batches, held_out)
     # torch's datasets are what has a length and items
     trained_rows: Any = [batches.tokenized(example) for example in trained]
     held_out_rows: Any = [batches.tokenized(example) for example in held_out]
@@ -75,13 +84,17 @@ def tune(
         train_dataset=trained_rows,
         eval_dataset=held_out_rows,
         data_collator=batches.stack,
+        callbacks=[EpochReport(partial(scorer.score, options.batch_size))],
     )
+    trainer.remove_callback(PrinterCallback)
+    if sys.stderr.isatty():
+        trainer.add_callback(Bar)
     trainer.train(resume_from_checkpoint=checkpoint)
     tuned.save_pretrained(str(output))  # the best, which the trainer has loaded
+    epochs = epochs_of(trainer.state.log_history)
+    draw_curve(epochs, output / CURVE_FILE)
     shutil.rmtree(output / RUN_FOLDER)
-    best_loss = trainer.state.best_metric
-    assert best_loss is not None
-    return best_loss
+    return epochs
 
 
 def split(
@@ -136,27 +149,6 @@ def _arguments(folder: Path, options: TuningOptions, has_cuda: bool) -> Training
         label_names=["labels"],
         remove_unused_columns=False,  # the collator reads examples, not columns
         report_to="none",
+        disable_tqdm=True,
         seed=options.seed,
-    )
-
-
-def checkpoint_to_resume(output: Path, resume: bool) -> str | None:
-    """Return the last complete checkpoint of an interrupted run.
-
-    Raise `TuningError` if the output does not fit.
-    """
-    run = output / RUN_FOLDER
-    if (output / CONFIG_FILE).exists():
-        raise TuningError(f"{output} already has an adapter; give another --output or remove it")
-    if run.exists() and not resume:
-        raise TuningError(
-            f"{output} has an interrupted run; --resume continues it, removing {run} discards it"
-        )
-    if not run.exists():
-        if resume:
-            raise TuningError(f"{output} has no interrupted run to resume")
-        return None
-    complete = [path for path in run.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
-    return (
-        str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
     )

@@ -16,9 +16,10 @@ from export.artifacts.vision_module import read_image_input
 from export.checks.pictures import load_photographs
 from export.checks.reference import Reference
 from export.tuning.batches import Batches
+from export.tuning.dataset import read_labels
 from export.tuning.examples import Example
-from export.tuning.labels import read_labels
 from service.images.decoding import ImageDecoder, LazyImage
+from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import MODELS
@@ -101,10 +102,10 @@ def tuned_pixel_values(reference: Reference, batches: Batches, path: Path) -> Te
     """Return the input of the vision tower, of a batch about the image of a dataset."""
     dataset = path.with_suffix(".jsonl")
     dataset.write_text(json.dumps({"image": path.name, "caption": "a wall"}), encoding="utf-8")
-    (labelled,) = read_labels(dataset)
-    example = Example(
-        labelled.path, (PromptSegment("What does the image describe?"),), (PromptSegment("a wall"),)
-    )
+    (labelled,) = read_labels(dataset).images
+    prompt = (PromptSegment("What does the image describe?"),)
+    answer = (PromptSegment("a wall"),)
+    example = Example(labelled.path, prompt, answer, TaskParameters(), labelled.size_wh)
     inputs: list[Tensor] = []
     tower = reference.model.model.vision_tower
     hook = tower.register_forward_pre_hook(lambda _tower, arguments: inputs.append(arguments[0]))
@@ -150,6 +151,6 @@ def test_labels_and_checks_see_the_size_that_is_served(
     (tmp_path / "labels.jsonl").write_text('{"image": "image.png", "caption": "a wall"}')
     image = LazyImage(FILES[name], ImageDecoder(LIMITS, 2), "test")
     asyncio.run(image.open())
-    (labelled,) = read_labels(tmp_path)
+    (labelled,) = read_labels(tmp_path).images
     (checked,) = load_photographs([path], manifest)
     assert labelled.size_wh == checked.original_size_wh == image.header.size_wh

@@ -1,5 +1,6 @@
 """The tensors of a batch are those of the model's own forward pass over images and prompts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from export.checks.reference import Reference
 from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
 from imaging.local_files import read_image
+from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image
 
 PROMPTS = {"florence-2-mini": "What does the image describe?", "paligemma-mini": "caption en"}
+SIZE_WH = (192, 192)
 ANSWERS = ("a star", "two circles and a square")
 
 
@@ -32,9 +35,11 @@ def batches(reference: Reference, model_id: str) -> Batches:
 def examples(model_id: str, tmp_path: Path) -> list[Example]:
     prompt = (PromptSegment(PROMPTS[model_id]),)
     for seed in range(len(ANSWERS)):
-        scene_image(seed, (192, 192)).save(tmp_path / f"{seed}.png")
+        scene_image(seed, SIZE_WH).save(tmp_path / f"{seed}.png")
     return [
-        Example(tmp_path / f"{seed}.png", prompt, (PromptSegment(answer),))
+        Example(
+            tmp_path / f"{seed}.png", prompt, (PromptSegment(answer),), TaskParameters(), SIZE_WH
+        )
         for seed, answer in enumerate(ANSWERS)
     ]
 
@@ -99,6 +104,6 @@ def test_a_damaged_image_is_named(batches: Batches, examples: list[Example]) -> 
 
 
 def test_an_answer_without_room_is_refused(batches: Batches, examples: list[Example]) -> None:
-    endless = Example(examples[0].image, examples[0].prompt, (PromptSegment("star " * 2000),))
+    endless = replace(examples[0], answer=(PromptSegment("star " * 2000),))
     with pytest.raises(TuningError, match=r"need \d+ positions; the model has \d+"):
         batches.tokenized(endless)

@@ -1,5 +1,7 @@
 import json
 import re
+import shutil
+from collections.abc import Callable
 from itertools import starmap
 from pathlib import Path
 
@@ -7,10 +9,27 @@ import pytest
 
 from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
-from export.tuning.labels import LabelledImage, read_labels
-from tests.support.evaluations import OBJECTS, write_coco, write_images, write_json_lines
+from export.tuning.dataset import read_labels
+from export.tuning.labels import LabelledImage
+from tasks.results import BoxXyxy
+from tests.support.evaluations import (
+    OBJECTS,
+    write_coco,
+    write_images,
+    write_json_lines,
+    write_voc,
+    write_yolo,
+)
 
 TRUE_BOXES = {name: tuple(starmap(LabelledBox, own)) for name, own in OBJECTS.items()}
+
+
+def rounded(box: BoxXyxy) -> BoxXyxy:
+    """Parts of a side in YOLO's files are not exact."""
+    x1, y1, x2, y2 = box
+    return (round(x1, 6), round(y1, 6), round(x2, 6), round(y2, 6))
+
+
 ROWS: dict[str, dict[str, object]] = {
     "captions": {"caption": "two cats"},
     "several captions": {"captions": ["two cats", "cats"]},
@@ -37,18 +56,29 @@ def write_rows(folder: Path, *lines: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("write", [write_coco, write_json_lines])
-def test_files_of_the_evaluation_give_the_same_boxes(write: object, tmp_path: Path) -> None:
-    assert callable(write)
-    labelled = read_labels(write(tmp_path))
-    assert {each.path.name: each.objects for each in labelled} == TRUE_BOXES
+def yolo_to_train_on(folder: Path) -> Path:
+    yaml = write_yolo(folder) / "data.yaml"
+    yaml.write_text(yaml.read_text().replace("train: images/train", "train: ../images/val"))
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_coco, write_json_lines, yolo_to_train_on, write_voc])
+def test_files_of_the_evaluation_give_the_same_boxes(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    labelled = read_labels(write(tmp_path)).images
+    found = {}
+    for image in labelled:
+        boxes = (LabelledBox(each.label, rounded(each.box_xyxy)) for each in image.objects or ())
+        found[image.path.name] = tuple(boxes)
+    assert found == TRUE_BOXES
     assert {each.size_wh for each in labelled} == {(100, 80)}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_field_of_json_lines_is_read(name: str, tmp_path: Path) -> None:
     folder = write_rows(tmp_path, json.dumps({"image": "a.png", **ROWS[name]}), "")
-    (labelled,) = read_labels(folder)
+    (labelled,) = read_labels(folder).images
     assert labelled == LabelledImage(folder / "a.png", (100, 80), **EXPECTED[name])  # type: ignore[arg-type]
 
 
@@ -57,13 +87,13 @@ def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
     images = (folder / "images").rename(tmp_path / "elsewhere")
     with pytest.raises(TuningError, match="give its folder with --images"):
         read_labels(folder)
-    assert read_labels(folder, images)[0].path == images / "a.png"
+    assert read_labels(folder, images).images[0].path == images / "a.png"
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "labels.jsonl has no image"),
+        ([], "labels.jsonl has no image that can be read"),
         (
             ['{"image": "a.png", "objects": [{"label": "cat"}]}'],
             r"line 1: expected .* KeyError\('box'\)",
@@ -98,3 +128,49 @@ def test_a_folder_with_several_label_files_or_none_is_refused(tmp_path: Path) ->
         (tmp_path / name).touch()
     with pytest.raises(TuningError, match="a folder with 2 such files"):
         read_labels(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["7 .5 .5 .1 .1", "0 .5 .5 .1", "0 .5 .5", "car .5 .5 .1 .1", "1e999 .5 .5 .1 nan"]
+)
+def test_a_line_that_is_not_yolos_is_named(line: str, tmp_path: Path) -> None:
+    folder = yolo_to_train_on(tmp_path)
+    with (folder / "labels" / "val" / "b.txt").open("a") as file:
+        file.write(line)
+    with pytest.raises(TuningError, match=r"b\.txt, line 2: expected a class of the yaml"):
+        read_labels(folder)
+
+
+def test_only_the_training_split_of_pascal_voc_is_read(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path)
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("b\n")
+    assert [each.path.name for each in read_labels(folder).images] == ["b.png"]
+
+
+@pytest.mark.parametrize("write", [write_coco, write_json_lines, yolo_to_train_on, write_voc])
+def test_images_that_cannot_be_read_are_named_and_left_out(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = write(tmp_path)
+    (damaged,) = folder.rglob("a.png")
+    damaged.write_bytes(damaged.read_bytes()[:-20])  # its header is whole
+    (missing,) = folder.rglob("c.png")
+    missing.unlink()
+    dataset = read_labels(folder)
+    assert [each.path.name for each in dataset.images] == ["b.png"]
+    # YOLO names classes, not images
+    expected = [damaged] if write is yolo_to_train_on else [damaged, missing]
+    for path, reason in zip(expected, dataset.left_out, strict=True):
+        assert f"{path.name} cannot be read: " in reason
+
+
+def test_images_without_any_label_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = yolo_to_train_on(tmp_path)
+    monkeypatch.chdir(folder)
+    assert any(each.objects for each in read_labels(Path("data.yaml")).images)
+    shutil.rmtree(folder / "labels")
+    with pytest.raises(TuningError, match="no labels found for 3 images: labels/"):
+        read_labels(folder)

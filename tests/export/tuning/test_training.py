@@ -1,19 +1,22 @@
 """`python -m export.tune` as a user runs it, on a few images."""
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from export.tune import main
-from export.tuning.training import RUN_FOLDER
+from export.tune import INTERRUPTED, MAX_NAMED, how_to_continue, main
+from export.tuning.run_folder import RUN_FOLDER
+from export.tuning.training import CURVE_FILE
 from runners.adapters.peft_adapter import read_adapter
 from tests.support.export_cli import ROOT
 from tests.support.hexagon_scenes import FIRST_TRAINING_SEED, write_hexagon_coco
@@ -41,31 +44,56 @@ def tune(arguments: Sequence[str]) -> "subprocess.Popen[str]":
     )
 
 
-def kill_after_an_epoch(process: "subprocess.Popen[str]", run: Path) -> None:
+def stop_after_epochs(
+    num_epochs: int, signal_number: signal.Signals, process: "subprocess.Popen[str]", run: Path
+) -> str:
+    """Return what a process that was stopped has printed."""
     deadline_s = time.monotonic() + TIMEOUT_S
-    while not list(run.glob("checkpoint-*/trainer_state.json")):
+    steps_of_epoch = 2
+    newest = run / f"checkpoint-{num_epochs * steps_of_epoch}" / "trainer_state.json"
+    while not newest.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.send_signal(signal_number)
+    return process.communicate()[0]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Pass Ctrl-C on to children: they inherit that a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     "model_id", ["florence-2-mini", pytest.param("paligemma-mini", marks=pytest.mark.long)]
 )
-def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
+def test_a_stopped_and_a_killed_run_resume_and_write_the_adapter_of_one_that_was_not(
     data: Path, model_id: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
     assert main(command(data, model_id, whole)) == 0
+    whole_lines = capsys.readouterr().out.splitlines()
     run = killed / RUN_FOLDER
-    kill_after_an_epoch(tune(command(data, model_id, killed)), run)
+
+    stopped = tune(command(data, model_id, killed))
+    printed = stop_after_epochs(1, signal.SIGINT, stopped, run)
+    assert stopped.returncode == INTERRUPTED
+    last = printed.splitlines()[-1]
+    assert last.startswith("python -m export.tune: stopped; continue after the last whole epoch")
+    again = shlex.split(last.partition("with: python -m export.tune ")[2])
+    assert again == command(data, model_id, killed, "--resume")
+    assert "Traceback" not in printed
+
+    process = tune(again)
+    stop_after_epochs(2, signal.SIGKILL, process, run)
+    assert process.returncode == -signal.SIGKILL
     (run / "checkpoint-99999").mkdir()  # left by a process killed while it saves
-    capsys.readouterr()
-    assert main(command(data, model_id, killed, "--resume")) == 0
+    assert main(again) == 0
     printed = capsys.readouterr().out
     expected, found = (
         read_adapter(folder, artifacts / DECODER_FILE, AdapterLimits())
@@ -86,6 +114,25 @@ def test_a_killed_run_resumes_and_writes_the_adapter_of_one_that_was_not(
         == f"models/{model_id}"
     )
 
+    epochs = [line for line in whole_lines if line.startswith("epoch ")]
+    assert len(epochs) == 4
+    pattern = r"epoch 1 of 4: loss \S+, held out \S+, F1 \S+, kept; .* left"
+    assert re.fullmatch(pattern, epochs[0])
+    shown = [line for line in whole_lines if line.startswith("  '")]
+    assert shown
+    assert all("expected '" in line and "got '" in line for line in shown)
+    cards = [(folder / "README.md").read_text() for folder in (whole, killed)]
+    assert cards[0].replace("whole", "killed") == cards[1]
+    assert (killed / CURVE_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_stopped_command_is_continued_by_itself(tmp_path: Path) -> None:
+    given = ["my data", "--resume"]
+    assert how_to_continue(given, tmp_path) == "the training had not begun, and nothing is saved"
+    (tmp_path / RUN_FOLDER).mkdir()
+    printed = how_to_continue(given, tmp_path)
+    assert printed.endswith("with: python -m export.tune 'my data' --resume")
+
 
 def test_an_output_that_does_not_fit_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -101,10 +148,19 @@ def test_an_output_that_does_not_fit_is_refused(
     assert "already has an adapter" in capsys.readouterr().err
 
 
-def test_one_image_cannot_be_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_hexagon_coco(tmp_path / "one", FIRST_TRAINING_SEED, 1)
+def test_one_image_beside_damaged_ones_cannot_be_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_hexagon_coco(tmp_path / "data", FIRST_TRAINING_SEED, MAX_NAMED + 2)
+    _, *damaged = sorted((data / "images").iterdir())
+    for path in damaged:
+        path.write_bytes(b"no image")
     assert main(command(data, "florence-2-mini", tmp_path / "out")) == 1
-    assert "for 1 image; at least 2 are needed" in capsys.readouterr().err
+    *named, counted, error = capsys.readouterr().err.splitlines()
+    for path, line in zip(damaged, named, strict=False):
+        assert f"{path} cannot be read" in line
+    assert (len(named), counted) == (MAX_NAMED, "left out: 11 of 12 images, which cannot be read")
+    assert "for 1 image; at least 2 are needed" in error
     assert not (tmp_path / "out").exists()
 
 
