@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 from transformers import (
     ProgressCallback,
@@ -38,14 +39,14 @@ class Epoch:
     score: HeldOutScore
 
 
-class Bar(ProgressCallback):  # type: ignore[misc]
+class Bar(ProgressCallback):
     """The trainer's bar without its lines."""
 
     def on_log(self, *_arguments: Any, **_named: Any) -> None:
         """Print nothing."""
 
 
-class EpochReport(TrainerCallback):  # type: ignore[misc]
+class EpochReport(TrainerCallback):
     """Scores each epoch after its evaluation, adds it to the trainer's log, and prints a line."""
 
     def __init__(self, score: Callable[[], HeldOutScore]) -> None:
@@ -54,15 +55,24 @@ class EpochReport(TrainerCallback):  # type: ignore[misc]
         self._first_step = 0
 
     def on_train_begin(
-        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_named: Any
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_named: Any,
     ) -> None:
         self._start_s = time.monotonic()
         self._first_step = state.global_step
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_named: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_named: Any,
     ) -> None:
-        state.log_history[-1][_SCORE] = asdict(self._score())
+        row: dict[str, Any] = state.log_history[-1]
+        row[_SCORE] = asdict(self._score())
         epoch = epochs_of(state.log_history)[-1]
         is_kept = state.best_metric is None or epoch.held_out_loss < state.best_metric
         step_s = (time.monotonic() - self._start_s) / (state.global_step - self._first_step)
@@ -130,7 +140,7 @@ def draw_curve(epochs: Sequence[Epoch], file: Path) -> None:
     losses.plot(numbers, [each.loss for each in epochs], "o-", label="loss, trained")
     losses.plot(numbers, [each.held_out_loss for each in epochs], "o-", label="loss, held out")
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    losses.xaxis.get_major_locator().set_params(integer=True)
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses.axvline(kept_epoch(epochs).number, color="grey", linestyle=":", label="kept")
     scores = losses.twinx()
     scores.plot(

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -23,7 +24,7 @@ EPOCHS = [Epoch(1, 2.0, 3.0, SCORE), Epoch(2, 1.0, 2.5, SCORE), Epoch(3, 0.5, 2.
 
 
 def test_the_epochs_are_read_from_the_trainers_log() -> None:
-    log = []
+    log: list[dict[str, Any]] = []
     for each in EPOCHS:
         log.append({"loss": each.loss, "epoch": float(each.number)})
         scored = {"eval_loss": each.held_out_loss, "epoch": float(each.number)}
