@@ -51,6 +51,7 @@ _EXCLUDED = {
 }
 # Tests of a room beside those of the same folder in tests/.
 _MORE_TESTS = {
+    "client/diptych_client/clients": ["tests/client/test_*.py"],
     "client/diptych_client/transports": ["tests/client/test_*.py"],
     "offline": ["tests/system/test_offline.py"],
     "runners": ["tests/system/test_transport.py", "tests/runners/adapters/test_hot_loading.py"],

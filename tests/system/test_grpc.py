@@ -184,8 +184,8 @@ def test_reflection_alone_tells_how_to_call(channel: grpc.Channel) -> None:
     assert {"diptych.v1.Vision", "inference.GRPCInferenceService"} <= set(database.get_services())
     described = database.FindFileContainingSymbol("diptych.v1.Vision")
     methods = {method.name: method.server_streaming for method in described.service[0].method}
-    unary = dict.fromkeys(("Predict", "Compare", "ListModels", "ListTasks"), False)
-    assert methods == unary | {"PredictStream": True}
+    unary = dict.fromkeys(("Predict", "Compare", "Analyze", "ListModels", "ListTasks"), False)
+    assert methods == unary | {"PredictStream": True, "AnalyzeStream": True}
 
 
 def test_a_message_above_the_limit_is_refused(vision: Any) -> None:

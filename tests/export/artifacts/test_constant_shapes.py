@@ -35,6 +35,7 @@ ON_CUDA = {
     "MatMul",
     "Mul",
 }
+ON_CUDA |= {"FastGelu", "MultiHeadAttention"}  # contributed by ONNX Runtime, in float16 graphs
 ON_CUDA |= {"ReduceMean", "Reshape", "Slice", "Softmax", "Sub", "Tanh", "Transpose", "Unsqueeze"}
 
 

@@ -37,7 +37,8 @@ export async function listTasks() {
  */
 export async function listFields() {
   const { oneOf } = (await getJson("/openapi.json")).components.schemas.predict;
-  return Object.fromEntries(oneOf.map((schema) => [schema.title, schema.properties]));
+  const ofOneImage = oneOf.filter(({ properties }) => "image" in properties);
+  return Object.fromEntries(ofOneImage.map((schema) => [schema.title, schema.properties]));
 }
 
 /**
