@@ -134,7 +134,12 @@ def test_the_client_gets_the_same_over_rest_and_grpc(service: RunningService) ->
 
 def test_a_client_that_leaves_ends_all_sequences(service: RunningService) -> None:
     """The answers take seconds: they are long, sampled and not constrained."""
-    long = {"temperature": 2.0, "max_new_tokens": 400, "constrained": False}
+    long = {
+        "model": "paligemma-mini",
+        "temperature": 2.0,
+        "max_new_tokens": 300,
+        "constrained": False,
+    }
     steps = [{"id": f"a{number}", "task": "captioning", **long} for number in range(16)]
     steps.append({"id": "short", "task": "captioning"})
     form = {"steps": json.dumps(steps[1:]), "stream": "true"}
