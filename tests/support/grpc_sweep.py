@@ -61,12 +61,6 @@ class GrpcSweep:
             for field, shape, message in self._messages(make):
                 yield Call(path, field, shape, message.SerializePartialToString())
 
-    def valid_message(self, method: str) -> bytes:
-        """Return a valid message of a method: /SERVICE/METHOD."""
-        service, name = method[1:].split("/")
-        described = self._pool.FindServiceByName(service).methods_by_name[name]
-        return self._filled(GetMessageClass(described.input_type)).SerializeToString()
-
     def _filled(self, make: type[Message]) -> Message:
         message = make()
         for name, value in self._valid.items():

@@ -55,11 +55,6 @@ def launches_of(part: str) -> int:
     return int(_runtime.fake_cuda_launches_of(part.encode()))
 
 
-def print_launches() -> None:
-    """Print all launched kernels to stderr."""
-    _runtime.fake_cuda_print_launches()
-
-
 def fail_allocations(first: int, num: int) -> None:
     """Fail `num` allocations of device memory; `first` is 1 for the next one."""
     _runtime.fake_cuda_fail_allocations(ctypes.c_long(first), ctypes.c_long(num))

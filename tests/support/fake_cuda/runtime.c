@@ -591,7 +591,3 @@ API long fake_cuda_launches_of(const char *part) {
         if (names[i].key && names[i].count && strstr(names[i].name, part)) found += names[i].count;
     return found;
 }
-API void fake_cuda_print_launches(void) {
-    for (int i = 0; i < NUM_NAMES; i++)
-        if (names[i].key && names[i].count) fprintf(stderr, "%ld %s\n", (long)names[i].count, names[i].name);
-}
