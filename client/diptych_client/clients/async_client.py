@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Self, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 from tenacity import AsyncRetrying
 
 from diptych_client.analysis import Analysis
-from diptych_client.clients.caller import Caller, Options, Parameters
+from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Caller, Options, Parameters
 from diptych_client.downscaling import restored
 from diptych_client.errors import (
     DiptychError,
@@ -45,10 +45,7 @@ from diptych_client.transports.rest_transports import AsyncRestTransport
 
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
-TransportT = TypeVar("TransportT")
-Events = Generator[str | Answer, None, None]
 AsyncEvents = AsyncGenerator[str | Answer, None]
-DEFAULT_CONCURRENCY = 8
 
 
 class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):

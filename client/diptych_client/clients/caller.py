@@ -30,6 +30,7 @@ from diptych_client.transports.operations import Call, Operation
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
 TransportT = TypeVar("TransportT")
+DEFAULT_CONCURRENCY = 8  # images of predict_many in flight
 Parameters = TaskParameters | Mapping[str, Any]
 Options = AnswerOptions | Mapping[str, Any]
 

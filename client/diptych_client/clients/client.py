@@ -4,7 +4,7 @@ A call is one for both: `Caller` of caller.py retries it, a transport sends each
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 from tenacity import Retrying
 
 from diptych_client.analysis import Analysis
-from diptych_client.clients.caller import Caller, Options, Parameters
+from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Caller, Options, Parameters
 from diptych_client.downscaling import restored
 from diptych_client.errors import (
     DiptychError,
@@ -49,10 +49,7 @@ from diptych_client.transports.rest_transports import RestTransport
 
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
-TransportT = TypeVar("TransportT")
 Events = Generator[str | Answer, None, None]
-AsyncEvents = AsyncGenerator[str | Answer, None]
-DEFAULT_CONCURRENCY = 8
 
 
 class Client(Caller[RestTransport | GrpcTransport]):
