@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.support.processes import image_decoders
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 
@@ -38,8 +39,7 @@ class Attacked:
 
     def decoders(self) -> list[psutil.Process]:
         """Return the gateway's processes that decode an image."""
-        children = psutil.Process(self.service.parts()["diptych"]).children()
-        return [each for each in children if "service.images.decoding_program" in each.cmdline()]
+        return image_decoders(self.service.parts()["diptych"])
 
     def post(self, key: str, image: bytes, **headers: str) -> httpx.Response:
         headers |= {"Authorization": f"Bearer {key}"}

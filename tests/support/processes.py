@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 
 class Process(Protocol):
     """A program that runs, as `subprocess.Popen` has it."""
@@ -25,6 +27,18 @@ def descendants(pid: int) -> list[int]:
         int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     ]
     return [one for child in children for one in (child, *descendants(child))]
+
+
+def image_decoders(gateway: int | None = None) -> list[psutil.Process]:
+    """Return the processes that decode images for a gateway; None: for this process."""
+    return [each for each in psutil.Process(gateway).children() if _decodes(each)]
+
+
+def _decodes(process: psutil.Process) -> bool:
+    try:
+        return "service.images.decoding_program" in process.cmdline()
+    except psutil.NoSuchProcess:  # ended since it was listed; a zombie counts
+        return False
 
 
 def is_alive(pid: int) -> bool:

@@ -21,6 +21,7 @@ from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.core_calls import run
 from tests.support.fake_service import encoded, served
 from tests.support.image_files import colour_steps
+from tests.support.processes import image_decoders
 from tests.support.waiting import wait_until
 
 LIMITS = ImageLimits(200_000_000)
@@ -28,18 +29,10 @@ SLOW = repeated_scans((5000, 5000), 100)  # some seconds
 QUICK = encoded(colour_steps(), "PNG")
 
 
-def decoders(parent: int | None = None) -> list[psutil.Process]:
-    return [
-        each
-        for each in psutil.Process(parent).children()
-        if "service.images.decoding_program" in each.cmdline()
-    ]
-
-
 async def decoder() -> psutil.Process:
     """Return the decoder's process once it runs."""
     async with asyncio.timeout(10):
-        while not (found := decoders()):
+        while not (found := image_decoders()):
             await asyncio.sleep(0.01)
     return found[0]
 
@@ -55,7 +48,7 @@ async def others_ended() -> None:
     these are.
     """
     await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
-    while decoders():
+    while image_decoders():
         await asyncio.sleep(0.01)
 
 
@@ -87,7 +80,7 @@ def test_a_process_gives_the_pixels_of_a_thread() -> None:
         rgb = decode_image(QUICK, LIMITS)
         for size, pixels in zip(sizes, resized, strict=True):
             assert np.array_equal(pixels, np.asarray(rgb.resize(size, Image.Resampling.BICUBIC)))
-        assert not decoders()
+        assert not image_decoders()
 
     run(scenario())
 
@@ -126,7 +119,7 @@ def test_a_decoder_ends_with_the_deadline_of_its_request_and_frees_its_place() -
         start_s = time.monotonic()
         async with images.slot("test", is_heavy=True):
             assert time.monotonic() - start_s < 2  # SLOW takes longer; the machine is shared
-        assert not decoders()
+        assert not image_decoders()
 
     run(scenario())
 
@@ -159,7 +152,7 @@ def test_requests_for_one_file_share_its_decoding_and_each_can_leave_it() -> Non
         await decoder()
         first.cancel()
         other = await (await opened(QUICK, images)).pixels(manifest)
-        assert len(decoders()) == 1
+        assert len(image_decoders()) == 1
         pixels = await second
         assert pixels.shape == other.shape
         assert not np.array_equal(pixels, other)
@@ -181,7 +174,7 @@ def test_clients_do_not_share_a_decoding() -> None:
             for each in ("a", "b")
         ]
         async with asyncio.timeout(10):
-            while len(decoders()) < len(pending):
+            while len(image_decoders()) < len(pending):
                 await asyncio.sleep(0.01)
         for each in pending:
             each.cancel()
@@ -194,7 +187,7 @@ def test_a_decoder_that_is_killed_between_two_models_fails_the_second() -> None:
     async def scenario() -> None:
         async with decoded_in_process(QUICK, LIMITS) as image:
             await image.resized((7, 9), 3)
-            decoders()[0].kill()
+            image_decoders()[0].kill()
             with pytest.raises(DecoderEnded):
                 await image.resized((7, 9), 3)
 
@@ -212,8 +205,8 @@ def test_a_decoder_ends_with_its_parent() -> None:
         os._exit(1)
     try:
         # set behind the guard
-        wait_until(lambda: [each for each in decoders(parent) if each.nice() == 19])
-        started = decoders(parent)
+        wait_until(lambda: [each for each in image_decoders(parent) if each.nice() == 19])
+        started = image_decoders(parent)
     finally:
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
