@@ -26,8 +26,10 @@ class ModelStore:
     prefix: tuple[str, ...] = ()  # a command that runs the export, as `small_disk` returns one
 
     def export(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run `python -m export` to its end."""
-        return self.python("-m", "export", *arguments, **environment)
+        """Run `python -m export` to its end; forked, unless its environment is read by an import."""
+        needs_start = self.prefix or any(name.startswith("HF_") for name in environment)
+        start = self.python if needs_start else self.forked
+        return start("-m", "export", *arguments, **environment)
 
     def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Python in the root of the repository, with this store."""
