@@ -93,6 +93,7 @@ def test_an_image_stays_with_one_runner_and_both_have_some(balancer: HaProxy) ->
     asyncio.run(ask())
 
 
+@pytest.mark.long
 def test_hits_are_within_5_points_of_a_single_runners(balancer: HaProxy) -> None:
     drawn = random.Random(1)
     numbers = range(5 * CACHE_SIZE)
@@ -242,6 +243,7 @@ def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
     assert min(later - sooner for sooner, later in itertools.pairwise(times_s)) > 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "most_ms"), [(b"", 1.0), (bytes(3 * 768 * 768), 5.0)], ids=["features", "pixels"]
 )

@@ -4,6 +4,7 @@ from loadtest.gateway_limit import measure, report
 from tests.support.export_cli import ModelStore
 
 
+@pytest.mark.long
 def test_a_gateway_over_a_simulated_runner_is_measured(
     exported: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

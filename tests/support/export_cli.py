@@ -26,7 +26,7 @@ class ModelStore:
     prefix: tuple[str, ...] = ()  # a command that runs the export, as `small_disk` returns one
 
     def export(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run `python -m export` to its end; forked, unless its environment is read by an import."""
+        """Run `python -m export` to its end, forked where no import reads `environment`."""
         needs_start = self.prefix or any(name.startswith("HF_") for name in environment)
         start = self.python if needs_start else self.forked
         return start("-m", "export", *arguments, **environment)

@@ -38,6 +38,7 @@ def answer_of(service: RunningService) -> httpx.Response:
     )
 
 
+@pytest.mark.long
 def test_bentoml_serve_gives_the_answers_of_the_supervisor(
     exported: ModelStore, service: RunningService, tmp_path: Path
 ) -> None:

@@ -121,7 +121,9 @@ def test_an_error_is_one_line_and_exit_status_1(service: RunningService, scene: 
     assert failed.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGINT]
+)
 def test_an_interrupted_run_is_resumed_without_labelling_an_image_twice(
     service: RunningService, folder: Path, stop: signal.Signals
 ) -> None:

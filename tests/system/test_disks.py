@@ -95,7 +95,13 @@ def served_with(exported: ModelStore, folder: Path, script: str) -> Iterator[Run
         yield service
 
 
-@pytest.mark.parametrize("script", [READ_ONLY, FULL], ids=["read-only", "full"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(READ_ONLY, marks=pytest.mark.long, id="read-only"),
+        pytest.param(FULL, id="full"),
+    ],
+)
 def test_the_service_starts_answers_counts_and_stops(
     exported: ModelStore, tmp_path: Path, script: str
 ) -> None:
@@ -108,6 +114,7 @@ def test_the_service_starts_answers_counts_and_stops(
         assert service.process.wait(STOP_S) == 0
 
 
+@pytest.mark.long
 def test_without_space_in_memory_the_service_starts_and_answers(
     exported: ModelStore, tmp_path: Path
 ) -> None:
@@ -116,6 +123,7 @@ def test_without_space_in_memory_the_service_starts_and_answers(
         assert "no space for metrics" in service.log.read_text()
 
 
+@pytest.mark.long
 def test_memory_that_fills_costs_metrics_and_no_process(
     exported: ModelStore, tmp_path: Path
 ) -> None:
@@ -129,6 +137,7 @@ def test_memory_that_fills_costs_metrics_and_no_process(
         assert service.parts() == parts
 
 
+@pytest.mark.long
 def test_files_that_do_not_fit_on_the_disk_are_refused_until_there_is_room(
     exported: ModelStore, tmp_path: Path
 ) -> None:

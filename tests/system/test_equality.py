@@ -1,5 +1,7 @@
-"""One contract: the same sixty requests over every interface get equal answers, and errors that
-match.
+"""One contract: the same sixty requests over REST, gRPC and the client get equal answers, and
+errors that match.
+
+Open Inference has such requests in test_open_inference.py.
 """
 
 import json
@@ -18,7 +20,6 @@ from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
-from tests.support.triton_client import Infer, triton
 from tests.system.test_answers import (
     FLORENCE,
     PALIGEMMA,
@@ -108,23 +109,6 @@ def _asked(client: Client, image: bytes, fields: dict[str, Any]) -> Outcome:
     return rounded({name: value for name, value in told.items() if name not in VARYING})  # type: ignore[no-any-return]
 
 
-def over_triton(transport: str, service: RunningService) -> list[Outcome]:
-    address = service.grpc_address if transport == "grpc" else service.url.removeprefix("http://")
-    calls = []
-    for image, fields in CASES:
-        others = {name: value for name, value in fields.items() if name != "model"}
-        calls.append(Infer(fields.get("model", FLORENCE), image, others))
-    outcomes = triton(transport, address, calls)
-    return [_inferred(outcome) for outcome in outcomes]
-
-
-def _inferred(outcome: dict[str, Any]) -> Outcome:
-    if "error" in outcome:
-        return {"message": outcome["error"]}
-    body = outcome["value"]["result"]
-    return rounded({name: value for name, value in body.items() if name not in VARYING})  # type: ignore[no-any-return]
-
-
 @cache
 def expected(service: RunningService) -> list[Outcome]:
     return over_rest(post_form, service)
@@ -157,12 +141,6 @@ def test_grpc_is_answered_like_rest(service: RunningService) -> None:
 def test_the_client_tells_what_rest_answers(service: RunningService, scheme: str) -> None:
     url = service.url if scheme == "http" else f"grpc://{service.grpc_address}"
     assert over_client(url) == expected(service)
-
-
-@pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_open_inference_tells_what_rest_answers(service: RunningService, transport: str) -> None:
-    for outcome, wanted in zip(over_triton(transport, service), expected(service), strict=True):
-        assert outcome == (wanted if "result" in wanted else {"message": wanted["message"]})
 
 
 def test_all_at_once_in_mixed_batches_are_answered_like_one_by_one(service: RunningService) -> None:

@@ -176,8 +176,15 @@ def test_a_drain_completes_the_streams_of_both_processes(
         assert service.log.read_text().count("ended with status") == 0
 
 
-@pytest.mark.parametrize("num_gateways", ["1", "2"])
-@pytest.mark.parametrize("port", ["DIPTYCH_PORT", "DIPTYCH_GRPC_PORT"])
+@pytest.mark.parametrize(
+    ("port", "num_gateways"),
+    [
+        ("DIPTYCH_PORT", "2"),
+        ("DIPTYCH_GRPC_PORT", "1"),
+        pytest.param("DIPTYCH_PORT", "1", marks=pytest.mark.long),
+        pytest.param("DIPTYCH_GRPC_PORT", "2", marks=pytest.mark.long),
+    ],
+)
 def test_a_port_in_use_prevents_the_start(
     exported: ModelStore, port: str, num_gateways: str
 ) -> None:

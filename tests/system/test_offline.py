@@ -50,7 +50,11 @@ output.write_shard(0, [Row("a.png", given.model, given.task, error=error)])
 
 
 @pytest.mark.parametrize(
-    ("model_id", "task"), [(FLORENCE, "object_detection"), (PALIGEMMA, "captioning")]
+    ("model_id", "task"),
+    [
+        (FLORENCE, "object_detection"),
+        pytest.param(PALIGEMMA, "captioning", marks=pytest.mark.long),
+    ],
 )
 def test_the_model_of_an_actor_answers_as_the_service(
     exported: ModelStore, client: httpx.Client, model_id: str, task: str, tmp_path: Path

@@ -69,6 +69,7 @@ def test_nothing_is_lost_when_a_runner_is_killed_and_it_is_used_when_it_returns(
     assert metric(stand.runners.running[gone], "diptych_batch_size_count") > 0
 
 
+@pytest.mark.long
 def test_nothing_is_lost_when_a_runner_stands_still(stand: Stand, service: RunningService) -> None:
     (stopped,) = descendants(stand.runners.running[stand.runners.ports[1]].process.pid)
     with load(stand.gateway.url, NUM_CLIENTS, models=[MODEL], expected_from=service.url) as asked:
@@ -84,6 +85,7 @@ def test_nothing_is_lost_when_a_runner_stands_still(stand: Stand, service: Runni
     assert set(asked.kinds()) == {"right"}, asked.others()
 
 
+@pytest.mark.long
 def test_the_share_of_cache_hits_is_that_of_one_runner(stand: Stand) -> None:
     """Each image is asked about four times: of one runner three quarters are hits."""
     before = [hits(stand, port) for port in stand.runners.ports]

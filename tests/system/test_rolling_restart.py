@@ -18,6 +18,7 @@ MODEL = "florence-2-mini"  # one is enough, and two services of it have room on 
 STOP_S = 60
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not has_nginx(), reason="nginx is not installed: rolling restarts are not tested"
 )

@@ -65,6 +65,7 @@ def test_answers_are_those_of_microsofts_code(
     ]
 
 
+@pytest.mark.long
 def test_pickled_checkpoint_exports_and_agrees_with_transformers(
     model: MicrosoftModel, tmp_path: Path
 ) -> None:

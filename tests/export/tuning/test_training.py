@@ -67,10 +67,8 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(
-    "model_id", ["florence-2-mini", pytest.param("paligemma-mini", marks=pytest.mark.long)]
-)
 def test_a_stopped_and_a_killed_run_resume_and_write_the_adapter_of_one_that_was_not(
     data: Path, model_id: str, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

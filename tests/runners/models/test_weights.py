@@ -80,7 +80,11 @@ def peak_bytes(folder: Path, precision: str) -> int:
 
 @pytest.mark.parametrize(
     ("precision", "num_bytes"),
-    [("float32", 4), ("bfloat16", 2), pytest.param("float16", 2, marks=pytest.mark.long)],
+    [
+        ("float32", 4),
+        pytest.param("bfloat16", 2, marks=pytest.mark.long),
+        pytest.param("float16", 2, marks=pytest.mark.long),
+    ],
 )
 def test_loading_a_decoder_takes_its_size_once(large: Path, precision: str, num_bytes: int) -> None:
     size = num_bytes * num_numbers(large / DECODER_FILE)
@@ -94,6 +98,7 @@ def test_loading_a_decoder_at_int8_never_holds_it_in_float32(large: Path) -> Non
     assert embeddings <= peak_bytes(large, "int8") <= 0.95 * size
 
 
+@pytest.mark.long
 def test_loading_the_reference_holds_the_weights_once(large: Path) -> None:
     size = 4 * num_numbers(large / "model.safetensors")
     # The file, half the size of the float32 weights, stays mapped until transformers has loaded it.

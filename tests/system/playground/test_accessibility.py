@@ -18,9 +18,7 @@ WIDTHS = (1024, 390, 320)
 LINKS: list[dict[str, str]] = [
     {},
     {"task": "open_vocabulary_detection", "sample": SAMPLE},
-    {"task": "captioning", "temperature": "2", "seed": "1", "sample": SAMPLE},
-    {"task": "captioning", "detail": "paragraph", "sample": SAMPLE},
-    {"task": "region_description", "sample": SAMPLE},
+    {"task": "region_description", "temperature": "2", "seed": "1", "sample": SAMPLE},
 ]
 
 

@@ -113,14 +113,18 @@ def test_answers_are_dimmed_while_the_form_asks_another_question(playground: Pla
 
 
 @pytest.mark.parametrize("size_wh", [(1280, 720), (1440, 900), (1024, 768)])
-@pytest.mark.parametrize("task", [DETECTION, "instance_segmentation"])
 def test_parameters_are_visible_above_the_bar_with_run(
-    playground: Playground, size_wh: tuple[int, int], task: str
+    playground: Playground, size_wh: tuple[int, int]
 ) -> None:
     width, height = size_wh
     playground.page.set_viewport_size({"width": width, "height": height})
     playground.open()
-    playground.choose_task(task)
+    for task in (DETECTION, "instance_segmentation"):
+        playground.choose_task(task)
+        assert_visible_above_the_bar(playground)
+
+
+def assert_visible_above_the_bar(playground: Playground) -> None:
     control = playground.page.locator("#parameters .field:visible :is(.chips, textarea, input)")
     field = control.first.bounding_box()
     bar = playground.page.locator("#run").bounding_box()

@@ -36,9 +36,7 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize(
-    "model_id", ["florence-2-mini", pytest.param("paligemma-mini", marks=pytest.mark.long)]
-)
+@pytest.mark.long
 def test_resumed_run_equals_an_uninterrupted_one(model_id: str, tmp_path: Path) -> None:
     whole = small_training(model_id, tmp_path / "whole")
     whole.run()
@@ -82,9 +80,7 @@ def test_the_learning_curve_is_drawn_from_the_log(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "model_id", [pytest.param("florence-2-mini", marks=pytest.mark.long), "paligemma-mini"]
-)
+@pytest.mark.long
 def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_path: Path) -> None:
     training = small_training(model_id, tmp_path / "first")
     write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
