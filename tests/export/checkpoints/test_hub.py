@@ -96,6 +96,7 @@ def test_missing_token_and_terms_that_were_not_accepted_are_two_messages(
         assert_refused(run, store, message, f"/{REPOSITORY}")
 
 
+@pytest.mark.long
 def test_repository_without_an_entry_is_exported_by_its_name_and_stores_its_entry(
     hub: LocalHub, store: ModelStore, tmp_path: Path
 ) -> None:
