@@ -5,6 +5,7 @@ Equivalent to transformers' BartModel (models/bart/modeling_bart.py: post-norm, 
 positions attended to, T tokens of a step, C hidden, A heads, D head size, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,11 +157,14 @@ class DecoderLayer:
 
 
 class Bart:
-    """Embeddings, encoder and decoder of a BartModel."""
+    """Embeddings, encoder and decoder of a BartModel.
 
-    def __init__(self, config: Any, weights: DecoderWeights) -> None:  # transformers' BartConfig
+    `config` has the values of transformers' BartConfig.
+    """
+
+    def __init__(self, config: Mapping[str, Any], weights: DecoderWeights) -> None:
         self.embeddings = weights.tensor("shared.weight")  # (V, C)
-        self.head_size: int = config.d_model // config.decoder_attention_heads
+        self.head_size: int = config["d_model"] // config["decoder_attention_heads"]
         encoder = weights.at("encoder")
         decoder = weights.at("decoder")
         self._head = weights.output_head(self.embeddings)
@@ -170,11 +174,11 @@ class Bart:
         self._decoder_norm = decoder.layer_norm("layernorm_embedding", _NORM_EPSILON)
         size = self.head_size
         self._encoder_layers = encoder.layers(
-            config.encoder_layers,
+            config["encoder_layers"],
             lambda _, layer: EncoderLayer(SelfAttention.of(layer, size), FeedForward.of(layer)),
         )
         self._decoder_layers = decoder.layers(
-            config.decoder_layers,
+            config["decoder_layers"],
             lambda _, layer: DecoderLayer(
                 SelfAttention.of(layer, size), CrossAttention.of(layer, size), FeedForward.of(layer)
             ),

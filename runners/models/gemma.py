@@ -7,6 +7,7 @@ heads, D head size, V vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,29 +90,31 @@ class GemmaAttentionMetadata:
 
 
 class Gemma:
-    """Embeddings, layers and output head of a Gemma model."""
+    """Embeddings, layers and output head of a Gemma model.
 
-    # transformers' GemmaConfig or Gemma2Config
-    def __init__(self, config: Any, weights: DecoderWeights) -> None:
-        self.head_size: int = config.head_dim
-        self.num_key_value_heads: int = config.num_key_value_heads
-        self.sliding_window: int | None = getattr(config, "sliding_window", None)
-        self._num_heads: int = config.num_attention_heads
+    `config` has the values of transformers' GemmaConfig (PaliGemma) or Gemma2Config (PaliGemma 2).
+    """
+
+    def __init__(self, config: Mapping[str, Any], weights: DecoderWeights) -> None:
+        self.head_size: int = config["head_dim"]
+        self.num_key_value_heads: int = config["num_key_value_heads"]
+        self.sliding_window: int | None = config.get("sliding_window")
+        self._num_heads: int = config["num_attention_heads"]
         self._embeddings = weights.tensor("embed_tokens.weight")  # (V, C)
         # Stored on the device: a captured step cannot copy from the host.
-        self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size)).to(self._embeddings)
+        self._embedding_scale = torch.tensor(math.sqrt(config["hidden_size"])).to(self._embeddings)
         self._head = weights.output_head(self._embeddings)
-        epsilon = config.rms_norm_eps
+        epsilon = config["rms_norm_eps"]
         self._norm = RootMeanSquareNorm(1.0 + weights.tensor("norm.weight").float(), epsilon)
         # transformers' GemmaRotaryEmbedding
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        frequencies = 1.0 / config.rope_parameters["rope_theta"] ** exponents
+        exponents = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
+        frequencies = 1.0 / config["rope_parameters"]["rope_theta"] ** exponents
         self._inverse_frequencies = frequencies.to(self._embeddings.device)  # (D / 2,)
-        self._attention_cap: float | None = getattr(config, "attn_logit_softcapping", None)
-        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._scale = getattr(config, "query_pre_attn_scalar", self.head_size) ** -0.5
-        num_layers = config.num_hidden_layers
-        kinds = getattr(config, "layer_types", None) or ["full_attention"] * num_layers
+        self._attention_cap: float | None = config.get("attn_logit_softcapping")
+        self._logit_cap: float | None = config.get("final_logit_softcapping")
+        self._scale = config.get("query_pre_attn_scalar", self.head_size) ** -0.5
+        num_layers = config["num_hidden_layers"]
+        kinds = config.get("layer_types") or ["full_attention"] * num_layers
         are_windows = [kind == "sliding_attention" for kind in kinds]
         self._layers = weights.layers(
             num_layers, lambda index, layer: GemmaLayer.of(layer, epsilon, are_windows[index])

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import BartConfig, Gemma2Config, GemmaConfig
 
 from runners.decoder.protocol import Decoder
 from runners.models.adapters import Adapters
@@ -17,11 +16,6 @@ from runners.tokens.constraints import Constraints
 from runners.tokens.rules import GenerationRules
 from runners.tokens.tokenizer import PromptTokenizer
 from wire.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Family, Precision, read_config
-
-_GEMMA_CONFIGS: dict[str, type[GemmaConfig] | type[Gemma2Config]] = {
-    "gemma": GemmaConfig,  # PaliGemma
-    "gemma2": Gemma2Config,  # PaliGemma 2
-}
 
 
 def load_decoder(
@@ -50,11 +44,13 @@ def load_decoder(
     constraints = Constraints.load(folder / TOKENIZER_FILE, rules.eos_token_ids)
     decoder: Decoder
     if family == "florence2":
-        bart = Bart(BartConfig(**text), weights)
-        decoder = Florence2Decoder(bart, tokenizer, constraints, rules, config, adapters)
+        decoder = Florence2Decoder(
+            Bart(text, weights), tokenizer, constraints, rules, config, adapters
+        )
     else:
-        gemma = Gemma(_GEMMA_CONFIGS[text["model_type"]](**text), weights)
-        decoder = PaliGemmaDecoder(gemma, tokenizer, constraints, rules, config, adapters)
+        decoder = PaliGemmaDecoder(
+            Gemma(text, weights), tokenizer, constraints, rules, config, adapters
+        )
     if max_positions:
         limit = min(max_positions, decoder.shape.num_positions)
         decoder.shape = replace(decoder.shape, num_positions=limit)

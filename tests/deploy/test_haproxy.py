@@ -93,24 +93,6 @@ def test_an_image_stays_with_one_runner_and_both_have_some(balancer: HaProxy) ->
     asyncio.run(ask())
 
 
-@pytest.mark.long
-def test_hits_are_within_5_points_of_a_single_runners(balancer: HaProxy) -> None:
-    drawn = random.Random(1)
-    numbers = range(5 * CACHE_SIZE)
-    popularity = [1 / (number + 1) for number in numbers]
-    keys = [image_key(number) for number in drawn.choices(numbers, popularity, k=1500)]
-
-    async def hits(url: str) -> float:
-        async with calls_to(url) as calls:
-            await calls.make_all(keys, NUM_CLIENTS, CALL_S)
-            assert not [call for call in calls.done if not call.is_right]
-            return calls.hit_share()
-
-    with small_runners("alone") as (alone,):
-        single = asyncio.run(hits(alone.url))
-    assert asyncio.run(hits(balancer.url(MODEL))) > single - 0.05
-
-
 def test_calls_about_one_image_are_shared_once_a_runner_has_more_than_its_part(
     balancer: HaProxy,
 ) -> None:

@@ -52,9 +52,9 @@ def make_decoder(trainee: Trainee, language: Language) -> Decoder:
     }
     weights = DecoderWeights(trainee.language_model.state_dict(), "float32", trainee.model.device)
     if language.entry.family == "florence2":
-        bart = Bart(config.text_config, weights)
+        bart = Bart(values["text_config"], weights)
         return Florence2Decoder(bart, language.prompt_tokenizer, constraints, rules, values)
-    gemma = Gemma(config.text_config, weights)
+    gemma = Gemma(values["text_config"], weights)
     return PaliGemmaDecoder(gemma, language.prompt_tokenizer, constraints, rules, values)
 
 

@@ -28,7 +28,6 @@ LOAD = """
 import json, sys
 from pathlib import Path
 import torch
-from transformers import BartConfig
 from runners.models.bart import Bart
 from runners.models.weights import DecoderWeights
 
@@ -51,7 +50,7 @@ before = peak_bytes()
 if precision == "checkpoint":
     model = load_checkpoint(folder, torch.float32)
 else:
-    config = BartConfig(**json.loads((folder / "config.json").read_text())["text_config"])
+    config = json.loads((folder / "config.json").read_text())["text_config"]
     model = Bart(config, DecoderWeights.open(folder / "decoder.safetensors", precision, "cpu"))
 print(peak_bytes() - before)
 """
