@@ -123,7 +123,7 @@ def test_nothing_is_lost_with_a_runner(
                 start = len(calls.done)
                 await calls.wait_for_more(10 * NUM_CLIENTS)
                 assert set(calls.by_runner(start + NUM_CLIENTS)) == {"b"}
-                assert calls.oldest_s() < 1  # none hangs at the other
+                assert calls.oldest_s() < 3  # none hangs at the other
                 runners[0].bring_back(kill)
                 await wait_for_ready(balancer, 2)
                 start = len(calls.done)
@@ -267,7 +267,7 @@ def test_without_any_runner_a_call_fails_at_once(
         async with calls_to(balancer.url(MODEL)) as calls:
             call = await calls.make(image_key(1))
             assert call.answer is None
-            assert call.seconds < 1
+            assert call.seconds < 3
 
     asyncio.run(ask())
 

@@ -162,7 +162,7 @@ def test_without_the_store_each_gateway_applies_the_limits_and_with_it_they_shar
     print({"slowest without the store, ms": max(took_s) * 1000})
     assert statuses.keys() == {200, 429}
     assert 2 * PER_MINUTE <= statuses[200] <= 2 * (PER_MINUTE + 2)
-    assert max(took_s) < 1
+    assert max(took_s) < 3
     for gateway in stand.gateways:
         assert gateway.is_ready()
         assert gateway.log.read_text().count("the store of the shared limits fails") == 1

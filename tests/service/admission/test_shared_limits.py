@@ -254,12 +254,12 @@ def test_without_the_store_each_process_applies_its_own_limits(
             await second.take_pixels(MEGAPIXEL)
         assert unanswered() - before == 34
         # each gateway waits once, the rest does not
-        assert time.monotonic() - start_s < 2 * 0.15 + 0.5
+        assert time.monotonic() - start_s < 2.5  # 5 s if all waited
         clock.now_s += 1.1
         start_s = time.monotonic()
         with suppress(Overloaded):
             await first.take_request()
-        assert time.monotonic() - start_s < 0.2
+        assert time.monotonic() - start_s < 1
 
     with running_valkey(tmp_path) as running:
         asyncio.run(send(running))

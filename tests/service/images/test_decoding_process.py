@@ -210,7 +210,7 @@ def test_a_decoder_ends_with_its_parent() -> None:
     finally:
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
-    wait_until(lambda: not any(is_running(each) for each in started), 0.5)
+    wait_until(lambda: not any(is_running(each) for each in started), 2)
 
 
 def is_running(process: psutil.Process) -> bool:
