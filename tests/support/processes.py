@@ -30,14 +30,14 @@ def descendants(pid: int) -> list[int]:
 
 
 def image_decoders(gateway: int | None = None) -> list[psutil.Process]:
-    """Return the processes that decode images for a gateway; None: for this process."""
+    """Return the processes that decode images for a gateway, by default for this process."""
     return [each for each in psutil.Process(gateway).children() if _decodes(each)]
 
 
 def _decodes(process: psutil.Process) -> bool:
     try:
         return "service.images.decoding_program" in process.cmdline()
-    except psutil.NoSuchProcess:  # ended since it was listed; a zombie counts
+    except psutil.NoSuchProcess:  # a zombie counts as ended
         return False
 
 
