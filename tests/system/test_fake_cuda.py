@@ -21,8 +21,9 @@ pytestmark = pytest.mark.long
 SCENE = ROOT / "service/web/samples/scene.png"
 # cudaError: ECC, NVLink, contained ECC, busy, illegal address, assert, launch failure, unknown
 LOST = (214, 220, 226, 46, 700, 710, 719, 999)
-# A step: two graphs; the lengths of the slots, and of beams their moves; conditions and results.
-STEP = {"launches": 1, "replays": 2, "to_device": 1, "to_host": 1, "waits": 1}
+# A step: two graphs; the lengths of the slots, and of beams their moves; conditions and results,
+# for whose copy it waits.
+STEP = {"launches": 1, "replays": 2, "to_device": 1, "to_host": 1, "events": 1, "waits": 1}
 STEPS = {
     "greedy": STEP,
     "sampled": STEP,

@@ -89,6 +89,7 @@ def captures(model: Model) -> dict[str, Any]:
         "batch of 3": batch,
         "freed features": freed,
         "decoder": engine.graphs.num_captured,
+        "prefills": engine.prefills.num_captured,
         "stray": counts().stray,
         "illegal": counts().illegal,
     }
@@ -213,7 +214,13 @@ def _decoder_with_adapter(model: Model) -> Decoder:
     adapters = Adapters("cuda")
     precision = model.manifest.precision["cuda"]["decoder"]
     decoder = load_decoder(
-        model.folder, model.manifest.family, precision, "cuda", MAX_POSITIONS, adapters=adapters
+        model.folder,
+        model.manifest.family,
+        precision,
+        "cuda",
+        MAX_POSITIONS,
+        adapters=adapters,
+        num_image_tokens=model.manifest.num_image_tokens,
     )
     tensors = {}
     with safe_open(model.folder / DECODER_FILE, framework="pt") as file:
