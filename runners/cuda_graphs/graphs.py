@@ -23,7 +23,7 @@ vocabulary.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 from operator import attrgetter
@@ -50,8 +50,7 @@ from runners.tokens.token_choice import Results, choose_tokens
 logger = logging.getLogger(__name__)
 
 PassT = TypeVar("PassT")
-# token ids (B,), length, number of shared prefixes -> logits (B, V)
-Step = Callable[[Tensor, int, int], Tensor]
+Step = Callable[[Tensor, Bucket], Tensor]  # token ids (B,) -> logits (B, V)
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
 
@@ -136,7 +135,8 @@ class CudaGraphs:
         try:
             self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
             # (slots, V)
-            self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions, 0))
+            largest = Bucket(self._num_slots, self._num_positions, 0, self._num_positions)
+            self._logits = torch.empty_like(self._step(self._inputs[0], largest))
             # those of a prefill: a pass launched ahead may still wait for its choice
             self._first_logits = torch.empty_like(self._logits)
             # the logits that tokens were last drawn from
@@ -154,8 +154,7 @@ class CudaGraphs:
 
     def _store_logits(self, bucket: Bucket) -> Tensor:
         """Compute a step's logits into the pool."""
-        token_ids = self._inputs[0, : bucket.num_rows]
-        logits = self._step(token_ids, bucket.length, bucket.num_prefixes)
+        logits = self._step(self._inputs[0, : bucket.num_rows], bucket)
         return self._logits[: bucket.num_rows].copy_(logits)
 
     def _store_choice(self, is_first: bool, num_rows: int, kind: ChoiceKind) -> Tensor:
@@ -186,20 +185,20 @@ class CudaGraphs:
         self._inputs[0, :num_tokens].copy_(self._host_tokens[:num_tokens], non_blocking=True)
         self._is_loading = True
 
-    def run(self, num_rows: int, length: int, num_prefixes: int = 0) -> Tensor:
+    def run(self, wanted: Bucket) -> Tensor:
         """Return the logits (B, V), valid until the next call, of slots 0 to B - 1.
 
-        They follow the pool's tokens, which `length` counts. A slot without a free position, whose
-        sequence ends with the token before, gets its last one overwritten. `num_prefixes` counts
-        shared prefixes.
+        They follow the pool's tokens, which the length counts. A slot without a free position,
+        whose sequence ends with the token before, gets its last one overwritten.
         """
-        length = min(length, self._num_positions)
-        fitting = (bucket for bucket in self._steps if bucket.holds(num_rows, length, num_prefixes))
-        smallest = min(fitting, key=attrgetter("num_rows", "num_prefixes", "length"), default=None)
+        wanted = replace(wanted, length=min(wanted.length, self._num_positions))
+        fitting = (bucket for bucket in self._steps if bucket.holds(wanted))
+        order = attrgetter("num_rows", "num_prefixes", "prefix_length", "length")
+        smallest = min(fitting, key=order, default=None)
         if smallest is None:
-            return self.store(self._step(self._inputs[0, :num_rows], length, num_prefixes))
+            return self.store(self._step(self._inputs[0, : wanted.num_rows], wanted))
         self._steps[smallest].replay()
-        return self._logits[:num_rows]
+        return self._logits[: wanted.num_rows]
 
     def store(self, logits: Tensor, is_first: bool = False) -> Tensor:
         """Return the logits of an eager step or prefill, in the pool if choices are captured."""

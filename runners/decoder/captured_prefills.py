@@ -18,12 +18,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product, starmap
 from operator import attrgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from runners.cuda_graphs.buckets import prompt_lengths
 from runners.cuda_graphs.graphs import Capture, CudaGraph
 from runners.decoder.sequences import SequenceRequest
 from runners.kv_cache.shape import DecoderShape
@@ -32,11 +34,9 @@ from runners.staging import array_into
 
 logger = logging.getLogger(__name__)
 
-_MAX_SEQUENCES = 8
-_ALIGNMENT = 16
-_NUM_LENGTHS = 4  # prompts of up to 63 tokens
-# of a part, with padding: the memory of its activations stays reserved
-_MAX_TOKENS = 5120
+_NUM_SEQUENCES = (1, 2, 4, 8)
+# of a part: the memory of its activations stays reserved
+_MAX_POSITIONS = 5120
 _IMAGE = -1  # the token id of a position that holds a feature
 
 
@@ -46,6 +46,10 @@ class PrefillShape:
 
     num_sequences: int
     length: int  # of image, prompt and padding
+
+    @property
+    def num_positions(self) -> int:
+        return self.num_sequences * self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +73,14 @@ Compute = Callable[[FixedPrefill], Tensor]  # returns the logits (B, V)
 
 def prefill_shapes(shape: DecoderShape, num_slots: int) -> list[PrefillShape]:
     """Return the captured shapes, the largest first: its memory serves the others."""
-    shortest = (shape.num_image_tokens // _ALIGNMENT + 1) * _ALIGNMENT
-    lengths = range(shortest, shortest + _NUM_LENGTHS * _ALIGNMENT, _ALIGNMENT)
-    found: list[PrefillShape] = []
-    for length in lengths:
-        num_sequences = _MAX_SEQUENCES
-        while num_sequences:
-            fits = num_sequences <= num_slots and num_sequences * length <= _MAX_TOKENS
-            if fits and length <= shape.num_positions:
-                found.append(PrefillShape(num_sequences, length))
-            num_sequences //= 2
-    return sorted(found, key=lambda each: each.num_sequences * each.length, reverse=True)
+    lengths = prompt_lengths(shape.num_image_tokens, shape.num_positions)
+    found = list(starmap(PrefillShape, product(_NUM_SEQUENCES, lengths)))
+    found = [
+        each
+        for each in found
+        if each.num_sequences <= num_slots and each.num_positions <= _MAX_POSITIONS
+    ]
+    return sorted(found, key=attrgetter("num_positions"), reverse=True)
 
 
 class CapturedPrefills:
@@ -105,7 +106,7 @@ class CapturedPrefills:
         num_features = 0
         num_numbers = 0
         for shape in self._shapes:
-            num_features = max(num_features, shape.num_sequences * shape.length)
+            num_features = max(num_features, shape.num_positions)
             num_numbers = max(num_numbers, shape.num_sequences * self._num_columns(shape))
         try:
             self._features = torch.zeros(num_features * self._hidden_size, device=device)
@@ -155,7 +156,7 @@ class CapturedPrefills:
 
     def _inputs(self, shape: PrefillShape) -> FixedPrefill:
         num = shape.num_sequences
-        num_features = num * shape.length * self._hidden_size
+        num_features = shape.num_positions * self._hidden_size
         features = self._features[:num_features].view(num, shape.length, self._hidden_size)
         numbers = self._numbers[: num * self._num_columns(shape)].view(num, -1)
         sizes = [shape.length, 1, 1, self._max_beams * NUM_CLAIMED]

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runners.cuda_graphs.buckets import buckets, shared_prefixes
+from runners.cuda_graphs.buckets import Bucket, buckets, prefix_lengths, shared_prefixes
 from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.cuda_graphs.packed_conditions import MAX_BEAMS
 from runners.decoder.captured_prefills import CapturedPrefills, FixedPrefill, prefill_shapes
@@ -119,10 +119,14 @@ class GraphEngine:
         self._eager = EagerEngine(decoder, num_slots)
         self.cache = self._eager.cache
         self.graphs = CudaGraphs(self._step, num_slots, shape.num_positions, shape.device, capture)
-        shared = shared_prefixes(num_slots, decoder.rules.num_beams) if shape.has_prefixes else ()
+        shared: list[tuple[int, int]] = []
+        prefixes = [0]
+        if shape.has_prefixes:
+            shared = shared_prefixes(num_slots, decoder.rules.num_beams)
+            prefixes = prefix_lengths(shape.num_image_tokens, shape.num_positions)
         decoder.adapters.select([None] * num_slots)
         self.graphs.capture_all(
-            buckets(num_slots, shape.num_positions, shape.min_length, shared),
+            buckets(num_slots, shape.num_positions, shape.min_length, shared, prefixes),
             decoder.rules.eos_token_ids,
         )
         # a beam's copy of a prefix would take long
@@ -134,8 +138,10 @@ class GraphEngine:
         if self.graphs.can_choose:
             self.prefills.capture_all(capture, shape.device)
 
-    def _step(self, token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
-        places = self.cache.fixed_places(token_ids, length, num_prefixes, MAX_BEAMS)
+    def _step(self, token_ids: Tensor, shape: Bucket) -> Tensor:
+        places = self.cache.fixed_places(
+            token_ids, shape.length, shape.num_prefixes, MAX_BEAMS, shape.prefix_length
+        )
         return self._decoder.decode_step(self.cache, places)
 
     def drafts(
@@ -209,8 +215,10 @@ class GraphEngine:
         slots = range(num_slots)
         length = 1 + max(self.cache.num_tokens.of(slots))
         num_prefixes, _ = self.cache.shared_prefixes(num_slots)
+        prefixes = self.cache.prefixes
+        prefix_length = 0 if prefixes is None else prefixes.length(slots)
         self._decoder.adapters.select(self.cache.adapters[:num_slots])  # for a pass without a graph
-        logits = self.graphs.run(num_slots, length, num_prefixes)
+        logits = self.graphs.run(Bucket(num_slots, length, num_prefixes, prefix_length))
         self.cache.grow(slots)
         return GraphPass(logits)
 

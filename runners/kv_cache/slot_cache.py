@@ -138,10 +138,15 @@ class SlotCache:
         return TokenPlaces(both[0], where, both[1], longest, reads, self.prefixes.length(slots))
 
     def fixed_places(
-        self, token_ids: Tensor, length: int, num_prefixes: int, max_beams: int
+        self,
+        token_ids: Tensor,
+        length: int,
+        num_prefixes: int,
+        max_beams: int,
+        prefix_length: int = 0,
     ) -> TokenPlaces:
         """Return the places of `token_ids` (B,) of slots 0 to B - 1 in a pass of fixed shape: it
-        reads `length` positions, all of a prefix, and uses no value of the host.
+        reads `length` positions, `prefix_length` of a prefix, and uses no value of the host.
 
         `num_prefixes`: that beams share, at most `max_beams` each; 0: each row has its own. A slot
         without a free position gets its last one overwritten.
@@ -153,8 +158,7 @@ class SlotCache:
         reads = PrefixReads(slots)
         if num_prefixes:
             reads = self.prefixes.table.grouped(len(token_ids), num_prefixes, max_beams)
-        whole = self._shape.num_positions
-        return TokenPlaces(token_ids[:, None], slots, positions, length, reads, whole)
+        return TokenPlaces(token_ids[:, None], slots, positions, length, reads, prefix_length)
 
     def shared_prefixes(self, num_slots: int) -> tuple[int, int]:
         """Return the number of prefixes that the first slots share and of slots that share one at

@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
 from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
@@ -117,13 +118,11 @@ def attention(model: Model) -> dict[str, Any]:
     """Return the launches of each kind of attention kernel, in a prefill and in steps."""
     decoder = model.decoder("cuda")
     make_endless(decoder)
-    sequences = [
-        start_sequence(request, decoder.rules)
-        for request in requests(decoder, [model.features("cuda")] * 2, _NUM_TOKENS)
-    ]
-    of_steps = _kernels(lambda: LiveBatch(decoder, 2))  # captures
-    batch = LiveBatch(decoder, 2)
-    return {"steps": of_steps, "prefill": _kernels(lambda: batch.admit(sequences))}
+    wanted = requests(decoder, [model.features("cuda")] * 2, _NUM_TOKENS)
+    captured = _kernels(lambda: LiveBatch(decoder, 2))
+    with torch.inference_mode():
+        prefill = _kernels(lambda: EagerEngine(decoder, 2).prefill(wanted, 0))
+    return {"captured": captured, "prefill": prefill}
 
 
 def widths(_model: Model) -> dict[str, Any]:
