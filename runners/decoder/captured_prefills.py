@@ -112,8 +112,11 @@ class CapturedPrefills:
             self._features = torch.zeros(num_features * self._hidden_size, device=device)
             self._numbers = torch.zeros(num_numbers, dtype=torch.long, device=device)
             for shape in self._shapes:
-                compute = partial(self._compute, self._inputs(shape))
-                self._graphs[shape] = capture(compute)
+                inputs = self._inputs(shape)
+                self._numbers.zero_()
+                # a sequence without a position would give NaN, which slots pass on
+                inputs.num_prefix_tokens.fill_(1)
+                self._graphs[shape] = capture(partial(self._compute, inputs))
         except RuntimeError:
             logger.exception("no CUDA graph for a prefill")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from runners.cuda_graphs.graphs import Capture, CudaGraph
 from runners.decoder.captured_prefills import CapturedPrefills, FixedPrefill, prefill_shapes
-from runners.decoder.engines import EagerEngine
+from runners.decoder.engines import EagerEngine, GraphEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tests.support.device_traffic import capture_eagerly, graph_engine
@@ -83,6 +83,22 @@ def test_after_a_failed_capture_prefills_are_eager(caplog: pytest.LogCaptureFixt
 
     assert not Computed(capture).prefills.hold([REQUEST])
     assert [record.message for record in caplog.records] == ["no CUDA graph for a prefill"]
+
+
+def capture_computing(compute: Callable[[], Tensor]) -> CudaGraph:
+    """Compute, as a capture's warm-up does."""
+    return CudaGraph(lambda: None, compute())
+
+
+def test_captures_leave_no_nan_in_slots(artifacts: Path) -> None:
+    family = read_manifest(artifacts).family
+    decoder = load_decoder(artifacts, family, "float32", "cpu", 400)
+    engine = GraphEngine(decoder, 1, capture_computing)
+    memories = [engine.cache.self_attention]
+    if engine.cache.prefixes is not None:
+        memories.append(engine.cache.prefixes.memory)
+    assert engine.prefills.num_captured == 4
+    assert all(bool(each._memory.isfinite().all()) for each in memories)
 
 
 @torch.inference_mode()

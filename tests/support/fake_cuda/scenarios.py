@@ -1,6 +1,6 @@
 """Runs on the fake card: `python -m tests.support.fake_cuda.scenarios NAME MODEL…` prints JSON.
 
-captures     graphs of an encoder and of a decoder with 64 slots
+captures     graphs of an encoder and of a decoder with 64 slots, and the kernels of some
 traffic      calls of an admission and of a steady step, by kind of sequence and number of rows
 attention    the attention kernels of a prefill and of a step
 widths       those of the released sizes
@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
+from runners.cuda_graphs.choice import KINDS
+from runners.cuda_graphs.graphs import capture_cuda_graph
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
@@ -84,6 +87,9 @@ def captures(model: Model) -> dict[str, Any]:
     freed = counted(encoded.clear)
     decoder = model.decoder("cuda")
     engine: Any = LiveBatch(decoder, 64)._engine
+    graphs = engine.graphs
+    prefills = engine.prefills
+    shape = next(iter(prefills._graphs))
     return {
         "encoder": encoder.fixed_batches.captured_sizes,
         "kernels of a batch": of_encoder["captured"] // of_encoder["captures"],
@@ -91,9 +97,18 @@ def captures(model: Model) -> dict[str, Any]:
         "freed features": freed,
         "decoder": engine.graphs.num_captured,
         "prefills": engine.prefills.num_captured,
+        "kernels of a step": _num_captured(
+            partial(graphs._store_logits, next(iter(graphs._steps)))
+        ),
+        "kernels of a prefill": _num_captured(partial(engine._prefill, prefills._inputs(shape))),
+        "kernels of a choice": _num_captured(partial(graphs._store_choice, False, 1, KINDS[0])),
         "stray": counts().stray,
         "illegal": counts().illegal,
     }
+
+
+def _num_captured(compute: Callable[[], torch.Tensor]) -> int:
+    return counted(partial(capture_cuda_graph, compute))["captured"]
 
 
 def traffic(model: Model) -> dict[str, Any]:
