@@ -28,8 +28,9 @@ _DAVIT_WIDTHS = 58
 _BART_WIDTHS = 45
 _SIGLIP_WIDTHS = 37
 _GEMMA_WIDTHS = 98
-# of a step and a greedy choice of the embedded models, with 3 and 5 layers
-STEP_KERNELS = {"florence-2-mini": 90, "paligemma-mini": 150}
+# of a step of the embedded models, with 3 and 5 layers, and of a greedy choice
+STEP_KERNELS = {"florence-2-mini": 90, "paligemma-mini": 142}
+CHOICE_KERNELS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Work:
     weights: float  # of decoder and head, which a step reads
     sequence_values: float  # keys and values of image and prompt, read once a sequence
     row_values: float  # those of the answer
-    num_kernels: int  # of a step and its choice
+    num_kernels: int  # of a step, at most: all of the embedded model's, by layers
     num_beams: int = 1
     is_bfloat16: bool = False
 
@@ -135,7 +136,7 @@ def times(work: Work, card: Card, rate: float = 1.0, bandwidth: float = 1.0) -> 
     num_sequences = _NUM_SLOTS // work.num_beams
     of_sequence = work.sequence_values + work.num_beams * work.row_values
     read = work.weights + num_sequences * of_sequence
-    step = max(read / values, work.num_kernels * _KERNEL_S)
+    step = max(read / values, (work.num_kernels + CHOICE_KERNELS) * _KERNEL_S)
     return Times(
         work.encoder_operations / operations + work.encoder_values / values,
         work.prefill_operations / operations + work.prefill_values / values,
