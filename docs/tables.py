@@ -11,6 +11,7 @@ from pathlib import Path
 
 from export.memory import memory_tables
 from laboratory.bench.history import history_table, read_history
+from laboratory.gpu_check.arithmetic import limits_table
 from service.settings import Settings, variable
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.table import TASKS
@@ -113,6 +114,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks": lambda: task_table(load_catalog(_CATALOG)[name] for name in _EMBEDDED),
     "settings": settings_table,
     "memory": memory_tables,
+    "gpu arithmetic": limits_table,
     "bench headlines": lambda: _ratios(is_headline=True),
     "bench facts": lambda: _sections(_BENCH / "bench.md", "Bench"),
     "bench others": lambda: _ratios(is_headline=False),

@@ -69,7 +69,13 @@ class DecoderWorker:
         has_adapters = options.adapters or options.adapters_folder
         adapters = self.adapters if has_adapters else None
         self._decoder = load_decoder(
-            folder, manifest.family, precision, device, positions, adapters=adapters
+            folder,
+            manifest.family,
+            precision,
+            device,
+            positions,
+            adapters=adapters,
+            num_image_tokens=manifest.num_image_tokens,
         )
         num_slots = options.limits.num_slots
         if not num_slots and device == "cpu":

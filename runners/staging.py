@@ -22,7 +22,14 @@ def array_to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
     return _copy(torch.from_numpy(np.ascontiguousarray(array)), device)
 
 
+def array_into(target: Tensor, array: NDArray[Any]) -> None:
+    """Copy an array's values into memory of a device."""
+    target.copy_(_pinned(torch.from_numpy(array), target.device), non_blocking=True)
+
+
 def _copy(host: Tensor, device: torch.device | str) -> Tensor:
-    if torch.device(device).type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
+    return _pinned(host, device).to(device, non_blocking=True)
+
+
+def _pinned(host: Tensor, device: torch.device | str) -> Tensor:
+    return host.pin_memory() if torch.device(device).type == "cuda" else host

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.verdicts import Verdict
-from runners.cuda_graphs.buckets import buckets
+from runners.cuda_graphs.buckets import Bucket, buckets
 from runners.cuda_graphs.graphs import CudaGraph, CudaGraphs, capture_cuda_graph
 from runners.tokens.conditions import Choice, Chosen, RowConditions
 from runners.tokens.token_choice import choose_tokens
@@ -50,7 +50,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
     for _ in range(_NUM_STEPS):
         logits.normal_(0, _SHARPNESS)
         conditions, sequences = random_batch(random, num_tokens, _NUM_ROWS)
-        given = graphs.run(len(conditions), 1)
+        given = graphs.run(Bucket(len(conditions), 1))
         chosen: Chosen[None] = graphs.choose(given, conditions, sequences)
         own += chain.from_iterable(chosen.choices)
         expected += chain.from_iterable(choose_tokens(given, conditions, sequences))

@@ -57,7 +57,7 @@ class MarkedEngine(GraphEngine):
         following: Callable[[], NextInputs] | None = None,
     ) -> Chosen[GraphPass]:
         """Choose the tokens of a pass; those of a prefill are not marked."""
-        if launched.is_in_pool:
+        if not launched.is_first:
             self._mark("choice")
         return super().choose(launched, conditions, sequences, following)
 

@@ -65,7 +65,15 @@ class Model:
     def decoder(self, device: Device, precision: Precision | None = None) -> Decoder:
         """Load the decoder, by default in the device's precision."""
         own = precision or self.manifest.precision[device]["decoder"]
-        return load_decoder(self.folder, self.manifest.family, own, device, MAX_POSITIONS)
+        num_image_tokens = self.manifest.num_image_tokens
+        return load_decoder(
+            self.folder,
+            self.manifest.family,
+            own,
+            device,
+            MAX_POSITIONS,
+            num_image_tokens=num_image_tokens,
+        )
 
     def images(self, num: int) -> NDArray[np.uint8]:
         """Return rendered scenes (num, H, W, 3) of the input size."""

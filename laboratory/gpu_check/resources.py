@@ -39,8 +39,9 @@ from laboratory.gpu_check.parts import Model, requests, scheduler, write
 model = Model.of(sys.argv[1])
 decoder = model.decoder("cuda")
 with scheduler(decoder, 2) as running:
-    own_prefill, one = decoder.prefill, torch.zeros(1, device="cuda")
-    decoder.prefill = lambda cache, *given: own_prefill(cache, *given) + one[one.long() + 10**6]
+    engine = running._batch._engine
+    own_prefill, one = engine.prefill, torch.zeros(1, device="cuda")
+    engine.prefill = lambda *given: (one[one.long() + 10**6], own_prefill(*given))[1]
     write(running, requests(decoder, [model.features("cuda")], 8))
 """
 

@@ -24,7 +24,7 @@ from laboratory.gpu_check.parts import (
     requests,
     scheduler,
 )
-from laboratory.gpu_check.verdicts import Verdict
+from laboratory.gpu_check.verdicts import KERNELS, Verdict
 from runners.decoder.engines import new_engine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
@@ -86,13 +86,12 @@ def check_prefill(model: Model, device: Device) -> Verdict:
     ]
     median = statistics.median(durations)
     slowest = max(durations)
-    kernels = [
-        name for name in _operations(partial(prefill, 5)) if "attention" in name or "flash" in name
-    ]
+    kernels = _operations(partial(prefill, 5))
     measured = {
         "median, ms": round(median, 3),
         "slowest, ms": round(slowest, 3),
-        "attention": sorted(kernels),
+        "attention": sorted(name for name in kernels if "attention" in name or "flash" in name),
+        KERNELS: dict(kernels),
     }
     aim = f"slowest of {_NUM_LENGTHS} lengths <= {_MAX_TAIL:.0f} x median"
     return Verdict("prefill", model.id, measured, aim, slowest <= _MAX_TAIL * median)
@@ -102,14 +101,16 @@ def check_step(model: Model, device: Device) -> Verdict:
     """Time steps by their rows, against what reading the weights and starting the kernels takes."""
     decoder = model.decoder(device)
     make_endless(decoder)
-    measured = {
+    measured: dict[str, Any] = {
         f"{rows} rows, ms": round(_step_ms(decoder, model, device, [{}] * rows), 3)
         for rows in _ROWS
     }
-    num_kernels = sum(_operations(admitted(decoder, model, device, [{}], _NUM_STEPS).step).values())
+    kernels = _operations(admitted(decoder, model, device, [{}], _NUM_STEPS).step)
+    num_kernels = sum(kernels.values())
     weights = (model.folder / "decoder.safetensors").stat().st_size
     limit_ms = max(weights / memory_bytes_per_s(device), num_kernels * _KERNEL_S) * 1000
     measured |= {"limit, ms": round(limit_ms, 3), "operations": num_kernels}
+    measured[KERNELS] = dict(kernels)
     aim = f"1 row <= {_MAX_OF_LIMIT:.0f} x limit"
     return Verdict(
         "step", model.id, measured, aim, measured["1 rows, ms"] <= _MAX_OF_LIMIT * limit_ms

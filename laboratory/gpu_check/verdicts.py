@@ -9,6 +9,8 @@ from typing import Any
 from loadtest.figures import table
 
 TRACEBACK = "traceback"  # not in the table
+KERNELS = "kernels"  # only in the report
+_HIDDEN = {TRACEBACK, KERNELS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Verdict:
 
     def line(self) -> str:
         """Return one line of JSON."""
-        return json.dumps(asdict(self))
+        measured = {name: each for name, each in self.measured.items() if name != KERNELS}
+        return json.dumps(asdict(self) | {"measured": measured})
 
 
 def failed(check: str, model: str, error: Exception) -> Verdict:
@@ -39,7 +42,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts as a table in Markdown."""
     rows = []
     for each in verdicts:
-        shown = [f"{name} {value}" for name, value in each.measured.items() if name != TRACEBACK]
-        measured = ", ".join(shown)
+        shown = {name: value for name, value in each.measured.items() if name not in _HIDDEN}
+        measured = ", ".join(f"{name} {value}" for name, value in shown.items())
         rows.append([each.check, each.model, measured, each.aim, "yes" if each.is_met else "NO"])
     return table(["check", "model", "measured", "aim", "met"], rows)

@@ -4,11 +4,13 @@ A step runs in the smallest that holds it; the excess consists of free slots and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import product
 
 # positions beside the least of a sequence; each is four times the one before: masked cost little
 _SMALLEST_ROOM = 64
+_ALIGNMENT = 16
+_USUAL_PROMPT = 63  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +20,14 @@ class Bucket:
     num_rows: int
     length: int
     num_prefixes: int = 0  # prefixes shared by beams; 0: row i reads prefix i
+    prefix_length: int = 0  # positions read of each prefix
 
-    def holds(self, num_rows: int, length: int, num_prefixes: int) -> bool:
-        if bool(self.num_prefixes) != bool(num_prefixes) or self.num_prefixes < num_prefixes:
+    def holds(self, other: "Bucket") -> bool:
+        """Return True if a step of the shape `other` can run in this one."""
+        if bool(self.num_prefixes) != bool(other.num_prefixes):
             return False
-        return self.num_rows >= num_rows and self.length >= length
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return all(own >= needed for own, needed in pairs)
 
 
 def row_counts(num_slots: int) -> list[int]:
@@ -41,15 +46,31 @@ def shared_prefixes(num_slots: int, num_beams: int) -> list[tuple[int, int]]:
     return sorted({(num_slots, num_slots), *counts}, reverse=True)
 
 
+def prompt_lengths(num_image_tokens: int, num_positions: int) -> list[int]:
+    """Return the padded lengths of an image with its prompt, without those of long prompts."""
+    longest = num_image_tokens + _USUAL_PROMPT
+    shortest = (num_image_tokens // _ALIGNMENT + 1) * _ALIGNMENT
+    lengths = range(shortest, longest + _ALIGNMENT, _ALIGNMENT)
+    return [length for length in lengths if length <= num_positions]
+
+
+def prefix_lengths(num_image_tokens: int, num_positions: int) -> list[int]:
+    """Return the numbers of positions that steps read of prefixes: with usual prompts, and all."""
+    usual = prompt_lengths(num_image_tokens, num_positions)
+    return sorted({*usual[-1:], num_positions})
+
+
 def buckets(
     num_slots: int,
     num_positions: int,
     min_length: int = 0,
     shared: Sequence[tuple[int, int]] = (),
+    prefixes: Sequence[int] = (0,),
 ) -> list[Bucket]:
     """Return all buckets of a cache, the largest first.
 
-    Every sequence has at least `min_length` positions. `shared` are those of `shared_prefixes`.
+    Every sequence has at least `min_length` positions. `shared` are those of `shared_prefixes`,
+    `prefixes` those of `prefix_lengths`.
     """
     lengths = {num_positions}
     room = _SMALLEST_ROOM
@@ -57,5 +78,5 @@ def buckets(
         lengths.add(min_length + room)
         room *= 4
     sizes = sorted([*((num, 0) for num in row_counts(num_slots)), *shared], reverse=True)
-    pairs = product(sizes, sorted(lengths, reverse=True))
-    return [Bucket(num, length, prefixes) for (num, prefixes), length in pairs]
+    found = product(sizes, sorted(lengths, reverse=True), sorted(prefixes, reverse=True))
+    return [Bucket(num, length, shared, prefix) for (num, shared), length, prefix in found]

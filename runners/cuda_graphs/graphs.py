@@ -23,7 +23,7 @@ vocabulary.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 from operator import attrgetter
@@ -50,8 +50,7 @@ from runners.tokens.token_choice import Results, choose_tokens
 logger = logging.getLogger(__name__)
 
 PassT = TypeVar("PassT")
-# token ids (B,), length, number of shared prefixes -> logits (B, V)
-Step = Callable[[Tensor, int, int], Tensor]
+Step = Callable[[Tensor, Bucket], Tensor]  # token ids (B,) -> logits (B, V)
 Capture = Callable[[Callable[[], Tensor]], "CudaGraph"]
 
 
@@ -100,7 +99,8 @@ class CudaGraphs:
         self._device = device
         self._capture = capture
         self._steps: dict[Bucket, CudaGraph] = {}
-        self._choices: dict[tuple[int, ChoiceKind], CudaGraph] = {}
+        # the choices of a step and of a prefill, by the number of rows
+        self._choices: dict[tuple[bool, int, ChoiceKind], CudaGraph] = {}
         # The pool: the next token of each slot, and the sources and targets of moves.
         self._inputs = torch.zeros(3, num_slots, dtype=torch.long, device=device)
         self._host_tokens = self._pinned(num_slots, dtype=torch.long)
@@ -118,6 +118,11 @@ class CudaGraphs:
     def num_captured(self) -> int:
         return len(self._steps) + len(self._choices)
 
+    @property
+    def can_choose(self) -> bool:
+        """True once all choices are captured."""
+        return len(self._choices) == 2 * len(row_counts(self._num_slots)) * len(KINDS)
+
     def moves(self, num_moves: int) -> Tensor:
         """Return the sources and targets (2, M) of beam moves, possibly still being chosen."""
         return self._inputs[1:, :num_moves]
@@ -130,7 +135,10 @@ class CudaGraphs:
         try:
             self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
             # (slots, V)
-            self._logits = torch.empty_like(self._step(self._inputs[0], self._num_positions, 0))
+            largest = Bucket(self._num_slots, self._num_positions, 0, self._num_positions)
+            self._logits = torch.empty_like(self._step(self._inputs[0], largest))
+            # those of a prefill: a pass launched ahead may still wait for its choice
+            self._first_logits = torch.empty_like(self._logits)
             # the logits that tokens were last drawn from
             self._sampled_logits = torch.empty_like(self._logits)
             num_tokens = self._logits.shape[1]
@@ -138,31 +146,34 @@ class CudaGraphs:
             for bucket in buckets:
                 name = f"a step of {bucket.num_rows} rows of {bucket.length} positions"
                 self._steps[bucket] = self._capture(partial(self._store_logits, bucket))
-            for num_rows, kind in product(row_counts(self._num_slots), KINDS):
-                name = f"the choice of {num_rows} tokens"
-                store = partial(self._store_choice, num_rows, kind)
-                self._choices[num_rows, kind] = self._capture(store)
+            for key in product((False, True), row_counts(self._num_slots), KINDS):
+                name = f"the choice of {key[1]} tokens"
+                self._choices[key] = self._capture(partial(self._store_choice, *key))
         except RuntimeError:
             logger.exception("no CUDA graph for %s", name)
 
     def _store_logits(self, bucket: Bucket) -> Tensor:
         """Compute a step's logits into the pool."""
-        token_ids = self._inputs[0, : bucket.num_rows]
-        logits = self._step(token_ids, bucket.length, bucket.num_prefixes)
+        logits = self._step(self._inputs[0, : bucket.num_rows], bucket)
         return self._logits[: bucket.num_rows].copy_(logits)
 
-    def _store_choice(self, num_rows: int, kind: ChoiceKind) -> Tensor:
-        """Choose tokens, by default the inputs of the next step, and return the results."""
+    def _store_choice(self, is_first: bool, num_rows: int, kind: ChoiceKind) -> Tensor:
+        """Choose tokens and return the results; those of a step are by default the inputs of the
+        next.
+        """
         conditions = self._conditions
-        results = choose(conditions, self._logits[:num_rows], kind)
+        logits = (self._first_logits if is_first else self._logits)[:num_rows]
+        results = choose(conditions, logits, kind)
+        # the next step, which overwrites the others, is launched before a wide nucleus is known
+        if kind.has_sampled:
+            self._sampled_logits[:num_rows].copy_(logits)
+        if is_first:
+            return results
         tokens = next_tokens(conditions, results, kind, self._end_token_ids)
         self._inputs[0, :num_rows].copy_(tokens)
         if kind.has_beams:
             moves = next_moves(conditions, results, self._end_token_ids)
             self._inputs[1:, :num_rows].copy_(moves)
-        # the next step, which overwrites the others, is launched before a wide nucleus is known
-        if kind.has_sampled:
-            self._sampled_logits[:num_rows].copy_(self._logits[:num_rows])
         return results
 
     def load(self, token_ids: Sequence[int]) -> None:
@@ -174,24 +185,36 @@ class CudaGraphs:
         self._inputs[0, :num_tokens].copy_(self._host_tokens[:num_tokens], non_blocking=True)
         self._is_loading = True
 
-    def run(self, num_rows: int, length: int, num_prefixes: int = 0) -> Tensor:
+    def run(self, wanted: Bucket) -> Tensor:
         """Return the logits (B, V), valid until the next call, of slots 0 to B - 1.
 
-        They follow the pool's tokens, which `length` counts. A slot without a free position, whose
-        sequence ends with the token before, gets its last one overwritten. `num_prefixes` counts
-        shared prefixes.
+        They follow the pool's tokens, which the length counts. A slot without a free position,
+        whose sequence ends with the token before, gets its last one overwritten.
         """
-        length = min(length, self._num_positions)
-        fitting = (bucket for bucket in self._steps if bucket.holds(num_rows, length, num_prefixes))
-        smallest = min(fitting, key=attrgetter("num_rows", "num_prefixes", "length"), default=None)
+        wanted = replace(wanted, length=min(wanted.length, self._num_positions))
+        fitting = (bucket for bucket in self._steps if bucket.holds(wanted))
+        order = attrgetter("num_rows", "num_prefixes", "prefix_length", "length")
+        smallest = min(fitting, key=order, default=None)
         if smallest is None:
-            return self.store(self._step(self._inputs[0, :num_rows], length, num_prefixes))
+            return self.store(self._step(self._inputs[0, : wanted.num_rows], wanted))
         self._steps[smallest].replay()
-        return self._logits[:num_rows]
+        return self._logits[: wanted.num_rows]
 
-    def store(self, logits: Tensor) -> Tensor:
-        """Return the logits of an eager step, in the pool if choices are captured."""
-        return self._logits[: len(logits)].copy_(logits) if self._choices else logits
+    def store(self, logits: Tensor, is_first: bool = False) -> Tensor:
+        """Return the logits of an eager step or prefill, in the pool if choices are captured."""
+        if not self._choices:
+            return logits
+        pool = self._first_logits if is_first else self._logits
+        return pool[: len(logits)].copy_(logits)
+
+    def store_first(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Put logits (R, V) of a prefill into `rows` (R,) of the pool, and return them."""
+        self._first_logits.index_copy_(0, rows, logits)
+        return logits
+
+    def first_logits(self, num_rows: int) -> Tensor:
+        """Return the logits (R, V) of the first rows of a prefill."""
+        return self._first_logits[:num_rows]
 
     def choose(
         self,
@@ -200,9 +223,10 @@ class CudaGraphs:
         sequences: Sequence[Sequence[int]],
         inputs: NextInputs | None = None,
         look_ahead: Callable[[], PassT] | None = None,
+        is_first: bool = False,
     ) -> Chosen[PassT]:
         """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of
-        the last `run` or `store`.
+        the last `run` or `store`, or of the last prefill.
 
         `inputs` are by default the tokens of all rows in order. `look_ahead` launches the next
         pass: it is called after the choice is launched, which sets the next tokens and `moves`, and
@@ -211,9 +235,8 @@ class CudaGraphs:
         inputs = inputs or NextInputs(range(len(logits)), [0] * len(logits))
         kind = ChoiceKind.of(conditions, inputs)
         num_rows = max(len(logits), len(inputs.rows))
-        key = next(
-            ((num, kind) for num in reversed(row_counts(self._num_slots)) if num >= num_rows), None
-        )
+        counts = row_counts(self._num_slots)
+        key = is_first, min(num for num in counts if num >= num_rows), kind
         if key not in self._choices or not fits(conditions):
             return Chosen(choose_tokens(logits, conditions, sequences))
         self._conditions.write(conditions, sequences, inputs)

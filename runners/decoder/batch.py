@@ -71,15 +71,12 @@ class LiveBatch:
         """Prefill sequences into free slots and choose their first tokens."""
         drafts = self._engine.drafts(sequences, is_first=True)
         first_slot = self._slots.num_used
-        for sequence in sequences:  # before what may fail, so that they are freed with the sequence
+        # before what may fail, so that slots are freed with their sequence
+        for sequence in sequences:
             self._slots.take(sequence)
+        for sequence in sequences:
+            self._slots.take(sequence, sequence.num_rows - 1)
         launched = self._engine.prefill([each.request for each in sequences], first_slot, drafts)
-        self._cache.add_beams(
-            {
-                self._slots.of(sequence)[0]: self._slots.take(sequence, sequence.num_rows - 1)
-                for sequence in sequences
-            }
-        )
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
         num_rows = len(sequences) * width_of(drafts)
         by_sequence = dict(zip(sequences, drafts, strict=True))

@@ -17,7 +17,7 @@ Invariants:
   (runners/cuda_graphs/graphs.py), where the next pass reads them;
 - captured passes have no adapters and room for few beams: other passes run eagerly, and none of
   these is launched ahead;
-- the logits of a prefill are not in the pool, and their tokens are chosen eagerly.
+- the logits of a prefill have memory apart: a pass launched ahead may wait for its choice.
 
 Shapes: B slots, R rows, V vocabulary.
 """
@@ -25,19 +25,31 @@ Shapes: B slots, R rows, V vocabulary.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count, islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from runners.cuda_graphs.buckets import buckets, shared_prefixes
+from runners.cuda_graphs.buckets import Bucket, buckets, prefix_lengths, shared_prefixes
 from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
 from runners.cuda_graphs.packed_conditions import MAX_BEAMS
+from runners.decoder.captured_prefills import CapturedPrefills, FixedPrefill, prefill_shapes
 from runners.decoder.drafts import MAX_SLOTS, paying
 from runners.decoder.protocol import Decoder, Engine, NewEngine
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.kv_cache.slot_cache import SlotCache
 from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.token_choice import choose_tokens
+
+
+def slots_from(first_slot: int, requests: Sequence[SequenceRequest]) -> list[Sequence[int]]:
+    """Return the slots of each sequence of a prefill (`Engine.prefill`)."""
+    following = count(first_slot + len(requests))
+    return [
+        [first, *islice(following, request.num_beams - 1)]
+        for first, request in enumerate(requests, first_slot)
+    ]
 
 
 class EagerEngine:
@@ -62,11 +74,14 @@ class EagerEngine:
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
-        slots = range(first_slot, first_slot + len(requests))
+        slots_of = slots_from(first_slot, requests)
         adapters = [request.adapter for request in requests]
-        self.cache.begin(slots, [request.num_prefix_tokens for request in requests], adapters)
+        self.cache.begin(slots_of, [each.num_prefix_tokens for each in requests], adapters)
         self._decoder.adapters.select(adapters)
-        return self._decoder.prefill(self.cache, requests, slots, drafts or [()] * len(requests))
+        slots = range(first_slot, first_slot + len(requests))
+        logits = self._decoder.prefill(self.cache, requests, slots, drafts or [()] * len(requests))
+        self.cache.add_beams({own[0]: own[1:] for own in slots_of})
+        return logits
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         places = self.cache.places(tokens)
@@ -87,10 +102,10 @@ class EagerEngine:
 
 @dataclass(frozen=True, slots=True)
 class GraphPass:
-    """A launched pass; the logits of a prefill are not in the pool."""
+    """A launched pass; the logits of a prefill are apart from those of a pass launched ahead."""
 
-    logits: Tensor  # (R, V)
-    is_in_pool: bool
+    logits: Tensor  # (R, V), in the pool
+    is_first: bool = False  # a prefill
 
 
 class GraphEngine:
@@ -104,15 +119,29 @@ class GraphEngine:
         self._eager = EagerEngine(decoder, num_slots)
         self.cache = self._eager.cache
         self.graphs = CudaGraphs(self._step, num_slots, shape.num_positions, shape.device, capture)
-        shared = shared_prefixes(num_slots, decoder.rules.num_beams) if shape.has_prefixes else ()
+        shared: list[tuple[int, int]] = []
+        prefixes = [0]
+        if shape.has_prefixes:
+            shared = shared_prefixes(num_slots, decoder.rules.num_beams)
+            prefixes = prefix_lengths(shape.num_image_tokens, shape.num_positions)
         decoder.adapters.select([None] * num_slots)
         self.graphs.capture_all(
-            buckets(num_slots, shape.num_positions, shape.min_length, shared),
+            buckets(num_slots, shape.num_positions, shape.min_length, shared, prefixes),
             decoder.rules.eos_token_ids,
         )
+        # a beam's copy of a prefix would take long
+        num_beams = min(MAX_BEAMS, num_slots) if shape.has_prefixes else 1
+        shapes = prefill_shapes(shape, num_slots)
+        any_token = torch.zeros(1, dtype=torch.long, device=shape.device)
+        hidden_size = decoder.embed(any_token).shape[-1]
+        self.prefills = CapturedPrefills(self._prefill, shapes, hidden_size, num_beams)
+        if self.graphs.can_choose:
+            self.prefills.capture_all(capture, shape.device)
 
-    def _step(self, token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
-        places = self.cache.fixed_places(token_ids, length, num_prefixes, MAX_BEAMS)
+    def _step(self, token_ids: Tensor, shape: Bucket) -> Tensor:
+        places = self.cache.fixed_places(
+            token_ids, shape.length, shape.num_prefixes, MAX_BEAMS, shape.prefix_length
+        )
         return self._decoder.decode_step(self.cache, places)
 
     def drafts(
@@ -129,11 +158,34 @@ class GraphEngine:
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> GraphPass:
-        return GraphPass(self._eager.prefill(requests, first_slot, drafts), is_in_pool=False)
+        if not self.prefills.hold(requests):
+            logits = self._eager.prefill(requests, first_slot, drafts)
+            return GraphPass(self.graphs.store(logits, is_first=True), is_first=True)
+        slots_of = slots_from(first_slot, requests)
+        lengths = [each.num_prefix_tokens for each in requests]
+        claimed = self.cache.claim(slots_of, lengths, [None] * len(requests))
+        self._decoder.adapters.select([None] * len(requests))
+        self.prefills.run(requests, claimed)
+        if self.cache.prefixes is not None:  # the start token is in the slots
+            self.cache.grow(range(first_slot, 1 + max(chain.from_iterable(slots_of))))
+        return GraphPass(self.graphs.first_logits(len(requests)), is_first=True)
+
+    def _prefill(self, inputs: FixedPrefill) -> Tensor:
+        """Compute a captured prefill; its logits (B, V) are put into the pool, too."""
+        self.cache.write_claimed(inputs.claimed.flatten(0, 1))
+        slots, _, prefixes, _, _ = inputs.claimed[:, 0].T
+        embeds = inputs.embeds(self._decoder.embed(inputs.token_ids.clamp(min=0)))
+        lengths = inputs.num_prefix_tokens
+        logits = self._decoder.prefill_fixed(self.cache, embeds, lengths, slots, prefixes)
+        if self.cache.prefixes is not None:
+            targets = inputs.claimed[..., 0]
+            sources = slots[:, None].expand_as(targets)
+            self.cache.add_fixed_beams(sources.flatten(), targets.flatten())
+        return self.graphs.store_first(logits, inputs.rows)
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> GraphPass:
         if not self._is_captured(len(tokens)):
-            return GraphPass(self.graphs.store(self._eager.decode(tokens)), is_in_pool=True)
+            return GraphPass(self.graphs.store(self._eager.decode(tokens)))
         self.graphs.load([token_id for (token_id,) in tokens])
         return self.launch(len(tokens))
 
@@ -144,8 +196,8 @@ class GraphEngine:
         sequences: Sequence[Sequence[int]],
         following: Callable[[], NextInputs] | None = None,
     ) -> Chosen[GraphPass]:
-        if not launched.is_in_pool:
-            return Chosen(choose_tokens(launched.logits, conditions, sequences))
+        if launched.is_first:
+            return self.graphs.choose(launched.logits, conditions, sequences, is_first=True)
         inputs = following() if following is not None else None
         if inputs is None or not self._is_captured(len(inputs.rows)):
             return self.graphs.choose(launched.logits, conditions, sequences)
@@ -163,10 +215,12 @@ class GraphEngine:
         slots = range(num_slots)
         length = 1 + max(self.cache.num_tokens.of(slots))
         num_prefixes, _ = self.cache.shared_prefixes(num_slots)
+        prefixes = self.cache.prefixes
+        prefix_length = 0 if prefixes is None else prefixes.length(slots)
         self._decoder.adapters.select(self.cache.adapters[:num_slots])  # for a pass without a graph
-        logits = self.graphs.run(num_slots, length, num_prefixes)
+        logits = self.graphs.run(Bucket(num_slots, length, num_prefixes, prefix_length))
         self.cache.grow(slots)
-        return GraphPass(logits, is_in_pool=True)
+        return GraphPass(logits)
 
     def _is_captured(self, num_slots: int) -> bool:
         """Return True if passes over the first slots are captured."""

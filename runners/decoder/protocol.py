@@ -2,8 +2,8 @@
 
 A family has prompts, shapes, a prefill and a step; the slots and lengths of its cache are the
 engine's (runners/kv_cache/slot_cache.py). An engine has one implementation for each way to run
-passes; the batch and the scheduler know none of them. Shapes: B or R rows, T tokens of a row, V
-vocabulary.
+passes; the batch and the scheduler know none of them. Shapes: B or R rows, S image and prompt, T
+tokens of a row, C hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,6 +57,23 @@ class Decoder(Protocol):
         Return the logits (R, V) of each next token; rows are those of `rows_of(drafts)`.
         """
 
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the embeddings (…, C) of a prompt's tokens."""
+
+    def prefill_fixed(
+        self,
+        cache: SlotCache,
+        embeds: Tensor,
+        num_prefix_tokens: Tensor,
+        slots: Tensor,
+        prefixes: Tensor,
+    ) -> Tensor:
+        """Process images and prompts (B, S, C) of `num_prefix_tokens` (B,) into `slots` (B,), whose
+        prefixes have the numbers `prefixes` (B,), using no value of the host.
+
+        Return the logits (B, V) of each next token.
+        """
+
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         """Process tokens at their places, without counting them.
 
@@ -84,7 +101,9 @@ class Engine(Protocol[PassT]):
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> PassT:
-        """Process images and prompts into free slots, those from `first_slot` on."""
+        """Process images and prompts into free slots: from `first_slot` on one of each sequence,
+        then those of further beams, in order.
+        """
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> PassT:
         """Process the next token of each slot from 0 on, and its draft after it."""

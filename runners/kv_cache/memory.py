@@ -16,6 +16,8 @@ from torch import Tensor
 from runners.kv_cache.shape import DecoderShape
 from runners.staging import to_device
 
+Slots = slice | Tensor  # consecutive ones, or their numbers (B,) on the device
+
 
 class KeyValueCache:
     """Keys and values of all layers of one attention, by slot."""
@@ -33,7 +35,7 @@ class KeyValueCache:
     def num_bytes(self) -> int:
         return self._memory.nbytes
 
-    def write_prefix(self, layer: int, slots: slice, keys_and_values: Tensor) -> None:
+    def write_prefix(self, layer: int, slots: Slots, keys_and_values: Tensor) -> None:
         """Store `keys_and_values` (B, S, 2, A, D) from position 0 of `slots`, padding too."""
         stored = keys_and_values.permute(2, 0, 3, 1, 4)
         self._memory[layer, :, slots, :, : keys_and_values.shape[1]] = stored
@@ -44,10 +46,10 @@ class KeyValueCache:
         """
         self._memory[layer][:, rows, :, positions] = keys_and_values
 
-    def read(self, layer: int, slots: slice, num_positions: int) -> tuple[Tensor, Tensor]:
-        """Return views of keys and values (B, A, num_positions, D)."""
-        view = self._memory[layer, :, slots, :, :num_positions]
-        return view[0], view[1]
+    def read(self, layer: int, slots: Slots, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, A, num_positions, D): views, if `slots` are consecutive."""
+        found = self._memory[layer, :, slots, :, :num_positions]
+        return found[0], found[1]
 
     def clear(self, slot: int, positions: slice = slice(None)) -> None:
         """Zero positions of a slot: a masked NaN would still reach the slot's next sequence."""
@@ -90,10 +92,14 @@ class SlotLengths:
         return [self._on_host[slot] for slot in slots]
 
     def set(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        for slot, length in zip(slots, lengths, strict=True):
-            self._on_host[slot] = length
+        self.set_on_host(slots, lengths)
         indices, values = to_device([list(slots), list(lengths)], self.on_device.device)
         self.on_device[indices] = values
+
+    def set_on_host(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Set lengths that a pass writes on the device."""
+        for slot, length in zip(slots, lengths, strict=True):
+            self._on_host[slot] = length
 
     def add(self, slots: Sequence[int], amounts: Sequence[int]) -> None:
         self.set(slots, list(map(operator.add, self.of(slots), amounts)))

@@ -5,22 +5,21 @@ ones groups its rows by prefix, so that attention reads the keys of each once, n
 beam. Shapes: B rows, S prefixes, W places of a prefix, one for each beam.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from runners.kv_cache.memory import KeyValueCache, SlotLengths
+from runners.kv_cache.memory import KeyValueCache, SlotLengths, Slots
 from runners.kv_cache.shape import DecoderShape
-from runners.staging import to_device
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixReads:
     """The prefixes that a pass reads; row i reads prefix i if there are no `rows` and `places`."""
 
-    prefixes: slice
+    prefixes: Slots
     rows: Tensor | None = None  # (S, W) the row in each place; of an empty place, any
     places: Tensor | None = None  # (B,) of each row among the S * W
 
@@ -56,31 +55,20 @@ class PrefixTable:
         assert prefix is not None
         return prefix
 
-    def add(self, slots: range) -> range:
-        """Add a prefix for each of `slots`, which follow all slots in use; return their numbers."""
-        if slots.start == 0:  # whatever a failed pass has left
-            self._slots, self._of_slot = [], [None] * len(self._of_slot)
-        added = range(len(self._slots), len(self._slots) + len(slots))
-        for slot, prefix in zip(slots, added, strict=True):
-            self._of_slot[slot] = prefix
-            self._slots.append({slot: 0})
-        device = self._rows.device
-        own = slice(slots.start, slots.stop)
-        self._prefixes[own] = torch.arange(added.start, added.stop, device=device)
-        self._places[own] = 0
-        self._rows[added.start : added.stop, 0] = torch.arange(own.start, own.stop, device=device)
-        return added
+    def add(self, slots: Sequence[int]) -> int:
+        """Add a prefix for free slots, in the order of their places, and return its number.
 
-    def share(self, targets_of: Mapping[int, Sequence[int]]) -> None:
-        """Share the prefixes of slots with `targets_of` them, free slots: one transfer for all."""
-        added: list[tuple[int, int, int]] = []
-        for source, targets in targets_of.items():
-            prefix = self.of(source)
-            for place, slot in enumerate(targets, 1 + max(self._slots[prefix].values())):
-                self._of_slot[slot] = prefix
-                self._slots[prefix][slot] = place
-                added.append((slot, prefix, place))
-        slots, prefixes, places = to_device(added, self._rows.device).T
+        `write` has to follow.
+        """
+        if slots[0] == 0:  # whatever a failed pass has left
+            self._slots, self._of_slot = [], [None] * len(self._of_slot)
+        for slot in slots:
+            self._of_slot[slot] = len(self._slots)
+        self._slots.append({slot: place for place, slot in enumerate(slots)})
+        return len(self._slots) - 1
+
+    def write(self, slots: Tensor, prefixes: Tensor, places: Tensor) -> None:
+        """Write prefix and place of added slots, (B,) each, on the device."""
         self._prefixes[slots] = prefixes
         self._places[slots] = places
         self._rows[prefixes, places] = slots
@@ -149,10 +137,6 @@ class PrefixCache:
         self.table = PrefixTable(num_slots, shape.device)
         self.memory = KeyValueCache(shape, num_slots)
         self.lengths = SlotLengths(num_slots, shape.device)  # image and prompt
-
-    def begin(self, slots: range, lengths: Sequence[int]) -> None:
-        """Add a prefix for each of `slots`, which follow all slots in use."""
-        self.lengths.set(self.table.add(slots), lengths)
 
     def length(self, slots: range) -> int:
         """Return the length of the longest prefix that `slots` read."""

@@ -23,7 +23,12 @@ class DecoderShape:
     dtype: torch.dtype
     device: torch.device
     has_prefixes: bool = False
-    min_length: int = 0  # positions that every sequence takes at least
+    num_image_tokens: int = 0  # of one image; 0: unknown
+
+    @property
+    def min_length(self) -> int:
+        """The positions of self-attention that every sequence takes at least."""
+        return 0 if self.has_prefixes else self.num_image_tokens
 
     @property
     def slot_bytes(self) -> int:

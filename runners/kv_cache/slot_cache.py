@@ -1,12 +1,13 @@
 """The state of all sequences by slot, for every family.
 
-    begin        give free slots to sequences, before their prefill
+    begin        give free slots to sequences and their beams, before their prefill; a captured one
+                 writes what `claim` returns
     places       the places of a pass's tokens, and what they read; fixed for a captured pass
     grow         keep the token of each slot that a pass has stored
     accept       keep drafted tokens, too
     roll_back    remove the last token of a slot
     reorder      beams continue others of the same sequence
-    add_beams    free slots continue a sequence
+    add_beams    the keys of a sequence's first slot, for its beams, after the prefill
     free         free a slot; the sequence in the last one moves there
     clear        zero a slot
 
@@ -17,17 +18,21 @@ a pass twice gives the same result. A paged cache changes this folder and what i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from runners.kv_cache.memory import KeyValueCache, SlotLengths
+from runners.kv_cache.memory import KeyValueCache, SlotLengths, Slots
 from runners.kv_cache.prefixes import PrefixCache, PrefixReads
 from runners.kv_cache.shape import DecoderShape
 from runners.staging import to_device
 
 ValueT = TypeVar("ValueT")
+# slot, tokens in it; prefix, place among its slots, tokens of the prefix
+ClaimedSlot = tuple[int, int, int, int, int]
+NUM_CLAIMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class TokenPlaces:
     """The tokens of a pass: their place in the cache and what they read, on the device."""
 
     token_ids: Tensor  # (B, T)
-    slots: slice
+    slots: Slots
     positions: Tensor  # (B, T) in the slots
     length: int  # positions of self-attention that are read: the longest slot with these tokens
     prefixes: PrefixReads | None = None  # input of cross-attention
@@ -43,6 +48,8 @@ class TokenPlaces:
 
     def rows(self) -> Tensor:
         """Return the slots (B, 1), on the device."""
+        if isinstance(self.slots, Tensor):
+            return self.slots[:, None]
         device = self.positions.device
         return torch.arange(self.slots.start, self.slots.stop, device=device)[:, None]
 
@@ -65,16 +72,49 @@ class SlotCache:
         return self.self_attention.num_bytes + of_prefixes
 
     def begin(
-        self, slots: range, num_prefix_tokens: Sequence[int], adapters: Sequence[str | None]
+        self,
+        slots_of: Sequence[Sequence[int]],
+        num_prefix_tokens: Sequence[int],
+        adapters: Sequence[str | None],
     ) -> None:
-        """Start sequences with `num_prefix_tokens` in `slots`, which follow all slots in use."""
-        self.adapters[slots.start : slots.stop] = adapters
-        in_slot = num_prefix_tokens
+        """Start sequences with `num_prefix_tokens` in the slots of each, which are free and follow
+        all in use.
+        """
+        claimed = self.claim(slots_of, num_prefix_tokens, adapters)
+        self.write_claimed(to_device(list(chain.from_iterable(claimed)), self._shape.device))
+
+    def claim(
+        self,
+        slots_of: Sequence[Sequence[int]],
+        num_prefix_tokens: Sequence[int],
+        adapters: Sequence[str | None],
+    ) -> list[list[ClaimedSlot]]:
+        """Like `begin`, on the host only; return the slots of each sequence for
+        `write_claimed`.
+        """
+        claimed: list[list[ClaimedSlot]] = []
+        for slots, length, adapter in zip(slots_of, num_prefix_tokens, adapters, strict=True):
+            prefix = 0
+            in_slot = length
+            if self.prefixes is not None:
+                prefix = self.prefixes.table.add(slots)
+                self.prefixes.lengths.set_on_host([prefix], [length])
+                in_slot = 0
+            self.num_tokens.set_on_host(slots, [in_slot] * len(slots))
+            for slot in slots:
+                self._starts[slot] = in_slot
+                self.adapters[slot] = adapter
+            own = [(slot, in_slot, prefix, place, length) for place, slot in enumerate(slots)]
+            claimed.append(own)
+        return claimed
+
+    def write_claimed(self, claimed: Tensor) -> None:
+        """Write claimed slots (B, 5) on the device; some may be repeated."""
+        slots, in_slot, prefixes, places, lengths = claimed.T
+        self.num_tokens.on_device[slots] = in_slot
         if self.prefixes is not None:
-            self.prefixes.begin(slots, num_prefix_tokens)
-            in_slot = [0] * len(slots)
-        self.num_tokens.set(slots, in_slot)
-        self._starts[slots.start : slots.stop] = in_slot
+            self.prefixes.table.write(slots, prefixes, places)
+            self.prefixes.lengths.on_device[prefixes] = lengths
 
     def places(self, tokens: Sequence[Sequence[int]], first_slot: int = 0) -> TokenPlaces:
         """Return the places of `tokens`, one or several for each of consecutive slots, after those
@@ -98,10 +138,15 @@ class SlotCache:
         return TokenPlaces(both[0], where, both[1], longest, reads, self.prefixes.length(slots))
 
     def fixed_places(
-        self, token_ids: Tensor, length: int, num_prefixes: int, max_beams: int
+        self,
+        token_ids: Tensor,
+        length: int,
+        num_prefixes: int,
+        max_beams: int,
+        prefix_length: int = 0,
     ) -> TokenPlaces:
         """Return the places of `token_ids` (B,) of slots 0 to B - 1 in a pass of fixed shape: it
-        reads `length` positions, all of a prefix, and uses no value of the host.
+        reads `length` positions, `prefix_length` of a prefix, and uses no value of the host.
 
         `num_prefixes`: that beams share, at most `max_beams` each; 0: each row has its own. A slot
         without a free position gets its last one overwritten.
@@ -113,8 +158,7 @@ class SlotCache:
         reads = PrefixReads(slots)
         if num_prefixes:
             reads = self.prefixes.table.grouped(len(token_ids), num_prefixes, max_beams)
-        whole = self._shape.num_positions
-        return TokenPlaces(token_ids[:, None], slots, positions, length, reads, whole)
+        return TokenPlaces(token_ids[:, None], slots, positions, length, reads, prefix_length)
 
     def shared_prefixes(self, num_slots: int) -> tuple[int, int]:
         """Return the number of prefixes that the first slots share and of slots that share one at
@@ -146,7 +190,7 @@ class SlotCache:
             self.prefixes.clear(slot)
 
     def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
-        """Add beams in `targets_of`, free slots by the first slot of their sequence."""
+        """Add beams in `targets_of`, by the first slot of their sequence, after its prefill."""
         sources: list[int] = []
         targets: list[int] = []
         for source, own in targets_of.items():
@@ -154,9 +198,11 @@ class SlotCache:
             targets += own
         if not targets:
             return
-        if self.prefixes is not None:
-            self.prefixes.table.share(targets_of)
         self._copy(sources, targets)
+
+    def add_fixed_beams(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy the keys of first tokens, in a captured prefill of a decoder with prefixes."""
+        self.self_attention.copy((), (), slice(0, 1), torch.stack([sources, targets]))
 
     def free(self, slot: int, last: int) -> None:
         """Free a slot; the sequence in `last`, the last slot in use, moves there."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from runners.decoder.sequences import SequenceRequest
+from runners.kv_cache.prefixes import PrefixReads
 from runners.kv_cache.shape import DecoderShape
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.adapters import Adapters
@@ -64,6 +65,9 @@ class Florence2Decoder:
         start = rules.decoder_start_token_id
         self._start_token_id: int = text["decoder_start_token_id"] if start is None else start
 
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self._bart.embed(token_ids)
+
     def prefill(
         self,
         cache: SlotCache,
@@ -72,18 +76,38 @@ class Florence2Decoder:
         drafts: Sequence[Sequence[int]],
     ) -> Tensor:
         """Encode image features and prompts, then decode start tokens and drafts."""
-        inputs = stack_requests(requests, self._bart.embed, self._device)
-        prefix_mask = _is_before(inputs.num_prefix_tokens[:, None], inputs.embeds.shape[1])
-        encoded = self._bart.encode(inputs.embeds, as_bias(prefix_mask, inputs.embeds.dtype))
-        assert cache.prefixes is not None
-        numbers = cache.prefixes.table.own(slice(slots.start, slots.stop))
-        assert numbers is not None
-        for layer, keys_and_values in enumerate(encoded):
-            cache.prefixes.memory.write_prefix(layer, numbers, keys_and_values)
+        inputs = stack_requests(requests, self.embed, self._device)
         tokens = [[self._start_token_id, *draft] for draft in drafts]
-        logits = self.decode_step(cache, cache.places(tokens, slots.start))
+        first = cache.places(tokens, slots.start)
+        logits = self._prefill(cache, inputs.embeds, inputs.num_prefix_tokens, first)
         cache.grow(slots)
         return logits
+
+    def prefill_fixed(
+        self,
+        cache: SlotCache,
+        embeds: Tensor,
+        num_prefix_tokens: Tensor,
+        slots: Tensor,
+        prefixes: Tensor,
+    ) -> Tensor:
+        """Like `prefill`, of embedded images and prompts, without a value of the host."""
+        tokens = torch.full_like(slots, self._start_token_id)[:, None]
+        positions = torch.zeros_like(tokens)
+        reads = PrefixReads(prefixes)
+        first = TokenPlaces(tokens, slots, positions, 1, reads, embeds.shape[1])
+        return self._prefill(cache, embeds, num_prefix_tokens, first)
+
+    def _prefill(
+        self, cache: SlotCache, embeds: Tensor, num_prefix_tokens: Tensor, first: TokenPlaces
+    ) -> Tensor:
+        prefix_mask = _is_before(num_prefix_tokens[:, None], embeds.shape[1])
+        encoded = self._bart.encode(embeds, as_bias(prefix_mask, embeds.dtype))
+        assert cache.prefixes is not None
+        assert first.prefixes is not None
+        for layer, keys_and_values in enumerate(encoded):
+            cache.prefixes.memory.write_prefix(layer, first.prefixes.prefixes, keys_and_values)
+        return self.decode_step(cache, first)
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         """Process tokens; return the logits (B * T, V) of each next token."""

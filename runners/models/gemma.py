@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, rms_norm
 
-from runners.kv_cache.memory import KeyValueCache
+from runners.kv_cache.memory import KeyValueCache, Slots
 from runners.kv_cache.slot_cache import TokenPlaces
 from runners.models.layers import as_bias, attend, attend_capped, merge_heads, split_parts
 from runners.models.linear import Linear
@@ -149,7 +149,7 @@ class Gemma:
         self,
         hidden_states: Tensor,
         metadata: GemmaAttentionMetadata,
-        slots: slice,
+        slots: Slots,
         cache: KeyValueCache,
         last_positions: Tensor,
     ) -> Tensor:

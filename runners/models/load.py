@@ -26,12 +26,13 @@ def load_decoder(
     max_positions: int = 0,
     weights_of: type[DecoderWeights] = DecoderWeights,
     adapters: Adapters | None = None,
+    num_image_tokens: int = 0,
 ) -> Decoder:
     """Load the decoder of an artifact folder onto `device` ("cpu", "cuda").
 
     `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the
     weights; the export has one that keeps few layers in memory. `adapters` can be added to its
-    layers.
+    layers. `num_image_tokens` of one image size the captured passes of a GPU; 0: the family's own.
     """
     if device != "cpu":
         # cuDNN's attention plans for every new batch size and length, while all sequences wait
@@ -51,6 +52,8 @@ def load_decoder(
         decoder = PaliGemmaDecoder(
             Gemma(text, weights), tokenizer, constraints, rules, config, adapters
         )
+    if num_image_tokens:
+        decoder.shape = replace(decoder.shape, num_image_tokens=num_image_tokens)
     if max_positions:
         limit = min(max_positions, decoder.shape.num_positions)
         decoder.shape = replace(decoder.shape, num_positions=limit)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runners.decoder.sequences import SequenceRequest
+from runners.kv_cache.memory import Slots
 from runners.kv_cache.shape import DecoderShape
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.adapters import Adapters
@@ -60,11 +61,14 @@ class PaliGemmaDecoder:
             num_tokens=gemma.num_tokens,
             dtype=gemma.dtype,
             device=self._device,
-            min_length=(vision["image_size"] // vision["patch_size"]) ** 2,  # an image
+            num_image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
         )
         self.adapters = adapters or Adapters()
         self.can_draft = True
         self.can_draft_first = False  # an answer never starts with a token that is known
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self._gemma.embed(token_ids)
 
     def prefill(
         self,
@@ -78,17 +82,31 @@ class PaliGemmaDecoder:
         Return the logits (B, V) of each first token. A sliding window does not apply within the
         prefix: transformers joins the prefix block to the window's mask.
         """
-        inputs = stack_requests(requests, self._gemma.embed, self._device)
-        positions = torch.arange(inputs.embeds.shape[1], device=self._device)
-        is_visible = positions < inputs.num_prefix_tokens[:, None]
+        inputs = stack_requests(requests, self.embed, self._device)
+        where = slice(slots.start, slots.stop)
+        return self._prefill(cache, inputs.embeds, inputs.num_prefix_tokens, where)
+
+    def prefill_fixed(
+        self,
+        cache: SlotCache,
+        embeds: Tensor,
+        num_prefix_tokens: Tensor,
+        slots: Tensor,
+        prefixes: Tensor,  # noqa: ARG002  # there are none
+    ) -> Tensor:
+        """Like `prefill`, of embedded images and prompts, without a value of the host."""
+        return self._prefill(cache, embeds, num_prefix_tokens, slots)
+
+    def _prefill(
+        self, cache: SlotCache, embeds: Tensor, num_prefix_tokens: Tensor, slots: Slots
+    ) -> Tensor:
+        positions = torch.arange(embeds.shape[1], device=self._device)
+        is_visible = positions < num_prefix_tokens[:, None]
         mask = self._gemma.mask(is_visible[:, None, None])
         rotation = self._gemma.rotation(positions[None] + _FIRST_POSITION)
         metadata = GemmaAttentionMetadata(*rotation, mask, mask)
-        where = slice(slots.start, slots.stop)
-        last_positions = inputs.num_prefix_tokens - 1
-        states = self._gemma.prefill(
-            inputs.embeds, metadata, where, cache.self_attention, last_positions
-        )
+        last_positions = num_prefix_tokens - 1
+        states = self._gemma.prefill(embeds, metadata, slots, cache.self_attention, last_positions)
         return self._gemma.logits(states)
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:

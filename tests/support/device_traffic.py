@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -147,7 +147,27 @@ def graph_engine(decoder: Decoder, num_slots: int) -> GraphEngine:
     return GraphEngine(decoder, num_slots, capture_eagerly)
 
 
+class ReplayedEagerly:
+    """A captured pass that computes when it is replayed, and not before."""
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute = compute
+        self._output: Tensor | None = None
+
+    @property
+    def output(self) -> Tensor:
+        if self._output is None:
+            self._output = self._compute().clone()
+        return self._output
+
+    def replay(self) -> None:
+        result = self._compute()
+        if self._output is None:
+            self._output = result.clone()
+        else:
+            self._output.copy_(result)
+
+
 def capture_eagerly(compute: Callable[[], Tensor]) -> CudaGraph:
     """Capture by a fake: a replay computes eagerly."""
-    output = compute().clone()
-    return CudaGraph(lambda: output.copy_(compute()), output)
+    return cast(CudaGraph, ReplayedEagerly(compute))

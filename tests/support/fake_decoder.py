@@ -102,6 +102,19 @@ class FakeDecoder:
         positions = starts - 1 + torch.arange(width_of(drafts))
         return self._logits(cache, slice(slots.start, slots.stop), positions)
 
+    def embed(self, token_ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def prefill_fixed(
+        self,
+        cache: SlotCache,
+        embeds: Tensor,
+        num_prefix_tokens: Tensor,
+        slots: Tensor,
+        prefixes: Tensor,
+    ) -> Tensor:
+        raise NotImplementedError
+
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         self.step_sizes.append(len(places.token_ids))
         if len(self.step_sizes) == self.failing_step:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from laboratory.gpu_check.arithmetic import CHOICE_KERNELS, STEP_KERNELS
 from runners.device_errors import EXIT_STATUS
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 from tests.support.fake_cuda.environment import PYTHON, make, missing, variables
@@ -29,6 +30,8 @@ STEPS = {
     "constrained": STEP,
     "3 beams": STEP | {"launches": 3},
 }
+# parts of a captured prefill, by sequences
+PARTS = {1: 1, 21: 4, 64: 8}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +67,11 @@ def found(exported: ModelStore, *arguments: str, **settings: str) -> Any:
 def test_everything_is_captured_and_no_call_is_illegal(exported: ModelStore, model_id: str) -> None:
     result = found(exported, "captures", model_id)
     assert result["encoder"] == [16, 8, 4, 2, 1]
-    assert result["decoder"] == {"florence-2-mini": 52, "paligemma-mini": 49}[model_id]
+    assert result["decoder"] == {"florence-2-mini": 104, "paligemma-mini": 77}[model_id]
+    assert result["prefills"] == 16
+    # docs/operations.md has figures made from these
+    assert result["kernels of a step"] == STEP_KERNELS[model_id]
+    assert result["kernels of a choice"] == CHOICE_KERNELS
     assert (result["stray"], result["illegal"]) == (0, 0)
     batch = result["batch of 3"]
     assert batch["replays"] == 2
@@ -74,16 +81,24 @@ def test_everything_is_captured_and_no_call_is_illegal(exported: ModelStore, mod
 
 def test_calls_of_steps_and_admissions(exported: ModelStore, model_id: str) -> None:
     result = found(exported, "traffic", model_id)
+    has_prefixes = model_id == "florence-2-mini"
     for name, calls in result.items():
-        kind = name.partition(",")[0]
+        kind, _, num = name.partition(", ")
+        steps, admission = calls["10 steps"], calls["admission"]
         if kind in STEPS:
-            tenfold = {call: 10 * num for call, num in STEPS[kind].items()}
-            assert calls["10 steps"] == tenfold, name
-        assert "allocations" not in calls["10 steps"], name
-        assert calls["10 steps"]["waits"] == 10, name
-        if kind != "sampled":  # its nucleus is read before a token is drawn
-            assert calls["admission"]["waits"] == 1, name
-        assert calls["admission"]["to_device"] <= 12, name
+            assert {call: steps[call] for call in STEP} == tenfold(STEPS[kind]), name
+        # a temporary of the moves of beams grows with their answers
+        assert steps.get("allocations", 0) <= (kind == "3 beams"), name
+        assert (steps["waits"], admission["waits"]) == (10, 1), name
+        if kind in STEPS and (has_prefixes or kind != "3 beams"):
+            assert admission.get("launches", 0) == has_prefixes, name  # the start token's length
+            assert admission["replays"] == admission["to_device"] == PARTS[int(num)] + 1, name
+            assert admission["on_device"] == int(num), name  # features
+        assert admission["to_device"] <= 12, name
+
+
+def tenfold(calls: dict[str, int]) -> dict[str, int]:
+    return {name: 10 * num for name, num in calls.items()}
 
 
 def test_attention_is_torchs_memory_efficient_kernel(exported: ModelStore, model_id: str) -> None:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.cuda_graphs.buckets import Bucket, buckets, row_counts, shared_prefixes
+from runners.cuda_graphs.buckets import (
+    Bucket,
+    buckets,
+    prefix_lengths,
+    prompt_lengths,
+    row_counts,
+    shared_prefixes,
+)
 from runners.cuda_graphs.choice import KINDS
 from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step
 from runners.decoder.batch import generate_all
@@ -26,11 +33,11 @@ from tests.support.export_cli import ModelStore
 SIZE = 40
 
 
-def doubling(token_ids: Tensor, length: int, _num_prefixes: int = 0) -> Tensor:
+def doubling(token_ids: Tensor, shape: Bucket) -> Tensor:
     """Return logits that are highest at twice the token, and tell the length at position 1."""
     logits = torch.zeros(len(token_ids), SIZE)
     logits[torch.arange(len(token_ids)), 2 * token_ids % SIZE] = 1000.0
-    logits[:, 1] = length
+    logits[:, 1] = shape.length
     return logits
 
 
@@ -45,7 +52,7 @@ def graphs_of(step: Step = doubling, capture: Capture = capture_eagerly) -> Cuda
 def logits_of(graphs: CudaGraphs, token_ids: Sequence[int], length: int, shared: int = 0) -> Tensor:
     """Return the logits of a pass over tokens of the host."""
     graphs.load(token_ids)
-    return graphs.run(len(token_ids), length, shared)
+    return graphs.run(Bucket(len(token_ids), length, shared))
 
 
 def chosen(graphs: CudaGraphs, logits: Tensor) -> list[int]:
@@ -66,14 +73,23 @@ def test_buckets_have_room_for_what_every_sequence_takes() -> None:
     assert [bucket.length for bucket in buckets(1, 300, min_length=256)] == [300]
 
 
+def test_prompts_are_padded_to_16_positions_and_steps_read_no_more_of_usual_ones() -> None:
+    assert prompt_lengths(577, 1024) == [592, 608, 624, 640]
+    assert prompt_lengths(256, 290) == [272, 288]
+    assert prefix_lengths(577, 1024) == [640, 1024]
+    assert prefix_lengths(577, 590) == [590]
+    graphs = [Bucket(2, 64, 0, each) for each in prefix_lengths(577, 1024)]
+    assert [each.holds(Bucket(2, 9, 0, 641)) for each in graphs] == [False, True]
+
+
 def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() -> None:
     assert shared_prefixes(64, 3) == [(64, 64), (64, 22), (32, 11), (16, 6), (8, 3), (4, 2)]
     assert shared_prefixes(64, 1) == [(64, 64)]
     shapes: list[tuple[int, int]] = []
 
-    def step(token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
-        shapes.append((len(token_ids), num_prefixes))
-        return doubling(token_ids, length)
+    def step(token_ids: Tensor, shape: Bucket) -> Tensor:
+        shapes.append((len(token_ids), shape.num_prefixes))
+        return doubling(token_ids, shape)
 
     graphs = CudaGraphs(
         step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly
@@ -93,9 +109,9 @@ def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() ->
 def test_of_two_buckets_that_fit_the_one_with_fewer_rows_is_run() -> None:
     shapes: list[tuple[int, int]] = []
 
-    def step(token_ids: Tensor, length: int, num_prefixes: int) -> Tensor:
-        shapes.append((len(token_ids), num_prefixes))
-        return doubling(token_ids, length)
+    def step(token_ids: Tensor, shape: Bucket) -> Tensor:
+        shapes.append((len(token_ids), shape.num_prefixes))
+        return doubling(token_ids, shape)
 
     graphs = CudaGraphs(
         step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly
@@ -128,7 +144,8 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
     counts = row_counts(6)
     assert captured == [
         *(rows for rows in counts for _ in range(3)),
-        *(rows for rows in counts for _ in KINDS),
+        *(rows for rows in counts for _ in KINDS),  # of steps
+        *(rows for rows in counts for _ in KINDS),  # of prefills
     ]
     for token_ids in ([5, 6, 7], [1, 2, 3, 4], [9, 8, 7]):
         logits = logits_of(graphs, token_ids, 60)
@@ -140,9 +157,9 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
 def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded() -> None:
     graphs = graphs_of()
     assert chosen(graphs, logits_of(graphs, [3, 4], 8)) == [6, 8]
-    assert graphs.run(2, 8).argmax(-1).tolist() == [12, 16]
+    assert graphs.run(Bucket(2, 8)).argmax(-1).tolist() == [12, 16]
     assert logits_of(graphs, [6, 5], 8).argmax(-1).tolist() == [12, 10]
-    assert graphs.run(1, 8).argmax(-1).tolist() == [12]
+    assert graphs.run(Bucket(1, 8)).argmax(-1).tolist() == [12]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +174,7 @@ def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded(
 def test_what_a_captured_choice_has_no_room_for_is_chosen_eagerly(
     conditions: RowConditions,
 ) -> None:
-    def flat(token_ids: Tensor, _length: int, _num_prefixes: int) -> Tensor:
+    def flat(token_ids: Tensor, _shape: Bucket) -> Tensor:
         return torch.linspace(0, 1, 3000).expand(len(token_ids), -1)
 
     graphs = graphs_of(flat)
@@ -174,7 +191,7 @@ def test_tokens_are_chosen_from_the_logits_of_an_eager_step_too() -> None:
     """A step with adapters in its batch is not captured; its choice is."""
     graphs = graphs_of()
     logits_of(graphs, [3, 4, 5], 8)
-    assert chosen(graphs, graphs.store(doubling(torch.tensor([7, 8]), 9))) == [14, 16]
+    assert chosen(graphs, graphs.store(doubling(torch.tensor([7, 8]), Bucket(2, 9)))) == [14, 16]
 
 
 def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixture) -> None:
@@ -183,7 +200,7 @@ def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixtu
 
     graphs = graphs_of(capture=capture)
     logits = logits_of(graphs, [3, 4], 7)
-    assert logits.equal(doubling(torch.tensor([3, 4]), 7))
+    assert logits.equal(doubling(torch.tensor([3, 4]), Bucket(2, 7)))
     assert chosen(graphs, logits) == [6, 8]
     assert [record.message for record in caplog.records] == [
         "no CUDA graph for a step of 6 rows of 300 positions"

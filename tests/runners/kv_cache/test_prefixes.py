@@ -31,14 +31,12 @@ class Sequences:
         names = range(self.num_admitted, self.num_admitted + len(all_beams))
         self.num_admitted += len(all_beams)
         self.owners += names
-        self.stored |= zip(self.table.add(range(first, len(self.owners))), names, strict=True)
         for name, slot, num_beams in zip(
             names, range(first, first + len(names)), all_beams, strict=True
         ):
             beams = range(len(self.owners), len(self.owners) + num_beams - 1)
             self.owners += [name] * len(beams)
-            if beams:
-                self.table.share({slot: beams})
+            self.stored[added(self.table, slot, *beams)] = name
 
     def remove(self, name: int) -> None:
         """Free all slots of a sequence; the last slot moves into each."""
@@ -78,6 +76,14 @@ class Sequences:
             assert by_place[place] == names[row]
 
 
+def added(table: PrefixTable, *slots: int) -> int:
+    """Add a prefix that `slots` share, on the host and on the device; return its number."""
+    prefix = table.add(slots)
+    places = torch.arange(len(slots))
+    table.write(torch.tensor(slots), torch.full_like(places, prefix), places)
+    return prefix
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
     random = Random(seed)
@@ -100,7 +106,8 @@ def test_every_row_reads_the_prefix_of_its_sequence(seed: int) -> None:
 
 def test_rows_of_consecutive_prefixes_are_not_grouped() -> None:
     table = PrefixTable(NUM_SLOTS, CPU)
-    table.add(range(3))
+    for slot in range(3):
+        added(table, slot)
     assert table.reads(slice(1, 3)) == PrefixReads(slice(1, 3))
 
 
@@ -119,8 +126,9 @@ def test_rows_of_a_captured_step_beyond_those_in_use_read_what_exists() -> None:
 
 def test_a_failed_prefill_leaves_no_prefix() -> None:
     table = PrefixTable(NUM_SLOTS, CPU)
-    table.add(range(2))
+    added(table, 0)
+    added(table, 1)
     assert table.release(2) is None  # a slot whose prefill failed before it had a prefix
     assert (table.of(0), table.of(1), table.num_prefixes) == (0, 1, 2)
-    table.add(range(0, 3))  # after a failed step, all slots are free
-    assert (table.num_prefixes, [table.of(slot) for slot in range(3)]) == (3, [0, 1, 2])
+    added(table, 0, 1, 2)  # after a failed step, all slots are free
+    assert (table.num_prefixes, [table.of(slot) for slot in range(3)]) == (1, [0, 0, 0])

@@ -32,7 +32,7 @@ def held(cache: SlotCache, slot: int, start: int) -> list[int]:
 
 def begun(cache: SlotCache) -> int:
     """Give three slots to sequences with prefixes of 2 tokens; return where answers start."""
-    cache.begin(range(3), [2, 2, 2], ["a", None, "b"])
+    cache.begin([[0], [1], [2]], [2, 2, 2], ["a", None, "b"])
     return cache.num_tokens.of([0])[0]
 
 
@@ -66,7 +66,7 @@ def test_a_freed_slot_gets_the_last_sequence_with_its_adapter(shape: DecoderShap
 @pytest.mark.parametrize("shape", SHAPES, ids=["joint", "with prefixes"])
 def test_beams_continue_each_other(shape: DecoderShape) -> None:
     cache = SlotCache(shape, 4)
-    cache.begin(range(1), [2], ["a"])
+    cache.begin([[0, 1, 2]], [2], ["a"])
     (start,) = cache.num_tokens.of([0])
     written(cache, [[5]])
     cache.add_beams({0: [1, 2]})

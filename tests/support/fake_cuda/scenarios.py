@@ -1,6 +1,6 @@
 """Runs on the fake card: `python -m tests.support.fake_cuda.scenarios NAME MODEL…` prints JSON.
 
-captures     graphs of an encoder and of a decoder with 64 slots
+captures     graphs of an encoder and of a decoder with 64 slots, and the kernels of some
 traffic      calls of an admission and of a steady step, by kind of sequence and number of rows
 attention    the attention kernels of a prefill and of a step
 widths       those of the released sizes
@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -22,7 +23,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
+from runners.cuda_graphs.choice import KINDS
+from runners.cuda_graphs.graphs import capture_cuda_graph
 from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
@@ -83,15 +87,28 @@ def captures(model: Model) -> dict[str, Any]:
     freed = counted(encoded.clear)
     decoder = model.decoder("cuda")
     engine: Any = LiveBatch(decoder, 64)._engine
+    graphs = engine.graphs
+    prefills = engine.prefills
+    shape = next(iter(prefills._graphs))
     return {
         "encoder": encoder.fixed_batches.captured_sizes,
         "kernels of a batch": of_encoder["captured"] // of_encoder["captures"],
         "batch of 3": batch,
         "freed features": freed,
         "decoder": engine.graphs.num_captured,
+        "prefills": engine.prefills.num_captured,
+        "kernels of a step": _num_captured(
+            partial(graphs._store_logits, next(iter(graphs._steps)))
+        ),
+        "kernels of a prefill": _num_captured(partial(engine._prefill, prefills._inputs(shape))),
+        "kernels of a choice": _num_captured(partial(graphs._store_choice, False, 1, KINDS[0])),
         "stray": counts().stray,
         "illegal": counts().illegal,
     }
+
+
+def _num_captured(compute: Callable[[], torch.Tensor]) -> int:
+    return counted(partial(capture_cuda_graph, compute))["captured"]
 
 
 def traffic(model: Model) -> dict[str, Any]:
@@ -116,13 +133,11 @@ def attention(model: Model) -> dict[str, Any]:
     """Return the launches of each kind of attention kernel, in a prefill and in steps."""
     decoder = model.decoder("cuda")
     make_endless(decoder)
-    sequences = [
-        start_sequence(request, decoder.rules)
-        for request in requests(decoder, [model.features("cuda")] * 2, _NUM_TOKENS)
-    ]
-    of_steps = _kernels(lambda: LiveBatch(decoder, 2))  # captures
-    batch = LiveBatch(decoder, 2)
-    return {"steps": of_steps, "prefill": _kernels(lambda: batch.admit(sequences))}
+    wanted = requests(decoder, [model.features("cuda")] * 2, _NUM_TOKENS)
+    captured = _kernels(lambda: LiveBatch(decoder, 2))
+    with torch.inference_mode():
+        prefill = _kernels(lambda: EagerEngine(decoder, 2).prefill(wanted, 0))
+    return {"captured": captured, "prefill": prefill}
 
 
 def widths(_model: Model) -> dict[str, Any]:
@@ -213,7 +228,13 @@ def _decoder_with_adapter(model: Model) -> Decoder:
     adapters = Adapters("cuda")
     precision = model.manifest.precision["cuda"]["decoder"]
     decoder = load_decoder(
-        model.folder, model.manifest.family, precision, "cuda", MAX_POSITIONS, adapters=adapters
+        model.folder,
+        model.manifest.family,
+        precision,
+        "cuda",
+        MAX_POSITIONS,
+        adapters=adapters,
+        num_image_tokens=model.manifest.num_image_tokens,
     )
     tensors = {}
     with safe_open(model.folder / DECODER_FILE, framework="pt") as file:
