@@ -211,7 +211,7 @@ def test_the_row_of_an_image_has_the_answers_of_all_steps(tmp_path: Path) -> Non
             "finish_reason": "stop",
             "calibrated": False,
         }
-        assert (found["label"], answer) == ("circle", expected)
+        assert (found["label"], answer) == ("red circle", expected)
         assert rows[1].error is not None
         assert rows[1].error.code == "unsupported_image"
 

@@ -12,8 +12,14 @@ export class TaskChoice {
     this.tasks = tasks.filter((task) => task.models.length);
     this.onChange = onChange;
     const shared = this.tasks.filter((task) => task.models.length > 1);
-    const single = this.tasks.filter((task) => task.models.length === 1);
-    fill(byId("tasks"), this.#group("Side by side", shared), this.#group("One model", single));
+    const single = this.tasks.filter((task) => task.models.length === 1 && !task.steps);
+    const recipes = this.tasks.filter((task) => task.steps);
+    fill(
+      byId("tasks"),
+      this.#group("Side by side", shared),
+      this.#group("One model", single),
+      this.#group("Many questions at once", recipes),
+    );
     this.choose((shared[0] ?? single[0]).id);
   }
 
