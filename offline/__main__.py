@@ -113,7 +113,7 @@ def job_of(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard
     """Return the job; raise an error if the model cannot do it, whatever the image."""
     model = load_served_models(settings)[given.model]
     if given.steps is None:
-        fields = _task_fields(given, model)
+        fields = task_fields(given, model)
     elif given.field or given.format == "coco":
         given_too = "--field" if given.field else "--format coco"
         raise InputError(f"{given_too} needs --task; with --steps, fields are those of the steps")
@@ -130,7 +130,7 @@ def job_of(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard
     )
 
 
-def _task_fields(given: argparse.Namespace, model: ServedModel) -> dict[str, Any]:
+def task_fields(given: argparse.Namespace, model: ServedModel) -> dict[str, Any]:
     """Return the fields of the task; raise an error if the model does not offer them."""
     texts = defaultdict[str, list[str]](list)  # a list's name is repeated
     for name, text in given.field:

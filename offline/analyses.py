@@ -13,7 +13,7 @@ import yaml
 
 from offline.filesystems import InputError
 from offline.rows import Row
-from service.analysis.execution import Analysis, analyze
+from service.analysis.execution import analyze
 from service.analysis.steps import parse_plan
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel, ServedModels
@@ -23,11 +23,12 @@ from service.schema.analysis import analysis_json
 from service.settings import Settings
 from tasks.parameter_kinds import MAX_COORDINATE_PX
 
-TASK = "analyze"  # of the rows
+TASK = "analyze"  # the rows' task
 Steps = Sequence[Mapping[str, Any]]
 
 _MAX_FILE_BYTES = 1_000_000
 _UNBOUNDED = 1 << 60  # the places of the run bound what is in progress
+# Ids and times differ from run to run, the rest is in the row.
 _OF_A_REQUEST = {"id", "task", "image", "usage", "vision_cache", "timings_ms", "labels"}
 
 
@@ -89,15 +90,10 @@ class Analyzer:
         """Return the row of an image; raise the error of the image."""
         context = RequestContext(key, "offline", math.inf, needs_place=False)
         analysis = await analyze(self._core, data, {"steps": self._steps}, context)
-        result = {"steps": _steps_json(analysis)}
-        return Row(key, self._model.id, TASK, *analysis.image_size_wh, result=result)
-
-
-def _steps_json(analysis: Analysis) -> list[dict[str, Any]]:
-    """Return the answers without ids and times, which differ from run to run."""
-    steps: list[dict[str, Any]] = analysis_json(analysis, "").model_dump(mode="json")["steps"]
-    for step in steps:
-        for answer in step["answers"]:
-            for name in _OF_A_REQUEST & answer.keys():
-                del answer[name]
-    return steps
+        document = analysis_json(analysis, "").model_dump(mode="json")
+        for step in document["steps"]:
+            for answer in step["answers"]:
+                for name in _OF_A_REQUEST & answer.keys():
+                    del answer[name]
+        size_wh = analysis.image_size_wh
+        return Row(key, self._model.id, TASK, *size_wh, result={"steps": document["steps"]})

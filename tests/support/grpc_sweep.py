@@ -132,7 +132,7 @@ def _zero(field: Field) -> Any:
 
 
 def _set(message: Message, field: Field, value: Any) -> None:
-    if field.name == "images":  # in place of it
+    if field.name == "images":  # a request has one of them
         message.ClearField("image")
     target = getattr(message, field.name)
     if _is_map(field):

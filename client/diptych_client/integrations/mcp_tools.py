@@ -159,7 +159,7 @@ class ToolArguments:
     image: str | bytes
     models: Sequence[str] | None
     parameters: TaskParameters
-    steps: Sequence[Mapping[str, Any]]  # those of `analyze`
+    steps: Sequence[Mapping[str, Any]]  # empty for a task
 
     @classmethod
     def parse(cls, tool: Tool, arguments: Mapping[str, Any]) -> Self:
