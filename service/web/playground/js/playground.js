@@ -178,7 +178,7 @@ export class Playground {
     const change = (param) => {
       if (param === "image") byId("choose-file").focus();
       else if (!this.form.focus(param) && !this.options.focus(param))
-        byId("tasks").querySelector("input:checked").focus();
+        byId("ask").querySelector("[name=task]:checked").focus();
     };
     const instead = (param) => this.form.instead(param);
     return { again, change, instead, enterKey: async () => (await askForKey()) && again() };
