@@ -1,13 +1,15 @@
 """Five questions about each of five things: one analysis against 25 single calls.
 
-    python -m laboratory.analysis [--url URL] [--images N]
+    python -m laboratory.analysis [--url URL] [--images N] [--peer MODEL=URL]… [--questions N]
 
     sequence      one call after the other
     concurrent    all calls at the same time
+    peer          all calls at the same time, with the exact prompts, to servers of
+                  laboratory/bench/peers that the user has started, one for each model
 
 Each way gets its own copy of an image, which the service has not seen. The wall time of the single
-calls does not include the detection of the things, that of the analysis does. Tokens are compared
-answer by answer. It knows the REST API and no model.
+calls does not include the detection of the things, that of the analysis does. Tokens of our service
+are compared answer by answer. `--questions` asks so many single questions about a stored image.
 """
 
 import argparse
@@ -17,8 +19,10 @@ import json
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,10 +30,19 @@ from PIL import Image, PngImagePlugin
 
 from export.scenes import render_scene, sample_scene
 from loadtest.figures import milliseconds, shown, table
+from tasks.catalog import CatalogEntry, load_catalog
+from tasks.families import FAMILIES
+from tasks.parameters import parse_parameters
+from tasks.table import TASKS
 
 _SIDE_PX = 384
 _NUM_THINGS = 5
 _TIMEOUT_S = 600
+_MAX_NEW_TOKENS = 128  # a peer's; the embedded checkpoints end earlier
+_NUM_CLIENTS = 8  # questions about a stored image at a time
+_CATALOG = Path(__file__).parents[1] / "models/catalog.yaml"
+_SIZE_WH = (2 * _SIDE_PX, _SIDE_PX)
+_DEFAULT_MODEL = "florence-2-mini"
 _THINGS = {"id": "things", "task": "object_detection"}
 # The fields of each question; {label} is filled, and the box is the region of the others.
 _QUESTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -63,73 +76,151 @@ class Service:
         self._client = client
         self.num_bytes = 0
 
-    async def post(self, path: str, image: bytes, fields: Fields) -> Fields:
-        """Return the body of the answer; raise for an error."""
-        form = {}
-        for name, value in fields.items():
-            form[name] = value if isinstance(value, str) else json.dumps(value)
-        request = self._client.build_request("POST", path, data=form, files={"image": image})
+    async def post(self, path: str, image: bytes | str, fields: Fields) -> Fields:
+        """Return the body of the answer; raise for an error. A text is the id of an image."""
+        if isinstance(image, str):
+            request = self._client.build_request("POST", path, json={"image": image, **fields})
+        else:
+            form = {}
+            for name, value in fields.items():
+                form[name] = value if isinstance(value, str) else json.dumps(value)
+            files = {"image": image}
+            request = self._client.build_request("POST", path, data=form, files=files)
         self.num_bytes += int(request.headers["content-length"])
         response = await self._client.send(request)
         body: Fields = response.raise_for_status().json()
         return body
 
-    async def singles(
-        self, image: bytes, things: Sequence[tuple[int, Fields]], is_concurrent: bool
-    ) -> dict[str, Tokens]:
-        """Return the tokens of a single call for each question about each thing."""
-        calls: dict[str, Callable[[], Awaitable[Fields]]] = {}
-        for name, fields in _QUESTIONS.items():
-            for index, thing in things:
-                asked = dict(fields)
-                if "phrase" in asked:
-                    asked["phrase"] = thing["label"]
-                else:
-                    asked["region"] = thing["box"]
-                calls[f"{name} {index}"] = partial(self.post, "/v1/predict", image, asked)
-        if is_concurrent:
-            answers = await asyncio.gather(*(call() for call in calls.values()))
-            return dict(zip(calls, map(_tokens, answers), strict=True))
-        return {name: _tokens(await call()) for name, call in calls.items()}
+    async def predict(self, image: bytes, fields: Fields) -> Tokens:
+        return _tokens(await self.post("/v1/predict", image, fields))
+
+
+class Peers:
+    """Servers of laboratory/bench/peers, by model; they take the exact prompt."""
+
+    def __init__(self, services: Mapping[str, Service]) -> None:
+        self._services = services
+        self._catalog: Mapping[str, CatalogEntry] = load_catalog(_CATALOG)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(service.num_bytes for service in self._services.values())
+
+    async def predict(self, image: bytes, fields: Fields) -> Tokens:
+        asked = dict(fields)
+        entry = self._catalog[asked.pop("model", _DEFAULT_MODEL)]
+        task = asked.pop("task")
+        parameters = parse_parameters(TASKS[task], asked)
+        (prompt,) = FAMILIES[entry.family].task_prompts(entry, task, parameters, _SIZE_WH)
+        text = "".join(segment.text for segment in prompt)
+        form = {"prompt": text, "max_new_tokens": _MAX_NEW_TOKENS}
+        body = await self._services[entry.id].post("/predict", image, form)
+        return body["text"], body["generated_tokens"]
+
+
+async def singles(
+    ask: Callable[[bytes, Fields], Awaitable[Tokens]],
+    image: bytes,
+    things: Sequence[tuple[int, Fields]],
+    is_concurrent: bool,
+) -> dict[str, Tokens]:
+    """Return the tokens of a single call for each question about each thing."""
+    calls: dict[str, Callable[[], Awaitable[Tokens]]] = {}
+    for name, fields in _QUESTIONS.items():
+        for index, thing in things:
+            asked = dict(fields)
+            if "phrase" in asked:
+                asked["phrase"] = thing["label"]
+            else:
+                asked["region"] = thing["box"]
+            calls[f"{name} {index}"] = partial(ask, image, asked)
+    if is_concurrent:
+        answers = await asyncio.gather(*(call() for call in calls.values()))
+        return dict(zip(calls, answers, strict=True))
+    return {name: await call() for name, call in calls.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m laboratory.analysis")
     parser.add_argument("--url", default="http://127.0.0.1:3000")
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--peer", action="append", default=[], metavar="MODEL=URL")
+    parser.add_argument("--questions", type=int, default=0, help="about one stored image")
     parsed = parser.parse_args(arguments)
-    asyncio.run(_run(parsed.url, parsed.images))
+    peers = dict(peer.split("=", 1) for peer in parsed.peer)
+    asyncio.run(_run(parsed.url, parsed.images, peers, parsed.questions))
 
 
-async def _run(url: str, num_images: int) -> None:
-    ways = {"analysis": Way(), "sequence": Way(), "concurrent": Way()}
+async def _run(url: str, num_images: int, peers: Mapping[str, str], num_questions: int) -> None:
+    async with AsyncExitStack() as clients:
+
+        async def service_at(address: str) -> Service:
+            client = httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_S)
+            return Service(await clients.enter_async_context(client))
+
+        service = await service_at(url)
+        if num_images:
+            asked = {model: await service_at(address) for model, address in peers.items()}
+            await compare(service, Peers(asked) if asked else None, num_images)
+        if num_questions:
+            await ask_about_stored(service, num_questions)
+
+
+async def compare(service: Service, peers: Peers | None, num_images: int) -> None:
+    """Print the wall times, bytes and differing tokens of all ways to ask."""
+    ways = {name: Way() for name in ("analysis", "sequence", "concurrent")}
+    if peers is not None:
+        ways["peer"] = Way()
     num_answers = 0
     differing: list[str] = []
-    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S) as client:
-        service = Service(client)
-        await _analysis(service, _image(-1, "warm-up"))
-        for index in range(num_images):
-            detected = await service.post(
-                "/v1/predict", _image(index, "things"), {"task": _THINGS["task"]}
-            )
-            numbered = list(enumerate(detected["result"]["detections"]))
-            things = sorted(numbered, key=lambda each: -each[1]["score"])[:_NUM_THINGS]
-            found: dict[str, dict[str, Tokens]] = {}
-            for way in _rotated(list(ways), index):
-                image = _image(index, way)
-                sent_before = service.num_bytes
-                start_s = time.monotonic()
-                if way == "analysis":
-                    found[way] = await _analysis(service, image)
-                else:
-                    found[way] = await service.singles(image, things, way == "concurrent")
-                ways[way].wall_s.append(time.monotonic() - start_s)
-                ways[way].num_bytes.append(service.num_bytes - sent_before)
-            num_answers += len(found["sequence"])
-            differing += differences(index, found)
+    await _analysis(service, _image(-1, "warm-up"))
+    for index in range(num_images):
+        image = _image(index, "things")
+        detected = await service.post("/v1/predict", image, {"task": _THINGS["task"]})
+        numbered = list(enumerate(detected["result"]["detections"]))
+        things = sorted(numbered, key=lambda each: -each[1]["score"])[:_NUM_THINGS]
+        found: dict[str, dict[str, Tokens]] = {}
+        for way in _rotated(list(ways), index):
+            image = _image(index, way)
+            server = peers if way == "peer" and peers is not None else service
+            sent_before = server.num_bytes
+            start_s = time.monotonic()
+            if way == "analysis":
+                found[way] = await _analysis(service, image)
+            else:
+                found[way] = await singles(server.predict, image, things, way != "sequence")
+            ways[way].wall_s.append(time.monotonic() - start_s)
+            ways[way].num_bytes.append(server.num_bytes - sent_before)
+        num_answers += len(found["sequence"])
+        differing += differences(index, found)
     print(f"{num_images} images, {num_answers} answers, {len(differing)} differ in tokens")
     print("\n".join(differing[:20]))
     print(report(ways))
+
+
+async def ask_about_stored(service: Service, num_questions: int) -> None:
+    """Ask single questions about one stored image; print how many bytes are sent."""
+    image = _image(0, "stored")
+    sent_before = service.num_bytes
+    stored = await service.post("/v1/images", image, {})
+    num_stored = service.num_bytes - sent_before
+    free = asyncio.Semaphore(_NUM_CLIENTS)
+
+    async def ask(index: int) -> Tokens:
+        left = index % (2 * _SIDE_PX - 50)
+        region = [left, index % 300, left + 50, index % 300 + 50]
+        fields = {"task": "region_description", "region": region}
+        async with free:
+            return _tokens(await service.post("/v1/predict", stored["id"], fields))
+
+    start_s = time.monotonic()
+    await asyncio.gather(*map(ask, range(num_questions)))
+    elapsed_s = time.monotonic() - start_s
+    num_sent = service.num_bytes - sent_before - num_stored
+    print(f"the image is {len(image)} bytes and is sent once, in {num_stored}")
+    each = num_sent / num_questions
+    print(f"{num_questions} questions send {each:.0f} bytes each: its id and the fields, no image")
+    print(f"{num_questions / elapsed_s:.1f} questions/s by {_NUM_CLIENTS} clients")
 
 
 def report(ways: Mapping[str, Way]) -> str:
@@ -180,7 +271,7 @@ def differences(index: int, found: Mapping[str, Mapping[str, Tokens]]) -> list[s
 
 def _image(seed: int, copy: str) -> bytes:
     """Return two scenes side by side as PNG; `copy` changes the file and no pixel."""
-    image = Image.new("RGB", (2 * _SIDE_PX, _SIDE_PX))
+    image = Image.new("RGB", _SIZE_WH)
     for column in range(2):
         scene = sample_scene(2 * (seed + 1) + column, num_objects=4)
         image.paste(render_scene(scene, _SIDE_PX), (column * _SIDE_PX, 0))

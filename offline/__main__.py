@@ -1,6 +1,7 @@
-"""Answers one task about every image of folders, patterns, parquet and tar files.
+"""Answers one task, or steps, about every image of folders, patterns, parquet and tar files.
 
     python -m offline images/ --task captioning --model florence-2-mini --output answers
+    python -m offline images/ --steps steps.yaml --model florence-2-mini --output answers
 
 Exit status: 0 if every image has an answer, 1 if any failed, 2 if the run was refused. The
 environment's DIPTYCH_ settings of devices, precisions and batches apply (docs/settings.md).
@@ -11,10 +12,11 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm import tqdm
 
+from offline.analyses import check_steps, read_steps
 from offline.coco import write_coco
 from offline.filesystems import InputError, is_within
 from offline.job import Build, Job, OutputFormat
@@ -25,7 +27,7 @@ from service.errors import ServiceError
 from service.http.body import form_value
 from service.inference.prediction import task_prompts
 from service.inference.request_fields import GenerationFields, parse_fields
-from service.inference.served_models import load_served_models
+from service.inference.served_models import ServedModel, load_served_models
 from service.process_options import process_environment
 from service.settings import PREFIX, Settings, SettingsError
 from tasks.catalog import CatalogError, load_catalog
@@ -109,10 +111,33 @@ def settings_for(model_id: str) -> Settings:
 
 def job_of(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard]) -> Job:
     """Return the job; raise an error if the model cannot do it, whatever the image."""
+    model = load_served_models(settings)[given.model]
+    if given.steps is None:
+        fields = task_fields(given, model)
+    elif given.field or given.format == "coco":
+        given_too = "--field" if given.field else "--format coco"
+        raise InputError(f"{given_too} needs --task; with --steps, fields are those of the steps")
+    else:
+        fields = {"steps": read_steps(given.steps, model.id)}
+        check_steps(fields["steps"], model, settings)
+    return Job(
+        build=Build.of(model, fields, settings),
+        fields=fields,
+        output_format=given.format,
+        shard_size=given.shard_size,
+        num_shards=len(shards),
+        images=digest_of(shards),
+    )
+
+
+def task_fields(given: argparse.Namespace, model: ServedModel) -> dict[str, Any]:
+    """Return the fields of the task; raise an error if the model does not offer them."""
     texts = defaultdict[str, list[str]](list)  # a list's name is repeated
     for name, text in given.field:
         texts[name].append(text)
-    fields = {"task": given.task} | {name: form_value(name, each) for name, each in texts.items()}
+    fields: dict[str, Any] = {"task": given.task}
+    for name, each in texts.items():
+        fields[name] = form_value(name, each)
     is_coco = given.format == "coco"
     if is_coco:
         fields.setdefault("mask_format", "rle")
@@ -123,16 +148,8 @@ def job_of(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard
             "--format coco needs a task with boxes or masks, and mask_format=rle; choose parquet or"
             " jsonl"
         )
-    model = load_served_models(settings)[given.model]
     task_prompts(model, request, (MAX_COORDINATE_PX, MAX_COORDINATE_PX))
-    return Job(
-        build=Build.of(model, request.task.id, settings),
-        fields=fields,
-        output_format=given.format,
-        shard_size=given.shard_size,
-        num_shards=len(shards),
-        images=digest_of(shards),
-    )
+    return fields
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -145,7 +162,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="INPUT",
         help="folder, pattern, image, .parquet or .tar; path or URI",
     )
-    add("--task", required=True, help="task id")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--task", help="task id")
+    asked.add_argument("--steps", metavar="FILE", help="steps of an analysis; YAML or JSON")
     add("--model", required=True, help="model id of the catalog")
     add("--output", required=True, help="folder; path or URI. An output of the same job is resumed")
     add(

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 
+from offline.analyses import TASK, Analyzer, Steps
 from offline.attempts import Attempt
 from offline.job import Build, Job, differences
 from offline.rows import Row, RowError
@@ -39,18 +40,18 @@ _MAX_DEATHS = 2  # workers that died at the same image
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its runner, and the request made for every image."""
+    """A model with its runner, and the request made for every image, or the steps."""
 
     model: ServedModel
     runner: RunnerClient
-    request: TaskRequest
+    request: TaskRequest | Steps
 
 
 def load_model(job: Job, settings: Settings) -> LoadedModel:
     """Load the artifacts; raise `ArtifactError` if this host would not answer as the job's."""
     models = load_served_models(settings)
     model = models[job.build.model]
-    if differing := differences(asdict(job.build), asdict(Build.of(model, job.task, settings))):
+    if differing := differences(asdict(job.build), asdict(Build.of(model, job.fields, settings))):
         message = "export the same checkpoint, with the same catalog and calibration, on every host"
         raise ArtifactError(f"this host has another build than the job ({differing}): {message}")
     base = models[model.runner_id].manifest
@@ -60,8 +61,11 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
     options = replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
     channel = InProcessChannel(base, options)
     channel.load()
+    runner = RunnerClient(base.model_id, channel)
+    if "steps" in job.fields:
+        return LoadedModel(model, runner, job.fields["steps"])
     _, request = parse_fields(GenerationFields, job.fields)
-    return LoadedModel(model, RunnerClient(base.model_id, channel), request)
+    return LoadedModel(model, runner, request)
 
 
 class Answerer:
@@ -70,6 +74,11 @@ class Answerer:
     def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
         num_places = max_slots(settings) * _IMAGES_PER_SLOT
         self._loaded = loaded
+        self._task = TASK
+        if isinstance(loaded.request, TaskRequest):
+            self._task = loaded.request.task.id
+        else:
+            self._analyzer = Analyzer(loaded.request, loaded.model, loaded.runner, settings)
         self._decoder = ImageDecoder(image_limits(settings), settings.max_decoded + 1)
         self._num_places = num_places
         self._places = asyncio.Semaphore(num_places)
@@ -124,13 +133,16 @@ class Answerer:
     async def _answered(self, image: InputImage) -> Row:
         """Return the row of an image, also for an error of the image or the model."""
         model = self._loaded.model.id
-        task = self._loaded.request.task.id
+        request = self._loaded.request
         width = height = None
         try:
-            opened = LazyImage(await in_thread(image.read), self._decoder, _CLIENT)
+            data = await in_thread(image.read)
+            if not isinstance(request, TaskRequest):
+                return await self._analyzer.row(image.key, data)
+            opened = LazyImage(data, self._decoder, _CLIENT)
             await opened.open()
             width, height = opened.header.size_wh
-            answer = await self._answer(opened)
+            answer = await self._answer(request, opened)
             return Row(
                 image.key,
                 answer.model.id,
@@ -151,17 +163,16 @@ class Answerer:
             logger.exception("%s failed", image.key)
             message = f"{model} failed: {type(error).__name__}; the log has the cause"
             failed = RowError("internal", message)
-        return Row(image.key, model, task, width, height, error=failed)
+        return Row(image.key, model, self._task, width, height, error=failed)
 
     def _lost(self, key: str) -> Row:
         """Return the row of an image that is not answered again."""
         message = "its worker died twice: among other images, and with this image alone"
         error = RowError("worker_died", message)
-        return Row(key, self._loaded.model.id, self._loaded.request.task.id, error=error)
+        return Row(key, self._loaded.model.id, self._task, error=error)
 
-    async def _answer(self, image: LazyImage) -> Answer:
+    async def _answer(self, request: TaskRequest, image: LazyImage) -> Answer:
         model = self._loaded.model
-        request = self._loaded.request
         prompts = task_prompts(model, request, image.header.size_wh)
         context = PredictContext(prompts, math.inf)
         return await predict(model, self._loaded.runner, request, image, context)

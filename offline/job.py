@@ -24,23 +24,27 @@ class Build:
     model: str
     build_key: str  # the model's artifacts
     precision: str  # encoder and decoder
-    calibration: str | None  # hash of the task's
-    template: str | None  # the catalog's own prompt for the task
+    calibration: str | None  # hash of those of the tasks
+    template: str | None  # the catalog's own prompts for the tasks, one a line
     one_name_per_prompt: bool
     max_image_pixels: int
     max_image_side_px: int
     decoder_max_positions: int
 
     @classmethod
-    def of(cls, model: ServedModel, task: str, settings: Settings) -> Self:
-        calibration = model.calibrations.get(task)
-        digest = None if calibration is None else blake3(repr(calibration).encode()).hexdigest()
+    def of(cls, model: ServedModel, fields: Mapping[str, Any], settings: Settings) -> Self:
+        """Return the build that answers the fields of a job."""
+        tasks = [str(each["task"]) for each in fields.get("steps", [fields])]
+        found = [model.calibrations.get(task) for task in tasks]
+        calibrations = "".join(repr(each) for each in found if each is not None)
+        digest = blake3(calibrations.encode()).hexdigest() if calibrations else None
+        templates = filter(None, map(model.entry.template, tasks))
         return cls(
             model=model.id,
             build_key=model.manifest.build_key,
             precision=model.precision,
             calibration=digest,
-            template=model.entry.template(task),
+            template="\n".join(templates) or None,
             one_name_per_prompt=model.entry.one_name_per_prompt,
             max_image_pixels=settings.max_image_pixels,
             max_image_side_px=settings.max_image_side_px,
@@ -53,15 +57,11 @@ class Job:
     """Everything that determines the rows of the output, and which shard has them."""
 
     build: Build
-    fields: Mapping[str, object]  # the request's, task included
+    fields: Mapping[str, Any]  # the request's: task included, or steps
     output_format: OutputFormat
     shard_size: int
     num_shards: int
     images: str  # hash of which images are in which shard
-
-    @property
-    def task(self) -> str:
-        return str(self.fields["task"])
 
     @property
     def shard_format(self) -> ShardFormat:

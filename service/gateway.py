@@ -24,7 +24,6 @@ from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
 from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
 from service.http_app import rest_app
-from service.images.handle_store import HandleStore
 from service.inference.core import Core
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
@@ -40,6 +39,7 @@ from service.process_options import (
     call_timeout_s,
     core_limits,
     image_fetcher,
+    image_store,
     runner_options,
     trace_options,
 )
@@ -104,7 +104,7 @@ class _Gateway:
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
         limits = core_limits(_SETTINGS)
         fetcher = image_fetcher(_SETTINGS)
-        handles = HandleStore.prepared(_SETTINGS)
+        handles = image_store(_SETTINGS)
         core = Core(served, self._runners, limits, fetcher, gaps, handles)
         self._removing = None
         if handles is not None:

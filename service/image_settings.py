@@ -1,9 +1,10 @@
 """Settings of images and of the requests that ask several things about one (`Settings`)."""
 
 import os
-from pathlib import Path
 
 from pydantic import BaseModel, Field, field_validator
+
+from service.setting_values import ImagesPlace
 
 MAX_STEPS = 256
 
@@ -33,10 +34,10 @@ class ImageSettings(BaseModel):
         le=10_000,
         description="Maximum answers of one analysis; a step that would have more is truncated.",
     )
-    images_folder: Path | None = Field(
+    images_folder: ImagesPlace | None = Field(
         None,
-        description="Folder of the images that `POST /v1/images` stores, shared by gateways. Unset:"
-        " disabled.",
+        description="Folder of the images that `POST /v1/images` stores, shared by gateways of one"
+        " host; for several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: disabled.",
     )
     images_mb: int = Field(
         1_000,

@@ -1,14 +1,17 @@
-"""Options of runners and environment variables of libraries, derived from the settings."""
+"""Options of runners, parts of the gateway and variables of libraries, from the settings."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from imaging.files import ImageLimits
 from runners.options import RunnerOptions, SchedulerLimits, max_default_slots
 from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.handle_store import HandleStore, ImageStore, StoreLimits
 from service.images.host_addresses import SystemResolver
 from service.images.url_rules import AllowedHost
 from service.inference.core import CoreLimits
 from service.inference.served_models import adapters_of, local_models
+from service.setting_values import is_store_url
 from service.settings import BYTES_PER_MB, Settings
 from tasks.catalog import CatalogEntry
 from wire.artifacts.adapter_folder import AdapterLimits
@@ -47,6 +50,23 @@ def image_fetcher(values: Settings) -> ImageFetcher | None:
     hosts = list(map(AllowedHost.parse, values.url_hosts))
     limits = FetchLimits(values.max_body_bytes, values.url_timeout_s)
     return ImageFetcher(hosts, limits, SystemResolver())
+
+
+def image_store(values: Settings) -> ImageStore | None:
+    """Return the store of images, or None if it is disabled; raise `SettingsError`."""
+    place = values.images_folder
+    if place is None or not values.images_mb:
+        return None
+    max_bytes = values.images_mb * BYTES_PER_MB
+    max_bytes_of_key = values.images_mb_per_key * BYTES_PER_MB or max_bytes
+    limits = StoreLimits(max_bytes, max_bytes_of_key, values.max_images, values.images_kept_s)
+    if is_store_url(place):
+        from service.images.valkey_images import ValkeyImages  # imports the store's client
+
+        return ValkeyImages(place, limits)
+    store = HandleStore(Path(place), limits)
+    store.prepare()
+    return store
 
 
 def core_limits(values: Settings) -> CoreLimits:

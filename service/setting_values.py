@@ -17,13 +17,22 @@ from wire.artifacts.devices import model_device
 Names = tuple[str, ...]
 
 
+def is_store_url(text: str) -> bool:
+    return text.startswith(("redis://", "rediss://"))
+
+
 def _check_store_url(url: str) -> str:
-    """Return the URL of a store of shared limits, if it is one."""
+    """Return the URL of a Redis or Valkey, if it is one."""
     parts = urlsplit(url)
     is_store = parts.scheme in ("redis", "rediss") and parts.hostname and _has_port(parts)
     if not is_store or parts.query or not re.fullmatch(r"/?|/\d{1,5}", parts.path):
         raise ValueError("it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
     return url
+
+
+def _check_images_place(place: str) -> str:
+    """Return a folder or the URL of a store."""
+    return _check_store_url(place) if is_store_url(place) else place
 
 
 def _check_http_url(url: str) -> str:
@@ -85,6 +94,7 @@ def _has_port(parts: SplitResult) -> bool:
 
 ModelIds = Annotated[Names, AfterValidator(lambda names: tuple(map(model_id_of, names)))]
 StoreUrl = Annotated[str, AfterValidator(_check_store_url)]
+ImagesPlace = Annotated[str, AfterValidator(_check_images_place)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]
 _TWO_URLS = "a model has two URLs; use the URL of a proxy that balances its replicas"

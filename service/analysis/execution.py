@@ -79,7 +79,7 @@ async def analyze(
     """
     plan = parse_plan(fields, core.models, core.limits.max_steps)
     async with core.opened(image, context) as opened:
-        if plan.has_crops:
+        if plan.needs_pixels_again:
             opened.hold = lambda num_bytes: core.hold(context, num_bytes)
         plan.check_prompts(opened.header.size_wh)
         run = _Run(core, plan, opened, context, on_answer, core.limits.max_step_answers)

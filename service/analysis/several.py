@@ -13,6 +13,8 @@ from service.inference.recording import record_error
 
 AnswerT = TypeVar("AnswerT")
 
+MAX_IMAGES = 32  # one request
+
 
 async def answer_each(
     core: Core,

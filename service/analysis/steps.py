@@ -122,8 +122,10 @@ class Plan:
     steps: tuple[Step, ...]
 
     @property
-    def has_crops(self) -> bool:
-        return any(step.own.view == "crop" for step in self.steps)
+    def needs_pixels_again(self) -> bool:
+        """Return True for crops, and for a further runner, which has other pixels."""
+        runners = {model.runner_id for step in self.steps for model in step.models}
+        return len(runners) > 1 or any(step.own.view == "crop" for step in self.steps)
 
     def check_prompts(self, size_wh: tuple[int, int]) -> None:
         """Raise the error of a predict that its model does not offer in this variant."""

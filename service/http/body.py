@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from service.analysis.several import MAX_IMAGES
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 from service.http.json_values import (
     LARGE_BYTES,
@@ -51,7 +52,6 @@ _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
 # Quoted, or without a comma; each character is read once.
 _ELEMENT = re.compile(r'\s{0,100}(?:"([^"]*)"[^,]*|([^,]+))')
-MAX_IMAGES = 32  # a request about several
 _BOOLEANS = {"true": True, "false": False}
 
 ParsedT = TypeVar("ParsedT")

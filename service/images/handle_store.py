@@ -1,4 +1,4 @@
-"""The folder of stored images. Any number of gateways may share it.
+"""The folder of stored images. Any number of gateways of one host may share it.
 
     secret         the key of the ids
     lock           held while images are added and evicted
@@ -23,18 +23,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Protocol
 
 from service.errors import ImageExpired, NotFound, NotReady, PayloadTooLarge
 from service.images.decoding import in_thread
 from service.images.handle_ids import HandleIds, ImageHandle
-from service.settings import BYTES_PER_MB, Settings, SettingsError, variable
+from service.settings import SettingsError, variable
 from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
 
-_SIZE = struct.Struct(">II")  # width, height
-_SECRET_BYTES = 32
+SIZE = struct.Struct(">II")  # width, height
+SECRET_BYTES = 32
 _REMOVE_EVERY_S = 60.0
 _ABANDONED_S = 600  # a write ends long before
 
@@ -59,6 +59,20 @@ class StoredImage:
     expires_at: int  # seconds of the epoch
 
 
+class ImageStore(Protocol):
+    """Images of API keys, by their ids: a folder of one host, or a store of several."""
+
+    def add(self, owner: str, data: bytes, size_wh: tuple[int, int]) -> StoredImage: ...
+
+    def describe(self, owner: str, handle: ImageHandle) -> StoredImage: ...
+
+    def read(self, owner: str, handle: ImageHandle) -> bytes: ...
+
+    def remove(self, owner: str, handle: ImageHandle) -> None: ...
+
+    async def remove_regularly(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     path: str
@@ -68,7 +82,7 @@ class _Entry:
 
 
 class HandleStore:
-    """Images of API keys, by their ids."""
+    """Images of API keys in a folder, by their ids."""
 
     def __init__(
         self, folder: Path, limits: StoreLimits, now: Callable[[], float] = time.time
@@ -78,18 +92,6 @@ class HandleStore:
         self._now = now
         self._ids = HandleIds(b"")
 
-    @classmethod
-    def prepared(cls, values: Settings) -> Self | None:
-        """Return the store of the settings, or None if it is disabled; raise `SettingsError`."""
-        if values.images_folder is None or not values.images_mb:
-            return None
-        max_bytes = values.images_mb * BYTES_PER_MB
-        max_bytes_of_key = values.images_mb_per_key * BYTES_PER_MB or max_bytes
-        limits = StoreLimits(max_bytes, max_bytes_of_key, values.max_images, values.images_kept_s)
-        store = cls(values.images_folder, limits)
-        store.prepare()
-        return store
-
     def prepare(self) -> None:
         """Make the folder and its secret, readable for this user alone.
 
@@ -98,7 +100,7 @@ class HandleStore:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = self._folder / "secret"
-            mine = self._written(path, secrets.token_bytes(_SECRET_BYTES))
+            mine = self._written(path, secrets.token_bytes(SECRET_BYTES))
             with suppress(FileExistsError):  # another gateway was first
                 os.link(mine, path)
             mine.unlink()
@@ -113,15 +115,12 @@ class HandleStore:
 
         Raise `PayloadTooLarge` or `NotReady`.
         """
-        allowed = min(self._limits.max_bytes, self._limits.max_bytes_of_key)
-        if len(data) > allowed:
-            message = f"the image has {len(data)} bytes; at most {allowed} are stored for a key"
-            raise PayloadTooLarge(message, "image")
+        check_size(self._limits, data)
         handle = ImageHandle(self._ids.make(owner, data))
         path = self._path(owner, handle)
         with _disk_errors():
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            written = self._written(path, _SIZE.pack(*size_wh), data)
+            written = self._written(path, SIZE.pack(*size_wh), data)
             os.utime(written, (self._now(), self._now()))
             with self._locked():
                 written.rename(path)
@@ -132,16 +131,16 @@ class HandleStore:
         """Return an image without its bytes; raise `NotFound`, `ImageExpired` or `NotReady`."""
         with self._opened(owner, handle) as file:
             stat = os.fstat(file.fileno())
-            width, height = _SIZE.unpack(file.read(_SIZE.size))
+            width, height = SIZE.unpack(file.read(SIZE.size))
         expires_at = int(stat.st_mtime) + self._limits.kept_s
-        return StoredImage(handle.text, stat.st_size - _SIZE.size, (width, height), expires_at)
+        return StoredImage(handle.text, stat.st_size - SIZE.size, (width, height), expires_at)
 
     def read(self, owner: str, handle: ImageHandle) -> bytes:
         """Return the file of an image; raise `NotFound`, `ImageExpired` or `NotReady`."""
         with self._opened(owner, handle) as file:
             stat = os.fstat(file.fileno())
             os.utime(file.fileno(), (self._now(), stat.st_mtime))
-            file.seek(_SIZE.size)
+            file.seek(SIZE.size)
             return file.read()
 
     def remove(self, owner: str, handle: ImageHandle) -> None:
@@ -163,10 +162,7 @@ class HandleStore:
             await asyncio.sleep(_REMOVE_EVERY_S)
 
     def _path(self, owner: str, handle: ImageHandle) -> Path:
-        name = self._ids.name(owner, handle)
-        if name is None:
-            raise NotFound(f"no image {shown(handle.text)} of this API key", "image")
-        return self._folder / owner / name
+        return self._folder / owner / name_of(self._ids, owner, handle)
 
     @contextmanager
     def _opened(self, owner: str, handle: ImageHandle) -> Iterator[BinaryIO]:
@@ -176,10 +172,10 @@ class HandleStore:
             try:
                 file = path.open("rb")
             except FileNotFoundError:
-                raise _gone(handle) from None
+                raise gone(handle) from None
             with file:
                 if os.fstat(file.fileno()).st_mtime + self._limits.kept_s <= self._now():
-                    raise _gone(handle)
+                    raise gone(handle)
                 yield file
 
     def _written(self, path: Path, *pieces: bytes) -> Path:
@@ -251,13 +247,29 @@ def _disk_errors() -> Iterator[None]:
         raise NotReady(message) from error
 
 
-def stored(images: HandleStore | None) -> HandleStore:
+def stored(images: ImageStore | None) -> ImageStore:
     """Return the store; raise `NotFound` if it is disabled."""
     if images is None:
         raise NotFound("this service stores no images; send the image itself", "image")
     return images
 
 
-def _gone(handle: ImageHandle) -> ImageExpired:
+def check_size(limits: StoreLimits, data: bytes) -> None:
+    """Raise `PayloadTooLarge` for an image that is larger than all images of a key may be."""
+    allowed = min(limits.max_bytes, limits.max_bytes_of_key)
+    if len(data) > allowed:
+        message = f"the image has {len(data)} bytes; at most {allowed} are stored for a key"
+        raise PayloadTooLarge(message, "image")
+
+
+def name_of(ids: HandleIds, owner: str, handle: ImageHandle) -> str:
+    """Return the name in an id of an API key; raise `NotFound` for any other id."""
+    name = ids.name(owner, handle)
+    if name is None:
+        raise NotFound(f"no image {shown(handle.text)} of this API key", "image")
+    return name
+
+
+def gone(handle: ImageHandle) -> ImageExpired:
     message = f"the image {handle.text} has expired, or was evicted or deleted; send it again"
     return ImageExpired(message, "image")

@@ -22,7 +22,7 @@ from service.errors import InvalidRequest, NotReady, Overloaded, ServiceError, U
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
 from service.images.fetching import ImageFetcher, Receiver
 from service.images.handle_ids import ImageHandle
-from service.images.handle_store import HandleStore, stored
+from service.images.handle_store import ImageStore, stored
 from service.images.url_rules import ImageInput, ImageUrl
 from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
 from service.inference.recording import (
@@ -103,7 +103,7 @@ class Core:
         limits: CoreLimits,
         fetcher: ImageFetcher | None = None,
         gaps: TrafficGaps | None = None,
-        handles: HandleStore | None = None,
+        handles: ImageStore | None = None,
     ) -> None:
         """`runners`: by the id of their model, which its adapters share."""
         self.limits = limits

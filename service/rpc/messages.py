@@ -32,8 +32,10 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 def request_fields(request: Message) -> dict[str, object]:
-    """Return the fields that are set, except the image, in the types that they have in JSON."""
-    given = {field.name: value for field, value in request.ListFields() if field.name != "image"}
+    """Return the fields that are set, except images, in the types that they have in JSON."""
+    given = {field.name: value for field, value in request.ListFields()}
+    for name in ("image", "images"):
+        given.pop(name, None)
     return {
         name: list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
         for name, value in given.items()
@@ -64,6 +66,20 @@ def comparison_message(comparison: Comparison, request_id: str) -> pb.Comparison
     return pb.Comparison(
         id=request_id, task=comparison.request.task.id, image=image, answers=answers
     )
+
+
+def several_message(
+    kind: type[MessageT], outcomes: Iterable[Message | ServiceError], request_id: str
+) -> MessageT:
+    """Return the outcomes about several images, in order, as the response of their method."""
+    rows = []
+    for outcome in outcomes:
+        if isinstance(outcome, ServiceError):
+            row = {"error": error_detail(outcome, request_id).model_dump()}
+        else:
+            row = {outcome.DESCRIPTOR.name.lower(): outcome}
+        rows.append(pb.ImageOutcome(**row))
+    return kind(id=request_id, outcomes=rows)
 
 
 def models_message(models: ServedModels) -> pb.ListModelsResponse:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from service.http.body import MAX_IMAGES
+from service.analysis.several import MAX_IMAGES
 from service.validation import BOUNDED_BY_BODY
 
 JsonObject = dict[str, Any]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from offline.analyses import Steps
 from offline.answering import Answerer, LoadedModel
 from offline.attempts import Attempt
 from offline.output import Output
@@ -42,8 +43,8 @@ from service.environment import read_settings
 
 settings = read_settings({"DIPTYCH_MODELS": "florence-2-mini"})
 model = load_served_models(settings)["florence-2-mini"]
-build = Build.of(model, "object_detection", settings)
-assert build.calibration != Build.of(model, "captioning", settings).calibration
+build = Build.of(model, {"task": "object_detection"}, settings)
+assert build.calibration != Build.of(model, {"task": "captioning"}, settings).calibration
 
 def refused(load):
     try:
@@ -115,10 +116,13 @@ def failing(key: str, error: Exception) -> InputImage:
 
 
 def run(
-    work: Callable[[Answerer], Awaitable[None]], decoder: FakeDecoder, task: str = "captioning"
+    work: Callable[[Answerer], Awaitable[None]],
+    decoder: FakeDecoder,
+    task: str = "captioning",
+    steps: Steps | None = None,
 ) -> None:
     """Run `work` with an answerer over the decoder."""
-    _, request = parse_fields(GenerationFields, {"task": task})
+    request = steps or parse_fields(GenerationFields, {"task": task})[1]
 
     async def main() -> None:
         channel = FakeChannel(FakeEncoder(), decoder, max_cache_bytes=0)

@@ -14,7 +14,7 @@ from PIL import Image
 from imaging.files import ImageLimits
 from service.admission.traffic_gaps import TrafficGaps
 from service.images.fetching import ImageFetcher
-from service.images.handle_store import HandleStore
+from service.images.handle_store import ImageStore
 from service.inference.core import Core, CoreLimits, RequestContext
 from service.inference.served_models import ServedModel, ServedModels
 from service.runner_client.runner_client import RunnerClient
@@ -101,7 +101,7 @@ def make_core(
     fetcher: ImageFetcher | None = None,
     is_up: bool = True,
     gaps: TrafficGaps | None = None,
-    handles: HandleStore | None = None,
+    handles: ImageStore | None = None,
 ) -> Core:
     """Return a core over both embedded models with fake runners; `is_up`: the one of Florence-2 is
     ready.

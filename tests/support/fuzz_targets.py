@@ -8,13 +8,14 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cache
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import torch
+from google.protobuf.message import DecodeError
 from PIL import Image
 from safetensors.torch import save, save_file
 
@@ -27,18 +28,34 @@ from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, Unreadable, images_of
 from runners.adapters.peft_adapter import read_parts
 from service.admission.api_keys import parse_keys
+from service.analysis.steps import BoxOf, parse_plan
 from service.batches.lines import parse_line
 from service.batches.uploads import read_upload
 from service.errors import ServiceError
+from service.http.body import read_images_body
 from service.http.json_values import json_object
+from service.images.handle_ids import HandleIds, ImageHandle, file_or_handle
 from service.images.url_rules import AllowedHost, check_url
 from service.inference.request_fields import PredictFields, parse_fields
+from service.inference.served_models import ServedModels
 from service.label_studio.labelling_config import parse_config
 from service.open_inference.http_bodies import read_request
+from service.rpc.analysis_messages import steps_document
+from service.rpc.proto import vision_pb2 as pb
 from service.settings import SettingsError
-from tests.support.fake_service import encoded
+from tests.support.fake_service import encoded, served_models
 from tests.support.fuzzing import Target
-from tests.support.request_bodies import FORM, IMAGE, JSON, file_part, form, part, read
+from tests.support.request_bodies import (
+    FORM,
+    IMAGE,
+    JSON,
+    file_part,
+    form,
+    memory,
+    part,
+    read,
+    request,
+)
 from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
 from wire.artifacts.manifest import ArtifactError
 from wire.pixels import BadCall, read_call
@@ -116,6 +133,32 @@ def _open_inference(data: bytes) -> None:
 def _call(data: bytes) -> None:
     header, body = _two_parts(data)
     read_call(body, header.decode("latin-1") or None, (2, 2, 3))
+
+
+def _plan(document: Mapping[str, object]) -> None:
+    plan = parse_plan(document, _models(), max_steps=16)
+    plan.check_prompts((640, 480))
+    texts = {"label": "{label}<loc_1>", "text": "detect a"}
+    for step in plan.steps:
+        step.request(None if step.own.each is None else BoxOf((1.0, 2.0, 30.0, 40.0), texts))
+
+
+def _images(content_type: str) -> Callable[[bytes], object]:
+    def read_images(data: bytes) -> object:
+        return asyncio.run(read_images_body(request([data], content_type), memory()))
+
+    return read_images
+
+
+def _image_id(data: bytes) -> None:
+    handle = file_or_handle(data)
+    if isinstance(handle, ImageHandle):
+        assert HandleIds(b"secret").name("owner", handle) is None, "an id was guessed"
+
+
+@cache
+def _models() -> ServedModels:
+    return served_models()
 
 
 @cache
@@ -198,6 +241,14 @@ _FIELDS = (
     b'{"task": "open_vocabulary_detection", "labels": ["cat"], "min_score": 0.5, "temperature": 1,'
     b' "seed": 3}'
 )
+_STEPS = {
+    "steps": [
+        {"id": "things", "task": "object_detection", "min_score": 0.5},
+        {"id": "what", "task": "region_description", "each": "things", "max_each": 5},
+        {"id": "mask", "task": "instance_segmentation", "each": "things", "phrase": "{label}"},
+        {"id": "text", "task": "ocr", "each": "things", "view": "crop", "margin": 0.2},
+    ]
+}
 # the command line prints them (client/diptych_client/cli/app.py)
 _DATASET_ERRORS = (RunError, OSError, ValueError)
 
@@ -216,6 +267,23 @@ TARGETS = {
     "fields": Target(
         lambda data: parse_fields(PredictFields, json_object(data)), (ServiceError,), (_FIELDS,)
     ),
+    "steps": Target(
+        lambda data: _plan(json_object(data)), (ServiceError,), (json.dumps(_STEPS).encode(),)
+    ),
+    "steps_message": Target(
+        lambda data: _plan(steps_document(pb.AnalyzeRequest.FromString(data))),
+        (ServiceError, DecodeError),
+        (pb.AnalyzeRequest(image=IMAGE, images=[IMAGE], **_STEPS).SerializeToString(),),
+    ),
+    "images_form": Target(
+        _images(FORM),
+        (ServiceError,),
+        (form(file_part("images", IMAGE), file_part("images", IMAGE), part("steps", "[{}]")),),
+    ),
+    "images_json": Target(
+        _images(JSON), (ServiceError,), (b'{"images": ["QUJD", "img_0"], "steps": [{}]}',)
+    ),
+    "image_id": Target(_image_id, (), (b"img_" + b"0a" * 24,)),
     "image_url": Target(
         lambda data: check_url(data.decode("utf-8", "replace"), [AllowedHost("*")]),
         (ServiceError,),

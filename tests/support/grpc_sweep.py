@@ -132,6 +132,8 @@ def _zero(field: Field) -> Any:
 
 
 def _set(message: Message, field: Field, value: Any) -> None:
+    if field.name == "images":  # a request has one of them
+        message.ClearField("image")
     target = getattr(message, field.name)
     if _is_map(field):
         for name in value:

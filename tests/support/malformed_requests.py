@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from service.rpc.proto import vision_pb2 as pb
 
-PATHS = ("/v1/predict", "/v1/compare", "/v1/chat/completions")
-_ALL_PATHS = (*PATHS, "/v2/models/florence-2-mini/infer")
+PATHS = ("/v1/predict", "/v1/compare", "/v1/analyze", "/v1/chat/completions")
+_ALL_PATHS = (*PATHS, "/v1/images", "/v2/models/florence-2-mini/infer")
 _FORM = "multipart/form-data; boundary=b"
 _TEXTS = (
     "",
@@ -56,6 +56,8 @@ _NAMES = (
     "nms_iou",
     "stream",
     "image",
+    "images",
+    "steps",
     "x",
 )
 _TEXT_NAMES = ("model", "caption", "phrase", "detail", "language", "question", "mask_format")

@@ -23,8 +23,9 @@ from service.inference.served_models import load_served_models
 
 async def answered(model: str, task: str, files: list[str]) -> list[Row]:
     settings = read_settings({"DIPTYCH_MODELS": model} | dict(os.environ))
-    build = Build.of(load_served_models(settings)[model], task, settings)
-    job = Job(build, {"task": task}, "jsonl", len(files), 1, "")
+    fields = {"task": task}
+    build = Build.of(load_served_models(settings)[model], fields, settings)
+    job = Job(build, fields, "jsonl", len(files), 1, "")
     answerer = Answerer(load_model(job, settings), settings)
     return await answerer.rows(FilesShard(tuple(StoredFile(file, file) for file in files)))
 

@@ -34,7 +34,15 @@ OK = grpc.StatusCode.OK
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 NO_MESSAGE = grpc.StatusCode.UNKNOWN  # grpc's wording for bytes that are not a message
-METHODS = ("Predict", "PredictStream", "Compare", "ListModels", "ListTasks")
+METHODS = (
+    "Predict",
+    "PredictStream",
+    "Compare",
+    "Analyze",
+    "AnalyzeStream",
+    "ListModels",
+    "ListTasks",
+)
 
 
 def memory_bytes(pid: int) -> int:
@@ -69,7 +77,7 @@ async def call_all(address: str, bodies: list[bytes]) -> Counter[grpc.StatusCode
 
     async def call(channel: grpc.aio.Channel, number: int, body: bytes) -> None:
         name = METHODS[number % len(METHODS)]
-        make: Any = channel.unary_stream if name == "PredictStream" else channel.unary_unary
+        make: Any = channel.unary_stream if name.endswith("Stream") else channel.unary_unary
         calling = make(f"/diptych.v1.Vision/{name}")(body, timeout=60)
         codes[await calling.code()] += 1
 

@@ -79,8 +79,8 @@ def test_each_offered_task_is_a_tool(service: RunningService, rest: Agent) -> No
     tools = rest.tools()
     with DiptychClient(service.url) as client:
         tasks = {task.id: task for task in client.tasks() if task.models}
-    assert {tool.name for tool in tools} == set(tasks)
-    for tool in tools:
+    assert {tool.name for tool in tools} == {*tasks, "analyze"}
+    for tool in tools[:-1]:
         assert set(tool.input_schema["properties"]) == {
             "image",
             "models",
@@ -119,6 +119,19 @@ def test_models_are_compared_on_an_image_in_base64(rest: Agent) -> None:
     refused = rest.call("captioning", image=image, detail="paragraph", models=[PALIGEMMA])
     assert refused.is_error
     assert "paligemma-mini: unsupported_task" in text_of(refused)
+
+
+def test_steps_are_asked_about_each_box(rest: Agent, scene: str) -> None:
+    steps = [
+        {"id": "things", "task": "object_detection"},
+        {"id": "what", "task": "region_description", "each": "things"},
+    ]
+    things, what = rest.call("analyze", image=scene, steps=steps).structured_content["steps"]
+    found = things["answers"][0]["detections"]
+    assert {each["of"] for each in what["answers"]} == set(range(len(found))) != set()
+    assert all(each["text"] for each in what["answers"])
+    refused = rest.call("analyze", image=scene, steps=[{**steps[1], "each": "thing"}])
+    assert "each is 'thing', which is not a step" in text_of(refused)
 
 
 def test_outlines_are_short(rest: Agent, scene: str) -> None:

@@ -103,6 +103,11 @@ def test_a_run_answers_as_the_service_and_a_broken_image_is_a_row_with_an_error(
             "unknown model 'nobody'; the catalog has florence-2-mini",
         ),
         (("--task", "captioning", "--model", FLORENCE, "-F", "labels=circle"), "labels"),
+        (("--steps", "no.yaml", "--model", FLORENCE), "no.yaml cannot be read"),
+        (
+            ("--steps", "no.yaml", "--model", FLORENCE, "-F", "labels=a"),
+            "--field needs --task",
+        ),
         (
             ("--task", "captioning", "--model", FLORENCE, "--format", "coco"),
             "coco needs a task with boxes or masks",

@@ -6,7 +6,6 @@ run before it is used.
 
 import asyncio
 import json
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -26,13 +25,20 @@ from mcp_types import (
 
 from diptych_client.clients.async_client import AsyncClient
 from diptych_client.errors import DiptychError
-from diptych_client.geometry import ImageSize
-from diptych_client.integrations.mcp_tools import ToolArguments, content_of, tool_of
+from diptych_client.integrations.mcp_tools import (
+    ANALYZE,
+    ToolArguments,
+    analysis_content,
+    analyze_tool,
+    content_of,
+    tool_of,
+)
 from diptych_client.results import Answer, ModelFailure
 
 _INSTRUCTIONS = (
     "Vision models look at an image: they describe it, find and segment objects, read text, answer"
-    " questions. Each tool is one task; `models` compares the answers of several models."
+    " questions. Each tool is one task; `models` compares the answers of several models; `analyze`"
+    " asks many questions about one image."
 )
 _Context = ServerRequestContext[Any]
 
@@ -70,6 +76,7 @@ class ToolServer:
             message = f"cannot list the tasks of the service: {error}"
             raise MCPError(INTERNAL_ERROR, message) from error
         self._tools = {task.id: tool_of(task) for task in tasks if task.models}
+        self._tools[ANALYZE] = analyze_tool(tasks)
         return ListToolsResult(tools=list(self._tools.values()))
 
     async def _call(self, context: _Context, params: CallToolRequestParams) -> CallToolResult:
@@ -82,24 +89,26 @@ class ToolServer:
         try:
             # it may read a file
             call = await asyncio.to_thread(ToolArguments.parse, tool, params.arguments or {})
+            if tool.name == ANALYZE:
+                analysis = await self._client.analyze(call.image, call.steps)
+                return _answered(analysis_content(analysis))
             if call.models is None:
                 answer = await self._client.predict(call.image, tool.name, call.parameters)
-                return _answered(answer.image, [answer])
+                return _answered(content_of(answer.image, [answer]))
             comparison = await self._client.compare(
                 call.image, tool.name, call.parameters, models=call.models
             )
         except (DiptychError, OSError, ValueError) as error:
             return _failed(str(error))
         if any(isinstance(each, Answer) for each in comparison.answers):
-            return _answered(comparison.image, comparison.answers)
+            return _answered(content_of(comparison.image, comparison.answers))
         failures = [each for each in comparison.answers if isinstance(each, ModelFailure)]
         causes = [f"{each.model}: {each.error.code}: {each.error.message}" for each in failures]
         return _failed("; ".join(causes))
 
 
-def _answered(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> CallToolResult:
-    """Return the answers as structured content and as text, which all hosts read."""
-    content = content_of(image, answers)
+def _answered(content: dict[str, Any]) -> CallToolResult:
+    """Return structured content, also as text, which all hosts read."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content)
 

@@ -1,4 +1,4 @@
-"""Tools of the Model Context Protocol: one for each task that a served model offers.
+"""Tools of the Model Context Protocol: one for each task that a served model offers, and `analyze`.
 
 A tool takes the image, the parameters of its task and optionally `models`, and returns one answer
 for each model:
@@ -6,7 +6,8 @@ for each model:
     {"image": {"width", "height"}, "answers": [{"model", KIND, "finish_reason", "calibrated"} or
     {"model", "error"}]}
 
-KIND is the result's: `text`, `detections`, `instances` or `text_regions`. Knows no connection.
+KIND is the result's: `text`, `detections`, `instances` or `text_regions`. `analyze` takes the steps
+of an analysis, and each of its steps has such answers. Knows no connection.
 """
 
 import base64
@@ -20,11 +21,14 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from mcp_types import Tool, ToolAnnotations
 
+from diptych_client.analysis import Analysis
 from diptych_client.geometry import ImageSize
 from diptych_client.integrations.outlines import simplified_ring
 from diptych_client.requests import TaskParameters, read_image_file
 from diptych_client.results import Answer, InstancesResult, ModelFailure, Task, TextResult
 from diptych_client.transports.rest_messages import answer_json
+
+ANALYZE = "analyze"  # the name of its tool
 
 # An agent pays for every point: the outline of a mask has one at each corner of its pixels.
 _OUTLINE_TOLERANCE_PX = 1.0
@@ -37,6 +41,7 @@ _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _BOX = {**_NUMBERS, "description": "[x1, y1, x2, y2] in pixels"}
 _POINTS = {"type": "array", "items": _NUMBERS, "description": "[x, y] in pixels"}
 _SCORE = {"type": "number", "description": "0 to 1"}
+_READS_ONLY = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _LABELLED = {"box": _BOX, "label": {"type": "string"}, "score": _SCORE}
 _ITEM_PROPERTIES: Mapping[str, Mapping[str, object]] = {
     "detections": _LABELLED,
@@ -77,7 +82,46 @@ def tool_of(task: Task) -> Tool:
             "additionalProperties": False,
         },
         output_schema=_output_schema(task.result),
-        annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
+        annotations=_READS_ONLY,
+    )
+
+
+def analyze_tool(tasks: Sequence[Task]) -> Tool:
+    """Return the tool of many questions about one image."""
+    text = {"type": "string"}
+    step = {
+        "id": {**text, "description": "Name of the step."},
+        "task": {**text, "enum": [task.id for task in tasks if task.models]},
+        "each": {**text, "description": "Id of a step with boxes: ask about each of them."},
+        "view": {
+            **text,
+            "enum": ["whole", "crop"],
+            "description": "crop: show the box as a separate image, at full resolution.",
+        },
+        "max_each": {"type": "integer", "minimum": 1, "description": "Most boxes. Default: 50."},
+        "models": {"type": "array", "items": text, "description": "Models to ask side by side."},
+    }
+    items = {"type": "object", "properties": step, "required": ["id", "task"]}
+    answers = {"type": "array", "items": {"type": "object"}}
+    rows = {"id": text, "task": text, "truncated": {"type": "boolean"}, "answers": answers}
+    return Tool(
+        name=ANALYZE,
+        description=(
+            "Many questions about one image at once. A step has the parameters of its task, as the"
+            " tool of the task has them. With each it is asked about every box of another step:"
+            " the box is its region, and {label} and {text} in its strings are filled. `of` in an"
+            " answer is the index of the box in the result of that step."
+        ),
+        input_schema={
+            "type": "object",
+            "properties": {"image": _IMAGE, "steps": {"type": "array", "items": items}},
+            "required": ["image", "steps"],
+            "additionalProperties": False,
+        },
+        output_schema=_with_image(
+            {"steps": {"type": "array", "items": {"type": "object", "properties": rows}}}
+        ),
+        annotations=_READS_ONLY,
     )
 
 
@@ -98,12 +142,14 @@ def _output_schema(kind: str) -> dict[str, Any]:
         "error": {"type": "object", "description": error},
     }
     row = {"type": "object", "properties": answer, "required": ["model"]}
+    return _with_image({"answers": {"type": "array", "items": row}})
+
+
+def _with_image(properties: Mapping[str, object]) -> dict[str, Any]:
+    """Return the schema of an object with the size of the image and `properties`."""
     sides = {"width": {"type": "integer"}, "height": {"type": "integer"}}
-    properties = {
-        "image": {"type": "object", "properties": sides},
-        "answers": {"type": "array", "items": row},
-    }
-    return {"type": "object", "properties": properties, "required": ["image", "answers"]}
+    every = {"image": {"type": "object", "properties": sides}, **properties}
+    return {"type": "object", "properties": every, "required": list(every)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +159,7 @@ class ToolArguments:
     image: str | bytes
     models: Sequence[str] | None
     parameters: TaskParameters
+    steps: Sequence[Mapping[str, Any]]  # empty for a task
 
     @classmethod
     def parse(cls, tool: Tool, arguments: Mapping[str, Any]) -> Self:
@@ -123,7 +170,8 @@ class ToolArguments:
             raise ValueError(": ".join(filter(None, (place, error.message))))
         names = arguments.keys() & {field.name for field in fields(TaskParameters)}
         parameters = TaskParameters(**{name: arguments[name] for name in names})
-        return cls(_image(arguments["image"]), arguments.get("models"), parameters)
+        image = _image(arguments["image"])
+        return cls(image, arguments.get("models"), parameters, arguments.get("steps", ()))
 
 
 def _image(text: str) -> str | bytes:
@@ -164,6 +212,20 @@ def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> di
         cut = {"finish_reason": answer.finish_reason, "calibrated": answer.calibrated}
         rows.append({"model": answer.model, kind: result, **cut})
     return {"image": asdict(image), "answers": rows}
+
+
+def analysis_content(analysis: Analysis) -> dict[str, Any]:
+    """Return the answers of all steps as `content_of` does."""
+    steps: list[dict[str, Any]] = []
+    for step in analysis.steps:
+        outcomes = [answer.outcome for answer in step.answers]
+        rows = content_of(analysis.image, outcomes)["answers"]
+        for row, answer in zip(rows, step.answers, strict=True):
+            if answer.of is not None:
+                row["of"] = answer.of
+        about = {"id": step.id, "task": step.task, "truncated": step.truncated}
+        steps.append({**about, "answers": rows})
+    return {"image": asdict(analysis.image), "steps": steps}
 
 
 def _rounded(value: Any) -> Any:

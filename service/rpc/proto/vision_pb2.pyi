@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PredictRequest(_message.Message):
-    __slots__ = ("image", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou")
+    __slots__ = ("image", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class PredictRequest(_message.Message):
     MASK_FORMAT_FIELD_NUMBER: _ClassVar[int]
     MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
     NMS_IOU_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     task: str
     model: str
@@ -48,10 +49,11 @@ class PredictRequest(_message.Message):
     mask_format: str
     min_score: float
     nms_iou: float
-    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ...) -> None: ...
+    images: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("image", "task", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou")
+    __slots__ = ("image", "task", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +74,7 @@ class CompareRequest(_message.Message):
     MASK_FORMAT_FIELD_NUMBER: _ClassVar[int]
     MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
     NMS_IOU_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     task: str
     models: _containers.RepeatedScalarFieldContainer[str]
@@ -92,7 +95,8 @@ class CompareRequest(_message.Message):
     mask_format: str
     min_score: float
     nms_iou: float
-    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ...) -> None: ...
+    images: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("x", "y")
@@ -227,7 +231,7 @@ class Timings(_message.Message):
     def __init__(self, preprocess: _Optional[float] = ..., encode: _Optional[float] = ..., prefill: _Optional[float] = ..., decode: _Optional[float] = ..., postprocess: _Optional[float] = ..., queue: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels")
+    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels", "outcomes")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +247,7 @@ class Answer(_message.Message):
     TIMINGS_MS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     task: str
@@ -258,7 +263,20 @@ class Answer(_message.Message):
     timings_ms: Timings
     calibrated: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    outcomes: _containers.RepeatedCompositeFieldContainer[ImageOutcome]
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ...) -> None: ...
+
+class ImageOutcome(_message.Message):
+    __slots__ = ("answer", "comparison", "analysis", "error")
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    ANALYSIS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    answer: Answer
+    comparison: Comparison
+    analysis: Analysis
+    error: Error
+    def __init__(self, answer: _Optional[_Union[Answer, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., analysis: _Optional[_Union[Analysis, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class PredictEvent(_message.Message):
     __slots__ = ("text", "answer")
@@ -291,16 +309,18 @@ class ModelAnswer(_message.Message):
     def __init__(self, model: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Comparison(_message.Message):
-    __slots__ = ("id", "task", "image", "answers")
+    __slots__ = ("id", "task", "image", "answers", "outcomes")
     ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     id: str
     task: str
     image: Image
     answers: _containers.RepeatedCompositeFieldContainer[ModelAnswer]
-    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[ModelAnswer, _Mapping]]] = ...) -> None: ...
+    outcomes: _containers.RepeatedCompositeFieldContainer[ImageOutcome]
+    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[ModelAnswer, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("id", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "models", "each", "view", "margin", "max_each")
@@ -357,12 +377,14 @@ class Step(_message.Message):
     def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., each: _Optional[str] = ..., view: _Optional[str] = ..., margin: _Optional[float] = ..., max_each: _Optional[int] = ...) -> None: ...
 
 class AnalyzeRequest(_message.Message):
-    __slots__ = ("image", "steps")
+    __slots__ = ("image", "steps", "images")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     steps: _containers.RepeatedCompositeFieldContainer[Step]
-    def __init__(self, image: _Optional[bytes] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ...) -> None: ...
+    images: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, image: _Optional[bytes] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class StepAnswer(_message.Message):
     __slots__ = ("of", "view", "model", "answer", "error")
@@ -391,14 +413,16 @@ class StepAnswers(_message.Message):
     def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., truncated: _Optional[bool] = ..., answers: _Optional[_Iterable[_Union[StepAnswer, _Mapping]]] = ...) -> None: ...
 
 class Analysis(_message.Message):
-    __slots__ = ("id", "image", "steps")
+    __slots__ = ("id", "image", "steps", "outcomes")
     ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     id: str
     image: Image
     steps: _containers.RepeatedCompositeFieldContainer[StepAnswers]
-    def __init__(self, id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepAnswers, _Mapping]]] = ...) -> None: ...
+    outcomes: _containers.RepeatedCompositeFieldContainer[ImageOutcome]
+    def __init__(self, id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepAnswers, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ...) -> None: ...
 
 class StepEvent(_message.Message):
     __slots__ = ("step", "answer")

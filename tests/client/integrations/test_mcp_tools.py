@@ -10,7 +10,14 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from diptych_client import ErrorDetail, ModelFailure, Task, TaskParameters
-from diptych_client.integrations.mcp_tools import ToolArguments, content_of, tool_of
+from diptych_client.analysis import Analysis, StepAnswer, StepAnswers
+from diptych_client.integrations.mcp_tools import (
+    ToolArguments,
+    analysis_content,
+    analyze_tool,
+    content_of,
+    tool_of,
+)
 from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, TEXT_REGIONS, answer
 from tests.support.scene_images import scene_png
 
@@ -138,3 +145,20 @@ def test_boxes_are_pixels_of_the_image() -> None:
         "label": "star",
         "score": 0.9,
     }
+
+
+def test_an_analysis_has_the_answers_of_its_steps_and_what_each_is_of() -> None:
+    tool = analyze_tool([SEGMENT, Task("ocr", "Read it.", "text", PARAMETERS, ())])
+    steps = [{"id": "a", "task": SEGMENT.id, "each": "b", "phrase": "{label}"}]
+    assert ToolArguments.parse(tool, {"image": URL, "steps": steps}).steps == steps
+    with pytest.raises(ValueError, match=r"steps\.0\.task: 'ocr' is not one of"):
+        ToolArguments.parse(tool, {"image": URL, "steps": [{"id": "a", "task": "ocr"}]})
+    failure = ModelFailure("n", ErrorDetail("unsupported_task", "no", "task", "id"))
+    answers = (StepAnswer(answer(DETECTIONS), 2), StepAnswer(failure))
+    content = analysis_content(Analysis("id", SIZE, (StepAnswers("a", SEGMENT.id, True, answers),)))
+    assert tool.output_schema is not None
+    Draft202012Validator(tool.output_schema).validate(json.loads(json.dumps(content)))
+    (step,) = content["steps"]
+    found, failed = step["answers"]
+    assert (step["truncated"], found["of"], "of" in failed) == (True, 2, False)
+    assert found["detections"] == content_of(SIZE, [answer(DETECTIONS)])["answers"][0]["detections"]

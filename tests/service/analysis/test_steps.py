@@ -29,6 +29,19 @@ def of(step: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], dict[str, A
     return step, {"id": "each", "task": "region_description", "each": step["id"], **fields}
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_needed"),
+    [({}, False), ({"view": "crop"}, True), ({"task": "captioning", "model": PALIGEMMA_ID}, True)],
+)
+def test_pixels_are_needed_again_for_crops_and_for_another_runner(
+    fields: dict[str, Any], is_needed: bool
+) -> None:
+    things, what = of({"id": "things", "task": "object_detection"})
+    if "model" in fields:
+        del what["each"]
+    assert plan(things, what | fields).needs_pixels_again == is_needed
+
+
 def test_the_steps_of_the_documentation_are_valid() -> None:
     found = plan(
         {"id": "things", "task": "object_detection", "min_score": 0.5},
@@ -57,7 +70,7 @@ def test_the_steps_of_the_documentation_are_valid() -> None:
         "all": FLORENCE_ID,
     }
     assert [step.own.id for step in found.steps if step.has_region] == ["what"]
-    assert found.has_crops
+    assert found.needs_pixels_again
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from service.errors import ImageExpired, NotFound, NotReady, PayloadTooLarge
 from service.images.handle_ids import ImageHandle
-from service.images.handle_store import HandleStore, StoreLimits
+from service.images.handle_store import HandleStore, ImageStore, StoreLimits
 from service.settings import SettingsError
 
 KEPT_S = 100
@@ -40,7 +40,7 @@ def store(
     return made
 
 
-def kept(images: HandleStore, owner: str, *handles: ImageHandle) -> list[bool]:
+def kept(images: ImageStore, owner: str, *handles: ImageHandle) -> list[bool]:
     """Return for each image whether it is there."""
 
     def is_there(handle: ImageHandle) -> bool:
@@ -53,7 +53,7 @@ def kept(images: HandleStore, owner: str, *handles: ImageHandle) -> list[bool]:
     return list(map(is_there, handles))
 
 
-def added(images: HandleStore, owner: str, data: bytes) -> ImageHandle:
+def added(images: ImageStore, owner: str, data: bytes) -> ImageHandle:
     return ImageHandle(images.add(owner, data, SIZE_WH).id)
 
 

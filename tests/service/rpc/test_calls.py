@@ -90,6 +90,53 @@ def test_the_bytes_of_an_id_are_the_stored_image() -> None:
     assert refused(named).code() == grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("name", "request_message", "kind"),
+    [
+        ("Predict", pb.PredictRequest(task="ocr"), "answer"),
+        ("Compare", pb.CompareRequest(task="ocr"), "comparison"),
+        ("Analyze", pb.AnalyzeRequest(steps=[pb.Step(id="text", task="ocr")]), "analysis"),
+    ],
+)
+def test_each_of_several_images_has_its_answer_or_its_error(
+    name: str, request_message: Any, kind: str
+) -> None:
+    async def several(channel: grpc.aio.Channel) -> list[Any]:
+        method = getattr(VisionStub(channel), name)
+        request_message.images.extend([PNG, b"none", PNG])
+        several = await method(request_message)
+        request_message.images[:] = [b""] * 33
+        with pytest.raises(grpc.aio.AioRpcError, match="33 images are sent; at most 32"):
+            await method(request_message)
+        request_message.images[:] = []
+        request_message.image = PNG
+        return [several, await method(request_message)]
+
+    answers, alone = called(several)
+    found = [each.WhichOneof("outcome") for each in answers.outcomes]
+    assert found == [kind, "error", kind]
+    assert answers.outcomes[1].error.code == "unsupported_image"
+    for outcome in (answers.outcomes[0], answers.outcomes[2]):
+        assert set(fields_of(getattr(outcome, kind))) == set(fields_of(alone))
+    assert fields_of(answers) == ["id", "outcomes"]
+
+
+def fields_of(message: Any) -> list[str]:
+    return [field.name for field, _ in message.ListFields()]
+
+
+@pytest.mark.parametrize("name", ["PredictStream", "AnalyzeStream"])
+def test_a_stream_is_about_one_image(name: str) -> None:
+    async def streamed(channel: grpc.aio.Channel) -> None:
+        message = {"PredictStream": pb.PredictRequest, "AnalyzeStream": pb.AnalyzeRequest}[name]
+        async for _ in getattr(VisionStub(channel), name)(message(images=[PNG])):
+            pass
+
+    error = refused(streamed)
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert ("diptych-param", "images") in list(error.trailing_metadata())
+
+
 async def healthy(channel: grpc.aio.Channel) -> Any:
     stub: Any = HealthStub(channel)
     return (await stub.Check(HealthCheckRequest())).status

@@ -19,6 +19,7 @@ LINKS: list[dict[str, str]] = [
     {},
     {"task": "open_vocabulary_detection", "sample": SAMPLE},
     {"task": "region_description", "temperature": "2", "seed": "1", "sample": SAMPLE},
+    {"task": "describe-everything", "sample": SAMPLE},
 ]
 
 

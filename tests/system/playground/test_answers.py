@@ -72,6 +72,23 @@ def assert_shown(playground: Playground, model: str, answer: dict[str, Any]) -> 
     assert panel.locator(".legend .stage").count() == len(answer["timings_ms"]) - 1
 
 
+def test_the_boxes_of_a_recipe_open_into_their_answers(playground: Playground) -> None:
+    playground.open(task="describe-everything", sample=SAMPLE)
+    panel = playground.panel(FLORENCE)
+    expect(playground.page.locator(".panel")).to_have_count(1)
+    things, what, whole = playground.answer(FLORENCE)["steps"]
+    assert_drawn(playground.shapes(FLORENCE), things["answers"][0]["result"])
+    expect(panel.get_by_text(whole["answers"][0]["result"]["text"])).to_be_visible()
+    texts = {each["of"]: each["result"]["text"] for each in what["answers"]}
+    for index, button in enumerate(panel.locator("button.object").all()):
+        answer = panel.locator(".more").nth(index)
+        expect(answer).to_be_hidden()
+        button.press("Enter")
+        expect(button).to_have_attribute("aria-expanded", "true")
+        expect(answer.locator("dd")).to_have_text(texts[index])
+    assert "/v1/analyze" in playground.copied(FLORENCE, "curl")
+
+
 def test_shapes_lie_over_what_they_name_at_any_size_and_zoom(
     playground: Playground, client: httpx.Client
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
+from diptych_client.cli.recipes import shipped_recipes
 from tests.support.browser import Playground
 from tests.support.running_service import RunningService
 
@@ -162,6 +163,14 @@ def test_a_link_is_read_as_it_was_written(page: Playground) -> None:
     }
     for nothing in ("", "#", "#models"):
         assert page.module("run-link", f"m.readLink({nothing!r})") is None
+
+
+def test_the_recipes_are_those_of_the_client(page: Playground) -> None:
+    shipped = {
+        recipe.name: {"description": recipe.description, "steps": list(recipe.steps)}
+        for recipe in shipped_recipes()
+    }
+    assert page.module("recipes", "m.RECIPES") == shipped
 
 
 def test_names_of_shapes_do_not_cover_each_other(page: Playground) -> None:

@@ -29,7 +29,9 @@ export class Answers {
   /** Show a run instead of the current one. @param {import("./run.js").Run} run */
   show(run) {
     this.run = run;
-    this.#panels = this.models.map(
+    const { task } = run.question;
+    const models = task.steps ? this.models.filter(({ id }) => task.models.includes(id)) : this.models;
+    this.#panels = models.map(
       (model) => new Panel(model, run.question, this.view, this.styles, this.remediesFor(model.id)),
     );
     moveTogether(this.#panels.map((panel) => panel.picture));

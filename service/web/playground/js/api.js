@@ -1,13 +1,14 @@
-/** Calls of the service's HTTP API: listings, and predictions of one model. */
+/** Calls of the service's HTTP API: listings, predictions of one model, and analyses. */
 
 import { apiKey } from "./api-key.js";
 import { serverEvents } from "./event-stream.js";
 
 /**
- * @typedef {{id: string, description: string, result: string, parameters: any, models: string[]}} Task
+ * @typedef {{id: string, description: string, result: string, parameters: any, models: string[], steps?: any[]}} Task
+ *     `steps`: those of a recipe
  * @typedef {{id: string, tasks: string[], [column: string]: any}} Model
  * @typedef {Record<string, string | number | boolean | (string | number)[]>} Fields  request fields by name
- * @typedef {Record<string, any>} Answer  the body of POST /v1/predict
+ * @typedef {Record<string, any>} Answer  the body of POST /v1/predict, or the first answer of an analysis with it
  */
 
 /** An error of the service, or of the connection to it. */
@@ -53,6 +54,22 @@ export async function predict(image, fields, signal, onText) {
   const response = await send("/v1/predict", { method: "POST", body: formOf(image, fields), signal });
   const isStream = response.headers.get("content-type")?.startsWith("text/event-stream");
   return isStream ? streamedAnswer(response, onText) : response.json();
+}
+
+/**
+ * Return the first answer of an analysis, with the analysis.
+ * @param {{blob: Blob, name: string}} image
+ * @param {Record<string, any>[]} steps
+ * @param {AbortSignal} signal
+ * @returns {Promise<Answer>}
+ */
+export async function analyze(image, steps, signal) {
+  const sent = performance.now();
+  const body = formOf(image, { steps: /** @type {any} */ (steps) });
+  const analysis = await (await send("/v1/analyze", { method: "POST", body, signal })).json();
+  const [first] = analysis.steps[0].answers;
+  if (first.error) throw new ApiError(first.error);
+  return { ...first, analysis, wall_ms: performance.now() - sent };
 }
 
 /** @param {Response} response @param {(text: string) => void} onText @returns {Promise<Answer>} */

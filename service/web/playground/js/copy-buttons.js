@@ -2,6 +2,7 @@
 
 import { apiKey } from "./api-key.js";
 import { html } from "./dom.js";
+import { filledSteps } from "./recipes.js";
 import { curlCommand, pythonProgram } from "./snippets.js";
 
 const SHOWN_MS = 1600;
@@ -12,16 +13,18 @@ const SHOWN_MS = 1600;
  */
 export function copyButtons(answer, { image, task, fields }) {
   const request = {
-    origin: location.origin,
+    url: `${location.origin}/v1/${task.steps ? "analyze" : "predict"}`,
     imageName: image.name,
-    fields: { task: task.id, model: answer.model, ...fields },
+    fields: task.steps
+      ? { steps: filledSteps(task.steps, fields) }
+      : { task: task.id, model: answer.model, ...fields },
     needsKey: apiKey() !== null,
   };
   return html(
     "div",
     { class: "copy", role: "group", "aria-label": "Copy" },
     html("span", { class: "overline" }, "Copy as"),
-    copyButton("JSON", () => JSON.stringify(answer, null, 2)),
+    copyButton("JSON", () => JSON.stringify(answer.analysis ?? answer, null, 2)),
     copyButton("curl", () => curlCommand(request)),
     copyButton("Python", () => pythonProgram(request)),
   );

@@ -5,12 +5,12 @@ const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFracti
 const languages = new Intl.DisplayNames(["en"], { type: "language" });
 
 /**
- * `ocr_with_regions` is `OCR with regions`.
+ * `ocr_with_regions` is `OCR with regions`, `both-models` is `Both models`.
  * @param {string} id
  */
 export function title(id) {
   const text = id
-    .split("_")
+    .split(/[_-]/)
     .map((word) => (ACRONYMS.has(word) ? word.toUpperCase() : word))
     .join(" ");
   return text.charAt(0).toUpperCase() + text.slice(1);

@@ -1,4 +1,4 @@
-/** Table of an answer's objects; hovering or focusing a row highlights its shape. */
+/** Table of an answer's objects; hovering or focusing a row highlights its shape, pressing it opens its answers. */
 
 import { html } from "./dom.js";
 import { labelKey } from "./shapes.js";
@@ -9,27 +9,29 @@ export class ObjectTable {
    * @param {import("./shapes.js").Shape[]} shapes
    * @param {import("./view.js").View} view
    * @param {import("./label-styles.js").LabelStyles} styles
+   * @param {(index: number) => Node | null} [answersOf]  what is known about an object besides its box
    */
-  constructor(model, shapes, view, styles) {
+  constructor(model, shapes, view, styles, answersOf = () => null) {
     this.model = model;
     this.view = view;
     this.styles = styles;
-    this.rows = shapes.map((shape) => ({ shape, row: this.#row(shape) }));
+    this.rows = shapes.map((shape) => this.#rows(shape, answersOf(shape.index)));
     const heads = ["Label", "Score", "Box in pixels"].map((name) => html("th", { scope: "col" }, name));
     this.none = html("p", { class: "quiet" });
     this.table = html(
       "table",
       { class: "objects" },
       html("thead", {}, html("tr", {}, ...heads)),
-      html("tbody", {}, ...this.rows.map(({ row }) => row)),
+      html("tbody", {}, ...this.rows.flatMap(({ row, more }) => [row, more])),
     );
     this.element = html("div", { class: "object-list" }, this.table, this.none);
   }
 
   /** Show the rows that pass the view's filters. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
   update(isShown) {
-    for (const { shape, row } of this.rows) {
+    for (const { shape, row, name, more } of this.rows) {
       row.hidden = !isShown(shape);
+      if (more) more.hidden = row.hidden || name.ariaExpanded !== "true";
       row.toggleAttribute("data-lit", this.view.lights(this.model, shape.index, labelKey(shape.label)));
     }
     const isEmpty = this.rows.every(({ row }) => row.hidden);
@@ -38,24 +40,37 @@ export class ObjectTable {
     this.none.textContent = this.rows.length ? "No object matches the filters." : "No objects found.";
   }
 
-  #row(shape) {
+  #rows(shape, answers) {
     const lit = { model: this.model, index: shape.index, key: labelKey(shape.label) };
     const on = () => this.view.change({ lit });
     const off = () => this.view.change({ lit: null });
+    const press = () => {
+      if (answers) name.ariaExpanded = String(name.ariaExpanded !== "true");
+      on(); // the view's change shows the answers
+    };
     const swatch = html("span", { class: "swatch", "aria-hidden": true });
     swatch.style.background = this.styles.of(shape.label).color;
     const name = html(
       "button",
-      { type: "button", class: "object", onfocus: on, onblur: off, onclick: on },
+      {
+        type: "button",
+        class: "object",
+        "aria-expanded": answers && "false",
+        onfocus: on,
+        onblur: off,
+        onclick: press,
+      },
       swatch,
       shape.label || `Region ${shape.index + 1}`,
     );
-    return html(
+    const more = answers && html("tr", { class: "more" }, html("td", { colspan: 3 }, answers));
+    const row = html(
       "tr",
       { "data-index": shape.index, onpointerenter: on, onpointerleave: off },
       html("td", {}, name),
       html("td", { class: "number" }, shape.score.toFixed(2)),
       html("td", { class: "number" }, shape.box.map((value) => Math.round(value)).join(", ")),
     );
+    return { shape, row, name, more };
   }
 }

@@ -10,6 +10,7 @@ import { Overlay } from "./overlay.js";
 import { Picture } from "./picture.js";
 import { errorNote, notSupportedNote } from "./problem-note.js";
 import { shapesOf } from "./shapes.js";
+import { stepAnswers } from "./step-answers.js";
 import { TimingsBar } from "./timings-bar.js";
 
 export class Panel {
@@ -85,15 +86,26 @@ export class Panel {
     fill(this.facts);
   }
 
+  /** Show the first answer of an analysis; its objects open into the others. */
+  #showAnalysis(answer) {
+    const [, ...steps] = answer.analysis.steps;
+    const answersOf = (index) => stepAnswers(steps, index);
+    this.#table = new ObjectTable(this.model.id, this.shapes, this.view, this.styles, answersOf);
+    this.status.textContent = milliseconds(answer.wall_ms);
+    fill(this.body, answersOf(undefined), this.#table.element);
+    fill(this.facts, copyButtons(answer, this.question));
+  }
+
   #showAnswer(answer) {
     this.shapes = shapesOf(answer.result);
     this.overlay.draw(this.shapes, answer.image);
+    if (answer.analysis) return this.#showAnalysis(answer);
     this.status.textContent = milliseconds(answer.timings_ms.total);
     this.timings = new TimingsBar(answer.timings_ms);
     const isText = "text" in answer.result;
     this.#table = isText ? null : new ObjectTable(this.model.id, this.shapes, this.view, this.styles);
     fill(this.body, isText ? textOf(answer.result.text) : this.#table?.element);
-    fill(this.facts, this.timings.element, usage(answer), rawText(answer), copyButtons(answer, this.question));
+    return fill(this.facts, this.timings.element, usage(answer), rawText(answer), copyButtons(answer, this.question));
   }
 }
 

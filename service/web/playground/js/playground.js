@@ -9,6 +9,7 @@ import { ImageInput } from "./image-input.js";
 import { LabelStyles } from "./label-styles.js";
 import { counted, milliseconds } from "./names.js";
 import { OptionsForm } from "./options-form.js";
+import { recipeTasks } from "./recipes.js";
 import { linkOf, readLink } from "./run-link.js";
 import { Run } from "./run.js";
 import { shapesOf } from "./shapes.js";
@@ -37,7 +38,7 @@ export class Playground {
     this.options = new OptionsForm(fields[id], Object.keys(parameters.properties));
     this.images = new ImageInput(samples, () => this.#suggest());
     this.form = new TaskForm(byId("parameters"), this.images.regionEditor);
-    this.tasks = new TaskChoice(tasks, (task) => this.#taskChosen(task));
+    this.tasks = new TaskChoice([...tasks, ...recipeTasks(tasks)], (task) => this.#taskChosen(task));
     this.answers = new Answers(models, new LabelStyles(), (modelId) => this.#remediesFor(modelId));
     this.history = new HistoryStrip(byId("history"), (run) => this.#showAgain(run));
   }
@@ -177,7 +178,7 @@ export class Playground {
     const change = (param) => {
       if (param === "image") byId("choose-file").focus();
       else if (!this.form.focus(param) && !this.options.focus(param))
-        byId("tasks").querySelector("input:checked").focus();
+        byId("ask").querySelector("[name=task]:checked").focus();
     };
     const instead = (param) => this.form.instead(param);
     return { again, change, instead, enterKey: async () => (await askForKey()) && again() };
@@ -195,5 +196,5 @@ function outcomeText({ state, answer, error }) {
   if (state !== "answered") return "";
   const { text } = answer.result;
   const what = text === undefined ? counted(shapesOf(answer.result).length, "object") : text;
-  return `${what}, in ${milliseconds(answer.timings_ms.total)}`;
+  return `${what}, in ${milliseconds(answer.wall_ms ?? answer.timings_ms.total)}`;
 }

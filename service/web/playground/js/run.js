@@ -1,6 +1,7 @@
 /** One question to several models concurrently, with the outcome of each. */
 
-import { predict } from "./api.js";
+import { analyze, predict } from "./api.js";
+import { filledSteps } from "./recipes.js";
 
 /**
  * @typedef {object} Question
@@ -61,7 +62,10 @@ export class Run {
       onChange(modelId);
     };
     try {
-      outcome.answer = await predict(this.question.image, this.#fieldsFor(modelId), this.#abort.signal, onText);
+      const { image, task, fields } = this.question;
+      outcome.answer = task.steps
+        ? await analyze(image, filledSteps(task.steps, fields), this.#abort.signal)
+        : await predict(image, this.#fieldsFor(modelId), this.#abort.signal, onText);
       outcome.state = "answered";
     } catch (error) {
       outcome.error = error;

@@ -1,8 +1,8 @@
 /** A request as a curl command or a Python program. */
 
 /**
- * @typedef {import("./api.js").Fields} Fields
- * @typedef {{origin: string, imageName: string, fields: Fields, needsKey: boolean}} Request
+ * @typedef {Record<string, any>} Fields
+ * @typedef {{url: string, imageName: string, fields: Fields, needsKey: boolean}} Request
  */
 
 /**
@@ -11,11 +11,11 @@
  * `--form-string` instead of `-F`, which reads a value that begins with `@` or `<` as a file.
  * @param {Request} request
  */
-export function curlCommand({ origin, imageName, fields, needsKey }) {
+export function curlCommand({ url, imageName, fields, needsKey }) {
   const words = Object.entries(fields).map(([name, value]) => `--form-string ${quoted(`${name}=${formText(value)}`)}`);
   if (needsKey) words.unshift('-H "Authorization: Bearer $DIPTYCH_API_KEY"');
   return [
-    `curl -s ${quoted(`${origin}/v1/predict`)}`,
+    `curl -s ${quoted(url)}`,
     `-F ${quoted(`image=@"${imageName.replace(/["\\]/g, "\\$&")}"`)}`,
     ...words,
   ].join(" \\\n  ");
@@ -25,7 +25,7 @@ export function curlCommand({ origin, imageName, fields, needsKey }) {
  * Return a Python program.
  * @param {Request} request
  */
-export function pythonProgram({ origin, imageName, fields, needsKey }) {
+export function pythonProgram({ url, imageName, fields, needsKey }) {
   const data = Object.entries(fields).map(([name, value]) => `    ${literal(name)}: ${literal(formText(value))},`);
   const headers = needsKey ? ', headers={"Authorization": f"Bearer {os.environ[\'DIPTYCH_API_KEY\']}"}' : "";
   return [
@@ -36,7 +36,7 @@ export function pythonProgram({ origin, imageName, fields, needsKey }) {
     ...data,
     "}",
     `with open(${literal(imageName)}, "rb") as image:`,
-    `    response = httpx.post(${literal(`${origin}/v1/predict`)}, data=fields, files={"image": image}${headers}, timeout=60)`,
+    `    response = httpx.post(${literal(url)}, data=fields, files={"image": image}${headers}, timeout=60)`,
     "response.raise_for_status()",
     "print(response.text)",
   ].join("\n");

@@ -1,4 +1,4 @@
-/** Task choice: first the tasks that several models support. */
+/** Task choice: first the tasks that several models support; recipes below the parameters. */
 
 import { byId, fill, html } from "./dom.js";
 import { title } from "./names.js";
@@ -12,8 +12,10 @@ export class TaskChoice {
     this.tasks = tasks.filter((task) => task.models.length);
     this.onChange = onChange;
     const shared = this.tasks.filter((task) => task.models.length > 1);
-    const single = this.tasks.filter((task) => task.models.length === 1);
+    const single = this.tasks.filter((task) => task.models.length === 1 && !task.steps);
+    const recipes = this.tasks.filter((task) => task.steps);
     fill(byId("tasks"), this.#group("Side by side", shared), this.#group("One model", single));
+    fill(byId("recipes"), this.#group("Many questions at once", recipes)); // parameters stay above Run
     this.choose((shared[0] ?? single[0]).id);
   }
 
