@@ -82,12 +82,12 @@ class ToolServer:
         try:
             # it may read a file
             call = await asyncio.to_thread(ToolArguments.parse, tool, params.arguments or {})
+            asked = (call.image, tool.name, call.parameters)
             if call.models is None:
-                answer = await self._client.predict(call.image, tool.name, call.parameters)
+                answer = await self._client.predict(*asked, options=call.options)
                 return _answered(answer.image, [answer])
-            comparison = await self._client.compare(
-                call.image, tool.name, call.parameters, models=call.models
-            )
+            models = call.models
+            comparison = await self._client.compare(*asked, models=models, options=call.options)
         except (DiptychError, OSError, ValueError) as error:
             return _failed(str(error))
         if any(isinstance(each, Answer) for each in comparison.answers):
