@@ -37,7 +37,6 @@ IMAGE ?= diptych
 # The default format of podman and buildah, OCI's, has no health check.
 FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
 
-export BENTOML_HOME ?= $(CURDIR)/.bentoml
 # Disable the telemetry of BentoML and of ONNX Runtime (1.32's builds have it).
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1

@@ -10,6 +10,7 @@ python -m export.bento build/bento florence-2-base …    with these models, whi
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +19,23 @@ import bentoml
 import yaml
 
 from tasks.catalog import model_id_of
+from wire.artifacts.manifest import ArtifactError
+from wire.artifacts.model_store import artifact_folder
 
 _ROOT = Path(__file__).parents[1]
 
 
 def write_bento(folder: Path, models: Sequence[str]) -> None:
-    """Build a Bento of `models` (empty: bentofile.yaml's) with artifacts over `folder`."""
+    """Build a Bento of `models` (empty: bentofile.yaml's) with artifacts over `folder`.
+
+    Raise `ArtifactError` for a model that is not exported.
+    """
     options = yaml.safe_load((_ROOT / "bentofile.yaml").read_text(encoding="utf-8"))
     if models:
         options["models"] = [f"{model_id_of(model)}:latest" for model in models]
         os.environ["DIPTYCH_MODELS"] = ",".join(models)  # the services that the Bento describes
+    for tag in options["models"]:
+        artifact_folder(tag.removesuffix(":latest"))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as bentofile:
         yaml.safe_dump(options, bentofile)
         bentofile.flush()
@@ -47,7 +55,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="*", metavar="MODEL")
     given = parser.parse_args()
-    write_bento(given.folder, given.models)
+    try:
+        write_bento(given.folder, given.models)
+    except ArtifactError as error:
+        sys.exit(f"python -m export.bento: {error}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Literal
 from export.artifacts.store import exported_models
 from export.checkpoints.jobs import ROOT
 from export.checks.golden_answers import golden_offer
-from export.resources import available_memory_bytes, free_disk_bytes, store_home
+from export.resources import available_memory_bytes, free_disk_bytes
 from tasks.catalog import model_id_of
 from wire.artifacts.devices import decoder_device, encoder_device, has_cuda_card
 from wire.artifacts.manifest import (
@@ -31,7 +31,7 @@ from wire.artifacts.manifest import (
     verify_files,
 )
 from wire.artifacts.manifest import vision_encoder_file as encoder_file
-from wire.artifacts.model_store import artifact_folder
+from wire.artifacts.model_store import artifact_folder, store_home
 
 Verdict = Literal["ok", "warning", "failure"]
 

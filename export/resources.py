@@ -5,7 +5,6 @@ A model is large if its float32 weights would not fit beside an export: its enco
 child process and its float32 decoder and reference run layer by layer. The constants are estimates.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from export.checkpoints.errors import ResourceError
 from tasks.catalog import CatalogEntry
+from wire.artifacts.model_store import store_home
 
 # A large model's layers beyond this size (float32) are read at each use.
 MAX_RESIDENT_BYTES = 4 << 30
@@ -105,11 +105,6 @@ def check_host(needs: Needs) -> None:
     needs.check(
         available_memory_bytes(), {folder: free_disk_bytes(folder) for folder in sorted(folders)}
     )
-
-
-def store_home() -> Path:
-    """Return the folder of BentoML's stores."""
-    return Path(os.environ.get("BENTOML_HOME", "~/bentoml")).expanduser()
 
 
 def free_disk_bytes(folder: Path) -> float:

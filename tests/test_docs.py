@@ -27,7 +27,7 @@ FOLDERS = (
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 OPERATIONS = TEXTS["docs/operations.md"]
 README = TEXTS["README.md"]
-TREE = README.partition("## Folders\n\n```\n")[2].partition("```")[0]
+TREE = README.partition("## Folders\n\n```text\n")[2].partition("```")[0]
 MAX_README_LINES = 200
 # A measured value with its unit: three digits, or a decimal point. Round numbers are limits and
 # conditions.

@@ -3,7 +3,6 @@
 The only module of the export that uses the store; needs no torch.
 """
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import bentoml
 from export.checkpoints.errors import DiskFullError, is_disk_full
 from tasks.catalog import CatalogEntry
 from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
-from wire.artifacts.model_store import artifact_folder
+from wire.artifacts.model_store import artifact_folder, store_home
 
 
 @contextmanager
@@ -30,11 +29,10 @@ def new_version(model_id: str) -> Iterator[Path]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        home = os.environ.get("BENTOML_HOME", "~/bentoml")
         raise DiskFullError(
             f"no space left for the artifacts of {model_id}; they are made in"
-            f" {tempfile.gettempdir()} (TMPDIR) and stored in {home} (BENTOML_HOME): free some, or"
-            " set the variable to a larger disk"
+            f" {tempfile.gettempdir()} (TMPDIR) and stored in {store_home()} (BENTOML_HOME): free"
+            " some, or set the variable to a larger disk"
         ) from error
 
 

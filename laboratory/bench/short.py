@@ -20,7 +20,8 @@ from laboratory.bench.rounds.client import Round
 from laboratory.bench.rounds.measurement import MeasuredServer, Measurement, started
 from laboratory.bench.rounds.servers import OURS, Server, short_peer
 from laboratory.bench.rounds.workloads import WorkloadName, short_plan
-from loadtest.processes import ROOT, cpu_s, machine_cpu_s
+from loadtest.processes import cpu_s, machine_cpu_s
+from wire.artifacts.model_store import store_home
 
 _MAX_OTHERS_CORES = 0.3
 
@@ -41,8 +42,8 @@ def run_short(
 
     The remaining time until `deadline_s`, on time.monotonic()'s clock, is divided.
     """
-    store = os.environ.get("BENTOML_HOME", str(ROOT / ".bentoml"))
-    ours = replace(OURS, environment={**OURS.environment, "BENTOML_HOME": store})
+    environment = {**OURS.environment, "BENTOML_HOME": str(store_home())}
+    ours = replace(OURS, environment=environment)
     servers = (ours, short_peer(importlib.util.find_spec("litserve") is not None))
     for index, model in enumerate(models):
         left_s = deadline_s - time.monotonic()

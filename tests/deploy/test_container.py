@@ -51,6 +51,14 @@ def committed(*folders: str) -> set[str]:
     )
 
 
+def test_a_model_that_is_not_exported_is_named_before_the_build(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    run = exported.forked("-m", "export.bento", str(tmp_path / "bento"), "florence-2-base")
+    assert run.returncode == 1
+    assert run.stderr.startswith("python -m export.bento: no artifacts of florence-2-base in")
+
+
 def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> None:
     files = {
         str(path.relative_to(bento / "src"))

@@ -1,10 +1,12 @@
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from export.doctor import disk, memory
-from tests.support.export_cli import EMBEDDED, ModelStore
+from tests.support import forked_python
+from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 
 
 def test_sound_host_has_one_line_for_each_check_and_model(exported: ModelStore) -> None:
@@ -19,6 +21,12 @@ def test_sound_host_has_one_line_for_each_check_and_model(exported: ModelStore) 
         *(f"{model_id}:" for model_id in EMBEDDED),
     ]
     assert run.stderr == ""
+
+
+def test_the_store_of_make_serve_is_the_default() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "BENTOML_HOME"}
+    run = forked_python.run(("-m", "export", "doctor", *EMBEDDED), environment)
+    assert f" GB are free in {ROOT / '.bentoml'}\n" in run.stdout
 
 
 def test_a_model_with_published_answers_is_offered_the_comparison(

@@ -27,7 +27,7 @@ def take(url: str) -> None:
         write_coco_scenes(scenes, [CONDITIONS["plain"]], range(_NUM_SCENES))
         words = ("evaluate", scenes, "--task", "open_vocabulary_detection", "--out", out)
         subprocess.run([DIPTYCH, "--url", url, *words], check=True)
-        page = browser.new_page(viewport={"width": 1280, "height": 1380}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1280, "height": 1216}, color_scheme="light")
         page.goto((out / "report.html").as_uri())
         page.locator(".card").first.wait_for()
         page.screenshot(path=PICTURE)

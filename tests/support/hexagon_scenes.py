@@ -7,6 +7,7 @@ untrained.
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,13 +62,26 @@ def hexagon_scene(seed: int) -> HexagonScene:
     return HexagonScene(image, tuple(objects))
 
 
+def named_scene(seed: int) -> HexagonScene:
+    """Return the scene of a seed, labelled by colour and shape, without hexagons."""
+    scene = sample_scene(seed)
+    objects = tuple(LabelledBox(each.name, box_xyxy(each)) for each in scene.objects)
+    return HexagonScene(render_scene(scene), objects)
+
+
 def write_hexagon_coco(folder: Path, first_seed: int, num_scenes: int) -> Path:
+    """Write images and `annotations.json` into `folder`."""
+    scenes = [hexagon_scene(first_seed + index) for index in range(num_scenes)]
+    return write_coco(folder, scenes)
+
+
+def write_coco(folder: Path, scenes: Iterable[HexagonScene]) -> Path:
     """Write images and `annotations.json` into `folder`."""
     (folder / "images").mkdir(parents=True)
     images = list[dict[str, object]]()
     annotations = list[dict[str, object]]()
-    for index in range(num_scenes):
-        scene = hexagon_scene(first_seed + index)
+    names = dict[str, int]()
+    for index, scene in enumerate(scenes):
         name = f"{index:05}.png"
         scene.image.save(folder / "images" / name)
         images.append({"id": index, "file_name": name, "width": CANVAS_PX, "height": CANVAS_PX})
@@ -76,12 +90,12 @@ def write_hexagon_coco(folder: Path, first_seed: int, num_scenes: int) -> Path:
             ids = {
                 "id": len(annotations),
                 "image_id": index,
-                "category_id": NAMES.index(true.label),
+                "category_id": names.setdefault(true.label, len(names)),
             }
             annotations.append(
                 {**ids, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             )
-    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES)]
+    categories = [{"id": number, "name": name} for name, number in names.items()]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(document), encoding="utf-8")
     return folder

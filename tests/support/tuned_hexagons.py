@@ -1,6 +1,8 @@
 """Measures adapters that were tuned on scenes with hexagons, served beside their base.
 
 python -m tests.support.tuned_hexagons scenes FOLDER      write 500 training scenes with COCO labels
+python -m tests.support.tuned_hexagons named FOLDER       write 200 scenes of known shapes, labelled
+                                                          by colour and shape
 python -m tests.support.tuned_hexagons measure ADAPTER    print F1 by shape of base and adapter on
                                                           200 other scenes
 """
@@ -24,6 +26,8 @@ from tests.support.hexagon_scenes import (
     NAMES,
     HexagonScene,
     hexagon_scene,
+    named_scene,
+    write_coco,
     write_hexagon_coco,
 )
 from tests.support.running_service import running_service
@@ -31,6 +35,7 @@ from tests.support.scene_images import encoded
 
 NUM_TRAINING_SCENES = 500
 NUM_TEST_SCENES = 200
+NUM_NAMED_SCENES = 200
 MIN_IOU = 0.5
 FIELDS: dict[str, dict[str, str | list[str]]] = {
     "florence-2-mini": {"task": "object_detection"},
@@ -89,6 +94,9 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["scenes", folder]:
             write_hexagon_coco(Path(folder), FIRST_TRAINING_SEED, NUM_TRAINING_SCENES)
+        case ["named", folder]:
+            seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + NUM_NAMED_SCENES)
+            write_coco(Path(folder), map(named_scene, seeds))
         case ["measure", adapter]:
             measure(Path(adapter))
         case _:

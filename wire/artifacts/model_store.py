@@ -1,14 +1,23 @@
 """The store of artifact folders: BentoML's model store, with one entry per model.
 
-Alone in importing BentoML here.
+It is in BENTOML_HOME, by default `.bentoml` in the repository. Alone in importing BentoML here.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import bentoml
 
 from wire.artifacts.manifest import ArtifactError, Manifest, read_manifest
+
+# BentoML reads it at its first use of a store, in child processes too
+os.environ.setdefault("BENTOML_HOME", str(Path(__file__).parents[2] / ".bentoml"))
+
+
+def store_home() -> Path:
+    """Return the folder of BentoML's stores."""
+    return Path(os.environ["BENTOML_HOME"]).expanduser()
 
 
 def artifact_folder(model_id: str) -> Path:

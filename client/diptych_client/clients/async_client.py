@@ -1,11 +1,15 @@
-"""The client for asyncio, with the methods of `Client` (client.py)."""
+"""The client for asyncio, and the source of the one that blocks.
+
+client.py is written from this file: python -m tests.support.blocking_client. A call is one for
+both: `Caller` of caller.py retries it, a transport sends each attempt.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from tenacity import AsyncRetrying
 
@@ -49,9 +53,11 @@ AsyncEvents = AsyncGenerator[str | Answer, None]
 
 
 class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
-    """`Client` for asyncio.
+    """A connection to a service: `http(s)://` for REST, `grpc://` or `grpcs://` for gRPC.
 
-    Created and used in one running event loop; calls may run concurrently.
+    `timeout_s` is the deadline of a call, retries included; the service receives the remaining
+    time. `max_pixels`: larger images are sent smaller, and their answers scaled back. Every method
+    raises `DiptychError`. Created and used in one running event loop; calls may be concurrent.
     """
 
     _retrying = AsyncRetrying
@@ -86,12 +92,17 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         concurrency: int = DEFAULT_CONCURRENCY,
         progress: bool = False,
     ) -> AsyncGenerator[Answer | DiptychError, None]:
-        """Yield the answer of each image in order, or its error; `progress` shows a bar."""
+        """Yield the answer of each image in order, or its error; `progress` shows a bar.
+
+        At most `concurrency` images are read and in flight. An error that every image would have,
+        such as an unknown model, is raised.
+        """
 
         async def ask(image: ImageSource) -> Answer | DiptychError:
-            settings: Any = {"model": model, "options": options, "bgr": bgr}
             try:
-                return await self.predict(image, task, parameters, **settings)
+                return await self.predict(
+                    image, task, parameters, model=model, options=options, bgr=bgr
+                )
             except DiptychError as error:
                 if affects_every_image(error):
                     raise
@@ -107,8 +118,8 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
                 while waiting:
                     yield bar.passed(await waiting.popleft())
         finally:
-            for task_of_image in waiting:
-                task_of_image.cancel()
+            for each in waiting:
+                each.cancel()
 
     async def stream(
         self,

@@ -1,14 +1,10 @@
-"""The client that blocks; `AsyncClient` of async_client.py has the same methods for asyncio.
-
-A call is one for both: `Caller` of caller.py retries it, a transport sends each attempt.
-"""
+"""The client that blocks. Do not edit: async_client.py is its source, and says how."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from itertools import chain
 from typing import Self, TypeVar
 
 from tenacity import Retrying
@@ -75,7 +71,8 @@ class Client(Caller[RestTransport | GrpcTransport]):
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
         chosen = {"task": task, "model": model}
-        prepared = self._prepare(image, bgr, chosen, parameters, options)
+        given = (image, bgr, chosen, parameters, options)
+        prepared = self._prepare(*given)
         answer = self._ask(PREDICT, prepared.request, self._transport.send)
         return restored(answer, prepared.original)
 
@@ -105,8 +102,8 @@ class Client(Caller[RestTransport | GrpcTransport]):
                     raise
                 return error
 
-        waiting: deque[Future[Answer | DiptychError]] = deque()
         threads = ThreadPoolExecutor(concurrency)
+        waiting: deque[Future[Answer | DiptychError]] = deque()
         try:
             with Bar(images, progress) as bar:
                 for image in images:
@@ -133,10 +130,12 @@ class Client(Caller[RestTransport | GrpcTransport]):
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
         chosen = {"task": task, "model": model}
-        prepared = self._prepare(image, bgr, chosen, parameters, options)
+        given = (image, bgr, chosen, parameters, options)
+        prepared = self._prepare(*given)
         first, events = self._ask(PREDICT, prepared.request, self._start)
         with closing(events):
-            for event in chain([first], events):
+            yield restored(first, prepared.original)
+            for event in events:
                 yield restored(event, prepared.original)
 
     def compare(
@@ -151,7 +150,8 @@ class Client(Caller[RestTransport | GrpcTransport]):
     ) -> Comparison:
         """Return concurrent answers of several models, by default all that offer the task."""
         chosen = {"task": task, "models": None if models is None else tuple(models)}
-        prepared = self._prepare(image, bgr, chosen, parameters, options)
+        given = (image, bgr, chosen, parameters, options)
+        prepared = self._prepare(*given)
         comparison = self._ask(COMPARE, prepared.request, self._transport.send)
         return restored(comparison, prepared.original)
 
@@ -160,7 +160,8 @@ class Client(Caller[RestTransport | GrpcTransport]):
 
         The fields of a step are those of `POST /v1/analyze`.
         """
-        request = self._about(image, {"steps": tuple(steps)})
+        fields = {"steps": tuple(steps)}
+        request = self._about(image, fields)
         return self._ask(ANALYZE, request, self._transport.send)
 
     @contextmanager

@@ -39,7 +39,7 @@ class RunRecord:
         """Return name and value of each property."""
         rows = [("date", self.date)]
         for name, value in self.settings.items():
-            rows.append((name, str(value)))
+            rows.append((name, _shown(value)))
         for model in self.models:
             build = f"{model['precision']}, checkpoint {model['checkpoint'][:12]}"
             rows.append((model["id"], build))
@@ -48,6 +48,11 @@ class RunRecord:
             counts = [f"{count} x {done}" for done, count in sorted(self.left_out.items())]
             rows.append(("problems of the dataset", ", ".join(counts)))
         return [(name, value) for name, value in rows if value]
+
+
+def _shown(value: object) -> str:
+    """Return a value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ def run_record(
     for sample in samples[:_MAX_SAMPLES]:
         for parameters in sample.requests:
             fields = given_fields(parameters, DEFAULT_OPTIONS)
-            shown[", ".join(f"{name}={value}" for name, value in fields.items())] = None
+            shown[", ".join(f"{name}={_shown(value)}" for name, value in fields.items())] = None
     failed = []
     for row in failures.first:
         failed.append(Failed(str(row["image"]), str(row["model"]), str(row["message"])))

@@ -92,12 +92,12 @@ class ToolServer:
             if tool.name == ANALYZE:
                 analysis = await self._client.analyze(call.image, call.steps)
                 return _answered(analysis_content(analysis))
+            asked = (call.image, tool.name, call.parameters)
             if call.models is None:
-                answer = await self._client.predict(call.image, tool.name, call.parameters)
+                answer = await self._client.predict(*asked, options=call.options)
                 return _answered(content_of(answer.image, [answer]))
-            comparison = await self._client.compare(
-                call.image, tool.name, call.parameters, models=call.models
-            )
+            models = call.models
+            comparison = await self._client.compare(*asked, models=models, options=call.options)
         except (DiptychError, OSError, ValueError) as error:
             return _failed(str(error))
         if any(isinstance(each, Answer) for each in comparison.answers):

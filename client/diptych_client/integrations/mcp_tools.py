@@ -1,7 +1,7 @@
 """Tools of the Model Context Protocol: one for each task that a served model offers, and `analyze`.
 
-A tool takes the image, the parameters of its task and optionally `models`, and returns one answer
-for each model:
+A tool takes the image, the parameters of its task, `min_score` and `nms_iou` where it finds
+objects, and optionally `models`. It returns one answer for each model:
 
     {"image": {"width", "height"}, "answers": [{"model", KIND, "finish_reason", "calibrated"} or
     {"model", "error"}]}
@@ -24,7 +24,12 @@ from mcp_types import Tool, ToolAnnotations
 from diptych_client.analysis import Analysis
 from diptych_client.geometry import ImageSize
 from diptych_client.integrations.outlines import simplified_ring
-from diptych_client.requests import TaskParameters, read_image_file
+from diptych_client.requests import (
+    AnswerOptions,
+    TaskParameters,
+    read_image_file,
+    split_list,
+)
 from diptych_client.results import Answer, InstancesResult, ModelFailure, Task, TextResult
 from diptych_client.transports.rest_messages import answer_json
 
@@ -42,6 +47,14 @@ _BOX = {**_NUMBERS, "description": "[x1, y1, x2, y2] in pixels"}
 _POINTS = {"type": "array", "items": _NUMBERS, "description": "[x, y] in pixels"}
 _SCORE = {"type": "number", "description": "0 to 1"}
 _READS_ONLY = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+_OBJECT_OPTIONS = {
+    "min_score": {**_SHARE, "description": "Minimum score of a returned object."},
+    "nms_iou": {
+        **_SHARE,
+        "description": "Of two objects of one label that overlap by more, drop the lower score.",
+    },
+}
 _LABELLED = {"box": _BOX, "label": {"type": "string"}, "score": _SCORE}
 _ITEM_PROPERTIES: Mapping[str, Mapping[str, object]] = {
     "detections": _LABELLED,
@@ -61,6 +74,7 @@ def tool_of(task: Task) -> Tool:
     for choice in parameters.get("oneOf", ()):
         choices += choice["required"]
     only_one = f" Give exactly one of {', '.join(choices)}." if choices else ""
+    options = {} if task.result == "text" else _OBJECT_OPTIONS
     models = {
         "type": "array",
         "items": {"type": "string", "enum": list(task.models)},
@@ -77,7 +91,12 @@ def tool_of(task: Task) -> Tool:
         ),
         input_schema={
             "type": "object",
-            "properties": {"image": _IMAGE, **parameters["properties"], "models": models},
+            "properties": {
+                "image": _IMAGE,
+                **parameters["properties"],
+                **options,
+                "models": models,
+            },
             "required": ["image", *parameters.get("required", ())],
             "additionalProperties": False,
         },
@@ -159,19 +178,33 @@ class ToolArguments:
     image: str | bytes
     models: Sequence[str] | None
     parameters: TaskParameters
+    options: AnswerOptions
     steps: Sequence[Mapping[str, Any]]  # empty for a task
 
     @classmethod
     def parse(cls, tool: Tool, arguments: Mapping[str, Any]) -> Self:
-        """Read the image if it is a file; raise `OSError` or `ValueError` for a bad argument."""
+        """Read the image if it is a file; raise `OSError` or `ValueError` for a bad argument.
+
+        A list may be one comma-separated text.
+        """
+        properties = tool.input_schema["properties"]
+        lists = {name for name, schema in properties.items() if schema["type"] == "array"}
+        texts = {name for name in lists if isinstance(arguments.get(name), str)}
+        arguments = {**arguments, **{name: [*split_list(arguments[name])] for name in texts}}
         error = best_match(Draft202012Validator(tool.input_schema).iter_errors(arguments))
         if error is not None:
             place = ".".join(map(str, error.absolute_path))
             raise ValueError(": ".join(filter(None, (place, error.message))))
-        names = arguments.keys() & {field.name for field in fields(TaskParameters)}
-        parameters = TaskParameters(**{name: arguments[name] for name in names})
+        parameters = TaskParameters(**_fields_of(TaskParameters, arguments))
+        options = AnswerOptions(**_fields_of(AnswerOptions, arguments))
         image = _image(arguments["image"])
-        return cls(image, arguments.get("models"), parameters, arguments.get("steps", ()))
+        steps = arguments.get("steps", ())
+        return cls(image, arguments.get("models"), parameters, options, steps)
+
+
+def _fields_of(kind: type[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    names = arguments.keys() & {field.name for field in fields(kind)}
+    return {name: arguments[name] for name in names}
 
 
 def _image(text: str) -> str | bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from diptych_client import ErrorDetail, ModelFailure, Task, TaskParameters
+from diptych_client import AnswerOptions, ErrorDetail, ModelFailure, Task, TaskParameters
 from diptych_client.analysis import Analysis, StepAnswer, StepAnswers
 from diptych_client.integrations.mcp_tools import (
     ToolArguments,
@@ -22,9 +22,14 @@ from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, TEXT
 from tests.support.scene_images import scene_png
 
 REGION = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+WORDS = {"type": "array", "items": {"type": "string"}}
 PARAMETERS = {
     "type": "object",
-    "properties": {"phrase": {"type": "string", "minLength": 1}, "region": REGION},
+    "properties": {
+        "phrase": {"type": "string", "minLength": 1},
+        "phrases": WORDS,
+        "region": REGION,
+    },
     "required": [],
     "additionalProperties": False,
     "oneOf": [{"required": ["phrase"]}, {"required": ["region"]}],
@@ -39,10 +44,16 @@ def parsed(**arguments: Any) -> ToolArguments:
 
 
 def test_a_tool_has_the_image_the_parameters_and_the_models_that_offer_the_task() -> None:
-    assert list(TOOL.input_schema["properties"]) == ["image", "phrase", "region", "models"]
+    names = ["image", "phrase", "phrases", "region", "min_score", "nms_iou", "models"]
+    assert list(TOOL.input_schema["properties"]) == names
     assert TOOL.input_schema["properties"]["region"] == REGION
     assert TOOL.input_schema["properties"]["models"]["items"]["enum"] == ["m", "n"]
     assert TOOL.input_schema["required"] == ["image"]
+
+
+def test_a_task_whose_result_is_text_has_no_options_of_objects() -> None:
+    describe = tool_of(Task("ocr", "Read it.", "text", PARAMETERS, ("m",)))
+    assert "min_score" not in describe.input_schema["properties"]
 
 
 def test_a_tool_changes_nothing_and_sees_nothing_but_its_arguments() -> None:
@@ -58,10 +69,17 @@ def test_the_description_has_the_choice_that_tool_apis_refuse_in_the_schema() ->
 
 
 def test_arguments_are_those_of_the_client() -> None:
-    call = parsed(region=[1, 2, 3, 4], models=["n"])
+    call = parsed(region=[1, 2, 3, 4], models=["n"], min_score=0.5, nms_iou=1)
     assert (call.image, call.models) == (URL, ["n"])
+    assert call.options == AnswerOptions(min_score=0.5, nms_iou=1)
     # JSON has lists
     assert call.parameters == TaskParameters(region=[1, 2, 3, 4])  # type: ignore[arg-type]
+
+
+def test_a_list_may_be_one_text_with_commas() -> None:
+    call = parsed(phrases='circle, "red, round"', models="m,n")
+    assert call.parameters.phrases == ["circle", "red, round"]
+    assert call.models == ["m", "n"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +88,8 @@ def test_arguments_are_those_of_the_client() -> None:
         ({"image": None}, "image: None is not of type 'string'"),
         ({"phrase": ""}, "phrase: "),
         ({"models": ["x"]}, r"models\.0: 'x' is not one of \['m', 'n'\]"),
+        ({"models": "m, x"}, r"models\.1: 'x' is not one of \['m', 'n'\]"),
+        ({"min_score": 2}, "min_score: 2 is greater than the maximum of 1"),
         ({"question": "?"}, "^Additional properties .*'question'"),
         ({"image": "data:image/png,x"}, "without base64"),
         ({"image": "data:image/png;base64,=x="}, "image is not base64"),

@@ -40,6 +40,8 @@ def test_an_image_of_the_person_is_not_in_the_link(playground: Playground) -> No
     playground.choose_task("ocr")
     playground.run()
     assert playground.page.url.endswith("#task=ocr&image=own")
+    playground.page.get_by_role("button", name="Copy link").click()
+    expect(playground.page.locator("#run-bar")).to_contain_text("Copied without its image")
 
 
 def test_back_shows_the_run_before_without_asking_again(playground: Playground) -> None:

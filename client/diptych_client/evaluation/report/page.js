@@ -19,15 +19,27 @@ function drawn(name, attributes, ...children) {
   return made;
 }
 
-function shape({ label, kind, rings, is_filled }, { width, height }) {
-  const path = rings.map((ring) => `M${ring.map((point) => point.join(" ")).join("L")}Z`).join("");
+// Above the shape, below it, or in it: the first place that no other label has.
+function labelPlace(points, label, { width, height }, taken) {
   const size = Math.max(width, height) / 24;
-  const points = rings.flat();
-  const x = Math.max(0, Math.min(width - size * label.length * 0.5, Math.min(...points.map((point) => point[0]))));
-  const y = Math.max(size, Math.min(...points.map((point) => point[1])) - size / 4);
+  const length = size * label.length * 0.6;
+  const xs = points.map((point) => point[0]);
+  const ys = points.map((point) => point[1]);
+  const x = Math.max(0, Math.min(width - length, Math.min(...xs)));
+  const above = Math.min(...ys) - size / 4;
+  const lines = [above, Math.max(...ys) + size, above + size * 1.25].map((y) => Math.max(size, Math.min(height, y)));
+  const isApart = (other, y) => Math.abs(other.y - y) >= size || other.x >= x + length || x >= other.x + other.length;
+  const y = lines.find((line) => taken.every((other) => isApart(other, line))) ?? lines[0];
+  taken.push({ x, y, length });
+  return { x, y, "font-size": size };
+}
+
+function shape({ label, kind, rings, is_filled }, card, taken) {
+  const d = rings.map((ring) => `M${ring.map((point) => point.join(" ")).join("L")}Z`).join("");
   const names = ["shape", kind.replace(" ", "-"), ...(is_filled ? ["is-filled"] : [])].join(" ");
-  const text = drawn("text", { x, y, "font-size": size }, label);
-  return drawn("g", { class: names }, drawn("path", { d: path }), text, drawn("title", {}, `${label}: ${kind}`));
+  const lines = ["under", "line"].map((name) => drawn("path", { d, class: name }));
+  const text = drawn("text", labelPlace(rings.flat(), label, card, taken), label);
+  return drawn("g", { class: names }, ...lines, text, drawn("title", {}, `${label}: ${kind}`));
 }
 
 function panel({ name, shapes, text }, card) {
@@ -35,7 +47,8 @@ function panel({ name, shapes, text }, card) {
   const label = `${name}: ${shapes.map((each) => `${each.label} (${each.kind})`).join(", ") || text || "nothing"}`;
   const picture = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   picture.append(drawn("image", { href: card.image, width, height, preserveAspectRatio: "none" }));
-  picture.append(...shapes.map((each) => shape(each, card)));
+  const taken = [];
+  picture.append(...shapes.map((each) => shape(each, card, taken)));
   const made = element("figure", { class: "panel" }, element("figcaption", {}, name), picture);
   if (text) made.append(element("pre", {}, text));
   return made;

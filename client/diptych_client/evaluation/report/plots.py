@@ -70,7 +70,7 @@ def interval_plot(title: str, intervals: Mapping[str, Mapping[str, Interval]]) -
         for j, found in enumerate(intervals.values()):
             content += axis.whisker(found[name], j, i * row_height + 14 + 14 * j)
     key = "".join(
-        '<span><svg width="12" height="10" aria-hidden="true"><circle cx="6" cy="5" r="4"'
+        '<span><svg width="12" height="10" aria-hidden="true"><circle cx="6" cy="5" r="3"'
         f' fill="{_color(j)}"/></svg>{escape(model)}</span>'
         for j, model in enumerate(intervals)
     )
@@ -103,7 +103,7 @@ class _Axis:
         color = _color(series)
         line = f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{color}" stroke-width="2"/>'
         return (
-            f'<g>{line}<circle cx="{value:.1f}" cy="{y}" r="4"'
+            f'<g>{line}<circle cx="{value:.1f}" cy="{y}" r="3"'
             f' fill="{color}"/><title>{interval}</title></g>'
         )
 

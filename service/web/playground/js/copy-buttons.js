@@ -34,12 +34,13 @@ export function copyButtons(answer, { image, task, fields }) {
  * Return a button that copies a text and confirms it briefly.
  * @param {string} name
  * @param {() => string} text
+ * @param {() => string} confirmation
  */
-export function copyButton(name, text) {
+export function copyButton(name, text, confirmation = () => "Copied") {
   const label = html("span", { "aria-live": "polite" }, name);
   const copy = async () => {
     label.textContent = await navigator.clipboard.writeText(text()).then(
-      () => "Copied",
+      confirmation,
       () => "Not allowed",
     );
     setTimeout(() => (label.textContent = name), SHOWN_MS);

@@ -54,7 +54,9 @@ export class Playground {
     ask.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#runOrStop();
     });
-    byId("run-bar").append(copyButton("Copy link", () => location.href));
+    const isWithoutImage = () => readLink(location.hash)?.isOfOwnImage;
+    const copied = () => (isWithoutImage() ? "Copied without its image" : "Copied");
+    byId("run-bar").append(copyButton("Copy link", () => location.href, copied));
     window.addEventListener("hashchange", () => this.#hashChanged());
     this.#showNotice(html("p", {}, BEGIN), starters(this.tasks.tasks, this.samples));
     if (readLink(location.hash)) await this.#follow(readLink(location.hash));

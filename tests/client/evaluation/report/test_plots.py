@@ -24,7 +24,7 @@ FOUND = {
 
 def dots(svg: str) -> list[tuple[float, float]]:
     """Return the places of the values; the circles of the key come last and are left out."""
-    found = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="4" fill="var', svg)
+    found = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="3" fill="var', svg)
     return [(float(x), float(y)) for x, y in found][: -len(MODELS)]
 
 
