@@ -4,9 +4,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -16,24 +16,18 @@ from runners.cuda_graphs.graphs import CudaGraph
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.beams import BeamSequence
 from runners.decoder.engines import GraphEngine
+from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
-from runners.tokens.constraints import Constraint
 from tests.support.device_traffic import DeviceTraffic, device_traffic, make_endless
 from tests.support.export_cli import ModelStore
 from wire.artifacts.manifest import read_manifest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def traffic() -> Iterator[DeviceTraffic]:
     with device_traffic() as watched:
         yield watched
-
-
-@pytest.fixture
-def florence(exported: ModelStore) -> Path:
-    """The artifacts of one model: the order of passes is the engine's."""
-    return exported.newest("florence-2-mini")
 
 
 @dataclass
@@ -51,45 +45,54 @@ class LoggedEvent:
         self.log.append("wait")
 
 
-def meta_batch(
-    artifacts: Path,
-    traffic: DeviceTraffic,
-    num: int,
-    num_steps: int,
-    log: list[str] | None = None,
-    **options: Any,
-) -> LiveBatch:
-    """Return a batch of `num` sequences on `meta`, whose steps are captured; their launches are
-    logged.
-    """
-    decoder = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
-    make_endless(decoder)
-    launches = [] if log is None else log
-    num_captured = 0
+@dataclass(frozen=True)
+class MetaEngine:
+    """An engine on `meta`, whose captures take seconds; their launches are logged."""
 
-    def capture(compute: Callable[[], Tensor]) -> CudaGraph:
-        nonlocal num_captured
-        num_captured += 1
-        output = traffic.capture(compute).output
-        name = "pass" if output.shape[1] == decoder.shape.num_tokens else "choice"
-        return CudaGraph(lambda: launches.append(name), output)
+    decoder: Decoder
+    engine: GraphEngine
+    log: list[str]
+    hidden_size: int
 
-    features = torch.zeros(16, read_manifest(artifacts).hidden_size, device="meta")
-    prompt_ids = decoder.text.prompt_ids([("abc", False)])
-    sequences = [
-        start_sequence(
-            SequenceRequest(features, prompt_ids, num_steps + 4, **options), decoder.rules
-        )
-        for _ in range(num)
-    ]
-    num_slots = 3 + sum(sequence.num_rows for sequence in sequences)
-    engine = GraphEngine(decoder, num_slots, capture)
-    assert num_captured == engine.graphs.num_captured + engine.prefills.num_captured
-    if log is not None:
+    @classmethod
+    def capture(cls, artifacts: Path, traffic: DeviceTraffic) -> Self:
+        manifest = read_manifest(artifacts)
+        decoder = load_decoder(artifacts, manifest.family, "float32", "meta")
+        make_endless(decoder)
+        log: list[str] = []
+        captured: list[Tensor] = []
+
+        def capture(compute: Callable[[], Tensor]) -> CudaGraph:
+            output = traffic.capture(compute).output
+            captured.append(output)
+            name = "pass" if output.shape[1] == decoder.shape.num_tokens else "choice"
+            return CudaGraph(lambda: log.append(name), output)
+
+        traffic.set_values = Tensor.zero_
+        engine = GraphEngine(decoder, NUM_SLOTS, capture)
+        assert len(captured) == engine.graphs.num_captured + engine.prefills.num_captured
         engine.graphs.results_copied = LoggedEvent(log)
-    batch = LiveBatch(decoder, num_slots, lambda *_: engine)
-    batch.admit(sequences)
-    return batch
+        return cls(decoder, engine, log, manifest.hidden_size)
+
+    def batch(self, num: int, num_steps: int, **options: Any) -> LiveBatch:
+        """Return a new batch with `num` sequences."""
+        features = torch.zeros(16, self.hidden_size, device="meta")
+        prompt_ids = self.decoder.text.prompt_ids([("abc", False)])
+        request = SequenceRequest(features, prompt_ids, num_steps + 4, **options)
+        batch = LiveBatch(self.decoder, NUM_SLOTS, lambda *_: self.engine)
+        batch.admit([start_sequence(request, self.decoder.rules) for _ in range(num)])
+        return batch
+
+
+@pytest.fixture(scope="module")
+def engine_of(exported: ModelStore, traffic: DeviceTraffic) -> Callable[[str], MetaEngine]:
+    return cache(lambda model_id: MetaEngine.capture(exported.newest(model_id), traffic))
+
+
+@pytest.fixture
+def florence(engine_of: Callable[[str], MetaEngine]) -> MetaEngine:
+    """The engine of one model: the order of passes is the same for both."""
+    return engine_of("florence-2-mini")
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -102,77 +105,83 @@ OPTIONS: dict[str, dict[str, Any]] = {
 OPERATIONS = {"greedy": 1, "sampled": 1, "constrained": 1, "3 beams": 3}
 
 
-@pytest.mark.parametrize(
-    ("model_id", "num", "name"),
-    [
-        ("florence-2-mini", 1, "greedy"),
-        *(("florence-2-mini", 9, name) for name in OPTIONS),
-        ("paligemma-mini", 9, "greedy"),  # what is chosen, and how, is the engine's
-        ("paligemma-mini", 9, "3 beams"),
-    ],
-)
+NUM_SEQUENCES = 9
+NUM_SLOTS = 3 + 3 * NUM_SEQUENCES  # of beams each has one
+CASES = [
+    *(("florence-2-mini", name) for name in OPTIONS),
+    ("paligemma-mini", "greedy"),  # what is chosen, and how, is the engine's
+    ("paligemma-mini", "3 beams"),
+]
+
+
+@pytest.fixture(params=CASES, ids=" ".join)
+def admitted(
+    engine_of: Callable[[str], MetaEngine], traffic: DeviceTraffic, request: pytest.FixtureRequest
+) -> LiveBatch:
+    """A batch of `NUM_SEQUENCES`."""
+    model_id, name = request.param
+    engine = engine_of(model_id)
+    options = OPTIONS[name]
+    if name == "constrained":
+        options = {"constraint": engine.decoder.text.constraints.get("start: <[0-5]>*")}
+    traffic.set_values = Tensor.zero_
+    return engine.batch(NUM_SEQUENCES, 8, **options)
+
+
+def test_an_admission_waits_for_its_first_tokens_only(
+    admitted: LiveBatch, traffic: DeviceTraffic
+) -> None:
+    engine: Any = admitted._engine
+    requests = [replace(each.request) for each in admitted.live]
+    rules = admitted.live[0].rules
+    admitted.clear()
+    traffic.clear()
+    admitted.admit([start_sequence(each, rules) for each in requests])
+    assert traffic.waits.total() == 0, "only the event of the results may wait"
+    assert traffic.to_host.total() == 1
+    if engine.prefills.hold(requests):  # in parts of 8 and 1, then their choice
+        assert traffic.to_device.total() == 3, traffic.to_device
+        most = NUM_SEQUENCES + 1
+        assert traffic.operations.total() <= most, "more than the copies of features and a length"
+    else:
+        assert traffic.to_device.total() <= 12, traffic.to_device  # for any number of sequences
+
+
 def test_a_step_waits_once_for_its_device(
-    artifacts: Path, traffic: DeviceTraffic, num: int, name: str
+    admitted: LiveBatch, traffic: DeviceTraffic, request: pytest.FixtureRequest
 ) -> None:
     """Outside of its graphs a step needs few transfers, of which one waits, and few operations, for
     all rows.
     """
-    options = OPTIONS[name]
-    if name == "constrained":
-        options = {"constraint": some_tokens(artifacts)}
-    batch = meta_batch(artifacts, traffic, num, 8, **options)
+    _, name = request.node.callspec.params["admitted"]
     for token_id in range(1, 6):
         traffic.set_values = partial(set_results, token_id)
         traffic.clear()
-        batch.step()
+        admitted.step()
         if token_id > 1:  # the first tokens are those of the prefill
             assert traffic.to_host.total() == 1
             assert traffic.waits.total() == 0, "only the event of the results may wait"
             assert traffic.num_transfers == 2, (traffic.to_device, traffic.to_host)
             assert traffic.operations.total() == OPERATIONS[name], traffic.operations
-    assert [sequence.error for sequence in batch.live] == [None] * num
-    assert {token_id for sequence in batch.live for token_id in sequence.last_token_ids} == {5}
+    live = admitted.live
+    assert [sequence.error for sequence in live] == [None] * NUM_SEQUENCES
+    assert {token_id for sequence in live for token_id in sequence.last_token_ids} == {5}
 
 
-@pytest.mark.parametrize("name", ["greedy", "constrained", "3 beams"])
-def test_an_admission_waits_for_its_first_tokens_only(
-    artifacts: Path, traffic: DeviceTraffic, name: str
-) -> None:
-    options = OPTIONS[name]
-    if name == "constrained":
-        options = {"constraint": some_tokens(artifacts)}
-    batch = meta_batch(artifacts, traffic, 9, 8, **options)
-    engine: Any = batch._engine
-    admitted = [replace(each.request) for each in batch.live]
-    rules = batch.live[0].rules
-    batch.clear()
-    traffic.clear()
-    batch.admit([start_sequence(each, rules) for each in admitted])
-    assert traffic.waits.total() == 0, "only the event of the results may wait"
-    assert traffic.to_host.total() == 1
-    if engine.prefills.hold(admitted):  # in parts of 8 and 1, then their choice
-        assert traffic.to_device.total() == 3, traffic.to_device
-        assert traffic.operations.total() <= 9 + 1, "more than the copies of features and a length"
-    else:
-        assert traffic.to_device.total() <= 12, traffic.to_device  # for any number of sequences
-
-
-def logged_batch(
-    artifacts: Path, traffic: DeviceTraffic, num: int, num_steps: int, **options: Any
-) -> Any:
-    """Return the batch of `meta_batch` after its first step, and the log of its later ones."""
-    log: list[str] = []
-    batch = meta_batch(artifacts, traffic, num, num_steps, log, **options)
-    log.clear()
+def after_first_step(engine: MetaEngine, traffic: DeviceTraffic, num: int, num_steps: int) -> Any:
+    """Return a batch after its first step, and the log of its later ones."""
+    traffic.set_values = Tensor.zero_
+    batch = engine.batch(num, num_steps)
+    engine.log.clear()
     traffic.set_values = partial(set_results, 7)
     batch.step()
-    return batch, log
+    return batch, engine.log
 
 
 def test_the_next_pass_is_launched_before_the_results_are_awaited(
-    florence: Path, traffic: DeviceTraffic
+    florence: MetaEngine, traffic: DeviceTraffic
 ) -> None:
-    batch, log = logged_batch(florence, traffic, 3, 8)
+    batch, log = after_first_step(florence, traffic, 3, 8)
     assert log == ["pass", "choice", "copy", "pass", "wait"]
     for _ in range(4):
         log.clear()
@@ -182,9 +191,9 @@ def test_the_next_pass_is_launched_before_the_results_are_awaited(
 
 
 def test_no_pass_is_launched_that_is_certainly_superfluous(
-    florence: Path, traffic: DeviceTraffic
+    florence: MetaEngine, traffic: DeviceTraffic
 ) -> None:
-    batch, log = logged_batch(florence, traffic, 2, 0)  # 4 tokens each, of which 2 are written
+    batch, log = after_first_step(florence, traffic, 2, 0)  # 4 tokens each, of which 2 are written
     log.clear()
     batch.step()
     assert log == ["choice", "copy", "pass", "wait"]
@@ -195,9 +204,9 @@ def test_no_pass_is_launched_that_is_certainly_superfluous(
 
 
 def test_beams_admitted_while_a_pass_runs_join_the_next_one(
-    florence: Path, traffic: DeviceTraffic
+    florence: MetaEngine, traffic: DeviceTraffic
 ) -> None:
-    batch, log = logged_batch(florence, traffic, 2, 8)
+    batch, log = after_first_step(florence, traffic, 2, 8)
     beams = BeamSequence(replace(batch.live[0].request, num_beams=3), batch.live[0].rules)
     traffic.set_values = Tensor.zero_  # the first tokens are not chosen by a graph
     batch.admit([beams])
@@ -210,12 +219,12 @@ def test_beams_admitted_while_a_pass_runs_join_the_next_one(
         assert [len(each.settled_token_ids) for each in batch.live] == num_settled
 
 
-def test_freeing_slots_waits_for_nothing(florence: Path, traffic: DeviceTraffic) -> None:
+def test_freeing_slots_waits_for_nothing(florence: MetaEngine, traffic: DeviceTraffic) -> None:
     """A transfer would wait for the pass in flight.
 
     The last sequence moves into the freed slot on the device.
     """
-    batch, log = logged_batch(florence, traffic, 5, 8)
+    batch, log = after_first_step(florence, traffic, 5, 8)
     for slot in (1, 0):
         batch.live[slot].finish_reason = "stop"
         traffic.clear()
@@ -231,11 +240,6 @@ def set_results(token_id: int, results: Tensor) -> None:
     results.zero_()
     results[:, 0] = token_id
     results[:, 2 : 2 + (results.shape[1] - 3) // 4] = token_id
-
-
-def some_tokens(artifacts: Path) -> Constraint:
-    decoder = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
-    return decoder.text.constraints.get("start: <[0-5]>*")
 
 
 def test_captured_operations_fail_where_they_use_the_host(traffic: DeviceTraffic) -> None:
