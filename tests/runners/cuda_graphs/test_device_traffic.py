@@ -62,7 +62,9 @@ def meta_batch(
     """Return a batch of `num` sequences on `meta`, whose steps are captured; their launches are
     logged.
     """
-    decoder = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "meta")
+    manifest = read_manifest(artifacts)
+    max_positions = manifest.num_image_tokens + 96  # few, for few captures
+    decoder = load_decoder(artifacts, manifest.family, "float32", "meta", max_positions)
     make_endless(decoder)
     launches = [] if log is None else log
     num_captured = 0
@@ -74,7 +76,7 @@ def meta_batch(
         name = "pass" if output.shape[1] == decoder.shape.num_tokens else "choice"
         return CudaGraph(lambda: launches.append(name), output)
 
-    features = torch.zeros(16, read_manifest(artifacts).hidden_size, device="meta")
+    features = torch.zeros(16, manifest.hidden_size, device="meta")
     prompt_ids = decoder.text.prompt_ids([("abc", False)])
     sequences = [
         start_sequence(
