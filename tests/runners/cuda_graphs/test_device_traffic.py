@@ -57,7 +57,8 @@ class MetaEngine:
     @classmethod
     def capture(cls, artifacts: Path, traffic: DeviceTraffic) -> Self:
         manifest = read_manifest(artifacts)
-        decoder = load_decoder(artifacts, manifest.family, "float32", "meta")
+        max_positions = manifest.num_image_tokens + 96  # few, for few captures
+        decoder = load_decoder(artifacts, manifest.family, "float32", "meta", max_positions)
         make_endless(decoder)
         log: list[str] = []
         captured: list[Tensor] = []

@@ -39,8 +39,8 @@ class Computed:
 
 def test_shapes_are_the_largest_first_and_limited_by_slots_and_positions() -> None:
     shapes = prefill_shapes(SHAPE, num_slots=5)
-    assert [(each.num_sequences, each.length) for each in shapes[:3]] == [(4, 64), (4, 48), (2, 64)]
-    assert len(shapes) == 12
+    assert [(each.num_sequences, each.length) for each in shapes[:3]] == [(4, 80), (4, 64), (4, 48)]
+    assert len(shapes) == 15
     wide = prefill_shapes(replace(SHAPE, num_positions=2000, num_image_tokens=1024), 64)
     assert {each.num_sequences for each in wide} == {1, 2, 4}
 
@@ -68,12 +68,12 @@ def test_inputs_have_features_tokens_and_all_slots_at_their_places() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [replace(REQUEST, prompt_ids=(5,) * 58), replace(REQUEST, num_beams=3),
+    "request_", [replace(REQUEST, prompt_ids=(5,) * 74), replace(REQUEST, num_beams=3),
                  replace(REQUEST, adapter="tuned")], ids=["long", "many beams", "adapter"],
 )  # fmt: skip
 def test_other_prefills_are_not_captured(request_: SequenceRequest) -> None:
     prefills = Computed().prefills
-    assert prefills.hold([REQUEST, replace(REQUEST, prompt_ids=(5,) * 57, num_beams=2)])
+    assert prefills.hold([REQUEST, replace(REQUEST, prompt_ids=(5,) * 73, num_beams=2)])
     assert not prefills.hold([REQUEST, request_])
 
 
