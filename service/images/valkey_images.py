@@ -125,10 +125,10 @@ class ValkeyImages:
         with _store_errors():
             ids = self._ids()
             handle = ImageHandle(ids.make(owner, data))
-            file = SIZE.pack(*size_wh) + data
-            image = [owner, name_of(ids, owner, handle), file]
-            bounds = [limits.max_bytes, limits.max_bytes_of_key, limits.max_images]
-            self._add(args=[*image, limits.kept_s, *bounds])
+            values: list[str | bytes | int] = [owner, name_of(ids, owner, handle)]
+            values += [SIZE.pack(*size_wh) + data, limits.kept_s]
+            values += [limits.max_bytes, limits.max_bytes_of_key, limits.max_images]
+            self._add(args=values)
         return self.describe(owner, handle)
 
     def describe(self, owner: str, handle: ImageHandle) -> StoredImage:

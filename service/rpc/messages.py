@@ -75,7 +75,7 @@ def several_message(
     rows = []
     for outcome in outcomes:
         if isinstance(outcome, ServiceError):
-            row = {"error": error_detail(outcome, request_id).model_dump()}
+            row: dict[str, Any] = {"error": error_detail(outcome, request_id).model_dump()}
         else:
             row = {outcome.DESCRIPTOR.name.lower(): outcome}
         rows.append(pb.ImageOutcome(**row))

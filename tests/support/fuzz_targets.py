@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -241,7 +242,7 @@ _FIELDS = (
     b'{"task": "open_vocabulary_detection", "labels": ["cat"], "min_score": 0.5, "temperature": 1,'
     b' "seed": 3}'
 )
-_STEPS = {
+_STEPS: dict[str, Any] = {
     "steps": [
         {"id": "things", "task": "object_detection", "min_score": 0.5},
         {"id": "what", "task": "region_description", "each": "things", "max_each": 5},
