@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from runners.cuda_graphs.graphs import CudaGraph
@@ -48,8 +48,7 @@ class DeviceTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def capture(self, compute: Callable[[], Tensor]) -> CudaGraph:
         """Compute once, as a capture does; replays do nothing."""
-        with _disable_current_modes():
-            compute()  # the warm-up, which may copy constants to the device
+        compute()  # the warm-up, which may copy constants to the device
         self.is_capturing = True
         try:
             return CudaGraph(lambda: None, compute())
