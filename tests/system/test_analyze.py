@@ -164,6 +164,7 @@ def killed(exported: ModelStore, tmp_path: Any) -> Iterator[RunningService]:
         yield running
 
 
+@pytest.mark.long
 def test_a_runner_that_is_killed_in_the_middle_of_a_tree_loses_no_answer(
     killed: RunningService,
 ) -> None:

@@ -87,7 +87,10 @@ def shares_right(
     return means
 
 
-@pytest.mark.parametrize("task", PARAMETERS)
+@pytest.mark.parametrize(
+    "task",
+    ["phrase_grounding", pytest.param("open_vocabulary_detection", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("model", MODELS)
 def test_phrases_without_an_article_find_their_objects(
     service: RunningService, model: str, task: str

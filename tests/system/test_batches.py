@@ -171,6 +171,7 @@ def wait_for_more(client: openai.OpenAI, batch: Batch) -> None:
     wait_until(lambda: num_completed(client, batch) > before + 5, END_S)
 
 
+@pytest.mark.long
 def test_nothing_is_lost_or_twice_when_processes_are_killed(
     service: RunningService, client: openai.OpenAI
 ) -> None:

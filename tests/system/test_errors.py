@@ -235,9 +235,7 @@ def test_a_decoder_that_cannot_be_reached_is_503(small: RunningService) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"DIPTYCH_PORT": "high"}, "DIPTYCH_PORT='high' is invalid"),
         ({"DIPTYCH_PROT": "3000"}, "DIPTYCH_PROT is not a setting"),
-        ({"DIPTYCH_MODELS": "florence-9"}, "'florence-9'; the catalog has florence-2-mini"),
         ({"DIPTYCH_MODELS": "florence-2-base"}, "no artifacts of florence-2-base"),
         (
             {"DIPTYCH_TLS_CERTIFICATE_FILE": "README.md", "DIPTYCH_TLS_KEY_FILE": "README.md"},

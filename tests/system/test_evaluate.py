@@ -48,6 +48,7 @@ def num_answers(out: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
+@pytest.mark.long
 def test_a_killed_evaluation_is_resumed_without_asking_twice(
     service: RunningService, scenes: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from tests.support.export_cli import ModelStore
 from tests.support.hub_form import EOS_TOKEN_IDS, KINDS
 from tests.support.running_service import RunningService, forked_service
 
+pytestmark = pytest.mark.long
 SIDE_PX = 192
 NUM_SCENES = 2
 MAX_NEW_TOKENS = 24

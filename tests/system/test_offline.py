@@ -98,10 +98,6 @@ def test_a_run_answers_as_the_service_and_a_broken_image_is_a_row_with_an_error(
             ("--task", "object_detection", "--model", PALIGEMMA),
             "paligemma-mini does not offer object_detection",
         ),
-        (
-            ("--task", "captioning", "--model", "nobody"),
-            "unknown model 'nobody'; the catalog has florence-2-mini",
-        ),
         (("--task", "captioning", "--model", FLORENCE, "-F", "labels=circle"), "labels"),
         (("--steps", "no.yaml", "--model", FLORENCE), "no.yaml cannot be read"),
         (
