@@ -26,6 +26,7 @@ from diptych_client.results import (
     TextRegion,
     TextRegionsResult,
     TextResult,
+    Tiles,
     Timings,
     Usage,
 )
@@ -64,6 +65,8 @@ def answer_from_json(body: Json) -> Answer:
         "usage": _value(Usage, body["usage"]),
         "timings_ms": _value(Timings, body["timings_ms"]),
     }
+    if tiles := body.get("tiles"):
+        parts["tiles"] = _value(Tiles, tiles)
     labels = tuple(body.get("labels") or ()) or None
     # answers stored by an earlier client lack `calibrated`
     return _value(Answer, {"calibrated": False, **body, **parts, "labels": labels})
