@@ -57,7 +57,7 @@ def busy_cells(lows: Pixels, highs: Pixels) -> Busy:
     """Return which squares of 2 x 2 cells are not flat, from the extremes (rows, columns, 3)."""
     low = _of_squares(lows, np.minimum)
     high = _of_squares(highs, np.maximum)
-    busy: Busy = (high - low > _MAX_LEVELS).any(axis=2)
+    busy: Busy = np.any(high - low > _MAX_LEVELS, axis=2)
     return busy
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from service.admission.quotas import Quota, QuotaLimits
-from service.errors import ImageTooLarge, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
 from service.inference.core import Core, RequestContext
 from service.inference.prediction import Answer, TilesSummary
 from tasks.results import DetectionsResult, InstancesResult, TextResult
@@ -26,7 +26,9 @@ from tests.support.fake_service import (
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 OCR_PROMPT = "What is the text in the image, with regions?"
-# The red of the first pixel names a view: the left tile is also the whole image's corner.
+# The red of the first pixel names a tile. The first 12 pixels show the mark in the whole image only,
+# which is smaller there.
+MARK = (36, 0, 60, 20)
 LEFT = 10
 RIGHT = 20
 TASK = {"task": "object_detection"}
@@ -39,7 +41,7 @@ def picture(size_wh: tuple[int, int] = (800, 400)) -> bytes:
     image = Image.new("RGB", size_wh, (LEFT, 0, 0))
     draw = ImageDraw.Draw(image)
     draw.rectangle((width // 2, 0, width, height), (RIGHT, 0, 0))
-    draw.rectangle((30, height // 2, 60, height // 2 + 30), (255, 255, 255))
+    draw.rectangle(MARK, (255, 255, 255))
     draw.rectangle((width - 60, height // 2, width - 30, height // 2 + 30), (255, 255, 255))
     return encoded(image)
 
@@ -52,17 +54,15 @@ class LookingDecoder(FakeDecoder):
     ) -> None:
         FakeDecoder.__init__(self, {})
         self.views = answers
-        self.num_left = 0
 
     async def write(
         self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
     ) -> list[Outcome]:
-        """Return the answer about the view; the whole image is asked about first."""
+        """Return the answer about the view."""
         self.specs.extend(sequences)
-        view = 2
-        if int(image_features[0, 0]) == LEFT:
-            view = min(self.num_left, 1)
-            self.num_left += 1
+        view = 1 if int(image_features[0, 0]) == LEFT else 2
+        if image_features.max() > RIGHT:
+            view = 0
         await self._wait(self.released)
         outcomes: list[Outcome] = []
         for spec in sequences:
@@ -114,7 +114,7 @@ def test_the_boxes_of_all_views_come_back_once_in_pixels_of_the_image() -> None:
 
 def test_a_flat_tile_is_not_asked_about() -> None:
     image = Image.new("RGB", (800, 400), (LEFT, 0, 0))
-    ImageDraw.Draw(image).rectangle((30, 30, 60, 60), (255, 255, 255))
+    ImageDraw.Draw(image).rectangle(MARK, (255, 255, 255))
     core = core_of("", box("cat", 100, 100, 300, 500), "unasked")
     answer = predict(core, encoded(image), **COUNTED)
     assert boxes(answer) == [(40, 40, 120, 200)]
@@ -234,9 +234,9 @@ def test_each_tile_counts_as_a_request_and_an_image_of_the_key(
 
 
 def test_a_failed_tile_fails_the_answer_and_ends_the_others() -> None:
-    failed = Failed(code="not_ready", message="gone")
+    failed = Failed(code="overloaded", message="full")
     core = core_of("", failed, "")
-    with pytest.raises(NotReady) as caught:
+    with pytest.raises(Overloaded) as caught:
         asked(core)
     assert (caught.value.model, caught.value.task) == (FLORENCE_ID, "object_detection")
     assert core.num_held_bytes == 0
