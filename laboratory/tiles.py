@@ -155,7 +155,7 @@ def _shape(rng: Generator, center_xy: tuple[float, float], size_px: int) -> Scen
 def measured(
     client: httpx.Client, model: str, tiles: str, shown: Sequence[LargeScene], min_score: float
 ) -> Counts:
-    """Ask a model about the scenes; raise `httpx.HTTPStatusError` for an error."""
+    """Return the counts of a model; raise `httpx.HTTPStatusError` for an error."""
     fields: dict[str, Any] = {"model": model, "task": "object_detection", "tiles": tiles}
     if "object_detection" not in offered_tasks(client, model):
         fields |= {"task": "open_vocabulary_detection", "labels": list(SHAPES)}

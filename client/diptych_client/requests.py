@@ -60,7 +60,7 @@ class AnswerOptions:
     nms_iou: float | None = None
     tiles: int | str | None = None  # off, auto, the maximum of tiles, or rows and columns as "2x3"
     overlap: float | None = None  # share of a tile's side that the next one has too
-    min_object_px: int | None = None  # with tiles auto
+    min_object_px: int | None = None  # for `auto`
 
 
 NO_PARAMETERS = TaskParameters()

@@ -1,4 +1,4 @@
-"""Which parts of an image are flat, so that there is nothing to find: paper, or an even sky.
+"""Finds the flat parts of an image, in which there is nothing to find: paper, or an even sky.
 
 A part is flat if the pixels of no square of 32 x 32 that begins in it differ by more than 8 levels
 in a colour channel. Squares lie on a grid of 16 pixels: a shading passes, an edge does not.
@@ -32,25 +32,22 @@ async def flat_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[bool]:
     known = image.decoder.busy_cells
     busy = known.get(image.header.digest)
     if busy is None:
-        busy = known[image.header.digest] = await _busy_cells(image)
+        width, _ = image.header.size_wh
+        num_rows = max(1, _STRIP_BYTES // (width * 3 * _CELL_PX)) * _CELL_PX
+        lows: list[Pixels] = []
+        highs: list[Pixels] = []
+        async with aclosing(image.strips(num_rows)) as strips:
+            async for strip in strips:
+                lows.append(await in_thread(_of_cells, strip, np.minimum))
+                highs.append(await in_thread(_of_cells, strip, np.maximum))
+        busy = await in_thread(busy_cells, np.concatenate(lows), np.concatenate(highs))
+        known[image.header.digest] = busy
     flat: list[bool] = []
     for x1, y1, x2, y2 in parts:
         rows = slice((top + y1) // _CELL_PX, (top + y2 - 1) // _CELL_PX + 1)
         columns = slice((left + x1) // _CELL_PX, (left + x2 - 1) // _CELL_PX + 1)
         flat.append(not busy[rows, columns].any())
     return flat
-
-
-async def _busy_cells(image: LazyImage) -> Busy:
-    width, _ = image.header.size_wh
-    num_rows = max(1, _STRIP_BYTES // (width * 3 * _CELL_PX)) * _CELL_PX
-    lows: list[Pixels] = []
-    highs: list[Pixels] = []
-    async with aclosing(image.strips(num_rows)) as strips:
-        async for strip in strips:
-            lows.append(await in_thread(_of_cells, strip, np.minimum))
-            highs.append(await in_thread(_of_cells, strip, np.maximum))
-    return await in_thread(busy_cells, np.concatenate(lows), np.concatenate(highs))
 
 
 def busy_cells(lows: Pixels, highs: Pixels) -> Busy:

@@ -51,6 +51,15 @@ class StageTimes:
         ms = {name.removesuffix("_s"): round(value * 1000, 3) for name, value in seconds.items()}
         object.__setattr__(self, "ms", ms)
 
+    @classmethod
+    def slowest(cls, times: Sequence["StageTimes"]) -> "StageTimes":
+        """Return the longest time of each stage, of answers that were given at the same time."""
+        longest: dict[str, float] = {}
+        for stage in fields(cls):
+            if stage.init:
+                longest[stage.name] = max(getattr(each, stage.name) for each in times)
+        return cls(**longest)
+
 
 @dataclass(frozen=True, slots=True)
 class TilesSummary:

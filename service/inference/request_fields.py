@@ -38,12 +38,14 @@ _MAX_SHOWN_CHARS = 80
 _Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 _PARAMETERS = chain.from_iterable(task.parameters for task in TASKS.values())
 PARAMETERS = {parameter.name: parameter for parameter in _PARAMETERS}
-
-
 _GRID_SIDE: JsonValue = {"type": "integer", "minimum": 1, "maximum": MAX_TILES}
 _TILES_SCHEMA: dict[str, JsonValue] = {
     "anyOf": [
-        {"type": "string", "pattern": "^(off|auto|[0-9]{1,4}|[0-9]{1,4}x[0-9]{1,4})$"},
+        {
+            "type": "string",
+            "pattern": "^(off|auto|[0-9]{1,4}|[0-9]{1,4}x[0-9]{1,4})$",
+            "maxLength": 9,
+        },
         _GRID_SIDE,
         {
             "type": "object",

@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from service.admission.quotas import Quota
@@ -19,10 +19,8 @@ from service.images.flat_parts import flat_parts
 from service.images.views import ImageView
 from service.inference.prediction import Answer, Asked, StageTimes, TilesSummary
 from service.inference.request_fields import TaskRequest
-from service.inference.served_models import ServedModel
 from service.runner_client.runner_client import WrittenAnswers
 from service.runner_client.stream_replay import OnText
-from tasks.results import Result
 from tasks.scores import refine
 from tasks.table import TASKS
 from tasks.tiles.grid import Grid, PixelBox, Tiling, grid_of, tile_boxes
@@ -49,17 +47,54 @@ class TiledModel:
     asked: Asked
     quota: Quota
     limits: TileLimits
-    hold: Callable[[int], None]  # counts the memory of the decoded image
+    # counts the memory of the decoded image, which is kept for later tiles; None keeps none
+    hold: Callable[[int], None] | None
 
-    async def admit(self, request: TaskRequest, image: LazyImage, tiles: list[ImageView]) -> None:
-        """Count each tile as a request and an image of the key.
+    async def plan(self, request: TaskRequest, image: LazyImage) -> "TilePlan":
+        """Return the tiles to ask about, each counted as a request and an image of the key.
 
-        Raise `Overloaded`, also if the tiles would not be answered before the deadline.
+        Raise `InvalidRequest` above the maximum of tiles, `Overloaded` above a limit of the key or
+        if the tiles would not be answered before the deadline, or the error of the image.
         """
-        self.asked.check_cost(request, image, 1 + len(tiles))
-        await self.quota.take_request(len(tiles))
-        num_pixels = [math.prod(tile.header.size_wh) for tile in tiles]
-        await self.quota.take_pixels(sum(num_pixels))
+        self.asked.check_cost(request, image, 1)  # before the image is decoded
+        size_wh = image.header.size_wh
+        given = request.fields
+        tiling = Tiling(given.tiles, given.overlap, given.min_object_px)
+        tokens_per_side = math.isqrt(self.asked.model.manifest.num_image_tokens)
+        grid = grid_of(tiling, size_wh, tokens_per_side, self.limits.max_tiles)
+        if grid.num_tiles > self.limits.max_tiles:
+            found = f"tiles has {grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
+            raise InvalidRequest(f"{found}; the service allows {self.limits.max_tiles}", "tiles")
+        boxes = tile_boxes(grid, size_wh, given.overlap)
+        are_flat: list[bool] = []
+        if boxes:
+            try:
+                async with asyncio.timeout(self.asked.deadline_s - time.monotonic()):
+                    are_flat = await flat_parts(image, boxes)
+            except TimeoutError as error:
+                message = "the image was not decoded before the deadline"
+                raise DeadlineExceeded(message) from error
+        uneven = [box for box, is_flat in zip(boxes, are_flat, strict=True) if not is_flat]
+        if uneven:
+            self.asked.check_cost(request, image, 1 + len(uneven))
+            tiles = [ImageView.of(image, box) for box in uneven]
+            await self.quota.take_request(len(tiles))
+            await self.quota.take_pixels(sum(math.prod(tile.header.size_wh) for tile in tiles))
+        return TilePlan(grid, tuple(uneven), len(boxes) - len(uneven))
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """The tiles that are asked about, and how many are not: they are flat."""
+
+    grid: Grid
+    boxes: tuple[PixelBox, ...]
+    num_skipped: int
+
+    def summary(self, num_merged: int) -> TilesSummary:
+        rows = self.grid.rows
+        columns = self.grid.columns
+        return TilesSummary(rows, columns, len(self.boxes), self.num_skipped, num_merged)
 
 
 async def answer_in_tiles(
@@ -70,26 +105,20 @@ async def answer_in_tiles(
     `on_text` receives the text of each view when it is complete, that of the whole image first.
     """
     start_s = time.monotonic()
-    size_wh = image.header.size_wh
     whole = image.whole if isinstance(image, ImageView) else image
     whole.hold = tiled.hold
-    asked = tiled.asked
-    grid = _grid(tiled, request, size_wh)
-    boxes = tile_boxes(grid, size_wh, request.fields.overlap)
-    uneven = await _uneven(image, boxes, asked.deadline_s)
-    summary = TilesSummary(grid.rows, grid.columns, len(uneven), len(boxes) - len(uneven), 0)
-    if not uneven:
-        return replace(await asked.answer(request, image, on_text), tiles=summary)
+    plan = await tiled.plan(request, image)
+    if not plan.boxes:
+        answer = await tiled.asked.answer(request, image, on_text)
+        return replace(answer, tiles=plan.summary(num_merged=0))
     planned_s = time.monotonic() - start_s
-    tiles = [ImageView.of(image, box) for box in uneven]
-    await tiled.admit(request, image, tiles)
-    answers = await _answers(tiled, _about_view(asked.model, request), [image, *tiles], on_text)
+    views = [image, *(ImageView.of(image, box) for box in plan.boxes)]
+    answers = await _answers(tiled, request, views, on_text)
     merge_start_s = time.monotonic()
     with span("merge"):
-        results = [answer.result for answer in answers]
-        merged = await in_thread(_merged, request, results, uneven, size_wh)
+        merged = await in_thread(_merged, request, answers, plan, image.header.size_wh)
     now_s = time.monotonic()
-    slowest = _slowest([answer.times for answer in answers])
+    slowest = StageTimes.slowest([answer.times for answer in answers])
     times = replace(
         slowest,
         preprocess_s=slowest.preprocess_s + planned_s,
@@ -97,52 +126,25 @@ async def answer_in_tiles(
         total_s=now_s - start_s + image.open_s,
     )
     return Answer(
-        asked.model,
+        tiled.asked.model,
         request,
-        size_wh,
+        image.header.size_wh,
         merged.result,
         _written([answer.written for answer in answers]),
         times,
         is_calibrated=False,  # calibrations are fitted without tiles
-        tiles=replace(summary, merged=merged.num_merged),
+        tiles=plan.summary(merged.num_merged),
         num_views=len(answers),
     )
-
-
-def _grid(tiled: TiledModel, request: TaskRequest, size_wh: tuple[int, int]) -> Grid:
-    """Return the grid of an image; raise `InvalidRequest` above the maximum of tiles."""
-    given = request.fields
-    tiling = Tiling(given.tiles, given.overlap, given.min_object_px)
-    tokens_per_side = math.isqrt(tiled.asked.model.manifest.num_image_tokens)
-    grid = grid_of(tiling, size_wh, tokens_per_side, tiled.limits.max_tiles)
-    if grid.num_tiles > tiled.limits.max_tiles:
-        asked = f"tiles has {grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
-        raise InvalidRequest(f"{asked}; the service allows {tiled.limits.max_tiles}", "tiles")
-    return grid
-
-
-async def _uneven(image: LazyImage, boxes: Sequence[PixelBox], deadline_s: float) -> list[PixelBox]:
-    """Return the tiles that are not flat."""
-    if not boxes:
-        return []
-    try:
-        async with asyncio.timeout(deadline_s - time.monotonic()):
-            are_flat = await flat_parts(image, boxes)
-    except TimeoutError as error:
-        raise DeadlineExceeded("the image was not decoded before the deadline") from error
-    return [box for box, is_flat in zip(boxes, are_flat, strict=True) if not is_flat]
-
-
-def _about_view(model: ServedModel, request: TaskRequest) -> TaskRequest:
-    """Return the request about a view: the text of tiles is merged by the places of its lines."""
-    if request.task.id == "ocr" and _LOCATED_OCR in model.entry.task_ids:
-        return replace(request, task=TASKS[_LOCATED_OCR])
-    return request
 
 
 async def _answers(
     tiled: TiledModel, request: TaskRequest, views: Sequence[LazyImage], on_text: OnText | None
 ) -> list[Answer]:
+    """Return the answer about each view."""
+    if request.task.id == "ocr" and _LOCATED_OCR in tiled.asked.model.entry.task_ids:
+        # Text of tiles is merged by the places of its lines
+        request = replace(request, task=TASKS[_LOCATED_OCR])
     in_flight = asyncio.Semaphore(tiled.limits.max_in_flight)
 
     async def answer(view: LazyImage) -> Answer:
@@ -164,27 +166,15 @@ async def _answers(
 
 
 def _merged(
-    request: TaskRequest,
-    results: Sequence[Result],
-    tiles: Sequence[PixelBox],
-    size_wh: tuple[int, int],
+    request: TaskRequest, answers: Sequence[Answer], plan: TilePlan, size_wh: tuple[int, int]
 ) -> Merged:
-    views = [View((0, 0, *size_wh), results[0])]
-    for box, result in zip(tiles, results[1:], strict=True):
-        views.append(View(box, placed(result, box, size_wh)))
+    views = [View((0, 0, *size_wh), answers[0].result)]
+    for box, answer in zip(plan.boxes, answers[1:], strict=True):
+        views.append(View(box, placed(answer.result, box, size_wh)))
     merged = merge(request.task.id, views, size_wh)
     if request.fields.nms_iou is None:
         return merged
     return replace(merged, result=refine(merged.result, None, 0.0, request.fields.nms_iou))
-
-
-def _slowest(times: Sequence[StageTimes]) -> StageTimes:
-    """Return the longest time of each stage: the views are answered at the same time."""
-    longest: dict[str, float] = {}
-    for stage in fields(StageTimes):
-        if stage.init:
-            longest[stage.name] = max(getattr(each, stage.name) for each in times)
-    return StageTimes(**longest)
 
 
 def _written(parts: Sequence[WrittenAnswers]) -> WrittenAnswers:

@@ -15,9 +15,9 @@ from tasks.results import BoxXyxy
 from tasks.tiles.grid import PixelBox
 
 # A box that ends this close to an inner edge is cut by it: models place edges that exactly.
-EDGE_SHARE = 0.02  # of a tile's longer side
+EDGE_SHARE = 0.02  # share of a tile's longer side
 _MIN_IOU = 0.5
-_MIN_COVERED = 0.8  # of the smaller box
+_MIN_COVERED = 0.8  # share of the smaller box
 _MIN_ACROSS = 0.5  # IoU of two parts along the edge that cuts both
 _MIN_AREA_RATIO = 0.25  # a whole object within another one that is larger than that is another one
 
@@ -33,7 +33,7 @@ class FoundBox:
     label: str  # '' if boxes are compared with all others
     score: float
     views: frozenset[int]
-    cut: tuple[bool, bool, bool, bool]  # by an inner edge: left, top, right, bottom
+    cut: tuple[bool, bool, bool, bool]  # sides that an inner edge cuts: left, top, right, bottom
     is_joined: bool = False
 
     @property
@@ -44,7 +44,7 @@ class FoundBox:
 def cut_sides(
     box: BoxXyxy, view: PixelBox, image_size_wh: tuple[int, int], slack_px: float
 ) -> tuple[bool, bool, bool, bool]:
-    """Return which sides of a box end at an edge of its view that is none of the image."""
+    """Return which sides of a box end at an edge of its view within the image."""
     width, height = image_size_wh
     return (
         view[0] > 0 and box[0] <= view[0] + slack_px,
@@ -66,7 +66,7 @@ def parts_of_objects(found: Sequence[FoundBox], slack_px: float, is_text: bool) 
         for axis in (_X,) if is_text else (_X, _Y):
             if each.cut[axis + 2]:
                 pairs += arrays.continuations(index, axis, slack_px)
-    groups = {index: [index] for index in range(len(found))}  # by the first part
+    groups = {index: [index] for index in range(len(found))}  # key: the first part
     first_parts = list(groups)
     for _, one, other in sorted(pairs, reverse=True):
         parts = groups[first_parts[one]]
@@ -111,13 +111,15 @@ def survivors(found: Sequence[FoundBox], is_text: bool) -> list[int]:
         return each.is_cut or (each.is_joined and not is_text), -each.score
 
     arrays = _Arrays.of(found)
-    kept: list[int] = []
+    kept = np.empty(len(found), dtype=np.intp)
+    num_kept = 0
     for index in sorted(range(len(found)), key=rank):
-        rivals = arrays.same_objects(index, kept, 0.0 if is_text else _MIN_AREA_RATIO)
+        rivals = arrays.same_objects(index, kept[:num_kept], 0.0 if is_text else _MIN_AREA_RATIO)
         views = found[index].views
         if all(views & found[other].views for other in rivals):
-            kept.append(index)
-    return sorted(kept)
+            kept[num_kept] = index
+            num_kept += 1
+    return sorted(kept[:num_kept].tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +161,10 @@ class _Arrays:
         others: list[int] = np.flatnonzero(goes_on).tolist()
         return [(float(shared[other] / either[other]), index, other) for other in others]
 
-    def same_objects(self, index: int, others: Sequence[int], min_area_ratio: float) -> list[int]:
-        """Return those of `others` that are the object of box `index`."""
-        if not others:
-            return []
-        indices = np.asarray(others)
+    def same_objects(
+        self, index: int, indices: NDArray[np.intp], min_area_ratio: float
+    ) -> list[int]:
+        """Return the boxes among `indices` that are the object of box `index`."""
         low = np.maximum(self.low[indices], self.low[index])
         high = np.minimum(self.high[indices], self.high[index])
         shared = np.clip(high - low, 0, None).prod(axis=1)
@@ -178,4 +179,5 @@ class _Arrays:
         is_part = smaller_is_cut | (smaller >= min_area_ratio * np.maximum(areas, own_area))
         is_same |= (shared >= _MIN_COVERED * smaller) & is_part
         is_same &= (shared > 0) & (self.labels[indices] == self.labels[index])
-        return [others[place] for place in np.flatnonzero(is_same).tolist()]
+        same: list[int] = indices[is_same].tolist()
+        return same

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -54,7 +55,13 @@ class Tiling:
 
 def parse_tiles(value: object) -> Tiles:
     """Return the tiles in a JSON value, or in the text of a form; raise `ValueError`."""
-    match _from_text(value):
+    if isinstance(value, str) and len(value) <= _MAX_TEXT_CHARS:
+        if match := _ROWS_BY_COLUMNS.fullmatch(value):
+            value = {"rows": int(match[1]), "columns": int(match[2])}
+        else:
+            with suppress(ValueError, RecursionError):  # then it is a word
+                value = json.loads(value)
+    match value:
         case "off" | "auto" as word:
             return word
         case int(number) if not isinstance(number, bool) and 1 <= number <= MAX_TILES:
@@ -67,17 +74,6 @@ def parse_tiles(value: object) -> Tiles:
                 if grid.num_tiles <= MAX_TILES:
                     return grid
     raise ValueError(_ALLOWED)
-
-
-def _from_text(value: object) -> object:
-    if not isinstance(value, str) or len(value) > _MAX_TEXT_CHARS:
-        return value
-    if match := _ROWS_BY_COLUMNS.fullmatch(value):
-        return {"rows": int(match[1]), "columns": int(match[2])}
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
 
 
 def refusal(task: Task, parameters: TaskParameters) -> str | None:

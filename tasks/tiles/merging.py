@@ -17,7 +17,6 @@ from tasks.results import (
     DetectionsResult,
     Instance,
     InstancesResult,
-    QuadXy,
     Result,
     Ring,
     TextRegion,
@@ -41,7 +40,7 @@ ItemT = TypeVar("ItemT", Detection, Instance, TextRegion)
 
 # Its labels are captions: two views describe one object in different words.
 _TASK_OF_CAPTIONS = "dense_region_captioning"
-_MIN_POINTS = 3  # of a ring
+_MIN_POINTS = 3  # a ring's
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class _Merging:
             parts = sorted(group, key=lambda index: found[index].box)
             box_of_parts = joined([found[index] for index in parts])
             boxes.append(box_of_parts)
-            joined_items.append(_joined_item([flat[index] for index in parts], box_of_parts))
+            joined_items.append(joined_item([flat[index] for index in parts], box_of_parts))
         kept = tuple(joined_items[index] for index in survivors(boxes, is_text))
         return kept, len(flat) - len(kept)
 
@@ -133,15 +132,20 @@ def _text(regions: Sequence[TextRegion], line: Sequence[int]) -> str:
     return " ".join(regions[index].text for index in line)
 
 
-def _joined_item(parts: Sequence[ItemT], found: FoundBox) -> ItemT:
+def joined_item(parts: Sequence[ItemT], found: FoundBox) -> ItemT:
+    """Return the object of parts that are in order from left to right."""
     first = parts[0]
+    last = parts[-1]
     if len(parts) == 1:
         return first
-    if isinstance(first, TextRegion):
+    if isinstance(first, TextRegion) and isinstance(last, TextRegion):
         text = first.text
         for part in parts[1:]:
             text = joined_line(text, part.text)
-        return replace(first, quad=_joined_quad(parts), text=text, score=found.score)
+        top_left, _, _, bottom_left = first.quad
+        _, top_right, bottom_right, _ = last.quad
+        quad = (top_left, top_right, bottom_right, bottom_left)
+        return replace(first, quad=quad, text=text, score=found.score)
     if isinstance(first, Instance):
         masks = [part.mask for part in parts if part.mask is not None]
         rings = [part.polygons for part in parts if part.polygons is not None]
@@ -151,28 +155,20 @@ def _joined_item(parts: Sequence[ItemT], found: FoundBox) -> ItemT:
     return replace(first, box=found.box, score=found.score)
 
 
-def _joined_quad(parts: Sequence[TextRegion]) -> QuadXy:
-    """Return the corners of a line from those of its parts, left to right."""
-    top_left, _, _, bottom_left = parts[0].quad
-    _, top_right, bottom_right, _ = parts[-1].quad
-    return top_left, top_right, bottom_right, bottom_left
-
-
 def unite_rings(shapes: Sequence[tuple[Ring, ...]]) -> tuple[Ring, ...]:
     """Return the outlines of the union of shapes, each given by rings with the even-odd rule."""
-    whole = shapely.unary_union([_shape(rings) for rings in shapes])
+    united: list[shapely.Geometry] = []
+    for rings in shapes:
+        shape: shapely.Geometry = shapely.Polygon()
+        for ring in rings:
+            if len(ring) >= _MIN_POINTS:
+                filled = shapely.make_valid(shapely.Polygon(ring))
+                shape = shapely.symmetric_difference(shape, filled)
+        united.append(shape)
     outlines: list[Ring] = []
-    for part in shapely.get_parts(whole):
+    for part in shapely.get_parts(shapely.unary_union(united)):
         if isinstance(part, shapely.Polygon):
-            for ring in (part.exterior, *part.interiors):
-                points = tuple((x, y) for x, y in ring.coords[:-1])
+            for outline in (part.exterior, *part.interiors):
+                points = tuple((x, y) for x, y in outline.coords[:-1])
                 outlines.append(points)
     return tuple(outlines)
-
-
-def _shape(rings: tuple[Ring, ...]) -> shapely.Geometry:
-    shape: shapely.Geometry = shapely.Polygon()
-    for ring in rings:
-        if len(ring) >= _MIN_POINTS:
-            shape = shapely.symmetric_difference(shape, shapely.make_valid(shapely.Polygon(ring)))
-    return shape

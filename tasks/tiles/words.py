@@ -6,7 +6,7 @@ from itertools import chain
 from tasks.results import BoxXyxy
 
 _MIN_SHARED_CHARS = 2  # a shorter end of a word is found at the start of any other
-_MIN_ROW_OVERLAP = 0.5  # of the lower of two boxes on one line
+_MIN_ROW_OVERLAP = 0.5  # share of the lower of two boxes on one line
 
 
 def joined_line(left: str, right: str) -> str:
@@ -19,7 +19,10 @@ def reading_order(boxes: Sequence[BoxXyxy]) -> list[list[int]]:
     """Return the indices of the boxes line by line, each from left to right."""
     lines: list[list[int]] = []
     for index in sorted(range(len(boxes)), key=lambda index: boxes[index][1]):
-        if lines and _is_on_line(boxes[index], boxes[lines[-1][0]]):
+        _, top, _, bottom = boxes[index]
+        _, line_top, _, line_bottom = boxes[lines[-1][0]] if lines else (0.0, 0.0, 0.0, 0.0)
+        shared = min(bottom, line_bottom) - max(top, line_top)
+        if lines and shared >= _MIN_ROW_OVERLAP * min(bottom - top, line_bottom - line_top):
             lines[-1].append(index)
         else:
             lines.append([index])
@@ -34,35 +37,25 @@ def merged_text(whole: str, rows: Sequence[Mapping[int, str]]) -> str:
     where letters are too small, a model invents them.
     """
     lines: list[str] = []
-    above: Mapping[int, str] = {}
+    tiles_above: Mapping[int, str] = {}
     for row in rows:
         of_row: list[str] = []
         for left, text in sorted(row.items()):
-            new = _without_repeated(above.get(left, "").splitlines(), text.splitlines())
-            of_row = _beside(of_row, new)
+            above = tiles_above.get(left, "").splitlines()
+            own = text.splitlines()
+            num_shared = min(len(above), len(own))  # lines that both tiles see
+            while above[len(above) - num_shared :] != own[:num_shared]:
+                num_shared -= 1
+            of_row = _beside(of_row, own[num_shared:])
         lines += of_row
-        above = row
+        tiles_above = row
     if not any(lines):
         return whole
     words = frozenset(whole.split())
     return "\n".join(_completed(line, words) for line in lines)
 
 
-def _without_repeated(upper: Sequence[str], lower: Sequence[str]) -> Sequence[str]:
-    """Return the lines of a tile without the first ones, which end the tile above it."""
-    num_shared = min(len(upper), len(lower))
-    while list(upper[len(upper) - num_shared :]) != list(lower[:num_shared]):
-        num_shared -= 1
-    return lower[num_shared:]
-
-
-def _is_on_line(box: BoxXyxy, first: BoxXyxy) -> bool:
-    shared = min(box[3], first[3]) - max(box[1], first[1])
-    lower = min(box[3] - box[1], first[3] - first[1])
-    return shared >= _MIN_ROW_OVERLAP * lower
-
-
-def _beside(left: Sequence[str], right: Sequence[str]) -> list[str]:
+def _beside(left: list[str], right: list[str]) -> list[str]:
     """Return the lines of two tiles that are side by side: as many in both are the same lines."""
     if len(left) == len(right):
         return list(map(joined_line, left, right))
@@ -97,41 +90,31 @@ def _shared_words(ends: Sequence[str], starts: Sequence[str]) -> list[str] | Non
     for index, (end, start) in enumerate(zip(ends, starts, strict=True)):
         if end == start:
             words.append(end)
-        elif last == 0 and (word := _overlapping(end, start)):
-            words.append(word)
-        elif index == 0 and last > 0 and end.endswith(start):
+        elif last == 0:  # both parts of one word
+            num_chars = min(len(end), len(start))
+            while num_chars >= _MIN_SHARED_CHARS and end[-num_chars:] != start[:num_chars]:
+                num_chars -= 1
+            if num_chars < _MIN_SHARED_CHARS:
+                return None
+            words.append(end + start[num_chars:])
+        elif index == 0 and end.endswith(start):
             words.append(end)
-        elif index == last > 0 and start.startswith(end):
+        elif index == last and start.startswith(end):
             words.append(start)
         else:
             return None
     return words
 
 
-def _overlapping(end: str, start: str) -> str | None:
-    """Return the word whose left part is `end` and whose right part is `start`, or None."""
-    for num_chars in range(min(len(end), len(start)), _MIN_SHARED_CHARS - 1, -1):
-        if end[-num_chars:] == start[:num_chars]:
-            return end + start[num_chars:]
-    return None
-
-
 def _completed(line: str, words: frozenset[str]) -> str:
-    """Return a line whose parts of one of `words` are that word, once."""
+    """Return a line whose parts of one of `words`, its beginning or end, are that word, once."""
     completed: list[str] = []
     last_is_part = False
     for part in line.split():
-        word = _word_of(part, words)
-        is_part = word != part
+        longer = [word for word in words if word.startswith(part) or word.endswith(part)]
+        is_part = part not in words and len(part) >= _MIN_SHARED_CHARS and bool(longer)
+        word = max(longer, key=lambda word: (len(word), word)) if is_part else part
         if completed[-1:] != [word] or not (is_part or last_is_part):
             completed.append(word)
         last_is_part = is_part
     return " ".join(completed)
-
-
-def _word_of(part: str, words: frozenset[str]) -> str:
-    """Return the longer word that `part` begins or ends, or `part`."""
-    if part in words or len(part) < _MIN_SHARED_CHARS:
-        return part
-    longer = [word for word in words if word.startswith(part) or word.endswith(part)]
-    return max(longer, key=lambda word: (len(word), word), default=part)

@@ -59,7 +59,7 @@ def form_values(fields_given: Mapping[str, FieldValue]) -> dict[str, str]:
 
 
 def answer_from_json(body: Json) -> Answer:
-    parts = {
+    parts: dict[str, Any] = {
         "result": _result(body["result"]),
         "image": _value(ImageSize, body["image"]),
         "usage": _value(Usage, body["usage"]),

@@ -26,13 +26,13 @@ from tests.support.fake_service import (
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 OCR_PROMPT = "What is the text in the image, with regions?"
-# The red of the first pixel names a tile. The first 12 pixels show the mark in the whole image only,
-# which is smaller there.
+# The red of the first pixel names a tile. Its first pixels show the mark only in the whole image,
+# where it is smaller.
 MARK = (36, 0, 60, 20)
 LEFT = 10
 RIGHT = 20
-TASK = {"task": "object_detection"}
-COUNTED = TASK | {"tiles": "1x2", "overlap": 0.0}
+TASK: dict[str, Any] = {"task": "object_detection"}
+COUNTED: dict[str, Any] = TASK | {"tiles": "1x2", "overlap": 0.0}
 
 
 def picture(size_wh: tuple[int, int] = (800, 400)) -> bytes:
@@ -124,7 +124,7 @@ def test_a_flat_tile_is_not_asked_about() -> None:
 def test_an_image_of_one_tile_or_without_any_edge_is_asked_about_as_it_is() -> None:
     flat = encoded(Image.new("RGB", (800, 400), (LEFT, 0, 0)))
     for image, tiles, skipped in ((picture(), 1, 0), (flat, "1x2", 2)):
-        core = core_of(box("cat", 1, 1, 5, 5), "unasked", "unasked")
+        core = core_of(*[box("cat", 1, 1, 5, 5)] * 2, "unasked")
         answer = predict(core, image, **TASK, tiles=tiles)
         assert len(boxes(answer)) == 1
         assert answer.tiles is not None
@@ -135,7 +135,7 @@ def test_each_tile_is_encoded_once_for_all_tasks() -> None:
     encoder = FakeEncoder()
     core = make_core({FLORENCE_ID: encoder})
     outcomes = [asked(core).written.features.outcome for _ in range(2)]
-    words = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
+    words: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
     assert (outcomes, len(encoder.shapes)) == (["miss", "hit"], 3)
     assert asked(core, **words).written.features.outcome == "hit"
 
@@ -178,7 +178,11 @@ def test_suppression_also_compares_views() -> None:
 
 
 def test_both_models_of_a_comparison_answer_in_tiles() -> None:
-    labels = {"task": "open_vocabulary_detection", "labels": ["red circle"], "tiles": 2}
+    labels: dict[str, Any] = {
+        "task": "open_vocabulary_detection",
+        "labels": ["red circle"],
+        "tiles": 2,
+    }
     comparison = compare(make_core(), picture(), **labels)
     for _, answer in comparison.answers:
         assert isinstance(answer, Answer)

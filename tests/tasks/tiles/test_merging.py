@@ -72,7 +72,7 @@ def test_boxes_of_one_view_are_different_objects() -> None:
 
 
 def test_a_box_that_an_inner_edge_cuts_yields_to_a_worse_one_that_is_whole() -> None:
-    cut = box(80, 10, 95, 20, 0.9)  # by the left edge of the right tile
+    cut = box(80, 10, 95, 20, 0.9)  # the right tile begins at 80
     whole = box(70, 10, 95, 20, 0.4)
     assert detected([], [whole], [cut]) == [whole]
     assert detected([whole], [], [cut]) == [whole]
@@ -154,7 +154,7 @@ def square(x1: float, y1: float, x2: float, y2: float) -> Ring:
 def bounds(rings: tuple[Ring, ...]) -> list[BoxXyxy]:
     return sorted(
         (*map(min, zip(*ring, strict=True)), *map(max, zip(*ring, strict=True))) for ring in rings
-    )  # type: ignore[misc]
+    )
 
 
 def test_the_polygons_of_an_object_across_a_seam_are_united() -> None:
