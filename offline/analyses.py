@@ -17,7 +17,7 @@ from service.analysis.execution import analyze
 from service.analysis.steps import parse_plan
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel, ServedModels
-from service.process_options import core_limits
+from service.process_options import core_limits, max_slots
 from service.runner_client.runner_client import RunnerClient
 from service.schema.analysis import analysis_json
 from service.settings import Settings
@@ -76,7 +76,7 @@ class Analyzer:
             core_limits(settings),
             max_decoded_images=settings.max_decoded + 1,
             max_pending=_UNBOUNDED,
-            max_running=_UNBOUNDED,
+            max_running=2 * max_slots(settings),  # an image may have many tiles
             max_waiting_tokens=_UNBOUNDED,
             max_bytes=_UNBOUNDED,
             max_bytes_of_client=_UNBOUNDED,

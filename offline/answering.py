@@ -19,11 +19,14 @@ from offline.job import Build, Job, differences
 from offline.rows import Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import InProcessChannel
+from service.admission.fair_queue import FairQueue
+from service.admission.quotas import UNLIMITED
 from service.errors import ImageTooLarge, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
-from service.inference.prediction import Answer, PredictContext, predict, task_prompts
+from service.inference.prediction import Answer, Asked
 from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, load_served_models, served_entries
+from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
 from service.process_options import image_limits, max_slots, runner_options
 from service.runner_client.runner_client import RunnerClient
 from service.schema.rendering import RESULT
@@ -34,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _CLIENT = "offline"  # the only one; it may have all places of the decoder of images but one
 _UNBOUNDED = 1_000_000  # sequences queued: the places bound the images
+_UNBOUNDED_TOKENS = 1 << 60  # waiting for a place
 _IMAGES_PER_SLOT = 2
 _MAX_DEATHS = 2  # workers that died at the same image
 
@@ -80,6 +84,9 @@ class Answerer:
         else:
             self._analyzer = Analyzer(loaded.request, loaded.model, loaded.runner, settings)
         self._decoder = ImageDecoder(image_limits(settings), settings.max_decoded + 1)
+        self._max_tiles = settings.max_tiles
+        # An image may have many tiles: together they have as many places as images
+        self._queue = FairQueue(loaded.model.id, num_places, _UNBOUNDED_TOKENS)
         self._num_places = num_places
         self._places = asyncio.Semaphore(num_places)
         self._alone = asyncio.Lock()
@@ -173,6 +180,8 @@ class Answerer:
 
     async def _answer(self, request: TaskRequest, image: LazyImage) -> Answer:
         model = self._loaded.model
-        prompts = task_prompts(model, request, image.header.size_wh)
-        context = PredictContext(prompts, math.inf)
-        return await predict(model, self._loaded.runner, request, image, context)
+        asked = Asked(model, self._loaded.runner, self._queue, _CLIENT, math.inf)
+        if request.fields.tiles == "off":
+            return await asked.answer(request, image)
+        limits = TileLimits(self._max_tiles, self._num_places)
+        return await answer_in_tiles(TiledModel(asked, UNLIMITED, limits, None), request, image)

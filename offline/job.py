@@ -30,6 +30,7 @@ class Build:
     max_image_pixels: int
     max_image_side_px: int
     decoder_max_positions: int
+    max_tiles: int
 
     @classmethod
     def of(cls, model: ServedModel, fields: Mapping[str, Any], settings: Settings) -> Self:
@@ -49,6 +50,7 @@ class Build:
             max_image_pixels=settings.max_image_pixels,
             max_image_side_px=settings.max_image_side_px,
             decoder_max_positions=settings.decoder_max_positions,
+            max_tiles=settings.max_tiles,
         )
 
 

@@ -5,6 +5,7 @@ import os
 from pydantic import BaseModel, Field, field_validator
 
 from service.setting_values import ImagesPlace
+from tasks.tiles.grid import MAX_TILES
 
 MAX_STEPS = 256
 
@@ -33,6 +34,13 @@ class ImageSettings(BaseModel):
         ge=1,
         le=10_000,
         description="Maximum answers of one analysis; a step that would have more is truncated.",
+    )
+    max_tiles: int = Field(
+        64,
+        ge=1,
+        le=MAX_TILES,
+        description="Maximum tiles of an image in one answer; a request for more gets 400, `auto`"
+        " takes larger ones.",
     )
     images_folder: ImagesPlace | None = Field(
         None,

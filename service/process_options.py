@@ -80,6 +80,7 @@ def core_limits(values: Settings) -> CoreLimits:
         max_bytes_of_client=values.max_request_bytes_of_key,
         max_steps=values.max_steps,
         max_step_answers=values.max_step_answers,
+        max_tiles=values.max_tiles,
     )
 
 

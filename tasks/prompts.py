@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 
 from tasks.results import BoxXyxy
 
@@ -53,7 +54,7 @@ def _tagged(text: str) -> Iterator[PromptSegment]:
 def join_segments(*segments: PromptSegment) -> Prompt:
     """Return a prompt with adjacent segments of a kind merged, as BPE depends on context."""
     present = (segment for segment in segments if segment.text)
-    groups = groupby(present, key=lambda segment: segment.is_control)
+    groups = groupby(present, key=attrgetter("is_control"))
     joined: list[PromptSegment] = []
     for is_control, group in groups:
         text = "".join(segment.text for segment in group)

@@ -33,6 +33,27 @@ def decode_mask(mask: RunLengthMask) -> NDArray[np.bool_]:
     return decoded.astype(np.bool_)
 
 
+def place_mask(
+    mask: RunLengthMask, left_top: tuple[int, int], image_size_wh: tuple[int, int]
+) -> RunLengthMask:
+    """Return the mask of a part of an image as that of the image, without its pixels."""
+    width, height = image_size_wh
+    left, top = left_top
+    columns = np.pad(decode_mask(mask).T, ((0, 0), (1, 1)))  # (W, 1 + H + 1)
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+    # A run that fills a column ends where the next begins: both are left out
+    edges, num_runs = np.unique((column + left) * height + row + top, return_counts=True)
+    starts_and_ends = [0, *edges[num_runs == 1].tolist(), width * height]
+    counts = np.diff(starts_and_ends).tolist()
+    return _typed(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
+def unite_masks(masks: Sequence[RunLengthMask]) -> RunLengthMask:
+    """Return the union of masks of one image."""
+    encoded = [{"size": list(each.size_hw), "counts": each.counts.encode()} for each in masks]
+    return _typed(coco.merge(encoded))
+
+
 def _typed(encoded: Mapping[str, Any]) -> RunLengthMask:
     height, width = encoded["size"]
     return RunLengthMask((height, width), encoded["counts"].decode("ascii"))

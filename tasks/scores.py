@@ -103,7 +103,7 @@ def refine(
 
 def suppress(items: tuple[ItemT, ...], max_iou: float) -> tuple[ItemT, ...]:
     """Return the items, in order, that overlap no better one of their label by more."""
-    overlaps = _overlaps([_box(item) for item in items]) > max_iou
+    overlaps = _overlaps([box_of(item) for item in items]) > max_iou
     kept: list[int] = []
     for index in sorted(range(len(items)), key=lambda index: -items[index].score):
         rivals = [other for other in kept if _label(items[other]) == _label(items[index])]
@@ -116,7 +116,8 @@ def _label(item: Detection | Instance | TextRegion) -> str:
     return item.text if isinstance(item, TextRegion) else item.label
 
 
-def _box(item: Detection | Instance | TextRegion) -> BoxXyxy:
+def box_of(item: Detection | Instance | TextRegion) -> BoxXyxy:
+    """Return the box of an object, or the one around a text region."""
     if not isinstance(item, TextRegion):
         return item.box
     return bounding_box(item.quad) or (0.0, 0.0, 0.0, 0.0)

@@ -38,6 +38,7 @@ ARROWS = {
         "tasks",
     },
     "offline": {
+        "service.admission",
         "service.analysis",
         "service.errors",
         "service.http.body",  # the values of fields as text

@@ -41,6 +41,7 @@ from diptych_client.results import (
     TextRegion,
     TextRegionsResult,
     TextResult,
+    Tiles,
     Timings,
     Usage,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "TextRegion",
     "TextRegionsResult",
     "TextResult",
+    "Tiles",
     "Timings",
     "Unauthorized",
     "UnknownModel",

@@ -58,6 +58,9 @@ class AnswerOptions:
     mask_format: Literal["polygon", "rle"] | None = None
     min_score: float | None = None
     nms_iou: float | None = None
+    tiles: int | str | None = None  # off, auto, the maximum of tiles, or rows and columns as "2x3"
+    overlap: float | None = None  # share of a tile's side that the next one has too
+    min_object_px: int | None = None  # for `auto`
 
 
 NO_PARAMETERS = TaskParameters()
@@ -91,6 +94,8 @@ def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str
         if value is not None:
             is_list = isinstance(value, Sequence) and not isinstance(value, str)
             given[name] = tuple(value) if is_list else value
+    if "tiles" in given:
+        given["tiles"] = str(given["tiles"])  # gRPC has one type
     return given
 
 

@@ -144,6 +144,17 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiles:
+    """The tiles of the image that were asked about besides the whole image."""
+
+    rows: int
+    columns: int
+    asked: int
+    skipped: int  # flat
+    merged: int  # objects that another view found too, or a part of
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """Answer of one model."""
 
@@ -159,6 +170,7 @@ class Answer:
     timings_ms: Timings
     calibrated: bool = False  # scores are calibrated probabilities
     labels: tuple[str, ...] | None = None  # labels or phrases as the service understood them
+    tiles: Tiles | None = None  # set if `tiles` was asked for
 
     def to_supervision(self) -> "supervision.Detections":
         """Return boxes, scores, labels and, if present, masks and quads.

@@ -71,7 +71,7 @@ class FairQueue:
     async def admitted(self, request: QueuedRequest) -> AsyncIterator[float]:
         """Run admitted; yield the seconds waited. Raise `Overloaded` or `DeadlineExceeded`."""
         if self._num_running:
-            self._refuse_hopeless(request)
+            self.check(request)
         waited_s = 0.0
         if self._num_running < self._max_running:  # then none waits
             self._num_running += 1
@@ -88,7 +88,7 @@ class FairQueue:
             self._running_cost -= request.cost
             self._release()
 
-    def _refuse_hopeless(self, request: QueuedRequest) -> None:
+    def check(self, request: QueuedRequest) -> None:
         """Raise `Overloaded` above the client's share, and if the deadline would be missed."""
         excess = self._waiting_cost.excess(request.client, request.cost)
         if excess > 0 and self._num_running >= self._max_running:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.errors import ImageTooLarge, Overloaded
+from service.errors import ImageTooLarge, InvalidRequest, Overloaded
 
 if TYPE_CHECKING:  # it imports the store's client, which only DIPTYCH_SHARED_LIMITS_URL needs
     from service.admission.shared_limits import SharedQuota
@@ -82,12 +82,19 @@ class Quota:
         self._megapixels = _bucket(limits.megapixels_per_minute, clock)
         self._shared = shared
 
-    async def take_request(self) -> None:
-        """Count one request; raise `Overloaded` if the rate is exceeded."""
-        if self._requests is not None and (
-            wait_s := await self._take("requests", self._requests, 1)
-        ):
-            raise self._exceeded(f"{self._requests.per_minute:g} requests per minute", wait_s)
+    async def take_request(self, num_requests: int = 1) -> None:
+        """Count one request, or several at once, as for tiles.
+
+        Raise `Overloaded` if the rate is exceeded, or `InvalidRequest` beyond a minute's quota.
+        """
+        if self._requests is None:
+            return
+        limit = f"{self._requests.per_minute:g} requests per minute"
+        if num_requests > self._requests.per_minute:
+            counted = f"its tiles count as {num_requests} requests"
+            raise InvalidRequest(f"{counted}; the key {self.name!r} may send {limit}", "tiles")
+        if wait_s := await self._take("requests", self._requests, num_requests):
+            raise self._exceeded(limit, wait_s)
 
     async def take_pixels(self, num_pixels: int) -> None:
         """Count one image; raise `Overloaded`, or `ImageTooLarge` beyond a minute's quota."""

@@ -13,7 +13,7 @@ from itertools import chain, product
 
 from imaging.files import PixelBox
 from service.analysis.steps import BoxOf, Plan, Step, parse_plan
-from service.analysis.views import FoundObject, crop_around, objects_of, placed, within
+from service.analysis.views import FoundObject, crop_around, objects_of, within
 from service.errors import NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import LazyImage, in_thread
 from service.images.url_rules import ImageInput
@@ -23,6 +23,7 @@ from service.inference.prediction import Answer
 from service.inference.recording import record_error
 from service.inference.served_models import ServedModel
 from service.runner_client.joined_calls import JoinedCalls
+from tasks.tiles.placement import placed
 from wire.telemetry.tracing import span
 
 _RESTART_S = 15.0  # a killed runner is ready again before

@@ -1,30 +1,23 @@
-"""Boxes of a result, the part of the image around one, and its answer placed in the whole image.
+"""Boxes of a result, and the part of the image around one.
 
 Pure geometry: coordinates are pixels, from the upper left corner.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from imaging.files import PixelBox
 from service.analysis.steps import BoxOf
 from tasks.parsing import bounding_box
 from tasks.results import (
     BoxXyxy,
-    Detection,
     DetectionsResult,
-    Instance,
     InstancesResult,
-    PointXy,
     Result,
-    TextRegion,
     TextRegionsResult,
     TextResult,
 )
-from tasks.run_length import decode_mask, encode_mask
 
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
@@ -71,42 +64,3 @@ def within(box: BoxXyxy, crop: PixelBox) -> BoxXyxy:
     x1, x2 = (min(max(x, left), right) - left for x in (box[0], box[2]))
     y1, y2 = (min(max(y, top), bottom) - top for y in (box[1], box[3]))
     return x1, y1, x2, y2
-
-
-def placed(result: Result, crop: PixelBox, image_size_wh: tuple[int, int]) -> Result:
-    """Return a crop's result in pixels of the whole image."""
-    left, top, right, bottom = crop
-
-    def moved(point: PointXy) -> PointXy:
-        return point[0] + left, point[1] + top
-
-    def moved_box(box: BoxXyxy) -> BoxXyxy:
-        return box[0] + left, box[1] + top, box[2] + left, box[3] + top
-
-    def placed_detection(item: Detection) -> Detection:
-        return replace(item, box=moved_box(item.box))
-
-    def placed_instance(item: Instance) -> Instance:
-        rings = item.polygons
-        polygons = None if rings is None else tuple(tuple(map(moved, ring)) for ring in rings)
-        mask = None
-        if item.mask is not None:
-            width, height = image_size_wh
-            whole = np.zeros((height, width), dtype=np.bool_)
-            whole[top:bottom, left:right] = decode_mask(item.mask)
-            mask = encode_mask(whole)
-        return replace(item, box=moved_box(item.box), polygons=polygons, mask=mask)
-
-    def placed_region(item: TextRegion) -> TextRegion:
-        first, second, third, fourth = map(moved, item.quad)
-        return replace(item, quad=(first, second, third, fourth))
-
-    match result:
-        case DetectionsResult():
-            return replace(result, detections=tuple(map(placed_detection, result.detections)))
-        case InstancesResult():
-            return replace(result, instances=tuple(map(placed_instance, result.instances)))
-        case TextRegionsResult():
-            return replace(result, text_regions=tuple(map(placed_region, result.text_regions)))
-        case TextResult():
-            return result

@@ -8,13 +8,15 @@ leave one place free. Headers have separate places: they are read fast and do no
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 from blake3 import blake3
+from cachetools import LRUCache
+from numpy.typing import NDArray
 from PIL import Image
 
 from imaging.errors import ImageError, OversizedImage
@@ -36,7 +38,9 @@ ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
 _RGB_BYTES = 4  # a pixel in Pillow
-_Resizing = tuple[tuple[int, int], int, PixelBox | None]  # size, resampling filter, part
+_MAX_BUSY_CELLS = 64  # images; 200 kB for one of 50 megapixels
+_NEAREST = int(Image.Resampling.NEAREST)
+_Resizing = tuple[tuple[int, int], int]  # size, resampling filter
 
 
 class ImageDecoder:
@@ -53,6 +57,8 @@ class ImageDecoder:
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
         # keys: client and hash of the file
         self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}
+        # key: hash of the file; cells of the image that are not flat (service/images/flat_parts.py)
+        self.busy_cells: LRUCache[bytes, NDArray[np.bool_]] = LRUCache(_MAX_BUSY_CELLS)
 
     @asynccontextmanager
     async def slot(self, client: str, is_heavy: bool) -> AsyncIterator[None]:
@@ -135,11 +141,15 @@ class SharedDecoding:
         """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`.
 
         Raise `ImageError` or `DecoderEnded`.
+
+        Parts are not shared: an image may have many.
         """
         decoded = await asyncio.shield(self.decoded)
-        key = size_wh, resample, crop
+        if crop is not None:
+            return await decoded.resized(size_wh, resample, crop)
+        key = size_wh, resample
         if key not in self.resized:
-            self.resized[key] = asyncio.create_task(decoded.resized(size_wh, resample, crop))
+            self.resized[key] = asyncio.create_task(decoded.resized(size_wh, resample))
         return await asyncio.shield(self.resized[key])
 
 
@@ -195,20 +205,42 @@ class LazyImage:
         with self.decoder.decoding(self) as decoding:
             try:
                 pixels = await decoding.pixels(manifest.image_size_wh, manifest.resample, crop)
-            except ImageError as error:
+            except (ImageError, DecoderEnded) as error:
                 raise _refusal(error) from error
-            except DecoderEnded as error:
-                raise NotReady(f"{error}; retry the request") from error
-            decoded = decoding.decoded.result()
-            if self.hold is not None and self.kept is None and isinstance(decoded, DecodedImage):
-                with suppress(Overloaded):  # no memory: a later part decodes the file again
-                    self.hold(_RGB_BYTES * math.prod(decoded.rgb.size))
-                    self.kept = decoded
+            if self.hold is not None:
+                self._keep(decoding.decoded.result(), self.hold)
             return pixels
 
+    async def strips(self, num_rows: int) -> AsyncGenerator[Pixels, None]:
+        """Yield the pixels (H, W, 3) of the image at its own size, so many rows at a time.
 
-def _refusal(error: ImageError) -> ImageTooLarge | UnsupportedImage:
+        Raise `UnsupportedImage` or `NotReady`.
+        """
+        width, height = self.header.size_wh
+        with self.decoder.decoding(self) as decoding:
+            try:
+                decoded = await asyncio.shield(decoding.decoded)
+                if self.hold is not None:
+                    self._keep(decoded, self.hold)
+                for top in range(0, height, num_rows):
+                    bottom = min(top + num_rows, height)
+                    strip = (0, top, width, bottom)
+                    yield await decoded.resized((width, bottom - top), _NEAREST, strip)
+            except (ImageError, DecoderEnded) as error:
+                raise _refusal(error) from error
+
+    def _keep(self, decoded: "DecodedImage | DecodingProcess", hold: Callable[[int], None]) -> None:
+        """Keep the decoded image for later parts, unless it is in a process or memory is short."""
+        if self.kept is None and isinstance(decoded, DecodedImage):
+            with suppress(Overloaded):  # no memory: a later part decodes the file again
+                hold(_RGB_BYTES * math.prod(decoded.rgb.size))
+                self.kept = decoded
+
+
+def _refusal(error: ImageError | DecoderEnded) -> ImageTooLarge | UnsupportedImage | NotReady:
     """Return the error that a client receives."""
+    if isinstance(error, DecoderEnded):
+        return NotReady(f"{error}; retry the request")
     if isinstance(error, OversizedImage):
         return ImageTooLarge(str(error), "image", error.size_wh)
     return UnsupportedImage(str(error), "image")

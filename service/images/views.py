@@ -19,8 +19,12 @@ class ImageView(LazyImage):
 
     @classmethod
     def of(cls, whole: LazyImage, box: PixelBox) -> "ImageView":
-        """Return the view, which is open."""
+        """Return the view of an image, or of another view, which is open."""
         left, top, right, bottom = box
+        if isinstance(whole, ImageView):  # a part of a part is a part of the whole
+            across, down, _, _ = whole.box
+            box = (left + across, top + down, right + across, bottom + down)
+            return cls.of(whole.whole, box)
         view = cls(whole.data, whole.decoder, whole.client, whole, box)
         digest = blake3(whole.header.digest + f"crop {left} {top} {right} {bottom}".encode())
         size_wh = (right - left, bottom - top)
@@ -30,5 +34,5 @@ class ImageView(LazyImage):
 
     async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
         """Return the pixels (H, W, 3) of the part at a model's input size."""
-        assert crop is None, "a part of a part is a part of the whole"
+        assert crop is None, "`of` returns a part of a part"
         return await self.whole.pixels(manifest, self.box)

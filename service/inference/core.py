@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from imaging.files import ImageLimits
-from service.admission.fair_queue import FairQueue, QueuedRequest
+from service.admission.fair_queue import FairQueue
 from service.admission.load import DrainGate, FairShare, ThroughputEstimate
 from service.admission.quotas import UNLIMITED, Quota
 from service.admission.traffic_gaps import TrafficGaps
@@ -24,7 +24,7 @@ from service.images.fetching import ImageFetcher, Receiver
 from service.images.handle_ids import ImageHandle
 from service.images.handle_store import ImageStore, stored
 from service.images.url_rules import ImageInput, ImageUrl
-from service.inference.prediction import Answer, PredictContext, cost_tokens, predict, task_prompts
+from service.inference.prediction import Answer, Asked
 from service.inference.recording import (
     answer_span,
     logged_defect,
@@ -34,11 +34,11 @@ from service.inference.recording import (
 )
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, ServedModels
+from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
 from service.runner_client.joined_calls import JoinedCalls
 from service.runner_client.runner_client import RunnerClient
 from service.runner_client.stream_replay import OnText
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
-from wire.telemetry.tracing import past_span
 
 # Fields of a request; or a function of the image's size (width, height), for an interface with
 # relative coordinates.
@@ -91,6 +91,7 @@ class CoreLimits:
     max_bytes_of_client: int
     max_steps: int = 16  # one analysis
     max_step_answers: int = 256  # one analysis
+    max_tiles: int = 64  # one answer
 
 
 class Core:
@@ -280,15 +281,15 @@ class Core:
         """Return the recorded answer of a model; raise its error, with model and task."""
         with answer_span(model.id, request.task.id, context.request_id):
             try:
-                prompts = task_prompts(model, request, image.header.size_wh)
-                queued = QueuedRequest(
-                    context.quota.name, cost_tokens(model, request, prompts), context.deadline_s
-                )
-                async with self._queues[model.runner_id].admitted(queued) as waited_s:
-                    past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
-                    predict_context = PredictContext(prompts, context.deadline_s, waited_s, on_text)
-                    called = runner or self.runners[model.runner_id]
-                    answer = await predict(model, called, request, image, predict_context)
+                called = runner or self.runners[model.runner_id]
+                queue = self._queues[model.runner_id]
+                asked = Asked(model, called, queue, context.quota.name, context.deadline_s)
+                if request.fields.tiles == "off":
+                    answer = await asked.answer(request, image, on_text)
+                else:
+                    limits = TileLimits(self.limits.max_tiles, self.limits.max_running)
+                    tiled = TiledModel(asked, context.quota, limits, partial(self.hold, context))
+                    answer = await answer_in_tiles(tiled, request, image, on_text)
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 
+from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images.decoding import LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
@@ -23,7 +24,7 @@ from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
 from tasks.scores import Calibration, refine
 from wire.runner_messages import SequenceSpec
-from wire.telemetry.tracing import span
+from wire.telemetry.tracing import past_span, span
 
 _CHARACTERS_PER_TOKEN = 4  # English text; only runners have tokenizers
 # Estimate if max_new_tokens is unset: a checkpoint's own limit is far above its usual answers
@@ -50,6 +51,26 @@ class StageTimes:
         ms = {name.removesuffix("_s"): round(value * 1000, 3) for name, value in seconds.items()}
         object.__setattr__(self, "ms", ms)
 
+    @classmethod
+    def slowest(cls, times: Sequence["StageTimes"]) -> "StageTimes":
+        """Return the longest time of each stage, of answers that were given at the same time."""
+        longest: dict[str, float] = {}
+        for stage in fields(cls):
+            if stage.init:
+                longest[stage.name] = max(getattr(each, stage.name) for each in times)
+        return cls(**longest)
+
+
+@dataclass(frozen=True, slots=True)
+class TilesSummary:
+    """The tiles of an image: what was asked of the model, and what was merged."""
+
+    rows: int
+    columns: int
+    asked: int
+    skipped: int  # flat
+    merged: int  # objects that another view found too, or a part of
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -62,6 +83,8 @@ class Answer:
     written: WrittenAnswers
     times: StageTimes
     is_calibrated: bool = False  # scores are probabilities
+    tiles: TilesSummary | None = None
+    num_views: int = 1  # the whole image, and the tiles that were asked about
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +95,35 @@ class PredictContext:
     deadline_s: float  # time.monotonic()
     waited_s: float = 0.0  # spent in the fair queue
     on_text: OnText | None = None  # receives the text as it is written
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model that is asked for one client, in the fair queue of its runner."""
+
+    model: ServedModel
+    runner: RunnerClient | JoinedCalls
+    queue: FairQueue
+    client: str
+    deadline_s: float  # time.monotonic()
+
+    async def answer(
+        self, request: TaskRequest, image: LazyImage, on_text: OnText | None = None
+    ) -> Answer:
+        """Wait for the model's turn, and return its answer; raise `ServiceError`."""
+        prompts = task_prompts(self.model, request, image.header.size_wh)
+        cost = cost_tokens(self.model, request, prompts)
+        queued = QueuedRequest(self.client, cost, self.deadline_s)
+        async with self.queue.admitted(queued) as waited_s:
+            past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
+            context = PredictContext(prompts, self.deadline_s, waited_s, on_text)
+            return await predict(self.model, self.runner, request, image, context)
+
+    def check_cost(self, request: TaskRequest, image: LazyImage, num_views: int) -> None:
+        """Raise `Overloaded` if the answers about all views would not be ready in time."""
+        prompts = task_prompts(self.model, request, image.header.size_wh)
+        cost = num_views * cost_tokens(self.model, request, prompts)
+        self.queue.check(QueuedRequest(self.client, cost, self.deadline_s))
 
 
 async def predict(

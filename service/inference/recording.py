@@ -157,7 +157,7 @@ def _record(
 def _trace_answer(answer: Answer) -> None:
     current = get_current_span()
     written = answer.written
-    num_image_tokens = answer.model.manifest.num_image_tokens
+    num_image_tokens = answer.num_views * answer.model.manifest.num_image_tokens
     if not current.is_recording():
         return
     current.set_attributes(

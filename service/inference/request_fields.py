@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from service.errors import InvalidRequest
 from service.validation import rejected_field
@@ -17,6 +25,7 @@ from tasks.errors import ParameterError, shown
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.results import MaskFormat
 from tasks.table import TASKS, Task
+from tasks.tiles.grid import MAX_OVERLAP, MAX_TILES, Tiles, parse_tiles, refusal
 
 MAX_NEW_TOKENS = 4096
 MAX_BEAMS = 10
@@ -29,6 +38,23 @@ _MAX_SHOWN_CHARS = 80
 _Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 _PARAMETERS = chain.from_iterable(task.parameters for task in TASKS.values())
 PARAMETERS = {parameter.name: parameter for parameter in _PARAMETERS}
+_GRID_SIDE: JsonValue = {"type": "integer", "minimum": 1, "maximum": MAX_TILES}
+_TILES_SCHEMA: dict[str, JsonValue] = {
+    "anyOf": [
+        {
+            "type": "string",
+            "pattern": "^(off|auto|[0-9]{1,4}|[0-9]{1,4}x[0-9]{1,4})$",
+            "maxLength": 9,
+        },
+        _GRID_SIDE,
+        {
+            "type": "object",
+            "properties": {"rows": _GRID_SIDE, "columns": _GRID_SIDE},
+            "required": ["rows", "columns"],
+            "additionalProperties": False,
+        },
+    ]
+}
 
 
 class GenerationFields(BaseModel):
@@ -82,6 +108,20 @@ class GenerationFields(BaseModel):
         description="Non-maximum suppression: of two objects with the same label whose boxes"
         " overlap by more than this intersection over union, the one with the higher score is"
         " returned; default: none is suppressed.",
+    )
+    tiles: Annotated[Tiles, PlainValidator(parse_tiles), WithJsonSchema(_TILES_SCHEMA)] = Field(
+        "off",
+        description="Also asks about tiles of the image, in which small things are larger: off,"
+        " auto, the maximum of tiles, or rows and columns (as text 2x3).",
+    )
+    overlap: float = Field(
+        0.2, ge=0, le=MAX_OVERLAP, description="Share of a tile's side that the next one has too."
+    )
+    min_object_px: int = Field(
+        16,
+        ge=1,
+        le=10_000,
+        description="Size of the smallest thing of interest in pixels of the image, for `auto`.",
     )
 
 
@@ -151,6 +191,11 @@ def parse_fields(
         raise InvalidRequest(
             f"temperature is {values.temperature}: it must be {allowed}", "temperature"
         )
+    if values.tiles != "off":
+        if reason := refusal(task, parameters):
+            raise InvalidRequest(reason, "tiles")
+    elif unused := {"overlap", "min_object_px"} & values.model_fields_set:
+        raise InvalidRequest(f"{min(unused)} needs tiles, which is off", min(unused))
     if values.temperature > 0 and (values.num_beams or 1) > 1:
         given = f"num_beams={values.num_beams} with temperature={values.temperature}"
         raise InvalidRequest(f"{given}: beam search needs temperature 0", "num_beams")

@@ -12,6 +12,7 @@ from service.schema.wire import (
     ImageJson,
     ModelErrorJson,
     ResultJson,
+    TilesJson,
     TimingsJson,
     UsageJson,
 )
@@ -35,9 +36,10 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         raw_text=written.text,
         finish_reason=written.finish_reason,
         calibrated=answer.is_calibrated,
+        tiles=None if answer.tiles is None else TilesJson.model_validate(answer.tiles),
         image=ImageJson(width=answer.image_size_wh[0], height=answer.image_size_wh[1]),
         usage=UsageJson(
-            image_tokens=answer.model.manifest.num_image_tokens,
+            image_tokens=answer.num_views * answer.model.manifest.num_image_tokens,
             prompt_tokens=written.num_prompt_tokens,
             generated_tokens=written.num_generated_tokens,
             constrained_tokens=written.num_constrained_tokens,

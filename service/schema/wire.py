@@ -137,6 +137,16 @@ class TimingsJson(Wire):
     total: float
 
 
+class TilesJson(Wire):
+    """The tiles of the image that were asked about besides the whole image."""
+
+    rows: int
+    columns: int
+    asked: int
+    skipped: int = Field(description="flat tiles, which were not asked about")
+    merged: int = Field(description="objects that another view found too, or a part of")
+
+
 class AnswerJson(Wire):
     """One model's answer."""
 
@@ -152,6 +162,9 @@ class AnswerJson(Wire):
     raw_text: str = Field(description="generated text, one line for each prompt of the task")
     finish_reason: Literal["stop", "length"]
     calibrated: bool = Field(description="true: scores are calibrated probabilities")
+    tiles: TilesJson | None = Field(
+        None, exclude_if=_is_none, description="what `tiles` of the request did"
+    )
     image: ImageJson
     usage: UsageJson
     vision_cache: Literal["hit", "miss", "joined"]

@@ -21,6 +21,9 @@ OPTIONS = AnswerOptions(
     mask_format="rle",
     min_score=0.0,
     nms_iou=0.5,
+    tiles=6,
+    overlap=0.1,
+    min_object_px=8,
 )
 
 CHOSEN = {"task": "some_task", "model": "m"}
@@ -54,6 +57,9 @@ def test_a_form_has_lists_numbers_and_booleans_as_json() -> None:
         "mask_format": "rle",
         "min_score": "0.0",
         "nms_iou": "0.5",
+        "tiles": "6",
+        "overlap": "0.1",
+        "min_object_px": "8",
     }
 
 
@@ -72,6 +78,9 @@ def test_a_message_has_the_same_fields() -> None:
         mask_format="rle",
         min_score=0.0,
         nms_iou=0.5,
+        tiles="6",
+        overlap=0.1,
+        min_object_px=8,
     )
     assert message.HasField("temperature")
 

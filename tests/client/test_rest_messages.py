@@ -18,9 +18,12 @@ from diptych_client import (
     NotReady,
     Overloaded,
     PayloadTooLarge,
+    Tiles,
     UnsupportedTask,
 )
 from diptych_client.results import Result
+from diptych_client.transports import vision_pb2 as pb
+from diptych_client.transports.grpc_messages import json_from_message
 from diptych_client.transports.rest_messages import (
     answer_from_json,
     answer_json,
@@ -46,6 +49,16 @@ def test_an_answer_says_if_its_scores_are_calibrated() -> None:
         name: value for name, value in answer_json(calibrated).items() if name != "calibrated"
     }
     assert not answer_from_json(before).calibrated  # a journal of an earlier client
+
+
+def test_tiles_survive_a_round_trip_over_both_transports() -> None:
+    tiled = replace(answer(DETECTIONS), tiles=Tiles(2, 3, 5, 1, 4))
+    body = answer_json(tiled)
+    AnswerJson.model_validate_json(json.dumps(body))
+    assert answer_from_json(body) == tiled
+    message = json_from_message(pb.Answer(tiles=body["tiles"]))
+    assert message["tiles"] == body["tiles"]
+    assert json_from_message(pb.Answer())["tiles"] is None
 
 
 def test_an_older_service_counts_no_constrained_tokens() -> None:

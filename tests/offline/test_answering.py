@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from offline.analyses import Steps
 from offline.answering import Answerer, LoadedModel
@@ -28,7 +29,7 @@ from tests.offline.test_output import JOB
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
-from tests.support.fake_service import FLORENCE_ANSWERS, PNG, served
+from tests.support.fake_service import FLORENCE_ANSWERS, PNG, encoded, served
 from tests.support.image_files import png
 from tests.support.offline_runs import write_scenes
 from wire.runner_messages import Failed, Outcome, SequenceSpec
@@ -324,3 +325,21 @@ def test_an_image_that_was_answered_before_is_encoded_again(
     assert len(rows) == 100
     assert [row["error"] for row in rows] == [None] * 100
     assert len({row["raw_text"] for row in rows}) == 1
+
+
+def test_an_image_is_answered_in_tiles() -> None:
+    fields = {"task": "object_detection", "tiles": "1x2", "overlap": 0.0}
+    _, request = parse_fields(GenerationFields, fields)
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    halves = Image.new("RGB", (400, 200))
+    halves.paste((255, 255, 255), (150, 50, 250, 150))
+
+    async def main() -> None:
+        channel = FakeChannel(FakeEncoder(), decoder, max_cache_bytes=0)
+        loaded = LoadedModel(served(FLORENCE), RunnerClient(FLORENCE.id, channel), request)
+        image = InputImage("halves", partial(bytes, encoded(halves)))
+        (row,) = await Answerer(loaded, SETTINGS).rows(shard(image))
+        assert row.result is not None
+        assert len(row.result["detections"]) == len(decoder.specs) == 3
+
+    asyncio.run(main())

@@ -15,7 +15,7 @@ from offline.output import Output, Totals
 from offline.rows import Row, RowError, read_rows, write_rows
 from tasks.run_length import encode_mask
 
-BUILD = Build("m", "b", "float32", None, None, False, 1_000_000, 1_000, 0)
+BUILD = Build("m", "b", "float32", None, None, False, 1_000_000, 1_000, 0, 64)
 JOB = Job(
     build=BUILD,
     fields={"task": "object_detection"},

@@ -54,13 +54,25 @@ _NAMES = (
     "mask_format",
     "min_score",
     "nms_iou",
+    "tiles",
+    "overlap",
+    "min_object_px",
     "stream",
     "image",
     "images",
     "steps",
     "x",
 )
-_TEXT_NAMES = ("model", "caption", "phrase", "detail", "language", "question", "mask_format")
+_TEXT_NAMES = (
+    "model",
+    "caption",
+    "phrase",
+    "detail",
+    "language",
+    "question",
+    "mask_format",
+    "tiles",
+)
 _TYPES = (
     _FORM,
     "application/json",

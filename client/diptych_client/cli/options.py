@@ -95,6 +95,10 @@ def _objects(text: str) -> Any:
     return Option(help=text, rich_help_panel="Objects")
 
 
+def _tiling(text: str) -> Any:
+    return Option(help=text, rich_help_panel="Tiles of large images")
+
+
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
     """A task, its parameters and generation options; every field is a command line option."""
@@ -126,6 +130,15 @@ class TaskOptions:
             "Drop objects that overlap a better one of the same label by more than this IoU, 0 to"
             " 1."
         ),
+    ] = None
+    tiles: Annotated[
+        str | None, _tiling("off, auto, the maximum of tiles, or rows and columns as 2x3.")
+    ] = None
+    overlap: Annotated[
+        float | None, _tiling("Share of a tile's side that the next one has too.")
+    ] = None
+    min_object_px: Annotated[
+        int | None, _tiling("With auto: size of the smallest thing of interest in pixels.")
     ] = None
 
     def parameters(self) -> TaskParameters:

@@ -26,6 +26,7 @@ from diptych_client.results import (
     TextRegion,
     TextRegionsResult,
     TextResult,
+    Tiles,
     Timings,
     Usage,
 )
@@ -58,12 +59,14 @@ def form_values(fields_given: Mapping[str, FieldValue]) -> dict[str, str]:
 
 
 def answer_from_json(body: Json) -> Answer:
-    parts = {
+    parts: dict[str, Any] = {
         "result": _result(body["result"]),
         "image": _value(ImageSize, body["image"]),
         "usage": _value(Usage, body["usage"]),
         "timings_ms": _value(Timings, body["timings_ms"]),
     }
+    if tiles := body.get("tiles"):
+        parts["tiles"] = _value(Tiles, tiles)
     labels = tuple(body.get("labels") or ()) or None
     # answers stored by an earlier client lack `calibrated`
     return _value(Answer, {"calibrated": False, **body, **parts, "labels": labels})

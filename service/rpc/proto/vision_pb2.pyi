@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PredictRequest(_message.Message):
-    __slots__ = ("image", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images")
+    __slots__ = ("image", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images", "tiles", "overlap", "min_object_px")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,9 @@ class PredictRequest(_message.Message):
     MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
     NMS_IOU_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    MIN_OBJECT_PX_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     task: str
     model: str
@@ -50,10 +53,13 @@ class PredictRequest(_message.Message):
     min_score: float
     nms_iou: float
     images: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    tiles: str
+    overlap: float
+    min_object_px: int
+    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("image", "task", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images")
+    __slots__ = ("image", "task", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images", "tiles", "overlap", "min_object_px")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +81,9 @@ class CompareRequest(_message.Message):
     MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
     NMS_IOU_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    MIN_OBJECT_PX_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     task: str
     models: _containers.RepeatedScalarFieldContainer[str]
@@ -96,7 +105,10 @@ class CompareRequest(_message.Message):
     min_score: float
     nms_iou: float
     images: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    tiles: str
+    overlap: float
+    min_object_px: int
+    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("x", "y")
@@ -230,8 +242,22 @@ class Timings(_message.Message):
     total: float
     def __init__(self, preprocess: _Optional[float] = ..., encode: _Optional[float] = ..., prefill: _Optional[float] = ..., decode: _Optional[float] = ..., postprocess: _Optional[float] = ..., queue: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
 
+class Tiles(_message.Message):
+    __slots__ = ("rows", "columns", "asked", "skipped", "merged")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    MERGED_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    columns: int
+    asked: int
+    skipped: int
+    merged: int
+    def __init__(self, rows: _Optional[int] = ..., columns: _Optional[int] = ..., asked: _Optional[int] = ..., skipped: _Optional[int] = ..., merged: _Optional[int] = ...) -> None: ...
+
 class Answer(_message.Message):
-    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels", "outcomes")
+    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels", "outcomes", "tiles")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +274,7 @@ class Answer(_message.Message):
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     task: str
@@ -264,7 +291,8 @@ class Answer(_message.Message):
     calibrated: bool
     labels: _containers.RepeatedScalarFieldContainer[str]
     outcomes: _containers.RepeatedCompositeFieldContainer[ImageOutcome]
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ...) -> None: ...
+    tiles: Tiles
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ..., tiles: _Optional[_Union[Tiles, _Mapping]] = ...) -> None: ...
 
 class ImageOutcome(_message.Message):
     __slots__ = ("answer", "comparison", "analysis", "error")
@@ -323,7 +351,7 @@ class Comparison(_message.Message):
     def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[ModelAnswer, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("id", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "models", "each", "view", "margin", "max_each")
+    __slots__ = ("id", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "models", "each", "view", "margin", "max_each", "tiles", "overlap", "min_object_px")
     ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -349,6 +377,9 @@ class Step(_message.Message):
     VIEW_FIELD_NUMBER: _ClassVar[int]
     MARGIN_FIELD_NUMBER: _ClassVar[int]
     MAX_EACH_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    MIN_OBJECT_PX_FIELD_NUMBER: _ClassVar[int]
     id: str
     task: str
     model: str
@@ -374,7 +405,10 @@ class Step(_message.Message):
     view: str
     margin: float
     max_each: int
-    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., each: _Optional[str] = ..., view: _Optional[str] = ..., margin: _Optional[float] = ..., max_each: _Optional[int] = ...) -> None: ...
+    tiles: str
+    overlap: float
+    min_object_px: int
+    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., each: _Optional[str] = ..., view: _Optional[str] = ..., margin: _Optional[float] = ..., max_each: _Optional[int] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ...) -> None: ...
 
 class AnalyzeRequest(_message.Message):
     __slots__ = ("image", "steps", "images")

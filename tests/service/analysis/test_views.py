@@ -1,19 +1,15 @@
-"""A crop's pixels and answers are those of the part that it shows."""
+"""A crop is the part of the image around a box; the objects of a result have the texts of it."""
 
-import numpy as np
 import pytest
 
-from service.analysis.views import crop_around, objects_of, placed, within
+from service.analysis.views import crop_around, objects_of, within
 from tasks.results import (
-    Detection,
-    DetectionsResult,
     Instance,
     InstancesResult,
     TextRegion,
     TextRegionsResult,
     TextResult,
 )
-from tasks.run_length import decode_mask, encode_mask
 
 WHOLE_WH = (640, 480)
 CROP = (100, 50, 140, 90)
@@ -40,37 +36,6 @@ def test_a_crop_is_the_box_and_its_margin_within_the_image(
 
 def test_a_box_of_the_whole_is_one_of_the_crop() -> None:
     assert within((100.5, 60.0, 130.0, 95.0), CROP) == (0.5, 10.0, 30.0, 40.0)
-
-
-def test_boxes_rings_and_quads_come_back_in_pixels_of_the_whole() -> None:
-    detections = DetectionsResult((Detection((1.0, 2.0, 3.5, 4.0), "a", 0.5),), True)
-    assert placed(detections, CROP, WHOLE_WH) == DetectionsResult(
-        (Detection((101.0, 52.0, 103.5, 54.0), "a", 0.5),), True
-    )
-    instances = InstancesResult(
-        (Instance((1.0, 2.0, 3.0, 4.0), "a", 0.5, (((1.0, 2.0), (3.0, 2.0), (3.0, 4.0)),), None),),
-        True,
-    )
-    (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
-    assert instance.polygons == (((101.0, 52.0), (103.0, 52.0), (103.0, 54.0)),)
-    regions = TextRegionsResult((TextRegion(QUAD, "a", 0.5),), True)
-    (region,) = placed(regions, CROP, WHOLE_WH).text_regions  # type: ignore[union-attr]
-    assert region.quad == ((100.0, 50.0), (104.0, 50.0), (104.0, 53.0), (100.0, 53.0))
-    assert placed(TextResult("a", True), CROP, WHOLE_WH) == TextResult("a", True)
-
-
-def test_a_mask_comes_back_as_a_mask_of_the_whole() -> None:
-    mask = np.zeros((40, 40), dtype=np.bool_)
-    mask[5:7, 10:30] = True
-    instances = InstancesResult(
-        (Instance((0.0, 0.0, 1.0, 1.0), "a", 0.5, None, encode_mask(mask)),), True
-    )
-    (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
-    assert instance.mask is not None
-    whole = decode_mask(instance.mask)
-    assert whole.shape == (480, 640)
-    assert np.array_equal(whole[50:90, 100:140], mask)
-    assert whole.sum() == mask.sum()
 
 
 def test_objects_have_the_text_that_fills_a_step() -> None:

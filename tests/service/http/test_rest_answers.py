@@ -33,6 +33,21 @@ def test_prediction_from_a_form_equals_that_from_json() -> None:
     assert form.json()["result"] == from_json.json()["result"]
 
 
+def test_tiles_of_a_form_and_of_json_are_the_same_and_match_the_document() -> None:
+    fields = {"task": "object_detection", "overlap": 0}
+    form = client().send(
+        "POST", "/v1/predict", files={"image": ("a.png", PNG)}, data={**fields, "tiles": "1x2"}
+    )
+    from_json = client().predict(
+        {"image": data_url(PNG), **fields, "tiles": {"rows": 1, "columns": 2}}
+    )
+    assert fits(form.json(), "AnswerJson")
+    tiles = {"rows": 1, "columns": 2, "asked": 0, "skipped": 2, "merged": 0}
+    assert form.json()["tiles"] == from_json.json()["tiles"] == tiles
+    refused = client().predict({"image": data_url(PNG), "task": "captioning", "tiles": 4})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tiles")
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -133,6 +133,7 @@ def test_unknown_task_lists_the_tasks(task: str) -> None:
         ("mask_format", ["polygon", "rle"]),
         ("min_score", [0, 0.5, 1, 1.0]),
         ("nms_iou", [0, 0.5, 1, None]),
+        ("tiles", ["off", "auto", 1, 64]),
         ("model", ["a", None]),
     ],
 )
@@ -170,6 +171,9 @@ def test_values_within_the_bounds_are_accepted(name: str, allowed: list[object])
         ("mask_format", ["mask", "RLE", "", None, 1]),
         ("min_score", [-0.1, 1.001, math.nan, None, "0.5", True]),
         ("nms_iou", [-0.1, 1.001, math.nan, "0.5", True]),
+        ("tiles", ["on", 0, None, True, [2, 3], {"rows": 2}, "x" * 5000]),
+        ("overlap", [-0.1, 0.501, math.nan, None, "0.2"]),
+        ("min_object_px", [0, 10_001, 1.5, None, "16"]),
         ("model", [1, True, ["a"], {}]),
         ("task", [1, None, True, ["ocr"]]),
     ],
@@ -188,6 +192,20 @@ def test_temperature_below_the_least_names_the_allowed_range() -> None:
     assert refusal({"task": "ocr", "temperature": 1e-300}).message == (
         "temperature is 1e-300: it must be 0 or from 1e-06 to 2"
     )
+
+
+def test_tiles_are_refused_where_a_task_has_none() -> None:
+    error = refusal({"task": "captioning", "tiles": "auto"})
+    assert error.param == "tiles"
+    assert error.message == ("captioning is about the whole image; tiles are for objects and text")
+    assert predict(task="captioning", tiles="off").fields.tiles == "off"
+
+
+@pytest.mark.parametrize("fields", [{"overlap": 0.2}, {"min_object_px": 16, "tiles": "off"}])
+def test_options_of_tiles_need_tiles(fields: dict[str, Any]) -> None:
+    error = refusal({"task": "ocr", **fields})
+    assert error.param == min(fields)
+    assert "needs tiles, which is off" in error.message
 
 
 def test_beam_search_needs_temperature_0() -> None:

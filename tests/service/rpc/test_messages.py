@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,8 +6,10 @@ from google.protobuf.json_format import MessageToDict
 
 from service.errors import InvalidRequest
 from service.inference.core import Comparison
+from service.inference.prediction import TilesSummary
 from service.inference.request_fields import PredictFields, parse_fields
-from service.rpc.messages import answer_message, comparison_message
+from service.rpc.messages import answer_message, comparison_message, request_fields
+from service.rpc.proto.vision_pb2 import PredictRequest
 from tasks.results import (
     Detection,
     DetectionsResult,
@@ -18,9 +21,10 @@ from tasks.results import (
     TextRegionsResult,
     TextResult,
 )
+from tasks.tiles.grid import Grid
 from tests.service.schema.test_rendering import BOX, QUAD, RING, answer_of
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from tests.support.fake_service import served
+from tests.support.fake_service import NUM_IMAGE_TOKENS, served
 
 BOX_MESSAGE = {"x1": 1.5, "y1": 2.0, "x2": 30.25, "y2": 40.0}
 QUAD_MESSAGE = [{"x": x, "y": y} for x, y in QUAD]
@@ -95,6 +99,24 @@ def test_message_has_the_other_fields_of_the_json() -> None:
     assert (message.usage.prompt_tokens, message.usage.generated_tokens) == (5, 3)
     assert message.usage.constrained_tokens == 2
     assert (message.timings_ms.queue, message.timings_ms.total) == (6.1, 30.1)
+
+
+def test_tiles_are_those_of_the_json() -> None:
+    sent = PredictRequest(task="ocr", tiles="2x3", overlap=0.25)
+    _, request = parse_fields(PredictFields, request_fields(sent))
+    assert (request.fields.tiles, request.fields.overlap) == (Grid(2, 3), 0.25)
+    untiled = answer_of(TextResult("a", True))
+    tiled = replace(untiled, tiles=TilesSummary(2, 3, 5, 1, 4), num_views=6)
+    message = answer_message(tiled, "id-1")
+    assert MessageToDict(message.tiles) == {
+        "rows": "2",
+        "columns": "3",
+        "asked": "5",
+        "skipped": "1",
+        "merged": "4",
+    }
+    assert message.usage.image_tokens == 6 * NUM_IMAGE_TOKENS
+    assert not answer_message(untiled, "id-1").HasField("tiles")
 
 
 def test_comparison_has_answers_and_errors() -> None:

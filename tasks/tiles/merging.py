@@ -1,0 +1,174 @@
+"""Merges what a model found in several views of one image: the whole image and its tiles.
+
+Each object is returned once, in pixels of the image: boxes by `tasks/tiles/boxes.py`, masks of an
+object that a seam divides as their union, a line of text across a seam as one line. The score of
+joined parts is that of the least sure one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TypeVar
+
+import shapely
+
+from tasks.results import (
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    Result,
+    Ring,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
+from tasks.run_length import unite_masks
+from tasks.scores import box_of
+from tasks.tiles.boxes import (
+    EDGE_SHARE,
+    FoundBox,
+    cut_sides,
+    joined,
+    parts_of_objects,
+    survivors,
+)
+from tasks.tiles.grid import PixelBox
+from tasks.tiles.words import joined_line, merged_text, reading_order
+
+ItemT = TypeVar("ItemT", Detection, Instance, TextRegion)
+
+# Its labels are captions: two views describe one object in different words.
+_TASK_OF_CAPTIONS = "dense_region_captioning"
+_MIN_POINTS = 3  # a ring's
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A part of the image, and what a model found in it, in pixels of the image."""
+
+    box: PixelBox
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The result about the image, and how many objects of the views are not in it."""
+
+    result: Result
+    num_merged: int
+
+
+def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -> Merged:
+    """Return the result of all views; the first one is the whole image, the others its tiles."""
+    results = [view.result for view in views]
+    is_parsed = all(result.is_parsed for result in results)
+    merging = _Merging(views, image_size_wh, task_id)
+    match results[0]:
+        case DetectionsResult():
+            items = [each.detections for each in results if isinstance(each, DetectionsResult)]
+            found, num_merged = merging.merged(items)
+            return Merged(DetectionsResult(found, is_parsed), num_merged)
+        case InstancesResult():
+            masks = [each.instances for each in results if isinstance(each, InstancesResult)]
+            instances, num_merged = merging.merged(masks)
+            return Merged(InstancesResult(instances, is_parsed), num_merged)
+        case TextRegionsResult():
+            texts = [each.text_regions for each in results if isinstance(each, TextRegionsResult)]
+            regions, num_merged = merging.merged(texts)
+            lines = reading_order([box_of(region) for region in regions])
+            if task_id == "ocr":
+                texts_of_lines = [_text(regions, line) for line in lines]
+                return Merged(TextResult("\n".join(texts_of_lines), is_parsed), num_merged)
+            ordered = tuple(regions[index] for index in chain(*lines))
+            return Merged(TextRegionsResult(ordered, is_parsed), num_merged)
+        case TextResult(whole):
+            rows: dict[int, dict[int, str]] = {}
+            for view in views[1:]:
+                if isinstance(view.result, TextResult):
+                    left, top, _, _ = view.box
+                    rows.setdefault(top, {})[left] = view.result.text
+            return Merged(TextResult(merged_text(whole, list(rows.values())), is_parsed), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Merging:
+    views: Sequence[View]
+    image_size_wh: tuple[int, int]
+    task_id: str
+
+    def merged(self, items: Sequence[Sequence[ItemT]]) -> tuple[tuple[ItemT, ...], int]:
+        """Return the objects of all views, each once, and how many of `items` are left out."""
+        slack_px = 0.0
+        for left, top, right, bottom in (view.box for view in self.views[1:]):
+            slack_px = max(slack_px, EDGE_SHARE * max(right - left, bottom - top))
+        found: list[FoundBox] = []
+        flat: list[ItemT] = []
+        for index, (view, of_view) in enumerate(zip(self.views, items, strict=True)):
+            for item in of_view:
+                box = box_of(item)
+                cut = cut_sides(box, view.box, self.image_size_wh, slack_px)
+                label = self._label(item)
+                found.append(FoundBox(box, label, item.score, frozenset({index}), cut))
+                flat.append(item)
+        is_text = any(isinstance(item, TextRegion) for item in flat)
+        boxes: list[FoundBox] = []
+        joined_items: list[ItemT] = []
+        for group in parts_of_objects(found, slack_px, is_text):
+            parts = sorted(group, key=lambda index: found[index].box)
+            box_of_parts = joined([found[index] for index in parts])
+            boxes.append(box_of_parts)
+            joined_items.append(joined_item([flat[index] for index in parts], box_of_parts))
+        kept = tuple(joined_items[index] for index in survivors(boxes, is_text))
+        return kept, len(flat) - len(kept)
+
+    def _label(self, item: Detection | Instance | TextRegion) -> str:
+        if isinstance(item, TextRegion) or self.task_id == _TASK_OF_CAPTIONS:
+            return ""
+        return item.label
+
+
+def _text(regions: Sequence[TextRegion], line: Sequence[int]) -> str:
+    return " ".join(regions[index].text for index in line)
+
+
+def joined_item(parts: Sequence[ItemT], found: FoundBox) -> ItemT:
+    """Return the object of parts that are in order from left to right."""
+    first = parts[0]
+    last = parts[-1]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, TextRegion) and isinstance(last, TextRegion):
+        text = first.text
+        for part in parts[1:]:
+            text = joined_line(text, part.text)
+        top_left, _, _, bottom_left = first.quad
+        _, top_right, bottom_right, _ = last.quad
+        quad = (top_left, top_right, bottom_right, bottom_left)
+        return replace(first, quad=quad, text=text, score=found.score)
+    if isinstance(first, Instance):
+        masks = [part.mask for part in parts if part.mask is not None]
+        rings = [part.polygons for part in parts if part.polygons is not None]
+        mask = unite_masks(masks) if masks else None
+        polygons = unite_rings(rings) if rings else None
+        return replace(first, box=found.box, score=found.score, polygons=polygons, mask=mask)
+    return replace(first, box=found.box, score=found.score)
+
+
+def unite_rings(shapes: Sequence[tuple[Ring, ...]]) -> tuple[Ring, ...]:
+    """Return the outlines of the union of shapes, each given by rings with the even-odd rule."""
+    united: list[shapely.Geometry] = []
+    for rings in shapes:
+        shape: shapely.Geometry = shapely.Polygon()
+        for ring in rings:
+            if len(ring) >= _MIN_POINTS:
+                filled = shapely.make_valid(shapely.Polygon(ring))
+                shape = shapely.symmetric_difference(shape, filled)
+        united.append(shape)
+    outlines: list[Ring] = []
+    for part in shapely.get_parts(shapely.unary_union(united)):
+        if isinstance(part, shapely.Polygon):
+            for outline in (part.exterior, *part.interiors):
+                points = tuple((x, y) for x, y in outline.coords[:-1])
+                outlines.append(points)
+    return tuple(outlines)

@@ -1,0 +1,120 @@
+"""Readings of one text by several views, as one: each word is written once, in reading order."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from tasks.results import BoxXyxy
+
+_MIN_SHARED_CHARS = 2  # a shorter end of a word is found at the start of any other
+_MIN_ROW_OVERLAP = 0.5  # share of the lower of two boxes on one line
+
+
+def joined_line(left: str, right: str) -> str:
+    """Return two readings of a line of text, whose right one begins within the left one, as one."""
+    shared = _continued(left, right)
+    return f"{left} {right}".strip() if shared is None else shared
+
+
+def reading_order(boxes: Sequence[BoxXyxy]) -> list[list[int]]:
+    """Return the indices of the boxes line by line, each from left to right."""
+    lines: list[list[int]] = []
+    for index in sorted(range(len(boxes)), key=lambda index: boxes[index][1]):
+        _, top, _, bottom = boxes[index]
+        _, line_top, _, line_bottom = boxes[lines[-1][0]] if lines else (0.0, 0.0, 0.0, 0.0)
+        shared = min(bottom, line_bottom) - max(top, line_top)
+        if lines and shared >= _MIN_ROW_OVERLAP * min(bottom - top, line_bottom - line_top):
+            lines[-1].append(index)
+        else:
+            lines.append([index])
+    return [sorted(line, key=lambda index: boxes[index][0]) for line in lines]
+
+
+def merged_text(whole: str, rows: Sequence[Mapping[int, str]]) -> str:
+    """Return the text of tiles, row by row, and of the whole image; it has no places.
+
+    A row has the texts of its tiles by their left edges. A tile sees a part of a large word: it is
+    completed from the whole image's text. Words that only the whole image's text has are not taken:
+    where letters are too small, a model invents them.
+    """
+    lines: list[str] = []
+    tiles_above: Mapping[int, str] = {}
+    for row in rows:
+        of_row: list[str] = []
+        for left, text in sorted(row.items()):
+            above = tiles_above.get(left, "").splitlines()
+            own = text.splitlines()
+            num_shared = min(len(above), len(own))  # lines that both tiles see
+            while above[len(above) - num_shared :] != own[:num_shared]:
+                num_shared -= 1
+            of_row = _beside(of_row, own[num_shared:])
+        lines += of_row
+        tiles_above = row
+    if not any(lines):
+        return whole
+    words = frozenset(whole.split())
+    return "\n".join(_completed(line, words) for line in lines)
+
+
+def _beside(left: list[str], right: list[str]) -> list[str]:
+    """Return the lines of two tiles that are side by side: as many in both are the same lines."""
+    if len(left) == len(right):
+        return list(map(joined_line, left, right))
+    lines = list(left)
+    unmatched = list(range(len(left)))
+    for text in right:
+        for index in unmatched:
+            if (line := _continued(left[index], text)) is not None:
+                lines[index] = line
+                unmatched.remove(index)
+                break
+        else:
+            lines.append(text)
+    return lines
+
+
+def _continued(left: str, right: str) -> str | None:
+    """Return one line of two whose left one ends as the right one begins, or None."""
+    first = left.split()
+    second = right.split()
+    for num_shared in range(min(len(first), len(second)), 0, -1):
+        shared = _shared_words(first[-num_shared:], second[:num_shared])
+        if shared is not None:
+            return " ".join(chain(first[:-num_shared], shared, second[num_shared:]))
+    return None
+
+
+def _shared_words(ends: Sequence[str], starts: Sequence[str]) -> list[str] | None:
+    """Return the words that both readings have, or None; each may be cut at its own end."""
+    last = len(ends) - 1
+    words: list[str] = []
+    for index, (end, start) in enumerate(zip(ends, starts, strict=True)):
+        if end == start:
+            words.append(end)
+        elif last == 0:  # both parts of one word
+            num_chars = min(len(end), len(start))
+            while num_chars >= _MIN_SHARED_CHARS and end[-num_chars:] != start[:num_chars]:
+                num_chars -= 1
+            if num_chars < _MIN_SHARED_CHARS:
+                return None
+            words.append(end + start[num_chars:])
+        elif index == 0 and end.endswith(start):
+            words.append(end)
+        elif index == last and start.startswith(end):
+            words.append(start)
+        else:
+            return None
+    return words
+
+
+def _completed(line: str, words: frozenset[str]) -> str:
+    """Return a line whose parts of one of `words`, its beginning or end, are that word, once."""
+    completed: list[str] = []
+    last_is_part = False
+    for part in line.split():
+        longer = [word for word in words if word.startswith(part) or word.endswith(part)]
+        is_part = part not in words and len(part) >= _MIN_SHARED_CHARS and bool(longer)
+        word = max(longer, key=lambda word: (len(word), word)) if is_part else part
+        if completed[-1:] != [word] or not (is_part or last_is_part):
+            completed.append(word)
+        last_is_part = is_part
+    return " ".join(completed)

@@ -1,0 +1,296 @@
+"""A large image is asked about whole and in tiles; the answers are merged."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from service.admission.quotas import Quota, QuotaLimits
+from service.analysis.execution import analyze
+from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
+from service.inference.core import Core, RequestContext
+from service.inference.prediction import Answer, TilesSummary
+from tasks.results import DetectionsResult, InstancesResult, TextResult
+from tests.support.core_calls import OD_PROMPT, compare, predict, run, until
+from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, written
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    PALIGEMMA_ID,
+    context,
+    encoded,
+    make_core,
+)
+from wire.runner_messages import Failed, Outcome, SequenceSpec
+
+OCR_PROMPT = "What is the text in the image, with regions?"
+# The red of the first pixel names a tile. Its first pixels show the mark only in the whole image,
+# where it is smaller.
+MARK = (36, 0, 60, 20)
+LEFT = 10
+RIGHT = 20
+TASK: dict[str, Any] = {"task": "object_detection"}
+COUNTED: dict[str, Any] = TASK | {"tiles": "1x2", "overlap": 0.0}
+
+
+def picture(size_wh: tuple[int, int] = (800, 400)) -> bytes:
+    """Return an image of two halves, each with something in it."""
+    width, height = size_wh
+    image = Image.new("RGB", size_wh, (LEFT, 0, 0))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((width // 2, 0, width, height), (RIGHT, 0, 0))
+    draw.rectangle(MARK, (255, 255, 255))
+    draw.rectangle((width - 60, height // 2, width - 30, height // 2 + 30), (255, 255, 255))
+    return encoded(image)
+
+
+class LookingDecoder(FakeDecoder):
+    """Answers by the view: whole image, left or right tile."""
+
+    def __init__(
+        self, answers: Mapping[str, tuple[str | Failed, str | Failed, str | Failed]]
+    ) -> None:
+        FakeDecoder.__init__(self, {})
+        self.views = answers
+
+    async def write(
+        self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
+    ) -> list[Outcome]:
+        """Return the answer about the view."""
+        self.specs.extend(sequences)
+        view = 1 if int(image_features[0, 0]) == LEFT else 2
+        if image_features.max() > RIGHT:
+            view = 0
+        await self._wait(self.released)
+        outcomes: list[Outcome] = []
+        for spec in sequences:
+            answer = self.views["".join(text for text, _ in spec.segments)][view]
+            outcomes.append(answer if isinstance(answer, Failed) else written(answer))
+        return outcomes
+
+
+def box(label: str, x1: int, y1: int, x2: int, y2: int) -> str:
+    return f"{label}<loc_{x1}><loc_{y1}><loc_{x2}><loc_{y2}>"
+
+
+def core_of(
+    whole: str | Failed,
+    left: str | Failed,
+    right: str | Failed,
+    prompt: str = OD_PROMPT,
+    **options: Any,
+) -> Core:
+    return make_core(
+        decoders={FLORENCE_ID: LookingDecoder({prompt: (whole, left, right)})}, **options
+    )
+
+
+def boxes(answer: Answer) -> list[tuple[int, ...]]:
+    assert isinstance(answer.result, DetectionsResult)
+    return [tuple(map(round, each.box)) for each in answer.result.detections]
+
+
+def asked(core: Core, **fields: Any) -> Answer:
+    return predict(core, picture(), **(COUNTED | fields))
+
+
+def test_the_boxes_of_all_views_come_back_once_in_pixels_of_the_image() -> None:
+    core = core_of(
+        box("cat", 100, 100, 300, 500),
+        box("cat", 201, 99, 602, 501) + box("dog", 500, 500, 600, 600),
+        box("dog", 500, 500, 600, 600),
+    )
+    answer = asked(core)
+    assert boxes(answer) == [(80, 40, 240, 200), (200, 200, 240, 240), (600, 200, 640, 240)]
+    assert answer.tiles == TilesSummary(rows=1, columns=2, asked=2, skipped=0, merged=1)
+    assert answer.image_size_wh == (800, 400)
+    assert answer.num_views == 3
+    assert len(answer.written.sequences) == 3
+    assert not answer.is_calibrated
+    assert answer.times.total_s > 0
+
+
+def test_a_flat_tile_is_not_asked_about() -> None:
+    image = Image.new("RGB", (800, 400), (LEFT, 0, 0))
+    ImageDraw.Draw(image).rectangle(MARK, (255, 255, 255))
+    core = core_of("", box("cat", 100, 100, 300, 500), "unasked")
+    answer = predict(core, encoded(image), **COUNTED)
+    assert boxes(answer) == [(40, 40, 120, 200)]
+    assert answer.tiles == TilesSummary(1, 2, asked=1, skipped=1, merged=0)
+
+
+def test_an_image_of_one_tile_or_without_any_edge_is_asked_about_as_it_is() -> None:
+    flat = encoded(Image.new("RGB", (800, 400), (LEFT, 0, 0)))
+    for image, tiles, skipped in ((picture(), 1, 0), (flat, "1x2", 2)):
+        core = core_of(*[box("cat", 1, 1, 5, 5)] * 2, "unasked")
+        answer = predict(core, image, **TASK, tiles=tiles)
+        assert len(boxes(answer)) == 1
+        assert answer.tiles is not None
+        assert (answer.tiles.asked, answer.tiles.skipped, answer.num_views) == (0, skipped, 1)
+
+
+def test_each_tile_is_encoded_once_for_all_tasks() -> None:
+    encoder = FakeEncoder()
+    core = make_core({FLORENCE_ID: encoder})
+    outcomes = [asked(core).written.features.outcome for _ in range(2)]
+    words: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
+    assert (outcomes, len(encoder.shapes)) == (["miss", "hit"], 3)
+    assert asked(core, **words).written.features.outcome == "hit"
+
+
+def test_the_text_of_tiles_is_read_with_its_places() -> None:
+    def line(text: str, x1: int, x2: int) -> str:
+        return text + "".join(f"<loc_{bin}>" for bin in (x1, 100, x2, 100, x2, 200, x1, 200))
+
+    core = core_of("", line("HELLO wor", 500, 999), line("rld", 0, 200), OCR_PROMPT)
+    answer = asked(core, task="ocr")
+    assert answer.result == TextResult("HELLO wor rld", True)
+    assert answer.request.task.id == "ocr"
+    overlapping = core_of("", line("HELLO worl", 500, 999), line("orld", 0, 200), OCR_PROMPT)
+    assert asked(overlapping, task="ocr").result == TextResult("HELLO world", True)
+
+
+def test_a_model_without_places_of_text_reads_tile_by_tile() -> None:
+    answer = asked(make_core(), task="ocr", model=PALIGEMMA_ID)
+    assert answer.result == TextResult("HELLO", True)
+
+
+def test_masks_are_those_of_the_image() -> None:
+    answer = asked(
+        make_core(),
+        task="instance_segmentation",
+        phrase="red circle",
+        mask_format="rle",
+        model=PALIGEMMA_ID,
+    )
+    assert isinstance(answer.result, InstancesResult)
+    sizes = [each.mask.size_hw for each in answer.result.instances if each.mask is not None]
+    assert sizes == [(400, 800)] * 3
+
+
+def test_suppression_also_compares_views() -> None:
+    core = core_of(box("a", 0, 0, 200, 400), box("a", 100, 100, 900, 800), "")
+    assert len(boxes(asked(core))) == 2
+    core = core_of(box("a", 0, 0, 200, 400), box("a", 100, 100, 900, 800), "")
+    assert len(boxes(asked(core, nms_iou=0.0))) == 1
+
+
+def test_both_models_of_a_comparison_answer_in_tiles() -> None:
+    labels: dict[str, Any] = {
+        "task": "open_vocabulary_detection",
+        "labels": ["red circle"],
+        "tiles": 2,
+    }
+    comparison = compare(make_core(), picture(), **labels)
+    for _, answer in comparison.answers:
+        assert isinstance(answer, Answer)
+        assert answer.tiles is not None
+        assert answer.tiles.asked == 2
+
+
+def test_the_text_of_the_views_is_streamed_in_order_and_is_the_raw_text() -> None:
+    core = core_of("a<loc_1>", "b", "c")
+
+    async def scenario() -> None:
+        events = [event async for event in core.stream(picture(), COUNTED, context())]
+        *texts, answer = events
+        assert isinstance(answer, Answer)
+        assert texts == ["a<loc_1>", "\nb", "\nc"]
+        assert "".join(map(str, texts)) == answer.written.text
+
+    run(scenario())
+
+
+def test_more_tiles_than_the_service_allows_are_refused_and_auto_takes_fewer() -> None:
+    with pytest.raises(InvalidRequest, match=r"9 rows and 9 columns: 81 tiles; .* allows 64"):
+        asked(make_core(), tiles="9x9")
+    answer = asked(make_core(max_image_pixels=1_000_000), tiles="auto", min_object_px=1)
+    assert answer.tiles is not None
+    assert answer.tiles.rows * answer.tiles.columns <= 64
+
+
+def limited(**limits: int) -> RequestContext:
+    quota = Quota("key", QuotaLimits(**limits))
+    return RequestContext("request-1", "test", context().deadline_s, quota)
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "message"),
+    [
+        ({"requests_per_minute": 1}, InvalidRequest, "its tiles count as 2 requests"),
+        ({"megapixels_per_minute": 1}, None, ""),
+    ],
+)
+def test_each_tile_counts_as_a_request_and_an_image_of_the_key(
+    limits: dict[str, int], error: type[ServiceError] | None, message: str
+) -> None:
+    core = make_core()
+    own = limited(**limits)
+    if error is not None:
+        with pytest.raises(error, match=message):
+            run(core.predict(picture(), COUNTED, own))
+        return
+    run(core.predict(picture(), COUNTED, own))  # 0.32 megapixels, and as many of its tiles
+    with pytest.raises((Overloaded, ImageTooLarge)):
+        run(core.predict(picture(), COUNTED, own))
+
+
+def test_a_failed_tile_fails_the_answer_and_ends_the_others() -> None:
+    failed = Failed(code="overloaded", message="full")
+    core = core_of("", failed, "")
+    with pytest.raises(Overloaded) as caught:
+        asked(core)
+    assert (caught.value.model, caught.value.task) == (FLORENCE_ID, "object_detection")
+    assert core.num_held_bytes == 0
+
+
+def test_a_client_that_leaves_ends_all_views() -> None:
+    async def scenario() -> None:
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+        core = make_core(decoders={FLORENCE_ID: decoder})
+        asking = asyncio.create_task(core.predict(picture(), COUNTED, context()))
+        await until(lambda: decoder.num_waiting == 3)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert (decoder.num_waiting, decoder.num_cancelled, core.num_held_bytes) == (0, 3, 0)
+
+    run(scenario())
+
+
+def test_no_more_views_are_in_flight_than_the_runner_takes() -> None:
+    async def scenario() -> None:
+        released = asyncio.Event()
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
+        core = make_core(decoders={FLORENCE_ID: decoder}, max_running=2)
+        fields = TASK | {"tiles": "2x4"}
+        asking = asyncio.create_task(core.predict(picture(), fields, context()))
+        await until(lambda: decoder.num_waiting == 2)
+        channel = core.runners[FLORENCE_ID]._channel
+        assert isinstance(channel, FakeChannel)
+        assert len([call for call in channel.calls if call.pixels is not None]) == 2
+        released.set()
+        answer = await asking
+        assert answer.tiles is not None
+        assert answer.num_views == 1 + answer.tiles.asked > 3
+
+    run(scenario())
+
+
+def test_a_step_of_an_analysis_asks_about_tiles_of_a_crop() -> None:
+    core = make_core()
+    things = TASK | {"id": "things"}
+    close = COUNTED | {"id": "close", "each": "things", "view": "crop", "margin": 0}
+    analysis = run(analyze(core, picture(), {"steps": [things, close]}, context()))
+    (answer,) = analysis.steps[1].answers
+    assert answer.view == (80, 80, 401, 241)
+    assert isinstance(answer.outcome, Answer)
+    assert answer.outcome.tiles == TilesSummary(1, 2, asked=1, skipped=1, merged=0)
+    assert isinstance(answer.outcome.result, DetectionsResult)
+    starts = [detection.box[0] for detection in answer.outcome.result.detections]
+    assert starts == pytest.approx([80 + 0.1005 * 321, 240 + 0.1005 * 161])
+    channel = core.runners[FLORENCE_ID]._channel
+    assert isinstance(channel, FakeChannel)
+    assert len([call for call in channel.calls if call.pixels is not None]) == 3

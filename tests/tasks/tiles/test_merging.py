@@ -1,0 +1,257 @@
+"""Each object of the views of an image is returned once.
+
+The image has 180 x 100 pixels and two tiles of 100 x 100, which share the pixels from 80 to 100.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tasks.results import (
+    BoxXyxy,
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    Ring,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
+from tasks.run_length import decode_mask, encode_mask
+from tasks.tiles.merging import Merged, View, merge, unite_rings
+
+SIZE_WH = (180, 100)
+WHOLE = (0, 0, 180, 100)
+LEFT = (0, 0, 100, 100)
+RIGHT = (80, 0, 180, 100)
+
+
+def box(
+    x1: float, y1: float, x2: float, y2: float, score: float = 0.5, label: str = "a"
+) -> Detection:
+    return Detection((x1, y1, x2, y2), label, score)
+
+
+def detected(
+    whole: list[Detection],
+    left: list[Detection],
+    right: list[Detection],
+    task: str = "object_detection",
+) -> list[Detection]:
+    found = zip((WHOLE, LEFT, RIGHT), (whole, left, right), strict=True)
+    views = [View(view, DetectionsResult(tuple(items), True)) for view, items in found]
+    merged = merge(task, views, SIZE_WH)
+    assert isinstance(merged.result, DetectionsResult)
+    assert merged.num_merged == len([*whole, *left, *right]) - len(merged.result.detections)
+    return list(merged.result.detections)
+
+
+def test_of_an_object_that_several_views_found_the_best_box_is_kept() -> None:
+    best = box(85, 10, 95, 20, 0.9)
+    assert detected([box(84, 9, 96, 21)], [best], [box(85, 11, 95, 20, 0.8)]) == [best]
+
+
+def test_objects_of_other_labels_and_places_are_kept() -> None:
+    whole = [box(10, 10, 20, 20)]
+    left = [box(10, 10, 20, 20, label="b"), box(30, 10, 40, 20)]
+    assert detected(whole, left, []) == whole + left
+
+
+@pytest.mark.parametrize("task", ["dense_region_captioning", "region_proposal"])
+def test_boxes_with_captions_or_without_labels_are_compared_with_all(task: str) -> None:
+    labels = ("a red cat", "a cat") if task == "dense_region_captioning" else ("", "")
+    whole = [box(10, 10, 20, 20, 0.9, labels[0])]
+    assert detected(whole, [box(10, 11, 20, 20, label=labels[1])], [], task) == whole
+
+
+def test_boxes_of_one_view_are_different_objects() -> None:
+    pair = [box(10, 10, 20, 20), box(10, 11, 20, 20, 0.9)]
+    assert detected([], pair, []) == pair
+
+
+def test_a_box_that_an_inner_edge_cuts_yields_to_a_worse_one_that_is_whole() -> None:
+    cut = box(80, 10, 95, 20, 0.9)  # the right tile begins at 80
+    whole = box(70, 10, 95, 20, 0.4)
+    assert detected([], [whole], [cut]) == [whole]
+    assert detected([whole], [], [cut]) == [whole]
+
+
+def test_a_box_at_an_edge_of_the_image_is_not_cut() -> None:
+    outer = box(0, 10, 12, 20, 0.9)
+    assert detected([box(0, 10, 11, 20, 0.4)], [outer], []) == [outer]
+
+
+def test_a_small_part_of_a_large_object_is_dropped_and_a_small_object_in_it_is_kept() -> None:
+    large = box(20, 5, 170, 95, 0.4)
+    part = box(80, 5, 100, 20, 0.9)
+    inside = box(40, 40, 50, 50, 0.9)
+    assert detected([large], [inside], [part]) == [large, inside]
+
+
+def test_a_box_mostly_within_a_larger_one_is_the_same_object() -> None:
+    assert detected([box(10, 10, 30, 30, 0.9)], [box(10, 10, 22, 28)], []) == [
+        box(10, 10, 30, 30, 0.9)
+    ]
+
+
+def test_parts_on_both_sides_of_a_seam_are_one_object() -> None:
+    assert detected([], [box(40, 10, 99, 50, 0.9)], [box(81, 12, 140, 50, 0.6)]) == [
+        box(40, 10, 140, 50, 0.6)
+    ]
+
+
+def test_parts_that_a_seam_without_overlap_divides_are_one_object() -> None:
+    views = [
+        View((0, 0, 200, 100), DetectionsResult((), True)),
+        View((0, 0, 100, 100), DetectionsResult((box(40, 10, 99, 50),), True)),
+        View((100, 0, 200, 100), DetectionsResult((box(101, 10, 140, 50),), True)),
+    ]
+    assert merge("object_detection", views, (200, 100)).result == DetectionsResult(
+        (box(40, 10, 140, 50),), True
+    )
+
+
+def test_joined_parts_yield_to_a_view_that_saw_all_of_the_object() -> None:
+    whole = box(41, 11, 139, 49, 0.5)
+    assert detected([whole], [box(40, 10, 99, 50, 0.9)], [box(81, 12, 140, 50, 0.9)]) == [whole]
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        box(81, 60, 140, 95),  # beside, not in line
+        box(81, 12, 140, 50, label="b"),
+        box(110, 12, 140, 50),  # not cut
+    ],
+)
+def test_parts_of_different_objects_are_not_joined(right: Detection) -> None:
+    left = box(40, 10, 99, 50)
+    assert detected([], [left], [right]) == [left, right]
+
+
+def test_a_part_is_joined_with_one_of_each_view_that_fits_best() -> None:
+    left = box(40, 10, 99, 50)
+    worse = box(81, 20, 140, 55, 0.9)
+    assert detected([], [left], [worse, box(81, 10, 140, 52)]) == [box(40, 10, 140, 52), worse]
+
+
+def test_the_four_parts_at_a_corner_are_one_object() -> None:
+    tiles = [(x, y, x + 100, y + 100) for y in (0, 80) for x in (0, 80)]
+    parts = [box(60, 60, 99, 99), box(81, 60, 130, 99), box(60, 81, 99, 120), box(81, 81, 130, 120)]
+    views = [View((0, 0, 180, 180), DetectionsResult((), True))]
+    for tile, part in zip(tiles, parts, strict=True):
+        views.append(View(tile, DetectionsResult((part,), True)))
+    merged = merge("object_detection", views, (180, 180))
+    assert merged == Merged(DetectionsResult((box(60, 60, 130, 120),), True), 3)
+
+
+def square(x1: float, y1: float, x2: float, y2: float) -> Ring:
+    return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+
+
+def bounds(rings: tuple[Ring, ...]) -> list[BoxXyxy]:
+    return sorted(
+        (*map(min, zip(*ring, strict=True)), *map(max, zip(*ring, strict=True))) for ring in rings
+    )
+
+
+def test_the_polygons_of_an_object_across_a_seam_are_united() -> None:
+    left = Instance((40, 10, 100, 50), "a", 0.9, (square(40, 10, 100, 50),), None)
+    right = Instance((80, 10, 140, 50), "a", 0.6, (square(80, 10, 140, 50),), None)
+    views = [
+        View(view, InstancesResult(found, True))
+        for view, found in ((WHOLE, ()), (LEFT, (left,)), (RIGHT, (right,)))
+    ]
+    merged = merge("instance_segmentation", views, SIZE_WH)
+    assert isinstance(merged.result, InstancesResult)
+    (instance,) = merged.result.instances
+    assert (instance.box, instance.score, instance.mask) == ((40, 10, 140, 50), 0.6, None)
+    assert bounds(instance.polygons or ()) == [(40, 10, 140, 50)]
+
+
+def test_united_polygons_keep_their_holes_and_drop_what_has_no_area() -> None:
+    ring = (square(0, 0, 30, 30), square(10, 10, 20, 20))
+    united = unite_rings([ring, (square(25, 0, 60, 30), ((1.0, 1.0), (2.0, 2.0)))])
+    assert bounds(united) == [(0, 0, 60, 30), (10, 10, 20, 20)]
+    assert unite_rings([()]) == ()
+
+
+def test_the_masks_of_an_object_across_a_seam_are_united() -> None:
+    def instance(x1: int, x2: int) -> Instance:
+        mask = np.zeros((100, 180), dtype=np.bool_)
+        mask[10:50, x1:x2] = True
+        return Instance((x1, 10, x2, 50), "a", 0.5, None, encode_mask(mask))
+
+    views = [
+        View(view, InstancesResult(found, True))
+        for view, found in (
+            (WHOLE, ()),
+            (LEFT, (instance(40, 100),)),
+            (RIGHT, (instance(80, 140),)),
+        )
+    ]
+    result = merge("instance_segmentation", views, SIZE_WH).result
+    assert isinstance(result, InstancesResult)
+    (united,) = result.instances
+    assert united.mask is not None
+    assert united.polygons is None
+    assert decode_mask(united.mask).sum() == 40 * 100
+
+
+def line(text: str, x1: float, x2: float, y: float = 10, score: float = 0.5) -> TextRegion:
+    return TextRegion(((x1, y), (x2, y + 1), (x2, y + 11), (x1, y + 10)), text, score)
+
+
+def read(
+    whole: list[TextRegion], left: list[TextRegion], right: list[TextRegion], task: str
+) -> Merged:
+    found = zip((WHOLE, LEFT, RIGHT), (whole, left, right), strict=True)
+    views = [View(view, TextRegionsResult(tuple(items), True)) for view, items in found]
+    return merge(task, views, SIZE_WH)
+
+
+def test_a_line_across_a_seam_is_one_line_with_the_corners_of_both_ends() -> None:
+    merged = read(
+        [], [line("the quick br", 10, 99)], [line("ick brown fox", 81, 170)], "ocr_with_regions"
+    )
+    expected = line("the quick brown fox", 10, 170)
+    assert merged == Merged(TextRegionsResult((expected,), True), 1)
+
+
+def test_a_word_that_two_tiles_saw_is_written_once_in_reading_order() -> None:
+    left = [line("below", 10, 40, 60), line("word", 84, 96, 10, 0.9), line("first", 10, 40)]
+    right = [line("word", 84, 97), line("last", 120, 150)]
+    assert read([], left, right, "ocr") == Merged(TextResult("first word last\nbelow", True), 1)
+
+
+def test_the_better_reading_of_a_line_is_kept_also_if_it_is_joined() -> None:
+    parts = [line("the quick br", 10, 99)], [line("ick brown fox", 81, 170)]
+    invented = line("che qvick bnown", 10, 170, score=0.2)
+    assert read([invented], *parts, "ocr").result == TextResult("the quick brown fox", True)
+    sure = line("the quick brown fax", 10, 170, score=0.9)
+    assert read([sure], *parts, "ocr").result == TextResult("the quick brown fax", True)
+
+
+def test_text_without_places_is_merged_row_by_row() -> None:
+    texts = {WHOLE: "", LEFT: "one two", RIGHT: "two three"}
+    views = [View(view, TextResult(text, True)) for view, text in texts.items()]
+    assert merge("ocr", views, SIZE_WH) == Merged(TextResult("one two three", True), 0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda is_parsed: DetectionsResult((), is_parsed),
+        lambda is_parsed: InstancesResult((), is_parsed),
+        lambda is_parsed: TextRegionsResult((), is_parsed),
+        lambda is_parsed: TextResult("", is_parsed),
+    ],
+)
+def test_a_result_is_parsed_if_that_of_every_view_is(
+    make: Callable[[bool], DetectionsResult | InstancesResult | TextRegionsResult | TextResult],
+) -> None:
+    views = [View(WHOLE, make(True)), View(LEFT, make(False))]
+    assert not merge("object_detection", views, SIZE_WH).result.is_parsed
+    assert merge("object_detection", views[:1], SIZE_WH).result == make(True)

@@ -1,0 +1,63 @@
+"""Readings of one text by several tiles are written once, in reading order."""
+
+import pytest
+
+from tasks.tiles.words import joined_line, merged_text, reading_order
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "line"),
+    [
+        ("the quick", "quick brown", "the quick brown"),
+        ("the qui", "quick brown", "the quick brown"),
+        ("the quick", "ick brown", "the quick brown"),
+        ("the quick brow", "ick brown fox", "the quick brown fox"),
+        ("the quick brown", "quick brown fox", "the quick brown fox"),
+        ("HELL", "LLO", "HELLO"),
+        ("HEL", "LO", "HEL LO"),  # one common letter may be chance
+        ("a b", "c d", "a b c d"),
+        ("to be", "be or not", "to be or not"),
+        ("sea", "a dog", "sea a dog"),
+        ("", "b", "b"),
+        ("a", "", "a"),
+        ("same", "same", "same"),
+    ],
+)
+def test_the_words_that_both_parts_of_a_line_have_are_written_once(
+    left: str, right: str, line: str
+) -> None:
+    assert joined_line(left, right) == line
+
+
+def test_lines_are_read_from_the_top_and_from_left_to_right() -> None:
+    boxes = [(60.0, 11.0, 90.0, 21.0), (0.0, 40.0, 50.0, 50.0), (0.0, 9.0, 50.0, 20.0)]
+    assert reading_order(boxes) == [[2, 0], [1]]
+    assert reading_order([]) == []
+
+
+@pytest.mark.parametrize(
+    ("whole", "rows", "text"),
+    [
+        ("", [["one two", "two three"]], "one two three"),
+        ("", [["one\nfour", "two\nfive"]], "one two\nfour five"),
+        ("", [["one\nfour", "two\nfive\nfour six"]], "one\nfour six\ntwo\nfive"),
+        ("", [["one tw\nfour", "two\nfour five"]], "one two\nfour five"),
+        ("", [["a b", ""], ["a b", "c"]], "a b\nc"),  # the overlap of two rows
+        ("", [["one"], ["two"]], "one\ntwo"),
+        ("HELLO", [["HEL", "LLO"]], "HELLO"),
+        ("HELLO", [["HEL", "HELLO"]], "HELLO"),
+        ("bye bye", [["bye bye"]], "bye bye"),
+        ("invented words", [["real"]], "real"),
+        ("whole", [["", ""]], "whole"),
+        ("whole", [], "whole"),
+    ],
+)
+def test_text_without_places_is_merged_tile_by_tile(
+    whole: str, rows: list[list[str]], text: str
+) -> None:
+    assert merged_text(whole, [dict(enumerate(row)) for row in rows]) == text
+
+
+def test_a_tile_is_compared_with_the_one_above_it() -> None:
+    rows = [{0: "a", 80: "b\nc"}, {80: "c\nd"}]  # the tile below the first one is flat
+    assert merged_text("", rows) == "a\nb\nc\nd"
