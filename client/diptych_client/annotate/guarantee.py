@@ -126,12 +126,10 @@ class Unproved:
 
 def candidates(pilot: Scored) -> tuple[Candidate, ...]:
     """Return rules of growing coverage by the answers to images that are not labelled."""
-    descending = -np.sort(-pilot.scores)
+    descending = -np.sort(-pilot.scores) if len(pilot.scores) else np.zeros(1)
     starts: dict[float, float] = {}
     for coverage in _COVERAGES.tolist():
-        last = max(int(np.ceil(coverage * len(descending))) - 1, 0)
-        is_all = coverage == 1 or not len(descending)
-        confidence = 0.0 if is_all else float(descending[last])
+        confidence = float(descending[math.ceil(coverage * len(descending)) - 1])
         starts[confidence] = starts.get(confidence, 0.0) + _STARTS.get(coverage, 0.0)
     found = []
     for confidence, start in starts.items():

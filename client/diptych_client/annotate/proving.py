@@ -132,7 +132,7 @@ def prove(
         return Guarantee(accepting, None, tolerance)
     objects = Scored.of([each.found_scores for each in judged])
     quantiles = np.quantile(of_sample.scores, _REVIEW_QUANTILES) if len(of_sample.scores) else ()
-    scores = [-math.inf, *sorted(set(quantiles))]
+    scores = [0.0, *sorted(set(quantiles))]
     is_any = np.ones(len(of_sample.scores), dtype=bool)
     max_objects = common_count(of_sample.counts(is_any))
     reviewing = decide_review(objects, max_objects, scores, promises.missed)
