@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -113,8 +113,8 @@ def read_judged(
             found[name].append(judge(own, truth, Tolerance()))
     joined = []
     for parts in found.values():
-        confidences = [score for each in parts for score in each.confidences]
-        is_right = [right for each in parts for right in each.is_right]
+        confidences = chain.from_iterable(each.confidences for each in parts)
+        is_right = chain.from_iterable(each.is_right for each in parts)
         joined.append(Judged(tuple(confidences), tuple(is_right)))
     return joined
 

@@ -1,4 +1,4 @@
-"""The commands of docs/guarantees.md print what the page shows, and its numbers of images are true."""
+"""docs/guarantees.md: its commands print what it shows, and its numbers of images are true."""
 
 import re
 import shlex

@@ -15,6 +15,7 @@ Statistics 2). Knows no files and no requests.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 import numpy as np
@@ -56,7 +57,7 @@ class Scored:
     @classmethod
     def of(cls, scores_by_image: Sequence[Sequence[float]]) -> Self:
         sizes = [len(scores) for scores in scores_by_image]
-        flat = [score for scores in scores_by_image for score in scores]
+        flat = list(chain.from_iterable(scores_by_image))
         images = np.repeat(np.arange(len(sizes)), sizes)
         return cls(len(sizes), images, np.array(flat, dtype=np.float64))
 

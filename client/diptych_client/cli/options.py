@@ -238,6 +238,23 @@ class EvaluateOptions:
         Option(help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False),
     ] = None
     sample: Annotated[int | None, Option(help="Number of images, drawn by --seed.", min=1)] = None
+    until_decided: Annotated[
+        bool,
+        Option(
+            "--until-decided",
+            help="Ask two models image by image, in a random order, until one is known to be"
+            " better.",
+        ),
+    ] = False
+    equal_within: Annotated[
+        float | None,
+        Option(
+            help="With --until-decided: also stop when the mean errors are known to differ by less"
+            " than so many hundredths.",
+            min=0.01,
+            max=99,
+        ),
+    ] = None
     concurrency: Concurrency = 8
     gallery: Annotated[int, Option(help="Number of images in the report.", min=0)] = 200
     calibrate: Annotated[

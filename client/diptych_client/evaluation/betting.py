@@ -12,24 +12,35 @@ Shapes: I images, R rules (one null hypothesis each), B bets.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# The best bet is 1 - (share of wrong labels) / (allowed share); most is staked on no error at all.
-_BETS = np.arange(1, 11) / 10  # shares of the largest bet that cannot ruin the bettor
-_STAKES = np.array([1.0] * 9 + [6.0]) / 15
+
+@dataclass(frozen=True, slots=True)
+class Bets:
+    """Bets as shares of the largest one that cannot ruin the bettor, and the stake on each."""
+
+    shares: Floats  # (B,)
+    stakes: Floats  # (B,), of sum 1
+
+
+# of a share: the best bet is 1 - (wrong labels) / (allowed ones); most is staked on no wrong one
+SHARE_BETS = Bets(np.arange(1, 11) / 10, np.array([1.0] * 9 + [6.0]) / 15)
+# of a difference: the best bet is near mean / variance
+DIFFERENCE_BETS = Bets(2.0 ** -np.arange(8), np.full(8, 1 / 8))
 _MAX_FACTOR = 1e6
 
 
-def log_wealth(values: Floats, highest: Floats) -> Floats:
+def log_wealth(values: Floats, highest: Floats, bets: Bets = SHARE_BETS) -> Floats:
     """Return the logarithm of the wealth after all images, (R,).
 
     `values` is (I, R); `highest` (R,) is the largest possible value of each rule, known beforehand.
     """
-    return _mixed(_log_gains(values, highest))
+    return _mixed(_log_gains(values, highest, bets), bets)
 
 
 def num_images_needed(values: Floats, highest: float, level: float) -> int | None:
@@ -37,34 +48,34 @@ def num_images_needed(values: Floats, highest: float, level: float) -> int | Non
 
     None if no number does.
     """
-    gains = _log_gains(values[:, None], np.array([highest]))
+    gains = _log_gains(values[:, None], np.array([highest]), SHARE_BETS)
     target = -math.log(level)
     low = 0.0
     high = 1.0
-    while _mixed(high * gains)[0] < target:
+    while _mixed(high * gains, SHARE_BETS)[0] < target:
         low = high
         high *= 2
         if high > _MAX_FACTOR:
             return None
     while (high - low) * len(values) > 1 / 2:
         middle = (low + high) / 2
-        if _mixed(middle * gains)[0] < target:
+        if _mixed(middle * gains, SHARE_BETS)[0] < target:
             low = middle
         else:
             high = middle
     return math.ceil(high * len(values))
 
 
-def _log_gains(values: Floats, highest: Floats) -> Floats:
+def _log_gains(values: Floats, highest: Floats, bets: Bets) -> Floats:
     """Return the logarithm by which each bet multiplies its stake, (R, B)."""
     if (values > highest).any():
         raise ValueError("a value exceeds its bound")
     shares = values / highest  # (I, R), at most 1
     with np.errstate(divide="ignore"):  # the largest bet loses all on the largest value
-        columns = [np.log1p(-bet * shares).sum(axis=0) for bet in _BETS]
+        columns = [np.log1p(-bet * shares).sum(axis=0) for bet in bets.shares]
     return np.stack(columns, axis=1)
 
 
-def _mixed(log_gains: Floats) -> Floats:
-    mixed: Floats = np.logaddexp.reduce(log_gains + np.log(_STAKES), axis=1)
+def _mixed(log_gains: Floats, bets: Bets) -> Floats:
+    mixed: Floats = np.logaddexp.reduce(log_gains + np.log(bets.stakes), axis=1)
     return mixed
