@@ -17,8 +17,6 @@ from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import httpx
-
 from diptych_client.annotate.guarantee import Promise
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
@@ -70,20 +68,16 @@ def _collect(folder: Path, num_scenes: int) -> None:
         if not (folder / name).exists():
             scenes = range(_FIRST_SCENE, _FIRST_SCENE + num_scenes)
             write_labelled_scenes(folder / name, CONDITIONS[name], scenes)
+    diptych = Path(sys.executable).with_name("diptych")
     with service_process(_CLIENTS, DIPTYCH_MODELS=",".join(MODELS)) as client:
         for model, task, name in product(MODELS, TASKS, conditions):
             if task in offered_tasks(client, model):
-                _ask(client, folder, name, task, model)
+                out = folder / f"{name}-{task}-{model}"
+                data = (_labels(folder, name, task), "--images", folder / name)
+                words = ("--task", task, "--models", model, "--gallery", "0", "--out", out)
+                command = (diptych, "--url", str(client.base_url), "evaluate", *data, *words)
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     done.touch()
-
-
-def _ask(client: httpx.Client, folder: Path, condition: str, task: str, model: str) -> None:
-    diptych = Path(sys.executable).with_name("diptych")
-    out = folder / f"{condition}-{task}-{model}"
-    data = (_labels(folder, condition, task), "--images", folder / condition)
-    words = ("--task", task, "--models", model, "--gallery", "0", "--out", out)
-    command = (diptych, "--url", str(client.base_url), "evaluate", *data, *words)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr
 
 
 def _labels(folder: Path, condition: str, task: str) -> Path:

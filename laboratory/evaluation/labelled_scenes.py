@@ -13,7 +13,7 @@ from pathlib import Path
 from export.scenes import Scene
 from export.scenes.geometry import box_xyxy, outline_xy
 from export.scenes.questions import question_answering
-from export.scenes.scene import CANVAS_PX, SceneObject
+from export.scenes.scene import CANVAS_PX
 from export.scenes.truth import TextTruth
 from laboratory.evaluation.client import evaluation_scene
 from laboratory.evaluation.conditions import Condition
@@ -36,7 +36,9 @@ def write_labelled_scenes(folder: Path, condition: Condition, scene_indices: Ite
         names = [drawn.name for drawn in scene.objects]
         alone = [drawn for drawn in scene.objects if names.count(drawn.name) == 1]
         if alone:
-            phrases.append({"image": name, "phrases": [_phrase(alone[0], scale)]})
+            ring = _scaled(chain.from_iterable(outline_xy(alone[0])), scale)
+            phrase = {"phrase": alone[0].name, "box": _scaled(box_xyxy(alone[0]), scale)}
+            phrases.append({"image": name, "phrases": [{**phrase, "segmentation": [ring]}]})
     for file, rows in (("labels.jsonl", labels), ("phrases.jsonl", phrases)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / file).write_text(lines, encoding="utf-8")
@@ -51,12 +53,6 @@ def _labels(scene: Scene, scale: float) -> dict[str, object]:
         "text": scene.word.text if scene.word else "",
         "questions": list(_questions(scene)),
     }
-
-
-def _phrase(drawn: SceneObject, scale: float) -> dict[str, object]:
-    ring = _scaled(chain.from_iterable(outline_xy(drawn)), scale)
-    box = _scaled(box_xyxy(drawn), scale)
-    return {"phrase": drawn.name, "box": box, "segmentation": [ring]}
 
 
 def _questions(scene: Scene) -> Iterator[dict[str, str]]:
