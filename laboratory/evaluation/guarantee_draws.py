@@ -22,7 +22,6 @@ from diptych_client.annotate.guarantee import (
     decide,
 )
 from diptych_client.annotate.judging import Judged
-from diptych_client.evaluation.statistics import Floats
 
 Choose = Callable[[Scored, Flags, Scored], Rule | None]  # labels, which are right, unlabelled ones
 
@@ -132,10 +131,10 @@ def choices(promise: Promise) -> dict[str, Choose]:
         return found.rule if isinstance(found, Proved) else None
 
     def best_seen(labels: Scored, is_right: Flags, _unlabelled: Scored) -> Rule | None:
-        order = np.argsort(-labels.scores, kind="stable")
-        wrong: Floats = np.cumsum(~is_right[order]) / np.arange(1, len(order) + 1)
-        (good,) = np.nonzero(wrong <= promise.max_share)
-        return Rule(float(labels.scores[order[good[-1]]]), _UNLIMITED) if len(good) else None
+        for score in np.unique(labels.scores).tolist():
+            if (~is_right[labels.scores >= score]).mean() <= promise.max_share:
+                return Rule(score, _UNLIMITED)
+        return None
 
     def high_score(_labels: Scored, _is_right: Flags, _unlabelled: Scored) -> Rule:
         return Rule(_NAIVE_SCORE, _UNLIMITED)

@@ -12,10 +12,13 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from matplotlib.figure import Figure
 
 from diptych_client.annotate.guarantee import Promise
 from diptych_client.annotate.job import Job
@@ -27,7 +30,12 @@ from diptych_client.requests import AnswerOptions, TaskParameters
 from diptych_client.transports.rest_messages import answer_from_json
 from laboratory.evaluation import CONDITIONS
 from laboratory.evaluation.client import offered_tasks
-from laboratory.evaluation.guarantee_draws import Draws, Population, choices, simulate
+from laboratory.evaluation.guarantee_draws import (
+    Draws,
+    Population,
+    choices,
+    simulate,
+)
 from laboratory.evaluation.labelled_scenes import write_labelled_scenes
 from laboratory.evaluation.service_process import service_process
 from loadtest.figures import table
@@ -45,6 +53,9 @@ TASKS = (
 _PHRASE_TASKS = ("phrase_grounding", "instance_segmentation")
 # of the scenes of a row
 POPULATIONS = {"plain": ("plain",), "40px": ("40px",), "mixed": ("plain", "40px", "22px")}
+_DRAWN = ("open_vocabulary_detection", "mixed")
+_NUM_DRAWN = 100
+_SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15)
 _FIRST_SCENE = 200_000  # others measure and fit calibrations
 _CLIENTS = 4
 
@@ -54,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parse(arguments)
     with TemporaryDirectory() as temporary:
         folder = parsed.answers or Path(temporary)
-        _collect(folder, parsed.scenes)
+        collect(folder, parsed.scenes)
         _simulate(folder, parsed)
 
 
-def _collect(folder: Path, num_scenes: int) -> None:
+def collect(folder: Path, num_scenes: int) -> None:
     """Render the scenes and ask both models; a complete folder is read again."""
     done = folder / "complete"
     if done.exists():
@@ -113,25 +124,34 @@ def read_judged(
     return joined
 
 
-def _simulate(folder: Path, parsed: argparse.Namespace) -> None:
-    promise = Promise(parsed.max_wrong, parsed.confidence)
-    draws = Draws(parsed.draws, parsed.labelled)
-    rows = []
-    for task, (name, conditions), models in product(
-        TASKS, POPULATIONS.items(), ((MODELS[0],), (MODELS[1],), MODELS)
-    ):
+def _populations(folder: Path) -> Iterator[tuple[tuple[str, str, str], Population]]:
+    """Yield task, scenes and model with the judged answers; not every model offers every task."""
+    choices_of_models = ((MODELS[0],), (MODELS[1],), MODELS)
+    for task, (name, conditions), models in product(TASKS, POPULATIONS.items(), choices_of_models):
         judged: list[Judged] = []
         for condition in conditions:
             files = [folder / f"{condition}-{task}-{each}" / "answers.jsonl" for each in models]
             if all(file.exists() for file in files):
-                labels = _labels(folder, condition, task)
-                dataset = read_dataset(labels, folder / condition)
+                dataset = read_dataset(_labels(folder, condition, task), folder / condition)
                 judged += read_judged(dataset.images, files, task)
         if judged:
-            population = Population(judged)
-            row = [task, name, models[0] if len(models) == 1 else BOTH]
-            rows.append([*row, *_figures(population, promise, draws)])
+            yield (task, name, models[0] if len(models) == 1 else BOTH), Population(judged)
+
+
+def _simulate(folder: Path, parsed: argparse.Namespace) -> None:
+    promise = Promise(parsed.max_wrong, parsed.confidence)
+    draws = Draws(parsed.draws, parsed.labelled)
+    rows = []
+    drawn: dict[str, Population] = {}
+    for (task, scenes, model), population in _populations(folder):
+        rows.append([task, scenes, model, *_figures(population, promise, draws)])
+        if (task, scenes) == _DRAWN:
+            drawn[model] = population
     print(table(_HEADER, rows))
+    if parsed.picture is not None:
+        draw_coverage(
+            parsed.picture, drawn, replace(draws, num_draws=_NUM_DRAWN), parsed.confidence
+        )
 
 
 _HEADER = [
@@ -161,6 +181,28 @@ def _figures(population: Population, promise: Promise, draws: Draws) -> list[str
     ]
 
 
+def draw_coverage(
+    file: Path, populations: Mapping[str, Population], draws: Draws, confidence: float
+) -> None:
+    """Draw the mean coverage of each population against the promised share, dotted the best one."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, population) in enumerate(populations.items()):
+        coverages = []
+        best = []
+        for share in _SHARES:
+            proved = {"proved": choices(Promise(share, confidence))["proved"]}
+            coverages.append(simulate(population, proved, share, draws)["proved"].coverage)
+            best.append(population.best_coverage(share))
+        percent = [100 * share for share in _SHARES]
+        axes.plot(percent, coverages, "o-", color=f"C{number}", label=name)
+        axes.plot(percent, best, ":", color=f"C{number}")
+    axes.set_xlabel("promised: at most so many % of the accepted labels are wrong")
+    axes.set_ylabel("coverage")
+    axes.legend()
+    figure.savefig(file, dpi=100)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(
@@ -173,6 +215,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--labelled", type=int, default=200, metavar="N", help=f"images of a draw; {default}")
     add("--max-wrong", type=float, default=0.05, metavar="SHARE", help=default)
     add("--confidence", type=float, default=0.95, metavar="SHARE", help=default)
+    add("--picture", type=Path, metavar="FILE", help="draw coverage against guarantee here")
     add("--answers", type=Path, metavar="D", help="keep the answers here, or read them again")
     return parser.parse_args(arguments)
 
