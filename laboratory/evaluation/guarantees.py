@@ -51,7 +51,6 @@ TASKS = (
     "visual_question_answering",
 )
 _PHRASE_TASKS = ("phrase_grounding", "instance_segmentation")
-# of the scenes of a row
 POPULATIONS = {"plain": ("plain",), "40px": ("40px",), "mixed": ("plain", "40px", "22px")}
 _DRAWN = ("open_vocabulary_detection", "mixed")
 _NUM_DRAWN = 100

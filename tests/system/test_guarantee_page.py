@@ -17,7 +17,7 @@ from tests.support.running_service import RunningService
 PAGE = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```console\n\$ diptych (.*?)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 ROWS = re.findall(r"^\| (1|0 to 4) \| (\d+) % \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
-LEVEL = 0.05 / 2  # of the threshold that accepts all
+LEVEL = 0.05 / 2  # the part of the threshold that accepts all
 
 
 def test_the_commands_print_what_the_page_shows(

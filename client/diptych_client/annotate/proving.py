@@ -1,4 +1,4 @@
-"""What labelled images prove about the labels of others, and the labels that are then accepted.
+"""A proof by labelled images about the labels of others, and the labels that it accepts.
 
 The answers to a sample of the other images fix the rules that are tested (guarantee.py) before a
 true label is compared.
@@ -35,7 +35,7 @@ _REVIEW_QUANTILES = np.arange(1, 20) / 20
 
 @dataclass(frozen=True, slots=True)
 class Promises:
-    """What is to be proved: of the accepted labels, and of the review list if it is asked for."""
+    """Promises about the accepted labels, and about the review list if it is asked for."""
 
     wrong: Promise
     missed: Promise | None
@@ -44,7 +44,7 @@ class Promises:
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """What is proved of the accepted labels, and of the review list."""
+    """Proved rules of the accepted labels and of the review list."""
 
     accepting: Proved
     reviewing: Proved | None

@@ -153,7 +153,7 @@ def _ask(
 def _race(
     connection: ConnectionOptions, race: Race, samples: Sequence[Sample]
 ) -> tuple[list[Sample], str]:
-    """Ask both models until one is known to be better; return what was asked, and the verdict."""
+    """Return the samples that were sent until one model is known to be better, and the verdict."""
     asked: list[Sample] = []
 
     async def run(advance: Callable[[], None]) -> None:

@@ -77,6 +77,8 @@ def annotate_images(
     """Label the images and write the dataset; return the number of failed requests."""
     if guarantee.labelled is None and (guarantee.max_wrong or guarantee.max_missed):
         raise RunError("--max-wrong and --max-missed need --labelled: images with true labels")
+    if guarantee.labelled is not None and options.accept_score:
+        raise RunError("--labelled chooses the least score itself: omit --accept-score")
     out = output_folder(options.out, inputs, "annotations")
     opening = input_options.opening(out)
     opened = open_images(inputs, opening)

@@ -190,7 +190,7 @@ def _share(text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class GuaranteeOptions:
-    """What labelled images are to prove about the accepted labels."""
+    """Promises about the accepted labels, and the labelled images that prove them."""
 
     labelled: Annotated[
         Path | None,

@@ -28,9 +28,9 @@ class Bets:
     stakes: Floats  # (B,), of sum 1
 
 
-# of a share: the best bet is 1 - (wrong labels) / (allowed ones); most is staked on no wrong one
+# for a share: the best bet is 1 - (wrong labels) / (allowed ones); most is staked on no wrong one
 SHARE_BETS = Bets(np.arange(1, 11) / 10, np.array([1.0] * 9 + [6.0]) / 15)
-# of a difference: the best bet is near mean / variance
+# for a difference: the best bet is near mean / variance
 DIFFERENCE_BETS = Bets(2.0 ** -np.arange(8), np.full(8, 1 / 8))
 _MAX_FACTOR = 1e6
 

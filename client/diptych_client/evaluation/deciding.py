@@ -1,4 +1,4 @@
-"""Which of two models is better, decided as soon as enough images tell.
+"""A decision which of two models is better, as soon as enough images tell.
 
 Each image has the error of both models, from 0 to 1. The mean of their difference is tested by
 betting (betting.py), which may be looked at after every image: a wrong decision has a probability

@@ -48,7 +48,7 @@ class Race:
     async def run(
         self, client: AsyncClient, samples: Sequence[Sample], advance: Callable[[], None]
     ) -> list[Sample]:
-        """Ask both models until they are told apart; return the samples that were asked.
+        """Send images to both models until they are told apart; return the samples that were sent.
 
         Raise `RunError` if no image has labels.
         """
