@@ -1,8 +1,8 @@
 """Proposed labels compared with the true ones of a labelled image.
 
 A box is right if a true object of its label has at least the asked IoU with it, and no box of a
-higher confidence took this object. IoU is that of the masks where both have one. A box of a crowd
-is neither right nor wrong. A text is right if it equals a true one but for spaces, for questions
+higher confidence took this object; of a crowd any number is right. IoU is that of the masks where
+both have one. A text is right if it equals a true one but for spaces, for questions
 as VQA compares answers, or if its character error rate is at most the asked one.
 """
 
@@ -101,12 +101,7 @@ def judge(records: Sequence[Record], truth: Truth, tolerance: Tolerance) -> Judg
     scores = np.array([box.score for box in (*found.accepted, *others)])[:, None]
     best = np.where(is_hit, scores, NOT_FOUND).max(axis=0, initial=NOT_FOUND)
     is_counted = [not each.is_crowd for each in truth.objects]
-    counted = [index for index, each in enumerate(is_right) if each is not None]
-    return Judged(
-        tuple(confidences[index] for index in counted),
-        tuple(bool(is_right[index]) for index in counted),
-        tuple(best[is_counted].tolist()),
-    )
+    return Judged(confidences, is_right, tuple(best[is_counted].tolist()))
 
 
 def _is_right(text: str, truth: TextsTruth, task: str, tolerance: Tolerance) -> bool:
@@ -146,15 +141,14 @@ def _xywh(boxes: Sequence[BoxXyxy]) -> Floats:
 
 def _taken(
     overlaps: Floats, confidences: Sequence[float], objects: Sequence[TrueObject], min_iou: float
-) -> list[bool | None]:
-    """Return which boxes took an object, the most confident box first; None for a crowd's."""
-    is_crowd = np.array([each.is_crowd for each in objects], dtype=bool)
-    free = np.where(is_crowd, -1.0, overlaps)
-    is_right: list[bool | None] = [False] * len(confidences)
+) -> tuple[bool, ...]:
+    """Return which boxes took an object, the most confident box first."""
+    free = overlaps.copy()
+    is_right = [False] * len(confidences)
     for index in sorted(range(len(confidences)), key=lambda index: -confidences[index]):
         if (free[index] >= min_iou).any():
             is_right[index] = True
-            free[:, np.argmax(free[index])] = -1
-        elif (overlaps[index, is_crowd] >= min_iou).any():
-            is_right[index] = None
-    return is_right
+            taken = int(np.argmax(free[index]))
+            if not objects[taken].is_crowd:
+                free[:, taken] = -1
+    return tuple(is_right)

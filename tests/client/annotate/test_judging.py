@@ -57,9 +57,10 @@ def test_a_higher_iou_can_be_asked() -> None:
     assert (found.is_right, found.found_scores) == ((False,), (NOT_FOUND,))
 
 
-def test_boxes_of_a_crowd_do_not_count() -> None:
+def test_any_number_of_boxes_of_a_crowd_is_right() -> None:
     true = (TrueObject("car", (0.0, 0.0, 30.0, 10.0), is_crowd=True),)
-    assert judged(Detection(CAR, "car", 0.9), true=true) == Judged((), (), ())
+    boxes = (Detection(CAR, "car", 0.9), Detection(SHIFTED, "car", 0.8))
+    assert judged(*boxes, true=true) == Judged((0.9, 0.8), (True, True), ())
 
 
 def test_masks_are_compared_where_both_have_one() -> None:

@@ -73,6 +73,7 @@ def annotate(
     script: Script,
     task: str = "object_detection",
     dataset_format: DatasetFormat = DatasetFormat.coco,
+    accept_score: float = 0.0,
     **given: Any,
 ) -> Path:
     """Run the command and return its output folder."""
@@ -84,7 +85,7 @@ def annotate(
         annotate_images(
             ConnectionOptions(url, None, 5.0, 0),
             [str(photos)],
-            AnnotateOptions(out=out, dataset_format=dataset_format),
+            AnnotateOptions(accept_score=accept_score, dataset_format=dataset_format, out=out),
             InputOptions(),
             TaskOptions(task),
             GuaranteeOptions(labels, confidence=0.9, **given),
@@ -164,6 +165,12 @@ def test_images_that_are_all_labelled_are_refused(tmp_path: Path) -> None:
     labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
     with pytest.raises(RunError, match="all 60 images are labelled already"):
         annotate(labels.parent, labels, MarkedScript([]))
+
+
+def test_a_score_of_ones_own_is_refused(photos: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"], {"sure": TRUE_CAR})
+    with pytest.raises(RunError, match="omit --accept-score"):
+        annotate(photos, labels, MarkedScript([]), accept_score=0.5)
 
 
 def test_a_share_without_labelled_images_is_refused(photos: Path) -> None:
