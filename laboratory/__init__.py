@@ -10,7 +10,7 @@ Commands, each with `--help`:
     python -m laboratory.gpu_check       check that models run on this host's GPU (make gpu-check)
 
     training/      the embedded checkpoints from scratch
-    evaluation/    accuracy of a running service on scenes, by precision; calibrations
+    evaluation/    accuracy of a running service on scenes, by precision; calibrations; guarantees
     bench/         the benchmark against other servers; its results are in results/
     gpu_check/     checks of a GPU
 

@@ -32,6 +32,7 @@ ARROWS = {
         "export",
         "loadtest.figures",
         "loadtest.processes",
+        "diptych_client",  # it simulates the client's guarantees
         "runners",
         "wire",
         "imaging",

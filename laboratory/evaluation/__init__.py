@@ -6,12 +6,15 @@ conditions          the image file of a scene: plain, small, large, jpeg, blurre
                     22px
 coco_scenes         scenes as a dataset with COCO labels
 accuracy_tables     task-level measures, and evaluations as Markdown
+labelled_scenes     scenes as JSON lines with the labels of several tasks
+guarantee_draws     draws of labelled images, and how often a choice breaks its promise
 service_process     a service started for an evaluation
 
 Commands over them:
 
 precision           accuracy at each precision
 calibration         calibrations of the scores
+guarantees          how often `diptych annotate --labelled` breaks its promise
 """
 
 from laboratory.evaluation.accuracy_tables import accuracy_table, task_accuracy

@@ -1,4 +1,4 @@
-"""Labels that two models agree on, and a review list of the rest.
+"""Labels that two models agree on, or of which one model is sure, and a review list of the rest.
 
 Two boxes agree if they have the same label, an IoU of at least 0.5, or more if asked, and both at
 least the asked score, unless a box of another label that one model alone found lies there. The
@@ -51,10 +51,14 @@ class AgreementRule:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Two answers to one image: the boxes on which the models agree, and the others by model."""
+    """The answers to one image: the accepted boxes, and the others by model.
 
-    records: tuple[Record, Record]
+    The confidence of an accepted box is the lowest score of it.
+    """
+
+    records: tuple[Record, ...]
     accepted: tuple[Box, ...]
+    confidences: tuple[float, ...]
     differing: tuple[tuple[str, Box], ...]
 
     def record(self, boxes: Sequence[Box]) -> Record:
@@ -73,10 +77,19 @@ def agree(first: Record, second: Record, rule: AgreementRule) -> Agreement:
     accepted = _agreed_pairs(boxes, len(a), rule)
     agreed = set(chain.from_iterable(accepted))
     better = tuple(max(boxes[i], boxes[j], key=lambda box: box.score) for i, j in accepted)
+    confidences = tuple(min(boxes[i].score, boxes[j].score) for i, j in accepted)
     models = [first.answer.model] * len(a) + [second.answer.model] * len(b)
     named = enumerate(zip(models, boxes, strict=True))
     differing = tuple(model_and_box for index, model_and_box in named if index not in agreed)
-    return Agreement((first, second), better, differing)
+    return Agreement((first, second), better, confidences, differing)
+
+
+def alone(record: Record, min_score: float) -> Agreement:
+    """Accept the boxes of one model that have at least a score."""
+    boxes = boxes_of(record.answer.result)
+    accepted = tuple(box for box in boxes if box.score >= min_score)
+    rest = tuple((record.answer.model, box) for box in boxes if box.score < min_score)
+    return Agreement((record,), accepted, tuple(box.score for box in accepted), rest)
 
 
 def _agreed_pairs(

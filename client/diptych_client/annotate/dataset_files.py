@@ -74,6 +74,12 @@ def check_consensus(dataset_format: DatasetFormat, result: str) -> None:
         raise RunError(f"--consensus compares boxes and masks and writes coco or yolo, but {given}")
 
 
+def check_guarantee(dataset_format: DatasetFormat, result: str) -> None:
+    """Raise `RunError` if the format cannot hold a part of an answer."""
+    if dataset_format is DatasetFormat.jsonl and result in _RESULTS_WITH_BOXES:
+        raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
+
+
 def write_dataset(
     dataset_format: DatasetFormat, out: Path, folder: Path, records: Sequence[Record], job: Job
 ) -> Path:

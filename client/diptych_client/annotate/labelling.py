@@ -3,21 +3,19 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Journal, Record
 from diptych_client.clients.async_client import AsyncClient
-from diptych_client.inputs import ImageFile, NamedImage
+from diptych_client.inputs import ImageFile, ImageStore, NamedImage
 from diptych_client.long_runs import FailureLog, send_all
-from diptych_client.requests import read_image_file
 
 
 @dataclass(frozen=True, slots=True)
 class Labeller:
-    """Labels images of a folder: answers go to the journal, errors to the failure log."""
+    """Labels images of a store: answers go to the journal, errors to the failure log."""
 
-    folder: Path
+    store: ImageStore
     job: Job
     journal: Journal
     failures: FailureLog
@@ -34,7 +32,7 @@ async def label_images(
     job = labeller.job
 
     async def label(image: ImageFile) -> None:
-        data = await asyncio.to_thread(read_image_file, labeller.folder / image.name)
+        data = await asyncio.to_thread(labeller.store.read, image)
         answer = await client.predict(
             NamedImage(image.name, data),
             job.task,

@@ -18,6 +18,7 @@ from diptych_client.cli.options import (
     AnnotateOptions,
     ConnectionOptions,
     EvaluateOptions,
+    GuaranteeOptions,
     InputOptions,
     ModelIds,
     TaskOptions,
@@ -189,6 +190,7 @@ def annotate(
     options: AnnotateOptions,
     input_options: InputOptions,
     task_options: TaskOptions,
+    guarantee: GuaranteeOptions,
 ) -> None:
     """Label images and write a dataset; the same command resumes an interrupted run.
 
@@ -196,7 +198,7 @@ def annotate(
     journal at the end. failures.jsonl lists the images that failed and their errors; the next run
     retries them.
     """
-    given = (options, input_options, task_options)
+    given = (options, input_options, task_options, guarantee)
     num_failed = annotate_images(_connection(context), inputs, *given)
     raise typer.Exit(1 if num_failed else 0)
 

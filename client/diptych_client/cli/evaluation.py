@@ -23,6 +23,7 @@ from diptych_client.evaluation.answer_log import AnswerLog, Asker
 from diptych_client.evaluation.calibration import already_calibrated, fit, write_calibrations
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
+from diptych_client.evaluation.metrics.race import Race, check_two, shuffled
 from diptych_client.evaluation.questionnaire import Prompts, Questionnaire, Sample, read_prompts
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.evaluation.report import Gallery, sentences, write_report
@@ -53,6 +54,9 @@ def evaluate_dataset(
     dataset = _dataset(open_images(inputs, opening), options, opening.problems)
     named = " ".join(filter(None, (Path(inputs[0]).resolve().name, options.split)))
     dataset = sampled(replace(dataset, name=named), options.sample, seed)
+    if options.until_decided:
+        check_two(names)
+        dataset = shuffled(dataset, seed)
     note_problems(opening.problems, out)
     if dataset.note:
         logger.warning(dataset.note)
@@ -62,8 +66,13 @@ def evaluate_dataset(
     with AnswerLog.open(out / "answers.jsonl", task, task_options.answer_options()) as log:
         with FailureLog(out / "failures.jsonl") as failures:
             asker = Asker(dataset.store, log, failures, options.concurrency)
-            for name in names:
-                _ask(connection, asker, samples, name)
+            verdict = ""
+            if options.until_decided:
+                race = Race(asker, names, questionnaire.names, options.equal_within)
+                samples, verdict = _race(connection, race, samples)
+            else:
+                for name in names:
+                    _ask(connection, asker, samples, name)
         evaluator = Evaluator(log, names, questionnaire.names)
         found = evaluator.evaluate(dataset.name, samples, seed, options.gallery)
         asked = Asked(
@@ -73,6 +82,7 @@ def evaluate_dataset(
                 "prompts": str(options.prompts or ""),
                 "split": options.split or "",
                 "sample": options.sample or "",
+                "decided": verdict,
             },
         )
         run = run_record(asked, models, samples, failures)
@@ -82,8 +92,11 @@ def evaluate_dataset(
         write_report(out, evaluation, gallery, samples)
     if input_options.as_json:
         document = json_document(evaluation, {}) | {"report": str(out / "report.html")}
+        document |= {"decided": verdict} if verdict else {}
         echo(json.dumps(document))
     else:
+        if verdict:
+            echo(verdict)
         _print(out, evaluation, failures)
     if options.calibrate is not None:
         fitted = []
@@ -135,6 +148,22 @@ def _ask(
             await asker.ask(client, samples, model, advance)
 
     run_with_progress(num_unanswered, run, model, "requests")
+
+
+def _race(
+    connection: ConnectionOptions, race: Race, samples: Sequence[Sample]
+) -> tuple[list[Sample], str]:
+    """Return the samples that were sent until one model is known to be better, and the verdict."""
+    asked: list[Sample] = []
+
+    async def run(advance: Callable[[], None]) -> None:
+        async with connection.async_client() as client:
+            asked.extend(await race.run(client, samples, advance))
+
+    total = 2 * sum(len(sample.requests) for sample in samples)
+    run_with_progress(total, run, "until decided", "requests")
+    num_all = len({sample.image.name for sample in samples})
+    return asked, race.sentence(num_all)
 
 
 def _print(out: Path, evaluation: Evaluation, failures: FailureLog) -> None:

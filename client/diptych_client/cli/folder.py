@@ -4,17 +4,24 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from diptych_client.annotate.consensus import AgreementRule, agree, write_consensus
-from diptych_client.annotate.dataset_files import check_consensus, check_format, write_dataset
+from diptych_client.annotate.dataset_files import (
+    check_consensus,
+    check_format,
+    check_guarantee,
+    write_dataset,
+)
 from diptych_client.annotate.job import Job, check_folders
-from diptych_client.annotate.journal import Journal
+from diptych_client.annotate.journal import Journal, Record
 from diptych_client.annotate.labelling import Labeller, label_images
 from diptych_client.cli.options import (
+    NO_GUARANTEE,
     AnnotateOptions,
     ConnectionOptions,
+    GuaranteeOptions,
     InputOptions,
     TaskOptions,
     listed,
@@ -22,10 +29,41 @@ from diptych_client.cli.options import (
     output_folder,
 )
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
-from diptych_client.inputs import ImageFile, open_images
+from diptych_client.inputs import ImageFile, ImageStore, open_images
 from diptych_client.long_runs import FailureLog, RunError
 
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # model ids of the service's catalog
+
+
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    """Sends images to the model of each job, and keeps the answers in a journal of each."""
+
+    connection: ConnectionOptions
+    jobs: Sequence[Job]
+    failures: FailureLog
+    concurrency: int
+
+    def answers(
+        self, out: Path, store: ImageStore, images: Sequence[ImageFile]
+    ) -> list[tuple[Record, ...]]:
+        """Return the records of each image that every model answered, now or in an earlier run."""
+        found: list[dict[str, Record]] = []
+        for job in self.jobs:
+            name = f"journal-{job.model}.jsonl" if len(self.jobs) > 1 else "journal.jsonl"
+            with Journal.open(out / name, job) as journal:
+                labeller = Labeller(store, job, journal, self.failures)
+                unlabelled = [image for image in images if not journal.has(image)]
+                if unlabelled:
+                    _label(self.connection, labeller, unlabelled, self.concurrency)
+                answered = [image.name for image in images if journal.has(image)]
+                found.append({name: journal.records[name] for name in answered})
+        records = []
+        for image in images:
+            own = [each[image.name] for each in found if image.name in each]
+            if len(own) == len(self.jobs):
+                records.append(tuple(own))
+        return records
 
 
 def annotate_images(
@@ -34,8 +72,13 @@ def annotate_images(
     options: AnnotateOptions,
     input_options: InputOptions,
     task_options: TaskOptions,
+    guarantee: GuaranteeOptions = NO_GUARANTEE,
 ) -> int:
     """Label the images and write the dataset; return the number of failed requests."""
+    if guarantee.labelled is None and (guarantee.max_wrong or guarantee.max_missed):
+        raise RunError("--max-wrong and --max-missed need --labelled: images with true labels")
+    if guarantee.labelled is not None and options.accept_score:
+        raise RunError("--labelled chooses the least score itself: omit --accept-score")
     out = output_folder(options.out, inputs, "annotations")
     opening = input_options.opening(out)
     opened = open_images(inputs, opening)
@@ -43,39 +86,44 @@ def annotate_images(
         check_folders(opened.path, out)
     note_problems(opening.problems, out)
     store, images = opened.images()
-    folder = store.path
-    jobs = _jobs(connection, options, task_options, images)
-    with ExitStack() as stack:
-        journals = []
-        for job in jobs:
-            name = f"journal-{job.model}.jsonl" if options.consensus else "journal.jsonl"
-            journals.append(stack.enter_context(Journal.open(out / name, job)))
-        failures = stack.enter_context(FailureLog(out / "failures.jsonl"))
-        for job, journal in zip(jobs, journals, strict=True):
-            labeller = Labeller(folder, job, journal, failures)
-            unlabelled = [image for image in images if not journal.has(image)]
-            _label(connection, labeller, unlabelled, options.concurrency)
-    labelled = images
-    for journal in journals:
-        labelled = [image for image in labelled if journal.has(image)]
-    records = []
-    for journal in journals:
-        records.append([journal.records[image.name] for image in labelled])
-    shown = ""
-    place = (options.dataset_format, out, folder)
-    if options.consensus:
-        rule = AgreementRule(options.iou, options.accept_score)
-        agreements = [agree(one, two, rule) for one, two in zip(*records, strict=True)]
-        dataset = write_consensus(*place, agreements, jobs[0])
-        num_differing = sum(bool(each.differing) for each in agreements)
-        shown += f"{num_differing} images have boxes to review, see {out / 'review.json'}\n"
-    else:
-        dataset = write_dataset(*place, records[0], jobs[0])
-    shown += f"{len(labelled)} of {len(images)} images are in {dataset}"
-    result = {"dataset": str(dataset), "images": len(images), "labelled": len(labelled)}
+    jobs = _jobs(connection, options, task_options, images, guarantee.labelled is not None)
+    out.mkdir(parents=True, exist_ok=True)
+    with FailureLog(out / "failures.jsonl") as failures:
+        answering = _Answering(connection, jobs, failures, options.concurrency)
+        if guarantee.labelled is None:
+            answers = answering.answers(out, store, images)
+            dataset, notes = _write(options, out, store.path, answers, jobs[0])
+        else:
+            try:
+                from diptych_client.cli.guaranteed import annotate_with_guarantee
+            except ImportError as error:
+                needed = f"{error.name}: pip install 'diptych-client[evaluate]'"
+                raise RunError(f"annotate --labelled needs {needed}") from error
+            place = (answering.answers, out, store, images)
+            answers, dataset, notes = annotate_with_guarantee(*place, options, guarantee, jobs[0])
+    notes.append(f"{len(answers)} of {len(images)} images are in {dataset}")
+    result = {"dataset": str(dataset), "images": len(images), "labelled": len(answers)}
     counts = {"failed": failures.num_failures, "left_out": dict(opening.problems.counts)}
-    echo(json.dumps(result | counts) if input_options.as_json else shown)
+    echo(json.dumps(result | counts) if input_options.as_json else "\n".join(notes))
     return failures.num_failures
+
+
+def _write(
+    options: AnnotateOptions,
+    out: Path,
+    folder: Path,
+    answers: Sequence[tuple[Record, ...]],
+    job: Job,
+) -> tuple[Path, list[str]]:
+    """Write the dataset; return its path and what to say about it."""
+    place = (options.dataset_format, out, folder)
+    if not options.consensus:
+        return write_dataset(*place, [records[0] for records in answers], job), []
+    rule = AgreementRule(options.iou, options.accept_score)
+    agreements = [agree(first, second, rule) for first, second in answers]
+    num_differing = sum(bool(each.differing) for each in agreements)
+    note = f"{num_differing} images have boxes to review, see {out / 'review.json'}"
+    return write_consensus(*place, agreements, job), [note]
 
 
 def _jobs(
@@ -83,6 +131,7 @@ def _jobs(
     options: AnnotateOptions,
     task_options: TaskOptions,
     images: Sequence[ImageFile],
+    is_guaranteed: bool,
 ) -> list[Job]:
     """Return a job for each model by its id: the service's default may change between runs.
 
@@ -93,7 +142,9 @@ def _jobs(
     check_format(options.dataset_format, task.result, images)
     num_models = 2 if options.consensus else 1
     models = dict.fromkeys(listed(options.model) or task.models[:num_models])
-    if options.consensus:
+    if is_guaranteed:
+        check_guarantee(options.dataset_format, task.result)
+    elif options.consensus:
         check_consensus(options.dataset_format, task.result)
     if len(models) != num_models:
         needed = "two models with --consensus, else one"

@@ -169,7 +169,13 @@ class AnnotateOptions:
         Option("--consensus", help="Label with two models; list what they disagree on for review."),
     ] = False
     iou: Annotated[
-        float, Option(help="With --consensus: minimum IoU of boxes that agree.", min=0, max=1)
+        float,
+        Option(
+            help="Minimum IoU of the same object: of two models' boxes, of a right box and the true"
+            " one.",
+            min=0,
+            max=1,
+        ),
     ] = 0.5
     accept_score: Annotated[
         float,
@@ -185,6 +191,45 @@ class AnnotateOptions:
         Option(help="Output folder; default: INPUT-annotations.", file_okay=False),
     ] = None
     concurrency: Concurrency = 8
+
+
+def _guarantee(text: str) -> Any:
+    return Option(help=text, rich_help_panel="Guarantee")
+
+
+def _share(text: str) -> Any:
+    return Option(help=text, min=0.001, max=0.999, rich_help_panel="Guarantee")
+
+
+@dataclass(frozen=True, slots=True)
+class GuaranteeOptions:
+    """Promises about the accepted labels, and the labelled images that prove them."""
+
+    labelled: Annotated[
+        Path | None,
+        _guarantee(
+            "Images with true labels, in any format of `evaluate`: accept only what they prove to"
+            " be right."
+        ),
+    ] = None
+    labelled_images: Annotated[
+        Path | None, _guarantee("Folder of the images of the file of --labelled.")
+    ] = None
+    max_wrong: Annotated[
+        float | None,
+        _share("Largest share of wrong labels among the accepted; default: 0.05."),
+    ] = None
+    confidence: Annotated[float, _share("Confidence of the guarantee.")] = 0.95
+    max_missed: Annotated[
+        float | None,
+        _share("Largest share of objects in neither the dataset nor the review list."),
+    ] = None
+    max_cer: Annotated[
+        float, _guarantee("Largest character error rate of a right text; 0: equal.")
+    ] = 0.0
+
+
+NO_GUARANTEE = GuaranteeOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +251,23 @@ class EvaluateOptions:
         Option(help='YAML file of prompts: `car: "car, automobile"`.', exists=True, dir_okay=False),
     ] = None
     sample: Annotated[int | None, Option(help="Number of images, drawn by --seed.", min=1)] = None
+    until_decided: Annotated[
+        bool,
+        Option(
+            "--until-decided",
+            help="Ask two models image by image, in a random order, until one is known to be"
+            " better.",
+        ),
+    ] = False
+    equal_within: Annotated[
+        float | None,
+        Option(
+            help="With --until-decided: also stop when the mean errors are known to differ by less"
+            " than so many hundredths.",
+            min=0.01,
+            max=99,
+        ),
+    ] = None
     concurrency: Concurrency = 8
     gallery: Annotated[int, Option(help="Number of images in the report.", min=0)] = 200
     calibrate: Annotated[

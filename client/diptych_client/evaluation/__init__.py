@@ -7,6 +7,8 @@ questionnaire.py  images with labels and a task -> samples: requests and true an
 answer_log.py     samples -> the service -> a log -> predictions
 metrics/          truth and predictions -> metrics of each model, agreement of each two
 statistics.py     metrics -> intervals and paired differences
+betting.py        evidence about a mean that holds at any number of images
+deciding.py       errors of two models -> the better one, as soon as it is known
 run_record.py     when, where and with which options
 report/           the results as HTML, Markdown and JSON
 """

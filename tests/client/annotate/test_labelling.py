@@ -13,7 +13,7 @@ from diptych_client import AnswerOptions, AsyncClient, InvalidRequest, TaskParam
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Journal, Record
 from diptych_client.annotate.labelling import Labeller, label_images
-from diptych_client.inputs.files import ImageFile, find_images
+from diptych_client.inputs.files import Folder, ImageFile, find_images
 from diptych_client.long_runs import FailureLog
 from tests.support.scripted_services import Received, Refusal, Script, Step, scripted, serving_rest
 
@@ -68,7 +68,7 @@ def label(
         FailureLog(out / "failures.jsonl") as failures,
     ):
         unlabelled = [image for image in images or find_images(folder) if not journal.has(image)]
-        asyncio.run(run(Labeller(folder, JOB, journal, failures), unlabelled))
+        asyncio.run(run(Labeller(Folder(folder), JOB, journal, failures), unlabelled))
     return journal.records
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diptych_client import Answer
+from diptych_client import Answer, DetectionsResult
 from diptych_client.cli.evaluation import evaluate_dataset
 from diptych_client.cli.options import (
     ConnectionOptions,
@@ -20,7 +20,7 @@ from diptych_client.evaluation.report.index import write_index
 from diptych_client.long_runs import RunError
 from diptych_client.results import Model
 from tests.support.client_answers import DETECTIONS, SIZE, answer
-from tests.support.scripted_services import Script, serving_rest
+from tests.support.scripted_services import Received, Script, serving_rest
 
 TASK = "object_detection"
 NAMES = ("first", "second")
@@ -76,14 +76,18 @@ def answers_of_both() -> list[Answer]:
 
 
 def evaluated(
-    command: Command, models: Sequence[Model], answers: Sequence[Answer] = ()
+    command: Command,
+    models: Sequence[Model],
+    answers: Sequence[Answer] = (),
+    script: Script | None = None,
 ) -> tuple[int, Script]:
     task = {"id": TASK, "description": "", "result": "detections", "parameters": {}}
     listings = {
         "/v1/tasks": [task | {"models": [each.id for each in models]}],
         "/v1/models": [asdict(each) for each in models],
     }
-    script = Script(list(answers), listings=listings)
+    script = script or Script(list(answers))
+    script.listings = listings
     with serving_rest(script) as url:
         connection = ConnectionOptions(url, None, 5.0, 0)
         task_options = TaskOptions(command.task)
@@ -105,6 +109,42 @@ def test_every_image_is_sent_to_every_model_and_the_report_has_their_answers(
     assert "a.png" in (command.out / "report.html").read_text()
     again, script = evaluated(command, models)
     assert (again, script.received) == (0, [])  # a finished run is not sent again
+
+
+@dataclass(slots=True)
+class UnequalScript(Script):
+    """Answers as one model that finds the star, and as one that finds nothing."""
+
+    def next_step(self, received: Received) -> Answer:
+        self.received.append(received)
+        found = DetectionsResult(DETECTIONS.detections[:1])
+        is_first = b"first" in received.body
+        return answer(found if is_first else DetectionsResult(()), model="first")
+
+
+def test_a_race_ends_when_one_model_is_known_to_be_better(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = [{"label": "star", "box": DETECTIONS.detections[0].box_xyxy}]
+    rows = [{"image": "a.png", "objects": objects}]
+    for number in range(30):
+        name = f"{number}.png"
+        (command.dataset / name).write_bytes((command.dataset / "a.png").read_bytes())
+        rows.append({"image": name, "objects": objects})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (command.dataset / "labels.jsonl").write_text(lines)
+    command = replace(command, options=replace(command.options, until_decided=True))
+    models = [model(name) for name in NAMES]
+    _, script = evaluated(command, models, script=UnequalScript([]))
+    assert len(script.received) < 2 * len(rows)
+    said = f"first is better: decided after {len(script.received) // 2} of 31 images"
+    assert said in capsys.readouterr().out
+
+
+def test_a_race_of_one_model_is_refused(command: Command) -> None:
+    command = replace(command, options=replace(command.options, until_decided=True))
+    with pytest.raises(RunError, match="--until-decided compares two models; given are first"):
+        evaluated(command, [model("first")])
 
 
 def test_the_report_names_its_run_and_the_requests_that_failed(command: Command) -> None:

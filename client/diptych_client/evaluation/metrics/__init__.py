@@ -8,6 +8,7 @@ texts.py        texts: error rates by jiwer, ANLS, VQA accuracy
 cider.py        captions: CIDEr-D
 agreement.py    two models without labels
 evaluator.py    all of them over the samples that every model answered
+race.py         two models until one is known to be better
 """
 
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled

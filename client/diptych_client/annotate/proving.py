@@ -1,0 +1,157 @@
+"""A proof by labelled images about the labels of others, and the labels that it accepts.
+
+The answers to a sample of the other images fix the rules that are tested (guarantee.py) before a
+true label is compared.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from diptych_client.annotate.consensus import Agreement
+from diptych_client.annotate.guarantee import (
+    Promise,
+    Proved,
+    Scored,
+    Unproved,
+    candidates,
+    common_count,
+    decide,
+    decide_review,
+    num_needed_at_best,
+)
+from diptych_client.annotate.journal import Record
+from diptych_client.annotate.judging import Tolerance, Truth, judge
+from diptych_client.annotate.proposals import agreement, min_confidence, proposed
+from diptych_client.evaluation.questionnaire import ObjectsTruth
+from diptych_client.long_runs import RunError
+
+Records = tuple[Record, ...]  # the answers to one image, one of each model
+
+_REVIEW_QUANTILES = np.arange(1, 20) / 20
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """Promises about the accepted labels, and about the review list if it is asked for."""
+
+    wrong: Promise
+    missed: Promise | None
+    tolerance: Tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """Proved rules of the accepted labels and of the review list."""
+
+    accepting: Proved
+    reviewing: Proved | None
+    tolerance: Tolerance
+
+    def accept(self, records: Records) -> Agreement:
+        """Return the boxes of an image that are accepted, and those of the review list."""
+        found = agreement(records, self.tolerance.min_iou, self._least(records))
+        shown = -math.inf if self.reviewing is None else self.reviewing.rule.min_confidence
+        rest = tuple(each for each in found.differing if each[1].score >= shown)
+        return replace(found, differing=rest)
+
+    def accepts_text(self, records: Records) -> bool:
+        """Return True if the text of an image is accepted."""
+        (text,) = proposed(records, self.tolerance.min_iou)
+        return text.confidence >= self._least(records)
+
+    def _least(self, records: Records) -> float:
+        return min_confidence(proposed(records, self.tolerance.min_iou), self.accepting.rule)
+
+    def sentences(self) -> list[str]:
+        """Return what is proved, in words."""
+        promise = self.accepting.promise
+        rule = self.accepting.rule
+        said = [
+            f"at most {_percent(promise.max_share)} of the accepted labels are wrong,"
+            f" with {_percent(promise.confidence)} confidence:"
+            f" {self.accepting.num_images} labelled images prove it",
+            f"accepted are labels with a confidence of at least {rule.min_confidence:.3f} in images"
+            f" with at most {rule.max_labels} of them: about"
+            f" {_percent(self.accepting.coverage)} of all labels",
+        ]
+        if self.reviewing is not None:
+            promise = self.reviewing.promise
+            rule = self.reviewing.rule
+            said.append(
+                f"at most {_percent(promise.max_share)} of the objects are in neither list,"
+                f" with {_percent(promise.confidence)} confidence, in images with at most"
+                f" {rule.max_labels} objects: the review list has boxes with a score of at least"
+                f" {rule.min_confidence:.3f}"
+            )
+        return said
+
+    def document(self) -> dict[str, object]:
+        """Return what is proved, as JSON."""
+        reviewing = None if self.reviewing is None else asdict(self.reviewing)
+        proved = {"accepting": asdict(self.accepting), "reviewing": reviewing}
+        return proved | {"tolerance": asdict(self.tolerance)}
+
+
+def check_enough(truths: Sequence[Truth], promise: Promise) -> None:
+    """Raise `RunError` if so few labelled images prove nothing, even without a wrong label."""
+    counts = [len(each.objects) if isinstance(each, ObjectsTruth) else 1 for each in truths]
+    needed = None
+    if any(counts):
+        needed = num_needed_at_best(np.array(counts, dtype=np.float64), promise)
+    if needed is None:
+        raise RunError(f"there is no object in {len(counts)} labelled images: nothing was sent")
+    if needed > len(counts):
+        raise RunError(
+            f"with {len(counts)} labelled images no threshold can be proved: at least about"
+            f" {needed} are needed for at most {_percent(promise.max_share)} wrong with"
+            f" {_percent(promise.confidence)} confidence, even if no label is wrong; nothing was"
+            " sent"
+        )
+
+
+def prove(
+    labelled: Sequence[tuple[Records, Truth]], sample: Sequence[Records], promises: Promises
+) -> Guarantee:
+    """Choose what is accepted; raise `RunError` if nothing is proved."""
+    tolerance = promises.tolerance
+    confidences = []
+    for records in sample:
+        proposals = proposed(records, tolerance.min_iou)
+        confidences.append([each.confidence for each in proposals])
+    of_sample = Scored.of(confidences)
+    judged = [judge(records, truth, tolerance) for records, truth in labelled]
+    labels = Scored.of([each.confidences for each in judged])
+    is_right = np.concatenate([each.is_right for each in judged]).astype(bool)
+    accepting = decide(labels, is_right, candidates(of_sample), promises.wrong)
+    if isinstance(accepting, Unproved):
+        raise RunError(_problem(accepting, "labels are wrong"))
+    if promises.missed is None:
+        return Guarantee(accepting, None, tolerance)
+    objects = Scored.of([each.found_scores for each in judged])
+    quantiles = np.quantile(of_sample.scores, _REVIEW_QUANTILES) if len(of_sample.scores) else ()
+    scores = [0.0, *sorted(set(quantiles))]
+    is_any = np.ones(len(of_sample.scores), dtype=bool)
+    max_objects = common_count(of_sample.counts(is_any))
+    reviewing = decide_review(objects, max_objects, scores, promises.missed)
+    if isinstance(reviewing, Unproved):
+        raise RunError(_problem(reviewing, "objects are in neither list"))
+    return Guarantee(accepting, reviewing, tolerance)
+
+
+def _problem(unproved: Unproved, what: str) -> str:
+    promise = unproved.promise
+    hint = "no number of images like these is enough: allow more, or choose another model"
+    if unproved.num_needed is not None:
+        hint = f"about {unproved.num_needed} images like these are needed"
+    return (
+        f"{unproved.num_images} labelled images prove no threshold: {_percent(unproved.share)} of"
+        f" all {what}; asked were at most {_percent(promise.max_share)} with"
+        f" {_percent(promise.confidence)} confidence; {hint}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -1,0 +1,83 @@
+"""Rules by other images' answers, and the proof that labelled images give."""
+
+import numpy as np
+import pytest
+
+from diptych_client.annotate.guarantee import (
+    Candidate,
+    Promise,
+    Proved,
+    Rule,
+    Scored,
+    Unproved,
+    accepted,
+    candidates,
+    decide,
+    decide_review,
+    num_needed_at_best,
+)
+
+PROMISE = Promise(0.05, 0.95)
+NOT_FOUND = float("-inf")
+
+
+def test_an_image_with_more_labels_than_the_rule_allows_is_not_accepted() -> None:
+    labels = Scored.of([[0.9, 0.8, 0.1], [0.9, 0.9, 0.9], []])
+    is_right = np.array([True, False, True, True, True, True])
+    found = accepted(labels, is_right, Rule(0.5, 2))
+    assert found.parts.tolist() == [1, 0, 0]
+    assert found.wholes.tolist() == [2, 0, 0]
+    assert found.share == 0.5
+
+
+def test_the_rules_cover_more_and_more_and_at_last_all_labels() -> None:
+    found = candidates(Scored.of([[0.1 * number] for number in range(10)]))
+    confidences = [each.rule.min_confidence for each in found]
+    assert confidences == sorted(confidences, reverse=True)
+    assert confidences[-1] == 0  # the lowest
+    assert sum(each.start for each in found) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("pilot", "confidence"), [([], 0.0), ([[]], 0.0), ([[1.0]] * 5, 1.0)])
+def test_a_pilot_without_different_scores_has_one_rule(
+    pilot: list[list[float]], confidence: float
+) -> None:
+    (only,) = candidates(Scored.of(pilot))
+    assert only == Candidate(Rule(confidence, 1), pytest.approx(1))
+
+
+def test_the_rule_with_the_largest_proved_coverage_is_chosen() -> None:
+    labels = Scored.of([[0.9], [0.8], [0.1]] * 100)
+    is_right = np.array([True, True, False] * 100)
+    tested = [Candidate(Rule(score, 1), start) for score, start in ((0.9, 0.5), (0.8, 0), (0, 0.5))]
+    found = decide(labels, is_right, tested, PROMISE)
+    assert found == Proved(PROMISE, Rule(0.8, 1), 0.0, pytest.approx(2 / 3), 300)
+
+
+def test_a_rule_that_is_not_proved_passes_no_level_on() -> None:
+    labels = Scored.of([[0.9], [0.1]] * 200)
+    is_right = np.array([False, True] * 200)
+    tested = [Candidate(Rule(0.9, 1), 1.0), Candidate(Rule(0.1, 1), 0.0)]
+    found = decide(labels, is_right, tested, Promise(0.6, 0.95))
+    assert isinstance(found, Unproved)
+
+
+def test_too_few_images_prove_nothing_and_the_error_says_how_many_would() -> None:
+    tested = [Candidate(Rule(0.0, 1), 1.0)]
+    few = decide(Scored.of([[1.0]] * 40), np.ones(40, dtype=bool), tested, PROMISE)
+    assert isinstance(few, Unproved)
+    assert few.num_needed is not None
+    enough = Scored.of([[1.0]] * few.num_needed)
+    assert isinstance(decide(enough, np.ones(few.num_needed, dtype=bool), tested, PROMISE), Proved)
+    assert few.num_needed == num_needed_at_best(np.ones(40), PROMISE)
+
+
+def test_the_review_list_is_as_short_as_is_proved() -> None:
+    objects = Scored.of([[0.9], [0.9], [0.5], [0.1]] * 100)
+    found = decide_review(objects, 1, [0.0, 0.3, 0.6], Promise(0.4, 0.95))
+    assert found == Proved(Promise(0.4, 0.95), Rule(0.3, 1), 0.25, 0.75, 400)
+
+
+def test_a_review_list_of_all_boxes_that_misses_too_much_is_not_proved() -> None:
+    objects = Scored.of([[NOT_FOUND], [0.9]] * 100)
+    assert isinstance(decide_review(objects, 1, [0.0, 0.3], PROMISE), Unproved)

@@ -1,0 +1,178 @@
+"""`diptych annotate --labelled` over a scripted service: what is accepted, and what is refused."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diptych_client import Answer, Detection, DetectionsResult, TextResult
+from diptych_client.annotate.dataset_files import DatasetFormat
+from diptych_client.cli.folder import annotate_images
+from diptych_client.cli.options import (
+    AnnotateOptions,
+    ConnectionOptions,
+    GuaranteeOptions,
+    InputOptions,
+    TaskOptions,
+)
+from diptych_client.long_runs import RunError
+from diptych_client.results import Result
+from tests.support.client_answers import answer
+from tests.support.scripted_services import Received, Script, serving_rest
+
+CAR = [0.0, 0.0, 10.0, 10.0]
+SCORES = {b"sure": 0.9, b"unsure": 0.3}
+KINDS = ("sure", "unsure", "sure", "unsure")
+
+
+@dataclass(slots=True)
+class MarkedScript(Script):
+    """Finds a car with a score that a mark in the image's bytes decides, or reads a text."""
+
+    result: Result | None = None
+
+    def next_step(self, received: Received) -> Answer:
+        """Record a request and return the answer."""
+        self.received.append(received)
+        score = SCORES[b"unsure" if b"unsure" in received.body else b"sure"]
+        found = DetectionsResult((Detection((0.0, 0.0, 10.0, 10.0), "car", score),))
+        return replace(answer(self.result or found), task="ocr")
+
+
+def write_image(folder: Path, name: str, kind: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"\xff\xd8\xff " + kind.encode())
+
+
+def labelled(folder: Path, kinds: list[str], true: dict[str, dict[str, object]]) -> Path:
+    """Write images with the true labels of their kinds."""
+    rows = []
+    for number, kind in enumerate(kinds):
+        write_image(folder, f"{number}.jpg", kind)
+        rows.append(json.dumps({"image": f"{number}.jpg", **true[kind]}) + "\n")
+    (folder / "labels.jsonl").write_text("".join(rows))
+    return folder / "labels.jsonl"
+
+
+TRUE_CAR: dict[str, object] = {"objects": [{"label": "car", "box": CAR}]}
+TRUE_DOG: dict[str, object] = {"objects": [{"label": "dog", "box": CAR}]}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number, kind in enumerate(KINDS):
+        write_image(tmp_path / "photos", f"{number}.jpg", kind)
+    return tmp_path / "photos"
+
+
+def annotate(
+    photos: Path,
+    labels: Path | None,
+    script: Script,
+    task: str = "object_detection",
+    dataset_format: DatasetFormat = DatasetFormat.coco,
+    accept_score: float = 0.0,
+    **given: Any,
+) -> Path:
+    """Run the command and return its output folder."""
+    out = photos.with_name("out")
+    result = "text" if task == "ocr" else "detections"
+    row = {"id": task, "description": "", "result": result, "parameters": {}, "models": ["a"]}
+    script.listings = {"/v1/tasks": [row]}
+    with serving_rest(script) as url:
+        annotate_images(
+            ConnectionOptions(url, None, 5.0, 0),
+            [str(photos)],
+            AnnotateOptions(accept_score=accept_score, dataset_format=dataset_format, out=out),
+            InputOptions(),
+            TaskOptions(task),
+            GuaranteeOptions(labels, confidence=0.9, **given),
+        )
+    return out
+
+
+def annotations(path: Path) -> list[tuple[str, float]]:
+    document = json.loads(path.read_text())
+    names = {each["id"]: each["file_name"] for each in document["images"]}
+    return [(names[each["image_id"]], each["score"]) for each in document["annotations"]]
+
+
+def test_proved_labels_are_accepted_and_the_others_reviewed(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60 + ["unsure"] * 15, true)
+    script = MarkedScript([])
+    out = annotate(photos, labels, script, max_wrong=0.1)
+    assert annotations(out / "annotations.json") == [("0.jpg", 0.9), ("2.jpg", 0.9)]
+    assert annotations(out / "review.json") == [("1.jpg", 0.3), ("3.jpg", 0.3)]
+    assert len(script.received) == 75 + len(KINDS)
+    proved = json.loads((out / "guarantee.json").read_text())["accepting"]
+    assert proved["rule"] == {"min_confidence": 0.9, "max_labels": 1}
+    assert (proved["share"], proved["coverage"], proved["num_images"]) == (0, 0.8, 75)
+    said = "at most 10 % of the accepted labels are wrong, with 90 % confidence"
+    assert said in capsys.readouterr().out
+
+
+def test_the_review_list_leaves_out_what_few_objects_need(photos: Path, tmp_path: Path) -> None:
+    true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
+    labels = labelled(tmp_path / "labelled", ["sure"] * 70 + ["unsure"] * 5, true)
+    out = annotate(photos, labels, MarkedScript([]), max_wrong=0.1, max_missed=0.3)
+    assert annotations(out / "review.json") == []
+
+
+def test_too_few_labelled_images_are_refused_before_a_request(photos: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"] * 5, {"sure": TRUE_CAR})
+    script = MarkedScript([])
+    with pytest.raises(RunError, match="with 5 labelled images no threshold can be proved"):
+        annotate(photos, labels, script)
+    assert script.received == []
+
+
+def test_labels_that_are_too_often_wrong_are_not_written(photos: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_DOG})
+    with pytest.raises(RunError, match="100 % of all labels are wrong"):
+        annotate(photos, labels, MarkedScript([]))
+    assert not (photos.with_name("out") / "annotations.json").exists()
+
+
+def test_texts_are_accepted_or_reviewed_as_a_whole(photos: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": {"text": "EXIT"}})
+    script = MarkedScript([], result=TextResult("EXIT"))
+    out = annotate(photos, labels, script, "ocr", DatasetFormat.jsonl, max_wrong=0.1)
+    assert len((out / "answers.jsonl").read_text().splitlines()) == len(KINDS)
+    assert (out / "review.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("true", "message"),
+    [
+        ({"text": "EXIT"}, "has no true labels for object_detection"),
+        ({"objects": []}, "no object in 60 labelled images"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(
+    photos: Path, tmp_path: Path, true: dict[str, object], message: str
+) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": true})
+    with pytest.raises(RunError, match=message):
+        annotate(photos, labels, MarkedScript([]))
+
+
+def test_images_that_are_all_labelled_are_refused(tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
+    with pytest.raises(RunError, match="all 60 images are labelled already"):
+        annotate(labels.parent, labels, MarkedScript([]))
+
+
+def test_a_score_of_ones_own_is_refused(photos: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"], {"sure": TRUE_CAR})
+    with pytest.raises(RunError, match="omit --accept-score"):
+        annotate(photos, labels, MarkedScript([]), accept_score=0.5)
+
+
+def test_a_share_without_labelled_images_is_refused(photos: Path) -> None:
+    with pytest.raises(RunError, match="--max-wrong and --max-missed need --labelled"):
+        annotate(photos, None, MarkedScript([]), max_wrong=0.05)
