@@ -79,4 +79,4 @@ def buckets(
         room *= 4
     sizes = sorted([*((num, 0) for num in row_counts(num_slots)), *shared], reverse=True)
     found = product(sizes, sorted(lengths, reverse=True), sorted(prefixes, reverse=True))
-    return [Bucket(num, length, shared, prefix) for (num, shared), length, prefix in found]
+    return [Bucket(num, length, num_shared, own) for (num, num_shared), length, own in found]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from runners.decoder.drafts import width_of
 from runners.decoder.sequences import SequenceRequest
+from runners.kv_cache.memory import Slots
 from runners.kv_cache.shape import DecoderShape
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.adapters import Adapters
@@ -125,7 +126,7 @@ class FakeDecoder:
             time.sleep(self.step_s)
         return self._logits(cache, places.slots, places.positions)
 
-    def _logits(self, cache: SlotCache, slots: slice, positions: Tensor) -> Tensor:
+    def _logits(self, cache: SlotCache, slots: Slots, positions: Tensor) -> Tensor:
         """Return the logits (B * T, V) after the tokens at `positions` (B, T)."""
         prompts, lengths = cache.self_attention.read(0, slots, MAX_POSITIONS)
         rows = []

@@ -1,7 +1,7 @@
 """Prefills in fixed shapes, captured by a fake that computes eagerly."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ class Computed:
         self.prefills.capture_all(capture, CPU)
 
     def _compute(self, inputs: FixedPrefill) -> Tensor:
-        copied = [getattr(inputs, name).clone() for name in FixedPrefill.__slots__]
+        copied = [getattr(inputs, each.name).clone() for each in fields(inputs)]
         self.ran.append(FixedPrefill(*copied))
         return torch.zeros(1)
 

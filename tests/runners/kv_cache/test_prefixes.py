@@ -58,6 +58,7 @@ class Sequences:
         assert names == self.owners
         assert self.table.num_prefixes == len(set(self.owners))
         reads = self.table.reads(slice(0, len(self.owners)))
+        assert isinstance(reads.prefixes, slice)
         if reads.rows is None or reads.places is None:
             assert names == [
                 self.stored[prefix] for prefix in range(reads.prefixes.start, reads.prefixes.stop)
