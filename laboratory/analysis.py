@@ -199,7 +199,7 @@ async def compare(service: Service, peers: Peers | None, num_images: int) -> Non
 
 
 async def ask_about_stored(service: Service, num_questions: int) -> None:
-    """Ask single questions about one stored image; print how many bytes are sent."""
+    """Send single questions about one stored image; print how many bytes each takes."""
     image = _image(0, "stored")
     sent_before = service.num_bytes
     stored = await service.post("/v1/images", image, {})

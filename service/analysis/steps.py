@@ -7,6 +7,7 @@ result has boxes: the step is asked about every one of them. Knows no image.
 import graphlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -124,7 +125,8 @@ class Plan:
     @property
     def needs_pixels_again(self) -> bool:
         """Return True for crops, and for a further runner, which has other pixels."""
-        runners = {model.runner_id for step in self.steps for model in step.models}
+        models = chain.from_iterable(step.models for step in self.steps)
+        runners = {model.runner_id for model in models}
         return len(runners) > 1 or any(step.own.view == "crop" for step in self.steps)
 
     def check_prompts(self, size_wh: tuple[int, int]) -> None:
