@@ -1,7 +1,8 @@
 """Each command of a page is run by a test, or listed with the reason why it is not.
 
-Blocks of bash, python and sh are run by tests/system/test_pages.py, blocks of `shell` here. A block
-without a language has commands that are not run as they are written.
+Blocks of bash, python and sh are run by tests/system/test_pages.py, those of console by
+tests/system/test_guarantee_page.py, blocks of `shell` here. A block without a language has commands
+that are not run as they are written.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from tests.support.export_cli import ROOT
 LIST = ROOT / "tests" / "support" / "commands_not_run.yaml"
 NOT_RUN: dict[str, list[str]] = yaml.safe_load(LIST.read_text(encoding="utf-8"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-RUN = {"bash", "python", "sh", "shell"}
+RUN = {"bash", "console", "python", "sh", "shell"}
 SHOWN = {"haproxy", "json", "text", "xml", "yaml"}  # files, and what is printed
 COMMENT = re.compile(r"\s{2,}#.*")
 

@@ -116,6 +116,8 @@ def prove(
     labelled: Sequence[tuple[Records, Truth]], sample: Sequence[Records], promises: Promises
 ) -> Guarantee:
     """Choose what is accepted; raise `RunError` if nothing is proved."""
+    if not labelled:
+        raise RunError("no labelled image was answered: failures.jsonl has the errors")
     tolerance = promises.tolerance
     confidences = []
     for records in sample:
@@ -131,8 +133,9 @@ def prove(
     if promises.missed is None:
         return Guarantee(accepting, None, tolerance)
     objects = Scored.of([each.found_scores for each in judged])
-    quantiles = np.quantile(of_sample.scores, _REVIEW_QUANTILES) if len(of_sample.scores) else ()
-    scores = [0.0, *sorted(set(quantiles))]
+    scores = [0.0]
+    if len(of_sample.scores):
+        scores += np.unique(np.quantile(of_sample.scores, _REVIEW_QUANTILES)).tolist()
     is_any = np.ones(len(of_sample.scores), dtype=bool)
     max_objects = common_count(of_sample.counts(is_any))
     reviewing = decide_review(objects, max_objects, scores, promises.missed)

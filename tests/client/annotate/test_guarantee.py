@@ -43,7 +43,7 @@ def test_a_pilot_without_different_scores_has_one_rule(
     pilot: list[list[float]], confidence: float
 ) -> None:
     (only,) = candidates(Scored.of(pilot))
-    assert only == Candidate(Rule(confidence, 1), pytest.approx(1))
+    assert only == Candidate(Rule(confidence, 1), 1.0)
 
 
 def test_the_rule_with_the_largest_proved_coverage_is_chosen() -> None:
@@ -51,7 +51,7 @@ def test_the_rule_with_the_largest_proved_coverage_is_chosen() -> None:
     is_right = np.array([True, True, False] * 100)
     tested = [Candidate(Rule(score, 1), start) for score, start in ((0.9, 0.5), (0.8, 0), (0, 0.5))]
     found = decide(labels, is_right, tested, PROMISE)
-    assert found == Proved(PROMISE, Rule(0.8, 1), 0.0, pytest.approx(2 / 3), 300)
+    assert found == Proved(PROMISE, Rule(0.8, 1), 0.0, 2 / 3, 300)
 
 
 def test_a_rule_that_is_not_proved_passes_no_level_on() -> None:
