@@ -101,6 +101,7 @@ def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "server",
     [
