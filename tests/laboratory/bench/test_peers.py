@@ -106,29 +106,15 @@ def test_an_answer_ends_at_its_limit(alone: list[GeneratedAnswer]) -> None:
     "server",
     [
         Server("fastapi", "fastapi", "", ("--threads", "1")),
-        pytest.param(
-            Server(
-                "litserve",
-                "litserve",
-                "",
-                ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2"),
-            ),
-            marks=pytest.mark.long,
+        Server(
+            "litserve",
+            "litserve",
+            "",
+            ("--threads", "1", "--max-batch-size", "4", "--batch-timeout-s", "0.2"),
         ),
-        pytest.param(
-            Server("litserve, unbatched", "litserve", "", ("--threads", "1")),
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            Server(
-                "litserve onnx", "litserve_onnx", "", ("--threads", "1", "--max-batch-size", "2")
-            ),
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            Server("bentoml", "bentoml", "", ("--arg", "threads=1", "--arg", "max_batch_size=4")),
-            marks=pytest.mark.long,
-        ),
+        Server("litserve, unbatched", "litserve", "", ("--threads", "1")),
+        Server("litserve onnx", "litserve_onnx", "", ("--threads", "1", "--max-batch-size", "2")),
+        Server("bentoml", "bentoml", "", ("--arg", "threads=1", "--arg", "max_batch_size=4")),
     ],
     ids=lambda server: server.name,
 )
