@@ -124,8 +124,8 @@ def _write(
         review = [each for each in answers if not guarantee.accepts_text(each)]
         lines = []
         for records in review:
-            row = {"image": records[0].image.name, "answers": []}
-            row["answers"] = [answer_json(each.answer) for each in records]
+            answered = [answer_json(each.answer) for each in records]
+            row = {"image": records[0].image.name, "answers": answered}
             lines.append(json.dumps(row) + "\n")
         write_atomically(out / "review.jsonl", "".join(lines))
         return write_dataset(dataset_format, out, folder, accepted, job), len(review)

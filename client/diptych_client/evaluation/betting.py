@@ -31,7 +31,7 @@ class Bets:
 # for a share: the best bet is 1 - (wrong labels) / (allowed ones); most is staked on no wrong one
 SHARE_BETS = Bets(np.arange(1, 11) / 10, np.array([1.0] * 9 + [6.0]) / 15)
 # for a difference: the best bet is near mean / variance
-DIFFERENCE_BETS = Bets(2.0 ** -np.arange(8), np.full(8, 1 / 8))
+DIFFERENCE_BETS = Bets(np.array([0.5**n for n in range(8)]), np.full(8, 1 / 8))
 _MAX_FACTOR = 1e6
 
 

@@ -22,8 +22,8 @@ def test_equal_models_are_rarely_told_apart_however_often_one_looks() -> None:
     rng = np.random.default_rng(0)
     verdicts = []
     for _ in range(200):
-        errors = (rng.random((2, 120)) < 0.3).astype(float)
-        verdicts.append(first_verdict(*errors.tolist(), margin=None))
+        first, second = (rng.random((2, 120)) < 0.3).astype(float).tolist()
+        verdicts.append(first_verdict(first, second, None))
     assert len([each for each in verdicts if each is not None]) <= 0.05 * len(verdicts)
 
 

@@ -60,7 +60,8 @@ def test_the_precision_seen_on_the_labelled_images_breaks_the_promise(
 def test_a_share_that_is_far_below_is_proved() -> None:
     draws = replace(DRAWS, num_draws=10, num_labelled=120)
     outcome = simulate(all_or_nothing(0.0), choices(PROMISE), PROMISE.max_share, draws)["proved"]
-    assert (outcome.num_chosen, outcome.coverage) == (10, pytest.approx(1))
+    assert outcome.num_chosen == draws.num_draws
+    assert outcome.coverage > 0.9
 
 
 def by_label(labels: Scored, is_right: Flags, unlabelled: Scored) -> Rule | None:
