@@ -180,7 +180,9 @@ async def compare(service: Service, peers: Peers | None, num_images: int) -> Non
         numbered = list(enumerate(detected["result"]["detections"]))
         things = sorted(numbered, key=lambda each: -each[1]["score"])[:_NUM_THINGS]
         found: dict[str, dict[str, Tokens]] = {}
-        for way in _rotated(list(ways), index):
+        first = index % len(ways)
+        names = list(ways)
+        for way in names[first:] + names[:first]:
             image = _image(index, way)
             server = peers if way == "peer" and peers is not None else service
             sent_before = server.num_bytes
@@ -280,11 +282,6 @@ def _image(seed: int, copy: str) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", pnginfo=text)
     return file.getvalue()
-
-
-def _rotated(names: list[str], by: int) -> list[str]:
-    start = by % len(names)
-    return names[start:] + names[:start]
 
 
 if __name__ == "__main__":
