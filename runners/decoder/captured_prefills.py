@@ -163,7 +163,7 @@ class CapturedPrefills:
         features = self._features[:num_features].view(num, shape.length, self._hidden_size)
         numbers = self._numbers[: num * self._num_columns(shape)].view(num, -1)
         sizes = [shape.length, 1, 1, self._max_beams * NUM_CLAIMED]
-        token_ids, lengths, rows, claimed = numbers.split(sizes, dim=1)
+        token_ids, lengths, rows, claimed = torch.split(numbers, sizes, dim=1)
         by_slot = claimed.unflatten(1, (self._max_beams, NUM_CLAIMED))
         return FixedPrefill(features, token_ids, lengths[:, 0], rows[:, 0], by_slot)
 
@@ -185,7 +185,7 @@ class CapturedPrefills:
             row[num_features:num_tokens] = request.prompt_ids
             row[shape.length : shape.length + 2] = num_tokens, index
             slots = claimed[index]
-            repeated = [*slots, *slots[:1] * (self._max_beams - len(slots))]
+            repeated = [*slots, *[slots[0]] * (self._max_beams - len(slots))]
             row[shape.length + 2 :] = np.ravel(repeated)
             features[:num_features].copy_(request.image_features, non_blocking=True)
         array_into(self._numbers[: numbers.size], numbers.ravel())
