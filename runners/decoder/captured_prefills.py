@@ -164,7 +164,7 @@ class CapturedPrefills:
         numbers = self._numbers[: num * self._num_columns(shape)].view(num, -1)
         sizes = [shape.length, 1, 1, self._max_beams * NUM_CLAIMED]
         token_ids, lengths, rows, claimed = torch.split(numbers, sizes, dim=1)
-        by_slot = claimed.unflatten(1, (self._max_beams, NUM_CLAIMED))
+        by_slot = claimed.view(num, self._max_beams, NUM_CLAIMED)
         return FixedPrefill(features, token_ids, lengths[:, 0], rows[:, 0], by_slot)
 
     def _load(
