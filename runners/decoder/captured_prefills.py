@@ -35,7 +35,7 @@ from runners.staging import array_into
 logger = logging.getLogger(__name__)
 
 _NUM_SEQUENCES = (1, 2, 4, 8)
-# of a part: the memory of its activations stays reserved
+# limits a part: the memory of its activations stays reserved
 _MAX_POSITIONS = 5120
 _IMAGE = -1  # the token id of a position that holds a feature
 
@@ -45,7 +45,7 @@ class PrefillShape:
     """The shape of a captured prefill."""
 
     num_sequences: int
-    length: int  # of image, prompt and padding
+    length: int  # positions: image, prompt and padding
 
     @property
     def num_positions(self) -> int:
