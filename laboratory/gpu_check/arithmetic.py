@@ -1,4 +1,4 @@
-"""What a card can reach, by arithmetic: the table of docs/operations.md.
+"""The reach of a card, by arithmetic: the table of docs/operations.md.
 
     encoder    operations of its products by the card's rate, and the activations that its kernels
                read and write by the card's bandwidth
@@ -12,14 +12,13 @@ the kernels of the layer. The kernels of a step are counted on the fake card
 (tests/support/fake_cuda, `captures`) with the embedded models, and scaled by layers.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loadtest.figures import shown, table
 
-_NUM_TOKENS = 30  # of an answer, as the throughput check of `make gpu-check` has them
+_NUM_TOKENS = 30  # an answer's, as the throughput check of `make gpu-check` has them
 _NUM_SLOTS = 64
-_BYTES = 2  # of a value
+_BYTES = 2  # a value's
 _KERNEL_S = 2e-6  # a graph's smallest kernel
 _USUAL = (0.4, 0.7)  # shares of rate and bandwidth in the second figure
 # widths that the kernels of a layer read and write a position: a block of DaViT, a layer of BART's
@@ -28,7 +27,7 @@ _DAVIT_WIDTHS = 58
 _BART_WIDTHS = 45
 _SIGLIP_WIDTHS = 37
 _GEMMA_WIDTHS = 98
-# of a step of the embedded models, with 3 and 5 layers, and of a greedy choice
+# a step of the embedded models, with 3 and 5 layers, and a greedy choice
 STEP_KERNELS = {"florence-2-mini": 90, "paligemma-mini": 142}
 CHOICE_KERNELS = 32
 
@@ -52,10 +51,10 @@ class Work:
     encoder_values: float  # read and written activations
     prefill_operations: float
     prefill_values: float
-    weights: float  # of decoder and head, which a step reads
+    weights: float  # decoder and head, which a step reads
     sequence_values: float  # keys and values of image and prompt, read once a sequence
-    row_values: float  # those of the answer
-    num_kernels: int  # of a step, at most: all of the embedded model's, by layers
+    row_values: float  # keys and values of the answer
+    num_kernels: int  # a step's, at most: all of the embedded model's, by layers
     num_beams: int = 1
     is_bfloat16: bool = False
 
@@ -144,7 +143,11 @@ def times(work: Work, card: Card, rate: float = 1.0, bandwidth: float = 1.0) -> 
     )
 
 
-def _rows() -> Iterator[list[str]]:
+def limits_table() -> str:
+    """Return what each model reaches on each card in Markdown, by arithmetic."""
+    header = ["model", "card", "encoder, ms", "prefill, ms", "steps, ms"]
+    header += ["images/s at full rates", "at 40 % and 70 %", "longest"]
+    rows: list[list[str]] = []
     for work in (_florence2_base(1), _florence2_base(3), _paligemma(224), _paligemma(448)):
         for card in CARDS:
             if work.is_bfloat16 and not card.has_bfloat16:
@@ -153,10 +156,5 @@ def _rows() -> Iterator[list[str]]:
             usual = times(work, card, *_USUAL)
             parts = [shown(1000 * each) for each in (usual.encoder, usual.prefill, usual.steps)]
             rates = [f"{each.images_per_s:.0f}" for each in (best, usual)]
-            yield [work.name, card.name, *parts, *rates, usual.longest]
-
-
-def limits_table() -> str:
-    """Return what each model reaches on each card in Markdown, by arithmetic."""
-    header = ["model", "card", "encoder, ms", "prefill, ms", "steps, ms"]
-    return table([*header, "images/s at full rates", "at 40 % and 70 %", "longest"], _rows())
+            rows.append([work.name, card.name, *parts, *rates, usual.longest])
+    return table(header, rows)

@@ -9,7 +9,7 @@ from typing import Any
 from loadtest.figures import table
 
 TRACEBACK = "traceback"  # not in the table
-KERNELS = "kernels"  # only in the report
+KERNELS = "kernel names"  # only in the report
 _HIDDEN = {TRACEBACK, KERNELS}
 
 

@@ -137,7 +137,7 @@ class CudaGraphs:
             # (slots, V)
             largest = Bucket(self._num_slots, self._num_positions, 0, self._num_positions)
             self._logits = torch.empty_like(self._step(self._inputs[0], largest))
-            # those of a prefill: a pass launched ahead may still wait for its choice
+            # a prefill has its own: a pass launched ahead may still wait for its choice
             self._first_logits = torch.empty_like(self._logits)
             # the logits that tokens were last drawn from
             self._sampled_logits = torch.empty_like(self._logits)

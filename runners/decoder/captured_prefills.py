@@ -35,7 +35,7 @@ from runners.staging import array_into
 logger = logging.getLogger(__name__)
 
 _NUM_SEQUENCES = (1, 2, 4, 8)
-# of a part: the memory of its activations stays reserved
+# limits a part: the memory of its activations stays reserved
 _MAX_POSITIONS = 5120
 _IMAGE = -1  # the token id of a position that holds a feature
 
@@ -45,7 +45,7 @@ class PrefillShape:
     """The shape of a captured prefill."""
 
     num_sequences: int
-    length: int  # of image, prompt and padding
+    length: int  # positions: image, prompt and padding
 
     @property
     def num_positions(self) -> int:
@@ -163,8 +163,8 @@ class CapturedPrefills:
         features = self._features[:num_features].view(num, shape.length, self._hidden_size)
         numbers = self._numbers[: num * self._num_columns(shape)].view(num, -1)
         sizes = [shape.length, 1, 1, self._max_beams * NUM_CLAIMED]
-        token_ids, lengths, rows, claimed = numbers.split(sizes, dim=1)
-        by_slot = claimed.unflatten(1, (self._max_beams, NUM_CLAIMED))
+        token_ids, lengths, rows, claimed = torch.split(numbers, sizes, dim=1)
+        by_slot = claimed.view(num, self._max_beams, NUM_CLAIMED)
         return FixedPrefill(features, token_ids, lengths[:, 0], rows[:, 0], by_slot)
 
     def _load(
@@ -185,7 +185,7 @@ class CapturedPrefills:
             row[num_features:num_tokens] = request.prompt_ids
             row[shape.length : shape.length + 2] = num_tokens, index
             slots = claimed[index]
-            repeated = [*slots, *slots[:1] * (self._max_beams - len(slots))]
+            repeated = [*slots, *[slots[0]] * (self._max_beams - len(slots))]
             row[shape.length + 2 :] = np.ravel(repeated)
             features[:num_features].copy_(request.image_features, non_blocking=True)
         array_into(self._numbers[: numbers.size], numbers.ravel())

@@ -23,7 +23,7 @@ class DecoderShape:
     dtype: torch.dtype
     device: torch.device
     has_prefixes: bool = False
-    num_image_tokens: int = 0  # of one image; 0: unknown
+    num_image_tokens: int = 0  # one image; 0: unknown
 
     @property
     def min_length(self) -> int:

@@ -84,7 +84,8 @@ def test_calls_of_steps_and_admissions(exported: ModelStore, model_id: str) -> N
     has_prefixes = model_id == "florence-2-mini"
     for name, calls in result.items():
         kind, _, num = name.partition(", ")
-        steps, admission = calls["10 steps"], calls["admission"]
+        steps = calls["10 steps"]
+        admission = calls["admission"]
         if kind in STEPS:
             assert {call: steps[call] for call in STEP} == tenfold(STEPS[kind]), name
         # a temporary of the moves of beams grows with their answers

@@ -68,14 +68,14 @@ def test_a_check_that_fails_is_a_missed_aim() -> None:
 
 def test_a_report_names_its_missed_aims_and_what_to_try(tmp_path: Path) -> None:
     verdicts = [
-        Verdict("step", "a", {"1 row, ms": 2.5, "kernels": {"gemm": 9}}, "<= 3", is_met=True),
+        Verdict("step", "a", {"1 row, ms": 2.5, "kernel names": {"gemm": 9}}, "<= 3", is_met=True),
         failed("tokens, 3 beams", "a", RuntimeError("CUDA error: unknown error")),
     ]
     file = tmp_path / "report.json"
     write(file, verdicts, ["no CUDA graph for the choice of 4 tokens"])
     step, tokens = json.loads(file.read_text())["verdicts"]
     assert "RuntimeError" in tokens["measured"]["traceback"]
-    assert step["measured"]["kernels"] == {"gemm": 9}
+    assert step["measured"]["kernel names"] == {"gemm": 9}
     assert "gemm" not in verdicts[0].line() + verdict_table(verdicts)
     text = read(file)
     assert "step" not in text.partition("| tokens")[0]

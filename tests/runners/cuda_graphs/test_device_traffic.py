@@ -107,7 +107,7 @@ OPERATIONS = {"greedy": 1, "sampled": 1, "constrained": 1, "3 beams": 3}
 
 
 NUM_SEQUENCES = 9
-NUM_SLOTS = 3 + 3 * NUM_SEQUENCES  # of beams each has one
+NUM_SLOTS = 3 + 3 * NUM_SEQUENCES  # each beam has one
 CASES = [
     *(("florence-2-mini", name) for name in OPTIONS),
     ("paligemma-mini", "greedy"),  # what is chosen, and how, is the engine's
@@ -140,7 +140,7 @@ def test_an_admission_waits_for_its_first_tokens_only(
     admitted.admit([start_sequence(each, rules) for each in requests])
     assert traffic.waits.total() == 0, "only the event of the results may wait"
     assert traffic.to_host.total() == 1
-    if engine.prefills.hold(requests):  # in parts of 8 and 1, then their choice
+    if engine.prefills.hold(requests):  # parts of 8 and 1, then their choice
         assert traffic.to_device.total() == 3, traffic.to_device
         most = NUM_SEQUENCES + 1
         assert traffic.operations.total() <= most, "more than the copies of features and a length"

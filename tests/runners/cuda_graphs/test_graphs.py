@@ -144,8 +144,8 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
     counts = row_counts(6)
     assert captured == [
         *(rows for rows in counts for _ in range(3)),
-        *(rows for rows in counts for _ in KINDS),  # of steps
-        *(rows for rows in counts for _ in KINDS),  # of prefills
+        *(rows for rows in counts for _ in KINDS),  # steps
+        *(rows for rows in counts for _ in KINDS),  # prefills
     ]
     for token_ids in ([5, 6, 7], [1, 2, 3, 4], [9, 8, 7]):
         logits = logits_of(graphs, token_ids, 60)
