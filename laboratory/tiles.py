@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from export.scenes import Background, SceneObject, sample_scene
+from export.scenes import SceneObject, sample_scene
 from export.scenes.geometry import box_xyxy, outline_xy
 from export.scenes.overlap import box_iou
 from export.scenes.render import draw_ring, render_background
@@ -103,23 +103,19 @@ def scenes(kind: str, num_scenes: int) -> Iterator[LargeScene]:
         rng = default_rng((_FIRST_SEED, index))
         background = sample_scene(_FIRST_SEED + index, num_objects=0).background
         if kind == "seams":
-            objects = _on_seams(rng, 80)
+            objects = shapes_on_seams(rng, 80)
         elif kind == "large":
             objects = _in_cells(rng, Grid(1, 2), 1200)
         elif kind == "empty":
             objects = ()
         else:
             objects = _in_cells(rng, Grid(5, 8), int(kind.partition(" ")[0]))
-        yield LargeScene(_rendered(background, objects), objects)
-
-
-def _rendered(background: Background, objects: Sequence[SceneObject]) -> bytes:
-    image = render_background(background, _BACKGROUND_PX).resize(SIZE_WH)
-    for drawn in objects:
-        draw_ring(image, outline_xy(drawn), drawn.rgb)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=_JPEG_QUALITY)
-    return file.getvalue()
+        image = render_background(background, _BACKGROUND_PX).resize(SIZE_WH)
+        for drawn in objects:
+            draw_ring(image, outline_xy(drawn), drawn.rgb)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=_JPEG_QUALITY)
+        yield LargeScene(file.getvalue(), objects)
 
 
 def _in_cells(rng: Generator, cells: Grid, size_px: int) -> tuple[SceneObject, ...]:
@@ -133,7 +129,7 @@ def _in_cells(rng: Generator, cells: Grid, size_px: int) -> tuple[SceneObject, .
     return tuple(drawn)
 
 
-def _on_seams(rng: Generator, size_px: int) -> tuple[SceneObject, ...]:
+def shapes_on_seams(rng: Generator, size_px: int) -> tuple[SceneObject, ...]:
     """Return a shape on each inner corner of the tiles and in the middle of each inner edge."""
     boxes = tile_boxes(GRID, SIZE_WH, OVERLAP)
     columns = boxes[: GRID.columns]

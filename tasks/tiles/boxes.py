@@ -2,7 +2,8 @@
 
 A part is joined with the one on the other side of an inner edge that cuts both. Of the boxes of one
 object the one that no inner edge cuts is kept, then the one with the best score. Two boxes of one
-view are never the same object: the model distinguished them.
+view are never the same object: the model distinguished them. A part within a box that is not cut
+is dropped whatever its label: a model names a part of a circle otherwise.
 """
 
 from collections.abc import Sequence
@@ -176,8 +177,12 @@ class _Arrays:
         smaller_is_cut = np.where(
             own_is_smaller, self.are_cut[index].any(), self.are_cut[indices].any(axis=1)
         )
+        is_covered = shared >= _MIN_COVERED * smaller
         is_part = smaller_is_cut | (smaller >= min_area_ratio * np.maximum(areas, own_area))
-        is_same |= (shared >= _MIN_COVERED * smaller) & is_part
+        is_same |= is_covered & is_part
         is_same &= (shared > 0) & (self.labels[indices] == self.labels[index])
+        if self.are_cut[index].any():  # a part looks like something else
+            are_whole = (shared > 0) & ~self.are_cut[indices].any(axis=1)
+            is_same |= is_covered & own_is_smaller & are_whole
         same: list[int] = indices[is_same].tolist()
         return same

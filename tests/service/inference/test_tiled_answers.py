@@ -125,7 +125,8 @@ def test_a_flat_tile_is_not_asked_about() -> None:
 def test_an_image_of_one_tile_or_without_any_edge_is_asked_about_as_it_is() -> None:
     flat = encoded(Image.new("RGB", (800, 400), (LEFT, 0, 0)))
     for image, tiles, skipped in ((picture(), 1, 0), (flat, "1x2", 2)):
-        core = core_of(*[box("cat", 1, 1, 5, 5)] * 2, "unasked")
+        cat = box("cat", 1, 1, 5, 5)
+        core = core_of(cat, cat, "unasked")
         answer = predict(core, image, **TASK, tiles=tiles)
         assert len(boxes(answer)) == 1
         assert answer.tiles is not None

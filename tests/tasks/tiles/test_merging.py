@@ -78,6 +78,13 @@ def test_a_box_that_an_inner_edge_cuts_yields_to_a_worse_one_that_is_whole() -> 
     assert detected([whole], [], [cut]) == [whole]
 
 
+def test_a_part_of_an_object_that_is_named_otherwise_is_dropped() -> None:
+    whole = box(70, 10, 95, 20, 0.4)
+    part = box(80, 10, 95, 20, 0.9, label="b")
+    beside = box(85, 15, 94, 19, 0.3, label="b")  # not cut
+    assert detected([], [whole], [part, beside]) == [whole, beside]
+
+
 def test_a_box_at_an_edge_of_the_image_is_not_cut() -> None:
     outer = box(0, 10, 12, 20, 0.9)
     assert detected([box(0, 10, 11, 20, 0.4)], [outer], []) == [outer]
