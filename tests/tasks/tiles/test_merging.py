@@ -145,7 +145,8 @@ def test_a_part_is_joined_with_one_of_each_view_that_fits_best() -> None:
 
 
 def test_the_four_parts_at_a_corner_are_one_object() -> None:
-    tiles = [(x, y, x + 100, y + 100) for y in (0, 80) for x in (0, 80)]
+    corners = [(0, 0), (80, 0), (0, 80), (80, 80)]
+    tiles = [(x, y, x + 100, y + 100) for x, y in corners]
     parts = [box(60, 60, 99, 99), box(81, 60, 130, 99), box(60, 81, 99, 120), box(81, 81, 130, 120)]
     views = [View((0, 0, 180, 180), DetectionsResult((), True))]
     for tile, part in zip(tiles, parts, strict=True):
