@@ -161,12 +161,8 @@ def test_a_heavy_image_is_decoded_and_its_process_ends(attacked: Attacked) -> No
 
 
 def test_decoding_ends_with_the_deadline_of_its_request(attacked: Attacked) -> None:
-    with ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(
-            attacked.post, ATTACKER, heavy() + b"late", **{"X-Deadline-Ms": "700"}
-        )
-        wait_until(attacked.decoders, 5)
-        assert answer.result().status_code == 504
+    answer = attacked.post(ATTACKER, heavy() + b"late", **{"X-Deadline-Ms": "300"})
+    assert answer.status_code == 504
     wait_until(lambda: not attacked.decoders(), 2)
 
 

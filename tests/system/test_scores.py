@@ -155,7 +155,7 @@ def test_a_folder_is_labelled_by_consensus_and_resumed(
     )
     assert (first.returncode, again.returncode) == (0, 0), first.stderr
     assert "6 of 6 images are in" in first.stdout
-    assert again.stderr.count("\n0 images in") == 2
+    assert (first.stderr.count("\n6 images in"), "images in" in again.stderr) == (2, False)
     accepted, review = (
         json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("annotations", "review")
     )
@@ -164,7 +164,7 @@ def test_a_folder_is_labelled_by_consensus_and_resumed(
     tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
     assert len(tasks) == len(review["images"])
     stricter = run(service, *words, *labels, "--accept-score", "0.9")
-    assert stricter.stderr.count("\n0 images in") == 2
+    assert "images in" not in stricter.stderr
     certain = json.loads((tmp_path / "out" / "annotations.json").read_text())["annotations"]
     assert 0 < len(certain) < num_accepted
     assert all(row["score"] >= 0.9 for row in certain)
