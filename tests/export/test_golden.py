@@ -124,6 +124,7 @@ def test_a_difference_is_shown_from_its_first_character_and_fails_unless_it_is_w
     assert unknown.startswith(f"failure   {where}'<NOTHING>': no answer: <NOTHING> is not a task")
 
 
+@pytest.mark.long
 def test_images_are_fetched_once_and_what_cannot_be_is_named(
     exported: ModelStore, images: Path, tmp_path: Path
 ) -> None:

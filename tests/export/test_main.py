@@ -214,6 +214,7 @@ def test_bad_source_is_refused(empty_store: ModelStore, source: str, message: st
     )
 
 
+@pytest.mark.long
 def test_weights_with_nan_are_not_stored(empty_store: ModelStore, tmp_path: Path) -> None:
     """The command stores nothing that a check refuses; the checks are those of test_pipeline.py."""
     checkpoint = Path(shutil.copytree(MODELS / "florence-2-mini", tmp_path / "checkpoint"))

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 
 from tests.support.api_keys import hash_of
@@ -169,8 +170,9 @@ def test_decoding_ends_with_the_deadline_of_its_request(attacked: Attacked) -> N
 def test_a_killed_decoder_fails_its_request_alone(attacked: Attacked) -> None:
     with polite_clients(attacked), ThreadPoolExecutor(1) as threads:
         answer = threads.submit(attacked.post, ATTACKER, heavy() + b"killed")
-        wait_until(attacked.decoders, 5)
-        attacked.decoders()[0].kill()
+        decoders: list[psutil.Process] = []
+        wait_until(lambda: decoders or decoders.extend(attacked.decoders()), 5)
+        decoders[0].kill()
         assert answer.result().status_code == 503
         assert attacked.post(ATTACKER, heavy() + b"killed").status_code == 200
 

@@ -23,6 +23,7 @@ PROJECTOR = "model.multi_modal_projector.linear"
 INPUT = ImageInput((192, 192), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
 
 
+@pytest.mark.long
 def test_the_child_takes_merged_weights_in_the_place_of_those_of_the_checkpoint(
     tmp_path: Path,
 ) -> None:

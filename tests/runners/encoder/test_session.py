@@ -109,6 +109,7 @@ def test_a_batch_is_halved_when_onnx_runtime_runs_out_of_memory(exported: ModelS
     assert run.stdout.split("\n")[0] == "[256, 128, 128] True", run.stderr
 
 
+@pytest.mark.long
 def test_encoders_of_a_process_share_the_memory_of_their_activations(exported: ModelStore) -> None:
     run = exported.forked("-c", SEVERAL, str(exported.newest("florence-2-mini")))
     first, *others = map(int, run.stdout.split())
