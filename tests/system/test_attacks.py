@@ -171,7 +171,9 @@ def test_a_killed_decoder_fails_its_request_alone(attacked: Attacked) -> None:
     with polite_clients(attacked), ThreadPoolExecutor(1) as threads:
         answer = threads.submit(attacked.post, ATTACKER, heavy() + b"killed")
         decoders: list[psutil.Process] = []
-        wait_until(lambda: decoders or decoders.extend(attacked.decoders()), 5)
+        while not decoders:
+            assert not answer.done()
+            decoders = attacked.decoders()
         decoders[0].kill()
         assert answer.result().status_code == 503
         assert attacked.post(ATTACKER, heavy() + b"killed").status_code == 200
