@@ -115,11 +115,13 @@ def export_full_size(name: str, checkpoint: Path, home: Path, is_cut: bool = Fal
             f"from {__name__} import export_cut; export_cut(*__import__('sys').argv[1:])",
         ]
         command += [name, str(checkpoint)]
+    environment = os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+    environment.pop("OMP_NUM_THREADS", None)  # set by the tests
     start_s = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
