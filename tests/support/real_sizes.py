@@ -37,6 +37,7 @@ from tests.support.microsoft_form import (
 )
 
 ALL_LAYERS = 99
+_MODULE = "tests.support.real_sizes"  # __name__ is __main__ for the command
 _MASK_DECODER = MODELS / "paligemma-mini" / "vae.npz"
 _VISION_KEYS = ("depths", "num_groups", "num_heads", "projection_dim")
 _STACK_KEYS = ("layers", "ffn_dim", "attention_heads")
@@ -112,7 +113,7 @@ def export_full_size(name: str, checkpoint: Path, home: Path, is_cut: bool = Fal
     if is_cut:
         command = [
             "-c",
-            f"from {__name__} import export_cut; export_cut(*__import__('sys').argv[1:])",
+            f"from {_MODULE} import export_cut; export_cut(*__import__('sys').argv[1:])",
         ]
         command += [name, str(checkpoint)]
     environment = os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
