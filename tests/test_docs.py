@@ -7,6 +7,7 @@ tests/system/test_pages.py runs their commands.
 import importlib.util
 import re
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,8 @@ def test_every_file_that_a_page_names_is_there(text: str) -> None:
 def test_every_module_that_a_page_names_without_its_folder_is_there(text: str) -> None:
     named = set(re.findall(r"`([\w-]+\.(?:py|js|proto))`", text))
     folders = [ROOT, *map(ROOT.joinpath, FOLDERS.split("|"))]
-    there = {path.name for path in ROOT.iterdir()} | {
-        path.name for root in folders[1:] for path in root.rglob("*")
-    }
+    below = chain.from_iterable(root.rglob("*") for root in folders[1:])
+    there = {path.name for path in chain(ROOT.iterdir(), below)}
     assert named - there == set()
 
 
@@ -152,9 +152,8 @@ def test_no_figure_stands_on_two_pages() -> None:
 
 
 def test_no_row_of_a_table_stands_twice() -> None:
-    rows = [
-        row for text in TEXTS.values() for row in re.findall(r"^\|.*\d.*\|$", text, re.MULTILINE)
-    ]
+    tables = (re.findall(r"^\|.*\d.*\|$", text, re.MULTILINE) for text in TEXTS.values())
+    rows = list(chain.from_iterable(tables))
     assert [row for row in rows if rows.count(row) > 1] == []
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import venv
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,9 @@ def test_a_bento_leaves_nothing_in_the_store(bento: Path, exported: ModelStore) 
 
 
 def test_what_is_copied_is_in_the_bento(bento: Path) -> None:
-    copied = [word for name, value in INSTRUCTIONS if name == "COPY" for word in value.split()[:-1]]
-    sources = [word for word in copied if not word.startswith(("--from", "/"))]
+    copied = [value.split()[:-1] for name, value in INSTRUCTIONS if name == "COPY"]
+    words = chain.from_iterable(copied)
+    sources = [word for word in words if not word.startswith(("--from", "/"))]
     assert len(sources) == 5
     assert all((bento / source).exists() for source in sources)
 

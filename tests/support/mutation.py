@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 from tests.support.mutants import Mutant, mutants_of
@@ -105,11 +106,9 @@ def rooms() -> dict[str, list[str]]:
 
 def sample(modules: Sequence[str]) -> list[Mutant]:
     """Return the mutants of a room that are run."""
-    found = [
-        mutant
-        for name in modules
-        for mutant in mutants_of(name, (ROOT / name).read_text(encoding="utf-8"))
-    ]
+    found: list[Mutant] = []
+    for name in modules:
+        found += mutants_of(name, (ROOT / name).read_text(encoding="utf-8"))
     return sorted(found, key=lambda mutant: hashlib.sha256(mutant.name.encode()).digest())[
         :NUM_MUTANTS
     ]
@@ -119,11 +118,8 @@ def paths_of_tests(room: str) -> list[str]:
     """Return the arguments of pytest that name the tests of a room."""
     mirrored = f"tests/{room.replace('client/diptych_client', 'client')}"
     patterns = [f"{mirrored}/test_*.py" if room in _TREES else mirrored, *_MORE_TESTS.get(room, [])]
-    return [
-        path.relative_to(ROOT).as_posix()
-        for pattern in patterns
-        for path in sorted(ROOT.glob(pattern))
-    ]
+    found = chain.from_iterable(sorted(ROOT.glob(pattern)) for pattern in patterns)
+    return [path.relative_to(ROOT).as_posix() for path in found]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,10 @@ class Process(Protocol):
 
 def descendants(pid: int) -> list[int]:
     """Return all descendants of a process."""
-    children = [
-        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    ]
-    return [one for child in children for one in (child, *descendants(child))]
+    found: list[int] = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
 
 
 def image_decoders(gateway: int | None = None) -> list[psutil.Process]:

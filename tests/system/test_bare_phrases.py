@@ -6,6 +6,7 @@ So do all names of a scene at once.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import httpx
 import pytest
@@ -46,8 +47,7 @@ def bare_questions(scene: Scene, task: str) -> Iterator[Question]:
     ):
         boxes = (
             LabelledBox(p, box_xyxy(o))
-            for p in phrases
-            for o in scene.objects
+            for p, o in product(phrases, scene.objects)
             if p in (o.shape, o.name)
         )
         yield Question(name, task, {PARAMETERS[task]: phrases}, DetectionsTruth(tuple(boxes)))

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import product
 from typing import Any
 
 import grpc
@@ -54,7 +55,7 @@ ERRORS: list[dict[str, Any]] = [
     {"task": "captioning", "mask_format": "png"},
 ]
 CASES: list[tuple[bytes, dict[str, Any]]] = [
-    *((image, fields) for image in (GOOD, OTHER) for fields in REQUESTS),
+    *product((GOOD, OTHER), REQUESTS),
     *((GOOD, fields) for fields in ERRORS),
     (NONE, {"task": "ocr"}),
 ]

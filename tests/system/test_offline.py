@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +239,8 @@ def without_scores(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores(result: Mapping[str, Any]) -> list[float]:
-    return [
-        each["score"] for value in result.values() if not isinstance(value, str) for each in value
-    ]
+    items = chain.from_iterable(value for value in result.values() if not isinstance(value, str))
+    return [each["score"] for each in items]
 
 
 def long_job(store: ModelStore, folder: Path) -> OfflineJob:

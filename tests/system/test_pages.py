@@ -39,11 +39,10 @@ class Block:
     shown: str
 
 
-BLOCKS = [
-    Block(page.name, language, code, shown)
-    for page in PAGES
-    for language, code, _, shown in _BLOCK.findall(page.read_text(encoding="utf-8"))
-]
+BLOCKS: list[Block] = []
+for _page in PAGES:
+    for _language, _code, _, _shown in _BLOCK.findall(_page.read_text(encoding="utf-8")):
+        BLOCKS.append(Block(_page.name, _language, _code, _shown))
 
 
 def blocks(language: str) -> pytest.MarkDecorator:

@@ -5,6 +5,7 @@ labels by consensus.
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ def test_a_folder_is_labelled_by_consensus_and_resumed(
         (tmp_path / "images" / f"{index}.png").write_bytes(
             CONDITIONS["22px"](evaluation_scene(index)).data
         )
-    labels = [word for shape in SHAPES for word in ("--labels", shape)]
+    labels = list(chain.from_iterable(("--labels", shape) for shape in SHAPES))
     words = (
         "annotate",
         tmp_path / "images",

@@ -5,8 +5,10 @@ The fake computes eagerly, so that answers can be compared.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -64,7 +66,7 @@ def chosen(graphs: CudaGraphs, logits: Tensor) -> list[int]:
 
 def test_buckets_are_powers_of_two_of_rows_and_powers_of_four_of_positions_largest_first() -> None:
     shapes = [(bucket.num_rows, bucket.length) for bucket in buckets(6, 300)]
-    assert shapes == [(rows, length) for rows in (6, 4, 2, 1) for length in (300, 256, 64)]
+    assert shapes == list(product((6, 4, 2, 1), (300, 256, 64)))
     assert [bucket.num_rows for bucket in buckets(16, 64)] == [16, 8, 4, 2, 1]
 
 
@@ -142,11 +144,8 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
 
     graphs = graphs_of(capture=capture)
     counts = row_counts(6)
-    assert captured == [
-        *(rows for rows in counts for _ in range(3)),
-        *(rows for rows in counts for _ in KINDS),  # steps
-        *(rows for rows in counts for _ in KINDS),  # prefills
-    ]
+    times = (3, len(KINDS), len(KINDS))  # passes, choices of steps and of prefills
+    assert captured == np.concatenate([np.repeat(counts, each) for each in times]).tolist()
     for token_ids in ([5, 6, 7], [1, 2, 3, 4], [9, 8, 7]):
         logits = logits_of(graphs, token_ids, 60)
         assert logits.argmax(-1).tolist() == [2 * token_id for token_id in token_ids]

@@ -3,6 +3,7 @@ of calls.
 """
 
 from collections import Counter
+from itertools import chain
 from random import Random
 
 import pytest
@@ -69,9 +70,9 @@ class Sequences:
             slice(0, len(counts)),
             max(counts.values()),
         )
-        by_place = [
-            self.stored[prefix] for prefix in range(len(counts)) for _ in range(reads.rows.shape[1])
-        ]
+        num_places = reads.rows.shape[1]
+        stored = [[self.stored[prefix]] * num_places for prefix in range(len(counts))]
+        by_place = list(chain.from_iterable(stored))
         for row, place in enumerate(reads.places.tolist()):
             assert reads.rows.flatten()[place] == row
             assert by_place[place] == names[row]

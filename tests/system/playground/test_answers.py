@@ -1,6 +1,7 @@
 """Every task, as the page shows what the API answers."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -31,8 +32,8 @@ def assert_drawn(shapes: Sequence[dict[str, Any]], result: dict[str, Any]) -> No
     expected = drawn(result)
     assert [shape["label"] for shape in shapes] == [label for label, _ in expected]
     for shape, (_, corners) in zip(shapes, expected, strict=True):
-        assert [value for xy in shape["points"] for value in xy] == pytest.approx(
-            [value for xy in corners for value in xy], abs=TOLERANCE_PX
+        assert list(chain.from_iterable(shape["points"])) == pytest.approx(
+            list(chain.from_iterable(corners)), abs=TOLERANCE_PX
         )
 
 

@@ -1,7 +1,7 @@
 """How answers are looked at: highlights, scores, filters, and what differs."""
 
 from collections import Counter
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import httpx
@@ -70,7 +70,7 @@ def test_a_label_has_one_colour_and_no_two_have_the_same(playground: Playground)
 def test_the_score_slider_hides_what_is_below_it(
     playground: Playground, detected: dict[str, list[dict[str, Any]]]
 ) -> None:
-    scores = sorted(each["score"] for found in detected.values() for each in found)
+    scores = sorted(each["score"] for each in chain.from_iterable(detected.values()))
     least = round(scores[len(scores) // 2] + 0.005, 2)
     playground.page.get_by_label("Score at least").fill(str(least))
     for model, found in detected.items():

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ def test_markdown_has_a_name_as_text(evaluation: Evaluation, name: str) -> None:
     )
     text = markdown(renamed)
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    inline = [child for token in tokens for child in token.children or ()]
+    inline = list(chain.from_iterable(token.children or () for token in tokens))
     kinds = {token.type for token in (*tokens, *inline)}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "code_block"}
     assert [token.tag for token in tokens if token.type == "heading_open"].count("h1") == 1
