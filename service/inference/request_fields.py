@@ -121,7 +121,7 @@ class GenerationFields(BaseModel):
         16,
         ge=1,
         le=10_000,
-        description="Size of the smallest thing of interest in pixels of the image, for `auto`.",
+        description="Size of the smallest thing of interest in pixels of the image; tiles=auto.",
     )
 
 

@@ -69,6 +69,10 @@ _MORE_TESTS = {
         "tests/service/rpc",
         "tests/system/test_metrics.py",
     ],
+    "service/analysis": [
+        "tests/service/http/test_several_images.py",
+        "tests/service/rpc/test_calls.py",
+    ],
     "service/http": ["tests/service/telemetry/test_traces.py"],
     "service/rpc": ["tests/service/open_inference/test_grpc_api.py"],
     "service/schema": ["tests/service/http/test_rest_*.py"],

@@ -90,6 +90,18 @@ def test_a_box_at_an_edge_of_the_image_is_not_cut() -> None:
     assert detected([box(0, 10, 11, 20, 0.4)], [outer], []) == [outer]
 
 
+def test_a_box_near_an_inner_edge_of_a_lower_tile_is_not_cut() -> None:
+    worse = box(10, 83, 20, 96, 0.4)
+    best = box(10, 84, 20, 95, 0.9)  # the tile begins at 80; 2 pixels count as its edge
+    views = [
+        View((0, 0, 100, 180), DetectionsResult((worse,), True)),
+        View((0, 0, 100, 100), DetectionsResult((), True)),
+        View((0, 80, 100, 180), DetectionsResult((best,), True)),
+    ]
+    merged = merge("object_detection", views, (100, 180))
+    assert merged.result == DetectionsResult((best,), True)
+
+
 def test_a_small_part_of_a_large_object_is_dropped_and_a_small_object_in_it_is_kept() -> None:
     large = box(20, 5, 170, 95, 0.4)
     part = box(80, 5, 100, 20, 0.9)
@@ -129,6 +141,7 @@ def test_joined_parts_yield_to_a_view_that_saw_all_of_the_object() -> None:
     "right",
     [
         box(81, 60, 140, 95),  # beside, not in line
+        box(81, 45, 140, 95),  # hardly in line
         box(81, 12, 140, 50, label="b"),
         box(110, 12, 140, 50),  # not cut
     ],
