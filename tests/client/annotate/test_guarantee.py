@@ -66,10 +66,14 @@ def test_too_few_images_prove_nothing_and_the_error_says_how_many_would() -> Non
     tested = [Candidate(Rule(0.0, 1), 1.0)]
     few = decide(Scored.of([[1.0]] * 40), np.ones(40, dtype=bool), tested, PROMISE)
     assert isinstance(few, Unproved)
+    assert (few.promise, few.share, few.num_images) == (PROMISE, 0.0, 40)
     assert few.num_needed is not None
     enough = Scored.of([[1.0]] * few.num_needed)
     assert isinstance(decide(enough, np.ones(few.num_needed, dtype=bool), tested, PROMISE), Proved)
     assert few.num_needed == num_needed_at_best(np.ones(40), PROMISE)
+    crowd = num_needed_at_best(np.array([1.0] * 399 + [50.0]), PROMISE)
+    assert crowd is not None
+    assert few.num_needed <= crowd < 1.1 * few.num_needed  # its image is reviewed as a whole
 
 
 def test_the_review_list_is_as_short_as_is_proved() -> None:
