@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from diptych_client import AsyncClient, Client
+from diptych_client import AsyncClient, Client, InvalidRequest
 
 METHODS = (
     *("__init__", "predict", "predict_many", "stream", "compare", "analyze", "image"),
@@ -45,5 +45,6 @@ def test_the_scheme_selects_the_transport(url: str, transport: str) -> None:
     "url", ["localhost:3000", "ftp://a:1", "grpc://localhost", "grpc://a:1/path", "http://", ""]
 )
 def test_an_invalid_url_is_rejected_with_the_allowed_forms(url: str) -> None:
-    with pytest.raises(ValueError, match="grpcs://HOST:PORT, got "):
+    with pytest.raises(InvalidRequest, match="grpcs://HOST:PORT, got ") as caught:
         Client(url)
+    assert (caught.value.code, caught.value.param) == ("invalid_request", "url")
