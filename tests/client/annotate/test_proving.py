@@ -1,4 +1,4 @@
-"""What a person reads where labelled images prove nothing."""
+"""Errors for a person whose labelled images prove nothing."""
 
 import pytest
 
