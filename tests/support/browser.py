@@ -17,8 +17,12 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-CHROMIUM = shutil.which("chromium")
-MISSING = "no chromium here: the page at /playground is NOT tested (apt-get install chromium)"
+# the shell takes a third less CPU than the whole browser in headless mode
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+MISSING = (
+    "no chromium here: the page at /playground is NOT tested"
+    " (apt-get install chromium-headless-shell)"
+)
 _ARGUMENTS = [
     "--no-sandbox",
     "--use-fake-device-for-media-stream",
