@@ -36,6 +36,7 @@ from tests.support.scene_images import scene_png
 from tests.support.server_sent_events import parse_events
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
+from wire.artifacts.adapter_folder import AdapterScan
 
 MODEL = "florence-2-mini"
 ADAPTER = "first"
@@ -57,6 +58,8 @@ def service(
     # the source of the catalog's entry
     named = config | {"base_model_name_or_path": f"models/{MODEL}"}
     (adapter / "adapter_config.json").write_text(json.dumps(named))
+    # one that was just written is listed a second later
+    wait_until(lambda: ADAPTER in AdapterScan(folder / "adapters").scan())
     settings = SETTINGS | {"DIPTYCH_ADAPTERS": str(folder / "adapters")}
     with forked_service(exported.home, folder / "service.log", **settings) as running:
         wait_until(lambda: num_listening(running) == 2)
