@@ -18,7 +18,7 @@ from offline.attempts import Attempt
 from offline.job import Build, Job, differences
 from offline.rows import Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
-from runners.in_process_channel import InProcessChannel
+from runners.in_process_channel import load_channels, verify_artifacts
 from service.admission.fair_queue import FairQueue
 from service.admission.quotas import UNLIMITED
 from service.errors import ImageTooLarge, ServiceError
@@ -63,8 +63,8 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
     limits = replace(options.limits, max_waiting=_UNBOUNDED)
     # Every image is new: a cache would only take memory.
     options = replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
-    channel = InProcessChannel(base, options)
-    channel.load()
+    verify_artifacts(base, options)
+    (channel,) = load_channels([(base, options)])
     runner = RunnerClient(base.model_id, channel)
     if "steps" in job.fields:
         return LoadedModel(model, runner, job.fields["steps"])

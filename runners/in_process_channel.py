@@ -1,17 +1,18 @@
 """The channel to the model of this process: no HTTP, no BentoML service.
 
-The offline run answers through it. A runner watches its threads, and may end the process that holds
-it (runners/watchdog.py).
+The offline run answers through it, and a service with DIPTYCH_PROCESSES=one.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from itertools import chain
 
 from runners.encoder.features_cache import CachedFeatures
 from runners.model_worker import ModelWorker
 from runners.options import RunnerOptions, encoder_batch_size
+from runners.watchdog import Watchdog, bounded_start, end_process_when_stuck
 from wire.artifacts.devices import encoder_device
 from wire.artifacts.manifest import ArtifactError, Manifest, files_of_runner, verify_files
 from wire.artifacts.model_store import artifact_folder, read_adapters
@@ -39,21 +40,19 @@ class InProcessChannel:
         self._worker = ModelWorker(manifest.model_id, options, batcher.encoded)
 
     def load(self) -> None:
-        """Verify and load the artifacts and warm up; raise `ArtifactError`."""
-        manifest = self._manifest
-        options = self._options
-        device = encoder_device(options.device)
-        precision = choose_precision(manifest, "encoder", device, options.encoder_precision)
-        folder = artifact_folder(manifest.model_id)
-        verify_files(folder, manifest, files_of_runner(manifest, precision))
-        for adapter_folder, adapter in read_adapters(options.adapters, manifest):
-            verify_files(adapter_folder, adapter)
+        """Load the artifacts and warm up; raise `ArtifactError`."""
         self._worker.load()
-        if self._worker.build_key != manifest.build_key:
+        expected = self._manifest.build_key
+        if self._worker.build_key != expected:
             raise ArtifactError(
-                f"the artifacts of {manifest.model_id} have been exported again while they were"
-                f" loaded: {manifest.build_key}, now {self._worker.build_key}"
+                f"the artifacts of {self._manifest.model_id} have been exported again while they"
+                f" were loaded: {expected}, now {self._worker.build_key}"
             )
+
+    @property
+    def watchdogs(self) -> Sequence[Watchdog]:
+        """The watchdogs of its threads."""
+        return self._worker.watchdogs
 
     async def write(self, call: RunnerCall) -> Outcomes:
         return await self._worker.write(await self._features(call), call.sequences)
@@ -82,6 +81,32 @@ class InProcessChannel:
         if features is None:
             raise FeaturesMissing
         return features
+
+
+def verify_artifacts(manifest: Manifest, options: RunnerOptions) -> None:
+    """Hash the files that a channel loads; raise `ArtifactError`."""
+    device = encoder_device(options.device)
+    precision = choose_precision(manifest, "encoder", device, options.encoder_precision)
+    folder = artifact_folder(manifest.model_id)
+    verify_files(folder, manifest, files_of_runner(manifest, precision))
+    for adapter_folder, adapter in read_adapters(options.adapters, manifest):
+        verify_files(adapter_folder, adapter)
+
+
+def load_channels(models: Sequence[tuple[Manifest, RunnerOptions]]) -> list[InProcessChannel]:
+    """Load models into this process, which ends when the start or a step of one is stuck.
+
+    One after another: a capture of CUDA graphs forbids other threads to allocate. Raise
+    `ArtifactError` or a library's error.
+    """
+    _, options = models[0]
+    channels = [InProcessChannel(*model) for model in models]
+    with bounded_start(options.start_timeout_s):
+        for channel in channels:
+            channel.load()
+    watchdogs = chain.from_iterable(channel.watchdogs for channel in channels)
+    end_process_when_stuck(list(watchdogs), options.limits.stuck_after_s)
+    return channels
 
 
 class EncoderBatcher:

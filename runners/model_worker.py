@@ -14,7 +14,6 @@ from runners.adapters.hot_loading import HotAdapters
 from runners.decoder_worker import DecoderWorker
 from runners.encoder.features_cache import CachedFeatures, VisionCache
 from runners.options import RunnerOptions
-from runners.watchdog import end_process_when_stuck
 from wire.artifacts.adapter_folder import AdapterScan
 from wire.artifacts.devices import decoder_device
 from wire.artifacts.manifest import ADAPTER_FILE, Manifest, read_manifest, verify_files
@@ -87,8 +86,7 @@ class ModelWorker:
         self._cache = VisionCache(
             self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
         )
-        self._watchdogs = (*self._encoders.watchdogs, self._decoder.watchdog)
-        end_process_when_stuck(self._watchdogs, options.limits.stuck_after_s)
+        self.watchdogs = (*self._encoders.watchdogs, self._decoder.watchdog)
 
     def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:
         """Load the adapters of the watched folder, if any, and start to watch it."""
@@ -113,7 +111,7 @@ class ModelWorker:
 
     def is_ready(self) -> bool:
         """Return True while encoder batches and decode steps are in time."""
-        return all(watchdog.is_in_time() for watchdog in self._watchdogs)
+        return all(watchdog.is_in_time() for watchdog in self.watchdogs)
 
     def stop(self) -> None:
         self._decoder.stop()

@@ -15,7 +15,7 @@ from runners.options import RunnerOptions, encoder_batch_size, runner_name
 from runners.transport.guards import BodyGuard, BuildGuard, LoadedBuild
 from runners.transport.runner_api import RunnerApi
 from runners.transport.traced_calls import TracedCalls
-from runners.watchdog import bounded_start
+from runners.watchdog import bounded_start, end_process_when_stuck
 from wire.artifacts.devices import select_gpu
 from wire.drain import CallsInFlight, drain_before_stop
 from wire.runner_messages import EncodedImage, ImageToEncode
@@ -50,6 +50,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
                 self._worker = ModelWorker(model_id, options, self._batched)
                 self._worker.load()
+            end_process_when_stuck(self._worker.watchdogs, options.limits.stuck_after_s)
             api.start(self._worker)
             loaded.key = self._worker.build_key
             drain_before_stop(calls.drain)

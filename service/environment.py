@@ -55,6 +55,11 @@ def _check_together(values: Settings) -> None:
             raise SettingsError(
                 f"{variable(name)} is set and requires {variable(other)}, which is not set"
             )
+    if values.is_one_process and (values.gateway_workers > 1 or values.devices):
+        raise SettingsError(
+            f"{variable('processes')}=one excludes several {variable('gateway_workers')} and"
+            f" {variable('devices')}; {variable('device')} is that of all models"
+        )
     for name in ("max_request_memory_mb", "max_request_memory_mb_per_key"):
         given_mb = getattr(values, name)
         min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)

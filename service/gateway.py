@@ -1,4 +1,5 @@
-"""The BentoML entry point: the gateway service, with a runner service for each model of this host.
+"""The BentoML entry point: the gateway service, with a runner service for each model of this host,
+unless DIPTYCH_PROCESSES=one has the gateway load them.
 
 `python -m service` checks settings and artifacts and runs the services under our supervisor
 (service/supervision/supervisor.py); `bentoml serve service.gateway:Gateway` runs them too.
@@ -13,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 
-from runners.bentoml_internals import local_runner_url
-from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from service.admission.api_keys import ApiKeys
 from service.admission.traffic_gaps import TrafficGaps
@@ -27,11 +26,12 @@ from service.http_app import rest_app
 from service.inference.core import Core
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
+from service.inference.runner_channels import open_channels
 from service.inference.served_models import (
     ServedModel,
     ServedModels,
     load_served_models,
-    local_models,
+    runner_processes,
     served_entries,
     unserved_models,
 )
@@ -52,7 +52,6 @@ from service.telemetry.loop_lag import LoopWatch
 from service.telemetry.metrics import MODEL_INFO
 from wire.artifacts.adapter_folder import AdapterScan
 from wire.drain import drain_before_stop
-from wire.http_channel import HttpChannel
 from wire.telemetry import tracing
 from wire.telemetry.runner_metrics import START_TIME_SECONDS
 
@@ -93,13 +92,10 @@ class _Gateway:
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
-        self._runners: dict[str, RunnerClient] = {}
-        timeout_s = call_timeout_s(_SETTINGS)
-        for model in models.values():
-            if model.runner_id == model.id:
-                url = _SETTINGS.runner_url(model.id) or local_runner_url(runner_name(model.id))
-                channel = HttpChannel(url, model.manifest.build_key, timeout_s)
-                self._runners[model.id] = RunnerClient(model.id, channel)
+        self._runners = {
+            model_id: RunnerClient(model_id, channel)
+            for model_id, channel in open_channels(models, _SETTINGS).items()
+        }
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
         limits = core_limits(_SETTINGS)
@@ -195,7 +191,7 @@ def _make_gateway() -> Any:
         f"runner_{index}": bentoml.depends(
             make_runner_service(model_id, runner_options(model_id, _SETTINGS, _ENTRIES))
         )
-        for index, model_id in enumerate(local_models(_ENTRIES, _SETTINGS))
+        for index, model_id in enumerate(runner_processes(_ENTRIES, _SETTINGS))
     }
     inner = type(
         "Gateway",

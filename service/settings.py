@@ -4,6 +4,7 @@ An unknown or invalid setting prevents the start; the error has variable, value 
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -70,6 +71,11 @@ class GeneralSettings(BaseModel):
         le=64,
         description="Gateway processes, which share both ports of one host. Each has its own"
         " memory and its own limits; those of keys are shared with DIPTYCH_SHARED_LIMITS_URL.",
+    )
+    processes: Literal["several", "one"] = Field(
+        "several",
+        description="Processes of this host's models; several: one each. one: the gateway loads"
+        " them, which saves memory; docs/operations.md has what is lost.",
     )
     api_keys_file: Path | None = Field(
         None,
@@ -263,6 +269,11 @@ class GeneralSettings(BaseModel):
                 "BentoML's batcher needs batches of at least 2; 0 selects the device's default"
             )
         return value
+
+    @property
+    def is_one_process(self) -> bool:
+        """True if the gateway loads the models of this host."""
+        return self.processes == "one"
 
     def device_of(self, model_id: str) -> tuple[DeviceSetting, int | None]:
         """Return the device of a model, and the index of its GPU, or None for the first."""

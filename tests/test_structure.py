@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 ARROWS = {
     "service": {
         "runners.bentoml_internals",
+        "runners.in_process_channel",
         "runners.options",
         "runners.service",
         "wire",

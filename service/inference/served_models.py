@@ -119,6 +119,11 @@ def local_models(entries: Iterable[CatalogEntry], settings: Settings) -> list[st
     return [model for model in models if settings.runner_url(model) is None]
 
 
+def runner_processes(entries: Iterable[CatalogEntry], settings: Settings) -> list[str]:
+    """Return the ids of those of `entries` whose runner is a process of this host."""
+    return [] if settings.is_one_process else local_models(entries, settings)
+
+
 def adapters_of(model_id: str, entries: Iterable[CatalogEntry]) -> tuple[str, ...]:
     """Return the ids of the adapters of a model among `entries`."""
     return tuple(entry.id for entry in entries if entry.adapter_of == model_id)

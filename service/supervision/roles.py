@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from runners.options import runner_name
-from service.inference.served_models import adapters_of, local_models, served_entries
+from service.inference.served_models import (
+    adapters_of,
+    local_models,
+    runner_processes,
+    served_entries,
+)
 from service.settings import Settings, SettingsError, variable
 from tasks.catalog import load_catalog, model_id_of
 
@@ -56,7 +61,7 @@ class Role:
         """
         if not self.is_runner:
             return dict(environment)
-        others = (variable("runner_urls"), variable("devices"))
+        others = (variable("runner_urls"), variable("devices"), variable("processes"))
         kept = {name: value for name, value in environment.items() if name not in others}
         models = ",".join([self.model_id, *self._adapters(environment)])
         devices = [pair.strip() for pair in environment.get(variable("devices"), "").split(",")]
@@ -80,10 +85,10 @@ class Role:
         return runner_name(self.model_id) if self.is_runner else GATEWAY
 
     def runners_behind(self, values: Settings) -> list[str]:
-        """Return the names of the gateway's runners on this host."""
+        """Return the names of the gateway's runner processes on this host."""
         if self.name != "all":
             return []
-        return list(map(runner_name, local_models(served_entries(values), values)))
+        return list(map(runner_name, runner_processes(served_entries(values), values)))
 
     def check(self, values: Settings) -> None:
         """Raise `SettingsError` if a gateway alone has no URL for a runner."""

@@ -169,10 +169,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _import_all(parts: Sequence[Part], values: Settings) -> None:
-    """Import the modules of the processes once, before the forks. None of them starts a thread."""
+    """Import the modules of the processes once, before the forks. None of them starts a thread.
+
+    With one process nothing would be shared, and the supervisor would only keep a copy.
+    """
     if any(part.name != GATEWAY for part in parts):
         import_module("runners.model_worker")  # torch
-    import_module("service.gateway")
+    if not values.is_one_process:
+        import_module("service.gateway")
     keep_loggers(JsonLines if values.log_format == "json" else None)
     if values.otlp_endpoint is not None:
         import_module("wire.telemetry.span_export")

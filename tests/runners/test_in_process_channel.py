@@ -1,7 +1,9 @@
-"""The channel to a model of the same process: batches of the encoder, and a gateway over it."""
+"""The channel to a model of the same process: batches of the encoder, and what is refused.
+
+tests/system/test_one_process.py asks a gateway over it.
+"""
 
 import asyncio
-import json
 import shutil
 import threading
 from collections.abc import Sequence
@@ -9,24 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runners.in_process_channel import EncoderBatcher
-from tests.support.export_cli import ROOT, ModelStore
-from tests.support.server_sent_events import parse_events
-from wire.artifacts.manifest import DECODER_FILE
+from tests.support.export_cli import ModelStore
+from wire.artifacts.manifest import DECODER_FILE, read_manifest
 from wire.runner_messages import EncodedImage, ImageToEncode
 
 MODEL = "florence-2-mini"
-SCENE = ROOT / "service" / "web" / "samples" / "scene.png"
 
 
 LOAD = f"""
-from runners.in_process_channel import InProcessChannel
+from dataclasses import replace
+from runners.in_process_channel import InProcessChannel, verify_artifacts
 from service.process_options import runner_options
 from service.settings import Settings
 from wire.artifacts.manifest import read_manifest
 from wire.artifacts.model_store import artifact_folder
 manifest = read_manifest(artifact_folder("{MODEL}"))
-InProcessChannel(manifest, runner_options("{MODEL}", Settings(device="cpu"), ())).load()
+options = runner_options("{MODEL}", Settings(device="cpu"), ())
 """
+OTHER_BUILD = LOAD + "InProcessChannel(replace(manifest, build_key='theirs'), options).load()"
+VERIFIED = LOAD + "verify_artifacts(manifest, options)"
 
 
 @dataclass(slots=True)
@@ -93,26 +96,13 @@ def test_a_file_that_is_not_the_exported_one_is_refused_before_it_is_loaded(
     content = file.read_bytes()
     file.unlink()  # it may be a link
     file.write_bytes(content[:-1] + b"x")
-    run = store.python("-c", LOAD)
+    run = store.forked("-c", VERIFIED)
     assert run.returncode == 1
     assert f"ArtifactError: {file}" in run.stderr.splitlines()[-1]
 
 
-def test_a_gateway_answers_without_processes_and_refuses_another_build(
-    exported: ModelStore,
-) -> None:
-    run = exported.forked("-m", "tests.support.gateway_without_processes", MODEL, str(SCENE))
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
-    body = found["body"]
-    assert {each["label"] for each in body["result"]["detections"]} == {"triangle", "circle"}
-    assert body["vision_cache"] == "miss"
-    *tokens, (name, end) = parse_events(found["stream"])
-    assert "".join(token["text"] for _, token in tokens) == body["raw_text"]
-    assert name == "result"
-    assert end["result"] == body["result"]
-    assert end["vision_cache"] == "hit"
-    assert found["adapters"] == {"loaded": [], "refused": {}}
-    assert found["is_ready"]
-    ours = found["build_key"]
-    assert found["refusal"].endswith(f"exported again while they were loaded: theirs, now {ours}")
+def test_another_build_than_the_expected_is_refused(exported: ModelStore) -> None:
+    run = exported.forked("-c", OTHER_BUILD)
+    assert run.returncode == 1
+    ours = read_manifest(exported.newest(MODEL)).build_key
+    assert run.stderr.endswith(f"exported again while they were loaded: theirs, now {ours}\n")

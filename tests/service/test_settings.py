@@ -159,6 +159,19 @@ def test_setting_without_the_one_it_requires_prevents_the_start(
     read_settings({name: value, other: "b.pem"})
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"DIPTYCH_GATEWAY_WORKERS": "2"}, {"DIPTYCH_DEVICES": "paligemma-mini=cpu"}],
+    ids=str,
+)
+def test_one_process_is_that_of_one_gateway_on_one_device(other: dict[str, str]) -> None:
+    one = {"DIPTYCH_PROCESSES": "one"}
+    message = "DIPTYCH_PROCESSES=one excludes several DIPTYCH_GATEWAY_WORKERS and DIPTYCH_DEVICES"
+    with pytest.raises(SettingsError, match=message):
+        read_settings(one | other)
+    assert read_settings(one).is_one_process
+
+
 def test_runner_url_belongs_to_its_model() -> None:
     values = read_settings(
         {"DIPTYCH_RUNNER_URLS": "paligemma-mini=http://10.0.0.1:1/, florence-2-mini=http://a:2"}

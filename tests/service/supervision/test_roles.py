@@ -46,10 +46,15 @@ def test_duplicate_model_runs_once() -> None:
     assert Role.parse(()).runners_behind(Settings(models=(A, A))) == [f"{A}-runner"]
 
 
+def test_one_process_has_no_runner_behind() -> None:
+    assert Role.parse(()).runners_behind(Settings(models=MODELS, processes="one")) == []
+
+
 def test_runner_alone_serves_its_model_on_this_host() -> None:
     environment = {
         "DIPTYCH_MODELS": "b",
         "DIPTYCH_RUNNER_URLS": "b=http://x",
+        "DIPTYCH_PROCESSES": "one",
         "DIPTYCH_PORT": "1",
         "PATH": "/bin",
     }
