@@ -103,6 +103,12 @@ def test_an_unknown_code_has_the_base_class() -> None:
     assert (type(error), error.code) == (DiptychError, "unknown")
 
 
+def test_a_page_of_another_server_names_the_url() -> None:
+    error = error_from_response(404, {}, b"Not Found", "mine", "http://a/b/v1/models")
+    hint = "is this the URL of a Diptych service?"
+    assert error.message == f"http://a/b/v1/models responded with status 404: Not Found; {hint}"
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
