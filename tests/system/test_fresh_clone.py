@@ -68,7 +68,7 @@ def user(tmp_path: Path) -> Iterator[NewUser]:
 
 
 def install_commands(pattern: re.Pattern[str]) -> list[str]:
-    found = [each for page in PAGES for each in pattern.findall(page.read_text(encoding="utf-8"))]
+    found = pattern.findall("\n".join(page.read_text(encoding="utf-8") for page in PAGES))
     return [each for each in dict.fromkeys(found) if NOT_INSTALLED not in each]
 
 
@@ -89,8 +89,7 @@ def test_the_commands_of_the_pages_work_in_a_fresh_clone(
         for block in [each for each in BLOCKS if each.page == "README.md"]:
             check(block, service, folder, user.run)
         clients = [each for each in dependency_group("dev") if str(each).startswith(CLIENTS)]
-        wanted = [word for each in extras for word in shlex.split(each)]
-        user.done("pip", "install", "--quiet", *wanted, *clients)
+        user.done("pip", "install", "--quiet", *shlex.split(" ".join(extras)), *clients)
         for block in BLOCKS:
             with subtests.test(page=block.page, code=block.code):
                 check(block, service, folder, user.run)

@@ -45,7 +45,9 @@ class _Commands(TyperGroup):
     """The commands; options of all commands may follow a command's name, too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = {name: parameter for parameter in self.params for name in parameter.opts}
+        own: dict[str, Any] = {}
+        for parameter in self.params:
+            own |= dict.fromkeys(parameter.opts, parameter)
         first: list[str] = []
         others: list[str] = []
         words = iter(args)
