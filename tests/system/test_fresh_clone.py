@@ -99,9 +99,10 @@ def test_the_commands_of_the_pages_work_in_a_fresh_clone(
     offline = ("offline", "service/web/samples", "--task", "captioning")
     answers = ("--model", "florence-2-mini", "--output", tmp_path / "answers")
     user.done(".venv/bin/python", "-m", *offline, *answers)
-    labels = '{"image": "scene.png", "caption": "three shapes"}\n' * 2
-    (tmp_path / "labels.jsonl").write_text(labels)
-    images = ("--images", "service/web/samples", "--epochs", "1", "--output", tmp_path / "tuned")
+    rows = [f'{{"image": "{name}.png", "caption": "shapes"}}' for name in ("jb", "juix", "oni")]
+    (tmp_path / "labels.jsonl").write_text("\n".join(rows))
+    samples = ("--images", "service/web/playground/samples")
+    images = (*samples, "--epochs", "1", "--output", tmp_path / "tuned")
     tune = ("export.tune", tmp_path / "labels.jsonl", "--base", "florence-2-mini")
     user.done(".venv/bin/python", "-m", *tune, "--task", "captioning", *images)
     assert (tmp_path / "tuned" / "README.md").exists()
