@@ -13,20 +13,22 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
+from diptych_client.inputs import Problems
 from export.checkpoints.errors import ExportError, TuningError
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ROOT, find_entry
 from export.checkpoints.sources import resolve_source
-from export.tuning.dataset import Dataset, read_labels
+from export.tuning.dataset import read_labels
 from export.tuning.examples import TUNED_TASKS, make_examples
 from export.tuning.run_folder import RUN_FOLDER, checkpoint_to_resume
 from tasks.catalog import TEMPLATE_TASK, CatalogEntry, CatalogError, TaskOverride
 
 INTERRUPTED = 130  # a shell's status of a command that Ctrl-C ended
-MAX_NAMED = 10  # images that were left out
+MAX_SHOWN = 10  # problems of a dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,32 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _parse(given)
     try:
-        checkpoint = checkpoint_to_resume(parsed.output, parsed.resume)
-        entry = tuned_entry(parsed.base, parsed.task, parsed.template)
-        dataset = read_labels(parsed.data, parsed.images)
-        show_left_out(dataset)
-        examples = make_examples(entry, parsed.task, dataset.images, parsed.seed)
-        source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
-        print(
-            f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images",
-            flush=True,
-        )
-        # torch is imported here, which takes seconds
-        from export.tuning.epochs import kept_epoch
-        from export.tuning.model_card import write_card
-        from export.tuning.training import TuningJob, TuningOptions, tune
-
-        options = TuningOptions(
-            num_epochs=parsed.epochs,
-            rank=parsed.rank,
-            learning_rate=parsed.learning_rate,
-            batch_size=parsed.batch_size,
-            held_out_share=parsed.held_out,
-            seed=parsed.seed,
-        )
-        job = TuningJob(entry, parsed.task, examples, parsed.output, options)
-        with in_transformers_form(source) as base:
-            epochs = tune(job, base.folder, checkpoint)
+        # an archive is unpacked here
+        with TemporaryDirectory(prefix="diptych-") as work:
+            tune_adapter(parsed, Path(work))
     except (ExportError, CatalogError) as error:
         print(f"python -m export.tune: {error}", file=sys.stderr)
         return 1
@@ -69,8 +48,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+    return 0
+
+
+def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
+    """Tune an adapter, write its card and print its entry; raise `ExportError`, `CatalogError`."""
+    checkpoint = checkpoint_to_resume(parsed.output, parsed.resume)
+    entry = tuned_entry(parsed.base, parsed.task, parsed.template)
+    dataset = read_labels(parsed.data, work, parsed.images)
+    show_problems(dataset.problems)
+    examples = make_examples(entry, parsed.task, dataset.images, parsed.seed)
+    source = resolve_source(entry.source, entry.revision, entry.family, ROOT)
+    print(
+        f"{sum(map(len, examples))} examples of {parsed.task} about {len(examples)} images",
+        flush=True,
+    )
+    # torch is imported here, which takes seconds
+    from export.tuning.epochs import kept_epoch
+    from export.tuning.model_card import write_card
+    from export.tuning.training import TuningJob, TuningOptions, tune
+
+    options = TuningOptions(
+        num_epochs=parsed.epochs,
+        rank=parsed.rank,
+        learning_rate=parsed.learning_rate,
+        batch_size=parsed.batch_size,
+        held_out_share=parsed.held_out,
+        seed=parsed.seed,
+    )
+    job = TuningJob(entry, parsed.task, examples, parsed.output, options)
+    with in_transformers_form(source) as base:
+        epochs = tune(job, base.folder, checkpoint)
     lines = catalog_lines(entry, parsed.output, parsed.template)
-    write_card(job, parsed.data.resolve(), len(dataset.left_out), epochs, lines)
+    write_card(job, parsed.data.resolve(), dataset.problems.summary(), epochs, lines)
     kept = kept_epoch(epochs)
     print(
         f"{parsed.output}: epoch {kept.number} is kept, held-out loss {kept.held_out_loss:.4f};"
@@ -78,7 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f" {entry.id}:\n"
     )
     print(lines, end="")
-    return 0
 
 
 def how_to_continue(given: Sequence[str], output: Path) -> str:
@@ -89,16 +98,11 @@ def how_to_continue(given: Sequence[str], output: Path) -> str:
     return f"continue after the last whole epoch with: {command}{resume}"
 
 
-def show_left_out(dataset: Dataset) -> None:
-    """Name the first images that were left out, and count all of them."""
-    for reason in dataset.left_out[:MAX_NAMED]:
-        print(f"left out: {reason}", file=sys.stderr)
-    if num_left_out := len(dataset.left_out):
-        num_images = num_left_out + len({image.path for image in dataset.images})
-        print(
-            f"left out: {num_left_out} of {num_images} images, which cannot be read",
-            file=sys.stderr,
-        )
+def show_problems(problems: Problems) -> None:
+    """Print the first problems of a dataset, and how many there are."""
+    for line in [*problems.lines[:MAX_SHOWN], problems.summary()]:
+        if line:
+            print(line, file=sys.stderr)
 
 
 def catalog_lines(base: CatalogEntry, output: Path, template: str | None) -> str:
@@ -134,7 +138,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     default = "default: %(default)s"
     tasks = ", ".join(TUNED_TASKS)
-    data = "COCO's .json, .jsonl, YOLO's .yaml, a folder with one, or Pascal VOC's"
+    data = "a folder, a label file or an archive of any format that `diptych evaluate` reads"
     images = "of the images, if they are not beside the labels"
     template = "a Florence-2 model's prompt of questions: '<DocVQA>{question}'"
     add("data", type=Path, metavar="DATA", help=data)

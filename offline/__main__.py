@@ -31,6 +31,7 @@ from service.inference.served_models import ServedModel, load_served_models
 from service.process_options import process_environment
 from service.settings import PREFIX, Settings, SettingsError
 from tasks.catalog import CatalogError, load_catalog
+from tasks.errors import meant
 from tasks.parameter_kinds import MAX_COORDINATE_PX
 from wire.artifacts.manifest import ArtifactError
 
@@ -104,7 +105,8 @@ def settings_for(model_id: str) -> Settings:
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_OFFLINE}
     catalog = load_catalog(read_settings(environment | {f"{PREFIX}MODELS": model_id}).catalog)
     if model_id not in catalog:
-        raise InputError(f"unknown model {model_id!r}; the catalog has {', '.join(catalog)}")
+        named = f"{model_id!r}{meant(model_id, catalog)}"
+        raise InputError(f"unknown model {named}; the catalog has {', '.join(catalog)}")
     models = dict.fromkeys((catalog[model_id].adapter_of or model_id, model_id))
     return read_settings(environment | {f"{PREFIX}MODELS": ",".join(models)})
 

@@ -17,7 +17,7 @@ from service.inference.served_models import (
 )
 from service.process_options import process_environment
 from service.settings import Settings, SettingsError, variable
-from service.supervision.roles import Role
+from service.supervision.roles import USAGE, Role
 from service.tls import check_tls_files
 from tasks.catalog import CatalogError
 from wire.artifacts.manifest import (
@@ -32,6 +32,9 @@ from wire.artifacts.model_store import artifact_folder, check_base
 
 def main() -> None:
     """Become the supervisor, or exit with one line about the setting or artifact to fix."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(f"usage: {USAGE}\nIts settings are environment variables: docs/settings.md")
+        return
     try:
         role = Role.parse(sys.argv[1:])
         environment = role.environment(os.environ)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from service.settings import BYTES_PER_MB, PREFIX, Settings, SettingsError, variable
 from service.validation import rejected_field
+from tasks.errors import meant
 
 # Settings that require another.
 _REQUIRED = {
@@ -33,7 +34,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in field_of:
             raise SettingsError(
-                f"{name} is not a setting; the settings are {', '.join(sorted(field_of))}"
+                f"{name} is not a setting{meant(name, field_of)};"
+                f" the settings are {', '.join(sorted(field_of))}"
             )
     try:
         values = Settings.model_validate(

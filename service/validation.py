@@ -29,16 +29,20 @@ class RejectedField:
     message: str
 
 
-def rejected_field(error: ValidationError) -> RejectedField:
-    """Return the first field that `error` rejects."""
+def rejected_field(error: ValidationError, fields: Iterable[str] = ()) -> RejectedField:
+    """Return the first field that `error` rejects; `fields` are the names that are allowed."""
     detail = error.errors(include_url=False, include_context=False)[0]
     path = _shown_path(".".join(map(str, detail["loc"]))) or "the document"
     reason = detail["msg"].removeprefix("Value error, ")  # before what our validators raise
-    message = (
-        f"{path} is missing; it is required"
-        if detail["type"] == "missing"
-        else f"{path} is {shown(detail['input'])}: {reason}"
-    )
+    match detail["type"]:
+        case "missing":
+            message = f"{path} is missing; it is required"
+        case "extra_forbidden":
+            message = f"unknown field {shown(path)}"
+            if fields and len(detail["loc"]) == 1:
+                message += f"; the fields are {', '.join(fields)}"
+        case _:
+            message = f"{path} is {shown(detail['input'])}: {reason}"
     return RejectedField(path, reason, message)
 
 
@@ -47,7 +51,7 @@ def validated(model: type[ModelT], document: object) -> ModelT:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        rejected = rejected_field(error)
+        rejected = rejected_field(error, model.model_fields)
         raise InvalidRequest(rejected.message, rejected.name) from error
 
 

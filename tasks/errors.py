@@ -7,6 +7,8 @@ TaskError
 """
 
 import reprlib
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 _MAX_SHOWN_CHARS = 80
 _NESTED = reprlib.Repr()
@@ -43,3 +45,9 @@ def shown(value: object) -> str:
         value = value[: _MAX_SHOWN_CHARS + 1]  # the repr of 20 MB takes a tenth of a second
     text = _NESTED.repr(value) if isinstance(value, list | dict) else repr(value)
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"
+
+
+def meant(given: str, allowed: Iterable[str]) -> str:
+    """Return " (did you mean …?)" with the allowed name closest to `given`, or nothing."""
+    found = get_close_matches(given[:_MAX_SHOWN_CHARS], allowed, 1)
+    return f" (did you mean {found[0]}?)" if found else ""

@@ -28,7 +28,15 @@ ARROWS = {
     "wire": set[str](),
     "imaging": set[str](),
     "tasks": set[str](),
-    "export": {"runners", "wire", "imaging", "tasks"},
+    "export": {
+        "diptych_client.evaluation",  # the tuning reads datasets as the evaluation does
+        "diptych_client.inputs",
+        "diptych_client.long_runs",
+        "runners",
+        "wire",
+        "imaging",
+        "tasks",
+    },
     "laboratory": {
         "export",
         "loadtest.figures",

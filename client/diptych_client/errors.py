@@ -149,6 +149,7 @@ def error_from(detail: ErrorDetail, retry_after_s: float | None = None) -> Dipty
 
 # texts of errors at the other interface's port, and what to do
 _WRONG_PORT = {
+    "wrong_version_number": "does the service serve TLS? without it its URL is http://HOST:PORT",
     "illegal request line": "is this the gRPC port? its URL is grpc://HOST:PORT",
     "http1": "is this the REST port? its URL is http://HOST:PORT",
 }

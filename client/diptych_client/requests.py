@@ -147,7 +147,13 @@ def read_image_file(path: Path) -> bytes:
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
         magic = file.read(_MAX_MAGIC_BYTES)
-        is_webp = magic.startswith(b"RIFF") and magic.endswith(b"WEBP")
-        if not is_webp and not magic.startswith(_JPEG_AND_PNG):
+        if not begins_as_image(magic):
             raise OSError(f"image must be a JPEG, PNG or WebP file, which {path} is not")
         return magic + file.read()
+
+
+def begins_as_image(data: bytes | bytearray) -> bool:
+    """Return True if a file begins as a JPEG, PNG or WebP file does."""
+    magic = data[:_MAX_MAGIC_BYTES]
+    is_webp = magic.startswith(b"RIFF") and magic.endswith(b"WEBP")
+    return is_webp or magic.startswith(_JPEG_AND_PNG)

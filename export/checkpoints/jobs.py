@@ -24,6 +24,7 @@ from export.checkpoints.sources import (
     resolve_source,
 )
 from tasks.catalog import HUB_PREFIX, CatalogEntry, CatalogError, load_catalog
+from tasks.errors import meant
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 from tasks.scores import CalibrationError, read_calibrations
 from wire.artifacts.manifest import (
@@ -92,8 +93,8 @@ def find_entry(name: str, revision: str | None = None) -> CatalogEntry:
     catalog = load_catalog(Path(os.environ.get("DIPTYCH_CATALOG", CATALOG_FILE)), [name])
     if name not in catalog:
         raise CatalogError(
-            f"unknown model {name}; the catalog has {', '.join(catalog)}; any other repository of"
-            f" the hub is named {HUB_PREFIX}owner/name"
+            f"unknown model {name}{meant(name, catalog)}; the catalog has {', '.join(catalog)};"
+            f" any other repository of the hub is named {HUB_PREFIX}owner/name"
         )
     return catalog[name]
 

@@ -1,65 +1,121 @@
-"""A dataset to tune on, of any known format, without the images that cannot be read."""
+"""A dataset to tune on, of any format that `diptych evaluate` reads.
 
+The client's readers read the labels, and the service's code decodes the images. Damaged labels and
+images are left out. Boxes are in pixels of the upright image.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from diptych_client.evaluation import dataset as evaluated
+from diptych_client.evaluation.readers import NoSuchSplit, read_dataset
+from diptych_client.inputs import Folder, Opening, Problems, open_images
+from diptych_client.long_runs import RunError
 from export.checkpoints.errors import TuningError
-from export.tuning.foreign_labels import read_voc, read_yolo
-from export.tuning.labels import ImageFolder, LabelledImage, read_coco, read_json_lines
+from export.scenes.truth import LabelledBox
+from imaging.errors import ImageError
+from imaging.local_files import read_image
+from tasks.results import BoxXyxy
 
-_SUFFIXES = (".json", ".jsonl", ".yaml", ".yml")
-_YOLO_FILES = ("data.yaml", "dataset.yaml")
+_SPLIT = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image with the labels of one row; None for kinds of labels that the row does not have."""
+
+    path: Path
+    size_wh: tuple[int, int]  # upright image, px
+    objects: tuple[LabelledBox, ...] | None = None
+    captions: tuple[str, ...] = ()
+    text: str | None = None
+    region_xyxy: BoxXyxy | None = None
+    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # each with its answers
+    phrases: tuple[LabelledBox, ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        """True if there is something to learn."""
+        return bool(self.objects or self.captions or self.text or self.questions or self.phrases)
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The labelled images of a dataset, and what is wrong with those that were left out."""
+    """The labelled images of a dataset, and what of it is damaged."""
 
     images: tuple[LabelledImage, ...]
-    left_out: tuple[str, ...]
+    problems: Problems
 
 
-def read_labels(path: Path, images: Path | None = None) -> Dataset:
-    """Read a label file or a folder of a known format; `images` is another folder of its images.
+def read_labels(path: Path, work: Path, images: Path | None = None) -> Dataset:
+    """Read the split `train` of a dataset, or one without splits whole.
 
-    Raise `TuningError` for a missing or malformed dataset, and for one without a readable image.
+    `work` is the folder for the files of an archive, `images` that of images elsewhere. Raise
+    `TuningError` for a missing or malformed dataset, and for one without a readable image.
     """
-    folder = ImageFolder(images)
-    match file := label_file(path):
-        case Path(suffix=".jsonl"):
-            rows = read_json_lines(file, folder)
-        case Path(suffix=".json"):
-            rows = read_coco(file, folder)
-        case Path(suffix=".yaml" | ".yml") if images is not None:
-            raise TuningError(f"--images is not for YOLO: {file} says where its images are")
-        case Path(suffix=".yaml" | ".yml"):
-            rows = read_yolo(file, folder)
-        case _:
-            rows = read_voc(file, folder)
-    labelled = tuple(tqdm(rows, desc="reading", unit=" images", leave=False, disable=None))
+    problems = Problems()
+    try:
+        opened = open_images([str(path)], Opening(work, problems))
+        try:
+            found = read_dataset(opened.path, images, _SPLIT, problems)
+        except NoSuchSplit:
+            found = read_dataset(opened.path, images, None, problems)
+    except RunError as error:
+        raise TuningError(str(error)) from error
+    if not isinstance(found.store, Folder):
+        raise TuningError(f"{path} has its images in Parquet or Arrow files; write them as files")
+    sizes = _Sizes(problems)
+    labelled = []
+    for row in tqdm(found.images, desc="reading", unit=" images", leave=False, disable=None):
+        file = found.store.path / row.image.name
+        if size_wh := sizes.of(file):
+            labelled.append(_labelled(file, size_wh, row))
     if not labelled:
-        cause = f": {folder.left_out[0]}" if folder.left_out else ""
-        raise TuningError(f"{file} has no image that can be read; one with labels is needed{cause}")
-    if file.suffix not in (".json", ".jsonl") and not any(each.objects for each in labelled):
-        looked_for = "labels/….txt beside images/, or objects in Annotations/….xml"
-        raise TuningError(f"{file}: no labels found for {len(labelled)} images: {looked_for}")
-    return Dataset(labelled, tuple(folder.left_out))
+        raise TuningError(f"{path} has no image that can be read: {problems.lines[0]}")
+    if not any(image.has_labels for image in labelled):
+        raise TuningError(f"{path}: {found.note or f'no labels found for {len(labelled)} images'}")
+    return Dataset(tuple(labelled), problems)
 
 
-def label_file(path: Path) -> Path:
-    """Return the file of the labels, of Pascal VOC the folder; raise `TuningError`."""
-    if path.is_file() and path.suffix in _SUFFIXES:
-        return path
-    found = [path / name for name in _YOLO_FILES if (path / name).is_file()]
-    if not found and (path / "Annotations").is_dir():
-        return path
-    found = found or sorted(each for each in path.glob("*") if each.suffix in (".json", ".jsonl"))
-    if len(found) != 1:
-        what = f"a folder with {len(found)} such files" if path.is_dir() else "neither"
-        raise TuningError(
-            "DATA must be a .json (COCO), .jsonl or .yaml (YOLO) file, a folder with one, or a"
-            f" folder of Pascal VOC with Annotations; {path} is {what}"
-        )
-    return found[0]
+class _Sizes:
+    """Sizes of image files. Each file is decoded once: a damaged one is a problem."""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+        self._sizes = dict[Path, tuple[int, int] | None]()
+
+    def of(self, path: Path) -> tuple[int, int] | None:
+        """Return the size of the upright image, or None if it cannot be read."""
+        if path not in self._sizes:
+            self._sizes[path] = None
+            try:
+                self._sizes[path] = read_image(path).size
+            except (OSError, ImageError) as error:
+                self._problems.add(path, f"it cannot be read: {error}", "image left out")
+        return self._sizes[path]
+
+
+def _labelled(path: Path, size_wh: tuple[int, int], row: evaluated.LabelledImage) -> LabelledImage:
+    phrases = [(each.phrase, each.box_xyxy) for each in row.phrases if each.box_xyxy is not None]
+    objects = None
+    if row.objects is not None:
+        own = [(each.label, each.box_xyxy) for each in row.objects if not each.is_crowd]
+        objects = _boxes(own)
+    return LabelledImage(
+        path,
+        size_wh,
+        objects,
+        captions=row.captions or (),
+        text=row.text,
+        region_xyxy=row.region,
+        questions=tuple((each.question, each.answers) for each in row.questions),
+        phrases=_boxes(phrases),
+    )
+
+
+def _boxes(labelled: Iterable[tuple[str, BoxXyxy]]) -> tuple[LabelledBox, ...]:
+    """Return boxes whose labels have single spaces, as a request's labels are read."""
+    return tuple(LabelledBox(" ".join(label.split()), box) for label, box in labelled)

@@ -17,7 +17,7 @@ from numpy.random import Generator, default_rng
 
 from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
-from export.tuning.labels import LabelledImage
+from export.tuning.dataset import LabelledImage
 from tasks.catalog import CatalogEntry
 from tasks.errors import TaskError
 from tasks.families import FAMILIES

@@ -16,7 +16,7 @@ _VERSIONS_OF = ("peft", "torch", "transformers")
 
 
 def write_card(
-    job: TuningJob, data: Path, num_left_out: int, epochs: Sequence[Epoch], entry_lines: str
+    job: TuningJob, data: Path, left_out: str, epochs: Sequence[Epoch], entry_lines: str
 ) -> None:
     """Write the card in place of PEFT's, which has the same name and is empty."""
     base = job.entry
@@ -49,8 +49,8 @@ def write_card(
         "## Data",
         "",
         f"`{data.name}`: {num_examples} examples about {len(job.images)} images;"
-        f" {num_left_out} images could not be read and were left out. The share"
-        f" {options.held_out_share} of the images was held out.",
+        f" {left_out or 'nothing left out'}. The share {options.held_out_share} of the images was"
+        " held out.",
         "",
         "## Quality",
         "",

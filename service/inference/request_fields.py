@@ -21,7 +21,7 @@ from pydantic import (
 
 from service.errors import InvalidRequest
 from service.validation import rejected_field
-from tasks.errors import ParameterError, shown
+from tasks.errors import ParameterError, meant, shown
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.results import MaskFormat
 from tasks.table import TASKS, Task
@@ -165,10 +165,11 @@ def parse_fields(
     """Return an endpoint's validated fields and the request; raise `InvalidRequest`."""
     for name in fields:
         if name not in fields_class.model_fields and name not in PARAMETERS:
-            allowed = ", ".join(["image", *fields_class.model_fields, *sorted(PARAMETERS)])
+            names = ["image", *fields_class.model_fields, *sorted(PARAMETERS)]
             # A lone surrogate cannot be encoded in the response.
             param = name[:_MAX_SHOWN_CHARS].encode(errors="replace").decode()
-            raise InvalidRequest(f"unknown field {shown(name)}; the fields are {allowed}", param)
+            message = f"unknown field {shown(name)}{meant(name, names)}"
+            raise InvalidRequest(f"{message}; the fields are {', '.join(names)}", param)
     try:
         common = {name: value for name, value in fields.items() if name not in PARAMETERS}
         values = fields_class.model_validate(common)
@@ -177,7 +178,9 @@ def parse_fields(
         raise InvalidRequest(rejected.message, rejected.name.partition(".")[0]) from error
     if values.task not in TASKS:
         raise InvalidRequest(
-            f"unknown task {shown(values.task)}; the tasks are {', '.join(TASKS)}", "task"
+            f"unknown task {shown(values.task)}{meant(values.task, TASKS)}; the tasks are"
+            f" {', '.join(TASKS)}",
+            "task",
         )
     task = TASKS[values.task]
     try:

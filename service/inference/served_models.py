@@ -17,6 +17,7 @@ from tasks.catalog import (
     load_catalog,
     parse_entry,
 )
+from tasks.errors import meant
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
@@ -91,8 +92,9 @@ def _stored_entry(model_id: str, catalog: Iterable[str]) -> CatalogEntry:
         return parse_entry(json.loads(stored))
     except (ArtifactError, OSError, ValueError) as error:
         raise SettingsError(
-            f"DIPTYCH_MODELS: unknown model {model_id!r}; the catalog has {', '.join(catalog)}; a"
-            f" repository of the hub is exported first: python -m export {HUB_PREFIX}owner/name"
+            f"DIPTYCH_MODELS: unknown model {model_id!r}{meant(model_id, catalog)}; the catalog has"
+            f" {', '.join(catalog)}; a repository of the hub is exported first:"
+            f" python -m export {HUB_PREFIX}owner/name"
         ) from error
 
 
@@ -268,7 +270,7 @@ class ServedModels:
             return self._models[model_id]
         except KeyError as error:
             served = ", ".join(self._models)
-            problem = f"model {model_id[:80]!r} is not served"
+            problem = f"model {model_id[:80]!r} is not served{meant(model_id, self._models)}"
             raise UnknownModel(f"{problem}; the served models are {served}", param) from error
 
     def offering(self, task_id: str) -> tuple[ServedModel, ...]:

@@ -27,6 +27,7 @@ _MAX_SCHEMA_NODES = 2_000
 _MAX_SCHEMA_CHARS = 20_000
 _MAX_SCHEMA_LEVELS = 32
 _MAX_USER_CHARS = 1000
+_MAX_TOOLS = 128  # OpenAI's own limit
 
 
 _Text = Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]
@@ -90,6 +91,8 @@ class ChatMessage(_Given):
     )
     content: Annotated[_Parts, BeforeValidator(_as_parts, json_schema_input_type=_Text | _Parts)]
     name: str | None = Field(None, max_length=MAX_NAME_CHARS, description=_IGNORED)
+    # clients send an answer's message back as it was
+    refusal: None = Field(None, description=_IGNORED)
 
 
 def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +158,9 @@ class StreamOptions(_Given):
     include_usage: bool = False
 
 
+_Tool = Annotated[dict[str, Any], Field(json_schema_extra=BOUNDED_BY_BODY)]
+
+
 class ChatRequest(_Given):
     """Body of POST /v1/chat/completions."""
 
@@ -178,6 +184,11 @@ class ChatRequest(_Given):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat = ResponseFormat(type="text")
     user: str | None = Field(None, max_length=_MAX_USER_CHARS, description=_IGNORED)
+    tools: list[_Tool] = Field(
+        [], max_length=_MAX_TOOLS, description=f"{_IGNORED} The models call none."
+    )
+    tool_choice: Literal["auto", "none"] = Field("auto", description=_IGNORED)
+    parallel_tool_calls: bool = Field(True, description=_IGNORED)
 
 
 class ChatUsage(BaseModel):

@@ -34,7 +34,7 @@ from pathlib import Path
 from runners.bentoml_internals import keep_loggers
 from service.environment import settings
 from service.http.connections import ConnectionLimits, bounded_connection
-from service.settings import Settings
+from service.settings import Settings, variable
 from service.supervision.roles import GATEWAY, Role
 from service.supervision.run_folder import run_folder
 from service.supervision.worker_process import (
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str]) -> None:
     num_front = 1 if role.is_runner else values.gateway_workers
     if values.grpc_port and not role.is_runner:
         # a port in use: several gateways would share it, a single one would restart for ever
-        _listen(values.host, values.grpc_port).close()
+        _listen(values.host, values.grpc_port, "grpc_port").close()
     with run_folder() as folder:
         parts = (
             _front(role, values),
@@ -157,15 +157,16 @@ def _front(role: Role, values: Settings) -> Part:
     limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
     protocol = None if role.is_runner else bounded_connection(limits)
     url = f"{'https' if tls_options else 'http'}://{values.host}:{values.port}"
-    return Part(role.front(), _listen(values.host, values.port), url, tls_options, protocol)
+    return Part(role.front(), _listen(values.host, values.port, "port"), url, tls_options, protocol)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, field: str) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        sys.exit(f"diptych does not start: cannot listen on {host}:{port}: {error}")
+        hint = f"{variable(field)} chooses another port"
+        sys.exit(f"diptych does not start: cannot listen on {host}:{port}: {error}; {hint}")
 
 
 def _import_all(parts: Sequence[Part], values: Settings) -> None:

@@ -21,6 +21,7 @@ from diptych_client import (
     Tiles,
     UnsupportedTask,
 )
+from diptych_client.errors import connection_failed
 from diptych_client.results import Result
 from diptych_client.transports import vision_pb2 as pb
 from diptych_client.transports.grpc_messages import json_from_message
@@ -101,6 +102,24 @@ def test_an_unknown_code_has_the_base_class() -> None:
     body = b'{"error": {"code": "unknown", "message": "m", "param": null, "request_id": "r"}}'
     error = error_from_response(418, {}, body, "mine")
     assert (type(error), error.code) == (DiptychError, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [
+        ("illegal request line", "is this the gRPC port?"),
+        ("Trying to connect an http1.x server", "is this the REST port?"),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", "does the service serve TLS?"),
+    ],
+)
+def test_a_connection_to_the_wrong_port_has_a_hint(reason: str, hint: str) -> None:
+    assert f"{reason} ({hint}" in connection_failed(reason, "r", "u", "GET /v1/models").message
+
+
+def test_a_page_of_another_server_names_the_url() -> None:
+    error = error_from_response(404, {}, b"Not Found", "mine", "http://a/b/v1/models")
+    hint = "is this the URL of a Diptych service?"
+    assert error.message == f"http://a/b/v1/models responded with status 404: Not Found; {hint}"
 
 
 @pytest.mark.parametrize(

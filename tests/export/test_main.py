@@ -181,8 +181,8 @@ def test_damaged_artifacts_alone_are_exported_again(exported: ModelStore, tmp_pa
 
 def test_unknown_model_is_refused_with_the_known_ones(empty_store: ModelStore) -> None:
     assert_refused(
-        empty_store.export("florence-9"),
-        "unknown model florence-9; the catalog has florence-2-mini",
+        empty_store.export("florence2-base"),
+        "unknown model florence2-base (did you mean florence-2-base?); the catalog has florence-2",
     )
 
 

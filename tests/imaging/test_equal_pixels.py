@@ -102,7 +102,7 @@ def tuned_pixel_values(reference: Reference, batches: Batches, path: Path) -> Te
     """Return the input of the vision tower, of a batch about the image of a dataset."""
     dataset = path.with_suffix(".jsonl")
     dataset.write_text(json.dumps({"image": path.name, "caption": "a wall"}), encoding="utf-8")
-    (labelled,) = read_labels(dataset).images
+    (labelled,) = read_labels(dataset, path.parent / "work").images
     prompt = (PromptSegment("What does the image describe?"),)
     answer = (PromptSegment("a wall"),)
     example = Example(labelled.path, prompt, answer, TaskParameters(), labelled.size_wh)
@@ -151,6 +151,6 @@ def test_labels_and_checks_see_the_size_that_is_served(
     (tmp_path / "labels.jsonl").write_text('{"image": "image.png", "caption": "a wall"}')
     image = LazyImage(FILES[name], ImageDecoder(LIMITS, 2), "test")
     asyncio.run(image.open())
-    (labelled,) = read_labels(tmp_path).images
+    (labelled,) = read_labels(tmp_path, tmp_path / "work").images
     (checked,) = load_photographs([path], manifest)
     assert labelled.size_wh == checked.original_size_wh == image.header.size_wh

@@ -200,3 +200,4 @@ def test_a_port_in_use_prevents_the_start(
     assert start.returncode == 1
     (line,) = start.stderr.splitlines()
     assert f"cannot listen on 127.0.0.1:{ports[port]}" in line
+    assert line.endswith(f"; {port} chooses another port")

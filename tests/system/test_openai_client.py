@@ -145,6 +145,14 @@ def test_a_model_of_pydantic_is_filled_from_the_typed_result(
         )
 
 
+def test_an_answer_s_message_can_be_sent_back(openai_client: openai.OpenAI) -> None:
+    asked = messages("<OD>")
+    answer = openai_client.chat.completions.create(model=FLORENCE, messages=asked)
+    sent_back: Any = [*asked, answer.choices[0].message, {"role": "user", "content": "<OD>"}]
+    again = openai_client.chat.completions.create(model=FLORENCE, messages=sent_back)
+    assert again.choices[0].message.content == answer.choices[0].message.content
+
+
 def test_langchain_asks_follows_up_and_gets_typed_results(
     client: httpx.Client, service: RunningService
 ) -> None:

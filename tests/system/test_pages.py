@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,47 +46,58 @@ for _page in PAGES:
         BLOCKS.append(Block(_page.name, _language, _code, _shown))
 
 
-def blocks(language: str) -> pytest.MarkDecorator:
-    found = [block for block in BLOCKS if block.language == language]
-    names = [f"{block.page}-{number}" for number, block in enumerate(found)]
-    return pytest.mark.parametrize("block", found, ids=names)
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@blocks("bash")
-def test_a_request_gets_the_answer_that_the_page_shows(
+@pytest.mark.parametrize("block", BLOCKS, ids=[f"{each.page}-{each.language}" for each in BLOCKS])
+def test_a_block_does_what_the_page_shows(
     service: RunningService, tmp_path: Path, block: Block
 ) -> None:
-    words = shlex.split(adapted(block.code, service, tmp_path))
-    assert words[0] == "curl"
-    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    check(block, service, tmp_path, run_here)
+
+
+def run_here(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of this environment in the repository."""
+    path = {"diptych": str(_CLIENT), "python": sys.executable}.get(program, program)
+    return subprocess.run([path, *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def check(block: Block, service: RunningService, folder: Path, run: Run) -> None:
+    """Raise unless a block, run by `run`, does what its page shows."""
+    code = adapted(block.code, service, folder)
+    match block.language:
+        case "python":
+            # supervision warns at its import that it runs without OpenCV
+            ran = run("python", "-Wignore:OpenCV", "-c", code)
+            assert (ran.stdout, ran.stderr) == (block.shown, "")
+        case "bash":
+            check_answer(block, printed_by(run, code, "curl"))
+        case "sh":
+            lines = code.splitlines()
+            printed = "".join(printed_by(run, line, "diptych", service) for line in lines)
+            assert printed
+            if block.shown:
+                assert without_times(printed, folder) == without_times(block.shown, folder)
+
+
+def printed_by(run: Run, line: str, expected: str, service: RunningService | None = None) -> str:
+    """Run a command and return what it prints; the client's calls `service`."""
+    program, *words = shlex.split(line)
+    assert program == expected, f"{line!r} is not a command of {expected}"
+    url = ["--url", service.url] if service and "--url" not in words else []
+    ran = run(program, *url, *words)
+    assert ran.returncode == 0, f"{line}\n{ran.stdout}\n{ran.stderr}"
+    return ran.stdout
+
+
+def check_answer(block: Block, printed: str) -> None:
     if block.shown:
-        assert without_varying(json.loads(run.stdout)) == without_varying(json.loads(block.shown))
+        assert without_varying(json.loads(printed)) == without_varying(json.loads(block.shown))
     elif "stream=true" in block.code:
-        assert [name for name, _ in parse_events(run.stdout)][-2:] == ["token", "result"]
+        assert [name for name, _ in parse_events(printed)][-2:] == ["token", "result"]
     else:
-        assert '"error":' not in run.stdout
-        assert json.loads(run.stdout)
-
-
-@blocks("python")
-def test_a_program_prints_what_the_page_shows(
-    service: RunningService, tmp_path: Path, block: Block
-) -> None:
-    quiet = "-Wignore:OpenCV"  # supervision warns at its import that it runs without
-    command = [sys.executable, quiet, "-c", adapted(block.code, service, tmp_path)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (run.stdout, run.stderr) == (block.shown, "")
-
-
-@blocks("sh")
-def test_commands_succeed_and_print_what_the_page_shows(
-    service: RunningService, tmp_path: Path, block: Block
-) -> None:
-    lines = adapted(block.code, service, tmp_path).splitlines()
-    printed = "".join(run_command(line, service) for line in lines)
-    assert printed
-    if block.shown:
-        assert without_times(printed, tmp_path) == without_times(block.shown, tmp_path)
+        assert '"error":' not in printed
+        assert json.loads(printed)
 
 
 def test_there_are_requests_and_programs_on_the_pages() -> None:
@@ -109,17 +121,6 @@ def adapted(code: str, service: RunningService, tmp_path: Path) -> str:
     code = code.replace("localhost:3001", service.grpc_address).replace("/tmp/", f"{tmp_path}/")
     code = re.sub(r"\bClient\((?=\)|\w+=)", f'Client("{service.url}", ', code)
     return code.replace("localhost:3000", service.url.removeprefix("http://"))
-
-
-def run_command(line: str, service: RunningService) -> str:
-    """Run a command of the client against the service and return what it prints."""
-    program, *words = shlex.split(line)
-    assert program == _CLIENT.name, f"{line!r} is not a command of the client"
-    url = [] if "--url" in words else ["--url", service.url]
-    run = subprocess.run(
-        [str(_CLIENT), *url, *words], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return run.stdout
 
 
 def without_times(text: str, tmp_path: Path) -> str:

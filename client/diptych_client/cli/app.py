@@ -4,13 +4,16 @@ import asyncio
 import json
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from PIL import Image
 from rich.console import Console, RenderableType
 from typer import Argument, Option
+from typer.core import TyperGroup
 
 from diptych_client.cli.doctor import examine
 from diptych_client.cli.folder import annotate_images
@@ -37,7 +40,31 @@ from diptych_client.requests import read_api_key
 from diptych_client.transports.analysis_messages import analysis_json
 from diptych_client.transports.rest_messages import comparison_json
 
+
+class _Commands(TyperGroup):
+    """The commands; options of all commands may follow a command's name, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own: dict[str, Any] = {}
+        for parameter in self.params:
+            own |= dict.fromkeys(parameter.opts, parameter)
+        first: list[str] = []
+        others: list[str] = []
+        words = iter(args)
+        for word in words:
+            name, has_value, _ = word.partition("=")
+            if word == "--":
+                others += [word, *words]
+            elif name not in own:
+                others.append(word)
+            else:
+                is_whole = has_value or getattr(own[name], "is_flag", False)
+                first += [word] if is_whole else [word, *islice(words, 1)]
+        return super().parse_args(ctx, first + others)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -74,6 +101,12 @@ def main() -> None:
         sys.exit(1)
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        echo(f"diptych {version('diptych-client')}")
+        raise typer.Exit
+
+
 @app.callback(epilog=_EXITS)
 def connect(
     context: typer.Context,
@@ -92,6 +125,9 @@ def connect(
         bool, Option("--quiet", "-q", help="Print results and errors only: no notes, no bar.")
     ] = False,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Print each request, too.")] = False,
+    _: Annotated[
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Run vision tasks on a Diptych service."""
     set_verbosity(quiet, verbose)

@@ -58,7 +58,8 @@ def analysis_view(analysis: Analysis) -> RenderableType:
     parts: list[RenderableType] = []
     for step in analysis.steps:
         truncated = ", truncated" if step.truncated else ""
-        title = f"{step.id}: {step.task}, {len(step.answers)} answers{truncated}"
+        plural = "" if len(step.answers) == 1 else "s"
+        title = f"{step.id}: {step.task}, {len(step.answers)} answer{plural}{truncated}"
         parts.append(Text(printable(title), style="bold underline"))
         for answer in step.answers:
             if answer.of is not None:

@@ -15,6 +15,11 @@ import numpy as np
 
 from diptych_client.geometry import BoxXyxy, PointXy, parse_box
 from diptych_client.inputs import ImageFile, ImageStore
+from diptych_client.long_runs import RunError
+
+
+class NoSuchSplit(RunError):
+    """The dataset has no split of this name, or none at all."""
 
 
 @dataclass(frozen=True, slots=True)

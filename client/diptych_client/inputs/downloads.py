@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from diptych_client.inputs.problems import Problems
+from diptych_client.long_runs import RunError
+from diptych_client.requests import begins_as_image
 
 MAX_URLS = 100_000
 MAX_BYTES = 200_000_000  # one image
@@ -19,7 +21,10 @@ _UNSAFE = re.compile(r"[^\w.-]+")
 
 
 def download(urls: Sequence[str], folder: Path, problems: Problems) -> None:
-    """Write each image as NUMBER-NAME; one that cannot be read is a problem."""
+    """Write each image as NUMBER-NAME; one that cannot be read is a problem.
+
+    Raise `RunError` if none can be read.
+    """
     settings = {"follow_redirects": True, "max_redirects": _MAX_REDIRECTS}
     with httpx.Client(timeout=_TIMEOUT_S, **settings) as http:  # type: ignore[arg-type]
 
@@ -35,6 +40,8 @@ def download(urls: Sequence[str], folder: Path, problems: Problems) -> None:
                             return f"the file is larger than {MAX_BYTES:,} bytes"
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 return str(error).partition("\n")[0]
+            if not begins_as_image(data):
+                return "not a JPEG, PNG or WebP file"
             path = folder / f"{number:06d}-{name}"
             if b"." not in name.encode()[-6:]:
                 path = path.with_name(f"{path.name}.jpg")
@@ -42,7 +49,10 @@ def download(urls: Sequence[str], folder: Path, problems: Problems) -> None:
             return ""
 
         with ThreadPoolExecutor(_CONCURRENCY) as threads:
-            found = threads.map(fetch, range(1, len(urls) + 1), urls)
-            for url, error in zip(urls, found, strict=True):
-                if error:
-                    problems.add(url, error, "image left out")
+            errors = list(threads.map(fetch, range(1, len(urls) + 1), urls))
+    if all(errors):
+        more = f"; none of the {len(urls):,} URLs can be read" if len(urls) > 1 else ""
+        raise RunError(f"{urls[0]}: {errors[0]}{more}")
+    for url, error in zip(urls, errors, strict=True):
+        if error:
+            problems.add(url, error, "image left out")

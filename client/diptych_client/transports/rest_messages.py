@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from httpx_sse import ServerSentEvent
@@ -103,16 +104,18 @@ def tasks_from_json(body: Json) -> tuple[Task, ...]:
 
 
 def error_from_response(
-    status: int, headers: Mapping[str, str], body: bytes, request_id: str
+    status: int, headers: Mapping[str, str], body: bytes, request_id: str, url: str = "the server"
 ) -> DiptychError:
-    """Return the error of a failed response: from its JSON body, else from its status."""
+    """Return the error of a failed response: from its JSON body, else from status and URL."""
     wait_s = parse_retry_after_s(headers.get("retry-after"), datetime.now(UTC))
     try:
         return error_from(_value(ErrorDetail, json.loads(body)["error"]), wait_s)
     except (ValueError, KeyError, TypeError, RecursionError):
         code = _CODE_OF_STATUS.get(status, "internal")
         text = body[:200].decode(errors="replace")
-        message = f"the server responded with status {status}: {text}"
+        message = f"{url} responded with status {status}: {text}"
+        if status == HTTPStatus.NOT_FOUND:
+            message += "; is this the URL of a Diptych service?"
         return error_from(ErrorDetail(code, message, None, request_id), wait_s)
 
 

@@ -112,8 +112,8 @@ def _request_errors(call: Call[Any]) -> Iterator[None]:
 
 def _check_status(response: httpx.Response, call: Call[Any]) -> None:
     if not response.is_success:
-        status = response.status_code
-        raise error_from_response(status, response.headers, response.content, call.request_id)
+        given = (response.status_code, response.headers, response.content, call.request_id)
+        raise error_from_response(*given, f"{call.url}{call.operation.path}")
 
 
 def _result(response: httpx.Response, call: Call[ResultT]) -> ResultT:

@@ -61,7 +61,7 @@ def test_an_analysis_is_the_same_as_json() -> None:
 def test_the_steps_of_a_recipe_are_sent_and_the_answers_shown(tmp_path: Path) -> None:
     result, script = run(tmp_path, "--recipe", "both-models")
     assert result.exit_code == 0, result.output
-    for text in ("things: object_detection", "1 answers", "truncated", "object 1", "busy"):
+    for text in ("things: object_detection", "1 answer\n", "truncated", "object 1", "busy"):
         assert text in result.stdout
     assert b'"models": ["first", "second"]' in script.received[0].body
     printed = run(tmp_path, "--json")[0].stdout

@@ -185,6 +185,8 @@ def test_an_index_has_a_row_for_each_report(command: Command, tmp_path: Path) ->
     assert 'href="out/report.html"' in page
     assert "agreement" in page
     (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(RunError, match=r"report\.json does not exist; give a folder that"):
+        write_index([tmp_path], tmp_path / "index.html")
     with pytest.raises(RunError, match="is not a report"):
         write_index([tmp_path / "x.json"], tmp_path / "index.html")
 

@@ -5,6 +5,7 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -140,10 +141,18 @@ def test_quiet_prints_results_and_errors_alone(
     script = Script([answer(DETECTIONS)] * 3, listings={"/v1/tasks": [task]})
     words = ("annotate", str(tmp_path / "in"), "--task", "t", "--out", str(tmp_path / "out"))
     with serving_rest(script) as url:
-        assert run(monkeypatch, "--url", url, *option, *words, "--json") == 0
+        # options of all commands may follow the command
+        assert run(monkeypatch, *words, "--json", f"--url={url}", "--timeout-s", "9", *option) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["labelled"] == 3
     assert ("images/s" in printed.err) == is_noted
+
+
+def test_the_version_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"diptych {version('diptych-client')}\n"
 
 
 def test_the_help_offers_completion_and_fits_80_columns(

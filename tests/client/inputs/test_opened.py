@@ -168,12 +168,13 @@ def url(photos: Path) -> Iterator[str]:
 def test_a_list_of_urls_is_read_and_a_missing_one_is_named(
     url: str, tmp_path: Path, opening: Opening
 ) -> None:
-    urls = [f"{url}/a.png", f"{url}/none.png", f"{url}/b.png?size=1"]
+    urls = [f"{url}/a.png", f"{url}/none.png", f"{url}/b.png?size=1", f"{url}/"]
     (tmp_path / "urls.txt").write_text("\n".join(urls))
     assert names([str(tmp_path / "urls.txt")], opening) == ["000001-a.png", "000003-b.png"]
-    (line,) = opening.problems.lines
+    line, other = opening.problems.lines
     assert line.startswith(f"{url}/none.png: Client error '404 File not found'")
     assert line.endswith("; image left out")
+    assert other == f"{url}/: not a JPEG, PNG or WebP file; image left out"
     assert names([urls[0]], Opening(tmp_path / "one", Problems())) == ["000001-a.png"]
 
 
@@ -181,6 +182,14 @@ def test_an_image_by_url_is_bounded(
     url: str, opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diptych_client.inputs.downloads.MAX_BYTES", 10)
-    with pytest.raises(RunError, match="contains no JPEG"):
-        open_images([f"{url}/a.png"], opening).images()
-    assert "larger than 10 bytes" in opening.problems.lines[0]
+    with pytest.raises(RunError, match=r"/a\.png: the file is larger than 10 bytes$"):
+        open_images([f"{url}/a.png"], opening)
+
+
+def test_urls_of_which_none_can_be_read_are_named_and_not_the_folder_of_the_files(
+    url: str, tmp_path: Path, opening: Opening
+) -> None:
+    (tmp_path / "urls.txt").write_text(f"{url}/\n{url}/none.png")
+    rule = "/: not a JPEG, PNG or WebP file; none of the 2 URLs can be read$"
+    with pytest.raises(RunError, match=f"^{url}{rule}"):
+        open_images([str(tmp_path / "urls.txt")], opening)

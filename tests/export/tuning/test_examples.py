@@ -8,8 +8,8 @@ import pytest
 
 from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
+from export.tuning.dataset import LabelledImage
 from export.tuning.examples import TUNED_TASKS, Example, make_examples
-from export.tuning.labels import LabelledImage
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText

@@ -27,7 +27,7 @@ def test_a_card_says_what_was_tuned_how_and_how_good_it_is(tmp_path: Path) -> No
     example = Example(Path("a.png"), (), (), TaskParameters(), (9, 9))
     images = [[example, example]] + [[example]] * 38
     job = TuningJob(BASE, "object_detection", images, output, OPTIONS)
-    write_card(job, Path("data/my-labels"), 3, epochs, lines)
+    write_card(job, Path("data/my-labels"), "3 x image left out", epochs, lines)
     card = (output / "README.md").read_text()
     _, header, text = card.split("---\n", 2)
     assert yaml.safe_load(header)["base_model"] == BASE.source
@@ -35,7 +35,7 @@ def test_a_card_says_what_was_tuned_how_and_how_good_it_is(tmp_path: Path) -> No
     for part in (
         "# my-shapes\n",
         f"for `object_detection`, tuned on {date.today()}.",
-        "`my-labels`: 40 examples about 39 images; 3 images could not be read",
+        "`my-labels`: 40 examples about 39 images; 3 x image left out. The share",
         "Epoch 1 of 2 is kept: held-out loss 1.5000, F1 0.500 [0.250, 0.750] of boxes at IoU 0.5",
         "on 5 held-out images",
         "- 'Locate the cat': expected 'cat<loc_1>', got 'dog<loc_1>'",

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from export.tune import INTERRUPTED, MAX_NAMED, how_to_continue, main
+from export.tune import INTERRUPTED, MAX_SHOWN, how_to_continue, main
 from export.tuning.run_folder import RUN_FOLDER
 from export.tuning.training import CURVE_FILE
 from runners.adapters.peft_adapter import read_adapter
@@ -149,15 +149,15 @@ def test_an_output_that_does_not_fit_is_refused(
 def test_one_image_beside_damaged_ones_cannot_be_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_hexagon_coco(tmp_path / "data", FIRST_TRAINING_SEED, MAX_NAMED + 2)
+    data = write_hexagon_coco(tmp_path / "data", FIRST_TRAINING_SEED, MAX_SHOWN + 2)
     _, *damaged = sorted((data / "images").iterdir())
     for path in damaged:
         path.write_bytes(b"no image")
     assert main(command(data, "florence-2-mini", tmp_path / "out")) == 1
     *named, counted, error = capsys.readouterr().err.splitlines()
     for path, line in zip(damaged, named, strict=False):
-        assert f"{path} cannot be read" in line
-    assert (len(named), counted) == (MAX_NAMED, "left out: 11 of 12 images, which cannot be read")
+        assert f"{path}: it cannot be read" in line
+    assert (len(named), counted) == (MAX_SHOWN, "11 x image left out")
     assert "for 1 image; at least 2 are needed" in error
     assert not (tmp_path / "out").exists()
 

@@ -133,10 +133,10 @@ def test_served_entries_are_in_the_order_of_the_catalog() -> None:
 
 
 def test_unknown_model_in_the_settings_lists_the_catalog() -> None:
-    values = Settings(models=("florence-3",), catalog=ROOT / "models" / "catalog.yaml")
+    values = Settings(models=("florence-2-min",), catalog=ROOT / "models" / "catalog.yaml")
     with pytest.raises(
         SettingsError,
-        match="DIPTYCH_MODELS: unknown model 'florence-3'; the catalog has florence-2-mini, ",
+        match=r"'florence-2-min' \(did you mean florence-2-mini\?\); the catalog has flor",
     ):
         served_entries(values)
 
@@ -144,9 +144,10 @@ def test_unknown_model_in_the_settings_lists_the_catalog() -> None:
 def test_unknown_model_lists_the_served_models() -> None:
     with pytest.raises(
         UnknownModel,
-        match="model 'a' is not served; the served models are florence-2-mini, paligemma-mini",
+        match=r"model 'paligemma' is not served \(did you mean paligemma-mini\?\);"
+        " the served models are florence-2-mini, paligemma-mini",
     ) as caught:
-        served_models().get("a")
+        served_models().get("paligemma")
     assert caught.value.param == "model"
 
 

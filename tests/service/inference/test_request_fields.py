@@ -88,7 +88,7 @@ def test_parameters_are_passed_to_the_task(
 def test_unknown_field_lists_the_allowed_ones(fields_class: type[GenerationFields]) -> None:
     error = refusal({"task": "ocr", "labls": ["dog"]}, fields_class)
     assert error.param == "labls"
-    assert "unknown field 'labls'" in error.message
+    assert "unknown field 'labls' (did you mean labels?)" in error.message
     for allowed in ["image", *fields_class.model_fields, *PARAMETERS]:
         assert allowed in error.message.partition("the fields are ")[2].split(", ")
 

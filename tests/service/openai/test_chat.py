@@ -69,7 +69,8 @@ def test_text_selects_the_task_and_the_completion_is_the_raw_text(
     [
         ({}, "invalid_request", "model"),
         ({**body(), "n": 2}, "invalid_request", "n"),
-        ({**body(), "tools": []}, "invalid_request", "tools"),
+        ({**body(), "tools": [{}] * 129}, "invalid_request", "tools"),
+        ({**body(), "tool_choice": "required"}, "invalid_request", "tool_choice"),
         ({**body(), "temperature": 3}, "invalid_request", "temperature"),
         ({**body(), "temperature": 1e-300}, "invalid_request", "temperature"),
         ({**body(), "max_tokens": 0}, "invalid_request", "max_tokens"),

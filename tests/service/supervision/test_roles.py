@@ -1,11 +1,13 @@
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from service.__main__ import main
 from service.inference.served_models import served_entries
 from service.settings import Settings, SettingsError
-from service.supervision.roles import Role
+from service.supervision.roles import USAGE, Role
 from tests.support.catalog import ROOT
 
 MODELS = ("florence-2-mini", "paligemma-mini")
@@ -117,3 +119,12 @@ def test_gateway_alone_needs_the_url_of_every_runner() -> None:
         Role.parse(("gateway",)).check(values)
     Role.parse(()).check(values)
     Role.parse(("gateway",)).check(Settings(models=(A,), runner_urls=URLS))
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_the_usage_and_not_an_error(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["service", word])
+    main()
+    assert capsys.readouterr().out.startswith(f"usage: {USAGE}\n")

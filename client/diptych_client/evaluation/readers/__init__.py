@@ -11,6 +11,7 @@ hugging_face.py   folders and Parquet files of the library `datasets`
 A folder of none of them is one of images without labels.
 """
 
+from diptych_client.evaluation.dataset import NoSuchSplit
 from diptych_client.evaluation.readers.detect import read_dataset
 
-__all__ = ["read_dataset"]
+__all__ = ["NoSuchSplit", "read_dataset"]

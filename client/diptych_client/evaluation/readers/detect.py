@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from diptych_client.evaluation.dataset import Dataset, LabelledImage
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, NoSuchSplit
 from diptych_client.evaluation.foreign_files import read_json
 from diptych_client.evaluation.readers.coco import read_coco
 from diptych_client.evaluation.readers.cvat import read_cvat
@@ -82,7 +82,7 @@ def _read(path: Path, images: Path | None, split: str | None, problems: Problems
     if next(path.rglob("*.xml"), None) is not None:
         return read_voc(path, split, problems)
     if split is not None:
-        raise RunError(f"{path} has no label file of the split {split}; looked for {LOOKED_FOR}")
+        raise NoSuchSplit(f"{path} has no label file of the split {split}; looked for {LOOKED_FOR}")
     unlabelled = [LabelledImage(image) for image in find_images(path)]
     if not unlabelled:
         missing = "contains neither labels nor a JPEG, PNG or WebP file"
@@ -94,7 +94,7 @@ def _read_file(path: Path, images: Path | None, split: str | None, problems: Pro
     suffix = path.suffix.lower()
     if split is not None and suffix in (".json", ".jsonl", ".xml"):
         hint = "omit --split, or give the folder with the files of all splits"
-        raise RunError(f"{path} is one file: {hint}")
+        raise NoSuchSplit(f"{path} is one file: {hint}")
     match suffix:
         case ".json":
             return _read_json(path, problems, images)

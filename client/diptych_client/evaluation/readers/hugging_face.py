@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from diptych_client.evaluation.dataset import Dataset, LabelledImage, classes_of
+from diptych_client.evaluation.dataset import Dataset, LabelledImage, NoSuchSplit, classes_of
 from diptych_client.evaluation.readers.json_lines import from_hugging_face, labelled_row
 from diptych_client.inputs import Problems
 from diptych_client.inputs.files import ImageFile, path_within
@@ -46,7 +46,7 @@ def read_hugging_face(path: Path, split: str | None, problems: Problems) -> Data
             files.append(file)
             splits.update(each for each in _SPLITS if each in name)
     if not files:
-        raise RunError(f"{path} has no Parquet or Arrow file of the split {split}")
+        raise NoSuchSplit(f"{path} has no Parquet or Arrow file of the split {split}")
     if len(splits) > 1:
         choices = ", ".join(sorted(splits))
         raise RunError(f"{path} has several splits: choose one with --split ({choices})")

@@ -89,15 +89,19 @@ def _object(result: Mapping[str, Any]) -> TrueObject:
 
 
 def _image(store: Folder, url: str) -> ImageFile:
-    """Return the file that ends like the URL, without the prefix of an upload if need be."""
+    """Return the file that ends like the URL, or has its name without the prefix of an upload."""
     parts = urlsplit(url)
     local = parse_qs(parts.query).get("d")  # a local storage has it
     names = PurePosixPath(local[0] if local else unquote(parts.path)).parts
     safe = [name for name in names if name not in ("/", "..")]
-    for start in range(len(safe)):
-        for name in ("/".join(safe[start:]), f"images/{safe[-1]}"):
-            if (store.path / name).is_file():
-                return store.image(name)
     last = safe[-1] if safe else ""
-    plain = _UPLOADED.sub("", last)
-    return store.image(plain if (store.path / plain).is_file() else last)
+    candidates = ["/".join(safe[start:]) for start in range(len(safe))]
+    for name in (last, _UPLOADED.sub("", last)):
+        candidates += [name, f"images/{name}"]
+    for candidate in candidates:
+        if (store.path / candidate).is_file():
+            return store.image(candidate)
+    hint = "give its folder with --images"
+    raise ValueError(
+        f"the image {last!r:.200} is neither in {store.path} nor in its images/: {hint}"
+    )

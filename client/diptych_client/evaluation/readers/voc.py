@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 from diptych_client.evaluation.dataset import (
     Dataset,
     LabelledImage,
+    NoSuchSplit,
     TrueObject,
     classes_of,
     true_box,
@@ -51,7 +52,7 @@ def _files(path: Path, annotations: Path, split: str | None) -> list[Path]:
     files = sorted(annotations.rglob("*.xml"))
     found = [file for file in files if split in (None, *file.relative_to(annotations).parts)]
     if not found:
-        raise RunError(f"{listing} does not exist, and no folder {split} has annotations")
+        raise NoSuchSplit(f"{listing} does not exist, and no folder {split} has annotations")
     return found
 
 

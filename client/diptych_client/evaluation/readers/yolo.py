@@ -14,6 +14,7 @@ import os.path
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -61,7 +62,12 @@ def read_yolo(path: Path, split: str | None, problems: Problems) -> Dataset:
         images: list[Path] = []
         for source in sources:
             images += _images(folder, root, source)
-        return _labelled_images(folder, images, _names(document["names"]), problems)
+        dataset = _labelled_images(folder, images, _names(document["names"]), problems)
+        others = [each for each in _SPLITS if document.get(each) and each != chosen]
+        if split is not None or not others:
+            return dataset
+        note = f"the split {chosen} is read; --split reads {' or '.join(others)}"
+        return replace(dataset, note=note)
     except MALFORMED as error:
         raise RunError(f"{path} is not a YOLO dataset: {error!r:.200}") from error
 

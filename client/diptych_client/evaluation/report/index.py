@@ -27,6 +27,9 @@ def write_index(reports: Sequence[Path], out: Path) -> list[dict[str, Any]]:
         path = given / "report.json" if given.is_dir() else given
         try:
             rows += rows_of(path, read_json(path))
+        except FileNotFoundError as error:
+            needed = "give a folder that `diptych evaluate` wrote"
+            raise RunError(f"{path} does not exist; {needed}") from error
         except MALFORMED as error:
             raise RunError(f"{path} is not a report: {error!r:.200}") from error
     cells = tuple(tuple(map(str, row.values())) for row in rows)

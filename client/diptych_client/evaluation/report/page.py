@@ -25,7 +25,7 @@ from diptych_client.evaluation.report.tables import (
 
 _FOLDER = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_INTERVAL = re.compile(r"\[([^\s,\]]+), ")  # its line is not broken
+_INTERVAL = re.compile(r"\[[^\s,\]]+, [^\s,\]]+\]")  # its line is not broken
 
 
 def write_report(
@@ -134,7 +134,7 @@ def html_table(table: Table) -> str:
         for cell in cells:
             share = round(60 * int(cell) / largest) if largest else 0
             heat = f' style="--heat: {share}%" class="heat"' if largest else ""
-            text = _INTERVAL.sub(r"[\1,&nbsp;", escape(cell))
+            text = _INTERVAL.sub(r'<span class="interval">\g<0></span>', escape(cell))
             body += f"<td{heat}>{text}</td>"
         body += "</tr>"
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)

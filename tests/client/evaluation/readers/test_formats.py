@@ -56,6 +56,24 @@ def test_every_format_gives_the_same_objects(write: Callable[[Path], Path], tmp_
         assert [each.box_xyxy for each in found] == [pytest.approx(box) for _, box in own], name
 
 
+def test_the_split_that_is_read_is_noted_beside_the_others(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path)
+    assert read_dataset(folder).note == "the split val is read; --split reads train"
+    assert read_dataset(folder, split="val").note == ""
+
+
+def test_an_image_of_label_studio_may_have_the_name_before_its_upload(tmp_path: Path) -> None:
+    folder = write_label_studio(tmp_path)
+    for path in (folder / "images").iterdir():
+        path.rename(path.with_name(path.name.removeprefix("0123abcd-")))
+    assert [each.image.name for each in read_dataset(folder).images] == [
+        f"images/{name}" for name in OBJECTS
+    ]
+    (folder / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"no image is left: .*: give its folder with --images"):
+        read_dataset(folder)
+
+
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_image_can_be_read_in_any_order(
     write: Callable[[Path], Path], tmp_path: Path

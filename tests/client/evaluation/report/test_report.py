@@ -30,6 +30,7 @@ from tests.support.evaluations import OBJECTS, detection, write_coco, write_imag
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 MODELS = ("first-model", "second-model")
+ONE_LINE_EACH = "all => all.length && all.every(each => each.getClientRects().length === 1)"
 BROKEN_WORDS = """cells => cells.filter(cell => {
   const text = document.createRange();
   text.selectNodeContents(cell);
@@ -178,6 +179,7 @@ def test_the_page_is_whole_at_every_width(
     clipped = "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).length"
     assert page.locator(".wide").evaluate_all(clipped) == 0
     assert page.locator("th").evaluate_all(BROKEN_WORDS) == []
+    assert page.locator(".interval").evaluate_all(ONE_LINE_EACH)
     found = [
         each["id"]
         for each in Axe().run(page).response["violations"]

@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from collections.abc import Callable
 from itertools import starmap
@@ -9,8 +8,8 @@ import pytest
 
 from export.checkpoints.errors import TuningError
 from export.scenes.truth import LabelledBox
-from export.tuning.dataset import read_labels
-from export.tuning.labels import LabelledImage
+from export.tuning import dataset
+from export.tuning.dataset import Dataset, LabelledImage
 from tasks.results import BoxXyxy
 from tests.support.evaluations import (
     OBJECTS,
@@ -48,6 +47,10 @@ EXPECTED: dict[str, dict[str, object]] = {
     "one answer": {"questions": (("how many?", ("2",)),)},
     "phrases": {"phrases": (LabelledBox("left cat", (1.0, 2.0, 30.0, 40.0)),)},
 }
+
+
+def read_labels(path: Path, images: Path | None = None) -> Dataset:
+    return dataset.read_labels(path, path.parent / "work", images)
 
 
 def write_rows(folder: Path, *lines: str) -> Path:
@@ -93,51 +96,60 @@ def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "labels.jsonl has no image that can be read"),
         (
             ['{"image": "a.png", "objects": [{"label": "cat"}]}'],
-            r"line 1: expected .* KeyError\('box'\)",
+            r"line 1: expected an object .* no key box; line left out",
         ),
-        (["", "[]"], "line 2: expected an object"),
         (["{"], "line 1: expected an object"),
-        (['{"image": "no.png", "caption": "a"}'], "no.png cannot be read"),
+        (['{"image": "no.png", "caption": "a"}'], r"no\.png: it cannot be read: "),
         (
             ['{"image": "labels.jsonl", "caption": "a"}'],
-            r"labels\.jsonl cannot be read: .*JPEG, PNG, WEBP",
+            r"labels\.jsonl: it cannot be read: .*JPEG, PNG, WEBP",
         ),
+        (['{"image": "a.png"}', '{"image": "b.png"}'], "no labels found for 2 images"),
     ],
 )
-def test_a_malformed_dataset_is_refused_by_its_line(
+def test_a_dataset_without_one_good_label_is_refused_by_its_first_problem(
     lines: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TuningError, match=message):
         read_labels(write_rows(tmp_path, *lines))
 
 
-@pytest.mark.parametrize("document", ["[]", "{", '{"images": [{"id": 1}]}'])
-def test_what_is_not_coco_is_refused(document: str, tmp_path: Path) -> None:
-    (tmp_path / "labels.json").write_text(document)
-    with pytest.raises(TuningError, match=r"labels\.json is not COCO"):
-        read_labels(tmp_path)
+def test_a_folder_without_labels_names_what_was_looked_for(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos")
+    with pytest.raises(TuningError, match=r"no labels found: looked for data\.yaml or labels/"):
+        read_labels(tmp_path / "photos")
 
 
-def test_a_folder_with_several_label_files_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match=re.escape(f"{tmp_path} is a folder with 0 such files")):
-        read_labels(tmp_path)
-    for name in ("a.json", "b.jsonl"):
-        (tmp_path / name).touch()
-    with pytest.raises(TuningError, match="a folder with 2 such files"):
-        read_labels(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "line", ["7 .5 .5 .1 .1", "0 .5 .5 .1", "0 .5 .5", "car .5 .5 .1 .1", "1e999 .5 .5 .1 nan"]
-)
-def test_a_line_that_is_not_yolos_is_named(line: str, tmp_path: Path) -> None:
-    folder = yolo_to_train_on(tmp_path)
+def test_a_damaged_label_is_named_and_left_out(tmp_path: Path) -> None:
+    folder = yolo_to_train_on(tmp_path / "data")
     with (folder / "labels" / "val" / "b.txt").open("a") as file:
-        file.write(line)
-    with pytest.raises(TuningError, match=r"b\.txt, line 2: expected a class of the yaml"):
+        file.write("7 .5 .5 .1 .1")
+    found = read_labels(folder)
+    assert len(found.images) == len(OBJECTS)
+    (line,) = found.problems.lines
+    assert "b.txt, line 2: class 7 is not one of the 2 classes; object left out" in line
+
+
+def test_only_the_training_split_of_an_archive_is_read(tmp_path: Path) -> None:
+    """As Roboflow exports COCO."""
+    for split, name in (("train", "a.png"), ("valid", "b.png")):
+        write_images(tmp_path / "data" / split)
+        rows = {"images": [{"id": 1, "file_name": name}], "categories": [{"id": 1, "name": "cat"}]}
+        box = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}
+        document = json.dumps(rows | {"annotations": [box]})
+        (tmp_path / "data" / split / "_annotations.coco.json").write_text(document)
+    archive = shutil.make_archive(str(tmp_path / "exported"), "zip", tmp_path / "data")
+    (image,) = read_labels(Path(archive)).images
+    assert (image.path.name, image.objects) == ("a.png", (LabelledBox("cat", (1, 2, 31, 42)),))
+
+
+def test_a_yaml_without_a_training_split_is_refused(tmp_path: Path) -> None:
+    folder = yolo_to_train_on(tmp_path / "data")
+    yaml = folder / "data.yaml"
+    yaml.write_text(yaml.read_text().replace("train:", "test:"))
+    with pytest.raises(TuningError, match="has no split train"):
         read_labels(folder)
 
 
@@ -157,12 +169,10 @@ def test_images_that_cannot_be_read_are_named_and_left_out(
     damaged.write_bytes(damaged.read_bytes()[:-20])  # its header is whole
     (missing,) = folder.rglob("c.png")
     missing.unlink()
-    dataset = read_labels(folder)
-    assert [each.path.name for each in dataset.images] == ["b.png"]
-    # YOLO names classes, not images
-    expected = [damaged] if write is yolo_to_train_on else [damaged, missing]
-    for path, reason in zip(expected, dataset.left_out, strict=True):
-        assert f"{path.name} cannot be read: " in reason
+    found = read_labels(folder)
+    assert [each.path.name for each in found.images] == ["b.png"]
+    assert found.problems.counts["image left out"] == (1 if write is yolo_to_train_on else 2)
+    assert "a.png: it " in found.problems.lines[0]
 
 
 def test_images_without_any_label_file_are_refused(
@@ -172,5 +182,5 @@ def test_images_without_any_label_file_are_refused(
     monkeypatch.chdir(folder)
     assert any(each.objects for each in read_labels(Path("data.yaml")).images)
     shutil.rmtree(folder / "labels")
-    with pytest.raises(TuningError, match="no labels found for 3 images: labels/"):
+    with pytest.raises(TuningError, match="no labels found for 3 images"):
         read_labels(folder)
