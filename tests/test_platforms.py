@@ -1,0 +1,46 @@
+"""Wheels of other platforms than x86-64 Linux: all that the pins need is published for them.
+
+That they can be installed is all that this says; nothing here runs there.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SERVICE = ("--group", "pyproject.toml:export", "requirements.txt")
+CLIENT = ("--all-extras", "client/pyproject.toml")
+LINUX = "aarch64-manylinux_2_40"  # Debian 13 has glibc 2.41
+MACOS = "aarch64-apple-darwin"
+WINDOWS = "x86_64-pc-windows-msvc"
+
+pytestmark = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("platform", "requirements", "package"),
+    [
+        (LINUX, SERVICE, "torch"),
+        (MACOS, SERVICE, "torch"),
+        (LINUX, CLIENT, "grpcio"),
+        (MACOS, CLIENT, "grpcio"),
+        (WINDOWS, CLIENT, "grpcio"),
+    ],
+)
+def test_every_pinned_package_has_a_wheel(
+    platform: str, requirements: tuple[str, ...], package: str
+) -> None:
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--only-binary", ":all:"]
+    run = subprocess.run(
+        [*command, "--python-platform", platform, *requirements],
+        cwd=ROOT,
+        env=os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"},  # onnxruntime's oldest macOS
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"\n{package}==" in run.stdout
