@@ -61,10 +61,11 @@ def ratio_table(run: Run) -> str:
     rows = []
     for each in comparisons(run):
         name, factor = MEASURES[each.target.measure]
+        is_default = each.target.precision == "default"
         rows.append(
             [
                 TITLES[each.target.workload],
-                each.model,
+                f"{each.model}, default precision" if is_default else each.model,
                 name,
                 shown(each.our_value * factor),
                 shown(each.peer_value * factor),
