@@ -29,12 +29,17 @@ _ENCODER_COPIES = 4  # copies of the float32 graph while it is made
 # Large pages of weights and graphs: Florence-2-base took 4.5 GB with them, 3.7 GB without.
 _LARGE_PAGES = 1.3
 _ACTIVATIONS_BYTES = 1.5e9  # prefill of all probes
+# SigLIP's attention scores of an image grow with the fourth power of its side: 1 GB at 896 px
+_SIGLIP_HEADS = 16
+_PATCH_PX = 14
+_SCORES_COPIES = 7  # while a layer runs in float16's arithmetic
 # The check's time grows up to this size: larger models answer fewer photographs.
 _FULL_CHECK_PARAMETERS = 0.25e9
 _CORE_SECONDS = {
     "fixed": 15.0,
     "per gigaparameter": 1000.0,
     "of the check, per gigaparameter": 800.0,
+    "per gigabyte of attention scores": 4000.0,
 }
 
 
@@ -89,6 +94,10 @@ def needs_of(entry: CatalogEntry, num_cores: int) -> Needs:
     else:
         copies = 4 * parameters + _ENCODER_COPIES * 4 * encoder
         peaks = (_LARGE_PAGES * copies, 4 * decoder + 3 * _ACTIVATIONS_BYTES * decoder / _GB)
+    scores = 0.0
+    if entry.family == "paligemma":
+        scores = 4.0 * _SIGLIP_HEADS * (entry.resolution // _PATCH_PX) ** 4
+    memory = _LIBRARIES_BYTES + max(peaks) + _SCORES_COPIES * scores
     # Encoder in float32, int8 and float16; at first Florence-2's float32 graph of one image takes
     # the place of float16.
     bytes_per_weight = 4 + 1 + (4 if entry.family == "florence2" else 2)
@@ -96,7 +105,8 @@ def needs_of(entry: CatalogEntry, num_cores: int) -> Needs:
     checked = min(parameters, _FULL_CHECK_PARAMETERS)
     seconds = _CORE_SECONDS["fixed"] + _CORE_SECONDS["per gigaparameter"] * parameters / _GB
     seconds += _CORE_SECONDS["of the check, per gigaparameter"] * checked / _GB
-    return Needs(is_large, _LIBRARIES_BYTES + max(peaks), files, seconds / num_cores / 60)
+    seconds += _CORE_SECONDS["per gigabyte of attention scores"] * scores / _GB
+    return Needs(is_large, memory, files, seconds / num_cores / 60)
 
 
 def check_host(needs: Needs) -> None:

@@ -43,6 +43,7 @@ def test_too_little_disk_is_refused_with_both_numbers_and_the_folder() -> None:
         ("florence-2-base", False, 5),
         ("florence-2-large", False, 13),
         ("paligemma-3b-mix-224", True, 12),
+        ("paligemma-3b-mix-448", True, 12),
         ("paligemma-2-10b-mix-224", True, 24),
     ],
 )
@@ -52,6 +53,13 @@ def test_memory_of_released_models_stays_below_the_stated_limits(
     needs = needs_of(CATALOG[model_id], num_cores=2)
     assert needs.is_large == is_large
     assert needs.memory_bytes < max_gb * 1e9
+
+
+def test_attention_over_a_large_image_is_counted() -> None:
+    """17.5 GB and an hour with one layer of Gemma (docs/models.md)."""
+    needs = needs_of(CATALOG["paligemma-3b-pt-896"], num_cores=2)
+    assert 16e9 < needs.memory_bytes < 19e9
+    assert 50 < needs.minutes < 90
 
 
 def host(
