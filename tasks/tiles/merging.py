@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
 
+import numpy as np
 import shapely
 
 from tasks.results import (
@@ -33,11 +34,13 @@ from tasks.tiles.boxes import (
     parts_of_objects,
     survivors,
 )
+from tasks.tiles.fragments import NEAR_SHARE, moved_parts, seen_whole
 from tasks.tiles.grid import PixelBox
 from tasks.tiles.words import joined_line, merged_text, reading_order
 
 ItemT = TypeVar("ItemT", Detection, Instance, TextRegion)
 
+MAX_OBJECTS = 20_000  # of all views; that many take a second
 # Its labels are captions: two views describe one object in different words.
 _TASK_OF_CAPTIONS = "dense_region_captioning"
 _MIN_POINTS = 3  # a ring's
@@ -57,6 +60,7 @@ class Merged:
 
     result: Result
     num_merged: int
+    num_left_out: int = 0  # the least sure of more than `MAX_OBJECTS`
 
 
 def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -> Merged:
@@ -67,21 +71,21 @@ def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -
     match results[0]:
         case DetectionsResult():
             items = [each.detections for each in results if isinstance(each, DetectionsResult)]
-            found, num_merged = merging.merged(items)
-            return Merged(DetectionsResult(found, is_parsed), num_merged)
+            found, *counts = merging.merged(items)
+            return Merged(DetectionsResult(found, is_parsed), *counts)
         case InstancesResult():
             masks = [each.instances for each in results if isinstance(each, InstancesResult)]
-            instances, num_merged = merging.merged(masks)
-            return Merged(InstancesResult(instances, is_parsed), num_merged)
+            instances, *counts = merging.merged(masks)
+            return Merged(InstancesResult(instances, is_parsed), *counts)
         case TextRegionsResult():
             texts = [each.text_regions for each in results if isinstance(each, TextRegionsResult)]
-            regions, num_merged = merging.merged(texts)
+            regions, *counts = merging.merged(texts)
             lines = reading_order([box_of(region) for region in regions])
             if task_id == "ocr":
                 texts_of_lines = [_text(regions, line) for line in lines]
-                return Merged(TextResult("\n".join(texts_of_lines), is_parsed), num_merged)
+                return Merged(TextResult("\n".join(texts_of_lines), is_parsed), *counts)
             ordered = tuple(regions[index] for index in chain(*lines))
-            return Merged(TextRegionsResult(ordered, is_parsed), num_merged)
+            return Merged(TextRegionsResult(ordered, is_parsed), *counts)
         case TextResult(whole):
             rows: dict[int, dict[int, str]] = {}
             for view in views[1:]:
@@ -97,21 +101,36 @@ class _Merging:
     image_size_wh: tuple[int, int]
     task_id: str
 
-    def merged(self, items: Sequence[Sequence[ItemT]]) -> tuple[tuple[ItemT, ...], int]:
-        """Return the objects of all views, each once, and how many of `items` are left out."""
-        slack_px = 0.0
-        for left, top, right, bottom in (view.box for view in self.views[1:]):
-            slack_px = max(slack_px, EDGE_SHARE * max(right - left, bottom - top))
+    def merged(self, items: Sequence[Sequence[ItemT]]) -> tuple[tuple[ItemT, ...], int, int]:
+        """Return the objects of all views, each once.
+
+        Then how many of `items` are left out because of another one, and how many as too many.
+        """
+        size_wh = self.image_size_wh
+        views = [view.box for view in self.views]
+        sides_px = [max(right - left, bottom - top) for left, top, right, bottom in views[1:]]
+        tile_px = max(sides_px, default=0)
+        slack_px = EDGE_SHARE * tile_px
+        of_views: list[tuple[int, ItemT]] = []
+        for index, of_view in enumerate(items):
+            of_views += [(index, item) for item in of_view]
+        surest = sorted(range(len(of_views)), key=lambda number: -of_views[number][1].score)
         found: list[FoundBox] = []
         flat: list[ItemT] = []
-        for index, (view, of_view) in enumerate(zip(self.views, items, strict=True)):
-            for item in of_view:
-                box = box_of(item)
-                cut = cut_sides(box, view.box, self.image_size_wh, slack_px)
-                label = self._label(item)
-                found.append(FoundBox(box, label, item.score, frozenset({index}), cut))
-                flat.append(item)
+        for number in sorted(surest[:MAX_OBJECTS]):
+            index, item = of_views[number]
+            box = box_of(item)
+            cut = cut_sides(box, views[index], size_wh, slack_px)
+            found.append(FoundBox(box, self._label(item), item.score, frozenset({index}), cut))
+            flat.append(item)
+        num_found = len(found)
         is_text = any(isinstance(item, TextRegion) for item in flat)
+        are_parts = moved_parts(found, views, size_wh, NEAR_SHARE * tile_px)
+        if not is_text:
+            are_parts |= seen_whole(found, views[1:], size_wh, slack_px)
+        others = np.flatnonzero(~are_parts).tolist()
+        found = [found[index] for index in others]
+        flat = [flat[index] for index in others]
         boxes: list[FoundBox] = []
         joined_items: list[ItemT] = []
         for group in parts_of_objects(found, slack_px, is_text):
@@ -120,7 +139,7 @@ class _Merging:
             boxes.append(box_of_parts)
             joined_items.append(joined_item([flat[index] for index in parts], box_of_parts))
         kept = tuple(joined_items[index] for index in survivors(boxes, is_text))
-        return kept, len(flat) - len(kept)
+        return kept, num_found - len(kept), len(of_views) - num_found
 
     def _label(self, item: Detection | Instance | TextRegion) -> str:
         if isinstance(item, TextRegion) or self.task_id == _TASK_OF_CAPTIONS:

@@ -40,13 +40,14 @@ def merged_text(whole: str, rows: Sequence[Mapping[int, str]]) -> str:
     tiles_above: Mapping[int, str] = {}
     for row in rows:
         of_row: list[str] = []
+        beside: list[int] = []  # lines of the last tile
         for left, text in sorted(row.items()):
             above = tiles_above.get(left, "").splitlines()
             own = text.splitlines()
             num_shared = min(len(above), len(own))  # lines that both tiles see
             while above[len(above) - num_shared :] != own[:num_shared]:
                 num_shared -= 1
-            of_row = _beside(of_row, own[num_shared:])
+            beside = _continue_lines(of_row, beside, own[num_shared:])
         lines += of_row
         tiles_above = row
     if not any(lines):
@@ -55,21 +56,28 @@ def merged_text(whole: str, rows: Sequence[Mapping[int, str]]) -> str:
     return "\n".join(_completed(line, words) for line in lines)
 
 
-def _beside(left: list[str], right: list[str]) -> list[str]:
-    """Return the lines of two tiles that are side by side: as many in both are the same lines."""
-    if len(left) == len(right):
-        return list(map(joined_line, left, right))
-    lines = list(left)
-    unmatched = list(range(len(left)))
+def _continue_lines(lines: list[str], beside: Sequence[int], right: Sequence[str]) -> list[int]:
+    """Add the lines of a tile to a row's and return their indices; `beside` are the last tile's.
+
+    As many in both tiles are the same lines.
+    """
+    if len(beside) == len(right):
+        for index, text in zip(beside, right, strict=True):
+            lines[index] = joined_line(lines[index], text)
+        return list(beside)
+    unmatched = list(beside)
+    indices: list[int] = []
     for text in right:
         for index in unmatched:
-            if (line := _continued(left[index], text)) is not None:
+            if (line := _continued(lines[index], text)) is not None:
                 lines[index] = line
                 unmatched.remove(index)
                 break
         else:
+            index = len(lines)
             lines.append(text)
-    return lines
+        indices.append(index)
+    return indices
 
 
 def _continued(left: str, right: str) -> str | None:
@@ -111,9 +119,11 @@ def _completed(line: str, words: frozenset[str]) -> str:
     completed: list[str] = []
     last_is_part = False
     for part in line.split():
-        longer = [word for word in words if word.startswith(part) or word.endswith(part)]
-        is_part = part not in words and len(part) >= _MIN_SHARED_CHARS and bool(longer)
-        word = max(longer, key=lambda word: (len(word), word)) if is_part else part
+        longer: list[str] = []
+        if part not in words and len(part) >= _MIN_SHARED_CHARS:
+            longer = [word for word in words if word.startswith(part) or word.endswith(part)]
+        is_part = bool(longer)
+        word = max(longer, key=lambda word: (len(word), word), default=part)
         if completed[-1:] != [word] or not (is_part or last_is_part):
             completed.append(word)
         last_is_part = is_part

@@ -20,7 +20,7 @@ from tasks.results import (
     TextResult,
 )
 from tasks.run_length import decode_mask, encode_mask
-from tasks.tiles.merging import Merged, View, merge, unite_rings
+from tasks.tiles.merging import MAX_OBJECTS, Merged, View, merge, unite_rings
 
 SIZE_WH = (180, 100)
 WHOLE = (0, 0, 180, 100)
@@ -168,6 +168,59 @@ def test_the_four_parts_at_a_corner_are_one_object() -> None:
     assert merged == Merged(DetectionsResult((box(60, 60, 130, 120),), True), 3)
 
 
+def test_a_part_at_an_edge_is_dropped_if_another_tile_sees_its_place() -> None:
+    assert detected([], [box(88, 10, 99, 20)], []) == []
+    at_both_edges = box(81, 10, 99, 20)
+    assert detected([], [at_both_edges], []) == [at_both_edges]
+
+
+def test_a_part_that_a_model_moved_off_the_edge_is_dropped() -> None:
+    whole = box(86, 10, 106, 20, 0.4)
+    assert detected([], [box(80, 10, 91, 20, 0.9)], [whole]) == [whole]
+    below = box(70, 10, 84, 20, 0.9)  # 16 pixels from the edge
+    assert detected([], [below], [whole]) == [below, whole]
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        box(92, 10, 106, 20, label="b"),
+        box(92, 10, 102, 20),  # not larger than the part
+        box(98, 10, 118, 20),  # too far away
+        box(92, 10, 179, 20),  # cut, too
+    ],
+)
+def test_a_box_near_an_edge_is_kept_beside_another_object(right: Detection) -> None:
+    near = box(80, 10, 91, 20)
+    views = [
+        View((0, 0, 280, 100), DetectionsResult((), True)),
+        View(LEFT, DetectionsResult((near,), True)),
+        View(RIGHT, DetectionsResult((right,), True)),
+    ]
+    merged = merge("object_detection", views, (280, 100))
+    assert merged.result == DetectionsResult((near, right), True)
+
+
+def test_of_two_objects_in_a_row_only_the_one_at_the_edge_is_a_part() -> None:
+    first = box(80, 10, 91, 20)
+    second = box(92, 10, 112, 20)
+    assert detected([], [first, box(92, 10, 97, 20)], [second]) == [first, second]
+
+
+def test_boxes_without_labels_are_not_parts_of_others() -> None:
+    near = box(80, 10, 91, 20, label="")
+    beside = box(86, 10, 106, 20, label="")
+    assert detected([], [near], [beside], "region_proposal") == [near, beside]
+
+
+def test_of_too_many_objects_the_least_sure_are_left_out() -> None:
+    sure = [box(index, 10, index + 0.5, 20, 0.9) for index in range(MAX_OBJECTS - 1)]
+    unsure = [box(0, 30, 1, 40, 0.1), box(0, 50, 1, 60, 0.2)]
+    views = [View((0, 0, MAX_OBJECTS, 60), DetectionsResult((*unsure, *sure), True))]
+    merged = merge("object_detection", views, (MAX_OBJECTS, 60))
+    assert merged == Merged(DetectionsResult((unsure[1], *sure), True), 0, num_left_out=1)
+
+
 def square(x1: float, y1: float, x2: float, y2: float) -> Ring:
     return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
 
@@ -251,6 +304,8 @@ def test_the_better_reading_of_a_line_is_kept_also_if_it_is_joined() -> None:
     parts = [line("the quick br", 10, 99)], [line("ick brown fox", 81, 170)]
     invented = line("che qvick bnown", 10, 170, score=0.2)
     assert read([invented], *parts, "ocr").result == TextResult("the quick brown fox", True)
+    moved = line("che qvick bnown", 8, 168, score=0.2)
+    assert read([moved], *parts, "ocr").result == TextResult("the quick brown fox", True)
     sure = line("the quick brown fax", 10, 170, score=0.9)
     assert read([sure], *parts, "ocr").result == TextResult("the quick brown fax", True)
 

@@ -42,6 +42,11 @@ def test_lines_are_read_from_the_top_and_from_left_to_right() -> None:
         ("", [["one\nfour", "two\nfive"]], "one two\nfour five"),
         ("", [["one\nfour", "two\nfive\nfour six"]], "one\nfour six\ntwo\nfive"),
         ("", [["one tw\nfour", "two\nfour five"]], "one two\nfour five"),
+        (
+            "",
+            [["a be", "x\ny", "be c"]],
+            "a be\nx\ny\nbe c",
+        ),  # only a tile beside it continues a line
         ("", [["a b", ""], ["a b", "c"]], "a b\nc"),  # the overlap of two rows
         ("", [["one"], ["two"]], "one\ntwo"),
         ("HELLO", [["HEL", "LLO"]], "HELLO"),
