@@ -36,8 +36,8 @@ class Build:
     def of(cls, model: ServedModel, fields: Mapping[str, Any], settings: Settings) -> Self:
         """Return the build that answers the fields of a job."""
         tasks = [str(each["task"]) for each in fields.get("steps", [fields])]
-        found = [model.calibrations.get(task) for task in tasks]
-        calibrations = "".join(repr(each) for each in found if each is not None)
+        found = sorted(model.calibrations.items())  # without and with tiles
+        calibrations = "".join(repr(each) for (task, _), each in found if task in tasks)
         digest = blake3(calibrations.encode()).hexdigest() if calibrations else None
         templates = filter(None, map(model.entry.template, tasks))
         return cls(

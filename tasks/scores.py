@@ -3,7 +3,9 @@
 A calibration is fitted by `diptych evaluate --calibrate` for one task of one checkpoint; its file:
 
     {"calibrations": [{"model": …, "checkpoint": sha256, "task": …,
-                       "scores": […], "probabilities": […]}]}
+                       "with_tiles": false, "scores": […], "probabilities": […]}]}
+
+`with_tiles`, which may be missing, is true if it holds for answers about images in tiles.
 """
 
 import json
@@ -46,10 +48,13 @@ class Calibration:
     task: str
     scores: tuple[float, ...]  # increasing
     probabilities: tuple[float, ...]  # non-decreasing
+    with_tiles: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS or TASKS[self.task].result_kind == "text":
             raise ValueError(f"task is {self.task!r}; it must be a task that returns scores")
+        if not isinstance(self.with_tiles, bool):
+            raise ValueError(f"with_tiles is {self.with_tiles!r}; it must be true or false")
         if not self.scores or len(self.scores) != len(self.probabilities):
             raise ValueError(
                 f"{len(self.scores)} scores for {len(self.probabilities)} probabilities"
@@ -73,7 +78,8 @@ def read_calibrations(path: Path) -> tuple[Calibration, ...]:
             scores = tuple(map(float, row["scores"]))
             probabilities = tuple(map(float, row["probabilities"]))
             owner = (row["model"], row["checkpoint"], row["task"])
-            calibrations.append(Calibration(*owner, scores, probabilities))
+            with_tiles = row.get("with_tiles", False)
+            calibrations.append(Calibration(*owner, scores, probabilities, with_tiles))
         return tuple(calibrations)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"{path} is not a valid calibration file: {error!r}") from error

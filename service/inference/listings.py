@@ -46,7 +46,7 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
 def model_json(model: ServedModel) -> dict[str, Any]:
     served = {
         "checkpoint": model.manifest.checkpoint,
-        "calibrated_tasks": sorted(model.calibrations),
+        "calibrated_tasks": sorted(task for task, tiled in model.calibrations if not tiled),
         "agreement": model.agreement,
     }
     return _row(model.entry, model.precision) | served

@@ -136,8 +136,9 @@ async def predict(
     """Answer `request` with `model`; raise `ServiceError`."""
     start_s = time.monotonic() - context.waited_s - image.open_s
     size_wh = image.header.size_wh
+    task_id = request.task.id
     # Fitted on the most likely answers; a sampled one with the same score is less often right.
-    calibration = None if request.fields.temperature else model.calibrations.get(request.task.id)
+    calibration = None if request.fields.temperature else model.calibrations.get((task_id, False))
     try:
         async with asyncio.timeout(context.deadline_s - time.monotonic()):
             written = await runner.write(

@@ -47,7 +47,8 @@ class ServedModel:
     banned_phrases: frozenset[str] = frozenset()
     # measured by the export: its answers against those of float32
     agreement: Mapping[str, Any] | None = None
-    calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # task: its calibration
+    # keyed by task, and whether the image is asked about in tiles
+    calibrations: Mapping[tuple[str, bool], Calibration] = field(default_factory=dict)
     id: str = field(init=False)
     language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
     runner_id: str = field(init=False)  # the model whose runner answers: an adapter's base
@@ -198,8 +199,10 @@ def adapter_model(
 
 def served_calibrations(
     manifest: Manifest, folder: Path, settings: Settings
-) -> dict[str, Calibration]:
-    """Return the calibration of each task: those of the settings replace those of the artifacts.
+) -> dict[tuple[str, bool], Calibration]:
+    """Return the calibration of each task, without and with tiles.
+
+    Those of the settings replace those of the artifacts.
 
     Raise `SettingsError` for an invalid file, or one of another checkpoint of the model.
     """
@@ -210,7 +213,7 @@ def served_calibrations(
         read = list(chain(*map(read_calibrations, (*files, *map(Path, settings.calibration)))))
     except CalibrationError as error:
         raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
-    own = {each.task: each for each in read if each.model == manifest.model_id}
+    own = {(each.task, each.with_tiles): each for each in read if each.model == manifest.model_id}
     for each in own.values():
         if each.checkpoint != manifest.checkpoint:
             raise SettingsError(

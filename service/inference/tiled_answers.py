@@ -114,9 +114,10 @@ async def answer_in_tiles(
     planned_s = time.monotonic() - start_s
     views = [image, *(ImageView.of(image, box) for box in plan.boxes)]
     answers = await _answers(tiled, request, views, on_text)
+    is_fitted = (request.task.id, True) in tiled.asked.model.calibrations
     merge_start_s = time.monotonic()
     with span("merge"):
-        merged = await in_thread(_merged, request, answers, plan, image.header.size_wh)
+        merged = await in_thread(_merged, request, answers, plan)
     now_s = time.monotonic()
     slowest = StageTimes.slowest([answer.times for answer in answers])
     times = replace(
@@ -130,9 +131,9 @@ async def answer_in_tiles(
         request,
         image.header.size_wh,
         merged.result,
-        _written([answer.written for answer in answers]),
+        _written([answer.written for answer in answers], merged.num_left_out),
         times,
-        is_calibrated=False,  # calibrations are fitted without tiles
+        is_calibrated=answers[0].is_calibrated and is_fitted,
         tiles=plan.summary(merged.num_merged),
         num_views=len(answers),
     )
@@ -142,14 +143,20 @@ async def _answers(
     tiled: TiledModel, request: TaskRequest, views: Sequence[LazyImage], on_text: OnText | None
 ) -> list[Answer]:
     """Return the answer about each view."""
-    if request.task.id == "ocr" and _LOCATED_OCR in tiled.asked.model.entry.task_ids:
+    asked = tiled.asked
+    if request.task.id == "ocr" and _LOCATED_OCR in asked.model.entry.task_ids:
         # Text of tiles is merged by the places of its lines
         request = replace(request, task=TASKS[_LOCATED_OCR])
+    calibrations = asked.model.calibrations
+    if fitted := calibrations.get((request.task.id, True)):
+        # A calibration does not change which score is higher: it may precede the merge
+        calibrations = {(request.task.id, False): fitted}
+        asked = replace(asked, model=replace(asked.model, calibrations=calibrations))
     in_flight = asyncio.Semaphore(tiled.limits.max_in_flight)
 
     async def answer(view: LazyImage) -> Answer:
         async with in_flight:
-            return await tiled.asked.answer(request, view)
+            return await asked.answer(request, view)
 
     answers: list[Answer] = []
     try:
@@ -165,9 +172,8 @@ async def _answers(
     return answers
 
 
-def _merged(
-    request: TaskRequest, answers: Sequence[Answer], plan: TilePlan, size_wh: tuple[int, int]
-) -> Merged:
+def _merged(request: TaskRequest, answers: Sequence[Answer], plan: TilePlan) -> Merged:
+    size_wh = answers[0].image_size_wh
     views = [View((0, 0, *size_wh), answers[0].result)]
     for box, answer in zip(plan.boxes, answers[1:], strict=True):
         views.append(View(box, placed(answer.result, box, size_wh)))
@@ -177,13 +183,13 @@ def _merged(
     return replace(merged, result=refine(merged.result, None, 0.0, request.fields.nms_iou))
 
 
-def _written(parts: Sequence[WrittenAnswers]) -> WrittenAnswers:
-    """Return the sequences of all views as one answer."""
+def _written(parts: Sequence[WrittenAnswers], num_left_out: int) -> WrittenAnswers:
+    """Return the sequences of all views as one answer; it is cut if objects are left out."""
     outcomes = {part.features.outcome for part in parts}
     outcome: CacheOutcome = "hit"
     if outcomes != {"hit"}:
         outcome = "miss" if "miss" in outcomes else "joined"
-    is_truncated = any(part.finish_reason == "length" for part in parts)
+    is_truncated = num_left_out > 0 or any(part.finish_reason == "length" for part in parts)
     return WrittenAnswers(
         sequences=tuple(chain.from_iterable(part.sequences for part in parts)),
         text="\n".join(part.text for part in parts),

@@ -134,6 +134,7 @@ def test_a_calibration_file_is_read(tmp_path: Path) -> None:
         ({"scores": None}, "NoneType"),
         ({"probabilities": [1, 0]}, "probabilities must not decrease"),
         ({"probabilities": [0, float("nan")]}, "must be 0 to 1"),
+        ({"with_tiles": "auto"}, "with_tiles is 'auto'; it must be true or false"),
     ],
 )
 def test_an_invalid_calibration_is_refused(

@@ -51,12 +51,19 @@ class Calibration:
     model: str
     checkpoint: str
     task: str
+    with_tiles: bool  # holds for answers about images in tiles
     num_answers: int
     scores: tuple[float, ...]
     probabilities: tuple[float, ...]
 
 
-def fit(model: str, checkpoint: str, task: str, answers: ScoredAnswers | None) -> Calibration:
+def fit(
+    model: str,
+    checkpoint: str,
+    task: str,
+    answers: ScoredAnswers | None,
+    with_tiles: bool = False,
+) -> Calibration:
     """Fit the calibration of a model; raise `RunError` if its answers do not allow it."""
     if answers is None:
         raise RunError(f"--calibrate needs a task and a dataset with objects; {task} has none here")
@@ -68,7 +75,8 @@ def fit(model: str, checkpoint: str, task: str, answers: ScoredAnswers | None) -
             f" {len(answers.scores)}"
         )
     scores, probabilities = isotonic(answers.scores, answers.is_right)
-    return Calibration(model, checkpoint, task, len(answers.scores), scores, probabilities)
+    owner = (model, checkpoint, task, with_tiles)
+    return Calibration(*owner, len(answers.scores), scores, probabilities)
 
 
 def already_calibrated(model: str, task: str) -> str:

@@ -80,8 +80,11 @@ def test_a_score_of_one_is_in_the_last_bin() -> None:
 
 
 def test_the_file_calibrates_unseen_answers_in_the_service(tmp_path: Path) -> None:
-    write_calibrations(tmp_path / "c.json", [fit("m", "c", TASK, overconfident(4000, seed=0))])
-    (calibration,) = read_calibrations(tmp_path / "c.json")
+    answered = overconfident(4000, seed=0)
+    fitted = [fit("m", "c", TASK, answered), fit("m", "c", TASK, answered, with_tiles=True)]
+    write_calibrations(tmp_path / "c.json", fitted)
+    calibration, tiled = read_calibrations(tmp_path / "c.json")
+    assert (calibration.with_tiles, tiled.with_tiles) == (False, True)
     unseen = overconfident(4000, seed=1)
     calibrated = answers(
         np.array([calibration.probability(score) for score in unseen.scores]), unseen.is_right

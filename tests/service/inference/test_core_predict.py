@@ -235,7 +235,7 @@ def test_the_scores_of_a_calibrated_task_are_calibrated_unless_the_answer_is_sam
     calibration = Calibration(
         model.id, model.manifest.checkpoint, "object_detection", (0.0, 1.0), (0.0, 0.5)
     )
-    model = dataclasses.replace(model, calibrations={"object_detection": calibration})
+    model = dataclasses.replace(model, calibrations={("object_detection", False): calibration})
     core.models = ServedModels({model.id: model})
     answer, sampled = (
         predict(core, task="object_detection", temperature=value, seed=1) for value in (0.0, 1.0)

@@ -103,7 +103,7 @@ REGIONS = "region_proposal"
 
 def calibration(
     probability: float, task: str = OD, model: str = FLORENCE_ID, checkpoint: str = CHECKPOINT
-) -> object:
+) -> dict[str, object]:
     points = {"scores": [0.5], "probabilities": [probability]}
     return {"model": model, "checkpoint": checkpoint, "task": task, **points}
 
@@ -115,10 +115,10 @@ def write(path: Path, *rows: object) -> Path:
 
 def probabilities(folder: Path, *files: Path | str) -> dict[str, float]:
     settings = read_settings({"DIPTYCH_CALIBRATION": ",".join(map(str, files))})
-    return {
-        task: each.probability(0)
-        for task, each in served_calibrations(CALIBRATED, folder, settings).items()
-    }
+    found: dict[str, float] = {}
+    for (task, with_tiles), each in served_calibrations(CALIBRATED, folder, settings).items():
+        found[f"{task} with tiles" if with_tiles else task] = each.probability(0)
+    return found
 
 
 def test_the_files_of_the_settings_replace_the_calibrations_of_the_artifacts_by_task(
@@ -132,6 +132,8 @@ def test_the_files_of_the_settings_replace_the_calibrations_of_the_artifacts_by_
     assert probabilities(tmp_path, first) == {OD: 0.3, REGIONS: 0.2}
     assert probabilities(tmp_path, first, second) == {OD: 0.4, REGIONS: 0.2}
     assert probabilities(tmp_path, "off") == {}
+    tiled = write(tmp_path / "c.json", calibration(0.5) | {"with_tiles": True})
+    assert probabilities(tmp_path, tiled) == {OD: 0.1, REGIONS: 0.2, f"{OD} with tiles": 0.5}
 
 
 def test_artifacts_without_a_calibration_have_none(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A large image is asked about whole and in tiles; the answers are merged."""
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from service.analysis.execution import analyze
 from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
 from service.inference.core import Core, RequestContext
 from service.inference.prediction import Answer, TilesSummary
+from service.inference.served_models import ServedModels
 from tasks.results import DetectionsResult, InstancesResult, TextResult
+from tasks.scores import Calibration
 from tests.support.core_calls import OD_PROMPT, compare, predict, run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, written
 from tests.support.fake_service import (
@@ -177,6 +180,36 @@ def test_suppression_also_compares_views() -> None:
     assert len(boxes(asked(core))) == 2
     core = core_of(box("a", 0, 0, 200, 400), box("a", 100, 100, 900, 800), "")
     assert len(boxes(asked(core, nms_iou=0.0))) == 1
+
+
+def calibrated(core: Core, *probabilities: float) -> None:
+    """Let the model answer with these probabilities, without tiles and in tiles."""
+    model = core.models.get(FLORENCE_ID)
+    points: dict[tuple[str, bool], Calibration] = {}
+    for with_tiles, probability in zip((False, True), probabilities, strict=False):
+        flat = ((1.0,), (probability,), with_tiles)
+        points["object_detection", with_tiles] = Calibration(model.id, "c", TASK["task"], *flat)
+    core.models = ServedModels({model.id: dataclasses.replace(model, calibrations=points)})
+
+
+def test_merged_scores_are_calibrated_by_answers_in_tiles() -> None:
+    core = core_of("", box("cat", 100, 100, 300, 500), "")
+    calibrated(core, 0.5, 0.25)
+    for fields in ({"min_score": 0.25}, {"temperature": 1.0}):
+        answer = asked(core, **fields)
+        assert isinstance(answer.result, DetectionsResult)
+        assert answer.is_calibrated == ("min_score" in fields)
+        assert (answer.result.detections[0].score == 0.25) == answer.is_calibrated
+    assert boxes(asked(core, min_score=0.3)) == []
+
+
+def test_a_calibration_without_tiles_only_orders_scores() -> None:
+    core = core_of("", box("cat", 100, 100, 300, 500), "")
+    calibrated(core, 0.5)
+    answer = asked(core)
+    assert isinstance(answer.result, DetectionsResult)
+    assert (answer.result.detections[0].score, answer.is_calibrated) == (0.5, False)
+    assert predict(core, picture(), **TASK).is_calibrated
 
 
 def test_both_models_of_a_comparison_answer_in_tiles() -> None:
