@@ -19,7 +19,7 @@ from diptych_client.cli.options import (
 )
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
 from diptych_client.cli.views import table_view
-from diptych_client.evaluation.answer_log import AnswerLog, Asker
+from diptych_client.evaluation.answer_log import WITHOUT_TILES, AnswerLog, Asker
 from diptych_client.evaluation.calibration import already_calibrated, fit, write_calibrations
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
@@ -50,6 +50,11 @@ def evaluate_dataset(
         check_folders(Path(inputs[0]), out)
     models = _models(connection, task, options)
     names = tuple(model.id for model in models)
+    with_tiles = task_options.tiles not in (None, "off")
+    if options.without_tiles:
+        if not with_tiles:
+            raise RunError("--without-tiles compares with tiles: give --tiles, such as auto")
+        names += tuple(f"{name}{WITHOUT_TILES}" for name in names)
     opening = input_options.opening(out)
     dataset = _dataset(open_images(inputs, opening), options, opening.problems)
     named = " ".join(filter(None, (Path(inputs[0]).resolve().name, options.split)))
@@ -102,7 +107,7 @@ def evaluate_dataset(
         fitted = []
         for model in models:
             scored = evaluator.measures[model.id].scored() if evaluator.measures else None
-            fitted.append(fit(model.id, model.checkpoint, task, scored))
+            fitted.append(fit(model.id, model.checkpoint, task, scored, with_tiles))
         write_calibrations(options.calibrate, fitted)
         logger.info("the calibration is %s", options.calibrate)
     return failures.num_failures

@@ -268,6 +268,13 @@ class EvaluateOptions:
             max=99,
         ),
     ] = None
+    without_tiles: Annotated[
+        bool,
+        Option(
+            "--without-tiles",
+            help="With --tiles: also ask each model without tiles, and compare, by size too.",
+        ),
+    ] = False
     concurrency: Concurrency = 8
     gallery: Annotated[int, Option(help="Number of images in the report.", min=0)] = 200
     calibrate: Annotated[

@@ -27,6 +27,8 @@ from diptych_client.results import Answer, Instance, Item, TextRegionsResult, Te
 from diptych_client.transports.rest_messages import answer_from_json, answer_json
 
 _KEY_BYTES = 8
+# A model by this name is asked without the tiles of the options
+WITHOUT_TILES = " without tiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Question:
     sample: Sample
     parameters: TaskParameters
     model: str
+    options: AnswerOptions
     key: int
 
 
@@ -69,15 +72,19 @@ class AnswerLog:
         with AppendLog.open(path) as log:
             yield cls(log, task, options)
 
-    def questions(self, samples: Sequence[Sample], model: str) -> Iterator[Question]:
-        """Yield every request of the samples to a model."""
+    def questions(self, samples: Sequence[Sample], name: str) -> Iterator[Question]:
+        """Yield every request of the samples to a model, also to one without tiles."""
+        model = name.removesuffix(WITHOUT_TILES)
+        options = self.options
+        if model != name:
+            options = replace(options, tiles=None, overlap=None, min_object_px=None)
         for sample in samples:
             for parameters in sample.requests:
-                given = given_fields(parameters, self.options)
+                given = given_fields(parameters, options)
                 fields = {"task": self.task, "model": model, **given}
                 text = json.dumps([asdict(sample.image), fields], sort_keys=True)
                 digest = blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
-                yield Question(sample, parameters, model, int.from_bytes(digest))
+                yield Question(sample, parameters, model, options, int.from_bytes(digest))
 
     def unanswered(self, samples: Sequence[Sample], model: str) -> Iterator[Question]:
         """Yield the requests that the log has no answer to."""
@@ -90,7 +97,7 @@ class AnswerLog:
             "key": f"{question.key:0{2 * _KEY_BYTES}x}",
             "image": question.sample.image.name,
             "model": question.model,
-            "parameters": given_fields(question.parameters, self.options),
+            "parameters": given_fields(question.parameters, question.options),
             "latency_s": latency_s,
             "concurrency": concurrency,
             "answer": answer_json(answer),
@@ -157,14 +164,18 @@ class Asker:
             start_s = time.monotonic()
             named = NamedImage(question.sample.image.name, image)
             answer = await client.predict(
-                named, self.log.task, question.parameters, model=model, options=self.log.options
+                named,
+                self.log.task,
+                question.parameters,
+                model=question.model,
+                options=question.options,
             )
             self.log.append(question, answer, time.monotonic() - start_s, self.concurrency)
             advance()
 
         def fail(question: Question, error: Exception) -> None:
             given = given_fields(question.parameters, AnswerOptions())
-            request = {"image": question.sample.image.name, "model": model, **given}
+            request = {"image": question.sample.image.name, "model": question.model, **given}
             self.failures.append(request, error)
             advance()
 

@@ -53,6 +53,7 @@ class Command:
     dataset: Path
     options: EvaluateOptions
     task: str = TASK
+    tiles: str | None = None
 
     @property
     def out(self) -> Path:
@@ -90,7 +91,7 @@ def evaluated(
     script.listings = listings
     with serving_rest(script) as url:
         connection = ConnectionOptions(url, None, 5.0, 0)
-        task_options = TaskOptions(command.task)
+        task_options = TaskOptions(command.task, tiles=command.tiles)
         given = (command.options, InputOptions(), task_options)
         status = evaluate_dataset(connection, [str(command.dataset)], *given)
     return status, script
@@ -109,6 +110,18 @@ def test_every_image_is_sent_to_every_model_and_the_report_has_their_answers(
     assert "a.png" in (command.out / "report.html").read_text()
     again, script = evaluated(command, models)
     assert (again, script.received) == (0, [])  # a finished run is not sent again
+
+
+def test_a_model_in_tiles_is_compared_with_itself_without_them(command: Command) -> None:
+    command = replace(command, options=replace(command.options, without_tiles=True))
+    with pytest.raises(RunError, match="compares with tiles: give --tiles, such as auto"):
+        evaluated(command, [model("first")])
+    answers = [answer(DETECTIONS, model="first")] * 4
+    _, script = evaluated(replace(command, tiles="auto"), [model("first")], answers)
+    asked = [b'name="tiles"' in each.body for each in script.received]
+    assert asked == [True, True, False, False]
+    report = json.loads((command.out / "report.json").read_text())
+    assert report["models"] == ["first", "first without tiles"]
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, AsyncClient, DetectionsResult, TaskParameters, TextResult
-from diptych_client.evaluation.answer_log import AnswerLog, Asker, Question
+from diptych_client.evaluation.answer_log import WITHOUT_TILES, AnswerLog, Asker, Question
 from diptych_client.evaluation.questionnaire import Sample
 from diptych_client.inputs.files import Folder, ImageFile
 from diptych_client.long_runs import FailureLog
@@ -118,6 +118,16 @@ def test_an_instance_has_the_label_of_the_phrase_that_was_asked(tmp_path: Path) 
         found = log.prediction(one, "m")
     assert found is not None
     assert [getattr(item, "label", None) for item in found.items] == ["dog", "dog"]
+
+
+def test_a_model_without_tiles_is_another_question_about_the_same_model(tmp_path: Path) -> None:
+    options = AnswerOptions(tiles="auto", overlap=0.1, min_score=0.5)
+    with AnswerLog.open(tmp_path / "answers.jsonl", "object_detection", options) as log:
+        (tiled,) = log.questions([sample("a.png")], "m")
+        (untiled,) = log.questions([sample("a.png")], f"m{WITHOUT_TILES}")
+    assert (tiled.model, untiled.model) == ("m", "m")
+    assert (tiled.options, untiled.options) == (options, AnswerOptions(min_score=0.5))
+    assert tiled.key != untiled.key
 
 
 def test_a_text_is_kept(tmp_path: Path) -> None:

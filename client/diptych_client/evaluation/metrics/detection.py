@@ -129,10 +129,14 @@ class CocoScores:
     @cached_property
     def matches(self) -> "tuple[ClassMatches, ...]":
         """Return COCOeval's matches of each class."""
+        return self.matches_of("all")
+
+    def matches_of(self, area: str) -> "tuple[ClassMatches, ...]":
+        """Return the matches of each class for objects of a size."""
         params = self._evaluation.params
         shape = (len(self.classes), len(params.areaRng), len(params.imgIds))
         rows = np.array(self._evaluation.evalImgs, dtype=object).reshape(shape)
-        return tuple(ClassMatches.of(each) for each in rows[:, _ALL_AREAS])
+        return tuple(ClassMatches.of(each) for each in rows[:, _AREAS.index(area)])
 
 
 def _coco(
@@ -198,7 +202,7 @@ class ClassMatches:
 
 @dataclass(frozen=True, slots=True)
 class ResampledPrecision:
-    """COCO's AP over all sizes by the weights of images; `iou_index` selects one threshold."""
+    """COCO's AP of matches by the weights of images; `iou_index` selects one threshold."""
 
     matches: Sequence[ClassMatches]
     iou_index: int | None = None

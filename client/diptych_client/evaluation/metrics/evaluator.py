@@ -12,7 +12,7 @@ from itertools import chain, combinations
 
 import numpy as np
 
-from diptych_client.evaluation.answer_log import AnswerLog
+from diptych_client.evaluation.answer_log import WITHOUT_TILES, AnswerLog
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.metrics.agreement import Agreement, ClassAgreement
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
@@ -34,11 +34,11 @@ from diptych_client.long_runs import RunError
 Measure = ObjectsMeasure | PhrasesMeasure | TextsMeasure
 
 
-def measure_for(truth: Truth, task: str, names: ClassNames) -> Measure:
+def measure_for(truth: Truth, task: str, names: ClassNames, by_size: bool = False) -> Measure:
     """Return an empty measure for this kind of truth."""
     match truth:
         case ObjectsTruth():
-            return ObjectsMeasure(names)
+            return ObjectsMeasure(names, by_size)
         case PhrasesTruth():
             return PhrasesMeasure()
         case TextsTruth():
@@ -179,8 +179,9 @@ class Evaluator:
             raise RunError(f"{sample.title}: {rule}")
         if not self.measures:
             self.truth_kind = type(truth)
+            by_size = any(model.endswith(WITHOUT_TILES) for model in self.models)
             for model in self.models:
-                self.measures[model] = measure_for(truth, self.log.task, self.names)
+                self.measures[model] = measure_for(truth, self.log.task, self.names, by_size)
 
 
 def _mean_error(outcomes: Sequence[Outcome]) -> float:

@@ -24,6 +24,7 @@ from diptych_client.matching import LabelledBox, match
 from diptych_client.results import Instance, box_of
 
 NONE = "none"  # no true object, or no answer
+_SIZES = ("small", "medium", "large")  # COCO's: below 32, below 96 and from 96 pixels squared
 _UNKNOWN = "other label"  # answered, not a class of the dataset
 _MAX_POINTS = 200  # points per curve of the report
 
@@ -33,6 +34,7 @@ class ObjectsMeasure:
     """One model's objects."""
 
     names: ClassNames
+    by_size: bool = False  # metrics of each size, too
     sizes: list[ImageSize] = field(default_factory=list)
     truths: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
@@ -97,12 +99,23 @@ class ObjectsMeasure:
             matches = self.scores(kind).matches
             found.append(Metric(name, ResampledPrecision(matches)))
             found.append(Metric(f"{name}50", ResampledPrecision(matches, 0)))
+            if self.by_size:
+                found += self._by_size(kind, name)
         return [
             *found,
             Metric("precision", Ratio(right, answered)),
             Metric("recall", Ratio(right, true)),
             Metric("calibration error", CalibrationGap(self.scored()), is_error=True),
         ]
+
+    def _by_size(self, kind: IouType, name: str) -> list[Metric]:
+        """Return the AP of each size of which there are objects."""
+        found: list[Metric] = []
+        for size in _SIZES:
+            matches = self.scores(kind).matches_of(size)
+            if any(each.num_truths.any() for each in matches):
+                found.append(Metric(f"{name} {size}", ResampledPrecision(matches)))
+        return found
 
     def _iou_types(self) -> list[tuple[IouType, str]]:
         masks: list[tuple[IouType, str]] = [("segm", "mask mAP")]
@@ -137,8 +150,7 @@ class ObjectsMeasure:
                 "AP": 100 * scores.average_precision(label=label),
                 "AP50": 100 * scores.average_precision(iou=0.5, label=label),
             }
-        sizes = ("small", "medium", "large")
-        by_size = {size: 100 * scores.average_precision(size) for size in sizes}
+        by_size = {size: 100 * scores.average_precision(size) for size in _SIZES}
         answered = {label for _, label in self.confused}
         labels = [*self.names.classes, *({_UNKNOWN} & answered), NONE]
         rows = []

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
-from diptych_client.evaluation.answer_log import AnswerLog
+from diptych_client.evaluation.answer_log import WITHOUT_TILES, AnswerLog
 from diptych_client.evaluation.dataset import Dataset, LabelledImage, TrueObject
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
 from diptych_client.evaluation.questionnaire import Prompts, Questionnaire
@@ -69,6 +71,14 @@ def test_the_gallery_has_the_most_wrong_samples_the_worst_first(tmp_path: Path) 
     found = evaluated(tmp_path, {"model": [0, 3, 1, 5, 0, 2]})
     assert [each.sample_index for each in found.gallery] == [3, 1, 5]
     assert found.agreed is None
+
+
+def test_a_model_with_and_without_tiles_is_compared_by_size(tmp_path: Path) -> None:
+    measured = evaluated(tmp_path, {"m": [0, 0], f"m{WITHOUT_TILES}": [0, 0]}).measured
+    assert measured is not None
+    sizes = [name for name in measured.intervals["m"] if name.startswith("mAP ")]
+    assert sizes == ["mAP medium"]
+    assert measured.intervals["m"]["mAP medium"].value == pytest.approx(100)
 
 
 def test_the_agreement_of_two_models_is_measured_on_all_images(tmp_path: Path) -> None:
