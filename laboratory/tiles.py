@@ -1,8 +1,9 @@
 """Measures what is found in large images, whole and in tiles: `python -m laboratory.tiles`.
 
 Scenes of 4000 x 3000 pixels with the shapes that the embedded models know: small ones of several
-sizes, some on every seam and corner of the tiles, some larger than a tile, and none. Prints recall,
-precision, duplicates and false boxes of each model, at an IoU of 0.5 and with the label.
+sizes, some on every seam and corner of the tiles, some larger than a tile, and none, on an even or
+a textured background; a panorama and a receipt. Prints recall, precision, duplicates and false
+boxes of each model, at an IoU of 0.5 and with the label. `--peers` adds other libraries' tiles.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 from numpy.random import Generator, default_rng
+from PIL import Image
 
 from export.scenes import SceneObject, sample_scene
 from export.scenes.geometry import box_xyxy, outline_xy
@@ -25,13 +27,18 @@ from export.scenes.sampling import COLOR_RGB
 from export.scenes.scene import COLORS, SHAPES
 from laboratory.evaluation.client import offered_tasks
 from laboratory.evaluation.service_process import service_process
+from laboratory.tile_peers import NUM_CLIENTS, Detected, by_sahi, by_supervision
 from loadtest.figures import table
-from tasks.tiles.grid import Grid, tile_boxes
+from tasks.tiles.grid import Grid, Tiling, grid_of, tile_boxes
 
 SIZE_WH = (4000, 3000)
+SIZES_WH = {"panorama": (12000, 1000), "receipt": (800, 6000)}  # others are of `SIZE_WH`
+_SHAPE_PX = 80  # on seams, and in images of another size
 GRID = Grid(7, 9)
 OVERLAP = 0.2
 MODELS = ("florence-2-mini", "paligemma-mini")
+KINDS = ("seams", "large", "empty", "textured", *SIZES_WH)
+PEERS = {"InferenceSlicer": by_supervision, "SAHI": by_sahi}
 MIN_IOU = 0.5
 _BACKGROUND_PX = 384
 _FIRST_SEED = 950_000_000  # training uses smaller seeds only
@@ -41,8 +48,9 @@ _TIMEOUT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class LargeScene:
-    """An image file, and the shapes in it."""
+    """An image, its file, and the shapes in it."""
 
+    image: Image.Image
     data: bytes
     objects: tuple[SceneObject, ...]
 
@@ -98,30 +106,39 @@ def _share(part: int, whole: int) -> str:
 
 
 def scenes(kind: str, num_scenes: int) -> Iterator[LargeScene]:
-    """Yield the scenes of a kind: `N px`, `seams`, `large` or `empty`."""
+    """Yield the scenes of a kind: `N px`, `seams`, `large`, or one of `KINDS`."""
+    size_wh = SIZES_WH.get(kind, SIZE_WH)
     for index in range(num_scenes):
         rng = default_rng((_FIRST_SEED, index))
         background = sample_scene(_FIRST_SEED + index, num_objects=0).background
         if kind == "seams":
-            objects = shapes_on_seams(rng, 80)
+            objects = shapes_on_seams(rng, _SHAPE_PX)
         elif kind == "large":
-            objects = _in_cells(rng, Grid(1, 2), 1200)
-        elif kind == "empty":
+            objects = _in_cells(rng, Grid(1, 2), size_wh, 1200)
+        elif kind in ("empty", "textured"):
             objects = ()
+        elif kind in SIZES_WH:
+            cells = Grid(max(1, size_wh[1] // 500), max(1, size_wh[0] // 500))
+            objects = _in_cells(rng, cells, size_wh, _SHAPE_PX)
         else:
-            objects = _in_cells(rng, Grid(5, 8), int(kind.partition(" ")[0]))
-        image = render_background(background, _BACKGROUND_PX).resize(SIZE_WH)
+            objects = _in_cells(rng, Grid(5, 8), size_wh, int(kind.partition(" ")[0]))
+        image = render_background(background, _BACKGROUND_PX).resize(size_wh)
+        if kind == "textured":
+            levels = rng.integers(0, 256, (size_wh[1] // 8, size_wh[0] // 8, 3), dtype=np.uint8)
+            image = Image.blend(image, Image.fromarray(levels).resize(size_wh), 0.3)
         for drawn in objects:
             draw_ring(image, outline_xy(drawn), drawn.rgb)
         file = io.BytesIO()
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
-        yield LargeScene(file.getvalue(), objects)
+        yield LargeScene(image, file.getvalue(), objects)
 
 
-def _in_cells(rng: Generator, cells: Grid, size_px: int) -> tuple[SceneObject, ...]:
+def _in_cells(
+    rng: Generator, cells: Grid, size_wh: tuple[int, int], size_px: int
+) -> tuple[SceneObject, ...]:
     """Return a shape at a random place of each cell of the image, so that none touch."""
     drawn: list[SceneObject] = []
-    for left, top, right, bottom in tile_boxes(cells, SIZE_WH, 0.0):
+    for left, top, right, bottom in tile_boxes(cells, size_wh, 0.0):
         margin = size_px / 2 + 4
         x = float(rng.uniform(left + margin, right - margin))
         y = float(rng.uniform(top + margin, bottom - margin))
@@ -152,21 +169,39 @@ def measured(
     client: httpx.Client, model: str, tiles: str, shown: Sequence[LargeScene], min_score: float
 ) -> Counts:
     """Return the counts of a model; raise `httpx.HTTPStatusError` for an error."""
-    fields: dict[str, Any] = {"model": model, "task": "object_detection", "tiles": tiles}
+    fields: dict[str, Any] = {"model": model, "task": "object_detection", "min_score": min_score}
     if "object_detection" not in offered_tasks(client, model):
         fields |= {"task": "open_vocabulary_detection", "labels": list(SHAPES)}
-    if tiles != "off":
-        fields["overlap"] = OVERLAP
+    asked = {"tiles": tiles, "overlap": OVERLAP} if tiles not in ("off", *PEERS) else {}
+
+    def answer(data: bytes) -> dict[str, Any]:
+        response = client.post("/v1/predict", data=fields | asked, files={"image": data})
+        found: dict[str, Any] = response.raise_for_status().json()
+        counts.num_asked += 1 if tiles in PEERS else found.get("tiles", {}).get("asked", 0)
+        return found
+
+    def detections(data: bytes) -> Detected:
+        found: Detected = answer(data)["result"]["detections"]
+        return found
+
     counts = Counts()
     for scene in shown:
         start_s = time.monotonic()
-        form = fields | {"min_score": min_score}
-        response = client.post("/v1/predict", data=form, files={"image": scene.data})
-        answer = response.raise_for_status().json()
+        if tiles in PEERS:
+            boxes = tile_boxes(grid_for(scene.image.size), scene.image.size, OVERLAP)
+            found = PEERS[tiles](detections, scene.image, boxes)
+        else:
+            found = detections(scene.data)
         counts.seconds.append(time.monotonic() - start_s)
-        counts.add(scene.objects, answer["result"]["detections"])
-        counts.num_asked += answer.get("tiles", {}).get("asked", 0)
+        counts.add(scene.objects, found)
     return counts
+
+
+def grid_for(size_wh: tuple[int, int]) -> Grid:
+    """Return the grid of an image, of at most as many tiles as `GRID`."""
+    if size_wh == SIZE_WH:
+        return GRID
+    return grid_of(Tiling(GRID.num_tiles, OVERLAP, 1), size_wh, 1, GRID.num_tiles)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -179,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--models", nargs="+", default=MODELS, metavar="ID", help=default)
     add("--scenes", type=int, default=5, metavar="N", help=f"of each kind; {default}")
     add("--sizes", nargs="+", type=int, default=[24, 48, 80], metavar="PX", help=default)
-    add("--kinds", nargs="+", default=["seams", "large", "empty"], help=default)
+    add("--kinds", nargs="*", default=KINDS, help=default)
+    add("--peers", nargs="*", default=[], choices=PEERS, help="libraries to compare with")
     add("--min-score", type=float, default=0.5, help=default)
     given = parser.parse_args(arguments)
     settings = {
@@ -187,11 +223,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "DIPTYCH_REQUEST_TIMEOUT_S": str(_TIMEOUT_S),
     }
     rows: list[list[str]] = []
-    with service_process(1, **settings) as client:
+    with service_process(NUM_CLIENTS, **settings) as client:
         client.timeout = httpx.Timeout(_TIMEOUT_S)
         for kind in [*(f"{size} px" for size in given.sizes), *given.kinds]:
             shown = list(scenes(kind, given.scenes))
-            for model, tiles in product(given.models, ("off", f"{GRID.rows}x{GRID.columns}")):
+            grid = grid_for(shown[0].image.size)
+            ways = ("off", f"{grid.rows}x{grid.columns}", *given.peers)
+            for model, tiles in product(given.models, ways):
                 counts = measured(client, model, tiles, shown, given.min_score)
                 rows.append([kind, model, tiles, *counts.cells()])
                 print(*rows[-1], flush=True)
