@@ -33,7 +33,7 @@ from tasks.tiles.grid import Grid, Tiling, grid_of, tile_boxes
 
 SIZE_WH = (4000, 3000)
 SIZES_WH = {"panorama": (12000, 1000), "receipt": (800, 6000)}  # others are of `SIZE_WH`
-_SHAPE_PX = 80  # on seams, and in images of another size
+_SHAPE_PX = 80  # shapes on seams, and in images of another size
 GRID = Grid(7, 9)
 OVERLAP = 0.2
 MODELS = ("florence-2-mini", "paligemma-mini")

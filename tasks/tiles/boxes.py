@@ -72,7 +72,7 @@ def parts_of_objects(found: Sequence[FoundBox], slack_px: float, is_text: bool) 
         pairs = np.concatenate([pairs, arrays.continuations(_Y, slack_px, may_overlap)])
     best_first = np.lexsort(pairs.T[::-1])[::-1]
     groups = {index: [index] for index in range(len(found))}  # key: the first part
-    views = [each.views for each in found]  # of a group, at its key
+    views = [each.views for each in found]  # key: the first part, too
     first_parts = list(groups)
     for one, other in pairs[best_first, 1:].astype(np.intp).tolist():
         first = first_parts[one]
@@ -133,7 +133,7 @@ def near_pairs(
 
     The second one comes after it. A box that the caller no longer keeps is in no later block.
     """
-    tree = shapely.STRtree(shapely.box(*low.T, *high.T))
+    tree = shapely.STRtree(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
     for start in range(0, len(low), _BLOCK):
         block = start + np.flatnonzero(are_kept[start : start + _BLOCK])
         inputs, others = tree.query(tree.geometries[block])
@@ -150,7 +150,8 @@ def shared_areas(
 ) -> NDArray[np.float64]:
     """Return the areas that pairs of boxes share."""
     sides = np.minimum(high, other_high) - np.maximum(low, other_low)
-    return np.clip(sides, 0, None).prod(axis=1)
+    areas: NDArray[np.float64] = np.clip(sides, 0, None).prod(axis=1)
+    return areas
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +224,12 @@ class BoxArrays:
         areas = self.areas[better]
         own_areas = self.areas[worse]
         smaller = np.minimum(areas, own_areas)
-        are_cut = self.are_cut.any(axis=1)
+        are_cut = np.any(self.are_cut, axis=1)
         own_is_smaller = own_areas <= areas
         smaller_is_cut = np.where(own_is_smaller, are_cut[worse], are_cut[better])
         is_covered = shared >= _MIN_COVERED * smaller
         is_part = smaller_is_cut | (smaller >= min_area_ratio * np.maximum(areas, own_areas))
-        is_same = self.overlap(better, worse) | (is_covered & is_part)
+        is_same: NDArray[np.bool_] = self.overlap(better, worse) | (is_covered & is_part)
         is_same &= self.labels[better] == self.labels[worse]
         # a part looks like something else
         is_same |= is_covered & own_is_smaller & are_cut[worse] & ~are_cut[better]

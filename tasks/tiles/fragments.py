@@ -59,7 +59,7 @@ def moved_parts(
     low = np.where(are_near[:, :2], edges[:, :2], arrays.low)
     high = np.where(are_near[:, 2:], edges[:, 2:], arrays.high)
     areas = (high - low).prod(axis=1)
-    are_cut = arrays.are_cut.any(axis=1)
+    are_cut = np.any(arrays.are_cut, axis=1)
     rows = [np.empty((0, 5))]
     for pair in near_pairs(low, high, np.ones(len(found), dtype=np.bool_)):
         for part, whole in (pair, pair[::-1]):

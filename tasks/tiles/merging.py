@@ -40,7 +40,7 @@ from tasks.tiles.words import joined_line, merged_text, reading_order
 
 ItemT = TypeVar("ItemT", Detection, Instance, TextRegion)
 
-MAX_OBJECTS = 20_000  # of all views; that many take a second
+MAX_OBJECTS = 20_000  # found in all views; that many take a second
 # Its labels are captions: two views describe one object in different words.
 _TASK_OF_CAPTIONS = "dense_region_captioning"
 _MIN_POINTS = 3  # a ring's

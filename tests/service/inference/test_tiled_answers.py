@@ -183,7 +183,7 @@ def test_suppression_also_compares_views() -> None:
 
 
 def calibrated(core: Core, *probabilities: float) -> None:
-    """Let the model answer with these probabilities, without tiles and in tiles."""
+    """Calibrate the model to these probabilities, without tiles and in tiles."""
     model = core.models.get(FLORENCE_ID)
     points: dict[tuple[str, bool], Calibration] = {}
     for with_tiles, probability in zip((False, True), probabilities, strict=False):
