@@ -77,7 +77,9 @@ def test_the_commands_of_the_pages_work_in_a_fresh_clone(
     user: NewUser, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
-    given = [f"{name}={value}" for name, value in (user.variables | ports).items()]
+    batches = {"DIPTYCH_BATCHES_FOLDER": str(tmp_path / "batches")}  # docs/batches.md asks for it
+    variables = user.variables | ports | batches
+    given = [f"{name}={value}" for name, value in variables.items()]
     make_serve = ("env", "-i", *given, "make", "-C", str(user.clone), "serve")
     log = tmp_path / "serve.log"
     with running_service(tmp_path, log, OPEN, make_serve, START_TIMEOUT_S, **ports) as service:
