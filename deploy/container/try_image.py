@@ -5,8 +5,9 @@ prints times and sizes.
     deploy.container.try_image
 
 For where no daemon of Docker is: Debian's buildah builds and runs (isolation chroot, storage vfs),
-debootstrap makes the base. It takes some five minutes, and 10 GB of --folder, which are free again
-at the end.
+debootstrap makes the base: apt-get install buildah netavark debootstrap. It takes some five
+minutes, and 10 GB of --folder, which are free again at the end. VARIANT=gpu in its environment
+tries the other image, without a card.
 
     --suite trixie --copy-python   Debian's suite of the base, and the Python that runs this in the
                                    place of Debian's
@@ -34,7 +35,7 @@ from pathlib import Path
 from diptych_client import Answer, Client, TextResult
 
 ROOT = Path(__file__).parents[2]
-SCENE = ROOT / "service" / "samples" / "scene.png"
+SCENE = ROOT / "service" / "web" / "samples" / "scene.png"
 USER = 10001  # the Containerfile's
 BASE = "localhost/diptych-base"
 IMAGE = "diptych"
