@@ -136,8 +136,8 @@ def machine_cpu_s() -> float:
     return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
-def use_by_name(process_id: int) -> dict[str, ProcessUse]:
-    """Return the resources of a service's supervisor and of the processes that it started."""
+def part_ids(process_id: int) -> dict[str, int]:
+    """Return the ids of a service's supervisor and of the processes that it started, by name."""
     found = {}
     for one in _descendants(process_id, _stats()):
         with suppress(*_GONE):
@@ -148,6 +148,15 @@ def use_by_name(process_id: int) -> dict[str, ProcessUse]:
             name = (
                 words[words.index("--service-name") + 1] if "--service-name" in words else unnamed
             )
+            found[name] = one
+    return found
+
+
+def use_by_name(process_id: int) -> dict[str, ProcessUse]:
+    """Return the resources of a service's supervisor and of the processes that it started."""
+    found = {}
+    for name, one in part_ids(process_id).items():
+        with suppress(*_GONE):
             folder = Path(f"/proc/{one}")
             pss = (folder / "smaps_rollup").read_text(encoding="utf-8").partition("\nPss:")[2]
             found[name] = ProcessUse(

@@ -8,6 +8,7 @@ speed       encoder, prefill, steps by number of rows, a sampled sequence among 
             throughput
 idle        share of a step in which the device waits for the host
 report      gpu-report.json, with the host, and what its missed aims may mean
+serving     the service with all models, adapters and a restart
 resources   transfers of a step, memory, and what happens without it or after a lost device
 
 Every check also runs on a CPU, where only exactness has a meaning.

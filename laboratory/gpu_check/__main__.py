@@ -27,6 +27,7 @@ from laboratory.gpu_check.resources import (
     check_provider,
     check_transfers,
 )
+from laboratory.gpu_check.serving import check_service
 from laboratory.gpu_check.speed import (
     check_encoder,
     check_prefill,
@@ -53,23 +54,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(read(parsed.read))
         return 0
     logging.getLogger().addHandler(log := LoggedWarnings())
+    served = list(map(Model.of, parsed.models))  # random weights have no catalog entry
     if parsed.widths:
         random = [model for model in BENCH_MODELS if model.is_random]
         with tempfile.TemporaryDirectory() as folder:
             parsed.models += make_models(random, Path(folder))
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     verdicts = []
-    for model_id in parsed.models:
-        for name, check in _checks(Model.of(model_id), parsed.device, parsed.seconds):
-            try:
-                verdict = check()
-            except Exception as error:  # the others must still run
-                verdict = failed(name, model_id, error)
-            verdicts.append(verdict)
-            print(verdict.line(), flush=True)
+    for model_id, name, check in _all_checks(parsed, served):
+        try:
+            verdict = check()
+        except Exception as error:  # the others must still run
+            verdict = failed(name, model_id, error)
+        verdicts.append(verdict)
+        print(verdict.line(), flush=True)
     print(verdict_table(verdicts))
     write(FILE, verdicts, log.texts)
     return 0 if all(verdict.is_met for verdict in verdicts) else 1
+
+
+def _all_checks(
+    parsed: argparse.Namespace, served: Sequence[Model]
+) -> Iterator[tuple[str, str, Callable[[], Verdict]]]:
+    for model_id in parsed.models:
+        for name, check in _checks(Model.of(model_id), parsed.device, parsed.seconds):
+            yield model_id, name, check
+    if served:
+        check = partial(check_service, served, parsed.device, parsed.seconds)
+        yield ", ".join(model.id for model in served), "service", check
 
 
 def _checks(
@@ -103,7 +115,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--read", type=Path, metavar="FILE", help="print the missed aims of a report")
     add("--widths", action="store_true", help="add Florence-2-base with random weights")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
-    seconds = "of the throughput; default: %(default)s"
+    seconds = "of the throughput and of the service; default: %(default)s"
     add("--seconds", type=float, default=60, help=seconds)
     parsed = parser.parse_args(arguments)
     if not (parsed.models or parsed.widths or parsed.read):

@@ -34,6 +34,7 @@ _TO_TRY = {
     "traffic of a step": "`measured` names what is too much; see `log`",
     "memory": "memory grows under load: report it with this file",
     "out of memory": "answers are lost where memory is short: report it with this file",
+    "service": "build/gpu-check-service.log has its log; statuses of 504 are a slow start",
     "lost device": "the runner did not end: `measured` has its log",
 }
 

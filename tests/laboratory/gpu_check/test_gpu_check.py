@@ -30,6 +30,7 @@ CHECKS = [
     "step",
     "one sampled row of 16",
     "throughput",
+    "service",
 ]
 
 

@@ -1,0 +1,145 @@
+"""The service with all models and an adapter of each on the device, in whose load a runner is
+killed: every request must be answered, and the runner must restart.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice, product
+from pathlib import Path
+
+import httpx
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from export.scenes import sample_scene
+from laboratory.evaluation.conditions import CONDITIONS
+from laboratory.gpu_check.parts import Model
+from laboratory.gpu_check.verdicts import Verdict
+from loadtest.processes import ROOT, Launch, free_port, part_ids, running
+from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
+from wire.artifacts.manifest import DECODER_FILE, Device
+
+_NUM_CLIENTS = 16
+_NUM_IMAGES = 16
+_RANK = 8
+_REQUEST_TIMEOUT_S = 300  # a restart captures all CUDA graphs again
+_TIMEOUT_S = 60
+_LOG = ROOT / "build" / "gpu-check-service.log"
+
+
+def check_service(models: Sequence[Model], device: Device, seconds: float) -> Verdict:
+    """Send requests to the service for `seconds`, and kill the first model's runner half-way."""
+    torch.cuda.empty_cache()  # the other checks' memory
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "DIPTYCH_HOST": "127.0.0.1",
+            "DIPTYCH_PORT": str(port),
+            "DIPTYCH_GRPC_PORT": "0",
+            "DIPTYCH_MODELS": ",".join(model.id for model in models),
+            "DIPTYCH_DEVICE": device,
+            "DIPTYCH_ADAPTERS": folder,
+            "DIPTYCH_REQUEST_TIMEOUT_S": str(_REQUEST_TIMEOUT_S),
+        }
+        ids = [model.id for model in models]
+        ids += [_write_adapter(model, Path(folder)) for model in models]
+        launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings)
+        images = [CONDITIONS["plain"](sample_scene(seed)).data for seed in range(_NUM_IMAGES)]
+        with running(launch, _LOG) as process_id:
+            _wait_until_listed(launch.url, ids)
+            before = part_ids(process_id)
+            outcomes = _load(launch.url, ids, images, seconds, before[_runner(models)])
+            after = part_ids(process_id)
+    restarted = [name for name in before if after.get(name) != before[name]]
+    measured = {
+        "models": len(ids),
+        "requests/s": round(outcomes.total() / seconds, 1),
+        "outcomes": dict(outcomes),
+        "restarted": restarted,
+    }
+    is_met = outcomes.keys() == {"200"} and restarted == [_runner(models)]
+    aim = "all 200, one runner restarted"
+    return Verdict("service", ", ".join(ids[: len(models)]), measured, aim, is_met)
+
+
+def _runner(models: Sequence[Model]) -> str:
+    return f"{models[0].id}-runner"
+
+
+def _write_adapter(model: Model, folder: Path) -> str:
+    """Write a random adapter of the decoder's layers in PEFT's format; return its id."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    with safe_open(model.folder / DECODER_FILE, framework="pt") as file:
+        for name in list(file.keys()):
+            layer = name.removesuffix(".weight")
+            if layer.endswith("_proj") and layer != name:
+                num_out, num_in = file.get_slice(name).get_shape()
+                random = torch.randn(_RANK, num_in, generator=generator)
+                tensors[f"base_model.model.{layer}.lora_A.weight"] = random / num_in
+                tensors[f"base_model.model.{layer}.lora_B.weight"] = torch.ones(num_out, _RANK)
+    adapter_id = f"{model.id}-adapter"
+    path = folder / adapter_id
+    path.mkdir()
+    config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": _RANK, "bias": "none"}
+    config |= {"target_modules": [".*_proj"]}
+    (path / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+    (path / ENTRY_FILE).write_text(yaml.safe_dump({"adapter_of": model.id}), encoding="utf-8")
+    save_file(tensors, path / WEIGHTS_FILE)
+    return adapter_id
+
+
+def _wait_until_listed(url: str, ids: Sequence[str]) -> None:
+    """Return when the gateway serves the adapters, too; raise `TimeoutError` if it never does."""
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while True:
+        answer = httpx.get(f"{url}/v1/models", trust_env=False).raise_for_status().json()
+        if set(ids) <= {each["id"] for each in answer["data"]}:
+            return
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"the service does not list {ids}; see {_LOG}")
+        time.sleep(0.2)
+
+
+def _load(
+    url: str, ids: Sequence[str], images: Sequence[bytes], seconds: float, killed_id: int
+) -> Counter[str]:
+    """Return how often each status or error was the outcome of a request."""
+    deadline_s = time.monotonic() + seconds
+    questions = list(product(images, ids))
+
+    def client(place: int) -> Counter[str]:
+        outcomes = Counter[str]()
+        with httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, trust_env=False) as http:
+            for image, model_id in islice(cycle(questions), place, None):
+                if time.monotonic() > deadline_s:
+                    return outcomes
+                outcomes[_outcome(http, model_id, image)] += 1
+        return outcomes
+
+    with ThreadPoolExecutor(_NUM_CLIENTS) as pool:
+        clients = [pool.submit(client, place) for place in range(_NUM_CLIENTS)]
+        time.sleep(seconds / 2)
+        os.kill(killed_id, signal.SIGKILL)
+        outcomes = sum((each.result() for each in clients), Counter[str]())
+    with httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, trust_env=False) as http:
+        outcomes[_outcome(http, ids[0], images[0])] += 1  # answered after the restart
+    return outcomes
+
+
+def _outcome(http: httpx.Client, model_id: str, image: bytes) -> str:
+    fields = {"task": "captioning", "model": model_id, "max_new_tokens": "30"}
+    try:
+        answer = http.post("/v1/predict", data=fields, files={"image": image})
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return str(answer.status_code)
