@@ -20,6 +20,7 @@ from runners.cuda_graphs.choice import choice_bytes
 from runners.decoder.answers import AnswerText, to_failed, to_request, to_written
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
+from runners.models.adapter_pool import POOL_RANK
 from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from runners.options import (
@@ -56,7 +57,7 @@ class DecoderWorker:
         self._manifest = manifest
         self._options = options
         self._device = device
-        self.adapters = Adapters(device)
+        self.adapters = Adapters(device, POOL_RANK if device == "cuda" else 0)
 
     def load(self, folder: Path, num_cores: int) -> None:
         """Load the weights, start the scheduler and generate one sequence from zero features."""

@@ -21,6 +21,7 @@ class Bucket:
     length: int
     num_prefixes: int = 0  # prefixes shared by beams; 0: row i reads prefix i
     prefix_length: int = 0  # positions read of each prefix
+    has_adapters: bool = False
 
     def holds(self, other: "Bucket") -> bool:
         """Return True if a step of the shape `other` can run in this one."""
@@ -66,11 +67,12 @@ def buckets(
     min_length: int = 0,
     shared: Sequence[tuple[int, int]] = (),
     prefixes: Sequence[int] = (0,),
+    adapters: Sequence[bool] = (False,),
 ) -> list[Bucket]:
     """Return all buckets of a cache, the largest first.
 
     Every sequence has at least `min_length` positions. `shared` are those of `shared_prefixes`,
-    `prefixes` those of `prefix_lengths`.
+    `prefixes` those of `prefix_lengths`; `adapters`: whether steps have them.
     """
     lengths = {num_positions}
     room = _SMALLEST_ROOM
@@ -78,5 +80,8 @@ def buckets(
         lengths.add(min_length + room)
         room *= 4
     sizes = sorted([*((num, 0) for num in row_counts(num_slots)), *shared], reverse=True)
-    found = product(sizes, sorted(lengths, reverse=True), sorted(prefixes, reverse=True))
-    return [Bucket(num, length, num_shared, own) for (num, num_shared), length, own in found]
+    found = product(sizes, sorted(lengths, reverse=True), sorted(prefixes, reverse=True), adapters)
+    return [
+        Bucket(num, length, num_shared, own, has_adapters)
+        for (num, num_shared), length, own, has_adapters in found
+    ]

@@ -193,7 +193,7 @@ class CudaGraphs:
         """
         wanted = replace(wanted, length=min(wanted.length, self._num_positions))
         fitting = (bucket for bucket in self._steps if bucket.holds(wanted))
-        order = attrgetter("num_rows", "num_prefixes", "prefix_length", "length")
+        order = attrgetter("has_adapters", "num_rows", "num_prefixes", "prefix_length", "length")
         smallest = min(fitting, key=order, default=None)
         if smallest is None:
             return self.store(self._step(self._inputs[0, : wanted.num_rows], wanted))

@@ -15,8 +15,8 @@ Invariants:
 - a pass is counted in its slots when it is launched, a draft when the batch accepts it;
 - a captured choice puts next tokens and moves of beams into the pool on the device
   (runners/cuda_graphs/graphs.py), where the next pass reads them;
-- captured passes have no adapters and room for few beams: other passes run eagerly, and none of
-  these is launched ahead;
+- captured passes have room for few beams and for adapters with a place in their pool
+  (runners/models/adapter_pool.py): other passes run eagerly, and none of these is launched ahead;
 - the logits of a prefill have memory apart: a pass launched ahead may wait for its choice.
 
 Shapes: B slots, R rows, V vocabulary.
@@ -28,6 +28,7 @@ from functools import partial
 from itertools import chain, count, islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ from runners.decoder.drafts import MAX_SLOTS, paying
 from runners.decoder.protocol import Decoder, Engine, NewEngine
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.kv_cache.slot_cache import SlotCache
+from runners.staging import array_into
 from runners.tokens.conditions import Chosen, NextInputs, RowConditions
 from runners.tokens.token_choice import choose_tokens
 
@@ -124,21 +126,29 @@ class GraphEngine:
         if shape.has_prefixes:
             shared = shared_prefixes(num_slots, decoder.rules.num_beams)
             prefixes = prefix_lengths(shape.num_image_tokens, shape.num_positions)
-        decoder.adapters.select([None] * num_slots)
+        has_adapters = [False] if decoder.adapters.pool is None else [True, False]
+        # places of the adapters of slots: an input of captured steps
+        self._places = torch.zeros(num_slots, dtype=torch.long, device=shape.device)
+        self._loaded_places: list[int] = []
         self.graphs.capture_all(
-            buckets(num_slots, shape.num_positions, shape.min_length, shared, prefixes),
+            buckets(
+                num_slots, shape.num_positions, shape.min_length, shared, prefixes, has_adapters
+            ),
             decoder.rules.eos_token_ids,
         )
-        # a beam's copy of a prefix would take long
-        num_beams = min(MAX_BEAMS, num_slots) if shape.has_prefixes else 1
         shapes = prefill_shapes(shape, num_slots)
         any_token = torch.zeros(1, dtype=torch.long, device=shape.device)
         hidden_size = decoder.embed(any_token).shape[-1]
+        num_beams = min(MAX_BEAMS, num_slots)
         self.prefills = CapturedPrefills(self._prefill, shapes, hidden_size, num_beams)
         if self.graphs.can_choose:
             self.prefills.capture_all(capture, shape.device)
 
     def _step(self, token_ids: Tensor, shape: Bucket) -> Tensor:
+        if shape.has_adapters:
+            self._decoder.adapters.select_places(self._places[: len(token_ids)])
+        else:
+            self._decoder.adapters.select(())
         places = self.cache.fixed_places(
             token_ids, shape.length, shape.num_prefixes, MAX_BEAMS, shape.prefix_length
         )
@@ -164,14 +174,16 @@ class GraphEngine:
         slots_of = slots_from(first_slot, requests)
         lengths = [each.num_prefix_tokens for each in requests]
         claimed = self.cache.claim(slots_of, lengths, [None] * len(requests))
-        self._decoder.adapters.select([None] * len(requests))
         self.prefills.run(requests, claimed)
-        if self.cache.prefixes is not None:  # the start token is in the slots
+        if self.cache.prefixes is None:  # not captured: every prefill would copy whole prompts
+            self.cache.add_beams({own[0]: own[1:] for own in slots_of})
+        else:  # the start token is in the slots
             self.cache.grow(range(first_slot, 1 + max(chain.from_iterable(slots_of))))
         return GraphPass(self.graphs.first_logits(len(requests)), is_first=True)
 
     def _prefill(self, inputs: FixedPrefill) -> Tensor:
         """Compute a captured prefill; its logits (B, V) are put into the pool, too."""
+        self._decoder.adapters.select(())
         self.cache.write_claimed(inputs.claimed.flatten(0, 1))
         slots, _, prefixes, _, _ = inputs.claimed[:, 0].T
         embeds = inputs.embeds(self._decoder.embed(inputs.token_ids.clamp(min=0)))
@@ -217,15 +229,31 @@ class GraphEngine:
         num_prefixes, _ = self.cache.shared_prefixes(num_slots)
         prefixes = self.cache.prefixes
         prefix_length = 0 if prefixes is None else prefixes.length(slots)
-        self._decoder.adapters.select(self.cache.adapters[:num_slots])  # for a pass without a graph
-        logits = self.graphs.run(Bucket(num_slots, length, num_prefixes, prefix_length))
+        has_adapters = self._load_places(num_slots)
+        wanted = Bucket(num_slots, length, num_prefixes, prefix_length, has_adapters)
+        logits = self.graphs.run(wanted)
         self.cache.grow(slots)
         return GraphPass(logits)
+
+    def _load_places(self, num_slots: int) -> bool:
+        """Copy the places of the slots' adapters, if changed; return True if there are any."""
+        adapters = self.cache.adapters[:num_slots]
+        pool = self._decoder.adapters.pool
+        if pool is None or not any(adapters):
+            return False
+        places = pool.places(adapters)
+        if places != self._loaded_places:
+            array_into(self._places[:num_slots], np.array(places))
+            self._loaded_places = places
+        return True
 
     def _is_captured(self, num_slots: int) -> bool:
         """Return True if passes over the first slots are captured."""
         _, num_beams = self.cache.shared_prefixes(num_slots)
-        return num_beams <= MAX_BEAMS and not any(self.cache.adapters[:num_slots])
+        adapters = self.cache.adapters[:num_slots]
+        pool = self._decoder.adapters.pool
+        have_places = pool is not None and pool.have_places(adapters)
+        return num_beams <= MAX_BEAMS and (have_places or not any(adapters))
 
 
 _ENGINES: dict[str, NewEngine] = {"cuda": GraphEngine}  # keyed by torch's device type

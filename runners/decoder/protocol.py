@@ -21,8 +21,22 @@ from runners.tokens.rules import GenerationRules
 PassT = TypeVar("PassT")
 
 
+class AdapterPlaces(Protocol):
+    """The adapters that captured passes can use, by the numbers of their places."""
+
+    def have_places(self, by_row: Sequence[str | None]) -> bool:
+        """Return True if the adapters of all rows have places."""
+
+    def places(self, by_row: Sequence[str | None]) -> list[int]:
+        """Return the place of each row's adapter."""
+
+
 class AdapterChoice(Protocol):
     """The adapters of a decoder."""
+
+    @property
+    def pool(self) -> AdapterPlaces | None:
+        """The adapters that captured passes can use, or None."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -30,6 +44,9 @@ class AdapterChoice(Protocol):
 
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row for the next pass; `None` selects the base model."""
+
+    def select_places(self, places: Tensor) -> None:
+        """Set the places in the pool (B,) of the rows of the next pass, which is captured."""
 
 
 class Decoder(Protocol):

@@ -6,9 +6,10 @@
 The base computes one product for all rows; an adapter in the batch adds its low-rank products to
 its own rows. So sequences of the base and of any number of its adapters are decoded together. In a
 step of few tokens, the products of all adapters are one batched product, over rows sorted by
-adapter. Adapters are float32 beside a base of any precision. Source: LoRA (arXiv 2106.09685);
-batches of several adapters, S-LoRA (arXiv 2311.03285). Shapes: B rows, T tokens of a row, G
-adapters in the batch, P rows of the most frequent one, R rank, K adapters of a layer.
+adapter; captured steps read a pool (runners/models/adapter_pool.py). Adapters are float32 beside a
+base of any precision. Source: LoRA (arXiv 2106.09685); batches of several adapters, S-LoRA (arXiv
+2311.03285). Shapes: B rows, T tokens of a row, G adapters in the batch, P rows of the most frequent
+one, R rank, K adapters of a layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
+from runners.models.adapter_pool import AdapterPool, PooledRanks
 from runners.models.linear import Linear
 from runners.staging import to_device
 from wire.artifacts.adapter_folder import DOWN, UP, NoRoomError
@@ -124,11 +126,14 @@ class AdaptedLinear:
     layers: Sequence[str]  # outputs are concatenated in this order
     sizes: Sequence[int]  # widths of these outputs
     adapters: "Adapters"
+    pooled: PooledRanks | None
     # replaced as a whole, maybe by another thread: a pass reads it once
     ranks: StackedRanks | None = None
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         output = self.base(hidden_states)
+        if self.pooled is not None and self.adapters.is_other is not None:
+            return output.add_(self.pooled(hidden_states, self.adapters.is_other))
         ranks = self.ranks
         if ranks is None or not self.adapters.are_selected:
             return output
@@ -169,11 +174,17 @@ class AdaptedLinear:
         width = sum(self.sizes) + max((down.shape[-1] for down in (*stacked, *added)), default=0)
         return num_adapters * rank * width * _FLOAT32_BYTES
 
-    def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add the matrices of an adapter, if it changes this layer."""
-        if (pair := LowRank.joined(tensors, self.layers, self.sizes)) is not None:
+    def add(
+        self, adapter: str, tensors: Mapping[str, Tensor], columns: range | None = None
+    ) -> None:
+        """Add the matrices of an adapter, if it changes this layer, to `columns` of a pool too."""
+        pair = LowRank.joined(tensors, self.layers, self.sizes)
+        if pair is not None:
             others = {} if self.ranks is None else self.ranks.by_key
             self.ranks = StackedRanks.of({**others, adapter: pair})
+        if self.pooled is not None and columns is not None:
+            nothing = self.pooled.down[:0], self.pooled.up[:0]
+            self.pooled.put(columns, *(nothing if pair is None else (pair.down, pair.up)))
 
     def remove(self, adapter: str) -> None:
         """Free the matrices of an adapter, if it changes this layer."""
@@ -190,8 +201,11 @@ class Adapters:
     returned, and until `remove` is called.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", pool_rank: int = 0) -> None:
         self._device = device
+        self.pool = AdapterPool(pool_rank, device) if pool_rank else None
+        # columns of the pool that rows of a captured pass do not read, (B, N); else None
+        self.is_other: Tensor | None = None
         self._layers: list[AdaptedLinear] = []
         self.keys = frozenset[str]()  # adapters that sequences may name
         self._by_row: Sequence[str | None] = ()
@@ -214,14 +228,17 @@ class Adapters:
                 f"with it all adapters of its base would take {num_bytes / 1e6:g} MB, each with the"
                 f" highest rank; {max_total_bytes / 1e6:g} MB are allowed (DIPTYCH_ADAPTERS_MB)"
             )
+        columns = None if self.pool is None else self.pool.free_columns(tensors)
         on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
         try:
             for layer in self._layers:
-                layer.add(adapter, on_device)
+                layer.add(adapter, on_device, columns)
         # such as too little memory, which those of the first layers would keep
         except BaseException:
             self.remove(adapter)
             raise
+        if self.pool is not None and columns is not None:
+            self.pool.add(adapter, columns)
         self.keys |= {adapter}
 
     def remove(self, adapter: str) -> None:
@@ -229,13 +246,21 @@ class Adapters:
         self.keys -= {adapter}
         for layer in self._layers:
             layer.remove(adapter)
+        if self.pool is not None:
+            self.pool.remove(adapter)
 
     def select(self, by_row: Sequence[str | None]) -> None:
         """Set the adapter of each row for the next pass; `None` selects the base model."""
+        self.is_other = None
         if self._by_row != by_row:
             self._by_row = list(by_row)
             self._layouts = {}
             self.are_selected = any(by_row)
+
+    def select_places(self, places: Tensor) -> None:
+        """Set the places in the pool (B,) of the rows of the next pass, which is captured."""
+        assert self.pool is not None
+        self.is_other = self.pool.is_other(places)
 
     def layout(self, keys: tuple[str, ...]) -> RowLayout:
         """Return the layout of the selected rows in a layer that the adapters `keys` change."""
@@ -243,7 +268,12 @@ class Adapters:
             self._layouts[keys] = RowLayout.of(keys, self._by_row, self._device)
         return self._layouts[keys]
 
-    def over(self, base: Linear, layers: Sequence[str], sizes: Sequence[int]) -> Linear:
-        """Return `base`, open to adapters of `layers`, whose outputs of `sizes` it concatenates."""
-        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self))
+    def over(
+        self, base: Linear, layers: Sequence[str], sizes: Sequence[int], width: int
+    ) -> "AdaptedLinear":
+        """Return `base`, open to adapters of `layers`, whose outputs of `sizes` it concatenates;
+        their inputs have `width`.
+        """
+        pooled = None if self.pool is None else self.pool.layer(width, sizes)
+        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self, pooled))
         return adapted

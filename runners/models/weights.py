@@ -69,9 +69,8 @@ class DecoderWeights:
         if self.adapters is None:
             return base
         layers = [self.prefix + name for name in names]
-        return self.adapters.over(
-            base, layers, [len(self.source[f"{layer}.weight"]) for layer in layers]
-        )
+        sizes = [len(self.source[f"{layer}.weight"]) for layer in layers]
+        return self.adapters.over(base, layers, sizes, weight.shape[1])
 
     def output_head(self, embeddings: Tensor) -> Linear:
         """Return the layer that computes logits: `lm_head`, or `embeddings` (V, C) if the
@@ -84,7 +83,7 @@ class DecoderWeights:
         head = PackedLinear.view(embeddings) if is_packed else self._linear_of(embeddings)
         if self.adapters is None:
             return head
-        return self.adapters.over(head, ["lm_head"], [len(embeddings)])
+        return self.adapters.over(head, ["lm_head"], [len(embeddings)], embeddings.shape[1])
 
     def layer_norm(self, name: str, epsilon: float) -> LayerNorm:
         return LayerNorm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), epsilon)

@@ -29,7 +29,9 @@ STEPS = {
     "sampled": STEP,
     "constrained": STEP,
     "3 beams": STEP | {"launches": 3},
+    "adapter": STEP,
 }
+
 # parts of a captured prefill, by sequences
 PARTS = {1: 1, 21: 4, 64: 8}
 
@@ -83,7 +85,7 @@ def test_calls_of_steps_and_admissions(exported: ModelStore, model_id: str) -> N
     result = found(exported, "traffic", model_id)
     has_prefixes = model_id == "florence-2-mini"
     for name, calls in result.items():
-        kind, _, num = name.partition(", ")
+        kind, _, num = name.rpartition(", ")
         steps = calls["10 steps"]
         admission = calls["admission"]
         if kind in STEPS:
@@ -91,11 +93,16 @@ def test_calls_of_steps_and_admissions(exported: ModelStore, model_id: str) -> N
         # a temporary of the moves of beams grows with their answers
         assert steps.get("allocations", 0) <= (kind == "3 beams"), name
         assert (steps["waits"], admission["waits"]) == (10, 1), name
-        if kind in STEPS and (has_prefixes or kind != "3 beams"):
-            assert admission.get("launches", 0) == has_prefixes, name  # the start token's length
-            assert admission["replays"] == admission["to_device"] == PARTS[int(num)] + 1, name
-            assert admission["on_device"] == int(num), name  # features
         assert admission["to_device"] <= 12, name
+        if "adapter" in kind:  # its admissions are eager
+            continue
+        num_graphs = PARTS[int(num)] + 1
+        copies_beams = kind == "3 beams" and not has_prefixes  # the keys of image and prompt
+        # the start token's length, or that copy
+        assert admission.get("launches", 0) == (3 if copies_beams else has_prefixes), name
+        assert admission["replays"] == num_graphs, name
+        assert admission["to_device"] == num_graphs + 2 * copies_beams, name
+        assert admission["on_device"] == int(num), name  # features
 
 
 def tenfold(calls: dict[str, int]) -> dict[str, int]:
@@ -174,6 +181,15 @@ def test_two_runners_share_a_card_and_one_restarts_when_it_loses_it(
         after = service.parts()
         assert after.pop("florence-2-mini-runner") != before.pop("florence-2-mini-runner")
         assert after == before
+
+
+def test_the_service_with_adapters_answers_while_a_runner_restarts(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    settings = {"FAKE_CUDA_CARD": str(tmp_path / "card"), "FAKE_CUDA_MEMORY_MB": "9000"}
+    verdict = found(exported, "service", *EMBEDDED, "6", **settings)
+    assert verdict["is_met"], verdict
+    assert verdict["measured"]["models"] == 4
 
 
 def test_a_driver_that_is_too_old_means_the_cpu() -> None:

@@ -141,12 +141,12 @@ def test_an_admission_waits_for_its_first_tokens_only(
     admitted.admit([start_sequence(each, rules) for each in requests])
     assert traffic.waits.total() == 0, "only the event of the results may wait"
     assert traffic.to_host.total() == 1
-    if engine.prefills.hold(requests):  # parts of 8 and 1, then their choice
-        assert traffic.to_device.total() == 3, traffic.to_device
-        most = NUM_SEQUENCES + 1
-        assert traffic.operations.total() <= most, "more than the copies of features and a length"
-    else:
-        assert traffic.to_device.total() <= 12, traffic.to_device  # for any number of sequences
+    assert engine.prefills.hold(requests)
+    copies_beams = engine.cache.prefixes is None and requests[0].num_beams > 1
+    # parts of 8 and 1, then their choice; the slots of copied beams, and their lengths
+    assert traffic.to_device.total() == 3 + 2 * copies_beams, traffic.to_device
+    most = NUM_SEQUENCES + 1 + 2 * copies_beams
+    assert traffic.operations.total() <= most, "more than copies of features and beams, and lengths"
 
 
 def test_a_step_waits_once_for_its_device(

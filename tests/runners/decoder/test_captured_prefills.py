@@ -111,8 +111,7 @@ def test_a_captured_prefill_leaves_what_an_eager_one_leaves(artifacts: Path) -> 
         features = torch.randn(16, manifest.hidden_size, generator=generator)
         prompt_ids = decoder.text.prompt_ids([(text, False)])
         requests.append(SequenceRequest(features, prompt_ids, 4))
-    if decoder.shape.has_prefixes:
-        requests[1] = replace(requests[1], num_beams=3)
+    requests[1] = replace(requests[1], num_beams=3)
     engine = graph_engine(decoder, 8)
     eager = EagerEngine(decoder, 8)
     assert engine.prefills.hold(requests)

@@ -19,7 +19,7 @@ from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
-from runners.models.adapters import AdaptedLinear, Adapters
+from runners.models.adapters import Adapters
 from runners.models.linear import FloatLinear
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
@@ -28,6 +28,7 @@ from tests.support.decoder_cases import MAX_NEAR_TIES, Case, make_case
 from tests.support.drafted_answers import asked, generate, generate_without_drafts
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import merged, write_adapter
+from tests.support.passes import Passes
 from wire.artifacts.adapter_folder import AdapterLimits, NoRoomError
 from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 
@@ -91,11 +92,12 @@ def adapted_decoder(
     artifacts: Path,
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
     precision: Precision = "float32",
+    pool_rank: int = 0,
+    max_positions: int = 0,
 ) -> Decoder:
-    adapters = Adapters()
-    decoder = load_decoder(
-        artifacts, read_manifest(artifacts).family, precision, "cpu", adapters=adapters
-    )
+    adapters = Adapters(pool_rank=pool_rank)
+    family = read_manifest(artifacts).family
+    decoder = load_decoder(artifacts, family, precision, "cpu", max_positions, adapters=adapters)
     for key, each in tensors.items():
         adapters.add(key, each)
     return decoder
@@ -144,6 +146,16 @@ def test_sequences_that_enter_and_leave_keep_their_adapters(tuned: Tuned) -> Non
     assert written == alone
 
 
+def test_adapters_in_captured_passes_give_the_tokens_of_eager_ones(tuned: Tuned) -> None:
+    decoder = adapted_decoder(tuned.artifacts, tuned.tensors, pool_rank=96, max_positions=512)
+    requests = [replace(tuned.request(index), max_new_tokens=12) for index in range(9)]
+    expected = generate_all(tuned.case.decoder, requests)
+    passes = Passes(decoder, num_slots=9)
+    found = generate_all(decoder, requests, lambda *_: passes)
+    assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+    assert len(passes.num_slots_ahead) > 5
+
+
 def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tuned: Tuned) -> None:
     first, *others = tuned.tensors
     adapters = Adapters()
@@ -175,8 +187,7 @@ def test_an_adapter_for_which_there_is_no_room_changes_nothing() -> None:
     """
     adapters = Adapters()
     base = FloatLinear(torch.zeros(9, 6), None)
-    joined = adapters.over(base, ["q", "k"], [4, 5])
-    assert isinstance(joined, AdaptedLinear)
+    joined = adapters.over(base, ["q", "k"], [4, 5], 6)
 
     def tensors(rank: int, *layers: str) -> dict[str, torch.Tensor]:
         downs = {f"{layer}.down": torch.ones(rank, 6) for layer in layers}
@@ -206,22 +217,20 @@ def test_an_adapter_for_which_there_is_no_room_changes_nothing() -> None:
 def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
     adapters = Adapters()
     base = FloatLinear(torch.zeros(4, 6), None)
-    good, bad = (adapters.over(base, [name], [size]) for name, size in (("good", 4), ("bad", 5)))
+    good = adapters.over(base, ["good"], [4], 6)
+    bad = adapters.over(base, ["bad"], [5], 6)
     pairs = {f"{name}.down": torch.ones(2, 6) for name in ("good", "bad")}
     with pytest.raises(RuntimeError):
         adapters.add("a", pairs | {f"{name}.up": torch.ones(4, 2) for name in ("good", "bad")})
-    assert isinstance(good, AdaptedLinear)
-    assert isinstance(bad, AdaptedLinear)
     assert (good.ranks, bad.ranks, adapters.keys) == (None, None, frozenset())
 
 
 def test_a_removed_adapter_leaves_no_weights() -> None:
     adapters = Adapters()
     base = FloatLinear(torch.zeros(4, 6), None)
-    linear = adapters.over(base, ["layer"], [4])
+    linear = adapters.over(base, ["layer"], [4], 6)
     for key in ("a", "b"):
         adapters.add(key, {"layer.down": torch.ones(2, 6), "layer.up": torch.ones(4, 2)})
-    assert isinstance(linear, AdaptedLinear)
     assert linear.ranks is not None
     freed = weakref.ref(linear.ranks.down)
     adapters.remove("a")

@@ -6,6 +6,7 @@ attention    the attention kernels of a prefill and of a step
 widths       those of the released sizes
 memory       what follows when an allocation fails, each in turn
 lost         a decoder whose device is lost with a code; ends its process
+service      the check of the service with both models, for some seconds
 failed       a decoder in which one product fails and the device does not
 """
 
@@ -13,7 +14,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
+from laboratory.gpu_check.serving import check_service
 from runners.cuda_graphs.choice import KINDS
 from runners.cuda_graphs.graphs import capture_cuda_graph
 from runners.decoder.batch import LiveBatch, start_sequence
@@ -31,6 +33,7 @@ from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
+from runners.models.adapter_pool import POOL_RANK
 from runners.models.adapters import Adapters
 from runners.models.layers import attend
 from runners.models.load import load_decoder
@@ -52,9 +55,11 @@ _KINDS: dict[str, dict[str, Any]] = {
     "constrained": {},
     "3 beams": {"num_beams": 3},
     "adapter": {},
+    "adapter, no place": {},
 }
 _NUM_TOKENS = 24
 _ADAPTER = "tuned"
+_WITHOUT_PLACE = "tuned, with a higher rank"
 _ATTENTION = ("flash_fwd", "fmha_cutlass", "cudnn", "softmax")
 _ALL = 10**6  # allocations
 _EXECUTION_FAILED = 13  # CUBLAS_STATUS_EXECUTION_FAILED
@@ -210,16 +215,23 @@ def failed(model: Model) -> dict[str, Any]:
     return {"outcomes": outcomes}
 
 
+def service(model: Model, other_id: str, seconds: str) -> dict[str, Any]:
+    """Return the verdict on the service with two models."""
+    return asdict(check_service([model, Model.of(other_id)], "cuda", float(seconds)))
+
+
 _SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    each.__name__: each for each in (captures, traffic, attention, widths, memory, lost, failed)
+    each.__name__: each
+    for each in (captures, traffic, attention, widths, memory, lost, failed, service)
 }
 
 
 def _requests(decoder: Decoder, model: Model, kind: str, num: int) -> list[SequenceRequest]:
     features = [model.features("cuda")] * num
     made = requests(decoder, features, _NUM_TOKENS, **_KINDS[kind])
-    if kind == "adapter":
-        return [replace(each, adapter=_ADAPTER) for each in made]
+    if kind.startswith("adapter"):
+        name = _ADAPTER if kind == "adapter" else _WITHOUT_PLACE
+        return [replace(each, adapter=name) for each in made]
     if kind == "constrained":
         constraint: Any = AnyToken(decoder.shape.num_tokens // 8 + 1)
         return [replace(each, constraint=constraint) for each in made]
@@ -227,8 +239,10 @@ def _requests(decoder: Decoder, model: Model, kind: str, num: int) -> list[Seque
 
 
 def _decoder_with_adapter(model: Model) -> Decoder:
-    """Return a decoder with an adapter of all linear layers but the head."""
-    adapters = Adapters("cuda")
+    """Return a decoder with adapters of all linear layers but the head; one has a place in the
+    pool of captured passes.
+    """
+    adapters = Adapters("cuda", POOL_RANK)
     precision = model.manifest.precision["cuda"]["decoder"]
     decoder = load_decoder(
         model.folder,
@@ -239,15 +253,19 @@ def _decoder_with_adapter(model: Model) -> Decoder:
         adapters=adapters,
         num_image_tokens=model.manifest.num_image_tokens,
     )
-    tensors = {}
+    downs = {}
+    ups = {}
     with safe_open(model.folder / DECODER_FILE, framework="pt") as file:
         for name in list(file.keys()):
             shape = file.get_slice(name).get_shape()
             layer = name.removesuffix(".weight")
             if len(shape) == 2 and layer.endswith(("_proj", "fc1", "fc2")):
-                tensors[layer + DOWN] = torch.zeros(4, shape[1])
-                tensors[layer + UP] = torch.zeros(shape[0], 4)
-    adapters.add(_ADAPTER, tensors)
+                downs[layer + DOWN] = shape[1]
+                ups[layer + UP] = shape[0]
+    for name, rank in ((_ADAPTER, 4), (_WITHOUT_PLACE, POOL_RANK)):
+        tensors = {each: torch.zeros(rank, size) for each, size in downs.items()}
+        tensors |= {each: torch.zeros(size, rank) for each, size in ups.items()}
+        adapters.add(name, tensors)
     return decoder
 
 
