@@ -64,7 +64,7 @@ def run(
         try:
             await scenario(joined, channel, await opened())
         finally:
-            await joined.close()
+            await JoinedCalls.close([joined])
 
     asyncio.run(whole())
 
@@ -154,7 +154,7 @@ def test_closing_ends_the_sequences_in_the_runner() -> None:
             await asyncio.sleep(0.001)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        await joined.close()
+        await JoinedCalls.close([joined])
         assert (decoder.num_waiting, decoder.num_cancelled) == (0, 1)
 
     asyncio.run(whole())
