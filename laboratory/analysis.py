@@ -1,15 +1,16 @@
-"""Five questions about each of five things: one analysis against 25 single calls.
+"""Five questions about each of four things: one analysis against 20 single calls.
 
-    python -m laboratory.analysis [--url URL] [--images N] [--peer MODEL=URL]… [--questions N]
+    python -m laboratory.analysis [--url URL] [--images N] [--peer] [--questions N]
 
     sequence      one call after the other
     concurrent    all calls at the same time
-    peer          all calls at the same time, with the exact prompts, to servers of
-                  laboratory/bench/peers that the user has started, one for each model
+    peer          all calls at the same time, with the exact prompts, to the peer of the bench that
+                  is the fastest with the embedded models, a server for each
 
 Each way gets its own copy of an image, which the service has not seen. The wall time of the single
 calls does not include the detection of the things, that of the analysis does. Tokens of our service
-are compared answer by answer. `--questions` asks so many single questions about a stored image.
+are compared answer by answer. Peers are suspended while ours answers: their idle workers poll.
+`--questions` asks so many single questions about a stored image.
 """
 
 import argparse
@@ -17,9 +18,10 @@ import asyncio
 import io
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,20 +31,24 @@ import httpx
 from PIL import Image, PngImagePlugin
 
 from export.scenes import render_scene, sample_scene
+from laboratory.bench.rounds.servers import best_embedded_peer, peer_launch
 from loadtest.figures import milliseconds, shown, table
+from loadtest.processes import ROOT, running, suspended
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 
 _SIDE_PX = 384
-_NUM_THINGS = 5
+_NUM_THINGS = 4  # the embedded checkpoints find no more
 _TIMEOUT_S = 600
+_KEEP_ALIVE_S = 1.0  # servers close idle connections after some seconds
 _MAX_NEW_TOKENS = 128  # a peer's; the embedded checkpoints end earlier
 _NUM_CLIENTS = 8  # questions about a stored image at a time
-_CATALOG = Path(__file__).parents[1] / "models/catalog.yaml"
+_MODELS = ROOT / "models"
 _SIZE_WH = (2 * _SIDE_PX, _SIDE_PX)
 _DEFAULT_MODEL = "florence-2-mini"
+_OTHER_MODEL = "paligemma-mini"
 _THINGS = {"id": "things", "task": "object_detection"}
 # The fields of each question; {label} is filled, and the box is the region of the others.
 _QUESTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -53,7 +59,7 @@ _QUESTIONS: Mapping[str, Mapping[str, Any]] = {
     "mask": {
         "task": "instance_segmentation",
         "phrase": "{label}",
-        "model": "paligemma-mini",
+        "model": _OTHER_MODEL,
     },
 }
 
@@ -70,10 +76,11 @@ class Way:
 
 
 class Service:
-    """The service under test; counts what is sent."""
+    """A service under test; counts what is sent."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
+    def __init__(self, url: str) -> None:
+        limits = httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S)
+        self._client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, limits=limits)
         self.num_bytes = 0
 
     async def post(self, path: str, image: bytes | str, fields: Fields) -> Fields:
@@ -96,11 +103,20 @@ class Service:
 
 
 class Peers:
-    """Servers of laboratory/bench/peers, by model; they take the exact prompt."""
+    """A peer for each model, which takes the exact prompt."""
 
-    def __init__(self, services: Mapping[str, Service]) -> None:
+    def __init__(self, services: Mapping[str, Service], process_ids: Sequence[int]) -> None:
         self._services = services
-        self._catalog: Mapping[str, CatalogEntry] = load_catalog(_CATALOG)
+        self._process_ids = process_ids
+        self._catalog: Mapping[str, CatalogEntry] = load_catalog(_MODELS / "catalog.yaml")
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Suspend all peers."""
+        with ExitStack() as stack:
+            for process_id in self._process_ids:
+                stack.enter_context(suspended(process_id))
+            yield
 
     @property
     def num_bytes(self) -> int:
@@ -144,60 +160,90 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m laboratory.analysis")
     parser.add_argument("--url", default="http://127.0.0.1:3000")
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--peer", action="append", default=[], metavar="MODEL=URL")
+    parser.add_argument("--peer", action="store_true", help="compare with a peer of the bench too")
     parser.add_argument("--questions", type=int, default=0, help="about one stored image")
     parsed = parser.parse_args(arguments)
-    peers = dict(peer.split("=", 1) for peer in parsed.peer)
-    asyncio.run(_run(parsed.url, parsed.images, peers, parsed.questions))
+    with ExitStack() as stack:
+        peers = stack.enter_context(started_peers()) if parsed.peer else None
+        asyncio.run(_run(Service(parsed.url), parsed.images, peers, parsed.questions))
 
 
-async def _run(url: str, num_images: int, peers: Mapping[str, str], num_questions: int) -> None:
-    async with AsyncExitStack() as clients:
+@contextmanager
+def started_peers() -> Iterator[Peers]:
+    """Start the peer of each model, and stop it."""
+    from laboratory.bench.material.encoder_graphs import write_encoder_graph  # imports transformers
 
-        async def service_at(address: str) -> Service:
-            client = httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_S)
-            return Service(await clients.enter_async_context(client))
+    services = {}
+    process_ids = []
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        for model in (_DEFAULT_MODEL, _OTHER_MODEL):
+            graph = Path(name, f"{model}.onnx")
+            write_encoder_graph(_MODELS / model, graph)
+            launch = peer_launch(best_embedded_peer(), _MODELS / model, graph)
+            log = Path(name, f"{model}.log")
+            process_ids.append(stack.enter_context(running(launch, log)))
+            services[model] = Service(launch.url)
+        yield Peers(services, process_ids)
 
-        service = await service_at(url)
-        if num_images:
-            asked = {model: await service_at(address) for model, address in peers.items()}
-            await compare(service, Peers(asked) if asked else None, num_images)
-        if num_questions:
-            await ask_about_stored(service, num_questions)
+
+async def _run(service: Service, num_images: int, peers: Peers | None, num_questions: int) -> None:
+    if num_images:
+        await compare(service, peers, num_images)
+    if num_questions:
+        await ask_about_stored(service, num_questions)
 
 
 async def compare(service: Service, peers: Peers | None, num_images: int) -> None:
     """Print the wall times, bytes and differing tokens of all ways to ask."""
     ways = {name: Way() for name in ("analysis", "sequence", "concurrent")}
+    await _analysis(service, _image(-1, "warm-up"))
     if peers is not None:
         ways["peer"] = Way()
+        await singles(peers.predict, _image(-1, "peer"), await _things(service, -1), True)
     num_answers = 0
+    num_of_peer = 0
     differing: list[str] = []
-    await _analysis(service, _image(-1, "warm-up"))
+    names = list(ways)
     for index in range(num_images):
-        image = _image(index, "things")
-        detected = await service.post("/v1/predict", image, {"task": _THINGS["task"]})
-        numbered = list(enumerate(detected["result"]["detections"]))
-        things = sorted(numbered, key=lambda each: -each[1]["score"])[:_NUM_THINGS]
+        things = await _things(service, index)
         found: dict[str, dict[str, Tokens]] = {}
         first = index % len(ways)
-        names = list(ways)
-        for way in names[first:] + names[:first]:
-            image = _image(index, way)
-            server = peers if way == "peer" and peers is not None else service
-            sent_before = server.num_bytes
-            start_s = time.monotonic()
-            if way == "analysis":
-                found[way] = await _analysis(service, image)
+        for name in names[first:] + names[:first]:
+            image = _image(index, name)
+            if peers is None:
+                found[name] = await _timed(ways[name], name, service, image, things)
+            elif name == "peer":
+                found[name] = await _timed(ways[name], name, peers, image, things)
             else:
-                found[way] = await singles(server.predict, image, things, way != "sequence")
-            ways[way].wall_s.append(time.monotonic() - start_s)
-            ways[way].num_bytes.append(server.num_bytes - sent_before)
+                with peers.suspended():
+                    found[name] = await _timed(ways[name], name, service, image, things)
         num_answers += len(found["sequence"])
+        num_of_peer += len(found["sequence"].items() & found.get("peer", {}).items())
         differing += differences(index, found)
     print(f"{num_images} images, {num_answers} answers, {len(differing)} differ in tokens")
     print("\n".join(differing[:20]))
+    if peers is not None:
+        print(f"{num_of_peer} answers of the peer equal ours in text and number of tokens")
     print(report(ways))
+
+
+async def _timed(
+    way: Way,
+    name: str,
+    server: Service | Peers,
+    image: bytes,
+    things: Sequence[tuple[int, Fields]],
+) -> dict[str, Tokens]:
+    """Return the answers of one way; add its wall time and its bytes to `way`."""
+    sent_before = server.num_bytes
+    start_s = time.monotonic()
+    if isinstance(server, Service) and name == "analysis":
+        found = await _analysis(server, image)
+    else:
+        found = await singles(server.predict, image, things, name != "sequence")
+    way.wall_s.append(time.monotonic() - start_s)
+    way.num_bytes.append(server.num_bytes - sent_before)
+    return found
 
 
 async def ask_about_stored(service: Service, num_questions: int) -> None:
@@ -241,6 +287,14 @@ def report(ways: Mapping[str, Way]) -> str:
             ]
         )
     return table(["way", "wall p50, ms", "analysis ÷ it", "bytes sent, analysis ÷ it"], rows)
+
+
+async def _things(service: Service, index: int) -> list[tuple[int, Fields]]:
+    """Return the best detections in an image, with their indices."""
+    image = _image(index, "things")
+    detected = await service.post("/v1/predict", image, {"task": _THINGS["task"]})
+    numbered = list(enumerate(detected["result"]["detections"]))
+    return sorted(numbered, key=lambda each: -each[1]["score"])[:_NUM_THINGS]
 
 
 async def _analysis(service: Service, image: bytes) -> dict[str, Tokens]:

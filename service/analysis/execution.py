@@ -102,8 +102,7 @@ async def stream_analysis(
             yield answer
         yield await running
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        running.cancel()  # once: a wait for its end would cancel it again with this task
         await core.leave(context)  # a task that is cancelled before it has begun does not
 
 
@@ -130,7 +129,7 @@ class _Run:
         except ExceptionGroup as errors:  # about the image, which concerns all steps, or a defect
             raise errors.exceptions[0] from None
         finally:
-            await asyncio.gather(*(each.close() for each in self.joined.values()))
+            await JoinedCalls.close(self.joined.values())
         steps = tuple(each.result() for each in running)
         answers = list(chain.from_iterable(step.answers for step in steps))
         refusals = [each.outcome for each in answers if isinstance(each.outcome, Overloaded)]

@@ -1,22 +1,20 @@
 """POST /v1/analyze: many questions about one image, or about each of several."""
 
 import json
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from service.analysis.execution import Analysis, StepAnswer, analyze, stream_analysis
-from service.analysis.several import answer_each
 from service.http.body import read_images_body
 from service.http.boundary import REST, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
-from service.http.several import refuse_stream, several_response
+from service.http.several import answered, single_image
 from service.images.url_rules import ImageInput
 from service.inference.core import RequestContext
-from service.schema.analysis import analysis_json, step_answer_json
-from wire.disconnection import while_connected
+from service.schema.analysis import AnalysisJson, analysis_json, step_answer_json
 
 
 class AnalysisApi:
@@ -33,9 +31,7 @@ class AnalysisApi:
         """Answer all steps: a body, or a stream of the answers and then the body."""
         core = self._boundary.core()
         body = await self._boundary.read(read_images_body, request, context)
-        if body.images is not None:
-            refuse_stream(body)
-        elif body.fields.get("stream") is True:
+        if body.fields.get("stream") is True:
 
             def form(event: StepAnswer | Analysis) -> Iterator[str]:
                 if isinstance(event, StepAnswer):
@@ -46,15 +42,10 @@ class AnalysisApi:
                     analysis = analysis_json(event, context.request_id)
                     yield server_sent_event(analysis.model_dump_json(), "result")
 
-            events = stream_analysis(core, body.image, body.fields, context)
+            events = stream_analysis(core, single_image(body), body.fields, context)
             return await event_stream(request, context, REST, events, form)
 
-        def ask(image: ImageInput, own: RequestContext) -> Awaitable[Analysis]:
-            return analyze(core, image, body.fields, own)
+        async def ask(image: ImageInput, own: RequestContext) -> AnalysisJson:
+            return analysis_json(await analyze(core, image, body.fields, own), own.request_id)
 
-        if body.images is not None:
-            answering = answer_each(core, body.images, context, ask)
-            return await several_response(request, context, answering, analysis_json)
-        analysis = await while_connected(request.receive, ask(body.image, context))
-        rendered = analysis_json(analysis, context.request_id)
-        return Response(rendered.model_dump_json(), media_type="application/json")
+        return await answered(core, request, context, body, ask)

@@ -1,34 +1,39 @@
-"""The response about several images of one request."""
+"""The response about the image of a request, or about each of several."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import InvalidRequest, ServiceError
+from service.analysis.several import answer_each
+from service.errors import InvalidRequest
 from service.http.body import RequestBody
-from service.inference.core import RequestContext
-from service.schema.analysis import AnalysisJson, several_json
-from service.schema.wire import AnswerJson, ComparisonJson
+from service.images.url_rules import ImageInput
+from service.inference.core import Core, RequestContext
+from service.schema.analysis import OneJson, SeveralJson, several_json
 from wire.disconnection import while_connected
 
-AnswerT = TypeVar("AnswerT")
 
-
-def refuse_stream(body: RequestBody) -> None:
-    """Raise `InvalidRequest` if answers about several images are to be streamed."""
-    if body.fields.get("stream") is True:
+def single_image(body: RequestBody) -> ImageInput:
+    """Return the image of a request whose answers are streamed; raise `InvalidRequest`."""
+    if body.images is not None:
         raise InvalidRequest("stream is true, which needs image; images is given", "stream")
+    return body.image
 
 
-async def several_response(
+async def answered(
+    core: Core,
     request: Request,
     context: RequestContext,
-    answering: Awaitable[Sequence[AnswerT | ServiceError]],
-    render: Callable[[AnswerT, str], AnswerJson | ComparisonJson | AnalysisJson],
+    body: RequestBody,
+    ask: Callable[[ImageInput, RequestContext], Awaitable[OneJson]],
 ) -> Response:
-    """Await the answers while the client is connected; return them in order."""
-    outcomes = await while_connected(request.receive, answering)
-    body = several_json(outcomes, context.request_id, render)
-    return Response(body.model_dump_json(), media_type="application/json")
+    """Return what `ask` returns about the image or each of several; end it with the connection."""
+    rendered: OneJson | SeveralJson
+    if body.images is None:
+        rendered = await while_connected(request.receive, ask(body.image, context))
+    else:
+        answering = answer_each(core, body.images, context, ask)
+        outcomes = await while_connected(request.receive, answering)
+        rendered = several_json(outcomes, context.request_id)
+    return Response(rendered.model_dump_json(), media_type="application/json")

@@ -5,25 +5,24 @@ GET /v1/models[?catalog=true]    GET /v1/models/{model}    GET /v1/tasks
 """
 
 import json
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.analysis.several import answer_each
 from service.errors import InvalidRequest
 from service.http.body import read_images_body
 from service.http.boundary import REST, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
-from service.http.several import refuse_stream, several_response
+from service.http.several import answered, single_image
 from service.images.url_rules import ImageInput
-from service.inference.core import Comparison, RequestContext
+from service.inference.core import RequestContext
 from service.inference.listings import catalog_json, model_json, models_json, tasks_json
 from service.inference.prediction import Answer
 from service.schema.rendering import answer_json, comparison_json
+from service.schema.wire import AnswerJson, ComparisonJson
 from tasks.errors import shown
-from wire.disconnection import while_connected
 
 
 class RestApi:
@@ -46,14 +45,6 @@ class RestApi:
         """Answer with one model: a body, or a stream of its text and then the answer."""
         core = self._boundary.core()
         body = await self._boundary.read(read_images_body, request, context)
-        if body.images is not None:
-            refuse_stream(body)
-
-            def ask(image: ImageInput, own: RequestContext) -> Awaitable[Answer]:
-                return core.predict(image, body.fields, own)
-
-            answering = answer_each(core, body.images, context, ask)
-            return await several_response(request, context, answering, answer_json)
         if body.fields.get("stream") is True:
 
             def form(event: str | Answer) -> Iterator[str]:
@@ -63,30 +54,23 @@ class RestApi:
                     answer = answer_json(event, context.request_id)
                     yield server_sent_event(answer.model_dump_json(), "result")
 
-            events = core.stream(body.image, body.fields, context)
+            events = core.stream(single_image(body), body.fields, context)
             return await event_stream(request, context, REST, events, form)
-        answer = await while_connected(
-            request.receive, core.predict(body.image, body.fields, context)
-        )
-        body_json = answer_json(answer, context.request_id).model_dump_json()
-        return Response(body_json, media_type="application/json")
+
+        async def ask(image: ImageInput, own: RequestContext) -> AnswerJson:
+            return answer_json(await core.predict(image, body.fields, own), own.request_id)
+
+        return await answered(core, request, context, body, ask)
 
     async def compare(self, request: Request, context: RequestContext) -> Response:
         """Answer with several models concurrently."""
         core = self._boundary.core()
         body = await self._boundary.read(read_images_body, request, context)
-        if body.images is not None:
 
-            def ask(image: ImageInput, own: RequestContext) -> Awaitable[Comparison]:
-                return core.compare(image, body.fields, own)
+        async def ask(image: ImageInput, own: RequestContext) -> ComparisonJson:
+            return comparison_json(await core.compare(image, body.fields, own), own.request_id)
 
-            answering = answer_each(core, body.images, context, ask)
-            return await several_response(request, context, answering, comparison_json)
-        comparison = await while_connected(
-            request.receive, core.compare(body.image, body.fields, context)
-        )
-        body_json = comparison_json(comparison, context.request_id).model_dump_json()
-        return Response(body_json, media_type="application/json")
+        return await answered(core, request, context, body, ask)
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
         """List the served models as OpenAI does; `catalog=true` adds the catalog's others."""

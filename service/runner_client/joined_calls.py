@@ -7,7 +7,7 @@ later ones wait until the runner has its features, and send none.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -82,11 +82,17 @@ class JoinedCalls:
             task.add_done_callback(self._sending.discard)
         return await part.answered
 
-    async def close(self) -> None:
-        """End all calls, which ends their sequences in the runner."""
-        for task in self._sending:
+    @staticmethod
+    async def close(joined: Iterable["JoinedCalls"]) -> None:
+        """End all calls, which ends their sequences in the runners.
+
+        They end, too, if this is cancelled: a call is cancelled at once, and only once.
+        """
+        sending = set(chain.from_iterable(each._sending for each in joined))
+        for task in sending:
             task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        if sending:
+            await asyncio.wait(sending)
 
     async def _send(self, key: _Key, manifest: Manifest, image: LazyImage) -> None:
         has_features = self._has_features.get(key)

@@ -144,10 +144,10 @@ class RunnerClient:
                             index = asked[event.index]
                             unfinished.remove(index)
                             yield SequenceEnd(index=index, outcome=event.outcome)
-            except FeaturesMissing:
-                needs_pixels = True
-                continue
             except ChannelError as error:
+                if isinstance(error, FeaturesMissing) and pixels is None:
+                    needs_pixels = True
+                    continue
                 may_repeat = isinstance(error, RunnerUnreachable | RunnerUnavailable)
                 if is_repeated or not may_repeat:
                     raise error_of_call(self._model_id, error) from error

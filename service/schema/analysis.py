@@ -1,7 +1,6 @@
 """Analyses, and the answers about several images, as JSON models and their rendering."""
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 from pydantic import Field
 
@@ -16,8 +15,6 @@ from service.schema.wire import (
     ImageJson,
     Wire,
 )
-
-AnswerT = TypeVar("AnswerT")
 
 
 def _is_none(value: object) -> bool:
@@ -65,11 +62,14 @@ class AnalysisJson(Wire):
     steps: list[StepJson]
 
 
+OneJson = AnswerJson | ComparisonJson | AnalysisJson  # the body about one image
+
+
 class SeveralJson(Wire):
     """The answers about several images, in order: each as if it were alone, or its error."""
 
     id: str
-    answers: list[AnswerJson | ComparisonJson | AnalysisJson | ErrorJson]
+    answers: list[OneJson | ErrorJson]
 
 
 def step_answer_json(answer: StepAnswer, request_id: str) -> StepAnswerJson | StepErrorJson:
@@ -95,16 +95,12 @@ def analysis_json(analysis: Analysis, request_id: str) -> AnalysisJson:
     return AnalysisJson(id=request_id, image=ImageJson(width=width, height=height), steps=steps)
 
 
-def several_json(
-    outcomes: Iterable[AnswerT | ServiceError],
-    request_id: str,
-    render: Callable[[AnswerT, str], AnswerJson | ComparisonJson | AnalysisJson],
-) -> SeveralJson:
-    """Return the answers about several images, each by `render`."""
-    answers: list[AnswerJson | ComparisonJson | AnalysisJson | ErrorJson] = []
+def several_json(outcomes: Iterable[OneJson | ServiceError], request_id: str) -> SeveralJson:
+    """Return the outcomes about several images, in order."""
+    answers: list[OneJson | ErrorJson] = []
     for outcome in outcomes:
         if isinstance(outcome, ServiceError):
             answers.append(ErrorJson(error=error_detail(outcome, request_id)))
         else:
-            answers.append(render(outcome, request_id))
+            answers.append(outcome)
     return SeveralJson(id=request_id, answers=answers)

@@ -44,6 +44,7 @@ from service.open_inference.http_bodies import read_request
 from service.rpc.analysis_messages import steps_document
 from service.rpc.proto import vision_pb2 as pb
 from service.settings import SettingsError
+from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tests.support.fake_service import encoded, served_models
 from tests.support.fuzzing import Target
 from tests.support.request_bodies import (
@@ -134,6 +135,18 @@ def _open_inference(data: bytes) -> None:
 def _call(data: bytes) -> None:
     header, body = _two_parts(data)
     read_call(body, header.decode("latin-1") or None, (2, 2, 3))
+
+
+def _fields(data: bytes) -> None:
+    fields, _ = parse_fields(PredictFields, json_object(data))
+    if fields.tiles == "off":
+        return
+    tiling = Tiling(fields.tiles, fields.overlap, fields.min_object_px)
+    for width, height in ((1, 1), (640, 480), (9000, 7)):
+        grid = grid_of(tiling, (width, height), tokens_per_side=24, max_tiles=64)
+        for left, top, right, bottom in tile_boxes(grid, (width, height), tiling.overlap):
+            assert 0 <= left < right <= width
+            assert 0 <= top < bottom <= height
 
 
 def _plan(document: Mapping[str, object]) -> None:
@@ -242,9 +255,13 @@ _FIELDS = (
     b'{"task": "open_vocabulary_detection", "labels": ["cat"], "min_score": 0.5, "temperature": 1,'
     b' "seed": 3}'
 )
+_TILED_FIELDS = (
+    b'{"task": "object_detection", "tiles": {"rows": 2, "columns": 3}, "overlap": 0.3,'
+    b' "min_object_px": 8}'
+)
 _STEPS: dict[str, Any] = {
     "steps": [
-        {"id": "things", "task": "object_detection", "min_score": 0.5},
+        {"id": "things", "task": "object_detection", "min_score": 0.5, "tiles": "2x3"},
         {"id": "what", "task": "region_description", "each": "things", "max_each": 5},
         {"id": "mask", "task": "instance_segmentation", "each": "things", "phrase": "{label}"},
         {"id": "text", "task": "ocr", "each": "things", "view": "crop", "margin": 0.2},
@@ -265,9 +282,7 @@ TARGETS = {
         (ServiceError,),
         (b'{"image": "QUJD", "task": "ocr", "x": [1.5]}',),
     ),
-    "fields": Target(
-        lambda data: parse_fields(PredictFields, json_object(data)), (ServiceError,), (_FIELDS,)
-    ),
+    "fields": Target(_fields, (ServiceError,), (_FIELDS, _TILED_FIELDS)),
     "steps": Target(
         lambda data: _plan(json_object(data)), (ServiceError,), (json.dumps(_STEPS).encode(),)
     ),

@@ -22,6 +22,7 @@ from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.running_service import RunningService, running_service
 from tests.support.scene_images import scene_png
+from tests.support.server_sent_events import parse_events
 from tests.support.service_metrics import metric
 from tests.support.waiting import wait_until
 
@@ -165,7 +166,7 @@ def killed(exported: ModelStore, tmp_path: Any) -> Iterator[RunningService]:
 
 
 @pytest.mark.long
-def test_a_runner_that_is_killed_in_the_middle_of_a_tree_loses_no_answer(
+def test_a_runner_that_is_killed_in_the_middle_of_a_tree_loses_and_repeats_no_answer(
     killed: RunningService,
 ) -> None:
     with killed.client() as client:
@@ -177,7 +178,10 @@ def test_a_runner_that_is_killed_in_the_middle_of_a_tree_loses_no_answer(
         with killed.client() as client:
             while not stopped.is_set():
                 index = number % len(SCENES)
-                equal.append(shown(analyze(client, SCENES[index])) == expected[index])
+                *events, (_, document) = streamed(client, SCENES[index])
+                answers = [line(event.pop("step"), event) for _, event in events]
+                equal.append(shown(document) == expected[index])
+                equal.append(sorted(answers, key=str) == sorted(expected[index], key=str))
         return equal
 
     with ThreadPoolExecutor(4) as pool:
@@ -188,15 +192,23 @@ def test_a_runner_that_is_killed_in_the_middle_of_a_tree_loses_no_answer(
         killed.wait_until_ready(30)
         stopped.set()
         outcomes = list(chain.from_iterable(each.result() for each in asking))
-    assert len(outcomes) >= 4
+    assert len(outcomes) >= 8
     assert all(outcomes)
+
+
+def streamed(client: httpx.Client, image: bytes) -> list[tuple[str, Any]]:
+    form = {"steps": json.dumps(STEPS), "stream": "true"}
+    response = client.post("/v1/analyze", data=form, files={"image": image})
+    return parse_events(response.raise_for_status().text)
 
 
 def shown(document: Any) -> list[tuple[str, int | None, Any]]:
     """Return the texts and the errors of all answers."""
-    found = []
+    lines = []
     for step in document["steps"]:
-        for answer in step["answers"]:
-            outcome = answer.get("raw_text", answer.get("error"))
-            found.append((step["id"], answer.get("of"), outcome))
-    return found
+        lines += [line(step["id"], answer) for answer in step["answers"]]
+    return lines
+
+
+def line(step_id: str, answer: Any) -> tuple[str, int | None, Any]:
+    return step_id, answer.get("of"), answer.get("raw_text", answer.get("error"))

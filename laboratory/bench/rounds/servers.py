@@ -42,8 +42,7 @@ def servers_of(model: ModelMaterial) -> tuple[Server, ...]:
         servers.append(OURS_DEFAULT)
     else:
         servers.append(_litserve("litserve 16", 16, 50, NUM_CORES))
-    onnx_workers = _litserve("litserve onnx workers", 4, 10, 1, NUM_CORES, kind="litserve_onnx")
-    servers += [_litserve_workers(), onnx_workers, _bentoml_workers()]
+    servers += [_litserve_workers(), best_embedded_peer(), _bentoml_workers()]
     if model.scale == "embedded" and not model.is_endless:  # others may be the best
         servers += [
             _litserve("litserve 8", 8, 5, NUM_CORES),
@@ -58,6 +57,11 @@ def servers_of(model: ModelMaterial) -> tuple[Server, ...]:
 def short_peer(is_litserve_installed: bool) -> Server:
     """Return the peer of the short run: the fastest of most workloads, if it is installed."""
     return _litserve_workers() if is_litserve_installed else _bentoml_workers()
+
+
+def best_embedded_peer() -> Server:
+    """Return the fastest peer of most workloads of the embedded models (laboratory/results)."""
+    return _litserve("litserve onnx workers", 4, 10, 1, NUM_CORES, kind="litserve_onnx")
 
 
 def _litserve_workers() -> Server:

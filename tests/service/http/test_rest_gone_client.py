@@ -57,6 +57,8 @@ async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> 
     }
     answering = asyncio.ensure_future(rest_app(boundary)(scope, received.get, send))
     await until(lambda: all(decoder.specs for decoder in decoders.values()))
+    if isinstance(fields, dict) and fields.get("stream"):
+        await until(lambda: any(b"event: " in message.get("body", b"") for message in sent))
     received.put_nowait({"type": "http.disconnect"})
     await asyncio.wait_for(answering, 5)
     return sent
@@ -86,3 +88,23 @@ def test_disconnected_client_cancels_its_decoders_and_is_counted(
     assert [decoder.num_cancelled for decoder in decoders.values()] == [1] * len(model_ids)
     assert num_gone(api) == before + 1
     assert sent[0]["status"] == 499  # nobody reads it
+
+
+def test_a_client_that_leaves_a_stream_of_answers_ends_the_others() -> None:
+    """The server cancels the stream again and again until it has ended."""
+    held = FakeDecoder(PALIGEMMA_ANSWERS)
+    steps = [
+        {"id": "answered", "task": "ocr"},
+        {"id": "held", "task": "ocr", "model": PALIGEMMA_ID},
+    ]
+
+    async def ask() -> None:
+        held.released = asyncio.Event()
+        fields = {"image": OCR["image"], "steps": steps, "stream": True}
+        await leave("/v1/analyze", fields, {PALIGEMMA_ID: held})
+        await until(lambda: not held.num_waiting)
+
+    before = num_gone("rest")
+    asyncio.run(asyncio.wait_for(ask(), 10))
+    assert held.num_cancelled == 1
+    assert num_gone("rest") == before + 1

@@ -10,11 +10,11 @@ from service.errors import InternalError, NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
 from service.inference.served_models import ServedModel
 from service.runner_client.joined_calls import JoinedCalls
-from service.runner_client.runner_client import RunnerClient, WrittenAnswers
+from service.runner_client.runner_client import RunnerClient
 from tests.support.catalog import FLORENCE
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.fake_service import PNG, served
-from wire.runner_channel import RunnerCall, RunnerUnreachable
+from wire.runner_channel import FeaturesMissing, RunnerCall, RunnerUnreachable
 from wire.runner_messages import Failed, SequenceSpec
 
 MODEL: ServedModel = served(FLORENCE)
@@ -64,7 +64,7 @@ def run(
         try:
             await scenario(joined, channel, await opened())
         finally:
-            await joined.close()
+            await JoinedCalls.close([joined])
 
     asyncio.run(whole())
 
@@ -154,7 +154,7 @@ def test_closing_ends_the_sequences_in_the_runner() -> None:
             await asyncio.sleep(0.001)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        await joined.close()
+        await JoinedCalls.close([joined])
         assert (decoder.num_waiting, decoder.num_cancelled) == (0, 1)
 
     asyncio.run(whole())
@@ -168,6 +168,14 @@ def test_a_defect_reaches_every_caller() -> None:
     run(scenario, FakeDecoder(ANSWERS, failure=ZeroDivisionError()))
 
 
+def asked_once(channel: FakeChannel) -> None:
+    async def whole() -> None:
+        joined = JoinedCalls(RunnerClient(MODEL.id, channel))
+        await joined.write(MODEL.manifest, await opened(), [spec("a")])
+
+    asyncio.run(asyncio.wait_for(whole(), 10))
+
+
 def test_a_stream_that_ends_too_early_is_an_error() -> None:
     class ShortChannel(FakeChannel):
         """Ends without outcomes."""
@@ -177,10 +185,18 @@ def test_a_stream_that_ends_too_early_is_an_error() -> None:
                 yield event
                 return
 
-    async def whole() -> WrittenAnswers:
-        channel = ShortChannel(FakeEncoder(), FakeDecoder(ANSWERS))
-        joined = JoinedCalls(RunnerClient(MODEL.id, channel))
-        return await joined.write(MODEL.manifest, await opened(), [spec("a")])
-
     with pytest.raises(InternalError, match="before the answer was complete"):
-        asyncio.run(whole())
+        asked_once(ShortChannel(FakeEncoder(), FakeDecoder(ANSWERS)))
+
+
+def test_a_runner_that_misses_features_despite_pixels_is_not_asked_for_ever() -> None:
+    class ForgettingChannel(FakeChannel):
+        """Has no features after any number of calls."""
+
+        async def stream(self, call: RunnerCall):  # type: ignore[no-untyped-def]
+            for _ in call.sequences:
+                raise FeaturesMissing
+            yield
+
+    with pytest.raises(NotReady):
+        asked_once(ForgettingChannel(FakeEncoder(), FakeDecoder(ANSWERS)))

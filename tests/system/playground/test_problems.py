@@ -1,9 +1,11 @@
 """Errors, as a person meets them: what was wrong, and what to change."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import httpx
+import torch
 from playwright.sync_api import BrowserContext, expect
 
 from tasks.catalog import TaskOverride
@@ -15,6 +17,7 @@ from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID
 from tests.support.page_service import page_service
 from tests.support.playground_questions import SAMPLE, api_response
+from wire.runner_messages import Outcome, SequenceSpec
 
 FLORENCE, PALIGEMMA = EMBEDDED
 KEY = "the-right-key"
@@ -101,6 +104,34 @@ def test_text_is_there_before_the_answer_ends_and_a_run_can_be_stopped(
         playground.page.get_by_role("button", name="Stop").click()
         expect(panel).to_contain_text("Stopped.")
         expect(playground.page.locator("#run")).to_have_text("Run")
+
+
+class NeverDescribing(FakeDecoder):
+    """Answers all but questions about a region, whose calls end when they are cancelled."""
+
+    async def write(
+        self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
+    ) -> list[Outcome]:
+        if "region" in str(sequences):
+            await asyncio.Event().wait()
+        return await super().write(image_features, sequences)
+
+
+def test_answers_of_a_recipe_are_there_before_its_last_and_stay_when_it_is_stopped(
+    context: BrowserContext,
+) -> None:
+    detailed = {"Describe in detail what is shown in the image.": "a shape"}
+    decoder = NeverDescribing(FLORENCE_ANSWERS | detailed)
+    with page_service(decoder=decoder) as served:
+        playground = Playground(context.new_page(), served.url)
+        playground.page.goto(f"{served.url}/playground#task=describe-everything&sample={SAMPLE}")
+        panel = playground.panel(FLORENCE_ID)
+        expect(panel.locator(".panel-facts")).to_have_text("2 of 3 answers")
+        expect(panel).to_have_attribute("aria-busy", "true")
+        playground.page.get_by_role("button", name="Stop").click()
+        expect(panel.locator(".panel-facts")).to_have_text("Stopped.")
+        expect(panel.locator(".step-answers")).to_contain_text("a shape")
+        assert [shape["label"] for shape in playground.shapes(FLORENCE_ID)] == ["red circle"]
 
 
 def test_a_service_with_one_model_has_one_panel_and_nothing_to_compare(

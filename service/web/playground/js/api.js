@@ -53,7 +53,7 @@ export async function listFields() {
 export async function predict(image, fields, signal, onText) {
   const response = await send("/v1/predict", { method: "POST", body: formOf(image, fields), signal });
   const isStream = response.headers.get("content-type")?.startsWith("text/event-stream");
-  return isStream ? streamedAnswer(response, onText) : response.json();
+  return isStream ? streamedAnswer(response, ({ text }) => onText(text)) : response.json();
 }
 
 /**
@@ -61,22 +61,28 @@ export async function predict(image, fields, signal, onText) {
  * @param {{blob: Blob, name: string}} image
  * @param {Record<string, any>[]} steps
  * @param {AbortSignal} signal
+ * @param {(steps: Record<string, any>[]) => void} onAnswer  receives all steps, each with its answers so far
  * @returns {Promise<Answer>}
  */
-export async function analyze(image, steps, signal) {
+export async function analyze(image, steps, signal, onAnswer) {
   const sent = performance.now();
-  const body = formOf(image, { steps: /** @type {any} */ (steps) });
-  const analysis = await (await send("/v1/analyze", { method: "POST", body, signal })).json();
+  const body = formOf(image, { steps: /** @type {any} */ (steps), stream: true });
+  const response = await send("/v1/analyze", { method: "POST", body, signal });
+  const soFar = steps.map((step) => ({ ...step, answers: /** @type {any[]} */ ([]) }));
+  const analysis = await streamedAnswer(response, ({ step, ...answer }) => {
+    soFar.find(({ id }) => id === step)?.answers.push(answer);
+    onAnswer(soFar);
+  });
   const [first] = analysis.steps[0].answers;
   if (first.error) throw new ApiError(first.error);
   return { ...first, analysis, wall_ms: performance.now() - sent };
 }
 
-/** @param {Response} response @param {(text: string) => void} onText @returns {Promise<Answer>} */
-async function streamedAnswer(response, onText) {
+/** @param {Response} response @param {(part: any) => void} onPart @returns {Promise<Answer>} */
+async function streamedAnswer(response, onPart) {
   let answer = null;
   for await (const { event, data } of serverEvents(response.body)) {
-    if (event === "token") onText(JSON.parse(data).text);
+    if (event === "token" || event === "answer") onPart(JSON.parse(data));
     if (event === "result") answer = JSON.parse(data);
     if (event === "error") throw new ApiError(JSON.parse(data).error);
   }

@@ -1,6 +1,6 @@
 /** Table of an answer's objects; hovering or focusing a row highlights its shape, pressing it opens its answers. */
 
-import { html } from "./dom.js";
+import { fill, html } from "./dom.js";
 import { labelKey } from "./shapes.js";
 
 export class ObjectTable {
@@ -9,20 +9,19 @@ export class ObjectTable {
    * @param {import("./shapes.js").Shape[]} shapes
    * @param {import("./view.js").View} view
    * @param {import("./label-styles.js").LabelStyles} styles
-   * @param {(index: number) => Node | null} [answersOf]  what is known about an object besides its box
    */
-  constructor(model, shapes, view, styles, answersOf = () => null) {
+  constructor(model, shapes, view, styles) {
     this.model = model;
     this.view = view;
     this.styles = styles;
-    this.rows = shapes.map((shape) => this.#rows(shape, answersOf(shape.index)));
+    this.rows = shapes.map((shape) => this.#row(shape));
     const heads = ["Label", "Score", "Box in pixels"].map((name) => html("th", { scope: "col" }, name));
     this.none = html("p", { class: "quiet" });
     this.table = html(
       "table",
       { class: "objects" },
       html("thead", {}, html("tr", {}, ...heads)),
-      html("tbody", {}, ...this.rows.flatMap(({ row, more }) => [row, more])),
+      html("tbody", {}, ...this.rows.map(({ row }) => row)),
     );
     this.element = html("div", { class: "object-list" }, this.table, this.none);
   }
@@ -40,30 +39,35 @@ export class ObjectTable {
     this.none.textContent = this.rows.length ? "No object matches the filters." : "No objects found.";
   }
 
-  #rows(shape, answers) {
+  /** Let rows open into what is known about their objects. @param {(index: number) => Node | null} answersOf */
+  open(answersOf) {
+    for (const each of this.rows) {
+      const answers = answersOf(each.shape.index);
+      if (answers && !each.more) {
+        each.name.ariaExpanded = "false";
+        each.more = html("tr", { class: "more", hidden: true }, html("td", { colspan: 3 }));
+        each.row.after(each.more);
+      }
+      if (answers) fill(each.more.firstChild, answers);
+    }
+  }
+
+  #row(shape) {
     const lit = { model: this.model, index: shape.index, key: labelKey(shape.label) };
     const on = () => this.view.change({ lit });
     const off = () => this.view.change({ lit: null });
     const press = () => {
-      if (answers) name.ariaExpanded = String(name.ariaExpanded !== "true");
+      if (name.ariaExpanded) name.ariaExpanded = String(name.ariaExpanded !== "true");
       on(); // the view's change shows the answers
     };
     const swatch = html("span", { class: "swatch", "aria-hidden": true });
     swatch.style.background = this.styles.of(shape.label).color;
     const name = html(
       "button",
-      {
-        type: "button",
-        class: "object",
-        "aria-expanded": answers && "false",
-        onfocus: on,
-        onblur: off,
-        onclick: press,
-      },
+      { type: "button", class: "object", onfocus: on, onblur: off, onclick: press },
       swatch,
       shape.label || `Region ${shape.index + 1}`,
     );
-    const more = answers && html("tr", { class: "more" }, html("td", { colspan: 3 }, answers));
     const row = html(
       "tr",
       { "data-index": shape.index, onpointerenter: on, onpointerleave: off },
@@ -71,6 +75,6 @@ export class ObjectTable {
       html("td", { class: "number" }, shape.score.toFixed(2)),
       html("td", { class: "number" }, shape.box.map((value) => Math.round(value)).join(", ")),
     );
-    return { shape, row, name, more };
+    return { shape, row, name, more: /** @type {any} */ (null) };
   }
 }

@@ -10,7 +10,7 @@ import { Overlay } from "./overlay.js";
 import { Picture } from "./picture.js";
 import { errorNote, notSupportedNote } from "./problem-note.js";
 import { shapesOf } from "./shapes.js";
-import { stepAnswers } from "./step-answers.js";
+import { progress, stepAnswers } from "./step-answers.js";
 import { TimingsBar } from "./timings-bar.js";
 
 export class Panel {
@@ -40,6 +40,7 @@ export class Panel {
     this.picture = new Picture(question.image, this.overlay.element, view, model.id);
     this.status = html("span", { class: "panel-status" });
     this.body = html("div", { class: "panel-body" });
+    this.whole = html("div"); // answers of an analysis about the whole image
     this.facts = html("div", { class: "panel-facts" });
     const about = `${compact(model.parameters)} parameters · ${model.resolution} px · ${model.precision}`;
     const heading = html("h3", { id: `panel-${model.id}` }, model.id);
@@ -62,10 +63,12 @@ export class Panel {
   /** Show the state of the model's run. @param {import("./run.js").Outcome} outcome */
   show(outcome) {
     this.#state(outcome.state);
-    if (outcome.state === "waiting") this.#showWriting(outcome.text);
-    if (outcome.state === "failed") fill(this.body, errorNote(outcome.error, this.remedies));
-    if (outcome.state === "stopped") fill(this.body, html("p", { class: "quiet" }, "Stopped."));
     if (outcome.answer) this.#showAnswer(outcome.answer);
+    else if (outcome.steps) this.#showSteps(outcome.steps);
+    else if (outcome.state === "waiting") this.#showWriting(outcome.text);
+    const end = outcome.steps ? this.facts : this.body; // answers that are there stay
+    if (outcome.state === "failed") fill(end, errorNote(outcome.error, this.remedies));
+    if (outcome.state === "stopped") fill(end, html("p", { class: "quiet" }, "Stopped."));
   }
 
   /** Apply the view. @param {(shape: import("./shapes.js").Shape) => boolean} isShown */
@@ -84,27 +87,37 @@ export class Panel {
     const isText = this.question.task.result === "text";
     fill(this.body, html("p", { class: isText ? "answer-text writing" : "raw writing" }, text));
     fill(this.facts);
+    this.#table = null;
   }
 
-  /** Show the first answer of an analysis; its objects open into the others. */
-  #showAnalysis(answer) {
-    const [, ...steps] = answer.analysis.steps;
-    const answersOf = (index) => stepAnswers(steps, index);
-    this.#table = new ObjectTable(this.model.id, this.shapes, this.view, this.styles, answersOf);
-    this.status.textContent = milliseconds(answer.wall_ms);
-    fill(this.body, answersOf(undefined), this.#table.element);
-    fill(this.facts, copyButtons(answer, this.question));
+  /** Show the answers of an analysis so far; the objects of the first open into the others. */
+  #showSteps([first, ...steps]) {
+    const [answer] = first.answers;
+    if (!this.body.contains(this.whole)) fill(this.body, this.whole);
+    if (answer?.result && !this.#table) this.body.append(this.#objects(answer));
+    fill(this.whole, stepAnswers(steps));
+    this.#table?.open((index) => stepAnswers(steps, index));
+    fill(this.facts, progress([first, ...steps], this.shapes.length));
+  }
+
+  /** Draw the objects of an answer and return their table; a text has none. */
+  #objects(answer) {
+    this.shapes = shapesOf(answer.result);
+    this.overlay.draw(this.shapes, answer.image);
+    this.#table = new ObjectTable(this.model.id, this.shapes, this.view, this.styles);
+    return this.#table.element;
   }
 
   #showAnswer(answer) {
-    this.shapes = shapesOf(answer.result);
-    this.overlay.draw(this.shapes, answer.image);
-    if (answer.analysis) return this.#showAnalysis(answer);
+    if (answer.analysis) {
+      this.#showSteps(answer.analysis.steps);
+      this.status.textContent = milliseconds(answer.wall_ms);
+      return fill(this.facts, copyButtons(answer, this.question));
+    }
     this.status.textContent = milliseconds(answer.timings_ms.total);
     this.timings = new TimingsBar(answer.timings_ms);
-    const isText = "text" in answer.result;
-    this.#table = isText ? null : new ObjectTable(this.model.id, this.shapes, this.view, this.styles);
-    fill(this.body, isText ? textOf(answer.result.text) : this.#table?.element);
+    const objects = this.#objects(answer);
+    fill(this.body, "text" in answer.result ? textOf(answer.result.text) : objects);
     return fill(this.facts, this.timings.element, usage(answer), rawText(answer), copyButtons(answer, this.question));
   }
 }

@@ -48,6 +48,7 @@ function remedy({ code, param }, { change, instead, again, enterKey }) {
   const button = (name, onclick) => html("button", { type: "button", class: "small", onclick }, name);
   if (code === "unauthorized") return button("Enter an API key", enterKey);
   if (!param) return button("Try again", again);
+  param = param.replace(/^steps\[\d+\]\./, ""); // options of the form are those of each step
   const others = instead(param).map((other) =>
     button(`Use ${title(other).toLowerCase()} instead`, () => change(other)),
   );

@@ -12,6 +12,7 @@ import { filledSteps } from "./recipes.js";
  * @typedef {object} Outcome
  * @property {"waiting" | "answered" | "failed" | "stopped"} state
  * @property {string} text  text generated so far
+ * @property {Record<string, any>[]} [steps]  of an analysis, with the answers so far
  * @property {import("./api.js").Answer} [answer]
  * @property {any} [error]
  */
@@ -61,10 +62,14 @@ export class Run {
       outcome.text += text;
       onChange(modelId);
     };
+    const onAnswer = (steps) => {
+      outcome.steps = steps;
+      onChange(modelId);
+    };
     try {
       const { image, task, fields } = this.question;
       outcome.answer = task.steps
-        ? await analyze(image, filledSteps(task.steps, fields), this.#abort.signal)
+        ? await analyze(image, filledSteps(task.steps, fields), this.#abort.signal, onAnswer)
         : await predict(image, this.#fieldsFor(modelId), this.#abort.signal, onText);
       outcome.state = "answered";
     } catch (error) {

@@ -18,6 +18,19 @@ export function stepAnswers(steps, index) {
   return html("dl", { class: "step-answers" }, ...lines);
 }
 
+/**
+ * Return how many answers are there, of how many once the objects of the first step are known.
+ * @param {Record<string, any>[]} steps  of the request, with their answers so far
+ * @param {number} numObjects
+ */
+export function progress(steps, numObjects) {
+  const sum = (count) => steps.reduce((total, step) => total + count(step), 0);
+  const num = sum(({ answers }) => answers.length);
+  const all = sum(({ each, models = [each] }) => models.length * (each ? numObjects : 1));
+  const text = steps[0].answers.length ? `${num} of ${counted(all, "answer")}` : `${counted(num, "answer")} so far`;
+  return html("p", { class: "quiet" }, text);
+}
+
 /** @param {Record<string, any>} answer */
 function textOf({ result, error }) {
   if (error) return error.message;
