@@ -26,7 +26,7 @@ from service.images.decoding import ImageDecoder, LazyImage, in_thread
 from service.inference.prediction import Answer, Asked
 from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, load_served_models, served_entries
-from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
+from service.inference.tiled_answers import TiledModel, TileLimits, answer_request
 from service.process_options import image_limits, max_slots, runner_options
 from service.runner_client.runner_client import RunnerClient
 from service.schema.rendering import RESULT
@@ -159,6 +159,7 @@ class Answerer:
                 raw_text=answer.written.text,
                 finish_reason=answer.written.finish_reason,
                 calibrated=answer.is_calibrated,
+                left_out=None if answer.guarantee is None else answer.guarantee.left_out,
             )
         except (Unreadable, OSError) as error:
             failed = RowError("unreadable_input", str(error))
@@ -181,7 +182,5 @@ class Answerer:
     async def _answer(self, request: TaskRequest, image: LazyImage) -> Answer:
         model = self._loaded.model
         asked = Asked(model, self._loaded.runner, self._queue, _CLIENT, math.inf)
-        if request.fields.tiles == "off":
-            return await asked.answer(request, image)
         limits = TileLimits(self._max_tiles, self._num_places)
-        return await answer_in_tiles(TiledModel(asked, UNLIMITED, limits, None), request, image)
+        return await answer_request(TiledModel(asked, UNLIMITED, limits, None), request, image)

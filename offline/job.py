@@ -24,7 +24,7 @@ class Build:
     model: str
     build_key: str  # the model's artifacts
     precision: str  # encoder and decoder
-    calibration: str | None  # hash of those of the tasks
+    calibration: str | None  # hash of those of the tasks, and of what is proved
     template: str | None  # the catalog's own prompts for the tasks, one a line
     one_name_per_prompt: bool
     max_image_pixels: int
@@ -38,6 +38,8 @@ class Build:
         tasks = [str(each["task"]) for each in fields.get("steps", [fields])]
         found = sorted(model.calibrations.items())  # without and with tiles
         calibrations = "".join(repr(each) for (task, _), each in found if task in tasks)
+        if "min_precision" in json.dumps(fields):
+            calibrations += "".join(repr(each.proof) for each in model.proofs)
         digest = blake3(calibrations.encode()).hexdigest() if calibrations else None
         templates = filter(None, map(model.entry.template, tasks))
         return cls(

@@ -22,6 +22,7 @@ _SCHEMA = pa.schema(
         pa.field("raw_text", pa.string()),
         pa.field("finish_reason", pa.string()),
         pa.field("calibrated", pa.bool_()),
+        pa.field("left_out", pa.int32()),
         pa.field("error", _ERROR),
     ]
 )
@@ -48,6 +49,7 @@ class Row:
     raw_text: str | None = None
     finish_reason: str | None = None
     calibrated: bool | None = None
+    left_out: int | None = None  # objects that `min_precision` did not keep
     error: RowError | None = None
 
 

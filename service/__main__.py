@@ -12,8 +12,9 @@ from service.environment import read_settings
 from service.inference.served_models import (
     check_positions,
     chosen_precisions,
-    served_calibrations,
     served_entries,
+    served_precision,
+    served_scoring,
 )
 from service.process_options import process_environment
 from service.settings import Settings, SettingsError, variable
@@ -82,7 +83,7 @@ def _check(role: Role, settings: Settings) -> None:
         )
         check_positions(manifest, settings)
         if not role.is_runner:
-            served_calibrations(manifest, folder, settings)
+            served_scoring(manifest, folder, settings, served_precision(manifest, settings))
 
 
 if __name__ == "__main__":

@@ -238,7 +238,8 @@ class GeneralSettings(BaseModel):
     )
     calibration: Names = Field(
         (),
-        description="Files of `diptych evaluate --calibrate`, before the artifacts'; `off`: none.",
+        description="Files of `diptych evaluate --calibrate`, before the artifacts', and of"
+        " `diptych annotate --thresholds`; `off`: none.",
     )
     log_format: LogFormat = Field("text", description="Format of log lines.")
     otlp_endpoint: HttpUrl | None = Field(

@@ -88,3 +88,12 @@ class TextRegionsResult:
 
 
 Result = TextResult | DetectionsResult | InstancesResult | TextRegionsResult
+
+
+def objects_of(result: Result) -> tuple[Detection | Instance | TextRegion, ...]:
+    """Return the objects of a result; a text has none."""
+    match result:
+        case DetectionsResult(objects) | InstancesResult(objects) | TextRegionsResult(objects):
+            return objects
+        case TextResult():
+            return ()

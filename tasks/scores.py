@@ -1,4 +1,4 @@
-"""Scores of a result's objects: suppression, calibration, minimum score.
+"""Scores of a result's objects: suppression, calibration, minimum score, proved thresholds.
 
 A calibration is fitted by `diptych evaluate --calibrate` for one task of one checkpoint; its file:
 
@@ -6,14 +6,27 @@ A calibration is fitted by `diptych evaluate --calibrate` for one task of one ch
                        "with_tiles": false, "scores": […], "probabilities": […]}]}
 
 `with_tiles`, which may be missing, is true if it holds for answers about images in tiles.
+
+In the same file or another one are proofs:
+
+    {"proofs": [{"model": …, "checkpoint": sha256, "precision": …, "calibration": sha256 or "",
+                 "fields": {"task": …, …}, "min_precision": 0.95, "confidence": 0.95,
+                 "min_score": 0.6, "max_labels": 4, "num_images": 300}]}
+
+A proof says from which score on an object is right often enough. `diptych annotate --labelled
+--thresholds` proves it on labelled images, for one model in one precision, with its calibration,
+and for the other fields of a request, such as the labels. An image in which more than `max_labels`
+objects have the score is not part of the proof: none of its objects is kept.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +42,11 @@ from tasks.results import (
     TextRegion,
     TextRegionsResult,
     TextResult,
+    objects_of,
 )
 from tasks.table import TASKS
+
+MAX_PROOFS = 1000  # a file
 
 ItemT = TypeVar("ItemT", Detection, Instance, TextRegion)
 
@@ -70,19 +86,113 @@ class Calibration:
         return float(np.interp(score, self.scores, self.probabilities))
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A threshold that keeps at most a share of wrong objects."""
+
+    model: str
+    checkpoint: str  # sha256, hexadecimal, as in the manifest of the artifacts
+    precision: str  # encoder's and decoder's, as the service lists it
+    calibration: str  # `calibration_key` of the model
+    fields: Mapping[str, object]  # of the request, except the image
+    min_precision: float
+    confidence: float
+    min_score: float
+    max_labels: int
+    num_images: int  # labelled ones, on which it is proved
+
+    def __post_init__(self) -> None:
+        task = TASKS.get(str(self.fields.get("task")))
+        if task is None or task.result_kind == "text":
+            given = self.fields.get("task")
+            raise ValueError(f"task is {given!r}; it must be a task that returns scores")
+        if not (0 < self.min_precision < 1 and 0 < self.confidence < 1):
+            raise ValueError("min_precision and confidence must be between 0 and 1")
+        if not (0 <= self.min_score <= 1 and self.max_labels >= 1 and self.num_images >= 1):
+            raise ValueError("min_score must be 0 to 1, max_labels and num_images at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """The proof that an answer keeps, and how many objects it left out."""
+
+    min_precision: float
+    confidence: float
+    min_score: float
+    max_labels: int
+    images: int
+    left_out: int
+
+
+def calibration_key(calibrations: Mapping[tuple[str, bool], Calibration]) -> str:
+    """Return the SHA-256 of a model's calibrations by task; empty if it has none.
+
+    A score that is returned depends on them.
+    """
+    if not calibrations:
+        return ""
+    return hashlib.sha256(repr(sorted(calibrations.items())).encode()).hexdigest()
+
+
 def read_calibrations(path: Path) -> tuple[Calibration, ...]:
-    """Read a calibration file; raise `CalibrationError`."""
+    """Read the calibrations of a file; raise `CalibrationError`."""
+    rows = read_rows(path, "calibrations")
     try:
         calibrations: list[Calibration] = []
-        for row in json.loads(path.read_text(encoding="utf-8"))["calibrations"]:
+        for row in rows:
             scores = tuple(map(float, row["scores"]))
             probabilities = tuple(map(float, row["probabilities"]))
             owner = (row["model"], row["checkpoint"], row["task"])
             with_tiles = row.get("with_tiles", False)
             calibrations.append(Calibration(*owner, scores, probabilities, with_tiles))
         return tuple(calibrations)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(f"{path} is not a valid calibration file: {error!r}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise invalid_file(path, error) from error
+
+
+def read_proofs(path: Path) -> tuple[Proof, ...]:
+    """Return the proofs of a calibration file; raise `CalibrationError`."""
+    rows = read_rows(path, "proofs")
+    if len(rows) > MAX_PROOFS:
+        raise CalibrationError(f"{path} has {len(rows)} proofs; at most {MAX_PROOFS} are allowed")
+    try:
+        return tuple(_proof(row) for row in rows)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise invalid_file(path, error) from error
+
+
+def _proof(row: Mapping[str, Any]) -> Proof:
+    return Proof(
+        model=str(row["model"]),
+        checkpoint=str(row["checkpoint"]),
+        precision=str(row["precision"]),
+        calibration=str(row["calibration"]),
+        fields=dict(row["fields"]),
+        min_precision=float(row["min_precision"]),
+        confidence=float(row["confidence"]),
+        min_score=float(row["min_score"]),
+        max_labels=int(row["max_labels"]),
+        num_images=int(row["num_images"]),
+    )
+
+
+def read_rows(path: Path, kind: Literal["calibrations", "proofs"]) -> list[Any]:
+    """Return the rows of one kind of a calibration file, which has at least one kind.
+
+    Raise `CalibrationError`.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {name: document[name] for name in ("calibrations", "proofs") if name in document}
+        if not kinds:
+            raise KeyError(kind)
+        return list(kinds.get(kind, ()))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise invalid_file(path, error) from error
+
+
+def invalid_file(path: Path, error: Exception) -> CalibrationError:
+    return CalibrationError(f"{path} is not a valid calibration file: {error!r}")
 
 
 def refine(
@@ -105,6 +215,22 @@ def refine(
             return replace(result, text_regions=refined(result.text_regions))
         case TextResult():
             return result
+
+
+def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:
+    """Return a result with the objects that a proof keeps."""
+    kept = refine(result, None, proof.min_score, None)
+    if len(objects_of(kept)) > proof.max_labels:
+        kept = refine(result, None, math.inf, None)
+    guarantee = Guarantee(
+        min_precision=proof.min_precision,
+        confidence=proof.confidence,
+        min_score=proof.min_score,
+        max_labels=proof.max_labels,
+        images=proof.num_images,
+        left_out=len(objects_of(result)) - len(objects_of(kept)),
+    )
+    return kept, guarantee
 
 
 def suppress(items: tuple[ItemT, ...], max_iou: float) -> tuple[ItemT, ...]:

@@ -57,6 +57,7 @@ class AnswerOptions:
     constrained: bool | None = None
     mask_format: Literal["polygon", "rle"] | None = None
     min_score: float | None = None
+    min_precision: float | None = None  # objects that are proved to be right so often
     nms_iou: float | None = None
     tiles: int | str | None = None  # off, auto, the maximum of tiles, or rows and columns as "2x3"
     overlap: float | None = None  # share of a tile's side that the next one has too

@@ -155,6 +155,18 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What is proved about the objects of an answer, and how many were left out for it."""
+
+    min_precision: float
+    confidence: float
+    min_score: float
+    max_labels: int  # an image with more such objects has none in its answer
+    images: int  # labelled ones, which prove it
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """Answer of one model."""
 
@@ -171,6 +183,7 @@ class Answer:
     calibrated: bool = False  # scores are calibrated probabilities
     labels: tuple[str, ...] | None = None  # labels or phrases as the service understood them
     tiles: Tiles | None = None  # set if `tiles` was asked for
+    guarantee: Guarantee | None = None  # set if `min_precision` was asked for
 
     def to_supervision(self) -> "supervision.Detections":
         """Return boxes, scores, labels and, if present, masks and quads.
@@ -266,6 +279,7 @@ class Model:
     checkpoint: str  # sha256 over the files of the checkpoint
     calibrated_tasks: tuple[str, ...]
     adapter_of: str | None = None  # id of the base of a LoRA adapter
+    calibration: str = ""  # sha256 over the calibrations of all tasks
 
 
 @dataclass(frozen=True, slots=True)

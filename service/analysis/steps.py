@@ -196,6 +196,9 @@ def _step(position: str, given: object, models: ServedModels) -> Step:
     if own.each is None and unused:
         name = min(unused)
         raise InvalidRequest(f"{position}: {name} needs each", f"{position}.{name}")
+    if own.each is not None and "min_precision" in fields:
+        message = f"{position}: min_precision is proved about images, not about the boxes of each"
+        raise InvalidRequest(message, f"{position}.min_precision")
     if "stream" in fields:
         message = f"{position}: unknown field 'stream'; it is a field of the whole request"
         raise InvalidRequest(message, f"{position}.stream")

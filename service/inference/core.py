@@ -34,7 +34,7 @@ from service.inference.recording import (
 )
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, ServedModels
-from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
+from service.inference.tiled_answers import TiledModel, TileLimits, answer_request
 from service.runner_client.joined_calls import JoinedCalls
 from service.runner_client.runner_client import RunnerClient
 from service.runner_client.stream_replay import OnText
@@ -284,12 +284,9 @@ class Core:
                 called = runner or self.runners[model.runner_id]
                 queue = self._queues[model.runner_id]
                 asked = Asked(model, called, queue, context.quota.name, context.deadline_s)
-                if request.fields.tiles == "off":
-                    answer = await asked.answer(request, image, on_text)
-                else:
-                    limits = TileLimits(self.limits.max_tiles, self.limits.max_running)
-                    tiled = TiledModel(asked, context.quota, limits, partial(self.hold, context))
-                    answer = await answer_in_tiles(tiled, request, image, on_text)
+                limits = TileLimits(self.limits.max_tiles, self.limits.max_running)
+                tiled = TiledModel(asked, context.quota, limits, partial(self.hold, context))
+                answer = await answer_request(tiled, request, image, on_text)
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others

@@ -5,6 +5,7 @@ from typing import Any
 
 from service.inference.served_models import ServedModel, ServedModels
 from tasks.catalog import CatalogEntry
+from tasks.scores import Proof, calibration_key
 from tasks.table import TASKS
 
 
@@ -18,7 +19,8 @@ def catalog_json(models: ServedModels) -> dict[str, Any]:
     served = [model_json(model) | {"served": True, "serve_command": None} for model in models]
     unserved = [
         _row(model.entry, model.precision)
-        | {"checkpoint": None, "calibrated_tasks": [], "agreement": None}
+        | {"checkpoint": None, "calibrated_tasks": [], "calibration": "", "proofs": []}
+        | {"agreement": None}
         | {"served": False, "serve_command": f'make serve MODELS="{model.entry.id}"'}
         for model in models.unserved
     ]
@@ -47,6 +49,8 @@ def model_json(model: ServedModel) -> dict[str, Any]:
     served = {
         "checkpoint": model.manifest.checkpoint,
         "calibrated_tasks": sorted(task for task, tiled in model.calibrations if not tiled),
+        "calibration": calibration_key(model.calibrations),
+        "proofs": [_proof_json(each.proof) for each in model.proofs],
         "agreement": model.agreement,
     }
     return _row(model.entry, model.precision) | served
@@ -74,3 +78,8 @@ def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
         "precision": precision,
         "adapter_of": entry.adapter_of,
     }
+
+
+def _proof_json(proof: Proof) -> dict[str, Any]:
+    names = ("fields", "min_precision", "confidence", "min_score", "max_labels", "num_images")
+    return {name: getattr(proof, name) for name in names}

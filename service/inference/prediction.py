@@ -12,6 +12,7 @@ from itertools import chain
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images.decoding import LazyImage, in_thread
+from service.inference.proofs import proof_for
 from service.inference.request_fields import TaskRequest
 from service.inference.served_models import ServedModel
 from service.runner_client.joined_calls import JoinedCalls
@@ -22,7 +23,7 @@ from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
-from tasks.scores import Calibration, refine
+from tasks.scores import Calibration, Guarantee, refine
 from wire.runner_messages import SequenceSpec
 from wire.telemetry.tracing import past_span, span
 
@@ -85,6 +86,7 @@ class Answer:
     is_calibrated: bool = False  # scores are probabilities
     tiles: TilesSummary | None = None
     num_views: int = 1  # the whole image, and the tiles that were asked about
+    guarantee: Guarantee | None = None  # of `min_precision`
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,11 @@ async def predict(
 def task_prompts(
     model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest`."""
+    """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest`.
+
+    Both tell that the model cannot answer, or that what `min_precision` asks for is not proved.
+    """
+    proof_for(model.id, model.proofs, request)
     try:
         return model.language.task_prompts(
             model.entry, request.task.id, request.parameters, image_size_wh

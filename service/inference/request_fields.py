@@ -101,6 +101,13 @@ class GenerationFields(BaseModel):
         "polygon", description="polygon, or rle for COCO run-length encoding."
     )
     min_score: float = Field(0.0, ge=0, le=1, description="Minimum score of a returned object.")
+    min_precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Returns objects from the score on that is proved to be right so often"
+        " (docs/guarantees.md); refused where so much is not proved.",
+    )
     nms_iou: float | None = Field(
         None,
         ge=0,
@@ -194,6 +201,8 @@ def parse_fields(
         raise InvalidRequest(
             f"temperature is {values.temperature}: it must be {allowed}", "temperature"
         )
+    if values.min_precision is not None and "min_score" in values.model_fields_set:
+        raise InvalidRequest("min_precision chooses the score itself: omit min_score", "min_score")
     if values.tiles != "off":
         if reason := refusal(task, parameters):
             raise InvalidRequest(reason, "tiles")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import UnknownModel, UnsupportedTask
+from service.inference.proofs import ServedProof, served_proofs
 from service.settings import Settings, SettingsError
 from tasks.catalog import (
     HUB_PREFIX,
@@ -49,6 +50,7 @@ class ServedModel:
     agreement: Mapping[str, Any] | None = None
     # keyed by task, and whether the image is asked about in tiles
     calibrations: Mapping[tuple[str, bool], Calibration] = field(default_factory=dict)
+    proofs: tuple[ServedProof, ...] = ()
     id: str = field(init=False)
     language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
     runner_id: str = field(init=False)  # the model whose runner answers: an adapter's base
@@ -153,10 +155,11 @@ def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> 
     mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
     banned_phrases = read_banned_phrases(folder / PROCESSOR_CONFIG_FILE)
     chosen = chosen_precisions(manifest, settings)
-    calibrations = served_calibrations(manifest, folder, settings)
+    precision = _as_text(*chosen)
     agreement = measured_agreement(manifest, *chosen)
+    scoring = served_scoring(manifest, folder, settings, precision)
     return ServedModel(
-        entry, manifest, mask_decoder, _as_text(*chosen), banned_phrases, agreement, calibrations
+        entry, manifest, mask_decoder, precision, banned_phrases, agreement, *scoring
     )
 
 
@@ -178,15 +181,13 @@ def load_served_models(settings: Settings) -> dict[str, ServedModel]:
 def adapter_model(
     entry: CatalogEntry, manifest: Manifest, folder: Path, base: ServedModel, settings: Settings
 ) -> ServedModel:
-    """Return an adapter as a model with its own entry, manifest and calibrations.
+    """Return an adapter as a model with its own entry, manifest, calibrations and proofs.
 
     One with a vision encoder of its own may run it in another precision. Raise `ArtifactError` if
     that is impossible.
     """
-    precision = (
-        _as_text(*chosen_precisions(manifest, settings)) if manifest.has_encoder else base.precision
-    )
-    calibrations = served_calibrations(manifest, folder, settings)
+    precision = served_precision(manifest, settings) if manifest.has_encoder else base.precision
+    calibrations, proofs = served_scoring(manifest, folder, settings, precision)
     return replace(
         base,
         entry=entry,
@@ -194,23 +195,24 @@ def adapter_model(
         precision=precision,
         agreement=None,
         calibrations=calibrations,
+        proofs=proofs,
     )
 
 
-def served_calibrations(
-    manifest: Manifest, folder: Path, settings: Settings
-) -> dict[tuple[str, bool], Calibration]:
-    """Return the calibration of each task, without and with tiles.
+def served_scoring(
+    manifest: Manifest, folder: Path, settings: Settings, precision: str
+) -> tuple[Mapping[tuple[str, bool], Calibration], tuple[ServedProof, ...]]:
+    """Return the calibration of each task, without and with tiles, and the proofs about scores.
 
-    Those of the settings replace those of the artifacts.
-
-    Raise `SettingsError` for an invalid file, or one of another checkpoint of the model.
+    Calibrations of the settings replace those of the artifacts. Raise `SettingsError` for an
+    invalid file, or one of another checkpoint of the model.
     """
     if settings.calibration == ("off",):
-        return {}
-    files = [folder / CALIBRATION_FILE] if CALIBRATION_FILE in manifest.files else []
+        return {}, ()
+    own_file = [folder / CALIBRATION_FILE] if CALIBRATION_FILE in manifest.files else []
+    files = [*own_file, *map(Path, settings.calibration)]
     try:
-        read = list(chain(*map(read_calibrations, (*files, *map(Path, settings.calibration)))))
+        read = list(chain(*map(read_calibrations, files)))
     except CalibrationError as error:
         raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
     own = {(each.task, each.with_tiles): each for each in read if each.model == manifest.model_id}
@@ -221,7 +223,7 @@ def served_calibrations(
                 f" checkpoint {each.checkpoint}; the one served is {manifest.checkpoint}: fit it"
                 " again with diptych evaluate --calibrate, or remove it"
             )
-    return own
+    return own, served_proofs(files, manifest, precision, own)
 
 
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:
@@ -234,6 +236,11 @@ def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision
         manifest, "decoder", decoder_device(device), settings.decoder_precision
     )
     return encoder, decoder
+
+
+def served_precision(manifest: Manifest, settings: Settings) -> str:
+    """Return the precisions of encoder and decoder as they are listed; raise `ArtifactError`."""
+    return _as_text(*chosen_precisions(manifest, settings))
 
 
 def _as_text(encoder: Precision, decoder: Precision) -> str:

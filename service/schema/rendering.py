@@ -9,6 +9,7 @@ from service.schema.wire import (
     AnswerJson,
     ComparisonJson,
     ErrorDetail,
+    GuaranteeJson,
     ImageJson,
     ModelErrorJson,
     ResultJson,
@@ -26,6 +27,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
     timings_ms = dict(answer.times.ms)
     parameters = answer.request.parameters
     names = parameters.labels or parameters.phrases
+    proved = answer.guarantee
     queue_ms = timings_ms.pop("encode_queue") + timings_ms.pop("decode_queue")
     return AnswerJson(
         id=request_id,
@@ -37,6 +39,7 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         finish_reason=written.finish_reason,
         calibrated=answer.is_calibrated,
         tiles=None if answer.tiles is None else TilesJson.model_validate(answer.tiles),
+        guarantee=None if proved is None else GuaranteeJson.model_validate(proved),
         image=ImageJson(width=answer.image_size_wh[0], height=answer.image_size_wh[1]),
         usage=UsageJson(
             image_tokens=answer.num_views * answer.model.manifest.num_image_tokens,

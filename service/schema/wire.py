@@ -147,6 +147,17 @@ class TilesJson(Wire):
     merged: int = Field(description="objects that another view found too, or a part of")
 
 
+class GuaranteeJson(Wire):
+    """What is proved about the objects of an answer, with `min_precision` (docs/guarantees.md)."""
+
+    min_precision: float = Field(description="proved share of right objects among those returned")
+    confidence: float
+    min_score: float = Field(description="objects have at least this score")
+    max_labels: int = Field(description="an image with more such objects returns none")
+    images: int = Field(description="labelled images that prove it")
+    left_out: int = Field(description="objects that are not returned")
+
+
 class AnswerJson(Wire):
     """One model's answer."""
 
@@ -165,6 +176,7 @@ class AnswerJson(Wire):
     tiles: TilesJson | None = Field(
         None, exclude_if=_is_none, description="what `tiles` of the request did"
     )
+    guarantee: GuaranteeJson | None = Field(None, exclude_if=_is_none)
     image: ImageJson
     usage: UsageJson
     vision_cache: Literal["hit", "miss", "joined"]

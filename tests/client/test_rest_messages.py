@@ -13,6 +13,7 @@ from diptych_client import (
     DeadlineExceeded,
     DiptychError,
     ErrorDetail,
+    Guarantee,
     InternalError,
     ModelFailure,
     NotReady,
@@ -52,14 +53,16 @@ def test_an_answer_says_if_its_scores_are_calibrated() -> None:
     assert not answer_from_json(before).calibrated  # a journal of an earlier client
 
 
-def test_tiles_survive_a_round_trip_over_both_transports() -> None:
-    tiled = replace(answer(DETECTIONS), tiles=Tiles(2, 3, 5, 1, 4))
-    body = answer_json(tiled)
+def test_tiles_and_guarantees_survive_a_round_trip_over_both_transports() -> None:
+    proved = Guarantee(0.95, 0.9, 0.5, 4, 80, 2)
+    given = replace(answer(DETECTIONS), tiles=Tiles(2, 3, 5, 1, 4), guarantee=proved)
+    body = answer_json(given)
     AnswerJson.model_validate_json(json.dumps(body))
-    assert answer_from_json(body) == tiled
-    message = json_from_message(pb.Answer(tiles=body["tiles"]))
-    assert message["tiles"] == body["tiles"]
-    assert json_from_message(pb.Answer())["tiles"] is None
+    assert answer_from_json(body) == given
+    message = pb.Answer(tiles=body["tiles"], guarantee=body["guarantee"])
+    for name in ("tiles", "guarantee"):
+        assert json_from_message(message)[name] == body[name]
+        assert json_from_message(pb.Answer())[name] is None
 
 
 def test_an_older_service_counts_no_constrained_tokens() -> None:

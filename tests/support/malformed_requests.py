@@ -53,6 +53,7 @@ _NAMES = (
     "constrained",
     "mask_format",
     "min_score",
+    "min_precision",
     "nms_iou",
     "tiles",
     "overlap",

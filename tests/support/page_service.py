@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
+from service.inference.core import Core
 from service.settings import Settings
 from tasks.catalog import CatalogEntry
 from tests.support.api_keys import api_keys
@@ -21,11 +22,15 @@ def page_service(
     decoder: FakeDecoder | None = None,
     key: str | None = None,
     entries: Sequence[CatalogEntry] = (FLORENCE, PALIGEMMA),
+    core: Core | None = None,
 ) -> Iterator[ServedApp]:
-    """Serve; `answers` are the texts of Florence-2's fake by prompt, or `decoder` is that fake."""
+    """Serve; `answers` are the texts of Florence-2's fake by prompt, or `decoder` is that fake.
+
+    `core` takes the place of a core of these.
+    """
     decoder = decoder or FakeDecoder({**FLORENCE_ANSWERS, **(answers or {})})
     boundary = RestBoundary(Settings())
     keys = ApiKeys(None) if key is None else api_keys(key)
-    boundary.start(make_core(decoders={FLORENCE_ID: decoder}, entries=entries), keys)
+    boundary.start(core or make_core(decoders={FLORENCE_ID: decoder}, entries=entries), keys)
     with serving_app(rest_app(boundary)) as served:
         yield served

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diptych_client import Client
 from diptych_client.evaluation.betting import num_images_needed
 from laboratory.evaluation import CONDITIONS
 from laboratory.evaluation.labelled_scenes import write_labelled_scenes
+from tasks.scores import read_proofs
 from tests.support.client_command import run
 from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService
@@ -32,6 +34,12 @@ def test_the_commands_print_what_the_page_shows(
         ran = run(service, *shlex.split(words))
         printed = ran.stdout if ran.returncode == 0 else ran.stderr
         assert printed.replace(f"{tmp_path}/", "") == shown
+    proofs = read_proofs(tmp_path / "proofs.json")
+    with Client(service.url) as client:
+        (model,) = [model for model in client.models() if model.id == proofs[0].model]
+    assert [each.min_precision for each in proofs] == [0.8, 0.9]
+    for name in ("checkpoint", "precision", "calibration"):
+        assert {getattr(each, name) for each in proofs} == {getattr(model, name)}
 
 
 def test_the_numbers_of_images_are_those_of_the_bound() -> None:

@@ -83,7 +83,7 @@ def test_each_offered_task_is_a_tool(service: RunningService, rest: Agent) -> No
     for tool in tools[:-1]:
         names = {"image", "models", *properties_of(tasks[tool.name])}
         if tasks[tool.name].result != "text":
-            names |= {"min_score", "nms_iou"}
+            names |= {"min_score", "min_precision", "nms_iou"}
         assert set(tool.input_schema["properties"]) == names
         assert tool.annotations is not None
         assert tool.annotations.read_only_hint

@@ -18,6 +18,7 @@ from diptych_client import (
     DetectionsResult,
     InvalidRequest,
     TaskParameters,
+    UnsupportedTask,
 )
 from diptych_client.matching import pairwise_iou
 from export.scenes.scene import SHAPES
@@ -77,6 +78,12 @@ def test_the_minimum_score_is_of_the_returned_scores(client: Client) -> None:
 @pytest.mark.parametrize("options", [AnswerOptions(min_score=1.5), AnswerOptions(nms_iou=-0.5)])
 def test_values_out_of_range_are_refused(client: Client, options: AnswerOptions) -> None:
     with pytest.raises(InvalidRequest, match=r"min_score is 1\.5|nms_iou is -0\.5"):
+        client.predict(IMAGE, TASK, LABELS, options=options)
+
+
+def test_a_precision_that_is_not_proved_is_refused(client: Client) -> None:
+    options = AnswerOptions(min_precision=0.95)
+    with pytest.raises(UnsupportedTask, match=rf"for {TASK} is proved: nothing"):
         client.predict(IMAGE, TASK, LABELS, options=options)
 
 

@@ -30,6 +30,7 @@ from diptych_client.long_runs import RunError
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 
+OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of wrong labels, for the service
 _REVIEW_QUANTILES = np.arange(1, 20) / 20
 
 
@@ -49,6 +50,7 @@ class Guarantee:
     accepting: Proved
     reviewing: Proved | None
     tolerance: Tolerance
+    others: tuple[Proved, ...] = ()  # of accepted labels: what is proved of other shares
 
     def accept(self, records: Records) -> Agreement:
         """Return the boxes of an image that are accepted, and those of the review list."""
@@ -94,6 +96,20 @@ class Guarantee:
         proved = {"accepting": asdict(self.accepting), "reviewing": reviewing}
         return proved | {"tolerance": asdict(self.tolerance)}
 
+    def proofs(self) -> list[dict[str, object]]:
+        """Return the proved thresholds as the service reads them, but for model and request."""
+        found = {}
+        for each in (*self.others, self.accepting):
+            precision = round(1 - each.promise.max_share, 6)
+            found[precision] = {
+                "min_precision": precision,
+                "confidence": each.promise.confidence,
+                "min_score": each.rule.min_confidence,
+                "max_labels": each.rule.max_labels,
+                "num_images": each.num_images,
+            }
+        return [found[precision] for precision in sorted(found)]
+
 
 def check_enough(truths: Sequence[Truth], promise: Promise) -> None:
     """Raise `RunError` if so few labelled images prove nothing, even without a wrong label."""
@@ -127,11 +143,15 @@ def prove(
     judged = [judge(records, truth, tolerance) for records, truth in labelled]
     labels = Scored.of([each.confidences for each in judged])
     is_right = np.concatenate([each.is_right for each in judged]).astype(bool)
-    accepting = decide(labels, is_right, candidates(of_sample), promises.wrong)
+    tested = candidates(of_sample)
+    accepting = decide(labels, is_right, tested, promises.wrong)
     if isinstance(accepting, Unproved):
         raise RunError(_problem(accepting, "labels are wrong"))
+    shares = [replace(promises.wrong, max_share=share) for share in OTHER_SHARES]
+    found = [decide(labels, is_right, tested, each) for each in shares]
+    others = tuple(each for each in found if isinstance(each, Proved))
     if promises.missed is None:
-        return Guarantee(accepting, None, tolerance)
+        return Guarantee(accepting, None, tolerance, others)
     objects = Scored.of([each.found_scores for each in judged])
     scores = [0.0]
     if len(of_sample.scores):
@@ -141,7 +161,7 @@ def prove(
     reviewing = decide_review(objects, max_objects, scores, promises.missed)
     if isinstance(reviewing, Unproved):
         raise RunError(_problem(reviewing, "objects are in neither list"))
-    return Guarantee(accepting, reviewing, tolerance)
+    return Guarantee(accepting, reviewing, tolerance, others)
 
 
 def _problem(unproved: Unproved, what: str) -> str:

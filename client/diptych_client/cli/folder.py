@@ -75,10 +75,7 @@ def annotate_images(
     guarantee: GuaranteeOptions = NO_GUARANTEE,
 ) -> int:
     """Label the images and write the dataset; return the number of failed requests."""
-    if guarantee.labelled is None and (guarantee.max_wrong or guarantee.max_missed):
-        raise RunError("--max-wrong and --max-missed need --labelled: images with true labels")
-    if guarantee.labelled is not None and options.accept_score:
-        raise RunError("--labelled chooses the least score itself: omit --accept-score")
+    _check_guarantee(options, task_options, guarantee)
     out = output_folder(options.out, inputs, "annotations")
     opening = input_options.opening(out)
     opened = open_images(inputs, opening)
@@ -86,7 +83,7 @@ def annotate_images(
         check_folders(opened.path, out)
     note_problems(opening.problems, out)
     store, images = opened.images()
-    jobs = _jobs(connection, options, task_options, images, guarantee.labelled is not None)
+    jobs = _jobs(connection, options, task_options, images, guarantee)
     out.mkdir(parents=True, exist_ok=True)
     with FailureLog(out / "failures.jsonl") as failures:
         answering = _Answering(connection, jobs, failures, options.concurrency)
@@ -100,12 +97,27 @@ def annotate_images(
                 needed = f"{error.name}: pip install 'diptych-client[evaluate]'"
                 raise RunError(f"annotate --labelled needs {needed}") from error
             place = (answering.answers, out, store, images)
-            answers, dataset, notes = annotate_with_guarantee(*place, options, guarantee, jobs[0])
+            given = (options, guarantee, jobs[0], connection.models)
+            answers, dataset, notes = annotate_with_guarantee(*place, *given)
     notes.append(f"{len(answers)} of {len(images)} images are in {dataset}")
     result = {"dataset": str(dataset), "images": len(images), "labelled": len(answers)}
     counts = {"failed": failures.num_failures, "left_out": dict(opening.problems.counts)}
     echo(json.dumps(result | counts) if input_options.as_json else "\n".join(notes))
     return failures.num_failures
+
+
+def _check_guarantee(
+    options: AnnotateOptions, task_options: TaskOptions, given: GuaranteeOptions
+) -> None:
+    """Raise `RunError` for options that exclude each other."""
+    if given.labelled is None and (given.max_wrong or given.max_missed or given.thresholds):
+        needed = "--labelled: images with true labels"
+        raise RunError(f"--max-wrong, --max-missed and --thresholds need {needed}")
+    if given.labelled is not None and (options.accept_score or task_options.min_precision):
+        omitted = "omit --accept-score and --min-precision"
+        raise RunError(f"--labelled chooses the least score itself: {omitted}")
+    if given.thresholds is not None and options.consensus:
+        raise RunError("--thresholds is of one model, which the service asks: omit --consensus")
 
 
 def _write(
@@ -131,7 +143,7 @@ def _jobs(
     options: AnnotateOptions,
     task_options: TaskOptions,
     images: Sequence[ImageFile],
-    is_guaranteed: bool,
+    guarantee: GuaranteeOptions,
 ) -> list[Job]:
     """Return a job for each model by its id: the service's default may change between runs.
 
@@ -142,8 +154,8 @@ def _jobs(
     check_format(options.dataset_format, task.result, images)
     num_models = 2 if options.consensus else 1
     models = dict.fromkeys(listed(options.model) or task.models[:num_models])
-    if is_guaranteed:
-        check_guarantee(options.dataset_format, task.result)
+    if guarantee.labelled is not None:
+        check_guarantee(options.dataset_format, task.result, guarantee.thresholds is not None)
     elif options.consensus:
         check_consensus(options.dataset_format, task.result)
     if len(models) != num_models:

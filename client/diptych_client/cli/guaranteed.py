@@ -5,7 +5,7 @@ Needs the extra `evaluate`.
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from diptych_client.evaluation.questionnaire import ObjectsTruth, TextsTruth
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.inputs import Folder, ImageFile, ImageStore
 from diptych_client.long_runs import RunError
+from diptych_client.results import Model
 from diptych_client.transports.rest_messages import answer_json
 
 AnswerImages = Callable[[Path, ImageStore, Sequence[ImageFile]], list[Records]]
@@ -57,6 +58,7 @@ def annotate_with_guarantee(
     options: AnnotateOptions,
     given: GuaranteeOptions,
     job: Job,
+    served: Callable[[], Iterable[Model]],
 ) -> tuple[list[Records], Path, list[str]]:
     """Label the images and write what is accepted.
 
@@ -74,12 +76,31 @@ def annotate_with_guarantee(
     guarantee = prove(pairs, sample, promises)
     for sentence in guarantee.sentences():
         logger.info(sentence)
+    if given.thresholds is not None:
+        _write_thresholds(given.thresholds, guarantee, job, served())
     answers = answer(out, folder, images)
     place = (options.dataset_format, out, folder.path)
     dataset, num_review = _write(*place, answers, job, guarantee)
     review = out / ("review.jsonl" if dataset.suffix == ".jsonl" else "review.json")
     notes = [*guarantee.sentences(), f"{num_review} images are to be reviewed, see {review}"]
     return answers, dataset, notes
+
+
+def _write_thresholds(path: Path, guarantee: Guarantee, job: Job, models: Iterable[Model]) -> None:
+    """Write what is proved of a model as a part of a calibration file of the service."""
+    (model,) = [each for each in models if each.id == job.model]
+    fields = job.fields()
+    proved = {
+        "model": fields.pop("model"),
+        "checkpoint": model.checkpoint,
+        "precision": model.precision,
+        "calibration": model.calibration,
+        "fields": fields,
+    }
+    rows = [proved | each for each in guarantee.proofs()]
+    write_atomically(path, json.dumps({"proofs": rows}, indent=1) + "\n")
+    shares = ", ".join(f"{row['min_precision']:g}" for row in rows)
+    logger.info("%s has what is proved for the service: min_precision %s", path, shares)
 
 
 def _read_labelled(given: GuaranteeOptions, job: Job, promise: Promise) -> Labelled:

@@ -17,7 +17,7 @@ from diptych_client.inputs import Opening, Problems
 from diptych_client.inputs.opened import DEFAULT_EVERY_S
 from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters, split_list
-from diptych_client.results import Task
+from diptych_client.results import Model, Task
 
 _LISTED = "repeatable, or comma-separated"
 ModelIds = Annotated[
@@ -39,6 +39,11 @@ class ConnectionOptions:
 
     def client(self) -> Client:
         return Client(self.url, **self._settings())
+
+    def models(self) -> tuple[Model, ...]:
+        """Return the served models."""
+        with self.client() as client:
+            return client.models()
 
     def async_client(self) -> AsyncClient:
         return AsyncClient(self.url, **self._settings())
@@ -124,6 +129,9 @@ class TaskOptions:
         _generation("Generate only well-formed answers.", "--constrained/--unconstrained"),
     ] = None
     min_score: Annotated[float | None, _objects("Minimum score of an object, 0 to 1.")] = None
+    min_precision: Annotated[
+        float | None, _objects("Only objects that are proved to be right so often, such as 0.95.")
+    ] = None
     nms_iou: Annotated[
         float | None,
         _objects(
@@ -223,6 +231,10 @@ class GuaranteeOptions:
     max_missed: Annotated[
         float | None,
         _share("Largest share of objects in neither the dataset nor the review list."),
+    ] = None
+    thresholds: Annotated[
+        Path | None,
+        _guarantee("Also write what is proved, for DIPTYCH_CALIBRATION of the service."),
     ] = None
     max_cer: Annotated[
         float, _guarantee("Largest character error rate of a right text; 0: equal.")

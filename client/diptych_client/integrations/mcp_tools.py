@@ -1,10 +1,10 @@
 """Tools of the Model Context Protocol: one for each task that a served model offers, and `analyze`.
 
-A tool takes the image, the parameters of its task, `min_score` and `nms_iou` where it finds
-objects, and optionally `models`. It returns one answer for each model:
+A tool takes the image, the parameters of its task, `min_score`, `min_precision` and `nms_iou` where
+it finds objects, and optionally `models`. It returns one answer for each model:
 
-    {"image": {"width", "height"}, "answers": [{"model", KIND, "finish_reason", "calibrated"} or
-    {"model", "error"}]}
+    {"image": {"width", "height"}, "answers": [{"model", KIND, "finish_reason", "calibrated",
+    "guarantee"} or {"model", "error"}]}
 
 KIND is the result's: `text`, `detections`, `instances` or `text_regions`. `analyze` takes the steps
 of an analysis, and each of its steps has such answers. Knows no connection.
@@ -50,6 +50,10 @@ _READS_ONLY = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 _OBJECT_OPTIONS = {
     "min_score": {**_SHARE, "description": "Minimum score of a returned object."},
+    "min_precision": {
+        **_SHARE,
+        "description": "Only objects that are proved to be right so often, in place of min_score.",
+    },
     "nms_iou": {
         **_SHARE,
         "description": "Of two objects of one label that overlap by more, drop the lower score.",
@@ -152,12 +156,14 @@ def _output_schema(kind: str) -> dict[str, Any]:
         result = {"type": "array", "items": item}
     cut_off = "length: the answer is cut off"
     calibrated = "true: scores are probabilities; false: they only rank"
+    proved = "with min_precision: what is proved, and the number of objects left out"
     error = "why this model has no answer: code, message"
     answer = {
         "model": {"type": "string"},
         kind: result,
         "finish_reason": {"enum": ["stop", "length"], "description": cut_off},
         "calibrated": {"type": "boolean", "description": calibrated},
+        "guarantee": {"type": "object", "description": proved},
         "error": {"type": "object", "description": error},
     }
     row = {"type": "object", "properties": answer, "required": ["model"]}
@@ -242,7 +248,12 @@ def content_of(image: ImageSize, answers: Sequence[Answer | ModelFailure]) -> di
             for item in result:
                 score = round(item["score"], _SCORE_DECIMALS)
                 item.update({name: _rounded(value) for name, value in item.items()}, score=score)
-        cut = {"finish_reason": answer.finish_reason, "calibrated": answer.calibrated}
+        cut: dict[str, object] = {
+            "finish_reason": answer.finish_reason,
+            "calibrated": answer.calibrated,
+        }
+        if answer.guarantee is not None:
+            cut["guarantee"] = asdict(answer.guarantee)
         rows.append({"model": answer.model, kind: result, **cut})
     return {"image": asdict(image), "answers": rows}
 

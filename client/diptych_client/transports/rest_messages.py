@@ -18,6 +18,7 @@ from diptych_client.results import (
     Comparison,
     Detection,
     DetectionsResult,
+    Guarantee,
     Instance,
     InstancesResult,
     Model,
@@ -68,6 +69,8 @@ def answer_from_json(body: Json) -> Answer:
     }
     if tiles := body.get("tiles"):
         parts["tiles"] = _value(Tiles, tiles)
+    if guarantee := body.get("guarantee"):
+        parts["guarantee"] = _value(Guarantee, guarantee)
     labels = tuple(body.get("labels") or ()) or None
     # answers stored by an earlier client lack `calibrated`
     return _value(Answer, {"calibrated": False, **body, **parts, "labels": labels})

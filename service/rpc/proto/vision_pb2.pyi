@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PredictRequest(_message.Message):
-    __slots__ = ("image", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images", "tiles", "overlap", "min_object_px")
+    __slots__ = ("image", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images", "tiles", "overlap", "min_object_px", "min_precision")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class PredictRequest(_message.Message):
     TILES_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_FIELD_NUMBER: _ClassVar[int]
     MIN_OBJECT_PX_FIELD_NUMBER: _ClassVar[int]
+    MIN_PRECISION_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     task: str
     model: str
@@ -56,10 +57,11 @@ class PredictRequest(_message.Message):
     tiles: str
     overlap: float
     min_object_px: int
-    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ...) -> None: ...
+    min_precision: float
+    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ..., min_precision: _Optional[float] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("image", "task", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images", "tiles", "overlap", "min_object_px")
+    __slots__ = ("image", "task", "models", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "images", "tiles", "overlap", "min_object_px", "min_precision")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +86,7 @@ class CompareRequest(_message.Message):
     TILES_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_FIELD_NUMBER: _ClassVar[int]
     MIN_OBJECT_PX_FIELD_NUMBER: _ClassVar[int]
+    MIN_PRECISION_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     task: str
     models: _containers.RepeatedScalarFieldContainer[str]
@@ -108,7 +111,8 @@ class CompareRequest(_message.Message):
     tiles: str
     overlap: float
     min_object_px: int
-    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ...) -> None: ...
+    min_precision: float
+    def __init__(self, image: _Optional[bytes] = ..., task: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., images: _Optional[_Iterable[bytes]] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ..., min_precision: _Optional[float] = ...) -> None: ...
 
 class Point(_message.Message):
     __slots__ = ("x", "y")
@@ -256,8 +260,24 @@ class Tiles(_message.Message):
     merged: int
     def __init__(self, rows: _Optional[int] = ..., columns: _Optional[int] = ..., asked: _Optional[int] = ..., skipped: _Optional[int] = ..., merged: _Optional[int] = ...) -> None: ...
 
+class Guarantee(_message.Message):
+    __slots__ = ("min_precision", "confidence", "min_score", "max_labels", "images", "left_out")
+    MIN_PRECISION_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    MAX_LABELS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    min_precision: float
+    confidence: float
+    min_score: float
+    max_labels: int
+    images: int
+    left_out: int
+    def __init__(self, min_precision: _Optional[float] = ..., confidence: _Optional[float] = ..., min_score: _Optional[float] = ..., max_labels: _Optional[int] = ..., images: _Optional[int] = ..., left_out: _Optional[int] = ...) -> None: ...
+
 class Answer(_message.Message):
-    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels", "outcomes", "tiles")
+    __slots__ = ("id", "model", "task", "text", "detections", "instances", "text_regions", "raw_text", "finish_reason", "image", "usage", "vision_cache", "timings_ms", "calibrated", "labels", "outcomes", "tiles", "guarantee")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +295,7 @@ class Answer(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     TILES_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEE_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     task: str
@@ -292,7 +313,8 @@ class Answer(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     outcomes: _containers.RepeatedCompositeFieldContainer[ImageOutcome]
     tiles: Tiles
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ..., tiles: _Optional[_Union[Tiles, _Mapping]] = ...) -> None: ...
+    guarantee: Guarantee
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., task: _Optional[str] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ..., raw_text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., vision_cache: _Optional[str] = ..., timings_ms: _Optional[_Union[Timings, _Mapping]] = ..., calibrated: _Optional[bool] = ..., labels: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ..., tiles: _Optional[_Union[Tiles, _Mapping]] = ..., guarantee: _Optional[_Union[Guarantee, _Mapping]] = ...) -> None: ...
 
 class ImageOutcome(_message.Message):
     __slots__ = ("answer", "comparison", "analysis", "error")
@@ -351,7 +373,7 @@ class Comparison(_message.Message):
     def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[ModelAnswer, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[ImageOutcome, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("id", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "models", "each", "view", "margin", "max_each", "tiles", "overlap", "min_object_px")
+    __slots__ = ("id", "task", "model", "labels", "caption", "phrases", "phrase", "region", "detail", "language", "question", "max_new_tokens", "num_beams", "temperature", "top_p", "seed", "constrained", "mask_format", "min_score", "nms_iou", "models", "each", "view", "margin", "max_each", "tiles", "overlap", "min_object_px", "min_precision")
     ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -380,6 +402,7 @@ class Step(_message.Message):
     TILES_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_FIELD_NUMBER: _ClassVar[int]
     MIN_OBJECT_PX_FIELD_NUMBER: _ClassVar[int]
+    MIN_PRECISION_FIELD_NUMBER: _ClassVar[int]
     id: str
     task: str
     model: str
@@ -408,7 +431,8 @@ class Step(_message.Message):
     tiles: str
     overlap: float
     min_object_px: int
-    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., each: _Optional[str] = ..., view: _Optional[str] = ..., margin: _Optional[float] = ..., max_each: _Optional[int] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ...) -> None: ...
+    min_precision: float
+    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., caption: _Optional[str] = ..., phrases: _Optional[_Iterable[str]] = ..., phrase: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., detail: _Optional[str] = ..., language: _Optional[str] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., constrained: _Optional[bool] = ..., mask_format: _Optional[str] = ..., min_score: _Optional[float] = ..., nms_iou: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., each: _Optional[str] = ..., view: _Optional[str] = ..., margin: _Optional[float] = ..., max_each: _Optional[int] = ..., tiles: _Optional[str] = ..., overlap: _Optional[float] = ..., min_object_px: _Optional[int] = ..., min_precision: _Optional[float] = ...) -> None: ...
 
 class AnalyzeRequest(_message.Message):
     __slots__ = ("image", "steps", "images")
@@ -479,7 +503,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "family", "organization", "category", "modality", "release_date", "context_window", "parameters", "license", "tasks", "features", "resolution", "precision", "checkpoint", "calibrated_tasks", "adapter_of")
+    __slots__ = ("id", "family", "organization", "category", "modality", "release_date", "context_window", "parameters", "license", "tasks", "features", "resolution", "precision", "checkpoint", "calibrated_tasks", "adapter_of", "calibration")
     ID_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     ORGANIZATION_FIELD_NUMBER: _ClassVar[int]
@@ -496,6 +520,7 @@ class Model(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_TASKS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_OF_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     id: str
     family: str
     organization: str
@@ -512,7 +537,8 @@ class Model(_message.Message):
     checkpoint: str
     calibrated_tasks: _containers.RepeatedScalarFieldContainer[str]
     adapter_of: str
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., organization: _Optional[str] = ..., category: _Optional[str] = ..., modality: _Optional[str] = ..., release_date: _Optional[str] = ..., context_window: _Optional[int] = ..., parameters: _Optional[int] = ..., license: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., resolution: _Optional[int] = ..., precision: _Optional[str] = ..., checkpoint: _Optional[str] = ..., calibrated_tasks: _Optional[_Iterable[str]] = ..., adapter_of: _Optional[str] = ...) -> None: ...
+    calibration: str
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., organization: _Optional[str] = ..., category: _Optional[str] = ..., modality: _Optional[str] = ..., release_date: _Optional[str] = ..., context_window: _Optional[int] = ..., parameters: _Optional[int] = ..., license: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., features: _Optional[_Iterable[str]] = ..., resolution: _Optional[int] = ..., precision: _Optional[str] = ..., checkpoint: _Optional[str] = ..., calibrated_tasks: _Optional[_Iterable[str]] = ..., adapter_of: _Optional[str] = ..., calibration: _Optional[str] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models",)

@@ -19,9 +19,28 @@ from diptych_client.cli.options import (
 )
 from diptych_client.long_runs import RunError
 from diptych_client.results import Result
+from tasks.scores import read_proofs
 from tests.support.client_answers import answer
 from tests.support.scripted_services import Received, Script, serving_rest
 
+MODEL: dict[str, object] = {
+    "id": "a",
+    "family": "",
+    "organization": "",
+    "category": "",
+    "modality": "",
+    "release_date": "",
+    "context_window": 1,
+    "parameters": 1,
+    "license": "",
+    "tasks": ["object_detection"],
+    "features": [],
+    "resolution": 1,
+    "precision": "int8",
+    "checkpoint": "sha",
+    "calibrated_tasks": [],
+    "calibration": "key",
+}
 CAR = [0.0, 0.0, 10.0, 10.0]
 SCORES = {b"sure": 0.9, b"unsure": 0.3}
 KINDS = ("sure", "unsure", "sure", "unsure")
@@ -80,7 +99,7 @@ def annotate(
     out = photos.with_name("out")
     result = "text" if task == "ocr" else "detections"
     row = {"id": task, "description": "", "result": result, "parameters": {}, "models": ["a"]}
-    script.listings = {"/v1/tasks": [row]}
+    script.listings = {"/v1/tasks": [row], "/v1/models": [MODEL]}
     with serving_rest(script) as url:
         annotate_images(
             ConnectionOptions(url, None, 5.0, 0),
@@ -146,6 +165,26 @@ def test_texts_are_accepted_or_reviewed_as_a_whole(photos: Path, tmp_path: Path)
     assert (out / "review.jsonl").read_text() == ""
 
 
+def test_what_is_proved_is_written_for_the_service(photos: Path, tmp_path: Path) -> None:
+    true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60 + ["unsure"] * 15, true)
+    path = tmp_path / "proofs.json"
+    annotate(photos, labels, MarkedScript([]), max_wrong=0.1, thresholds=path)
+    proofs = read_proofs(path)
+    assert [each.min_precision for each in proofs] == [0.8, 0.9]
+    assert {(each.min_score, each.max_labels, each.num_images) for each in proofs} == {(0.9, 1, 75)}
+    (first, _) = proofs
+    assert (first.model, first.checkpoint, first.precision) == ("a", "sha", "int8")
+    assert (first.calibration, first.fields) == ("key", {"task": "object_detection"})
+
+
+def test_thresholds_of_texts_are_refused(photos: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": {"text": "EXIT"}})
+    given = {"task": "ocr", "dataset_format": DatasetFormat.jsonl, "thresholds": tmp_path / "p"}
+    with pytest.raises(RunError, match="--thresholds needs boxes or masks; the task's result is"):
+        annotate(photos, labels, MarkedScript([]), **given)
+
+
 @pytest.mark.parametrize(
     ("true", "message"),
     [
@@ -169,10 +208,12 @@ def test_images_that_are_all_labelled_are_refused(tmp_path: Path) -> None:
 
 def test_a_score_of_ones_own_is_refused(photos: Path, tmp_path: Path) -> None:
     labels = labelled(tmp_path / "labelled", ["sure"], {"sure": TRUE_CAR})
-    with pytest.raises(RunError, match="omit --accept-score"):
+    with pytest.raises(RunError, match="omit --accept-score and --min-precision"):
         annotate(photos, labels, MarkedScript([]), accept_score=0.5)
 
 
 def test_a_share_without_labelled_images_is_refused(photos: Path) -> None:
-    with pytest.raises(RunError, match="--max-wrong and --max-missed need --labelled"):
+    with pytest.raises(
+        RunError, match="--max-wrong, --max-missed and --thresholds need --labelled"
+    ):
         annotate(photos, None, MarkedScript([]), max_wrong=0.05)

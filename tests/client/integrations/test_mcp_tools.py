@@ -3,13 +3,14 @@
 import base64
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from diptych_client import AnswerOptions, ErrorDetail, ModelFailure, Task, TaskParameters
+from diptych_client import AnswerOptions, ErrorDetail, Guarantee, ModelFailure, Task, TaskParameters
 from diptych_client.analysis import Analysis, StepAnswer, StepAnswers
 from diptych_client.integrations.mcp_tools import (
     ToolArguments,
@@ -44,7 +45,8 @@ def parsed(**arguments: Any) -> ToolArguments:
 
 
 def test_a_tool_has_the_image_the_parameters_and_the_models_that_offer_the_task() -> None:
-    names = ["image", "phrase", "phrases", "region", "min_score", "nms_iou", "models"]
+    options = ["min_score", "min_precision", "nms_iou"]
+    names = ["image", "phrase", "phrases", "region", *options, "models"]
     assert list(TOOL.input_schema["properties"]) == names
     assert TOOL.input_schema["properties"]["region"] == REGION
     assert TOOL.input_schema["properties"]["models"]["items"]["enum"] == ["m", "n"]
@@ -155,6 +157,12 @@ def test_the_content_has_the_declared_schema(kind: str, result: Any) -> None:
     found, failed = content["answers"]
     assert set(found) == {"model", kind, "finish_reason", "calibrated"}
     assert failed == {"model": "n", "error": {"code": "unsupported_task", "message": "no"}}
+
+
+def test_the_content_has_what_is_proved() -> None:
+    proved = Guarantee(0.95, 0.9, 0.5, 4, 80, 2)
+    (found,) = content_of(SIZE, [replace(answer(DETECTIONS), guarantee=proved)])["answers"]
+    assert found["guarantee"] == asdict(proved)
 
 
 def test_boxes_are_pixels_of_the_image() -> None:

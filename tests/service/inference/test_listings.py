@@ -32,6 +32,8 @@ COMPARISON = {
         "agreement",
         "checkpoint",
         "calibrated_tasks",
+        "calibration",
+        "proofs",
         "adapter_of",
     ),
 }

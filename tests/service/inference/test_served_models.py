@@ -10,7 +10,7 @@ from service.inference.served_models import (
     adapter_model,
     check_positions,
     load_served_model,
-    served_calibrations,
+    served_scoring,
 )
 from service.settings import Settings, SettingsError
 from tests.support.catalog import CATALOG
@@ -115,8 +115,9 @@ def write(path: Path, *rows: object) -> Path:
 
 def probabilities(folder: Path, *files: Path | str) -> dict[str, float]:
     settings = read_settings({"DIPTYCH_CALIBRATION": ",".join(map(str, files))})
+    calibrations, _ = served_scoring(CALIBRATED, folder, settings, "float32")
     found: dict[str, float] = {}
-    for (task, with_tiles), each in served_calibrations(CALIBRATED, folder, settings).items():
+    for (task, with_tiles), each in calibrations.items():
         found[f"{task} with tiles" if with_tiles else task] = each.probability(0)
     return found
 
@@ -137,7 +138,7 @@ def test_the_files_of_the_settings_replace_the_calibrations_of_the_artifacts_by_
 
 
 def test_artifacts_without_a_calibration_have_none(tmp_path: Path) -> None:
-    assert served_calibrations(MANIFEST, tmp_path, Settings()) == {}
+    assert served_scoring(MANIFEST, tmp_path, Settings(), "float32") == ({}, ())
 
 
 def test_a_calibration_of_another_checkpoint_prevents_the_start(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from tasks.results import (
     TextRegionsResult,
     TextResult,
 )
+from tasks.scores import Guarantee
 from tasks.tiles.grid import Grid
 from tests.service.schema.test_rendering import BOX, QUAD, RING, answer_of
 from tests.support.catalog import FLORENCE, PALIGEMMA
@@ -117,6 +118,17 @@ def test_tiles_are_those_of_the_json() -> None:
     }
     assert message.usage.image_tokens == 6 * NUM_IMAGE_TOKENS
     assert not answer_message(untiled, "id-1").HasField("tiles")
+
+
+def test_what_is_proved_is_that_of_the_json() -> None:
+    sent = PredictRequest(task="ocr", min_precision=0.9)
+    assert parse_fields(PredictFields, request_fields(sent))[1].fields.min_precision == 0.9
+    proved = Guarantee(0.9, 0.95, 0.5, 4, 80, 2)
+    answer = replace(answer_of(TextResult("a", True)), guarantee=proved)
+    given = MessageToDict(
+        answer_message(answer, "id-1").guarantee, preserving_proto_field_name=True
+    )
+    assert {name: float(value) for name, value in given.items()} == asdict(proved)
 
 
 def test_comparison_has_answers_and_errors() -> None:

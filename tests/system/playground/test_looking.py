@@ -2,15 +2,18 @@
 
 from collections import Counter
 from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import BrowserContext, expect
 
 from tasks.table import TASKS
+from tests.service.inference.test_proofs import core_with, proof
 from tests.support.browser import Playground
 from tests.support.export_cli import EMBEDDED
+from tests.support.page_service import page_service
 from tests.support.playground_questions import SAMPLE, api_answer, example_answer, example_fields
 
 FLORENCE, PALIGEMMA = EMBEDDED
@@ -95,6 +98,26 @@ def test_a_shape_of_almost_no_probability_is_hidden_until_the_slider_shows_it(
     assert [shape["label"] for shape in playground.shapes(FLORENCE)] == likely
     playground.page.get_by_label("Score at least").fill("0")
     assert len(playground.shapes(FLORENCE)) == len(found)
+
+
+def test_a_proved_precision_takes_the_place_of_the_score(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    core = core_with(tmp_path, proof(0.9, 0.2), proof(0.975, 0.5))
+    with page_service(core=core) as served:
+        playground = Playground(context.new_page(), served.url)
+        playground.open(task="object_detection", sample=SAMPLE)
+        page = playground.page
+        expect(page.get_by_label("Score at least")).to_be_hidden()
+        slider = page.get_by_label("Proved to be right")
+        slider.fill("1")
+        assert len(playground.shapes(FLORENCE)) == 1
+        expect(page.locator("#proved")).to_have_text(
+            f"{FLORENCE}: score at least 0.200, 80 images, 95 % confidence"
+        )
+        slider.fill("2")
+        assert playground.shapes(FLORENCE) == []
+        expect(page.locator("output[for=min-precision]")).to_have_text("97.5 %")
 
 
 @pytest.mark.usefixtures("detected")

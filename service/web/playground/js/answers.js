@@ -4,6 +4,7 @@ import { Differences } from "./differences.js";
 import { byId, fill } from "./dom.js";
 import { Panel } from "./panel.js";
 import { moveTogether } from "./picture.js";
+import { proofsOf } from "./proofs.js";
 import { Toolbar } from "./toolbar.js";
 import { View } from "./view.js";
 
@@ -37,7 +38,9 @@ export class Answers {
     moveTogether(this.#panels.map((panel) => panel.picture));
     fill(byId("panels"), ...this.#panels.map((panel) => panel.element));
     byId("empty").hidden = true;
-    Object.assign(this.view, { filter: "all", lit: null });
+    const asked = models.filter(({ id }) => task.models.includes(id));
+    const proofs = new Map(asked.map((model) => [model.id, proofsOf(model, run.question)]));
+    Object.assign(this.view, { filter: "all", lit: null, minPrecision: 0, proofs });
     for (const panel of this.#panels) this.update(panel.model.id);
   }
 
@@ -52,7 +55,7 @@ export class Answers {
 
   #viewChanged(names) {
     if (names.includes("zoom")) this.#panels.forEach((panel) => panel.picture.update());
-    if (names.includes("minScore") || names.includes("filter")) this.#compare();
+    if (["minScore", "minPrecision", "filter"].some((name) => names.includes(name))) this.#compare();
     this.#follow();
   }
 
@@ -68,8 +71,10 @@ export class Answers {
   }
 
   #follow() {
-    const isShown = (shape) => shape.score >= this.view.minScore && this.differences.passes(shape);
-    this.#panels.forEach((panel) => panel.update(isShown));
+    for (const panel of this.#panels) {
+      const kept = new Set(this.view.kept(panel.model.id, panel.shapes));
+      panel.update((shape) => kept.has(shape) && this.differences.passes(shape));
+    }
   }
 
   #answerOf(panel) {

@@ -38,8 +38,8 @@ export class Differences {
   }
 
   #showObjects(left, right) {
-    const scored = ({ shapes }) => shapes.filter((shape) => shape.score >= this.view.minScore);
-    const { both, onlyLeft, onlyRight } = matchShapes(scored(left), scored(right));
+    const kept = ({ model, shapes }) => this.view.kept(model, shapes);
+    const { both, onlyLeft, onlyRight } = matchShapes(kept(left), kept(right));
     for (const shape of both.flat()) this.#groups.set(shape, "both");
     for (const shape of onlyLeft) this.#groups.set(shape, "left");
     for (const shape of onlyRight) this.#groups.set(shape, "right");

@@ -48,3 +48,11 @@ export function language(code) {
 export function counted(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
+
+/**
+ * 0.975 is `97.5 %`.
+ * @param {number} share
+ */
+export function percent(share) {
+  return `${Math.round(1000 * share) / 10} %`;
+}

@@ -7,6 +7,9 @@
 
 export class View extends EventTarget {
   minScore = 0.05; // shapes of almost no probability only hide others
+  minPrecision = 0; // of proved thresholds; 0: minScore holds
+  /** @type {Map<string, import("./proofs.js").Proof[]>} */
+  proofs = new Map(); // by model, for the question shown
   showsShapes = true;
   showsNames = true;
   zoom = 1;
@@ -17,11 +20,29 @@ export class View extends EventTarget {
 
   /**
    * Change properties and notify listeners.
-   * @param {Partial<Pick<View, "minScore" | "showsShapes" | "showsNames" | "zoom" | "filter" | "lit">>} changes
+   * @param {Partial<Pick<View, "minScore" | "minPrecision" | "showsShapes" | "showsNames" | "zoom" | "filter" | "lit">>} changes
    */
   change(changes) {
     Object.assign(this, changes);
     this.dispatchEvent(new CustomEvent("change", { detail: Object.keys(changes) }));
+  }
+
+  /** Return the proof of a model that the precision asks for. @param {string} model */
+  proofOf(model) {
+    const enough = (this.proofs.get(model) ?? []).filter(({ min_precision: proved }) => proved >= this.minPrecision);
+    return enough.sort((one, other) => one.min_precision - other.min_precision)[0];
+  }
+
+  /**
+   * Return the shapes of a model from the minimum score on, or those that are proved to be right so often.
+   * @param {string} model
+   * @param {import("./shapes.js").Shape[]} shapes
+   */
+  kept(model, shapes) {
+    if (!this.minPrecision) return shapes.filter((shape) => shape.score >= this.minScore);
+    const proof = this.proofOf(model);
+    const found = proof ? shapes.filter((shape) => shape.score >= proof.min_score) : [];
+    return found.length > (proof?.max_labels ?? 0) ? [] : found;
   }
 
   /**

@@ -1,0 +1,162 @@
+"""`min_precision`: what is proved is kept, and anything else refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.analysis.execution import analyze
+from service.errors import InvalidRequest, UnsupportedTask
+from service.inference.core import Core
+from service.inference.listings import model_json
+from service.inference.proofs import served_proofs
+from service.inference.served_models import ServedModels
+from service.settings import SettingsError
+from tasks.results import DetectionsResult
+from tasks.scores import Calibration, calibration_key
+from tests.service.inference.test_core_predict import SCORE
+from tests.support.core_calls import OD_PROMPT, codes, compare, predict, run
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import (
+    CHECKPOINT,
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    PNG,
+    context,
+    make_core,
+    served_models,
+)
+
+OD: dict[str, Any] = {"task": "object_detection"}
+FIND: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
+
+
+def proof(precision: float, score: float = 0.0, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": FLORENCE_ID,
+        "checkpoint": CHECKPOINT,
+        "precision": "float32",
+        "calibration": "",
+        "fields": OD,
+        "min_precision": precision,
+        "confidence": 0.95,
+        "min_score": score,
+        "max_labels": 1,
+        "num_images": 80,
+    } | changes
+
+
+def core_with(folder: Path, *rows: dict[str, Any], answer: str | None = None) -> Core:
+    """Return a core whose Florence-2 has these proofs."""
+    core = make_core(
+        decoders={FLORENCE_ID: FakeDecoder(FLORENCE_ANSWERS | {OD_PROMPT: answer})}
+        if answer is not None
+        else None
+    )
+    path = folder / "proofs.json"
+    path.write_text(json.dumps({"proofs": rows}))
+    models = {model.id: model for model in core.models}
+    florence = models[FLORENCE_ID]
+    proofs = served_proofs([path], florence.manifest, florence.precision, {})
+    core.models = ServedModels(models | {FLORENCE_ID: replace(florence, proofs=proofs)})
+    return core
+
+
+def test_objects_of_the_proved_score_are_kept_and_the_proof_is_named(tmp_path: Path) -> None:
+    core = core_with(tmp_path, proof(0.9, SCORE - 0.01), proof(0.99, SCORE + 0.01))
+    kept = predict(core, **OD, min_precision=0.5)
+    assert isinstance(kept.result, DetectionsResult)
+    assert len(kept.result.detections) == 1
+    assert kept.guarantee is not None
+    assert (kept.guarantee.min_precision, kept.guarantee.left_out) == (0.9, 0)
+    left_out = predict(core, **OD, min_precision=0.95, mask_format="rle")
+    assert isinstance(left_out.result, DetectionsResult)
+    assert left_out.result.detections == ()
+    assert left_out.guarantee is not None
+    assert (left_out.guarantee.min_precision, left_out.guarantee.left_out) == (0.99, 1)
+    assert predict(core, **OD).guarantee is None
+
+
+def test_an_image_with_more_objects_than_the_proof_is_about_keeps_none(tmp_path: Path) -> None:
+    core = core_with(tmp_path, proof(0.9), answer=FLORENCE_ANSWERS[OD_PROMPT] * 2)
+    answer = predict(core, **OD, min_precision=0.9)
+    assert isinstance(answer.result, DetectionsResult)
+    assert answer.result.detections == ()
+    assert answer.guarantee is not None
+    assert answer.guarantee.left_out == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "proved"),
+    [
+        (OD | {"min_precision": 0.96}, "proved is 0.9, 0.95$"),
+        (OD | {"min_precision": 0.9, "temperature": 0.5}, "0.9 with {'task': 'object_detection'}"),
+        (OD | {"min_precision": 0.9, "nms_iou": 0.5}, "0.9 with {'task': 'object_detection'}"),
+        (OD | {"min_precision": 0.9, "tiles": "1x2"}, "0.9 with {'task': 'object_detection'}"),
+        (FIND | {"min_precision": 0.9}, "for open_vocabulary_detection is proved: nothing"),
+        ({"task": "ocr", "min_precision": 0.9}, "for ocr is proved: nothing"),
+    ],
+)
+def test_another_request_is_refused_with_what_is_proved(
+    tmp_path: Path, fields: dict[str, Any], proved: str
+) -> None:
+    core = core_with(tmp_path, proof(0.9), proof(0.95))
+    with pytest.raises(
+        UnsupportedTask, match=f"is not proved for {FLORENCE_ID}.*{proved}"
+    ) as caught:
+        predict(core, **fields)
+    assert caught.value.param == "min_precision"
+
+
+def test_a_score_beside_a_precision_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="min_precision chooses the score itself"):
+        predict(make_core(), **OD, min_precision=0.9, min_score=0.0)
+
+
+def test_the_models_of_a_comparison_that_have_a_proof_answer(tmp_path: Path) -> None:
+    answers = codes(
+        compare(core_with(tmp_path, proof(0.9, fields=FIND)), **FIND, min_precision=0.9)
+    )
+    assert answers == {FLORENCE_ID: "ok", "paligemma-mini": "unsupported_task"}
+
+
+def test_a_step_about_the_boxes_of_another_cannot_be_proved(tmp_path: Path) -> None:
+    core = core_with(tmp_path, proof(0.9))
+    steps = [{"id": "a", **OD, "min_precision": 0.9}]
+    analysis = run(analyze(core, PNG, {"steps": steps}, context()))
+    assert not analysis.steps[0].answers[0].outcome.guarantee.left_out  # type: ignore[union-attr]
+    steps.append({"id": "b", **OD, "each": "a", "view": "crop", "min_precision": 0.9})
+    with pytest.raises(InvalidRequest, match="is proved about images, not about the boxes of each"):
+        run(analyze(core, PNG, {"steps": steps}, context()))
+    with pytest.raises(UnsupportedTask, match=r"steps\[0\] \(a\): min_precision is 0.9"):
+        run(analyze(make_core(), PNG, {"steps": steps[:1]}, context()))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"checkpoint": "before"}, "is of the checkpoint 'before'; the one served is 'c"),
+        ({"precision": "int8"}, "is of the precision 'int8'; the one served is 'float32'"),
+        ({"calibration": "x"}, "is of the calibration 'x'; the one served is ''"),
+        ({"fields": OD | {"labels": ["a"]}}, "has invalid fields: labels is not a parameter"),
+        ({"min_precision": 2}, "is not a valid calibration file"),
+    ],
+)
+def test_a_proof_about_another_model_prevents_the_start(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^DIPTYCH_CALIBRATION: .*{reason}"):
+        core_with(tmp_path, proof(0.9, **change))
+
+
+def test_what_is_proved_is_listed_with_the_key_of_the_calibrations(tmp_path: Path) -> None:
+    model = core_with(tmp_path, proof(0.9)).models.get(FLORENCE_ID)
+    calibration = Calibration(FLORENCE_ID, CHECKPOINT, "object_detection", (0.0,), (0.5,))
+    listed = model_json(replace(model, calibrations={"object_detection": calibration}))
+    assert listed["calibration"] == calibration_key({"object_detection": calibration})
+    assert len(listed["calibration"]) == 64
+    named = ("fields", "min_precision", "confidence", "min_score", "max_labels", "num_images")
+    assert listed["proofs"] == [{name: proof(0.9)[name] for name in named}]
+    assert model_json(served_models().get(FLORENCE_ID))["calibration"] == ""
