@@ -2,8 +2,8 @@
 laboratory.evaluation`.
 
 client              questions about scenes over REST, and the score of each answer
-conditions          the image file of a scene: plain, small, large, jpeg, blurred, stretched, 40px,
-                    22px
+conditions          the image file of a scene: plain, small, large, jpeg, blurred, recoloured,
+                    stretched, 40px, 22px
 coco_scenes         scenes as a dataset with COCO labels
 accuracy_tables     task-level measures, and evaluations as Markdown
 labelled_scenes     scenes as JSON lines with the labels of several tasks
@@ -15,6 +15,7 @@ Commands over them:
 precision           accuracy at each precision
 calibration         calibrations of the scores
 guarantees          how often `diptych annotate --labelled` breaks its promise
+shifts              how often it notices images that are not like the labelled ones
 """
 
 from laboratory.evaluation.accuracy_tables import accuracy_table, task_accuracy

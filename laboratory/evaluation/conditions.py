@@ -38,6 +38,11 @@ def png_image(image: Image.Image) -> SceneImage:
     return _encoded(image, "PNG", compress_level=1)
 
 
+def _recoloured(image: Image.Image) -> Image.Image:
+    red, green, blue = image.split()
+    return Image.merge("RGB", (green, blue, red))
+
+
 def _encoded(image: Image.Image, image_format: str, **options: int) -> SceneImage:
     file = io.BytesIO()
     image.save(file, image_format, **options)
@@ -52,6 +57,7 @@ CONDITIONS: dict[str, Condition] = {
     "blurred": lambda scene: png_image(
         render_scene(scene, PLAIN_PX).filter(ImageFilter.GaussianBlur(BLUR_OF_SIDE * PLAIN_PX))
     ),
+    "recoloured": lambda scene: png_image(_recoloured(render_scene(scene, PLAIN_PX))),
     "stretched": lambda scene: png_image(render_scene(scene, PLAIN_PX).resize(STRETCHED_SIZE_WH)),
     # at these sides the embedded models err
     "40px": lambda scene: png_image(render_scene(scene, 40)),

@@ -68,29 +68,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _simulate(folder, parsed)
 
 
-def collect(folder: Path, num_scenes: int) -> None:
+def collect(
+    folder: Path,
+    num_scenes: int,
+    tasks: Sequence[str] = TASKS,
+    conditions: Sequence[str] = POPULATIONS["mixed"],
+) -> None:
     """Render the scenes and ask both models; a complete folder is read again."""
     done = folder / "complete"
     if done.exists():
         return
-    conditions = POPULATIONS["mixed"]
     for name in conditions:
         if not (folder / name).exists():
             scenes = range(_FIRST_SCENE, _FIRST_SCENE + num_scenes)
             write_labelled_scenes(folder / name, CONDITIONS[name], scenes)
     diptych = Path(sys.executable).with_name("diptych")
     with service_process(_CLIENTS, DIPTYCH_MODELS=",".join(MODELS)) as client:
-        for model, task, name in product(MODELS, TASKS, conditions):
+        for model, task, name in product(MODELS, tasks, conditions):
             if task in offered_tasks(client, model):
                 out = folder / f"{name}-{task}-{model}"
-                data = (_labels(folder, name, task), "--images", folder / name)
+                data = (labels_file(folder, name, task), "--images", folder / name)
                 words = ("--task", task, "--models", model, "--gallery", "0", "--out", out)
                 command = (diptych, "--url", str(client.base_url), "evaluate", *data, *words)
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     done.touch()
 
 
-def _labels(folder: Path, condition: str, task: str) -> Path:
+def labels_file(folder: Path, condition: str, task: str) -> Path:
     return folder / condition / ("phrases.jsonl" if task in _PHRASE_TASKS else "labels.jsonl")
 
 
@@ -131,7 +135,7 @@ def _populations(folder: Path) -> Iterator[tuple[tuple[str, str, str], Populatio
         for condition in conditions:
             files = [folder / f"{condition}-{task}-{each}" / "answers.jsonl" for each in models]
             if all(file.exists() for file in files):
-                dataset = read_dataset(_labels(folder, condition, task), folder / condition)
+                dataset = read_dataset(labels_file(folder, condition, task), folder / condition)
                 judged += read_judged(dataset.images, files, task)
         if judged:
             yield (task, name, models[0] if len(models) == 1 else BOTH), Population(judged)

@@ -6,5 +6,6 @@ consensus.py compares the journals of two models.
 
 With labelled images (needs the extra `evaluate`): proposals.py gives each label a confidence,
 judging.py compares it with the true ones, guarantee.py proves which confidence is enough, and
-proving.py puts them together.
+proving.py puts them together. shift.py finds images unlike the labelled ones by the numbers of
+appearance.py, and suggesting.py images for a person to label.
 """

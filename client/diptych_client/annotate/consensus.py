@@ -126,6 +126,12 @@ def write_consensus(
     accepted = [each.record(each.accepted) for each in agreements]
     dataset = write_dataset(dataset_format, out, folder, accepted, job)
     review = [each for each in agreements if each.differing]
+    write_review(out, "", review, job)
+    return dataset
+
+
+def write_review(out: Path, prefix: str, review: Sequence[Agreement], job: Job) -> None:
+    """Write the differing boxes of images for review, as COCO and as Label Studio's tasks."""
     models: list[str] = []
     records = []
     for each in review:
@@ -134,10 +140,9 @@ def write_consensus(
     document = coco_document(records, class_indices(records, job.requested_labels()))
     for annotation, model in zip(document["annotations"], models, strict=True):
         annotation.update(review=True, model=model)
-    write_atomically(out / "review.json", json.dumps(document))
+    write_atomically(out / f"{prefix}review.json", json.dumps(document))
     tasks = [_label_studio_task(each) for each in review]
-    write_atomically(out / "label_studio.json", json.dumps(tasks))
-    return dataset
+    write_atomically(out / f"{prefix}label_studio.json", json.dumps(tasks))
 
 
 def _label_studio_task(agreement: Agreement) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from diptych_client.annotate.guarantee import (
 )
 from diptych_client.annotate.journal import Record
 from diptych_client.annotate.judging import Tolerance, Truth, judge
-from diptych_client.annotate.proposals import agreement, min_confidence, proposed
+from diptych_client.annotate.proposals import NEVER, agreement, min_confidence, proposed
 from diptych_client.evaluation.questionnaire import ObjectsTruth
 from diptych_client.long_runs import RunError
 
@@ -109,6 +109,11 @@ class Guarantee:
                 "num_images": each.num_images,
             }
         return [found[precision] for precision in sorted(found)]
+
+
+def refused(records: Records, tolerance: Tolerance) -> Agreement:
+    """Return all boxes of an image as its review list."""
+    return agreement(records, tolerance.min_iou, NEVER)
 
 
 def check_enough(truths: Sequence[Truth], promise: Promise) -> None:

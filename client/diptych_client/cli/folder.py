@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diptych_client.annotate.consensus import AgreementRule, agree, write_consensus
@@ -110,9 +110,9 @@ def _check_guarantee(
     options: AnnotateOptions, task_options: TaskOptions, given: GuaranteeOptions
 ) -> None:
     """Raise `RunError` for options that exclude each other."""
-    if given.labelled is None and (given.max_wrong or given.max_missed or given.thresholds):
-        needed = "--labelled: images with true labels"
-        raise RunError(f"--max-wrong, --max-missed and --thresholds need {needed}")
+    if given.labelled is None and replace(given, confidence=0.95) != NO_GUARANTEE:
+        names = "--max-wrong, --max-missed, --thresholds, --suggest and --reviewed"
+        raise RunError(f"{names} need --labelled: images with true labels")
     if given.labelled is not None and (options.accept_score or task_options.min_precision):
         omitted = "omit --accept-score and --min-precision"
         raise RunError(f"--labelled chooses the least score itself: {omitted}")

@@ -5,17 +5,29 @@ Needs the extra `evaluate`.
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
-from diptych_client.annotate.consensus import write_consensus
+from diptych_client.annotate.appearance import Seen, names, seen
+from diptych_client.annotate.consensus import Agreement, write_consensus, write_review
 from diptych_client.annotate.dataset_files import DatasetFormat, write_atomically, write_dataset
 from diptych_client.annotate.guarantee import Promise
 from diptych_client.annotate.job import Job
+from diptych_client.annotate.journal import Record
 from diptych_client.annotate.judging import Tolerance, Truth, truth_of
 from diptych_client.annotate.proposals import has_text
-from diptych_client.annotate.proving import Guarantee, Promises, Records, check_enough, prove
+from diptych_client.annotate.proving import (
+    Guarantee,
+    Promises,
+    Records,
+    check_enough,
+    prove,
+    refused,
+)
+from diptych_client.annotate.shift import Shift, find_shift
+from diptych_client.annotate.suggesting import Suggestions, final_boxes, final_text
 from diptych_client.cli.options import AnnotateOptions, GuaranteeOptions
 from diptych_client.cli.terminal import logger
 from diptych_client.evaluation.questionnaire import ObjectsTruth, TextsTruth
@@ -30,6 +42,7 @@ AnswerImages = Callable[[Path, ImageStore, Sequence[ImageFile]], list[Records]]
 DEFAULT_MAX_WRONG = 0.05
 _MAX_SAMPLE = 200
 _SEED = 0
+_PILOT = "pilot.json"  # names of images
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +52,72 @@ class Labelled:
     store: ImageStore
     truths: Mapping[ImageFile, Truth]
 
-    def sample(self, folder: Folder, images: Sequence[ImageFile]) -> list[ImageFile]:
-        """Return a sample of the images that are not among these."""
-        known = set[Path]()
-        if isinstance(self.store, Folder):
-            known = {(self.store.path / each.name).resolve() for each in self.truths}
-        others = [each for each in images if (folder.path / each.name).resolve() not in known]
-        if not others:
-            raise RunError(f"all {len(images)} images are labelled already; give others")
-        return random.Random(_SEED).sample(others, min(_MAX_SAMPLE, len(others)))
+    def without(self, folder: Folder, images: Iterable[ImageFile]) -> Self:
+        """Return these but for the images of a folder."""
+        if not isinstance(self.store, Folder):
+            return self
+        left_out = {(folder.path / each.name).resolve() for each in images}
+        path = self.store.path
+        kept = {
+            image: truth
+            for image, truth in self.truths.items()
+            if (path / image.name).resolve() not in left_out
+        }
+        return replace(self, truths=kept)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The command: what is asked, and the images that it is about."""
+
+    answer: AnswerImages
+    out: Path
+    folder: Folder
+    images: Sequence[ImageFile]
+    given: GuaranteeOptions
+    job: Job
+    promises: Promises
+
+    def proved(
+        self, suggestions: Suggestions, reviewed: Mapping[ImageFile, Truth]
+    ) -> tuple[Guarantee, Shift | None]:
+        """Return what is proved; raise `RunError` if nothing is, before most images are sent."""
+        assert self.given.labelled is not None
+        labelled = _read(self.given.labelled, self.given.labelled_images, self.job)
+        pilot = _pilot(self.out, self.folder, self.images, labelled)
+        labelled = labelled.without(self.folder, [*pilot, *reviewed])
+        drawn = {}
+        for image, truth in reviewed.items():
+            if suggestions.is_random.get(image.name):
+                drawn[image] = truth
+        check_enough([*labelled.truths.values(), *drawn.values()], self.promises.wrong)
+        sample = self.answer(self.out, self.folder, pilot)
+        known = self.answer(self.out / "labelled", labelled.store, list(labelled.truths))
+        answered = self.answer(self.out, self.folder, list(drawn))
+        compared = [*self.seen(labelled.store, known), *self.seen(self.folder, answered)]
+        shift = None
+        if compared and sample:
+            numbers = names(sample[0], self.job.requested_labels())
+            shift = find_shift(compared, [*self.seen(self.folder, sample)], numbers)
+        if shift is not None and not shift.parts:
+            raise RunError(shift.sentence())
+        pairs = [(records, labelled.truths[records[0].image]) for records in known]
+        pairs += [(records, drawn[records[0].image]) for records in answered]
+        return prove(pairs, sample, self.promises), shift
+
+    def seen(self, store: ImageStore, answers: Iterable[Records]) -> Iterator[Seen]:
+        """Yield the images as the test for a shift compares them."""
+        for records in answers:
+            yield seen(records, store.read(records[0].image), self.job.requested_labels())
+
+    def suggest(self, suggested: Sequence[Records]) -> str:
+        """Write images for a person and return where they are."""
+        if suggested and has_text(suggested[0]):
+            return str(_write_texts(self.out / "suggested.jsonl", suggested))
+        tolerance = self.promises.tolerance
+        review = [refused(records, tolerance) for records in suggested]
+        write_review(self.out, "suggested_", review, self.job)
+        return str(self.out / "suggested_review.json")
 
 
 def annotate_with_guarantee(
@@ -68,22 +138,72 @@ def annotate_with_guarantee(
     missed = None if given.max_missed is None else Promise(given.max_missed, given.confidence)
     wrong = Promise(given.max_wrong or DEFAULT_MAX_WRONG, given.confidence)
     promises = Promises(wrong, missed, Tolerance(options.iou, given.max_cer))
-    labelled = _read_labelled(given, job, wrong)
-    sample = answer(out, folder, labelled.sample(folder, images))
-    known = answer(out / "labelled", labelled.store, list(labelled.truths))
-    truths = {image.name: truth for image, truth in labelled.truths.items()}
-    pairs = [(records, truths[records[0].image.name]) for records in known]
-    guarantee = prove(pairs, sample, promises)
-    for sentence in guarantee.sentences():
+    run = _Run(answer, out, folder, images, given, job, promises)
+    suggestions = Suggestions.read(out)
+    reviewed: Mapping[ImageFile, Truth] = {}
+    if given.reviewed is not None:
+        own = _read(given.reviewed, folder.path, job).truths
+        asked = set(images)
+        reviewed = {image: truth for image, truth in own.items() if image in asked}
+        if not reviewed:
+            raise RunError(f"{given.reviewed} labels no image of {folder.path}: --reviewed must")
+    try:
+        guarantee, shift = run.proved(suggestions, reviewed)
+    except RunError as error:
+        pilot = {each.name for each in _kept_pilot(out, images)}
+        drawn = suggestions.drawn(images, pilot, given.suggest or 0)
+        if not drawn:
+            raise
+        suggestions.add([each.name for each in drawn], is_random=True)
+        place = run.suggest(answer(out, folder, drawn))
+        hint = f"{len(drawn)} images drawn at random are in {place}"
+        raise RunError(f"{error}; {hint}: give their labels by --reviewed") from error
+    said = guarantee.sentences()
+    if shift is not None:
+        said.append(shift.sentence())
+    for sentence in said:
         logger.info(sentence)
     if given.thresholds is not None:
         _write_thresholds(given.thresholds, guarantee, job, served())
     answers = answer(out, folder, images)
+    others = set[str]()
+    if shift is not None:
+        others = {each.name for each in run.seen(folder, answers) if shift.has(each)}
+    accepting = _Accepting(guarantee, others, {each.name: reviewed[each] for each in reviewed})
     place = (options.dataset_format, out, folder.path)
-    dataset, num_review = _write(*place, answers, job, guarantee)
+    dataset, num_review = _write(*place, answers, job, accepting)
     review = out / ("review.jsonl" if dataset.suffix == ".jsonl" else "review.json")
-    notes = [*guarantee.sentences(), f"{num_review} images are to be reviewed, see {review}"]
-    return answers, dataset, notes
+    said.append(f"{num_review} images are to be reviewed, see {review}")
+    if given.suggest is not None:
+        chosen = suggestions.most_left(answers, guarantee, given.suggest)
+        suggestions.add([records[0].image.name for records in chosen], is_random=False)
+        said.append(f"{len(chosen)} images to label next are in {run.suggest(chosen)}")
+    return answers, dataset, said
+
+
+def _pilot(
+    out: Path, folder: Folder, images: Sequence[ImageFile], labelled: Labelled
+) -> list[ImageFile]:
+    """Return the images whose answers fix what is tried: the same at every look."""
+    kept = _kept_pilot(out, images)
+    if kept:
+        return kept
+    known = set[Path]()
+    if isinstance(labelled.store, Folder):
+        known = {(labelled.store.path / each.name).resolve() for each in labelled.truths}
+    others = [each for each in images if (folder.path / each.name).resolve() not in known]
+    if not others:
+        raise RunError(f"all {len(images)} images are labelled already; give others")
+    chosen = random.Random(_SEED).sample(others, min(_MAX_SAMPLE, len(others)))
+    write_atomically(out / _PILOT, json.dumps([each.name for each in chosen]))
+    return chosen
+
+
+def _kept_pilot(out: Path, images: Sequence[ImageFile]) -> list[ImageFile]:
+    path = out / _PILOT
+    chosen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    by_name = {each.name: each for each in images}
+    return [by_name[name] for name in chosen if name in by_name]
 
 
 def _write_thresholds(path: Path, guarantee: Guarantee, job: Job, models: Iterable[Model]) -> None:
@@ -103,18 +223,16 @@ def _write_thresholds(path: Path, guarantee: Guarantee, job: Job, models: Iterab
     logger.info("%s has what is proved for the service: min_precision %s", path, shares)
 
 
-def _read_labelled(given: GuaranteeOptions, job: Job, promise: Promise) -> Labelled:
-    """Read the true labels of a job; raise `RunError` if they are too few for any proof."""
-    assert given.labelled is not None
-    dataset = read_dataset(given.labelled, given.labelled_images)
+def _read(path: Path, images: Path | None, job: Job) -> Labelled:
+    """Read the true labels of a job; raise `RunError` if there are none."""
+    dataset = read_dataset(path, images)
     truths: dict[ImageFile, Truth] = {}
     for each in dataset.images:
         truth = truth_of(each, job)
         if truth is not None:
             truths[each.image] = _joined(truths.get(each.image), truth)
     if not truths:
-        raise RunError(f"{given.labelled} has no true labels for {job.task}; {dataset.note}")
-    check_enough(list(truths.values()), promise)
+        raise RunError(f"{path} has no true labels for {job.task}; {dataset.note}")
     return Labelled(dataset.store, truths)
 
 
@@ -127,29 +245,67 @@ def _joined(known: Truth | None, more: Truth) -> Truth:
     return more
 
 
+@dataclass(frozen=True, slots=True)
+class _Accepting:
+    """What is accepted: what is proved, except in other images, and what a person has labelled."""
+
+    guarantee: Guarantee
+    others: Set[str]
+    reviewed: Mapping[str, Truth]
+
+    def boxes(self, records: Records) -> Agreement:
+        name = records[0].image.name
+        truth = self.reviewed.get(name)
+        if isinstance(truth, ObjectsTruth):
+            return final_boxes(records, truth)
+        if name in self.others:
+            return refused(records, self.guarantee.tolerance)
+        return self.guarantee.accept(records)
+
+    def text(self, records: Records) -> Record | None:
+        """Return the record whose text is accepted, if any."""
+        name = records[0].image.name
+        if name in self.reviewed:
+            return final_text(records, self.reviewed[name])
+        is_accepted = name not in self.others and self.guarantee.accepts_text(records)
+        return records[0] if is_accepted else None
+
+
 def _write(
     dataset_format: DatasetFormat,
     out: Path,
     folder: Path,
     answers: Sequence[Records],
     job: Job,
-    guarantee: Guarantee,
+    accepting: _Accepting,
 ) -> tuple[Path, int]:
     """Write what is accepted, the review list and what is proved.
 
     Return the path of the dataset and the number of images to review.
     """
-    write_atomically(out / "guarantee.json", json.dumps(guarantee.document(), indent=1))
+    document = accepting.guarantee.document()
+    write_atomically(out / "guarantee.json", json.dumps(document, indent=1))
     if any(has_text(records[0]) for records in answers):
-        accepted = [each[0] for each in answers if guarantee.accepts_text(each)]
-        review = [each for each in answers if not guarantee.accepts_text(each)]
-        lines = []
-        for records in review:
-            answered = [answer_json(each.answer) for each in records]
-            row = {"image": records[0].image.name, "answers": answered}
-            lines.append(json.dumps(row) + "\n")
-        write_atomically(out / "review.jsonl", "".join(lines))
+        accepted = []
+        review = []
+        for records in answers:
+            record = accepting.text(records)
+            if record is None:
+                review.append(records)
+            else:
+                accepted.append(record)
+        _write_texts(out / "review.jsonl", review)
         return write_dataset(dataset_format, out, folder, accepted, job), len(review)
-    agreements = [guarantee.accept(records) for records in answers]
+    agreements = [accepting.boxes(records) for records in answers]
     dataset = write_consensus(dataset_format, out, folder, agreements, job)
     return dataset, sum(bool(each.differing) for each in agreements)
+
+
+def _write_texts(path: Path, answers: Sequence[Records]) -> Path:
+    """Write the answers to images for review, a line for each image."""
+    lines = []
+    for records in answers:
+        answered = [answer_json(each.answer) for each in records]
+        row = {"image": records[0].image.name, "answers": answered}
+        lines.append(json.dumps(row) + "\n")
+    return write_atomically(path, "".join(lines))

@@ -232,6 +232,17 @@ class GuaranteeOptions:
         float | None,
         _share("Largest share of objects in neither the dataset nor the review list."),
     ] = None
+    suggest: Annotated[
+        int | None,
+        Option(
+            help="Write so many images for a person to label next.",
+            min=1,
+            rich_help_panel="Guarantee",
+        ),
+    ] = None
+    reviewed: Annotated[
+        Path | None, _guarantee("A person's labels of suggested images, which are final.")
+    ] = None
     thresholds: Annotated[
         Path | None,
         _guarantee("Also write what is proved, for DIPTYCH_CALIBRATION of the service."),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from diptych_client import Answer, Detection, DetectionsResult, TextResult
 from diptych_client.annotate.dataset_files import DatasetFormat
@@ -21,6 +22,7 @@ from diptych_client.long_runs import RunError
 from diptych_client.results import Result
 from tasks.scores import read_proofs
 from tests.support.client_answers import answer
+from tests.support.scene_images import encoded
 from tests.support.scripted_services import Received, Script, serving_rest
 
 MODEL: dict[str, object] = {
@@ -41,6 +43,7 @@ MODEL: dict[str, object] = {
     "calibrated_tasks": [],
     "calibration": "key",
 }
+PIXELS = encoded(Image.new("RGB", (16, 16)))
 CAR = [0.0, 0.0, 10.0, 10.0]
 SCORES = {b"sure": 0.9, b"unsure": 0.3}
 KINDS = ("sure", "unsure", "sure", "unsure")
@@ -61,8 +64,8 @@ class MarkedScript(Script):
 
 
 def write_image(folder: Path, name: str, kind: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(b"\xff\xd8\xff " + kind.encode())
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(PIXELS + kind.encode())
 
 
 def labelled(folder: Path, kinds: list[str], true: dict[str, dict[str, object]]) -> Path:
@@ -151,7 +154,8 @@ def test_too_few_labelled_images_are_refused_before_a_request(photos: Path, tmp_
 
 
 def test_labels_that_are_too_often_wrong_are_not_written(photos: Path, tmp_path: Path) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_DOG})
+    true = {"sure": TRUE_DOG, "unsure": TRUE_DOG}
+    labels = labelled(tmp_path / "labelled", ["sure", "unsure"] * 30, true)
     with pytest.raises(RunError, match="100 % of all labels are wrong"):
         annotate(photos, labels, MarkedScript([]))
     assert not (photos.with_name("out") / "annotations.json").exists()
@@ -163,6 +167,88 @@ def test_texts_are_accepted_or_reviewed_as_a_whole(photos: Path, tmp_path: Path)
     out = annotate(photos, labels, script, "ocr", DatasetFormat.jsonl, max_wrong=0.1)
     assert len((out / "answers.jsonl").read_text().splitlines()) == len(KINDS)
     assert (out / "review.jsonl").read_text() == ""
+
+
+def test_nothing_is_accepted_in_a_folder_unlike_the_labelled_images(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for number in range(12):
+        write_image(photos, f"day/{number}.jpg", "sure")
+        write_image(photos, f"night/{number}.jpg", "unsure")
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
+    out = annotate(photos, labels, MarkedScript([]), max_wrong=0.1)
+    accepted = [name for name, _ in annotations(out / "annotations.json")]
+    review = [name for name, _ in annotations(out / "review.json")]
+    assert sorted(accepted) == sorted(f"day/{number}.jpg" for number in range(12))
+    assert sorted(review) == sorted(f"night/{number}.jpg" for number in range(12))
+
+
+def test_images_that_are_all_unlike_the_labelled_ones_are_refused(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for number in range(12):
+        write_image(photos, f"{number}.jpg", "unsure")
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
+    with pytest.raises(RunError, match=r"most in \w+ score of a: nothing is accepted; label some"):
+        annotate(photos, labels, MarkedScript([]), max_wrong=0.1)
+
+
+def test_images_that_are_left_to_a_person_are_suggested_and_taken_back(
+    photos: Path, tmp_path: Path
+) -> None:
+    true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60 + ["unsure"] * 15, true)
+    out = annotate(photos, labels, MarkedScript([]), max_wrong=0.1, suggest=1)
+    assert annotations(out / "suggested_review.json") == [("1.jpg", 0.3)]
+    assert len(json.loads((out / "suggested_label_studio.json").read_text())) == 1
+    reviewed = tmp_path / "reviewed.jsonl"
+    reviewed.write_text(json.dumps({"image": "1.jpg", **TRUE_DOG}) + "\n")
+    script = MarkedScript([])
+    given = {"max_wrong": 0.1, "suggest": 1, "reviewed": reviewed}
+    annotate(photos, labels, script, **given)
+    accepted = annotations(out / "annotations.json")
+    assert accepted == [("0.jpg", 0.9), ("1.jpg", 1.0), ("2.jpg", 0.9)]
+    assert annotations(out / "review.json") == [("3.jpg", 0.3)]
+    assert annotations(out / "suggested_review.json") == [("3.jpg", 0.3)]
+    proved = json.loads((out / "guarantee.json").read_text())["accepting"]
+    assert proved["num_images"] == 75  # a suggested image is no random sample
+    assert script.received == []
+
+
+def test_without_a_proof_images_are_drawn_at_random_and_their_labels_count(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for number in range(203):
+        write_image(photos, f"{number}.jpg", "sure")
+    labels = labelled(tmp_path / "labelled", ["sure"] * 5, {"sure": TRUE_CAR})
+    script = MarkedScript([])
+    message = "with 5 labelled images .*; 2 images drawn at random are in"
+    with pytest.raises(RunError, match=message):
+        annotate(photos, labels, script, suggest=2)
+    assert len(script.received) == 2
+    out = photos.with_name("out")
+    drawn = [name for name, _ in annotations(out / "suggested_review.json")]
+    assert set(drawn).isdisjoint(json.loads((out / "pilot.json").read_text()))
+    reviewed = tmp_path / "reviewed.jsonl"
+    lines = [json.dumps({"image": name, **TRUE_CAR}) + "\n" for name in drawn]
+    reviewed.write_text("".join(lines))
+    with pytest.raises(RunError, match="with 7 labelled images"):
+        annotate(photos, labels, script, reviewed=reviewed)
+
+
+def test_what_is_fixed_at_the_first_look_proves_nothing_later(photos: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"] * 5, {"sure": TRUE_CAR})
+    with pytest.raises(RunError, match="with 5 labelled images"):
+        annotate(photos, labels, MarkedScript([]))
+    rows = [json.dumps({"image": f"{number}.jpg", **TRUE_CAR}) + "\n" for number in range(4)]
+    (photos / "labels.jsonl").write_text("".join(rows))
+    with pytest.raises(RunError, match="there is no object in 0 labelled images"):
+        annotate(photos, photos / "labels.jsonl", MarkedScript([]))
+
+
+def test_labels_of_other_images_are_not_taken_back(photos: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
+    reviewed = tmp_path / "reviewed.jsonl"
+    reviewed.write_text(json.dumps({"image": "other.jpg", **TRUE_CAR}) + "\n")
+    with pytest.raises(RunError, match=r"reviewed\.jsonl labels no image of"):
+        annotate(photos, labels, MarkedScript([]), reviewed=reviewed)
 
 
 def test_what_is_proved_is_written_for_the_service(photos: Path, tmp_path: Path) -> None:
@@ -213,7 +299,5 @@ def test_a_score_of_ones_own_is_refused(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_share_without_labelled_images_is_refused(photos: Path) -> None:
-    with pytest.raises(
-        RunError, match="--max-wrong, --max-missed and --thresholds need --labelled"
-    ):
+    with pytest.raises(RunError, match="--suggest and --reviewed need --labelled"):
         annotate(photos, None, MarkedScript([]), max_wrong=0.05)

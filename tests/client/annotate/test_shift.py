@@ -1,0 +1,77 @@
+"""Images unlike the labelled ones: noticed, in the part where they are."""
+
+import numpy as np
+
+from diptych_client.annotate.appearance import Seen
+from diptych_client.annotate.shift import LEVEL, find_shift
+
+NAMES = ("width", "sharpness", "mean score", "number of objects")
+
+
+def images(
+    seed: int, num: int, folder: str, shift: float = 0.0, size_px: float = 384.0
+) -> list[Seen]:
+    """Return images with a constant, a shifted, a plain and a counted number."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(num, len(NAMES)))
+    values[:, 0] = size_px
+    values[:, 1] += shift
+    values[:, 3] = rng.integers(0, 4, num)
+    rows = enumerate(values.tolist())
+    return [Seen(f"{folder}/{index}.jpg", size_px, tuple(row)) for index, row in rows]
+
+
+def test_images_of_one_kind_are_rarely_told_apart() -> None:
+    found = [find_shift(images(n, 50, "a"), images(n + 500, 40, "b"), NAMES) for n in range(30)]
+    assert sum(each is not None for each in found) <= 2 * LEVEL * len(found)
+
+
+def test_what_differs_everywhere_leaves_nothing() -> None:
+    shift = find_shift(images(0, 60, "labelled"), images(1, 40, "new", 1.5), NAMES)
+    assert shift is not None
+    assert (shift.most, shift.parts) == ("sharpness", ())
+    assert shift.has(images(2, 1, "any")[0])
+    shown = "new/0.jpg, new/1.jpg, new/2.jpg, new/3.jpg, new/4.jpg"
+    assert shift.sentence().endswith(f"nothing is accepted; label some of them, such as {shown}")
+
+
+def test_the_folder_that_differs_is_left_out() -> None:
+    others = [*images(1, 60, "day"), *images(2, 20, "night", 4.0)]
+    shift = find_shift(images(0, 90, "labelled"), others, NAMES)
+    assert shift is not None
+    assert [(part.name, part.num_images) for part in shift.parts] == [("folder night", 20)]
+    assert shift.has(images(3, 1, "night")[0])
+    assert not shift.has(images(3, 1, "day")[0])
+    assert "folder night (20 sampled images, such as night/0.jpg, " in shift.sentence()
+
+
+def test_a_folder_of_a_kind_that_is_labelled_is_like_the_labelled_images() -> None:
+    """Folders differ from each other, but none from the labelled images of its kind."""
+    labelled = [*images(0, 60, "labelled"), *images(1, 30, "labelled", 4.0)]
+    others = [*images(2, 40, "day"), *images(3, 20, "night", 4.0)]
+    assert find_shift(labelled, others, NAMES) is None
+    new = images(4, 20, "fog", -4.0)
+    shift = find_shift(labelled, [*others, *new], NAMES)
+    assert shift is not None
+    assert [part.name for part in shift.parts] == ["folder fog"]
+
+
+def test_within_one_folder_the_size_that_differs_is_left_out() -> None:
+    others = [*images(1, 60, "all"), *images(2, 20, "all", size_px=22.0)]
+    shift = find_shift(images(0, 90, "labelled"), others, NAMES)
+    assert shift is not None
+    assert [part.name for part in shift.parts] == ["images of about 16 px"]
+    assert shift.has(images(3, 1, "all", size_px=20.0)[0])
+    assert not shift.has(images(3, 1, "all", size_px=400.0)[0])
+
+
+def test_within_one_folder_and_size_a_cluster_is_left_out() -> None:
+    others = [*images(1, 60, "all"), *images(2, 25, "all", 6.0)]
+    shift = find_shift(images(0, 90, "labelled"), others, NAMES)
+    assert shift is not None
+    assert shift.parts
+    assert all(part.name.startswith("cluster ") for part in shift.parts)
+    are_left_out = [shift.has(image) for image in images(3, 40, "all", 6.0)]
+    are_kept = [not shift.has(image) for image in images(3, 40, "all")]
+    assert np.mean(are_left_out) > 0.9
+    assert np.mean(are_kept) > 0.9
