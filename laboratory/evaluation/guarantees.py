@@ -71,10 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def collect(
     folder: Path,
     num_scenes: int,
+    models: Sequence[str] = MODELS,
     tasks: Sequence[str] = TASKS,
     conditions: Sequence[str] = POPULATIONS["mixed"],
 ) -> None:
-    """Render the scenes and ask both models; a complete folder is read again."""
+    """Render the scenes and ask the models; a complete folder is read again."""
     done = folder / "complete"
     if done.exists():
         return
@@ -83,8 +84,8 @@ def collect(
             scenes = range(_FIRST_SCENE, _FIRST_SCENE + num_scenes)
             write_labelled_scenes(folder / name, CONDITIONS[name], scenes)
     diptych = Path(sys.executable).with_name("diptych")
-    with service_process(_CLIENTS, DIPTYCH_MODELS=",".join(MODELS)) as client:
-        for model, task, name in product(MODELS, tasks, conditions):
+    with service_process(_CLIENTS, DIPTYCH_MODELS=",".join(models)) as client:
+        for model, task, name in product(models, tasks, conditions):
             if task in offered_tasks(client, model):
                 out = folder / f"{name}-{task}-{model}"
                 data = (labels_file(folder, name, task), "--images", folder / name)

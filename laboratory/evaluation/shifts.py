@@ -1,7 +1,7 @@
 """Simulates the test of `diptych annotate --labelled` for images unlike the labelled ones.
 
-    python -m laboratory.evaluation.shifts [--scenes N] [--runs N] [--labelled N] [--others N]
-    [--answers D]
+    python -m laboratory.evaluation.shifts [--models ID …] [--scenes N] [--runs N]
+    [--labelled N] [--others N] [--answers D]
 
 Each run draws labelled and other scenes. Without a shift both are plain. With one, the other scenes
 are of 22 px, blurred or in other colours, or have a shape that no labelled one has: all of them, or
@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     with TemporaryDirectory() as temporary:
         folder = parsed.answers or Path(temporary)
-        collect(folder, parsed.scenes, (TASK,), (PLAIN, *SHIFTED))
-        for model in MODELS:
+        collect(folder, parsed.scenes, parsed.models, (TASK,), (PLAIN, *SHIFTED))
+        for model in parsed.models:
             plain = read_scenes(folder, PLAIN, model)
             found = simulate(plain.names, plain.all, plain.all, 0, draws)
             rows.append([model, "none", "", *_shares(found, draws)])
@@ -136,6 +136,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m laboratory.evaluation.shifts", description=summary)
     add = parser.add_argument
     default = "default: %(default)s"
+    both = "default: both embedded models"
+    add("--models", nargs="+", metavar="ID", default=list(MODELS), help=both)
     add("--scenes", type=int, default=300, metavar="N", help=f"of each condition; {default}")
     add("--runs", type=int, default=Draws.num_runs, metavar="N", help=default)
     add("--labelled", type=int, default=Draws.num_labelled, metavar="N", help=default)

@@ -10,13 +10,19 @@ from itertools import chain
 from pathlib import Path
 
 from service.errors import InvalidRequest, UnsupportedTask
-from service.inference.request_fields import PredictFields, TaskRequest, parse_fields
+from service.inference.request_fields import (
+    GenerationFields,
+    PredictFields,
+    TaskRequest,
+    parse_fields,
+)
 from service.settings import SettingsError
 from tasks.errors import shown
 from tasks.scores import Calibration, CalibrationError, Proof, calibration_key, read_proofs
 from wire.artifacts.manifest import Manifest
 
-_UNDECIDING = {"model", "models", "stream", "mask_format", "min_score", "min_precision"}
+_UNDECIDING = {"mask_format", "min_score", "min_precision"}
+_DECIDING = tuple(name for name in GenerationFields.model_fields if name not in _UNDECIDING)
 _MAX_SHOWN = 5
 
 
@@ -33,7 +39,7 @@ class ServedProof:
 
 
 def _decided_by(request: TaskRequest) -> tuple[object, ...]:
-    return request.task.id, request.parameters, request.fields.model_dump(exclude=_UNDECIDING)
+    return request.parameters, *(getattr(request.fields, name) for name in _DECIDING)
 
 
 def served_proofs(

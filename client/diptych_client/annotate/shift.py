@@ -4,7 +4,8 @@ What labelled images prove holds for images like them. Both kinds of images are 
 numbers (appearance.py), by permutations of which images are the labelled ones: while both kinds are
 exchangeable, a difference is found with a probability of at most `LEVEL`. The statistics are
 
-    Kolmogorov and Smirnov's distance of each number
+    the largest distance of both distributions of each number, in standard deviations (Anderson and
+    Darling, 1952, Annals of Mathematical Statistics 23): a few very different images count, too
     the count of labelled images in each group: of one size, and clusters of all images
 
 each in standard deviations over the permutations; their maximum is compared.
@@ -14,10 +15,11 @@ differs if too few of its images' nearest neighbours are labelled (Schilling, 19
 American Statistical Association 81). If the rest is like the labelled images, only these parts are
 left out, else everything. Knows no files and no requests.
 
-Shapes: N images, labelled or not, F numbers, G groups, K neighbours.
+Shapes: N images, labelled or not, F numbers, G groups, K neighbours, P labellings, S statistics.
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -28,14 +30,16 @@ from diptych_client.annotate.appearance import Seen
 from diptych_client.annotate.guarantee import Flags, Indices
 from diptych_client.evaluation.statistics import Floats
 
-LEVEL = 0.05
-_NUM_PERMUTATIONS = 999
+LEVEL = 0.03
+_NUM_PERMUTATIONS = 499
 _NUM_CLUSTERS = 8
 _NUM_STEPS = 10  # of the clustering
 _NUM_NEIGHBOURS = 5
+_MIN_TAIL = 0.03  # of the images, from which the distance is weighted
 _MIN_PART = 8  # sampled images of a part that can be told apart
 _MAX_DEVIATIONS = 4.0  # a single number must not decide what is near
 _NUM_EXAMPLES = 5
+_MAX_LABELLED = 1000  # compared; all pairs of images are
 _DECIMALS = 9  # the order of a sum must not look like a difference
 _SEED = 0
 
@@ -102,8 +106,9 @@ def find_shift(
     labelled: Sequence[Seen], others: Sequence[Seen], names: Sequence[str]
 ) -> Shift | None:
     """Return how other images differ from the labelled ones; None if they are not told apart."""
-    images = [*labelled, *others]
-    is_labelled = np.arange(len(images)) < len(labelled)
+    chosen = random.Random(_SEED).sample(labelled, min(len(labelled), _MAX_LABELLED))
+    images = [*chosen, *others]
+    is_labelled = np.arange(len(images)) < len(chosen)
     values = np.array([each.values for each in images], dtype=np.float64)
     clusters = _clusters(values)
     scaled = clusters.scaled(values)
@@ -173,18 +178,22 @@ def _difference(
     ascending = np.take_along_axis(values, order, axis=0)
     is_last = np.ones(values.shape, dtype=bool)  # of equal ones
     is_last[:-1] = ascending[1:] != ascending[:-1]
+    shares = np.clip(np.arange(1, len(values) + 1) / len(values), _MIN_TAIL, 1 - _MIN_TAIL)
+    weights = is_last / np.sqrt(shares * (1 - shares))[:, None]
 
-    def statistics(labels: Flags) -> Floats:
-        steps = np.where(labels[order], 1 / labels.sum(), -1 / (~labels).sum())
-        distances = (np.abs(np.cumsum(steps, axis=0)) * is_last).max(axis=0)
-        return np.concatenate([distances, -labels.astype(np.float64) @ groups])
-
-    deviations = _deviations(statistics, is_labelled)
+    labels = _labellings(is_labelled)
+    num_labelled = is_labelled.sum()
+    steps = labels / num_labelled - (1 - labels) / (len(values) - num_labelled)
+    columns = [-labels @ groups]
+    for number in range(values.shape[1]):
+        distances = np.abs(np.cumsum(steps[:, order[:, number]], axis=1))
+        columns.append((distances * weights[:, number]).max(axis=1, keepdims=True))
+    deviations = _deviations(np.concatenate(columns, axis=1))
     highest = deviations.max(axis=1)
     if (highest >= highest[0]).mean() > LEVEL:
         return None
-    most = int(np.argmax(deviations[0]))
-    return names[most] if most < len(names) else "a group of images with few labelled ones"
+    most = int(np.argmax(deviations[0])) - groups.shape[1]
+    return names[most] if most >= 0 else "a group of images with few labelled ones"
 
 
 def _differing(
@@ -201,11 +210,8 @@ def _differing(
     if not large:
         return ()
 
-    def statistics(labels: Flags) -> Floats:
-        shares = labels[neighbours].mean(axis=1)
-        return np.array([-shares[own].mean() for own in large.values()])
-
-    deviations = _deviations(statistics, is_labelled)
+    shares = _labellings(is_labelled)[:, neighbours].mean(axis=2)  # (P, N)
+    deviations = _deviations(np.stack([-shares[:, own].mean(axis=1) for own in large.values()], 1))
     p_values = (deviations >= deviations[0]).mean(axis=0)
     found = []
     for (name, own), p_value in zip(large.items(), p_values.tolist(), strict=True):
@@ -215,12 +221,17 @@ def _differing(
     return tuple(found)
 
 
-def _deviations(statistics: Callable[[Flags], Floats], is_labelled: Flags) -> Floats:
-    """Return each statistic in standard deviations: as observed, then under permutations."""
+def _labellings(is_labelled: Flags) -> Floats:
+    """Return which images are labelled, as observed and permuted, (P, N)."""
     rng = np.random.default_rng(_SEED)
-    rows = [statistics(is_labelled)]
-    rows += [statistics(rng.permutation(is_labelled)) for _ in range(_NUM_PERMUTATIONS)]
-    table = np.round(np.stack(rows), _DECIMALS)
+    rows = [is_labelled]
+    rows += [rng.permutation(is_labelled) for _ in range(_NUM_PERMUTATIONS)]
+    return np.stack(rows).astype(np.float64)
+
+
+def _deviations(statistics: Floats) -> Floats:
+    """Return each statistic of (P, S) in standard deviations over the permutations."""
+    table = np.round(statistics, _DECIMALS)
     scales = table.std(axis=0)
     deviations: Floats = (table - table.mean(axis=0)) / np.where(scales > 0, scales, 1.0)
     return deviations

@@ -112,7 +112,7 @@ class _Run:
 
     def suggest(self, suggested: Sequence[Records]) -> str:
         """Write images for a person and return where they are."""
-        if suggested and has_text(suggested[0]):
+        if suggested and has_text(suggested[0][0]):
             return str(_write_texts(self.out / "suggested.jsonl", suggested))
         tolerance = self.promises.tolerance
         review = [refused(records, tolerance) for records in suggested]

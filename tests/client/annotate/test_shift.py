@@ -3,7 +3,7 @@
 import numpy as np
 
 from diptych_client.annotate.appearance import Seen
-from diptych_client.annotate.shift import LEVEL, find_shift
+from diptych_client.annotate.shift import find_shift
 
 NAMES = ("width", "sharpness", "mean score", "number of objects")
 
@@ -22,8 +22,8 @@ def images(
 
 
 def test_images_of_one_kind_are_rarely_told_apart() -> None:
-    found = [find_shift(images(n, 50, "a"), images(n + 500, 40, "b"), NAMES) for n in range(30)]
-    assert sum(each is not None for each in found) <= 2 * LEVEL * len(found)
+    found = [find_shift(images(n, 50, "a"), images(n + 500, 40, "b"), NAMES) for n in range(20)]
+    assert sum(each is not None for each in found) <= 2
 
 
 def test_what_differs_everywhere_leaves_nothing() -> None:

@@ -138,7 +138,10 @@ def test_proved_labels_are_accepted_and_the_others_reviewed(
     assert said in capsys.readouterr().out
 
 
-def test_the_review_list_leaves_out_what_few_objects_need(photos: Path, tmp_path: Path) -> None:
+def test_the_review_list_leaves_out_what_few_objects_need(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for number in range(12):
+        write_image(photos, f"{number}.jpg", "sure" if number else "unsure")
     true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
     labels = labelled(tmp_path / "labelled", ["sure"] * 70 + ["unsure"] * 5, true)
     out = annotate(photos, labels, MarkedScript([]), max_wrong=0.1, max_missed=0.3)
@@ -187,7 +190,7 @@ def test_images_that_are_all_unlike_the_labelled_ones_are_refused(tmp_path: Path
     for number in range(12):
         write_image(photos, f"{number}.jpg", "unsure")
     labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
-    with pytest.raises(RunError, match=r"most in \w+ score of a: nothing is accepted; label some"):
+    with pytest.raises(RunError, match=r"most in \w+ score of some-model: nothing is accepted; label some"):
         annotate(photos, labels, MarkedScript([]), max_wrong=0.1)
 
 

@@ -27,6 +27,21 @@ def test_equal_models_are_rarely_told_apart_however_often_one_looks() -> None:
     assert len([each for each in verdicts if each is not None]) <= 0.05 * len(verdicts)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_of_a_thousand_pairs_of_equal_models_few_are_told_apart(rate: float) -> None:
+    """Look after every 5 of 600 images."""
+    rng = np.random.default_rng(1)
+    num_told_apart = 0
+    for _ in range(1000):
+        first, second = (rng.random((2, 600)) < rate).astype(float).tolist()
+        errors = list(zip(first, second, strict=True))
+        looks = (decide(errors[:num], None) for num in range(5, 601, 5))
+        num_told_apart += any(look is not None for look in looks)
+    print(f"error {rate}: {num_told_apart} of 1000 told apart")
+    assert num_told_apart <= 50
+
+
 @pytest.mark.parametrize(("better", "other"), [("first", "second"), ("second", "first")])
 def test_the_better_model_is_found_early(better: str, other: str) -> None:
     rng = np.random.default_rng(0)

@@ -33,14 +33,14 @@ OD: dict[str, Any] = {"task": "object_detection"}
 FIND: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
 
 
-def proof(precision: float, score: float = 0.0, **changes: Any) -> dict[str, Any]:
+def proof(proved: float, score: float = 0.0, **changes: Any) -> dict[str, Any]:
     return {
         "model": FLORENCE_ID,
         "checkpoint": CHECKPOINT,
         "precision": "float32",
         "calibration": "",
         "fields": OD,
-        "min_precision": precision,
+        "min_precision": proved,
         "confidence": 0.95,
         "min_score": score,
         "max_labels": 1,
