@@ -94,7 +94,7 @@ class Proof:
     checkpoint: str  # sha256, hexadecimal, as in the manifest of the artifacts
     precision: str  # encoder's and decoder's, as the service lists it
     calibration: str  # `calibration_key` of the model
-    fields: Mapping[str, object]  # of the request, except the image
+    fields: Mapping[str, object]  # request fields except the image
     min_precision: float
     confidence: float
     min_score: float

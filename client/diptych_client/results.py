@@ -156,7 +156,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Guarantee:
-    """What is proved about the objects of an answer, and how many were left out for it."""
+    """The proof about the objects of an answer, and how many it left out."""
 
     min_precision: float
     confidence: float

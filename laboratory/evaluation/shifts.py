@@ -5,7 +5,7 @@
 
 Each run draws labelled and other scenes. Without a shift both are plain. With one, the other scenes
 are of 22 px, blurred or in other colours, or have a shape that no labelled one has: all of them, or
-a quarter, in a folder of its own. Prints how often a difference is noticed, and how often exactly
+a quarter, in a separate folder. Prints how often a difference is noticed, and how often exactly
 that folder is left out. Needs the group `dev`, for `diptych evaluate`.
 """
 
@@ -58,6 +58,9 @@ class Draws:
     num_others: int = 80
 
 
+_DEFAULT = Draws()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Collect the answers that are not there, simulate and print a table."""
     parsed = _parse(arguments)
@@ -85,8 +88,8 @@ def read_scenes(folder: Path, condition: str, model: str) -> Scenes:
     """Return the scenes of a condition with the answers of a model."""
     dataset = read_dataset(labels_file(folder, condition, TASK), folder / condition)
     labelled = {each.image.name: each for each in dataset.images}
-    known = []
-    new = []
+    known: list[Seen] = []
+    new: list[Seen] = []
     value_names: tuple[str, ...] = ()
     answers = folder / f"{condition}-{TASK}-{model}" / "answers.jsonl"
     for line in answers.read_text(encoding="utf-8").splitlines():
@@ -139,9 +142,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     both = "default: both embedded models"
     add("--models", nargs="+", metavar="ID", default=list(MODELS), help=both)
     add("--scenes", type=int, default=300, metavar="N", help=f"of each condition; {default}")
-    add("--runs", type=int, default=Draws.num_runs, metavar="N", help=default)
-    add("--labelled", type=int, default=Draws.num_labelled, metavar="N", help=default)
-    add("--others", type=int, default=Draws.num_others, metavar="N", help=default)
+    add("--runs", type=int, default=_DEFAULT.num_runs, metavar="N", help=default)
+    add("--labelled", type=int, default=_DEFAULT.num_labelled, metavar="N", help=default)
+    add("--others", type=int, default=_DEFAULT.num_others, metavar="N", help=default)
     add("--answers", type=Path, metavar="D", help="keep the answers here, or read them again")
     return parser.parse_args(arguments)
 

@@ -5,8 +5,17 @@ from typing import Any
 
 from service.inference.served_models import ServedModel, ServedModels
 from tasks.catalog import CatalogEntry
-from tasks.scores import Proof, calibration_key
+from tasks.scores import calibration_key
 from tasks.table import TASKS
+
+_PROOF_FIELDS = (
+    "fields",
+    "min_precision",
+    "confidence",
+    "min_score",
+    "max_labels",
+    "num_images",
+)
 
 
 def models_json(models: ServedModels) -> dict[str, Any]:
@@ -46,11 +55,14 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
 
 
 def model_json(model: ServedModel) -> dict[str, Any]:
+    proofs = []
+    for each in model.proofs:
+        proofs.append({name: getattr(each.proof, name) for name in _PROOF_FIELDS})
     served = {
         "checkpoint": model.manifest.checkpoint,
         "calibrated_tasks": sorted(task for task, tiled in model.calibrations if not tiled),
         "calibration": calibration_key(model.calibrations),
-        "proofs": [_proof_json(each.proof) for each in model.proofs],
+        "proofs": proofs,
         "agreement": model.agreement,
     }
     return _row(model.entry, model.precision) | served
@@ -78,8 +90,3 @@ def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
         "precision": precision,
         "adapter_of": entry.adapter_of,
     }
-
-
-def _proof_json(proof: Proof) -> dict[str, Any]:
-    names = ("fields", "min_precision", "confidence", "min_score", "max_labels", "num_images")
-    return {name: getattr(proof, name) for name in names}

@@ -86,7 +86,7 @@ class Answer:
     is_calibrated: bool = False  # scores are probabilities
     tiles: TilesSummary | None = None
     num_views: int = 1  # the whole image, and the tiles that were asked about
-    guarantee: Guarantee | None = None  # of `min_precision`
+    guarantee: Guarantee | None = None  # set with `min_precision`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What is proved about the objects of a served model, and the proof that a request asks for.
+"""Proofs about the objects of a served model, and the one that a request asks for.
 
 A proof holds for the requests with the fields with which it was made: the task, its parameters,
 and what decides the answer, but not the form of masks.
@@ -82,7 +82,7 @@ def served_proofs(
 
 
 def proof_for(model_id: str, proofs: Sequence[ServedProof], request: TaskRequest) -> Proof | None:
-    """Return the proof of the least precision that a request accepts, None if it asks for none.
+    """Return the proof of the least precision that a request accepts, if it asks for one.
 
     Raise `UnsupportedTask` if so much is not proved.
     """

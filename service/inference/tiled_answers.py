@@ -110,14 +110,14 @@ async def answer_request(
     if request.fields.tiles == "off":
         answer = await tiled.asked.answer(request, image, on_text)
     else:
-        answer = await _answer_in_tiles(tiled, request, image, on_text)
+        answer = await answer_in_tiles(tiled, request, image, on_text)
     if proof is None:
         return answer
     result, guarantee = keep_proved(answer.result, proof)
     return replace(answer, result=result, guarantee=guarantee)
 
 
-async def _answer_in_tiles(
+async def answer_in_tiles(
     tiled: TiledModel, request: TaskRequest, image: LazyImage, on_text: OnText | None
 ) -> Answer:
     """Return the answer about an image in tiles.

@@ -148,7 +148,7 @@ class TilesJson(Wire):
 
 
 class GuaranteeJson(Wire):
-    """What is proved about the objects of an answer, with `min_precision` (docs/guarantees.md)."""
+    """The proof about the objects of an answer, with `min_precision` (docs/guarantees.md)."""
 
     min_precision: float = Field(description="proved share of right objects among those returned")
     confidence: float

@@ -30,7 +30,7 @@ from diptych_client.long_runs import RunError
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 
-OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of wrong labels, for the service
+OTHER_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # wrong labels, for the service
 _REVIEW_QUANTILES = np.arange(1, 20) / 20
 
 
@@ -50,7 +50,7 @@ class Guarantee:
     accepting: Proved
     reviewing: Proved | None
     tolerance: Tolerance
-    others: tuple[Proved, ...] = ()  # of accepted labels: what is proved of other shares
+    others: tuple[Proved, ...] = ()  # accepted labels with other shares of wrong ones
 
     def accept(self, records: Records) -> Agreement:
         """Return the boxes of an image that are accepted, and those of the review list."""
@@ -98,7 +98,7 @@ class Guarantee:
 
     def proofs(self) -> list[dict[str, object]]:
         """Return the proved thresholds as the service reads them, but for model and request."""
-        found = {}
+        found: dict[float, dict[str, object]] = {}
         for each in (*self.others, self.accepting):
             precision = round(1 - each.promise.max_share, 6)
             found[precision] = {

@@ -21,8 +21,9 @@ Shapes: N images, labelled or not, F numbers, G groups, K neighbours, P labellin
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Self
 
 import numpy as np
 
@@ -33,9 +34,9 @@ from diptych_client.evaluation.statistics import Floats
 LEVEL = 0.03
 _NUM_PERMUTATIONS = 499
 _NUM_CLUSTERS = 8
-_NUM_STEPS = 10  # of the clustering
+_NUM_STEPS = 10  # clustering
 _NUM_NEIGHBOURS = 5
-_MIN_TAIL = 0.03  # of the images, from which the distance is weighted
+_MIN_TAIL = 0.03  # share of the images; the distance is weighted between both tails
 _MIN_PART = 8  # sampled images of a part that can be told apart
 _MAX_DEVIATIONS = 4.0  # a single number must not decide what is near
 _NUM_EXAMPLES = 5
@@ -90,6 +91,23 @@ class _Clusters:
     scales: Floats  # (F,)
     centres: Floats  # (G, F)
 
+    @classmethod
+    def of(cls, values: Floats) -> Self:
+        """Return k-means clusters; the first centres are far from each other."""
+        scales = values.std(axis=0)
+        empty = cls(values.mean(axis=0), np.where(scales > 0, scales, 1.0), values[:0])
+        scaled = empty.scaled(values)
+        chosen = [int(np.argmin((scaled**2).sum(axis=1)))]
+        while len(chosen) < min(_NUM_CLUSTERS, len(values)):
+            distances = _squared_distances(scaled, scaled[chosen]).min(axis=1)
+            chosen.append(int(np.argmax(distances)))
+        centres = scaled[chosen]
+        for _ in range(_NUM_STEPS):
+            cells = np.argmin(_squared_distances(scaled, centres), axis=1)
+            for cell in np.unique(cells).tolist():
+                centres[cell] = scaled[cells == cell].mean(axis=0)
+        return replace(empty, centres=centres)
+
     def scaled(self, values: Floats) -> Floats:
         """Return numbers in standard deviations, within bounds."""
         bounds = (-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
@@ -105,12 +123,12 @@ class _Clusters:
 def find_shift(
     labelled: Sequence[Seen], others: Sequence[Seen], names: Sequence[str]
 ) -> Shift | None:
-    """Return how other images differ from the labelled ones; None if they are not told apart."""
+    """Return how other images differ from the labelled ones, if they are told apart."""
     chosen = random.Random(_SEED).sample(labelled, min(len(labelled), _MAX_LABELLED))
     images = [*chosen, *others]
     is_labelled = np.arange(len(images)) < len(chosen)
     values = np.array([each.values for each in images], dtype=np.float64)
-    clusters = _clusters(values)
+    clusters = _Clusters.of(values)
     scaled = clusters.scaled(values)
     most = _difference(scaled, is_labelled, _groups(images, clusters.nearest(scaled)), names)
     if most is None:
@@ -125,7 +143,7 @@ def find_shift(
         parts = _differing(images, scaled, is_labelled, part_of)
         left_out = {part.name for part in parts}
         kept = np.array([part_of(each) not in left_out for each in images])
-        if part_of is _folder_of:  # labelled images are in folders of their own
+        if part_of is _folder_of:  # labelled images are in other folders
             kept |= is_labelled
         is_enough = (kept & ~is_labelled).sum() >= _MIN_PART and (kept & is_labelled).any()
         if not parts or not is_enough:
@@ -145,23 +163,6 @@ def _size_of(image: Seen) -> str:
     return f"images of about {2 ** round(math.log2(max(image.size_px, 1)))} px"
 
 
-def _clusters(values: Floats) -> _Clusters:
-    """Return k-means clusters; the first centres are far from each other."""
-    scales = values.std(axis=0)
-    found = _Clusters(values.mean(axis=0), np.where(scales > 0, scales, 1.0), values[:0])
-    scaled = found.scaled(values)
-    chosen = [int(np.argmin((scaled**2).sum(axis=1)))]
-    while len(chosen) < min(_NUM_CLUSTERS, len(values)):
-        distances = _squared_distances(scaled, scaled[chosen]).min(axis=1)
-        chosen.append(int(np.argmax(distances)))
-    centres = scaled[chosen]
-    for _ in range(_NUM_STEPS):
-        cells = np.argmin(_squared_distances(scaled, centres), axis=1)
-        for cell in np.unique(cells).tolist():
-            centres[cell] = scaled[cells == cell].mean(axis=0)
-    return _Clusters(found.means, found.scales, centres)
-
-
 def _groups(images: Sequence[Seen], cells: Indices) -> Floats:
     """Return which images are of which size and cluster, (N, G)."""
     _, sizes = np.unique([_size_of(each) for each in images], return_inverse=True)
@@ -176,7 +177,7 @@ def _difference(
     """Return the name of the number that differs most, or None at the level of the test."""
     order = np.argsort(values, axis=0, kind="stable")
     ascending = np.take_along_axis(values, order, axis=0)
-    is_last = np.ones(values.shape, dtype=bool)  # of equal ones
+    is_last = np.ones(values.shape, dtype=bool)  # the last one of equal values
     is_last[:-1] = ascending[1:] != ascending[:-1]
     shares = np.clip(np.arange(1, len(values) + 1) / len(values), _MIN_TAIL, 1 - _MIN_TAIL)
     weights = is_last / np.sqrt(shares * (1 - shares))[:, None]

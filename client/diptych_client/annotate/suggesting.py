@@ -4,7 +4,7 @@ r"""Images of a folder that are suggested to a person, and their labels when the
 
 Where nothing is proved yet, they are drawn at random: their labels are a part of the proof. Where
 something is proved, they are the images that it leaves most to a person: boxes that are not
-accepted count, most those near the threshold. These are no random sample, and they depend on the
+accepted count, most those near the threshold. They are not a random sample, and they depend on the
 proof so far. Their labels are therefore final in the dataset, but never enter the proof or the
 choice of what is tried. Knows no requests.
 """
@@ -47,7 +47,7 @@ class Suggestions:
 
     def add(self, images: Sequence[str], is_random: bool) -> None:
         """Record images before a person sees them."""
-        known = self.is_random | dict.fromkeys(images, is_random)
+        known = dict(self.is_random) | dict.fromkeys(images, is_random)
         rows = [{"image": name, "is_random": value} for name, value in known.items()]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 

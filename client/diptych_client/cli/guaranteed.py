@@ -78,6 +78,36 @@ class _Run:
     job: Job
     promises: Promises
 
+    def reviewed(self, suggestions: Suggestions) -> Mapping[ImageFile, Truth]:
+        """Return a person's labels of these images.
+
+        Raise `RunError` without all images that were drawn at random: whoever leaves out the hard
+        ones proves nothing.
+        """
+        path = self.given.reviewed
+        if path is None:
+            return {}
+        own = _read(path, self.folder.path, self.job).truths
+        asked = set(self.images)
+        found = {image: truth for image, truth in own.items() if image in asked}
+        if not found:
+            raise RunError(f"--reviewed {path} labels no image of {self.folder.path}")
+        drawn = {name for name, is_random in suggestions.is_random.items() if is_random}
+        if missing := sorted(drawn - {image.name for image in found}):
+            problem = f"{len(missing)} of {len(drawn)} images drawn at random have no labels"
+            raise RunError(f"--reviewed {path}: {problem}, such as {missing[0]}; label all of them")
+        return found
+
+    def draw(self, suggestions: Suggestions) -> str:
+        """Suggest random images if asked for; return what was drawn, empty for nothing."""
+        pilot = {each.name for each in _kept_pilot(self.out, self.images)}
+        drawn = suggestions.drawn(self.images, pilot, self.given.suggest or 0)
+        if not drawn:
+            return ""
+        suggestions.add([each.name for each in drawn], is_random=True)
+        place = self.suggest(self.answer(self.out, self.folder, drawn))
+        return f"{len(drawn)} images drawn at random are in {place}"
+
     def proved(
         self, suggestions: Suggestions, reviewed: Mapping[ImageFile, Truth]
     ) -> tuple[Guarantee, Shift | None]:
@@ -140,24 +170,14 @@ def annotate_with_guarantee(
     promises = Promises(wrong, missed, Tolerance(options.iou, given.max_cer))
     run = _Run(answer, out, folder, images, given, job, promises)
     suggestions = Suggestions.read(out)
-    reviewed: Mapping[ImageFile, Truth] = {}
-    if given.reviewed is not None:
-        own = _read(given.reviewed, folder.path, job).truths
-        asked = set(images)
-        reviewed = {image: truth for image, truth in own.items() if image in asked}
-        if not reviewed:
-            raise RunError(f"{given.reviewed} labels no image of {folder.path}: --reviewed must")
+    reviewed = run.reviewed(suggestions)
     try:
         guarantee, shift = run.proved(suggestions, reviewed)
     except RunError as error:
-        pilot = {each.name for each in _kept_pilot(out, images)}
-        drawn = suggestions.drawn(images, pilot, given.suggest or 0)
+        drawn = run.draw(suggestions)
         if not drawn:
             raise
-        suggestions.add([each.name for each in drawn], is_random=True)
-        place = run.suggest(answer(out, folder, drawn))
-        hint = f"{len(drawn)} images drawn at random are in {place}"
-        raise RunError(f"{error}; {hint}: give their labels by --reviewed") from error
+        raise RunError(f"{error}; {drawn}: give the labels of all by --reviewed") from error
     said = guarantee.sentences()
     if shift is not None:
         said.append(shift.sentence())
@@ -169,7 +189,9 @@ def annotate_with_guarantee(
     others = set[str]()
     if shift is not None:
         others = {each.name for each in run.seen(folder, answers) if shift.has(each)}
-    accepting = _Accepting(guarantee, others, {each.name: reviewed[each] for each in reviewed})
+    accepting = _Accepting(
+        guarantee, others, {image.name: truth for image, truth in reviewed.items()}
+    )
     place = (options.dataset_format, out, folder.path)
     dataset, num_review = _write(*place, answers, job, accepting)
     review = out / ("review.jsonl" if dataset.suffix == ".jsonl" else "review.json")
@@ -247,7 +269,7 @@ def _joined(known: Truth | None, more: Truth) -> Truth:
 
 @dataclass(frozen=True, slots=True)
 class _Accepting:
-    """What is accepted: what is proved, except in other images, and what a person has labelled."""
+    """Accepts proved labels, except in other images, and those of a person."""
 
     guarantee: Guarantee
     others: Set[str]

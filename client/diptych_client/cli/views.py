@@ -14,7 +14,6 @@ from diptych_client.cli.terminal import printable
 from diptych_client.results import (
     Answer,
     Comparison,
-    Guarantee,
     Model,
     ModelFailure,
     Task,
@@ -36,8 +35,9 @@ def answer_view(answer: Answer | ModelFailure) -> RenderableType:
     calibrated = ", calibrated scores" if answer.calibrated else ""
     asked = f", labels: {' | '.join(answer.labels)}" if answer.labels else ""
     source = f"{answer.model}, {answer.timings_ms.total:.0f} ms{calibrated}{asked}"
-    if answer.guarantee is not None:
-        source += f", {_guarantee_words(answer.guarantee)}"
+    if (proved := answer.guarantee) is not None:
+        source += f", at least {proved.min_precision:.3g} right with {proved.confidence:.3g}"
+        source += f" confidence: score from {proved.min_score:.3f}, {proved.left_out} left out"
     title = Text(printable(source), style="bold")
     if isinstance(answer.result, TextResult):
         return Group(title, Text(printable(answer.result.text)))
@@ -50,12 +50,6 @@ def answer_view(answer: Answer | ModelFailure) -> RenderableType:
         rows.append((label_of(item), f"{item.score:.2f}", place))
     table = table_view(("label", "score", "place"), rows)
     return Group(title, table if rows else Text("nothing found"))
-
-
-def _guarantee_words(proved: Guarantee) -> str:
-    share = f"at least {proved.min_precision:.3g} right with {proved.confidence:.3g} confidence"
-    bounds = f"score {proved.min_score:.3f}, at most {proved.max_labels} objects"
-    return f"{share} ({bounds}, {proved.images} images), {proved.left_out} left out"
 
 
 def comparison_view(comparison: Comparison) -> RenderableType:

@@ -190,7 +190,7 @@ def test_images_that_are_all_unlike_the_labelled_ones_are_refused(tmp_path: Path
     for number in range(12):
         write_image(photos, f"{number}.jpg", "unsure")
     labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
-    with pytest.raises(RunError, match=r"most in \w+ score of some-model: nothing is accepted; label some"):
+    with pytest.raises(RunError, match=r"most in \w+ score of some-model: nothing is accepted"):
         annotate(photos, labels, MarkedScript([]), max_wrong=0.1)
 
 
@@ -205,14 +205,13 @@ def test_images_that_are_left_to_a_person_are_suggested_and_taken_back(
     reviewed = tmp_path / "reviewed.jsonl"
     reviewed.write_text(json.dumps({"image": "1.jpg", **TRUE_DOG}) + "\n")
     script = MarkedScript([])
-    given = {"max_wrong": 0.1, "suggest": 1, "reviewed": reviewed}
-    annotate(photos, labels, script, **given)
+    annotate(photos, labels, script, max_wrong=0.1, suggest=1, reviewed=reviewed)
     accepted = annotations(out / "annotations.json")
     assert accepted == [("0.jpg", 0.9), ("1.jpg", 1.0), ("2.jpg", 0.9)]
     assert annotations(out / "review.json") == [("3.jpg", 0.3)]
     assert annotations(out / "suggested_review.json") == [("3.jpg", 0.3)]
     proved = json.loads((out / "guarantee.json").read_text())["accepting"]
-    assert proved["num_images"] == 75  # a suggested image is no random sample
+    assert proved["num_images"] == 75  # a suggested image is not drawn at random
     assert script.received == []
 
 
@@ -233,6 +232,10 @@ def test_without_a_proof_images_are_drawn_at_random_and_their_labels_count(tmp_p
     lines = [json.dumps({"image": name, **TRUE_CAR}) + "\n" for name in drawn]
     reviewed.write_text("".join(lines))
     with pytest.raises(RunError, match="with 7 labelled images"):
+        annotate(photos, labels, script, reviewed=reviewed)
+    reviewed.write_text(lines[0])
+    message = f"1 of 2 images drawn at random have no labels, such as {drawn[1]}; label all"
+    with pytest.raises(RunError, match=message):
         annotate(photos, labels, script, reviewed=reviewed)
 
 
@@ -269,9 +272,9 @@ def test_what_is_proved_is_written_for_the_service(photos: Path, tmp_path: Path)
 
 def test_thresholds_of_texts_are_refused(photos: Path, tmp_path: Path) -> None:
     labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": {"text": "EXIT"}})
-    given = {"task": "ocr", "dataset_format": DatasetFormat.jsonl, "thresholds": tmp_path / "p"}
+    place = (photos, labels, MarkedScript([]), "ocr", DatasetFormat.jsonl)
     with pytest.raises(RunError, match="--thresholds needs boxes or masks; the task's result is"):
-        annotate(photos, labels, MarkedScript([]), **given)
+        annotate(*place, thresholds=tmp_path / "proofs.json")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@
 
 export class View extends EventTarget {
   minScore = 0.05; // shapes of almost no probability only hide others
-  minPrecision = 0; // of proved thresholds; 0: minScore holds
+  minPrecision = 0; // 0: minScore holds
   /** @type {Map<string, import("./proofs.js").Proof[]>} */
-  proofs = new Map(); // by model, for the question shown
+  proofs = new Map(); // model: proofs for the question shown
   showsShapes = true;
   showsNames = true;
   zoom = 1;
