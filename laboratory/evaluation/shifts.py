@@ -73,13 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plain = read_scenes(folder, PLAIN, model)
             found = simulate(plain.names, plain.all, plain.all, 0, draws)
             rows.append([model, "none", "", *_shares(found, draws)])
-            for name, (part, one_of) in product((*SHIFTED, NEW_CLASS), _PARTS.items()):
-                if name == NEW_CLASS:
-                    images = (plain.known, plain.new)
-                else:
-                    images = (plain.all, read_scenes(folder, name, model).all)
-                num_shifted = draws.num_others // one_of
-                found = simulate(plain.names, *images, num_shifted, draws)
+            shifted = {NEW_CLASS: (plain.known, plain.new)}
+            for name in SHIFTED:
+                shifted[name] = (plain.all, read_scenes(folder, name, model).all)
+            for (name, images), (part, one_of) in product(shifted.items(), _PARTS.items()):
+                found = simulate(plain.names, *images, draws.num_others // one_of, draws)
                 rows.append([model, name, part, *_shares(found, draws)])
     print(table(["model", "shift", "of the images", "noticed", "that folder alone"], rows))
 

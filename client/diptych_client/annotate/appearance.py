@@ -17,9 +17,25 @@ from diptych_client.annotate.journal import Record
 from diptych_client.evaluation.statistics import Floats
 from diptych_client.results import TextResult, box_of, items_of, label_of
 
-_SIDE_PX = 256  # statistics of larger images are of a smaller copy
-_HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
-_PIXELS = ("brightness", "contrast", "sharpness", "saturation", *(f"share of {h}" for h in _HUES))
+_SIDE_PX = 1024  # statistics of larger images are of a smaller copy
+_EDGE_PX = 4  # a sharp edge is as steep over one pixel
+_STEEPEST = 0.998
+_COLOURED = 128  # saturation of 255
+_HUES = (
+    "red",
+    "orange",
+    "yellow",
+    "lime",
+    "green",
+    "turquoise",
+    "cyan",
+    "azure",
+    "blue",
+    "violet",
+    "magenta",
+    "pink",
+)
+_PIXELS = ("brightness", "contrast", "sharpness", "colour", *(f"share of {h}" for h in _HUES))
 _OBJECTS = ("number of objects", "lowest score", "mean score", "highest score", "size of objects")
 _MAX_LABELS = 16
 
@@ -77,10 +93,16 @@ def _pixels(data: bytes) -> list[float]:
         image = opened.convert("RGB")
     image.thumbnail((_SIDE_PX, _SIDE_PX))
     grey: Floats = np.asarray(image.convert("L"), dtype=np.float64) / 255
-    edges = np.abs(np.diff(grey, axis=0)).mean() if len(grey) > 1 else 0.0
+    sharpness = _steepest(grey, 1) / max(_steepest(grey, _EDGE_PX), 1 / 255)
     hue, saturation, _ = np.moveaxis(np.asarray(image.convert("HSV"), dtype=np.float64), 2, 0)
-    sector = np.round(hue / 256 * len(_HUES)).astype(int) % len(_HUES)
-    shares = np.bincount(sector.ravel(), saturation.ravel() / 255, len(_HUES)) / hue.size
-    contrast = float(grey.std())
-    sharpness = float(edges) / (contrast + 1 / 255)
-    return [float(grey.mean()), contrast, sharpness, float(saturation.mean()) / 255, *shares]
+    coloured = hue[saturation > _COLOURED]
+    sector = np.round(coloured / 256 * len(_HUES)).astype(int) % len(_HUES)
+    shares = np.bincount(sector, minlength=len(_HUES)) / max(len(coloured), 1)
+    share = len(coloured) / hue.size
+    return [float(grey.mean()), float(grey.std()), sharpness, share, *shares.tolist()]
+
+
+def _steepest(grey: Floats, distance_px: int) -> float:
+    """Return a high quantile of the differences of pixels in a row."""
+    differences = np.abs(grey[:, distance_px:] - grey[:, :-distance_px])
+    return float(np.quantile(differences, _STEEPEST)) if differences.size else 0.0

@@ -46,7 +46,7 @@ def test_a_text_has_its_length() -> None:
 
 def test_brightness_colours_and_sharpness_are_measured() -> None:
     red = measured(Image.new("RGB", (8, 8), (255, 0, 0)))
-    assert (red["share of red"], red["share of blue"], red["saturation"]) == (1, 0, 1)
+    assert (red["share of red"], red["share of blue"], red["colour"]) == (1, 0, 1)
     assert measured(Image.new("RGB", (8, 8), (0, 0, 255)))["share of blue"] == 1
     assert measured(Image.new("RGB", (1, 1), (255, 255, 255)))["brightness"] == 1
     blurred = measured(NOISE.filter(ImageFilter.GaussianBlur(1.5)))
