@@ -23,10 +23,10 @@ from service.admission.fair_queue import FairQueue
 from service.admission.quotas import UNLIMITED
 from service.errors import ImageTooLarge, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
-from service.inference.prediction import Answer, Asked
+from service.inference.prediction import Answer, Asked, proved
 from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, load_served_models, served_entries
-from service.inference.tiled_answers import TiledModel, TileLimits, answer_request
+from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
 from service.process_options import image_limits, max_slots, runner_options
 from service.runner_client.runner_client import RunnerClient
 from service.schema.rendering import RESULT
@@ -182,5 +182,10 @@ class Answerer:
     async def _answer(self, request: TaskRequest, image: LazyImage) -> Answer:
         model = self._loaded.model
         asked = Asked(model, self._loaded.runner, self._queue, _CLIENT, math.inf)
-        limits = TileLimits(self._max_tiles, self._num_places)
-        return await answer_request(TiledModel(asked, UNLIMITED, limits, None), request, image)
+        if request.fields.tiles == "off":
+            answer = await asked.answer(request, image)
+        else:
+            limits = TileLimits(self._max_tiles, self._num_places)
+            tiled = TiledModel(asked, UNLIMITED, limits, None)
+            answer = await answer_in_tiles(tiled, request, image)
+        return answer if request.fields.min_precision is None else proved(answer)

@@ -24,7 +24,7 @@ from service.images.fetching import ImageFetcher, Receiver
 from service.images.handle_ids import ImageHandle
 from service.images.handle_store import ImageStore, stored
 from service.images.url_rules import ImageInput, ImageUrl
-from service.inference.prediction import Answer, Asked
+from service.inference.prediction import Answer, Asked, proved
 from service.inference.recording import (
     answer_span,
     logged_defect,
@@ -34,7 +34,7 @@ from service.inference.recording import (
 )
 from service.inference.request_fields import CompareFields, PredictFields, TaskRequest, parse_fields
 from service.inference.served_models import ServedModel, ServedModels
-from service.inference.tiled_answers import TiledModel, TileLimits, answer_request
+from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
 from service.runner_client.joined_calls import JoinedCalls
 from service.runner_client.runner_client import RunnerClient
 from service.runner_client.stream_replay import OnText
@@ -284,9 +284,14 @@ class Core:
                 called = runner or self.runners[model.runner_id]
                 queue = self._queues[model.runner_id]
                 asked = Asked(model, called, queue, context.quota.name, context.deadline_s)
-                limits = TileLimits(self.limits.max_tiles, self.limits.max_running)
-                tiled = TiledModel(asked, context.quota, limits, partial(self.hold, context))
-                answer = await answer_request(tiled, request, image, on_text)
+                if request.fields.tiles == "off":
+                    answer = await asked.answer(request, image, on_text)
+                else:
+                    limits = TileLimits(self.limits.max_tiles, self.limits.max_running)
+                    tiled = TiledModel(asked, context.quota, limits, partial(self.hold, context))
+                    answer = await answer_in_tiles(tiled, request, image, on_text)
+                if request.fields.min_precision is not None:
+                    answer = proved(answer)
             except UnsupportedImage:
                 raise
             except Exception as error:  # a defect in one model's path must not fail the others

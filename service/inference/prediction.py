@@ -6,7 +6,7 @@ It knows no HTTP.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 
 from service.admission.fair_queue import FairQueue, QueuedRequest
@@ -23,7 +23,7 @@ from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
-from tasks.scores import Calibration, Guarantee, refine
+from tasks.scores import Calibration, Guarantee, keep_proved, refine
 from wire.runner_messages import SequenceSpec
 from wire.telemetry.tracing import past_span, span
 
@@ -167,6 +167,13 @@ async def predict(
     )
 
 
+def proved(answer: Answer) -> Answer:
+    """Return an answer with the objects that the proof for its request keeps."""
+    proof = proof_for(answer.model.id, answer.model.proofs, answer.request)
+    result, guarantee = keep_proved(answer.result, proof)
+    return replace(answer, result=result, guarantee=guarantee)
+
+
 def task_prompts(
     model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
@@ -174,7 +181,8 @@ def task_prompts(
 
     Both tell that the model cannot answer, or that what `min_precision` asks for is not proved.
     """
-    proof_for(model.id, model.proofs, request)
+    if request.fields.min_precision is not None:
+        proof_for(model.id, model.proofs, request)
     try:
         return model.language.task_prompts(
             model.entry, request.task.id, request.parameters, image_size_wh

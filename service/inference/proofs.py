@@ -81,14 +81,12 @@ def served_proofs(
     return tuple(found)
 
 
-def proof_for(model_id: str, proofs: Sequence[ServedProof], request: TaskRequest) -> Proof | None:
-    """Return the proof of the least precision that a request accepts, if it asks for one.
+def proof_for(model_id: str, proofs: Sequence[ServedProof], request: TaskRequest) -> Proof:
+    """Return the proof of the least precision that is enough for the `min_precision` of a request.
 
     Raise `UnsupportedTask` if so much is not proved.
     """
-    asked = request.fields.min_precision
-    if asked is None:
-        return None
+    asked = request.fields.min_precision or 0.0
     own = [each.proof for each in proofs if each.covers(request)]
     enough = [proof for proof in own if proof.min_precision >= asked]
     if enough:

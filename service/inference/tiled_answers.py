@@ -18,11 +18,10 @@ from service.images.decoding import LazyImage, in_thread
 from service.images.flat_parts import flat_parts
 from service.images.views import ImageView
 from service.inference.prediction import Answer, Asked, StageTimes, TilesSummary
-from service.inference.proofs import proof_for
 from service.inference.request_fields import TaskRequest
 from service.runner_client.runner_client import WrittenAnswers
 from service.runner_client.stream_replay import OnText
-from tasks.scores import keep_proved, refine
+from tasks.scores import refine
 from tasks.table import TASKS
 from tasks.tiles.grid import Grid, PixelBox, Tiling, grid_of, tile_boxes
 from tasks.tiles.merging import Merged, View, merge
@@ -98,29 +97,10 @@ class TilePlan:
         return TilesSummary(rows, columns, len(self.boxes), self.num_skipped, num_merged)
 
 
-async def answer_request(
+async def answer_in_tiles(
     tiled: TiledModel, request: TaskRequest, image: LazyImage, on_text: OnText | None = None
 ) -> Answer:
-    """Return the answer of a model, in tiles if asked for; raise `ServiceError`.
-
-    With `min_precision` it has the objects that are proved to be right so often.
-    """
-    model = tiled.asked.model
-    proof = proof_for(model.id, model.proofs, request)
-    if request.fields.tiles == "off":
-        answer = await tiled.asked.answer(request, image, on_text)
-    else:
-        answer = await answer_in_tiles(tiled, request, image, on_text)
-    if proof is None:
-        return answer
-    result, guarantee = keep_proved(answer.result, proof)
-    return replace(answer, result=result, guarantee=guarantee)
-
-
-async def answer_in_tiles(
-    tiled: TiledModel, request: TaskRequest, image: LazyImage, on_text: OnText | None
-) -> Answer:
-    """Return the answer about an image in tiles.
+    """Return the answer of a model about an image in tiles; raise `ServiceError`.
 
     `on_text` receives the text of each view when it is complete, that of the whole image first.
     """
