@@ -23,10 +23,9 @@ from offline.output import Output
 from offline.rows import Row, RowError
 from offline.shards import FilesShard, InputImage, Unreadable
 from service.inference.proofs import ServedProof
-from service.inference.request_fields import GenerationFields, PredictFields, parse_fields
+from service.inference.request_fields import GenerationFields, parse_fields
 from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
-from tasks.scores import Proof
 from tests.offline.test_output import JOB
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore
@@ -151,19 +150,6 @@ def attempt(tmp_path: Path, **deaths: int) -> Attempt:
 
 def position(tmp_path: Path) -> str:
     return (tmp_path / "out" / ".incomplete" / "part-00000000.attempt-0001").read_text()
-
-
-def test_a_row_counts_the_objects_that_a_proof_leaves_out() -> None:
-    _, request = parse_fields(PredictFields, {"task": "object_detection"})
-    proof = Proof(FLORENCE.id, "", "", "", {"task": "object_detection"}, 0.9, 0.95, 0.99, 1, 80)
-
-    async def work(answerer: Answerer) -> None:
-        (row,) = await answerer.rows(shard(*images(1)))
-        assert (row.result, row.left_out) == ({"detections": []}, 1)
-
-    decoder = FakeDecoder(FLORENCE_ANSWERS)
-    proofs = (ServedProof(proof, request),)
-    run(work, decoder, "object_detection", min_precision=0.9, proofs=proofs)
 
 
 def test_rows_are_in_the_order_of_the_input_with_answers_and_errors() -> None:

@@ -114,7 +114,7 @@ class _Run:
         """Return what is proved; raise `RunError` if nothing is, before most images are sent."""
         assert self.given.labelled is not None
         labelled = _read(self.given.labelled, self.given.labelled_images, self.job)
-        pilot = _pilot(self.out, self.folder, self.images, labelled)
+        pilot = self.pilot(labelled)
         labelled = labelled.without(self.folder, [*pilot, *reviewed])
         drawn = {}
         for image, truth in reviewed.items():
@@ -134,6 +134,21 @@ class _Run:
         pairs = [(records, labelled.truths[records[0].image]) for records in known]
         pairs += [(records, drawn[records[0].image]) for records in answered]
         return prove(pairs, sample, self.promises), shift
+
+    def pilot(self, labelled: Labelled) -> list[ImageFile]:
+        """Return the images whose answers fix what is tried: the same at every look."""
+        if kept := _kept_pilot(self.out, self.images):
+            return kept
+        known = set[Path]()
+        if isinstance(labelled.store, Folder):
+            known = {(labelled.store.path / each.name).resolve() for each in labelled.truths}
+        path = self.folder.path
+        others = [each for each in self.images if (path / each.name).resolve() not in known]
+        if not others:
+            raise RunError(f"all {len(self.images)} images are labelled already; give others")
+        chosen = random.Random(_SEED).sample(others, min(_MAX_SAMPLE, len(others)))
+        write_atomically(self.out / _PILOT, json.dumps([each.name for each in chosen]))
+        return chosen
 
     def seen(self, store: ImageStore, answers: Iterable[Records]) -> Iterator[Seen]:
         """Yield the images as the test for a shift compares them."""
@@ -201,24 +216,6 @@ def annotate_with_guarantee(
         suggestions.add([records[0].image.name for records in chosen], is_random=False)
         said.append(f"{len(chosen)} images to label next are in {run.suggest(chosen)}")
     return answers, dataset, said
-
-
-def _pilot(
-    out: Path, folder: Folder, images: Sequence[ImageFile], labelled: Labelled
-) -> list[ImageFile]:
-    """Return the images whose answers fix what is tried: the same at every look."""
-    kept = _kept_pilot(out, images)
-    if kept:
-        return kept
-    known = set[Path]()
-    if isinstance(labelled.store, Folder):
-        known = {(labelled.store.path / each.name).resolve() for each in labelled.truths}
-    others = [each for each in images if (folder.path / each.name).resolve() not in known]
-    if not others:
-        raise RunError(f"all {len(images)} images are labelled already; give others")
-    chosen = random.Random(_SEED).sample(others, min(_MAX_SAMPLE, len(others)))
-    write_atomically(out / _PILOT, json.dumps([each.name for each in chosen]))
-    return chosen
 
 
 def _kept_pilot(out: Path, images: Sequence[ImageFile]) -> list[ImageFile]:
