@@ -154,8 +154,8 @@ def test_a_proof_about_another_model_prevents_the_start(
 def test_what_is_proved_is_listed_with_the_key_of_the_calibrations(tmp_path: Path) -> None:
     model = core_with(tmp_path, proof(0.9)).models.get(FLORENCE_ID)
     calibration = Calibration(FLORENCE_ID, CHECKPOINT, "object_detection", (0.0,), (0.5,))
-    listed = model_json(replace(model, calibrations={"object_detection": calibration}))
-    assert listed["calibration"] == calibration_key({"object_detection": calibration})
+    listed = model_json(replace(model, calibrations={("object_detection", False): calibration}))
+    assert listed["calibration"] == calibration_key({("object_detection", False): calibration})
     assert len(listed["calibration"]) == 64
     named = ("fields", "min_precision", "confidence", "min_score", "max_labels", "num_images")
     assert listed["proofs"] == [{name: proof(0.9)[name] for name in named}]
