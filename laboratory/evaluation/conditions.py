@@ -18,6 +18,7 @@ SMALL_PX = 100
 LARGE_PX = 2000
 STRETCHED_SIZE_WH = (576, 384)
 JPEG_QUALITY = 60
+GREEN_BLUE_RED = (0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)  # a matrix (3, 4)
 BLUR_OF_SIDE = 0.004  # standard deviation of the Gaussian as a share of the side: 1.5 px of 384
 
 
@@ -38,11 +39,6 @@ def png_image(image: Image.Image) -> SceneImage:
     return _encoded(image, "PNG", compress_level=1)
 
 
-def _recoloured(image: Image.Image) -> Image.Image:
-    red, green, blue = image.split()
-    return Image.merge("RGB", (green, blue, red))
-
-
 def _encoded(image: Image.Image, image_format: str, **options: int) -> SceneImage:
     file = io.BytesIO()
     image.save(file, image_format, **options)
@@ -57,7 +53,9 @@ CONDITIONS: dict[str, Condition] = {
     "blurred": lambda scene: png_image(
         render_scene(scene, PLAIN_PX).filter(ImageFilter.GaussianBlur(BLUR_OF_SIDE * PLAIN_PX))
     ),
-    "recoloured": lambda scene: png_image(_recoloured(render_scene(scene, PLAIN_PX))),
+    "recoloured": lambda scene: png_image(
+        render_scene(scene, PLAIN_PX).convert("RGB", GREEN_BLUE_RED)
+    ),
     "stretched": lambda scene: png_image(render_scene(scene, PLAIN_PX).resize(STRETCHED_SIZE_WH)),
     # at these sides the embedded models err
     "40px": lambda scene: png_image(render_scene(scene, 40)),

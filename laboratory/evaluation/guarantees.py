@@ -128,7 +128,7 @@ def read_judged(
     return joined
 
 
-def _populations(folder: Path) -> Iterator[tuple[tuple[str, str, str], Population]]:
+def populations(folder: Path) -> Iterator[tuple[tuple[str, str, str], Population]]:
     """Yield task, scenes and model with the judged answers; not every model offers every task."""
     choices_of_models = ((MODELS[0],), (MODELS[1],), MODELS)
     for task, (name, conditions), models in product(TASKS, POPULATIONS.items(), choices_of_models):
@@ -147,7 +147,7 @@ def _simulate(folder: Path, parsed: argparse.Namespace) -> None:
     draws = Draws(parsed.draws, parsed.labelled)
     rows = []
     drawn: dict[str, Population] = {}
-    for (task, scenes, model), population in _populations(folder):
+    for (task, scenes, model), population in populations(folder):
         rows.append([task, scenes, model, *_figures(population, promise, draws)])
         if (task, scenes) == _DRAWN:
             drawn[model] = population

@@ -64,14 +64,14 @@ class Suggestions:
         gains = {}
         for records in answers:
             name = records[0].image.name
-            gain = _left_to_a_person(records, guarantee)
+            gain = labels_left(records, guarantee)
             if gain and name not in self.is_random:
                 gains[name] = gain
         chosen = set(sorted(gains, key=lambda name: (-gains[name], name))[:number])
         return [records for records in answers if records[0].image.name in chosen]
 
 
-def _left_to_a_person(records: Records, guarantee: Guarantee) -> float:
+def labels_left(records: Records, guarantee: Guarantee) -> float:
     """Return the number of labels that are not accepted, those far from the threshold for less."""
     threshold = guarantee.accepting.rule.min_confidence
     if has_text(records[0]):
