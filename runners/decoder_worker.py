@@ -57,7 +57,9 @@ class DecoderWorker:
         self._manifest = manifest
         self._options = options
         self._device = device
-        self.adapters = Adapters(device, POOL_RANK if device == "cuda" else 0)
+        self._has_adapters = bool(options.adapters or options.adapters_folder)
+        pool_rank = POOL_RANK if self._has_adapters and device == "cuda" else 0
+        self.adapters = Adapters(device, pool_rank)
 
     def load(self, folder: Path, num_cores: int) -> None:
         """Load the weights, start the scheduler and generate one sequence from zero features."""
@@ -67,8 +69,7 @@ class DecoderWorker:
         device = self._device
         precision = choose_precision(manifest, "decoder", device, options.decoder_precision)
         positions = options.max_positions or default_positions(device, manifest.num_image_tokens)
-        has_adapters = options.adapters or options.adapters_folder
-        adapters = self.adapters if has_adapters else None
+        adapters = self.adapters if self._has_adapters else None
         self._decoder = load_decoder(
             folder,
             manifest.family,

@@ -9,9 +9,8 @@ from starlette.routing import Route
 
 from service.analysis.execution import Analysis, StepAnswer, analyze, stream_analysis
 from service.http.body import read_images_body
-from service.http.boundary import REST, RestBoundary
+from service.http.boundary import REST, RestBoundary, answered, single_image
 from service.http.server_sent_events import event_stream, server_sent_event
-from service.http.several import answered, single_image
 from service.images.url_rules import ImageInput
 from service.inference.core import RequestContext
 from service.schema.analysis import AnalysisJson, analysis_json, step_answer_json

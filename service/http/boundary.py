@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from service.admission.api_keys import ApiKeys
 from service.admission.load import DrainGate
 from service.admission.quotas import UNLIMITED, Quota
+from service.analysis.several import answer_each
 from service.errors import (
     DeadlineExceeded,
     ErrorCode,
@@ -26,13 +27,16 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
-from service.http.body import BodyMemory
+from service.http.body import BodyMemory, RequestBody
+from service.images.url_rules import ImageInput
 from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
+from service.schema.analysis import OneJson, SeveralJson, several_json
 from service.schema.rendering import error_detail
 from service.schema.wire import ErrorJson
 from service.settings import Settings
 from tasks.errors import shown
+from wire.disconnection import while_connected
 
 STATUSES: dict[ErrorCode, int] = {
     "invalid_request": 400,
@@ -202,3 +206,28 @@ def _error_response(
     return JSONResponse(
         interface.error_form(failure, request_id), status or STATUSES[failure.code], headers
     )
+
+
+def single_image(body: RequestBody) -> ImageInput:
+    """Return the image of a request whose answers are streamed; raise `InvalidRequest`."""
+    if body.images is not None:
+        raise InvalidRequest("stream is true, which needs image; images is given", "stream")
+    return body.image
+
+
+async def answered(
+    core: Core,
+    request: Request,
+    context: RequestContext,
+    body: RequestBody,
+    ask: Callable[[ImageInput, RequestContext], Awaitable[OneJson]],
+) -> Response:
+    """Return what `ask` returns about the image or each of several; end it with the connection."""
+    rendered: OneJson | SeveralJson
+    if body.images is None:
+        rendered = await while_connected(request.receive, ask(body.image, context))
+    else:
+        answering = answer_each(core, body.images, context, ask)
+        outcomes = await while_connected(request.receive, answering)
+        rendered = several_json(outcomes, context.request_id)
+    return Response(rendered.model_dump_json(), media_type="application/json")

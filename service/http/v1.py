@@ -13,9 +13,8 @@ from starlette.routing import Route
 
 from service.errors import InvalidRequest
 from service.http.body import read_images_body
-from service.http.boundary import REST, RestBoundary
+from service.http.boundary import REST, RestBoundary, answered, single_image
 from service.http.server_sent_events import event_stream, server_sent_event
-from service.http.several import answered, single_image
 from service.images.url_rules import ImageInput
 from service.inference.core import RequestContext
 from service.inference.listings import catalog_json, model_json, models_json, tasks_json
