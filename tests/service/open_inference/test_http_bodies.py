@@ -113,7 +113,7 @@ def test_binary_data_of_an_output_overrides_the_request(
         ),
         (b"", {"inputs": None}, "inputs is None"),
         (b"", {"id": 5}, "id is 5"),
-        (b"", {"x": 5}, "x is 5"),
+        (b"", {"x": 5}, "unknown field 'x'; the fields are id, inputs"),
         (b"", {"\ud800": 5}, "? contains a lone surrogate"),
         (b"", {"id": "\ud800"}, "id contains a lone surrogate"),
         (b"", {"inputs": [{**TASK, "data": ["a"]}] * 101}, "inputs is"),
