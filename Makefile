@@ -41,7 +41,7 @@ FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: engine serve export test test-long matrix gpu-check check proto lock image release bench loadtest help clean
+.PHONY: engine serve export test all-tests test-long matrix gpu-check check proto lock image release bench loadtest help clean
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -50,8 +50,11 @@ serve: $(VENV)/installed-export
 export: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(EMBEDDED)
 
+# mypy takes one core for a minute, so the tests begin beside it
 test: $(VENV)/installed-dev $(VENV)/installed-export
-	$(MAKE) --jobs=2 --output-sync check export
+	$(MAKE) --jobs=2 check all-tests
+
+all-tests: export
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-long: check export

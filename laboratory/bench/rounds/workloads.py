@@ -33,7 +33,7 @@ LENGTHS = (SHORT_TOKENS, 32, SHORT_TOKENS, 64, SHORT_TOKENS, 128, SHORT_TOKENS, 
 NUM_WARM_UP = 2
 
 _EMBEDDED_LIMIT_S = 30.0
-_SHORT_ROUNDS = 4  # rounds of the short run
+_SHORT_ROUNDS = 3  # rounds of the short run
 # Shares of a server's time at base scale; the rest is for its start.
 _SHARES: dict[WorkloadName, float] = {
     "mixed": 0.45,

@@ -33,7 +33,16 @@ def serious(page: Page) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("link", LINKS, ids=str)
+@pytest.mark.parametrize(
+    "link",
+    [
+        LINKS[0],
+        pytest.param(LINKS[1], marks=pytest.mark.long),
+        pytest.param(LINKS[2], marks=pytest.mark.long),
+        LINKS[3],
+    ],
+    ids=str,
+)
 def test_axe_finds_nothing_serious(playground: Playground, link: dict[str, str]) -> None:
     playground.open(**link)
     playground.page.locator("#options").evaluate("e => { e.open = true }")
