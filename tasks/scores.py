@@ -3,9 +3,12 @@
 A calibration is fitted by `diptych evaluate --calibrate` for one task of one checkpoint; its file:
 
     {"calibrations": [{"model": …, "checkpoint": sha256, "task": …,
-                       "with_tiles": false, "scores": […], "probabilities": […]}]}
+                       "with_tiles": false, "min_object_share": 0.1,
+                       "scores": […], "probabilities": […]}]}
 
 `with_tiles`, which may be missing, is true if it holds for answers about images in tiles.
+`min_object_share`, which may be missing or null, is the size of the smallest object that the model
+still finds, as a share of the side of its input. `tiles: auto` makes the tiles so small.
 
 In the same file or another one are proofs:
 
@@ -65,12 +68,18 @@ class Calibration:
     scores: tuple[float, ...]  # increasing
     probabilities: tuple[float, ...]  # non-decreasing
     with_tiles: bool = False
+    min_object_share: float | None = None  # of the side of the model's input
 
     def __post_init__(self) -> None:
         if self.task not in TASKS or TASKS[self.task].result_kind == "text":
             raise ValueError(f"task is {self.task!r}; it must be a task that returns scores")
         if not isinstance(self.with_tiles, bool):
             raise ValueError(f"with_tiles is {self.with_tiles!r}; it must be true or false")
+        share = self.min_object_share
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(
+                f"min_object_share is {share!r}; it must be above 0 and at most 1, or null"
+            )
         if not self.scores or len(self.scores) != len(self.probabilities):
             raise ValueError(
                 f"{len(self.scores)} scores for {len(self.probabilities)} probabilities"
@@ -144,7 +153,11 @@ def read_calibrations(path: Path) -> tuple[Calibration, ...]:
             probabilities = tuple(map(float, row["probabilities"]))
             owner = (row["model"], row["checkpoint"], row["task"])
             with_tiles = row.get("with_tiles", False)
-            calibrations.append(Calibration(*owner, scores, probabilities, with_tiles))
+            share = row.get("min_object_share")
+            if share is not None:
+                share = float(share)
+            points = (scores, probabilities)
+            calibrations.append(Calibration(*owner, *points, with_tiles, share))
         return tuple(calibrations)
     except (ValueError, KeyError, TypeError) as error:
         raise invalid_file(path, error) from error

@@ -1,6 +1,7 @@
 """The served models: catalog entries with manifests and mask decoders, in catalog order."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -63,6 +64,15 @@ class ServedModel:
         object.__setattr__(
             self, "adapter_key", self.manifest.build_key if self.entry.adapter_of else None
         )
+
+    def min_object_share(self, task_id: str) -> float:
+        """Return the smallest size that the model finds, as a share of the side of its input.
+
+        It is that of an image token where a calibration has measured none.
+        """
+        calibration = self.calibrations.get((task_id, False))
+        measured = None if calibration is None else calibration.min_object_share
+        return measured or 1 / math.isqrt(self.manifest.num_image_tokens)
 
 
 @dataclass(frozen=True, slots=True)

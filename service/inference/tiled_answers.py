@@ -60,8 +60,8 @@ class TiledModel:
         size_wh = image.header.size_wh
         given = request.fields
         tiling = Tiling(given.tiles, given.overlap, given.min_object_px)
-        tokens_per_side = math.isqrt(self.asked.model.manifest.num_image_tokens)
-        grid = grid_of(tiling, size_wh, tokens_per_side, self.limits.max_tiles)
+        share = self.asked.model.min_object_share(request.task.id)
+        grid = grid_of(tiling, size_wh, share, self.limits.max_tiles)
         if grid.num_tiles > self.limits.max_tiles:
             found = f"tiles has {grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
             raise InvalidRequest(f"{found}; the service allows {self.limits.max_tiles}", "tiles")

@@ -86,12 +86,11 @@ def refusal(task: Task, parameters: TaskParameters) -> str | None:
 
 
 def grid_of(
-    tiling: Tiling, image_size_wh: tuple[int, int], tokens_per_side: int, max_tiles: int
+    tiling: Tiling, image_size_wh: tuple[int, int], min_object_share: float, max_tiles: int
 ) -> Grid:
     """Return the grid of an image, of at most `max_tiles` unless rows and columns are given.
 
-    `auto` makes the smallest object cover at least one image token of its tile: a model divides a
-    tile into `tokens_per_side` image tokens on each side.
+    `auto` makes the smallest object at least `min_object_share` of the longer side of its tile.
     """
     width, height = image_size_wh
     match tiling.tiles:
@@ -100,7 +99,7 @@ def grid_of(
         case int(number):
             return _best_grid(number, image_size_wh, tiling.overlap)
         case _:
-            max_side_px = tiling.min_object_px * tokens_per_side
+            max_side_px = tiling.min_object_px / min_object_share
             columns = _num_tiles(width, max_side_px, tiling.overlap)
             rows = _num_tiles(height, max_side_px, tiling.overlap)
             if rows * columns <= max_tiles:

@@ -143,7 +143,7 @@ def _fields(data: bytes) -> None:
         return
     tiling = Tiling(fields.tiles, fields.overlap, fields.min_object_px)
     for width, height in ((1, 1), (640, 480), (9000, 7)):
-        grid = grid_of(tiling, (width, height), tokens_per_side=24, max_tiles=64)
+        grid = grid_of(tiling, (width, height), min_object_share=1 / 24, max_tiles=64)
         for left, top, right, bottom in tile_boxes(grid, (width, height), tiling.overlap):
             assert 0 <= left < right <= width
             assert 0 <= top < bottom <= height

@@ -118,6 +118,8 @@ def test_a_calibration_file_is_read(tmp_path: Path) -> None:
     assert read_calibrations(tmp_path / "c.json") == (
         Calibration("m", "c", TASK, (0.1, 0.9), (0.0, 1.0)),
     )
+    (tmp_path / "c.json").write_text(json.dumps({"calibrations": [ROW | {"min_object_share": 1}]}))
+    assert read_calibrations(tmp_path / "c.json")[0].min_object_share == 1
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,10 @@ def test_a_calibration_file_is_read(tmp_path: Path) -> None:
         ({"probabilities": [1, 0]}, "probabilities must not decrease"),
         ({"probabilities": [0, float("nan")]}, "must be 0 to 1"),
         ({"with_tiles": "auto"}, "with_tiles is 'auto'; it must be true or false"),
+        ({"min_object_share": 0}, "min_object_share is 0.0; it must be above 0 and at most 1"),
+        ({"min_object_share": 1.1}, "min_object_share is 1.1; it must be above 0 and at most 1"),
+        ({"min_object_share": float("nan")}, "min_object_share is nan; it must be above 0"),
+        ({"min_object_share": "tiny"}, "could not convert string to float: 'tiny'"),
     ],
 )
 def test_an_invalid_calibration_is_refused(

@@ -8,7 +8,7 @@ takes.
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from diptych_client.evaluation.statistics import Floats
 from diptych_client.long_runs import RunError
 
 MIN_ANSWERS = 200
+MIN_OBJECTS = 200  # true ones, for their smallest size
+_MIN_RECALL_SHARE = 0.95  # of the recall of the larger half
 _NUM_BINS = 15  # Guo et al., 2017, "On Calibration of Modern Neural Networks", section 4
 
 
@@ -29,6 +31,9 @@ class ScoredAnswers:
     is_right: NDArray[np.bool_]
     samples: NDArray[np.int64]
     is_calibrated: bool  # the service calibrated some of the scores
+    # true objects: sizes as shares of the image's side, and whether each was found
+    shares: Floats = field(default_factory=lambda: np.zeros(0))
+    are_found: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Calibration:
     checkpoint: str
     task: str
     with_tiles: bool  # holds for answers about images in tiles
+    min_object_share: float | None  # `tiles: auto` makes the tiles so small
     num_answers: int
     scores: tuple[float, ...]
     probabilities: tuple[float, ...]
@@ -75,8 +81,22 @@ def fit(
             f" {len(answers.scores)}"
         )
     scores, probabilities = isotonic(answers.scores, answers.is_right)
-    owner = (model, checkpoint, task, with_tiles)
+    smallest = None if with_tiles else min_object_share(answers.shares, answers.are_found)
+    owner = (model, checkpoint, task, with_tiles, smallest)
     return Calibration(*owner, len(answers.scores), scores, probabilities)
+
+
+def min_object_share(shares: Floats, are_found: NDArray[np.bool_]) -> float | None:
+    """Return the size from which on a model finds nearly as many objects as of the larger half.
+
+    It is None if the model finds the smallest objects so well: smaller ones may be found, too.
+    """
+    if len(shares) < MIN_OBJECTS:
+        return None
+    needed = _MIN_RECALL_SHARE * are_found[shares >= np.median(shares)].mean()
+    sizes, recalls = isotonic(shares, are_found)
+    index = int(np.searchsorted(recalls, needed))
+    return sizes[index] if index > 0 else None
 
 
 def already_calibrated(model: str, task: str) -> str:

@@ -1,5 +1,6 @@
 """Calibration of scores: the fit, its error, and its file as the service reads it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from diptych_client.evaluation.calibration import (
     ScoredAnswers,
     fit,
     isotonic,
+    min_object_share,
     write_calibrations,
 )
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
@@ -79,12 +81,30 @@ def test_a_score_of_one_is_in_the_last_bin() -> None:
     assert CalibrationGap(answers(np.array([1.0]), [True])).value(np.ones(1)) == 0
 
 
+def test_the_smallest_object_is_the_one_from_which_on_nearly_as_many_are_found() -> None:
+    shares = np.linspace(0.001, 1, 1000)
+    are_found = (shares > 0.1) | (np.arange(1000) % 2 == 0)
+    assert min_object_share(shares, are_found) == pytest.approx(0.1, abs=0.003)
+    half_found = np.arange(1000) % 2 == 0
+    assert min_object_share(shares, half_found & (shares > 0.2)) == pytest.approx(0.2, abs=0.003)
+
+
+@pytest.mark.parametrize("are_found", [np.ones(1000), np.zeros(1000), np.ones(199)])
+def test_the_smallest_object_is_unknown_without_missed_and_found_ones(are_found: Floats) -> None:
+    shares = np.linspace(0.001, 1, len(are_found))
+    assert min_object_share(shares, are_found.astype(bool)) is None
+
+
 def test_the_file_calibrates_unseen_answers_in_the_service(tmp_path: Path) -> None:
     answered = overconfident(4000, seed=0)
+    shares = np.linspace(0.001, 1, 1000)
+    answered = replace(answered, shares=shares, are_found=shares > 0.1)
     fitted = [fit("m", "c", TASK, answered), fit("m", "c", TASK, answered, with_tiles=True)]
     write_calibrations(tmp_path / "c.json", fitted)
     calibration, tiled = read_calibrations(tmp_path / "c.json")
     assert (calibration.with_tiles, tiled.with_tiles) == (False, True)
+    assert calibration.min_object_share == pytest.approx(0.1, abs=0.002)
+    assert tiled.min_object_share is None
     unseen = overconfident(4000, seed=1)
     calibrated = answers(
         np.array([calibration.probability(score) for score in unseen.scores]), unseen.is_right
@@ -125,6 +145,8 @@ def test_an_object_is_right_with_its_label_and_half_of_its_area() -> None:
     measure.add(ObjectsTruth((truth("car", (10, 10, 40, 30)),)), prediction(boxes))
     measure.add(ObjectsTruth(()), prediction([detection("car", (0, 0, 5, 5), 0.6)]))
     scored = measure.scored()
+    assert scored.shares == pytest.approx([(0.3 * 0.25) ** 0.5])
+    assert scored.are_found.tolist() == [True]
     found = zip(
         scored.scores.tolist(), scored.is_right.tolist(), scored.samples.tolist(), strict=True
     )

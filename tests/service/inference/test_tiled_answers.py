@@ -182,12 +182,12 @@ def test_suppression_also_compares_views() -> None:
     assert len(boxes(asked(core, nms_iou=0.0))) == 1
 
 
-def calibrated(core: Core, *probabilities: float) -> None:
+def calibrated(core: Core, *probabilities: float, min_object_share: float | None = None) -> None:
     """Calibrate the model to these probabilities, without tiles and in tiles."""
     model = core.models.get(FLORENCE_ID)
     points: dict[tuple[str, bool], Calibration] = {}
     for with_tiles, probability in zip((False, True), probabilities, strict=False):
-        flat = ((1.0,), (probability,), with_tiles)
+        flat = ((1.0,), (probability,), with_tiles, min_object_share)
         points["object_detection", with_tiles] = Calibration(model.id, "c", TASK["task"], *flat)
     core.models = ServedModels({model.id: dataclasses.replace(model, calibrations=points)})
 
@@ -244,6 +244,19 @@ def test_more_tiles_than_the_service_allows_are_refused_and_auto_takes_fewer() -
     answer = asked(make_core(max_image_pixels=1_000_000), tiles="auto", min_object_px=1)
     assert answer.tiles is not None
     assert answer.tiles.rows * answer.tiles.columns <= 64
+
+
+def test_auto_makes_the_smallest_object_as_large_as_the_model_needs() -> None:
+    core = make_core()
+    calibrated(core, 0.5)
+    asked_for = {"tiles": "auto", "min_object_px": 50}
+    token = asked(core, **asked_for).tiles
+    assert token is not None
+    assert (token.rows, token.columns) == (2, 3)
+    calibrated(core, 0.5, min_object_share=0.25)
+    measured = asked(core, **asked_for).tiles
+    assert measured is not None
+    assert (measured.rows, measured.columns) == (3, 5)  # of at most 200 pixels
 
 
 def limited(**limits: int) -> RequestContext:

@@ -14,7 +14,7 @@ PHOTO_WH = (4000, 3000)
 
 
 def auto(size_wh: tuple[int, int], min_object_px: int = 16, max_tiles: int = 64) -> Grid:
-    return grid_of(Tiling("auto", 0.2, min_object_px), size_wh, 24, max_tiles)
+    return grid_of(Tiling("auto", 0.2, min_object_px), size_wh, 1 / 24, max_tiles)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_tasks_about_the_whole_image_or_a_region_have_no_tiles(
 def test_a_number_is_a_grid_of_about_square_tiles(
     number: int, size_wh: tuple[int, int], grid: Grid
 ) -> None:
-    assert grid_of(Tiling(number, 0.2, 16), size_wh, 24, 64) == grid
+    assert grid_of(Tiling(number, 0.2, 16), size_wh, 1 / 24, 64) == grid
 
 
 def test_auto_gives_the_smallest_object_one_image_token_of_its_tile() -> None:
@@ -100,7 +100,7 @@ def test_auto_takes_larger_tiles_rather_than_more_than_the_maximum() -> None:
 
 
 def test_rows_and_columns_have_at_least_a_pixel() -> None:
-    assert grid_of(Tiling(Grid(9, 9), 0.2, 16), (4, 2), 24, 64) == Grid(2, 4)
+    assert grid_of(Tiling(Grid(9, 9), 0.2, 16), (4, 2), 1 / 24, 64) == Grid(2, 4)
 
 
 def test_tiles_are_in_reading_order_and_overlap_by_their_share() -> None:
@@ -123,7 +123,7 @@ def test_tiles_are_in_reading_order_and_overlap_by_their_share() -> None:
 def test_tiles_lie_in_the_image_and_cover_it(
     width: int, height: int, tiles: Any, overlap: float
 ) -> None:
-    grid = grid_of(Tiling(tiles, overlap, 16), (width, height), 12, 64)
+    grid = grid_of(Tiling(tiles, overlap, 16), (width, height), 1 / 12, 64)
     assert grid.num_tiles <= 64
     boxes = tile_boxes(grid, (width, height), overlap)
     assert len(boxes) == (grid.num_tiles if grid.num_tiles > 1 else 0)

@@ -1,5 +1,6 @@
 """Objects: AP of boxes and masks, precision and recall, kinds of error, confusion matrix."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from diptych_client.evaluation.metrics.detection import (
 from diptych_client.evaluation.metrics.outcome import Confusion, Curve, Details, Outcome
 from diptych_client.evaluation.questionnaire import ClassNames, ObjectsTruth, Truth
 from diptych_client.evaluation.statistics import Metric, Ratio
-from diptych_client.geometry import ImageSize
+from diptych_client.geometry import BoxXyxy, ImageSize
 from diptych_client.matching import LabelledBox, match
 from diptych_client.results import Instance, box_of
 
@@ -40,6 +41,8 @@ class ObjectsMeasure:
     answers: list[dict[str, Any]] = field(default_factory=list)
     # right, answered, true; of each sample
     counts: list[tuple[int, int, int]] = field(default_factory=list)
+    # size of a true object as a share of the image's side, and whether it was found
+    found: list[tuple[float, bool]] = field(default_factory=list)
     confused: Counter[tuple[str, str]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     has_masks: bool = True
@@ -80,6 +83,10 @@ class ObjectsMeasure:
             answered = NONE if pair.answer is None else boxes[pair.answer].label
             num_true += pair.truth is not None
             num_answered += pair.answer is not None
+            if pair.truth is not None:
+                is_found = pair.kind in ("right", "loosely placed")
+                share = self._share(truths[pair.truth].box_xyxy)
+                self.found.append((share, is_found))
             if pair.kind == "badly placed":  # one missed and one extra
                 self.confused[true, NONE] += 1
                 self.confused[NONE, answered] += 1
@@ -91,6 +98,12 @@ class ObjectsMeasure:
         total = num_true + num_answered
         error = 1 - 2 * credit / total if total else 0.0
         return Outcome(error, frozenset(kinds), frozenset(each.label for each in (*truths, *boxes)))
+
+    def _share(self, box: BoxXyxy) -> float:
+        """Return the size of a box as a share of the side of the last image."""
+        x1, y1, x2, y2 = box
+        image = self.sizes[-1]
+        return min(1.0, math.sqrt((x2 - x1) / image.width * (y2 - y1) / image.height))
 
     def metrics(self) -> list[Metric]:
         right, answered, true = np.array(self.counts, dtype=np.float64).reshape(-1, 3).T
@@ -131,6 +144,8 @@ class ObjectsMeasure:
             np.concatenate([each.is_right[0][count] for each, count in counted]).astype(bool),
             np.concatenate([each.images[count] for each, count in counted]),
             self.is_calibrated,
+            np.asarray([share for share, _ in self.found], dtype=np.float64),
+            np.asarray([is_found for _, is_found in self.found], dtype=np.bool_),
         )
 
     def scores(self, kind: IouType) -> CocoScores:
