@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.tiles.boxes import BoxArrays, FoundBox, cut_sides, near_pairs, shared_areas
+from tasks.tiles.boxes import (
+    BoxArrays,
+    FoundBox,
+    Indices,
+    cut_sides,
+    near_pairs,
+    shared_areas,
+)
 from tasks.tiles.grid import PixelBox
 
 # A box that ends this close to an inner edge may be a part that the model moved.
@@ -49,35 +56,64 @@ def moved_parts(
     is stretched to the edge again, and compared with the box that goes on there. Two objects in a
     row are not parts: the view would have the second one, too. Boxes without labels are not moved.
     """
-    arrays = BoxArrays.of(found)
-    edges = np.empty((len(found), 4))
-    are_near = np.empty((len(found), 4), dtype=np.bool_)
-    for index, each in enumerate(found):
-        view = views[min(each.views)]
-        edges[index] = view
-        are_near[index] = bool(each.label) and cut_sides(each.box, view, image_size_wh, near_px)
-    low = np.where(are_near[:, :2], edges[:, :2], arrays.low)
-    high = np.where(are_near[:, 2:], edges[:, 2:], arrays.high)
-    areas = (high - low).prod(axis=1)
-    are_cut = np.any(arrays.are_cut, axis=1)
-    rows = [np.empty((0, 5))]
-    for pair in near_pairs(low, high, np.ones(len(found), dtype=np.bool_)):
-        for part, whole in (pair, pair[::-1]):
-            shared = shared_areas(low[part], high[part], arrays.low[whole], arrays.high[whole])
-            is_one = shared > _MIN_MOVED * np.minimum(areas[part], arrays.areas[whole])
-            is_one &= (arrays.labels[part] == arrays.labels[whole]) & ~are_cut[whole]
-            is_one &= arrays.views[part] != arrays.views[whole]
-            begins = arrays.low[whole] < arrays.low[part]
-            goes_on = np.concatenate([begins, arrays.high[whole] > arrays.high[part]], axis=1)
-            is_part = (are_near[part] & goes_on).any(axis=1) & ~arrays.overlap(part, whole)
-            is_part &= arrays.areas[part] < _MAX_PART * arrays.areas[whole]
-            either = areas[part] + arrays.areas[whole] - shared
-            columns = (arrays.views[part], whole, either / np.maximum(shared, 1e-9), part, is_part)
-            rows.append(np.column_stack(columns)[is_one])
-    table = np.concatenate(rows)
-    best_first = table[np.lexsort(table.T[2::-1])]
-    _, best = np.unique(best_first[:, :2], axis=0, return_index=True)
-    parts = best_first[best]
+    boxes = BoxArrays.of(found)
+    are_near = _near_edges(found, views, image_size_wh, near_px)
+    edges = np.asarray([views[min(each.views)] for each in found]).reshape(-1, 4)
+    low = np.where(are_near[:, :2], edges[:, :2], boxes.low)
+    high = np.where(are_near[:, 2:], edges[:, 2:], boxes.high)
+    part, whole = _best_of_each_view(boxes, low, high)
+    begins_before = boxes.low[whole] < boxes.low[part]
+    ends_after = boxes.high[whole] > boxes.high[part]
+    goes_on = np.concatenate([begins_before, ends_after], axis=1)
+    is_moved = (are_near[part] & goes_on).any(axis=1)
+    is_moved &= boxes.areas[part] < _MAX_PART * boxes.areas[whole]
+    is_moved &= ~boxes.overlap(part, whole)  # such boxes are one object, of which the better stays
     are_parts = np.zeros(len(found), dtype=np.bool_)
-    are_parts[parts[parts[:, 4] > 0, 3].astype(np.intp)] = True
+    are_parts[part[is_moved]] = True
     return are_parts
+
+
+def _near_edges(
+    found: Sequence[FoundBox],
+    views: Sequence[PixelBox],
+    image_size_wh: tuple[int, int],
+    near_px: float,
+) -> NDArray[np.bool_]:
+    """Return which sides of labelled boxes are near an inner edge of their view, (N, 4)."""
+    are_near = np.zeros((len(found), 4), dtype=np.bool_)
+    for index, each in enumerate(found):
+        if each.label:
+            are_near[index] = cut_sides(each.box, views[min(each.views)], image_size_wh, near_px)
+    return are_near
+
+
+def _best_of_each_view(
+    boxes: BoxArrays, low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[Indices, Indices]:
+    """Return pairs of a box, stretched to `low` and `high`, and a whole object of another view.
+
+    Of the boxes of a view that may be a part of one object it is the one with the highest IoU.
+    """
+    areas = (high - low).prod(axis=1)
+    are_whole = ~boxes.are_cut.any(axis=1)
+    parts = [np.empty(0, dtype=np.intp)]
+    wholes = [np.empty(0, dtype=np.intp)]
+    ious = [np.empty(0)]
+    for pair in near_pairs(low, high, np.ones(len(low), dtype=np.bool_)):
+        for part, whole in (pair, pair[::-1]):
+            shared = shared_areas(low[part], high[part], boxes.low[whole], boxes.high[whole])
+            either = areas[part] + boxes.areas[whole] - shared
+            may_be_one = shared > _MIN_MOVED * np.minimum(areas[part], boxes.areas[whole])
+            may_be_one &= boxes.labels[part] == boxes.labels[whole]
+            may_be_one &= (boxes.views[part] != boxes.views[whole]) & are_whole[whole]
+            parts.append(part[may_be_one])
+            wholes.append(whole[may_be_one])
+            ious.append(shared[may_be_one] / either[may_be_one])
+    part = np.concatenate(parts)
+    whole = np.concatenate(wholes)
+    views = boxes.views[part]
+    best_first = np.lexsort((-np.concatenate(ious), whole, views))
+    view_and_whole = np.column_stack((views, whole))[best_first]
+    _, first = np.unique(view_and_whole, axis=0, return_index=True)
+    best = best_first[first]
+    return part[best], whole[best]
