@@ -21,7 +21,7 @@ EDGE_SHARE = 0.02  # share of a tile's longer side
 _MIN_IOU = 0.5
 _MIN_COVERED = 0.8  # share of the smaller box
 _MIN_ACROSS = 0.5  # IoU of two parts along the edge that cuts both
-_MIN_AREA_RATIO = 0.25  # a whole object within another one that is larger than that is another one
+MIN_AREA_RATIO = 0.25  # a whole object within another one that is larger than that is another one
 _BLOCK = 64  # boxes that are looked up together: their neighbours are in memory
 
 _X = 0
@@ -114,7 +114,7 @@ def survivors(found: Sequence[FoundBox], is_text: bool) -> list[int]:
 
     order = sorted(range(len(found)), key=rank)
     arrays = BoxArrays.of([found[index] for index in order])
-    min_area_ratio = 0.0 if is_text else _MIN_AREA_RATIO
+    min_area_ratio = 0.0 if is_text else MIN_AREA_RATIO
     are_kept = np.ones(len(found), dtype=np.bool_)
     for better, worse in near_pairs(arrays.low, arrays.high, are_kept):
         are_others = arrays.views[better] != arrays.views[worse]

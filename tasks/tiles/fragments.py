@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.tiles.boxes import (
+    MIN_AREA_RATIO,
     BoxArrays,
     FoundBox,
     Indices,
@@ -20,7 +21,7 @@ from tasks.tiles.grid import PixelBox
 
 # A box that ends this close to an inner edge may be a part that the model moved.
 NEAR_SHARE = 0.1  # share of a tile's longer side
-_MIN_MOVED = 0.25  # shared by a moved part, stretched to the edge, and the object; of the smaller
+_MIN_MOVED = 0.1  # shared by a moved part, stretched to the edge, and the object; of the smaller
 _MAX_PART = 0.85  # area of a moved part; of the object's
 
 
@@ -54,11 +55,13 @@ def moved_parts(
 
     Models that are trained on whole objects move a part away from the edge that cuts it. Such a box
     is stretched to the edge again, and compared with the box that goes on there. Two objects in a
-    row are not parts: the view would have the second one, too. Boxes without labels are not moved.
+    row are not parts: the view would have the second one, too.
     """
     boxes = BoxArrays.of(found)
-    are_near = _near_edges(found, views, image_size_wh, near_px)
     edges = np.asarray([views[min(each.views)] for each in found]).reshape(-1, 4)
+    are_near = np.empty((len(found), 4), dtype=np.bool_)
+    for index, each in enumerate(found):
+        are_near[index] = cut_sides(each.box, views[min(each.views)], image_size_wh, near_px)
     low = np.where(are_near[:, :2], edges[:, :2], boxes.low)
     high = np.where(are_near[:, 2:], edges[:, 2:], boxes.high)
     part, whole = _best_of_each_view(boxes, low, high)
@@ -68,23 +71,27 @@ def moved_parts(
     is_moved = (are_near[part] & goes_on).any(axis=1)
     is_moved &= boxes.areas[part] < _MAX_PART * boxes.areas[whole]
     is_moved &= ~boxes.overlap(part, whole)  # such boxes are one object, of which the better stays
+    is_moved &= _are_alike(found, boxes, part, whole)
     are_parts = np.zeros(len(found), dtype=np.bool_)
     are_parts[part[is_moved]] = True
     return are_parts
 
 
-def _near_edges(
-    found: Sequence[FoundBox],
-    views: Sequence[PixelBox],
-    image_size_wh: tuple[int, int],
-    near_px: float,
+def _are_alike(
+    found: Sequence[FoundBox], boxes: BoxArrays, part: Indices, whole: Indices
 ) -> NDArray[np.bool_]:
-    """Return which sides of labelled boxes are near an inner edge of their view, (N, 4)."""
-    are_near = np.zeros((len(found), 4), dtype=np.bool_)
-    for index, each in enumerate(found):
-        if each.label:
-            are_near[index] = cut_sides(each.box, views[min(each.views)], image_size_wh, near_px)
-    return are_near
+    """Return which pairs may be a part and its object by their labels and scores.
+
+    A part often has another label than the object, which is surer then. Without a common label a
+    small box may be an object in front of the larger one.
+    """
+    scores = np.asarray([each.score for each in found])
+    are_named = np.asarray([bool(each.label) for each in found], dtype=np.bool_)
+    has_its_label = boxes.labels[part] == boxes.labels[whole]
+    is_large = boxes.areas[part] >= MIN_AREA_RATIO * boxes.areas[whole]
+    is_named_so = has_its_label & are_named[part]
+    is_likely = has_its_label | (scores[part] < scores[whole])
+    return is_named_so | (is_likely & is_large)
 
 
 def _best_of_each_view(
@@ -92,7 +99,7 @@ def _best_of_each_view(
 ) -> tuple[Indices, Indices]:
     """Return pairs of a box, stretched to `low` and `high`, and a whole object of another view.
 
-    Of the boxes of a view that may be a part of one object it is the one with the highest IoU.
+    Of the boxes of a view at the place of an object it is the one with the highest IoU.
     """
     areas = (high - low).prod(axis=1)
     are_whole = ~boxes.are_cut.any(axis=1)
@@ -103,12 +110,11 @@ def _best_of_each_view(
         for part, whole in (pair, pair[::-1]):
             shared = shared_areas(low[part], high[part], boxes.low[whole], boxes.high[whole])
             either = areas[part] + boxes.areas[whole] - shared
-            may_be_one = shared > _MIN_MOVED * np.minimum(areas[part], boxes.areas[whole])
-            may_be_one &= boxes.labels[part] == boxes.labels[whole]
-            may_be_one &= (boxes.views[part] != boxes.views[whole]) & are_whole[whole]
-            parts.append(part[may_be_one])
-            wholes.append(whole[may_be_one])
-            ious.append(shared[may_be_one] / either[may_be_one])
+            is_there = shared > _MIN_MOVED * np.minimum(areas[part], boxes.areas[whole])
+            is_there &= (boxes.views[part] != boxes.views[whole]) & are_whole[whole]
+            parts.append(part[is_there])
+            wholes.append(whole[is_there])
+            ious.append(shared[is_there] / either[is_there])
     part = np.concatenate(parts)
     whole = np.concatenate(wholes)
     views = boxes.views[part]

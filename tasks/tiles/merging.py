@@ -125,8 +125,9 @@ class _Merging:
             flat.append(item)
         num_found = len(found)
         is_text = any(isinstance(item, TextRegion) for item in flat)
-        are_parts = moved_parts(found, views, size_wh, NEAR_SHARE * tile_px)
+        are_parts = np.zeros(num_found, dtype=np.bool_)
         if not is_text:
+            are_parts |= moved_parts(found, views, size_wh, NEAR_SHARE * tile_px)
             are_parts |= seen_whole(found, views[1:], size_wh, slack_px)
         others = np.flatnonzero(~are_parts).tolist()
         found = [found[index] for index in others]

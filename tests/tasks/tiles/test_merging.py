@@ -207,10 +207,12 @@ def test_of_two_objects_in_a_row_only_the_one_at_the_edge_is_a_part() -> None:
     assert detected([], [first, box(92, 10, 97, 20)], [second]) == [first, second]
 
 
-def test_boxes_without_labels_are_not_parts_of_others() -> None:
-    near = box(80, 10, 91, 20, label="")
-    beside = box(86, 10, 106, 20, label="")
-    assert detected([], [near], [beside], "region_proposal") == [near, beside]
+@pytest.mark.parametrize("task", ["dense_region_captioning", "region_proposal"])
+def test_without_common_labels_only_a_large_part_is_dropped(task: str) -> None:
+    whole = box(86, 10, 106, 20, label="")
+    assert detected([], [box(80, 10, 91, 20, label="")], [whole], task) == [whole]
+    small = box(80, 10, 91, 14, label="")  # less than a quarter
+    assert detected([], [small], [whole], task) == [small, whole]
 
 
 def test_of_too_many_objects_the_least_sure_are_left_out() -> None:
