@@ -1,58 +1,34 @@
 """Measures what is found in large images, whole and in tiles: `python -m laboratory.tiles`.
 
-Scenes of 4000 x 3000 pixels with the shapes that the embedded models know: small ones of several
-sizes, some on every seam and corner of the tiles, some larger than a tile, and none, on an even or
-a textured background; a panorama and a receipt. Prints recall, precision, duplicates and false
-boxes of each model, at an IoU of 0.5 and with the label. `--peers` adds other libraries' tiles.
+Scenes of `laboratory/tile_scenes.py`. Prints recall, precision, duplicates and false boxes of each
+model, at an IoU of 0.5 and with the label. `--peers` adds other libraries' tiles.
 """
 
 import argparse
-import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import httpx
 import numpy as np
-from numpy.random import Generator, default_rng
-from PIL import Image
 
-from export.scenes import SceneObject, sample_scene
-from export.scenes.geometry import box_xyxy, outline_xy
+from export.scenes import SceneObject
+from export.scenes.geometry import box_xyxy
 from export.scenes.overlap import box_iou
-from export.scenes.render import draw_ring, render_background
-from export.scenes.sampling import COLOR_RGB
-from export.scenes.scene import COLORS, SHAPES
+from export.scenes.scene import SHAPES
 from laboratory.evaluation.client import offered_tasks
 from laboratory.evaluation.service_process import service_process
 from laboratory.tile_peers import NUM_CLIENTS, Detected, by_sahi, by_supervision
+from laboratory.tile_scenes import GRID, KINDS, OVERLAP, SIZE_WH, LargeScene, scenes
 from loadtest.figures import table
 from tasks.tiles.grid import Grid, Tiling, grid_of, tile_boxes
 
-SIZE_WH = (4000, 3000)
-SIZES_WH = {"panorama": (12000, 1000), "receipt": (800, 6000)}  # others are of `SIZE_WH`
-_SHAPE_PX = 80  # shapes on seams, and in images of another size
-GRID = Grid(7, 9)
-OVERLAP = 0.2
 MODELS = ("florence-2-mini", "paligemma-mini")
-KINDS = ("seams", "large", "empty", "textured", *SIZES_WH)
 PEERS = {"InferenceSlicer": by_supervision, "SAHI": by_sahi}
 MIN_IOU = 0.5
-_BACKGROUND_PX = 384
-_FIRST_SEED = 950_000_000  # training uses smaller seeds only
-_JPEG_QUALITY = 95
 _TIMEOUT_S = 600
-
-
-@dataclass(frozen=True, slots=True)
-class LargeScene:
-    """An image, its file, and the shapes in it."""
-
-    image: Image.Image
-    data: bytes
-    objects: tuple[SceneObject, ...]
 
 
 @dataclass(slots=True)
@@ -105,66 +81,6 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.3f}" if whole else "-"
 
 
-def scenes(kind: str, num_scenes: int) -> Iterator[LargeScene]:
-    """Yield the scenes of a kind: `N px`, `seams`, `large`, or one of `KINDS`."""
-    size_wh = SIZES_WH.get(kind, SIZE_WH)
-    for index in range(num_scenes):
-        rng = default_rng((_FIRST_SEED, index))
-        background = sample_scene(_FIRST_SEED + index, num_objects=0).background
-        if kind == "seams":
-            objects = shapes_on_seams(rng, _SHAPE_PX)
-        elif kind == "large":
-            objects = _in_cells(rng, Grid(1, 2), size_wh, 1200)
-        elif kind in ("empty", "textured"):
-            objects = ()
-        elif kind in SIZES_WH:
-            cells = Grid(max(1, size_wh[1] // 500), max(1, size_wh[0] // 500))
-            objects = _in_cells(rng, cells, size_wh, _SHAPE_PX)
-        else:
-            objects = _in_cells(rng, Grid(5, 8), size_wh, int(kind.partition(" ")[0]))
-        image = render_background(background, _BACKGROUND_PX).resize(size_wh)
-        if kind == "textured":
-            levels = rng.integers(0, 256, (size_wh[1] // 8, size_wh[0] // 8, 3), dtype=np.uint8)
-            image = Image.blend(image, Image.fromarray(levels).resize(size_wh), 0.3)
-        for drawn in objects:
-            draw_ring(image, outline_xy(drawn), drawn.rgb)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=_JPEG_QUALITY)
-        yield LargeScene(image, file.getvalue(), objects)
-
-
-def _in_cells(
-    rng: Generator, cells: Grid, size_wh: tuple[int, int], size_px: int
-) -> tuple[SceneObject, ...]:
-    """Return a shape at a random place of each cell of the image, so that none touch."""
-    drawn: list[SceneObject] = []
-    for left, top, right, bottom in tile_boxes(cells, size_wh, 0.0):
-        margin = size_px / 2 + 4
-        x = float(rng.uniform(left + margin, right - margin))
-        y = float(rng.uniform(top + margin, bottom - margin))
-        drawn.append(_shape(rng, (x, y), size_px))
-    return tuple(drawn)
-
-
-def shapes_on_seams(rng: Generator, size_px: int) -> tuple[SceneObject, ...]:
-    """Return a shape on each inner corner of the tiles and in the middle of each inner edge."""
-    boxes = tile_boxes(GRID, SIZE_WH, OVERLAP)
-    columns = boxes[: GRID.columns]
-    rows = boxes[:: GRID.columns]
-    xs = [right for _, _, right, _ in columns[:-1]]
-    ys = [bottom for _, _, _, bottom in rows[:-1]]
-    middle_xs = [(left + right) // 2 for left, _, right, _ in columns]
-    middle_ys = [(top + bottom) // 2 for _, top, _, bottom in rows]
-    places = [*product(xs, ys), *product(xs, middle_ys), *product(middle_xs, ys)]
-    return tuple(_shape(rng, (float(x), float(y)), size_px) for x, y in places)
-
-
-def _shape(rng: Generator, center_xy: tuple[float, float], size_px: int) -> SceneObject:
-    color = COLORS[int(rng.integers(len(COLORS)))]
-    shape = SHAPES[int(rng.integers(len(SHAPES)))]
-    return SceneObject(color, shape, "small", COLOR_RGB[color], center_xy, size_px / 2)
-
-
 def measured(
     client: httpx.Client, model: str, tiles: str, shown: Sequence[LargeScene], min_score: float
 ) -> Counts:
@@ -212,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     default = "default: %(default)s"
     add("--models", nargs="+", default=MODELS, metavar="ID", help=default)
+    add("--seed", type=int, default=0, metavar="N", help=f"other scenes; {default}")
     add("--scenes", type=int, default=5, metavar="N", help=f"of each kind; {default}")
     add("--sizes", nargs="+", type=int, default=[24, 48, 80], metavar="PX", help=default)
     add("--kinds", nargs="*", default=KINDS, help=default)
@@ -226,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with service_process(NUM_CLIENTS, **settings) as client:
         client.timeout = httpx.Timeout(_TIMEOUT_S)
         for kind in [*(f"{size} px" for size in given.sizes), *given.kinds]:
-            shown = list(scenes(kind, given.scenes))
+            shown = list(scenes(kind, given.scenes, given.seed))
             grid = grid_for(shown[0].image.size)
             ways = ("off", f"{grid.rows}x{grid.columns}", *given.peers)
             for model, tiles in product(given.models, ways):

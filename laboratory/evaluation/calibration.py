@@ -4,32 +4,42 @@ table.
     python -m laboratory.evaluation.calibration [--models ID …] [--scenes N]
 
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
-clean, blurred, and so small that the models err. Needs the group `dev`, for `diptych
+clean, blurred, and so small that the models err. Scores in tiles are fitted on large images, and
+the smallest object that a model finds on shapes of many sizes. Needs the group `dev`, for `diptych
 evaluate`.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 
 from export.checkpoints.jobs import ROOT
-from laboratory.evaluation import CONDITIONS
+from export.scenes.geometry import box_xyxy
+from laboratory.evaluation import CONDITIONS, SceneImage
 from laboratory.evaluation.client import offered_tasks
-from laboratory.evaluation.coco_scenes import write_coco_scenes
+from laboratory.evaluation.coco_scenes import Labelled, write_coco, write_coco_scenes
 from laboratory.evaluation.service_process import service_process
+from laboratory.tile_scenes import LargeScene, scenes, scenes_of_all_sizes
 from loadtest.figures import table
 from wire.artifacts.manifest import CALIBRATION_FILE
 
 CALIBRATED_TASKS = ("object_detection", "open_vocabulary_detection", "region_proposal")
 SCENE_CONDITIONS = ("plain", "blurred", "40px", "22px")
 ALL = "all"
+TILES = "tiles"  # large images, asked about in tiles
+LARGE_KINDS = ("48 px", "80 px", "140 px", "250 px", "pairs", "large", "textured", "empty")
+_LARGE_SIZE_WH = (2000, 1500)
+_IN_TILES = ("--tiles", "4x5")
+_SCENES_OF_A_KIND = 1 / 15  # large images have many objects
 _FIRST_FITTING_SCENE = 100_000  # scenes below it measure
 _ERROR = "calibration error"
 
@@ -49,32 +59,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_coco_scenes(folder / ALL, everything, range(parsed.scenes))
         for name in SCENE_CONDITIONS:
             write_coco_scenes(folder / name, [CONDITIONS[name]], range(parsed.scenes))
+        write_coco(folder / "sizes", _labelled(scenes_of_all_sizes(2 * parsed.scenes)))
+        num_large = math.ceil(parsed.scenes * _SCENES_OF_A_KIND)
+        write_coco(folder / "fitting in tiles", _large_images(num_large, seed=1))
+        write_coco(folder / TILES, _large_images(num_large, seed=2))
         with service_process(1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION="off") as client:
             files = [_fit(client, model, folder) for model in parsed.models]
-            before = _errors(client, parsed.models, folder, "before", [ALL])
+            before = _errors(client, parsed.models, folder, "before", [ALL, TILES])
         with service_process(
             1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION=",".join(map(str, files))
         ) as client:
-            after = _errors(client, parsed.models, folder, "after", [ALL, *SCENE_CONDITIONS])
+            measured = (ALL, *SCENE_CONDITIONS, TILES)
+            after = _errors(client, parsed.models, folder, "after", measured)
     rows = []
-    for model, task, _ in before:
-        errors = [before[model, task, ALL]]
-        errors += [after[model, task, each] for each in (ALL, *SCENE_CONDITIONS)]
-        rows.append([model, task, *(f"{error / 100:.3f}" for error in errors)])
-    print(table(["model", "task", "original scores", "calibrated", *SCENE_CONDITIONS], rows))
+    for model, task, condition in before:
+        if condition == ALL:
+            errors = [before[model, task, ALL]]
+            errors += [after[model, task, each] for each in (ALL, *SCENE_CONDITIONS)]
+            errors += [before[model, task, TILES], after[model, task, TILES]]
+            rows.append([model, task, *(f"{error / 100:.3f}" for error in errors)])
+    columns = ["original scores", "calibrated", *SCENE_CONDITIONS, "in tiles", "calibrated"]
+    print(table(["model", "task", *columns], rows))
+
+
+def _large_images(num_of_a_kind: int, seed: int) -> Iterator[Labelled]:
+    for kind in LARGE_KINDS:
+        yield from _labelled(scenes(kind, num_of_a_kind, seed, _LARGE_SIZE_WH))
+
+
+def _labelled(rendered: Iterable[LargeScene]) -> Iterator[Labelled]:
+    for scene in rendered:
+        image = SceneImage(scene.data, "image/jpeg", scene.image.size)
+        yield image, [(drawn, box_xyxy(drawn)) for drawn in scene.objects]
 
 
 def _fit(client: httpx.Client, model: str, folder: Path) -> Path:
     """Write the calibrations of all tasks of a model into one file and return it."""
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for task in _tasks(client, model):
-        part = folder / f"{model}-{task}.json"
-        out = folder / f"fit-{model}-{task}"
-        _evaluate(client, model, task, folder / "fitting", out, "--calibrate", part)
-        rows += json.loads(part.read_text(encoding="utf-8"))["calibrations"]
+        plain = _fitted(client, model, task, folder / "fitting")
+        sizes = _fitted(client, model, task, folder / "sizes")
+        rows.append(plain | {"min_object_share": sizes["min_object_share"]})
+        rows.append(_fitted(client, model, task, folder / "fitting in tiles", *_IN_TILES))
     path = ROOT / "models" / model / CALIBRATION_FILE
     path.write_text(json.dumps({"calibrations": rows}, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _fitted(
+    client: httpx.Client, model: str, task: str, images: Path, *more: str
+) -> dict[str, Any]:
+    """Return the calibration of one task, fitted on a folder of images."""
+    out = images.with_name(f"fit {model} {task} {images.name}")
+    file = out.with_suffix(".json")
+    _evaluate(client, model, task, images, out, "--calibrate", file, *more)
+    (row,) = json.loads(file.read_text(encoding="utf-8"))["calibrations"]
+    return dict(row)
 
 
 def _errors(
@@ -84,7 +124,8 @@ def _errors(
     for model in models:
         for task, condition in product(_tasks(client, model), conditions):
             out = folder / f"{name}-{model}-{task}-{condition}"
-            _evaluate(client, model, task, folder / condition, out)
+            more = _IN_TILES if condition == TILES else ()
+            _evaluate(client, model, task, folder / condition, out, *more)
             report = json.loads((out / "report.json").read_text(encoding="utf-8"))
             interval = report["measured"]["intervals"][model][_ERROR]
             errors[model, task, condition] = interval["value"]
