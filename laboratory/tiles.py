@@ -8,7 +8,8 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,11 +20,12 @@ from export.scenes.geometry import box_xyxy
 from export.scenes.overlap import box_iou
 from export.scenes.scene import SHAPES
 from laboratory.evaluation.client import offered_tasks
+from laboratory.evaluation.coco_scenes import labelled, write_coco
 from laboratory.evaluation.service_process import service_process
 from laboratory.tile_peers import NUM_CLIENTS, Detected, by_sahi, by_supervision
 from laboratory.tile_scenes import GRID, KINDS, OVERLAP, SIZE_WH, LargeScene, scenes
 from loadtest.figures import table
-from tasks.tiles.grid import Grid, Tiling, grid_of, tile_boxes
+from tasks.tiles.grid import MAX_TILES, Grid, Tiling, grid_of, tile_boxes
 
 MODELS = ("florence-2-mini", "paligemma-mini")
 PEERS = {"InferenceSlicer": by_supervision, "SAHI": by_sahi}
@@ -88,7 +90,11 @@ def measured(
     fields: dict[str, Any] = {"model": model, "task": "object_detection", "min_score": min_score}
     if "object_detection" not in offered_tasks(client, model):
         fields |= {"task": "open_vocabulary_detection", "labels": list(SHAPES)}
-    asked = {"tiles": tiles, "overlap": OVERLAP} if tiles not in ("off", *PEERS) else {}
+    asked: dict[str, Any] = {}
+    if tiles not in ("off", *PEERS):
+        drawn = chain.from_iterable([scene.objects for scene in shown])
+        smallest_px = round(min((2 * each.radius_px for each in drawn), default=16))
+        asked = {"tiles": tiles, "overlap": OVERLAP, "min_object_px": smallest_px}
 
     def answer(data: bytes) -> dict[str, Any]:
         response = client.post("/v1/predict", data=fields | asked, files={"image": data})
@@ -133,19 +139,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--sizes", nargs="+", type=int, default=[24, 48, 80], metavar="PX", help=default)
     add("--kinds", nargs="*", default=KINDS, help=default)
     add("--peers", nargs="*", default=[], choices=PEERS, help="libraries to compare with")
+    add("--tiles", default="", help="such as auto; default: a grid of at most 63 tiles")
+    add("--write", type=Path, metavar="FOLDER", help="write the images with COCO labels, and end")
     add("--min-score", type=float, default=0.5, help=default)
     given = parser.parse_args(arguments)
+    kinds = [*(f"{size} px" for size in given.sizes), *given.kinds]
+    if given.write:
+        drawn = (scenes(kind, given.scenes, given.seed) for kind in kinds)
+        write_coco(given.write, labelled(chain.from_iterable(drawn)))
+        return
     settings = {
         "DIPTYCH_MODELS": ",".join(given.models),
         "DIPTYCH_REQUEST_TIMEOUT_S": str(_TIMEOUT_S),
+        "DIPTYCH_MAX_TILES": str(MAX_TILES),
     }
     rows: list[list[str]] = []
     with service_process(NUM_CLIENTS, **settings) as client:
         client.timeout = httpx.Timeout(_TIMEOUT_S)
-        for kind in [*(f"{size} px" for size in given.sizes), *given.kinds]:
+        for kind in kinds:
             shown = list(scenes(kind, given.scenes, given.seed))
             grid = grid_for(shown[0].image.size)
-            ways = ("off", f"{grid.rows}x{grid.columns}", *given.peers)
+            ways = ("off", given.tiles or f"{grid.rows}x{grid.columns}", *given.peers)
             for model, tiles in product(given.models, ways):
                 counts = measured(client, model, tiles, shown, given.min_score)
                 rows.append([kind, model, tiles, *counts.cells()])

@@ -14,7 +14,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,12 +23,11 @@ from typing import Any
 import httpx
 
 from export.checkpoints.jobs import ROOT
-from export.scenes.geometry import box_xyxy
-from laboratory.evaluation import CONDITIONS, SceneImage
+from laboratory.evaluation import CONDITIONS
 from laboratory.evaluation.client import offered_tasks
-from laboratory.evaluation.coco_scenes import Labelled, write_coco, write_coco_scenes
+from laboratory.evaluation.coco_scenes import Labelled, labelled, write_coco, write_coco_scenes
 from laboratory.evaluation.service_process import service_process
-from laboratory.tile_scenes import LargeScene, scenes, scenes_of_all_sizes
+from laboratory.tile_scenes import scenes, scenes_of_all_sizes
 from loadtest.figures import table
 from wire.artifacts.manifest import CALIBRATION_FILE
 
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_coco_scenes(folder / ALL, everything, range(parsed.scenes))
         for name in SCENE_CONDITIONS:
             write_coco_scenes(folder / name, [CONDITIONS[name]], range(parsed.scenes))
-        write_coco(folder / "sizes", _labelled(scenes_of_all_sizes(2 * parsed.scenes)))
+        write_coco(folder / "sizes", labelled(scenes_of_all_sizes(2 * parsed.scenes)))
         num_large = math.ceil(parsed.scenes * _SCENES_OF_A_KIND)
         write_coco(folder / "fitting in tiles", _large_images(num_large, seed=1))
         write_coco(folder / TILES, _large_images(num_large, seed=2))
@@ -84,13 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _large_images(num_of_a_kind: int, seed: int) -> Iterator[Labelled]:
     for kind in LARGE_KINDS:
-        yield from _labelled(scenes(kind, num_of_a_kind, seed, _LARGE_SIZE_WH))
-
-
-def _labelled(rendered: Iterable[LargeScene]) -> Iterator[Labelled]:
-    for scene in rendered:
-        image = SceneImage(scene.data, "image/jpeg", scene.image.size)
-        yield image, [(drawn, box_xyxy(drawn)) for drawn in scene.objects]
+        yield from labelled(scenes(kind, num_of_a_kind, seed, _LARGE_SIZE_WH))
 
 
 def _fit(client: httpx.Client, model: str, folder: Path) -> Path:

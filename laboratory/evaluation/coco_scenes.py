@@ -10,6 +10,7 @@ from export.scenes.geometry import box_xyxy
 from export.scenes.scene import CANVAS_PX, SHAPES, BoxXYXY, SceneObject
 from laboratory.evaluation.client import evaluation_scene
 from laboratory.evaluation.conditions import Condition, SceneImage
+from laboratory.tile_scenes import LargeScene
 
 Labelled = tuple[SceneImage, Sequence[tuple[SceneObject, BoxXYXY]]]  # boxes in pixels of the image
 
@@ -42,6 +43,13 @@ def write_coco(folder: Path, labelled: Iterable[Labelled]) -> None:
     categories = [{"id": index, "name": name} for index, name in enumerate(SHAPES)]
     document = {"images": images, "categories": categories, "annotations": annotations}
     (folder / "annotations.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def labelled(rendered: Iterable[LargeScene]) -> Iterator[Labelled]:
+    """Yield large images with the boxes of their shapes."""
+    for scene in rendered:
+        image = SceneImage(scene.data, "image/jpeg", scene.image.size)
+        yield image, [(drawn, box_xyxy(drawn)) for drawn in scene.objects]
 
 
 def _rendered(conditions: Sequence[Condition], scene_indices: Iterable[int]) -> Iterator[Labelled]:
