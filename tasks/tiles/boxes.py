@@ -108,9 +108,9 @@ def survivors(found: Sequence[FoundBox], is_text: bool) -> list[int]:
     view that sees more of a line reads it less well.
     """
 
-    def rank(index: int) -> tuple[bool, float]:
+    def rank(index: int) -> tuple[bool, bool, float]:
         each = found[index]
-        return each.is_cut or (each.is_joined and not is_text), -each.score
+        return each.is_cut, each.is_joined and not is_text, -each.score
 
     order = sorted(range(len(found)), key=rank)
     arrays = BoxArrays.of([found[index] for index in order])

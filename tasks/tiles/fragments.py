@@ -91,7 +91,8 @@ def _are_alike(
     is_large = boxes.areas[part] >= MIN_AREA_RATIO * boxes.areas[whole]
     is_named_so = has_its_label & are_named[part]
     is_likely = has_its_label | (scores[part] < scores[whole])
-    return is_named_so | (is_likely & is_large)
+    are_alike: NDArray[np.bool_] = is_named_so | (is_likely & is_large)
+    return are_alike
 
 
 def _best_of_each_view(
@@ -102,7 +103,7 @@ def _best_of_each_view(
     Of the boxes of a view at the place of an object it is the one with the highest IoU.
     """
     areas = (high - low).prod(axis=1)
-    are_whole = ~boxes.are_cut.any(axis=1)
+    are_whole = ~np.any(boxes.are_cut, axis=1)
     parts = [np.empty(0, dtype=np.intp)]
     wholes = [np.empty(0, dtype=np.intp)]
     ious = [np.empty(0)]
@@ -110,8 +111,9 @@ def _best_of_each_view(
         for part, whole in (pair, pair[::-1]):
             shared = shared_areas(low[part], high[part], boxes.low[whole], boxes.high[whole])
             either = areas[part] + boxes.areas[whole] - shared
-            is_there = shared > _MIN_MOVED * np.minimum(areas[part], boxes.areas[whole])
-            is_there &= (boxes.views[part] != boxes.views[whole]) & are_whole[whole]
+            smaller = np.minimum(areas[part], boxes.areas[whole])
+            is_there = (boxes.views[part] != boxes.views[whole]) & are_whole[whole]
+            is_there &= shared > _MIN_MOVED * smaller
             parts.append(part[is_there])
             wholes.append(whole[is_there])
             ious.append(shared[is_there] / either[is_there])

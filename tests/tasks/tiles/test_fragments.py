@@ -43,7 +43,8 @@ def parts(found: Sequence[FoundBox], near_px: float = NEAR_PX, scale: int = 1) -
     for left, top, right, bottom in VIEWS:
         views.append((left * scale, top * scale, right * scale, bottom * scale))
     size_wh = (width * scale, height * scale)
-    return moved_parts(found, views, size_wh, near_px * scale).tolist()
+    are_parts: list[bool] = moved_parts(found, views, size_wh, near_px * scale).tolist()
+    return are_parts
 
 
 @given(st.lists(boxes(), max_size=30))

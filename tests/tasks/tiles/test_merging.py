@@ -137,6 +137,16 @@ def test_joined_parts_yield_to_a_view_that_saw_all_of_the_object() -> None:
     assert detected([whole], [box(40, 10, 99, 50, 0.9)], [box(81, 12, 140, 50, 0.9)]) == [whole]
 
 
+def test_joined_parts_are_kept_rather_than_a_surer_part() -> None:
+    tiles = [(0, 0, 100, 100), (80, 0, 180, 100), (80, 80, 180, 180)]
+    found = [box(40, 50, 99, 96), box(81, 50, 140, 96), box(81, 81, 140, 96, 0.9)]
+    views = [View((0, 0, 180, 180), DetectionsResult((), True))]
+    for tile, part in zip(tiles, found, strict=True):
+        views.append(View(tile, DetectionsResult((part,), True)))
+    merged = merge("object_detection", views, (180, 180))
+    assert merged.result == DetectionsResult((box(40, 50, 140, 96),), True)
+
+
 @pytest.mark.parametrize(
     "right",
     [
