@@ -27,11 +27,8 @@ OVERLAP = 0.2
 KINDS = ("seams", "pairs", "large", "empty", "textured", *SIZES_WH)
 _SHAPE_PX = 80  # shapes on seams and in pairs, and in images of another size
 _GAP_PX = 6  # between the shapes of a pair
-_LARGE_SHARE = 0.3  # of the image's width
-_SHARES = (
-    0.03,
-    0.33,
-)  # of the side of an image with shapes of all sizes; training has 0.11 to 0.33
+_LARGE_SHARE = 0.3  # share of the image's width
+_SHARES = (0.03, 0.33)  # sizes of shapes, as shares of the side; training has 0.11 to 0.33
 _SIZED_PX = 768  # side of such an image
 _BACKGROUND_PX = 384
 _FIRST_SEED = 950_000_000  # training uses smaller seeds only

@@ -68,7 +68,7 @@ class Calibration:
     scores: tuple[float, ...]  # increasing
     probabilities: tuple[float, ...]  # non-decreasing
     with_tiles: bool = False
-    min_object_share: float | None = None  # of the side of the model's input
+    min_object_share: float | None = None  # share of the side of the model's input
 
     def __post_init__(self) -> None:
         if self.task not in TASKS or TASKS[self.task].result_kind == "text":

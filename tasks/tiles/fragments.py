@@ -64,20 +64,20 @@ def moved_parts(
         are_near[index] = cut_sides(each.box, views[min(each.views)], image_size_wh, near_px)
     low = np.where(are_near[:, :2], edges[:, :2], boxes.low)
     high = np.where(are_near[:, 2:], edges[:, 2:], boxes.high)
-    part, whole = _best_of_each_view(boxes, low, high)
+    part, whole = best_of_each_view(boxes, low, high)
     begins_before = boxes.low[whole] < boxes.low[part]
     ends_after = boxes.high[whole] > boxes.high[part]
     goes_on = np.concatenate([begins_before, ends_after], axis=1)
     is_moved = (are_near[part] & goes_on).any(axis=1)
     is_moved &= boxes.areas[part] < _MAX_PART * boxes.areas[whole]
     is_moved &= ~boxes.overlap(part, whole)  # such boxes are one object, of which the better stays
-    is_moved &= _are_alike(found, boxes, part, whole)
+    is_moved &= are_alike(found, boxes, part, whole)
     are_parts = np.zeros(len(found), dtype=np.bool_)
     are_parts[part[is_moved]] = True
     return are_parts
 
 
-def _are_alike(
+def are_alike(
     found: Sequence[FoundBox], boxes: BoxArrays, part: Indices, whole: Indices
 ) -> NDArray[np.bool_]:
     """Return which pairs may be a part and its object by their labels and scores.
@@ -91,11 +91,11 @@ def _are_alike(
     is_large = boxes.areas[part] >= MIN_AREA_RATIO * boxes.areas[whole]
     is_named_so = has_its_label & are_named[part]
     is_likely = has_its_label | (scores[part] < scores[whole])
-    are_alike: NDArray[np.bool_] = is_named_so | (is_likely & is_large)
-    return are_alike
+    may_be_one: NDArray[np.bool_] = is_named_so | (is_likely & is_large)
+    return may_be_one
 
 
-def _best_of_each_view(
+def best_of_each_view(
     boxes: BoxArrays, low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> tuple[Indices, Indices]:
     """Return pairs of a box, stretched to `low` and `high`, and a whole object of another view.

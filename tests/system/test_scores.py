@@ -54,7 +54,8 @@ def scores(answer: Answer) -> list[float]:
 def test_both_embedded_models_answer_with_calibrated_scores_and_list_their_tasks(
     client: Client,
 ) -> None:
-    assert [answer.calibrated for answer in answers(client, AnswerOptions())] == [True, True]
+    for options in (AnswerOptions(), AnswerOptions(tiles=4)):
+        assert [answer.calibrated for answer in answers(client, options)] == [True, True]
     assert [answer.calibrated for answer in answers(client, AnswerOptions(temperature=0.5))] == [
         False,
         False,

@@ -19,7 +19,7 @@ from diptych_client.long_runs import RunError
 
 MIN_ANSWERS = 200
 MIN_OBJECTS = 200  # true ones, for their smallest size
-_MIN_RECALL_SHARE = 0.95  # of the recall of the larger half
+_MIN_RECALL_SHARE = 0.95  # recall, as a share of the larger half's
 _NUM_BINS = 15  # Guo et al., 2017, "On Calibration of Modern Neural Networks", section 4
 
 

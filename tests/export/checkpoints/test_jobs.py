@@ -8,6 +8,7 @@ from export.checkpoints.errors import SourceError
 from export.checkpoints.jobs import ExportOptions, build_key, library_versions, plan_job
 from export.checkpoints.precision_record import PrecisionRecord
 from tasks.catalog import load_catalog
+from tasks.scores import read_calibrations
 from tests.support.export_cli import MODELS
 from wire.artifacts.manifest import CALIBRATION_FILE, Device, Part, Precision
 
@@ -83,9 +84,13 @@ def test_an_invalid_calibration_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["florence-2-mini", "paligemma-mini"])
 def test_the_embedded_models_have_calibrations_of_their_checkpoints(model: str) -> None:
-    assert (
-        plan_job(CATALOG[model], ExportOptions()).calibration == MODELS / model / CALIBRATION_FILE
-    )
+    path = plan_job(CATALOG[model], ExportOptions()).calibration
+    assert path == MODELS / model / CALIBRATION_FILE
+    found = read_calibrations(path)
+    tiled = {each.task for each in found if each.with_tiles}
+    plain = {each.task: each.min_object_share for each in found if not each.with_tiles}
+    assert tiled == set(plain)
+    assert all(plain.values())
 
 
 def test_same_content_elsewhere_has_the_same_key(tmp_path: Path) -> None:
