@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--models", nargs="+", default=MODELS, metavar="ID", help=default)
     add("--seed", type=int, default=0, metavar="N", help=f"other scenes; {default}")
     add("--scenes", type=int, default=5, metavar="N", help=f"of each kind; {default}")
-    add("--sizes", nargs="+", type=int, default=[24, 48, 80], metavar="PX", help=default)
+    add("--sizes", nargs="*", type=int, default=[24, 48, 80], metavar="PX", help=default)
     add("--kinds", nargs="*", default=KINDS, help=default)
     add("--peers", nargs="*", default=[], choices=PEERS, help="libraries to compare with")
     add("--tiles", default="", help="such as auto; default: a grid of at most 63 tiles")
