@@ -12,7 +12,6 @@ from numpy.random import Generator
 from export.scenes.geometry import Point
 from export.scenes.scene import CANVAS_PX, RGB, BoxXYXY
 from laboratory.things.material import FONTS, Material
-from laboratory.things.rendering import ink_of
 from laboratory.things.scene import SCALE, Panel, TextLine
 from laboratory.things.wording import (
     ALPHABETS,
@@ -145,8 +144,6 @@ def _line(
     corners = ((-1, -1), (1, -1), (1, 1), (-1, 1))
     characters = []
     for index, character in enumerate(measured.text):
-        if character == " ":
-            continue
         start, end = measured.edges_x[index : index + 2]
         x, y = turned((start + end) / 2 - (left + right) / 2, 0.0)
         half = (end - start) / 2

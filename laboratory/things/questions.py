@@ -25,7 +25,21 @@ from laboratory.things.catalogue import KINDS, THINGS, Thing, plural_of
 from laboratory.things.scene import MAX_THINGS, PlacedThing, ThingScene
 
 FIRST_LINE = MAX_THINGS
-_NUMBER_WORDS = ("no one two three four five six seven eight nine ten eleven twelve").split()
+_NUMBER_WORDS = [
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
 _MAX_DESCRIBED = 4  # things that a detailed caption describes one by one
 _LOOKALIKE_SHARE = 0.4  # absent labels that look like a thing of the scene
 _PLURAL_KINDS = {"fruit": "fruits", "food": "foods", "clothing": "clothes", "jewellery": "jewels"}
@@ -40,14 +54,14 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class ThingQuestion:
+class SpannedQuestion:
     """A question; `spans` join to the text of a text answer."""
 
     question: Question
     spans: tuple[Span, ...] = ()
 
 
-def thing_questions(scene: ThingScene) -> tuple[ThingQuestion, ...]:
+def thing_questions(scene: ThingScene) -> tuple[SpannedQuestion, ...]:
     """Return the questions of every task; things of questions about one are drawn by the seed."""
     rng = default_rng((scene.seed, len(scene.things), 1))
     asked = [
@@ -60,19 +74,19 @@ def thing_questions(scene: ThingScene) -> tuple[ThingQuestion, ...]:
         ("region_proposal", [""] * len(scene.things)),
     ):
         boxes = _boxes(zip(labels, scene.things, strict=True))
-        asked.append(ThingQuestion(Question(task, task, {}, boxes)))
-    asked += map(ThingQuestion, _reading(scene))
+        asked.append(SpannedQuestion(Question(task, task, {}, boxes)))
+    asked += map(SpannedQuestion, _reading(scene))
     if scene.lines:
         index = int(rng.integers(len(scene.lines)))
         span = Span(scene.lines[index].text, (FIRST_LINE + index,))
         region = list(scene.lines[index].box_xyxy)
         asked.append(_text("region_description", "text", [span], region))
     absent = _absent_thing(scene, rng)
-    asked += map(ThingQuestion, _labelled(scene, absent, rng))
+    asked += map(SpannedQuestion, _labelled(scene, absent, rng))
     asked += _answered(scene, absent, rng)
     if scene.things:
         asked += _about_one(scene, int(rng.integers(len(scene.things))))
-        asked += map(ThingQuestion, _grounded(scene, rng))
+        asked += map(SpannedQuestion, _grounded(scene, rng))
     return tuple(asked)
 
 
@@ -234,7 +248,7 @@ def _phrases(names: Iterable[str], scene: ThingScene) -> DetectionsTruth:
     return _boxes(found)
 
 
-def _about_one(scene: ThingScene, index: int) -> Iterator[ThingQuestion]:
+def _about_one(scene: ThingScene, index: int) -> Iterator[SpannedQuestion]:
     """Yield the questions about one thing: its outline, its category and its description."""
     chosen = scene.things[index]
     region = list(chosen.box_xyxy)
@@ -242,14 +256,14 @@ def _about_one(scene: ThingScene, index: int) -> Iterator[ThingQuestion]:
     outline = InstancesTruth((chosen.outline_xy,))
     if [placed.name for placed in scene.things].count(chosen.name) == 1:
         phrase = Question(f"{task} phrase", task, {"phrase": chosen.name}, outline)
-        yield ThingQuestion(phrase)
-    yield ThingQuestion(Question(f"{task} region", task, {"region": region}, outline))
+        yield SpannedQuestion(phrase)
+    yield SpannedQuestion(Question(f"{task} region", task, {"region": region}, outline))
     task = "region_description"
     yield _text(task, "category", [Span(chosen.thing.name, (index,))], region)
     yield _text(task, "description", [Span(chosen.description, (index,))], region)
 
 
-def _answered(scene: ThingScene, absent: Thing, rng: Generator) -> Iterator[ThingQuestion]:
+def _answered(scene: ThingScene, absent: Thing, rng: Generator) -> Iterator[SpannedQuestion]:
     """Yield the text of the lines, and visual question answering."""
     lines = _line_spans(scene, "\n")
     yield _spanned(Question("ocr", "ocr", {}, TextTruth("")), lines)
@@ -293,7 +307,7 @@ def _kind_phrase(kind: str) -> str:
     return kind if kind in ("food", "clothing") else with_article(kind)
 
 
-def _question(variant: str, question: str, spans: Sequence[Span]) -> ThingQuestion:
+def _question(variant: str, question: str, spans: Sequence[Span]) -> SpannedQuestion:
     task = "visual_question_answering"
     asked = Question(f"{task} {variant}", task, {"question": question}, TextTruth(""))
     return _spanned(asked, spans)
@@ -301,17 +315,17 @@ def _question(variant: str, question: str, spans: Sequence[Span]) -> ThingQuesti
 
 def _text(
     task: str, detail: str, spans: Sequence[Span], region: list[float] | None = None
-) -> ThingQuestion:
+) -> SpannedQuestion:
     parameters: Parameters = {"detail": detail}
     if region is not None:
         parameters = {"detail": detail, "region": region}
     return _spanned(Question(f"{task} {detail}", task, parameters, TextTruth("")), spans)
 
 
-def _spanned(question: Question, spans: Sequence[Span]) -> ThingQuestion:
+def _spanned(question: Question, spans: Sequence[Span]) -> SpannedQuestion:
     text = "".join(span.text for span in spans)
     asked = Question(question.name, question.task, question.parameters, TextTruth(text))
-    return ThingQuestion(asked, tuple(spans))
+    return SpannedQuestion(asked, tuple(spans))
 
 
 def _boxes(labelled: Iterable[tuple[str, PlacedThing]]) -> DetectionsTruth:

@@ -21,8 +21,8 @@ from laboratory.things.scene import (
     MAX_THINGS,
     RESOLUTION_PX,
     SCALE,
-    PlacedThing,
     Pixels,
+    PlacedThing,
     Pose,
     Texture,
     ThingBackground,
@@ -84,6 +84,26 @@ def sample_things(
     taken = [panel.box_xyxy] if panel else [line.box_xyxy for line in lines]
     sprites = _place_things(rng, material, num_things, taken)
     return ThingScene(seed, background, panel, _visible(sprites), lines)
+
+
+def unrendered_scene(seed: int) -> ThingScene:
+    """Return things in any places, without text: enough for the wording of questions."""
+    rng = default_rng((seed, 42))
+    placed = []
+    thing = _any_thing(rng)
+    for layer in range(int(rng.integers(1, 6))):
+        color = COLORS[int(rng.integers(len(COLORS)))] if thing.color else None
+        size: Size = "large" if rng.random() < 0.5 else "small"
+        left, top = (rng.random(2) * CANVAS_PX / 2).tolist()
+        visible = np.ones((8, 8), bool)
+        pose = Pose((left, top), 8.0, 0.0, False, 0, 1.0)
+        box = (left, top, left + 8 / SCALE, top + 8 / SCALE)
+        placed.append(PlacedThing(thing, color, size, pose, layer, visible, box))
+        thing = _next_thing(rng, thing)
+    brightness: Brightness = "dark" if rng.random() < 0.5 else "light"
+    background = ThingBackground(brightness, "plain", (0, 0, 0), (0, 0, 0), 0)
+    things = sorted(placed, key=lambda each: _middle_x(each.box_xyxy))
+    return ThingScene(seed, background, None, tuple(things), ())
 
 
 def _tinted_grey(rng: Generator, brightness: Brightness) -> RGB:

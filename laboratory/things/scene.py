@@ -19,7 +19,7 @@ from laboratory.things.catalogue import Thing
 RESOLUTION_PX = 256
 SCALE = RESOLUTION_PX / CANVAS_PX
 MAX_THINGS = 12
-MAX_POLYGON_POINTS = 16
+MAX_POLYGON_POINTS = 20
 
 Texture = Literal["plain", "gradient", "noisy", "texture", "photograph"]
 Pixels = NDArray[np.bool_]
@@ -123,7 +123,7 @@ class TextLine:
     size_wh: tuple[float, float]  # of the ink before turning
     angle_deg: float
     quad_xy: Ring
-    characters: tuple[tuple[str, BoxXYXY], ...]  # without spaces
+    characters: tuple[tuple[str, BoxXYXY], ...]  # of the text, in order
 
     @property
     def box_xyxy(self) -> BoxXYXY:

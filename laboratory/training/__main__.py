@@ -6,13 +6,17 @@ A stopped run resumes; --restart discards it. The checkpoint is written at the e
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from export.checkpoints.jobs import ROOT, find_entry
+from laboratory.things import Material
+from laboratory.training.data.tokenizers import florence2_tokenizer, paligemma_tokenizer
+from laboratory.training.data.worlds import shape_world, thing_world
 from laboratory.training.masks.autoencoder import MaskAutoencoder
-from laboratory.training.masks.training import shape_codes, train_mask_autoencoder
+from laboratory.training.masks.training import mask_codes, train_mask_autoencoder
 from laboratory.training.models import florence2, paligemma
 from laboratory.training.models.initialization import initialize
 from laboratory.training.runs.cell_heads import CellHeads
@@ -23,24 +27,46 @@ from laboratory.training.runs.run_folder import RunFolder
 from tasks.paligemma import MaskDecoder
 
 _MODELS = ROOT / "models"
+_MATERIAL = ROOT / "build" / "things"
+_THINGS = "-things"
 _MASK_DECODER = _MODELS / "paligemma-mini" / "vae.npz"
 
 
-def make_training(model_id: str, folder: Path, device: str, seed: int) -> Training:
-    """Return the run of a model with weights initialised from `seed`."""
-    entry = find_entry(model_id)
+def make_training(
+    model_id: str, folder: Path, device: str, seed: int, material: Path | None = None
+) -> Training:
+    """Return the run of a model with weights initialised from `seed`.
+
+    A model of things has the prompts of its family's embedded model; it reads `material`.
+    """
+    has_things = model_id.endswith(_THINGS)
+    entry = find_entry(model_id.replace(_THINGS, "-mini"))
     torch.manual_seed(seed)
     if entry.family == "florence2":
-        parts = florence2.make_parts(entry)
+        size = florence2.THINGS if has_things else florence2.MINI
+        parts = florence2.make_parts(entry, florence2_tokenizer(entry, has_things), size)
     else:
-        codes = shape_codes(MaskAutoencoder.load_npz(_MASK_DECODER))
-        parts = paligemma.make_parts(entry, codes, MaskDecoder.load(_MASK_DECODER))
+        size = paligemma.THINGS if has_things else paligemma.MINI
+        parts = paligemma.make_parts(
+            entry,
+            paligemma_tokenizer(entry, has_things),
+            size,
+            partial(mask_codes, MaskAutoencoder.load_npz(_MASK_DECODER)),
+            MaskDecoder.load(_MASK_DECODER),
+        )
+    world = thing_world(Material(material or _MATERIAL)) if has_things else shape_world()
     trainee = parts.trainee
     initialize(trainee)
     heads = CellHeads(trainee.embeddings.shape[1])
     trainee.to(device)
     return Training(
-        parts, heads.to(device), RECIPES[model_id], RunFolder(folder), device, has_bfloat16(device)
+        parts,
+        world,
+        heads.to(device),
+        RECIPES[model_id],
+        RunFolder(folder),
+        device,
+        has_bfloat16(device),
     )
 
 
@@ -61,6 +87,7 @@ def main() -> int:
     runs = ROOT / "build" / "training"
     add("model", choices=[*RECIPES, "mask-decoder"])
     add("--runs", type=Path, default=runs, help="default: %(default)s")
+    add("--material", type=Path, default=_MATERIAL, help="of things; default: %(default)s")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     refine = "start at the last stage, with its weights"
     add("--refine", type=Path, metavar="CHECKPOINT", help=refine)
@@ -72,7 +99,7 @@ def main() -> int:
     if arguments.model == "mask-decoder":
         train_mask_autoencoder(_MASK_DECODER, folder, device=arguments.device)
         return 0
-    training = make_training(arguments.model, folder, arguments.device, seed=0)
+    training = make_training(arguments.model, folder, arguments.device, 0, arguments.material)
     if arguments.refine:
         training.begin_refining(read_weights(arguments.refine))
     training.run()

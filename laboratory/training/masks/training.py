@@ -19,9 +19,8 @@ from torch.nn import functional
 from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
-from export.scenes.scene import SHAPES
 from laboratory.training.masks.autoencoder import MaskAutoencoder
-from laboratory.training.masks.samples import sample_masks, shape_mask
+from laboratory.training.masks.samples import Masks, sample_masks
 from laboratory.training.runs.optimizer import Muon, cosine_factor, descend, set_rates
 from laboratory.training.runs.run_folder import RunFolder
 
@@ -148,13 +147,9 @@ def score_masks(autoencoder: MaskAutoencoder, masks: Tensor) -> MaskScore:
     return MaskScore(_iou(autoencoder.decode(codes), masks), _num_used(codes))
 
 
-def shape_codes(autoencoder: MaskAutoencoder) -> dict[str, tuple[int, ...]]:
-    """Return the 16 codes of each shape of the scenes, filled in its tight box."""
-    masks = torch.from_numpy(np.stack([shape_mask(shape) for shape in SHAPES]))[:, None]
-    return {
-        shape: tuple(codes)
-        for shape, codes in zip(SHAPES, autoencoder.encode(masks).tolist(), strict=True)
-    }
+def mask_codes(autoencoder: MaskAutoencoder, mask: Masks) -> tuple[int, ...]:
+    """Return the 16 codes of a mask (64, 64)."""
+    return tuple(autoencoder.encode(torch.from_numpy(mask)[None, None])[0].tolist())
 
 
 def _num_used(codes: Tensor) -> int:

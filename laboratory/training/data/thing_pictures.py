@@ -1,0 +1,45 @@
+"""Scenes of things as pictures."""
+
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from export.scenes.geometry import quad_xy
+from export.scenes.scene import COLORS, SIZES
+from laboratory.things import Material, ThingScene, render_things, thing_questions
+from laboratory.things.scene import PlacedThing
+from laboratory.training.data.pictures import FIRST_LINE, Part, Picture, thing_class
+from laboratory.training.masks.samples import MASK_SIDE, Masks
+
+
+def thing_picture(scene: ThingScene, material: Material) -> Picture:
+    """Return the picture of a scene."""
+    parts = {index: _thing_part(placed) for index, placed in enumerate(scene.things)}
+    for index, line in enumerate(scene.lines):
+        parts[FIRST_LINE + index] = Part(
+            line.text, line.box_xyxy, line.quad_xy, characters=line.characters
+        )
+    render = partial(render_things, scene, material)
+    is_light = scene.background.brightness == "light"
+    return Picture(scene.seed, parts, is_light, thing_questions(scene), render)
+
+
+def _thing_part(placed: PlacedThing) -> Part:
+    classes = {"thing": thing_class(placed.thing.name), "size": SIZES.index(placed.size)}
+    if placed.color:
+        classes["color"] = COLORS.index(placed.color)
+    return Part(
+        placed.name,
+        placed.box_xyxy,
+        quad_xy(placed.box_xyxy),
+        classes,
+        polygon_xy=lambda: placed.polygon_xy,
+        mask=partial(_mask, placed),
+    )
+
+
+def _mask(placed: PlacedThing) -> Masks:
+    image = Image.fromarray(placed.visible.astype(np.uint8) * 255)
+    small = image.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(small, np.float32) / np.float32(255)
