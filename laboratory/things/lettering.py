@@ -103,7 +103,7 @@ def _shade(rng: Generator, is_light: bool) -> RGB:
 def _fitted(
     material: Material, file: str, size: int, pitch: float, texts: Sequence[str]
 ) -> tuple[int, list[_Measured]]:
-    """Return the lines at the largest size up to `size` at which they fit; the last ones go first."""
+    """Return the lines at the largest size up to `size` that fits; at the smallest, cut them."""
     smallest = round(_FONT_SIZES_PX[0])
     kept = list(texts)
     while True:

@@ -192,7 +192,6 @@ def _hue(color: Color) -> int:
 
 def _on_canvas(opaque: Pixels, left: int, top: int) -> Pixels:
     canvas = np.zeros((RESOLUTION_PX, RESOLUTION_PX), bool)
-    height, width = opaque.shape
     part = opaque[max(0, -top) : RESOLUTION_PX - top, max(0, -left) : RESOLUTION_PX - left]
     top, left = max(0, top), max(0, left)
     canvas[top : top + part.shape[0], left : left + part.shape[1]] = part

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 
 from export.checkpoints.jobs import ROOT, find_entry
 from laboratory.things import Material
@@ -29,6 +30,7 @@ from tasks.paligemma import MaskDecoder
 _MODELS = ROOT / "models"
 _MATERIAL = ROOT / "build" / "things"
 _THINGS = "-things"
+_TOKENIZERS = {"florence2": florence2_tokenizer, "paligemma": paligemma_tokenizer}
 _MASK_DECODER = _MODELS / "paligemma-mini" / "vae.npz"
 
 
@@ -37,19 +39,28 @@ def make_training(
 ) -> Training:
     """Return the run of a model with weights initialised from `seed`.
 
-    A model of things has the prompts of its family's embedded model; it reads `material`.
+    A model of things has the prompts of its family's embedded model; it reads `material`. The
+    vocabulary is kept with the run, because another one would give its weights another meaning.
     """
     has_things = model_id.endswith(_THINGS)
     entry = find_entry(model_id.replace(_THINGS, "-mini"))
+    vocabulary = folder / "tokenizer.json"
+    if vocabulary.exists():
+        tokenizer = Tokenizer.from_file(str(vocabulary))
+    else:
+        make_tokenizer = _TOKENIZERS[entry.family]
+        tokenizer = make_tokenizer(entry, has_things)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(vocabulary))
     torch.manual_seed(seed)
     if entry.family == "florence2":
         size = florence2.THINGS if has_things else florence2.MINI
-        parts = florence2.make_parts(entry, florence2_tokenizer(entry, has_things), size)
+        parts = florence2.make_parts(entry, tokenizer, size)
     else:
         size = paligemma.THINGS if has_things else paligemma.MINI
         parts = paligemma.make_parts(
             entry,
-            paligemma_tokenizer(entry, has_things),
+            tokenizer,
             size,
             partial(mask_codes, MaskAutoencoder.load_npz(_MASK_DECODER)),
             MaskDecoder.load(_MASK_DECODER),
