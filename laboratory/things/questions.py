@@ -215,7 +215,9 @@ def _labelled(scene: ThingScene, absent: Thing, rng: Generator) -> Iterator[Ques
     names = dict.fromkeys(placed.thing.name for placed in scene.things)
     several = [*list(names)[:_MAX_DESCRIBED], absent.name]
     yield _labels("several", rng.permutation(several).tolist(), scene)
-    yield _labels("absent", [_any(rng, (absent.name, *absent.synonyms))], scene)
+    is_alike = any(absent.name in placed.thing.lookalikes for placed in scene.things)
+    variant = "absent lookalike" if is_alike else "absent"
+    yield _labels(variant, [_any(rng, (absent.name, *absent.synonyms))], scene)
 
 
 def _labels(variant: str, labels: list[str], scene: ThingScene) -> Question:
@@ -271,7 +273,9 @@ def _answered(scene: ThingScene, absent: Thing, rng: Generator) -> Iterator[Span
     everything = tuple(range(len(scene.things)))
     count = str(len(scene.things))
     yield _question("count", "how many things are there?", [Span(count, everything)])
-    yield _question("presence", f"is there {with_article(absent.name)}?", [Span("no")])
+    is_alike = any(absent.name in placed.thing.lookalikes for placed in scene.things)
+    variant = "presence lookalike" if is_alike else "presence"
+    yield _question(variant, f"is there {with_article(absent.name)}?", [Span("no")])
     absent_kinds = [
         kind for kind in KINDS if all(kind not in placed.thing.kinds for placed in scene.things)
     ]

@@ -176,6 +176,7 @@ RECIPES = {
         refining_steps=2500,
         encoder_images=16,
         full_difficulty_share=0.3,
+        saved_every=100,
     ),
     "paligemma-things": Recipe(
         encoder_steps=5000,
@@ -186,5 +187,6 @@ RECIPES = {
         refining_steps=2500,
         encoder_images=16,
         full_difficulty_share=0.3,
+        saved_every=100,
     ),
 }
