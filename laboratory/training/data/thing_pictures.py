@@ -3,14 +3,21 @@
 from functools import partial
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from export.scenes.geometry import quad_xy
 from export.scenes.scene import COLORS, SIZES
-from laboratory.things import Material, ThingScene, render_things, thing_questions
+from laboratory.things import (
+    Material,
+    ThingScene,
+    render_things,
+    sample_things,
+    thing_questions,
+)
 from laboratory.things.scene import PlacedThing
 from laboratory.training.data.pictures import FIRST_LINE, Part, Picture, thing_class
-from laboratory.training.masks.samples import MASK_SIDE, Masks
+from laboratory.training.masks.samples import MASK_SIDE, Masks, sample_masks
 
 
 def thing_picture(scene: ThingScene, material: Material) -> Picture:
@@ -37,6 +44,17 @@ def _thing_part(placed: PlacedThing) -> Part:
         polygon_xy=lambda: placed.polygon_xy,
         mask=partial(_mask, placed),
     )
+
+
+def thing_masks(material: Material, rng: Generator, num_masks: int) -> Masks:
+    """Sample masks (B, 1, 64, 64): half of visible parts of things, half of shapes and blobs."""
+    masks = list[Masks]()
+    while len(masks) < num_masks // 2:
+        scene = sample_things(int(rng.integers(2**62)), material, num_lines=0)
+        masks += [_mask(placed) for placed in scene.things]
+    of_things = np.stack(masks[: num_masks // 2])[:, None]
+    others = sample_masks(rng, num_masks - len(of_things))
+    return np.concatenate([of_things, others])
 
 
 def _mask(placed: PlacedThing) -> Masks:

@@ -46,7 +46,7 @@ def shape_pictures() -> Iterator[Picture]:
 
 def thing_pictures() -> Iterator[Picture]:
     material = DrawnMaterial()
-    for seed in range(12):
+    for seed in range(6):
         yield thing_picture(sample_things(seed, material), material)
 
 
