@@ -74,7 +74,7 @@ class PlacedThing:
     def outline_xy(self) -> Ring:
         """The outline of the largest visible piece, clockwise from its top."""
         padded = np.pad(self.visible.astype(np.float32), 1)
-        rings = contourpy.contour_generator(z=padded).lines(0.5)
+        rings = [np.asarray(ring) for ring in contourpy.contour_generator(z=padded).lines(0.5)]
         largest = max(rings, key=lambda ring: abs(_twice_area(ring)))[:-1]
         if _twice_area(largest) < 0:
             largest = largest[::-1]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import default_rng
 from PIL import Image
 
+from export.scenes.scene import Brightness, Size
 from laboratory.things.catalogue import THINGS, Thing
 from laboratory.things.material import Material
 from laboratory.things.scene import (
@@ -133,10 +134,10 @@ def _scene(page: _Page, image: Image.Image) -> ThingScene:
         )
         longer = 2 * max(visible.shape)
         pose = Pose(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), longer / 2, 0.0, False, 0, 1.0)
-        size = "large" if longer >= _LARGE_PX else "small"
+        size: Size = "large" if longer >= _LARGE_PX else "small"
         placed.append(PlacedThing(thing, thing.color, size, pose, 0, visible, box))
     placed.sort(key=lambda each: each.box_xyxy[0] + each.box_xyxy[2])
     grey = (page.grey,) * 3
-    brightness = "light" if page.grey > 127 else "dark"
+    brightness: Brightness = "light" if page.grey > 127 else "dark"
     background = ThingBackground(brightness, "plain", grey, grey, 0)
     return ThingScene(page.seed, background, None, tuple(placed), ())

@@ -16,14 +16,14 @@ class DrawnMaterial(Material):
 
     def __init__(self) -> None:
         self.font = lru_cache(self._bundled)
-        self.characters = lambda _: frozenset(map(chr, range(32, 0x2000)))
+        self.characters = lru_cache(lambda _: frozenset(map(chr, range(32, 0x2000))))
         self.emoji = lru_cache(maxsize=None)(_glyph)
 
     def _bundled(self, file: str, size_px: int) -> ImageFont.FreeTypeFont:
         return load_font("bold" if "Bold" in file else "regular", size_px)
 
     @property
-    def photographs(self) -> list[Image.Image]:  # type: ignore[override]
+    def photographs(self) -> list[Image.Image]:
         """One picture of noise."""
         noise = np.random.default_rng(0).integers(0, 256, (200, 220, 3), dtype=np.uint8)
         return [Image.fromarray(noise)]
