@@ -12,7 +12,6 @@ service_process     a service started for an evaluation
 
 Commands over them:
 
-things              accuracy on scenes of things, by task and class
 precision           accuracy at each precision
 calibration         calibrations of the scores
 guarantees          how often `diptych annotate --labelled` breaks its promise

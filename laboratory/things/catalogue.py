@@ -5,6 +5,7 @@ A thing with a colour is recoloured in scenes and named with its colour; the oth
 
 import csv
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from export.scenes.scene import COLORS, Color
@@ -40,7 +41,7 @@ def plural_of(name: str) -> str:
     return f"{name}s"
 
 
-def _read() -> tuple[Thing, ...]:
+def read_things() -> tuple[Thing, ...]:
     things = []
     colors = {str(color): color for color in COLORS}
     with _FILE.open(encoding="utf-8", newline="") as file:
@@ -64,6 +65,6 @@ def _read() -> tuple[Thing, ...]:
     return tuple(things)
 
 
-THINGS = _read()
+THINGS = read_things()
 INDEX_OF = {thing.name: index for index, thing in enumerate(THINGS)}
-KINDS = tuple(dict.fromkeys(kind for thing in THINGS for kind in thing.kinds))
+KINDS = tuple(dict.fromkeys(chain.from_iterable(thing.kinds for thing in THINGS)))

@@ -21,8 +21,8 @@ from laboratory.things.wording import (
     receipt_line,
 )
 
-_FONT_SIZES_PX = (10.0, 60.0)  # of an image of `RESOLUTION_PX`
-_LINE_PITCHES = (1.25, 1.7)  # of the font size
+_FONT_SIZES_PX = (10.0, 60.0)  # measured in an image of `RESOLUTION_PX`
+_LINE_PITCHES = (1.25, 1.7)  # times the font size
 _EDGE_PX = 3.0
 _PADDING_PX = 5.0
 _MAX_SIDE_PX = CANVAS_PX - 2 * (_EDGE_PX + _PADDING_PX)
@@ -36,7 +36,7 @@ class _Measured:
 
     text: str
     box_xyxy: BoxXYXY
-    edges_x: tuple[float, ...]  # of its characters
+    edges_x: tuple[float, ...]  # left edge of each character, and the end
 
 
 def place_lines(
@@ -47,13 +47,13 @@ def place_lines(
         return None, ()
     files = [font.file for font in FONTS if font.is_held_out == has_held_out_fonts]
     file = files[int(rng.integers(len(files)))]
-    letters = _letters(rng, material.characters(file))
+    letters = letters_of_font(rng, material.characters(file))
     layout = ("free", "sign", "receipt", "form")[int(rng.choice(4, p=(0.4, 0.2, 0.2, 0.2)))]
-    texts = _texts(rng, layout, letters, num)
+    texts = sample_texts(rng, layout, letters, num)
     smallest, largest = map(log, _FONT_SIZES_PX)
     size = round(exp(rng.uniform(smallest, largest)))
     pitch = float(rng.uniform(*_LINE_PITCHES))
-    size, measured = _fitted(material, file, size, pitch, texts)
+    size, measured = fitted_lines(material, file, size, pitch, texts)
     step = pitch * size / SCALE
     width = max(line.box_xyxy[2] - line.box_xyxy[0] for line in measured)
     height = step * (len(measured) - 1) + measured[-1].box_xyxy[3] - measured[0].box_xyxy[1]
@@ -77,7 +77,7 @@ def place_lines(
     return panel, tuple(lines)
 
 
-def _letters(rng: Generator, available: frozenset[str]) -> str:
+def letters_of_font(rng: Generator, available: frozenset[str]) -> str:
     """Return the letters of English, or of another language that the font can write."""
     if rng.random() < _ENGLISH_SHARE:
         return ""
@@ -85,7 +85,7 @@ def _letters(rng: Generator, available: frozenset[str]) -> str:
     return written[int(rng.integers(len(written)))]
 
 
-def _texts(rng: Generator, layout: str, letters: str, num: int) -> list[str]:
+def sample_texts(rng: Generator, layout: str, letters: str, num: int) -> list[str]:
     if layout == "receipt":
         return [receipt_line(rng, letters) for _ in range(num)]
     if layout == "form":
@@ -100,7 +100,7 @@ def _shade(rng: Generator, is_light: bool) -> RGB:
     return red, green, blue
 
 
-def _fitted(
+def fitted_lines(
     material: Material, file: str, size: int, pitch: float, texts: Sequence[str]
 ) -> tuple[int, list[_Measured]]:
     """Return the lines at the largest size up to `size` that fits; at the smallest, cut them."""

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,7 +44,7 @@ class FontFile:
     is_held_out: bool
 
 
-def _read_fonts() -> tuple[FontFile, ...]:
+def read_fonts() -> tuple[FontFile, ...]:
     with Path(__file__).with_name("fonts.csv").open(encoding="utf-8", newline="") as file:
         return tuple(
             FontFile(row["package"], row["file"], bool(row["is_held_out"]))
@@ -52,7 +52,27 @@ def _read_fonts() -> tuple[FontFile, ...]:
         )
 
 
-FONTS = _read_fonts()
+FONTS = read_fonts()
+
+
+@lru_cache(maxsize=1024)
+def load_font(file: Path, size_px: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size_px)
+
+
+@cache
+def font_characters(file: Path) -> frozenset[str]:
+    with TTFont(file, lazy=True, fontNumber=0) as font:
+        return frozenset(map(chr, font.getBestCmap()))
+
+
+@cache
+def load_emoji(file: Path, emoji: str) -> Image.Image:
+    font = ImageFont.truetype(file, _EMOJI_PX)
+    left, top, right, bottom = map(int, font.getbbox(emoji))
+    image = Image.new("RGBA", (right - left, bottom - top))
+    ImageDraw.Draw(image).text((-left, -top), emoji, font=font, embedded_color=True)
+    return image.crop(image.getchannel("A").getbbox())
 
 
 class Material:
@@ -65,27 +85,18 @@ class Material:
             raise FileNotFoundError(
                 f"{folder} lacks {', '.join(missing)}; run python -m laboratory.things {folder}"
             )
-        # Methods with a cache on `self` would outlive it; these belong to the object.
-        self.font = lru_cache(maxsize=1024)(self._font)
-        self.characters = lru_cache(maxsize=None)(self._characters)
-        self.emoji = lru_cache(maxsize=None)(self._emoji)
 
-    def _font(self, file: str, size_px: int) -> ImageFont.FreeTypeFont:
-        """Return the font at a size."""
-        return ImageFont.truetype(self._files[file], size_px)
+    def font(self, file: str, size_px: int) -> ImageFont.FreeTypeFont:
+        """Return a font at a size."""
+        return load_font(self._files[file], size_px)
 
-    def _characters(self, file: str) -> frozenset[str]:
+    def characters(self, file: str) -> frozenset[str]:
         """Return the characters that a font has."""
-        with TTFont(self._files[file], lazy=True, fontNumber=0) as font:
-            return frozenset(map(chr, font.getBestCmap()))
+        return font_characters(self._files[file])
 
-    def _emoji(self, emoji: str) -> Image.Image:
+    def emoji(self, emoji: str) -> Image.Image:
         """Return a glyph as RGBA, cropped to its ink."""
-        font = ImageFont.truetype(self._files[_EMOJI_FILE], _EMOJI_PX)
-        left, top, right, bottom = map(int, font.getbbox(emoji))
-        image = Image.new("RGBA", (right - left, bottom - top))
-        ImageDraw.Draw(image).text((-left, -top), emoji, font=font, embedded_color=True)
-        return image.crop(image.getchannel("A").getbbox())
+        return load_emoji(self.emoji_file, emoji)
 
     @property
     def emoji_file(self) -> Path:

@@ -81,16 +81,16 @@ def thing_questions(scene: ThingScene) -> tuple[SpannedQuestion, ...]:
         span = Span(scene.lines[index].text, (FIRST_LINE + index,))
         region = list(scene.lines[index].box_xyxy)
         asked.append(_text("region_description", "text", [span], region))
-    absent = _absent_thing(scene, rng)
-    asked += map(SpannedQuestion, _labelled(scene, absent, rng))
-    asked += _answered(scene, absent, rng)
+    absent = absent_thing(scene, rng)
+    asked += map(SpannedQuestion, open_vocabulary_detection(scene, absent, rng))
+    asked += question_answering(scene, absent, rng)
     if scene.things:
-        asked += _about_one(scene, int(rng.integers(len(scene.things))))
-        asked += map(SpannedQuestion, _grounded(scene, rng))
+        asked += questions_about_one(scene, int(rng.integers(len(scene.things))))
+        asked += map(SpannedQuestion, phrase_grounding(scene, rng))
     return tuple(asked)
 
 
-def _absent_thing(scene: ThingScene, rng: Generator) -> Thing:
+def absent_thing(scene: ThingScene, rng: Generator) -> Thing:
     """Return a thing none of whose labels fits a thing of the scene, often a look-alike."""
     present = set(chain.from_iterable(placed.thing.labels for placed in scene.things))
     absent = [thing for thing in THINGS if present.isdisjoint((thing.name, *thing.synonyms))]
@@ -104,7 +104,7 @@ def short_caption(scene: ThingScene) -> list[Span]:
     """Return `a cat left of a red car`, or the things with their numbers, then ` with text`."""
     spans = list[Span]()
     if len(scene.things) == 2 and scene.things[0].name != scene.things[1].name:
-        spans = _related(scene)
+        spans = related_things(scene)
     elif scene.things:
         spans = _joined(_grouped(scene))
     if scene.lines:
@@ -136,7 +136,7 @@ def detailed_caption(scene: ThingScene) -> list[Span]:
     return spans
 
 
-def _related(scene: ThingScene) -> list[Span]:
+def related_things(scene: ThingScene) -> list[Span]:
     first, second = scene.things
     names = [Span(with_article(placed.name), (i,)) for i, placed in enumerate(scene.things)]
     relation = _relation(first, second)
@@ -200,7 +200,9 @@ def _reading(scene: ThingScene) -> Iterator[Question]:
     yield Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsTruth(quads))
 
 
-def _labelled(scene: ThingScene, absent: Thing, rng: Generator) -> Iterator[Question]:
+def open_vocabulary_detection(
+    scene: ThingScene, absent: Thing, rng: Generator
+) -> Iterator[Question]:
     """Yield open-vocabulary detection: name, synonym, kind, coloured name, several, absent."""
     if not scene.things:
         yield _labels("no object", [absent.name], scene)
@@ -230,11 +232,12 @@ def _labels(variant: str, labels: list[str], scene: ThingScene) -> Question:
     return Question(f"{task} {variant}", task, {"labels": labels}, _boxes(found))
 
 
-def _grounded(scene: ThingScene, rng: Generator) -> Iterator[Question]:
+def phrase_grounding(scene: ThingScene, rng: Generator) -> Iterator[Question]:
     """Yield phrase grounding: a caption of all names, and some of them as phrases."""
     task = "phrase_grounding"
     names = list(dict.fromkeys(placed.name for placed in scene.things))
-    caption = "".join(span.text for span in _joined([Span(with_article(n)) for n in names]))
+    named = [Span(with_article(name)) for name in names]
+    caption = "".join(span.text for span in _joined(named))
     yield Question(f"{task} caption", task, {"caption": caption}, _phrases(names, scene))
     some = rng.permutation(names)[: int(rng.integers(1, min(4, len(names)) + 1))].tolist()
     phrases = [with_article(name) for name in some]
@@ -250,7 +253,7 @@ def _phrases(names: Iterable[str], scene: ThingScene) -> DetectionsTruth:
     return _boxes(found)
 
 
-def _about_one(scene: ThingScene, index: int) -> Iterator[SpannedQuestion]:
+def questions_about_one(scene: ThingScene, index: int) -> Iterator[SpannedQuestion]:
     """Yield the questions about one thing: its outline, its category and its description."""
     chosen = scene.things[index]
     region = list(chosen.box_xyxy)
@@ -265,7 +268,9 @@ def _about_one(scene: ThingScene, index: int) -> Iterator[SpannedQuestion]:
     yield _text(task, "description", [Span(chosen.description, (index,))], region)
 
 
-def _answered(scene: ThingScene, absent: Thing, rng: Generator) -> Iterator[SpannedQuestion]:
+def question_answering(
+    scene: ThingScene, absent: Thing, rng: Generator
+) -> Iterator[SpannedQuestion]:
     """Yield the text of the lines, and visual question answering."""
     lines = _line_spans(scene, "\n")
     yield _spanned(Question("ocr", "ocr", {}, TextTruth("")), lines)
@@ -276,10 +281,8 @@ def _answered(scene: ThingScene, absent: Thing, rng: Generator) -> Iterator[Span
     is_alike = any(absent.name in placed.thing.lookalikes for placed in scene.things)
     variant = "presence lookalike" if is_alike else "presence"
     yield _question(variant, f"is there {with_article(absent.name)}?", [Span("no")])
-    absent_kinds = [
-        kind for kind in KINDS if all(kind not in placed.thing.kinds for placed in scene.things)
-    ]
-    kind = _any(rng, absent_kinds)
+    kinds = set(chain.from_iterable(placed.thing.kinds for placed in scene.things))
+    kind = _any(rng, [kind for kind in KINDS if kind not in kinds])
     yield _question("kind", f"is there {_kind_phrase(kind)}?", [Span("no")])
     if not scene.things:
         return

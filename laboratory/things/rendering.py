@@ -12,15 +12,15 @@ from laboratory.things.material import Material
 from laboratory.things.scene import Pose, TextLine, ThingBackground, ThingScene
 
 _NOISE_AMPLITUDE = 14
-_PHOTOGRAPH_SHARE = 0.35  # of a photograph's contrast
+_PHOTOGRAPH_SHARE = 0.35  # a photograph's contrast
 _PATCH_PX = 160  # smallest part of a photograph
-_MIN_SATURATION = 60  # of 255: greys keep their colour
+_MIN_SATURATION = 60  # greys, below it, keep their colour
 
 
 def render_things(scene: ThingScene, material: Material, size_px: int = CANVAS_PX) -> Image.Image:
     """Return the scene as a square RGB image."""
     scale = size_px / CANVAS_PX
-    image = _background(scene.background, material, size_px)
+    image = render_background(scene.background, material, size_px)
     if scene.panel is not None:
         left, top, right, bottom = (round(value * scale) for value in scene.panel.box_xyxy)
         ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=scene.panel.rgb)
@@ -28,7 +28,7 @@ def render_things(scene: ThingScene, material: Material, size_px: int = CANVAS_P
         sprite = thing_sprite(placed.thing, placed.pose, material, scale)
         image.paste(sprite, corner(placed.pose.center_xy, sprite, scale), sprite)
     for line in scene.lines:
-        ink = _line_ink(line, material, scale)
+        ink = line_ink(line, material, scale)
         image.paste(line.rgb, corner(line.center_xy, ink, scale), ink)
     return image
 
@@ -54,10 +54,10 @@ def thing_sprite(thing: Thing, pose: Pose, material: Material, scale: float) -> 
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if pose.angle_deg:
         sprite = sprite.rotate(pose.angle_deg, Image.Resampling.BILINEAR, expand=True)
-    return _recolored(sprite.convert("RGBA"), pose)
+    return recolored(sprite.convert("RGBA"), pose)
 
 
-def _recolored(sprite: Image.Image, pose: Pose) -> Image.Image:
+def recolored(sprite: Image.Image, pose: Pose) -> Image.Image:
     if not pose.hue_shift and pose.brightness_factor == 1.0:
         return sprite
     alpha = sprite.getchannel("A")
@@ -80,7 +80,7 @@ def ink_of(material: Material, file: str, size_px: int, text: str) -> Image.Imag
     return canvas.crop(canvas.getbbox())
 
 
-def _line_ink(line: TextLine, material: Material, scale: float) -> Image.Image:
+def line_ink(line: TextLine, material: Material, scale: float) -> Image.Image:
     """Return the ink, stretched a little to the line's size because hinting changes widths."""
     ink = ink_of(material, line.font_file, max(4, round(line.font_size_px * scale)), line.text)
     width, height = (max(1, round(side * scale)) for side in line.size_wh)
@@ -91,7 +91,7 @@ def _line_ink(line: TextLine, material: Material, scale: float) -> Image.Image:
     return ink.rotate(line.angle_deg, Image.Resampling.BICUBIC, expand=True)
 
 
-def _background(background: ThingBackground, material: Material, size_px: int) -> Image.Image:
+def render_background(background: ThingBackground, material: Material, size_px: int) -> Image.Image:
     """Return a colour, or a palette of two colours over a pattern at canvas size, resized."""
     start = np.array(background.start_rgb, np.float32)
     if background.texture == "plain":
@@ -111,14 +111,14 @@ def _background(background: ThingBackground, material: Material, size_px: int) -
         part = np.asarray(whole.resize((CANVAS_PX, CANVAS_PX), box=box), np.float32)
         pixels = start + _PHOTOGRAPH_SHARE * (part - part.mean(axis=(0, 1)))
     else:
-        pixels = start + _pattern(background, rng)[..., None] * (end - start)
+        pixels = start + pattern(background, rng)[..., None] * (end - start)
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if size_px == CANVAS_PX:
         return image
     return image.resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
-def _pattern(background: ThingBackground, rng: np.random.Generator) -> np.ndarray:
+def pattern(background: ThingBackground, rng: np.random.Generator) -> np.ndarray:
     """Return shares (H, W) of the end colour: a gradient, or crossing waves."""
     angle = rng.uniform(0, 2 * pi)
     axis = np.linspace(-0.5, 0.5, CANVAS_PX, dtype=np.float32)

@@ -36,8 +36,8 @@ _TEXTURES: tuple[Texture, ...] = ("plain", "gradient", "noisy", "texture", "phot
 _AGAIN_SHARE = 0.2  # things like the one before
 _LOOKALIKE_SHARE = 0.2  # things that look like the one before
 _OVERLAP_SHARE = 0.35  # scenes whose things hide each other partly
-_MAX_OVERLAP = 0.3  # of the smaller box
-_MAX_OUTSIDE = 0.2  # of the side
+_MAX_OVERLAP = 0.3  # share of the smaller box
+_MAX_OUTSIDE = 0.2  # share of the side
 _MIN_VISIBLE = 0.5
 _MIN_DISTANCE_X_PX = 6.0
 _GAP_PX = 3.0
@@ -82,8 +82,8 @@ def sample_things(
     is_light = brightness == "light"
     panel, lines = place_lines(rng, material, num_lines, is_light, has_held_out_fonts)
     taken = [panel.box_xyxy] if panel else [line.box_xyxy for line in lines]
-    sprites = _place_things(rng, material, num_things, taken)
-    return ThingScene(seed, background, panel, _visible(sprites), lines)
+    sprites = place_things(rng, material, num_things, taken)
+    return ThingScene(seed, background, panel, visible_things(sprites), lines)
 
 
 def unrendered_scene(seed: int) -> ThingScene:
@@ -112,7 +112,7 @@ def _tinted_grey(rng: Generator, brightness: Brightness) -> RGB:
     return red, green, blue
 
 
-def _place_things(
+def place_things(
     rng: Generator, material: Material, num: int, taken: Sequence[BoxXYXY]
 ) -> list[_Sprite]:
     """Return the things that find a place, in the order of drawing."""
@@ -125,7 +125,7 @@ def _place_things(
         thing = _next_thing(rng, thing)
     sprites: list[_Sprite] = []
     for thing, size, side_px in sorted(chosen, key=lambda each: -each[2]):
-        placed = _place(rng, material, (thing, size, side_px), sprites, taken, max_overlap)
+        placed = place_thing(rng, material, (thing, size, side_px), sprites, taken, max_overlap)
         if placed is not None:
             sprites.append(placed)
     return sprites
@@ -145,7 +145,7 @@ def _next_thing(rng: Generator, thing: Thing) -> Thing:
     return _any_thing(rng)
 
 
-def _place(
+def place_thing(
     rng: Generator,
     material: Material,
     chosen: tuple[Thing, Size, float],
@@ -225,7 +225,7 @@ def _overlap(first: BoxXYXY, second: BoxXYXY, gap_px: float) -> float:
     return width * height / max(1.0, min(areas))
 
 
-def _visible(sprites: Sequence[_Sprite]) -> tuple[PlacedThing, ...]:
+def visible_things(sprites: Sequence[_Sprite]) -> tuple[PlacedThing, ...]:
     """Return the things left to right, without those that the ones above hide too much."""
     hidden = np.zeros((RESOLUTION_PX, RESOLUTION_PX), bool)
     placed = []

@@ -44,7 +44,7 @@ class Pose:
     side_px: float
     angle_deg: float
     is_mirrored: bool
-    hue_shift: int  # of 256
+    hue_shift: int  # 256 is a whole turn
     brightness_factor: float
 
 
@@ -106,7 +106,8 @@ def _twice_area(ring: NDArray[np.float64]) -> float:
 
 
 def _triangle(points: list[Point], index: int) -> float:
-    (ax, ay), (bx, by) = points[index - 1], points[index]
+    ax, ay = points[index - 1]
+    bx, by = points[index]
     cx, cy = points[(index + 1) % len(points)]
     return abs((bx - ax) * (cy - ay) - (cx - ax) * (by - ay))
 
@@ -120,10 +121,10 @@ class TextLine:
     font_size_px: float
     rgb: RGB
     center_xy: Point
-    size_wh: tuple[float, float]  # of the ink before turning
+    size_wh: tuple[float, float]  # ink before turning
     angle_deg: float
     quad_xy: Ring
-    characters: tuple[tuple[str, BoxXYXY], ...]  # of the text, in order
+    characters: tuple[tuple[str, BoxXYXY], ...]  # all of the text, in order
 
     @property
     def box_xyxy(self) -> BoxXYXY:

@@ -27,12 +27,12 @@ from laboratory.things.scene import (
 )
 
 PAGE_PX = 2 * RESOLUTION_PX
-_FIELDS = 3  # in a row
+_FIELDS = 3  # columns and rows
 _FIELD_PX = PAGE_PX // _FIELDS
-_SIZES_PX = (40, 130)  # of the font
+_SIZES_PX = (40, 130)  # font size
 _LARGE_PX = 112  # longer side of a thing that counts as large, between training's two ranges
 _GREYS = ((20, 60), (200, 245))
-_MAX_DIFFERENCE = 24  # of 255, of the background
+_MAX_DIFFERENCE = 24  # levels from the background's
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def take_screenshots(material: Material, first_seed: int, num: int) -> list[Scre
 class _Page:
     seed: int
     grey: int
-    things: dict[int, Thing]  # by field
+    things: dict[int, Thing]  # keyed by field
     html: str
 
 

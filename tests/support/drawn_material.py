@@ -1,6 +1,6 @@
 """A material of things without Debian's packages: drawn glyphs, and the bundled font."""
 
-from functools import lru_cache
+from functools import cache, cached_property
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,20 +15,28 @@ class DrawnMaterial(Material):
     """Draws each glyph as a triangle whose colour and corner depend on its name."""
 
     def __init__(self) -> None:
-        self.font = lru_cache(self._bundled)
-        self.characters = lru_cache(lambda _: frozenset(map(chr, range(32, 0x2000))))
-        self.emoji = lru_cache(maxsize=None)(_glyph)
+        pass
 
-    def _bundled(self, file: str, size_px: int) -> ImageFont.FreeTypeFont:
+    def font(self, file: str, size_px: int) -> ImageFont.FreeTypeFont:
+        """Return the bundled font."""
         return load_font("bold" if "Bold" in file else "regular", size_px)
 
-    @property
+    def characters(self, file: str) -> frozenset[str]:  # noqa: ARG002  # the real interface
+        """Return every character of the alphabets: the font has most of them."""
+        return frozenset(map(chr, range(32, 0x2000)))
+
+    def emoji(self, emoji: str) -> Image.Image:
+        """Return a triangle."""
+        return _glyph(emoji)
+
+    @cached_property
     def photographs(self) -> list[Image.Image]:
         """One picture of noise."""
         noise = np.random.default_rng(0).integers(0, 256, (200, 220, 3), dtype=np.uint8)
         return [Image.fromarray(noise)]
 
 
+@cache
 def _glyph(emoji: str) -> Image.Image:
     number = sum(map(ord, emoji))
     image = Image.new("RGBA", (_GLYPH_PX, _GLYPH_PX))

@@ -16,7 +16,7 @@ from laboratory.training.data.mentions import Mention
 from laboratory.training.data.pictures import CHARACTERS, FIRST_LINE, Part, Picture, Subject
 
 NUM_SLOTS = 4
-MAX_CHARACTERS = 40  # of a line, to which indices are limited
+MAX_CHARACTERS = 40  # indices of characters in a line are limited to it
 NOTHING = -1
 Array = NDArray[np.int64]
 _CHARACTER_CLASS = {character: index for index, character in enumerate(CHARACTERS)}
@@ -34,7 +34,7 @@ class CellTargets:
     characters: Array  # (N, NUM_SLOTS)
     indices: Array  # (N, NUM_SLOTS) of the characters in their line
     brightness: Array  # (N,) of the background: 0 dark, 1 light
-    cells_of: Mapping[tuple[Subject, int | None], Array]  # of each subject and character
+    cells_of: Mapping[tuple[Subject, int | None], Array]  # cells of each subject and character
 
     def mentioned(self, mention: Mention) -> NDArray[np.bool_]:
         """Return the cells (N,) of a mention."""

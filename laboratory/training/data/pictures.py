@@ -40,11 +40,11 @@ def thing_class(name: str) -> int:
 class Part:
     """An object or a line of a picture, in pixels of the canvas."""
 
-    name: str  # of an object, as phrases name it; the text of a line
+    name: str  # an object's name in phrases; a line's text
     box_xyxy: BoxXYXY
     quad_xy: Ring
     classes: Mapping[str, int] = field(default_factory=dict)  # color, thing, size
-    characters: tuple[tuple[str, BoxXYXY], ...] = ()  # of a line
+    characters: tuple[tuple[str, BoxXYXY], ...] = ()  # a line's, in order
     polygon_xy: Callable[[], Ring] = tuple
     mask: Callable[[], Masks] | None = None  # (64, 64) in its tight box
 

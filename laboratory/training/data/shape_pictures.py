@@ -25,17 +25,18 @@ _COUNT = re.compile(r"\b(?:one|two|three|four|[1-4])\b")
 
 def shape_picture(scene: Scene) -> Picture:
     """Return the picture of a scene."""
-    parts = {index: _object_part(drawn) for index, drawn in enumerate(scene.objects)}
+    parts = {index: object_part(drawn) for index, drawn in enumerate(scene.objects)}
     if scene.word is not None:
-        parts[FIRST_LINE] = _word_part(scene.word)
+        parts[FIRST_LINE] = word_part(scene.word)
     asked = [
-        SpannedQuestion(question, tuple(_spans(scene, question))) for question in questions(scene)
+        SpannedQuestion(question, tuple(answer_spans(scene, question)))
+        for question in questions(scene)
     ]
     is_light = scene.background.brightness == "light"
     return Picture(scene.seed, parts, is_light, tuple(asked), partial(render_scene, scene))
 
 
-def _object_part(drawn: SceneObject) -> Part:
+def object_part(drawn: SceneObject) -> Part:
     box = box_xyxy(drawn)
     classes = {
         "color": COLORS.index(drawn.color),
@@ -57,7 +58,7 @@ def _shape_mask(shape: Shape) -> Masks:
     return shape_mask(shape)
 
 
-def _word_part(word: Word) -> Part:
+def word_part(word: Word) -> Part:
     # the characters' edges, from the advances of the font
     font = load_font(word.font_face, word.font_size_px)
     left, top, right, bottom = word.box_xyxy
@@ -71,7 +72,7 @@ def _word_part(word: Word) -> Part:
     return Part(word.text, box, quad_xy(box), characters=tuple(characters))
 
 
-def _spans(scene: Scene, question: Question) -> Iterator[Span]:
+def answer_spans(scene: Scene, question: Question) -> Iterator[Span]:
     """Yield the spans of a text answer."""
     if not isinstance(question.truth, TextTruth):
         return
@@ -79,7 +80,7 @@ def _spans(scene: Scene, question: Question) -> Iterator[Span]:
     everything = tuple(range(len(scene.objects)))
     word: tuple[Subject, ...] = (FIRST_LINE,) if scene.word else ()
     if question.task == "captioning":
-        yield from _caption_spans(scene, text)
+        yield from caption_spans(scene, text)
     elif question.name.endswith("count"):
         yield Span(text, everything)
     elif scene.word and text == scene.word.text:
@@ -97,7 +98,7 @@ def _spans(scene: Scene, question: Question) -> Iterator[Span]:
         yield Span(text, tuple(named[:1]))
 
 
-def _caption_spans(scene: Scene, text: str) -> Iterator[Span]:
+def caption_spans(scene: Scene, text: str) -> Iterator[Span]:
     """Yield the spans of a caption: count, objects with articles, `text`, the word."""
     everything = tuple(range(len(scene.objects)))
     names = "|".join(f"(?:an? )?(?:{drawn.size} )?{drawn.name}" for drawn in scene.objects)

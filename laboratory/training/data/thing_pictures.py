@@ -22,7 +22,7 @@ from laboratory.training.masks.samples import MASK_SIDE, Masks, sample_masks
 
 def thing_picture(scene: ThingScene, material: Material) -> Picture:
     """Return the picture of a scene."""
-    parts = {index: _thing_part(placed) for index, placed in enumerate(scene.things)}
+    parts = {index: thing_part(placed) for index, placed in enumerate(scene.things)}
     for index, line in enumerate(scene.lines):
         parts[FIRST_LINE + index] = Part(
             line.text, line.box_xyxy, line.quad_xy, characters=line.characters
@@ -32,7 +32,7 @@ def thing_picture(scene: ThingScene, material: Material) -> Picture:
     return Picture(scene.seed, parts, is_light, thing_questions(scene), render)
 
 
-def _thing_part(placed: PlacedThing) -> Part:
+def thing_part(placed: PlacedThing) -> Part:
     classes = {"thing": thing_class(placed.thing.name), "size": SIZES.index(placed.size)}
     if placed.color:
         classes["color"] = COLORS.index(placed.color)

@@ -29,7 +29,7 @@ _FULL_LINES = (0.45, 0.2, 0.12, 0.09, 0.06, 0.04, 0.04)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Which pictures a step reads: a `difficulty` from 0 (few objects) to 1 (mostly many)."""
+    """The distribution of a step's pictures: `difficulty` 0 means few objects, 1 mostly many."""
 
     difficulty: float = 1.0
     is_encoder: bool = False

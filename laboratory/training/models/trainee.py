@@ -49,7 +49,7 @@ class ModelSize:
     grid: int  # cells in a row
     hidden_size: int
     feed_forward_size: int
-    num_layers: int  # of BART's encoder and of its decoder, or of Gemma
+    num_layers: int  # BART's encoder and its decoder each, or Gemma
     vision_sizes: tuple[int, ...]
     vision_depths: tuple[int, ...]
     num_positions: int

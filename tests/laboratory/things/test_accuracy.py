@@ -14,14 +14,14 @@ from export.scenes.truth import (
     TextTruth,
     Truth,
 )
-from laboratory.evaluation.things import (
+from laboratory.things import sample_things
+from laboratory.things.accuracy import (
     FIRST_SEED,
     asked_scenes,
     interval,
     score_thing_answer,
     thing_table,
 )
-from laboratory.things import sample_things
 from tests.support.drawn_material import DrawnMaterial
 
 SIZE_WH = (192, 192)
@@ -49,7 +49,7 @@ def test_lines_are_in_order_whatever_their_words(order: tuple[int, int], is_righ
         ((10.0, top), (90.0, top), (90.0, top + 20.0), (10.0, top + 20.0)) for top in (10.0, 50.0)
     ]
     truth = TextRegionsTruth(tuple(QuadText("A", quad) for quad in quads))
-    given = [{"text": "B", "quad": [list(point) for point in quads[index]]} for index in order]
+    given = [{"text": "B", "quad": quads[index]} for index in order]
     scorecard = scored("ocr_with_regions", truth, {"text_regions": given})
     assert scorecard.tally("ocr_with_regions order", "exact").f1 == is_right
 

@@ -1,6 +1,6 @@
 """Measures the accuracy of a running service on unseen scenes of things, by task and by class.
 
-    python -m laboratory.evaluation.things MATERIAL [--url URL] [--models ID …] [--scenes N]
+    python -m laboratory.things.accuracy MATERIAL [--url URL] [--models ID …] [--scenes N]
     [--clients N] [--renderer ours|held-out-fonts|chromium]
 
 A value is followed by its 95 % interval: scenes are drawn with replacement. `class` rows are the
@@ -50,7 +50,7 @@ Asked = tuple[SceneImage, list[Question]]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate models of a running service and print the tables."""
     summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser("python -m laboratory.evaluation.things", description=summary)
+    parser = argparse.ArgumentParser("python -m laboratory.things.accuracy", description=summary)
     add = parser.add_argument
     add("material", type=Path)
     add("--url", default="http://127.0.0.1:3000")
