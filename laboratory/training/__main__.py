@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from export.checkpoints.jobs import ROOT, find_entry
 from laboratory.things import Material
+from laboratory.training.data.mask_samples import sample_masks
 from laboratory.training.data.thing_pictures import thing_masks
 from laboratory.training.data.tokenizers import florence2_tokenizer, paligemma_tokenizer
 from laboratory.training.data.worlds import shape_world, thing_world
 from laboratory.training.masks.autoencoder import MaskAutoencoder
-from laboratory.training.masks.samples import sample_masks
 from laboratory.training.masks.training import (
     MaskSampler,
     mask_codes,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from export.scenes.scene import CANVAS_PX, BoxXYXY
 from export.scenes.truth import InstancesTruth, Question, TextTruth
+from laboratory.training.data.mask_samples import Masks
 from laboratory.training.data.mentions import (
     BOX_STEP,
     Mention,
@@ -17,7 +18,6 @@ from laboratory.training.data.mentions import (
     text_pieces,
 )
 from laboratory.training.data.pictures import Picture, SpannedQuestion, Subject
-from laboratory.training.masks.samples import Masks
 from tasks.paligemma.locations import NUM_BINS, location_token
 
 _Y1_X1_Y2_X2 = (1, 0, 3, 2)

@@ -14,7 +14,7 @@ from export.scenes.truth import Question
 from laboratory.things.catalogue import INDEX_OF, THINGS
 from laboratory.things.questions import FIRST_LINE, Span, SpannedQuestion
 from laboratory.things.wording import ALPHABETS, MAX_LINES
-from laboratory.training.masks.samples import Masks
+from laboratory.training.data.mask_samples import Masks
 
 Subject = int
 NUM_SUBJECTS = FIRST_LINE + MAX_LINES

@@ -9,6 +9,7 @@ from export.scenes.fonts import load_font
 from export.scenes.geometry import box_xyxy, polygon_xy, quad_xy
 from export.scenes.scene import COLORS, SIZES, BoxXYXY, SceneObject, Shape, Word
 from export.scenes.truth import Question, TextTruth
+from laboratory.training.data.mask_samples import Masks, shape_mask
 from laboratory.training.data.pictures import (
     FIRST_LINE,
     Part,
@@ -18,7 +19,6 @@ from laboratory.training.data.pictures import (
     Subject,
     thing_class,
 )
-from laboratory.training.masks.samples import Masks, shape_mask
 
 _COUNT = re.compile(r"\b(?:one|two|three|four|[1-4])\b")
 

@@ -16,8 +16,8 @@ from laboratory.things import (
     thing_questions,
 )
 from laboratory.things.scene import PlacedThing
+from laboratory.training.data.mask_samples import MASK_SIDE, Masks, sample_masks
 from laboratory.training.data.pictures import FIRST_LINE, Part, Picture, thing_class
-from laboratory.training.masks.samples import MASK_SIDE, Masks, sample_masks
 
 
 def thing_picture(scene: ThingScene, material: Material) -> Picture:

@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.optim import Adam, Optimizer
 from tqdm import tqdm
 
+from laboratory.training.data.mask_samples import Masks, sample_masks
 from laboratory.training.masks.autoencoder import MaskAutoencoder
-from laboratory.training.masks.samples import Masks, sample_masks
 from laboratory.training.runs.optimizer import Muon, cosine_factor, descend, set_rates
 from laboratory.training.runs.run_folder import RunFolder
 

@@ -20,6 +20,7 @@ from transformers import (
 from export.scenes.scene import CANVAS_PX
 from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
 from laboratory.training.data.examples import AnswerWriter, Language
+from laboratory.training.data.mask_samples import Masks
 from laboratory.training.data.paligemma_answers import PaliGemmaAnswers
 from laboratory.training.data.tokenizers import (
     IMAGE_TOKEN,
@@ -27,7 +28,6 @@ from laboratory.training.data.tokenizers import (
     prompt_tokenizer,
     token_id,
 )
-from laboratory.training.masks.samples import Masks
 from laboratory.training.models.trainee import (
     FamilyParts,
     ModelSize,

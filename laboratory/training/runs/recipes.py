@@ -125,7 +125,9 @@ _PALIGEMMA_LAST_WEIGHTS = _WEIGHTS | {
     "instance_segmentation phrase": 1.0,
 }
 
-# Things: names and kinds, text of several lines, and outlines of any form.
+# Things: names and kinds, text of several lines, and outlines of any form. On one core of an AMD
+# EPYC with AVX-512, florence-2-things takes 1.5 s of processor time for an encoder step, 2.8 s for
+# a joint one and about 2.4 s for a refining one: the steps are those of 8 hours.
 _THING_WEIGHTS = _WEIGHTS | {
     "captioning short": 1.5,
     "object_detection": 1.5,

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.scenes.scene import SHAPES, Shape
+from laboratory.training.data.mask_samples import sample_masks, shape_mask
 from laboratory.training.masks.autoencoder import Codebook, MaskAutoencoder
-from laboratory.training.masks.samples import sample_masks, shape_mask
 from laboratory.training.masks.training import MaskTraining, mask_codes, train_mask_autoencoder
 from laboratory.training.runs.run_folder import RunFolder
 from tasks.paligemma import MaskDecoder
