@@ -6,8 +6,9 @@ order of the scenes, so that scores do not depend on the number of clients.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 
@@ -39,19 +40,28 @@ def answer_scenes(
 
     def answer_scene(index: int) -> Scorecard:
         scene = evaluation_scene(index)
-        image = condition(scene)
-        scorecard = Scorecard()
-        for question in questions(scene):
-            if question.task not in offered:
-                continue
-            scaled = question.scaled(image.size_wh)
-            response = predict(client, model_id, scaled, image, is_constrained=False)
-            if response is not None:
-                scorecard += score_answer(response.json()["result"], scaled, image.size_wh)
-        return scorecard
+        asked = [question for question in questions(scene) if question.task in offered]
+        return answer_questions(client, model_id, condition(scene), asked, score_answer)
 
     with ThreadPoolExecutor(num_clients) as pool:
         yield from pool.map(answer_scene, range(num_scenes))
+
+
+def answer_questions(
+    client: httpx.Client,
+    model_id: str,
+    image: SceneImage,
+    asked: Iterable[Question],
+    score: Callable[[Mapping[str, Any], Question, tuple[int, int]], Scorecard],
+) -> Scorecard:
+    """Return the scores of the answers to questions about one image."""
+    scorecard = Scorecard()
+    for question in asked:
+        scaled = question.scaled(image.size_wh)
+        response = predict(client, model_id, scaled, image, is_constrained=False)
+        if response is not None:
+            scorecard += score(response.json()["result"], scaled, image.size_wh)
+    return scorecard
 
 
 def evaluation_scene(index: int) -> Scene:

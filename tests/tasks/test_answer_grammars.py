@@ -9,11 +9,11 @@ from tokenizers import Tokenizer
 
 from export.checks.golden_answers import read_golden
 from export.golden import Question
-from export.scenes import questions, sample_scene
+from export.scenes import sample_scene
 from export.scenes.prompts import question_prompts
-from export.scenes.scene import SHAPES
 from laboratory.training.data.florence2_answers import answer_pieces
 from laboratory.training.data.paligemma_answers import PaliGemmaAnswers
+from laboratory.training.data.shape_pictures import shape_picture
 from runners.tokens.constraints import Constraints
 from tasks.families import FAMILIES
 from tasks.parameters import TaskParameters, parse_parameters
@@ -25,7 +25,7 @@ from tests.support.random_answers import random_answer
 
 WRITERS = {
     "florence2": answer_pieces,
-    "paligemma": PaliGemmaAnswers({shape: tuple(range(16)) for shape in SHAPES}).answer_pieces,
+    "paligemma": PaliGemmaAnswers(lambda _: tuple(range(16))).answer_pieces,
 }
 BOX = "<loc_1><loc_2><loc_3><loc_4>"
 QUAD = "<loc_1>" * 8
@@ -73,13 +73,14 @@ def languages() -> dict[Family, Language]:
 
 def true_answers(family: Family, model_id: str) -> Iterator[tuple[str, TaskParameters, str]]:
     for seed in range(40):
-        scene = sample_scene(seed, None if seed % 5 else 0)
-        for question in questions(scene):
+        picture = shape_picture(sample_scene(seed, None if seed % 5 else 0))
+        for asked in picture.asked:
+            question = asked.question
             parameters = parse_parameters(TASKS[question.task], question.parameters)
             if FAMILIES[family].answer_grammar(question.task, parameters) is None:
                 continue
             for prompt in question_prompts(CATALOG[model_id], question):
-                pieces = WRITERS[family](scene, question, prompt.labels)
+                pieces = WRITERS[family](picture, asked, prompt.labels)
                 yield question.task, parameters, "".join(piece.text for piece in pieces)
 
 

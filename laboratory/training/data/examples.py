@@ -13,10 +13,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from export.scenes import Question, Scene, question_prompts, questions
+from export.scenes import question_prompts
 from export.scenes.truth import InstancesTruth
-from laboratory.training.data.cell_targets import NUM_CELLS, CellTargets
-from laboratory.training.data.mentions import Piece, ranked_subjects, segmented_subject
+from laboratory.training.data.cell_targets import CellTargets
+from laboratory.training.data.mentions import Piece, ranked_subjects
+from laboratory.training.data.pictures import Picture, SpannedQuestion
 from runners.tokens.tokenizer import PromptTokenizer, Segments
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
@@ -27,7 +28,9 @@ _OTHER_WEIGHT = 0.5  # questions that are not in a recipe
 class AnswerWriter(Protocol):
     """Writes the true answer to a question in a family's format."""
 
-    def __call__(self, scene: Scene, question: Question, labels: Sequence[str]) -> list[Piece]:
+    def __call__(
+        self, picture: Picture, asked: SpannedQuestion, labels: Sequence[str]
+    ) -> list[Piece]:
         """Return the answer to a question, or to its prompt with these `labels`."""
         ...
 
@@ -66,7 +69,7 @@ class Example:
 
 def make_examples(
     language: Language,
-    scene: Scene,
+    picture: Picture,
     targets: CellTargets,
     weights: Mapping[str, float],
     num: int,
@@ -79,36 +82,37 @@ def make_examples(
     """
     offered = []
     weight_of = []
-    for question in questions(scene):
+    for asked in picture.asked:
+        question = asked.question
         weight = weights.get(question.name, _OTHER_WEIGHT)
         if isinstance(question.truth, InstancesTruth):
-            shape = scene.objects[segmented_subject(scene, question)].shape
+            shape = picture.parts[picture.segmented_subject(question)].name.split()[-1]
             weight = weights.get(f"{question.name} {shape}", weight)
         prompts = question_prompts(language.entry, question)
         for prompt in prompts:
-            offered.append((question, prompt))
+            offered.append((asked, prompt))
             weight_of.append(weight / len(prompts))
     shares = np.array(weight_of)
     drawn = rng.choice(len(offered), min(num, len(offered)), replace=False, p=shares / shares.sum())
     examples = []
     for index in drawn:
-        question, prompt = offered[index]
+        asked, prompt = offered[index]
         examples.append(
-            make_example(language, scene, targets, question, prompt.segments, prompt.labels)
+            make_example(language, picture, targets, asked, prompt.segments, prompt.labels)
         )
     return examples
 
 
 def make_example(
     language: Language,
-    scene: Scene,
+    picture: Picture,
     targets: CellTargets,
-    question: Question,
+    asked: SpannedQuestion,
     segments: Prompt,
     labels: Sequence[str],
 ) -> Example:
     """Return the example of one prompt."""
-    pieces = [piece for piece in language.write_answer(scene, question, labels) if piece.text]
+    pieces = [piece for piece in language.write_answer(picture, asked, labels) if piece.text]
     encoding = language.tokenizer.encode(
         "".join(piece.text for piece in pieces), add_special_tokens=False
     )
@@ -117,8 +121,8 @@ def make_example(
     owners = np.searchsorted(ends, [end for _, end in encoding.offsets]) if pieces else ()
     before: list[Piece | None] = [None] * len(language.answer_start)
     tokens = [*before, *(pieces[owner] for owner in owners), *[None] * len(language.answer_end)]
-    ranks = np.zeros(NUM_CELLS, np.int64)
-    for rank, subject in enumerate(ranked_subjects(scene, question, pieces), start=1):
+    ranks = np.zeros(len(targets.subject), np.int64)
+    for rank, subject in enumerate(ranked_subjects(picture, asked, pieces), start=1):
         ranks[targets.subject == subject] = rank
     return Example(
         language.prompt_ids([(s.text, s.is_control) for s in segments]),
@@ -131,7 +135,7 @@ def make_example(
 def token_targets(tokens: Sequence[Piece | None], targets: CellTargets) -> dict[str, NDArray[Any]]:
     """Return the fields of an `Example` with a row for each token."""
     num = len(tokens)
-    mentioned = np.zeros((num, NUM_CELLS), bool)
+    mentioned = np.zeros((num, len(targets.subject)), bool)
     coordinates = np.full(num, -1)
     positions = np.zeros(num, np.float32)
     steps = np.zeros(num, np.int64)

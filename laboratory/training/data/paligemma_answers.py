@@ -4,47 +4,51 @@ as 16 codes.
 Source: google-research/big_vision, big_vision/pp/proj/paligemma/segmentation.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from export.scenes.geometry import box_xyxy
-from export.scenes.scene import CANVAS_PX, BoxXYXY, Scene
+from export.scenes.scene import CANVAS_PX, BoxXYXY
 from export.scenes.truth import InstancesTruth, Question, TextTruth
+from laboratory.training.data.mask_samples import Masks
 from laboratory.training.data.mentions import (
     BOX_STEP,
     Mention,
     Piece,
-    Subject,
     expected_boxes,
-    subject_of_box,
     text_pieces,
 )
+from laboratory.training.data.pictures import Picture, SpannedQuestion, Subject
 from tasks.paligemma.locations import NUM_BINS, location_token
 
 _Y1_X1_Y2_X2 = (1, 0, 3, 2)
+_LAST = (NUM_BINS - 1) // BOX_STEP * BOX_STEP
 
 
 @dataclass(frozen=True, slots=True)
 class PaliGemmaAnswers:
-    """Writes answers; masks are the codes of their shape."""
+    """Writes answers with the codes of masks (64, 64)."""
 
-    shape_codes: Mapping[str, tuple[int, ...]]
+    encode_mask: Callable[[Masks], tuple[int, ...]]
 
-    def answer_pieces(self, scene: Scene, question: Question, labels: Sequence[str]) -> list[Piece]:
+    def answer_pieces(
+        self, picture: Picture, asked: SpannedQuestion, labels: Sequence[str]
+    ) -> list[Piece]:
         """Return the true answer to a question, or to its prompt with these `labels`."""
+        question = asked.question
         match question.truth:
             case InstancesTruth():
                 phrase = str(question.parameters["phrase"])
-                subject = [drawn.name for drawn in scene.objects].index(phrase)
-                codes = self.shape_codes[scene.objects[subject].shape]
+                subject = picture.segmented_subject(question)
+                part = picture.parts[subject]
+                codes = self.encode_mask(part.mask()) if part.mask else ()
                 texts = [*(f"<seg{code:03d}>" for code in codes), f" {phrase}"]
                 mention = Mention(subject)
-                box = _box(box_xyxy(scene.objects[subject]), subject)
+                box = _box(part.box_xyxy, subject)
                 return [*box, *(Piece(text, mention) for text in texts)]
             case TextTruth():
-                return list(text_pieces(scene, question))
+                return list(text_pieces(picture, asked))
             case _:
-                return list(_detections(scene, question, labels))
+                return list(_detections(picture, question, labels))
 
 
 def bin_position(position_px: float) -> float:
@@ -52,9 +56,9 @@ def bin_position(position_px: float) -> float:
     return position_px * (NUM_BINS - 1) / CANVAS_PX
 
 
-def _detections(scene: Scene, question: Question, labels: Sequence[str]) -> Iterator[Piece]:
+def _detections(picture: Picture, question: Question, labels: Sequence[str]) -> Iterator[Piece]:
     for index, found in enumerate(expected_boxes(question, labels)):
-        subject = subject_of_box(scene, found.box_xyxy)
+        subject = picture.subject_of_box(found.box_xyxy)
         if index:
             yield Piece(" ; ")
         yield from _box(found.box_xyxy, subject)
@@ -64,5 +68,7 @@ def _detections(scene: Scene, question: Question, labels: Sequence[str]) -> Iter
 def _box(box: BoxXYXY, subject: Subject) -> Iterator[Piece]:
     for coordinate in _Y1_X1_Y2_X2:
         position = bin_position(box[coordinate])
-        token = location_token(round(position / BOX_STEP) * BOX_STEP)
-        yield Piece(token, Mention(subject, coordinate=coordinate), position, BOX_STEP)
+        number = min(_LAST, max(0, round(position / BOX_STEP) * BOX_STEP))
+        yield Piece(
+            location_token(number), Mention(subject, coordinate=coordinate), position, BOX_STEP
+        )

@@ -18,18 +18,17 @@ from transformers import (
 
 from export.scenes.scene import CANVAS_PX
 from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
-from laboratory.training.data.cell_targets import NUM_CELLS
 from laboratory.training.data.examples import Language
 from laboratory.training.data.florence2_answers import answer_pieces
 from laboratory.training.data.tokenizers import (
     IMAGE_TOKEN,
-    florence2_tokenizer,
     padded_size,
     prompt_tokenizer,
     token_id,
 )
 from laboratory.training.models.trainee import (
     FamilyParts,
+    ModelSize,
     Trainee,
     WrittenAnswers,
     fast_tokenizer,
@@ -40,14 +39,35 @@ from tasks.florence2.locations import NUM_BINS, location_token
 
 _Processor: Any = Florence2Processor  # transformers' classes have no types
 
-HIDDEN_SIZE = 128
+MINI = ModelSize(
+    image_px=192,
+    grid=12,
+    hidden_size=128,
+    feed_forward_size=512,
+    num_layers=3,
+    vision_sizes=(32, 64, 128, 128),
+    vision_depths=(0, 1, 2, 1),
+    num_positions=320,
+    max_new_tokens=128,
+)
+THINGS = ModelSize(
+    image_px=256,
+    grid=16,
+    hidden_size=160,
+    feed_forward_size=640,
+    num_layers=3,
+    vision_sizes=(48, 96, 192, 192),
+    vision_depths=(0, 1, 3, 1),
+    num_positions=512,
+    max_new_tokens=192,
+)
+_NUM_HEADS = 4
 _OCR_PATTERN = r"(.+?)" + r"<loc_(\d+)>" * 8
 
 
-def make_parts(entry: CatalogEntry) -> FamilyParts:
+def make_parts(entry: CatalogEntry, tokenizer: Tokenizer, size: ModelSize) -> FamilyParts:
     """Return an untrained model with its vocabulary and formats."""
-    tokenizer = florence2_tokenizer(entry)
-    return FamilyParts(Florence2Trainee(tokenizer), make_language(entry, tokenizer), None)
+    return FamilyParts(Florence2Trainee(tokenizer, size), make_language(entry, tokenizer), None)
 
 
 def make_language(entry: CatalogEntry, tokenizer: Tokenizer) -> Language:
@@ -59,15 +79,15 @@ def make_language(entry: CatalogEntry, tokenizer: Tokenizer) -> Language:
     )
 
 
-def make_processor(tokenizer: Tokenizer) -> Any:
+def make_processor(tokenizer: Tokenizer, size: ModelSize) -> Any:
     """Return the checkpoint's processor."""
     image_processor: Any = CLIPImageProcessor(
-        size={"height": CANVAS_PX, "width": CANVAS_PX},
+        size={"height": size.image_px, "width": size.image_px},
         do_center_crop=False,
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
     )
-    image_processor.image_seq_length = NUM_CELLS + Florence2Trainee.num_pooled
+    image_processor.image_seq_length = size.num_cells + Florence2Trainee.num_pooled
     kinds = (
         "pure_text",
         "description_with_bboxes",
@@ -85,35 +105,35 @@ def make_processor(tokenizer: Tokenizer) -> Any:
     return _Processor(image_processor, fast, post_processor_config=post_processor)
 
 
-def make_config(tokenizer: Tokenizer) -> Florence2Config:
-    """Return a small Florence-2: 12 × 12 image tokens of 16 px and their mean."""
+def make_config(tokenizer: Tokenizer, size: ModelSize) -> Florence2Config:
+    """Return a small Florence-2: image tokens of 16 px and their mean."""
     ids: dict[str, Any] = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
     text_config: dict[str, Any] = {
         "model_type": "bart",
         "vocab_size": padded_size(tokenizer),
-        "d_model": HIDDEN_SIZE,
-        "max_position_embeddings": 320,
-        "encoder_layers": 3,
-        "decoder_layers": 3,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 256,
-        "decoder_ffn_dim": 512,
+        "d_model": size.hidden_size,
+        "max_position_embeddings": size.num_positions,
+        "encoder_layers": size.num_layers,
+        "decoder_layers": size.num_layers,
+        "encoder_attention_heads": _NUM_HEADS,
+        "decoder_attention_heads": _NUM_HEADS,
+        "encoder_ffn_dim": size.feed_forward_size // 2,
+        "decoder_ffn_dim": size.feed_forward_size,
         "dropout": 0.0,
         "tie_word_embeddings": True,
         **ids,
     }
     vision_config = {
-        "embed_dim": [32, 64, 128, 128],
-        "depths": [0, 1, 2, 1],
+        "embed_dim": list(size.vision_sizes),
+        "depths": list(size.vision_depths),
         "num_heads": [1, 2, 4, 4],
         "num_groups": [1, 2, 4, 4],
         "patch_stride": [4, 2, 2, 1],
         "patch_padding": [3, 1, 1, 1],
-        "window_size": 12,
+        "window_size": size.grid,
         "mlp_ratio": 2.0,
         "drop_path_rate": 0.0,
-        "projection_dim": HIDDEN_SIZE,
+        "projection_dim": size.hidden_size,
         "max_position_embeddings": 32,
         "max_temporal_embeddings": 4,
     }
@@ -137,12 +157,14 @@ class Florence2Trainee(Trainee):
 
     num_pooled = 1  # their mean
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: ModelSize) -> None:
         ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
         rules = {**ids, "forced_bos_token_id": ids["bos_token_id"], "num_beams": 1}
+        config = make_config(tokenizer, size)
         super().__init__(
-            untrained(Florence2ForConditionalGeneration, make_config(tokenizer), rules),
-            make_processor(tokenizer),
+            size,
+            untrained(Florence2ForConditionalGeneration, config, rules, size.max_new_tokens),
+            make_processor(tokenizer, size),
             [token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)],
             NUM_BINS / CANVAS_PX,
         )

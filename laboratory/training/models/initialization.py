@@ -33,9 +33,10 @@ def initialize(trainee: Trainee) -> None:
     embeddings[location_ids] = smooth_embeddings(len(location_ids), size, 1.0)
     for layer in trainee.quiet_layers:
         layer.weight.mul_(_QUIET_GAIN)
-    # rows and columns of cells; a cell is as wide as `1000 / 12` bins
+    # rows and columns of cells, in bins
     for table in trainee.position_tables:
-        table.copy_(smooth_embeddings(len(table), table.shape[1], 1000 / 12))
+        bins_apart = len(location_ids) / trainee.size.grid
+        table.copy_(smooth_embeddings(len(table), table.shape[1], bins_apart))
 
 
 def smooth_embeddings(num: int, size: int, bins_apart: float) -> Tensor:

@@ -4,7 +4,7 @@ weights.
 Shapes: B images, Q sequences, N image cells, S prompt, T answer, C hidden, V vocabulary, A heads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,18 +19,18 @@ from transformers import (
 
 from export.scenes.scene import CANVAS_PX
 from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
-from laboratory.training.data.cell_targets import CELL_PX, NUM_CELLS
 from laboratory.training.data.examples import AnswerWriter, Language
+from laboratory.training.data.mask_samples import Masks
 from laboratory.training.data.paligemma_answers import PaliGemmaAnswers
 from laboratory.training.data.tokenizers import (
     IMAGE_TOKEN,
     padded_size,
-    paligemma_tokenizer,
     prompt_tokenizer,
     token_id,
 )
 from laboratory.training.models.trainee import (
     FamilyParts,
+    ModelSize,
     Trainee,
     WrittenAnswers,
     fast_tokenizer,
@@ -42,21 +42,45 @@ from tasks.paligemma.locations import NUM_BINS, location_token
 
 _Processor: Any = PaliGemmaProcessor  # transformers' classes have no types
 
-HIDDEN_SIZE = 128
-# a patch of 16 px is one linear projection: a smaller size would lose its characters
-VISION_HIDDEN_SIZE = 192
+# A patch of 16 px is one linear projection: a smaller vision size would lose its characters.
+MINI = ModelSize(
+    image_px=192,
+    grid=12,
+    hidden_size=128,
+    feed_forward_size=256,
+    num_layers=5,
+    vision_sizes=(192,),
+    vision_depths=(4,),
+    num_positions=512,
+    max_new_tokens=128,
+)
+THINGS = ModelSize(
+    image_px=256,
+    grid=16,
+    hidden_size=160,
+    feed_forward_size=480,
+    num_layers=5,
+    vision_sizes=(288,),
+    vision_depths=(5,),
+    num_positions=768,
+    max_new_tokens=192,
+)
+_NUM_HEADS = 4
 _MATCHING_LAYER = 3  # number of Gemma's layers after which the cells have attended to the prompt
 _WRITING_LAYERS = (3, 4)  # layers, from 0, in which a token's writer attends to its cells
 _SPECIAL_IDS = {"bos_token_id": "<bos>", "eos_token_id": "<eos>", "pad_token_id": "<pad>"}
 
 
 def make_parts(
-    entry: CatalogEntry, shape_codes: Mapping[str, tuple[int, ...]], mask_decoder: MaskDecoder
+    entry: CatalogEntry,
+    tokenizer: Tokenizer,
+    size: ModelSize,
+    encode_mask: Callable[[Masks], tuple[int, ...]],
+    mask_decoder: MaskDecoder,
 ) -> FamilyParts:
-    """Return an untrained model with its formats; masks are written as their shape's codes."""
-    tokenizer = paligemma_tokenizer(entry)
-    language = make_language(entry, tokenizer, PaliGemmaAnswers(shape_codes).answer_pieces)
-    return FamilyParts(PaliGemmaTrainee(tokenizer), language, mask_decoder)
+    """Return an untrained model with its formats; masks are written as their codes."""
+    language = make_language(entry, tokenizer, PaliGemmaAnswers(encode_mask).answer_pieces)
+    return FamilyParts(PaliGemmaTrainee(tokenizer, size), language, mask_decoder)
 
 
 def make_language(
@@ -71,47 +95,51 @@ def make_language(
     )
 
 
-def make_processor(tokenizer: Tokenizer) -> Any:
+def make_processor(tokenizer: Tokenizer, size: ModelSize) -> Any:
     """Return the checkpoint's processor."""
     image_processor: Any = SiglipImageProcessor(
-        size={"height": CANVAS_PX, "width": CANVAS_PX}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"height": size.image_px, "width": size.image_px},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
-    image_processor.image_seq_length = NUM_CELLS
+    image_processor.image_seq_length = size.num_cells
     fast = fast_tokenizer(tokenizer, "<bos>", "<eos>", {"padding_side": "left"})
     return _Processor(image_processor, fast)
 
 
-def make_config(tokenizer: Tokenizer) -> PaliGemmaConfig:
-    """Return a small PaliGemma: 12 × 12 tokens of 16 px, SigLIP of 4 layers, Gemma of 5."""
+def make_config(tokenizer: Tokenizer, size: ModelSize) -> PaliGemmaConfig:
+    """Return a small PaliGemma with image tokens of 16 px."""
+    (vision_size,) = size.vision_sizes
+    (vision_depth,) = size.vision_depths
     ids: dict[str, Any] = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
     text_config: dict[str, Any] = {
         "model_type": "gemma",
         "vocab_size": padded_size(tokenizer),
-        "hidden_size": HIDDEN_SIZE,
-        "intermediate_size": 256,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 32,
-        "max_position_embeddings": 512,
-        "num_image_tokens": NUM_CELLS,
+        "hidden_size": size.hidden_size,
+        "intermediate_size": size.feed_forward_size,
+        "num_hidden_layers": size.num_layers,
+        "num_attention_heads": _NUM_HEADS,
+        "num_key_value_heads": _NUM_HEADS,
+        "head_dim": size.hidden_size // _NUM_HEADS,
+        "max_position_embeddings": size.num_positions,
+        "num_image_tokens": size.num_cells,
         **ids,
     }
     vision_config = {
         "model_type": "siglip_vision_model",
-        "image_size": CANVAS_PX,
-        "patch_size": round(CELL_PX),
-        "hidden_size": VISION_HIDDEN_SIZE,
-        "intermediate_size": 4 * VISION_HIDDEN_SIZE,
-        "num_hidden_layers": 4,
+        "image_size": size.image_px,
+        "patch_size": size.image_px // size.grid,
+        "hidden_size": vision_size,
+        "intermediate_size": 4 * vision_size,
+        "num_hidden_layers": vision_depth,
         "num_attention_heads": 6,
         "vision_use_head": False,
     }
     return PaliGemmaConfig(
         text_config=text_config,
         vision_config=vision_config,
-        projection_dim=HIDDEN_SIZE,
-        hidden_size=HIDDEN_SIZE,
+        projection_dim=size.hidden_size,
+        hidden_size=size.hidden_size,
         image_token_index=token_id(tokenizer, IMAGE_TOKEN),
         **ids,
     )
@@ -124,23 +152,26 @@ class PaliGemmaTrainee(Trainee):
     so that the residual stream does not fade: no layer is quiet.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: ModelSize) -> None:
         ids = {name: token_id(tokenizer, token) for name, token in _SPECIAL_IDS.items()}
+        config = make_config(tokenizer, size)
         super().__init__(
-            untrained(PaliGemmaForConditionalGeneration, make_config(tokenizer), ids),
-            make_processor(tokenizer),
+            size,
+            untrained(PaliGemmaForConditionalGeneration, config, ids, size.max_new_tokens),
+            make_processor(tokenizer, size),
             [token_id(tokenizer, location_token(index)) for index in range(NUM_BINS)],
             (NUM_BINS - 1) / CANVAS_PX,
         )
 
     def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
         """Run Gemma over images, prompts and the true answers; `image_features` (Q, N, C)."""
+        num_cells = self.size.num_cells
         token_ids, num_tokens = _joined(batch, self.model.config.text_config.pad_token_id)
         embeds = torch.cat([image_features, self.model.get_input_embeddings()(token_ids)], dim=1)
-        num_prefix = NUM_CELLS + batch.num_prompt
+        num_prefix = num_cells + batch.num_prompt
         hidden = self.language_model(
             inputs_embeds=embeds,
-            attention_mask=_additive_mask(num_prefix, NUM_CELLS + num_tokens, embeds.shape[1]),
+            attention_mask=_additive_mask(num_prefix, num_cells + num_tokens, embeds.shape[1]),
             position_ids=torch.arange(1, embeds.shape[1] + 1, device=embeds.device).expand(
                 len(embeds), -1
             ),
@@ -153,12 +184,12 @@ class PaliGemmaTrainee(Trainee):
         rows = torch.arange(len(embeds), device=embeds.device)[:, None]
         return WrittenAnswers(
             logits=hidden.last_hidden_state[rows, writers] @ self.embeddings.T,
-            cell_states=hidden.hidden_states[_MATCHING_LAYER][:, :NUM_CELLS],
+            cell_states=hidden.hidden_states[_MATCHING_LAYER][:, :num_cells],
             writer_states=hidden.hidden_states[-2][rows, writers],
             attentions=[
                 hidden.attentions[layer]
                 .transpose(1, 2)[rows, writers]
-                .transpose(1, 2)[..., :NUM_CELLS]
+                .transpose(1, 2)[..., :num_cells]
                 for layer in _WRITING_LAYERS
             ],
         )

@@ -25,7 +25,6 @@ from tasks.paligemma import MaskDecoder
 _Tokenizer: Any = PreTrainedTokenizerFast  # transformers' classes have no types
 _GenerationConfig: Any = GenerationConfig
 
-MAX_NEW_TOKENS = 128
 TRAINING_ATTENTION = "diptych_training"
 
 
@@ -42,15 +41,41 @@ class WrittenAnswers:
     attentions: list[Tensor]  # some layers' (Q, A, T, N): from each token's writer to the cells
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """The dimensions of a model; `vision_` ones are of DaViT's stages or of SigLIP."""
+
+    image_px: int
+    grid: int  # cells in a row
+    hidden_size: int
+    feed_forward_size: int
+    num_layers: int  # BART's encoder and its decoder each, or Gemma
+    vision_sizes: tuple[int, ...]
+    vision_depths: tuple[int, ...]
+    num_positions: int
+    max_new_tokens: int
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells: image tokens without pooled ones."""
+        return self.grid * self.grid
+
+
 class Trainee(nn.Module, ABC):
     """A transformers model with its processor, and access to its parts."""
 
     num_pooled = 0  # image tokens before the cells
 
     def __init__(
-        self, model: Any, processor: Any, location_ids: list[int], bins_per_px: float
+        self,
+        size: ModelSize,
+        model: Any,
+        processor: Any,
+        location_ids: list[int],
+        bins_per_px: float,
     ) -> None:
         super().__init__()
+        self.size = size
         self.model = model  # Florence2ForConditionalGeneration or PaliGemmaForConditionalGeneration
         self.processor = processor
         self.location_ids = location_ids  # ids of the location tokens, by bin
@@ -97,10 +122,10 @@ class Trainee(nn.Module, ABC):
         """Run the model over images, prompts and answers; `image_features` are per sequence."""
 
 
-def untrained(model_class: Any, config: Any, rules: Mapping[str, Any]) -> Any:
+def untrained(model_class: Any, config: Any, rules: Mapping[str, Any], max_new_tokens: int) -> Any:
     """Return a model with the rules of its answers, and weights that `initialize` replaces."""
     model = model_class._from_config(config, attn_implementation=TRAINING_ATTENTION)
-    model.generation_config = _GenerationConfig(**rules, max_new_tokens=MAX_NEW_TOKENS)
+    model.generation_config = _GenerationConfig(**rules, max_new_tokens=max_new_tokens)
     return model
 
 

@@ -9,30 +9,22 @@ Shapes: B images, Q sequences, N cells, T answer tokens, M chosen states, C hidd
 of a location.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from export.scenes.scene import CANVAS_PX, COLORS, SHAPES, SIZES
+from export.scenes.scene import CANVAS_PX
 from laboratory.training.data.batches import ImageBatch, SequenceBatch
-from laboratory.training.data.cell_targets import CHARACTERS, MAX_CHARACTERS, NOTHING
-from laboratory.training.data.mentions import WORD
+from laboratory.training.data.cell_targets import MAX_CHARACTERS, NOTHING, NUM_SLOTS
+from laboratory.training.data.pictures import CHARACTERS, FIRST_LINE, NUM_CLASSES, NUM_SUBJECTS
 from laboratory.training.runs.losses import soft_cross_entropy, soft_targets
 
-NUM_RANKS = 6  # 0: not in the answer, then up to four objects and the word
-_CLASSES = {
-    "subject": WORD + 2,  # class 0 is `NOTHING`
-    "color": len(COLORS) + 1,
-    "shape": len(SHAPES) + 1,
-    "size": len(SIZES) + 1,
-    "brightness": 2 + 1,
-}
-_ATTRIBUTES: Mapping[str, int] = {name: _CLASSES[name] for name in ("color", "shape", "size")}
-_HALVES = {"half_characters": len(CHARACTERS), "half_indices": MAX_CHARACTERS}
+NUM_RANKS = NUM_SUBJECTS + 1  # 0: not in the answer
+_CLASSES = {"subject": NUM_SUBJECTS, **NUM_CLASSES}  # and class 0, `NOTHING`
+_ATTRIBUTES = ("color", "thing", "size")
+_SLOTS = {"characters": len(CHARACTERS), "indices": MAX_CHARACTERS}
 _FOREGROUND_SHARE = 0.7  # share of the loss: objects cover few cells
-_MAX_PLACES = 24  # run of locations: a circle's polygon has twelve points
+_MAX_PLACES = 40  # run of locations: a thing's polygon has at most twenty points
 GRID_STEP_PX = 1.5
 
 
@@ -42,12 +34,11 @@ class CellHeads(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.classes = nn.ModuleDict(
-            {name: nn.Linear(hidden_size, num) for name, num in _CLASSES.items()}
+            {name: nn.Linear(hidden_size, num + 1) for name, num in _CLASSES.items()}
         )
-        self.halves = nn.ModuleDict(
-            {name: nn.Linear(hidden_size, 2 * num) for name, num in _HALVES.items()}
+        self.slots = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, NUM_SLOTS * (num + 1)) for name, num in _SLOTS.items()}
         )
-        self.text = nn.Linear(hidden_size, MAX_CHARACTERS * (len(CHARACTERS) + 1))
         self.box = nn.Linear(hidden_size, 4 * hidden_size)
         self.rank = nn.Linear(hidden_size, NUM_RANKS)
         self.kept = AttributeHeads(hidden_size)
@@ -62,12 +53,10 @@ class CellHeads(nn.Module):
             name: _balanced(head(cells), getattr(images, name) + 1)
             for name, head in self.classes.items()
         }
-        is_word = images.subject == WORD
-        for name, head in self.halves.items():
-            logits = head(cells[is_word]).unflatten(-1, (2, -1))
-            losses[name] = _mean_loss(logits, getattr(images, name)[is_word])
-        text_logits = self.text(cells[is_word]).unflatten(-1, (MAX_CHARACTERS, -1))
-        losses["text"] = _mean_loss(text_logits, images.text[is_word])
+        is_line = images.subject >= FIRST_LINE
+        for name, head in self.slots.items():
+            logits = head(cells[is_line]).unflatten(-1, (NUM_SLOTS, -1))
+            losses[name] = _mean_loss(logits, getattr(images, name)[is_line] + 1)
         is_thing = images.subject != NOTHING
         queries = self.box(cells[is_thing]).unflatten(-1, (4, -1))  # (cells, 4, C)
         targets = soft_targets(images.box[is_thing] / GRID_STEP_PX, len(locations), sigma)
@@ -111,7 +100,7 @@ class AttributeHeads(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.classes = nn.ModuleDict(
-            {name: nn.Linear(hidden_size, num) for name, num in _ATTRIBUTES.items()}
+            {name: nn.Linear(hidden_size, NUM_CLASSES[name] + 1) for name in _ATTRIBUTES}
         )
         self.box = nn.Linear(hidden_size, 4 * hidden_size)
 

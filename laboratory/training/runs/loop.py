@@ -16,18 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from export.scenes import Scene
 from laboratory.training.data.batches import (
-    ENCODER_SCENES,
     ImageBatch,
-    SceneKinds,
     SequenceBatch,
     image_batch,
-    joint_scenes,
     sequence_batch,
-    training_scenes,
 )
 from laboratory.training.data.cell_targets import CellTargets, cell_targets
+from laboratory.training.data.pictures import Picture
+from laboratory.training.data.worlds import Kind, World
 from laboratory.training.models.trainee import FamilyParts, WrittenAnswers
 from laboratory.training.runs.cell_heads import CellHeads, grid_bins
 from laboratory.training.runs.losses import answer_loss, attention_loss
@@ -43,15 +40,16 @@ from laboratory.training.runs.validation import validate
 
 _JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
 _LOGGED_EVERY = 10
-_VALIDATION_SCENES = 16
+_VALIDATION_FIRST_SEED = 800_000_000
+_NUM_VALIDATION_PICTURES = 24
 _SHOWN_MEASURES = (": exact", ": f1_at_50", ": f1_at_75", ": mask_iou", ": empty")
 
 
 @dataclass(frozen=True, slots=True)
-class _SceneBatch:
-    """The scenes of one step with their targets, images and features."""
+class _Sample:
+    """The pictures of one step with their targets, images and features."""
 
-    scenes: list[Scene]
+    pictures: list[Picture]
     targets: list[CellTargets]
     images: ImageBatch
     features: Tensor  # (B, all image tokens, C)
@@ -60,9 +58,10 @@ class _SceneBatch:
 
 @dataclass(slots=True)
 class Training:
-    """One run: model, auxiliary heads, recipe and folder."""
+    """One run: model, world, auxiliary heads, recipe and folder."""
 
     parts: FamilyParts
+    world: World
     heads: CellHeads
     recipe: Recipe
     folder: RunFolder
@@ -97,6 +96,11 @@ class Training:
         self.folder.save(self.recipe.stages[-1].first_step, self._modules, self._make_optimizers())
 
     @property
+    def validation_pictures(self) -> list[Picture]:
+        """Pictures that no step reads, the same for every validation."""
+        return self.world.pictures(_VALIDATION_FIRST_SEED, _NUM_VALIDATION_PICTURES, Kind())
+
+    @property
     def _modules(self) -> list[nn.Module]:
         return [self.parts.trainee.model, self.heads]
 
@@ -105,7 +109,7 @@ class Training:
         if self.step % self.recipe.saved_every == 0:
             self.folder.save(self.step, modules, self.optimizers)
         if self.step > self.recipe.encoder_steps and self.step % self.recipe.validation_every == 0:
-            scorecard = validate(self.parts, _VALIDATION_SCENES)
+            scorecard = validate(self.parts, self.validation_pictures)
             figures = {
                 f"{name}: {measure}": tally.f1
                 for (name, measure), tally in scorecard.tallies.items()
@@ -140,19 +144,22 @@ class Training:
         if stage.name == "encoder":
             rng = default_rng((self.step * recipe.encoder_images, 2))
             sampled = self._sample(
-                self.step * recipe.encoder_images, recipe.encoder_images, ENCODER_SCENES, rng
+                self.step * recipe.encoder_images,
+                recipe.encoder_images,
+                Kind(is_encoder=True),
+                rng,
             )
             return self._image_losses(sampled, recipe.first_sigma)
         first_seed = _JOINT_FIRST_SEED + (self.step - recipe.encoder_steps) * recipe.joint_images
         rng = default_rng((first_seed, 2))
         is_refining = stage.name == "refining"
         progress = 1.0 if is_refining else stage.progress(self.step)
-        kinds = joint_scenes(min(1.0, progress / recipe.full_difficulty_share))
-        sampled = self._sample(first_seed, recipe.joint_images, kinds, rng)
+        kind = Kind(min(1.0, progress / recipe.full_difficulty_share))
+        sampled = self._sample(first_seed, recipe.joint_images, kind, rng)
         weights = recipe.refining_weights if is_refining else recipe.weights
         batch = sequence_batch(
             self.parts.language,
-            sampled.scenes,
+            sampled.pictures,
             sampled.targets,
             weights,
             recipe.sequences_per_image,
@@ -168,26 +175,25 @@ class Training:
             losses |= self._auxiliary_losses(sampled, written, batch, sigma)
         return losses
 
-    def _sample(self, first_seed: int, num: int, kinds: SceneKinds, rng: Generator) -> _SceneBatch:
-        """Sample scenes and compute their image features."""
-        scenes = training_scenes(first_seed, num, kinds)
-        targets = [cell_targets(scene) for scene in scenes]
-        images = image_batch(scenes, targets, rng)
+    def _sample(self, first_seed: int, num: int, kind: Kind, rng: Generator) -> _Sample:
+        """Sample pictures and compute their image features."""
+        trainee = self.parts.trainee
+        pictures = self.world.pictures(first_seed, num, kind)
+        targets = [cell_targets(picture, trainee.size.grid) for picture in pictures]
+        images = image_batch(pictures, targets, rng, trainee.size.image_px, self.world.sizes_px)
         images.to(self.device)
-        grid = grid_bins(self.parts.trainee.bins_per_px)
-        locations = self.parts.trainee.embeddings[self._location_ids[grid]]
-        return _SceneBatch(
-            scenes, targets, images, self.parts.trainee.image_features(images.pixels), locations
-        )
+        locations = trainee.embeddings[self._location_ids[grid_bins(trainee.bins_per_px)]]
+        features = trainee.image_features(images.pixels)
+        return _Sample(pictures, targets, images, features, locations)
 
-    def _image_losses(self, sampled: _SceneBatch, sigma: float) -> dict[str, Tensor]:
+    def _image_losses(self, sampled: _Sample, sigma: float) -> dict[str, Tensor]:
         """Return the losses of cell targets predicted from image features."""
         return self.heads.image_losses(
             self.parts.trainee.cells(sampled.features), sampled.images, sampled.locations, sigma
         )
 
     def _auxiliary_losses(
-        self, sampled: _SceneBatch, written: WrittenAnswers, batch: SequenceBatch, sigma: float
+        self, sampled: _Sample, written: WrittenAnswers, batch: SequenceBatch, sigma: float
     ) -> dict[str, Tensor]:
         """Return the weighted losses of the auxiliary heads."""
         recipe = self.recipe

@@ -6,6 +6,7 @@ laboratory.evaluation` measures what is served.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.scenes import Question, Scorecard, questions, render_scene, sample_scene, score_answer
+from export.scenes import Question, Scorecard, score_answer
 from export.scenes.prompts import question_prompts
 from export.scenes.scene import CANVAS_PX
 from laboratory.training.data.examples import Language
+from laboratory.training.data.pictures import Picture
 from laboratory.training.models.trainee import FamilyParts, Trainee
 from runners.decoder.answers import to_written
 from runners.decoder.batch import generate_all
@@ -35,10 +37,8 @@ from tasks.generation import GeneratedText
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 
-FIRST_SEED = 800_000_000
 _SIZE_WH = (CANVAS_PX, CANVAS_PX)
 _BATCH_SIZE = 64
-_EVERY_EMPTY = 8  # one of so many scenes has no object
 
 
 def make_decoder(trainee: Trainee, language: Language) -> Decoder:
@@ -59,24 +59,21 @@ def make_decoder(trainee: Trainee, language: Language) -> Decoder:
 
 
 @torch.inference_mode()
-def validate(parts: FamilyParts, num_scenes: int) -> Scorecard:
-    """Score the answers to every question about `num_scenes` scenes."""
+def validate(parts: FamilyParts, pictures: Sequence[Picture]) -> Scorecard:
+    """Score the answers to every question about the pictures."""
     trainee = parts.trainee
     language = parts.language
+    side_px = trainee.size.image_px
     asked: list[tuple[Question, list[SequenceRequest]]] = []
-    for index in range(num_scenes):
-        scene = sample_scene(
-            FIRST_SEED + index, 0 if index % _EVERY_EMPTY == _EVERY_EMPTY - 1 else None
-        )
-        pixels = torch.from_numpy(np.asarray(render_scene(scene)).copy())[None].to(
-            trainee.embeddings.device
-        )
-        features = trainee.image_features(pixels)[0]
-        for question in questions(scene):
+    for picture in pictures:
+        pixels = torch.from_numpy(np.asarray(picture.render(side_px)).copy())[None]
+        features = trainee.image_features(pixels.to(trainee.embeddings.device))[0]
+        for question in (each.question for each in picture.asked):
             requests = []
             for prompt in question_prompts(language.entry, question):
                 segments = [(each.text, each.is_control) for each in prompt.segments]
-                requests.append(SequenceRequest(features, language.prompt_ids(segments), 128))
+                ids = language.prompt_ids(segments)
+                requests.append(SequenceRequest(features, ids, trainee.size.max_new_tokens))
             if requests:
                 asked.append((question, requests))
     decoder = make_decoder(trainee, language)

@@ -2,24 +2,28 @@
 marks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
-from export.scenes import Question, Scene, Scorecard, questions, sample_scene, score_answer
+from export.scenes import Question, Scorecard, sample_scene, score_answer
 from export.scenes.prompts import question_prompts
 from export.scenes.truth import TextTruth
+from laboratory.things import sample_things
 from laboratory.training.data.cell_targets import cell_targets
 from laboratory.training.data.examples import make_example
 from laboratory.training.data.florence2_answers import answer_pieces as florence2_pieces
-from laboratory.training.data.mentions import WORD, Piece, ranked_subjects
+from laboratory.training.data.mentions import Piece, ranked_subjects
 from laboratory.training.data.paligemma_answers import PaliGemmaAnswers
+from laboratory.training.data.pictures import FIRST_LINE, Picture, SpannedQuestion
+from laboratory.training.data.shape_pictures import shape_picture
+from laboratory.training.data.thing_pictures import thing_picture
 from laboratory.training.masks.autoencoder import MaskAutoencoder
-from laboratory.training.masks.training import shape_codes
+from laboratory.training.masks.training import mask_codes
 from laboratory.training.models.florence2 import make_language as florence2_language
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
@@ -28,27 +32,34 @@ from tasks.paligemma import MaskDecoder
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG
+from tests.support.drawn_material import DrawnMaterial
 from tests.support.export_cli import MODELS
 
 MASK_FILE = MODELS / "paligemma-mini" / "vae.npz"
 SIZE_WH = (192, 192)
-MIN_MASK_IOU = 0.92  # locations on grids of 0.8 px (polygons) and 1.5 px (boxes around masks)
 
 
-def scenes() -> Iterator[Scene]:
+def shape_pictures() -> Iterator[Picture]:
     for seed in range(20):
-        yield sample_scene(seed, 0 if seed % 10 == 0 else None)
+        yield shape_picture(sample_scene(seed, 0 if seed % 10 == 0 else None))
+
+
+def thing_pictures() -> Iterator[Picture]:
+    material = DrawnMaterial()
+    for seed in range(6):
+        yield thing_picture(sample_things(seed, material), material)
 
 
 @cache
 def paligemma_answers() -> PaliGemmaAnswers:
-    return PaliGemmaAnswers(shape_codes(MaskAutoencoder.load_npz(MASK_FILE)))
+    return PaliGemmaAnswers(partial(mask_codes, MaskAutoencoder.load_npz(MASK_FILE)))
 
 
-def written(entry: CatalogEntry, scene: Scene, question: Question) -> list[list[Piece]]:
+def written(entry: CatalogEntry, picture: Picture, asked: SpannedQuestion) -> list[list[Piece]]:
     is_florence = entry.family == "florence2"
     write = florence2_pieces if is_florence else paligemma_answers().answer_pieces
-    return [write(scene, question, prompt.labels) for prompt in question_prompts(entry, question)]
+    prompts = question_prompts(entry, asked.question)
+    return [write(picture, asked, prompt.labels) for prompt in prompts]
 
 
 def read(entry: CatalogEntry, question: Question, answers: list[list[Piece]]) -> dict[str, Any]:
@@ -68,11 +79,20 @@ def read(entry: CatalogEntry, question: Question, answers: list[list[Piece]]) ->
     )
 
 
-def test_true_answers_are_parsed_as_the_truth(entry: CatalogEntry) -> None:
+@pytest.mark.parametrize(
+    ("pictures", "min_mask_iou"),
+    # Shapes: locations on grids of 0.8 px (polygons) and 1.5 px (boxes around masks). Things:
+    # visible parts of triangles, and polygons of up to 20 points.
+    [(shape_pictures, 0.92), (thing_pictures, 0.85)],
+)
+def test_true_answers_are_parsed_as_the_truth(
+    entry: CatalogEntry, pictures: Callable[[], Iterator[Picture]], min_mask_iou: float
+) -> None:
     total = Scorecard()
-    for scene in scenes():
-        for question in questions(scene):
-            if answers := written(entry, scene, question):
+    for picture in pictures():
+        for asked in picture.asked:
+            question = asked.question
+            if answers := written(entry, picture, asked):
                 total += score_answer(read(entry, question, answers), question, SIZE_WH)
     assert {name for name, _ in total.tallies} >= {
         "captioning short",
@@ -80,39 +100,43 @@ def test_true_answers_are_parsed_as_the_truth(entry: CatalogEntry) -> None:
         "instance_segmentation phrase",
     }
     for (name, measure), tally in total.tallies.items():
-        assert tally.f1 >= (MIN_MASK_IOU if measure == "mask_iou" else 1.0), (name, measure)
+        assert tally.f1 >= (min_mask_iou if measure == "mask_iou" else 1.0), (name, measure)
 
 
 def test_pieces_join_to_the_true_text(entry: CatalogEntry) -> None:
-    for scene in scenes():
-        for question in questions(scene):
-            if isinstance(question.truth, TextTruth) and question.task != "region_description":
-                for pieces in written(entry, scene, question):
-                    assert "".join(piece.text for piece in pieces) == question.truth.text
+    for picture in shape_pictures():
+        for asked in picture.asked:
+            truth = asked.question.truth
+            if isinstance(truth, TextTruth) and asked.question.task != "region_description":
+                for pieces in written(entry, picture, asked):
+                    assert "".join(piece.text for piece in pieces) == truth.text
+
+
+def asked_of(picture: Picture, name: str) -> SpannedQuestion:
+    return next(asked for asked in picture.asked if asked.question.name == name)
 
 
 @pytest.mark.parametrize("detail", ["short", "detailed"])
 def test_each_object_of_a_caption_is_mentioned_where_it_is_named(detail: str) -> None:
-    for scene in scenes():
-        question = next(q for q in questions(scene) if q.name == f"captioning {detail}")
-        pieces = florence2_pieces(scene, question, ())
-        for index, drawn in enumerate(scene.objects):
-            named = [p.mention.subject for p in pieces if p.mention and p.text.endswith(drawn.name)]
-            assert named == [index]
-        assert ranked_subjects(scene, question, pieces)[: len(scene.objects)] == list(
-            range(len(scene.objects))
-        )
+    for picture in shape_pictures():
+        asked = asked_of(picture, f"captioning {detail}")
+        pieces = florence2_pieces(picture, asked, ())
+        objects = [subject for subject in picture.parts if subject < FIRST_LINE]
+        for subject in objects:
+            name = picture.parts[subject].name
+            named = [p.mention.subject for p in pieces if p.mention and p.text.endswith(name)]
+            assert named == [subject]
+        assert ranked_subjects(picture, asked, pieces)[: len(objects)] == objects
 
 
-def test_characters_of_the_word_are_mentioned_one_by_one() -> None:
-    scene = sample_scene(1, has_word=True)
-    assert scene.word is not None
-    question = next(q for q in questions(scene) if q.name == "ocr")
-    pieces = florence2_pieces(scene, question, ())
+def test_characters_of_a_line_are_mentioned_one_by_one() -> None:
+    picture = shape_picture(sample_scene(1, has_word=True))
+    text = picture.parts[FIRST_LINE].name
+    pieces = florence2_pieces(picture, asked_of(picture, "ocr"), ())
     assert [(p.text, p.mention and p.mention.character) for p in pieces] == list(
-        zip(scene.word.text, range(len(scene.word.text)), strict=True)
+        zip(text, range(len(text)), strict=True)
     )
-    assert {p.mention.subject for p in pieces if p.mention} == {WORD}
+    assert {p.mention.subject for p in pieces if p.mention} == {FIRST_LINE}
 
 
 def test_locations_are_counted_from_the_start_of_their_run(
@@ -120,16 +144,15 @@ def test_locations_are_counted_from_the_start_of_their_run(
 ) -> None:
     entry = CATALOG["florence-2-mini"]
     language = florence2_language(entry, tokenizers["florence-2-mini"])
-    scene = sample_scene(1, num_objects=2, has_word=True)
-    assert scene.word is not None
+    picture = shape_picture(sample_scene(1, num_objects=2, has_word=True))
+    text = picture.parts[FIRST_LINE].name
     expected = {
-        "ocr_with_regions": [-1] * (1 + len(scene.word.text)) + [*range(8), -1],
+        "ocr_with_regions": [-1] * (1 + len(text)) + [*range(8), -1],
         "region_proposal": [-1, *range(8), -1],
     }
-    for question in questions(scene):
-        if question.name in expected:
-            (prompt,) = question_prompts(entry, question)
-            example = make_example(
-                language, scene, cell_targets(scene), question, prompt.segments, prompt.labels
-            )
-            assert example.places.tolist() == expected[question.name]
+    targets = cell_targets(picture, grid=12)
+    for name, places in expected.items():
+        asked = asked_of(picture, name)
+        (prompt,) = question_prompts(entry, asked.question)
+        example = make_example(language, picture, targets, asked, prompt.segments, prompt.labels)
+        assert example.places.tolist() == places

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.scenes.scene import SHAPES, Shape
+from laboratory.training.data.mask_samples import sample_masks, shape_mask
 from laboratory.training.masks.autoencoder import Codebook, MaskAutoencoder
-from laboratory.training.masks.samples import sample_masks, shape_mask
-from laboratory.training.masks.training import MaskTraining, shape_codes, train_mask_autoencoder
+from laboratory.training.masks.training import MaskTraining, mask_codes, train_mask_autoencoder
 from laboratory.training.runs.run_folder import RunFolder
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import MASK_DECODER, MASK_DECODER_FILE
@@ -173,5 +173,5 @@ def test_masks_fill_their_boxes_and_depend_on_the_seed_only() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_embedded_autoencoder_reconstructs_the_scenes_shapes(shape: Shape) -> None:
-    codes = shape_codes(MaskAutoencoder.load_npz(MASK_DECODER_FILE))[shape]
+    codes = mask_codes(MaskAutoencoder.load_npz(MASK_DECODER_FILE), shape_mask(shape))
     assert iou(MASK_DECODER.decode(codes), shape_mask(shape)) >= 0.97

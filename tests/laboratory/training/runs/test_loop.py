@@ -1,15 +1,20 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from laboratory.training.__main__ import make_training
 from laboratory.training.runs.loop import Training
 from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
+from tests.support.catalog import MASK_DECODER_FILE
+from tests.support.drawn_material import DrawnMaterial
+from tests.support.export_cli import MODELS
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
@@ -26,6 +31,25 @@ def small_training(model_id: str, folder: Path) -> Training:
         joint_images=2,
         refining_steps=0,
         saved_every=2,
+        validation_every=1000,
+    )
+    return training
+
+
+def thing_training(model_id: str, folder: Path) -> Training:
+    """A run over scenes of drawn glyphs with one step of each stage."""
+    masks = folder.parent / "mask-decoder-things" / "vae.npz"
+    masks.parent.mkdir()
+    shutil.copy(MASK_DECODER_FILE, masks)
+    model_id = model_id.replace("-mini", "-things")
+    training = make_training(model_id, folder, "cpu", 0, DrawnMaterial())
+    training.recipe = dataclasses.replace(
+        training.recipe,
+        encoder_steps=1,
+        encoder_images=2,
+        joint_steps=1,
+        joint_images=2,
+        refining_steps=1,
         validation_every=1000,
     )
     return training
@@ -96,3 +120,25 @@ def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_pat
     refined.run()
     assert refined.step == 6
     assert any(not torch.equal(value, stored[name]) for name, value in weights(refined).items())
+
+
+def test_a_run_keeps_its_vocabulary(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(MODELS / "florence-2-mini" / "tokenizer.json"))
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    training = make_training("florence-2-mini", tmp_path, "cpu", seed=0)
+    assert "zebra" in training.parts.language.tokenizer.get_vocab()
+
+
+@pytest.mark.long
+def test_models_of_things_are_trained_in_every_stage(model_id: str, tmp_path: Path) -> None:
+    training = thing_training(model_id, tmp_path / "run")
+    num_parameters = sum(each.numel() for each in training.parts.trainee.model.parameters())
+    assert num_parameters <= 8_000_000
+    before = {name: value.clone() for name, value in weights(training).items()}
+    training.run()
+    assert training.step == 3
+    assert any(not torch.equal(value, before[name]) for name, value in weights(training).items())
+    write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
+    processor = _Processor.from_pretrained(tmp_path / "checkpoint")
+    assert processor.image_processor.size == {"height": 256, "width": 256}

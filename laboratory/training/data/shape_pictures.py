@@ -1,0 +1,124 @@
+"""Scenes of coloured shapes as pictures: the subjects that each answer mentions."""
+
+import re
+from collections.abc import Iterator
+from functools import cache, partial
+
+from export.scenes import Scene, questions, render_scene
+from export.scenes.fonts import load_font
+from export.scenes.geometry import box_xyxy, polygon_xy, quad_xy
+from export.scenes.scene import COLORS, SIZES, BoxXYXY, SceneObject, Shape, Word
+from export.scenes.truth import Question, TextTruth
+from laboratory.training.data.mask_samples import Masks, shape_mask
+from laboratory.training.data.pictures import (
+    FIRST_LINE,
+    Part,
+    Picture,
+    Span,
+    SpannedQuestion,
+    Subject,
+    thing_class,
+)
+
+_COUNT = re.compile(r"\b(?:one|two|three|four|[1-4])\b")
+
+
+def shape_picture(scene: Scene) -> Picture:
+    """Return the picture of a scene."""
+    parts = {index: object_part(drawn) for index, drawn in enumerate(scene.objects)}
+    if scene.word is not None:
+        parts[FIRST_LINE] = word_part(scene.word)
+    asked = [
+        SpannedQuestion(question, tuple(answer_spans(scene, question)))
+        for question in questions(scene)
+    ]
+    is_light = scene.background.brightness == "light"
+    return Picture(scene.seed, parts, is_light, tuple(asked), partial(render_scene, scene))
+
+
+def object_part(drawn: SceneObject) -> Part:
+    box = box_xyxy(drawn)
+    classes = {
+        "color": COLORS.index(drawn.color),
+        "thing": thing_class(drawn.shape),
+        "size": SIZES.index(drawn.size),
+    }
+    return Part(
+        drawn.name,
+        box,
+        quad_xy(box),
+        classes,
+        polygon_xy=partial(polygon_xy, drawn),
+        mask=partial(_shape_mask, drawn.shape),
+    )
+
+
+@cache
+def _shape_mask(shape: Shape) -> Masks:
+    return shape_mask(shape)
+
+
+def word_part(word: Word) -> Part:
+    # the characters' edges, from the advances of the font
+    font = load_font(word.font_face, word.font_size_px)
+    left, top, right, bottom = word.box_xyxy
+    scale = (right - left) / font.getlength(word.text)
+    characters = list[tuple[str, BoxXYXY]]()
+    for index, character in enumerate(word.text):
+        start = left + font.getlength(word.text[:index]) * scale
+        end = left + font.getlength(word.text[: index + 1]) * scale
+        characters.append((character, (start, top, end, bottom)))
+    box = word.box_xyxy
+    return Part(word.text, box, quad_xy(box), characters=tuple(characters))
+
+
+def answer_spans(scene: Scene, question: Question) -> Iterator[Span]:
+    """Yield the spans of a text answer."""
+    if not isinstance(question.truth, TextTruth):
+        return
+    text = question.truth.text
+    everything = tuple(range(len(scene.objects)))
+    word: tuple[Subject, ...] = (FIRST_LINE,) if scene.word else ()
+    if question.task == "captioning":
+        yield from caption_spans(scene, text)
+    elif question.name.endswith("count"):
+        yield Span(text, everything)
+    elif scene.word and text == scene.word.text:
+        yield Span(text, word)
+    elif region := question.parameters.get("region"):
+        (subject,) = (i for i in everything if list(box_xyxy(scene.objects[i])) == region)
+        yield Span(text, (subject,))
+    else:
+        asked = str(question.parameters.get("question", ""))
+        named = [
+            index
+            for index, drawn in enumerate(scene.objects)
+            if asked.endswith((f" {drawn.name}?", f" the {drawn.shape}?"))
+        ]
+        yield Span(text, tuple(named[:1]))
+
+
+def caption_spans(scene: Scene, text: str) -> Iterator[Span]:
+    """Yield the spans of a caption: count, objects with articles, `text`, the word."""
+    everything = tuple(range(len(scene.objects)))
+    names = "|".join(f"(?:an? )?(?:{drawn.size} )?{drawn.name}" for drawn in scene.objects)
+    marks = [
+        names,
+        _COUNT.pattern if scene.objects else "",
+        r"(?<=with )text$|^text$" if scene.word else "",
+    ]
+    pattern = "|".join(mark for mark in marks if mark)
+    end = 0
+    sentence, _, word = text.partition(" The text says ")
+    for match in re.finditer(pattern, sentence) if pattern else ():
+        named = [
+            index for index, drawn in enumerate(scene.objects) if match[0].endswith(drawn.name)
+        ]
+        yield Span(sentence[end : match.start()])
+        others = (FIRST_LINE,) if match[0] == "text" else everything
+        yield Span(match[0], tuple(named[:1]) or others)
+        end = match.end()
+    yield Span(sentence[end:])
+    if word:
+        spans = (Span(" The text says "), Span(word.removesuffix("."), (FIRST_LINE,)), Span("."))
+        yield from spans
