@@ -48,6 +48,7 @@ TASKS = (
     "phrase_grounding",
     "instance_segmentation",
     "ocr",
+    "ocr_with_regions",
     "visual_question_answering",
 )
 _PHRASE_TASKS = ("phrase_grounding", "instance_segmentation")

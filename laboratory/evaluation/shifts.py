@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from diptych_client.annotate.appearance import Seen, names, seen
+from diptych_client.annotate.appearance import Seen, seen
 from diptych_client.annotate.journal import Record
 from diptych_client.annotate.shift import Shift, find_shift
 from diptych_client.evaluation.readers import read_dataset
@@ -40,7 +40,6 @@ _FOLDER = "shifted"
 class Scenes:
     """The scenes of a condition as they are compared, with and without the new class."""
 
-    names: tuple[str, ...]
     known: tuple[Seen, ...]
     new: tuple[Seen, ...]
 
@@ -71,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         collect(folder, parsed.scenes, parsed.models, (TASK,), (PLAIN, *SHIFTED))
         for model in parsed.models:
             plain = read_scenes(folder, PLAIN, model)
-            found = simulate(plain.names, plain.all, plain.all, 0, draws)
+            found = simulate(plain.all, plain.all, 0, draws)
             rows.append([model, "none", "", *_shares(found, draws)])
             shifted = {NEW_CLASS: (plain.known, plain.new)}
             for name in SHIFTED:
                 shifted[name] = (plain.all, read_scenes(folder, name, model).all)
             for (name, images), (part, one_of) in product(shifted.items(), _PARTS.items()):
-                found = simulate(plain.names, *images, draws.num_others // one_of, draws)
+                found = simulate(*images, draws.num_others // one_of, draws)
                 rows.append([model, name, part, *_shares(found, draws)])
     print(table(["model", "shift", "of the images", "noticed", "that folder alone"], rows))
 
@@ -88,22 +87,19 @@ def read_scenes(folder: Path, condition: str, model: str) -> Scenes:
     labelled = {each.image.name: each for each in dataset.images}
     known: list[Seen] = []
     new: list[Seen] = []
-    value_names: tuple[str, ...] = ()
     answers = folder / f"{condition}-{TASK}-{model}" / "answers.jsonl"
     for line in answers.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         image = labelled[row["image"]]
         record = Record(image.image, answer_from_json(row["answer"]))
         labels = row["parameters"]["labels"]
-        value_names = names([record], labels)
         is_new = _NEW_LABEL in {each.label for each in image.objects or ()}
         found = seen([record], dataset.store.read(image.image), labels)
         (new if is_new else known).append(found)
-    return Scenes(value_names, tuple(known), tuple(new))
+    return Scenes(tuple(known), tuple(new))
 
 
 def simulate(
-    value_names: Sequence[str],
     plain: Sequence[Seen],
     shifted: Sequence[Seen],
     num_shifted: int,
@@ -120,7 +116,7 @@ def simulate(
         for index in rng.permutation(len(shifted))[:num_shifted]:
             image = shifted[index]
             others.append(replace(image, name=f"{_FOLDER}/{Path(image.name).name}"))
-        found.append(find_shift(labelled, others, value_names))
+        found.append(find_shift(labelled, others))
     return found
 
 

@@ -1,13 +1,18 @@
-"""An image in numbers: its size, what its pixels look like, and what the models answer.
+"""An image in numbers, by group: its size, what its pixels look like, and what the models answer.
 
-The service gives out no encoder features, so that these are simple statistics: size, brightness,
-contrast, sharpness, colours; numbers, sizes and scores of the answered objects, or the length of a
-text.
+The service gives out no encoder features, so that these are simple statistics:
+
+    size         width and height
+    brightness   mean and deviation of the grey values, share of coloured pixels
+    sharpness    how much of the differences over 4 pixels there is between neighbours
+    answers      number, lowest, mean and highest score and size of objects, or length of a text
+    labels       number of objects of each label
+    colours      shares of the coloured pixels
 """
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,60 +22,39 @@ from diptych_client.annotate.journal import Record
 from diptych_client.evaluation.statistics import Floats
 from diptych_client.results import TextResult, box_of, items_of, label_of
 
+COLOURS = "colours"
 _SIDE_PX = 1024  # statistics of larger images are of a smaller copy
-_EDGE_PX = 4  # a sharp edge is as steep over one pixel
-_STEEPEST = 0.998
-_COLOURED = 128  # saturation of 255
-_HUES = (
-    "red",
-    "orange",
-    "yellow",
-    "lime",
-    "green",
-    "turquoise",
-    "cyan",
-    "azure",
-    "blue",
-    "violet",
-    "magenta",
-    "pink",
-)
-_PIXELS = ("brightness", "contrast", "sharpness", "colour", *(f"share of {h}" for h in _HUES))
-_OBJECTS = ("number of objects", "lowest score", "mean score", "highest score", "size of objects")
+_EDGE_PX = 4
+_FLAT = 1e-7  # mean square of differences, of grey values up to 1
+_COLOURED = 64  # difference of the largest and the smallest channel, of 255
+_LEVELS = 4  # of each channel
+_MIN_SHARE = 0.05  # rarer colours are those of edges
 _MAX_LABELS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An image as it is compared with others; `values` are in the order of `names`."""
+    """An image as it is compared with others; all have the same groups of as many numbers."""
 
     name: str
     size_px: float  # the geometric mean of its sides
-    values: tuple[float, ...]
-
-
-def names(records: Sequence[Record], labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the values of an image."""
-    found = ["width", "height", *_PIXELS]
-    for record in records:
-        own = [*_OBJECTS, *(f"number of {label}" for label in labels[:_MAX_LABELS])]
-        if isinstance(record.answer.result, TextResult):
-            own = ["length of the text"]
-        found += [f"{name} of {record.answer.model}" for name in own]
-    return tuple(found)
+    groups: Mapping[str, tuple[float, ...]]
 
 
 def seen(records: Sequence[Record], data: bytes, labels: Sequence[str]) -> Seen:
     """Return an image, encoded, and the answers to it as numbers."""
     size = records[0].answer.image
-    values = [float(size.width), float(size.height), *_pixels(data)]
+    answers: list[float] = []
+    counts: list[float] = []
     for record in records:
-        values += _answered(record, labels[:_MAX_LABELS])
-    size_px = math.sqrt(size.width * size.height)
-    return Seen(records[0].image.name, size_px, tuple(values))
+        answers += _answered(record)
+        counts += _counted(record, labels[:_MAX_LABELS])
+    groups = {"size": (float(size.width), float(size.height))} | _pixels(data)
+    groups |= {"answers": tuple(answers), "labels": tuple(counts)}
+    return Seen(records[0].image.name, math.sqrt(size.width * size.height), groups)
 
 
-def _answered(record: Record, labels: Sequence[str]) -> list[float]:
+def _answered(record: Record) -> list[float]:
     result = record.answer.result
     if isinstance(result, TextResult):
         return [float(len(result.text))]
@@ -80,29 +64,40 @@ def _answered(record: Record, labels: Sequence[str]) -> list[float]:
     for item in items:
         x1, y1, x2, y2 = box_of(item)
         sides.append(math.sqrt(max(x2 - x1, 0) * max(y2 - y1, 0)))
-    found = [label_of(item).casefold() for item in items]
     image_px = math.sqrt(record.answer.image.width * record.answer.image.height)
     size = sum(sides) / max(len(items), 1) / image_px
-    counts = [float(found.count(label.casefold())) for label in labels]
-    return [float(len(items)), min(scores), sum(scores) / len(scores), max(scores), size, *counts]
+    return [float(len(items)), min(scores), sum(scores) / len(scores), max(scores), size]
 
 
-def _pixels(data: bytes) -> list[float]:
+def _counted(record: Record, labels: Sequence[str]) -> list[float]:
+    result = record.answer.result
+    if isinstance(result, TextResult):
+        return []
+    found = [label_of(item).casefold() for item in items_of(result)]
+    return [float(found.count(label.casefold())) for label in labels]
+
+
+def _pixels(data: bytes) -> dict[str, tuple[float, ...]]:
     with Image.open(io.BytesIO(data)) as opened:
         opened.draft("RGB", (_SIDE_PX, _SIDE_PX))
         image = opened.convert("RGB")
     image.thumbnail((_SIDE_PX, _SIDE_PX))
     grey: Floats = np.asarray(image.convert("L"), dtype=np.float64) / 255
-    sharpness = _steepest(grey, 1) / max(_steepest(grey, _EDGE_PX), 1 / 255)
-    hue, saturation, _ = np.moveaxis(np.asarray(image.convert("HSV"), dtype=np.float64), 2, 0)
-    coloured = hue[saturation > _COLOURED]
-    sector = np.round(coloured / 256 * len(_HUES)).astype(int) % len(_HUES)
-    shares = np.bincount(sector, minlength=len(_HUES)) / max(len(coloured), 1)
-    share = len(coloured) / hue.size
-    return [float(grey.mean()), float(grey.std()), sharpness, share, *shares.tolist()]
+    pixels = np.asarray(image).reshape(-1, 3)
+    coloured = pixels[np.ptp(pixels, axis=1) > _COLOURED].astype(np.int64)
+    places = coloured * _LEVELS // 256 @ [_LEVELS**2, _LEVELS, 1]
+    shares = np.bincount(places, minlength=_LEVELS**3) / max(len(coloured), 1)
+    shares[shares < _MIN_SHARE] = 0
+    return {
+        "brightness": (float(grey.mean()), float(grey.std()), len(coloured) / len(pixels)),
+        "sharpness": (_energy(grey, 1) / max(_energy(grey, _EDGE_PX), _FLAT),),
+        COLOURS: tuple(shares.tolist()),
+    }
 
 
-def _steepest(grey: Floats, distance_px: int) -> float:
-    """Return a high quantile of the differences of pixels in a row."""
-    differences = np.abs(grey[:, distance_px:] - grey[:, :-distance_px])
-    return float(np.quantile(differences, _STEEPEST)) if differences.size else 0.0
+def _energy(grey: Floats, distance_px: int) -> float:
+    """Return the mean square of the differences of pixels in rows and columns."""
+    along = grey[:, distance_px:] - grey[:, :-distance_px]
+    down = grey[distance_px:] - grey[:-distance_px]
+    differences = np.concatenate([along.ravel(), down.ravel()])
+    return float(np.square(differences).mean()) if differences.size else 0.0

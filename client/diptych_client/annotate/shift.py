@@ -2,32 +2,38 @@
 
 What labelled images prove holds for images like them. Both kinds of images are compared by their
 numbers (appearance.py), by permutations of which images are the labelled ones: while both kinds are
-exchangeable, a difference is found with a probability of at most `LEVEL`. The statistics are
+exchangeable, a difference is found with a probability of at most `LEVEL`.
 
-    the largest distance of both distributions of each number, in standard deviations (Anderson and
-    Darling, 1952, Annals of Mathematical Statistics 23): a few very different images count, too
-    the count of labelled images in each group: of one size, and clusters of all images
+A part of the other images is all of them, a folder, those of one size, or a cluster. Statistics are
 
-each in standard deviations over the permutations; their maximum is compared.
+    of all and of a folder   the share of labelled images among the nearest neighbours of its images
+                             (Schilling, 1986, Journal of the American Statistical Association 81),
+                             in each group of numbers; by colour, images with a rare colour in
+                             common are near. Folders may differ from each other, as long as
+                             labelled images are among their neighbours.
+    of a size or a cluster   the share of labelled images in it
 
-Where a difference is found, it is sought in the folders, then the sizes, then the clusters: a part
-differs if too few of its images' nearest neighbours are labelled (Schilling, 1986, Journal of the
-American Statistical Association 81). If the rest is like the labelled images, only these parts are
-left out, else everything. Knows no files and no requests.
+each in standard deviations over the permutations. Their maximum is compared: one test for all of
+them (Westfall and Young, 1993, Resampling-Based Multiple Testing).
 
-Shapes: N images, labelled or not, F numbers, G groups, K neighbours, P labellings, S statistics.
+Parts that differ are left out, the folders before the sizes and clusters, if the rest is like the
+labelled images; else everything is. Knows no files and no requests.
+
+Shapes: N images, labelled or not, M of a part, F numbers, C colours, P labellings, S statistics.
 """
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from diptych_client.annotate.appearance import Seen
+from diptych_client.annotate.appearance import COLOURS, Seen
 from diptych_client.annotate.guarantee import Flags, Indices
 from diptych_client.evaluation.statistics import Floats
 
@@ -35,14 +41,15 @@ LEVEL = 0.03
 _NUM_PERMUTATIONS = 499
 _NUM_CLUSTERS = 8
 _NUM_STEPS = 10  # clustering
-_NUM_NEIGHBOURS = 5
-_MIN_TAIL = 0.03  # share of the images; the distance is weighted between both tails
+_MAX_NEIGHBOURS = 50
 _MIN_PART = 8  # sampled images of a part that can be told apart
 _MAX_DEVIATIONS = 4.0  # a single number must not decide what is near
+_COLOUR_SCALE = 2.0  # distances of colours beside those in standard deviations
 _NUM_EXAMPLES = 5
 _MAX_LABELLED = 1000  # compared; all pairs of images are
 _DECIMALS = 9  # the order of a sum must not look like a difference
 _SEED = 0
+_FIRST_REGION = 2  # kinds of parts before it are of the other images alone
 
 PartOf = Callable[[Seen], str]
 
@@ -84,75 +91,126 @@ class Shift:
 
 
 @dataclass(frozen=True, slots=True)
-class _Clusters:
-    """Cells around centres in numbers that are scaled over all images."""
+class _Space:
+    """The numbers of images as vectors, scaled over all images, with cells around centres."""
 
     means: Floats  # (F,)
     scales: Floats  # (F,)
-    centres: Floats  # (G, F)
+    columns: Mapping[str, slice]  # of each group
+    centres: Floats  # (cells, F)
 
     @classmethod
-    def of(cls, values: Floats) -> Self:
+    def of(cls, images: Sequence[Seen]) -> Self:
         """Return k-means clusters; the first centres are far from each other."""
+        columns = {}
+        end = 0
+        for name, numbers in images[0].groups.items():
+            columns[name] = slice(end, end + len(numbers))
+            end += len(numbers)
+        values = _values(images)
+        means = values.mean(axis=0)
         scales = values.std(axis=0)
-        empty = cls(values.mean(axis=0), np.where(scales > 0, scales, 1.0), values[:0])
-        scaled = empty.scaled(values)
-        chosen = [int(np.argmin((scaled**2).sum(axis=1)))]
-        while len(chosen) < min(_NUM_CLUSTERS, len(values)):
-            distances = _squared_distances(scaled, scaled[chosen]).min(axis=1)
+        scales[scales == 0] = 1
+        if COLOURS in columns:
+            means[columns[COLOURS]] = 0
+            scales[columns[COLOURS]] = 1 / _COLOUR_SCALE
+        empty = cls(means, scales, columns, values[:0])
+        vectors = empty.vectors(images)
+        chosen = [int(np.argmin((vectors**2).sum(axis=1)))]
+        while len(chosen) < min(_NUM_CLUSTERS, len(vectors)):
+            distances = _squared_distances(vectors, vectors[chosen]).min(axis=1)
             chosen.append(int(np.argmax(distances)))
-        centres = scaled[chosen]
+        centres = vectors[chosen]
         for _ in range(_NUM_STEPS):
-            cells = np.argmin(_squared_distances(scaled, centres), axis=1)
+            cells = np.argmin(_squared_distances(vectors, centres), axis=1)
             for cell in np.unique(cells).tolist():
-                centres[cell] = scaled[cells == cell].mean(axis=0)
+                centres[cell] = vectors[cells == cell].mean(axis=0)
         return replace(empty, centres=centres)
 
-    def scaled(self, values: Floats) -> Floats:
-        """Return numbers in standard deviations, within bounds."""
-        bounds = (-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
-        scaled: Floats = np.clip((values - self.means) / self.scales, *bounds)
-        return scaled
+    def vectors(self, images: Sequence[Seen]) -> Floats:
+        scaled = (_values(images) - self.means) / self.scales
+        return np.clip(scaled, -_MAX_DEVIATIONS, _MAX_DEVIATIONS)
 
-    def nearest(self, scaled: Floats) -> Indices:
-        """Return the cell of each image."""
-        nearest: Indices = np.argmin(_squared_distances(scaled, self.centres), axis=1)
-        return nearest
+    def cluster_of(self, image: Seen) -> str:
+        distances = _squared_distances(self.vectors([image]), self.centres)
+        return f"cluster {np.argmin(distances) + 1}"
 
 
-def find_shift(
-    labelled: Sequence[Seen], others: Sequence[Seen], names: Sequence[str]
-) -> Shift | None:
+def _values(images: Sequence[Seen]) -> Floats:
+    return np.array([list(chain.from_iterable(each.groups.values())) for each in images])
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Compared images: their vectors, which are labelled, and their parts, of each kind."""
+
+    vectors: Floats  # (N, F)
+    is_labelled: Flags  # (N,)
+    parts: tuple[NDArray[np.str_], ...]  # (N,) each
+
+    def kept(self, is_kept: Flags) -> "_Pool":
+        parts = tuple(each[is_kept] for each in self.parts)
+        return _Pool(self.vectors[is_kept], self.is_labelled[is_kept], parts)
+
+    def members(self, kind: int, part: str) -> Indices:
+        """Return the other images of a part."""
+        return np.flatnonzero((self.parts[kind] == part) & ~self.is_labelled)
+
+    def large_parts(self) -> Iterator[tuple[int, str, Indices]]:
+        """Yield kind, name and images of each part; the same images once."""
+        known = set()
+        for kind, parts in enumerate(self.parts):
+            for part in np.unique(parts[~self.is_labelled]).tolist():
+                own = self.members(kind, part)
+                if len(own) >= _MIN_PART and own.tobytes() not in known:
+                    known.add(own.tobytes())
+                    yield kind, part, own
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """A group of numbers in which a part of a kind differs."""
+
+    kind: int
+    part: str
+    group: str
+
+
+def find_shift(labelled: Sequence[Seen], others: Sequence[Seen]) -> Shift | None:
     """Return how other images differ from the labelled ones, if they are told apart."""
     chosen = random.Random(_SEED).sample(labelled, min(len(labelled), _MAX_LABELLED))
     images = [*chosen, *others]
     is_labelled = np.arange(len(images)) < len(chosen)
-    values = np.array([each.values for each in images], dtype=np.float64)
-    clusters = _Clusters.of(values)
-    scaled = clusters.scaled(values)
-    most = _difference(scaled, is_labelled, _groups(images, clusters.nearest(scaled)), names)
-    if most is None:
+    space = _Space.of(images)
+    kinds: tuple[PartOf, ...] = (_any_part, _folder_of, _size_of, space.cluster_of)
+    parts = tuple(np.array(list(map(part_of, images))) for part_of in kinds)
+    pool = _Pool(space.vectors(images), is_labelled, parts)
+    found = _differences(pool, space.columns)
+    if not found:
         return None
-    shown = tuple(each.name for each in others[:_NUM_EXAMPLES])
+    most = found[0].group
+    for kind, part_of in enumerate(kinds):
+        names = list(dict.fromkeys(each.part for each in found if each.kind == kind))
+        if names and kind >= _FIRST_REGION:  # too small ones without a labelled image, too
+            unlabelled = np.setdiff1d(parts[kind], parts[kind][is_labelled]).tolist()
+            names += [name for name in unlabelled if name not in names]
+        is_kept = ~np.isin(parts[kind], names)
+        if kind < _FIRST_REGION:
+            is_kept |= is_labelled
+        rest = pool.kept(is_kept)
+        is_enough = (~rest.is_labelled).sum() >= _MIN_PART and rest.is_labelled.any()
+        if names and is_enough and not _differences(rest, space.columns):
+            left_out = []
+            for name in names:
+                own = pool.members(kind, name).tolist()
+                examples = tuple(images[index].name for index in own[:_NUM_EXAMPLES])
+                left_out.append(Part(name, len(own), examples))
+            return Shift(most, tuple(left_out), part_of, examples)
+    return Shift(most, (), _any_part, tuple(each.name for each in others[:_NUM_EXAMPLES]))
 
-    def cluster_of(image: Seen) -> str:
-        (cell,) = clusters.nearest(clusters.scaled(np.array([image.values])))
-        return f"cluster {cell + 1}"
 
-    for part_of in (_folder_of, _size_of, cluster_of):
-        parts = _differing(images, scaled, is_labelled, part_of)
-        left_out = {part.name for part in parts}
-        kept = np.array([part_of(each) not in left_out for each in images])
-        if part_of is _folder_of:  # labelled images are in other folders
-            kept |= is_labelled
-        is_enough = (kept & ~is_labelled).sum() >= _MIN_PART and (kept & is_labelled).any()
-        if not parts or not is_enough:
-            continue
-        rest = [image for image, is_kept in zip(images, kept, strict=True) if is_kept]
-        groups = _groups(rest, clusters.nearest(scaled[kept]))
-        if _difference(scaled[kept], is_labelled[kept], groups, names) is None:
-            return Shift(most, parts, part_of, shown)
-    return Shift(most, (), _folder_of, shown)
+def _any_part(_image: Seen) -> str:
+    return "all images"
 
 
 def _folder_of(image: Seen) -> str:
@@ -163,63 +221,65 @@ def _size_of(image: Seen) -> str:
     return f"images of about {2 ** round(math.log2(max(image.size_px, 1)))} px"
 
 
-def _groups(images: Sequence[Seen], cells: Indices) -> Floats:
-    """Return which images are of which size and cluster, (N, G)."""
-    _, sizes = np.unique([_size_of(each) for each in images], return_inverse=True)
-    columns = [sizes == size for size in range(sizes.max() + 1)]
-    columns += [cells == cell for cell in range(_NUM_CLUSTERS)]
-    return np.stack(columns, axis=1).astype(np.float64)
-
-
-def _difference(
-    values: Floats, is_labelled: Flags, groups: Floats, names: Sequence[str]
-) -> str | None:
-    """Return the name of the number that differs most, or None at the level of the test."""
-    order = np.argsort(values, axis=0, kind="stable")
-    ascending = np.take_along_axis(values, order, axis=0)
-    is_last = np.ones(values.shape, dtype=bool)  # the last one of equal values
-    is_last[:-1] = ascending[1:] != ascending[:-1]
-    shares = np.clip(np.arange(1, len(values) + 1) / len(values), _MIN_TAIL, 1 - _MIN_TAIL)
-    weights = is_last / np.sqrt(shares * (1 - shares))[:, None]
-
-    labels = _labellings(is_labelled)
-    num_labelled = is_labelled.sum()
-    steps = labels / num_labelled - (1 - labels) / (len(values) - num_labelled)
-    columns = [-labels @ groups]
-    for number in range(values.shape[1]):
-        distances = np.abs(np.cumsum(steps[:, order[:, number]], axis=1))
-        columns.append((distances * weights[:, number]).max(axis=1, keepdims=True))
-    deviations = _deviations(np.concatenate(columns, axis=1))
+def _differences(pool: _Pool, columns: Mapping[str, slice]) -> list[_Difference]:
+    """Return the differences at the level of the test, the largest first."""
+    tested = []
+    weights = []
+    for kind, part, own in pool.large_parts():
+        if kind >= _FIRST_REGION:
+            is_in = pool.parts[kind] == part
+            tested.append(_Difference(kind, part, f"the number of labelled ones in {part}"))
+            weights.append(is_in / is_in.sum())
+            continue
+        for group, near in _neighbours(pool.vectors, own, columns):
+            tested.append(_Difference(kind, part, group))
+            weights.append(near.mean(axis=0))
+    if not tested:
+        return []
+    shares = _labellings(pool.is_labelled) @ np.stack(weights, axis=1)  # (P, S)
+    shares = np.round(shares, _DECIMALS)
+    scales = shares.std(axis=0)
+    deviations = (shares.mean(axis=0) - shares) / np.where(scales > 0, scales, 1.0)
     highest = deviations.max(axis=1)
-    if (highest >= highest[0]).mean() > LEVEL:
-        return None
-    most = int(np.argmax(deviations[0])) - groups.shape[1]
-    return names[most] if most >= 0 else "a group of images with few labelled ones"
-
-
-def _differing(
-    images: Sequence[Seen], scaled: Floats, is_labelled: Flags, part_of: PartOf
-) -> tuple[Part, ...]:
-    """Return the parts of the other images that have too few labelled neighbours."""
-    distances = _squared_distances(scaled, scaled)
-    np.fill_diagonal(distances, np.inf)
-    neighbours = np.argsort(distances, axis=1)[:, :_NUM_NEIGHBOURS]
-    members: dict[str, list[int]] = {}
-    for index in np.flatnonzero(~is_labelled).tolist():
-        members.setdefault(part_of(images[index]), []).append(index)
-    large = {name: own for name, own in members.items() if len(own) >= _MIN_PART}
-    if not large:
-        return ()
-
-    shares = _labellings(is_labelled)[:, neighbours].mean(axis=2)  # (P, N)
-    deviations = _deviations(np.stack([-shares[:, own].mean(axis=1) for own in large.values()], 1))
-    p_values = (deviations >= deviations[0]).mean(axis=0)
     found = []
-    for (name, own), p_value in zip(large.items(), p_values.tolist(), strict=True):
-        if p_value <= LEVEL / len(large):
-            examples = tuple(images[index].name for index in own[:_NUM_EXAMPLES])
-            found.append(Part(name, len(own), examples))
-    return tuple(found)
+    for index in np.argsort(-deviations[0]).tolist():
+        if (highest >= deviations[0, index]).mean() <= LEVEL:
+            found.append(tested[index])
+    return found
+
+
+def _neighbours(
+    vectors: Floats, own: Indices, columns: Mapping[str, slice]
+) -> Iterator[tuple[str, Floats]]:
+    """Yield each group with the weights of all images as neighbours of some, (M, N)."""
+    for group, column in columns.items():
+        numbers = vectors[:, column]
+        if group == COLOURS:
+            yield group, _by_colour(numbers, own)
+        elif numbers.std(axis=0).any():
+            yield group, _by_distance(numbers, own)
+
+
+def _by_distance(vectors: Floats, own: Indices) -> Floats:
+    """Weight the nearest images, as many as are in the part, equally."""
+    distances = _squared_distances(vectors[own], vectors)
+    distances[np.arange(len(own)), own] = np.inf
+    count = min(len(own) - 1, _MAX_NEIGHBOURS)
+    furthest = np.partition(distances, count - 1, axis=1)[:, count - 1 : count]
+    is_near = np.round(distances - furthest, _DECIMALS) <= 0  # all of those as near
+    near: Floats = is_near / is_near.sum(axis=1, keepdims=True)
+    return near
+
+
+def _by_colour(shares: Floats, own: Indices) -> Floats:
+    """Weight the images with the same colours, each by its part of all other images' pixels."""
+    rest = shares.sum(axis=0) - shares[own]
+    common = np.divide(shares[own], rest, out=np.zeros_like(rest), where=rest > 0.1**_DECIMALS)
+    weights = common @ shares.T
+    weights[np.arange(len(own)), own] = 0
+    sums = weights.sum(axis=1, keepdims=True)
+    near: Floats = weights / np.where(sums > 0, sums, 1.0)
+    return near
 
 
 def _labellings(is_labelled: Flags) -> Floats:
@@ -228,14 +288,6 @@ def _labellings(is_labelled: Flags) -> Floats:
     rows = [is_labelled]
     rows += [rng.permutation(is_labelled) for _ in range(_NUM_PERMUTATIONS)]
     return np.stack(rows).astype(np.float64)
-
-
-def _deviations(statistics: Floats) -> Floats:
-    """Return each statistic of (P, S) in standard deviations over the permutations."""
-    table = np.round(statistics, _DECIMALS)
-    scales = table.std(axis=0)
-    deviations: Floats = (table - table.mean(axis=0)) / np.where(scales > 0, scales, 1.0)
-    return deviations
 
 
 def _squared_distances(rows: Floats, others: Floats) -> Floats:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from diptych_client.annotate.appearance import Seen, names, seen
+from diptych_client.annotate.appearance import Seen, seen
 from diptych_client.annotate.consensus import Agreement, write_consensus, write_review
 from diptych_client.annotate.dataset_files import DatasetFormat, write_atomically, write_dataset
 from diptych_client.annotate.guarantee import Promise
@@ -127,8 +127,7 @@ class _Run:
         compared = [*self.seen(labelled.store, known), *self.seen(self.folder, answered)]
         shift = None
         if compared and sample:
-            numbers = names(sample[0], self.job.requested_labels())
-            shift = find_shift(compared, [*self.seen(self.folder, sample)], numbers)
+            shift = find_shift(compared, [*self.seen(self.folder, sample)])
         if shift is not None and not shift.parts:
             raise RunError(shift.sentence())
         pairs = [(records, labelled.truths[records[0].image]) for records in known]

@@ -1,12 +1,15 @@
 """An image in numbers: each names what it measures."""
 
 import io
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image, ImageFilter
 
-from diptych_client.annotate.appearance import names, seen
+from diptych_client.annotate.appearance import COLOURS, seen
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import ImageSize
 from diptych_client.inputs import ImageFile
@@ -20,34 +23,37 @@ FOUND = DetectionsResult(
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 
 
-def measured(image: Image.Image, result: Result = FOUND) -> dict[str, float]:
+def measured(image: Image.Image, result: Result = FOUND) -> Mapping[str, tuple[float, ...]]:
     file = io.BytesIO()
     image.save(file, "PNG")
     size = ImageSize(*image.size)
     record = Record(ImageFile("a.png", 1, 1), replace(answer(result), image=size))
-    values = seen([record], file.getvalue(), LABELS).values
-    return dict(zip(names([record], LABELS), values, strict=True))
+    return seen([record], file.getvalue(), LABELS).groups
 
 
 def test_what_is_answered_is_counted_by_label_with_its_scores() -> None:
     found = measured(Image.new("RGB", (100, 50)))
-    assert (found["width"], found["height"]) == (100, 50)
-    of = {name.removesuffix(" of some-model"): value for name, value in found.items()}
-    assert (of["number of objects"], of["number of dog"], of["number of cat"]) == (2, 2, 0)
-    assert (of["lowest score"], of["mean score"], of["highest score"]) == (0.5, 0.625, 0.75)
-    nothing = measured(Image.new("RGB", (100, 50)), DetectionsResult(()))
-    assert nothing["highest score of some-model"] == 0
+    assert found["size"] == (100, 50)
+    number, *scores, size = found["answers"]
+    assert (number, scores) == (2, [0.5, 0.625, 0.75])
+    assert size == pytest.approx(20 / math.sqrt(100 * 50))
+    assert found["labels"] == (0, 2)
+    assert measured(Image.new("RGB", (100, 50)), DetectionsResult(()))["answers"] == (0,) * 5
 
 
 def test_a_text_has_its_length() -> None:
     found = measured(Image.new("RGB", (8, 8)), TextResult("EXIT"))
-    assert found["length of the text of some-model"] == 4
+    assert (found["answers"], found["labels"]) == ((4,), ())
 
 
 def test_brightness_colours_and_sharpness_are_measured() -> None:
-    red = measured(Image.new("RGB", (8, 8), (255, 0, 0)))
-    assert (red["share of red"], red["share of blue"], red["colour"]) == (1, 0, 1)
-    assert measured(Image.new("RGB", (8, 8), (0, 0, 255)))["share of blue"] == 1
-    assert measured(Image.new("RGB", (1, 1), (255, 255, 255)))["brightness"] == 1
+    half_red = Image.new("RGB", (8, 8), (200, 200, 200))
+    half_red.paste((255, 0, 0), (0, 0, 4, 8))
+    red = measured(half_red)
+    assert red["brightness"][2] == 0.5
+    assert max(red[COLOURS]) == 1
+    assert measured(Image.new("RGB", (8, 8), (0, 0, 255)))[COLOURS] != red[COLOURS]
+    white = measured(Image.new("RGB", (1, 1), (255, 255, 255)))
+    assert (white["brightness"], white["sharpness"]) == ((1, 0, 0), (0,))
     blurred = measured(NOISE.filter(ImageFilter.GaussianBlur(1.5)))
-    assert blurred["sharpness"] < 0.7 * measured(NOISE)["sharpness"]
+    assert blurred["sharpness"][0] < 0.5 * measured(NOISE)["sharpness"][0]
