@@ -76,8 +76,8 @@ def check_consensus(dataset_format: DatasetFormat, result: str) -> None:
 
 def check_guarantee(dataset_format: DatasetFormat, result: str, has_thresholds: bool) -> None:
     """Raise `RunError` if the format cannot hold a part of an answer, or there are no scores."""
-    if has_thresholds and result not in _RESULTS_WITH_BOXES:
-        raise RunError(f"--thresholds needs boxes or masks; the task's result is {result}")
+    if has_thresholds and result == "text":
+        raise RunError("--thresholds needs scores, which the task's result, a text, does not have")
     if dataset_format is DatasetFormat.jsonl and result in _RESULTS_WITH_BOXES:
         raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
 

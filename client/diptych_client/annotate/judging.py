@@ -3,11 +3,14 @@
 A box is right if a true object of its label has at least the asked IoU with it, and no box of a
 higher confidence took this object; of a crowd any number is right. IoU is that of the masks where
 both have one. A text is right if it equals a true one but for spaces, for questions
-as VQA compares answers, or if its character error rate is at most the asked one.
+as VQA compares answers, or if its character error rate is at most the asked one. A text region is
+right if it is so equal to a line of the true text that no region of a higher confidence took; its
+place is not compared.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from pycocotools import mask as coco_mask
 from diptych_client.annotate.dataset_files import Box
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
-from diptych_client.annotate.proposals import agreement, proposed
+from diptych_client.annotate.proposals import agreement, proposed, regions_of
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
 from diptych_client.evaluation.metrics.detection import encoded_mask, run_lengths
 from diptych_client.evaluation.metrics.texts import character_edits, normalized, vqa_normalized
@@ -91,6 +94,8 @@ def judge(records: Sequence[Record], truth: Truth, tolerance: Tolerance) -> Judg
     if isinstance(truth, TextsTruth):
         task = records[0].answer.task
         texts = [each.label for each in proposals if isinstance(each.label, str)]
+        if regions_of(records) is not None:
+            return Judged(confidences, _are_lines(texts, confidences, truth, tolerance))
         return Judged(confidences, tuple(_is_right(text, truth, task, tolerance) for text in texts))
     found = agreement(records, tolerance.min_iou, 0.0)
     place = (truth.objects, records[0].answer.image)
@@ -111,6 +116,21 @@ def _is_right(text: str, truth: TextsTruth, task: str, tolerance: Tolerance) -> 
         return True
     edits = [character_edits(each, text) for each in truth.texts if normalized(each)]
     return any(each.num_edits <= tolerance.max_cer * each.length for each in edits)
+
+
+def _are_lines(
+    texts: Sequence[str], confidences: Sequence[float], truth: TextsTruth, tolerance: Tolerance
+) -> tuple[bool, ...]:
+    """Return which regions took a line of the true text, the most confident region first."""
+    free = list(chain.from_iterable(map(str.splitlines, truth.texts)))
+    is_right = [False] * len(texts)
+    for index in sorted(range(len(texts)), key=lambda index: -confidences[index]):
+        for line in free:
+            if _is_right(texts[index], TextsTruth((line,)), "ocr", tolerance):
+                is_right[index] = True
+                free.remove(line)
+                break
+    return tuple(is_right)
 
 
 def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageSize) -> Floats:

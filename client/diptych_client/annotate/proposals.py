@@ -1,7 +1,8 @@
 """The labels that one model, or two that agree, propose for an image, each with a confidence.
 
-The confidence of a box is its score; of two models' box the lower score; of a text of two models
-their similarity, 1 - normalized edit distance. A text of one model has none: it counts as 1.
+The confidence of a box or a text region is its score; of two models' box the lower score; of a text
+of two models their similarity, 1 - normalized edit distance. A text of one model has none: it
+counts as 1. The regions of two models are a text.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from diptych_client.annotate.consensus import Agreement, AgreementRule, agree, a
 from diptych_client.annotate.dataset_files import Box
 from diptych_client.annotate.guarantee import Rule
 from diptych_client.annotate.journal import Record
-from diptych_client.results import TextRegionsResult, TextResult
+from diptych_client.results import TextRegion, TextRegionsResult, TextResult
 
 NEVER = float("inf")  # a confidence that no label has
 
@@ -40,6 +41,13 @@ def text_of(record: Record) -> str:
     raise ValueError(f"{type(record.answer.result).__name__} has no text")
 
 
+def regions_of(records: Sequence[Record]) -> tuple[TextRegion, ...] | None:
+    """Return the text regions of one model; None for other labels, and those of two models."""
+    result = records[0].answer.result
+    is_alone = len(records) == 1
+    return result.text_regions if is_alone and isinstance(result, TextRegionsResult) else None
+
+
 def agreement(records: Sequence[Record], min_iou: float, min_score: float) -> Agreement:
     """Return the boxes of one model with at least a score, or those on which two models agree."""
     match records:
@@ -55,6 +63,8 @@ def proposed(records: Sequence[Record], min_iou: float) -> tuple[Proposed, ...]:
     if not has_text(records[0]):
         found = agreement(records, min_iou, 0.0)
         return tuple(map(Proposed, found.accepted, found.confidences))
+    if (regions := regions_of(records)) is not None:
+        return tuple(Proposed(region.text, region.score) for region in regions)
     first, *others = map(text_of, records)
     similarities = [Levenshtein.normalized_similarity(first, other) for other in others]
     return (Proposed(first, min(similarities, default=1.0)),)

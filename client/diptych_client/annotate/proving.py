@@ -24,9 +24,16 @@ from diptych_client.annotate.guarantee import (
 )
 from diptych_client.annotate.journal import Record
 from diptych_client.annotate.judging import Tolerance, Truth, judge
-from diptych_client.annotate.proposals import NEVER, agreement, min_confidence, proposed
+from diptych_client.annotate.proposals import (
+    NEVER,
+    agreement,
+    min_confidence,
+    proposed,
+    regions_of,
+)
 from diptych_client.evaluation.questionnaire import ObjectsTruth
 from diptych_client.long_runs import RunError
+from diptych_client.results import TextRegionsResult
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 
@@ -59,10 +66,20 @@ class Guarantee:
         rest = tuple(each for each in found.differing if each[1].score >= shown)
         return replace(found, differing=rest)
 
-    def accepts_text(self, records: Records) -> bool:
-        """Return True if the text of an image is accepted."""
-        (text,) = proposed(records, self.tolerance.min_iou)
-        return text.confidence >= self._least(records)
+    def accept_text(self, records: Records) -> Record | None:
+        """Return the record of an accepted text, or of a model's accepted text regions."""
+        first = records[0]
+        if (regions := regions_of(records)) is None:
+            return None if self.left_texts(records) else first
+        least = self._least(records)
+        accepted = TextRegionsResult(tuple(each for each in regions if each.score >= least))
+        return replace(first, answer=replace(first.answer, result=accepted))
+
+    def left_texts(self, records: Records) -> list[float]:
+        """Return the confidences of the text or text regions that are not accepted."""
+        least = self._least(records)
+        proposals = proposed(records, self.tolerance.min_iou)
+        return [each.confidence for each in proposals if each.confidence < least]
 
     def _least(self, records: Records) -> float:
         return min_confidence(proposed(records, self.tolerance.min_iou), self.accepting.rule)

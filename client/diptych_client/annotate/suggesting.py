@@ -20,7 +20,7 @@ from diptych_client.annotate.consensus import Agreement
 from diptych_client.annotate.dataset_files import Box, write_atomically
 from diptych_client.annotate.journal import Record
 from diptych_client.annotate.judging import Truth
-from diptych_client.annotate.proposals import agreement, has_text, proposed
+from diptych_client.annotate.proposals import agreement, has_text
 from diptych_client.annotate.proving import Guarantee, Records
 from diptych_client.evaluation.metrics.detection import run_lengths
 from diptych_client.evaluation.questionnaire import ObjectsTruth, TextsTruth
@@ -75,8 +75,7 @@ def labels_left(records: Records, guarantee: Guarantee) -> float:
     """Return the number of labels that are not accepted, those far from the threshold for less."""
     threshold = guarantee.accepting.rule.min_confidence
     if has_text(records[0]):
-        (text,) = proposed(records, guarantee.tolerance.min_iou)
-        confidences = [] if guarantee.accepts_text(records) else [text.confidence]
+        confidences = guarantee.left_texts(records)
     else:
         found = agreement(records, guarantee.tolerance.min_iou, 0.0)
         accepted = guarantee.accept(records).confidences

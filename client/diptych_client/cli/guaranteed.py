@@ -281,12 +281,18 @@ class _Accepting:
         return self.guarantee.accept(records)
 
     def text(self, records: Records) -> Record | None:
-        """Return the record whose text is accepted, if any."""
+        """Return the record whose text or text regions are accepted, if any."""
         name = records[0].image.name
         if name in self.reviewed:
             return final_text(records, self.reviewed[name])
-        is_accepted = name not in self.others and self.guarantee.accepts_text(records)
-        return records[0] if is_accepted else None
+        return None if name in self.others else self.guarantee.accept_text(records)
+
+    def leaves_text(self, records: Records) -> bool:
+        """Return True if a text or a text region is left to a person."""
+        name = records[0].image.name
+        if name in self.reviewed:
+            return False
+        return name in self.others or bool(self.guarantee.left_texts(records))
 
 
 def _write(
@@ -308,10 +314,10 @@ def _write(
         review = []
         for records in answers:
             record = accepting.text(records)
-            if record is None:
-                review.append(records)
-            else:
+            if record is not None:
                 accepted.append(record)
+            if accepting.leaves_text(records):
+                review.append(records)
         _write_texts(out / "review.jsonl", review)
         return write_dataset(dataset_format, out, folder, accepted, job), len(review)
     agreements = [accepting.boxes(records) for records in answers]

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters, TextResult
+from diptych_client import (
+    AnswerOptions,
+    Detection,
+    DetectionsResult,
+    TaskParameters,
+    TextRegionsResult,
+    TextResult,
+)
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.annotate.judging import NOT_FOUND, Judged, Tolerance, judge, truth_of
@@ -16,7 +23,7 @@ from diptych_client.evaluation.dataset import (
 )
 from diptych_client.evaluation.questionnaire import ObjectsTruth, TextsTruth
 from diptych_client.inputs.files import ImageFile
-from tests.support.client_answers import INSTANCES, record
+from tests.support.client_answers import INSTANCES, TEXT_REGIONS, record
 
 CAR = (0.0, 0.0, 10.0, 10.0)
 SHIFTED = (1.0, 0.0, 11.0, 10.0)  # IoU 9/11
@@ -125,3 +132,14 @@ def test_the_truth_is_that_of_the_job() -> None:
         ("visual_question_answering", TaskParameters(question="who?"), None),
     ):
         assert truth_of(labelled, Job(task, "a", parameters, AnswerOptions())) == expected
+
+
+def test_a_text_region_takes_a_line_of_the_true_text() -> None:
+    (region,) = TEXT_REGIONS.text_regions
+    texts = {"Hi": 0.5, "HI": 0.9, "EXIT": 0.7}
+    regions = tuple(replace(region, text=text, score=score) for text, score in texts.items())
+    given = record(TextRegionsResult((*regions, regions[1])))
+    found = judge([given], TextsTruth(("HI \nEXIT\nHI",)), Tolerance())
+    assert found == Judged((0.5, 0.9, 0.7, 0.9), (False, True, True, True))
+    lone = judge([given], TextsTruth(("HI",)), Tolerance())
+    assert lone.is_right == (False, True, False, False)

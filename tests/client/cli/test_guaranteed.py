@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diptych_client import Answer, Detection, DetectionsResult, TextResult
+from diptych_client import Answer, Detection, DetectionsResult, TextRegionsResult, TextResult
 from diptych_client.annotate.dataset_files import DatasetFormat
 from diptych_client.cli.folder import annotate_images
 from diptych_client.cli.options import (
@@ -21,7 +21,7 @@ from diptych_client.cli.options import (
 from diptych_client.long_runs import RunError
 from diptych_client.results import Result
 from tasks.scores import read_proofs
-from tests.support.client_answers import answer
+from tests.support.client_answers import TEXT_REGIONS, answer
 from tests.support.scene_images import encoded
 from tests.support.scripted_services import Received, Script, serving_rest
 
@@ -47,6 +47,11 @@ PIXELS = encoded(Image.new("RGB", (16, 16)))
 CAR = [0.0, 0.0, 10.0, 10.0]
 SCORES = {b"sure": 0.9, b"unsure": 0.3}
 KINDS = ("sure", "unsure", "sure", "unsure")
+RESULT_KINDS = {
+    "object_detection": "detections",
+    "ocr": "text",
+    "ocr_with_regions": "text_regions",
+}
 
 
 @dataclass(slots=True)
@@ -59,8 +64,19 @@ class MarkedScript(Script):
         """Record a request and return the answer."""
         self.received.append(received)
         score = SCORES[b"unsure" if b"unsure" in received.body else b"sure"]
-        found = DetectionsResult((Detection((0.0, 0.0, 10.0, 10.0), "car", score),))
-        return replace(answer(self.result or found), task="ocr")
+        return replace(answer(self.result or self.found(score)), task="ocr")
+
+    def found(self, score: float) -> Result:
+        return DetectionsResult((Detection((0.0, 0.0, 10.0, 10.0), "car", score),))
+
+
+class ReadingScript(MarkedScript):
+    """Finds a word with a score that a mark in the image's bytes decides, and a sure one."""
+
+    def found(self, score: float) -> Result:
+        (region,) = TEXT_REGIONS.text_regions
+        regions = (replace(region, text="EXIT", score=score), replace(region, score=0.9))
+        return TextRegionsResult(regions)
 
 
 def write_image(folder: Path, name: str, kind: str) -> None:
@@ -100,7 +116,7 @@ def annotate(
 ) -> Path:
     """Run the command and return its output folder."""
     out = photos.with_name("out")
-    result = "text" if task == "ocr" else "detections"
+    result = RESULT_KINDS[task]
     row = {"id": task, "description": "", "result": result, "parameters": {}, "models": ["a"]}
     script.listings = {"/v1/tasks": [row], "/v1/models": [MODEL]}
     with serving_rest(script) as url:
@@ -170,6 +186,24 @@ def test_texts_are_accepted_or_reviewed_as_a_whole(photos: Path, tmp_path: Path)
     out = annotate(photos, labels, script, "ocr", DatasetFormat.jsonl, max_wrong=0.1)
     assert len((out / "answers.jsonl").read_text().splitlines()) == len(KINDS)
     assert (out / "review.jsonl").read_text() == ""
+
+
+def test_text_regions_are_accepted_by_their_scores(photos: Path, tmp_path: Path) -> None:
+    true: dict[str, dict[str, object]] = {
+        "sure": {"text": "HI\nEXIT"},
+        "unsure": {"text": "HI\nOTHER"},
+    }
+    labels = labelled(tmp_path / "labelled", ["sure"] * 60 + ["unsure"] * 15, true)
+    path = tmp_path / "proofs.json"
+    place = (photos, labels, ReadingScript([]), "ocr_with_regions", DatasetFormat.jsonl)
+    out = annotate(*place, max_wrong=0.08, thresholds=path)
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    regions = [row["answer"]["result"]["text_regions"] for row in rows]
+    assert [[each["text"] for each in own] for own in regions] == [["EXIT", "HI"], ["HI"]] * 2
+    review = [json.loads(line) for line in (out / "review.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in review] == ["1.jpg", "3.jpg"]
+    best = read_proofs(path)[-1]
+    assert (best.min_precision, best.min_score, best.max_labels) == (0.92, 0.9, 2)
 
 
 def test_nothing_is_accepted_in_a_folder_unlike_the_labelled_images(tmp_path: Path) -> None:
@@ -273,7 +307,7 @@ def test_what_is_proved_is_written_for_the_service(photos: Path, tmp_path: Path)
 def test_thresholds_of_texts_are_refused(photos: Path, tmp_path: Path) -> None:
     labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": {"text": "EXIT"}})
     place = (photos, labels, MarkedScript([]), "ocr", DatasetFormat.jsonl)
-    with pytest.raises(RunError, match="--thresholds needs boxes or masks; the task's result is"):
+    with pytest.raises(RunError, match="--thresholds needs scores, which the task's result"):
         annotate(*place, thresholds=tmp_path / "proofs.json")
 
 
