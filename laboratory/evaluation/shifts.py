@@ -4,9 +4,10 @@
     [--labelled N] [--others N] [--answers D]
 
 Each run draws labelled and other scenes. Without a shift both are plain. With one, the other scenes
-are of 22 px, blurred or in other colours, or have a shape that no labelled one has: all of them, or
-a quarter, in a separate folder. Prints how often a difference is noticed, and how often exactly
-that folder is left out. Needs the group `dev`, for `diptych evaluate`.
+are of 22 px, blurred or in other colours, or have a shape that no labelled one has: all of them, a
+quarter in a separate folder, or a quarter among the others. Prints how often a difference is
+noticed, and how often exactly that folder is left out. Needs the group `dev`, for `diptych
+evaluate`.
 """
 
 import argparse
@@ -32,8 +33,13 @@ PLAIN = "plain"
 SHIFTED = ("22px", "blurred", "recoloured")
 NEW_CLASS = "new class"
 _NEW_LABEL = "star"
-_PARTS = {"all": 1, "a quarter": 4}  # one of so many other images is shifted
 _FOLDER = "shifted"
+_PLAIN_FOLDER = "images"
+_PARTS = {  # one of so many other images is shifted, and is in this folder
+    "all": (1, _FOLDER),
+    "a quarter": (4, _FOLDER),
+    "a quarter among the others": (4, _PLAIN_FOLDER),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shifted = {NEW_CLASS: (plain.known, plain.new)}
             for name in SHIFTED:
                 shifted[name] = (plain.all, read_scenes(folder, name, model).all)
-            for (name, images), (part, one_of) in product(shifted.items(), _PARTS.items()):
-                found = simulate(*images, draws.num_others // one_of, draws)
+            for (name, images), (part, place) in product(shifted.items(), _PARTS.items()):
+                one_of, shifted_folder = place
+                found = simulate(*images, draws.num_others // one_of, draws, shifted_folder)
                 rows.append([model, name, part, *_shares(found, draws)])
     print(table(["model", "shift", "of the images", "noticed", "that folder alone"], rows))
 
@@ -104,6 +111,7 @@ def simulate(
     shifted: Sequence[Seen],
     num_shifted: int,
     draws: Draws,
+    folder: str = _FOLDER,
 ) -> list[Shift | None]:
     """Return what is found in each run; so many of the other images are shifted."""
     found = []
@@ -115,7 +123,7 @@ def simulate(
         others = drawn[draws.num_labelled :]
         for index in rng.permutation(len(shifted))[:num_shifted]:
             image = shifted[index]
-            others.append(replace(image, name=f"{_FOLDER}/{Path(image.name).name}"))
+            others.append(replace(image, name=f"{folder}/{Path(image.name).name}"))
         found.append(find_shift(labelled, others))
     return found
 

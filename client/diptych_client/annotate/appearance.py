@@ -22,6 +22,7 @@ from diptych_client.annotate.journal import Record
 from diptych_client.evaluation.statistics import Floats
 from diptych_client.results import TextResult, box_of, items_of, label_of
 
+SIZE = "size"
 COLOURS = "colours"
 _SIDE_PX = 1024  # statistics of larger images are of a smaller copy
 _EDGE_PX = 4
@@ -49,7 +50,7 @@ def seen(records: Sequence[Record], data: bytes, labels: Sequence[str]) -> Seen:
     for record in records:
         answers += _answered(record)
         counts += _counted(record, labels[:_MAX_LABELS])
-    groups = {"size": (float(size.width), float(size.height))} | _pixels(data)
+    groups = {SIZE: (float(size.width), float(size.height))} | _pixels(data)
     groups |= {"answers": tuple(answers), "labels": tuple(counts)}
     return Seen(records[0].image.name, math.sqrt(size.width * size.height), groups)
 

@@ -4,7 +4,8 @@ What labelled images prove holds for images like them. Both kinds of images are 
 numbers (appearance.py), by permutations of which images are the labelled ones: while both kinds are
 exchangeable, a difference is found with a probability of at most `LEVEL`.
 
-A part of the other images is all of them, a folder, those of one size, or a cluster. Statistics are
+A part of the other images is all of them, a folder, those of one size, or a cluster by one group of
+numbers. Statistics are
 
     of all and of a folder   the share of labelled images among the nearest neighbours of its images
                              (Schilling, 1986, Journal of the American Statistical Association 81),
@@ -26,6 +27,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Self
@@ -33,13 +35,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych_client.annotate.appearance import COLOURS, Seen
+from diptych_client.annotate.appearance import COLOURS, SIZE, Seen
 from diptych_client.annotate.guarantee import Flags, Indices
 from diptych_client.evaluation.statistics import Floats
 
 LEVEL = 0.03
 _NUM_PERMUTATIONS = 499
-_NUM_CLUSTERS = 8
+_NUM_CLUSTERS = 4  # by each group of numbers
 _NUM_STEPS = 10  # clustering
 _MAX_NEIGHBOURS = 50
 _MIN_PART = 8  # sampled images of a part that can be told apart
@@ -49,6 +51,7 @@ _NUM_EXAMPLES = 5
 _MAX_LABELLED = 1000  # compared; all pairs of images are
 _DECIMALS = 9  # the order of a sum must not look like a difference
 _SEED = 0
+_REGION_WEIGHT = 0.85  # there are many regions: the level is mostly for folders
 _FIRST_REGION = 2  # kinds of parts before it are of the other images alone
 
 PartOf = Callable[[Seen], str]
@@ -92,20 +95,19 @@ class Shift:
 
 @dataclass(frozen=True, slots=True)
 class _Space:
-    """The numbers of images as vectors, scaled over all images, with cells around centres."""
+    """Scales numbers over all images; cells around centres divide each group that varies."""
 
     means: Floats  # (F,)
     scales: Floats  # (F,)
     columns: Mapping[str, slice]  # of each group
-    centres: Floats  # (cells, F)
+    centres: Mapping[str, Floats]  # (cells, F of the group)
 
     @classmethod
     def of(cls, images: Sequence[Seen]) -> Self:
-        """Return k-means clusters; the first centres are far from each other."""
         columns = {}
         end = 0
-        for name, numbers in images[0].groups.items():
-            columns[name] = slice(end, end + len(numbers))
+        for group, numbers in images[0].groups.items():
+            columns[group] = slice(end, end + len(numbers))
             end += len(numbers)
         values = _values(images)
         means = values.mean(axis=0)
@@ -114,26 +116,40 @@ class _Space:
         if COLOURS in columns:
             means[columns[COLOURS]] = 0
             scales[columns[COLOURS]] = 1 / _COLOUR_SCALE
-        empty = cls(means, scales, columns, values[:0])
-        vectors = empty.vectors(images)
-        chosen = [int(np.argmin((vectors**2).sum(axis=1)))]
-        while len(chosen) < min(_NUM_CLUSTERS, len(vectors)):
-            distances = _squared_distances(vectors, vectors[chosen]).min(axis=1)
-            chosen.append(int(np.argmax(distances)))
-        centres = vectors[chosen]
-        for _ in range(_NUM_STEPS):
-            cells = np.argmin(_squared_distances(vectors, centres), axis=1)
-            for cell in np.unique(cells).tolist():
-                centres[cell] = vectors[cells == cell].mean(axis=0)
-        return replace(empty, centres=centres)
+        space = cls(means, scales, columns, {})
+        vectors = space.vectors(images)
+        centres = {}
+        for group, column in columns.items():
+            if group not in (SIZE, COLOURS) and vectors[:, column].std(axis=0).any():
+                centres[group] = _centres(vectors[:, column])
+        return replace(space, centres=centres)
 
     def vectors(self, images: Sequence[Seen]) -> Floats:
         scaled = (_values(images) - self.means) / self.scales
         return np.clip(scaled, -_MAX_DEVIATIONS, _MAX_DEVIATIONS)
 
-    def cluster_of(self, image: Seen) -> str:
-        distances = _squared_distances(self.vectors([image]), self.centres)
-        return f"cluster {np.argmin(distances) + 1}"
+    def cluster_of(self, group: str, image: Seen) -> str:
+        vector = self.vectors([image])[:, self.columns[group]]
+        return f"cluster {_nearest(vector, self.centres[group])[0] + 1} by {group}"
+
+
+def _centres(vectors: Floats) -> Floats:
+    """Return the centres of k-means clusters; the first ones are far from each other."""
+    chosen = [int(np.argmin((vectors**2).sum(axis=1)))]
+    while len(chosen) < min(_NUM_CLUSTERS, len(vectors)):
+        distances = _squared_distances(vectors, vectors[chosen]).min(axis=1)
+        chosen.append(int(np.argmax(distances)))
+    centres = vectors[chosen]
+    for _ in range(_NUM_STEPS):
+        cells = _nearest(vectors, centres)
+        for cell in np.unique(cells).tolist():
+            centres[cell] = vectors[cells == cell].mean(axis=0)
+    return centres
+
+
+def _nearest(vectors: Floats, centres: Floats) -> Indices:
+    cells: Indices = np.argmin(_squared_distances(vectors, centres), axis=1)
+    return cells
 
 
 def _values(images: Sequence[Seen]) -> Floats:
@@ -182,7 +198,8 @@ def find_shift(labelled: Sequence[Seen], others: Sequence[Seen]) -> Shift | None
     images = [*chosen, *others]
     is_labelled = np.arange(len(images)) < len(chosen)
     space = _Space.of(images)
-    kinds: tuple[PartOf, ...] = (_any_part, _folder_of, _size_of, space.cluster_of)
+    clusters = [partial(space.cluster_of, group) for group in space.centres]
+    kinds: tuple[PartOf, ...] = (_any_part, _folder_of, _size_of, *clusters)
     parts = tuple(np.array(list(map(part_of, images))) for part_of in kinds)
     pool = _Pool(space.vectors(images), is_labelled, parts)
     found = _differences(pool, space.columns)
@@ -240,6 +257,7 @@ def _differences(pool: _Pool, columns: Mapping[str, slice]) -> list[_Difference]
     shares = np.round(shares, _DECIMALS)
     scales = shares.std(axis=0)
     deviations = (shares.mean(axis=0) - shares) / np.where(scales > 0, scales, 1.0)
+    deviations *= [1.0 if each.kind < _FIRST_REGION else _REGION_WEIGHT for each in tested]
     highest = deviations.max(axis=1)
     found = []
     for index in np.argsort(-deviations[0]).tolist():

@@ -62,14 +62,15 @@ def test_a_rule_that_is_not_proved_passes_no_level_on() -> None:
     assert isinstance(found, Unproved)
 
 
-def test_too_few_images_prove_nothing_and_the_error_says_how_many_would() -> None:
+def test_one_image_too_few_proves_nothing_and_the_error_says_how_many_would() -> None:
     tested = [Candidate(Rule(0.0, 1), 1.0)]
     few = decide(Scored.of([[1.0]] * 40), np.ones(40, dtype=bool), tested, PROMISE)
     assert isinstance(few, Unproved)
     assert (few.promise, few.share, few.num_images) == (PROMISE, 0.0, 40)
     assert few.num_needed is not None
-    enough = Scored.of([[1.0]] * few.num_needed)
-    assert isinstance(decide(enough, np.ones(few.num_needed, dtype=bool), tested, PROMISE), Proved)
+    for number, kind in ((few.num_needed, Proved), (few.num_needed - 1, Unproved)):
+        right = np.ones(number, dtype=bool)
+        assert isinstance(decide(Scored.of([[1.0]] * number), right, tested, PROMISE), kind)
     assert few.num_needed == num_needed_at_best(np.ones(40), PROMISE)
     crowd = num_needed_at_best(np.array([1.0] * 399 + [50.0]), PROMISE)
     assert crowd is not None

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diptych_client.annotate.appearance import Seen
+from diptych_client.annotate.appearance import COLOURS, Seen
 from diptych_client.annotate.shift import find_shift
 
 
@@ -76,3 +76,30 @@ def test_within_one_folder_and_size_a_cluster_is_left_out() -> None:
     are_kept = [not shift.has(image) for image in images(3, 40, "all")]
     assert np.mean(are_left_out) > 0.9
     assert np.mean(are_kept) > 0.9
+
+
+def coloured(seed: int, num: int, folder: str, first: int) -> list[Seen]:
+    """Return images that each have one of six colours, from the first on."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for index, colour in enumerate(rng.integers(first, first + 6, num).tolist()):
+        shares = np.eye(12)[colour].tolist()
+        groups = {"answers": (rng.normal(),), COLOURS: tuple(shares)}
+        found.append(Seen(f"{folder}/{index}.jpg", 384.0, groups))
+    return found
+
+
+def test_a_small_folder_of_other_colours_is_left_out() -> None:
+    others = [*coloured(1, 30, "day", 0), *coloured(2, 10, "tinted", 6)]
+    shift = find_shift(coloured(0, 60, "labelled", 0), others)
+    assert shift is not None
+    assert shift.most == COLOURS
+    assert [part.name for part in shift.parts] == ["folder tinted"]
+
+
+def test_a_small_folder_that_lies_between_the_labelled_images_is_left_out() -> None:
+    labelled = [*images(0, 30, "labelled", -3.0), *images(1, 30, "labelled", 3.0)]
+    others = [*images(2, 15, "day", -3.0), *images(3, 15, "day", 3.0), *images(4, 10, "fog")]
+    shift = find_shift(labelled, others)
+    assert shift is not None
+    assert [part.name for part in shift.parts] == ["folder fog"]
