@@ -14,6 +14,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,7 @@ _SIDE_PX = 1024  # statistics of larger images are of a smaller copy
 _EDGE_PX = 4
 _FLAT = 1e-7  # mean square of differences, of grey values up to 1
 _COLOURED = 64  # difference of the largest and the smallest channel, of 255
-_LEVELS = 4  # of each channel
+_LEVELS = 4  # a channel's
 _MIN_SHARE = 0.05  # rarer colours are those of edges
 _MAX_LABELS = 16
 
@@ -41,6 +42,12 @@ class Seen:
     size_px: float  # the geometric mean of its sides
     groups: Mapping[str, tuple[float, ...]]
 
+    def folder(self) -> str:
+        return f"folder {PurePosixPath(self.name).parent}"
+
+    def about_size(self) -> str:
+        return f"images of about {2 ** round(math.log2(max(self.size_px, 1)))} px"
+
 
 def seen(records: Sequence[Record], data: bytes, labels: Sequence[str]) -> Seen:
     """Return an image, encoded, and the answers to it as numbers."""
@@ -48,18 +55,20 @@ def seen(records: Sequence[Record], data: bytes, labels: Sequence[str]) -> Seen:
     answers: list[float] = []
     counts: list[float] = []
     for record in records:
+        result = record.answer.result
+        if isinstance(result, TextResult):
+            answers.append(float(len(result.text)))
+            continue
+        found = [label_of(item).casefold() for item in items_of(result)]
+        counts += [float(found.count(label.casefold())) for label in labels[:_MAX_LABELS]]
         answers += _answered(record)
-        counts += _counted(record, labels[:_MAX_LABELS])
     groups = {SIZE: (float(size.width), float(size.height))} | _pixels(data)
     groups |= {"answers": tuple(answers), "labels": tuple(counts)}
     return Seen(records[0].image.name, math.sqrt(size.width * size.height), groups)
 
 
 def _answered(record: Record) -> list[float]:
-    result = record.answer.result
-    if isinstance(result, TextResult):
-        return [float(len(result.text))]
-    items = items_of(result)
+    items = items_of(record.answer.result)
     scores = [item.score for item in items] or [0.0]
     sides = [0.0]
     for item in items:
@@ -68,14 +77,6 @@ def _answered(record: Record) -> list[float]:
     image_px = math.sqrt(record.answer.image.width * record.answer.image.height)
     size = sum(sides) / max(len(items), 1) / image_px
     return [float(len(items)), min(scores), sum(scores) / len(scores), max(scores), size]
-
-
-def _counted(record: Record, labels: Sequence[str]) -> list[float]:
-    result = record.answer.result
-    if isinstance(result, TextResult):
-        return []
-    found = [label_of(item).casefold() for item in items_of(result)]
-    return [float(found.count(label.casefold())) for label in labels]
 
 
 def _pixels(data: bytes) -> dict[str, tuple[float, ...]]:

@@ -23,13 +23,11 @@ labelled images; else everything is. Knows no files and no requests.
 Shapes: N images, labelled or not, M of a part, F numbers, C colours, P labellings, S statistics.
 """
 
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import PurePosixPath
 from typing import Self
 
 import numpy as np
@@ -41,7 +39,7 @@ from diptych_client.evaluation.statistics import Floats
 
 LEVEL = 0.03
 _NUM_PERMUTATIONS = 499
-_NUM_CLUSTERS = 4  # by each group of numbers
+_NUM_CLUSTERS = 4  # a group of numbers has
 _NUM_STEPS = 10  # clustering
 _MAX_NEIGHBOURS = 50
 _MIN_PART = 8  # sampled images of a part that can be told apart
@@ -99,7 +97,7 @@ class _Space:
 
     means: Floats  # (F,)
     scales: Floats  # (F,)
-    columns: Mapping[str, slice]  # of each group
+    columns: Mapping[str, slice]  # places of a group
     centres: Mapping[str, Floats]  # (cells, F of the group)
 
     @classmethod
@@ -121,7 +119,7 @@ class _Space:
         centres = {}
         for group, column in columns.items():
             if group not in (SIZE, COLOURS) and vectors[:, column].std(axis=0).any():
-                centres[group] = _centres(vectors[:, column])
+                centres[group] = k_means(vectors[:, column])
         return replace(space, centres=centres)
 
     def vectors(self, images: Sequence[Seen]) -> Floats:
@@ -133,7 +131,7 @@ class _Space:
         return f"cluster {_nearest(vector, self.centres[group])[0] + 1} by {group}"
 
 
-def _centres(vectors: Floats) -> Floats:
+def k_means(vectors: Floats) -> Floats:
     """Return the centres of k-means clusters; the first ones are far from each other."""
     chosen = [int(np.argmin((vectors**2).sum(axis=1)))]
     while len(chosen) < min(_NUM_CLUSTERS, len(vectors)):
@@ -199,7 +197,7 @@ def find_shift(labelled: Sequence[Seen], others: Sequence[Seen]) -> Shift | None
     is_labelled = np.arange(len(images)) < len(chosen)
     space = _Space.of(images)
     clusters = [partial(space.cluster_of, group) for group in space.centres]
-    kinds: tuple[PartOf, ...] = (_any_part, _folder_of, _size_of, *clusters)
+    kinds: tuple[PartOf, ...] = (_any_part, Seen.folder, Seen.about_size, *clusters)
     parts = tuple(np.array(list(map(part_of, images))) for part_of in kinds)
     pool = _Pool(space.vectors(images), is_labelled, parts)
     found = _differences(pool, space.columns)
@@ -230,14 +228,6 @@ def _any_part(_image: Seen) -> str:
     return "all images"
 
 
-def _folder_of(image: Seen) -> str:
-    return f"folder {PurePosixPath(image.name).parent}"
-
-
-def _size_of(image: Seen) -> str:
-    return f"images of about {2 ** round(math.log2(max(image.size_px, 1)))} px"
-
-
 def _differences(pool: _Pool, columns: Mapping[str, slice]) -> list[_Difference]:
     """Return the differences at the level of the test, the largest first."""
     tested = []
@@ -253,8 +243,11 @@ def _differences(pool: _Pool, columns: Mapping[str, slice]) -> list[_Difference]
             weights.append(near.mean(axis=0))
     if not tested:
         return []
-    shares = _labellings(pool.is_labelled) @ np.stack(weights, axis=1)  # (P, S)
-    shares = np.round(shares, _DECIMALS)
+    rng = np.random.default_rng(_SEED)
+    labellings = [pool.is_labelled]
+    labellings += [rng.permutation(pool.is_labelled) for _ in range(_NUM_PERMUTATIONS)]
+    sums = np.stack(labellings).astype(np.float64) @ np.stack(weights, axis=1)
+    shares = np.round(sums, _DECIMALS)  # (P, S), as observed first
     scales = shares.std(axis=0)
     deviations = (shares.mean(axis=0) - shares) / np.where(scales > 0, scales, 1.0)
     deviations *= [1.0 if each.kind < _FIRST_REGION else _REGION_WEIGHT for each in tested]
@@ -273,12 +266,12 @@ def _neighbours(
     for group, column in columns.items():
         numbers = vectors[:, column]
         if group == COLOURS:
-            yield group, _by_colour(numbers, own)
+            yield group, near_by_colour(numbers, own)
         elif numbers.std(axis=0).any():
-            yield group, _by_distance(numbers, own)
+            yield group, near_by_distance(numbers, own)
 
 
-def _by_distance(vectors: Floats, own: Indices) -> Floats:
+def near_by_distance(vectors: Floats, own: Indices) -> Floats:
     """Weight the nearest images, as many as are in the part, equally."""
     distances = _squared_distances(vectors[own], vectors)
     distances[np.arange(len(own)), own] = np.inf
@@ -289,7 +282,7 @@ def _by_distance(vectors: Floats, own: Indices) -> Floats:
     return near
 
 
-def _by_colour(shares: Floats, own: Indices) -> Floats:
+def near_by_colour(shares: Floats, own: Indices) -> Floats:
     """Weight the images with the same colours, each by its part of all other images' pixels."""
     rest = shares.sum(axis=0) - shares[own]
     common = np.divide(shares[own], rest, out=np.zeros_like(rest), where=rest > 0.1**_DECIMALS)
@@ -298,14 +291,6 @@ def _by_colour(shares: Floats, own: Indices) -> Floats:
     sums = weights.sum(axis=1, keepdims=True)
     near: Floats = weights / np.where(sums > 0, sums, 1.0)
     return near
-
-
-def _labellings(is_labelled: Flags) -> Floats:
-    """Return which images are labelled, as observed and permuted, (P, N)."""
-    rng = np.random.default_rng(_SEED)
-    rows = [is_labelled]
-    rows += [rng.permutation(is_labelled) for _ in range(_NUM_PERMUTATIONS)]
-    return np.stack(rows).astype(np.float64)
 
 
 def _squared_distances(rows: Floats, others: Floats) -> Floats:

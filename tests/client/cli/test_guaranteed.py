@@ -10,6 +10,8 @@ from PIL import Image
 
 from diptych_client import Answer, Detection, DetectionsResult, TextRegionsResult, TextResult
 from diptych_client.annotate.dataset_files import DatasetFormat
+from diptych_client.annotate.journal import Record
+from diptych_client.annotate.proposals import text_of
 from diptych_client.cli.folder import annotate_images
 from diptych_client.cli.options import (
     AnnotateOptions,
@@ -18,8 +20,10 @@ from diptych_client.cli.options import (
     InputOptions,
     TaskOptions,
 )
+from diptych_client.inputs.files import ImageFile
 from diptych_client.long_runs import RunError
 from diptych_client.results import Result
+from diptych_client.transports.rest_messages import answer_from_json
 from tasks.scores import read_proofs
 from tests.support.client_answers import TEXT_REGIONS, answer
 from tests.support.scene_images import encoded
@@ -43,6 +47,7 @@ MODEL: dict[str, object] = {
     "calibrated_tasks": [],
     "calibration": "key",
 }
+ANY_FILE = ImageFile("any.jpg", 1, 1)
 PIXELS = encoded(Image.new("RGB", (16, 16)))
 CAR = [0.0, 0.0, 10.0, 10.0]
 SCORES = {b"sure": 0.9, b"unsure": 0.3}
@@ -198,8 +203,8 @@ def test_text_regions_are_accepted_by_their_scores(photos: Path, tmp_path: Path)
     place = (photos, labels, ReadingScript([]), "ocr_with_regions", DatasetFormat.jsonl)
     out = annotate(*place, max_wrong=0.08, thresholds=path)
     rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
-    regions = [row["answer"]["result"]["text_regions"] for row in rows]
-    assert [[each["text"] for each in own] for own in regions] == [["EXIT", "HI"], ["HI"]] * 2
+    texts = [text_of(Record(ANY_FILE, answer_from_json(row["answer"]))) for row in rows]
+    assert texts == ["EXIT\nHI", "HI"] * 2
     review = [json.loads(line) for line in (out / "review.jsonl").read_text().splitlines()]
     assert [row["image"] for row in review] == ["1.jpg", "3.jpg"]
     best = read_proofs(path)[-1]
