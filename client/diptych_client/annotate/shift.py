@@ -44,7 +44,6 @@ _NUM_STEPS = 10  # clustering
 _MAX_NEIGHBOURS = 50
 _MIN_PART = 8  # sampled images of a part that can be told apart
 _MAX_DEVIATIONS = 4.0  # a single number must not decide what is near
-_COLOUR_SCALE = 2.0  # distances of colours beside those in standard deviations
 _NUM_EXAMPLES = 5
 _MAX_LABELLED = 1000  # compared; all pairs of images are
 _DECIMALS = 9  # the order of a sum must not look like a difference
@@ -111,9 +110,9 @@ class _Space:
         means = values.mean(axis=0)
         scales = values.std(axis=0)
         scales[scales == 0] = 1
-        if COLOURS in columns:
+        if COLOURS in columns:  # shares stay shares
             means[columns[COLOURS]] = 0
-            scales[columns[COLOURS]] = 1 / _COLOUR_SCALE
+            scales[columns[COLOURS]] = 1
         space = cls(means, scales, columns, {})
         vectors = space.vectors(images)
         centres = {}
@@ -183,7 +182,7 @@ class _Pool:
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """A group of numbers in which a part of a kind differs."""
+    """A group of numbers, or the region itself, in which a part of a kind differs."""
 
     kind: int
     part: str
@@ -235,7 +234,7 @@ def _differences(pool: _Pool, columns: Mapping[str, slice]) -> list[_Difference]
     for kind, part, own in pool.large_parts():
         if kind >= _FIRST_REGION:
             is_in = pool.parts[kind] == part
-            tested.append(_Difference(kind, part, f"the number of labelled ones in {part}"))
+            tested.append(_Difference(kind, part, part))
             weights.append(is_in / is_in.sum())
             continue
         for group, near in _neighbours(pool.vectors, own, columns):
