@@ -7,6 +7,7 @@ Weights are counted on the published configurations, without loading any; slots 
 runners' KV caches. The other memory of a process is an estimated allowance.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,11 @@ from transformers import AutoModelForImageTextToText, Florence2Config, PaliGemma
 from export.checkpoints.jobs import CATALOG_FILE
 from export.checkpoints.random_weights import SHAPES
 from runners.cuda_graphs.choice import choice_bytes
+from runners.models.adapter_pool import POOL_RANK
+from runners.models.adapters import Adapters
+from runners.models.bart import Bart
+from runners.models.gemma import Gemma
+from runners.models.weights import DecoderWeights
 from runners.options import CUDA_RESERVE_BYTES, default_positions, slots_that_fit
 from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
 
@@ -69,6 +75,7 @@ class ModelSize:
     num_position_values: int
     num_image_tokens: int
     num_tokens: int  # vocabulary
+    pool_bytes: int  # adapters, on a card
 
     def weights_gb(self, part: Part, device: Device) -> float:
         """Return the size of a part's weights at its default precision."""
@@ -122,6 +129,7 @@ def model_sizes() -> Iterator[ModelSize]:
                 num_position_values(config),
                 num_image_tokens,
                 text.vocab_size,
+                pool_bytes(text, model.language_model),
             )
 
 
@@ -134,6 +142,17 @@ def num_position_values(config: Florence2Config | PaliGemmaConfig) -> int:
     if isinstance(config, Florence2Config):
         return 2 * int(2 * text.decoder_layers * text.d_model)
     return int(2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim)
+
+
+def pool_bytes(text_config: Any, language_model: nn.Module) -> int:
+    """Return the size of a runner's whole pool of adapters over the layers of a decoder."""
+    adapters = Adapters("meta")
+    source = language_model.state_dict()
+    weights = DecoderWeights(source, "float16", torch.device("meta"), adapters=adapters)
+    body = Bart if hasattr(text_config, "encoder_layers") else Gemma
+    body(text_config.to_dict(), weights)
+    adapters.open_pool(POOL_RANK, sys.maxsize)
+    return adapters.num_bytes_with({})
 
 
 def published_config(entry: CatalogEntry) -> Florence2Config | PaliGemmaConfig:
@@ -159,7 +178,7 @@ def _part_size(module: nn.Module, num_tied: int) -> PartSize:
 def memory_tables() -> str:
     """Return both tables as Markdown, in GB of 10^9 bytes."""
     header = ["model", "encoder, CPU", "decoder, CPU", "a full slot, CPU"]
-    header += ["encoder, CUDA", "decoder, CUDA", "a slot, CUDA"]
+    header += ["encoder, CUDA", "decoder, CUDA", "a slot, CUDA", "pool of adapters, CUDA"]
     cards_header = ["model", f"with {_NUM_SLOTS} slots, GB"]
     cards_header += [f"slots on {card}" for card in _CARDS_GB]
     reserve_gb = (_CONTEXT_BYTES + CUDA_RESERVE_BYTES) / _GB
@@ -171,7 +190,7 @@ def memory_tables() -> str:
             for part in size.parts:
                 cells.append(f"{precisions[part]} {size.weights_gb(part, device):.2f}")
             cells.append(f"{size.slot_gb(device):.3f}")
-        rows.append(cells)
+        rows.append([*cells, f"{size.pool_bytes / _GB:.2f}"])
         total_gb = size.card_weights_gb + _NUM_SLOTS * size.card_slot_gb + reserve_gb
         slots = [str(size.num_slots(card_gb) or "none") for card_gb in _CARDS_GB.values()]
         cards_rows.append([size.entry.id, f"{total_gb:.1f}", *slots])

@@ -14,6 +14,7 @@ from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
     GEN_AI_USAGE_OUTPUT_TOKENS,
 )
 from opentelemetry.trace import get_current_span
+from safetensors.torch import load_file
 from torch import Tensor
 
 from runners.cuda_graphs.choice import choice_bytes
@@ -27,13 +28,14 @@ from runners.options import (
     CUDA_RESERVE_BYTES,
     RunnerOptions,
     default_positions,
+    max_adapter_bytes,
     max_default_slots,
     slots_that_fit,
 )
 from runners.tokens.errors import SequenceError
 from runners.watchdog import Watchdog
 from wire.artifacts.devices import num_threads
-from wire.artifacts.manifest import Device, Manifest
+from wire.artifacts.manifest import ADAPTER_FILE, Device, Manifest
 from wire.artifacts.part_precision import choose_precision
 from wire.runner_messages import (
     Failed,
@@ -58,27 +60,34 @@ class DecoderWorker:
         self._options = options
         self._device = device
         self._has_adapters = bool(options.adapters or options.adapters_folder)
-        pool_rank = POOL_RANK if self._has_adapters and device == "cuda" else 0
-        self.adapters = Adapters(device, pool_rank)
+        self.adapters = Adapters(device)
+        self.max_adapter_bytes = options.adapter_limits.max_total_bytes
 
-    def load(self, folder: Path, num_cores: int) -> None:
-        """Load the weights, start the scheduler and generate one sequence from zero features."""
+    def load(
+        self, folder: Path, num_cores: int, adapters: Sequence[tuple[Path, Manifest]] = ()
+    ) -> None:
+        """Load the weights and those of `adapters`, start the scheduler and generate one sequence
+        from zero features.
+        """
         options = self._options
         manifest = self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
         device = self._device
         precision = choose_precision(manifest, "decoder", device, options.decoder_precision)
         positions = options.max_positions or default_positions(device, manifest.num_image_tokens)
-        adapters = self.adapters if self._has_adapters else None
         self._decoder = load_decoder(
             folder,
             manifest.family,
             precision,
             device,
             positions,
-            adapters=adapters,
+            adapters=self.adapters if self._has_adapters else None,
             num_image_tokens=manifest.num_image_tokens,
         )
+        if self._has_adapters and device == "cuda":
+            self.open_pool(torch.cuda.mem_get_info()[0])
+        for adapter_folder, adapter in adapters:
+            self.adapters.add(adapter.build_key, load_file(adapter_folder / ADAPTER_FILE))
         num_slots = options.limits.num_slots
         if not num_slots and device == "cpu":
             num_slots = max_default_slots("cpu")
@@ -91,11 +100,37 @@ class DecoderWorker:
         request = to_request(self._decoder, features, _WARM_UP)
         self._scheduler.submit([request])[0].result(_WARM_UP.timeout_s)
 
+    @property
+    def _reserved_bytes(self) -> int:
+        return CUDA_RESERVE_BYTES + self._options.max_cache_bytes
+
+    def open_pool(self, free_bytes: int) -> None:
+        """Limit the adapters to what they may take of `free_bytes` of a GPU; give half of it to the
+        pool of captured passes.
+        """
+        self.max_adapter_bytes = max_adapter_bytes(
+            free_bytes,
+            self._reserved_bytes,
+            self._options.adapter_limits.max_total_bytes,
+            self._options.num_sharing_gpu,
+        )
+        self.adapters.open_pool(POOL_RANK, self.max_adapter_bytes // 2)
+        pool = self.adapters.pool
+        logger.info(
+            "%s: adapters may take %.0f MB of GPU memory; captured steps have a pool of %d ranks",
+            self._manifest.model_id,
+            self.max_adapter_bytes / 1e6,
+            0 if pool is None else pool.num_columns,
+        )
+
     def default_slots(self, free_bytes: int) -> int:
         """Return the slots that fit into `free_bytes` of a GPU; raise `RuntimeError` if none."""
         slot_bytes = self._decoder.shape.slot_bytes + choice_bytes(self._decoder.shape.num_tokens)
-        reserved_bytes = CUDA_RESERVE_BYTES + self._options.max_cache_bytes
         num_sharing = self._options.num_sharing_gpu
+        reserved_bytes = self._reserved_bytes
+        if self._options.adapters_folder is not None:  # adapters of all runners grow later
+            room_bytes = self.max_adapter_bytes - self.adapters.num_bytes_with({})
+            reserved_bytes += num_sharing * max(0, room_bytes)
         num_slots = slots_that_fit(free_bytes, reserved_bytes, slot_bytes, num_sharing)
         message = (
             f"{self._manifest.model_id}: {num_slots} slots of {slot_bytes / 1e6:.1f} MB fit into"
@@ -104,8 +139,8 @@ class DecoderWorker:
         )
         if not num_slots:
             raise RuntimeError(
-                f"{message}; lower DIPTYCH_DECODER_MAX_POSITIONS or DIPTYCH_VISION_CACHE_MB, or set"
-                " DIPTYCH_DECODER_MAX_BATCH_SIZE"
+                f"{message}; lower DIPTYCH_DECODER_MAX_POSITIONS, DIPTYCH_VISION_CACHE_MB or"
+                " DIPTYCH_ADAPTERS_MB, or set DIPTYCH_DECODER_MAX_BATCH_SIZE"
             )
         logger.info(message)
         return num_slots

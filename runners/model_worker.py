@@ -6,9 +6,8 @@ The model has an encoder, and so has each adapter that changes the vision tower 
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
-
-from safetensors.torch import load_file
 
 from runners.adapters.hot_loading import HotAdapters
 from runners.decoder_worker import DecoderWorker
@@ -16,7 +15,7 @@ from runners.encoder.features_cache import CachedFeatures, VisionCache
 from runners.options import RunnerOptions
 from wire.artifacts.adapter_folder import AdapterScan
 from wire.artifacts.devices import decoder_device
-from wire.artifacts.manifest import ADAPTER_FILE, Manifest, read_manifest, verify_files
+from wire.artifacts.manifest import Manifest, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder, read_adapters
 from wire.pixels import Pixels
 from wire.runner_messages import (
@@ -78,10 +77,7 @@ class ModelWorker:
             if adapter.has_encoder:
                 self._encoders.add(adapter.build_key, adapter, adapter_folder)
         self._decoder = DecoderWorker(manifest, options, device)
-        self._decoder.load(folder, num_cores)
-        for adapter_folder, adapter in adapters:
-            tensors = load_file(adapter_folder / ADAPTER_FILE)
-            self._decoder.adapters.add(adapter.build_key, tensors)
+        self._decoder.load(folder, num_cores, adapters)
         self._watch_adapters(manifest, folder)
         self._cache = VisionCache(
             self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
@@ -98,7 +94,7 @@ class ModelWorker:
                 manifest,
                 options.aliases,
                 folder,
-                options.adapter_limits,
+                replace(options.adapter_limits, max_total_bytes=self._decoder.max_adapter_bytes),
                 call_timeout_s=options.timeout_s,
                 read_timeout_s=min(options.limits.stuck_after_s, options.start_timeout_s / 2),
             )

@@ -75,6 +75,16 @@ def encoder_bytes(free_bytes: int, num_sharing: int = 1) -> int:
     return free_bytes // num_sharing // 2
 
 
+def max_adapter_bytes(
+    free_bytes: int, reserved_bytes: int, max_bytes: int, num_sharing: int = 1
+) -> int:
+    """Return the memory of a GPU that the adapters of a decoder may take, at most `max_bytes`.
+
+    Slots need most of what `reserved_bytes` leave; `num_sharing` runners divide it.
+    """
+    return min(max_bytes, max(0, free_bytes - reserved_bytes) // num_sharing // 4)
+
+
 def max_default_slots(setting: DeviceSetting) -> int:
     """Return a decoder's default number of slots; on a GPU `slots_that_fit` may be fewer."""
     return _MAX_CUDA_SLOTS if may_have_cuda(setting) else _CPU_SLOTS

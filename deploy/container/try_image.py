@@ -7,11 +7,13 @@ prints times and sizes.
 For where no daemon of Docker is: Debian's buildah builds and runs (isolation chroot, storage vfs),
 debootstrap makes the base: apt-get install buildah netavark debootstrap. It takes some five
 minutes, and 10 GB of --folder, which are free again at the end. VARIANT=gpu in its environment
-tries the other image, without a card.
+tries the other image, without a card, and takes 35 GB.
 
     --suite trixie --copy-python   Debian's suite of the base, and the Python that runs this in the
                                    place of Debian's
     --volume HOST:CONTAINER:ro     for the build, as for a pip.conf; may be given several times
+    --fake-cuda FOLDER             afterwards run it on the fake card, which FOLDER has in the place
+                                   of the packages of NVIDIA (tests/support/fake_cuda)
 """
 
 import argparse
@@ -36,9 +38,12 @@ from diptych_client import Answer, Client, TextResult
 
 ROOT = Path(__file__).parents[2]
 SCENE = ROOT / "service" / "web" / "samples" / "scene.png"
+SOURCE = "/opt/diptych/src"
+NVIDIA = "/opt/diptych/venv/lib/python{}.{}/site-packages/nvidia".format(*sys.version_info[:2])
 USER = 10001  # the Containerfile's
 BASE = "localhost/diptych-base"
 IMAGE = "diptych"
+DOCTOR = ("python", "-m", "export", "doctor")
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=90000:90000")
 READY_S = 300
 STOP_S = 120
@@ -71,6 +76,7 @@ class Running:
     grpc_url: str
     process: subprocess.Popen[bytes]
     ready_s: float
+    log: Path
 
 
 def main() -> None:
@@ -82,12 +88,18 @@ def main() -> None:
     parser.add_argument("--suite", default="bookworm")
     parser.add_argument("--copy-python", action="store_true")
     parser.add_argument("--volume", action="append", default=[])
+    parser.add_argument("--fake-cuda", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="diptych-image-", dir=options.folder) as folder:
         use_own_storage(Path(folder))
         make_base(Path(folder) / "base", options.suite, options.copy_python)
         build(options.volume)
-        print(figures(try_container(Path(folder))))
+        container = output("buildah", "from", *LIMITS, IMAGE)
+        log = Path(folder) / "service.log"
+        print(figures(sizes() | try_container(container, log, ["YK", "YK"])))
+        if options.fake_cuda is not None:
+            card = fake_card(options.fake_cuda)
+            print(figures(try_container(container, log, ["", ""], *card)))
 
 
 def use_own_storage(folder: Path) -> None:
@@ -153,38 +165,55 @@ def build(given_volumes: Sequence[str]) -> None:
     run("make", "image", *environment, *names)
 
 
-def try_container(folder: Path) -> dict[str, str]:
+def try_container(
+    container: str, log: Path, expected: Sequence[str], *options: str
+) -> dict[str, str]:
     """Run the image, ask it, stop it; return what was measured."""
-    container = output("buildah", "from", *LIMITS, IMAGE)
-    with running(container, folder / "service.log") as service:
-        ask(service.url)
-        ask(service.grpc_url)
+    with running(container, log, *options) as service:
+        for url in (service.url, service.grpc_url):
+            if (texts := answers(url)) != expected:
+                raise RuntimeError(
+                    f"{url} reads {texts}, not {expected}: {log.read_text()[-4000:]}"
+                )
         memory = memory_mb()
-        started_s = time.monotonic()
-        os.kill(supervisor(), signal.SIGTERM)
-        service.process.wait(STOP_S)
-        stopped_s = time.monotonic() - started_s
-    if "\nstatus 0\n" not in (log := (folder / "service.log").read_text()):
-        raise RuntimeError(f"not stopped as it should be: {log[-4000:]}")
+        stopped_s = stop(service)
     return {
-        "image, uncompressed": f"{image_bytes(IMAGE) / 1e9:.2f} GB",
-        "of it the base": f"{image_bytes(BASE) / 1e9:.2f} GB",
         "start to ready": f"{service.ready_s:.1f} s",
         "resident memory (PSS), all processes": f"{memory:.0f} MB",
         "SIGTERM to the end, status 0": f"{stopped_s:.1f} s",
     }
 
 
+def fake_card(nvidia: Path) -> tuple[str, ...]:
+    """Return the options of a run with a fake card, whose answers are empty."""
+    libraries = f"LD_LIBRARY_PATH={NVIDIA}/cu13/lib"
+    volume = f"{nvidia.resolve()}:{NVIDIA}:ro"
+    return "--volume", volume, "--env", libraries, "--env", "FAKE_CUDA_MEMORY_MB=9000"
+
+
+def sizes() -> dict[str, str]:
+    """Return the sizes of the image and its base."""
+    return {
+        "image, uncompressed": f"{sum(layer_bytes(IMAGE)) / 1e9:.2f} GB",
+        "of it the base": f"{sum(layer_bytes(BASE)) / 1e9:.2f} GB",
+        "layers": f"{len(layer_bytes(IMAGE))}",
+    }
+
+
 @contextmanager
-def running(container: str, log: Path) -> Iterator[Running]:
-    """Run the image's command on a read-only root, and its health check; yield when it is ready."""
+def running(container: str, log: Path, *options: str) -> Iterator[Running]:
+    """Run the export's doctor, then the image's command on a read-only root, and its health check;
+    yield when it is ready.
+    """
     port = free_port()
     grpc_port = free_port()
     ports = ("--env", f"DIPTYCH_PORT={port}", "--env", f"DIPTYCH_GRPC_PORT={grpc_port}")
-    local = ("--env", "DIPTYCH_HOST=127.0.0.1", *ports)  # chroot's network is that of the host
+    # chroot's network is that of the host
+    local = ("--env", "DIPTYCH_HOST=127.0.0.1", *ports, *options)
     config = json.loads(output("buildah", "inspect", container))["Docker"]["config"]
     # makes the mount points, which a read-only root must have
-    run("buildah", "run", *local, container, "--", "true")
+    doctor = ("--volume", f"{ROOT}/export:{SOURCE}/export:ro", container, "--", *DOCTOR)
+    run("buildah", "run", *local, *doctor)
     started_s = time.monotonic()
     with log.open("wb") as file:
         service = ["buildah", "run", *local, container, "--", *WITH_STATUS, *config["Entrypoint"]]
@@ -195,7 +224,7 @@ def running(container: str, log: Path) -> Iterator[Running]:
         wait_until_ready(url, process, log)
         ready_s = time.monotonic() - started_s
         run("buildah", "run", *local, container, "--", *config["Healthcheck"]["Test"][1:])
-        yield Running(url, f"grpc://127.0.0.1:{grpc_port}", process, ready_s)
+        yield Running(url, f"grpc://127.0.0.1:{grpc_port}", process, ready_s, log)
     finally:
         for pid in processes():  # where something failed
             os.kill(pid, signal.SIGKILL)
@@ -226,18 +255,30 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def ask(url: str) -> None:
-    """Send the README's scene to every model; raise unless all answers are the README's."""
+def answers(url: str) -> list[str]:
+    """Send the README's scene to every model; return the texts of those that answer."""
     with Client(url) as client:
-        answers = client.compare(SCENE, "ocr").answers
+        compared = client.compare(SCENE, "ocr").answers
     texts = [
         each.result.text
-        for each in answers
+        for each in compared
         if isinstance(each, Answer) and isinstance(each.result, TextResult)
     ]
     print(url, texts)
-    if texts != ["YK", "YK"]:
-        raise RuntimeError(f"{url} reads {texts}")
+    return texts
+
+
+def stop(service: Running) -> float:
+    """Stop a service as an engine does; return the seconds that it took, and raise if its status
+    is not 0.
+    """
+    started_s = time.monotonic()
+    os.kill(supervisor(), signal.SIGTERM)
+    service.process.wait(STOP_S)
+    stopped_s = time.monotonic() - started_s
+    if "\nstatus 0\n" not in (log := service.log.read_text()):
+        raise RuntimeError(f"not stopped as it should be: {log[-4000:]}")
+    return stopped_s
 
 
 def processes() -> dict[int, str]:
@@ -269,12 +310,12 @@ def memory_mb() -> float:
     return total_kb / 1e3
 
 
-def image_bytes(image: str) -> int:
-    """Return the bytes of an image's layers."""
+def layer_bytes(image: str) -> list[int]:
+    """Return the bytes of each layer of an image."""
     manifest = json.loads(
         json.loads(output("buildah", "inspect", "--type", "image", image))["Manifest"]
     )
-    return sum(layer["size"] for layer in manifest["layers"])
+    return [layer["size"] for layer in manifest["layers"]]
 
 
 def free_port() -> int:

@@ -106,9 +106,11 @@ def answers_of(golden: GoldenFile, model_id: str, file: Path = GOLDEN_FILE) -> l
     return golden.answers[model_id]
 
 
-def golden_offer(model_id: str) -> str | None:
-    """Return a line about the published answers of a model, if there are any."""
-    answers = read_golden().answers.get(model_id)
+def golden_offer(model_id: str, file: Path = GOLDEN_FILE) -> str | None:
+    """Return a line about the published answers of a model, if there are any: an image has not the
+    file.
+    """
+    answers = read_golden(file).answers.get(model_id) if file.is_file() else None
     if answers is None:
         return None
     return f"{len(answers)} published answers to compare with: python -m export golden {model_id}"

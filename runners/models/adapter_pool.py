@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 from wire.artifacts.adapter_folder import DOWN
 
-POOL_RANK = 128  # columns on a GPU; a step with adapters reads all of them
+POOL_RANK = 128  # most columns on a GPU; a step with adapters reads all of them
 _FREE = -1
 _BASE = 0  # place of rows without an adapter
 
@@ -57,6 +57,7 @@ class AdapterPool:
 
     def __init__(self, num_columns: int, device: str) -> None:
         self.num_columns = num_columns
+        self.num_bytes = 0
         self._device = device
         self._owners = torch.full((num_columns,), _FREE, device=device)  # place of the adapter
         self._columns: dict[str, range] = {}
@@ -65,7 +66,9 @@ class AdapterPool:
         """Return the columns of a layer with inputs of `width` and joined outputs of `sizes`."""
         num = self.num_columns * len(sizes)
         down = torch.zeros(num, width, device=self._device)
-        return PooledRanks(down, torch.zeros(num, sum(sizes), device=self._device), len(sizes))
+        up = torch.zeros(num, sum(sizes), device=self._device)
+        self.num_bytes += down.nbytes + up.nbytes
+        return PooledRanks(down, up, len(sizes))
 
     def free_columns(self, tensors: Mapping[str, Tensor]) -> range | None:
         """Return columns for an adapter, or None if it gets no place."""

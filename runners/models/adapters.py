@@ -125,8 +125,9 @@ class AdaptedLinear:
     base: Linear
     layers: Sequence[str]  # outputs are concatenated in this order
     sizes: Sequence[int]  # widths of these outputs
+    width: int  # inputs
     adapters: "Adapters"
-    pooled: PooledRanks | None
+    pooled: PooledRanks | None = None
     # replaced as a whole, maybe by another thread: a pass reads it once
     ranks: StackedRanks | None = None
 
@@ -165,14 +166,19 @@ class AdaptedLinear:
             rows, added = rows[layout.kept], added[layout.kept]
         return output.index_add_(0, rows, added.to(output.dtype))
 
+    @property
+    def rank_bytes(self) -> int:
+        """The size of a rank: a row of both matrices."""
+        return (self.width + sum(self.sizes)) * _FLOAT32_BYTES
+
     def num_bytes_with(self, tensors: Mapping[str, Tensor]) -> int:
         """Return the size of the matrices with one more adapter, all padded to the highest rank."""
-        added = [tensors[layer + DOWN] for layer in self.layers if layer + DOWN in tensors]
-        stacked = [] if self.ranks is None else [self.ranks.down]
-        num_adapters = sum(map(len, stacked)) + bool(added)
-        rank = max([*(down.shape[1] for down in stacked), sum(map(len, added))])
-        width = sum(self.sizes) + max((down.shape[-1] for down in (*stacked, *added)), default=0)
-        return num_adapters * rank * width * _FLOAT32_BYTES
+        rank = sum(len(tensors[layer + DOWN]) for layer in self.layers if layer + DOWN in tensors)
+        num_adapters = int(rank > 0)
+        if self.ranks is not None:
+            num_adapters += len(self.ranks.down)
+            rank = max(rank, self.ranks.down.shape[1])
+        return num_adapters * rank * self.rank_bytes
 
     def add(
         self, adapter: str, tensors: Mapping[str, Tensor], columns: range | None = None
@@ -201,9 +207,9 @@ class Adapters:
     returned, and until `remove` is called.
     """
 
-    def __init__(self, device: str = "cpu", pool_rank: int = 0) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self._device = device
-        self.pool = AdapterPool(pool_rank, device) if pool_rank else None
+        self.pool: AdapterPool | None = None
         # columns of the pool that rows of a captured pass do not read, (B, N); else None
         self.is_other: Tensor | None = None
         self._layers: list[AdaptedLinear] = []
@@ -215,6 +221,21 @@ class Adapters:
         # without, a step may be captured, which allows no copy from the host
         self.are_selected = False
 
+    def open_pool(self, max_columns: int, max_bytes: int) -> None:
+        """Make the pool of captured passes over the layers of the loaded decoder: as many columns
+        as `max_bytes` hold, at most `max_columns`; without any there is no pool.
+        """
+        column_bytes = sum(len(layer.sizes) * layer.rank_bytes for layer in self._layers)
+        if num_columns := min(max_columns, max_bytes // column_bytes):
+            self.pool = AdapterPool(num_columns, self._device)
+            for layer in self._layers:
+                layer.pooled = self.pool.layer(layer.width, layer.sizes)
+
+    def num_bytes_with(self, tensors: Mapping[str, Tensor]) -> int:
+        """Return the memory of the pool and of all adapters, one with `tensors` included."""
+        pool_bytes = 0 if self.pool is None else self.pool.num_bytes
+        return pool_bytes + sum(layer.num_bytes_with(tensors) for layer in self._layers)
+
     def add(
         self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
     ) -> None:
@@ -222,11 +243,12 @@ class Adapters:
 
         Raise `NoRoomError` if all adapters would then take more than `max_total_bytes`.
         """
-        num_bytes = sum(layer.num_bytes_with(tensors) for layer in self._layers)
+        num_bytes = self.num_bytes_with(tensors)
         if max_total_bytes is not None and num_bytes > max_total_bytes:
             raise NoRoomError(
                 f"with it all adapters of its base would take {num_bytes / 1e6:g} MB, each with the"
-                f" highest rank; {max_total_bytes / 1e6:g} MB are allowed (DIPTYCH_ADAPTERS_MB)"
+                f" highest rank; {max_total_bytes / 1e6:g} MB are allowed (DIPTYCH_ADAPTERS_MB, on"
+                " a GPU at most a quarter of its free memory)"
             )
         columns = None if self.pool is None else self.pool.free_columns(tensors)
         on_device = {name: tensor.to(self._device) for name, tensor in tensors.items()}
@@ -274,6 +296,5 @@ class Adapters:
         """Return `base`, open to adapters of `layers`, whose outputs of `sizes` it concatenates;
         their inputs have `width`.
         """
-        pooled = None if self.pool is None else self.pool.layer(width, sizes)
-        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, self, pooled))
+        self._layers.append(adapted := AdaptedLinear(base, layers, sizes, width, self))
         return adapted

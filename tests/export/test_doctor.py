@@ -1,12 +1,14 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from export.doctor import disk, memory
+from export.doctor import artifacts, disk, memory
 from tests.support import forked_python
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
+from wire.artifacts.manifest import read_manifest
 
 
 def test_sound_host_has_one_line_for_each_check_and_model(exported: ModelStore) -> None:
@@ -55,6 +57,21 @@ def test_damaged_file_is_a_failure_that_names_it(exported: ModelStore, tmp_path:
     assert "paligemma-mini: " in failure
     assert "tokenizer.json has sha256" in failure
     assert failure.endswith("export it again: python -m export paligemma-mini")
+
+
+def test_the_torch_of_a_gpu_may_be_another_than_that_of_the_export(
+    exported: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported.newest("florence-2-mini")
+    manifest = read_manifest(folder)
+    other = replace(manifest, versions={**manifest.versions, "torch": "2.0"})
+    found = artifacts("florence-2-mini", folder, other)
+    assert (found.verdict, "exported with torch 2.0" in found.text) == ("warning", True)
+    installed = tmp_path / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA"
+    installed.parent.mkdir()
+    installed.write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert artifacts("florence-2-mini", folder, other).verdict == "ok"
 
 
 def test_served_model_that_is_not_exported_is_a_failure(exported: ModelStore) -> None:

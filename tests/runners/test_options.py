@@ -1,5 +1,6 @@
 """The defaults of a runner that follow from its device."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,14 +8,17 @@ import torch
 
 from runners.decoder_worker import DecoderWorker
 from runners.kv_cache.shape import DecoderShape
+from runners.models.linear import FloatLinear
 from runners.options import (
     CUDA_RESERVE_BYTES,
     RunnerOptions,
     SchedulerLimits,
     encoder_bytes,
+    max_adapter_bytes,
     max_default_slots,
     slots_that_fit,
 )
+from wire.artifacts.adapter_folder import AdapterLimits, NoRoomError
 from wire.artifacts.manifest import Device
 from wire.telemetry.tracing import TraceOptions
 
@@ -77,7 +81,7 @@ class Memory:
     shape = SHAPE
 
 
-def worker(device: Device, num_sharing_gpu: int = 1) -> Any:
+def worker(device: Device, num_sharing_gpu: int = 1, **adapters: Any) -> Any:
     options = RunnerOptions(
         limits=SchedulerLimits(num_slots=0, max_waiting=1, max_prefill_tokens=1),
         max_batch_size=0,
@@ -93,6 +97,7 @@ def worker(device: Device, num_sharing_gpu: int = 1) -> Any:
         timeout_s=1,
         traces=TraceOptions(None, 1.0),
         num_sharing_gpu=num_sharing_gpu,
+        **adapters,
     )
     manifest: Any = type("Named", (), {"model_id": "a-model"})
     made: Any = DecoderWorker(manifest, options, device)
@@ -111,3 +116,40 @@ def test_a_gpu_without_memory_for_a_slot_is_an_error_that_names_what_to_change()
         match=r"a-model: 0 slots of 100\.0 MB fit into 3\.0 GB .* lower DIPTYCH_DECODER",
     ):
         worker("cuda").default_slots(free_bytes=3 * GB)
+
+
+def test_adapters_take_at_most_a_quarter_of_a_gpu() -> None:
+    assert max_adapter_bytes(35 * GB, 3 * GB, max_bytes=4 * GB) == 4 * GB
+    assert max_adapter_bytes(11 * GB, 3 * GB, max_bytes=4 * GB) == 2 * GB
+    assert max_adapter_bytes(11 * GB, 3 * GB, max_bytes=4 * GB, num_sharing=2) == GB
+    assert max_adapter_bytes(2 * GB, 3 * GB, max_bytes=4 * GB) == 0
+
+
+def worker_with_layer(num_sharing_gpu: int = 1, **adapters: Any) -> Any:
+    """Return a worker with a layer that is open to adapters: 4,000 bytes for each rank."""
+    made = worker("cpu", num_sharing_gpu, **adapters)
+    made.adapters.over(FloatLinear(torch.zeros(600, 400), None), ["q"], [600], 400)
+    made.open_pool(8 * GB)
+    return made
+
+
+def test_slots_leave_the_adapters_of_a_folder_what_they_may_take() -> None:
+    """A quarter of 5 GB, of which the pool is already taken."""
+    folder = Path("adapters")
+    assert worker_with_layer().default_slots(free_bytes=8 * GB) == 50
+    assert worker_with_layer(adapters_folder=folder).default_slots(free_bytes=8 * GB) == 37
+    two = worker_with_layer(2, adapters_folder=folder)
+    assert two.default_slots(free_bytes=8 * GB) == 18
+
+
+def test_the_pool_takes_half_of_what_adapters_may_take_and_counts() -> None:
+    limits = AdapterLimits(max_total_bytes=400_000)
+    adapters = worker_with_layer(adapter_limits=limits).adapters
+    assert adapters.pool.num_columns == 50
+    assert adapters.pool.num_bytes == adapters.num_bytes_with({}) == 200_000
+    tensors = {"q.down": torch.ones(51, 400), "q.up": torch.ones(600, 51)}
+    with pytest.raises(NoRoomError, match=r"would take 0\.404 MB.* 0\.4 MB are allowed"):
+        adapters.add("a", tensors, limits.max_total_bytes)
+    adapters.add("a", tensors, 404_000)
+    little = AdapterLimits(max_total_bytes=7_999)
+    assert worker_with_layer(adapter_limits=little).adapters.pool is None

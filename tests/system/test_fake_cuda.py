@@ -30,7 +30,11 @@ STEPS = {
     "constrained": STEP,
     "3 beams": STEP | {"launches": 3},
     "adapter": STEP,
+    "adapter, no place": STEP | {"replays": 1, "to_device": 2},  # and its launches
 }
+# launches of eager passes with an adapter: a step; an admission, beside one for each sequence
+EAGER_STEP = {"florence-2-mini": 169, "paligemma-mini": 241}
+EAGER_ADMISSION = {"florence-2-mini": 301, "paligemma-mini": 245}
 
 # parts of a captured prefill, by sequences
 PARTS = {1: 1, 21: 4, 64: 8}
@@ -70,9 +74,13 @@ def test_everything_is_captured_and_no_call_is_illegal(exported: ModelStore, mod
     result = found(exported, "captures", model_id)
     assert result["encoder"] == [16, 8, 4, 2, 1]
     assert result["decoder"] == {"florence-2-mini": 104, "paligemma-mini": 77}[model_id]
-    assert result["prefills"] == 16
-    # docs/operations.md has figures made from these
+    with_adapters = {"florence-2-mini": 152, "paligemma-mini": 98}
+    assert result["decoder with adapters"] == with_adapters[model_id]
+    assert result["prefills"] == [16, 16]
+    # docs/operations.md has figures made from these, and these themselves
     assert result["kernels of a step"] == STEP_KERNELS[model_id]
+    of_adapters = {"florence-2-mini": 186, "paligemma-mini": 248}
+    assert result["kernels of a step with adapters"] == of_adapters[model_id]
     assert result["kernels of a choice"] == CHOICE_KERNELS
     assert (result["stray"], result["illegal"]) == (0, 0)
     batch = result["batch of 3"]
@@ -88,16 +96,22 @@ def test_calls_of_steps_and_admissions(exported: ModelStore, model_id: str) -> N
         kind, _, num = name.rpartition(", ")
         steps = calls["10 steps"]
         admission = calls["admission"]
-        if kind in STEPS:
-            assert {call: steps[call] for call in STEP} == tenfold(STEPS[kind]), name
+        expected = dict(STEPS[kind])
+        if kind == "adapter, no place":
+            expected["launches"] = EAGER_STEP[model_id]
+        assert {call: steps[call] for call in STEP} == tenfold(expected), name
         # a temporary of the moves of beams grows with their answers
         assert steps.get("allocations", 0) <= (kind == "3 beams"), name
-        assert (steps["waits"], admission["waits"]) == (10, 1), name
-        assert admission["to_device"] <= 12, name
+        assert (admission["waits"], admission["to_host"]) == (1, 1), name
         if "adapter" in kind:  # its admissions are eager
+            assert admission["launches"] == EAGER_ADMISSION[model_id] + int(num), name
+            assert admission["replays"] == 1, name
+            assert (admission["to_device"], admission["on_device"]) == (6 + has_prefixes, 1), name
+            assert 1 <= admission["allocations"] <= 5, name
             continue
         num_graphs = PARTS[int(num)] + 1
         copies_beams = kind == "3 beams" and not has_prefixes  # the keys of image and prompt
+        assert admission.get("allocations", 0) <= copies_beams, name
         # the start token's length, or that copy
         assert admission.get("launches", 0) == (3 if copies_beams else has_prefixes), name
         assert admission["replays"] == num_graphs, name

@@ -64,6 +64,7 @@ def test_a_model_with_published_answers_is_offered_the_comparison() -> None:
         "6 published answers to compare with: python -m export golden florence-2-base"
     )
     assert golden_offer("florence-2-mini") is None
+    assert golden_offer("florence-2-base", Path("not in an image.yaml")) is None
 
 
 ANSWER = {"image": "a.jpg", "prompt": "", "max_new_tokens": 1, "source": "a file", "text": ""}

@@ -309,7 +309,8 @@ def test_a_runner_waits_for_adapters_half_of_its_start_at_most(
     )
     watched.loaded.released = threading.Event()
     worker: Any = ModelWorker(FLORENCE.id, options, no_batcher)
-    worker._decoder = SimpleNamespace(adapters=watched.loaded)
+    limit_bytes = LIMITS.max_total_bytes
+    worker._decoder = SimpleNamespace(adapters=watched.loaded, max_adapter_bytes=limit_bytes)
     worker._watch_adapters(watched.base, watched.base_folder)
     assert "not all loaded after 0.2 s" in caplog.messages[-1]
     watched.loaded.released.set()

@@ -284,8 +284,9 @@ def test_with_an_adapter_that_has_no_place_in_its_batch_no_pass_is_launched_ahea
 ) -> None:
     case = make_case(FLORENCE, exported, tmp_path)
     artifacts = exported.newest(FLORENCE)
-    adapters = Adapters(pool_rank=pool_rank)
+    adapters = Adapters()
     decoder = load_decoder(artifacts, "florence2", "float32", "cpu", adapters=adapters)
+    adapters.open_pool(pool_rank, 10**9)
     written = write_adapter(case.reference.model, tmp_path / "tuned", 0)
     adapters.add("tuned", read_adapter(written, artifacts / DECODER_FILE, AdapterLimits()))
     make_endless(decoder)

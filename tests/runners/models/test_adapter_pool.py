@@ -11,6 +11,7 @@ from runners.models.linear import FloatLinear
 
 WIDTH = 6
 SIZES = {"q": 4, "k": 5}
+COLUMN_BYTES = 2 * (6 + 4 + 5) * 4
 
 
 def tensors(rank: int, *layers: str, value: float = 1.0) -> dict[str, Tensor]:
@@ -24,10 +25,12 @@ def tensors(rank: int, *layers: str, value: float = 1.0) -> dict[str, Tensor]:
 
 def pooled_layer(num_columns: int) -> tuple[Adapters, AdapterPool, AdaptedLinear]:
     """Return a layer that joins two, open to adapters of a pool."""
-    adapters = Adapters(pool_rank=num_columns)
-    assert adapters.pool is not None
+    adapters = Adapters()
     base = FloatLinear(torch.ones(sum(SIZES.values()), WIDTH), None)
-    return adapters, adapters.pool, adapters.over(base, list(SIZES), list(SIZES.values()), WIDTH)
+    layer = adapters.over(base, list(SIZES), list(SIZES.values()), WIDTH)
+    adapters.open_pool(num_columns, num_columns * COLUMN_BYTES)
+    assert adapters.pool is not None
+    return adapters, adapters.pool, layer
 
 
 def outputs(adapters: Adapters, layer: AdaptedLinear, by_row: list[str | None]) -> list[Tensor]:

@@ -95,9 +95,10 @@ def adapted_decoder(
     pool_rank: int = 0,
     max_positions: int = 0,
 ) -> Decoder:
-    adapters = Adapters(pool_rank=pool_rank)
+    adapters = Adapters()
     family = read_manifest(artifacts).family
     decoder = load_decoder(artifacts, family, precision, "cpu", max_positions, adapters=adapters)
+    adapters.open_pool(pool_rank, 10**9)
     for key, each in tensors.items():
         adapters.add(key, each)
     return decoder

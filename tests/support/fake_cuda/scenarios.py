@@ -1,6 +1,7 @@
 """Runs on the fake card: `python -m tests.support.fake_cuda.scenarios NAME MODEL…` prints JSON.
 
-captures     graphs of an encoder and of a decoder with 64 slots, and the kernels of some
+captures     graphs of an encoder and of a decoder with 64 slots, without adapters and with them,
+             and the kernels of some
 traffic      calls of an admission and of a steady step, by kind of sequence and number of rows
 attention    the attention kernels of a prefill and of a step
 widths       those of the released sizes
@@ -91,8 +92,8 @@ def captures(model: Model) -> dict[str, Any]:
     encoded: list[torch.Tensor] = []
     batch = counted(lambda: encoded.append(encoder.encode(images)))
     freed = counted(encoded.clear)
-    decoder = model.decoder("cuda")
-    engine: Any = LiveBatch(decoder, 64)._engine
+    engine: Any = LiveBatch(model.decoder("cuda"), 64)._engine
+    with_adapters: Any = LiveBatch(_decoder_with_adapter(model), 64)._engine
     graphs = engine.graphs
     prefills = engine.prefills
     shape = next(iter(prefills._graphs))
@@ -101,16 +102,21 @@ def captures(model: Model) -> dict[str, Any]:
         "kernels of a batch": of_encoder["captured"] // of_encoder["captures"],
         "batch of 3": batch,
         "freed features": freed,
-        "decoder": engine.graphs.num_captured,
-        "prefills": engine.prefills.num_captured,
-        "kernels of a step": _num_captured(
-            partial(graphs._store_logits, next(iter(graphs._steps)))
-        ),
+        "decoder": graphs.num_captured,
+        "decoder with adapters": with_adapters.graphs.num_captured,
+        "prefills": [each.prefills.num_captured for each in (engine, with_adapters)],
+        "kernels of a step": _kernels_of_step(graphs),
+        "kernels of a step with adapters": _kernels_of_step(with_adapters.graphs),
         "kernels of a prefill": _num_captured(partial(engine._prefill, prefills._inputs(shape))),
         "kernels of a choice": _num_captured(partial(graphs._store_choice, False, 1, KINDS[0])),
         "stray": counts().stray,
         "illegal": counts().illegal,
     }
+
+
+def _kernels_of_step(graphs: Any) -> int:
+    """Return the kernels of a step with the most rows, and with adapters if there are any."""
+    return _num_captured(partial(graphs._store_logits, next(iter(graphs._steps))))
 
 
 def _num_captured(compute: Callable[[], torch.Tensor]) -> int:
@@ -242,7 +248,7 @@ def _decoder_with_adapter(model: Model) -> Decoder:
     """Return a decoder with adapters of all linear layers but the head; one has a place in the
     pool of captured passes.
     """
-    adapters = Adapters("cuda", POOL_RANK)
+    adapters = Adapters("cuda")
     precision = model.manifest.precision["cuda"]["decoder"]
     decoder = load_decoder(
         model.folder,
@@ -253,6 +259,7 @@ def _decoder_with_adapter(model: Model) -> Decoder:
         adapters=adapters,
         num_image_tokens=model.manifest.num_image_tokens,
     )
+    adapters.open_pool(POOL_RANK, _ALL * 1000)
     downs = {}
     ups = {}
     with safe_open(model.folder / DECODER_FILE, framework="pt") as file:
