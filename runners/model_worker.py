@@ -3,7 +3,6 @@
 The model has an encoder, and so has each adapter that changes the vision tower or the projector.
 """
 
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -18,6 +17,7 @@ from wire.artifacts.adapter_folder import AdapterScan
 from wire.artifacts.devices import decoder_device
 from wire.artifacts.manifest import ADAPTER_FILE, Manifest, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder, read_adapters
+from wire.host import num_cores
 from wire.pixels import Pixels
 from wire.runner_messages import (
     AdapterStates,
@@ -64,7 +64,6 @@ class ModelWorker:
         manifest = read_manifest(folder)
         verify_files(folder, manifest, names=())
         device = decoder_device(options.device)
-        num_cores = len(os.sched_getaffinity(0))
         width, height = manifest.image_size_wh
         self.build_key = manifest.build_key
         self.image_shape_hwc = (height, width, 3)
@@ -72,13 +71,13 @@ class ModelWorker:
         # All encoders before the decoder: a capture of CUDA graphs forbids other threads to
         # allocate, and the decoder makes as many slots as then fit. Too little memory for an
         # encoder must stop the start, not fail requests.
-        self._encoders = Encoders(options, device, num_cores)
+        self._encoders = Encoders(options, device, num_cores())
         self._encoders.add(None, manifest, folder)
         for adapter_folder, adapter in adapters:
             if adapter.has_encoder:
                 self._encoders.add(adapter.build_key, adapter, adapter_folder)
         self._decoder = DecoderWorker(manifest, options, device)
-        self._decoder.load(folder, num_cores)
+        self._decoder.load(folder, num_cores())
         for adapter_folder, adapter in adapters:
             tensors = load_file(adapter_folder / ADAPTER_FILE)
             self._decoder.adapters.add(adapter.build_key, tensors)

@@ -1,8 +1,5 @@
 """Starts, restarts and stops the processes without losing an accepted request.
 
-    python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and
-                                                     becomes this)
-
     start   the gateway and the runner of each model, or one of them (service/supervision/roles.py)
     stop    on SIGTERM or SIGINT: the processes on the service's port drain, then the runners stop
 
@@ -31,9 +28,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from runners.bentoml_internals import keep_loggers
 from service.environment import settings
-from service.http.connections import ConnectionLimits, bounded_connection
 from service.settings import Settings, variable
 from service.supervision.roles import GATEWAY, Role
 from service.supervision.run_folder import run_folder
@@ -45,12 +40,12 @@ from service.supervision.worker_process import (
     runner_part,
     worker_environment,
 )
-from service.telemetry.logs import JsonLines, configure_logging
+from service.telemetry.logs import configure_logging
 from service.tls import bentoml_tls_options
+from wire.host import is_portable
 from wire.telemetry.metric_files import remove_live_gauges, use_metric_files
 
-# __name__ is __main__, whose logger is not configured
-logger = logging.getLogger("service.supervision.supervisor")
+logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM)
@@ -122,15 +117,15 @@ class Supervisor:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run until a stop signal."""
+def main(role: Role) -> None:
+    """Run a role, whose settings and artifacts are checked, until a stop signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # pending until the first wait
-    role = Role.parse(arguments)
     values = settings()
     configure_logging(values.log_format)
     # open files: often 1,024 are set and many more allowed
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most != resource.RLIM_INFINITY:  # macOS allows any number, and refuses to set that
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers
     if values.grpc_port and not role.is_runner:
         # a port in use: several gateways would share it, a single one would restart for ever
@@ -142,7 +137,8 @@ def main(arguments: Sequence[str]) -> None:
         )
         os.environ.update(worker_environment(parts, folder))
         use_metric_files()
-        _import_all(parts, values)
+        if not is_portable():
+            _import_all(parts, values)
 
         def process(part: Part, name: str) -> WorkerProcess:
             return WorkerProcess(part, name, [other for other in parts if other is not part])
@@ -154,10 +150,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _front(role: Role, values: Settings) -> Part:
     tls_options = () if role.is_runner else tuple(bentoml_tls_options(values))
-    limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
-    protocol = None if role.is_runner else bounded_connection(limits)
     url = f"{'https' if tls_options else 'http'}://{values.host}:{values.port}"
-    return Part(role.front(), _listen(values.host, values.port, "port"), url, tls_options, protocol)
+    return Part(role.front(), _listen(values.host, values.port, "port"), url, tls_options)
 
 
 def _listen(host: str, port: int, field: str) -> socket.socket:
@@ -178,11 +172,10 @@ def _import_all(parts: Sequence[Part], values: Settings) -> None:
         import_module("runners.model_worker")  # torch
     if not values.is_one_process:
         import_module("service.gateway")
-    keep_loggers(JsonLines if values.log_format == "json" else None)
     if values.otlp_endpoint is not None:
         import_module("wire.telemetry.span_export")
     gc.freeze()  # otherwise garbage collection would write to the shared pages, and so copy them
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(Role.parse(sys.argv[1:]))

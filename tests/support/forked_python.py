@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from service.process_options import process_environment
+from wire.host import process_environment
 
 ROOT = Path(__file__).parents[2]
 _STARTING = threading.Lock()

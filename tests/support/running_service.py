@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 
 from service.batches.store import Store
-from service.process_options import process_environment
 from service.supervision.roles import Role
 from tests.support.export_cli import ROOT
 from tests.support.forked_python import fork
 from tests.support.processes import Process
 from tests.support.waiting import wait_until_ready
+from wire.host import process_environment
 
 SERVICE = (sys.executable, "-m", "service")
 _START_TIMEOUT_S = 120
