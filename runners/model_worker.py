@@ -53,8 +53,8 @@ class ModelWorker:
     def load(self) -> None:
         """Load both parts and run each once; raise `ArtifactError` or a library's error.
 
-        The start of the service has hashed the artifacts (service/__main__.py); a runner that
-        restarts loads at once.
+        The start of the service has hashed the artifacts (service/supervision/checks.py); a runner
+        that restarts loads at once.
         """
         # starts a thread: only after this process was forked
         from runners.encoder.worker import Encoders

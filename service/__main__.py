@@ -20,7 +20,7 @@ def main() -> None:
     if environment != os.environ:
         arguments = [sys.executable, "-m", "service", *sys.argv[1:]]
         os.execve(sys.executable, arguments, environment)
-    from service.supervision.start import start  # loads libraries
+    from service.supervision.supervisor import start  # loads libraries
 
     start(sys.argv[1:])
 

@@ -35,6 +35,7 @@ from service.supervision.run_folder import run_folder
 from service.supervision.worker_process import (
     BACKLOG,
     METRICS_FOLDER,
+    REFUSALS,
     Part,
     WorkerProcess,
     runner_part,
@@ -111,10 +112,31 @@ class Supervisor:
             if pid == 0:
                 return received
             if (ended := running.get(pid)) is not None:
+                if os.waitstatus_to_exitcode(status) == os.EX_CONFIG:
+                    sys.exit(1)
                 ended.note_end(status)
                 remove_live_gauges(self._metrics, ended.name)
             for temporary in self._metrics.parent.glob(f"*-{pid}/"):
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+def start(arguments: Sequence[str]) -> None:
+    """Run until a stop signal, or exit with one line about the setting or artifact to fix.
+
+    A single process checks itself: what the checks import would stay in the supervisor's memory.
+    """
+    try:
+        role = Role.parse(arguments)
+        environment = role.environment(os.environ)
+        os.environ.clear()
+        os.environ.update(environment)
+        if role.name != "all" or not settings().is_one_process:
+            from service.supervision.checks import check
+
+            check(role, settings())
+    except REFUSALS as error:
+        sys.exit(f"diptych does not start: {error}")
+    main(role)
 
 
 def main(role: Role) -> None:

@@ -23,15 +23,18 @@ from typing import NoReturn
 from runners.bentoml_internals import keep_loggers, run_worker
 from runners.bentoml_internals import worker_environment as bentoml_environment
 from service.environment import settings
-from service.http.connections import ConnectionLimits, bounded_connection
-from service.supervision.roles import GATEWAY
+from service.settings import SettingsError
+from service.supervision.roles import GATEWAY, Role
 from service.telemetry.logs import JsonLines, configure_logging
+from tasks.catalog import CatalogError
+from wire.artifacts.manifest import ArtifactError
 from wire.host import end_with, is_portable, show_as
 from wire.telemetry.metric_files import FOLDER_VARIABLE, use_metric_files, write_metrics_as
 
 logger = logging.getLogger(__name__)
 
 METRICS_FOLDER = "metrics"
+REFUSALS = (SettingsError, CatalogError, ArtifactError)  # each names what to fix
 _SHORT_LIFE_S = 5.0  # a process that ends sooner is restarted after a pause
 _PAUSE_S = 1.0
 BACKLOG = 2048
@@ -171,11 +174,26 @@ def serve(part: str, name: str, listener: int, parent: int, options: Sequence[st
         show_as(f"diptych --service-name {part}")
     values = settings()
     keep_loggers(JsonLines if values.log_format == "json" else None)
+    if values.is_one_process:
+        _check()
     protocol = None
     if part == GATEWAY:
+        from service.http.connections import ConnectionLimits, bounded_connection
+
         limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
         protocol = bounded_connection(limits)
     run_worker("service.gateway:Gateway", part, listener, options, protocol)
+
+
+def _check() -> None:
+    """Check before a single process starts, or end with the status that ends the supervisor."""
+    from service.supervision.checks import check
+
+    try:
+        check(Role("all"), settings())
+    except REFUSALS as error:
+        print(f"diptych does not start: {error}", file=sys.stderr)
+        sys.exit(os.EX_CONFIG)
 
 
 if __name__ == "__main__":

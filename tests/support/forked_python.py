@@ -67,7 +67,9 @@ def fork(
     arguments: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
 ) -> ForkedProcess:
     """Start `python ARGUMENTS` in the root of the repository."""
-    request = json.dumps({"arguments": list(arguments), "environment": dict(environment)})
+    request = json.dumps(
+        {"arguments": list(arguments), "environment": process_environment(environment)}
+    )
     with _STARTING:
         server = _server()
     report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -19,7 +19,6 @@ from tests.support.export_cli import ROOT
 from tests.support.forked_python import fork
 from tests.support.processes import Process
 from tests.support.waiting import wait_until_ready
-from wire.host import process_environment
 
 SERVICE = (sys.executable, "-m", "service")
 _START_TIMEOUT_S = 120
@@ -124,7 +123,7 @@ def forked_service(
     if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
         Store(Path(folder)).prepare()
     parsed = Role.parse(role)
-    environment = process_environment(parsed.environment(_with_ports(bentoml_home, settings)))
+    environment = parsed.environment(_with_ports(bentoml_home, settings))
     with log.open("w") as output:
         command = ("-m", "service.supervision.supervisor", *parsed.arguments)
         process = fork(command, environment, output.fileno(), output.fileno())

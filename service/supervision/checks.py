@@ -1,12 +1,7 @@
-"""The start of the service: checks settings and artifacts, then supervises the processes."""
-
-import os
-import sys
-from collections.abc import Sequence
+"""The checks of a start, before anything is served: settings, artifacts, and that they match."""
 
 from service.admission.api_keys import ApiKeys
 from service.batches.store import Store
-from service.environment import settings
 from service.inference.served_models import (
     check_positions,
     chosen_precisions,
@@ -15,13 +10,10 @@ from service.inference.served_models import (
     served_scoring,
 )
 from service.settings import Settings, SettingsError, variable
-from service.supervision import supervisor
 from service.supervision.roles import Role
 from service.tls import check_tls_files
-from tasks.catalog import CatalogError
 from wire.artifacts.manifest import (
     FILES_OF_GATEWAY,
-    ArtifactError,
     files_of_runner,
     read_manifest,
     verify_files,
@@ -29,21 +21,9 @@ from wire.artifacts.manifest import (
 from wire.artifacts.model_store import artifact_folder, check_base
 
 
-def start(arguments: Sequence[str]) -> None:
-    """Run until a stop signal, or exit with one line about the setting or artifact to fix."""
-    try:
-        role = Role.parse(arguments)
-        environment = role.environment(os.environ)
-        os.environ.clear()
-        os.environ.update(environment)
-        _check(role, settings())
-    except (SettingsError, CatalogError, ArtifactError) as error:
-        sys.exit(f"diptych does not start: {error}")
-    supervisor.main(role)
-
-
-def _check(role: Role, settings: Settings) -> None:
-    """Raise unless every served model has artifacts that match manifest and settings.
+def check(role: Role, settings: Settings) -> None:
+    """Raise one of `REFUSALS` unless every served model has artifacts that match manifest and
+    settings.
 
     Of a model, the files are hashed that the processes of this start read.
     """
