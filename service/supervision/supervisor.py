@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM)
 _TICK_S = 1.0
+_OPEN_MAX = 10_240  # macOS, sys/syslimits.h
 _FRONT_MARGIN_S = 10.0  # beyond the deadline of its last request
 _RUNNERS_STOP_S = 10.0
 
@@ -146,8 +147,9 @@ def main(role: Role) -> None:
     configure_logging(values.log_format)
     # open files: often 1,024 are set and many more allowed
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY:  # macOS allows any number, and refuses to set that
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most == resource.RLIM_INFINITY:  # as on macOS, which refuses to set more than OPEN_MAX
+        most = _OPEN_MAX
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers
     if values.grpc_port and not role.is_runner:
         # a port in use: several gateways would share it, a single one would restart for ever

@@ -53,7 +53,8 @@ class Part:
 def runner_part(name: str, folder: Path) -> Part:
     """Return a runner behind the gateway, listening on a socket in `folder`."""
     listener = socket.socket(socket.AF_UNIX)
-    path = folder / f"{name}.sock"
+    # not by its name: a path of a socket has at most 103 bytes on macOS
+    path = folder / f"{len(list(folder.glob('*.sock')))}.sock"
     listener.bind(str(path))
     listener.listen(BACKLOG)
     return Part(name, listener, path.as_uri())
