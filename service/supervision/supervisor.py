@@ -147,7 +147,7 @@ def main(role: Role) -> None:
     configure_logging(values.log_format)
     # open files: often 1,024 are set and many more allowed
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:  # as on macOS, which refuses to set more than OPEN_MAX
+    if most == resource.RLIM_INFINITY:  # macOS allows any number and refuses more than OPEN_MAX
         most = _OPEN_MAX
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers

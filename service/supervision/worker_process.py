@@ -127,7 +127,7 @@ class WorkerProcess:
 
 
 def _spawned(part: Part, name: str) -> int:
-    """Start a process of `part` without forking; return its id."""
+    """Start a process of `part` without forking; return its id. It ends with this one."""
     listener = part.listener.fileno()
     arguments = ["--service-name", part.name, name, str(listener), str(os.getpid()), *part.options]
     command = [sys.executable, "-m", "service.supervision.worker_process", *arguments]
@@ -141,19 +141,21 @@ def _spawned(part: Part, name: str) -> int:
 def main(arguments: Sequence[str]) -> None:
     """Serve in a process that was not forked from the supervisor."""
     _, part, name, listener, parent, *options = arguments
+    end_with(int(parent))
     use_metric_files()
     configure_logging(settings().log_format)
-    serve(part, name, int(listener), int(parent), options)
+    _serve(part, name, int(listener), options)
 
 
 def _become(part: Part, name: str, others: Sequence[Part], parent: int) -> NoReturn:
     """Serve in a fork of the supervisor."""
     status = 1
     try:
+        end_with(parent)
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        serve(part.name, name, part.listener.fileno(), parent, part.options)
+        _serve(part.name, name, part.listener.fileno(), part.options)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -162,9 +164,8 @@ def _become(part: Part, name: str, others: Sequence[Part], parent: int) -> NoRet
         os._exit(status)  # skips the cleanup of the supervisor, whose stack was forked
 
 
-def serve(part: str, name: str, listener: int, parent: int, options: Sequence[str]) -> None:
-    """Run BentoML's worker for a part until it ends, or the supervisor `parent` does."""
-    end_with(parent)
+def _serve(part: str, name: str, listener: int, options: Sequence[str]) -> None:
+    """Run BentoML's worker for a part until it ends."""
     os.setsid()  # a terminal's Ctrl-C goes to the supervisor only
     # removed by the supervisor, however this process ends; without space there is no folder, as
     # nothing that a request needs is written there
