@@ -1,4 +1,4 @@
-"""What the processes take from their host. Linux has more than macOS: each use has a portable way.
+"""Features of Linux that macOS lacks, each with a portable way, and the environment of libraries.
 
     Linux                                             portable
     pixels for a runner in anonymous memory           in the body of the call (wire/http_channel.py)

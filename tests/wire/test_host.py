@@ -1,6 +1,4 @@
-"""What the processes take from Linux, and the portable ways, in programs that find nothing of Linux
-alone.
-"""
+"""Features of Linux, and the portable ways in programs without these features."""
 
 import os
 import subprocess
