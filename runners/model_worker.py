@@ -17,7 +17,7 @@ from wire.artifacts.adapter_folder import AdapterScan
 from wire.artifacts.devices import decoder_device
 from wire.artifacts.manifest import ADAPTER_FILE, Manifest, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder, read_adapters
-from wire.host import num_cores
+from wire.host import num_cores, return_freed_memory
 from wire.pixels import Pixels
 from wire.runner_messages import (
     AdapterStates,
@@ -85,6 +85,7 @@ class ModelWorker:
         self._cache = VisionCache(
             self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
         )
+        return_freed_memory()
         self.watchdogs = (*self._encoders.watchdogs, self._decoder.watchdog)
 
     def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -111,6 +112,12 @@ def _wait_for_end(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_PARENT_EVERY_S)
     os._exit(1)
+
+
+def return_freed_memory() -> None:
+    """Return memory that was freed, as after loading weights, to the system, where glibc can."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def show_as(title: str) -> None:
