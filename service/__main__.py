@@ -10,19 +10,15 @@ from wire.host import process_environment
 
 
 def main() -> None:
-    """Start with the environment that libraries read when they are loaded."""
+    """Become the supervisor, with the environment that libraries read when they are loaded."""
     if sys.argv[1:] in (["--help"], ["-h"]):
         from service.supervision.roles import USAGE
 
         print(f"usage: {USAGE}\nIts settings are environment variables: docs/settings.md")
         return
-    environment = process_environment(os.environ)
-    if environment != os.environ:
-        arguments = [sys.executable, "-m", "service", *sys.argv[1:]]
-        os.execve(sys.executable, arguments, environment)
-    from service.supervision.supervisor import start  # loads libraries
-
-    start(sys.argv[1:])
+    # not this module: `show_as` cuts the names of processes to the length of the command line
+    program = [sys.executable, "-m", "service.supervision.supervisor", *sys.argv[1:]]
+    os.execve(sys.executable, program, process_environment(os.environ))
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ def processes() -> dict[int, str]:
 
 def supervisor() -> int:
     """Return the process that the image's command became, to which an engine sends STOPSIGNAL."""
-    (only,) = [pid for pid, args in processes().items() if args.endswith("-m service")]
+    (only,) = [pid for pid, args in processes().items() if "service.supervision.supervisor" in args]
     return only
 
 

@@ -46,7 +46,8 @@ from service.tls import bentoml_tls_options
 from wire.host import is_portable
 from wire.telemetry.metric_files import remove_live_gauges, use_metric_files
 
-logger = logging.getLogger(__name__)
+# __name__ is __main__, whose logger is not configured
+logger = logging.getLogger("service.supervision.supervisor")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM)
@@ -202,4 +203,4 @@ def _import_all(parts: Sequence[Part], values: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(Role.parse(sys.argv[1:]))
+    start(sys.argv[1:])

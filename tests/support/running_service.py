@@ -125,8 +125,12 @@ def forked_service(
     parsed = Role.parse(role)
     environment = parsed.environment(_with_ports(bentoml_home, settings))
     with log.open("w") as output:
-        command = ("-m", "service.supervision.supervisor", *parsed.arguments)
-        process = fork(command, environment, output.fileno(), output.fileno())
+        program = (
+            "from service.supervision.roles import Role;"
+            "from service.supervision.supervisor import main;"
+            f"main(Role.parse({parsed.arguments}))"
+        )
+        process = fork(("-c", program), environment, output.fileno(), output.fileno())
     with _served_by(process, environment, log, access) as service:
         yield service
 

@@ -117,7 +117,7 @@ def test_a_calibration_of_another_checkpoint_prevents_the_start(
         "DIPTYCH_PORT": str(free_port()),
         "DIPTYCH_GRPC_PORT": "0",
     }
-    started = exported.forked("-m", "service", **settings)
+    started = exported.forked("-m", "service.supervision.supervisor", **settings)
     assert started.returncode == 1
     assert (
         "diptych does not start: DIPTYCH_CALIBRATION: the calibration of florence-2-mini"
