@@ -1,6 +1,6 @@
 """Python programs in forks of one process that has imported the large packages.
 
-`fork(["-m", "service"], ...)` runs as `python -m service` does, without seconds of imports. Of
+`fork(["-m", "export"], ...)` runs as `python -m export` does, without seconds of imports. Of
 packages that read the environment when they are imported, that process has the environment of its
 start: `subprocess` starts a program that needs another one.
 """

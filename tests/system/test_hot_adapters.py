@@ -268,7 +268,10 @@ def test_a_folder_that_does_not_exist_prevents_the_start(
     exported: ModelStore, tmp_path: Path
 ) -> None:
     start = exported.forked(
-        "-m", "service", DIPTYCH_MODELS=BASE, DIPTYCH_ADAPTERS=str(tmp_path / "none")
+        "-m",
+        "service.supervision.supervisor",
+        DIPTYCH_MODELS=BASE,
+        DIPTYCH_ADAPTERS=str(tmp_path / "none"),
     )
     assert start.returncode == 1
     assert f"DIPTYCH_ADAPTERS={str(tmp_path / 'none')!r} is not a folder" in start.stderr
