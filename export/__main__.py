@@ -22,6 +22,7 @@ from export.progress import NUM_STEPS, Progress, silence_transformers
 from export.resources import check_host, needs_of
 from tasks.catalog import CatalogEntry, CatalogError
 from wire.artifacts.manifest import ArtifactError, Manifest
+from wire.host import num_cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +78,7 @@ def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> No
             f" {entry.source} instead"
         )
         return
-    needs = needs_of(entry, len(os.sched_getaffinity(0)))
+    needs = needs_of(entry, num_cores())
     if not if_changed:
         check_host(needs)  # before a download
     job = plan_job(entry, options)

@@ -1,5 +1,5 @@
 """Server processes: start, readiness, stop; processor time, memory, descriptors and threads as
-Linux counts them.
+psutil reads them.
 
 A server runs in its own process group on the cores of this process. Its descendants are measured
 with it.
@@ -10,6 +10,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,18 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parents[1]
-NUM_CORES = len(os.sched_getaffinity(0))
+if sys.platform == "linux":
+    NUM_CORES = len(os.sched_getaffinity(0))
+else:
+    NUM_CORES = os.cpu_count() or 1
 
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 30
-# Fields of /proc/PID/stat after the name (man proc_pid_stat): parent; user and kernel time of the
-# process and of its ended children.
-_PARENT = 1
-_TIMES = slice(11, 15)
-_KB = 1024
-_GONE = (FileNotFoundError, ProcessLookupError)  # the process ended while it was read
+_TIMES = slice(4)  # user and kernel time of the process and of its ended children
+_MACHINE_TIMES = ("user", "nice", "system", "irq", "softirq")  # macOS has the first three
 
 
 class ServerError(Exception):
@@ -53,7 +54,7 @@ class Launch:
 class ProcessUse:
     """Resources of one process."""
 
-    memory_mb: float  # proportional set size: a page shared by n processes counts 1/n
+    memory_mb: float  # a page shared by n processes counts 1/n, and only where Linux counts it
     num_fds: int
     num_threads: int
 
@@ -80,13 +81,13 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
         _wait_until_ready(launch, process, log)
         yield process.pid
     finally:
-        started = _descendants(process.pid, _stats())
+        started = _tree(process.pid)
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_TIMEOUT_S)
-        for process_id in started:
-            with suppress(ProcessLookupError):
-                os.kill(process_id, signal.SIGKILL)
+        for each in started:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         process.wait()
 
 
@@ -95,14 +96,14 @@ def suspended(process_id: int) -> Iterator[None]:
     """Suspend a process and its descendants: a server that polls its queues takes processor time
     when it is idle.
     """
-    suspended_ids = _descendants(process_id, _stats())
-    for one in suspended_ids:
-        os.kill(one, signal.SIGSTOP)
+    processes = _tree(process_id)
+    for each in processes:
+        each.suspend()
     try:
         yield
     finally:
-        for one in suspended_ids:
-            os.kill(one, signal.SIGCONT)
+        for each in processes:
+            each.resume()
 
 
 def free_port() -> int:
@@ -122,72 +123,61 @@ def cpu_s_by_process(process_id: int) -> dict[int, float]:
 
     Each includes its own ended children.
     """
-    stats = _stats()
-    ticks_per_s = os.sysconf("SC_CLK_TCK")
-    running = (one for one in _descendants(process_id, stats) if one in stats)
-    return {one: sum(map(int, stats[one][_TIMES])) / ticks_per_s for one in running}
+    found = {}
+    for each in _tree(process_id):
+        with suppress(psutil.NoSuchProcess):
+            found[each.pid] = sum(each.cpu_times()[_TIMES])
+    return found
 
 
 def machine_cpu_s() -> float:
     """Return the processor time of all processes since the machine started."""
-    user, nice, system, _idle, _waiting, *interrupts = (
-        Path("/proc/stat").read_text(encoding="utf-8").split()[1:8]
-    )
-    return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
+    times = psutil.cpu_times()
+    return sum(getattr(times, name, 0.0) for name in _MACHINE_TIMES)
 
 
 def part_ids(process_id: int) -> dict[str, int]:
     """Return the ids of a service's supervisor and of the processes that it started, by name."""
-    found = {}
-    for one in _descendants(process_id, _stats()):
-        with suppress(*_GONE):
-            words = (
-                Path(f"/proc/{one}/cmdline").read_text(encoding="utf-8").replace("\0", " ").split()
-            )
-            unnamed = "supervisor" if one == process_id else f"process {one}"
-            name = (
-                words[words.index("--service-name") + 1] if "--service-name" in words else unnamed
-            )
-            found[name] = one
-    return found
+    return {name: process.pid for name, process in _parts(process_id).items()}
 
 
 def use_by_name(process_id: int) -> dict[str, ProcessUse]:
     """Return the resources of a service's supervisor and of the processes that it started."""
     found = {}
-    for name, one in part_ids(process_id).items():
-        with suppress(*_GONE):
-            folder = Path(f"/proc/{one}")
-            pss = (folder / "smaps_rollup").read_text(encoding="utf-8").partition("\nPss:")[2]
+    for name, process in _parts(process_id).items():
+        with suppress(psutil.NoSuchProcess):
+            memory = process.memory_full_info()
             found[name] = ProcessUse(
-                memory_mb=int(pss.split()[0]) * _KB / 1e6,
-                num_fds=len(list((folder / "fd").iterdir())),
-                num_threads=len(list((folder / "task").iterdir())),
+                memory_mb=getattr(memory, "pss", memory.uss) / 1e6,
+                num_fds=process.num_fds(),
+                num_threads=process.num_threads(),
             )
     return found
 
 
-def _stats() -> dict[int, list[str]]:
-    """Return the fields of /proc/PID/stat after the name, of every process."""
+def _parts(process_id: int) -> dict[str, psutil.Process]:
     found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(*_GONE):
-            found[int(stat.parent.name)] = (
-                stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            )
+    for process in _tree(process_id):
+        with suppress(psutil.NoSuchProcess):
+            words = " ".join(process.cmdline()).replace("\0", " ").split()
+            pid = process.pid
+            name = "supervisor" if pid == process_id else f"process {pid}"
+            if "--service-name" in words:
+                name = words[words.index("--service-name") + 1]
+            found[name] = process
     return found
 
 
-def _descendants(process_id: int, stats: Mapping[int, list[str]]) -> list[int]:
+def _tree(process_id: int) -> list[psutil.Process]:
     """Return a process and its descendants.
 
     Process groups would not do: a server's workers may lead their own.
     """
-    found = [process_id]
-    for child, fields in stats.items():
-        if int(fields[_PARENT]) == process_id:
-            found += _descendants(child, stats)
-    return found
+    try:
+        process = psutil.Process(process_id)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _wait_until_ready(launch: Launch, process: "subprocess.Popen[bytes]", log: Path) -> None:

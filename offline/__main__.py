@@ -28,12 +28,12 @@ from service.http.body import form_value
 from service.inference.prediction import task_prompts
 from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.served_models import ServedModel, load_served_models
-from service.process_options import process_environment
 from service.settings import PREFIX, Settings, SettingsError
 from tasks.catalog import CatalogError, load_catalog
 from tasks.errors import meant
 from tasks.parameter_kinds import MAX_COORDINATE_PX
 from wire.artifacts.manifest import ArtifactError
+from wire.host import process_environment
 
 if TYPE_CHECKING:
     from offline.pipeline import DoneShard

@@ -26,6 +26,7 @@ from offline.job import Job
 from offline.output import Output
 from offline.shards import Shard
 from service.settings import Settings
+from wire.host import num_cores
 
 # only the names of images and the numbers of done ones pass through it
 _OBJECT_STORE_BYTES = 200_000_000
@@ -85,7 +86,7 @@ def start_ray(address: str | None) -> None:
         return
     ray.init(
         address="local",
-        num_cpus=len(os.sched_getaffinity(0)),
+        num_cpus=num_cores(),
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         logging_level=logging.WARNING,

@@ -10,8 +10,6 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from bentoml._internal.log import SERVER_LOGGING_CONFIG
-
 _RUNNER_MAP = "BENTOML_RUNNER_MAP"  # set by `bentoml serve` for its workers
 
 
@@ -85,6 +83,8 @@ def run_worker(
 
 def keep_loggers(formatter: object | None) -> None:
     """Keep loggers when BentoML configures a worker's logging; format its lines by `formatter`."""
+    from bentoml._internal.log import SERVER_LOGGING_CONFIG
+
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
     if formatter is not None:
         SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": formatter}

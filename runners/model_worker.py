@@ -3,7 +3,6 @@
 The model has an encoder, and so has each adapter that changes the vision tower or the projector.
 """
 
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,6 +16,7 @@ from wire.artifacts.adapter_folder import AdapterScan
 from wire.artifacts.devices import decoder_device
 from wire.artifacts.manifest import Manifest, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder, read_adapters
+from wire.host import num_cores, return_freed_memory
 from wire.pixels import Pixels
 from wire.runner_messages import (
     AdapterStates,
@@ -52,8 +52,8 @@ class ModelWorker:
     def load(self) -> None:
         """Load both parts and run each once; raise `ArtifactError` or a library's error.
 
-        The start of the service has hashed the artifacts (service/__main__.py); a runner that
-        restarts loads at once.
+        The start of the service has hashed the artifacts (service/supervision/checks.py); a runner
+        that restarts loads at once.
         """
         # starts a thread: only after this process was forked
         from runners.encoder.worker import Encoders
@@ -63,7 +63,6 @@ class ModelWorker:
         manifest = read_manifest(folder)
         verify_files(folder, manifest, names=())
         device = decoder_device(options.device)
-        num_cores = len(os.sched_getaffinity(0))
         width, height = manifest.image_size_wh
         self.build_key = manifest.build_key
         self.image_shape_hwc = (height, width, 3)
@@ -71,17 +70,18 @@ class ModelWorker:
         # All encoders before the decoder: a capture of CUDA graphs forbids other threads to
         # allocate, and the decoder makes as many slots as then fit. Too little memory for an
         # encoder must stop the start, not fail requests.
-        self._encoders = Encoders(options, device, num_cores)
+        self._encoders = Encoders(options, device, num_cores())
         self._encoders.add(None, manifest, folder)
         for adapter_folder, adapter in adapters:
             if adapter.has_encoder:
                 self._encoders.add(adapter.build_key, adapter, adapter_folder)
         self._decoder = DecoderWorker(manifest, options, device)
-        self._decoder.load(folder, num_cores, adapters)
+        self._decoder.load(folder, num_cores(), adapters)
         self._watch_adapters(manifest, folder)
         self._cache = VisionCache(
             self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
         )
+        return_freed_memory()
         self.watchdogs = (*self._encoders.watchdogs, self._decoder.watchdog)
 
     def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Starts the service or a part of it: checks settings and artifacts, then supervises.
+"""Starts the service or a part of it.
 
 python -m service [gateway | runner MODEL]     (service/supervision/roles.py)
 """
@@ -6,84 +6,19 @@ python -m service [gateway | runner MODEL]     (service/supervision/roles.py)
 import os
 import sys
 
-from service.admission.api_keys import ApiKeys
-from service.batches.store import Store
-from service.environment import read_settings
-from service.inference.served_models import (
-    check_positions,
-    chosen_precisions,
-    served_entries,
-    served_precision,
-    served_scoring,
-)
-from service.process_options import process_environment
-from service.settings import Settings, SettingsError, variable
-from service.supervision.roles import USAGE, Role
-from service.tls import check_tls_files
-from tasks.catalog import CatalogError
-from wire.artifacts.manifest import (
-    FILES_OF_GATEWAY,
-    ArtifactError,
-    files_of_runner,
-    read_manifest,
-    verify_files,
-)
-from wire.artifacts.model_store import artifact_folder, check_base
+from wire.host import process_environment
 
 
 def main() -> None:
-    """Become the supervisor, or exit with one line about the setting or artifact to fix."""
+    """Become the supervisor, with the environment that libraries read when they are loaded."""
     if sys.argv[1:] in (["--help"], ["-h"]):
+        from service.supervision.roles import USAGE
+
         print(f"usage: {USAGE}\nIts settings are environment variables: docs/settings.md")
         return
-    try:
-        role = Role.parse(sys.argv[1:])
-        environment = role.environment(os.environ)
-        _check(role, read_settings(environment))
-    except (SettingsError, CatalogError, ArtifactError) as error:
-        sys.exit(f"diptych does not start: {error}")
-    # A new program has no threads, which a process that forks must not have; the checks may have
-    # started some.
-    os.execve(
-        sys.executable,
-        [sys.executable, "-m", "service.supervision.supervisor", *role.arguments],
-        process_environment(environment),
-    )
-
-
-def _check(role: Role, settings: Settings) -> None:
-    """Raise unless every served model has artifacts that match manifest and settings.
-
-    Of a model, the files are hashed that the processes of this start read.
-    """
-    role.check(settings)
-    if settings.adapters is not None and not settings.adapters.is_dir():
-        raise SettingsError(f"{variable('adapters')}={str(settings.adapters)!r} is not a folder")
-    if not role.is_runner:
-        ApiKeys.load(settings.api_keys_file)
-        check_tls_files(settings)
-        if settings.batches_folder is not None:
-            Store(settings.batches_folder).prepare()
-    for entry in served_entries(settings):
-        folder = artifact_folder(entry.id)
-        manifest = read_manifest(folder)
-        if entry.adapter_of is not None:
-            check_base(manifest, read_manifest(artifact_folder(entry.adapter_of)))
-            own = (
-                files_of_runner(manifest, chosen_precisions(manifest, settings)[0])
-                if manifest.has_encoder
-                else None
-            )
-            verify_files(folder, manifest, own)
-            continue
-        encoder, _ = chosen_precisions(manifest, settings)
-        is_remote = settings.runner_url(entry.id) is not None
-        verify_files(
-            folder, manifest, FILES_OF_GATEWAY if is_remote else files_of_runner(manifest, encoder)
-        )
-        check_positions(manifest, settings)
-        if not role.is_runner:
-            served_scoring(manifest, folder, settings, served_precision(manifest, settings))
+    # not this module: `show_as` cuts the names of processes to the length of the command line
+    program = [sys.executable, "-m", "service.supervision.supervisor", *sys.argv[1:]]
+    os.execve(sys.executable, program, process_environment(os.environ))
 
 
 if __name__ == "__main__":

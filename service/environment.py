@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from service.settings import BYTES_PER_MB, PREFIX, Settings, SettingsError, variable
 from service.validation import rejected_field
 from tasks.errors import meant
+from wire.host import is_portable, use_portable_ways
 
 # Settings that require another.
 _REQUIRED = {
@@ -62,6 +63,11 @@ def _check_together(values: Settings) -> None:
             f"{variable('processes')}=one excludes several {variable('gateway_workers')} and"
             f" {variable('devices')}; {variable('device')} is that of all models"
         )
+    if values.gateway_workers > 1 and (values.portable or is_portable()):
+        raise SettingsError(
+            f"{variable('gateway_workers')}={values.gateway_workers} requires Linux, without"
+            f" {variable('portable')}; 1 is allowed"
+        )
     for name in ("max_request_memory_mb", "max_request_memory_mb_per_key"):
         given_mb = getattr(values, name)
         min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
@@ -81,5 +87,8 @@ def _check_together(values: Settings) -> None:
 
 @cache
 def settings() -> Settings:
-    """Return the settings of this process."""
-    return read_settings(os.environ)
+    """Return the settings of this process, which takes the portable ways if they say so."""
+    values = read_settings(os.environ)
+    if values.portable:
+        use_portable_ways()
+    return values

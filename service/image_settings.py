@@ -1,11 +1,10 @@
 """Settings of images and of the requests that ask several things about one (`Settings`)."""
 
-import os
-
 from pydantic import BaseModel, Field, field_validator
 
 from service.setting_values import ImagesPlace
 from tasks.tiles.grid import MAX_TILES
+from wire.host import num_cores
 
 MAX_STEPS = 256
 
@@ -79,4 +78,4 @@ class ImageSettings(BaseModel):
     @property
     def max_decoded(self) -> int:
         """Maximum images decoded at a time."""
-        return self.max_decoded_images or min(max(2, len(os.sched_getaffinity(0))), 8)
+        return self.max_decoded_images or min(max(2, num_cores()), 8)

@@ -1,6 +1,6 @@
-"""Options of runners, parts of the gateway and variables of libraries, from the settings."""
+"""Options of runners and parts of the gateway, from the settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from imaging.files import ImageLimits
@@ -123,24 +123,3 @@ def runner_options(
         start_timeout_s=values.start_timeout_s,
         num_sharing_gpu=max(1, cards.count(gpu or 0)),
     )
-
-
-def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of all processes: `environment` and defaults for libraries."""
-    defaults = {
-        # numpy decodes small masks in the gateway: its threads would only compete with those of the
-        # runners.
-        "OPENBLAS_NUM_THREADS": "1",
-        # Waiting threads of a decoder yield their core to the encoder's.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # glibc would keep a heap for each thread that ever allocated, up to eight times the cores.
-        "MALLOC_ARENA_MAX": "2",
-        # A name whose servers do not answer blocks a thread of the gateway for 4 s, not for glibc's
-        # 10 s or more.
-        "RES_OPTIONS": "timeout:2 attempts:2",
-        # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4
-        # services.
-        "ORT_DISABLE_TELEMETRY": "1",
-        "BENTOML_DO_NOT_TRACK": "True",
-    }
-    return defaults | dict(environment)

@@ -78,6 +78,11 @@ class GeneralSettings(BaseModel):
         description="Processes of this host's models; several: one each. one: the gateway loads"
         " them, which saves memory; docs/operations.md has what is lost.",
     )
+    portable: bool = Field(
+        False,
+        description="Use nothing that Linux has and macOS has not, for tests of the ways that macOS"
+        " always takes.",
+    )
     api_keys_file: Path | None = Field(
         None,
         description="File of API keys: a SHA-256 and its limits per line. Unset: none is required.",

@@ -1,10 +1,12 @@
 """TLS of both ports: the certificate file and its key file."""
 
 import ssl
-
-import grpc
+from typing import TYPE_CHECKING
 
 from service.settings import Settings, SettingsError, variable
+
+if TYPE_CHECKING:
+    import grpc
 
 
 def check_tls_files(settings: Settings) -> None:
@@ -37,10 +39,12 @@ def bentoml_tls_options(settings: Settings) -> list[str]:
     ]
 
 
-def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
+def grpc_credentials(settings: Settings) -> "grpc.ServerCredentials | None":
     """Return the credentials of the gRPC port, or None without TLS."""
     if settings.tls_certificate_file is None or settings.tls_key_file is None:
         return None
+    import grpc  # the supervisor needs it not
+
     key = settings.tls_key_file.read_bytes()
     certificate = settings.tls_certificate_file.read_bytes()
     return grpc.ssl_server_credentials([(key, certificate)])

@@ -1,6 +1,7 @@
-"""Wheels of other platforms than x86-64 Linux: all that the pins need is published for them.
+"""Other platforms than x86-64 Linux: wheels are published for them, and our code uses only names
+that Python has there.
 
-That they can be installed is all that this says; nothing here runs there.
+Nothing here runs there.
 """
 
 import os
@@ -44,3 +45,19 @@ def test_every_pinned_package_has_a_wheel(
     )
     assert run.returncode == 0, run.stderr
     assert f"\n{package}==" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("platform", "folders"),
+    [
+        ("darwin", ["service", "runners", "wire", "imaging", "tasks", "offline", "export"]),
+        ("darwin", ["client/diptych_client", "loadtest"]),
+        ("win32", ["tasks", "client/diptych_client"]),
+    ],
+)
+def test_no_name_of_another_system_is_used(
+    tmp_path: Path, platform: str, folders: list[str]
+) -> None:
+    command = [sys.executable, "-m", "mypy", "--platform", platform, "--cache-dir", str(tmp_path)]
+    run = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout

@@ -4,6 +4,7 @@ file may be.
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,14 @@ BENTOML_ENTRY_POINTS = {
     "laboratory/bench/peers/bentoml_server.py",  # a peer, not one of our services
 }
 MAX_LINES = 350
+LINUX = re.compile(
+    r"memfd_create|/proc/|/dev/shm|prctl|posix_fallocate|sched_getaffinity|pidfd_open|\"/proc\""
+)
+LINUX_OF_TOOLS = {
+    "export/resources.py",  # without /proc it does not know how much memory is free
+    "loadtest/figures.py",  # names the processor
+    "loadtest/processes.py",  # counts the cores
+}
 
 
 def modules(folder: str) -> list[Path]:
@@ -191,6 +200,24 @@ def test_the_wire_needs_no_tensors() -> None:
 def test_what_runs_imports_nothing_of_the_export_tools() -> None:
     for path in [*modules("service"), *modules("runners"), *modules("wire")]:
         assert not {"optimum", "onnx", "onnxscript", "huggingface_hub"} & imported(path), path
+
+
+def test_one_module_alone_needs_linux() -> None:
+    """The sandbox is none elsewhere, as it says."""
+    for folder in ARROWS.keys() - {"laboratory"}:
+        for path in modules(folder):
+            name = str(path.relative_to(ROOT))
+            if name not in ("wire/host.py", "imaging/sandbox.py", *LINUX_OF_TOOLS):
+                assert not LINUX.search(path.read_text(encoding="utf-8")), name
+
+
+def test_the_client_and_the_tasks_load_no_module_of_one_system() -> None:
+    for path in [*modules("client/diptych_client"), *modules("tasks")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+                assert not names & {"fcntl", "msvcrt", "pwd", "resource", "termios"}, path
 
 
 def test_what_serves_needs_no_ray() -> None:

@@ -1,13 +1,12 @@
 """Calls with pixels: in shared memory on one host, in the request's body between hosts.
 
-    one host        a memfd of the gateway, named in the JSON; the runner maps it through /proc
-                    without a copy
+    one host        an anonymous file of the gateway, named in the JSON; the runner maps it without
+                    a copy (only on Linux)
     between hosts   application/octet-stream: JSON of `MESSAGE_BYTES_HEADER` bytes, then the pixels
 
 At 192 px both take 0.34 ms, at 448 px memory takes a third of the body's time (two
-cores, measured at 2a6566a). A memfd is in no folder: the kernel frees it with its last
-user, even if a process is killed. /proc/<pid>/fd/<fd> requires the same user and PID namespace; the
-memory's random name proves that it is not another process's with the same numbers.
+cores, measured at 2a6566a). An anonymous file requires the same user and PID namespace; its
+random name proves that it is not another process's with the same numbers.
 """
 
 import mmap
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wire.host import anonymous_file, open_anonymous
 from wire.runner_messages import PixelMemory, WriteCall
 
 IMAGE_KEY_HEADER = "X-Diptych-Image-Key"  # hexadecimal; proxies between hosts route by it
@@ -61,7 +61,7 @@ def body_of(call: WriteCall, pixels: Pixels | None) -> tuple[bytes, dict[str, st
 def in_memory(pixels: Pixels) -> Iterator[PixelMemory]:
     """Yield shared memory with `pixels`; a runner that has mapped it may read on."""
     name = _NAME_PREFIX + secrets.token_hex(16)
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    fd = anonymous_file(name)
     try:
         data = pixels.reshape(-1).data
         while data:
@@ -96,14 +96,10 @@ def _parse(message: bytes) -> WriteCall:
 
 
 def _mapped(memory: PixelMemory, shape_hwc: tuple[int, int, int]) -> Pixels:
-    path = f"/proc/{memory.pid}/fd/{memory.fd}"
+    if not memory.name.startswith(_NAME_PREFIX):
+        raise BadCall(f"cannot open the shared pixels: {memory.name} is not a name of pixels")
     try:
-        if (
-            not memory.name.startswith(_NAME_PREFIX)
-            or os.readlink(path) != f"/memfd:{memory.name} (deleted)"
-        ):
-            raise BadCall(f"{path} is not the memory {memory.name}")
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_anonymous(memory.pid, memory.fd, memory.name)
     except OSError as error:
         raise BadCall(f"cannot open the shared pixels: {error}") from error
     try:

@@ -21,7 +21,7 @@ FailureCode = Literal[
 
 
 class PixelMemory(BaseModel):
-    """A memfd of the gateway that holds the pixels of one image (wire/pixels.py)."""
+    """An anonymous file of the gateway that holds the pixels of one image (wire/pixels.py)."""
 
     pid: int
     fd: int

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import psutil
 from safetensors import safe_open
 
 from export.checkpoints.errors import SourceError
@@ -100,8 +101,7 @@ def main(pickled: Path) -> int:
     torch.save({"one": torch.zeros(2, dtype=torch.bfloat16)}, saved)
     saved.seek(0)
     _write(torch.load(saved, map_location="cpu", weights_only=True), io.BytesIO())
-    num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    own_bytes = num_pages * os.sysconf("SC_PAGE_SIZE")
+    own_bytes = psutil.Process().memory_info().vms
     with pickled.open("rb") as file:
         confine(own_bytes + 2 * pickled.stat().st_size + _WORKING_BYTES)
         try:

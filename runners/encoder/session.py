@@ -89,12 +89,11 @@ class VisionEncoder:
         options.intra_op_num_threads = self._num_threads
         # Spinning idle threads would take cores from the decoder and from other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Memory planned after the first run would be a second block beside that of the first.
+        options.enable_mem_pattern = False
         if self._device == "cpu":
             _make_shared_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
-        else:
-            # Memory planned after the first run would be a second block beside that of the first.
-            options.enable_mem_pattern = False
         wanted = execution_providers(self._device, with_graphs, self._cuda.max_bytes)
         # No fallback: it would open the session on the CPU and hide the reason.
         session = onnxruntime.InferenceSession(

@@ -32,6 +32,7 @@ from service.openai.api import OPENAI
 from service.settings import variable
 from service.validation import validated
 from tasks.errors import shown
+from wire.host import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ class _OpenFile(FileResponse):
     """The content of an open file, readable even if the file is deleted."""
 
     def __init__(self, file: BinaryIO) -> None:
-        # opens the file itself, whatever its name is by now
-        path = f"/proc/self/fd/{file.fileno()}"
+        path = path_of(file.fileno())
         super().__init__(path, media_type="application/jsonl", stat_result=os.fstat(file.fileno()))
         self._file = file
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from imaging.errors import UnreadableImage
 from imaging.files import ImageLimits, PixelBox
+from wire.host import anonymous_file
 from wire.pixels import Pixels
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class DecodingProcess:
 @asynccontextmanager
 async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
     """Decode in a process, killed at the end; raise `UnreadableImage` or `DecoderEnded`."""
-    with open(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+    with open(anonymous_file("image"), "wb", buffering=0) as file:
         await asyncio.to_thread(file.write, data)
         file.seek(0)
         arguments = (file.fileno(), os.getpid(), limits.max_pixels, limits.max_side_px)

@@ -13,27 +13,21 @@ The sandbox is entered before the image is opened. The program knows nothing of 
 `service/images/decoding_process.py` starts it.
 """
 
-import ctypes
 import os
-import signal
 import sys
 
 from imaging.errors import ImageError
 from imaging.files import ImageLimits, decode_image, resize
 from imaging.sandbox import confine
+from wire.host import end_with
 
 _BYTES_PER_PIXEL = 24  # decoding and resizing take up to 16
 _COPIES_OF_FILE = 6  # ours, Pillow's and libwebp's
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOWEST_PRIORITY = 19
 
 
 def main(fd: int, parent: int, limits: ImageLimits) -> None:
-    # a decoder is killed when its parent ends
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent has ended")
+    end_with(parent)
     os.nice(_LOWEST_PRIORITY)  # ordinary requests go first
     with open(fd, "rb") as file:
         data = file.read()

@@ -10,6 +10,7 @@ from typing import Protocol
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from service.admission.load import FairShare
+from service.images.url_rules import ip_address
 
 _MAX_LOOKUPS = 16  # shared by the clients that have some
 _LOOKUP_THREADS = 32  # all clients together may have twice the limit
@@ -47,14 +48,6 @@ def is_public(address: str) -> bool:
         and ip in _UNICAST_IPV6
         and not any(ip in network for network in _SPECIAL_IPV6)
     )
-
-
-def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Parse an IP address in its usual notation without a zone; return None for other text."""
-    try:
-        return ipaddress.ip_address(text) if "%" not in text else None
-    except ValueError:
-        return None
 
 
 def system_addresses(host: str) -> list[str]:

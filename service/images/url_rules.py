@@ -5,6 +5,7 @@ second parser can see another host in it. Numbers that some resolvers accept as 
 (2130706433, 0x7f.1, 0177.0.0.1) are not host names.
 """
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Self
 
 from service.errors import InvalidRequest
 from service.images.handle_ids import ImageHandle
-from service.images.host_addresses import ip_address
 
 MAX_URL_CHARS = 2048
 # RFC 3986 without userinfo, in ASCII without spaces, control characters and backslashes.
@@ -103,3 +103,11 @@ def check_url(text: str, allowed: Sequence[AllowedHost]) -> CheckedUrl:
 
 def _is_host(host: str) -> bool:
     return ip_address(host) is not None or _NAME.fullmatch(host) is not None
+
+
+def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse an IP address in its usual notation without a zone; return None for other text."""
+    try:
+        return ipaddress.ip_address(text) if "%" not in text else None
+    except ValueError:
+        return None

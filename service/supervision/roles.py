@@ -3,6 +3,8 @@
 python -m service                 the gateway, and every runner without a URL in the settings
 python -m service gateway         the gateway alone; all its runners have URLs
 python -m service runner MODEL    one runner alone, on the service's host and port
+
+The served models are imported late: the supervisor of a single process knows none, and stays small.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from runners.options import runner_name
-from service.inference.served_models import (
-    adapters_of,
-    local_models,
-    runner_processes,
-    served_entries,
-)
 from service.settings import Settings, SettingsError, variable
 from tasks.catalog import load_catalog, model_id_of
 
@@ -72,6 +68,8 @@ class Role:
 
     def _adapters(self, environment: Mapping[str, str]) -> list[str]:
         """Return the adapters of a runner's model among the served models of `environment`."""
+        from service.inference.served_models import adapters_of
+
         named = environment.get(variable("models"), "").split(",")
         served = [model_id_of(model.strip()) for model in named]
         catalog = load_catalog(
@@ -86,12 +84,16 @@ class Role:
 
     def runners_behind(self, values: Settings) -> list[str]:
         """Return the names of the gateway's runner processes on this host."""
-        if self.name != "all":
+        if self.name != "all" or values.is_one_process:
             return []
+        from service.inference.served_models import runner_processes, served_entries
+
         return list(map(runner_name, runner_processes(served_entries(values), values)))
 
     def check(self, values: Settings) -> None:
         """Raise `SettingsError` if a gateway alone has no URL for a runner."""
+        from service.inference.served_models import local_models, served_entries
+
         missing = local_models(served_entries(values), values)
         if self.name == "gateway" and missing:
             name = variable("runner_urls")

@@ -1,6 +1,6 @@
 """The one folder that a running service writes to: sockets, metrics, request bodies.
 
-It is in memory (/dev/shm).
+It is in memory where the host has a folder for that.
 
 A full or read-only disk therefore does not affect the service; with prometheus_client's mapped
 files it would die of SIGBUS. The owner holds a lock on its folder until it ends, however it ends;
@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_MEMORY = Path("/dev/shm")
+from wire.host import memory_folder
+
 _PREFIX = "diptych-"
 
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """Yield a new folder in /dev/shm or the temporary folder; remove it afterwards."""
-    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    """Yield a new folder in memory or the temporary folder; remove it afterwards."""
+    parent = memory_folder()
     # folders of killed supervisors
     for abandoned in parent.glob(f"{_PREFIX}*/"):
         with suppress(OSError):  # another user's, or in use

@@ -1,8 +1,5 @@
 """Starts, restarts and stops the processes without losing an accepted request.
 
-    python -m service.supervision.supervisor ...     (`python -m service` checks its arguments and
-                                                     becomes this)
-
     start   the gateway and the runner of each model, or one of them (service/supervision/roles.py)
     stop    on SIGTERM or SIGINT: the processes on the service's port drain, then the runners stop
 
@@ -31,22 +28,22 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from runners.bentoml_internals import keep_loggers
 from service.environment import settings
-from service.http.connections import ConnectionLimits, bounded_connection
 from service.settings import Settings, variable
 from service.supervision.roles import GATEWAY, Role
 from service.supervision.run_folder import run_folder
 from service.supervision.worker_process import (
     BACKLOG,
     METRICS_FOLDER,
+    REFUSALS,
     Part,
     WorkerProcess,
     runner_part,
     worker_environment,
 )
-from service.telemetry.logs import JsonLines, configure_logging
+from service.telemetry.logs import configure_logging
 from service.tls import bentoml_tls_options
+from wire.host import is_portable
 from wire.telemetry.metric_files import remove_live_gauges, use_metric_files
 
 # __name__ is __main__, whose logger is not configured
@@ -55,6 +52,7 @@ logger = logging.getLogger("service.supervision.supervisor")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNALS = (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM)
 _TICK_S = 1.0
+_OPEN_MAX = 10_240  # macOS, sys/syslimits.h
 _FRONT_MARGIN_S = 10.0  # beyond the deadline of its last request
 _RUNNERS_STOP_S = 10.0
 
@@ -116,20 +114,42 @@ class Supervisor:
             if pid == 0:
                 return received
             if (ended := running.get(pid)) is not None:
+                if os.waitstatus_to_exitcode(status) == os.EX_CONFIG:
+                    sys.exit(1)
                 ended.note_end(status)
                 remove_live_gauges(self._metrics, ended.name)
             for temporary in self._metrics.parent.glob(f"*-{pid}/"):
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run until a stop signal."""
+def start(arguments: Sequence[str]) -> None:
+    """Run until a stop signal, or exit with one line about the setting or artifact to fix.
+
+    A single process checks itself: what the checks import would stay in the supervisor's memory.
+    """
+    try:
+        role = Role.parse(arguments)
+        environment = role.environment(os.environ)
+        os.environ.clear()
+        os.environ.update(environment)
+        if role.name != "all" or not settings().is_one_process:
+            from service.supervision.checks import check
+
+            check(role, settings())
+    except REFUSALS as error:
+        sys.exit(f"diptych does not start: {error}")
+    main(role)
+
+
+def main(role: Role) -> None:
+    """Run a role, whose settings and artifacts are checked, until a stop signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # pending until the first wait
-    role = Role.parse(arguments)
     values = settings()
     configure_logging(values.log_format)
     # open files: often 1,024 are set and many more allowed
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:  # macOS allows any number and refuses more than OPEN_MAX
+        most = _OPEN_MAX
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_front = 1 if role.is_runner else values.gateway_workers
     if values.grpc_port and not role.is_runner:
@@ -142,7 +162,8 @@ def main(arguments: Sequence[str]) -> None:
         )
         os.environ.update(worker_environment(parts, folder))
         use_metric_files()
-        _import_all(parts, values)
+        if not is_portable():
+            _import_all(parts, values)
 
         def process(part: Part, name: str) -> WorkerProcess:
             return WorkerProcess(part, name, [other for other in parts if other is not part])
@@ -154,10 +175,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _front(role: Role, values: Settings) -> Part:
     tls_options = () if role.is_runner else tuple(bentoml_tls_options(values))
-    limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
-    protocol = None if role.is_runner else bounded_connection(limits)
     url = f"{'https' if tls_options else 'http'}://{values.host}:{values.port}"
-    return Part(role.front(), _listen(values.host, values.port, "port"), url, tls_options, protocol)
+    return Part(role.front(), _listen(values.host, values.port, "port"), url, tls_options)
 
 
 def _listen(host: str, port: int, field: str) -> socket.socket:
@@ -178,11 +197,10 @@ def _import_all(parts: Sequence[Part], values: Settings) -> None:
         import_module("runners.model_worker")  # torch
     if not values.is_one_process:
         import_module("service.gateway")
-    keep_loggers(JsonLines if values.log_format == "json" else None)
     if values.otlp_endpoint is not None:
         import_module("wire.telemetry.span_export")
     gc.freeze()  # otherwise garbage collection would write to the shared pages, and so copy them
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(sys.argv[1:])

@@ -1,12 +1,11 @@
 """One process of the service: BentoML's worker for a part, on a socket that outlives it.
 
 It is forked from the supervisor, which has imported all modules: it starts in milliseconds and
-shares their memory. Arguments and environment are those of a worker of `bentoml serve` (BentoML
+shares their memory. The portable way (wire/host.py) starts a program instead, as macOS's libraries
+do not survive a fork. Arguments and environment are those of a worker of `bentoml serve` (BentoML
 1.4.40, _bentoml_impl/server/serving.py).
 """
 
-import asyncio
-import ctypes
 import logging
 import math
 import os
@@ -21,20 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from runners.bentoml_internals import run_worker
+from runners.bentoml_internals import keep_loggers, run_worker
 from runners.bentoml_internals import worker_environment as bentoml_environment
-from wire.telemetry.metric_files import FOLDER_VARIABLE, write_metrics_as
+from service.environment import settings
+from service.settings import SettingsError
+from service.supervision.roles import GATEWAY, Role
+from service.telemetry.logs import JsonLines, configure_logging
+from tasks.catalog import CatalogError
+from wire.artifacts.manifest import ArtifactError
+from wire.host import end_with, is_portable, show_as
+from wire.telemetry.metric_files import FOLDER_VARIABLE, use_metric_files, write_metrics_as
 
 logger = logging.getLogger(__name__)
 
 METRICS_FOLDER = "metrics"
+REFUSALS = (SettingsError, CatalogError, ArtifactError)  # each names what to fix
 _SHORT_LIFE_S = 5.0  # a process that ends sooner is restarted after a pause
 _PAUSE_S = 1.0
 BACKLOG = 2048
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# arg_start and arg_end in /proc/PID/stat, after the name (man proc_pid_stat)
-_ARGUMENTS = slice(45, 47)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,13 @@ class Part:
     listener: socket.socket
     url: str
     options: tuple[str, ...] = ()  # arguments of BentoML's worker
-    protocol: type[asyncio.Protocol] | None = None  # HTTP connections; default: uvicorn's
 
 
 def runner_part(name: str, folder: Path) -> Part:
     """Return a runner behind the gateway, listening on a socket in `folder`."""
     listener = socket.socket(socket.AF_UNIX)
-    path = folder / f"{name}.sock"
+    # not by its name: a path of a socket has at most 103 bytes on macOS
+    path = folder / f"{len(list(folder.glob('*.sock')))}.sock"
     listener.bind(str(path))
     listener.listen(BACKLOG)
     return Part(name, listener, path.as_uri())
@@ -93,9 +96,13 @@ class WorkerProcess:
         if self.pid is not None or not self._is_wanted or self._now() < self._next_start_s:
             return
         self._started_s = self._now()
+        if is_portable():
+            self.pid = _spawned(self.part, self.name)
+            return
+        supervisor = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(self.part, self.name, self._others)
+            _become(self.part, self.name, self._others, supervisor)
 
     def note_end(self, status: int) -> None:
         """Record the end of the process with its status of os.waitpid()."""
@@ -119,46 +126,77 @@ class WorkerProcess:
                 os.kill(self.pid, signum)
 
 
-def _show_as(title: str) -> None:
-    """Overwrite the command line that `ps` shows, cut to the length it had."""
-    with (
-        suppress(OSError),
-        open("/proc/self/stat", encoding="utf-8") as stat,
-        open("/proc/self/mem", "r+b") as memory,
-    ):
-        start, end = map(int, stat.read().rpartition(")")[2].split()[_ARGUMENTS])
-        memory.seek(start)
-        memory.write(title.encode()[: end - start - 1].ljust(end - start, b"\0"))
+def _spawned(part: Part, name: str) -> int:
+    """Start a process of `part` without forking; return its id. It ends with this one."""
+    listener = part.listener.fileno()
+    arguments = ["--service-name", part.name, name, str(listener), str(os.getpid()), *part.options]
+    command = [sys.executable, "-m", "service.supervision.worker_process", *arguments]
+    os.set_inheritable(listener, True)
+    try:
+        return os.posix_spawn(sys.executable, command, os.environ, setsigmask=())
+    finally:
+        os.set_inheritable(listener, False)
 
 
-def _become(part: Part, name: str, others: Sequence[Part]) -> NoReturn:
-    """Run BentoML's worker in a new process, killed if the supervisor dies."""
+def main(arguments: Sequence[str]) -> None:
+    """Serve in a process that was not forked from the supervisor."""
+    _, part, name, listener, parent, *options = arguments
+    end_with(int(parent))
+    use_metric_files()
+    configure_logging(settings().log_format)
+    _serve(part, name, int(listener), options)
+
+
+def _become(part: Part, name: str, others: Sequence[Part], parent: int) -> NoReturn:
+    """Serve in a fork of the supervisor."""
     status = 1
     try:
-        if sys.platform == "linux":
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.setsid()  # a terminal's Ctrl-C goes to the supervisor only
+        end_with(parent)
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        # removed by the supervisor, however this process ends; without space there is no folder, as
-        # nothing that a request needs is written there
-        with suppress(OSError):
-            os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(
-                f"-{os.getpid()}", f"{part.name}-"
-            )
-        write_metrics_as(name)
-        _show_as(f"diptych --service-name {part.name}")
-        run_worker(
-            "service.gateway:Gateway",
-            part.name,
-            part.listener.fileno(),
-            part.options,
-            part.protocol,
-        )
+        _serve(part.name, name, part.listener.fileno(), part.options)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
         logger.exception("%s failed", part.name)
     finally:
         os._exit(status)  # skips the cleanup of the supervisor, whose stack was forked
+
+
+def _serve(part: str, name: str, listener: int, options: Sequence[str]) -> None:
+    """Run BentoML's worker for a part until it ends."""
+    os.setsid()  # a terminal's Ctrl-C goes to the supervisor only
+    # removed by the supervisor, however this process ends; without space there is no folder, as
+    # nothing that a request needs is written there
+    with suppress(OSError):
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part}-")
+    write_metrics_as(name)
+    with suppress(OSError):
+        show_as(f"diptych --service-name {part}")
+    values = settings()
+    keep_loggers(JsonLines if values.log_format == "json" else None)
+    if values.is_one_process:
+        _check()
+    protocol = None
+    if part == GATEWAY:
+        from service.http.connections import ConnectionLimits, bounded_connection
+
+        limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
+        protocol = bounded_connection(limits)
+    run_worker("service.gateway:Gateway", part, listener, options, protocol)
+
+
+def _check() -> None:
+    """Check before a single process starts, or end with the status that ends the supervisor."""
+    from service.supervision.checks import check
+
+    try:
+        check(Role("all"), settings())
+    except REFUSALS as error:
+        print(f"diptych does not start: {error}", file=sys.stderr)
+        sys.exit(os.EX_CONFIG)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

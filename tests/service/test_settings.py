@@ -173,6 +173,13 @@ def test_one_process_is_that_of_one_gateway_on_one_device(other: dict[str, str])
     assert read_settings(one).is_one_process
 
 
+def test_the_portable_service_has_one_gateway() -> None:
+    portable = {"DIPTYCH_PORTABLE": "true"}
+    with pytest.raises(SettingsError, match="DIPTYCH_GATEWAY_WORKERS=2 requires Linux, without"):
+        read_settings(portable | {"DIPTYCH_GATEWAY_WORKERS": "2"})
+    assert read_settings(portable).portable
+
+
 def test_runner_url_belongs_to_its_model() -> None:
     values = read_settings(
         {"DIPTYCH_RUNNER_URLS": "paligemma-mini=http://10.0.0.1:1/, florence-2-mini=http://a:2"}

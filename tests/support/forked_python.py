@@ -1,6 +1,6 @@
 """Python programs in forks of one process that has imported the large packages.
 
-`fork(["-m", "service"], ...)` runs as `python -m service` does, without seconds of imports. Of
+`fork(["-m", "export"], ...)` runs as `python -m export` does, without seconds of imports. Of
 packages that read the environment when they are imported, that process has the environment of its
 start: `subprocess` starts a program that needs another one.
 """
@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from service.process_options import process_environment
+from wire.host import process_environment
 
 ROOT = Path(__file__).parents[2]
 _STARTING = threading.Lock()
@@ -67,7 +67,9 @@ def fork(
     arguments: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
 ) -> ForkedProcess:
     """Start `python ARGUMENTS` in the root of the repository."""
-    request = json.dumps({"arguments": list(arguments), "environment": dict(environment)})
+    request = json.dumps(
+        {"arguments": list(arguments), "environment": process_environment(environment)}
+    )
     with _STARTING:
         server = _server()
     report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 
 from service.batches.store import Store
-from service.process_options import process_environment
 from service.supervision.roles import Role
 from tests.support.export_cli import ROOT
 from tests.support.forked_python import fork
@@ -124,10 +123,14 @@ def forked_service(
     if folder := settings.get("DIPTYCH_BATCHES_FOLDER"):
         Store(Path(folder)).prepare()
     parsed = Role.parse(role)
-    environment = process_environment(parsed.environment(_with_ports(bentoml_home, settings)))
+    environment = parsed.environment(_with_ports(bentoml_home, settings))
     with log.open("w") as output:
-        command = ("-m", "service.supervision.supervisor", *parsed.arguments)
-        process = fork(command, environment, output.fileno(), output.fileno())
+        program = (
+            "from service.supervision.roles import Role;"
+            "from service.supervision.supervisor import main;"
+            f"main(Role.parse({parsed.arguments}))"
+        )
+        process = fork(("-c", program), environment, output.fileno(), output.fileno())
     with _served_by(process, environment, log, access) as service:
         yield service
 

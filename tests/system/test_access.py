@@ -238,7 +238,7 @@ def test_no_process_unpickles_what_it_is_sent(
         assert client.post(path, content=body, headers=headers).status_code in (400, 404, 405), path
     folder = run_folder_of(closed.service.process.pid)
     for api in ("encode", "write", "stream"):
-        transport = httpx.HTTPTransport(uds=str(folder / f"{MODEL}-runner.sock"))
+        transport = httpx.HTTPTransport(uds=str(folder / "0.sock"))
         with httpx.Client(transport=transport, base_url="http://runner") as runner:
             assert runner.post(f"/{api}", content=body, headers=headers).status_code == 415
     assert not trace.exists()

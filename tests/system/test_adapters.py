@@ -204,14 +204,19 @@ def test_a_second_export_is_skipped_and_one_over_another_base_is_refused_at_the_
     manifest = other.newest(ADAPTERS[0]) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"base_build_key": "0" * 64}))
     settings = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": ",".join((BASE, *ADAPTERS))}
-    start = other.forked("-m", "service", **settings)
+    start = other.forked("-m", "service.supervision.supervisor", **settings)
     assert start.returncode == 1
     assert f"export the adapter again: python -m export {ADAPTERS[0]}" in start.stderr
 
 
 def test_an_adapter_without_its_base_does_not_start(tuned: tuple[ModelStore, Path]) -> None:
     store, catalog = tuned
-    start = store.forked("-m", "service", DIPTYCH_CATALOG=str(catalog), DIPTYCH_MODELS=ADAPTERS[0])
+    start = store.forked(
+        "-m",
+        "service.supervision.supervisor",
+        DIPTYCH_CATALOG=str(catalog),
+        DIPTYCH_MODELS=ADAPTERS[0],
+    )
     assert start.returncode == 1
     assert (
         f"{ADAPTERS[0]}, which is an adapter of {BASE} and runs in its runner; add {BASE}"

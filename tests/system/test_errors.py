@@ -270,4 +270,4 @@ def test_artifacts_that_were_changed_stop_the_start(exported: ModelStore, tmp_pa
 
 
 def started(home: Path, settings: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    return ModelStore(home).forked("-m", "service", **settings)
+    return ModelStore(home).forked("-m", "service.supervision.supervisor", **settings)

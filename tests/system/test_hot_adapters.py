@@ -129,6 +129,12 @@ def test_an_adapter_is_served_replaced_and_removed_without_a_restart(hot: HotSer
     assert hot.running.parts() == processes
 
 
+@pytest.mark.long
+def test_a_single_process_follows_the_folder_too(exported: ModelStore, tmp_path: Path) -> None:
+    with hot_service(exported, tmp_path, DIPTYCH_PROCESSES="one") as one:
+        test_an_adapter_is_served_replaced_and_removed_without_a_restart(one)
+
+
 def test_an_adapter_is_in_every_listing_with_the_keys_of_its_entry(hot: HotService) -> None:
     hot.put(hot.written[0])
     until(lambda: NAME in hot.models())
@@ -262,7 +268,10 @@ def test_a_folder_that_does_not_exist_prevents_the_start(
     exported: ModelStore, tmp_path: Path
 ) -> None:
     start = exported.forked(
-        "-m", "service", DIPTYCH_MODELS=BASE, DIPTYCH_ADAPTERS=str(tmp_path / "none")
+        "-m",
+        "service.supervision.supervisor",
+        DIPTYCH_MODELS=BASE,
+        DIPTYCH_ADAPTERS=str(tmp_path / "none"),
     )
     assert start.returncode == 1
     assert f"DIPTYCH_ADAPTERS={str(tmp_path / 'none')!r} is not a folder" in start.stderr

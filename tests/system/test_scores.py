@@ -25,7 +25,7 @@ from export.scenes.scene import SHAPES
 from laboratory.evaluation import CONDITIONS, evaluation_scene
 from tests.support.client_command import run
 from tests.support.export_cli import ModelStore
-from tests.support.running_service import RunningService
+from tests.support.running_service import RunningService, free_port
 
 TASK = "open_vocabulary_detection"
 LABELS = TaskParameters(labels=SHAPES)
@@ -99,8 +99,9 @@ def test_suppressed_boxes_do_not_overlap(client: Client) -> None:
             assert np.count_nonzero(pairwise_iou(boxes, boxes)) == len(boxes)
 
 
+@pytest.mark.parametrize("processes", ["several", "one"])
 def test_a_calibration_of_another_checkpoint_prevents_the_start(
-    exported: ModelStore, tmp_path: Path
+    exported: ModelStore, tmp_path: Path, processes: str
 ) -> None:
     row = {
         "model": "florence-2-mini",
@@ -110,7 +111,13 @@ def test_a_calibration_of_another_checkpoint_prevents_the_start(
         "probabilities": [1],
     }
     (tmp_path / "old.json").write_text(json.dumps({"calibrations": [row]}))
-    started = exported.forked("-m", "service", DIPTYCH_CALIBRATION=str(tmp_path / "old.json"))
+    settings = {
+        "DIPTYCH_CALIBRATION": str(tmp_path / "old.json"),
+        "DIPTYCH_PROCESSES": processes,
+        "DIPTYCH_PORT": str(free_port()),
+        "DIPTYCH_GRPC_PORT": "0",
+    }
+    started = exported.forked("-m", "service.supervision.supervisor", **settings)
     assert started.returncode == 1
     assert (
         "diptych does not start: DIPTYCH_CALIBRATION: the calibration of florence-2-mini"

@@ -91,6 +91,36 @@ def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
     assert f"{name} (process {stuck}) ended with status 1 and is restarted" in log.read_text()
 
 
+@pytest.mark.long
+def test_a_single_process_whose_decoder_is_stuck_breaks_its_connections_and_comes_back(
+    exported: ModelStore, tmp_path: Path
+) -> None:
+    store = endless_models(exported, tmp_path / "bentoml")
+    log = tmp_path / "service.log"
+    settings = {"DIPTYCH_STUCK_AFTER_S": "2", "DIPTYCH_MODELS": "paligemma-mini"}
+    with forked_service(store.home, log, DIPTYCH_PROCESSES="one", **settings) as service:
+        stuck = service.parts()["diptych"]
+        with pytest.raises(httpx.RemoteProtocolError):
+            stream_from_a_stuck_decoder(service, stuck)
+        service.wait_until_ready(30)
+        assert service.parts()["diptych"] != stuck
+        assert ask(service, "paligemma-mini", {}).status_code == 200
+    assert f"diptych (process {stuck}) ended with status 1 and is restarted" in log.read_text()
+
+
+def stream_from_a_stuck_decoder(service: RunningService, pid: int) -> None:
+    form = {"task": "captioning", "max_new_tokens": "200", "stream": "true"}
+    with (
+        service.client() as client,
+        client.stream("POST", "/v1/predict", data=form, files={"image": scene_png()}) as response,
+    ):
+        chunks = response.iter_text()
+        next(chunks)
+        stop_thread_until_its_process_ends(busiest_thread(pid))
+        for _ in chunks:
+            pass
+
+
 def test_a_start_that_hangs_ends_with_its_stacks_and_is_repeated(
     exported: ModelStore, tmp_path: Path
 ) -> None:

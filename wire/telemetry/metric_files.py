@@ -9,6 +9,7 @@ The multiprocess mode of prometheus_client 0.26 (values.py, mmap_dict.py) with t
 """
 
 import asyncio
+import errno
 import logging
 import mmap
 import os
@@ -25,6 +26,8 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import Response
+
+from wire.host import anonymous_file, path_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +89,11 @@ def _text() -> bytes:
 def _reserve(path: str, num_bytes: int) -> bool:
     """Return True if `num_bytes` are reserved for the file, now or before."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, num_bytes)
-        finally:
-            os.close(descriptor)
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            # not a hole: the space of zeros that are written is taken
+            if size < num_bytes and file.write(bytes(num_bytes - size)) != num_bytes - size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         logger.error(
             "no space for metrics of %s (%s): /metrics lacks some of its values", _PROCESS[0], error
@@ -101,4 +104,4 @@ def _reserve(path: str, num_bytes: int) -> bool:
 
 def _memory_path() -> str:
     """Return the path of new memory, which lasts as long as the process; no folder limits it."""
-    return f"/proc/self/fd/{os.memfd_create('diptych-metrics')}"
+    return path_of(anonymous_file("diptych-metrics"))

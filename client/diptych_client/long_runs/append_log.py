@@ -4,9 +4,9 @@ An incomplete last line is removed when the log is opened again. A log is locked
 has it open. Values are found by their offset, so that a long log need not be held in memory.
 """
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
@@ -35,8 +35,8 @@ class AppendLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileIO(path, "a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                _lock(file)
+            except (BlockingIOError, PermissionError) as error:
                 raise RunError(f"{path} is locked by another process") from error
             try:
                 yield cls(path, file)
@@ -57,11 +57,9 @@ class AppendLog:
 
     def value(self, offset: int) -> dict[str, Any]:
         """Return the value at an offset."""
-        line = bytearray()
-        while not line.endswith(b"\n"):
-            block = os.pread(self._file.fileno(), _BLOCK_BYTES, offset + len(line))
-            line += block[: block.find(b"\n") + 1 or len(block)]
-        value: dict[str, Any] = json.loads(line)
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            value: dict[str, Any] = json.loads(file.readline())
         return value
 
     def append(self, value: Mapping[str, Any]) -> int:
@@ -79,7 +77,8 @@ def _remove_incomplete_line(file: FileIO) -> int:
     end = size = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - _BLOCK_BYTES)
-        newline = os.pread(file.fileno(), end - start, start).rfind(b"\n")
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
         if newline >= 0:
             end = start + newline + 1
             break
@@ -87,3 +86,20 @@ def _remove_incomplete_line(file: FileIO) -> int:
     if end < size:
         file.truncate(end)
     return end
+
+
+def _lock(file: FileIO) -> None:
+    """Lock a file until it is closed; raise if another process has locked it.
+
+    The error is Windows' `PermissionError` or `BlockingIOError`.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        # others cannot read what is locked: one byte behind the end of any log
+        file.seek(sys.maxsize)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The socket of a runner, signals to a process, its name in `ps`."""
+"""The socket of a runner, signals to a process."""
 
 import signal
 import socket
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from service.supervision.worker_process import Part, WorkerProcess, runner_part
-from tests.support.export_cli import ROOT
 
 
 @pytest.fixture
@@ -41,21 +40,3 @@ def test_a_stopped_process_gets_the_signal_and_is_not_started_again(part: Part) 
     process.note_end(signal.SIGTERM)
     process.start_if_due()
     assert process.pid is None
-
-
-# Runs in another process: pytest-xdist shows its own name for a worker's.
-SHOWN = """
-from pathlib import Path
-from service.supervision.worker_process import _show_as
-
-command_line = Path("/proc/self/cmdline")
-before = command_line.read_bytes()
-_show_as("x" * 2 * len(before))
-assert command_line.read_bytes() == b"x" * (len(before) - 1) + b"\\0"
-_show_as("diptych")
-assert command_line.read_bytes().rstrip(b"\\0") == b"diptych"
-"""
-
-
-def test_the_name_in_ps_is_cut_to_the_length_of_the_command_line() -> None:
-    subprocess.run([sys.executable, "-c", SHOWN], cwd=ROOT, check=True)

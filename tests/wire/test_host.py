@@ -1,0 +1,85 @@
+"""Features of Linux, and the portable ways in programs without these features."""
+
+import os
+import subprocess
+import sys
+
+from tests.support.export_cli import ROOT
+from tests.support.portable import WITHOUT_LINUX
+from tests.support.processes import is_alive
+from tests.support.waiting import wait_until
+from wire.host import process_environment
+
+FILES = """
+import os, tempfile
+from pathlib import Path
+from wire.host import anonymous_file, memory_folder, num_cores, path_of, show_as, use_portable_ways
+
+use_portable_ways()
+os.write(anonymous := anonymous_file("a"), b"text")
+print(Path(path_of(anonymous)).readlink())
+assert memory_folder() == Path(tempfile.gettempdir())
+assert num_cores() >= 1
+show_as("a title")
+"""
+PARENT = """
+import subprocess, sys
+child = "import os, sys, time; from wire import host; host.use_portable_ways();"
+child += "host.end_with(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
+subprocess.run([sys.executable, "-c", child, str(__import__("os").getpid())])
+"""
+
+
+def test_telemetry_of_libraries_is_off() -> None:
+    environment = process_environment({"PATH": "/bin"})
+    assert environment["ORT_DISABLE_TELEMETRY"] == "1"
+    assert environment["BENTOML_DO_NOT_TRACK"] == "True"
+    assert environment["PATH"] == "/bin"
+
+
+def test_environment_overrides_the_defaults() -> None:
+    assert process_environment({"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_an_anonymous_file_is_unlinked_and_nothing_of_linux_is_used() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FILES],
+        cwd=ROOT,
+        env=os.environ | WITHOUT_LINUX,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.endswith(" (deleted)\n")
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        cwd=ROOT,
+        env=os.environ | WITHOUT_LINUX,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    wait_until(lambda: not is_alive(child))
+
+
+# Runs in another process: pytest-xdist shows its own name for a worker's.
+SHOWN = """
+from pathlib import Path
+from wire.host import show_as
+
+command_line = Path("/proc/self/cmdline")
+before = command_line.read_bytes()
+show_as("x" * 2 * len(before))
+assert command_line.read_bytes() == b"x" * (len(before) - 1) + b"\\0"
+show_as("diptych")
+assert command_line.read_bytes().rstrip(b"\\0") == b"diptych"
+"""
+
+
+def test_the_name_in_ps_is_cut_to_the_length_of_the_command_line() -> None:
+    subprocess.run([sys.executable, "-c", SHOWN], cwd=ROOT, check=True)

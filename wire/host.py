@@ -1,0 +1,133 @@
+"""Features of Linux that macOS lacks, each with a portable way, and the environment of libraries.
+
+    Linux                                             portable
+    pixels for a runner in anonymous memory           in the body of the call (wire/http_channel.py)
+    other anonymous memory                            an unlinked temporary file
+    the run folder in /dev/shm                        in the temporary folder
+    processes forked from the supervisor              started with their own imports
+    killed by the kernel when the supervisor ends     end within a second after it
+    several gateways share the port of gRPC           one gateway
+
+`use_portable_ways` selects the second column on Linux (DIPTYCH_PORTABLE). Knows no settings.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PARENT_EVERY_S = 1.0
+# arg_start and arg_end in /proc/PID/stat, after the name (man proc_pid_stat)
+_ARGUMENTS = slice(45, 47)
+_is_portable = [sys.platform != "linux"]
+
+
+def use_portable_ways() -> None:
+    """Use nothing that Linux alone has; call it before anything else of this module."""
+    _is_portable[0] = True
+
+
+def is_portable() -> bool:
+    return _is_portable[0]
+
+
+def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of all processes: `environment` and defaults for libraries."""
+    defaults = {
+        # numpy decodes small masks in the gateway: its threads would only compete with those of the
+        # runners.
+        "OPENBLAS_NUM_THREADS": "1",
+        # Waiting threads of a decoder yield their core to the encoder's.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc would keep a heap for each thread that ever allocated, up to eight times the cores.
+        "MALLOC_ARENA_MAX": "2",
+        # numpy would allocate pages of 2 MB for keys and values, of which most are never written.
+        "NUMPY_MADVISE_HUGEPAGE": "0",
+        # A name whose servers do not answer blocks a thread of the gateway for 4 s, not for glibc's
+        # 10 s or more.
+        "RES_OPTIONS": "timeout:2 attempts:2",
+        # Telemetry off: ONNX Runtime 1.32 reports models and machines to its vendor, BentoML 1.4
+        # services.
+        "ORT_DISABLE_TELEMETRY": "1",
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    return defaults | dict(environment)
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if sys.platform == "linux" and not is_portable():
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def anonymous_file(name: str) -> int:
+    """Open a file in no folder, which is freed with its last user; return its descriptor."""
+    if sys.platform == "linux" and not is_portable():
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    fd, path = tempfile.mkstemp(prefix=name)
+    os.unlink(path)
+    return fd
+
+
+def path_of(fd: int) -> str:
+    """Return a path that opens an open file itself, whatever its name is by now."""
+    return f"/dev/fd/{fd}"
+
+
+def open_anonymous(pid: int, fd: int, name: str) -> int:
+    """Open the anonymous file of another process; raise `OSError` if it has another name."""
+    path = f"/proc/{pid}/fd/{fd}"
+    if os.readlink(path) != f"/memfd:{name} (deleted)":
+        raise OSError(f"{path} is not the memory {name}")
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def memory_folder() -> Path:
+    """Return a folder in memory, or the temporary folder."""
+    memory = Path("/dev/shm")
+    if not is_portable() and os.access(memory, os.W_OK):
+        return memory
+    return Path(tempfile.gettempdir())
+
+
+def end_with(parent: int) -> None:
+    """End this process, a child of `parent`, when `parent` ends."""
+    if sys.platform == "linux" and not is_portable():
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_wait_for_end, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _wait_for_end(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_EVERY_S)
+    os._exit(1)
+
+
+def return_freed_memory() -> None:
+    """Return memory that was freed, as after loading weights, to the system, where glibc can."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def show_as(title: str) -> None:
+    """Overwrite the command line that `ps` shows, cut to the length it had, on Linux."""
+    if is_portable():
+        return
+    with (
+        open("/proc/self/stat", encoding="utf-8") as stat,
+        open("/proc/self/mem", "r+b") as memory,
+    ):
+        start, end = map(int, stat.read().rpartition(")")[2].split()[_ARGUMENTS])
+        memory.seek(start)
+        memory.write(title.encode()[: end - start - 1].ljust(end - start, b"\0"))
