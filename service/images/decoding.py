@@ -182,6 +182,11 @@ class LazyImage:
             raise _refusal(error) from error
         self.open_s = time.monotonic() - start_s
 
+    @property
+    def is_light(self) -> bool:
+        """True if the pixels take only a few times the time of a call to a runner."""
+        return self.header.is_light or self.kept is not None
+
     def key(self, manifest: Manifest) -> str:
         """Return the image key, hexadecimal: a hash of everything that determines the features.
 

@@ -56,6 +56,15 @@ def test_shading_is_flat_and_noise_is_not() -> None:
     assert flat(Image.fromarray(noise)) == [False, False]
 
 
+def test_the_noise_of_a_sensor_is_flat_and_a_faint_thing_in_it_is_not() -> None:
+    levels = np.random.default_rng(0).normal(128, 3, (100, 200, 3))
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, True]
+    levels[40:48, 150:158] += 12
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, False]
+    levels[:, 128:] += np.random.default_rng(1).normal(0, 9, (100, 72, 3))
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, False]
+
+
 def test_parts_of_a_view_are_parts_of_its_image() -> None:
     dotted = drawn((150, 40, 153, 43), (0, 0, 0))
     assert flat(dotted, ((0, 0, 20, 100), (40, 0, 100, 100)), within=HALVES[1]) == [True, False]

@@ -144,6 +144,10 @@ def test_each_tile_is_encoded_once_for_all_tasks() -> None:
     outcomes = [asked(core).written.features.outcome for _ in range(2)]
     words: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
     assert (outcomes, len(encoder.shapes)) == (["miss", "hit"], 3)
+    channel = core.runners[FLORENCE_ID]._channel
+    assert isinstance(channel, FakeChannel)
+    # The image is decoded already: no call is made only to learn that its pixels are missing
+    assert [call.pixels is not None for call in channel.calls] == [True] * 3 + [False] * 3
     assert asked(core, **words).written.features.outcome == "hit"
 
 
