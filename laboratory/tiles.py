@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     default = "default: %(default)s"
     add("--models", nargs="+", default=MODELS, metavar="ID", help=default)
     add("--scenes", type=int, default=5, metavar="N", help=f"of each kind; {default}")
-    add("--sizes", nargs="+", type=int, default=[24, 48, 80], metavar="PX", help=default)
+    add("--sizes", nargs="*", type=int, default=[24, 48, 80], metavar="PX", help=default)
     add("--kinds", nargs="*", default=KINDS, help=default)
     add("--peers", nargs="*", default=[], choices=PEERS, help="libraries to compare with")
     add("--min-score", type=float, default=0.5, help=default)
