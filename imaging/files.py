@@ -131,6 +131,8 @@ def resize(
     The aspect ratio is ignored.
     """
     part = rgb if crop is None else rgb.crop(crop)
+    if part.size == size_wh:
+        return part  # `resize` would copy it
     return part.resize(size_wh, Image.Resampling(resample))
 
 

@@ -2,7 +2,7 @@
 
 A part is flat if no square of 32 x 32 pixels that begins in it has an edge. Squares lie on a grid
 of 16 pixels. In a flat square the levels of a colour channel differ by at most 8, so that a shading
-passes. In a noisy image its pixels may differ by more, up to 32 levels as the noise requires, but
+passes. In a noisy image its pixels may differ by more, up to 24 levels as the noise requires, but
 not the means of its blocks of 4 x 4 pixels: any thing of 8 pixels fills such a block.
 """
 
@@ -21,11 +21,11 @@ from wire.pixels import Pixels
 _CELL_PX = 16
 _BLOCK_PX = 4
 _MAX_LEVELS = 8
-_MAX_NOISE_LEVELS = 32
+_MAX_NOISE_LEVELS = 24
 # A quarter of an image without an edge shows its noise; some squares have more of it by chance
 _QUIET_PERCENT = 25
 _NOISE_FACTOR = 2.5
-_STRIP_BYTES = 8_000_000
+_STRIP_BYTES = 1_000_000  # larger memory is new, and zeroed, for each strip
 
 Busy = NDArray[np.bool_]  # (rows, columns) of cells: a square that begins there is not flat
 # (rows, columns, 6) of cells: an extreme of the channels of their pixels, then of their blocks
@@ -91,7 +91,7 @@ def _of_cells(pixels: Pixels, cell_px: int, extreme: np.ufunc) -> Pixels:
     num_full = height // cell_px
     full, rest = np.split(pixels.reshape(height, -1), [num_full * cell_px])
     # A reduction over an axis of known length is 20 times as fast as `reduceat`
-    rows = extreme.reduce(full.reshape(num_full, cell_px, -1), axis=1)
+    rows = extreme.reduce(full.reshape(num_full, cell_px, 3 * width), axis=1)
     if len(rest):
         rows = np.concatenate([rows, extreme.reduce(rest, axis=0, keepdims=True)])
     of_rows = rows.reshape(len(rows), width, 3)
