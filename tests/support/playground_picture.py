@@ -20,7 +20,7 @@ TILES = FOLDER / "tiles.jpg"
 _SAMPLE = "juix"  # the models find different objects in it
 _PIXELS_PER_PX = 1.5
 _GAP_PX = 12
-_TIMEOUT_MS = 300_000  # of a large image, also on a loaded machine
+_TIMEOUT_MS = 300_000  # a loaded machine takes a minute for a large image
 
 
 def take(url: str) -> None:
@@ -43,7 +43,7 @@ def take(url: str) -> None:
 
 
 def take_tiles(playground: Playground) -> None:
-    """Ask about a large image without and with tiles, and write both side by side."""
+    """Write the answers about a large image without and with tiles, side by side."""
     (scene,) = scenes("sparse", 1)
     page = playground.page
     expect.set_options(timeout=_TIMEOUT_MS)
