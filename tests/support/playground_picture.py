@@ -10,7 +10,7 @@ import sys
 from PIL import Image
 from playwright.sync_api import FilePayload, expect
 
-from laboratory.tiles import scenes
+from laboratory.tile_cost import sparse_scenes
 from tests.support.browser import Playground, chromium
 from tests.support.export_cli import EMBEDDED, ROOT
 
@@ -44,7 +44,7 @@ def take(url: str) -> None:
 
 def take_tiles(playground: Playground) -> None:
     """Write the answers about a large image without and with tiles, side by side."""
-    (scene,) = scenes("sparse", 1)
+    (scene,) = sparse_scenes(1)
     page = playground.page
     expect.set_options(timeout=_TIMEOUT_MS)
     playground.open()
