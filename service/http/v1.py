@@ -4,7 +4,6 @@ POST /v1/predict                 POST /v1/compare
 GET /v1/models[?catalog=true]    GET /v1/models/{model}    GET /v1/tasks
 """
 
-import json
 from collections.abc import Iterator
 
 from starlette.requests import Request
@@ -19,7 +18,7 @@ from service.images.url_rules import ImageInput
 from service.inference.core import RequestContext
 from service.inference.listings import catalog_json, model_json, models_json, tasks_json
 from service.inference.prediction import Answer
-from service.schema.rendering import answer_json, comparison_json
+from service.schema.rendering import answer_json, comparison_json, piece_json
 from service.schema.wire import AnswerJson, ComparisonJson
 from tasks.errors import shown
 
@@ -48,7 +47,7 @@ class RestApi:
 
             def form(event: str | Answer) -> Iterator[str]:
                 if isinstance(event, str):
-                    yield server_sent_event(json.dumps({"text": event}), "token")
+                    yield server_sent_event(piece_json(event).model_dump_json(), "token")
                 else:
                     answer = answer_json(event, context.request_id)
                     yield server_sent_event(answer.model_dump_json(), "result")

@@ -165,7 +165,7 @@ class LazyImage:
     # Counts the memory of the decoded image, which then serves all parts of it; else it is decoded
     # again for parts that are asked about later.
     hold: Callable[[int], None] | None = field(default=None, init=False)
-    kept: DecodedImage | None = field(default=None, init=False)
+    kept: DecodedImage | DecodingProcess | None = field(default=None, init=False)
 
     async def open(self, deadline_s: float = math.inf) -> None:
         """Read the header and hash the file; raise the image's error or `DeadlineExceeded`."""
@@ -181,6 +181,11 @@ class LazyImage:
         except ImageError as error:
             raise _refusal(error) from error
         self.open_s = time.monotonic() - start_s
+
+    @property
+    def is_light(self) -> bool:
+        """True if the pixels take only a few times the time of a call to a runner."""
+        return self.header.is_light or self.kept is not None
 
     def key(self, manifest: Manifest) -> str:
         """Return the image key, hexadecimal: a hash of everything that determines the features.
@@ -200,16 +205,16 @@ class LazyImage:
 
         A cancelled caller does not cancel others that share the decoding.
         """
-        if self.kept is not None:
-            return await self.kept.resized(manifest.image_size_wh, manifest.resample, crop)
-        with self.decoder.decoding(self) as decoding:
-            try:
+        try:
+            if self.kept is not None:
+                return await self.kept.resized(manifest.image_size_wh, manifest.resample, crop)
+            with self.decoder.decoding(self) as decoding:
                 pixels = await decoding.pixels(manifest.image_size_wh, manifest.resample, crop)
-            except (ImageError, DecoderEnded) as error:
-                raise _refusal(error) from error
-            if self.hold is not None:
-                self._keep(decoding.decoded.result(), self.hold)
-            return pixels
+                if self.hold is not None:
+                    self._keep(decoding.decoded.result(), self.hold)
+                return pixels
+        except (ImageError, DecoderEnded) as error:
+            raise _refusal(error) from error
 
     async def strips(self, num_rows: int) -> AsyncGenerator[Pixels, None]:
         """Yield the pixels (H, W, 3) of the image at its own size, so many rows at a time.
@@ -229,12 +234,22 @@ class LazyImage:
             except (ImageError, DecoderEnded) as error:
                 raise _refusal(error) from error
 
-    def _keep(self, decoded: "DecodedImage | DecodingProcess", hold: Callable[[int], None]) -> None:
-        """Keep the decoded image for later parts, unless it is in a process or memory is short."""
-        if self.kept is None and isinstance(decoded, DecodedImage):
+    def _keep(self, decoded: DecodedImage | DecodingProcess, hold: Callable[[int], None]) -> None:
+        """Keep the decoded image for later parts, unless memory is short."""
+        if self.kept is None:
             with suppress(Overloaded):  # no memory: a later part decodes the file again
-                hold(_RGB_BYTES * math.prod(decoded.rgb.size))
+                hold(_RGB_BYTES * math.prod(self.header.size_wh))
                 self.kept = decoded
+                if isinstance(decoded, DecodingProcess):
+                    decoded.keep()
+
+    async def aclose(self) -> None:
+        """Give up the decoded image."""
+        kept = self.kept
+        self.kept = None
+        self.hold = None
+        if isinstance(kept, DecodingProcess):
+            await kept.release()
 
 
 def _refusal(error: ImageError | DecoderEnded) -> ImageTooLarge | UnsupportedImage | NotReady:

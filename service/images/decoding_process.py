@@ -37,11 +37,23 @@ class DecoderEnded(Exception):
 
 
 class DecodingProcess:
-    """A process that has decoded one image."""
+    """A process that decodes one image; it is killed when all its users have released it."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._lock = asyncio.Lock()
+        self._num_users = 1
+
+    def keep(self) -> None:
+        """Add a user, who will release it."""
+        self._num_users += 1
+
+    async def release(self) -> None:
+        self._num_users -= 1
+        if self._num_users == 0:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
 
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
@@ -71,7 +83,7 @@ class DecodingProcess:
 
 @asynccontextmanager
 async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
-    """Decode in a process, killed at the end; raise `UnreadableImage` or `DecoderEnded`."""
+    """Decode in a process, released at the end; raise `UnreadableImage` or `DecoderEnded`."""
     with open(anonymous_file("image"), "wb", buffering=0) as file:
         await asyncio.to_thread(file.write, data)
         file.seek(0)
@@ -85,6 +97,7 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             limit=_BUFFER_BYTES,
         )
+    decoding = DecodingProcess(process)
     try:
         assert process.stdout is not None
         report = await process.stdout.readline()
@@ -95,11 +108,9 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
             _log_missing_sandbox()
         if message:
             raise UnreadableImage(message)
-        yield DecodingProcess(process)
+        yield decoding
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        await decoding.release()
 
 
 async def _ended(process: Process) -> DecoderEnded:

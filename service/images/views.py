@@ -32,6 +32,10 @@ class ImageView(LazyImage):
         view.open_s = 0.0  # the file has been opened once
         return view
 
+    @property
+    def is_light(self) -> bool:
+        return self.whole.is_light
+
     async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
         """Return the pixels (H, W, 3) of the part at a model's input size."""
         assert crop is None, "`of` returns a part of a part"

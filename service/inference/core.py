@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -314,9 +314,10 @@ class Core:
         try:
             data = image if isinstance(image, bytes) else await self.fetched(image, context)
             opened_image = LazyImage(data, self._decoder, context.quota.name)
-            await opened_image.open(context.deadline_s)
-            await context.quota.take_pixels(math.prod(opened_image.header.size_wh))
-            yield opened_image
+            async with aclosing(opened_image):
+                await opened_image.open(context.deadline_s)
+                await context.quota.take_pixels(math.prod(opened_image.header.size_wh))
+                yield opened_image
         finally:
             await self.leave(context)
 

@@ -32,6 +32,18 @@ from wire.telemetry.tracing import span
 _LOCATED_OCR = "ocr_with_regions"
 
 
+class ViewText(str):
+    """The text about a view, in a stream, with what was found there in pixels of the image."""
+
+    view: View
+
+    @classmethod
+    def of(cls, text: str, view: View) -> "ViewText":
+        piece = cls(text)
+        piece.view = view
+        return piece
+
+
 @dataclass(frozen=True, slots=True)
 class TileLimits:
     """Limits of one answer."""
@@ -102,7 +114,7 @@ async def answer_in_tiles(
 ) -> Answer:
     """Return the answer of a model about an image in tiles; raise `ServiceError`.
 
-    `on_text` receives the text of each view when it is complete, that of the whole image first.
+    `on_text` receives a `ViewText` for each view that is complete, the whole image first.
     """
     start_s = time.monotonic()
     whole = image.whole if isinstance(image, ImageView) else image
@@ -112,8 +124,7 @@ async def answer_in_tiles(
         answer = await tiled.asked.answer(request, image, on_text)
         return replace(answer, tiles=plan.summary(num_merged=0))
     planned_s = time.monotonic() - start_s
-    views = [image, *(ImageView.of(image, box) for box in plan.boxes)]
-    answers = await _answers(tiled, request, views, on_text)
+    answers = await _answers(tiled, request, image, plan.boxes, on_text)
     is_fitted = (request.task.id, True) in tiled.asked.model.calibrations
     merge_start_s = time.monotonic()
     with span("merge"):
@@ -140,9 +151,13 @@ async def answer_in_tiles(
 
 
 async def _answers(
-    tiled: TiledModel, request: TaskRequest, views: Sequence[LazyImage], on_text: OnText | None
+    tiled: TiledModel,
+    request: TaskRequest,
+    image: LazyImage,
+    boxes: Sequence[PixelBox],
+    on_text: OnText | None,
 ) -> list[Answer]:
-    """Return the answer about each view."""
+    """Return the answer about the image and about each tile, in pixels of the image."""
     asked = tiled.asked
     if request.task.id == "ocr" and _LOCATED_OCR in asked.model.entry.task_ids:
         # Text of tiles is merged by the places of its lines
@@ -153,20 +168,30 @@ async def _answers(
         calibrations = {(request.task.id, False): fitted}
         asked = replace(asked, model=replace(asked.model, calibrations=calibrations))
     in_flight = asyncio.Semaphore(tiled.limits.max_in_flight)
+    size_wh = image.header.size_wh
 
-    async def answer(view: LazyImage) -> Answer:
+    async def answer(box: PixelBox) -> Answer:
         async with in_flight:
-            return await asked.answer(request, view)
+            found = await asked.answer(request, ImageView.of(image, box))
+        return replace(found, result=await in_thread(placed, found.result, box, size_wh))
+
+    async def answer_whole() -> Answer:
+        async with in_flight:
+            return await asked.answer(request, image)
 
     answers: list[Answer] = []
     try:
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(answer(view)) for view in views]
-            for each in running:
-                answers.append(await each)
+            running = [group.create_task(answer_whole())]
+            running += [group.create_task(answer(box)) for box in boxes]
+            for box, each in zip([(0, 0, *size_wh), *boxes], running, strict=True):
+                found = await each
+                text = f"\n{found.written.text}" if answers else found.written.text
+                answers.append(found)
                 if on_text is not None:
-                    text = answers[-1].written.text
-                    on_text(text if each is running[0] else f"\n{text}")
+                    # Objects that are not proved are not shown before the answer either
+                    is_hidden = request.fields.min_precision is not None
+                    on_text(text if is_hidden else ViewText.of(text, View(box, found.result)))
     except ExceptionGroup as errors:  # the others are cancelled
         raise errors.exceptions[0] from None
     return answers
@@ -174,9 +199,8 @@ async def _answers(
 
 def _merged(request: TaskRequest, answers: Sequence[Answer], plan: TilePlan) -> Merged:
     size_wh = answers[0].image_size_wh
-    views = [View((0, 0, *size_wh), answers[0].result)]
-    for box, answer in zip(plan.boxes, answers[1:], strict=True):
-        views.append(View(box, placed(answer.result, box, size_wh)))
+    boxes = [(0, 0, *size_wh), *plan.boxes]
+    views = [View(box, answer.result) for box, answer in zip(boxes, answers, strict=True)]
     merged = merge(request.task.id, views, size_wh)
     if request.fields.nms_iou is None:
         return merged

@@ -16,6 +16,7 @@ from service.inference.core import Comparison
 from service.inference.listings import models_json, tasks_json
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModels
+from service.inference.tiled_answers import ViewText
 from service.rpc.proto import vision_pb2 as pb
 from service.schema.rendering import answer_json, error_detail
 from tasks.results import (
@@ -49,6 +50,9 @@ def answer_message(answer: Answer, request_id: str) -> pb.Answer:
 
 
 def event_message(event: str | Answer, request_id: str) -> pb.PredictEvent:
+    if isinstance(event, ViewText):
+        view = pb.View(view=event.view.box, **_result_fields(event.view.result))
+        return pb.PredictEvent(text=event, view=view)
     if isinstance(event, str):
         return pb.PredictEvent(text=event)
     return pb.PredictEvent(answer=answer_message(event, request_id))

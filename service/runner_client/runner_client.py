@@ -98,7 +98,7 @@ class RunnerClient:
         replay = None if on_text is None else StreamReplay(len(specs), on_text)
         call = RunnerCall(image.key(manifest), specs)
         try:
-            if call.image_key in self._known_images or not image.header.is_light:
+            if call.image_key in self._known_images or not image.is_light:
                 with suppress(FeaturesMissing):
                     answered = await self._retried(call, replay)
             if answered is None:
@@ -122,7 +122,7 @@ class RunnerClient:
         image_key = image.key(manifest)
         pixels = None
         preprocess_s = 0.0
-        needs_pixels = image_key not in self._known_images and image.header.is_light
+        needs_pixels = image_key not in self._known_images and image.is_light
         is_repeated = False
         whole = [spec.model_copy(update={"has_pieces": False}) for spec in specs]
         unfinished = list(range(len(specs)))

@@ -5,6 +5,7 @@ from pydantic import TypeAdapter
 from service.errors import ServiceError
 from service.inference.core import Comparison
 from service.inference.prediction import Answer
+from service.inference.tiled_answers import ViewText
 from service.schema.wire import (
     AnswerJson,
     ComparisonJson,
@@ -12,6 +13,7 @@ from service.schema.wire import (
     GuaranteeJson,
     ImageJson,
     ModelErrorJson,
+    PieceJson,
     ResultJson,
     TilesJson,
     TimingsJson,
@@ -50,6 +52,13 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
         vision_cache=written.features.outcome,
         timings_ms=TimingsJson(**timings_ms, queue=round(queue_ms, 3)),
     )
+
+
+def piece_json(text: str) -> PieceJson:
+    if not isinstance(text, ViewText):
+        return PieceJson(text=text)
+    result = RESULT.validate_python(text.view.result)
+    return PieceJson(text=text, view=text.view.box, result=result)
 
 
 def comparison_json(comparison: Comparison, request_id: str) -> ComparisonJson:

@@ -158,6 +158,18 @@ class GuaranteeJson(Wire):
     left_out: int = Field(description="objects that are not returned")
 
 
+class PieceJson(Wire):
+    """A piece of a stream's text; with `tiles` the text about one view, and its result."""
+
+    text: str
+    view: tuple[int, int, int, int] | None = Field(
+        None, exclude_if=_is_none, description="the view in pixels: left, top, right, bottom"
+    )
+    result: ResultJson | None = Field(
+        None, exclude_if=_is_none, description="in pixels of the whole image, not merged"
+    )
+
+
 class AnswerJson(Wire):
     """One model's answer."""
 

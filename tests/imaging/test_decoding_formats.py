@@ -26,6 +26,15 @@ def test_jpeg_png_and_webp_are_decoded(
     assert differences(decoded, colour_steps()).mean() <= max_mean_difference
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_pixels_in_rgb_are_not_copied(image_format: str) -> None:
+    data = encoded(colour_steps(), image_format)
+    before = Image.core.get_stats()["new_count"]  # type: ignore[attr-defined]
+    decode(data)
+    after = Image.core.get_stats()["new_count"]  # type: ignore[attr-defined]
+    assert after == before + 1
+
+
 @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF", "ICO", "PPM", "TGA", "PDF", "EPS"])
 def test_other_formats_are_unsupported(image_format: str) -> None:
     with pytest.raises(UnreadableImage, match="JPEG, PNG, WEBP"):

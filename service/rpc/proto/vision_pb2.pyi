@@ -329,12 +329,28 @@ class ImageOutcome(_message.Message):
     def __init__(self, answer: _Optional[_Union[Answer, _Mapping]] = ..., comparison: _Optional[_Union[Comparison, _Mapping]] = ..., analysis: _Optional[_Union[Analysis, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class PredictEvent(_message.Message):
-    __slots__ = ("text", "answer")
+    __slots__ = ("text", "answer", "view")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
     text: str
     answer: Answer
-    def __init__(self, text: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+    view: View
+    def __init__(self, text: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., view: _Optional[_Union[View, _Mapping]] = ...) -> None: ...
+
+class View(_message.Message):
+    __slots__ = ("view", "text", "detections", "instances", "text_regions")
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    TEXT_REGIONS_FIELD_NUMBER: _ClassVar[int]
+    view: _containers.RepeatedScalarFieldContainer[int]
+    text: str
+    detections: Detections
+    instances: Instances
+    text_regions: TextRegions
+    def __init__(self, view: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., instances: _Optional[_Union[Instances, _Mapping]] = ..., text_regions: _Optional[_Union[TextRegions, _Mapping]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "param", "request_id")

@@ -11,9 +11,10 @@ from starlette.types import Message
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
+from tests.service.inference.test_tiled_answers import picture
 from tests.support.core_calls import until
 from tests.support.fake_runners import FakeDecoder
-from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
+from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, data_url, make_core
 from tests.support.rest_client import OCR, SETTINGS, client, error_of, fits
 from tests.support.server_sent_events import parse_events
 from wire.runner_channel import RunnerUnreachable
@@ -48,6 +49,16 @@ def test_stream_has_pieces_of_text_and_then_the_answer(task: str) -> None:
     assert fits(answer, "AnswerJson")
     whole = client().predict({**fields, "stream": False}).json()
     assert answer["result"] == whole["result"]
+
+
+def test_a_piece_about_a_view_has_its_objects() -> None:
+    fields = STREAMED | {"task": "object_detection", "tiles": "1x2", "image": data_url(picture())}
+    *tokens, _ = parse_events(client().predict(fields).text)
+    assert {name for name, _ in tokens} == {"token"}
+    whole, _, right = [data for _, data in tokens]
+    assert (whole["view"], right["view"]) == ([0, 0, 800, 400], [356, 0, 800, 400])
+    (found,) = right["result"]["detections"]
+    assert found["box"][0] > right["view"][0]
 
 
 def test_form_can_request_a_stream() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -159,6 +160,26 @@ def test_requests_for_one_file_share_its_decoding_and_each_can_leave_it() -> Non
         with pytest.raises(asyncio.CancelledError):
             await first
         await others_ended()
+
+    run(scenario())
+
+
+def test_a_kept_decoder_serves_later_parts_without_a_slot_and_ends_with_its_image() -> None:
+    async def scenario() -> None:
+        images = ImageDecoder(LIMITS, 2)
+        image = await opened(QUICK, images)
+        image.header = replace(image.header, is_heavy=True)
+        held: list[int] = []
+        image.hold = held.append
+        manifest = served(FLORENCE).manifest
+        first = await image.pixels(manifest, (0, 0, 32, 32))
+        started = image_decoders()
+        async with images.slot("test", is_heavy=True):
+            second = await image.pixels(manifest, (32, 0, 64, 32))
+        assert not np.array_equal(first, second)
+        assert (image_decoders(), held) == (started, [4 * 64 * 32])
+        await image.aclose()
+        assert not image_decoders()
 
     run(scenario())
 

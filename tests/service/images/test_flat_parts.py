@@ -43,6 +43,13 @@ def test_a_part_without_an_edge_is_flat_in_any_colour() -> None:
     assert flat(drawn((150, 40, 150, 40), (250, 248, 238))) == [True, True]
 
 
+@pytest.mark.parametrize("height", [1, 7, 16, 17])
+def test_an_image_of_any_height_is_read(height: int) -> None:
+    image = PAPER.resize((200, height))
+    image.putpixel((150, height - 1), (0, 0, 0))
+    assert flat(image, ((0, 0, 100, height), (100, 0, 200, height))) == [True, False]
+
+
 @pytest.mark.parametrize("x", [144, 159, 160, 161])
 def test_an_edge_between_cells_is_seen(x: int) -> None:
     assert flat(drawn((x, 0, 200, 100), (0, 0, 0))) == [True, False]
@@ -54,6 +61,15 @@ def test_shading_is_flat_and_noise_is_not() -> None:
     assert flat(Image.fromarray(shaded)) == [True, True]
     noise = np.random.default_rng(0).integers(0, 30, (100, 200, 3), dtype=np.uint8)
     assert flat(Image.fromarray(noise)) == [False, False]
+
+
+def test_the_noise_of_a_sensor_is_flat_and_a_faint_thing_in_it_is_not() -> None:
+    levels = np.random.default_rng(0).normal(128, 2.5, (100, 200, 3))
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, True]
+    levels[40:48, 150:158] += 12
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, False]
+    levels[:, 128:] += np.random.default_rng(1).normal(0, 9, (100, 72, 3))
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, False]
 
 
 def test_parts_of_a_view_are_parts_of_its_image() -> None:

@@ -13,10 +13,12 @@ from service.inference.core import Core
 from service.inference.listings import model_json
 from service.inference.proofs import served_proofs
 from service.inference.served_models import ServedModels
+from service.inference.tiled_answers import ViewText
 from service.settings import SettingsError
 from tasks.results import DetectionsResult
 from tasks.scores import Calibration, calibration_key
 from tests.service.inference.test_core_predict import SCORE
+from tests.service.inference.test_tiled_answers import picture
 from tests.support.core_calls import OD_PROMPT, codes, compare, predict, run
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import (
@@ -120,6 +122,18 @@ def test_the_models_of_a_comparison_that_have_a_proof_answer(tmp_path: Path) -> 
         compare(core_with(tmp_path, proof(0.9, fields=FIND)), **FIND, min_precision=0.9)
     )
     assert answers == {FLORENCE_ID: "ok", "paligemma-mini": "unsupported_task"}
+
+
+def test_objects_that_are_not_proved_are_not_streamed(tmp_path: Path) -> None:
+    tiled = OD | {"tiles": "1x2"}
+    core = core_with(tmp_path, proof(0.9, SCORE + 0.01, fields=tiled))
+
+    async def views(**more: Any) -> list[bool]:
+        events = core.stream(picture(), tiled | more, context())
+        return [isinstance(event, ViewText) async for event in events]
+
+    assert run(views()) == [True, True, True, False]
+    assert run(views(min_precision=0.9)) == [False] * 4
 
 
 def test_a_step_about_the_boxes_of_another_cannot_be_proved(tmp_path: Path) -> None:

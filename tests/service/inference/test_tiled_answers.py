@@ -15,8 +15,10 @@ from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceErr
 from service.inference.core import Core, RequestContext
 from service.inference.prediction import Answer, TilesSummary
 from service.inference.served_models import ServedModels
+from service.inference.tiled_answers import ViewText
 from tasks.results import DetectionsResult, InstancesResult, TextResult
 from tasks.scores import Calibration
+from tasks.tiles.merging import View
 from tests.support.core_calls import OD_PROMPT, compare, predict, run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, written
 from tests.support.fake_service import (
@@ -91,7 +93,7 @@ def core_of(
     )
 
 
-def boxes(answer: Answer) -> list[tuple[int, ...]]:
+def boxes(answer: Answer | View) -> list[tuple[int, ...]]:
     assert isinstance(answer.result, DetectionsResult)
     return [tuple(map(round, each.box)) for each in answer.result.detections]
 
@@ -142,6 +144,10 @@ def test_each_tile_is_encoded_once_for_all_tasks() -> None:
     outcomes = [asked(core).written.features.outcome for _ in range(2)]
     words: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
     assert (outcomes, len(encoder.shapes)) == (["miss", "hit"], 3)
+    channel = core.runners[FLORENCE_ID]._channel
+    assert isinstance(channel, FakeChannel)
+    # The image is decoded already: no call is made only to learn that its pixels are missing
+    assert [call.pixels is not None for call in channel.calls] == [True] * 3 + [False] * 3
     assert asked(core, **words).written.features.outcome == "hit"
 
 
@@ -225,15 +231,24 @@ def test_both_models_of_a_comparison_answer_in_tiles() -> None:
         assert answer.tiles.asked == 2
 
 
-def test_the_text_of_the_views_is_streamed_in_order_and_is_the_raw_text() -> None:
-    core = core_of("a<loc_1>", "b", "c")
+def test_each_view_is_streamed_with_its_text_and_its_objects_in_pixels_of_the_image() -> None:
+    cat = box("cat", 100, 100, 300, 500)
+    dog = box("dog", 500, 500, 600, 600)
+    core = core_of(cat, "", dog)
 
     async def scenario() -> None:
         events = [event async for event in core.stream(picture(), COUNTED, context())]
-        *texts, answer = events
+        *pieces, answer = events
         assert isinstance(answer, Answer)
-        assert texts == ["a<loc_1>", "\nb", "\nc"]
-        assert "".join(map(str, texts)) == answer.written.text
+        assert pieces == [cat, "\n", f"\n{dog}"]
+        assert "".join(map(str, pieces)) == answer.written.text
+        views = [piece.view for piece in pieces if isinstance(piece, ViewText)]
+        assert [view.box for view in views] == [
+            (0, 0, 800, 400),
+            (0, 0, 400, 400),
+            (400, 0, 800, 400),
+        ]
+        assert list(map(boxes, views)) == [[(80, 40, 240, 200)], [], [(600, 200, 640, 240)]]
 
     run(scenario())
 

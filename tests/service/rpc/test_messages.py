@@ -8,7 +8,13 @@ from service.errors import InvalidRequest
 from service.inference.core import Comparison
 from service.inference.prediction import TilesSummary
 from service.inference.request_fields import PredictFields, parse_fields
-from service.rpc.messages import answer_message, comparison_message, request_fields
+from service.inference.tiled_answers import ViewText
+from service.rpc.messages import (
+    answer_message,
+    comparison_message,
+    event_message,
+    request_fields,
+)
 from service.rpc.proto.vision_pb2 import PredictRequest
 from tasks.results import (
     Detection,
@@ -23,6 +29,7 @@ from tasks.results import (
 )
 from tasks.scores import Guarantee
 from tasks.tiles.grid import Grid
+from tasks.tiles.merging import View
 from tests.service.schema.test_rendering import BOX, QUAD, RING, answer_of
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.fake_service import NUM_IMAGE_TOKENS, served
@@ -118,6 +125,22 @@ def test_tiles_are_those_of_the_json() -> None:
     }
     assert message.usage.image_tokens == 6 * NUM_IMAGE_TOKENS
     assert not answer_message(untiled, "id-1").HasField("tiles")
+
+
+def test_the_text_about_a_view_has_its_objects() -> None:
+    text = ViewText.of(
+        "a", View((1, 2, 30, 40), DetectionsResult((Detection(BOX, "a", 0.5),), True))
+    )
+    event = event_message(text, "id-1")
+    assert event.WhichOneof("event") == "text"
+    assert MessageToDict(event) == {
+        "text": "a",
+        "view": {
+            "view": ["1", "2", "30", "40"],
+            "detections": {"detections": [{"box": BOX_MESSAGE, "label": "a", "score": 0.5}]},
+        },
+    }
+    assert not event_message("a", "id-1").HasField("view")
 
 
 def test_what_is_proved_is_that_of_the_json() -> None:

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import httpx
+import pytest
 import torch
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import BrowserContext, FilePayload, expect
 
 from tasks.catalog import TaskOverride
 from tasks.table import TASKS
+from tests.service.inference.test_tiled_answers import RIGHT, LookingDecoder, box, picture
 from tests.support.browser import Playground
 from tests.support.catalog import PALIGEMMA as PALIGEMMA_ENTRY
+from tests.support.core_calls import OD_PROMPT
 from tests.support.export_cli import EMBEDDED
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID
@@ -104,6 +107,41 @@ def test_text_is_there_before_the_answer_ends_and_a_run_can_be_stopped(
         playground.page.get_by_role("button", name="Stop").click()
         expect(panel).to_contain_text("Stopped.")
         expect(playground.page.locator("#run")).to_have_text("Run")
+
+
+class NeverSeeingTheRight(LookingDecoder):
+    """Answers about the whole image and its left tile."""
+
+    async def write(
+        self, image_features: torch.Tensor, sequences: Sequence[SequenceSpec]
+    ) -> list[Outcome]:
+        if int(image_features[0, 0]) == RIGHT:
+            await asyncio.Event().wait()
+        return await super().write(image_features, sequences)
+
+
+def test_boxes_of_a_tile_are_there_before_those_of_the_last(context: BrowserContext) -> None:
+    cat = box("cat", 0, 0, 500, 500)
+    decoder = NeverSeeingTheRight({OD_PROMPT: (cat, cat, "")})
+    with page_service(decoder=decoder) as served:
+        playground = Playground(context.new_page(), served.url)
+        playground.open()
+        file: FilePayload = {"name": "a.png", "mimeType": "image/png", "buffer": picture()}
+        playground.page.locator("#file").set_input_files(file)
+        expect(playground.page.locator("#image-name")).to_contain_text("800 × 400")
+        playground.page.locator("#options summary").click()
+        playground.page.get_by_label("Tiles").fill("1x2")
+        playground.page.get_by_label("Overlap").fill("0")
+        playground.choose_task("object_detection")
+        playground.page.locator("#run").click()
+        panel = playground.panel(FLORENCE_ID)
+        expect(panel.locator(".shape")).to_have_count(2)
+        expect(panel).to_have_attribute("aria-busy", "true")
+        whole, tile = playground.shapes(FLORENCE_ID)
+        assert whole["points"][2] == pytest.approx([400, 200], abs=1)
+        assert tile["points"][2] == pytest.approx([200, 200], abs=1)
+        playground.page.get_by_role("button", name="Stop").click()
+        expect(panel).to_contain_text("Stopped.")
 
 
 class NeverDescribing(FakeDecoder):

@@ -47,13 +47,14 @@ export async function listFields() {
  * @param {{blob: Blob, name: string}} image
  * @param {Fields} fields
  * @param {AbortSignal} signal
- * @param {(text: string) => void} onText  receives each piece of text of a stream
+ * @param {(piece: {text: string, result?: Record<string, any>}) => void} onPiece  receives each piece of a stream; with
+ *     tiles it has the result about one view
  * @returns {Promise<Answer>}
  */
-export async function predict(image, fields, signal, onText) {
+export async function predict(image, fields, signal, onPiece) {
   const response = await send("/v1/predict", { method: "POST", body: formOf(image, fields), signal });
   const isStream = response.headers.get("content-type")?.startsWith("text/event-stream");
-  return isStream ? streamedAnswer(response, ({ text }) => onText(text)) : response.json();
+  return isStream ? streamedAnswer(response, onPiece) : response.json();
 }
 
 /**

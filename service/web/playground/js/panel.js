@@ -65,7 +65,7 @@ export class Panel {
     this.#state(outcome.state);
     if (outcome.answer) this.#showAnswer(outcome.answer);
     else if (outcome.steps) this.#showSteps(outcome.steps);
-    else if (outcome.state === "waiting") this.#showWriting(outcome.text);
+    else if (outcome.state === "waiting") this.#showWriting(outcome);
     const end = outcome.steps ? this.facts : this.body; // answers that are there stay
     if (outcome.state === "failed") fill(end, errorNote(outcome.error, this.remedies));
     if (outcome.state === "stopped") fill(end, html("p", { class: "quiet" }, "Stopped."));
@@ -83,11 +83,14 @@ export class Panel {
     this.status.textContent = state === "waiting" ? "…" : "";
   }
 
-  #showWriting(text) {
+  #showWriting({ text, found }) {
     const isText = this.question.task.result === "text";
     fill(this.body, html("p", { class: isText ? "answer-text writing" : "raw writing" }, text));
     fill(this.facts);
     this.#table = null;
+    if (!found) return;
+    this.shapes = shapesOf(found);
+    this.overlay.draw(this.shapes, this.question.image);
   }
 
   /** Show the answers of an analysis so far; the objects of the first open into the others. */

@@ -12,6 +12,7 @@ import { filledSteps } from "./recipes.js";
  * @typedef {object} Outcome
  * @property {"waiting" | "answered" | "failed" | "stopped"} state
  * @property {string} text  text generated so far
+ * @property {Record<string, any>} [found]  with tiles: the objects of the views so far, not merged
  * @property {Record<string, any>[]} [steps]  of an analysis, with the answers so far
  * @property {import("./api.js").Answer} [answer]
  * @property {any} [error]
@@ -58,8 +59,9 @@ export class Run {
     const outcome = /** @type {Outcome} */ ({ state: "waiting", text: "" });
     this.outcomes.set(modelId, outcome);
     onChange(modelId);
-    const onText = (text) => {
+    const onPiece = ({ text, result }) => {
       outcome.text += text;
+      if (result) outcome.found = joined(outcome.found ?? {}, result);
       onChange(modelId);
     };
     const onAnswer = (steps) => {
@@ -70,7 +72,7 @@ export class Run {
       const { image, task, fields } = this.question;
       outcome.answer = task.steps
         ? await analyze(image, filledSteps(task.steps, fields), this.#abort.signal, onAnswer)
-        : await predict(image, this.#fieldsFor(modelId), this.#abort.signal, onText);
+        : await predict(image, this.#fieldsFor(modelId), this.#abort.signal, onPiece);
       outcome.state = "answered";
     } catch (error) {
       outcome.error = error;
@@ -83,4 +85,9 @@ export class Run {
     const { task, fields } = this.question;
     return { task: task.id, model: modelId, ...fields, ...(this.isStreamed ? { stream: true } : {}) };
   }
+}
+
+/** Return the objects of two results as one. */
+function joined(one, other) {
+  return Object.fromEntries(Object.entries(other).map(([kind, items]) => [kind, [one[kind] ?? [], items].flat()]));
 }
