@@ -18,8 +18,9 @@ from service.errors import (
     UnsupportedTask,
 )
 from service.inference.core import Core, RequestContext
-from service.inference.prediction import Answer
+from service.inference.prediction import Answer, TilesSummary
 from tasks.results import DetectionsResult, TextResult
+from tests.service.inference.test_tiled_answers import COUNTED, TASK, picture
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
@@ -292,3 +293,20 @@ def test_a_cancelled_request_ends_its_sequences() -> None:
         assert florence.num_waiting == 0
 
     run(scenario())
+
+
+def test_a_step_of_an_analysis_asks_about_tiles_of_a_crop() -> None:
+    core = make_core()
+    things = TASK | {"id": "things"}
+    close = COUNTED | {"id": "close", "each": "things", "view": "crop", "margin": 0}
+    analysis = run(analyze(core, picture(), {"steps": [things, close]}, context()))
+    (answer,) = analysis.steps[1].answers
+    assert answer.view == (80, 80, 401, 241)
+    assert isinstance(answer.outcome, Answer)
+    assert answer.outcome.tiles == TilesSummary(1, 2, asked=1, skipped=1, merged=0)
+    assert isinstance(answer.outcome.result, DetectionsResult)
+    starts = [detection.box[0] for detection in answer.outcome.result.detections]
+    assert starts == pytest.approx([80 + 0.1005 * 321, 240 + 0.1005 * 161])
+    channel = core.runners[FLORENCE_ID]._channel
+    assert isinstance(channel, FakeChannel)
+    assert len([call for call in channel.calls if call.pixels is not None]) == 3

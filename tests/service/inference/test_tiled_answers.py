@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from service.admission.quotas import Quota, QuotaLimits
-from service.analysis.execution import analyze
 from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
 from service.inference.core import Core, RequestContext
 from service.inference.prediction import Answer, TilesSummary
@@ -339,20 +338,3 @@ def test_no_more_views_are_in_flight_than_the_runner_takes() -> None:
         assert answer.num_views == 1 + answer.tiles.asked > 3
 
     run(scenario())
-
-
-def test_a_step_of_an_analysis_asks_about_tiles_of_a_crop() -> None:
-    core = make_core()
-    things = TASK | {"id": "things"}
-    close = COUNTED | {"id": "close", "each": "things", "view": "crop", "margin": 0}
-    analysis = run(analyze(core, picture(), {"steps": [things, close]}, context()))
-    (answer,) = analysis.steps[1].answers
-    assert answer.view == (80, 80, 401, 241)
-    assert isinstance(answer.outcome, Answer)
-    assert answer.outcome.tiles == TilesSummary(1, 2, asked=1, skipped=1, merged=0)
-    assert isinstance(answer.outcome.result, DetectionsResult)
-    starts = [detection.box[0] for detection in answer.outcome.result.detections]
-    assert starts == pytest.approx([80 + 0.1005 * 321, 240 + 0.1005 * 161])
-    channel = core.runners[FLORENCE_ID]._channel
-    assert isinstance(channel, FakeChannel)
-    assert len([call for call in channel.calls if call.pixels is not None]) == 3
