@@ -122,7 +122,7 @@ class WorkerProcess:
 def _show_as(title: str) -> None:
     """Overwrite the command line that `ps` shows, cut to the length it had."""
     with (
-        suppress(OSError),
+        suppress(OSError, ValueError),  # QEMU's stat lacks the two fields
         open("/proc/self/stat", encoding="utf-8") as stat,
         open("/proc/self/mem", "r+b") as memory,
     ):
