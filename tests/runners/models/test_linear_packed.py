@@ -6,7 +6,8 @@ import torch
 from runners.models.linear import PackedLinear, can_pack
 from tests.support.forked_python import run as run_forked
 
-CLOSE = 1e-4  # absolute, for sums of up to 1,024 products near 1 in a different order
+# absolute, for sums of up to 1,024 products near 1: x86 stays below 1e-4, Arm below 2e-4
+CLOSE = 3e-4
 SMALL = (96, 64)
 LARGE = (512, 1024)
 PACKS = """
@@ -72,7 +73,9 @@ def test_a_view_shares_memory_and_gives_the_same_product() -> None:
     states = drawn(5, LARGE[1])
     view = PackedLinear.view(weight)
     assert view.matrix.data_ptr() == weight.data_ptr()
-    torch.testing.assert_close(view(states), PackedLinear.of(weight, None)(states))
+    torch.testing.assert_close(
+        view(states), PackedLinear.of(weight, None)(states), rtol=0, atol=CLOSE
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
