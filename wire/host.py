@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -125,6 +126,7 @@ def show_as(title: str) -> None:
     if is_portable():
         return
     with (
+        suppress(OSError, ValueError),  # QEMU's stat lacks the two fields
         open("/proc/self/stat", encoding="utf-8") as stat,
         open("/proc/self/mem", "r+b") as memory,
     ):

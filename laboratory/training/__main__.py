@@ -4,6 +4,7 @@ A stopped run resumes; --restart discards it. The checkpoint is written at the e
 """
 
 import argparse
+import platform
 import shutil
 import sys
 from functools import partial
@@ -98,10 +99,12 @@ def has_bfloat16(device: str) -> bool:
     """Return True if the device has bfloat16 instructions; without them, bfloat16 is slower than
     float32 on a CPU.
     """
+    if device.startswith("cuda"):
+        return True
+    if platform.machine() == "aarch64":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
-    return device.startswith("cuda") or any(
-        capabilities.get(name) for name in ("amx_bf16", "avx512_bf16")
-    )
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ rows.
 """
 
 import math
+import platform
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -86,9 +87,13 @@ class PackedLinear:
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Return True for float32 and bfloat16 on a CPU, if torch was built with oneDNN."""
-    is_packable = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    return is_packable and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    """Return True for what torch's oneDNN computes on a CPU: float32, and bfloat16 with AVX-512 or
+    Arm's BF16.
+    """
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    has_bfloat16 = weight.dtype == torch.bfloat16 and _mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or has_bfloat16
 
 
 def _if_small(weight: Tensor) -> Tensor | None:
@@ -138,9 +143,11 @@ def quantize_rows(weight: Tensor, max_weight: int) -> tuple[Tensor, Tensor]:
 
 
 def max_weight() -> int:
-    """Return 127, or 63 on processors without VNNI, whose sums of two products saturate at 16 bits.
+    """Return 127, or 63 on x86 without VNNI, where sums of two products saturate at 16 bits.
 
     Source: oneDNN's guide, "Nuances of int8 Computations".
     """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return 127
     has_vnni = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni"))
     return 127 if has_vnni else 63

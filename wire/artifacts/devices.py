@@ -7,9 +7,9 @@ import ctypes
 import logging
 import os
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,8 +64,19 @@ def has_cuda_provider() -> bool:
 
 
 def decoder_device(setting: DeviceSetting) -> Device:
-    """Return the device of the decoder; the version of torch names builds without CUDA."""
-    return _device(setting, "+cpu" not in version("torch") and has_cuda_card())
+    """Return the device of the decoder, which torch must support."""
+    return _device(setting, has_cuda_torch() and has_cuda_card())
+
+
+def has_cuda_torch(paths: Sequence[str] | None = None) -> bool:
+    """Return True if torch was built with CUDA; `paths` replaces `sys.path`.
+
+    Not every version of a build without CUDA ends in +cpu: PyPI's for AArch64 does not.
+    """
+    spec = PathFinder.find_spec("torch", paths)
+    if spec is None or spec.origin is None:
+        return False
+    return Path(spec.origin).with_name("lib").joinpath("libtorch_cuda.so").exists()
 
 
 def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:

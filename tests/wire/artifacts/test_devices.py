@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from wire.artifacts.devices import (
     encoder_device,
     has_cuda_card,
     has_cuda_provider,
+    has_cuda_torch,
     num_threads,
     select_gpu,
 )
@@ -73,6 +75,17 @@ def test_a_device_set_by_the_operator_is_not_checked() -> None:
 
 def test_a_build_without_cuda_has_no_cuda_provider() -> None:
     assert not has_cuda_provider()
+
+
+def test_torch_has_cuda_if_it_has_the_library_whatever_its_version(tmp_path: Path) -> None:
+    library = tmp_path / "torch" / "lib" / "libtorch_cuda.so"
+    library.parent.mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    paths = [str(tmp_path)]
+    assert not has_cuda_torch(paths)
+    library.touch()
+    assert has_cuda_torch(paths)
+    assert not has_cuda_torch([])
 
 
 @pytest.mark.parametrize(
