@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
