@@ -43,7 +43,9 @@ def rings_in_box(field: Floats, box_xyxy: BoxXyxy) -> tuple[Ring, ...]:
     separate = contourpy.LineType.Separate
     generator = contourpy.contour_generator(xs, ys, closed, line_type=separate)
     rings: list[Ring] = []
-    for line in map(np.asarray, generator.lines(0.0)):
+    for points in generator.lines(0.0):
+        # rounding in contourpy's sum of two shares puts points of the border beyond it
+        line = np.clip(np.asarray(points), (x1, y1), (x2, y2))
         # each point once where neighbours are equal; the last one is the first again
         moves = np.any(line[1:] != line[:-1], axis=1)
         rings.append(tuple((float(x), float(y)) for x, y in line[1:][moves]))
