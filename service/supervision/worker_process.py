@@ -172,7 +172,7 @@ def _serve(part: str, name: str, listener: int, options: Sequence[str]) -> None:
     with suppress(OSError):
         os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part}-")
     write_metrics_as(name)
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # QEMU's stat has fewer fields
         show_as(f"diptych --service-name {part}")
     values = settings()
     keep_loggers(JsonLines if values.log_format == "json" else None)
