@@ -3,6 +3,8 @@
 Fields are the public contract; boxes, polygons and quads are in pixels of the original image.
 """
 
+import operator
+from functools import partial
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -11,9 +13,7 @@ from service.errors import ErrorCode
 
 Point = tuple[float, float]
 
-
-def _is_none(value: object) -> bool:
-    return value is None
+_is_none = partial(operator.is_, None)
 
 
 class Wire(BaseModel):

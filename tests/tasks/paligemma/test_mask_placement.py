@@ -60,10 +60,10 @@ def test_a_full_field_is_its_box() -> None:
 
 
 def test_no_point_lies_beyond_the_box_by_rounding() -> None:
-    x1, y1, x2, y2 = box = (371.797, 71.4498, 612.1008, 488.9517)
+    box = (371.797, 71.4498, 612.1008, 488.9517)
     field = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
-    x, y = np.concatenate(rings_in_box(field, box)).T
-    assert (x.min(), y.min(), x.max(), y.max()) == (x1, y1, x2, y2)
+    points = np.concatenate(rings_in_box(field, box))
+    assert (*points.min(axis=0), *points.max(axis=0)) == box
 
 
 def test_an_empty_field_has_no_rings_and_no_pixel() -> None:
