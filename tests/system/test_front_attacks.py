@@ -2,6 +2,8 @@
 served meanwhile.
 """
 
+import os
+import signal
 import socket
 import threading
 import time
@@ -152,6 +154,24 @@ def has_ended(connection: socket.socket) -> bool:
     except ConnectionError:
         return True
     return True
+
+
+def test_calls_of_an_address_beyond_its_bound_are_refused_at_once(stand: Stand) -> None:
+    gateway = stand.service.parts()["diptych"]
+    with ExitStack() as stack, grpc.insecure_channel(stand.address) as channel:
+        stub: Any = VisionStub(channel)
+        stack.callback(os.kill, gateway, signal.SIGCONT)
+        os.kill(gateway, signal.SIGSTOP)  # no call ends
+        for _ in range(2):
+            stack.enter_context(unfinished_calls(stand.address, PREDICT, MOST_OF_ADDRESS // 2))
+
+        def is_refused() -> bool:
+            call = stub.Predict.future(pb.PredictRequest(), timeout=1)
+            return call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+        wait_until(is_refused)
+    with polite_client(stand) as took:
+        assert took
 
 
 @pytest.mark.parametrize("method", [PREDICT, HEALTH])
