@@ -67,6 +67,12 @@ def test_a_child_ends_with_its_parent() -> None:
     wait_until(lambda: not is_alive(child))
 
 
+def test_a_child_whose_parent_has_ended_before_it_begins_ends_at_once() -> None:
+    begins = "import os; from wire.host import end_with; end_with(os.getpid()); print('begins')"
+    child = subprocess.run([sys.executable, "-c", begins], cwd=ROOT, capture_output=True)
+    assert (child.returncode, child.stdout) == (1, b"")
+
+
 # Runs in another process: pytest-xdist shows its own name for a worker's.
 SHOWN = """
 from pathlib import Path
