@@ -83,13 +83,13 @@ def ratios_of(written: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         servers = {
             server["server"]: server["workloads"][workload]
             for server in written["servers"]
-            if server["model"] == compared["model"] and workload in server["workloads"]
+            if server["model"] == target["model"] and workload in server["workloads"]
         }
         ours = servers[OURS.name if is_float32 else OURS_DEFAULT.name]
         for name in (OURS.name, OURS_DEFAULT.name):
             servers.pop(name, None)
 
-        start = f"{TITLES[workload]} | {compared['model']}"
+        start = f"{TITLES[workload]} | {target['model']}"
         end = "" if is_float32 else f" | {target['precision']}"
         measure = target["measure"]
         of_measures[f"{start} | {MEASURES[measure][0]}{end}"] = _to_peers(ours, servers, measure)

@@ -65,7 +65,7 @@ def ratio_table(run: Run) -> str:
         rows.append(
             [
                 TITLES[each.target.workload],
-                f"{each.model}, default precision" if is_default else each.model,
+                f"{each.target.model}, default precision" if is_default else each.target.model,
                 name,
                 shown(each.our_value * factor),
                 shown(each.peer_value * factor),

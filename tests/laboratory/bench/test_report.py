@@ -10,22 +10,22 @@ from tests.support.bench_rounds import PEER, measurement, one_round, run, sample
 def small_run() -> Run:
     fast = [one_round([sample(0.1)] * 10)]
     slow = [one_round([sample(0.2)] * 8, is_cut=True)]
-    ours = measurement("florence-2-mini", {"mixed": fast, "single": slow})
-    peer = measurement("florence-2-mini", {"mixed": slow, "single": fast}, PEER)
+    ours = measurement("paligemma-mini", {"mixed": fast, "single": slow})
+    peer = measurement("paligemma-mini", {"mixed": slow, "single": fast}, PEER)
     return run(ours, peer)
 
 
 def test_a_missed_target_is_marked() -> None:
     rows = [line for line in markdown(small_run()).splitlines() if line.startswith("| (a) mixed")]
     assert rows == [
-        "| (a) mixed | florence-2-mini | requests/s | 10.0 | 8.00 | litserve 16 | 1.25 | ≥ 2 |"
+        "| (a) mixed | paligemma-mini | requests/s | 10.0 | 8.00 | litserve 16 | 1.25 | ≥ 1.35 |"
         " **missed** |"
     ]
 
 
 def test_cut_rounds_and_skipped_servers_are_listed() -> None:
     text = markdown(replace(small_run(), skipped=[Skipped("paligemma-mini", "fastapi", "late")]))
-    assert "- florence-2-mini, diptych, single: a round was cut at its time limit" in text
+    assert "- paligemma-mini, diptych, single: a round was cut at its time limit" in text
     assert "- paligemma-mini, fastapi: late" in text
 
 
