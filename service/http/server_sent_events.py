@@ -17,14 +17,14 @@ from starlette.types import Receive, Scope, Send
 from service.analysis.execution import Analysis, StepAnswer
 from service.http.boundary import Interface
 from service.inference.core import RequestContext
-from service.inference.prediction import Answer
+from service.inference.prediction import Answer, Piece
 from service.inference.recording import record_failure, record_gone_client
 from wire.disconnection import while_connected
 
 # the latter: nginx does not buffer
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-EventT = TypeVar("EventT", str | Answer, StepAnswer | Analysis)
+EventT = TypeVar("EventT", Piece | Answer, StepAnswer | Analysis)
 # The result of `Core.stream` or `stream_analysis`
 Events = AsyncGenerator[EventT, None]
 Form = Callable[[EventT], Iterable[str]]

@@ -17,7 +17,7 @@ from service.http.server_sent_events import event_stream, server_sent_event
 from service.images.url_rules import ImageInput
 from service.inference.core import RequestContext
 from service.inference.listings import catalog_json, model_json, models_json, tasks_json
-from service.inference.prediction import Answer
+from service.inference.prediction import Answer, Piece
 from service.schema.rendering import answer_json, comparison_json, piece_json
 from service.schema.wire import AnswerJson, ComparisonJson
 from tasks.errors import shown
@@ -45,8 +45,8 @@ class RestApi:
         body = await self._boundary.read(read_images_body, request, context)
         if body.fields.get("stream") is True:
 
-            def form(event: str | Answer) -> Iterator[str]:
-                if isinstance(event, str):
+            def form(event: Piece | Answer) -> Iterator[str]:
+                if isinstance(event, Piece):
                     yield server_sent_event(piece_json(event).model_dump_json(), "token")
                 else:
                     answer = answer_json(event, context.request_id)

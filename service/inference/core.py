@@ -24,7 +24,7 @@ from service.images.fetching import ImageFetcher, Receiver
 from service.images.handle_ids import ImageHandle
 from service.images.handle_store import ImageStore, stored
 from service.images.url_rules import ImageInput, ImageUrl
-from service.inference.prediction import Answer, Asked, proved
+from service.inference.prediction import Answer, Asked, OnPiece, Piece, proved
 from service.inference.recording import (
     answer_span,
     logged_defect,
@@ -37,7 +37,6 @@ from service.inference.served_models import ServedModel, ServedModels
 from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
 from service.runner_client.joined_calls import JoinedCalls
 from service.runner_client.runner_client import RunnerClient
-from service.runner_client.stream_replay import OnText
 from service.telemetry.metrics import REQUEST_MEMORY_BYTES
 
 # Fields of a request; or a function of the image's size (width, height), for an interface with
@@ -202,30 +201,30 @@ class Core:
         image: ImageInput,
         fields: Fields,
         context: RequestContext,
-        on_text: OnText | None = None,
+        on_piece: OnPiece | None = None,
     ) -> Answer:
-        """Answer with one model; `on_text` receives text as it is written. Raise `ServiceError`."""
+        """Answer with one model; `on_piece` receives text as written. Raise `ServiceError`."""
         parsed = None if callable(fields) else self._parse(fields)
         async with self.opened(image, context) as opened_image:
             size_wh = opened_image.header.size_wh
             model, request = parsed or self._parse(fields(size_wh) if callable(fields) else fields)
-            return await self.answer(model, request, opened_image, context, on_text)
+            return await self.answer(model, request, opened_image, context, on_piece)
 
     async def stream(
         self, image: ImageInput, fields: Fields, context: RequestContext
-    ) -> AsyncGenerator[str | Answer, None]:
+    ) -> AsyncGenerator[Piece | Answer, None]:
         """Yield the text of `predict` piece by piece as it is written, then the answer.
 
         Raise the same errors.
 
         The pieces add up to the answer's raw text. Closing the generator cancels the request.
         """
-        texts: asyncio.Queue[str | None] = asyncio.Queue()
-        answering = asyncio.create_task(self.predict(image, fields, context, texts.put_nowait))
-        answering.add_done_callback(lambda _: texts.put_nowait(None))
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        answering = asyncio.create_task(self.predict(image, fields, context, pieces.put_nowait))
+        answering.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
-            while (text := await texts.get()) is not None:
-                yield text
+            while (piece := await pieces.get()) is not None:
+                yield piece
             yield await answering
         finally:
             answering.cancel()
@@ -275,7 +274,7 @@ class Core:
         request: TaskRequest,
         image: LazyImage,
         context: RequestContext,
-        on_text: OnText | None = None,
+        on_piece: OnPiece | None = None,
         runner: RunnerClient | JoinedCalls | None = None,
     ) -> Answer:
         """Return the recorded answer of a model; raise its error, with model and task."""
@@ -285,11 +284,11 @@ class Core:
                 queue = self._queues[model.runner_id]
                 asked = Asked(model, called, queue, context.quota.name, context.deadline_s)
                 if request.fields.tiles == "off":
-                    answer = await asked.answer(request, image, on_text)
+                    answer = await asked.answer(request, image, on_piece)
                 else:
                     limits = TileLimits(self.limits.max_tiles, self.limits.max_running)
                     tiled = TiledModel(asked, context.quota, limits, partial(self.hold, context))
-                    answer = await answer_in_tiles(tiled, request, image, on_text)
+                    answer = await answer_in_tiles(tiled, request, image, on_piece)
                 if request.fields.min_precision is not None:
                     answer = proved(answer)
             except UnsupportedImage:

@@ -5,7 +5,7 @@ It knows no HTTP.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 
@@ -24,6 +24,7 @@ from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
 from tasks.scores import Calibration, Guarantee, keep_proved, refine
+from tasks.tiles.merging import View
 from wire.runner_messages import SequenceSpec
 from wire.telemetry.tracing import past_span, span
 
@@ -90,6 +91,20 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a stream's text.
+
+    In tiles it is about a view, with what was found there in pixels of the image.
+    """
+
+    text: str
+    view: View | None = None
+
+
+OnPiece = Callable[[Piece], None]
+
+
+@dataclass(frozen=True, slots=True)
 class PredictContext:
     """Prompts, deadline and queueing time of one prediction."""
 
@@ -110,12 +125,13 @@ class Asked:
     deadline_s: float  # time.monotonic()
 
     async def answer(
-        self, request: TaskRequest, image: LazyImage, on_text: OnText | None = None
+        self, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
     ) -> Answer:
         """Wait for the model's turn, and return its answer; raise `ServiceError`."""
         prompts = task_prompts(self.model, request, image.header.size_wh)
         cost = cost_tokens(self.model, request, prompts)
         queued = QueuedRequest(self.client, cost, self.deadline_s)
+        on_text = None if on_piece is None else lambda text: on_piece(Piece(text))
         async with self.queue.admitted(queued) as waited_s:
             past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
             context = PredictContext(prompts, self.deadline_s, waited_s, on_text)

@@ -17,10 +17,16 @@ from service.errors import DeadlineExceeded, InvalidRequest
 from service.images.decoding import LazyImage, in_thread
 from service.images.flat_parts import flat_parts
 from service.images.views import ImageView
-from service.inference.prediction import Answer, Asked, StageTimes, TilesSummary
+from service.inference.prediction import (
+    Answer,
+    Asked,
+    OnPiece,
+    Piece,
+    StageTimes,
+    TilesSummary,
+)
 from service.inference.request_fields import TaskRequest
 from service.runner_client.runner_client import WrittenAnswers
-from service.runner_client.stream_replay import OnText
 from tasks.scores import refine
 from tasks.table import TASKS
 from tasks.tiles.grid import Grid, PixelBox, Tiling, grid_of, tile_boxes
@@ -30,18 +36,6 @@ from wire.runner_messages import CacheOutcome, FoundFeatures
 from wire.telemetry.tracing import span
 
 _LOCATED_OCR = "ocr_with_regions"
-
-
-class ViewText(str):
-    """The text about a view, in a stream, with what was found there in pixels of the image."""
-
-    view: View
-
-    @classmethod
-    def of(cls, text: str, view: View) -> "ViewText":
-        piece = cls(text)
-        piece.view = view
-        return piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +104,21 @@ class TilePlan:
 
 
 async def answer_in_tiles(
-    tiled: TiledModel, request: TaskRequest, image: LazyImage, on_text: OnText | None = None
+    tiled: TiledModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
 ) -> Answer:
     """Return the answer of a model about an image in tiles; raise `ServiceError`.
 
-    `on_text` receives a `ViewText` for each view that is complete, the whole image first.
+    `on_piece` receives the text about each view that is complete, the whole image first.
     """
     start_s = time.monotonic()
     whole = image.whole if isinstance(image, ImageView) else image
     whole.hold = tiled.hold
     plan = await tiled.plan(request, image)
     if not plan.boxes:
-        answer = await tiled.asked.answer(request, image, on_text)
+        answer = await tiled.asked.answer(request, image, on_piece)
         return replace(answer, tiles=plan.summary(num_merged=0))
     planned_s = time.monotonic() - start_s
-    answers = await _answers(tiled, request, image, plan.boxes, on_text)
+    answers = await _answers(tiled, request, image, plan.boxes, on_piece)
     is_fitted = (request.task.id, True) in tiled.asked.model.calibrations
     merge_start_s = time.monotonic()
     with span("merge"):
@@ -155,7 +149,7 @@ async def _answers(
     request: TaskRequest,
     image: LazyImage,
     boxes: Sequence[PixelBox],
-    on_text: OnText | None,
+    on_piece: OnPiece | None,
 ) -> list[Answer]:
     """Return the answer about the image and about each tile, in pixels of the image."""
     asked = tiled.asked
@@ -188,10 +182,10 @@ async def _answers(
                 found = await each
                 text = f"\n{found.written.text}" if answers else found.written.text
                 answers.append(found)
-                if on_text is not None:
+                if on_piece is not None:
                     # Objects that are not proved are not shown before the answer either
                     is_hidden = request.fields.min_precision is not None
-                    on_text(text if is_hidden else ViewText.of(text, View(box, found.result)))
+                    on_piece(Piece(text, None if is_hidden else View(box, found.result)))
     except ExceptionGroup as errors:  # the others are cancelled
         raise errors.exceptions[0] from None
     return answers

@@ -21,7 +21,7 @@ from service.http.boundary import Interface, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
 from service.images.decoding import in_thread
 from service.inference.core import Core, RequestContext
-from service.inference.prediction import Answer
+from service.inference.prediction import Answer, Piece
 from service.openai.conversation import fields_of, image_of
 from service.openai.typed_content import check_schema, typed_content
 from service.openai.wire import (
@@ -130,15 +130,15 @@ class ChunkStream:
     created: int = field(default_factory=lambda: int(time.time()))
     has_begun: bool = False
 
-    def events(self, event: str | Answer) -> Iterator[str]:
+    def events(self, event: Piece | Answer) -> Iterator[str]:
         """Yield the server-sent events for a piece of text, or for the end."""
         if not self.has_begun:
             self.has_begun = True
             yield self._chunk([ChunkChoice(delta={"role": "assistant", "content": ""})])
         is_typed = self.response_format.type != "text"
-        if isinstance(event, str):
+        if isinstance(event, Piece):
             if not is_typed:
-                yield self._chunk([ChunkChoice(delta={"content": event})])
+                yield self._chunk([ChunkChoice(delta={"content": event.text})])
             return
         if is_typed:
             content = typed_content(event, self.response_format)

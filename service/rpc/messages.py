@@ -14,9 +14,8 @@ from google.protobuf.message import Message
 from service.errors import ServiceError
 from service.inference.core import Comparison
 from service.inference.listings import models_json, tasks_json
-from service.inference.prediction import Answer
+from service.inference.prediction import Answer, Piece
 from service.inference.served_models import ServedModels
-from service.inference.tiled_answers import ViewText
 from service.rpc.proto import vision_pb2 as pb
 from service.schema.rendering import answer_json, error_detail
 from tasks.results import (
@@ -49,13 +48,13 @@ def answer_message(answer: Answer, request_id: str) -> pb.Answer:
     return pb.Answer(**document, **_result_fields(answer.result))
 
 
-def event_message(event: str | Answer, request_id: str) -> pb.PredictEvent:
-    if isinstance(event, ViewText):
-        view = pb.View(view=event.view.box, **_result_fields(event.view.result))
-        return pb.PredictEvent(text=event, view=view)
-    if isinstance(event, str):
-        return pb.PredictEvent(text=event)
-    return pb.PredictEvent(answer=answer_message(event, request_id))
+def event_message(event: Piece | Answer, request_id: str) -> pb.PredictEvent:
+    if isinstance(event, Answer):
+        return pb.PredictEvent(answer=answer_message(event, request_id))
+    if event.view is None:
+        return pb.PredictEvent(text=event.text)
+    view = pb.View(view=event.view.box, **_result_fields(event.view.result))
+    return pb.PredictEvent(text=event.text, view=view)
 
 
 def comparison_message(comparison: Comparison, request_id: str) -> pb.Comparison:

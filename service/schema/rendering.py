@@ -4,8 +4,7 @@ from pydantic import TypeAdapter
 
 from service.errors import ServiceError
 from service.inference.core import Comparison
-from service.inference.prediction import Answer
-from service.inference.tiled_answers import ViewText
+from service.inference.prediction import Answer, Piece
 from service.schema.wire import (
     AnswerJson,
     ComparisonJson,
@@ -54,11 +53,11 @@ def answer_json(answer: Answer, request_id: str) -> AnswerJson:
     )
 
 
-def piece_json(text: str) -> PieceJson:
-    if not isinstance(text, ViewText):
-        return PieceJson(text=text)
-    result = RESULT.validate_python(text.view.result)
-    return PieceJson(text=text, view=text.view.box, result=result)
+def piece_json(piece: Piece) -> PieceJson:
+    if piece.view is None:
+        return PieceJson(text=piece.text)
+    result = RESULT.validate_python(piece.view.result)
+    return PieceJson(text=piece.text, view=piece.view.box, result=result)
 
 
 def comparison_json(comparison: Comparison, request_id: str) -> ComparisonJson:

@@ -11,9 +11,9 @@ from service.analysis.execution import analyze
 from service.errors import InvalidRequest, UnsupportedTask
 from service.inference.core import Core
 from service.inference.listings import model_json
+from service.inference.prediction import Piece
 from service.inference.proofs import served_proofs
 from service.inference.served_models import ServedModels
-from service.inference.tiled_answers import ViewText
 from service.settings import SettingsError
 from tasks.results import DetectionsResult
 from tasks.scores import Calibration, calibration_key
@@ -130,10 +130,10 @@ def test_objects_that_are_not_proved_are_not_streamed(tmp_path: Path) -> None:
 
     async def views(**more: Any) -> list[bool]:
         events = core.stream(picture(), tiled | more, context())
-        return [isinstance(event, ViewText) async for event in events]
+        return [event.view is not None async for event in events if isinstance(event, Piece)]
 
-    assert run(views()) == [True, True, True, False]
-    assert run(views(min_precision=0.9)) == [False] * 4
+    assert run(views()) == [True] * 3
+    assert run(views(min_precision=0.9)) == [False] * 3
 
 
 def test_a_step_about_the_boxes_of_another_cannot_be_proved(tmp_path: Path) -> None:

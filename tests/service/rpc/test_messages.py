@@ -6,9 +6,8 @@ from google.protobuf.json_format import MessageToDict
 
 from service.errors import InvalidRequest
 from service.inference.core import Comparison
-from service.inference.prediction import TilesSummary
+from service.inference.prediction import Piece, TilesSummary
 from service.inference.request_fields import PredictFields, parse_fields
-from service.inference.tiled_answers import ViewText
 from service.rpc.messages import (
     answer_message,
     comparison_message,
@@ -128,10 +127,8 @@ def test_tiles_are_those_of_the_json() -> None:
 
 
 def test_the_text_about_a_view_has_its_objects() -> None:
-    text = ViewText.of(
-        "a", View((1, 2, 30, 40), DetectionsResult((Detection(BOX, "a", 0.5),), True))
-    )
-    event = event_message(text, "id-1")
+    found = DetectionsResult((Detection(BOX, "a", 0.5),), True)
+    event = event_message(Piece("a", View((1, 2, 30, 40), found)), "id-1")
     assert event.WhichOneof("event") == "text"
     assert MessageToDict(event) == {
         "text": "a",
@@ -140,7 +137,7 @@ def test_the_text_about_a_view_has_its_objects() -> None:
             "detections": {"detections": [{"box": BOX_MESSAGE, "label": "a", "score": 0.5}]},
         },
     }
-    assert not event_message("a", "id-1").HasField("view")
+    assert not event_message(Piece("a"), "id-1").HasField("view")
 
 
 def test_what_is_proved_is_that_of_the_json() -> None:
