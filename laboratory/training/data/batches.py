@@ -27,6 +27,7 @@ _BLUR_SHARE = 0.2
 _MAX_BLUR = 0.006  # radius as a share of the side
 _JPEG_SHARE = 0.3
 _JPEG_QUALITIES = (50, 95)
+_BY_TOKEN = ("answer_ids", "mentioned", "coordinates", "positions", "steps", "places")
 
 
 class Tensors:
@@ -55,7 +56,7 @@ class ImageBatch(Tensors):
 
 @dataclass(slots=True)
 class SequenceBatch(Tensors):
-    """Prompts and answers about the images of an `ImageBatch` (see `Example`)."""
+    """Prompts and answers about the images of an `ImageBatch` (see `Example`), by answer length."""
 
     image_index: Tensor  # (Q,) index of the image
     prompt_ids: Tensor  # (Q, S)
@@ -67,6 +68,18 @@ class SequenceBatch(Tensors):
     steps: Tensor  # (Q, T)
     places: Tensor  # (Q, T)
     ranks: Tensor  # (Q, N)
+
+    def groups(self, num: int) -> list["SequenceBatch"]:
+        """Return `num` batches of neighbours, each padded to its own longest sequence."""
+        groups = []
+        for rows in torch.arange(len(self.ranks), device=self.ranks.device).chunk(num):
+            values = {each.name: getattr(self, each.name)[rows] for each in fields(self)}
+            num_tokens = int((values["answer_ids"] != NO_TOKEN).sum(dim=1).max())
+            for name in _BY_TOKEN:
+                values[name] = values[name][:, :num_tokens]
+            values["prompt_ids"] = values["prompt_ids"][:, : int(values["num_prompt"].max())]
+            groups.append(SequenceBatch(**values))
+        return groups
 
 
 def augmented_pixels(
@@ -112,18 +125,18 @@ def sequence_batch(
     rng: Generator,
 ) -> SequenceBatch:
     """Sample examples about each picture and pad them."""
-    indices = list[int]()
-    examples = list[Example]()
+    sampled = list[tuple[int, Example]]()
     for index, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
         own = make_examples(language, picture, target, weights, num_per_image, rng)
-        indices += [index] * len(own)
-        examples += own
+        sampled += [(index, example) for example in own]
+    sampled.sort(key=lambda each: len(each[1].answer_ids))
+    examples = [example for _, example in sampled]
 
     def padded(name: str, value: float = 0) -> Tensor:
         return pad_sequence([torch.from_numpy(getattr(e, name)) for e in examples], True, value)
 
     return SequenceBatch(
-        image_index=torch.tensor(indices),
+        image_index=torch.tensor([index for index, _ in sampled]),
         prompt_ids=pad_sequence([torch.tensor(e.prompt_ids) for e in examples], True, 0),
         num_prompt=torch.tensor([len(e.prompt_ids) for e in examples]),
         answer_ids=padded("answer_ids", NO_TOKEN),

@@ -209,10 +209,11 @@ class Florence2Trainee(Trainee):
             output_hidden_states=True,
         )
         return WrittenAnswers(
-            logits=decoded.last_hidden_state @ bart.shared.weight.T,
+            states=decoded.last_hidden_state,
             cell_states=encoded[:, self.num_pooled : num_image],
             writer_states=decoded.hidden_states[-2],
             attentions=[
-                layer[..., self.num_pooled : num_image] for layer in decoded.cross_attentions
+                layer[..., self.num_pooled : num_image].transpose(1, 2)
+                for layer in decoded.cross_attentions
             ],
         )

@@ -183,13 +183,11 @@ class PaliGemmaTrainee(Trainee):
         writers = (num_prefix[:, None] - 1 + steps).clamp(max=embeds.shape[1] - 1)  # (Q, T)
         rows = torch.arange(len(embeds), device=embeds.device)[:, None]
         return WrittenAnswers(
-            logits=hidden.last_hidden_state[rows, writers] @ self.embeddings.T,
+            states=hidden.last_hidden_state[rows, writers],
             cell_states=hidden.hidden_states[_MATCHING_LAYER][:, :num_cells],
             writer_states=hidden.hidden_states[-2][rows, writers],
             attentions=[
-                hidden.attentions[layer]
-                .transpose(1, 2)[rows, writers]
-                .transpose(1, 2)[..., :num_cells]
+                hidden.attentions[layer].transpose(1, 2)[rows, writers][..., :num_cells]
                 for layer in _WRITING_LAYERS
             ],
         )

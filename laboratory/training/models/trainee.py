@@ -6,13 +6,14 @@ D head size, C hidden, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface, GenerationConfig, PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -26,6 +27,7 @@ _Tokenizer: Any = PreTrainedTokenizerFast  # transformers' classes have no types
 _GenerationConfig: Any = GenerationConfig
 
 TRAINING_ATTENTION = "diptych_training"
+_NUM_GROUPS = 4  # of a batch's sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,10 @@ class WrittenAnswers:
     The writer of a token is the decoder position that predicts it.
     """
 
-    logits: Tensor  # (Q, T, V)
+    states: Tensor  # (Q, T, C) of each token's writer, which give its logits
     cell_states: Tensor  # (Q, N, C) of the cells, after attention to the prompt
     writer_states: Tensor  # (Q, T, C) of each token's writer, before the last layer
-    attentions: list[Tensor]  # some layers' (Q, A, T, N): from each token's writer to the cells
+    attentions: list[Tensor]  # some layers' (Q, T, A, N): from each token's writer to the cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +119,36 @@ class Trainee(nn.Module, ABC):
         """Return the image tokens of the cells (B, N, C)."""
         return image_features[:, self.num_pooled :]
 
+    def write_by_length(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
+        """Run `write` on groups of a batch sorted by length; `image_features` are per image.
+
+        One long answer among short ones would make most of the decoder's input padding.
+        """
+        written = [
+            self.write(image_features[group.image_index], group)
+            for group in batch.groups(_NUM_GROUPS)
+        ]
+        layers = zip(*(each.attentions for each in written), strict=True)
+        return WrittenAnswers(
+            states=_joined([each.states for each in written]),
+            cell_states=_joined([each.cell_states for each in written]),
+            writer_states=_joined([each.writer_states for each in written]),
+            attentions=[_joined(layer) for layer in layers],
+        )
+
     @abstractmethod
     def write(self, image_features: Tensor, batch: SequenceBatch) -> WrittenAnswers:
         """Run the model over images, prompts and answers; `image_features` are per sequence."""
+
+
+def _joined(groups: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors (Q, T, …), padded to the largest T."""
+    longest = max(group.shape[1] for group in groups)
+    padded = []
+    for group in groups:
+        after_last = (0, 0) * (group.ndim - 2)
+        padded.append(pad(group, (*after_last, 0, longest - group.shape[1])))
+    return torch.cat(padded)
 
 
 def untrained(model_class: Any, config: Any, rules: Mapping[str, Any], max_new_tokens: int) -> Any:

@@ -3,15 +3,17 @@
     for step: scenes -> image batch (and sequences) -> losses -> gradients -> Muon and Adam
 
 The encoder is trained alone on cell targets first, then the whole model on answers. A stopped run
-resumes from its folder; its scenes depend only on the step's number.
+resumes from its folder; its scenes depend only on the step's number. A second thread draws the next
+step's scenes.
 """
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from numpy.random import Generator, default_rng
+from numpy.random import default_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -22,7 +24,7 @@ from laboratory.training.data.batches import (
     image_batch,
     sequence_batch,
 )
-from laboratory.training.data.cell_targets import CellTargets, cell_targets
+from laboratory.training.data.cell_targets import cell_targets
 from laboratory.training.data.pictures import Picture
 from laboratory.training.data.worlds import Kind, World
 from laboratory.training.models.trainee import FamilyParts, WrittenAnswers
@@ -46,11 +48,17 @@ _SHOWN_MEASURES = (": exact", ": f1_at_50", ": f1_at_75", ": mask_iou", ": empty
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """The pictures of one step with their targets, images and features."""
+class _StepData:
+    """The scenes of one step, and questions about them after the encoder stage."""
 
-    pictures: list[Picture]
-    targets: list[CellTargets]
+    images: ImageBatch
+    sequences: SequenceBatch | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """The images of one step with their features."""
+
     images: ImageBatch
     features: Tensor  # (B, all image tokens, C)
     locations: Tensor  # (G, C) embeddings of locations at multiples of `GRID_STEP_PX`
@@ -76,10 +84,16 @@ class Training:
         modules = self._modules
         self.step = self.folder.restore(modules, self.optimizers)
         last = last_step or self.recipe.num_steps
-        with tqdm(total=last, initial=self.step, unit="step", smoothing=0.05) as bar:
+        with (
+            tqdm(total=last, initial=self.step, unit="step", smoothing=0.05) as bar,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            data = self._read(self.step)
             while self.step < last:
                 start_s = time.monotonic()
-                figures = self._take_step()
+                next_data = thread.submit(self._read, self.step + 1)
+                figures = self._take_step(data)
+                data = next_data.result()  # before a validation, which draws scenes too
                 self.step += 1
                 bar.update()
                 if self.step % _LOGGED_EVERY == 0:
@@ -122,7 +136,7 @@ class Training:
             self.folder.log({"step": self.step, **figures})
             tqdm.write(f"step {self.step}: {shown}")
 
-    def _take_step(self) -> dict[str, float]:
+    def _take_step(self, data: _StepData) -> dict[str, float]:
         recipe = self.recipe
         stage = recipe.stage_of(self.step)
         cosine = cosine_factor(stage.progress(self.step), recipe.flat_share, recipe.final_rate)
@@ -131,69 +145,73 @@ class Training:
         vision_factor = 1.0 if stage.name == "encoder" else recipe.joint_vision_factor
         set_rates(self.optimizers, factor, {"vision": vision_factor})
         with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
-            losses = self._losses(stage)
+            losses = self._losses(stage, data)
         loss = torch.stack(list(losses.values())).sum()
         descend(loss, self._modules, self.optimizers, recipe.max_gradient_norm)
         return {"loss": loss.item(), "rate": factor} | {
             name: value.item() for name, value in losses.items()
         }
 
-    def _losses(self, stage: Stage) -> dict[str, Tensor]:
-        """Return the weighted losses of this step's scenes."""
+    def _read(self, step: int) -> _StepData:
+        """Draw the scenes of a step, and the questions about them."""
         recipe = self.recipe
-        if stage.name == "encoder":
-            rng = default_rng((self.step * recipe.encoder_images, 2))
-            sampled = self._sample(
-                self.step * recipe.encoder_images,
-                recipe.encoder_images,
-                Kind(is_encoder=True),
-                rng,
-            )
-            return self._image_losses(sampled, recipe.first_sigma)
-        first_seed = _JOINT_FIRST_SEED + (self.step - recipe.encoder_steps) * recipe.joint_images
-        rng = default_rng((first_seed, 2))
-        is_refining = stage.name == "refining"
-        progress = 1.0 if is_refining else stage.progress(self.step)
-        kind = Kind(min(1.0, progress / recipe.full_difficulty_share))
-        sampled = self._sample(first_seed, recipe.joint_images, kind, rng)
-        weights = recipe.refining_weights if is_refining else recipe.weights
-        batch = sequence_batch(
-            self.parts.language,
-            sampled.pictures,
-            sampled.targets,
-            weights,
-            recipe.sequences_per_image,
-            rng,
-        )
-        batch.to(self.device)
-        sigma = recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
-        written = self.parts.trainee.write(sampled.features[batch.image_index], batch)
-        plain, location = answer_loss(written.logits, batch, self._location_ids, sigma)
-        attention = attention_loss(written.attentions, batch) * recipe.attention_weight
-        losses = {"plain": plain, "location": location, "attention": attention}
-        if not is_refining:
-            losses |= self._auxiliary_losses(sampled, written, batch, sigma)
-        return losses
-
-    def _sample(self, first_seed: int, num: int, kind: Kind, rng: Generator) -> _Sample:
-        """Sample pictures and compute their image features."""
         trainee = self.parts.trainee
+        stage = recipe.stage_of(step)
+        is_encoder = stage.name == "encoder"
+        if is_encoder:
+            num = recipe.encoder_images
+            first_seed = step * num
+            kind = Kind(is_encoder=True)
+        else:
+            num = recipe.joint_images
+            first_seed = _JOINT_FIRST_SEED + (step - recipe.encoder_steps) * num
+            kind = Kind(min(1.0, self._progress(step) / recipe.full_difficulty_share))
+        rng = default_rng((first_seed, 2))
         pictures = self.world.pictures(first_seed, num, kind)
         targets = [cell_targets(picture, trainee.size.grid) for picture in pictures]
         images = image_batch(pictures, targets, rng, trainee.size.image_px, self.world.sizes_px)
-        images.to(self.device)
-        locations = trainee.embeddings[self._location_ids[grid_bins(trainee.bins_per_px)]]
-        features = trainee.image_features(images.pixels)
-        return _Sample(pictures, targets, images, features, locations)
+        if is_encoder:
+            return _StepData(images, None)
+        weights = recipe.refining_weights if stage.name == "refining" else recipe.weights
+        per_image = recipe.sequences_per_image
+        sequences = sequence_batch(self.parts.language, pictures, targets, weights, per_image, rng)
+        return _StepData(images, sequences)
 
-    def _image_losses(self, sampled: _Sample, sigma: float) -> dict[str, Tensor]:
+    def _progress(self, step: int) -> float:
+        """Return the progress of the joint stage, 0 before and 1 after it."""
+        return min(1.0, max(0.0, self.recipe.stages[1].progress(step)))
+
+    def _losses(self, stage: Stage, data: _StepData) -> dict[str, Tensor]:
+        """Return the weighted losses of a step."""
+        recipe = self.recipe
+        trainee = self.parts.trainee
+        data.images.to(self.device)
+        progress = self._progress(self.step)
+        sigma = recipe.first_sigma + (recipe.final_sigma - recipe.first_sigma) * progress
+        locations = trainee.embeddings[self._location_ids[grid_bins(trainee.bins_per_px)]]
+        sampled = _Features(data.images, trainee.image_features(data.images.pixels), locations)
+        batch = data.sequences
+        if batch is None:
+            return self._image_losses(sampled, sigma)
+        batch.to(self.device)
+        written = trainee.write_by_length(sampled.features, batch)
+        plain, location = answer_loss(
+            written.states, trainee.embeddings, batch, self._location_ids, sigma
+        )
+        attention = attention_loss(written.attentions, batch) * recipe.attention_weight
+        losses = {"plain": plain, "location": location, "attention": attention}
+        if stage.name != "refining":
+            losses |= self._auxiliary_losses(sampled, written, batch, sigma)
+        return losses
+
+    def _image_losses(self, sampled: _Features, sigma: float) -> dict[str, Tensor]:
         """Return the losses of cell targets predicted from image features."""
         return self.heads.image_losses(
             self.parts.trainee.cells(sampled.features), sampled.images, sampled.locations, sigma
         )
 
     def _auxiliary_losses(
-        self, sampled: _Sample, written: WrittenAnswers, batch: SequenceBatch, sigma: float
+        self, sampled: _Features, written: WrittenAnswers, batch: SequenceBatch, sigma: float
     ) -> dict[str, Tensor]:
         """Return the weighted losses of the auxiliary heads."""
         recipe = self.recipe
@@ -223,4 +241,6 @@ class Training:
             "language": [self.parts.trainee.language_model],
             "heads": [self.heads],
         }
-        return make_optimizers(parts, self.parts.trainee.embeddings, self.recipe.rates)
+        embeddings = self.parts.trainee.embeddings
+        muon_dtype = torch.bfloat16 if self.is_bfloat16 else torch.float32
+        return make_optimizers(parts, embeddings, self.recipe.rates, muon_dtype)

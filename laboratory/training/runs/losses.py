@@ -25,10 +25,11 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def answer_loss(
-    logits: Tensor, batch: SequenceBatch, location_ids: Tensor, sigma: float
+    states: Tensor, embeddings: Tensor, batch: SequenceBatch, location_ids: Tensor, sigma: float
 ) -> tuple[Tensor, Tensor]:
-    """Return mean losses of ordinary tokens and locations; `logits` (Q, T, V), ids (bins,).
+    """Return mean losses of ordinary tokens and locations; `states` (Q, T, C), ids (bins,).
 
+    Padding gets no logits, the largest tensors of a step: `embeddings` (V, C) are the output head.
     A location has a soft target over its neighbours on the grid, `sigma` steps wide. An answer is
     weighted by the square root of its length; otherwise polygons would dominate.
     """
@@ -36,9 +37,10 @@ def answer_loss(
     is_location = batch.steps > 0
     weights = is_token / is_token.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
     is_plain = is_token & ~is_location
-    plain = cross_entropy(logits[is_plain].float(), batch.answer_ids[is_plain], reduction="none")
+    logits = (states[is_plain] @ embeddings.T).float()
+    plain = cross_entropy(logits, batch.answer_ids[is_plain], reduction="none")
     spread = _spread_loss(
-        logits[is_location].float(),
+        (states[is_location] @ embeddings.T).float(),
         batch.positions[is_location],
         batch.steps[is_location],
         location_ids,
@@ -65,7 +67,7 @@ def _spread_loss(
 
 
 def attention_loss(attentions: list[Tensor], batch: SequenceBatch) -> Tensor:
-    """Return −log of the attention to mentioned cells; `attentions` (Q, A, T, N) per layer.
+    """Return −log of the attention to mentioned cells; `attentions` (Q, T, A, N) per layer.
 
     Each layer counts by its head with the most attention; in the last layer, coordinate c of a box
     counts by head c.
@@ -75,7 +77,7 @@ def attention_loss(attentions: list[Tensor], batch: SequenceBatch) -> Tensor:
     losses = []
     for index, attention in enumerate(attentions):
         cells = batch.mentioned[mentioned]  # (M, N)
-        mass = (attention.transpose(1, 2)[mentioned] * cells[:, None]).sum(dim=-1)  # (M, A)
+        mass = (attention[mentioned] * cells[:, None]).sum(dim=-1)  # (M, A)
         best = mass.amax(dim=-1)
         if index == len(attentions) - 1:
             own = mass.gather(1, coordinates.clamp(min=0)[:, None])[:, 0]

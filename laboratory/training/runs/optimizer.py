@@ -1,8 +1,8 @@
 """Muon for matrices and full convolutions, Adam for the rest.
 
 Muon: Keller Jordan et al., 2024, kellerjordan.github.io/posts/muon; coefficients of the
-Newton–Schulz step from there. torch.optim.Muon processes one matrix at a time in bfloat16, which is
-slow on CPUs without bfloat16; this one batches matrices of the same shape.
+Newton–Schulz step from there. torch.optim.Muon processes one matrix at a time, always in bfloat16;
+this one batches matrices of the same shape, and takes float32 on CPUs without bfloat16.
 """
 
 import math
@@ -30,10 +30,13 @@ class Rates:
 
 
 class Muon(Optimizer):
-    """SGD with Nesterov momentum whose updates are orthogonalised."""
+    """SGD with Nesterov momentum whose updates are orthogonalised, in `dtype`."""
 
-    def __init__(self, groups: Sequence[dict[str, object]]) -> None:
+    def __init__(
+        self, groups: Sequence[dict[str, object]], dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(groups, {"lr": 0.02})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -52,7 +55,7 @@ class Muon(Optimizer):
                     average = state.setdefault("average", torch.zeros_like(gradient))
                     average.lerp_(gradient, 1 - _MOMENTUM)
                     nesterov.append(gradient.lerp(average, _MOMENTUM).view(shape))
-                updates = orthogonalized(torch.stack(nesterov))
+                updates = orthogonalized(torch.stack(nesterov).to(self._dtype))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
@@ -66,7 +69,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     a, b, c = _COEFFICIENTS
     for _ in range(_NUM_ITERATIONS):
         square = x @ x.transpose(1, 2)
-        x = a * x + (b * square + c * square @ square) @ x
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     result: Tensor = x.transpose(1, 2) if is_tall else x
     return result
 
@@ -99,7 +103,10 @@ def descend(
 
 
 def make_optimizers(
-    parts: Mapping[str, Sequence[nn.Module]], embeddings: Tensor, rates: Rates
+    parts: Mapping[str, Sequence[nn.Module]],
+    embeddings: Tensor,
+    rates: Rates,
+    muon_dtype: torch.dtype = torch.float32,
 ) -> list[Optimizer]:
     """Return Muon and Adam for the modules of each part.
 
@@ -128,6 +135,6 @@ def make_optimizers(
         muon.append({"params": matrices, "top": rates.muon, "part": part})
         adam.append({"params": others, "top": rates.adam, "part": part})
     return [
-        Muon([group for group in muon if group["params"]]),
+        Muon([group for group in muon if group["params"]], muon_dtype),
         torch.optim.Adam(adam, betas=(0.9, 0.98)),
     ]

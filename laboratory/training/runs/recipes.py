@@ -126,7 +126,7 @@ _PALIGEMMA_LAST_WEIGHTS = _WEIGHTS | {
 }
 
 # Things: names and kinds, text of several lines, and outlines of any form. On one core of an AMD
-# EPYC with AVX-512, florence-2-things takes 1.5 s of processor time for an encoder step and 2.8 s
+# EPYC with AVX-512, florence-2-things takes 1.5 s of processor time for an encoder step and 2.5 s
 # for a joint one; paligemma-things takes 1.9 s, and 4.9 s for twelve images. The numbers of steps
 # are those of about 8 hours.
 _THING_WEIGHTS = _WEIGHTS | {

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from numpy.random import default_rng
 from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from laboratory.training.__main__ import make_training
+from laboratory.training.data.batches import NO_TOKEN, sequence_batch
+from laboratory.training.data.cell_targets import cell_targets
+from laboratory.training.data.worlds import Kind, shape_world
 from laboratory.training.runs.loop import Training
 from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
 from tests.support.catalog import MASK_DECODER_FILE
@@ -120,6 +124,27 @@ def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_pat
     refined.run()
     assert refined.step == 6
     assert any(not torch.equal(value, stored[name]) for name, value in weights(refined).items())
+
+
+@torch.no_grad()
+def test_answers_written_in_groups_equal_those_of_one_batch(model_id: str, tmp_path: Path) -> None:
+    parts = make_training(model_id, tmp_path, "cpu", seed=0).parts
+    trainee = parts.trainee
+    pictures = shape_world().pictures(0, 2, Kind())
+    targets = [cell_targets(picture, trainee.size.grid) for picture in pictures]
+    batch = sequence_batch(parts.language, pictures, targets, {}, 4, default_rng(0))
+    side_px = trainee.size.image_px
+    features = trainee.image_features(torch.zeros(2, side_px, side_px, 3, dtype=torch.uint8))
+    whole = trainee.write(features[batch.image_index], batch)
+    grouped = trainee.write_by_length(features, batch)
+    is_token = batch.answer_ids != NO_TOKEN
+    expected = [whole.states, whole.writer_states, *whole.attentions]
+    found = [grouped.states, grouped.writer_states, *grouped.attentions]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours[is_token], theirs[is_token], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(grouped.cell_states, whole.cell_states, rtol=1e-3, atol=1e-4)
+    num_padded = [group.answer_ids.numel() for group in batch.groups(4)]
+    assert sum(num_padded) < batch.answer_ids.numel()
 
 
 def test_a_run_keeps_its_vocabulary(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -28,11 +29,12 @@ def test_every_parameter_has_exactly_one_optimizer() -> None:
     assert not set(by_muon) & set(by_adam)
 
 
-def test_muon_fits_a_matrix() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_fits_a_matrix(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(8, 8, bias=False)
     target = torch.randn(8, 8)
-    muon, _ = make_optimizers({"language": [layer]}, nn.Embedding(1, 1).weight, Rates())
+    muon, _ = make_optimizers({"language": [layer]}, nn.Embedding(1, 1).weight, Rates(), dtype)
     for step in range(200):
         muon.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
         loss = (layer.weight - target).square().mean()
