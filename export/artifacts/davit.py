@@ -13,14 +13,17 @@ processor time that no other core shared. Here:
     q, k, v         three products instead of one that is split
     for one image   window attention is ONNX Runtime's operator, and the products of channel
                     attention have no batch axis, so that ONNX Runtime merges their transposes with
-                    them (matmul_transpose_fusion.cc)
+                    them (matmul_transpose_fusion.cc). Patch embeddings are products, which the
+                    export quantises, unlike a convolution
 
 Shapes: B batch, W windows, S tokens of a window, C hidden, A heads or groups, D head size.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -69,7 +72,7 @@ class TokenRowsDavit(nn.Module):
         """Return features (B, C, H, W) of the last stage."""
         features = pixel_values
         for embed, blocks in zip(self.tower.convs, self.tower.blocks, strict=True):
-            features = embed(features)
+            features = self._embed(embed, features)
             shape_chw = [int(side) for side in features.shape[1:]]
             rows = features.permute(0, 2, 3, 1).flatten(1, 2)
             for block in blocks:
@@ -77,6 +80,15 @@ class TokenRowsDavit(nn.Module):
                 rows = self._block(block.channel_block, rows, shape_chw)
             features = _to_images(rows, shape_chw)
         return BaseModelOutputWithPooling(last_hidden_state=features)
+
+    def _embed(self, embed: Any, images: Tensor) -> Tensor:
+        """Return the features (B, C, H, W) that a stage begins with."""
+        # Without a norm the images are pixels: 8 % of Florence-2-base's operations in embeddings.
+        if self.is_for_one_image and embed.pre_norm:
+            normed = embed.norm(images.permute(0, 2, 3, 1))
+            return _multiply_patches(embed.conv, normed).permute(0, 3, 1, 2)
+        features: Tensor = embed(images)
+        return features
 
     def _block(self, block: Any, rows: Tensor, shape_chw: list[int]) -> Tensor:
         rows = _convolve(block.conv1, rows, shape_chw)
@@ -140,6 +152,22 @@ def _convolve(conv: nn.Conv2d, rows: Tensor, shape_chw: list[int]) -> Tensor:
         images, conv.weight + _RESIDUAL, conv.bias, padding=1, groups=shape_chw[0]
     )
     return convolved.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _multiply_patches(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """Return the convolution of one image, (1, H, W, C), as a product of its patches."""
+    height, width, channels = (int(side) for side in images.shape[1:])
+    num_tokens = height * width
+    # A further row, of zeros, is the padding.
+    rows = torch.cat([images.flatten(1, 2), torch.zeros(1, 1, channels)], 1)
+    places = np.arange(num_tokens).reshape(height, width)
+    padded = np.pad(places, int(conv.padding[0]), constant_values=num_tokens)
+    stride = conv.stride[0]
+    patches = sliding_window_view(padded, conv.kernel_size)[::stride, ::stride]
+    values = rows.index_select(1, torch.from_numpy(patches.flatten()))
+    # Reshaped, not flattened: the trace folds it into a constant, as only constants are quantised.
+    weight = conv.weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1)
+    return functional.linear(values.view(1, *patches.shape[:2], -1), weight, conv.bias)
 
 
 def _to_images(rows: Tensor, shape_chw: list[int]) -> Tensor:

@@ -39,7 +39,7 @@ from wire.artifacts.manifest import (
 ROOT = Path(__file__).parents[2]
 CATALOG_FILE = ROOT / "models" / "catalog.yaml"
 PHOTOGRAPHS = ROOT / "models" / "photographs"
-EXPORT_FORMAT = 9  # increment when an export writes other files than before
+EXPORT_FORMAT = 10  # increment when an export writes other files than before
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LIBRARIES = (

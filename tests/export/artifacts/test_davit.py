@@ -60,9 +60,15 @@ def optimised_operators(file: Path, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
 
 
-@pytest.mark.parametrize(("precision", "num_transposes"), [("int8", 4), ("float32", 11)])
-def test_few_transposes_are_left(precision: Precision, num_transposes: int, tmp_path: Path) -> None:
-    """Transformers' form has 20 in a pair of a spatial and a channel block."""
+@pytest.mark.parametrize(
+    ("precision", "num_transposes", "num_embeddings"), [("int8", 4, 1), ("float32", 11, 4)]
+)
+def test_few_transposes_and_float_convolutions_are_left(
+    precision: Precision, num_transposes: int, num_embeddings: int, tmp_path: Path
+) -> None:
+    """Transformers' form has 20 transposes in a pair of a spatial and a channel block, which has 4
+    depthwise convolutions.
+    """
     make_encoders(
         CHECKPOINT,
         ImageInput((192, 192), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3),
@@ -72,6 +78,7 @@ def test_few_transposes_are_left(precision: Precision, num_transposes: int, tmp_
     operators = optimised_operators(tmp_path / vision_encoder_file(precision), tmp_path)
     num_blocks = sum(load_vision_model(CHECKPOINT).config.vision_config.depths)
     assert 0 < operators["Transpose"] <= num_transposes * num_blocks
+    assert operators["Conv"] == 4 * num_blocks + num_embeddings
     assert operators["Split"] == 0
     assert operators["MultiHeadAttention"] == (num_blocks if precision == "int8" else 0)
     assert {path.name for path in tmp_path.glob("vision*")} == {
