@@ -37,7 +37,8 @@ _OPTIONS = [
     # with growing windows 0.2 s.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_allowed_incoming_connections", 1_000),
-    ("grpc.max_connection_idle_ms", 300_000),
+    # A client's new connection may go to another gateway; calls in flight end on the old one.
+    ("grpc.max_connection_age_ms", 60_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
 ]
 

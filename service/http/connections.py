@@ -2,6 +2,10 @@
 
 It is uvicorn 0.54's protocol over httptools, which has none of them. A request's deadline covers
 its body, and uvicorn's keep-alive timeout an idle connection.
+
+Gateways that share a port accept by chance: one may get all connections of a burst. A gateway with
+too many more than another closes the connection of a request after the answer (`Connection:
+close`), until the clients' new connections are shared.
 """
 
 import asyncio
@@ -10,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_MAX_RATIO = 1.5  # between the connections of two gateways, beyond one
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,8 @@ class BoundedConnection(HttpToolsProtocol):
     """One connection, within the `limits` of its subclass."""
 
     limits: ClassVar[ConnectionLimits]
+    num_of_gateway: ClassVar["memoryview[int]"]
+    gateway: ClassVar[int]
     _num_of_address: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -39,6 +47,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.num_of_gateway[self.gateway] = len(self.connections)
         self._address = self.client[0] if self.client else ""
         self._num_of_address[self._address] += 1
         is_over = self._num_of_address[self._address] > self.limits.max_connections_per_address
@@ -53,6 +62,7 @@ class BoundedConnection(HttpToolsProtocol):
         if not self._num_of_address[self._address]:
             del self._num_of_address[self._address]
         super().connection_lost(exc)
+        self.num_of_gateway[self.gateway] = len(self.connections)
 
     def data_received(self, data: bytes) -> None:
         self._num_pending_bytes += len(data)
@@ -90,6 +100,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_in_message = True
         self._num_pending_bytes = 0
         super().on_headers_complete()
+        if self.cycle and len(self.connections) > 1 + _MAX_RATIO * min(self.num_of_gateway):
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._num_pending_bytes = 0
@@ -123,12 +135,20 @@ class BoundedConnection(HttpToolsProtocol):
             self._start_timer()
 
 
-def bounded_connection(connection_limits: ConnectionLimits) -> type[BoundedConnection]:
-    """Return the protocol with these limits, for uvicorn."""
+def bounded_connection(
+    connection_limits: ConnectionLimits, num_connections: "memoryview[int]", number: int
+) -> type[BoundedConnection]:
+    """Return the protocol with these limits, for uvicorn in gateway `number`.
+
+    `num_connections` of each gateway of the port is in memory that all of them share.
+    """
+    num_connections[number] = 0  # a killed process leaves its number
 
     class Limited(BoundedConnection):
         """A connection within the limits."""
 
         limits = connection_limits
+        num_of_gateway = num_connections
+        gateway = number
 
     return Limited

@@ -1,7 +1,7 @@
 """Decoding in a process, for images that take long: killed when no request needs it.
 
 A thread could not be stopped, and its memory would be the gateway's. The process starts for one
-image in about a tenth of a second (`service/images/decoding_program.py`), has the lowest priority
+image in about a tenth of a second (`service/images/decoding_program.py`), has a low priority
 and a sandbox, and dies with the gateway. The gateway's environment may have secrets: the process
 does not get it.
 """

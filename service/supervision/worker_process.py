@@ -8,6 +8,7 @@ do not survive a fork. Arguments and environment are those of a worker of `bento
 
 import logging
 import math
+import mmap
 import os
 import signal
 import socket
@@ -38,6 +39,8 @@ REFUSALS = (SettingsError, CatalogError, ArtifactError)  # each names what to fi
 _SHORT_LIFE_S = 5.0  # a process that ends sooner is restarted after a pause
 _PAUSE_S = 1.0
 BACKLOG = 2048
+# one number for each gateway; the supervisor's forks share them
+_NUM_CONNECTIONS = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,8 @@ def _serve(part: str, name: str, listener: int, options: Sequence[str]) -> None:
         from service.http.connections import ConnectionLimits, bounded_connection
 
         limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
-        protocol = bounded_connection(limits)
+        shared = _NUM_CONNECTIONS[: values.gateway_workers]
+        protocol = bounded_connection(limits, shared, int(name.rpartition("-")[2]))
     run_worker("service.gateway:Gateway", part, listener, options, protocol)
 
 

@@ -15,7 +15,7 @@ def test_a_predict_crosses_few_rooms() -> None:
 
 def test_a_call_crosses_few_rooms_of_the_runner(exported: ModelStore) -> None:
     """Numbers of `--runner`, and some functions that are called only now and then."""
-    run = exported.python("-m", "tests.support.request_path", "--runner")
+    run = exported.forked("-m", "tests.support.request_path", "--runner")
     num_files, num_functions, _ = map(int, re.findall(r"\d+", run.stdout))
     assert num_files <= 38, run.stderr
     assert num_functions <= 165

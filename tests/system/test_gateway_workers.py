@@ -43,6 +43,7 @@ ADAPTER = "first"
 SETTINGS = {"DIPTYCH_MODELS": MODEL, "DIPTYCH_GATEWAY_WORKERS": "2"}
 FORM = {"task": "captioning", "model": MODEL}
 NUM_CONNECTIONS = 24  # all in one of two processes by chance: 1 in 8 million
+NUM_CLIENTS = 4
 NUM_STREAMS = 12
 STOP_S = 60
 
@@ -87,12 +88,17 @@ def num_listening(service: RunningService) -> int:
 
 def num_connections(service: RunningService, address: str) -> list[int]:
     """Return the number of clients' connections to a port in each gateway."""
+    return [len(clients) for clients in clients_of_gateways(service, address)]
+
+
+def clients_of_gateways(service: RunningService, address: str) -> list[set[int]]:
+    """Return the ports of clients that are connected to a port of each gateway."""
     port = int(address.rpartition(":")[2])
-    counts: list[int] = []
+    ports: list[set[int]] = []
     for gateway in gateways(service):
         found = [each for each in gateway.net_connections("tcp") if each.laddr.port == port]
-        counts.append(sum(each.status == psutil.CONN_ESTABLISHED for each in found))
-    return counts
+        ports.append({each.raddr.port for each in found if each.status == psutil.CONN_ESTABLISHED})
+    return ports
 
 
 def ask(service: RunningService) -> httpx.Response:
@@ -115,6 +121,35 @@ def test_connections_of_both_ports_go_to_both_processes(service: RunningService)
     print(f"connections of each process: REST {rest}, gRPC {rpc}")
     assert min(rest) > 0
     assert min(rpc) > 0
+
+
+def test_few_clients_spread_over_both_processes(service: RunningService) -> None:
+    """A connection is closed after its answer while the other process has too few."""
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(httpx.Client(base_url=service.url)) for _ in range(NUM_CLIENTS)
+        ]
+
+        def are_spread() -> bool:
+            assert all(client.get("/v1/models").is_success for client in clients)
+            return min(num_connections(service, service.url)) == NUM_CLIENTS // 2
+
+        wait_until(are_spread)
+
+
+@pytest.mark.long
+def test_a_connection_of_grpc_is_replaced_after_a_minute_without_a_lost_call(
+    service: RunningService,
+) -> None:
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        stub: Any = VisionStub(channel)
+
+        def clients() -> set[int]:
+            stub.ListModels(pb.ListModelsRequest(), timeout=STOP_S)
+            return set().union(*clients_of_gateways(service, service.grpc_address))
+
+        first = clients()
+        wait_until(lambda: first.isdisjoint(clients()), timeout_s=90, pause_s=0.2)
 
 
 def test_both_processes_list_the_adapters_that_were_there_at_the_start(

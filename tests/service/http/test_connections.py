@@ -2,6 +2,7 @@
 
 import socket
 import time
+from array import array
 from collections.abc import Iterator
 
 import httpx
@@ -14,11 +15,13 @@ from starlette.routing import Route
 from service.http.connections import ConnectionLimits, bounded_connection
 from tests.support.connections import answer_to, is_closed
 from tests.support.served_app import ServedApp, serving_app
+from tests.support.waiting import wait_until
 
 TIMEOUT_S = 0.4
 LIMITS = ConnectionLimits(
     max_connections=8, max_connections_per_address=5, head_timeout_s=TIMEOUT_S
 )
+GATEWAYS = memoryview(array("I", [0, 0]))  # their connections
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
 
 
@@ -30,13 +33,18 @@ async def refuse(_request: Request) -> Response:
     return PlainTextResponse("no", 429)
 
 
+@pytest.fixture(autouse=True)
+def other_gateway() -> None:
+    GATEWAYS[1] = 8
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[ServedApp]:
     routes = [
         Route("/", length, methods=["GET", "POST"]),
         Route("/refuse", refuse, methods=["POST"]),
     ]
-    with serving_app(Starlette(routes=routes), bounded_connection(LIMITS)) as app:
+    with serving_app(Starlette(routes=routes), bounded_connection(LIMITS, GATEWAYS, 0)) as app:
         yield app
 
 
@@ -99,6 +107,20 @@ def test_slow_body_and_slow_client_are_served(served: ServedApp) -> None:
             time.sleep(TIMEOUT_S / 2)
             connection.sendall(b"a")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(("num_of_other", "is_kept"), [(0, False), (1, True)])
+def test_a_connection_too_many_is_closed_after_its_answer(
+    served: ServedApp, num_of_other: int, is_kept: bool
+) -> None:
+    wait_until(lambda: GATEWAYS[0] == 0)
+    with connect(served), connect(served) as second:
+        wait_until(lambda: GATEWAYS[0] == 2)
+        GATEWAYS[1] = num_of_other
+        second.sendall(HEAD + b"\r\n")
+        answer = second.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert (b"connection: close" not in answer) == is_kept
 
 
 MOST_READ_BYTES = 16_000  # what is sent beyond may meet a closed connection, and the answer is lost

@@ -27,6 +27,8 @@ from tests.support.waiting import wait_until
 
 LIMITS = ImageLimits(200_000_000)
 SLOW = repeated_scans((5000, 5000), 100)  # some seconds
+# 0.3 s of a low priority
+HEAVY = repeated_scans((5000, 5000), 10)
 QUICK = encoded(colour_steps(), "PNG")
 
 
@@ -148,7 +150,7 @@ def test_requests_for_one_file_share_its_decoding_and_each_can_leave_it() -> Non
         images = ImageDecoder(LIMITS, 4)
         manifest = served(FLORENCE).manifest
         first, second = [
-            asyncio.ensure_future((await opened(SLOW, images)).pixels(manifest)) for _ in range(2)
+            asyncio.ensure_future((await opened(HEAVY, images)).pixels(manifest)) for _ in range(2)
         ]
         await decoder()
         first.cancel()
@@ -226,7 +228,7 @@ def test_a_decoder_ends_with_its_parent() -> None:
         os._exit(1)
     try:
         # set behind the guard
-        wait_until(lambda: [each for each in image_decoders(parent) if each.nice() == 19])
+        wait_until(lambda: [each for each in image_decoders(parent) if each.nice() == 10])
         started = image_decoders(parent)
     finally:
         os.kill(parent, signal.SIGKILL)
