@@ -37,9 +37,14 @@ _OPTIONS = [
     # with growing windows 0.2 s.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_allowed_incoming_connections", 1_000),
-    # A client's new connection may go to another gateway; calls in flight end on the old one.
-    ("grpc.max_connection_age_ms", 60_000),
+    ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
+]
+_ONE_GATEWAY = [("grpc.so_reuseport", 0)]  # a port in use is an error
+_SEVERAL_GATEWAYS = [
+    ("grpc.so_reuseport", 1),
+    # A client's next connection may go to another gateway; calls in flight end on the old one.
+    ("grpc.max_connection_age_ms", 60_000),
 ]
 
 
@@ -94,8 +99,7 @@ class GrpcServer:
         options = [
             *_OPTIONS,
             ("grpc.max_receive_message_length", max_message_bytes),
-            # else a port in use is an error
-            ("grpc.so_reuseport", int(self._settings.gateway_workers > 1)),
+            *(_SEVERAL_GATEWAYS if self._settings.gateway_workers > 1 else _ONE_GATEWAY),
         ]
         self._server = grpc.aio.server(interceptors=[ReadOnDemand(_SERVICES)], options=options)
         arguments = (self._core, self._api_keys, self._settings)
