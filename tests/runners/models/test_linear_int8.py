@@ -23,9 +23,11 @@ def states() -> torch.Tensor:
 def reference_product(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """The product of plainly rounded integers, in float64."""
     integers, scales = quantize_rows(weight, max_weight())
-    row_scales = states.double().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    rounded = (states.double() / row_scales + 0.5).floor()
-    return rounded @ integers.double().T * scales.double() * row_scales
+    least, most = states.double().aminmax(dim=-1, keepdim=True)
+    row_scales = (most - least).clamp_min(1e-30) / 255
+    rounded = ((states.double() - least) / row_scales + 0.5).floor()
+    quantized = rounded * row_scales + least
+    return quantized @ integers.double().T * scales.double()
 
 
 def test_the_product_equals_that_of_the_quantized_numbers(
@@ -35,8 +37,9 @@ def test_the_product_equals_that_of_the_quantized_numbers(
     expected = reference_product(weight, states)
     # A state halfway between two integers may round either way in float32: one step of one weight.
     one_step = states.abs().amax(-1, keepdim=True) / 127 * weight.abs().max()
-    assert ((product - expected).abs() <= one_step + EXACT * expected.abs()).all()
-    assert torch.isclose(product.double(), expected, rtol=1e-5, atol=0).float().mean() > 0.95
+    difference = (product - expected).abs()
+    assert (difference <= one_step + EXACT * expected.abs()).all()
+    assert (difference <= 1e-3 * one_step + EXACT * expected.abs()).float().mean() > 0.95
 
 
 def test_it_is_close_to_float32(weight: torch.Tensor, states: torch.Tensor) -> None:
