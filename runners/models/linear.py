@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 # Rows x weights: below this, oneDNN's call takes longer than MKL's product; measured at 63dee10.
 _FEW_PRODUCTS = 400_000
@@ -113,16 +113,15 @@ class Int8Linear:
     def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
         """Quantize a float32 matrix (out, in)."""
         integers, scales = quantize_rows(weight, max_weight())
-        packed = _onednn.qlinear_prepack(pad(integers, (0, _ROW_END)), None)
-        sums = integers.sum(dim=-1) * scales
-        return cls(packed, scales, torch.zeros(len(scales), dtype=torch.int32), sums, bias)
+        packed = _onednn.qlinear_prepack(integers, None)
+        zero_points = torch.zeros(len(scales), dtype=torch.int32)
+        ones = torch.ones(1, integers.shape[1], dtype=torch.uint8)
+        sums = _integer_product(ones, packed, scales, zero_points)[0]
+        return cls(packed, scales, zero_points, sums, bias)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         quantized = _quantize(hidden_states)  # (…, in + 8)
-        product: Tensor = _onednn.qlinear_pointwise.default(
-            *(quantized, 1.0, 0, self.packed, self.scales, self.zero_points, None),
-            *(1.0, 0, torch.float32, "none", [], ""),
-        )
+        product = _integer_product(quantized, self.packed, self.scales, self.zero_points)
         row_ends = quantized.view(torch.float32)
         num_floats = row_ends.shape[-1]
         scale = row_ends.narrow(-1, num_floats - 2, 1)
@@ -131,14 +130,27 @@ class Int8Linear:
         return product if self.bias is None else product.add_(self.bias)
 
 
+def _integer_product(
+    quantized: Tensor, packed: Tensor, scales: Tensor, zero_points: Tensor
+) -> Tensor:
+    product: Tensor = _onednn.qlinear_pointwise.default(
+        *(quantized, 1.0, 0, packed, scales, zero_points, None),
+        *(1.0, 0, torch.float32, "none", [], ""),
+    )
+    return product
+
+
 def quantize_rows(weight: Tensor, max_weight: int) -> tuple[Tensor, Tensor]:
-    """Return integers (out, in) within ± `max_weight`, and the scale of each row (out,)."""
-    integers = torch.empty(weight.shape, dtype=torch.int8)
+    """Return integers (out, in + 8) within ± `max_weight`, the last 8 of a row zero, and the scale
+    of each row (out,).
+    """
+    num_inputs = weight.shape[1]
+    integers = torch.zeros(len(weight), num_inputs + _ROW_END, dtype=torch.int8)
     scales = torch.empty(len(weight))
     for start in range(0, len(weight), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         scales[block] = weight[block].abs().amax(dim=-1).clamp_min_(_MIN_SCALE) / max_weight
-        integers[block] = (weight[block] / scales[block, None]).round_()
+        integers[block, :num_inputs] = (weight[block] / scales[block, None]).round_()
     return integers, scales
 
 
