@@ -16,7 +16,8 @@ embeddings: one pass, where norm, division, rounding and conversion were four.
     states = scale (rows, 1) * integers (rows, in) + least (rows, 1)
 
 The integer product is exact and each row has its own scale: a sequence gets the same numbers in
-every batch, and a row of NaN stays alone. torch's quantized.linear_dynamic has one scale for all
+every batch, and a row of NaN stays alone. A single NaN of a row can be lost, but residuals keep it,
+and the next norm spreads it over its row. torch's quantized.linear_dynamic has one scale for all
 rows.
 """
 
