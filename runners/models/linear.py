@@ -16,8 +16,7 @@ embeddings: one pass, where norm, division, rounding and conversion were four.
     states = scale (rows, 1) * integers (rows, in) + least (rows, 1)
 
 The integer product is exact and each row has its own scale: a sequence gets the same numbers in
-every batch, and a row of NaN stays alone. A single NaN of a row can be lost, but residuals keep it,
-and the next norm spreads it over its row. torch's quantized.linear_dynamic has one scale for all
+every batch, and a NaN stays in its row. torch's quantized.linear_dynamic has one scale for all
 rows.
 """
 
@@ -127,7 +126,9 @@ class Int8Linear:
         num_floats = row_ends.shape[-1]
         scale = row_ends.narrow(-1, num_floats - 2, 1)
         least = row_ends.narrow(-1, num_floats - 1, 1)
-        product.mul_(scale).addcmul_(least, self.sums)
+        # NaN in a row with a NaN or infinity, which its integers would hide; else 0
+        failure = hidden_states.sum(dim=-1, keepdim=True).mul_(0.0)
+        product.mul_(scale).addcmul_(failure.add_(least), self.sums)
         return product if self.bias is None else product.add_(self.bias)
 
 

@@ -58,10 +58,14 @@ def test_a_row_gives_the_same_bits_in_every_batch(
         assert torch.equal(linear(row[None])[0], together[index])
 
 
-def test_nan_stays_in_its_row(weight: torch.Tensor, states: torch.Tensor) -> None:
+@pytest.mark.parametrize("where", [slice(None), 3])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_stays_in_its_row(
+    weight: torch.Tensor, states: torch.Tensor, value: float, where: slice | int
+) -> None:
     linear = Int8Linear.of(weight, None)
     poisoned = states.clone()
-    poisoned[1] = torch.nan
+    poisoned[1, where] = value
     output = linear(poisoned)
     clean = linear(states)
     assert output[1].isnan().all()
