@@ -28,6 +28,7 @@ from runners.options import (
     CUDA_RESERVE_BYTES,
     RunnerOptions,
     default_positions,
+    default_prefill_tokens,
     max_adapter_bytes,
     max_default_slots,
     slots_that_fit,
@@ -93,7 +94,10 @@ class DecoderWorker:
             num_slots = max_default_slots("cpu")
         elif not num_slots:
             num_slots = self.default_slots(torch.cuda.mem_get_info()[0])
-        limits = replace(options.limits, num_slots=num_slots)
+        max_prefill_tokens = options.limits.max_prefill_tokens or default_prefill_tokens(
+            device, manifest.hidden_size
+        )
+        limits = replace(options.limits, num_slots=num_slots, max_prefill_tokens=max_prefill_tokens)
         self._scheduler = Scheduler(self._decoder, manifest.model_id, limits)
         self._scheduler.start()
         features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)

@@ -15,6 +15,10 @@ _CPU_BATCH_SIZE = 2
 _CUDA_BATCH_SIZE = 16
 # Limit even if memory allows more: a step of more sequences only delays each of them.
 _CPU_SLOTS = 16
+_MAX_PREFILL_TOKENS = 4096
+# Tokens x hidden size on a CPU. Sequences of more work take as long one after the other, with steps
+# of the live ones between them; measured at 775d805f.
+_CPU_PREFILL = 800_000
 _MAX_CUDA_SLOTS = 64
 # Estimate: activations of a prefill, captured graphs, and memory that torch's allocator cannot use.
 CUDA_RESERVE_BYTES = 2_500_000_000
@@ -28,7 +32,8 @@ class SchedulerLimits:
     num_slots: int
     # queued sequences, and images queued or being encoded; above it, calls are refused
     max_waiting: int
-    # one prefill: image, prompt and padding; a single sequence may exceed it
+    # one prefill: image, prompt and padding; a single sequence may exceed it; 0: the default of the
+    # device
     max_prefill_tokens: int
     # maximum duration of one batch of images, or of one prefill and step
     stuck_after_s: float = 60.0
@@ -112,6 +117,12 @@ def default_positions(device: Device, num_image_tokens: int) -> int:
     0.87 GB.
     """
     return num_image_tokens + _CUDA_POSITIONS if device == "cuda" else 0
+
+
+def default_prefill_tokens(device: Device, hidden_size: int) -> int:
+    """Return the limit of the tokens of a prefill where none is set."""
+    own = _MAX_PREFILL_TOKENS if device == "cuda" else _CPU_PREFILL // hidden_size
+    return min(own, _MAX_PREFILL_TOKENS)
 
 
 def runner_name(model_id: str) -> str:

@@ -234,10 +234,11 @@ class GeneralSettings(BaseModel):
         256, ge=1, le=100_000, description="Maximum sequences queued for a decoder; more get 429."
     )
     decoder_max_prefill_tokens: int = Field(
-        4096,
-        ge=1,
+        0,
+        ge=0,
         le=1_000_000,
-        description="Maximum tokens (image and prompt) prefilled between two decoder steps.",
+        description="Maximum tokens (image and prompt) prefilled between two decoder steps; 0:"
+        " 4,096, on a CPU fewer for wide models: one sequence of a released one.",
     )
     decoder_threads: int = Field(
         0, ge=0, le=256, description="Threads of a decoder; 0: all cores, or 1 for a narrow model."

@@ -8,18 +8,18 @@ torch's own `linear` computes float32 products with MKL, which reaches at most h
 rate, and reorders bfloat16 weights at every call (measured at 63dee10). PackedLinear stores weights
 in the order that oneDNN's kernels read; its operators are those that torch's inductor uses when it
 freezes a model (torch 2.13, torch/_inductor/fx_passes/mkldnn_fusion.py). Int8Linear quantizes
-weights once, per output, and its input per row and call, by the operators of torch's export
-quantization (torch/ao/quantization/pt2e):
+weights once, per output, and its input per row and call. The product is that of torch's export
+quantization (torch/ao/quantization/pt2e). The input is quantized by the operator for tables of
+embeddings: one pass, where norm, division, rounding and conversion were four.
 
-    weight = scale (out, 1) * integers (out, in)        states = scale (rows, 1) * integers (rows,
-                                                        in)
+    weight = scale (out, 1) * integers (out, in)
+    states = scale (rows, 1) * integers (rows, in) + least (rows, 1)
 
 The integer product is exact and each row has its own scale: a sequence gets the same numbers in
 every batch, and a NaN stays in its row. torch's quantized.linear_dynamic has one scale for all
 rows.
 """
 
-import math
 import platform
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -31,14 +31,13 @@ from torch.nn.functional import linear
 # Rows x weights: below this, oneDNN's call takes longer than MKL's product; measured at 63dee10.
 _FEW_PRODUCTS = 400_000
 
-_ZERO_POINT = 128  # oneDNN's fast kernels take unsigned states
-_MAX_STATE = 127
-_ROUNDING = _ZERO_POINT + 0.5  # the conversion to uint8 truncates
 _MIN_SCALE = 1e-30  # keeps a row of zeros zero
+_ROW_END = 8  # bytes after a row's integers: its scale and its least, as float32
 _BLOCK_ROWS = 4096  # quantized at once, which avoids a second copy of a large matrix
 
 _mkldnn: Any = torch.ops.mkldnn
 _onednn: Any = torch.ops.onednn
+_quantize: Any = torch.ops.quantized.embedding_bag_byte_prepack.default
 
 
 class Linear(Protocol):
@@ -102,11 +101,12 @@ def _if_small(weight: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True, slots=True)
 class Int8Linear:
-    """A matrix of 8-bit integers, with float32 input and output."""
+    """A matrix of 8-bit integers, with float32 input and output; `in` is a multiple of 4."""
 
-    packed: Tensor  # weights in oneDNN's order
+    packed: Tensor  # (out, in + 8) in oneDNN's order; the end of a state's row meets zeros
     scales: Tensor  # (out,)
     zero_points: Tensor  # (out,) all 0
+    sums: Tensor  # (out,) of the quantized weights, which the least of a row multiplies
     bias: Tensor | None
 
     @classmethod
@@ -114,31 +114,45 @@ class Int8Linear:
         """Quantize a float32 matrix (out, in)."""
         integers, scales = quantize_rows(weight, max_weight())
         packed = _onednn.qlinear_prepack(integers, None)
-        return cls(packed, scales, torch.zeros(len(scales), dtype=torch.int32), bias)
+        zero_points = torch.zeros(len(scales), dtype=torch.int32)
+        ones = torch.ones(1, integers.shape[1], dtype=torch.uint8)
+        sums = _integer_product(ones, packed, scales, zero_points)[0]
+        return cls(packed, scales, zero_points, sums, bias)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        rows = hidden_states.flatten(end_dim=-2)
-        largest = torch.linalg.vector_norm(rows, math.inf, -1, keepdim=True).clamp_min(_MIN_SCALE)
-        rounded = torch.addcmul(torch.tensor(_ROUNDING), rows, _MAX_STATE / largest)
-        integers = rounded.to(torch.uint8)
-        product = _onednn.qlinear_pointwise(
-            *(integers, 1.0, _ZERO_POINT, self.packed, self.scales, self.zero_points, None),
-            *(1.0, 0, torch.float32, "none", [], ""),
-        )
-        scale = largest / _MAX_STATE
-        bias = self.bias
-        output = product * scale if bias is None else torch.addcmul(bias, product, scale)
-        return output.view(*hidden_states.shape[:-1], -1)
+        quantized = _quantize(hidden_states)  # (…, in + 8)
+        product = _integer_product(quantized, self.packed, self.scales, self.zero_points)
+        row_ends = quantized.view(torch.float32)
+        num_floats = row_ends.shape[-1]
+        scale = row_ends.narrow(-1, num_floats - 2, 1)
+        least = row_ends.narrow(-1, num_floats - 1, 1)
+        # NaN in a row with a NaN or infinity, which its integers would hide; else 0
+        failure = hidden_states.sum(dim=-1, keepdim=True).mul_(0.0)
+        product.mul_(scale).addcmul_(failure.add_(least), self.sums)
+        return product if self.bias is None else product.add_(self.bias)
+
+
+def _integer_product(
+    quantized: Tensor, packed: Tensor, scales: Tensor, zero_points: Tensor
+) -> Tensor:
+    product: Tensor = _onednn.qlinear_pointwise.default(
+        *(quantized, 1.0, 0, packed, scales, zero_points, None),
+        *(1.0, 0, torch.float32, "none", [], ""),
+    )
+    return product
 
 
 def quantize_rows(weight: Tensor, max_weight: int) -> tuple[Tensor, Tensor]:
-    """Return integers (out, in) within ± `max_weight`, and the scale of each row (out,)."""
-    integers = torch.empty(weight.shape, dtype=torch.int8)
+    """Return integers (out, in + 8) within ± `max_weight`, the last 8 of a row zero, and the scale
+    of each row (out,).
+    """
+    num_inputs = weight.shape[1]
+    integers = torch.zeros(len(weight), num_inputs + _ROW_END, dtype=torch.int8)
     scales = torch.empty(len(weight))
     for start in range(0, len(weight), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         scales[block] = weight[block].abs().amax(dim=-1).clamp_min_(_MIN_SCALE) / max_weight
-        integers[block] = (weight[block] / scales[block, None]).round_()
+        integers[block, :num_inputs] = (weight[block] / scales[block, None]).round_()
     return integers, scales
 
 

@@ -13,6 +13,7 @@ from runners.options import (
     CUDA_RESERVE_BYTES,
     RunnerOptions,
     SchedulerLimits,
+    default_prefill_tokens,
     encoder_bytes,
     max_adapter_bytes,
     max_default_slots,
@@ -116,6 +117,13 @@ def test_a_gpu_without_memory_for_a_slot_is_an_error_that_names_what_to_change()
         match=r"a-model: 0 slots of 100\.0 MB fit into 3\.0 GB .* lower DIPTYCH_DECODER",
     ):
         worker("cuda").default_slots(free_bytes=3 * GB)
+
+
+def test_a_cpu_prefills_released_models_one_by_one_and_embedded_ones_together() -> None:
+    assert default_prefill_tokens("cpu", hidden_size=768) < 2 * 580  # image and a short prompt
+    assert default_prefill_tokens("cpu", hidden_size=2048) < 2 * 260
+    assert default_prefill_tokens("cpu", hidden_size=192) == 4096
+    assert default_prefill_tokens("cuda", hidden_size=2048) == 4096
 
 
 def test_adapters_take_at_most_a_quarter_of_a_gpu() -> None:

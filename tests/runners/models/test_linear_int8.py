@@ -23,9 +23,11 @@ def states() -> torch.Tensor:
 def reference_product(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """The product of plainly rounded integers, in float64."""
     integers, scales = quantize_rows(weight, max_weight())
-    row_scales = states.double().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    rounded = (states.double() / row_scales + 0.5).floor()
-    return rounded @ integers.double().T * scales.double() * row_scales
+    least, most = states.double().aminmax(dim=-1, keepdim=True)
+    row_scales = (most - least).clamp_min(1e-30) / 255
+    rounded = ((states.double() - least) / row_scales + 0.5).floor()
+    quantized = rounded * row_scales + least
+    return quantized @ integers[:, :IN].double().T * scales.double()
 
 
 def test_the_product_equals_that_of_the_quantized_numbers(
@@ -35,8 +37,9 @@ def test_the_product_equals_that_of_the_quantized_numbers(
     expected = reference_product(weight, states)
     # A state halfway between two integers may round either way in float32: one step of one weight.
     one_step = states.abs().amax(-1, keepdim=True) / 127 * weight.abs().max()
-    assert ((product - expected).abs() <= one_step + EXACT * expected.abs()).all()
-    assert torch.isclose(product.double(), expected, rtol=1e-5, atol=0).float().mean() > 0.95
+    difference = (product - expected).abs()
+    assert (difference <= one_step + EXACT * expected.abs()).all()
+    assert (difference <= 1e-3 * one_step + EXACT * expected.abs()).float().mean() > 0.95
 
 
 def test_it_is_close_to_float32(weight: torch.Tensor, states: torch.Tensor) -> None:
@@ -55,10 +58,14 @@ def test_a_row_gives_the_same_bits_in_every_batch(
         assert torch.equal(linear(row[None])[0], together[index])
 
 
-def test_nan_stays_in_its_row(weight: torch.Tensor, states: torch.Tensor) -> None:
+@pytest.mark.parametrize("where", [slice(None), 3])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_stays_in_its_row(
+    weight: torch.Tensor, states: torch.Tensor, value: float, where: slice | int
+) -> None:
     linear = Int8Linear.of(weight, None)
     poisoned = states.clone()
-    poisoned[1] = torch.nan
+    poisoned[1, where] = value
     output = linear(poisoned)
     clean = linear(states)
     assert output[1].isnan().all()
@@ -76,7 +83,9 @@ def test_leading_dimensions_are_preserved(weight: torch.Tensor) -> None:
 def test_every_row_uses_the_whole_integer_range() -> None:
     weight = torch.randn(9000, 8) * torch.logspace(-6, 3, 9000)[:, None]  # more rows than one block
     weight[17] = 0
-    integers, scales = quantize_rows(weight, 127)
+    padded, scales = quantize_rows(weight, 127)
+    integers = padded[:, :8]
+    assert not padded[:, 8:].any()
     largest = integers.abs().amax(-1)
     assert largest[17] == 0
     assert (largest[torch.arange(9000) != 17] == 127).all()
