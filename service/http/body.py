@@ -5,19 +5,14 @@ reading a large body holds the interpreter's lock, or the event loop, for more t
 of a second.
 """
 
-import asyncio
 import binascii
 import json
 import re
-import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from python_multipart.exceptions import MultipartParseError
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.analysis.several import MAX_IMAGES
@@ -28,12 +23,12 @@ from service.http.json_values import (
     MAX_JSON_VALUES,
     PIECE_BYTES,
     check_texts,
-    cut,
     json_object,
     json_value,
     parsed_bytes,
     refuse_constant,
 )
+from service.http.multipart import MAX_FIELDS, Value, form_values
 from service.images.decoding import in_thread
 from service.images.handle_ids import ID_CHARS, PREFIX, ImageHandle
 from service.images.url_rules import ImageInput, ImageUrl
@@ -43,11 +38,8 @@ from tasks.errors import shown
 _LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # size of a parsed body; many small values take long, too
 _FORM = "multipart/form-data"
 _JSON = "application/json"
-_MAX_FORM_FIELDS = 200
-_FORM_COPIES = 3  # the body, its parts, and the image taken out of them
+_FORM_COPIES = 2  # the body and its parts
 _MAX_NAME_CHARS = 80  # a field's name in messages is cut here
-# Removed, as forms are UTF-8: some of Python's decoders need quadratic time.
-_CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 # Bounded, as base64 looks like a scheme: 20 MB of it held the interpreter's lock for 0.2 s.
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
 # Quoted, or without a comma; each character is read once.
@@ -95,9 +87,8 @@ async def read_body(
     """
     content_type = _content_type(request, _FORM, _JSON)
     if content_type == _FORM:
-        return await _from_form(
-            request, await read_bytes(request, memory, _FORM_COPIES), max_images
-        )
+        body = await read_bytes(request, memory, _FORM_COPIES)
+        return await _from_form(request.headers["content-type"], body, max_images)
 
     def from_json(body: bytes) -> RequestBody:
         document = json_object(body)
@@ -200,57 +191,28 @@ def parse_image(image: object) -> ImageInput:
         raise UnsupportedImage(f"image is not base64: {error}", "image") from error
 
 
-class _InMemoryParser(MultiPartParser):
-    """Keeps files in memory, where they are counted; Starlette's parser uses TMPDIR."""
-
-    spool_max_size = sys.maxsize
-
-
-async def _from_form(request: Request, body: bytes, max_images: int | None) -> RequestBody:
-    if not body.rstrip(b"\r\n").endswith(b"--"):
-        raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
-    headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
+async def _from_form(content_type: str, body: bytes, max_images: int | None) -> RequestBody:
     max_files = 2 if max_images is None else max_images + 1
-    part_limits = {
-        "max_files": max_files,
-        "max_fields": _MAX_FORM_FIELDS,
-        "max_part_size": len(body) + 1,
-    }
-    try:
-        form = await _InMemoryParser(headers, _chunks(body), **part_limits).parse()
-    except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
-        raise InvalidRequest(f"the multipart body is malformed: {cut(error)}") from error
-    try:
-        images = form.getlist("image")
-        several = form.getlist("images") if max_images is not None and not images else []
-        if len(images) != 1 and not 1 <= len(several) <= (max_images or 0):
-            if several:
-                message = f"{len(several)} images are sent; at most {max_images} are allowed"
-                raise InvalidRequest(message, "images")
-            raise _repeated("image", len(images)) if images else missing_image()
-        sent: list[ImageInput] = []
-        for image in images or several:
-            data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
-            sent.append(data)
-        taken = ("image", "images") if several else ("image",)
-        given = {name: form.getlist(name) for name in form if name not in taken}
-        num_chars = sum(len(text) for _, text in form.multi_items() if isinstance(text, str))
-        fields = ((name, form_value(name, values)) for name, values in given.items())
-        document = await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields)
-        return RequestBody(sent[0], document, sent if several else None)
-    finally:
-        await form.close()
+    given = form_values(body, content_type, max_files)
+    images = given.pop("image", [])
+    several = given.pop("images", []) if max_images is not None and not images else []
+    if len(images) != 1 and not 1 <= len(several) <= (max_images or 0):
+        if several:
+            message = f"{len(several)} images are sent; at most {max_images} are allowed"
+            raise InvalidRequest(message, "images")
+        raise _repeated("image", len(images)) if images else missing_image()
+    sent: list[ImageInput] = []
+    for image in images or several:
+        sent.append(image if isinstance(image, bytes) else parse_image(image))
+    num_chars = 0
+    for values in given.values():
+        num_chars += sum(map(len, values))
+    fields = ((name, form_value(name, values)) for name, values in given.items())
+    document = await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields)
+    return RequestBody(sent[0], document, sent if several else None)
 
 
-async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield a body in pieces; parsing 20 MB at once would stop the loop for 0.1 s."""
-    for start in range(0, len(body), PIECE_BYTES):
-        if start:
-            await asyncio.sleep(0)
-        yield body[start : start + PIECE_BYTES]
-
-
-def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
+def form_value(name: str, values: Sequence[Value]) -> object:
     """Return the values of a field as the JSON type of that field; raise `InvalidRequest`.
 
     A list is given as repeated fields, as one JSON array, or comma-separated; quotes hold a comma.
@@ -270,7 +232,7 @@ def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
         elements: list[str] = []
         for text in texts:
             # validation refuses longer lists
-            is_list = len(text) <= LARGE_BYTES and 0 < text.count(",") <= _MAX_FORM_FIELDS
+            is_list = len(text) <= LARGE_BYTES and 0 < text.count(",") <= MAX_FIELDS
             found = _ELEMENT.finditer(text) if is_list else ()
             split = [(match[1] or match[2] or "").strip() for match in found]
             elements += list(filter(None, split)) or [text]
