@@ -10,9 +10,10 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.analysis.several import MAX_IMAGES
@@ -28,7 +29,6 @@ from service.http.json_values import (
     parsed_bytes,
     refuse_constant,
 )
-from service.http.multipart import MAX_FIELDS, Value, form_values
 from service.images.decoding import in_thread
 from service.images.handle_ids import ID_CHARS, PREFIX, ImageHandle
 from service.images.url_rules import ImageInput, ImageUrl
@@ -39,6 +39,11 @@ _LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # size of a parsed body; many small value
 _FORM = "multipart/form-data"
 _JSON = "application/json"
 _FORM_COPIES = 2  # the body and its parts
+_MAX_FIELDS = 200  # parts of a form without a file
+_MAX_HEAD_BYTES = 8_000  # a part's headers, or what is before the first boundary
+_MAX_BOUNDARY_CHARS = 250
+_MAX_HEADERS = 8  # of a part
+_LINE = b"\r\n"
 _MAX_NAME_CHARS = 80  # a field's name in messages is cut here
 # Bounded, as base64 looks like a scheme: 20 MB of it held the interpreter's lock for 0.2 s.
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
@@ -46,6 +51,7 @@ _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
 _ELEMENT = re.compile(r'\s{0,100}(?:"([^"]*)"[^,]*|([^,]+))')
 _BOOLEANS = {"true": True, "false": False}
 
+FormValue = str | bytes  # the text of a field, or the content of a file
 ParsedT = TypeVar("ParsedT")
 _SCHEMAS: dict[str, dict[str, Any]] = {
     **PredictFields.model_json_schema()["properties"],
@@ -193,7 +199,7 @@ def parse_image(image: object) -> ImageInput:
 
 async def _from_form(content_type: str, body: bytes, max_images: int | None) -> RequestBody:
     max_files = 2 if max_images is None else max_images + 1
-    given = form_values(body, content_type, max_files)
+    given = _form_values(body, content_type, max_files)
     images = given.pop("image", [])
     several = given.pop("images", []) if max_images is not None and not images else []
     if len(images) != 1 and not 1 <= len(several) <= (max_images or 0):
@@ -212,7 +218,74 @@ async def _from_form(content_type: str, body: bytes, max_images: int | None) -> 
     return RequestBody(sent[0], document, sent if several else None)
 
 
-def form_value(name: str, values: Sequence[Value]) -> object:
+def _form_values(body: bytes, content_type: str, max_files: int) -> dict[str, list[FormValue]]:
+    """Return the values of each field, in the order sent; raise `InvalidRequest`.
+
+    RFC 7578 and RFC 2046, 5.1.1. A boundary is searched, not parsed byte by byte.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not 1 <= len(boundary) <= _MAX_BOUNDARY_CHARS:
+        allowed = f"a boundary of 1 to {_MAX_BOUNDARY_CHARS} characters"
+        raise _malformed(f"its Content-Type must name {allowed}, not {len(boundary)}")
+    delimiter = b"--" + boundary
+    position = body.find(delimiter, 0, _MAX_HEAD_BYTES)
+    if position < 0 or body[:position].strip(_LINE):
+        raise _malformed("it does not begin with its boundary")
+    position += len(delimiter)
+    delimiter = _LINE + delimiter
+    values: dict[str, list[FormValue]] = {}
+    num_files = 0
+    num_fields = 0
+    while not body.startswith(b"--", position):
+        start = body.find(_LINE * 2, position, position + _MAX_HEAD_BYTES)
+        if not body.startswith(_LINE, position) or start < 0:
+            raise _malformed("the headers of a part do not end, or do not begin on a new line")
+        name, is_file = _part_name(body[position + 2 : start])
+        start += 4
+        end = body.find(delimiter, start)
+        if end < 0:
+            raise _malformed("it is truncated, its closing boundary is missing")
+        num_files += is_file
+        num_fields += not is_file
+        if num_files > max_files or num_fields > _MAX_FIELDS:
+            found = f"more than {max_files} files or {_MAX_FIELDS} fields"
+            raise _malformed(f"it has {found}, the maximum")
+        content = body[start:end]
+        values.setdefault(name, []).append(content if is_file else _text(content))
+        position = end + len(delimiter)
+    return values
+
+
+@lru_cache
+def _part_name(head: bytes) -> tuple[str, bool]:
+    """Return the name in the headers of a part, and True for a file."""
+    disposition = b""
+    lines = head.split(_LINE)
+    for line in lines:
+        field, colon, value = line.partition(b":")
+        if not colon or len(lines) > _MAX_HEADERS:
+            raise _malformed(f"a part must have 1 to {_MAX_HEADERS} headers of a name and a value")
+        if field.lower() == b"content-disposition":
+            disposition = value.strip()
+    options = parse_options_header(disposition)[1]
+    if b"name" not in options:
+        raise _malformed("a part must have a Content-Disposition with a name")
+    return _text(options[b"name"]), b"filename" in options
+
+
+def _text(data: bytes) -> str:
+    """Return UTF-8, else Latin-1, whatever charset a client names."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _malformed(problem: str) -> InvalidRequest:
+    return InvalidRequest(f"the multipart body is malformed: {problem}")
+
+
+def form_value(name: str, values: Sequence[FormValue]) -> object:
     """Return the values of a field as the JSON type of that field; raise `InvalidRequest`.
 
     A list is given as repeated fields, as one JSON array, or comma-separated; quotes hold a comma.
@@ -232,7 +305,7 @@ def form_value(name: str, values: Sequence[Value]) -> object:
         elements: list[str] = []
         for text in texts:
             # validation refuses longer lists
-            is_list = len(text) <= LARGE_BYTES and 0 < text.count(",") <= MAX_FIELDS
+            is_list = len(text) <= LARGE_BYTES and 0 < text.count(",") <= _MAX_FIELDS
             found = _ELEMENT.finditer(text) if is_list else ()
             split = [(match[1] or match[2] or "").strip() for match in found]
             elements += list(filter(None, split)) or [text]

@@ -279,7 +279,9 @@ def _refusal(error: ImageError | DecoderEnded) -> ImageTooLarge | UnsupportedIma
 
 def _decoded(data: bytes, limits: ImageLimits, first: _Resizing | None) -> DecodedImage:
     rgb = decode_image(data, limits)
-    return DecodedImage(rgb, {} if first is None else {first: _resized(rgb, *first, None)})
+    if first is None:
+        return DecodedImage(rgb, {})
+    return DecodedImage(rgb, {first: np.asarray(resize(rgb, *first), dtype=np.uint8)})
 
 
 def _resized(

@@ -10,7 +10,7 @@ Spans never contain images, prompts, answers, keys, or messages of exceptions, w
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 Attributes = Mapping[str, str | int | float | tuple[str, ...]]
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_NO_SPAN = nullcontext[Span](INVALID_SPAN)
 _provider: "TracerProvider | None" = None
 _tracer: Tracer | None = None
 
@@ -73,20 +72,18 @@ def are_made() -> bool:
     return _tracer is not None
 
 
+@contextmanager
 def span(
     name: str,
     attributes: Attributes | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
     parent: Context | None = None,
-) -> AbstractContextManager[Span]:
+) -> Iterator[Span]:
     """Make a span of the block under `parent` or the current span; an exception fails it."""
     if _tracer is None:
-        return _NO_SPAN
-    return _entered(_tracer.start_span(name, parent, kind, attributes), parent)
-
-
-@contextmanager
-def _entered(made: Span, parent: Context | None) -> Iterator[Span]:
+        yield INVALID_SPAN
+        return
+    made = _tracer.start_span(name, parent, kind, attributes)
     before = get_current()
     attach(set_span_in_context(made, parent))
     try:
@@ -104,7 +101,7 @@ def request_trace(
     headers: Mapping[str, str], name: str, attributes: Attributes | None
 ) -> Iterator[Span]:
     """Enter the trace in `headers`, or a new one; make a span unless `attributes` is None."""
-    caller = caller_context(headers)
+    caller = _PROPAGATOR.extract(headers) if "traceparent" in headers else Context()
     if attributes is not None and _tracer is not None:
         with span(name, attributes, SpanKind.SERVER, caller) as made:
             yield made
@@ -151,7 +148,7 @@ def trace_id() -> str:
 
 def caller_context(headers: Mapping[str, str]) -> Context:
     """Return the trace context in headers; an empty one if it is missing or malformed."""
-    return _PROPAGATOR.extract(headers) if "traceparent" in headers else Context()
+    return _PROPAGATOR.extract(headers)
 
 
 def call_headers() -> dict[str, str]:
