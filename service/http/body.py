@@ -199,7 +199,7 @@ def parse_image(image: object) -> ImageInput:
 
 async def _from_form(content_type: str, body: bytes, max_images: int | None) -> RequestBody:
     max_files = 2 if max_images is None else max_images + 1
-    given = _form_values(body, content_type, max_files)
+    given = parse_form(body, content_type, max_files)
     images = given.pop("image", [])
     several = given.pop("images", []) if max_images is not None and not images else []
     if len(images) != 1 and not 1 <= len(several) <= (max_images or 0):
@@ -218,7 +218,7 @@ async def _from_form(content_type: str, body: bytes, max_images: int | None) -> 
     return RequestBody(sent[0], document, sent if several else None)
 
 
-def _form_values(body: bytes, content_type: str, max_files: int) -> dict[str, list[FormValue]]:
+def parse_form(body: bytes, content_type: str, max_files: int) -> dict[str, list[FormValue]]:
     """Return the values of each field, in the order sent; raise `InvalidRequest`.
 
     RFC 7578 and RFC 2046, 5.1.1. A boundary is searched, not parsed byte by byte.

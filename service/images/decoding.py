@@ -105,6 +105,14 @@ class DecodedImage:
     rgb: Image.Image
     pixels: Mapping[_Resizing, Pixels]
 
+    @classmethod
+    def of(cls, data: bytes, limits: ImageLimits, first: _Resizing | None) -> "DecodedImage":
+        """Decode a file, and resize it if a first size is given."""
+        rgb = decode_image(data, limits)
+        if first is None:
+            return cls(rgb, {})
+        return cls(rgb, {first: np.asarray(resize(rgb, *first), dtype=np.uint8)})
+
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
     ) -> Pixels:
@@ -133,7 +141,9 @@ class SharedDecoding:
                 async with (
                     decoded_in_process(data, decoder.limits)
                     if is_heavy
-                    else nullcontext(await in_thread(_decoded, data, decoder.limits, self.first))
+                    else nullcontext(
+                        await in_thread(DecodedImage.of, data, decoder.limits, self.first)
+                    )
                 ) as image:
                     decoded.set_result(image)
                     try:
@@ -275,13 +285,6 @@ def _refusal(error: ImageError | DecoderEnded) -> ImageTooLarge | UnsupportedIma
     if isinstance(error, OversizedImage):
         return ImageTooLarge(str(error), "image", error.size_wh)
     return UnsupportedImage(str(error), "image")
-
-
-def _decoded(data: bytes, limits: ImageLimits, first: _Resizing | None) -> DecodedImage:
-    rgb = decode_image(data, limits)
-    if first is None:
-        return DecodedImage(rgb, {})
-    return DecodedImage(rgb, {first: np.asarray(resize(rgb, *first), dtype=np.uint8)})
 
 
 def _resized(
