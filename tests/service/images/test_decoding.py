@@ -4,8 +4,9 @@ import asyncio
 import gc
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import pytest
 from PIL import Image
@@ -19,6 +20,8 @@ from tests.support.core_calls import run
 from tests.support.fake_service import encoded, served
 from tests.support.image_files import LIMITS, colour_steps
 
+P = ParamSpec("P")
+T = TypeVar("T")
 FORMATS = "the image cannot be read; it must be a file in one of the formats JPEG, PNG, WEBP"
 DAMAGED = "the PNG image is damaged or truncated and cannot be decoded"
 
@@ -102,9 +105,9 @@ def test_a_small_image_takes_one_thread_once() -> None:
     class CountedThreads(ThreadPoolExecutor):
         num_calls = 0
 
-        def submit(self, *work: Any) -> Any:
+        def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
             self.num_calls += 1
-            return super().submit(*work)
+            return super().submit(work, *args, **kwargs)
 
     async def scenario() -> None:
         asyncio.get_running_loop().set_default_executor(threads)
