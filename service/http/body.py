@@ -42,7 +42,7 @@ _FORM_COPIES = 2  # the body and its parts
 _MAX_FIELDS = 200  # parts of a form without a file
 _MAX_HEAD_BYTES = 8_000  # a part's headers, or what is before the first boundary
 _MAX_BOUNDARY_CHARS = 250
-_MAX_HEADERS = 8  # of a part
+_MAX_PART_HEADERS = 8
 _LINE = b"\r\n"
 _MAX_NAME_CHARS = 80  # a field's name in messages is cut here
 # Bounded, as base64 looks like a scheme: 20 MB of it held the interpreter's lock for 0.2 s.
@@ -263,8 +263,9 @@ def _part_name(head: bytes) -> tuple[str, bool]:
     lines = head.split(_LINE)
     for line in lines:
         field, colon, value = line.partition(b":")
-        if not colon or len(lines) > _MAX_HEADERS:
-            raise _malformed(f"a part must have 1 to {_MAX_HEADERS} headers of a name and a value")
+        if not colon or len(lines) > _MAX_PART_HEADERS:
+            allowed = f"1 to {_MAX_PART_HEADERS} headers of a name and a value"
+            raise _malformed(f"a part must have {allowed}")
         if field.lower() == b"content-disposition":
             disposition = value.strip()
     options = parse_options_header(disposition)[1]
