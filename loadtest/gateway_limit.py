@@ -76,6 +76,7 @@ def measure(num_workers: int, num_rounds: int, round_s: float) -> list[Round]:
 async def _rounds(url: str, process_id: int, num_rounds: int, round_s: float) -> list[Round]:
     ended_s: list[float] = []
     images = itertools.cycle([new_image() for _ in range(_NUM_IMAGES)])
+    numbers = itertools.count()
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(_TIMEOUT_S)
     async with aiohttp.ClientSession(
@@ -85,7 +86,9 @@ async def _rounds(url: str, process_id: int, num_rounds: int, round_s: float) ->
         async def send() -> None:
             while True:
                 form = aiohttp.FormData({"task": "captioning", "model": MODEL})
-                form.add_field("image", next(images), filename="a.jpg", content_type="image/jpeg")
+                # a number behind its end makes the image new to the gateway
+                image = next(images) + b"%d" % next(numbers)
+                form.add_field("image", image, filename="a.jpg", content_type="image/jpeg")
                 async with http.post("/v1/predict", data=form) as response:
                     await response.read()
                 ended_s.append(time.monotonic())

@@ -6,6 +6,7 @@ only by the supervisor (service/supervision/supervisor.py).
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -86,5 +87,7 @@ def keep_loggers(formatter: object | None) -> None:
     from bentoml._internal.log import SERVER_LOGGING_CONFIG
 
     SERVER_LOGGING_CONFIG["disable_existing_loggers"] = False
+    # without a handler uvicorn composes no access log; each of its lines was dropped
+    logging.getLogger("uvicorn.access").propagate = False
     if formatter is not None:
         SERVER_LOGGING_CONFIG["formatters"]["traced"] = {"()": formatter}

@@ -17,24 +17,28 @@ async def while_connected(receive: Receive, work: Awaitable[ResultT]) -> ResultT
     """
     caller = asyncio.current_task()
     assert caller is not None
-    working = asyncio.ensure_future(work)
-    if isinstance(working, asyncio.Task):
-        working.set_name(caller.get_name())
+    num_cancellations = caller.cancelling()
+    is_working = True
 
     async def cancel_when_disconnected() -> None:
         try:
             while (await receive())["type"] != "http.disconnect":
                 pass
         finally:
-            working.cancel()
+            if is_working:
+                caller.cancel()
 
-    disconnection = asyncio.ensure_future(cancel_when_disconnected())
+    disconnection = asyncio.create_task(cancel_when_disconnected())
     try:
-        return await working
+        return await work
     except asyncio.CancelledError:
-        if caller.cancelling() or not disconnection.done():
+        # more than once: the caller was cancelled, too
+        if not disconnection.done() or caller.cancelling() > num_cancellations + 1:
             raise
         disconnection.result()
         raise ClientDisconnect from None
     finally:
+        is_working = False
+        if disconnection.done():
+            caller.uncancel()
         disconnection.cancel()

@@ -6,11 +6,13 @@ leave one place free. Headers have separate places: they are read fast and do no
 """
 
 import asyncio
+import contextvars
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -30,13 +32,15 @@ from service.errors import (
     UnsupportedImage,
 )
 from service.images.decoding_process import DecoderEnded, DecodingProcess, decoded_in_process
-from service.telemetry.loop_lag import IN_THREAD
+from service.telemetry.loop_lag import in_threads
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
 from wire.pixels import Pixels
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
+# a header is read in less time than a thread takes to start, and in 0.02 s if it is malicious
+_SMALL_FILE_BYTES = 64_000
 _RGB_BYTES = 4  # a pixel in Pillow
 _MAX_BUSY_CELLS = 64  # images; 200 kB for one of 50 megapixels
 _NEAREST = int(Image.Resampling.NEAREST)
@@ -68,12 +72,17 @@ class ImageDecoder:
             yield
 
     @contextmanager
-    def decoding(self, image: "LazyImage") -> Iterator["SharedDecoding"]:
-        """Join the client's decoding of a file, or start it; the last user to leave ends it."""
+    def decoding(
+        self, image: "LazyImage", first: _Resizing | None = None
+    ) -> Iterator["SharedDecoding"]:
+        """Join the client's decoding of a file, or start it; the last user to leave ends it.
+
+        `first` is the size that its caller asks for.
+        """
         key = image.client, image.header.digest
         decoding = self._decodings.get(key)
         if decoding is None:
-            decoding = self._decodings[key] = SharedDecoding()
+            decoding = self._decodings[key] = SharedDecoding(first)
             decoding.task = asyncio.create_task(
                 decoding.run(image.data, self, image.client, image.header.is_heavy)
             )
@@ -91,9 +100,18 @@ class ImageDecoder:
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An image decoded in this process."""
+    """An image decoded in this process, and its pixels at the first size."""
 
     rgb: Image.Image
+    pixels: Mapping[_Resizing, Pixels]
+
+    @classmethod
+    def of(cls, data: bytes, limits: ImageLimits, first: _Resizing | None) -> "DecodedImage":
+        """Decode a file, and resize it if a first size is given."""
+        rgb = decode_image(data, limits)
+        if first is None:
+            return cls(rgb, {})
+        return cls(rgb, {first: np.asarray(resize(rgb, *first), dtype=np.uint8)})
 
     async def resized(
         self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
@@ -106,6 +124,7 @@ class DecodedImage:
 class SharedDecoding:
     """One decoding of a file, shared by the models and requests of a client."""
 
+    first: _Resizing | None  # resized by the thread that decodes
     decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
         default_factory=asyncio.Future
     )
@@ -119,11 +138,12 @@ class SharedDecoding:
         resized = self.resized
         async with decoder.slot(client, is_heavy):
             try:
-                limits = decoder.limits
                 async with (
-                    decoded_in_process(data, limits)
+                    decoded_in_process(data, decoder.limits)
                     if is_heavy
-                    else nullcontext(DecodedImage(await in_thread(decode_image, data, limits)))
+                    else nullcontext(
+                        await in_thread(DecodedImage.of, data, decoder.limits, self.first)
+                    )
                 ) as image:
                     decoded.set_result(image)
                     try:
@@ -148,6 +168,8 @@ class SharedDecoding:
         if crop is not None:
             return await decoded.resized(size_wh, resample, crop)
         key = size_wh, resample
+        if isinstance(decoded, DecodedImage) and key in decoded.pixels:
+            return decoded.pixels[key]
         if key not in self.resized:
             self.resized[key] = asyncio.create_task(decoded.resized(size_wh, resample))
         return await asyncio.shield(self.resized[key])
@@ -171,9 +193,12 @@ class LazyImage:
         """Read the header and hash the file; raise the image's error or `DeadlineExceeded`."""
         start_s = time.monotonic()
         try:
-            slot = self.decoder.header_slots.slot(self.client)
-            async with asyncio.timeout(deadline_s - start_s), slot:
-                self.header = await in_thread(read_header, self.data, self.decoder.limits)
+            if len(self.data) <= _SMALL_FILE_BYTES and start_s < deadline_s:
+                self.header = read_header(self.data, self.decoder.limits)
+            else:
+                slot = self.decoder.header_slots.slot(self.client)
+                async with asyncio.timeout(deadline_s - start_s), slot:
+                    self.header = await in_thread(read_header, self.data, self.decoder.limits)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the header of the image was not read before the deadline"
@@ -208,7 +233,8 @@ class LazyImage:
         try:
             if self.kept is not None:
                 return await self.kept.resized(manifest.image_size_wh, manifest.resample, crop)
-            with self.decoder.decoding(self) as decoding:
+            first = None if crop else (manifest.image_size_wh, manifest.resample)
+            with self.decoder.decoding(self, first) as decoding:
                 pixels = await decoding.pixels(manifest.image_size_wh, manifest.resample, crop)
                 if self.hold is not None:
                     self._keep(decoding.decoded.result(), self.hold)
@@ -275,10 +301,14 @@ async def in_thread(
     A thread cannot be stopped: a cancelled request counts as in flight until its thread is free.
     """
     task = asyncio.current_task()
-    name = None if task is None else f"{IN_THREAD}{task.get_name()}"
-    running = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs), name=name)
+    name = "" if task is None else task.get_name()
+    work = partial(contextvars.copy_context().run, function, *args, **kwargs)
+    running = asyncio.get_running_loop().run_in_executor(None, work)
+    in_threads.append(name)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.gather(running, return_exceptions=True)
         raise
+    finally:
+        in_threads.remove(name)

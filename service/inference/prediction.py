@@ -31,6 +31,7 @@ from wire.telemetry.tracing import past_span, span
 _CHARACTERS_PER_TOKEN = 4  # English text; only runners have tokenizers
 # Estimate if max_new_tokens is unset: a checkpoint's own limit is far above its usual answers
 _TYPICAL_NEW_TOKENS = 256
+_MAX_SHORT_CHARS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,13 @@ async def predict(
             )
             with span("postprocess"):
                 parse_start_s = time.monotonic()
-                result = await in_thread(_parse, model, request, written, size_wh, calibration)
+                parsing = (model, request, written, size_wh, calibration)
+                # a thread takes longer to start than a short answer to parse; masks are drawn
+                is_short = len(written.text) <= _MAX_SHORT_CHARS
+                if is_short and request.task.result_kind != "instances":
+                    result = _parse(*parsing)
+                else:
+                    result = await in_thread(_parse, *parsing)
                 postprocess_s = time.monotonic() - parse_start_s
     except TimeoutError as error:
         raise DeadlineExceeded(f"{model.id} did not answer before the deadline") from error

@@ -24,7 +24,7 @@ _LOG_EVERY_S = 1.0
 _LOG_BUSY_EVERY_S = 60.0  # a busy machine: no request is the cause
 _MAX_NAMED = 5
 _NO_WORK = "no request had work; the machine may be busy"
-IN_THREAD = "thread of "  # names the task of work in a thread by that of its caller
+in_threads: list[str] = []  # the tasks that wait for work in a thread, by name
 _ROOT = Path(__file__).parents[2]
 
 
@@ -58,9 +58,8 @@ class LoopWatch:
             lag_s = max(0.0, now_s - self._due_s)
             EVENT_LOOP_LAG_SECONDS.observe(lag_s)
             if lag_s > _LATE_S:
-                names = sorted(task.get_name() for task in asyncio.all_tasks())
-                in_threads = [name for name in names if name.startswith(IN_THREAD)]
-                work = self._suspect or ", ".join(in_threads[:_MAX_NAMED])
+                names = [f"thread of {name}" for name in sorted(in_threads)]
+                work = self._suspect or ", ".join(names[:_MAX_NAMED])
                 pause_s = _LOG_EVERY_S if work else _LOG_BUSY_EVERY_S
                 if now_s - self._logged_s > pause_s:
                     self._logged_s = now_s

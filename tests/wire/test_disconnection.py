@@ -109,6 +109,34 @@ def test_the_work_is_cancelled_with_its_caller() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_disconnection_leaves_the_caller_as_cancelled_as_it_was(is_cancelled: bool) -> None:
+    """The caller runs the work itself, which is cancelled with it."""
+
+    async def test() -> None:
+        client = Client()
+        task = asyncio.create_task(answer(client))
+        await asyncio.sleep(0.01)
+        client.gone.set()
+        await asyncio.sleep(0)  # the disconnection is noticed in the next turn
+        if is_cancelled:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            assert await task == 0
+
+    async def answer(client: Client) -> int:
+        with pytest.raises(ClientDisconnect):
+            await while_connected(client.receive, Work()())
+        await asyncio.sleep(0)
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    run(test)
+
+
 async def failing() -> Any:
     raise ValueError("broken")
 

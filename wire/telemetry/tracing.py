@@ -101,7 +101,7 @@ def request_trace(
     headers: Mapping[str, str], name: str, attributes: Attributes | None
 ) -> Iterator[Span]:
     """Enter the trace in `headers`, or a new one; make a span unless `attributes` is None."""
-    caller = _PROPAGATOR.extract(headers)
+    caller = _PROPAGATOR.extract(headers) if "traceparent" in headers else Context()
     if attributes is not None and _tracer is not None:
         with span(name, attributes, SpanKind.SERVER, caller) as made:
             yield made

@@ -4,6 +4,9 @@ import asyncio
 import gc
 import time
 import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import pytest
 from PIL import Image
@@ -17,6 +20,8 @@ from tests.support.core_calls import run
 from tests.support.fake_service import encoded, served
 from tests.support.image_files import LIMITS, colour_steps
 
+P = ParamSpec("P")
+T = TypeVar("T")
 FORMATS = "the image cannot be read; it must be a file in one of the formats JPEG, PNG, WEBP"
 DAMAGED = "the PNG image is damaged or truncated and cannot be decoded"
 
@@ -50,17 +55,19 @@ def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_t
 
 
 def test_one_client_never_takes_all_places_to_read_headers_and_its_deadline_ends_the_wait() -> None:
+    """Only large files are read in places."""
+
     async def scenario() -> None:
         decoder = ImageDecoder(LIMITS, 2)
-        waiting, polite = (
-            LazyImage(encoded(colour_steps()), decoder, client) for client in ("flood", "polite")
-        )
+        data = encoded(Image.effect_noise((300, 300), 50))
+        waiting, polite = (LazyImage(data, decoder, client) for client in ("flood", "polite"))
         async with decoder.header_slots.slot("flood"):
             with pytest.raises(
                 DeadlineExceeded, match="the header of the image was not read before the deadline"
             ):
                 await waiting.open(time.monotonic() + 0.05)
             await polite.open(time.monotonic() + 5)
+            await LazyImage(encoded(colour_steps()), decoder, "flood").open(time.monotonic() + 5)
         await waiting.open(time.monotonic() + 5)
         assert waiting.header == polite.header
 
@@ -92,6 +99,23 @@ def test_a_decoded_image_is_freed_with_its_last_reference() -> None:
         run(scenario())
     finally:
         gc.enable()
+
+
+def test_a_small_image_takes_one_thread_once() -> None:
+    class CountedThreads(ThreadPoolExecutor):
+        num_calls = 0
+
+        def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+            self.num_calls += 1
+            return super().submit(work, *args, **kwargs)
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(threads)
+        await pixels_of(encoded(colour_steps()), LIMITS)
+
+    threads = CountedThreads(1)
+    run(scenario())
+    assert threads.num_calls == 1
 
 
 async def pixels_of(data: bytes, limits: ImageLimits) -> None:
