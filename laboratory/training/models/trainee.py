@@ -27,7 +27,7 @@ _Tokenizer: Any = PreTrainedTokenizerFast  # transformers' classes have no types
 _GenerationConfig: Any = GenerationConfig
 
 TRAINING_ATTENTION = "diptych_training"
-_NUM_GROUPS = 4  # of a batch's sequences
+_NUM_GROUPS = 4  # each padded to its longest answer
 
 
 @dataclass(frozen=True, slots=True)
