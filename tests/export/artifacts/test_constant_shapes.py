@@ -95,13 +95,7 @@ def test_onnx_runtime_adds_no_shape_arithmetic(
     file = str(artifacts / vision_encoder_file(precision))
     onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    assert not operators.keys() & {
-        "Shape",
-        "Gather",
-        "Slice",
-        "Range",
-        "Tile",
-        "Expand",
-        "ConstantOfShape",
-    }
-    assert operators["Concat"] <= 1
+    shapes = {"Shape", "Slice", "Range", "Tile", "Expand", "ConstantOfShape"}
+    assert not operators.keys() & shapes
+    # int8 patch embeddings of Florence-2 gather patches of the image and a row of zeros
+    assert operators["Concat"] <= 1 + operators["Gather"]

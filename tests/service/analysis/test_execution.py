@@ -7,6 +7,7 @@ from itertools import chain, product
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from service.admission.quotas import Quota, QuotaLimits
 from service.analysis.execution import Analysis, StepAnswer, analyze, stream_analysis
@@ -31,6 +32,7 @@ from tests.support.fake_service import (
     PALIGEMMA_ID,
     PNG,
     context,
+    encoded,
     make_core,
 )
 from wire.runner_channel import RunnerCall, RunnerUnavailable
@@ -266,9 +268,12 @@ def test_a_client_that_leaves_at_any_moment_leaves_nothing() -> None:
     async def scenario() -> None:
         florence = FakeDecoder(FLORENCE_TEXTS)
         of = core(florence, max_pending=1, max_running=4)
+        # a thread reads its header
+        large = encoded(Image.effect_noise((400, 300), 50).convert("RGB"))
 
         async def request() -> None:
-            await answered(of, THINGS, WHAT | {"max_each": 1}, CROP | {"max_each": 1})
+            steps = (THINGS, WHAT | {"max_each": 1}, CROP | {"max_each": 1})
+            await answered(of, *steps, image=large)
 
         async def all_is_free() -> None:
             async with asyncio.timeout(10):

@@ -148,7 +148,7 @@ def test_other_requests_are_served_while_a_configuration_is_read() -> None:
                 num_turns += 1
                 await asyncio.sleep(0)
             assert calling.result().status_code == 200
-            assert num_turns > 5  # else 1
+            assert num_turns > 1
 
     tags = []
     for tag in range(10):
