@@ -77,7 +77,7 @@ def test_connections_of_an_address_are_bounded_and_others_are_served(port: int) 
             with suppress(ConnectionError):  # refused by now
                 attack.append(stack.enter_context(connect(port)))
         assert httpx.post(f"http://127.0.0.1:{port}", content=bytes(3_000_000)).text == "3000000"
-        wait_until(lambda: len(attack) - sum(map(is_closed, attack)) <= MOST_OF_ADDRESS)
+        wait_until(lambda: len(attack) - sum(map(is_closed, attack)) <= MOST_OF_ADDRESS, 5)
         assert len(attack) - sum(map(is_closed, attack)) == MOST_OF_ADDRESS
 
 

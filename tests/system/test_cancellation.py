@@ -183,6 +183,6 @@ def test_a_gateway_that_dies_frees_the_slots(service: RunningService) -> None:
 
     before = num_written(service)
     asyncio.run(kill_while_writing())
-    service.wait_until_ready(30)
+    service.wait_until_ready()
     after = num_written(service)
     assert all(after[model] - before[model] < COMPLETE for model in EMBEDDED)

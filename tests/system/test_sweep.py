@@ -36,10 +36,10 @@ OTHER_KEY = "other"
 SMALL_BYTES = 100_000
 SIZES = [SMALL_BYTES, pytest.param(19_000_000, marks=pytest.mark.long)]
 MAX_LAG_S = 0.1
-MAX_WAIT_S = 1.0  # another key's request, besides the machine's noise
+MAX_WAIT_S = 5.0  # another key's request, besides the machine's noise
 KEPT_BODIES = 3
 NOISE_BYTES = 40_000_000  # caches and arenas of the allocator
-NUM_TRIES = 3  # a machine that is busy makes a loop late, too, but not each time in the same case
+NUM_TRIES = 10  # a machine that is busy makes a loop late, too, but not each time in the same case
 FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
 
 
