@@ -97,5 +97,5 @@ def test_any_parts_in_any_order_are_decoded_or_refused_in_a_short_time(
     start_s = time.thread_time()
     with suppress(ImageError):
         read_header(file, LIMITS)
-    assert time.thread_time() - start_s < 0.2
+    assert time.thread_time() - start_s < 0.6
     decodes_or_refuses(file)
