@@ -34,7 +34,7 @@ def test_retry_after_is_respected_and_the_next_attempt_has_the_remaining_time(
     with scripted(interface, [Refusal("overloaded", retry_after_s=1)]) as (url, script):
         assert call(kind, url, predict, timeout_s=9.5) == ANSWER
     first, second = script.received
-    assert 1 <= second.at_s - first.at_s
+    assert second.at_s - first.at_s >= 1
     assert 0 < first.timeout_s <= 9.5 + GRPC_ROUNDING_S
     assert 0 < second.timeout_s <= first.timeout_s - 1 + GRPC_ROUNDING_S
     assert first.request_id == second.request_id

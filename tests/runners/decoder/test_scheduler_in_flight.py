@@ -106,9 +106,7 @@ def test_a_prefill_stays_within_the_token_budget(decoder: FakeDecoder) -> None:
 
 
 def test_beam_search_takes_a_slot_for_each_beam(scheduler: Scheduler, decoder: FakeDecoder) -> None:
-    single, beams = scheduler.submit(
-        [request(*[5] * 30), replace(request(6, 7, 8), num_beams=3)]
-    )
+    single, beams = scheduler.submit([request(*[5] * 30), replace(request(6, 7, 8), num_beams=3)])
     assert written(beams) == (6, 7, 8, EOS)
     assert written(single) == (*[5] * 30, EOS)
     assert max(decoder.step_sizes) == LIMITS.num_slots
