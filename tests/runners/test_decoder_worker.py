@@ -43,7 +43,7 @@ def test_by_default_prefills_of_more_work_go_one_by_one(
     outcomes = [event.outcome for event in found if isinstance(event, SequenceEnd)]
     queues_s = [each.queue_s for each in outcomes if isinstance(each, Written)]
     assert len(queues_s) == 3
-    assert len(set(queues_s)) == num_prefills  # those of one prefill have waited as long
+    assert len(set(queues_s)) == num_prefills  # equal within a prefill
 
 
 def test_a_sequence_without_pieces_has_its_outcome_alone(artifacts: Path) -> None:
