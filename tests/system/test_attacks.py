@@ -36,7 +36,6 @@ LIMITED = "key-with-two-places"
 MOST_GROWTH_BYTES = 300_000_000
 LARGE_BYTES = 18_000_000
 MAX_STALL_S = 0.1
-MAX_TRIES = 10  # the machine is shared: one without a stall is enough
 
 
 @pytest.fixture(scope="module")
@@ -235,14 +234,15 @@ def test_bodies_that_never_end_hold_the_places_of_their_key_until_their_deadline
 
 
 PROBE = """
-import http.client, sys, threading, time
+import http.client, psutil, sys, threading
+gateway = psutil.Process(int(sys.argv[2]))
 connection, seconds, ended = http.client.HTTPConnection(sys.argv[1]), [], threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()
 while not ended.is_set():
-    start_s = time.monotonic()
+    start_s = sum(gateway.cpu_times()[:2])
     connection.request("GET", "/livez")
     connection.getresponse().read()
-    seconds.append(time.monotonic() - start_s)
+    seconds.append(sum(gateway.cpu_times()[:2]) - start_s)
     if len(seconds) == 1:
         print(flush=True)
 print(max(seconds))
@@ -263,14 +263,20 @@ LARGE_BODIES = {
 
 @pytest.mark.parametrize("name", LARGE_BODIES)
 def test_a_large_body_does_not_stop_the_loop(attacked: Attacked, name: str) -> None:
-    """The probe is a process with its own lock."""
+    """One of three tries is enough: the machine is shared.
+
+    The probe is a process with its own lock. It measures the processor time of the gateway until
+    its answer: a busy machine makes it wait, too.
+    """
     content_type = "multipart/form-data; boundary=x" if name == "form" else "application/json"
     headers = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": content_type}
     start, part, end = LARGE_BODIES[name]
     body = start + part * (LARGE_BYTES // len(part)) + end
     stalls_s = []
-    for _ in range(MAX_TRIES):
-        command = [sys.executable, "-c", PROBE, attacked.service.url.removeprefix("http://")]
+
+    gateway = str(attacked.service.parts()["diptych"])
+    command = [sys.executable, "-c", PROBE, attacked.service.url.removeprefix("http://"), gateway]
+    for _ in range(3):
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as probe:
