@@ -110,7 +110,7 @@ class Observed:
         return total(found, f"{name}_count") - total(found, f"{name}_bucket", le=str(MAX_LAG_S))
 
     def cpu_s(self) -> float:
-        return sum(psutil.Process(self.service.parts()["diptych"]).cpu_times()[:2])
+        return float(sum(psutil.Process(self.service.parts()["diptych"]).cpu_times()[:2]))
 
     def held_bytes(self) -> float:
         return total(metric_samples(self.service), "diptych_request_memory_bytes")
