@@ -117,7 +117,7 @@ class Supervisor:
                 if os.waitstatus_to_exitcode(status) == os.EX_CONFIG:
                     sys.exit(1)
                 ended.note_end(status)
-                remove_live_gauges(self._metrics, ended.name)
+                remove_live_gauges(self._metrics, f"{ended.part.name}-{ended.number}")
             for temporary in self._metrics.parent.glob(f"*-{pid}/"):
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -165,11 +165,11 @@ def main(role: Role) -> None:
         if not is_portable():
             _import_all(parts, values)
 
-        def process(part: Part, name: str) -> WorkerProcess:
-            return WorkerProcess(part, name, [other for other in parts if other is not part])
+        def process(part: Part, number: int = 0) -> WorkerProcess:
+            return WorkerProcess(part, number, [other for other in parts if other is not part])
 
-        front = [process(parts[0], f"{parts[0].name}-{number}") for number in range(num_front)]
-        runners = [process(part, part.name) for part in parts[1:]]
+        front = [process(parts[0], number) for number in range(num_front)]
+        runners = [process(part) for part in parts[1:]]
         Supervisor(front, runners, folder / METRICS_FOLDER).run(values.request_timeout_s)
 
 

@@ -80,13 +80,12 @@ class WorkerProcess:
     def __init__(
         self,
         part: Part,
-        name: str,
+        number: int,
         others: Sequence[Part],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.part = part
-        # unlike the part's, no other process has it: several gateways are one part
-        self.name = name
+        self.number = number  # several gateways are one part
         self.pid: int | None = None  # set while it runs
         self._others = others
         self._now = now
@@ -100,12 +99,12 @@ class WorkerProcess:
             return
         self._started_s = self._now()
         if is_portable():
-            self.pid = _spawned(self.part, self.name)
+            self.pid = _spawned(self.part, self.number)
             return
         supervisor = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(self.part, self.name, self._others, supervisor)
+            _become(self.part, self.number, self._others, supervisor)
 
     def note_end(self, status: int) -> None:
         """Record the end of the process with its status of os.waitpid()."""
@@ -129,10 +128,11 @@ class WorkerProcess:
                 os.kill(self.pid, signum)
 
 
-def _spawned(part: Part, name: str) -> int:
+def _spawned(part: Part, number: int) -> int:
     """Start a process of `part` without forking; return its id. It ends with this one."""
     listener = part.listener.fileno()
-    arguments = ["--service-name", part.name, name, str(listener), str(os.getpid()), *part.options]
+    numbers = map(str, (number, listener, os.getpid()))
+    arguments = ["--service-name", part.name, *numbers, *part.options]
     command = [sys.executable, "-m", "service.supervision.worker_process", *arguments]
     os.set_inheritable(listener, True)
     try:
@@ -143,14 +143,14 @@ def _spawned(part: Part, name: str) -> int:
 
 def main(arguments: Sequence[str]) -> None:
     """Serve in a process that was not forked from the supervisor."""
-    _, part, name, listener, parent, *options = arguments
+    _, part, number, listener, parent, *options = arguments
     end_with(int(parent))
     use_metric_files()
     configure_logging(settings().log_format)
-    _serve(part, name, int(listener), options)
+    _serve(part, int(number), int(listener), options)
 
 
-def _become(part: Part, name: str, others: Sequence[Part], parent: int) -> NoReturn:
+def _become(part: Part, number: int, others: Sequence[Part], parent: int) -> NoReturn:
     """Serve in a fork of the supervisor."""
     status = 1
     try:
@@ -158,7 +158,7 @@ def _become(part: Part, name: str, others: Sequence[Part], parent: int) -> NoRet
         for other in others:
             other.listener.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _serve(part.name, name, part.listener.fileno(), part.options)
+        _serve(part.name, number, part.listener.fileno(), part.options)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -167,14 +167,14 @@ def _become(part: Part, name: str, others: Sequence[Part], parent: int) -> NoRet
         os._exit(status)  # skips the cleanup of the supervisor, whose stack was forked
 
 
-def _serve(part: str, name: str, listener: int, options: Sequence[str]) -> None:
+def _serve(part: str, number: int, listener: int, options: Sequence[str]) -> None:
     """Run BentoML's worker for a part until it ends."""
     os.setsid()  # a terminal's Ctrl-C goes to the supervisor only
     # removed by the supervisor, however this process ends; without space there is no folder, as
     # nothing that a request needs is written there
     with suppress(OSError):
         os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(f"-{os.getpid()}", f"{part}-")
-    write_metrics_as(name)
+    write_metrics_as(f"{part}-{number}")
     with suppress(OSError, ValueError):  # QEMU's stat has fewer fields
         show_as(f"diptych --service-name {part}")
     values = settings()
@@ -187,7 +187,7 @@ def _serve(part: str, name: str, listener: int, options: Sequence[str]) -> None:
 
         limits = ConnectionLimits(values.max_connections, values.max_connections_per_address)
         shared = _NUM_CONNECTIONS[: values.gateway_workers]
-        protocol = bounded_connection(limits, shared, int(name.rpartition("-")[2]))
+        protocol = bounded_connection(limits, shared, number)
     run_worker("service.gateway:Gateway", part, listener, options, protocol)
 
 

@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -31,7 +32,8 @@ _ROOT = Path(__file__).parents[2]
 class LoopWatch:
     """Watches the running loop from `start` to `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._suspect = ""
         self._logged_s = -_LOG_BUSY_EVERY_S
         self._stopped = threading.Event()
@@ -39,7 +41,7 @@ class LoopWatch:
     def start(self) -> None:
         """Start to measure the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._due_s = time.monotonic() + _EVERY_S
+        self._due_s = self._now() + _EVERY_S
         self._measuring = asyncio.create_task(self._measure())
         of_loop = (threading.get_ident(),)
         self._thread = threading.Thread(
@@ -54,7 +56,7 @@ class LoopWatch:
     async def _measure(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
-            now_s = time.monotonic()
+            now_s = self._now()
             lag_s = max(0.0, now_s - self._due_s)
             EVENT_LOOP_LAG_SECONDS.observe(lag_s)
             if lag_s > _LATE_S:
@@ -65,12 +67,12 @@ class LoopWatch:
                     self._logged_s = now_s
                     logger.warning("the event loop was late by %.2f s: %s", lag_s, work or _NO_WORK)
             self._suspect = ""
-            self._due_s = time.monotonic() + _EVERY_S
+            self._due_s = self._now() + _EVERY_S
 
     def _observe(self, loop_thread: int) -> None:
         """Note what holds the loop while it is late; runs in a thread."""
         while not self._stopped.wait(_EVERY_S):
-            is_late = time.monotonic() - self._due_s > _LATE_S / 2
+            is_late = self._now() - self._due_s > _LATE_S / 2
             task = asyncio.current_task(self._loop)
             frame = sys._current_frames().get(loop_thread)
             if is_late and not self._suspect and task is not None and frame is not None:

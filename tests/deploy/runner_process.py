@@ -12,7 +12,7 @@ from tests.support.export_cli import ROOT
 from tests.support.running_service import free_port
 from tests.support.waiting import wait_until
 
-STOP_S = 10
+STOP_S = 60
 
 
 class RunnerProcess:

@@ -53,6 +53,7 @@ class Calls:
         self._session = session
         self._url = url
         self.done: list[Call] = []
+        self.num_repeated = 0
         self._started_s: dict[object, float] = {}  # calls in flight
 
     async def make(self, key: str, seconds: float = 0.0) -> Call:
@@ -76,6 +77,7 @@ class Calls:
         status, answer = await self._once(key, body, seconds)
         if status not in _BROKEN:
             return status, answer
+        self.num_repeated += 1
         await asyncio.sleep(PAUSE_S)
         return await self._once(key, body, seconds)
 

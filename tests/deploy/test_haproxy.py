@@ -40,7 +40,7 @@ MODEL = "florence-2-mini"
 DOMAIN = "diptych.svc.cluster.local"
 NUM_CLIENTS = 16
 CALL_S = 0.03
-EJECTION_S = 6.0  # two checks of 2 s, 1 s until the first of them, and some
+MAX_EJECTION_S = 15.0  # two checks of 2 s, 1 s until the first of them, on a shared machine
 
 
 @pytest.fixture
@@ -130,13 +130,13 @@ def test_nothing_is_lost_with_a_runner(
                 await calls.wait_for_more(10 * NUM_CLIENTS)
                 assert set(calls.by_runner(start)) == {"a", "b"}
             assert not [call for call in calls.done if not call.is_right]
-            assert max(call.seconds for call in calls.done) < EJECTION_S
+            assert max(call.seconds for call in calls.done) < MAX_EJECTION_S
 
     asyncio.run(ask())
 
 
 async def wait_for_ready(balancer: HaProxy, count: int) -> None:
-    async with asyncio.timeout(2 * EJECTION_S):
+    async with asyncio.timeout(60):
         while await asyncio.to_thread(balancer.num_ready, MODEL) != count:
             await asyncio.sleep(0.05)
 
@@ -180,7 +180,7 @@ def test_a_draining_runner_finishes_its_calls_and_gets_no_new_ones(
             await long
             finished = {call.key: call.answer for call in calls.done[-NUM_CLIENTS:]}
             assert not [call for call in calls.done if not call.is_right]
-            assert all(call.seconds < 4.0 + 1.0 for call in calls.done)  # none was cut and repeated
+            assert calls.num_repeated == 0
             assert "a" in {
                 answer.runner for answer in finished.values() if answer is not None
             } & set(named)
@@ -206,8 +206,7 @@ def test_a_client_that_disconnects_ends_its_call_at_the_runner(
                     await asyncio.sleep(60)
 
     asyncio.run(ask())
-    wait_until(aborted.exists, timeout_s=2)
-    assert aborted.read_text() == f"{path}\n"
+    wait_until(lambda: aborted.exists() and aborted.read_text() == f"{path}\n")
 
 
 def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
@@ -267,7 +266,7 @@ def test_without_any_runner_a_call_fails_at_once(
         async with calls_to(balancer.url(MODEL)) as calls:
             call = await calls.make(image_key(1))
             assert call.answer is None
-            assert call.seconds < 3
+            assert call.seconds < 10
 
     asyncio.run(ask())
 
@@ -327,7 +326,7 @@ def test_pods_come_and_go_with_dns_and_a_deleted_one_finishes_its_calls(
             await wait_for_ready(sidecar, 1)
             await long
             assert not [call for call in calls.done if not call.is_right]
-            assert max(call.seconds for call in calls.done) < 5.0 + 1.0  # none was cut and repeated
+            assert calls.num_repeated == 0
 
     asyncio.run(ask())
     assert pods[0].process.wait(STOP_S) == 0

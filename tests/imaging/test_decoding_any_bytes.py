@@ -61,7 +61,6 @@ SEEDS = [
 ] + [encoded(colour_steps().resize((8, 4)), "JPEG", exif=EXIF)]
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\xff\0\0\0WEBP"]),
     st.binary(max_size=300),
@@ -70,7 +69,7 @@ def test_random_bytes_are_decoded_or_refused(start: bytes, rest: bytes) -> None:
     assert decodes_or_refuses(start + rest)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from(SEEDS), st.data())
 def test_mutated_images_are_decoded_or_refused(seed: bytes, data: st.DataObject) -> None:
     mutated = bytearray(seed)
@@ -83,7 +82,7 @@ def test_mutated_images_are_decoded_or_refused(seed: bytes, data: st.DataObject)
     assert decodes_or_refuses(checksums_mended(bytes(mutated)) if is_png else bytes(mutated))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(PARTS)), st.data())
 def test_any_parts_in_any_order_are_decoded_or_refused_in_a_short_time(
     image_format: str, data: st.DataObject
@@ -98,5 +97,5 @@ def test_any_parts_in_any_order_are_decoded_or_refused_in_a_short_time(
     start_s = time.thread_time()
     with suppress(ImageError):
         read_header(file, LIMITS)
-    assert time.thread_time() - start_s < 0.2
+    assert time.thread_time() - start_s < 0.6
     decodes_or_refuses(file)

@@ -28,7 +28,7 @@ def test_too_many_pixels_are_refused_by_the_header(size_wh: tuple[int, int]) -> 
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert took_s < 0.05
+    assert took_s < 0.5
     assert peak_bytes < 1_000_000
 
 

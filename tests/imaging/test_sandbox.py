@@ -13,7 +13,7 @@ from PIL import Image
 from imaging.files import ImageLimits, decode_image
 from service.images.decoding_process import decoded_in_process
 from tests.support.attack_images import repeated_scans
-from tests.support.core_calls import run
+from tests.support.core_calls import run, until
 from tests.support.fake_service import encoded
 from tests.support.image_files import LIMITS, colour_steps, half_transparent, png
 
@@ -85,13 +85,13 @@ def test_memory_is_limited() -> None:
 def test_a_decoder_is_in_its_sandbox_before_it_decodes() -> None:
     async def scenario() -> None:
         decoding = asyncio.ensure_future(
-            decode(repeated_scans((5000, 5000), 100), ImageLimits(200_000_000))
+            decode(repeated_scans((5000, 5000), 800), ImageLimits(2_000_000_000))
         )
-        async with asyncio.timeout(10):
-            while (child := filtered()) is None:
-                await asyncio.sleep(0.01)
-        # 24 bytes for each of 200 million pixels
-        assert child.rlimit(psutil.RLIMIT_AS)[1] < 10_000_000_000
+        await until(filtered)
+        child = filtered()
+        assert child is not None
+        # 24 bytes for each of 2 billion pixels
+        assert child.rlimit(psutil.RLIMIT_AS)[1] < 100_000_000_000
         assert not decoding.done()
         decoding.cancel()
         await asyncio.gather(decoding, return_exceptions=True)

@@ -44,7 +44,7 @@ class BlockedEncoder:
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
         self.batches.append([image.image_key for image in images])
         self.threads.add(threading.current_thread().name)
-        self.released.wait(10)
+        self.released.wait(60)
         if self.failure is not None and len(self.batches) == 1:
             raise self.failure
         return [EncodedImage(encode_s=int(image.image_key)) for image in images]

@@ -16,8 +16,8 @@ from tests.support.export_cli import ROOT
 from tests.support.fake_decoder import EOS, FakeDecoder
 from tests.support.waiting import wait_until
 
-TIMEOUT_S = 30
-SLEEPS = {"without GIL": "time.sleep(25)", "with GIL": "ctypes.PyDLL(None).sleep(25)"}
+TIMEOUT_S = 120
+SLEEPS = {"without GIL": "time.sleep(100)", "with GIL": "ctypes.PyDLL(None).sleep(100)"}
 STUCK_EXIT_STATUS = 1
 RUNS_AN_ITERATION = """
 import ctypes, sys, time
@@ -28,11 +28,11 @@ def iterate():
         exec(sys.argv[1])
 
 watchdog = Watchdog("the decoder of x", 0.5)
-end_process_when_stuck([watchdog], 0.5)
+end_process_when_stuck([watchdog], float(sys.argv[2]))
 start_s = time.process_time()
 for _ in range(3):
     iterate()
-print("went on", "idle" if time.process_time() - start_s < 0.3 else "busy")
+print("went on", "idle" if time.process_time() - start_s < 0.5 else "busy")
 """
 
 STARTS = """
@@ -126,8 +126,8 @@ def starting(work: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def iterating(work: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", RUNS_AN_ITERATION, work]
+def iterating(work: str, limit_s: float) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", RUNS_AN_ITERATION, work, str(limit_s)]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
@@ -135,13 +135,13 @@ def iterating(work: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("work", SLEEPS.values(), ids=SLEEPS)
 def test_a_process_with_a_stuck_thread_ends_and_shows_its_stack(work: str) -> None:
-    ended = iterating(work)
+    ended = iterating(work, 0.5)
     assert (ended.returncode, ended.stdout) == (STUCK_EXIT_STATUS, "")
     assert " in iterate\n" in ended.stderr
 
 
 def test_a_process_whose_iteration_ends_late_goes_on() -> None:
-    late = iterating("time.sleep(0.7)")
+    late = iterating("time.sleep(1)", 2.5)
     assert (late.returncode, late.stdout) == (0, "went on idle\n")
     assert "the decoder of x is stuck" in late.stderr
 

@@ -5,7 +5,7 @@ real tokenizers.
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -69,7 +69,6 @@ def test_cases_cover_every_text_parameter_of_both_families() -> None:
 
 
 @pytest.mark.parametrize(("model_id", "task_id", "name", "is_list"), CASES)
-@settings(deadline=None)  # the first use of a tokenizer is slow
 @given(words=st.lists(st.sampled_from([*HOSTILE, "cat", "<", ">", "_"]), min_size=1, max_size=4))
 def test_user_text_has_no_control_tokens(
     model_id: str, task_id: str, name: str, is_list: bool, words: list[str]

@@ -17,7 +17,7 @@ from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
 
-SETTINGS = Settings(request_timeout_s=5)
+SETTINGS = Settings(request_timeout_s=60)
 
 
 def create(store: Store, *lines: object, owner: str = "me", endpoint: Any = PREDICT) -> Batch:

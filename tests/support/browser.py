@@ -19,6 +19,7 @@ from playwright.sync_api import (
 
 # the shell takes a third less CPU than the whole browser in headless mode
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+TIMEOUT_MS = 60_000  # the machine is shared
 MISSING = (
     "no chromium here: the page at /playground is NOT tested"
     " (apt-get install chromium-headless-shell)"
@@ -55,6 +56,7 @@ _DRAWN_SHAPES = """panel => {
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Start a headless Chromium, the system's own."""
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
         yield browser

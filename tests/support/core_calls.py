@@ -19,7 +19,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
     """Wait until `condition` is true; raise TimeoutError after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
         while not condition():

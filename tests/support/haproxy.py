@@ -25,7 +25,7 @@ HAS_HAPROXY = shutil.which("haproxy") is not None
 MISSING_HAPROXY = "no haproxy here: deploy/haproxy is NOT tested (apt-get install haproxy)"
 needs_haproxy = pytest.mark.skipif(not HAS_HAPROXY, reason=MISSING_HAPROXY)
 
-_STOP_TIMEOUT_S = 10
+_STOP_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)

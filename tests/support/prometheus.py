@@ -26,8 +26,7 @@ MISSING_PROMETHEUS = (
     "(apt-get install --no-install-recommends prometheus)"
 )
 _SCRAPE_INTERVAL = "1s"
-_START_TIMEOUT_S = 30
-_STOP_TIMEOUT_S = 30
+_STOP_TIMEOUT_S = 60
 
 
 def committed_rules(kind: Literal["alert", "record"]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from service.web.openapi import openapi_document
 from tests.support.fake_service import data_url, encoded, make_core, served_models
 
 MAX_BODY_BYTES = 50_000
-SETTINGS = Settings(max_body_bytes=MAX_BODY_BYTES, request_timeout_s=5)
+SETTINGS = Settings(max_body_bytes=MAX_BODY_BYTES, request_timeout_s=30)
 SMALL_PNG = encoded(Image.new("RGB", (8, 8), (200, 30, 30)))
 OCR = {"image": data_url(SMALL_PNG), "task": "ocr"}
 COMPONENTS = openapi_document(served_models())["components"]

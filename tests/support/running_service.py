@@ -1,5 +1,6 @@
 """The service with all its processes, on a free port."""
 
+import itertools
 import os
 import signal
 import socket
@@ -7,7 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from tests.support.waiting import wait_until_ready
 SERVICE = (sys.executable, "-m", "service")
 _START_TIMEOUT_S = 120
 _STOP_TIMEOUT_S = 60
+_FIRST_PORT = 10_000 + 100 * (os.getpid() % 60)
+_PORTS = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + 100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class RunningService:
         except httpx.TransportError:
             return False
 
-    def wait_until_ready(self, timeout_s: float) -> None:
+    def wait_until_ready(self, timeout_s: float = _START_TIMEOUT_S) -> None:
         """Return when the service is ready; raise if it ends, or is not ready in time."""
         wait_until_ready(self.is_ready, self.process, self.log, timeout_s)
 
@@ -169,7 +172,13 @@ def service_environment(bentoml_home: Path, **settings: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a TCP port that nobody uses.
+
+    A port from the system could become another connection's before it is used: these lie below the
+    system's, a hundred for each process of the tests.
+    """
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port

@@ -54,8 +54,8 @@ def main(folder: Path) -> None:
     os.environ |= {FOLDER_VARIABLE: str(metrics), "TMPDIR": str(folder)}
     gateway = Part("gateway", WaitingListener("gateway", DRAIN_S, None), "")
     runner = Part("runner", WaitingListener("runner", 0, folder / "failed"), "")
-    front = [WorkerProcess(gateway, f"gateway-{number}", [runner]) for number in range(2)]
-    Supervisor(front, [WorkerProcess(runner, "runner", [gateway])], metrics).run(5)
+    front = [WorkerProcess(gateway, number, [runner]) for number in range(2)]
+    Supervisor(front, [WorkerProcess(runner, 0, [gateway])], metrics).run(5)
     runner.listener.close()  # else Python would describe it by its `fileno`
 
 

@@ -21,7 +21,7 @@ from tests.support.served_app import serving_app
 from tests.support.true_results import true_result, wrong_result
 
 MODEL_ID = "truthful"
-_TIMEOUT_S = 10
+_TIMEOUT_S = 60
 
 
 def nothing(_index: int, _name: str) -> bool:

@@ -9,7 +9,7 @@ from tests.support.processes import Process
 
 def wait_until(
     condition: Callable[[], object],
-    timeout_s: float = 30,
+    timeout_s: float = 120,
     describe: Callable[[], object] = str,
     pause_s: float = 0.005,
 ) -> None:
@@ -21,7 +21,7 @@ def wait_until(
 
 
 def wait_until_ready(
-    is_ready: Callable[[], bool], process: Process, log: Path, timeout_s: float = 30
+    is_ready: Callable[[], bool], process: Process, log: Path, timeout_s: float = 120
 ) -> None:
     """Return when the server of `process` is ready; fail with its log if it ends, or is not ready
     in time.

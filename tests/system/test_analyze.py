@@ -156,7 +156,7 @@ def test_a_client_that_leaves_ends_all_sequences(service: RunningService) -> Non
         is_gone = metric(service, "diptych_requests_total", status="client_gone") > gone_before
         return is_gone and sum(metric(service, name) for name in names) == 0
 
-    wait_until(is_free, 20)
+    wait_until(is_free)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_a_runner_that_is_killed_in_the_middle_of_a_tree_loses_and_repeats_no_an
         time.sleep(1)  # until the trees are in the middle
         os.kill(killed.parts()["florence-2-mini-runner"], signal.SIGKILL)
         time.sleep(1)
-        killed.wait_until_ready(30)
+        killed.wait_until_ready()
         stopped.set()
         outcomes = list(chain.from_iterable(each.result() for each in asking))
     assert len(outcomes) >= 8

@@ -172,7 +172,7 @@ def test_a_call_ends_at_its_deadline_every_way(
         # the service may reject what would be late
         with pytest.raises((DeadlineExceeded, Overloaded)):
             call(kind, url, ask(request), timeout_s=0.004)
-        assert time.monotonic() - start_s < 5
+        assert time.monotonic() - start_s < 30
 
 
 def test_boxes_of_a_pil_image_are_in_its_own_pixels_despite_its_exif_orientation(

@@ -113,7 +113,7 @@ def test_what_was_accepted_is_answered_and_the_rest_refused(service: RunningServ
         called = call(channel)
         wait_until(lambda: num_beyond_turns(service) == NUM_WHOLE + 2 - NUM_TURNS)
         service.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not service.is_ready(), 5)
+        wait_until(lambda: not service.is_ready())
         assert_refuses(service, channel)
         service.process.send_signal(signal.SIGTERM)  # a second one changes nothing
         assert not all(answer.done() for answer in whole)

@@ -42,7 +42,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 PREDICT = "/diptych.v1.Vision/Predict"
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 HEALTH = "/grpc.health.v1.Health/Check"
-POLITE_TIMEOUT_S = 10
+POLITE_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,13 @@ def test_silent_connections_are_bounded_and_closed_and_a_polite_client_is_served
                 connections.append(stack.enter_context(stand.connect()))
                 connections[-1].sendall(PREFACE if number % 2 else b"")
         start_s = time.monotonic()
-        time.sleep(0.5)
-        assert len(connections) - sum(map(is_closed, connections)) <= MOST_OF_ADDRESS
+        wait_until(
+            lambda: len(connections) - sum(map(is_closed, connections)) <= MOST_OF_ADDRESS,
+            timeout_s=8,  # silent ones are closed after 10
+        )
         wait_until(lambda: all(map(has_ended, connections)))
         print({"closed after, s": time.monotonic() - start_s})
-        assert time.monotonic() - start_s < 20
+        assert time.monotonic() - start_s < 60
 
 
 def test_http_1_is_refused_on_the_port_of_grpc(stand: Stand) -> None:

@@ -125,8 +125,6 @@ def test_what_the_contract_lets_through_is_no_server_error(
 
     @settings(
         max_examples=60,
-        deadline=None,
-        derandomize=True,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

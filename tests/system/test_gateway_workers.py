@@ -110,7 +110,7 @@ def ask(service: RunningService) -> httpx.Response:
 def test_connections_of_both_ports_go_to_both_processes(service: RunningService) -> None:
     with ExitStack() as stack:
         for _ in range(NUM_CONNECTIONS):
-            client = stack.enter_context(httpx.Client(base_url=service.url))
+            client = stack.enter_context(httpx.Client(base_url=service.url, timeout=STOP_S))
             assert client.get("/v1/models").is_success
             options = [("grpc.use_local_subchannel_pool", 1)]  # else channels share one connection
             channel = stack.enter_context(grpc.insecure_channel(service.grpc_address, options))
@@ -127,7 +127,8 @@ def test_few_clients_spread_over_both_processes(service: RunningService) -> None
     """A connection is closed after its answer while the other process has too few."""
     with ExitStack() as stack:
         clients = [
-            stack.enter_context(httpx.Client(base_url=service.url)) for _ in range(NUM_CLIENTS)
+            stack.enter_context(httpx.Client(base_url=service.url, timeout=STOP_S))
+            for _ in range(NUM_CLIENTS)
         ]
 
         def are_spread() -> bool:

@@ -156,7 +156,7 @@ def test_a_call_ends_at_its_deadline(vision: Any) -> None:
             timeout=0.002,
         )
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - start_s < 5
+    assert time.monotonic() - start_s < 30
 
 
 def test_models_and_tasks_are_those_of_rest(client: httpx.Client, vision: Any) -> None:

@@ -16,7 +16,6 @@ from tests.support.running_service import RunningService, forked_service
 from tests.support.waiting import wait_until
 
 NUM_CLIENTS = 10
-READY_AGAIN_S = 10
 GATEWAY = "diptych"
 RUNNER = "florence-2-mini-runner"
 
@@ -41,7 +40,7 @@ def kill_under_load(service: RunningService, part: str) -> Load:
         start_s = time.monotonic()
         while service.parts().get(part, killed) == killed:
             time.sleep(0.01)
-        service.wait_until_ready(READY_AGAIN_S)
+        service.wait_until_ready()
         print(f"{part}: ready again after {time.monotonic() - start_s:.1f} s")
         asked.wait_for_more(2 * NUM_CLIENTS)
     print(f"{part}: {dict(asked.kinds())}, {asked.others()}")

@@ -22,7 +22,7 @@ from tests.support.scene_images import scene_png
 pytestmark = needs_prometheus
 
 TASKS = ("captioning", "ocr")
-DATA_TIMEOUT_S = 60
+DATA_TIMEOUT_S = 300
 # Nothing fires on a service that is well, and nothing was started while Prometheus looked.
 EMPTY = {"Starts"}
 

@@ -19,7 +19,6 @@ SCENE = (ROOT / "service" / "web" / "samples" / "scene.png").read_bytes()
 MODEL = EMBEDDED[0]
 GATEWAY = "diptych"
 NUM_CLIENTS = 8
-READY_AGAIN_S = 10
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_a_killed_process_breaks_its_connections_and_comes_back(one: RunningServ
         killed = one.parts()[GATEWAY]
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: one.parts().get(GATEWAY, killed) != killed)
-        one.wait_until_ready(READY_AGAIN_S)
+        one.wait_until_ready()
         asked.wait_for_more(2 * NUM_CLIENTS)
     assert asked.kinds().keys() <= {"right", "broken"}
     assert len(asked.others()) <= NUM_CLIENTS

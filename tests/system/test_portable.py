@@ -20,7 +20,6 @@ from tests.system.test_batches import URLS, create, ended, openai_client, output
 
 RUNNER = f"{FLORENCE}-runner"
 NUM_PARTS = 3  # the gateway and two runners
-READY_AGAIN_S = 60  # the new process imports its modules
 HEAVY_SIZE_WH = (6000, 5000)  # decoded in a process
 
 pytestmark = pytest.mark.long
@@ -77,7 +76,7 @@ def test_a_killed_runner_comes_back(portable: RunningService) -> None:
     killed = portable.parts()[RUNNER]
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: portable.parts().get(RUNNER, killed) != killed)
-    portable.wait_until_ready(READY_AGAIN_S)
+    portable.wait_until_ready()
     assert predict(portable, lines()[0]["body"])
 
 

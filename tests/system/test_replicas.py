@@ -126,7 +126,7 @@ def test_without_a_runner_the_answer_is_503_until_one_is_back(stand: Stand) -> N
         refused = ask(client, 0)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
         assert f"runner of {MODEL}" in refused.json()["error"]["message"]
-        assert time.monotonic() - start_s < 10
+        assert time.monotonic() - start_s < 30
         wait_until(lambda: not stand.gateway.is_ready())
         stand.runners.start([last])
         stand.gateway.wait_until_ready(STOP_S)

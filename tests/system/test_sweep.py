@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 import httpx
+import psutil
 import pytest
 
 from tests.support.api_keys import hash_of
@@ -36,10 +37,10 @@ OTHER_KEY = "other"
 SMALL_BYTES = 100_000
 SIZES = [SMALL_BYTES, pytest.param(19_000_000, marks=pytest.mark.long)]
 MAX_LAG_S = 0.1
-MAX_WAIT_S = 1.0  # another key's request, besides the machine's noise
+MAX_WAIT_S = 5.0  # another key's request, besides the machine's noise
 KEPT_BODIES = 3
 NOISE_BYTES = 40_000_000  # caches and arenas of the allocator
-NUM_TRIES = 3  # a machine that is busy makes a loop late, too, but not each time in the same case
+NUM_TRIES = 5  # a machine that is busy makes a loop late, too, but not each time in the same case
 FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
 
 
@@ -108,6 +109,9 @@ class Observed:
         name = "diptych_event_loop_lag_seconds"
         return total(found, f"{name}_count") - total(found, f"{name}_bucket", le=str(MAX_LAG_S))
 
+    def cpu_s(self) -> float:
+        return float(sum(psutil.Process(self.service.parts()["diptych"]).cpu_times()[:2]))
+
     def held_bytes(self) -> float:
         return total(metric_samples(self.service), "diptych_request_memory_bytes")
 
@@ -160,9 +164,11 @@ def noted(problem: str) -> str:
 def is_always_late(case: CaseT, ask: Callable[[CaseT], str | None], observed: Observed) -> bool:
     for _ in range(NUM_TRIES):
         before = observed.num_late()
+        start_s = observed.cpu_s()
         ask(case)
+        took_s = observed.cpu_s() - start_s
         time.sleep(0.1)  # until the loop has measured
-        if observed.num_late() == before:
+        if took_s < MAX_LAG_S or observed.num_late() == before:
             return False
     return True
 

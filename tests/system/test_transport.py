@@ -93,7 +93,7 @@ def test_a_call_that_is_none_of_a_gateway_is_refused(runner: Replicas) -> None:
     call: dict[str, object] = {"sequences": []}
     key = {IMAGE_KEY_HEADER: "a"}
     memory = {"pid": 1, "fd": 0, "name": "diptych-x"}
-    with httpx.Client(base_url=url_of(runner)) as client:
+    with httpx.Client(base_url=url_of(runner), timeout=60) as client:
         assert client.post("/write", json=call).status_code == 400
         assert client.post("/write", json=call, headers=key).status_code == 404
         assert client.post("/write", json=call | {"pixels": memory}, headers=key).status_code == 400

@@ -25,7 +25,7 @@ NUM_IMAGES = 8
 class ConcurrencyScript(Script):
     """Answers requests in groups of four and counts the requests in flight."""
 
-    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(4, timeout=10))
+    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(4, timeout=60))
     lock: threading.Lock = field(default_factory=threading.Lock)
     num_in_flight: int = 0
     max_in_flight: int = 0

@@ -4,7 +4,7 @@ others.
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import replace
 
@@ -44,24 +44,29 @@ def scheduler(decoder: FakeDecoder) -> Iterator[Scheduler]:
     scheduler.stop()
 
 
-def test_a_short_sequence_overtakes_a_long_one(scheduler: Scheduler, decoder: FakeDecoder) -> None:
-    (long,) = scheduler.submit([request(*[5] * 50)])
-    wait_until(lambda: len(decoder.step_sizes) > 3)
-    (short,) = scheduler.submit([request(6)])
-    assert written(short) == (6, EOS)
-    assert not long.done()
+def test_a_short_sequence_overtakes_a_long_one(scheduler: Scheduler) -> None:
+    ended = list[str]()
+    shorts = list[Future[WrittenSequence]]()
+
+    def submit_short(_token_ids: Sequence[int]) -> None:
+        if not shorts:
+            shorts.extend(scheduler.submit([request(6)]))
+            shorts[0].add_done_callback(lambda _: ended.append("short"))
+
+    (long,) = scheduler.submit([replace(request(*[5] * 50), on_tokens=submit_short)])
+    long.add_done_callback(lambda _: ended.append("long"))
     assert written(long) == (*[5] * 50, EOS)
+    assert written(shorts[0]) == (6, EOS)
+    assert ended == ["short", "long"]
 
 
 def test_the_slot_of_an_ended_sequence_is_reused_at_once(
     scheduler: Scheduler, decoder: FakeDecoder
 ) -> None:
-    longs = scheduler.submit([request(*[5] * 40)] * 3)
-    shorts = scheduler.submit([request(6, 7)] * 6)
-    assert all(written(short) == (6, 7, EOS) for short in shorts)
-    assert not any(long.done() for long in longs)
-    assert max(decoder.step_sizes) == LIMITS.num_slots
-    wait(longs, TIMEOUT_S)
+    futures = scheduler.submit([request(*[5] * 40)] * 3 + [request(6, 7)] * 6)
+    wait(futures, TIMEOUT_S)
+    assert all(written(short) == (6, 7, EOS) for short in futures[3:])
+    assert decoder.step_sizes == [4] * 6 * 2 + [3] * (40 - 6 * 2)
 
 
 def test_a_cancelled_sequence_frees_its_slot_within_a_step(
@@ -101,8 +106,7 @@ def test_a_prefill_stays_within_the_token_budget(decoder: FakeDecoder) -> None:
 
 
 def test_beam_search_takes_a_slot_for_each_beam(scheduler: Scheduler, decoder: FakeDecoder) -> None:
-    (single,) = scheduler.submit([request(*[5] * 30)])
-    (beams,) = scheduler.submit([replace(request(6, 7, 8), num_beams=3)])
+    single, beams = scheduler.submit([request(*[5] * 30), replace(request(6, 7, 8), num_beams=3)])
     assert written(beams) == (6, 7, 8, EOS)
     assert written(single) == (*[5] * 30, EOS)
     assert max(decoder.step_sizes) == LIMITS.num_slots

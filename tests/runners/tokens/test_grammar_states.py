@@ -4,7 +4,7 @@ checkpoints.
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -25,9 +25,9 @@ from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.token_choices import masked
 
 GEMMA_LOGITS = 257_216
-# time of a mask; 0.3 and 0.15 on a quiet core
-MAX_FIRST_MS = 2.0
-MAX_LATER_MS = 0.4
+# time of a mask over that of a softmax; 4 and 1 on a busy core
+MAX_FIRST = 16.0
+MAX_LATER = 4.0
 
 
 @pytest.mark.parametrize("name", FAMILY_OF)
@@ -50,6 +50,12 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
+def seconds(function: Callable[..., object], *arguments: object) -> float:
+    start_s = time.thread_time()
+    function(*arguments)
+    return time.thread_time() - start_s
+
+
 @pytest.mark.usefixtures("single_thread")
 def test_a_mask_over_gemmas_vocabulary_takes_a_fraction_of_a_decode_step() -> None:
     definition = tokenizer_definition("gemma")
@@ -57,18 +63,16 @@ def test_a_mask_over_gemmas_vocabulary_takes_a_fraction_of_a_decode_step() -> No
         pytest.skip(MISSING_NPM)
     constraints = Constraints(definition, {EOS_ID["paligemma"]})
     logprobs = torch.zeros(GEMMA_LOGITS)
-    first_ms = []
-    later_ms = []
+    first_s = []
+    later_s = []
+    softmax_s = []
     for recorded in recorded_states("gemma"):
         constraints.get.cache_clear()
         constraint = constraints.get(grammar_of(recorded))
         state = state_after(constraint, recorded.token_ids)
-        times_ms = []
-        for _ in range(5):
-            start_s = time.thread_time()
-            masked(constraint, state, logprobs)
-            times_ms.append((time.thread_time() - start_s) * 1000)
-        first_ms.append(times_ms[0])
-        later_ms.append(min(times_ms[1:]))
-    assert statistics.median(first_ms) <= MAX_FIRST_MS
-    assert statistics.median(later_ms) <= MAX_LATER_MS
+        times_s = [seconds(masked, constraint, state, logprobs) for _ in range(5)]
+        first_s.append(times_s[0])
+        later_s.append(min(times_s[1:]))
+        softmax_s.append(seconds(torch.log_softmax, logprobs, 0))
+    assert statistics.median(first_s) <= MAX_FIRST * statistics.median(softmax_s)
+    assert statistics.median(later_s) <= MAX_LATER * statistics.median(softmax_s)

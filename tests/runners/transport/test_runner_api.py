@@ -108,7 +108,7 @@ def test_each_event_of_a_stream_is_one_message_with_a_line_and_an_empty_one_ends
         scope = {"type": "http", "method": "POST", "path": "/stream", "headers": headers}
         await api.app()(scope, receive, send)
 
-    asyncio.run(asyncio.wait_for(stream(), timeout=10))
+    asyncio.run(asyncio.wait_for(stream(), timeout=60))
     events = (
         FoundFeatures(outcome="miss"),
         SequenceEnd(index=0, outcome=FAILED),

@@ -96,7 +96,7 @@ def test_a_cancelled_batch_keeps_what_is_answered_and_runs_no_more(store: Store)
         async with working(store, core):
             await until(lambda: decoder.specs)
             assert store.of("me").cancel(batch.id).status == "cancelling"
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
             assert now(store, batch).status == "cancelling"
             release(decoder)
             await until(ends(store, batch))
@@ -119,7 +119,7 @@ def test_what_is_not_answered_within_a_day_expires(
             await until(lambda: decoder.specs)
             real = time.time
             monkeypatch.setattr(time, "time", lambda: real() + 24 * 3600)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
             release(decoder)
             await until(ends(store, batch))
         ended = now(store, batch)
@@ -151,7 +151,7 @@ def test_a_batch_whose_key_has_no_room_fails_with_what_is_answered(
             if is_expired:
                 real = time.time
                 monkeypatch.setattr(time, "time", lambda: real() + 24 * 3600)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.5)
             release(decoder)
             await until(ends(store, batch))
         ended = now(store, batch)

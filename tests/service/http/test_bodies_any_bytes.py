@@ -71,21 +71,21 @@ def is_read_or_refused(body: bytes, content_type: str) -> bool:
         return bool(error.message)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.binary(max_size=200), st.lists(FORM_PIECES, max_size=30).map(b"".join)))
 @example(b'--b\r\nContent-Disposition: form-data; name="image"; filename="f"\r\n\r\n')
 def test_any_bytes_are_a_form_or_a_service_error(body: bytes) -> None:
     assert is_read_or_refused(body, FORM)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.binary(max_size=200), st.lists(JSON_PIECES, max_size=30).map(b"".join)))
 @example(b'{"image": "\\ud800"}')
 def test_any_bytes_are_json_or_a_service_error(body: bytes) -> None:
     assert is_read_or_refused(body, JSON)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
 def test_any_content_type_is_read_or_a_service_error(options: str) -> None:
     assert is_read_or_refused(form(file_part("image", IMAGE)), f"multipart/form-data;{options}")

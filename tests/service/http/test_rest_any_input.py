@@ -113,14 +113,14 @@ FIELD_NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(FIELD_NAMES, JSON_VALUES, max_size=4))
 def test_no_json_causes_a_500(fields: dict[str, Any]) -> None:
     response = post(json.dumps({**OCR, **fields}).encode(), "application/json")
     assert response.status_code == 200 or error_of(response)["code"] != "internal"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, len(SMALL_PNG) - 1), st.binary(min_size=1, max_size=4))
 def test_no_image_causes_a_500(place: int, replacement: bytes) -> None:
     image = SMALL_PNG[:place] + replacement + SMALL_PNG[place + len(replacement) :]

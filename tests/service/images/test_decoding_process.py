@@ -19,14 +19,14 @@ from service.images.decoding import ImageDecoder, LazyImage
 from service.images.decoding_process import DecoderEnded, decoded_in_process
 from tests.support.attack_images import repeated_scans
 from tests.support.catalog import FLORENCE, PALIGEMMA
-from tests.support.core_calls import run
+from tests.support.core_calls import run, until
 from tests.support.fake_service import encoded, served
 from tests.support.image_files import colour_steps
 from tests.support.processes import image_decoders
 from tests.support.waiting import wait_until
 
-LIMITS = ImageLimits(200_000_000)
-SLOW = repeated_scans((5000, 5000), 100)  # some seconds
+LIMITS = ImageLimits(2_000_000_000)
+SLOW = repeated_scans((5000, 5000), 900)  # 15 s
 # 0.3 s of a low priority
 HEAVY = repeated_scans((5000, 5000), 10)
 QUICK = encoded(colour_steps(), "PNG")
@@ -34,10 +34,8 @@ QUICK = encoded(colour_steps(), "PNG")
 
 async def decoder() -> psutil.Process:
     """Return the decoder's process once it runs."""
-    async with asyncio.timeout(10):
-        while not (found := image_decoders()):
-            await asyncio.sleep(0.01)
-    return found[0]
+    await until(image_decoders)
+    return image_decoders()[0]
 
 
 async def opened(data: bytes, images: ImageDecoder, client: str = "test") -> LazyImage:
@@ -121,7 +119,7 @@ def test_a_decoder_ends_with_the_deadline_of_its_request_and_frees_its_place() -
                 await image.pixels(served(FLORENCE).manifest)
         start_s = time.monotonic()
         async with images.slot("test", is_heavy=True):
-            assert time.monotonic() - start_s < 2  # SLOW takes longer; the machine is shared
+            assert time.monotonic() - start_s < 8  # SLOW takes longer; the machine is shared
         assert not image_decoders()
 
     run(scenario())
@@ -152,10 +150,10 @@ def test_requests_for_one_file_share_its_decoding_and_each_can_leave_it() -> Non
         first, second = [
             asyncio.ensure_future((await opened(HEAVY, images)).pixels(manifest)) for _ in range(2)
         ]
-        await decoder()
+        shared = await decoder()
         first.cancel()
         other = await (await opened(QUICK, images)).pixels(manifest)
-        assert len(image_decoders()) == 1
+        assert set(image_decoders()) <= {shared}
         pixels = await second
         assert pixels.shape == other.shape
         assert not np.array_equal(pixels, other)
@@ -196,9 +194,7 @@ def test_clients_do_not_share_a_decoding() -> None:
             asyncio.ensure_future((await opened(SLOW, images, each)).pixels(manifest))
             for each in ("a", "b")
         ]
-        async with asyncio.timeout(10):
-            while len(image_decoders()) < len(pending):
-                await asyncio.sleep(0.01)
+        await until(lambda: len(image_decoders()) == len(pending))
         for each in pending:
             each.cancel()
         await others_ended()
@@ -233,7 +229,7 @@ def test_a_decoder_ends_with_its_parent() -> None:
     finally:
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
-    wait_until(lambda: not any(is_running(each) for each in started), 2)
+    wait_until(lambda: not any(is_running(each) for each in started))
 
 
 def is_running(process: psutil.Process) -> bool:

@@ -1,6 +1,7 @@
 import asyncio
 import socket
 import threading
+from contextlib import suppress
 
 import pytest
 from aiohttp.abc import ResolveResult
@@ -124,7 +125,7 @@ def test_system_resolver_resolves_localhost_but_no_invalid_name() -> None:
 def test_names_that_never_answer_leave_room_for_other_clients() -> None:
     def look_up(host: str) -> list[str]:
         if host == "silent.test":
-            answered.wait(10)
+            answered.wait(60)
         return [V4]
 
     async def scenario() -> None:
@@ -142,8 +143,11 @@ def test_names_that_never_answer_leave_room_for_other_clients() -> None:
         assert await resolver.addresses("images.test", "polite") == [V4]
         answered.set()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await asyncio.sleep(0.1)
-        assert await resolver.addresses("images.test", "attacker") == [V4]
+        while True:
+            with suppress(Overloaded):  # until a thread is free
+                assert await resolver.addresses("images.test", "attacker") == [V4]
+                break
+            await asyncio.sleep(0.001)
 
     answered = threading.Event()
     asyncio.run(scenario())

@@ -17,13 +17,13 @@ def test_in_thread_returns_the_result_and_raises_the_exception() -> None:
 def test_cancelled_in_thread_waits_for_its_thread(failure: Exception | None) -> None:
     def work() -> None:
         started.set()
-        released.wait(5)
+        released.wait(60)
         if failure is not None:
             raise failure
 
     async def cancel() -> None:
         waiting = asyncio.ensure_future(in_thread(work))
-        await asyncio.to_thread(started.wait, 5)
+        await asyncio.to_thread(started.wait, 60)
         waiting.cancel()
         await asyncio.sleep(0.01)
         assert not waiting.done()

@@ -77,13 +77,13 @@ def test_models_of_a_comparison_run_concurrently() -> None:
         released.set()
         return await task
 
-    assert codes(run(asyncio.wait_for(both(), 10))) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "ok"}
+    assert codes(run(asyncio.wait_for(both(), 60))) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "ok"}
 
 
 def test_slow_model_does_not_fail_the_others() -> None:
     async def one_never_answers() -> Comparison:
         core = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
-        return await core.compare(PNG, {"task": "ocr"}, context(timeout_s=0.5))
+        return await core.compare(PNG, {"task": "ocr"}, context(timeout_s=2))
 
     assert codes(run(one_never_answers())) == {FLORENCE_ID: "deadline_exceeded", PALIGEMMA_ID: "ok"}
 
@@ -103,4 +103,4 @@ def test_comparison_that_every_model_refuses_is_refused() -> None:
             first.cancel()
 
     with pytest.raises(Overloaded, match="tokens queued for florence-2-mini"):
-        run(asyncio.wait_for(compare_twice(), 10))
+        run(asyncio.wait_for(compare_twice(), 60))

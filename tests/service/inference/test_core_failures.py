@@ -88,7 +88,7 @@ def test_image_of_too_many_pixels_is_refused() -> None:
     [
         (-1, "the header of the image was not read"),
         (0, "the header of the image was not read"),
-        (0.1, "florence-2-mini did not answer"),
+        (1, "florence-2-mini did not answer"),
     ],
 )
 def test_deadline_ends_a_request(timeout_s: float, late: str) -> None:
@@ -97,7 +97,7 @@ def test_deadline_ends_a_request(timeout_s: float, late: str) -> None:
         return await core.predict(PNG, {"task": "ocr"}, context(timeout_s=timeout_s))
 
     with pytest.raises(DeadlineExceeded, match=f"{late} before the deadline"):
-        run(asyncio.wait_for(never_answers(), 5))
+        run(asyncio.wait_for(never_answers(), 60))
 
 
 def test_pending_requests_are_limited_and_released() -> None:
@@ -116,7 +116,7 @@ def test_pending_requests_are_limited_and_released() -> None:
         await first
         return (await core.predict(PNG, {"task": "ocr"}, context())).model.id
 
-    assert run(asyncio.wait_for(three_requests(), 10)) == FLORENCE_ID
+    assert run(asyncio.wait_for(three_requests(), 60)) == FLORENCE_ID
 
 
 @pytest.mark.parametrize("image", [PNG, b"no image"])
@@ -134,4 +134,4 @@ def test_failed_and_cancelled_requests_are_released(image: bytes) -> None:
         released.set()
         return (await core.predict(PNG, {"task": "ocr"}, context())).model.id
 
-    assert run(asyncio.wait_for(fail_then_answer(), 10)) == FLORENCE_ID
+    assert run(asyncio.wait_for(fail_then_answer(), 60)) == FLORENCE_ID

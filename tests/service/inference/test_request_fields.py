@@ -2,7 +2,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
@@ -271,7 +271,6 @@ def refused_with(fields: dict[str, Any]) -> InvalidRequest | None:
     return None
 
 
-@settings(deadline=None)
 @given(st.sampled_from(list(TASKS)), st.dictionaries(NAMES, JSON_VALUES, max_size=4))
 def test_any_fields_are_a_request_or_an_error_that_can_be_encoded(
     task: str, fields: dict[str, Any]

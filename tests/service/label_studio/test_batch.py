@@ -46,14 +46,15 @@ PATH = f"/integrations/label-studio/{FLORENCE_ID}"
 CONFIG = view(
     labelled("RectangleLabels", "red circle"), '<TextArea name="caption" toName="image"/>'
 )
-SETTINGS = Settings(max_body_bytes=10_000_000, request_timeout_s=10)
+SETTINGS = Settings(max_body_bytes=10_000_000, request_timeout_s=60)
 
 
 class BusyDecoder(FakeDecoder):
-    """Counts the calls that it answers at a time."""
+    """Counts the calls that it answers at a time, at least once `num_together`."""
 
-    def __init__(self, released: asyncio.Event | None = None) -> None:
+    def __init__(self, released: asyncio.Event | None = None, num_together: int = 1) -> None:
         super().__init__(FLORENCE_ANSWERS, released=released)
+        self.num_together = num_together
         self.num_running = 0
         self.max_running = 0
 
@@ -62,9 +63,10 @@ class BusyDecoder(FakeDecoder):
     ) -> list[Outcome]:
         self.num_running += 1
         self.max_running = max(self.max_running, self.num_running)
-        for _ in range(100):  # others may come meanwhile
-            await asyncio.sleep(0)
         try:
+            await until(lambda: self.max_running >= self.num_together)
+            for _ in range(100):  # others may come meanwhile
+                await asyncio.sleep(0)
             return await super().write(image_features, sequences)
         finally:
             self.num_running -= 1
@@ -102,7 +104,7 @@ def test_answers_use_the_call_s_own_place_and_further_ones_of_its_key(
             answer = await client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 6))
         assert num_results(answer) == [2] * 6
 
-    decoder = BusyDecoder()
+    decoder = BusyDecoder(num_together=max_running)
     core = make_core(decoders={FLORENCE_ID: decoder})
     asyncio.run(scenario())
     assert decoder.max_running == max_running
@@ -227,7 +229,7 @@ def test_an_image_waits_until_there_is_memory_for_it() -> None:
 
 def batch(core: Core, config: str = CONFIG) -> Batch:
     plan = Plan((core.models.get(FLORENCE_ID),), batch_asks(parse_config(config)))
-    return Batch(core, plan, TaskImages(core, None, ""), context(timeout_s=10))
+    return Batch(core, plan, TaskImages(core, None, ""), context(timeout_s=60))
 
 
 def test_the_source_of_an_image_is_dropped_when_it_is_read() -> None:

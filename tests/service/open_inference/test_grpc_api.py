@@ -280,7 +280,7 @@ def test_unknown_model_or_model_without_runner_is_not_ready() -> None:
     assert not call("ServerReady", pb.ServerReadyRequest(), core).ready
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.binary(max_size=60),
     st.lists(st.sampled_from([RAW[0], TYPED[1], Input(name="task", shape=[-1])]), max_size=3),

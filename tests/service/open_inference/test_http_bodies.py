@@ -176,7 +176,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(st.binary(max_size=100), st.lists(PIECES, max_size=20).map(b"".join)),
     st.none() | st.integers(-1, 120).map(str) | st.text(max_size=3),

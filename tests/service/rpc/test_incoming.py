@@ -30,7 +30,7 @@ def incoming(
 
 
 async def read(call: Incoming, timeout_s: float = 60) -> object:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await call.read(time.monotonic() + timeout_s, lambda _num_bytes: None)
 
 

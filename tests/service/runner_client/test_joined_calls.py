@@ -173,7 +173,7 @@ def asked_once(channel: FakeChannel) -> None:
         joined = JoinedCalls(RunnerClient(MODEL.id, channel))
         await joined.write(MODEL.manifest, await opened(), [spec("a")])
 
-    asyncio.run(asyncio.wait_for(whole(), 10))
+    asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 def test_a_stream_that_ends_too_early_is_an_error() -> None:

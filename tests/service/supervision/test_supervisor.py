@@ -58,13 +58,14 @@ def test_runners_stop_after_the_gateways_have_drained_whatever_dies_meanwhile(
         for abandoned in (gauge, tmp_path / f"gateway-{first}" / "body"):
             abandoned.parent.mkdir(exist_ok=True)
             abandoned.touch()
+        os.kill(first, signal.SIGSTOP)  # it does not stop before it is killed
         process.send_signal(signal.SIGTERM)
         lines = lines_until(process, "draining", 1)
         process.send_signal(signal.SIGTERM)  # is ignored
         os.kill(first, signal.SIGKILL)
         assert process.stdout is not None
         lines = process.stdout.read().splitlines()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     events = [" ".join(line.split()[:2]) for line in lines if "stops" in line]
     assert events == ["gateway stops", "runner stops"]
     assert "stopped" in lines[-1]

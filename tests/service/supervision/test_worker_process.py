@@ -31,7 +31,7 @@ def test_connections_to_a_runner_wait_in_its_socket_until_it_accepts(part: Part)
 
 
 def test_a_stopped_process_gets_the_signal_and_is_not_started_again(part: Part) -> None:
-    process = WorkerProcess(part, "a", [])
+    process = WorkerProcess(part, 0, [])
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         process.pid = child.pid
         process.stop(signal.SIGTERM)

@@ -1,42 +1,78 @@
-"""A late event loop is measured, and the request that made it late is named."""
+"""A late event loop is measured, and the request that made it late is named.
+
+The clock is moved: a busy machine makes a loop late, too.
+"""
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 
 import pytest
 from prometheus_client import REGISTRY
 
 from service.images.decoding import in_thread
 from service.telemetry.loop_lag import LoopWatch
+from tests.support.api_keys import FakeClock
+from tests.support.core_calls import until
 
-Request = Callable[[], Coroutine[None, None, None]]
+DUE_S = 0.05  # between two measurements
+LATE_S = 0.4
 
-BLOCKED_S = 0.4
+
+def num_measured(longest_s: str | None = None) -> float:
+    """Return the number of measurements, or of those up to a bound."""
+    metric = "diptych_event_loop_lag_seconds"
+    if longest_s is None:
+        return REGISTRY.get_sample_value(f"{metric}_count") or 0
+    return REGISTRY.get_sample_value(f"{metric}_bucket", {"le": longest_s}) or 0
 
 
 def num_late() -> float:
     """Return the number of measurements above a tenth of a second."""
-    metric = "diptych_event_loop_lag_seconds"
-    found = (
-        REGISTRY.get_sample_value(f"{metric}_count"),
-        REGISTRY.get_sample_value(f"{metric}_bucket", {"le": "0.1"}),
-    )
-    return (found[0] or 0) - (found[1] or 0)
+    return num_measured() - num_measured("0.1")
+
+
+@dataclass(slots=True)
+class Loop:
+    """The watched loop, and the clock of its watch."""
+
+    clock: FakeClock
+    watch: LoopWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = LoopWatch(self.clock)
+
+    async def block(self, late_s: float) -> None:
+        """Hold the loop until it is noticed."""
+        self.clock.now_s += DUE_S + late_s
+        end_s = time.monotonic() + 60
+        while not self.watch._suspect:
+            assert time.monotonic() < end_s
+            time.sleep(0.001)
+
+
+async def measured(num: int = 1) -> None:
+    """Wait for measurements."""
+    before = num_measured()
+    await until(lambda: num_measured() >= before + num)
 
 
 def log_of(
-    name: str, request: Callable[[], Coroutine[None, None, None]], caplog: pytest.LogCaptureFixture
+    name: str,
+    request: Callable[[Loop], Coroutine[None, None, None]],
+    caplog: pytest.LogCaptureFixture,
 ) -> list[str]:
     async def scenario() -> None:
-        watch = LoopWatch()
-        watch.start()
+        loop = Loop(FakeClock())
+        loop.watch.start()
         try:
-            await asyncio.create_task(request(), name=f"request {name}")
-            await asyncio.sleep(0.1)
+            await asyncio.create_task(request(loop), name=f"request {name}")
+            await measured()
         finally:
-            watch.stop()
+            loop.watch.stop()
 
     asyncio.run(scenario())
     return [record.message for record in caplog.records if "event loop" in record.message]
@@ -45,13 +81,13 @@ def log_of(
 def test_the_request_that_blocks_the_loop_is_named_with_its_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def block() -> None:
-        time.sleep(BLOCKED_S)
+    async def block(loop: Loop) -> None:
+        await loop.block(LATE_S)
 
     before = num_late()
     (line,) = log_of("slow-1", block, caplog)
     assert re.search(
-        r"late by 0\.\d+ s: request slow-1 at tests/service/telemetry/test_loop_lag.py:\d+ block",
+        r"late by 0\.40 s: request slow-1 at tests/service/telemetry/test_loop_lag.py:\d+ block",
         line,
     )
     assert num_late() == before + 1
@@ -60,46 +96,45 @@ def test_the_request_that_blocks_the_loop_is_named_with_its_line(
 def test_a_request_whose_thread_keeps_the_interpreters_lock_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def hold() -> None:
-        num_letters = 20
-        taken_s = 0.0
-        # a regular expression releases no lock, and each letter doubles its time
-        while taken_s < BLOCKED_S:
-            start_s = time.monotonic()
-            await in_thread(re.match, r"(a+)+$", "a" * num_letters + "b")
-            taken_s, num_letters = time.monotonic() - start_s, num_letters + 1
+    """Nobody notices what holds the loop meanwhile."""
+
+    async def hold(loop: Loop) -> None:
+        ended = threading.Event()
+        working = asyncio.create_task(in_thread(ended.wait), name="request slow-2")
+        await asyncio.sleep(0)  # it starts
+        loop.clock.now_s += DUE_S + LATE_S
+        await measured()
+        ended.set()
+        await working
 
     assert any("slow-2" in line for line in log_of("slow-2", hold, caplog))
 
 
 def test_a_loop_that_stays_late_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    async def block_twice() -> None:
+    async def block_twice(loop: Loop) -> None:
         for _ in range(2):
-            time.sleep(BLOCKED_S / 2)
-            await asyncio.sleep(0.1)  # the loop is measured meanwhile
+            await loop.block(LATE_S)
+            await measured()
 
     before = num_late()
     assert len(log_of("slow-3", block_twice, caplog)) == 1
-    assert num_late() >= before + 2
+    assert num_late() == before + 2
 
 
 def test_a_loop_in_time_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    async def wait() -> None:
-        await asyncio.sleep(0.2)
+    async def wait(_loop: Loop) -> None:
+        await measured(3)
 
     assert log_of("quick", wait, caplog) == []
 
 
 def test_only_the_request_that_blocks_now_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    async def block(seconds: float) -> None:
-        time.sleep(seconds)
-
-    async def block_beside_others() -> None:
+    async def block_beside_others(loop: Loop) -> None:
         # late, but within the promise: noted and not logged
-        await asyncio.create_task(block(0.09), name="request earlier")
-        await asyncio.sleep(0.1)
+        await asyncio.create_task(loop.block(0.09), name="request earlier")
+        await measured()
         waiting = asyncio.create_task(asyncio.sleep(0.1), name="request waiting")
-        await asyncio.create_task(block(BLOCKED_S), name="request later")
+        await asyncio.create_task(loop.block(LATE_S), name="request later")
         await waiting
 
     (line,) = log_of("slow-4", block_beside_others, caplog)
@@ -107,10 +142,11 @@ def test_only_the_request_that_blocks_now_is_named(caplog: pytest.LogCaptureFixt
 
 
 def test_a_busy_machine_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    async def late_without_a_request() -> None:
-        for _ in range(2):
-            asyncio.get_running_loop().call_soon(time.sleep, BLOCKED_S)
-            await asyncio.sleep(1.1)
+    async def late_without_a_request(loop: Loop) -> None:
+        for late_s in (LATE_S, 2.0):
+            now_s = loop.clock.now_s + DUE_S + late_s
+            asyncio.get_running_loop().call_soon(setattr, loop.clock, "now_s", now_s)
+            await asyncio.sleep(3 * DUE_S)  # no task runs until it is measured
 
     lines = log_of("none", late_without_a_request, caplog)
     assert [line.partition(": ")[2] for line in lines] == [

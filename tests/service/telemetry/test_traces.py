@@ -285,10 +285,10 @@ def test_tracing_without_a_collector_takes_microseconds() -> None:
     num = 200
     took_s = []
     for _ in range(5):  # the best of them: other work only adds
-        start_s = time.perf_counter()
+        start_s = time.thread_time()
         for _ in range(num):
             request()
-        took_s.append((time.perf_counter() - start_s) / num)
+        took_s.append((time.thread_time() - start_s) / num)
     assert min(took_s) < 0.0001  # it takes 0.00001 s, and 0.00017 s where spans are made
 
 

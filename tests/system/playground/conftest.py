@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
-from tests.support.browser import CHROMIUM, MISSING, Playground, Witness, chromium
+from tests.support.browser import CHROMIUM, MISSING, TIMEOUT_MS, Playground, Witness, chromium
 from tests.support.running_service import RunningService
 
 
@@ -25,7 +25,7 @@ def profile(browser: Browser) -> Iterator[BrowserContext]:
     What it asks of another host and what its policy forbids fail.
     """
     context = browser.new_context(viewport={"width": 1440, "height": 900})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(TIMEOUT_MS)
     context.grant_permissions(["clipboard-read", "clipboard-write", "camera"])
     witness = Witness()
     context.on("page", witness.watch)

@@ -62,7 +62,7 @@ def test_other_text_asks_for_no_task(text: str) -> None:
 def test_reading_time_is_linear_in_runs_of_white_space(word: str) -> None:
     start_s = time.process_time()
     read_prompt(f"{word}{' ' * 100_000}x{' ' * 100_000}x")
-    assert time.process_time() - start_s < 1  # a quadratic reader needs half a minute
+    assert time.process_time() - start_s < 5  # a quadratic reader needs half a minute
 
 
 @given(st.text(), st.sampled_from(["", "caption ", "detect ", "answer "]))
