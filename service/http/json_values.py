@@ -6,7 +6,8 @@ No step holds the interpreter's lock for more than some hundredths of a second.
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from service.errors import InvalidRequest
 from service.validation import lone_surrogate
@@ -22,6 +23,7 @@ _WIDE_CHAR_BYTES = 4
 # each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
 _MAX_JSON_ESCAPES = 2_000_000
 MAX_DIGITS = 1000
+_MAX_LEVELS = 500  # Python's own limit is 1,000 in 3.11 and 10,000 in 3.13
 # Never matches in an image: base64 has none of the leading characters, and no format begins with a
 # digit after `base64,`.
 _LONG_NUMBER = re.compile(rb"[\s:,\[][-+.0-9eE]{%d}" % (MAX_DIGITS + 1))
@@ -75,11 +77,28 @@ def json_value(data: bytes, what: str, max_values: int, param: str | None = None
     if _has_long_number(data):
         raise InvalidRequest(f"a number of {what} has more than {MAX_DIGITS} characters", param)
     try:
-        return json.loads(
+        value: object = json.loads(
             data, parse_float=_float, parse_constant=refuse_constant, object_pairs_hook=_unique
         )
+        _check_levels(value)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{what} is not JSON: {cut(error)}", param) from error
+    return value
+
+
+def _check_levels(value: object) -> None:
+    level = [value]
+    for _ in range(_MAX_LEVELS + 1):
+        level = list(chain.from_iterable(_children(each) for each in level))
+        if not level:
+            return
+    raise ValueError(f"it has more than {_MAX_LEVELS} levels of lists and objects")
+
+
+def _children(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
