@@ -6,7 +6,7 @@ No step holds the interpreter's lock for more than some hundredths of a second.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 from service.errors import InvalidRequest
@@ -80,25 +80,22 @@ def json_value(data: bytes, what: str, max_values: int, param: str | None = None
         value: object = json.loads(
             data, parse_float=_float, parse_constant=refuse_constant, object_pairs_hook=_unique
         )
-        _check_levels(value)
+        if num_levels(value) > _MAX_LEVELS:
+            raise ValueError(f"it has more than {_MAX_LEVELS} levels of lists and objects")
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{what} is not JSON: {cut(error)}", param) from error
     return value
 
 
-def _check_levels(value: object) -> None:
+def num_levels(value: object) -> int:
+    """Return the number of levels of lists and objects in a JSON value."""
+    num_found = 0
     level = [value]
-    for _ in range(_MAX_LEVELS + 1):
-        level = list(chain.from_iterable(_children(each) for each in level))
-        if not level:
-            return
-    raise ValueError(f"it has more than {_MAX_LEVELS} levels of lists and objects")
-
-
-def _children(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+    while nested := [each for each in level if isinstance(each, dict | list)]:
+        children = (each.values() if isinstance(each, dict) else each for each in nested)
+        level = list(chain.from_iterable(children))
+        num_found += 1
+    return num_found
 
 
 def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
