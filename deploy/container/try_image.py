@@ -326,9 +326,11 @@ def processes() -> dict[int, str]:
 
 
 def supervisor() -> int:
-    """Return the process that the image's command became, to which an engine sends STOPSIGNAL."""
-    (only,) = [pid for pid, args in processes().items() if "service.supervision.supervisor" in args]
-    return only
+    """Return the process that the image's command became, to which an engine sends STOPSIGNAL.
+
+    It is the first: emulated, those that it starts have its arguments, too.
+    """
+    return min(pid for pid, args in processes().items() if "service.supervision.supervisor" in args)
 
 
 def memory_mb() -> float:
