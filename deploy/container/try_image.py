@@ -11,6 +11,8 @@ tries the other image, without a card, and takes 35 GB.
 
     --suite trixie --copy-python   Debian's suite of the base, and the Python that runs this in the
                                    place of Debian's
+    --platform linux/arm64         by QEMU on x86-64: apt-get install qemu-user-static. The base is
+                                   unpacked, not configured
     --volume HOST:CONTAINER:ro     for the build, as for a pip.conf; may be given several times
     --fake-cuda FOLDER             afterwards run it on the fake card, which FOLDER has in the place
                                    of the packages of NVIDIA (tests/support/fake_cuda)
@@ -44,8 +46,12 @@ USER = 10001  # the Containerfile's
 BASE = "localhost/diptych-base"
 IMAGE = "diptych"
 DOCTOR = ("python", "-m", "export", "doctor")
+# Graviton 2's; with all extensions QEMU takes twice the time.
+EMULATED_PROCESSOR = ("--env", "QEMU_CPU=neoverse-n1")
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=90000:90000")
-READY_S = 300
+# Emulated processors are slow.
+READY_S = 1800
+REQUEST_S = 600
 STOP_S = 120
 # Parts of Python's own library.
 NOT_COPIED = ("site-packages", "test", "__pycache__", "idlelib", "tkinter", "turtledemo")
@@ -87,16 +93,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))
     parser.add_argument("--suite", default="bookworm")
     parser.add_argument("--copy-python", action="store_true")
+    parser.add_argument("--platform")
     parser.add_argument("--volume", action="append", default=[])
     parser.add_argument("--fake-cuda", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="diptych-image-", dir=options.folder) as folder:
         use_own_storage(Path(folder))
-        make_base(Path(folder) / "base", options.suite, options.copy_python)
-        build(options.volume)
-        container = output("buildah", "from", *LIMITS, IMAGE)
+        make_base(Path(folder) / "base", options.suite, options.copy_python, options.platform)
+        build(options.volume, options.platform)
+        container = output("buildah", "from", *LIMITS, *of_platform(options.platform), IMAGE)
         log = Path(folder) / "service.log"
-        print(figures(sizes() | try_container(container, log, ["YK", "YK"])))
+        processor = () if options.platform is None else EMULATED_PROCESSOR
+        print(figures(sizes() | try_container(container, log, ["YK", "YK"], *processor)))
         if options.fake_cuda is not None:
             card = fake_card(options.fake_cuda)
             print(figures(try_container(container, log, ["", ""], *card)))
@@ -124,19 +132,38 @@ def output(*command: str) -> str:
     ).stdout.strip()
 
 
-def make_base(root: Path, suite: str, copies_python: bool) -> None:
+def of_platform(platform: str | None) -> tuple[str, ...]:
+    """Return buildah's options of a platform; None is this machine's."""
+    return () if platform is None else ("--platform", platform)
+
+
+def make_base(root: Path, suite: str, copies_python: bool, platform: str | None) -> None:
     """Make the base image: Debian with Python and nothing of its installation left."""
     python = LIBRARIES if copies_python else "python3,python3-venv"
-    packages = f"--include=ca-certificates,{python}"
-    run("debootstrap", "--variant=minbase", packages, suite, str(root))
+    options = ["--variant=minbase", f"--include=ca-certificates,{python}"]
+    if platform is not None:
+        options += ["--foreign", f"--arch={platform.rpartition('/')[2]}"]
+    run("debootstrap", *options, suite, str(root))
+    if platform is not None:
+        unpack(root)
     if copies_python:
         copy_python(root)
     for left in (*root.glob("var/cache/apt/archives/*.deb"), *root.glob("var/lib/apt/lists/*_*")):
         left.unlink()
-    container = output("buildah", "from", "scratch")
+    container = output("buildah", "from", *of_platform(platform), "scratch")
     run("buildah", "add", "--quiet", container, str(root), "/")
     run("buildah", "commit", "--quiet", container, BASE)
     run("buildah", "rm", container)
+
+
+def unpack(root: Path) -> None:
+    """Unpack the packages of a foreign root in seconds; its second stage takes QEMU half an
+    hour.
+    """
+    for package in root.glob("var/cache/apt/archives/*.deb"):
+        subprocess.run(("dpkg-deb", "--extract", package, root), check=True)
+    for name in ("passwd", "group"):
+        shutil.copy(root / "usr" / "share" / "base-passwd" / f"{name}.master", root / "etc" / name)
 
 
 def copy_python(root: Path) -> None:
@@ -156,12 +183,14 @@ def copy_python(root: Path) -> None:
     run("ldconfig", "-r", str(root))
 
 
-def build(given_volumes: Sequence[str]) -> None:
+def build(given_volumes: Sequence[str], platform: str | None) -> None:
     """Build the image as a user does, in the environment that runs this."""
     volumes = chain.from_iterable(("--volume", volume) for volume in given_volumes)
     options = " ".join((*LIMITS, "--build-arg", f"BASE_IMAGE={BASE}", *volumes))
     environment = ("-o", ".venv/installed-export", f"PY={sys.executable}")
-    names = ("ENGINE=buildah", f"IMAGE={IMAGE}", f"BUILD_OPTIONS={options}")
+    names = ["ENGINE=buildah", f"IMAGE={IMAGE}", f"BUILD_OPTIONS={options}"]
+    if platform is not None:
+        names.append(f"PLATFORM={platform}")
     run("make", "image", *environment, *names)
 
 
@@ -209,7 +238,8 @@ def running(container: str, log: Path, *options: str) -> Iterator[Running]:
     grpc_port = free_port()
     ports = ("--env", f"DIPTYCH_PORT={port}", "--env", f"DIPTYCH_GRPC_PORT={grpc_port}")
     # chroot's network is that of the host
-    local = ("--env", "DIPTYCH_HOST=127.0.0.1", *ports, *options)
+    patient = ("--env", f"DIPTYCH_REQUEST_TIMEOUT_S={REQUEST_S}")
+    local = ("--env", "DIPTYCH_HOST=127.0.0.1", *patient, *ports, *options)
     config = json.loads(output("buildah", "inspect", container))["Docker"]["config"]
     # makes the mount points, which a read-only root must have
     doctor = ("--volume", f"{ROOT}/export:{SOURCE}/export:ro", container, "--", *DOCTOR)
@@ -257,7 +287,7 @@ def is_ready(url: str) -> bool:
 
 def answers(url: str) -> list[str]:
     """Send the README's scene to every model; return the texts of those that answer."""
-    with Client(url) as client:
+    with Client(url, timeout_s=REQUEST_S) as client:
         compared = client.compare(SCENE, "ocr").answers
     texts = [
         each.result.text
@@ -296,9 +326,11 @@ def processes() -> dict[int, str]:
 
 
 def supervisor() -> int:
-    """Return the process that the image's command became, to which an engine sends STOPSIGNAL."""
-    (only,) = [pid for pid, args in processes().items() if "service.supervision.supervisor" in args]
-    return only
+    """Return the process that the image's command became, to which an engine sends STOPSIGNAL.
+
+    It is the first: emulated, those that it starts have its arguments, too.
+    """
+    return min(pid for pid, args in processes().items() if "service.supervision.supervisor" in args)
 
 
 def memory_mb() -> float:

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 from service.errors import InvalidRequest
 from service.validation import lone_surrogate
@@ -22,6 +23,7 @@ _WIDE_CHAR_BYTES = 4
 # each is a piece of a string to the parser; base64 whose slashes are escaped has 1 in 64
 _MAX_JSON_ESCAPES = 2_000_000
 MAX_DIGITS = 1000
+_MAX_LEVELS = 500  # Python's own limit is 1,000 in 3.11 and 10,000 in 3.13
 # Never matches in an image: base64 has none of the leading characters, and no format begins with a
 # digit after `base64,`.
 _LONG_NUMBER = re.compile(rb"[\s:,\[][-+.0-9eE]{%d}" % (MAX_DIGITS + 1))
@@ -75,11 +77,25 @@ def json_value(data: bytes, what: str, max_values: int, param: str | None = None
     if _has_long_number(data):
         raise InvalidRequest(f"a number of {what} has more than {MAX_DIGITS} characters", param)
     try:
-        return json.loads(
+        value: object = json.loads(
             data, parse_float=_float, parse_constant=refuse_constant, object_pairs_hook=_unique
         )
+        if num_levels(value) > _MAX_LEVELS:
+            raise ValueError(f"it has more than {_MAX_LEVELS} levels of lists and objects")
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{what} is not JSON: {cut(error)}", param) from error
+    return value
+
+
+def num_levels(value: object) -> int:
+    """Return the number of levels of lists and objects in a JSON value."""
+    num_found = 0
+    level = [value]
+    while nested := [each for each in level if isinstance(each, dict | list)]:
+        children = (each.values() if isinstance(each, dict) else each for each in nested)
+        level = list(chain.from_iterable(children))
+        num_found += 1
+    return num_found
 
 
 def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
