@@ -20,7 +20,7 @@ EMBEDDED := florence-2-mini paligemma-mini
 URL ?= http://127.0.0.1:3000
 # torch and ONNX Runtime for CUDA have packages of their own names: they are never installed over those for a CPU.
 GPU := build/gpu
-# For two cores: a third of the time of a test is waiting. Each worker and its service need 2 GB.
+# For two cores: a quarter of the time of a test is waiting. Each worker and its service need 2 GB.
 WORKERS ?= 3
 
 # Options of the image; PLATFORM may be linux/arm64, by default the machine's. BUILD_OPTIONS go to the engine: --build-arg
