@@ -1,6 +1,7 @@
 """Train an embedded checkpoint from scratch: `python -m laboratory.training MODEL`.
 
-A stopped run resumes; --restart discards it. The checkpoint is written at the end.
+A stopped run resumes; --restart discards it. The checkpoint is written at the end. By
+torchrun, several processes share a run (see `runs/processes.py`).
 """
 
 import argparse
@@ -29,6 +30,7 @@ from laboratory.training.models import florence2, paligemma
 from laboratory.training.models.initialization import initialize
 from laboratory.training.runs.cell_heads import CellHeads
 from laboratory.training.runs.loop import Training
+from laboratory.training.runs.processes import await_processes, join_processes, process_index
 from laboratory.training.runs.recipes import RECIPES
 from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
 from laboratory.training.runs.run_folder import RunFolder
@@ -133,10 +135,17 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
         train_mask_autoencoder(mask_decoder, folder, device=arguments.device, sample=sample)
         return 0
+    join_processes()
+    if process_index() > 0:
+        await_processes()  # for the vocabulary and the state that the first one writes
     training = make_training(arguments.model, folder, arguments.device, 0, material)
-    if arguments.refine:
-        training.begin_refining(read_weights(arguments.refine))
+    if process_index() == 0:
+        if arguments.refine:
+            training.begin_refining(read_weights(arguments.refine))
+        await_processes()
     training.run()
+    if process_index() > 0:
+        return 0
     write_checkpoint(training.parts.trainee, _MODELS / arguments.model)
     if has_things and training.parts.mask_decoder is not None:
         shutil.copy(mask_decoder, _MODELS / arguments.model)

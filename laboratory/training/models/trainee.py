@@ -195,7 +195,7 @@ def training_attention(
     """Return attended values (Q, T, A, D) and weights (Q, A, T, S); heads do not share keys."""
     scores = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None:
-        scores = scores + attention_mask.to(scores.dtype)
+        scores += attention_mask.to(scores.dtype)
     weights = torch.softmax(scores, dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 

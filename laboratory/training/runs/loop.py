@@ -4,7 +4,7 @@
 
 The encoder is trained alone on cell targets first, then the whole model on answers. A stopped run
 resumes from its folder; its scenes depend only on the step's number. A second thread draws the next
-step's scenes.
+step's scenes. Several processes share the images of a step; the first one keeps the folder.
 """
 
 import time
@@ -36,6 +36,7 @@ from laboratory.training.runs.optimizer import (
     make_optimizers,
     set_rates,
 )
+from laboratory.training.runs.processes import num_processes, process_index
 from laboratory.training.runs.recipes import Recipe, Stage
 from laboratory.training.runs.run_folder import RunFolder
 from laboratory.training.runs.validation import validate
@@ -84,8 +85,9 @@ class Training:
         modules = self._modules
         self.step = self.folder.restore(modules, self.optimizers)
         last = last_step or self.recipe.num_steps
+        is_first = process_index() == 0
         with (
-            tqdm(total=last, initial=self.step, unit="step", smoothing=0.05) as bar,
+            tqdm(total=last, initial=self.step, smoothing=0.05, disable=not is_first) as bar,
             ThreadPoolExecutor(1) as thread,
         ):
             data = self._read(self.step)
@@ -96,13 +98,15 @@ class Training:
                 data = next_data.result()  # before a validation, which draws scenes too
                 self.step += 1
                 bar.update()
-                if self.step % _LOGGED_EVERY == 0:
+                if is_first and self.step % _LOGGED_EVERY == 0:
                     shown = [name for name in ("loss", "box", "plain") if name in figures]
                     bar.set_postfix({name: f"{figures[name]:.2f}" for name in shown})
                     step_s = time.monotonic() - start_s
                     self.folder.log({"step": self.step, "step_s": step_s, **figures})
-                self._keep(modules)
-        self.folder.save(self.step, modules, self.optimizers)
+                if is_first:
+                    self._keep(modules)
+        if is_first:
+            self.folder.save(self.step, modules, self.optimizers)
 
     def begin_refining(self, weights: Mapping[str, Tensor]) -> None:
         """Store a state at the start of the last stage with these weights."""
@@ -166,6 +170,8 @@ class Training:
             num = recipe.joint_images
             first_seed = _JOINT_FIRST_SEED + (step - recipe.encoder_steps) * num
             kind = Kind(min(1.0, self._progress(step) / recipe.full_difficulty_share))
+        num //= num_processes()
+        first_seed += process_index() * num
         rng = default_rng((first_seed, 2))
         pictures = self.world.pictures(first_seed, num, kind)
         targets = [cell_targets(picture, trainee.size.grid) for picture in pictures]

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from laboratory.training.runs.processes import average_gradients
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
 _MOMENTUM = 0.95
@@ -95,6 +97,7 @@ def descend(
 ) -> None:
     """Take a step down the gradients of `loss`, clipped in each module to `max_norm`."""
     torch.autograd.backward(loss)
+    average_gradients(modules)
     for module in modules:
         nn.utils.clip_grad_norm_(module.parameters(), max_norm)
     for optimizer in optimizers:

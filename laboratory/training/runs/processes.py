@@ -1,0 +1,53 @@
+"""A run by several processes: torchrun starts them, each takes its share of a step's images.
+
+    torchrun --nproc-per-node 2 -m laboratory.training MODEL
+
+On a CPU of two cores, two processes of one thread each are faster than one of two: the many small
+operations of these models gain little from a second thread. PyTorch's DistributedDataParallel wraps
+a module's `forward`, which training does not call, so gradients are averaged here.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import distributed, nn
+
+
+def join_processes() -> None:
+    """Connect to the other processes of a run if torchrun started this one."""
+    if "WORLD_SIZE" in os.environ:
+        distributed.init_process_group("gloo")
+
+
+def process_index() -> int:
+    """Return the index of this process in its run; 0 keeps the run's folder."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def num_processes() -> int:
+    """Return the number of processes of this run."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def await_processes() -> None:
+    """Wait until every process of the run is here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def average_gradients(modules: Sequence[nn.Module]) -> None:
+    """Replace gradients by their means over the processes."""
+    if num_processes() == 1:
+        return
+    gradients = [
+        parameter.grad
+        for module in modules
+        for parameter in module.parameters()
+        if parameter.grad is not None
+    ]
+    means = torch.cat([gradient.flatten() for gradient in gradients]) / num_processes()
+    distributed.all_reduce(means)
+    parts = means.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
