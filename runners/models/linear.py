@@ -1,8 +1,9 @@
 """Linear layers, by precision and device.
 
-    FloatLinear     the dtype of its weights, by torch
-    PackedLinear    float32 and bfloat16 on a CPU, by oneDNN
-    Int8Linear      8-bit integers on a CPU, by oneDNN
+    FloatLinear       the dtype of its weights, by torch
+    PackedLinear      float32 and bfloat16 on a CPU, by oneDNN
+    Int8Linear        8-bit integers on x86-64, by oneDNN
+    Int8WeightLinear  8-bit weights and float32 states on other CPUs
 
 torch's own `linear` computes float32 products with MKL, which reaches at most half of an AMD core's
 rate, and reorders bfloat16 weights at every call (measured at 63dee10). PackedLinear stores weights
@@ -18,6 +19,10 @@ embeddings: one pass, where norm, division, rounding and conversion were four.
 The integer product is exact and each row has its own scale: a sequence gets the same numbers in
 every batch, and a NaN stays in its row. torch's quantized.linear_dynamic has one scale for all
 rows.
+
+On AArch64, oneDNN 3.7 of torch 2.10 has no kernel for such products. Its reference copies the whole
+matrix to float64 at each call, eight bytes per weight, and takes six times the instructions of
+float32 (one row under QEMU, Neoverse N1). Int8WeightLinear multiplies weights as it reads them.
 """
 
 import platform
@@ -33,10 +38,13 @@ _FEW_PRODUCTS = 400_000
 
 _MIN_SCALE = 1e-30  # keeps a row of zeros zero
 _ROW_END = 8  # bytes after a row's integers: its scale and its least, as float32
+_MOST = 127  # of a weight; −128 is not used
+_X86 = ("x86_64", "AMD64")
 _BLOCK_ROWS = 4096  # quantized at once, which avoids a second copy of a large matrix
 
 _mkldnn: Any = torch.ops.mkldnn
 _onednn: Any = torch.ops.onednn
+_weight_product: Any = torch.ops.aten._weight_int8pack_mm.default
 _quantize: Any = torch.ops.quantized.embedding_bag_byte_prepack.default
 
 
@@ -112,7 +120,7 @@ class Int8Linear:
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
         """Quantize a float32 matrix (out, in)."""
-        integers, scales = quantize_rows(weight, max_weight())
+        integers, scales = quantize_rows(weight, max_weight(), _ROW_END)
         packed = _onednn.qlinear_prepack(integers, None)
         zero_points = torch.zeros(len(scales), dtype=torch.int32)
         ones = torch.ones(1, integers.shape[1], dtype=torch.uint8)
@@ -142,12 +150,38 @@ def _integer_product(
     return product
 
 
-def quantize_rows(weight: Tensor, max_weight: int) -> tuple[Tensor, Tensor]:
-    """Return integers (out, in + 8) within ± `max_weight`, the last 8 of a row zero, and the scale
-    of each row (out,).
+@dataclass(frozen=True, slots=True)
+class Int8WeightLinear:
+    """A matrix of 8-bit integers; states and products stay float32."""
+
+    integers: Tensor  # (out, in)
+    scales: Tensor  # (out,)
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
+        """Quantize a float32 matrix (out, in)."""
+        return cls(*quantize_rows(weight, _MOST), bias)
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        product: Tensor = _weight_product(
+            hidden_states.flatten(0, -2), self.integers, self.scales
+        ).unflatten(0, hidden_states.shape[:-1])
+        return product if self.bias is None else product.add_(self.bias)
+
+
+def int8_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """Quantize a float32 matrix (out, in) on a CPU."""
+    kind = Int8Linear if platform.machine() in _X86 else Int8WeightLinear
+    return kind.of(weight, bias)
+
+
+def quantize_rows(weight: Tensor, max_weight: int, num_zeros: int = 0) -> tuple[Tensor, Tensor]:
+    """Return integers (out, in + num_zeros) within ± `max_weight`, zeros at a row's end, and the
+    scale of each row (out,).
     """
     num_inputs = weight.shape[1]
-    integers = torch.zeros(len(weight), num_inputs + _ROW_END, dtype=torch.int8)
+    integers = torch.zeros(len(weight), num_inputs + num_zeros, dtype=torch.int8)
     scales = torch.empty(len(weight))
     for start in range(0, len(weight), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
@@ -161,7 +195,7 @@ def max_weight() -> int:
 
     Source: oneDNN's guide, "Nuances of int8 Computations".
     """
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return 127
+    if platform.machine() not in _X86:
+        return _MOST
     has_vnni = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni"))
-    return 127 if has_vnni else 63
+    return _MOST if has_vnni else 63

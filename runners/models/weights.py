@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runners.models.adapters import Adapters
 from runners.models.layers import LayerNorm
-from runners.models.linear import FloatLinear, Int8Linear, Linear, PackedLinear, can_pack
+from runners.models.linear import FloatLinear, Linear, PackedLinear, can_pack, int8_linear
 from wire.artifacts.manifest import Precision
 
 LayerT = TypeVar("LayerT")
@@ -90,7 +90,7 @@ class DecoderWeights:
 
     def _linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         if self.precision == "int8":
-            return Int8Linear.of(weight, bias)
+            return int8_linear(weight, bias)
         return PackedLinear.of(weight, bias) if can_pack(weight) else FloatLinear(weight, bias)
 
     def _join(self, names: Sequence[str]) -> Tensor:
