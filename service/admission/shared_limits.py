@@ -106,8 +106,7 @@ class SharedLimits:
         if self._is_down:
             self._retry_at_s = self._clock() + _RETRY_AFTER_S  # others do not wait for this attempt
         try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await call()
+            answer = await self._within_time(call)
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             SHARED_LIMITS_UNANSWERED.inc()
             self._retry_at_s = self._clock() + _RETRY_AFTER_S
@@ -124,6 +123,21 @@ class SharedLimits:
             self._retry_at_s = 0.0
             logger.info("the store of the shared limits answers again")
         return answer
+
+    async def _within_time(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Return the answer to `call`; raises TimeoutError.
+
+        The second half of the time begins when the loop notices the end of the first: if the loop
+        was late, it has read what the store sent meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        half_s = self._timeout_s / 2
+        async with asyncio.timeout(None) as limit:
+            half = loop.call_later(half_s, lambda: limit.reschedule(loop.time() + half_s))
+            try:
+                return await call()
+            finally:
+                half.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,3 +302,27 @@ def test_a_restarted_store_is_used_at_once(store: Valkey) -> None:
             assert unanswered() == before
 
     asyncio.run(send())
+
+
+def test_a_late_loop_is_not_a_failing_store(store: Valkey) -> None:
+    """When the time is over, the answer lies in the socket, wherever the loop was blocked."""
+    timeout_s = 0.5
+
+    async def send() -> None:
+        loop = asyncio.get_running_loop()
+
+        def block_after(num_turns: int) -> None:
+            if num_turns:
+                loop.call_soon(block_after, num_turns - 1)
+            else:
+                time.sleep(1.2 * timeout_s)
+
+        options = "requests_per_minute=10"
+        async with gateways(store.url, options, FakeClock(), 1, timeout_s) as (quota,):
+            before = unanswered()
+            for num_turns in range(4):
+                loop.call_soon(block_after, num_turns)
+                assert await num_admitted([quota], 1) == 1
+            assert unanswered() == before
+
+    asyncio.run(send())
