@@ -38,7 +38,7 @@ _FEW_PRODUCTS = 400_000
 
 _MIN_SCALE = 1e-30  # keeps a row of zeros zero
 _ROW_END = 8  # bytes after a row's integers: its scale and its least, as float32
-_MOST = 127  # of a weight; −128 is not used
+_MOST = 127  # magnitude of a weight
 _X86 = ("x86_64", "AMD64")
 _BLOCK_ROWS = 4096  # quantized at once, which avoids a second copy of a large matrix
 

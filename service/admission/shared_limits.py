@@ -58,6 +58,22 @@ return 1
 """
 
 
+async def answer_within(timeout_s: float, call: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the answer to `call`; raises TimeoutError.
+
+    The second half of the time begins when the loop notices the end of the first: if the loop was
+    late, it has read what the store sent meanwhile.
+    """
+    loop = asyncio.get_running_loop()
+    half_s = timeout_s / 2
+    async with asyncio.timeout(None) as limit:
+        half = loop.call_later(half_s, lambda: limit.reschedule(loop.time() + half_s))
+        try:
+            return await call()
+        finally:
+            half.cancel()
+
+
 class SharedLimits:
     """A store, given by its URL."""
 
@@ -106,7 +122,7 @@ class SharedLimits:
         if self._is_down:
             self._retry_at_s = self._clock() + _RETRY_AFTER_S  # others do not wait for this attempt
         try:
-            answer = await self._within_time(call)
+            answer = await answer_within(self._timeout_s, call)
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             SHARED_LIMITS_UNANSWERED.inc()
             self._retry_at_s = self._clock() + _RETRY_AFTER_S
@@ -123,21 +139,6 @@ class SharedLimits:
             self._retry_at_s = 0.0
             logger.info("the store of the shared limits answers again")
         return answer
-
-    async def _within_time(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Return the answer to `call`; raises TimeoutError.
-
-        The second half of the time begins when the loop notices the end of the first: if the loop
-        was late, it has read what the store sent meanwhile.
-        """
-        loop = asyncio.get_running_loop()
-        half_s = self._timeout_s / 2
-        async with asyncio.timeout(None) as limit:
-            half = loop.call_later(half_s, lambda: limit.reschedule(loop.time() + half_s))
-            try:
-                return await call()
-            finally:
-                half.cancel()
 
 
 @dataclass(frozen=True, slots=True)

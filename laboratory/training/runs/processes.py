@@ -9,6 +9,7 @@ a module's `forward`, which training does not call, so gradients are averaged he
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import distributed, nn
@@ -40,12 +41,8 @@ def average_gradients(modules: Sequence[nn.Module]) -> None:
     """Replace gradients by their means over the processes."""
     if num_processes() == 1:
         return
-    gradients = [
-        parameter.grad
-        for module in modules
-        for parameter in module.parameters()
-        if parameter.grad is not None
-    ]
+    parameters = chain.from_iterable(module.parameters() for module in modules)
+    gradients = [each.grad for each in parameters if each.grad is not None]
     means = torch.cat([gradient.flatten() for gradient in gradients]) / num_processes()
     distributed.all_reduce(means)
     parts = means.split([gradient.numel() for gradient in gradients])

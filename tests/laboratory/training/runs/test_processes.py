@@ -18,7 +18,8 @@ def _train(environment: dict[str, str]) -> Any:
         join_processes()
     try:
         index = process_index()
-        used, unused = nn.Linear(2, 1, bias=False), nn.Linear(2, 1)
+        used = nn.Linear(2, 1, bias=False)
+        unused = nn.Linear(2, 1)
         used.weight.grad = torch.tensor([[1.0, 2.0]]) + 2 * index
         average_gradients([used, unused])
         assert unused.weight.grad is None
