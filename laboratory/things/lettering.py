@@ -133,10 +133,15 @@ def _line(
     measured: _Measured, file: str, size_px: float, rgb: RGB, origin: Point, angle: float
 ) -> TextLine:
     left, top, right, bottom = measured.box_xyxy
-    center = (origin[0] + (left + right) / 2, origin[1] + (top + bottom) / 2)
     half_wh = ((right - left) / 2, (bottom - top) / 2)
     cosine = cos(radians(angle))
     sine = sin(radians(angle))
+    reach_x = half_wh[0] * cosine + half_wh[1] * abs(sine)
+    reach_y = half_wh[1] * cosine + half_wh[0] * abs(sine)
+    center = (
+        _within_canvas(origin[0] + (left + right) / 2, reach_x),
+        _within_canvas(origin[1] + (top + bottom) / 2, reach_y),
+    )
 
     def turned(x: float, y: float) -> Point:
         return center[0] + x * cosine + y * sine, center[1] - x * sine + y * cosine
@@ -159,3 +164,8 @@ def _line(
         tuple(turned(x * half_wh[0], y * half_wh[1]) for x, y in corners),
         tuple(characters),
     )
+
+
+def _within_canvas(middle_px: float, reach_px: float) -> float:
+    """Return the middle moved so far that turned ink stays off the canvas's edge."""
+    return min(max(middle_px, _EDGE_PX + reach_px), CANVAS_PX - _EDGE_PX - reach_px)
