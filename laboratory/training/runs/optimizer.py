@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from laboratory.training.runs.processes import average_gradients
+from laboratory.training.runs.processes import average_gradients, map_rows
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
@@ -43,24 +43,28 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Update all parameters that have a gradient."""
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, float]]] = defaultdict(list)
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[(len(parameter), parameter[0].numel())].append(parameter)
-            for shape, parameters in by_shape.items():
-                nesterov = []
-                for parameter in parameters:
-                    gradient = parameter.grad
-                    assert gradient is not None
-                    state = self.state[parameter]
-                    average = state.setdefault("average", torch.zeros_like(gradient))
-                    average.lerp_(gradient, 1 - _MOMENTUM)
-                    nesterov.append(gradient.lerp(average, _MOMENTUM).view(shape))
-                updates = orthogonalized(torch.stack(nesterov).to(self._dtype))
-                scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+                    shape = (len(parameter), parameter[0].numel())
+                    by_shape[shape].append((parameter, group["lr"]))
+        stacks = [
+            torch.stack([self._nesterov(parameter).view(shape) for parameter, _ in updated])
+            for shape, updated in by_shape.items()
+        ]
+        stacks = map_rows(orthogonalized, [stack.to(self._dtype) for stack in stacks])
+        for (shape, updated), updates in zip(by_shape.items(), stacks, strict=True):
+            scale = max(1.0, shape[0] / shape[1]) ** 0.5
+            for (parameter, rate), update in zip(updated, updates, strict=True):
+                parameter.add_(update.view_as(parameter), alpha=-rate * scale)
+
+    def _nesterov(self, parameter: Tensor) -> Tensor:
+        gradient = parameter.grad
+        assert gradient is not None
+        average: Tensor = self.state[parameter].setdefault("average", torch.zeros_like(gradient))
+        average.lerp_(gradient, 1 - _MOMENTUM)
+        return gradient.lerp(average, _MOMENTUM)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ a module's `forward`, which training does not call, so gradients are averaged he
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 
 def join_processes() -> None:
@@ -43,8 +43,25 @@ def average_gradients(modules: Sequence[nn.Module]) -> None:
         return
     parameters = chain.from_iterable(module.parameters() for module in modules)
     gradients = [each.grad for each in parameters if each.grad is not None]
-    means = torch.cat([gradient.flatten() for gradient in gradients]) / num_processes()
-    distributed.all_reduce(means)
-    parts = means.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for gradient, total in zip(gradients, _sums(gradients), strict=True):
+        torch.div(total, num_processes(), out=gradient)
+
+
+def map_rows(compute: Callable[[Tensor], Tensor], stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Return `compute` of stacks (K, …) of the same shapes; each process computes some rows."""
+    if num_processes() == 1:
+        return [compute(stack) for stack in stacks]
+    results = [torch.zeros_like(stack) for stack in stacks]
+    for index, (stack, result) in enumerate(zip(stacks, results, strict=True)):
+        own = slice((process_index() - index) % num_processes(), None, num_processes())
+        if len(stack[own]):
+            result[own] = compute(stack[own])
+    return _sums(results)
+
+
+def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the sums of tensors over the processes."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

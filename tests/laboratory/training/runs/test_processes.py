@@ -7,11 +7,20 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from laboratory.training.runs.processes import average_gradients, join_processes, process_index
+from laboratory.training.runs.processes import (
+    average_gradients,
+    join_processes,
+    map_rows,
+    process_index,
+)
+
+EXPECTED = [[[2.0, 3.0]], [0.0, 1.0, 4.0], [16.0]]
 
 
 def _train(environment: dict[str, str]) -> Any:
-    """Return the averaged gradients of a process: 1, 2 in the first and 3, 4 in the second."""
+    """Return the averaged gradients of a process, 1, 2 in the first and 3, 4 in the second; and
+    squares that the processes computed together.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -23,7 +32,8 @@ def _train(environment: dict[str, str]) -> Any:
         used.weight.grad = torch.tensor([[1.0, 2.0]]) + 2 * index
         average_gradients([used, unused])
         assert unused.weight.grad is None
-        return used.weight.grad.flatten().tolist()
+        squares = map_rows(torch.square, [torch.arange(3.0), torch.tensor([4.0])])
+        return [used.weight.grad.tolist(), *(stack.tolist() for stack in squares)]
     finally:
         distributed.destroy_process_group()
 
@@ -37,7 +47,7 @@ def test_the_processes_of_torchrun_share_their_gradients() -> None:
     ]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         second = pool.submit(_train, environments[1])
-        assert _train(environments[0]) == second.result() == [2.0, 3.0]
+        assert _train(environments[0]) == second.result() == EXPECTED
 
 
 def test_a_run_of_one_process_keeps_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
