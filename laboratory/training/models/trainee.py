@@ -27,7 +27,7 @@ _Tokenizer: Any = PreTrainedTokenizerFast  # transformers' classes have no types
 _GenerationConfig: Any = GenerationConfig
 
 TRAINING_ATTENTION = "diptych_training"
-_NUM_GROUPS = 4  # each padded to its longest answer
+_GROUP_SEQUENCES = 12  # padded to the longest of their answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +124,10 @@ class Trainee(nn.Module, ABC):
 
         One long answer among short ones would make most of the decoder's input padding.
         """
+        num_groups = max(1, len(batch.ranks) // _GROUP_SEQUENCES)
         written = [
             self.write(image_features[group.image_index], group)
-            for group in batch.groups(_NUM_GROUPS)
+            for group in batch.groups(num_groups)
         ]
         layers = zip(*(each.attentions for each in written), strict=True)
         return WrittenAnswers(
