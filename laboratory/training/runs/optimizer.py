@@ -49,12 +49,12 @@ class Muon(Optimizer):
                 if parameter.grad is not None:
                     shape = (len(parameter), parameter[0].numel())
                     by_shape[shape].append((parameter, group["lr"]))
-        stacks = [
-            torch.stack([self._nesterov(parameter).view(shape) for parameter, _ in updated])
-            for shape, updated in by_shape.items()
-        ]
-        stacks = map_rows(orthogonalized, [stack.to(self._dtype) for stack in stacks])
-        for (shape, updated), updates in zip(by_shape.items(), stacks, strict=True):
+        stacks = list[Tensor]()
+        for shape, updated in by_shape.items():
+            nesterov = [self._nesterov(parameter).view(shape) for parameter, _ in updated]
+            stacks.append(torch.stack(nesterov).to(self._dtype))
+        results = map_rows(orthogonalized, stacks)
+        for (shape, updated), updates in zip(by_shape.items(), results, strict=True):
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
             for (parameter, rate), update in zip(updated, updates, strict=True):
                 parameter.add_(update.view_as(parameter), alpha=-rate * scale)

@@ -63,5 +63,5 @@ def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the sums of tensors over the processes."""
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     distributed.all_reduce(flat)
-    parts = flat.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

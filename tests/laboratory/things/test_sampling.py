@@ -74,7 +74,7 @@ def test_the_characters_of_lines_spell_them() -> None:
 
 
 def test_turned_lines_fit_the_canvas_too() -> None:
-    for seed in (*SEEDS, 3583, 8468):  # of the last two, long lines are turned near an edge
+    for seed in (*SEEDS, 3583, 8468):  # long lines are turned near an edge in the last two
         scene = sample_things(seed, MATERIAL, num_things=0, num_lines=1)
         for line in scene.lines:
             assert min(line.box_xyxy) >= 0
