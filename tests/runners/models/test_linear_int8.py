@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from runners.models import linear as linear_module
 from runners.models.linear import (
     Int8Linear,
     Int8WeightLinear,
@@ -64,11 +65,15 @@ def test_float32_states_meet_the_quantized_weights(
     assert ((product - expected).abs() <= EXACT * 10 * states.abs().sum(-1, keepdim=True)).all()
 
 
+@pytest.mark.parametrize(
+    ("machine", "expected"), [("x86_64", Int8Linear), ("aarch64", Int8WeightLinear)]
+)
 def test_processors_other_than_x86_64_quantize_weights_alone(
-    weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch, machine: str, expected: Kind
 ) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert isinstance(int8_linear(weight, None), Int8WeightLinear)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(linear_module, "max_weight", lambda: 127)
+    assert isinstance(int8_linear(weight, None), expected)
 
 
 def test_it_is_close_to_float32(weight: torch.Tensor, states: torch.Tensor, kind: Kind) -> None:
@@ -98,6 +103,7 @@ def test_nan_stays_in_its_row(
     output = linear(poisoned)
     clean = linear(states)
     assert not output[1].isfinite().any()
+    assert output[1].isnan().all() or kind is Int8WeightLinear
     others = [0, 2, 3, 4]
     assert torch.equal(output[others], clean[others])
 
