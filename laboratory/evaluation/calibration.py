@@ -6,7 +6,7 @@ table.
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
 clean, blurred, and so small that the models err. Scores in tiles are fitted on large images, and
 the smallest object that a model finds on shapes of many sizes. Needs the group `dev`, for `diptych
-evaluate`.
+evaluate`. `laboratory/things/calibration.py` does the same with things.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,20 +24,20 @@ from typing import Any
 import httpx
 
 from export.checkpoints.jobs import ROOT
+from export.scenes.scene import SHAPES
 from laboratory.evaluation import CONDITIONS
 from laboratory.evaluation.client import offered_tasks
-from laboratory.evaluation.coco_scenes import Labelled, labelled, write_coco, write_coco_scenes
+from laboratory.evaluation.coco_scenes import Labelled, labelled, rendered, write_coco
+from laboratory.evaluation.conditions import Condition
 from laboratory.evaluation.service_process import service_process
 from laboratory.tile_scenes import scenes, scenes_of_all_sizes
 from loadtest.figures import table
 from wire.artifacts.manifest import CALIBRATION_FILE
 
-CALIBRATED_TASKS = ("object_detection", "open_vocabulary_detection", "region_proposal")
-SCENE_CONDITIONS = ("plain", "blurred", "40px", "22px")
 ALL = "all"
 TILES = "tiles"  # large images, asked about in tiles
 LARGE_KINDS = ("48 px", "80 px", "140 px", "250 px", "pairs", "large", "textured", "empty")
-_LARGE_SIZE_WH = (2000, 1500)
+LARGE_SIZE_WH = (2000, 1500)
 _IN_TILES = ("--tiles", "4x5", "--concurrency", "2")  # more would be refused as overload
 _SCENES_OF_A_KIND = 1 / 15  # large images have many objects
 _FIRST_FITTING_SCENE = 100_000  # scenes below it measure
@@ -45,51 +46,98 @@ _ERROR = "calibration error"
 Errors = Mapping[tuple[str, str, str], float]  # hundredths, keyed by model, task, condition
 
 
+@dataclass(frozen=True, slots=True)
+class World:
+    """The images of a calibration: their classes, and the questions that models answer."""
+
+    names: Sequence[str]
+    tasks: Sequence[str]
+    conditions: Sequence[str]
+    scenes: Callable[[Sequence[Condition], Iterable[int]], Iterable[Labelled]]
+    scenes_of_all_sizes: Callable[[int], Iterable[Labelled]]
+    large_images: Callable[[int, int], Iterable[Labelled]]  # number of each kind, seed
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Fit and measure on scenes of shapes."""
+    name = "python -m laboratory.evaluation.calibration"
+    parser = calibration_parser(name, __doc__ or "")
+    models = ["florence-2-mini", "paligemma-mini"]
+    both = "default: both embedded models"
+    parser.add_argument("--models", nargs="+", metavar="ID", default=models, help=both)
+    parsed = parser.parse_args(arguments)
+    shapes = World(
+        names=SHAPES,
+        tasks=("object_detection", "open_vocabulary_detection", "region_proposal"),
+        conditions=("plain", "blurred", "40px", "22px"),
+        scenes=rendered,
+        scenes_of_all_sizes=lambda num: labelled(scenes_of_all_sizes(num)),
+        large_images=_large_images,
+    )
+    calibrate(parsed.models, shapes, parsed.scenes)
+
+
+def calibration_parser(name: str, documentation: str) -> argparse.ArgumentParser:
+    """Return a parser of `--scenes`."""
+    summary = documentation.partition("\n\n")[0]
+    parser = argparse.ArgumentParser(name, description=summary)
+    scenes = "scenes to measure; twice as many are fitted"
+    parser.add_argument("--scenes", type=int, default=150, metavar="N", help=scenes)
+    return parser
+
+
+def calibrate(models: Sequence[str], world: World, num_scenes: int) -> None:
     """Fit, write the files, and compare the calibration error of original and calibrated scores."""
-    parsed = _parse(arguments)
-    models = ",".join(parsed.models)
+    served = ",".join(models)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        everything = [CONDITIONS[name] for name in SCENE_CONDITIONS]
-        first = _FIRST_FITTING_SCENE
-        fitted = range(first, first + 2 * parsed.scenes)
-        write_coco_scenes(folder / "fitting", everything, fitted)
-        write_coco_scenes(folder / ALL, everything, range(parsed.scenes))
-        for name in SCENE_CONDITIONS:
-            write_coco_scenes(folder / name, [CONDITIONS[name]], range(parsed.scenes))
-        write_coco(folder / "sizes", labelled(scenes_of_all_sizes(2 * parsed.scenes)))
-        num_large = math.ceil(parsed.scenes * _SCENES_OF_A_KIND)
-        write_coco(folder / "fitting in tiles", _large_images(num_large, seed=1))
-        write_coco(folder / TILES, _large_images(num_large, seed=2))
-        with service_process(1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION="off") as client:
-            files = [_fit(client, model, folder) for model in parsed.models]
-            before = _errors(client, parsed.models, folder, "before", [ALL, TILES])
+        _write_images(folder, world, num_scenes)
+        with service_process(1, DIPTYCH_MODELS=served, DIPTYCH_CALIBRATION="off") as client:
+            files = [_fit(client, model, world, folder) for model in models]
+            before = _errors(client, models, world, folder / "before", [ALL, TILES])
         with service_process(
-            1, DIPTYCH_MODELS=models, DIPTYCH_CALIBRATION=",".join(map(str, files))
+            1, DIPTYCH_MODELS=served, DIPTYCH_CALIBRATION=",".join(map(str, files))
         ) as client:
-            measured = (ALL, *SCENE_CONDITIONS, TILES)
-            after = _errors(client, parsed.models, folder, "after", measured)
+            measured = (ALL, *world.conditions, TILES)
+            after = _errors(client, models, world, folder / "after", measured)
     rows = []
     for model, task, condition in before:
         if condition == ALL:
             errors = [before[model, task, ALL]]
-            errors += [after[model, task, each] for each in (ALL, *SCENE_CONDITIONS)]
+            errors += [after[model, task, each] for each in (ALL, *world.conditions)]
             errors += [before[model, task, TILES], after[model, task, TILES]]
             rows.append([model, task, *(f"{error / 100:.3f}" for error in errors)])
-    columns = ["original scores", "calibrated", *SCENE_CONDITIONS, "in tiles", "calibrated"]
+    columns = ["original scores", "calibrated", *world.conditions, "in tiles", "calibrated"]
     print(table(["model", "task", *columns], rows))
+
+
+def _write_images(folder: Path, world: World, num_scenes: int) -> None:
+    """Write a dataset into `folder` for each fit and each measurement."""
+    everything = [CONDITIONS[name] for name in world.conditions]
+    first = _FIRST_FITTING_SCENE
+    num_large = math.ceil(num_scenes * _SCENES_OF_A_KIND)
+    images_of = {
+        "fitting": world.scenes(everything, range(first, first + 2 * num_scenes)),
+        ALL: world.scenes(everything, range(num_scenes)),
+        "sizes": world.scenes_of_all_sizes(2 * num_scenes),
+        "fitting in tiles": world.large_images(num_large, 1),
+        TILES: world.large_images(num_large, 2),
+    }
+    for name in world.conditions:
+        images_of[name] = world.scenes([CONDITIONS[name]], range(num_scenes))
+    for name, images in images_of.items():
+        write_coco(folder / name, images, world.names)
 
 
 def _large_images(num_of_a_kind: int, seed: int) -> Iterator[Labelled]:
     for kind in LARGE_KINDS:
-        yield from labelled(scenes(kind, num_of_a_kind, seed, _LARGE_SIZE_WH))
+        yield from labelled(scenes(kind, num_of_a_kind, seed, LARGE_SIZE_WH))
 
 
-def _fit(client: httpx.Client, model: str, folder: Path) -> Path:
+def _fit(client: httpx.Client, model: str, world: World, folder: Path) -> Path:
     """Write the calibrations of all tasks of a model into one file and return it."""
     rows: list[Mapping[str, Any]] = []
-    for task in _tasks(client, model):
+    for task in _tasks(client, model, world):
         plain = _fitted(client, model, task, folder / "fitting")
         sizes = _fitted(client, model, task, folder / "sizes")
         rows.append(plain | {"min_object_share": sizes["min_object_share"]})
@@ -111,14 +159,18 @@ def _fitted(
 
 
 def _errors(
-    client: httpx.Client, models: Sequence[str], folder: Path, name: str, conditions: Sequence[str]
+    client: httpx.Client,
+    models: Sequence[str],
+    world: World,
+    reports: Path,
+    conditions: Sequence[str],
 ) -> Errors:
     errors = {}
     for model in models:
-        for task, condition in product(_tasks(client, model), conditions):
-            out = folder / f"{name}-{model}-{task}-{condition}"
+        for task, condition in product(_tasks(client, model, world), conditions):
+            out = reports.with_name(f"{reports.name}-{model}-{task}-{condition}")
             more = _IN_TILES if condition == TILES else ()
-            _evaluate(client, model, task, folder / condition, out, *more)
+            _evaluate(client, model, task, reports.with_name(condition), out, *more)
             report = json.loads((out / "report.json").read_text(encoding="utf-8"))
             interval = report["measured"]["intervals"][model][_ERROR]
             errors[model, task, condition] = interval["value"]
@@ -136,21 +188,9 @@ def _evaluate(
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr
 
 
-def _tasks(client: httpx.Client, model: str) -> list[str]:
+def _tasks(client: httpx.Client, model: str, world: World) -> list[str]:
     offered = offered_tasks(client, model)
-    return [task for task in CALIBRATED_TASKS if task in offered]
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary = (__doc__ or "").partition("\n")[0]
-    name = "python -m laboratory.evaluation.calibration"
-    parser = argparse.ArgumentParser(name, description=summary)
-    models = ["florence-2-mini", "paligemma-mini"]
-    both = "default: both embedded models"
-    parser.add_argument("--models", nargs="+", metavar="ID", default=models, help=both)
-    scenes = "scenes to measure; twice as many are fitted"
-    parser.add_argument("--scenes", type=int, default=150, metavar="N", help=scenes)
-    return parser.parse_args(arguments)
+    return [task for task in world.tasks if task in offered]
 
 
 if __name__ == "__main__":

@@ -31,9 +31,6 @@ class SceneImage:
     size_wh: tuple[int, int]
 
 
-Condition = Callable[[Scene], SceneImage]
-
-
 def png_image(image: Image.Image) -> SceneImage:
     """Return the image as PNG at the lightest compression, which takes a quarter of the time."""
     return _encoded(image, "PNG", compress_level=1)
@@ -45,19 +42,35 @@ def _encoded(image: Image.Image, image_format: str, **options: int) -> SceneImag
     return SceneImage(file.getvalue(), f"image/{image_format.lower()}", image.size)
 
 
-CONDITIONS: dict[str, Condition] = {
-    "plain": lambda scene: png_image(render_scene(scene, PLAIN_PX)),
-    "small": lambda scene: png_image(render_scene(scene, SMALL_PX)),
-    "large": lambda scene: png_image(render_scene(scene, LARGE_PX)),
-    "jpeg": lambda scene: _encoded(render_scene(scene, PLAIN_PX), "JPEG", quality=JPEG_QUALITY),
-    "blurred": lambda scene: png_image(
-        render_scene(scene, PLAIN_PX).filter(ImageFilter.GaussianBlur(BLUR_OF_SIDE * PLAIN_PX))
-    ),
-    "recoloured": lambda scene: png_image(
-        render_scene(scene, PLAIN_PX).convert("RGB", GREEN_BLUE_RED)
-    ),
-    "stretched": lambda scene: png_image(render_scene(scene, PLAIN_PX).resize(STRETCHED_SIZE_WH)),
-    # at these sides the embedded models err
-    "40px": lambda scene: png_image(render_scene(scene, 40)),
-    "22px": lambda scene: png_image(render_scene(scene, 22)),
+def _jpeg_image(image: Image.Image) -> SceneImage:
+    return _encoded(image, "JPEG", quality=JPEG_QUALITY)
+
+
+def _blurred_image(image: Image.Image) -> SceneImage:
+    return png_image(image.filter(ImageFilter.GaussianBlur(BLUR_OF_SIDE * image.width)))
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """The side at which a scene is rendered, and the file that is made of the image."""
+
+    size_px: int = PLAIN_PX
+    encode: Callable[[Image.Image], SceneImage] = png_image
+
+    def __call__(self, scene: Scene) -> SceneImage:
+        """Return the file of a scene of shapes."""
+        return self.encode(render_scene(scene, self.size_px))
+
+
+CONDITIONS = {
+    "plain": Condition(),
+    "small": Condition(SMALL_PX),
+    "large": Condition(LARGE_PX),
+    "jpeg": Condition(encode=_jpeg_image),
+    "blurred": Condition(encode=_blurred_image),
+    "recoloured": Condition(encode=lambda image: png_image(image.convert("RGB", GREEN_BLUE_RED))),
+    "stretched": Condition(encode=lambda image: png_image(image.resize(STRETCHED_SIZE_WH))),
+    # at these sides the embedded models of shapes err
+    "40px": Condition(40),
+    "22px": Condition(22),
 }

@@ -1,7 +1,7 @@
 """Measures the accuracy of a running service on unseen scenes of things, by task and by class.
 
     python -m laboratory.things.accuracy MATERIAL [--url URL] [--models ID …] [--scenes N]
-    [--clients N] [--renderer ours|held-out-fonts|chromium]
+    [--clients N] [--renderer ours|held-out-fonts|chromium] [--condition NAME]
 
 A value is followed by its 95 % interval: scenes are drawn with replacement. `class` rows are the
 detection of one thing, `confused` rows what a thing is taken for. MATERIAL is the folder of
@@ -27,14 +27,13 @@ from export.scenes.overlap import box_iou, quad_iou
 from export.scenes.scoring import match_boxes
 from export.scenes.truth import DetectionsTruth, TextRegionsTruth, TextTruth
 from laboratory.evaluation.client import answer_questions, offered_tasks, served_models
-from laboratory.evaluation.conditions import SceneImage, png_image
-from laboratory.things import Material, render_things, sample_things, thing_questions
+from laboratory.evaluation.conditions import CONDITIONS, Condition, SceneImage
+from laboratory.things import Material, ThingScene, render_things, sample_things, thing_questions
 from laboratory.things.screenshots import take_screenshots
 from loadtest.figures import table
 
 FIRST_SEED = 900_000_000  # training uses smaller seeds only
 _NO_THING_EVERY = 10
-_SIZE_PX = 512
 _SHOTS_AT_ONCE = 20
 _MIN_IOU = 0.5
 _NUM_DRAWS = 1000
@@ -58,17 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--scenes", type=int, default=1000)
     add("--clients", type=int, default=1)
     add("--renderer", choices=_RENDERERS, default="ours")
+    add("--condition", choices=CONDITIONS, default="plain")
     parsed = parser.parse_args(arguments)
     material = Material(parsed.material)
     console = Console(stderr=True)
     with httpx.Client(base_url=parsed.url, timeout=60) as client:
         for model in parsed.models or served_models(client):
             offered = offered_tasks(client, model)
-            asked = asked_scenes(material, parsed.scenes, parsed.renderer)
+            condition = CONDITIONS[parsed.condition]
+            asked = asked_scenes(material, parsed.scenes, parsed.renderer, condition)
             with ThreadPoolExecutor(parsed.clients) as pool:
                 scored = pool.map(partial(_answer, client, model, offered), asked)
                 shown = track(scored, model, parsed.scenes, console=console)
-                print(f"{model}, {parsed.scenes} scenes, {parsed.renderer}\n")
+                shown_as = f"{parsed.renderer}, {parsed.condition}"
+                print(f"{model}, {parsed.scenes} scenes, {shown_as}\n")
                 print(thing_table(list(shown)), flush=True)
 
 
@@ -78,21 +80,27 @@ def _answer(client: httpx.Client, model: str, offered: frozenset[str], asked: As
     return answer_questions(client, model, image, questions, score_thing_answer)
 
 
-def asked_scenes(material: Material, num: int, renderer: str) -> Iterator[Asked]:
-    """Yield images of unseen scenes, every tenth without things, with their questions."""
+def asked_scenes(
+    material: Material, num: int, renderer: str, condition: Condition
+) -> Iterator[Asked]:
+    """Yield images of unseen scenes with their questions."""
     if renderer == "chromium":
         for start in range(0, num, _SHOTS_AT_ONCE):
             shots = take_screenshots(material, FIRST_SEED + start, min(_SHOTS_AT_ONCE, num - start))
             for shot in shots:
                 questions = [asked.question for asked in thing_questions(shot.scene)]
-                yield png_image(shot.image), questions
+                yield condition.encode(shot.image), questions
         return
     for index in range(num):
-        num_things = 0 if index % _NO_THING_EVERY == _NO_THING_EVERY - 1 else None
-        is_held_out = renderer == "held-out-fonts"
-        scene = sample_things(FIRST_SEED + index, material, num_things, None, is_held_out)
-        image = render_things(scene, material, _SIZE_PX)
-        yield png_image(image), [asked.question for asked in thing_questions(scene)]
+        scene = unseen_scene(material, index, has_held_out_fonts=renderer == "held-out-fonts")
+        image = render_things(scene, material, condition.size_px)
+        yield condition.encode(image), [asked.question for asked in thing_questions(scene)]
+
+
+def unseen_scene(material: Material, index: int, has_held_out_fonts: bool = False) -> ThingScene:
+    """Return a scene that training has not seen; every tenth has no things."""
+    num_things = 0 if index % _NO_THING_EVERY == _NO_THING_EVERY - 1 else None
+    return sample_things(FIRST_SEED + index, material, num_things, None, has_held_out_fonts)
 
 
 def score_thing_answer(

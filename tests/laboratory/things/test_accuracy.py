@@ -14,6 +14,7 @@ from export.scenes.truth import (
     TextTruth,
     Truth,
 )
+from laboratory.evaluation import CONDITIONS
 from laboratory.things import sample_things
 from laboratory.things.accuracy import (
     FIRST_SEED,
@@ -74,7 +75,7 @@ def test_an_interval_holds_the_value_and_narrows_with_the_number_of_scenes() -> 
 
 def test_unseen_scenes_have_their_own_seeds_and_every_tenth_has_no_thing() -> None:
     material = DrawnMaterial()
-    asked = list(asked_scenes(material, 10, "ours"))
+    asked = list(asked_scenes(material, 10, "ours", CONDITIONS["plain"]))
     first = sample_things(FIRST_SEED, material)
     named = next(q.truth for q in asked[0][1] if q.name == "object_detection")
     assert isinstance(named, DetectionsTruth)
