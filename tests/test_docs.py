@@ -26,6 +26,10 @@ FOLDERS = (
     "client|loadtest|models|deploy|docs|tests"
 )
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+CARDS = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in sorted(ROOT.glob("models/*-*/README.md"))
+}
 OPERATIONS = TEXTS["docs/operations.md"]
 README = TEXTS["README.md"]
 TREE = README.partition("## Folders\n\n```text\n")[2].partition("```")[0]
@@ -37,16 +41,16 @@ FIGURE = re.compile(
 )
 
 
-@pytest.fixture(params=TEXTS)
+@pytest.fixture(params=TEXTS | CARDS)
 def page(request: pytest.FixtureRequest) -> str:
-    """The name of each page."""
+    """The name of each page, and of each model's card."""
     return str(request.param)
 
 
 @pytest.fixture
 def text(page: str) -> str:
     """Its text."""
-    return TEXTS[page]
+    return (TEXTS | CARDS)[page]
 
 
 def test_every_table_is_the_generated_one(text: str) -> None:

@@ -1,5 +1,6 @@
 """The page in a real browser: what a person does there, and what can be read there."""
 
+import base64
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,16 @@ _DRAWN_SHAPES = """panel => {
       points: corners.map(({ x, y }) => [pixel(x - frame.left), pixel(y - frame.top)]),
     };
   });
+}"""
+
+_GIVE = """([kind, base64]) => {
+  const bytes = Uint8Array.from(atob(base64), character => character.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], `${kind}.png`, { type: "image/png" }));
+  const event = kind === "paste"
+    ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true })
+    : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+  document.body.dispatchEvent(event);
 }"""
 
 
@@ -115,6 +126,11 @@ class Playground:
             self.wait_for_answers()
         else:
             expect(self.page.locator("#preview img")).to_be_visible()
+
+    def give(self, way: str, data: bytes) -> None:
+        """Paste an image, or drop it on the page, and wait until it is shown."""
+        self.page.evaluate(_GIVE, [way, base64.b64encode(data).decode()])
+        expect(self.page.locator("#image-name")).to_contain_text(f"{way}.png")
 
     def choose_task(self, task: str) -> None:
         """Choose a task by its id."""

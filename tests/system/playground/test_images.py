@@ -1,6 +1,5 @@
 """Every way to an image, and every way to take an answer along."""
 
-import base64
 import json
 import subprocess
 import sys
@@ -17,21 +16,12 @@ from tests.support.scene_images import encoded, scene_image, scene_png
 
 FLORENCE, PALIGEMMA = EMBEDDED
 VARYING = {"id", "timings_ms", "vision_cache"}
-GIVE = """([kind, base64]) => {
-  const bytes = Uint8Array.from(atob(base64), character => character.charCodeAt(0));
-  const data = new DataTransfer();
-  data.items.add(new File([bytes], `${kind}.png`, { type: "image/png" }));
-  const event = kind === "paste"
-    ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true })
-    : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
-  document.body.dispatchEvent(event);
-}"""
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_an_image_is_dropped_or_pasted_anywhere(playground: Playground, way: str) -> None:
     playground.open()
-    playground.page.evaluate(GIVE, [way, base64.b64encode(scene_png()).decode()])
+    playground.give(way, scene_png())
     expect(playground.page.locator("#image-name")).to_have_text(f"{way}.png · 320 × 240")
 
 
