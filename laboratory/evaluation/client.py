@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from export.scenes import Question, Scene, Scorecard, questions, sample_scene, score_answer
-from laboratory.evaluation.conditions import Condition, SceneImage
+from laboratory.evaluation.conditions import Rendering, SceneImage
 
 FIRST_SEED = 900_000_000  # training uses smaller seeds only
 NO_OBJECT_EVERY = 10
@@ -22,15 +22,15 @@ MAX_WAIT_S = 10.0
 
 
 def evaluate(
-    client: httpx.Client, model_id: str, condition: Condition, num_scenes: int, num_clients: int = 1
+    client: httpx.Client, model_id: str, rendering: Rendering, num_scenes: int, num_clients: int = 1
 ) -> Scorecard:
     """Score the answers of `model_id` to all questions that it offers about `num_scenes` scenes."""
-    scorecards = answer_scenes(client, model_id, condition, num_scenes, num_clients)
+    scorecards = answer_scenes(client, model_id, rendering, num_scenes, num_clients)
     return sum(scorecards, Scorecard())
 
 
 def answer_scenes(
-    client: httpx.Client, model_id: str, condition: Condition, num_scenes: int, num_clients: int
+    client: httpx.Client, model_id: str, rendering: Rendering, num_scenes: int, num_clients: int
 ) -> Iterator[Scorecard]:
     """Yield the scores of each scene in order.
 
@@ -41,7 +41,7 @@ def answer_scenes(
     def answer_scene(index: int) -> Scorecard:
         scene = evaluation_scene(index)
         asked = [question for question in questions(scene) if question.task in offered]
-        return answer_questions(client, model_id, condition(scene), asked, score_answer)
+        return answer_questions(client, model_id, rendering(scene), asked, score_answer)
 
     with ThreadPoolExecutor(num_clients) as pool:
         yield from pool.map(answer_scene, range(num_scenes))

@@ -31,6 +31,9 @@ class SceneImage:
     size_wh: tuple[int, int]
 
 
+Rendering = Callable[[Scene], SceneImage]
+
+
 def png_image(image: Image.Image) -> SceneImage:
     """Return the image as PNG at the lightest compression, which takes a quarter of the time."""
     return _encoded(image, "PNG", compress_level=1)

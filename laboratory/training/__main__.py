@@ -10,6 +10,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -31,7 +32,7 @@ from laboratory.training.models.initialization import initialize
 from laboratory.training.runs.cell_heads import CellHeads
 from laboratory.training.runs.loop import Training
 from laboratory.training.runs.processes import await_processes, join_processes, process_index
-from laboratory.training.runs.recipes import RECIPES
+from laboratory.training.runs.recipes import RECIPES, StageName
 from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
 from laboratory.training.runs.run_folder import RunFolder
 from tasks.paligemma import MaskDecoder
@@ -118,8 +119,9 @@ def main() -> int:
     add("--runs", type=Path, default=runs, help="default: %(default)s")
     add("--material", type=Path, default=_MATERIAL, help="of things; default: %(default)s")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    refine = "start at the last stage, with its weights"
+    refine = "start at --stage, with its weights and vocabulary"
     add("--refine", type=Path, metavar="CHECKPOINT", help=refine)
+    add("--stage", choices=get_args(StageName), default="refining", help="default: %(default)s")
     add("--restart", action="store_true", help="discard the stored run")
     arguments = parser.parse_args()
     folder: Path = arguments.runs / arguments.model
@@ -138,10 +140,13 @@ def main() -> int:
     join_processes()
     if process_index() > 0:
         await_processes()  # for the vocabulary and the state that the first one writes
+    elif arguments.refine:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(arguments.refine / "tokenizer.json", folder)
     training = make_training(arguments.model, folder, arguments.device, 0, material)
     if process_index() == 0:
         if arguments.refine:
-            training.begin_refining(read_weights(arguments.refine))
+            training.begin(arguments.stage, read_weights(arguments.refine))
         await_processes()
     training.run()
     if process_index() > 0:

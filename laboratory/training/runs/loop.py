@@ -37,7 +37,7 @@ from laboratory.training.runs.optimizer import (
     set_rates,
 )
 from laboratory.training.runs.processes import num_processes, process_index
-from laboratory.training.runs.recipes import Recipe, Stage
+from laboratory.training.runs.recipes import Recipe, Stage, StageName
 from laboratory.training.runs.run_folder import RunFolder
 from laboratory.training.runs.validation import validate
 
@@ -108,10 +108,11 @@ class Training:
         if is_first:
             self.folder.save(self.step, modules, self.optimizers)
 
-    def begin_refining(self, weights: Mapping[str, Tensor]) -> None:
-        """Store a state at the start of the last stage with these weights."""
+    def begin(self, name: StageName, weights: Mapping[str, Tensor]) -> None:
+        """Store a state at the start of a stage with these weights."""
         self.parts.trainee.model.load_state_dict(weights)
-        self.folder.save(self.recipe.stages[-1].first_step, self._modules, self._make_optimizers())
+        (first_step,) = (each.first_step for each in self.recipe.stages if each.name == name)
+        self.folder.save(first_step, self._modules, self._make_optimizers())
 
     @property
     def validation_pictures(self) -> list[Picture]:

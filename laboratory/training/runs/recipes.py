@@ -6,12 +6,14 @@ from typing import Literal
 
 from laboratory.training.runs.optimizer import Rates
 
+StageName = Literal["encoder", "joint", "refining"]
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A part of a run with its own schedule of learning rates."""
 
-    name: Literal["encoder", "joint", "refining"]
+    name: StageName
     first_step: int
     num_steps: int
     top_rate: float = 1.0  # factor on the recipe's rates

@@ -15,6 +15,7 @@ from laboratory.training.data.batches import NO_TOKEN, sequence_batch
 from laboratory.training.data.cell_targets import cell_targets
 from laboratory.training.data.worlds import Kind, shape_world
 from laboratory.training.runs.loop import Training
+from laboratory.training.runs.recipes import StageName
 from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
 from tests.support.catalog import MASK_DECODER_FILE
 from tests.support.drawn_material import DrawnMaterial
@@ -108,6 +109,15 @@ def test_the_learning_curve_is_drawn_from_the_log(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("stage", "first_step"), [("encoder", 0), ("joint", 1), ("refining", 4)])
+def test_a_stage_begins_at_its_first_step(
+    stage: StageName, first_step: int, tmp_path: Path
+) -> None:
+    training = small_training("florence-2-mini", tmp_path)
+    training.begin(stage, weights(training))
+    assert training.folder.restore([]) == first_step
+
+
 @pytest.mark.long
 def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_path: Path) -> None:
     training = small_training(model_id, tmp_path / "first")
@@ -117,7 +127,7 @@ def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_pat
         refined.recipe, refining_steps=2, refining_weights={"ocr": 1.0}
     )
     stored = read_weights(tmp_path / "checkpoint")
-    refined.begin_refining(stored)
+    refined.begin("refining", stored)
     assert refined.folder.restore([refined.parts.trainee.model]) == 4
     for name, value in weights(refined).items():
         torch.testing.assert_close(value, stored[name], rtol=0, atol=0)
