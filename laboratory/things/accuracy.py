@@ -27,7 +27,7 @@ from export.scenes.overlap import box_iou, quad_iou
 from export.scenes.scoring import match_boxes
 from export.scenes.truth import DetectionsTruth, TextRegionsTruth, TextTruth
 from laboratory.evaluation.client import answer_questions, offered_tasks, served_models
-from laboratory.evaluation.conditions import CONDITIONS, Condition, SceneImage
+from laboratory.evaluation.conditions import CONDITIONS, PLAIN_PX, Condition, SceneImage
 from laboratory.things import Material, ThingScene, render_things, sample_things, thing_questions
 from laboratory.things.screenshots import take_screenshots
 from loadtest.figures import table
@@ -59,12 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--renderer", choices=_RENDERERS, default="ours")
     add("--condition", choices=CONDITIONS, default="plain")
     parsed = parser.parse_args(arguments)
+    condition = CONDITIONS[parsed.condition]
+    if parsed.renderer == "chromium" and condition.size_px != PLAIN_PX:
+        parser.error(f"--condition {parsed.condition}: Chromium renders one size only")
     material = Material(parsed.material)
     console = Console(stderr=True)
     with httpx.Client(base_url=parsed.url, timeout=60) as client:
         for model in parsed.models or served_models(client):
             offered = offered_tasks(client, model)
-            condition = CONDITIONS[parsed.condition]
             asked = asked_scenes(material, parsed.scenes, parsed.renderer, condition)
             with ThreadPoolExecutor(parsed.clients) as pool:
                 scored = pool.map(partial(_answer, client, model, offered), asked)

@@ -1,4 +1,4 @@
-"""The committed checkpoint of things, run by transformers, about a picture of things and text."""
+"""The committed checkpoint of things, run by transformers, about a picture of three things."""
 
 import pytest
 import torch
