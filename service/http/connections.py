@@ -47,14 +47,15 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.num_of_gateway[self.gateway] = len(self.connections)
         self._address = self.client[0] if self.client else ""
         self._num_of_address[self._address] += 1
         is_over = self._num_of_address[self._address] > self.limits.max_connections_per_address
         if is_over or len(self.connections) > self.limits.max_connections:
+            self.connections.discard(self)  # a burst that is refused leaves room for others
             transport.abort()
         else:
             self._start_timer()
+        self.num_of_gateway[self.gateway] = len(self.connections)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()

@@ -4,7 +4,6 @@ that is stuck.
 
 import ctypes
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,16 +15,20 @@ _DETACH = 17  # linux/ptrace.h
 _SEIZE = 0x4206
 _INTERRUPT = 0x4207
 _WALL = 0x40000000  # linux/wait.h: threads too
-_SAMPLE_S = 0.3
+_SAMPLE_TICKS = 30  # each is 10 ms
 _USER_TICKS = 11  # index after the name in /proc/PID/task/TID/stat
 
 
 def busiest_thread(pid: int) -> int:
-    """Return the thread of `pid` that computes most while the call takes."""
+    """Return the thread of `pid` that computes most while one of them computes for 0.3 s."""
     before = _user_ticks(pid)
-    time.sleep(_SAMPLE_S)
-    after = _user_ticks(pid)
-    return max(after, key=lambda tid: after[tid] - before.get(tid, 0))
+
+    def gained() -> dict[int, int]:
+        return {tid: ticks - before.get(tid, 0) for tid, ticks in _user_ticks(pid).items()}
+
+    wait_until(lambda: max(gained().values()) >= _SAMPLE_TICKS)
+    ticks = gained()
+    return max(ticks, key=lambda tid: ticks[tid])
 
 
 def _user_ticks(pid: int) -> dict[int, int]:

@@ -7,7 +7,9 @@ If it does not go on, it is restarted, and its stream continues.
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -60,6 +62,29 @@ def test_a_runner_that_stands_still_is_noticed_and_its_requests_end(
     assert service.parts()["florence-2-mini-runner"] == stopped
 
 
+@contextmanager
+def kept_busy(service: RunningService) -> Iterator[None]:
+    """Give the decoder work until the caller is done, however late the caller's own stream is
+    read.
+    """
+    done = threading.Event()
+    form = {"task": "captioning", "max_new_tokens": "200"}
+
+    def work(client: httpx.Client) -> None:
+        while not done.is_set():
+            with suppress(httpx.TransportError):  # a single process breaks its connections
+                client.post("/v1/predict", data=form, files={"image": scene_png()})
+
+    with service.client() as client:
+        thread = threading.Thread(target=work, args=(client,))
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
 def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
     exported: ModelStore, tmp_path: Path
 ) -> None:
@@ -72,19 +97,15 @@ def test_a_runner_whose_decoder_is_stuck_is_restarted_and_its_stream_continues(
     settings = {"DIPTYCH_STUCK_AFTER_S": "2", "DIPTYCH_MODELS": model}
     with forked_service(store.home, log, **settings) as service, service.client() as client:
         stuck = service.parts()[name]
-        with client.stream(
-            "POST", "/v1/predict", data=form, files={"image": scene_png()}
-        ) as response:
-            chunks = response.iter_text()
-            next(chunks)
-            decoder_thread = busiest_thread(stuck)  # the answer may end while it is found
-        with client.stream(
-            "POST", "/v1/predict", data=form, files={"image": scene_png()}
-        ) as response:
-            chunks = response.iter_text()
-            first = next(chunks)
-            stop_thread_until_its_process_ends(decoder_thread)
-            events = parse_events(first + "".join(chunks))
+        with kept_busy(service):
+            decoder_thread = busiest_thread(stuck)
+            with client.stream(
+                "POST", "/v1/predict", data=form, files={"image": scene_png()}
+            ) as response:
+                chunks = response.iter_text()
+                first = next(chunks)
+                stop_thread_until_its_process_ends(decoder_thread)
+                events = parse_events(first + "".join(chunks))
         service.wait_until_ready()
     assert events[-1][1]["usage"]["generated_tokens"] == 200
     assert "Timeout (0:00:02)!" in log.read_text()  # above the stacks
@@ -100,15 +121,15 @@ def test_a_single_process_whose_decoder_is_stuck_breaks_its_connections_and_come
     settings = {"DIPTYCH_STUCK_AFTER_S": "2", "DIPTYCH_MODELS": "paligemma-mini"}
     with forked_service(store.home, log, DIPTYCH_PROCESSES="one", **settings) as service:
         stuck = service.parts()["diptych"]
-        with pytest.raises(httpx.RemoteProtocolError):
-            stream_from_a_stuck_decoder(service, stuck)
+        with kept_busy(service), pytest.raises(httpx.RemoteProtocolError):
+            stream_from_a_stuck_decoder(service, busiest_thread(stuck))
         service.wait_until_ready()
         assert service.parts()["diptych"] != stuck
         assert ask(service, "paligemma-mini", {}).status_code == 200
     assert f"diptych (process {stuck}) ended with status 1 and is restarted" in log.read_text()
 
 
-def stream_from_a_stuck_decoder(service: RunningService, pid: int) -> None:
+def stream_from_a_stuck_decoder(service: RunningService, decoder_thread: int) -> None:
     form = {"task": "captioning", "max_new_tokens": "200", "stream": "true"}
     with (
         service.client() as client,
@@ -116,7 +137,7 @@ def stream_from_a_stuck_decoder(service: RunningService, pid: int) -> None:
     ):
         chunks = response.iter_text()
         next(chunks)
-        stop_thread_until_its_process_ends(busiest_thread(pid))
+        stop_thread_until_its_process_ends(decoder_thread)
         for _ in chunks:
             pass
 

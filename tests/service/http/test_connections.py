@@ -1,6 +1,7 @@
 """Bounds on connections before there is a request, over real sockets."""
 
 import socket
+import threading
 import time
 from array import array
 from collections.abc import Iterator
@@ -173,8 +174,13 @@ def test_connections_are_bounded_for_each_address_and_in_total() -> None:
         def num_open(*connections: socket.socket) -> int:
             return sum(not is_closed(each) for each in connections)
 
+        burst_is_whole = threading.Event()
+        served.loop.call_soon_threadsafe(burst_is_whole.wait)  # then it is accepted at once
         first = attackers("127.0.0.2")
-        assert httpx.get(served.url).text == "0"
+        with connect(served) as other:
+            other.sendall(HEAD + b"\r\n")
+            burst_is_whole.set()
+            assert other.recv(65536).startswith(b"HTTP/1.1 200")
         more = attackers("127.0.0.3")
         wait_until(lambda: num_open(*first, *more) <= limits.max_connections)
         assert num_open(*first) == limits.max_connections_per_address
