@@ -47,8 +47,8 @@ Errors = Mapping[tuple[str, str, str], float]  # hundredths, keyed by model, tas
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """The images of a calibration: their classes, and the questions that models answer."""
+class CalibrationSet:
+    """The images of a calibration, their classes, and the tasks that models are asked."""
 
     names: Sequence[str]
     tasks: Sequence[str]
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     both = "default: both embedded models"
     parser.add_argument("--models", nargs="+", metavar="ID", default=models, help=both)
     parsed = parser.parse_args(arguments)
-    shapes = World(
+    shapes = CalibrationSet(
         names=SHAPES,
         tasks=("object_detection", "open_vocabulary_detection", "region_proposal"),
         conditions=("plain", "blurred", "40px", "22px"),
@@ -86,47 +86,47 @@ def calibration_parser(name: str, documentation: str) -> argparse.ArgumentParser
     return parser
 
 
-def calibrate(models: Sequence[str], world: World, num_scenes: int) -> None:
+def calibrate(models: Sequence[str], data: CalibrationSet, num_scenes: int) -> None:
     """Fit, write the files, and compare the calibration error of original and calibrated scores."""
     served = ",".join(models)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _write_images(folder, world, num_scenes)
+        _write_images(folder, data, num_scenes)
         with service_process(1, DIPTYCH_MODELS=served, DIPTYCH_CALIBRATION="off") as client:
-            files = [_fit(client, model, world, folder) for model in models]
-            before = _errors(client, models, world, folder / "before", [ALL, TILES])
+            files = [_fit(client, model, data, folder) for model in models]
+            before = _errors(client, models, data, folder / "before", [ALL, TILES])
         with service_process(
             1, DIPTYCH_MODELS=served, DIPTYCH_CALIBRATION=",".join(map(str, files))
         ) as client:
-            measured = (ALL, *world.conditions, TILES)
-            after = _errors(client, models, world, folder / "after", measured)
+            measured = (ALL, *data.conditions, TILES)
+            after = _errors(client, models, data, folder / "after", measured)
     rows = []
     for model, task, condition in before:
         if condition == ALL:
             errors = [before[model, task, ALL]]
-            errors += [after[model, task, each] for each in (ALL, *world.conditions)]
+            errors += [after[model, task, each] for each in (ALL, *data.conditions)]
             errors += [before[model, task, TILES], after[model, task, TILES]]
             rows.append([model, task, *(f"{error / 100:.3f}" for error in errors)])
-    columns = ["original scores", "calibrated", *world.conditions, "in tiles", "calibrated"]
+    columns = ["original scores", "calibrated", *data.conditions, "in tiles", "calibrated"]
     print(table(["model", "task", *columns], rows))
 
 
-def _write_images(folder: Path, world: World, num_scenes: int) -> None:
+def _write_images(folder: Path, data: CalibrationSet, num_scenes: int) -> None:
     """Write a dataset into `folder` for each fit and each measurement."""
-    everything = [CONDITIONS[name] for name in world.conditions]
+    everything = [CONDITIONS[name] for name in data.conditions]
     first = _FIRST_FITTING_SCENE
     num_large = math.ceil(num_scenes * _SCENES_OF_A_KIND)
     images_of = {
-        "fitting": world.scenes(everything, range(first, first + 2 * num_scenes)),
-        ALL: world.scenes(everything, range(num_scenes)),
-        "sizes": world.scenes_of_all_sizes(2 * num_scenes),
-        "fitting in tiles": world.large_images(num_large, 1),
-        TILES: world.large_images(num_large, 2),
+        "fitting": data.scenes(everything, range(first, first + 2 * num_scenes)),
+        ALL: data.scenes(everything, range(num_scenes)),
+        "sizes": data.scenes_of_all_sizes(2 * num_scenes),
+        "fitting in tiles": data.large_images(num_large, 1),
+        TILES: data.large_images(num_large, 2),
     }
-    for name in world.conditions:
-        images_of[name] = world.scenes([CONDITIONS[name]], range(num_scenes))
+    for name in data.conditions:
+        images_of[name] = data.scenes([CONDITIONS[name]], range(num_scenes))
     for name, images in images_of.items():
-        write_coco(folder / name, images, world.names)
+        write_coco(folder / name, images, data.names)
 
 
 def _large_images(num_of_a_kind: int, seed: int) -> Iterator[Labelled]:
@@ -134,10 +134,10 @@ def _large_images(num_of_a_kind: int, seed: int) -> Iterator[Labelled]:
         yield from labelled(scenes(kind, num_of_a_kind, seed, LARGE_SIZE_WH))
 
 
-def _fit(client: httpx.Client, model: str, world: World, folder: Path) -> Path:
+def _fit(client: httpx.Client, model: str, data: CalibrationSet, folder: Path) -> Path:
     """Write the calibrations of all tasks of a model into one file and return it."""
     rows: list[Mapping[str, Any]] = []
-    for task in _tasks(client, model, world):
+    for task in _tasks(client, model, data):
         plain = _fitted(client, model, task, folder / "fitting")
         sizes = _fitted(client, model, task, folder / "sizes")
         rows.append(plain | {"min_object_share": sizes["min_object_share"]})
@@ -161,13 +161,13 @@ def _fitted(
 def _errors(
     client: httpx.Client,
     models: Sequence[str],
-    world: World,
+    data: CalibrationSet,
     reports: Path,
     conditions: Sequence[str],
 ) -> Errors:
     errors = {}
     for model in models:
-        for task, condition in product(_tasks(client, model, world), conditions):
+        for task, condition in product(_tasks(client, model, data), conditions):
             out = reports.with_name(f"{reports.name}-{model}-{task}-{condition}")
             more = _IN_TILES if condition == TILES else ()
             _evaluate(client, model, task, reports.with_name(condition), out, *more)
@@ -182,15 +182,15 @@ def _evaluate(
 ) -> None:
     """Run `diptych evaluate` (group `dev`) against the service of `client`."""
     diptych = Path(sys.executable).with_name("diptych")
-    data = (scenes / "annotations.json", "--images", scenes / "images")
+    files = (scenes / "annotations.json", "--images", scenes / "images")
     words = ("--models", model, "--task", task, "--gallery", "0", "--out", out, *more)
-    command = (diptych, "--url", str(client.base_url), "evaluate", *data, *words)
+    command = (diptych, "--url", str(client.base_url), "evaluate", *files, *words)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the progress bar is on stderr
 
 
-def _tasks(client: httpx.Client, model: str, world: World) -> list[str]:
+def _tasks(client: httpx.Client, model: str, data: CalibrationSet) -> list[str]:
     offered = offered_tasks(client, model)
-    return [task for task in world.tasks if task in offered]
+    return [task for task in data.tasks if task in offered]
 
 
 if __name__ == "__main__":

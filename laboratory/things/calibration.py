@@ -18,7 +18,7 @@ from PIL import Image
 from export.scenes.scene import CANVAS_PX
 from laboratory.evaluation.calibration import (
     LARGE_SIZE_WH,
-    World,
+    CalibrationSet,
     calibrate,
     calibration_parser,
 )
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parsed = parser.parse_args(arguments)
     material = Material(parsed.material)
-    things = World(
+    things = CalibrationSet(
         names=tuple(thing.name for thing in THINGS),
         tasks=("object_detection", "region_proposal"),
         conditions=("plain", "blurred", "small"),
