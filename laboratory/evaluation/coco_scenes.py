@@ -15,13 +15,6 @@ from laboratory.tile_scenes import LargeScene
 Labelled = tuple[SceneImage, Sequence[tuple[str, BoxXYXY]]]  # boxes in pixels of the image
 
 
-def write_coco_scenes(
-    folder: Path, conditions: Iterable[Condition], scene_indices: Iterable[int]
-) -> None:
-    """Render evaluation scenes under every condition, with the boxes of their shapes as labels."""
-    write_coco(folder, rendered(tuple(conditions), scene_indices))
-
-
 def write_coco(folder: Path, labelled: Iterable[Labelled], names: Sequence[str] = SHAPES) -> None:
     """Write images with boxes as labels; `names` are the classes."""
     images = list[dict[str, object]]()

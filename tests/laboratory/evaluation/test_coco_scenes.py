@@ -8,14 +8,14 @@ from export.scenes import questions
 from export.scenes.geometry import box_xyxy
 from export.scenes.truth import DetectionsTruth
 from laboratory.evaluation import CONDITIONS, evaluation_scene
-from laboratory.evaluation.coco_scenes import labelled, write_coco, write_coco_scenes
+from laboratory.evaluation.coco_scenes import labelled, rendered, write_coco
 from laboratory.tile_scenes import scenes
 
 
 def test_every_scene_has_its_true_boxes_under_every_condition(tmp_path: Path) -> None:
     conditions = [CONDITIONS["stretched"], CONDITIONS["jpeg"]]
     indices = [3, 4]
-    write_coco_scenes(tmp_path / "scenes", conditions, indices)
+    write_coco(tmp_path / "scenes", rendered(conditions, indices))
     coco = COCO(tmp_path / "scenes" / "annotations.json")
     assert len(coco.imgs) == 4
     for image, (index, size_wh) in zip(
