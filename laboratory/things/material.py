@@ -1,7 +1,7 @@
 """The fonts and photographs of the scenes, in a folder outside the repository.
 
-root/           unpacked packages of Debian: Noto Color Emoji, and the font families of `fonts.csv`,
-                of which some are held out from training
+fonts/          Noto Color Emoji and the fonts of `fonts.csv`, of which some are held out from
+                training; from Debian's packages
 photographs/    pictures of scikit-image's wheel, none of those in `models/photographs`
 """
 
@@ -53,6 +53,7 @@ def read_fonts() -> tuple[FontFile, ...]:
 
 
 FONTS = read_fonts()
+_FONTS = (_EMOJI_FILE, *(font.file for font in FONTS))
 
 
 @lru_cache(maxsize=1024)
@@ -80,8 +81,7 @@ class Material:
 
     def __init__(self, folder: Path) -> None:
         self._files = {path.name: path for path in folder.glob("**/*") if path.is_file()}
-        needed = (_EMOJI_FILE, *_PHOTOGRAPHS, *(font.file for font in FONTS))
-        if missing := [name for name in needed if name not in self._files]:
+        if missing := [name for name in (*_FONTS, *_PHOTOGRAPHS) if name not in self._files]:
             raise FileNotFoundError(
                 f"{folder} lacks {', '.join(missing)}; run python -m laboratory.things {folder}"
             )
@@ -110,18 +110,29 @@ class Material:
 
 
 def fetch_material(folder: Path) -> None:
-    """Download and unpack all packages by apt and pip; their indexes must be up to date."""
+    """Download the fonts and photographs by apt and pip; their indexes must be up to date."""
     folder.mkdir(parents=True, exist_ok=True)
-    packages = sorted({_EMOJI_PACKAGE, *(font.package for font in FONTS)})
     with TemporaryDirectory(dir=folder) as downloads:
-        subprocess.run(["apt-get", "download", "-qq", *packages], cwd=downloads, check=True)
-        for file in Path(downloads).glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", file, folder / "root"], check=True)
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads]
-        subprocess.run([*pip, _WHEEL], check=True)
-        (wheel,) = Path(downloads).glob("scikit_image-*.whl")
-        (folder / "photographs").mkdir(exist_ok=True)
-        with zipfile.ZipFile(wheel) as archive:
-            for name in _PHOTOGRAPHS:
-                data = archive.read(f"skimage/data/{name}")
-                (folder / "photographs" / name).write_bytes(data)
+        _fetch_fonts(Path(downloads), folder / "fonts")
+        _fetch_photographs(Path(downloads), folder / "photographs")
+
+
+def _fetch_fonts(downloads: Path, fonts: Path) -> None:
+    packages = sorted({_EMOJI_PACKAGE, *(font.package for font in FONTS)})
+    subprocess.run(["apt-get", "download", "-qq", *packages], cwd=downloads, check=True)
+    for file in downloads.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", file, downloads / "root"], check=True)
+    fonts.mkdir(exist_ok=True)
+    for file in downloads.glob("root/**/*"):
+        if file.name in _FONTS:
+            file.replace(fonts / file.name)
+
+
+def _fetch_photographs(downloads: Path, photographs: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", _WHEEL]
+    subprocess.run(pip, cwd=downloads, check=True)
+    (wheel,) = downloads.glob("scikit_image-*.whl")
+    photographs.mkdir(exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in _PHOTOGRAPHS:
+            (photographs / name).write_bytes(archive.read(f"skimage/data/{name}"))
