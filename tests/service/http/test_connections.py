@@ -175,7 +175,7 @@ def test_connections_are_bounded_for_each_address_and_in_total() -> None:
             return sum(not is_closed(each) for each in connections)
 
         burst_is_whole = threading.Event()
-        served.loop.call_soon_threadsafe(burst_is_whole.wait)  # then it is accepted at once
+        served.loop.call_soon_threadsafe(burst_is_whole.wait, PATIENT_S)  # accepted at once
         first = attackers("127.0.0.2")
         with connect(served) as other:
             other.sendall(HEAD + b"\r\n")
