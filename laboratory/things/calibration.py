@@ -25,7 +25,7 @@ from laboratory.evaluation.calibration import (
 from laboratory.evaluation.coco_scenes import Labelled, scaled
 from laboratory.evaluation.conditions import Condition, png_image
 from laboratory.things.accuracy import FIRST_SEED, unseen_scene
-from laboratory.things.catalogue import THINGS
+from laboratory.things.catalogue import THINGS, Thing
 from laboratory.things.material import Material
 from laboratory.things.rendering import (
     corner,
@@ -76,14 +76,20 @@ def scenes(
             yield scaled(condition.encode(image), boxes)
 
 
-def scenes_of_all_sizes(material: Material, num_scenes: int) -> Iterator[Labelled]:
-    """Yield images with one to four things, each of another share of the side."""
-    low, high = np.log(_SHARES)
+def scenes_of_all_sizes(
+    material: Material,
+    num_scenes: int,
+    seed: int = 0,
+    things: Sequence[Thing] = THINGS,
+    shares: tuple[float, float] = _SHARES,
+) -> Iterator[Labelled]:
+    """Yield images with one to four of `things`, each of another share of the side."""
+    low, high = np.log(shares)
     fields = tile_boxes(Grid(_FIELDS_OF_A_SIDE, _FIELDS_OF_A_SIDE), (_SIZED_PX, _SIZED_PX), 0.0)
-    for rng, image in _backgrounds(material, num_scenes, 0, (_SIZED_PX, _SIZED_PX)):
+    for rng, image in _backgrounds(material, num_scenes, seed, (_SIZED_PX, _SIZED_PX)):
         chosen = rng.permutation(fields)[: rng.integers(1, len(fields) + 1)].tolist()
         sides = _SIZED_PX * np.exp(rng.uniform(low, high, len(chosen)))
-        yield _with_things(rng, material, image, chosen, sides.tolist())
+        yield _with_things(rng, material, image, chosen, sides.tolist(), things)
 
 
 def large_images(
@@ -117,11 +123,12 @@ def _with_things(
     image: Image.Image,
     fields: Sequence[PixelBox],
     sides_px: Sequence[float],
+    things: Sequence[Thing] = THINGS,
 ) -> Labelled:
-    """Draw an upright thing at a random place of each field."""
+    """Draw one of `things`, upright, at a random place of each field."""
     objects = []
     for (left, top, right, bottom), side_px in zip(fields, sides_px, strict=True):
-        thing = THINGS[int(rng.integers(len(THINGS)))]
+        thing = things[int(rng.integers(len(things)))]
         margin = side_px / 2 + 1
         center_x = float(rng.uniform(left + margin, right - margin))
         center_y = float(rng.uniform(top + margin, bottom - margin))

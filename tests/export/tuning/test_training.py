@@ -17,9 +17,9 @@ import yaml
 from export.tune import INTERRUPTED, MAX_SHOWN, how_to_continue, main
 from export.tuning.run_folder import RUN_FOLDER
 from export.tuning.training import CURVE_FILE
+from laboratory.tuning import write_named_shapes
 from runners.adapters.peft_adapter import read_adapter
 from tests.support.export_cli import ROOT
-from tests.support.hexagon_scenes import FIRST_TRAINING_SEED, write_hexagon_coco
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE
 
@@ -29,7 +29,9 @@ TIMEOUT_S = 120.0
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hexagon_coco(tmp_path_factory.mktemp("data") / "scenes", FIRST_TRAINING_SEED, 4)
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_named_shapes(folder, 4)
+    return folder
 
 
 def command(data: Path, model_id: str, output: Path, *options: str) -> list[str]:
@@ -149,7 +151,8 @@ def test_an_output_that_does_not_fit_is_refused(
 def test_one_image_beside_damaged_ones_cannot_be_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_hexagon_coco(tmp_path / "data", FIRST_TRAINING_SEED, MAX_SHOWN + 2)
+    data = tmp_path / "data"
+    write_named_shapes(data, MAX_SHOWN + 2)
     _, *damaged = sorted((data / "images").iterdir())
     for path in damaged:
         path.write_bytes(b"no image")
