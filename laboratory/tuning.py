@@ -12,8 +12,6 @@ Boxes lie on the grid that the embedded models write: their other locations are 
 """
 
 import sys
-from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +21,12 @@ from export.scenes.geometry import box_xyxy
 from laboratory.evaluation import CONDITIONS
 from laboratory.evaluation.coco_scenes import Labelled, scaled, write_coco
 from laboratory.things import Material
-from laboratory.things.calibration import scenes_of_all_sizes
+from laboratory.things.calibration import KNOWN_SHARES, scenes_of_all_sizes
 from laboratory.things.catalogue import THINGS, Thing
 from tasks.florence2.locations import NUM_BINS
 
 KANGAROO = Thing("🦘", "kangaroo", "kangaroos", ("animal",), (), None, ())
 _SOME_KANGAROOS = (*THINGS, *[KANGAROO] * (len(THINGS) // 2))
-_SHARES = (0.12, 0.4)  # sizes of things, as shares of the side: those that the models know
 _FIRST_SEED = 600_000_000  # no training or evaluation of embedded models has it
 _STEP_BINS = 8
 
@@ -47,16 +44,14 @@ def main(arguments: list[str]) -> None:
 
 def write_named_shapes(folder: Path, num_scenes: int) -> None:
     """Write scenes with labels like `blue star`."""
-    named = list(_named_shapes(num_scenes))
-    every = chain.from_iterable(objects for _, objects in named)
-    write_coco(folder, named, list(dict.fromkeys(label for label, _ in every)))
-
-
-def _named_shapes(num_scenes: int) -> Iterator[Labelled]:
+    named = []
+    names = dict[str, None]()  # a set with an order
     for seed in range(_FIRST_SEED, _FIRST_SEED + num_scenes):
         scene = sample_scene(seed)
         boxes = [(drawn.name, box_xyxy(drawn)) for drawn in scene.objects]
-        yield _on_grid(scaled(CONDITIONS["plain"](scene), boxes))
+        named.append(_on_grid(scaled(CONDITIONS["plain"](scene), boxes)))
+        names |= dict.fromkeys(drawn.name for drawn in scene.objects)
+    write_coco(folder, named, list(names))
 
 
 def write_kangaroos(folder: Path, material: Material, num_images: int = 200) -> None:
@@ -64,7 +59,7 @@ def write_kangaroos(folder: Path, material: Material, num_images: int = 200) -> 
     datasets = {"train": (2, _SOME_KANGAROOS), "test": (1, _SOME_KANGAROOS), "known": (1, THINGS)}
     names = [thing.name for thing in (*THINGS, KANGAROO)]
     for seed, (name, (factor, things)) in enumerate(datasets.items()):
-        images = scenes_of_all_sizes(material, factor * num_images, seed, things, _SHARES)
+        images = scenes_of_all_sizes(material, factor * num_images, seed, things, KNOWN_SHARES)
         write_coco(folder / name, map(_on_grid, images), names)
 
 

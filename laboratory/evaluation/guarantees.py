@@ -5,6 +5,7 @@
 Both embedded models answer held-out scenes once, plain, of 40 px and mixed with 22 px. Each draw
 takes labelled and unlabelled scenes, chooses a threshold, and compares its share of wrong labels
 with that of all answers. Prints a table. Needs the group `dev`, for `diptych evaluate`.
+`laboratory/lookalikes.py` does the same with things.
 """
 
 import argparse
@@ -12,8 +13,8 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,52 +53,75 @@ TASKS = (
     "visual_question_answering",
 )
 _PHRASE_TASKS = ("phrase_grounding", "instance_segmentation")
-POPULATIONS = {"plain": ("plain",), "40px": ("40px",), "mixed": ("plain", "40px", "22px")}
-_DRAWN = ("open_vocabulary_detection", "mixed")
+_DRAWN = "open_vocabulary_detection"
 _NUM_DRAWN = 100
 _SHARES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15)
 _FIRST_SCENE = 200_000  # others measure and fit calibrations
 _CLIENTS = 4
 
 
+def _write_shapes(folder: Path, condition: str, num_scenes: int) -> None:
+    scenes = range(_FIRST_SCENE, _FIRST_SCENE + num_scenes)
+    write_labelled_scenes(folder, CONDITIONS[condition], scenes)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The models of a simulation, what they are asked, and about which scenes."""
+
+    models: Sequence[str] = MODELS
+    tasks: Sequence[str] = TASKS
+    conditions: Sequence[str] = ("plain", "40px", "22px")
+    # number of scenes under a condition, written into a folder
+    write: Callable[[Path, str, int], None] = _write_shapes
+
+
+_POPULATIONS = {"plain": ("plain",), "40px": ("40px",), "mixed": Asked().conditions}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Collect the answers that are not there, simulate and print a table."""
-    parsed = _parse(arguments)
+    """Simulate with scenes of shapes."""
+    parser = guarantee_parser("python -m laboratory.evaluation.guarantees", __doc__ or "")
+    run(parser.parse_args(arguments), Asked(), _POPULATIONS)
+
+
+def run(parsed: argparse.Namespace, asked: Asked, populations: Mapping[str, Sequence[str]]) -> None:
+    """Collect the answers that are not there, simulate and print a table.
+
+    `populations` are conditions whose scenes are taken together.
+    """
     with TemporaryDirectory() as temporary:
         folder = parsed.answers or Path(temporary)
-        collect(folder, parsed.scenes)
-        _simulate(folder, parsed)
+        collect(folder, parsed.scenes, asked)
+        judged = _judged_answers(folder, asked, populations)
+        _simulate(judged, (_DRAWN, [*populations][-1]), parsed)
 
 
-def collect(
-    folder: Path,
-    num_scenes: int,
-    models: Sequence[str] = MODELS,
-    tasks: Sequence[str] = TASKS,
-    conditions: Sequence[str] = POPULATIONS["mixed"],
-) -> None:
+def collect(folder: Path, num_scenes: int, asked: Asked) -> None:
     """Render the scenes and ask the models; a complete folder is read again."""
     done = folder / "complete"
     if done.exists():
         return
-    for name in conditions:
+    for name in asked.conditions:
         if not (folder / name).exists():
-            scenes = range(_FIRST_SCENE, _FIRST_SCENE + num_scenes)
-            write_labelled_scenes(folder / name, CONDITIONS[name], scenes)
+            asked.write(folder / name, name, num_scenes)
     diptych = Path(sys.executable).with_name("diptych")
-    with service_process(_CLIENTS, DIPTYCH_MODELS=",".join(models)) as client:
-        for model, task, name in product(models, tasks, conditions):
+    with service_process(_CLIENTS, DIPTYCH_MODELS=",".join(asked.models)) as client:
+        for model, task, name in product(asked.models, asked.tasks, asked.conditions):
             if task in offered_tasks(client, model):
                 out = folder / f"{name}-{task}-{model}"
-                data = (labels_file(folder, name, task), "--images", folder / name)
+                data = labels_of(folder / name, task)
                 words = ("--task", task, "--models", model, "--gallery", "0", "--out", out)
-                command = (diptych, "--url", str(client.base_url), "evaluate", *data, *words)
+                command = (diptych, "--url", str(client.base_url), "evaluate", data, *words)
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     done.touch()
 
 
-def labels_file(folder: Path, condition: str, task: str) -> Path:
-    return folder / condition / ("phrases.jsonl" if task in _PHRASE_TASKS else "labels.jsonl")
+def labels_of(folder: Path, task: str) -> Path:
+    """Return what names the labels of a task: a file of scenes of shapes, or a folder with COCO."""
+    if (folder / "annotations.json").exists():
+        return folder
+    return folder / ("phrases.jsonl" if task in _PHRASE_TASKS else "labels.jsonl")
 
 
 def read_judged(
@@ -129,28 +153,37 @@ def read_judged(
     return joined
 
 
-def populations(folder: Path) -> Iterator[tuple[tuple[str, str, str], Population]]:
+def _judged_answers(
+    folder: Path, asked: Asked, populations: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[tuple[str, str, str], Population]]:
     """Yield task, scenes and model with the judged answers; not every model offers every task."""
-    choices_of_models = ((MODELS[0],), (MODELS[1],), MODELS)
-    for task, (name, conditions), models in product(TASKS, POPULATIONS.items(), choices_of_models):
+    choices_of_models = (*((model,) for model in asked.models), asked.models)
+    for task, (name, conditions), models in product(
+        asked.tasks, populations.items(), choices_of_models
+    ):
         judged: list[Judged] = []
         for condition in conditions:
             files = [folder / f"{condition}-{task}-{each}" / "answers.jsonl" for each in models]
             if all(file.exists() for file in files):
-                dataset = read_dataset(labels_file(folder, condition, task), folder / condition)
+                dataset = read_dataset(labels_of(folder / condition, task))
                 judged += read_judged(dataset.images, files, task)
         if judged:
             yield (task, name, models[0] if len(models) == 1 else BOTH), Population(judged)
 
 
-def _simulate(folder: Path, parsed: argparse.Namespace) -> None:
+def _simulate(
+    judged: Iterable[tuple[tuple[str, str, str], Population]],
+    shown: tuple[str, str],
+    parsed: argparse.Namespace,
+) -> None:
+    """Print a row for each population; `shown`, task and scenes, are those of the picture."""
     promise = Promise(parsed.max_wrong, parsed.confidence)
     draws = Draws(parsed.draws, parsed.labelled)
     rows = []
     drawn: dict[str, Population] = {}
-    for (task, scenes, model), population in populations(folder):
+    for (task, scenes, model), population in judged:
         rows.append([task, scenes, model, *_figures(population, promise, draws)])
-        if (task, scenes) == _DRAWN:
+        if (task, scenes) == shown:
             drawn[model] = population
     print(table(_HEADER, rows))
     if parsed.picture is not None:
@@ -208,11 +241,9 @@ def draw_coverage(
     figure.savefig(file, dpi=100)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(
-        "python -m laboratory.evaluation.guarantees", description=summary
-    )
+def guarantee_parser(name: str, documentation: str) -> argparse.ArgumentParser:
+    """Return a parser of the options of a simulation."""
+    parser = argparse.ArgumentParser(name, description=documentation.partition("\n")[0])
     add = parser.add_argument
     default = "default: %(default)s"
     add("--scenes", type=int, default=300, metavar="N", help=f"of each condition; {default}")
@@ -222,7 +253,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--confidence", type=float, default=0.95, metavar="SHARE", help=default)
     add("--picture", type=Path, metavar="FILE", help="draw coverage against guarantee here")
     add("--answers", type=Path, metavar="D", help="keep the answers here, or read them again")
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from diptych_client.annotate.journal import Record
 from diptych_client.annotate.shift import Shift, find_shift
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.transports.rest_messages import answer_from_json
-from laboratory.evaluation.guarantees import MODELS, collect, labels_file
+from laboratory.evaluation.guarantees import MODELS, Asked, collect, labels_of
 from loadtest.figures import table
 
 TASK = "open_vocabulary_detection"
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     with TemporaryDirectory() as temporary:
         folder = parsed.answers or Path(temporary)
-        collect(folder, parsed.scenes, parsed.models, (TASK,), (PLAIN, *SHIFTED))
+        collect(folder, parsed.scenes, Asked(parsed.models, (TASK,), (PLAIN, *SHIFTED)))
         for model in parsed.models:
             plain = read_scenes(folder, PLAIN, model)
             found = simulate(plain.all, plain.all, 0, draws)
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def read_scenes(folder: Path, condition: str, model: str) -> Scenes:
     """Return the scenes of a condition with the answers of a model."""
-    dataset = read_dataset(labels_file(folder, condition, TASK), folder / condition)
+    dataset = read_dataset(labels_of(folder / condition, TASK))
     labelled = {each.image.name: each for each in dataset.images}
     known: list[Seen] = []
     new: list[Seen] = []

@@ -37,7 +37,8 @@ from laboratory.things.sampling import sample_things
 from laboratory.things.scene import Pose
 from tasks.tiles.grid import Grid, PixelBox, tile_boxes
 
-_SHARES = (0.04, 0.4)  # sizes of things, as shares of the side; training has 0.11 to 0.44
+KNOWN_SHARES = (0.12, 0.4)  # sizes of things, as shares of the side; training has 0.11 to 0.44
+_SHARES = (0.04, 0.4)
 _SIZED_PX = 768
 _FIELDS_OF_A_SIDE = 2
 _LARGE_FIELD_PX = 500
