@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(parsed: argparse.Namespace, asked: Asked, populations: Mapping[str, Sequence[str]]) -> None:
     """Collect the answers that are not there, simulate and print a table.
 
-    `populations` are conditions whose scenes are taken together.
+    `populations` are conditions whose scenes are taken together; the picture shows the last one.
     """
     with TemporaryDirectory() as temporary:
         folder = parsed.answers or Path(temporary)
