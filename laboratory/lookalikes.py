@@ -26,19 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("material", type=Path, metavar="MATERIAL")
     parsed = parser.parse_args(arguments)
     material = Material(parsed.material)
-
-    def write(folder: Path, _: str, num_scenes: int) -> None:
-        things = [THINGS[INDEX_OF[name]] for name in NAMES]
-        scenes = scenes_of_all_sizes(material, num_scenes, _SEED, things, KNOWN_SHARES)
-        write_coco(folder, scenes, NAMES)
-
     asked = Asked(
         models=("florence-2-things", "paligemma-things"),
         tasks=("open_vocabulary_detection",),
         conditions=(_PLAIN,),
-        write=write,
+        write=lambda folder, _, num_scenes: write_scenes(material, folder, num_scenes),
     )
     run(parsed, asked, {_PLAIN: (_PLAIN,)})
+
+
+def write_scenes(material: Material, folder: Path, num_scenes: int) -> None:
+    """Write images of look-alikes with their boxes in COCO's format."""
+    things = [THINGS[INDEX_OF[name]] for name in NAMES]
+    scenes = scenes_of_all_sizes(material, num_scenes, _SEED, things, KNOWN_SHARES)
+    write_coco(folder, scenes, NAMES)
 
 
 if __name__ == "__main__":

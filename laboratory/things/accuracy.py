@@ -4,8 +4,9 @@
     [--clients N] [--renderer ours|held-out-fonts|chromium] [--condition NAME]
 
 A value is followed by its 95 % interval: scenes are drawn with replacement. `class` rows are the
-detection of one thing, `confused` rows what a thing is taken for. MATERIAL is the folder of
-`python -m laboratory.things`.
+detection of one thing, `confused` rows what a thing is taken for. A model that does not detect
+without labels has them from its answers to several labels, one of them absent. MATERIAL is the
+folder of `python -m laboratory.things`.
 """
 
 import argparse
@@ -38,6 +39,8 @@ _SHOTS_AT_ONCE = 20
 _MIN_IOU = 0.5
 _NUM_DRAWS = 1000
 _NUM_CONFUSIONS = 20
+_BY_CLASS = "object_detection"
+_BY_CLASS_OF_LABELS = "open_vocabulary_detection several"
 _CLASS = "class "
 _CONFUSED = "confused "
 _RENDERERS = ("ours", "held-out-fonts", "chromium")
@@ -79,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _answer(client: httpx.Client, model: str, offered: frozenset[str], asked: Asked) -> Scorecard:
     image, questions = asked
     questions = [question for question in questions if question.task in offered]
-    return answer_questions(client, model, image, questions, score_thing_answer)
+    by_class = _BY_CLASS if _BY_CLASS in offered else _BY_CLASS_OF_LABELS
+    score = partial(score_thing_answer, by_class=by_class)
+    return answer_questions(client, model, image, questions, score)
 
 
 def asked_scenes(
@@ -106,9 +111,12 @@ def unseen_scene(material: Material, index: int, has_held_out_fonts: bool = Fals
 
 
 def score_thing_answer(
-    result: Mapping[str, Any], question: Question, image_size_wh: tuple[int, int]
+    result: Mapping[str, Any],
+    question: Question,
+    image_size_wh: tuple[int, int],
+    by_class: str = _BY_CLASS,
 ) -> Scorecard:
-    """Score an answer, also by word, by the order of its lines, and by class."""
+    """Score an answer, also by word and by the order of its lines; that to `by_class` by class."""
     scorecard = score_answer(result, question, image_size_wh)
     tallies: dict[tuple[str, Measure], Tally] = {}
     match question.truth:
@@ -128,7 +136,7 @@ def score_thing_answer(
                     found.append(int(np.argmax(ious)))
             is_in_order = all(first < second for first, second in pairwise(found))
             tallies["ocr_with_regions order", "exact"] = Tally(float(is_in_order), 1, 1)
-        case DetectionsTruth() as truth if question.name == "object_detection":
+        case DetectionsTruth() as truth if question.name == by_class:
             tallies |= _class_tallies(result["detections"], truth)
     return scorecard + Scorecard(tallies)
 

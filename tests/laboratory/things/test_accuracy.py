@@ -30,8 +30,8 @@ LION = (10.0, 10.0, 60.0, 60.0)
 CAT = (100.0, 100.0, 150.0, 150.0)
 
 
-def scored(task: str, truth: Truth, result: dict[str, Any]) -> Scorecard:
-    return score_thing_answer(result, Question(task, task, {}, truth), SIZE_WH)
+def scored(task: str, truth: Truth, result: dict[str, Any], **options: str) -> Scorecard:
+    return score_thing_answer(result, Question(task, task, {}, truth), SIZE_WH, **options)
 
 
 def detection(label: str, box: tuple[float, ...]) -> dict[str, Any]:
@@ -55,10 +55,11 @@ def test_lines_are_in_order_whatever_their_words(order: tuple[int, int], is_righ
     assert scorecard.tally("ocr_with_regions order", "exact").f1 == is_right
 
 
-def test_a_wrong_label_counts_against_both_classes_and_is_a_confusion() -> None:
+@pytest.mark.parametrize("by_class", ["object_detection", "open_vocabulary_detection several"])
+def test_a_wrong_label_counts_against_both_classes_and_is_a_confusion(by_class: str) -> None:
     truth = DetectionsTruth((LabelledBox("lion", LION), LabelledBox("cat", CAT)))
     result = {"detections": [detection("tiger", LION), detection("cat", CAT)]}
-    scorecard = scored("object_detection", truth, result)
+    scorecard = scored(by_class, truth, result, by_class=by_class)
     f1 = {
         name: scorecard.tally(f"class {name}", "f1_at_50").f1 for name in ("cat", "lion", "tiger")
     }

@@ -1,0 +1,69 @@
+"""Guarantees on look-alikes are simulated from the answers that a folder keeps."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diptych_client import Detection, DetectionsResult
+from diptych_client.evaluation.dataset import TrueObject
+from diptych_client.evaluation.readers import read_dataset
+from diptych_client.transports.rest_messages import answer_json
+from laboratory import lookalikes
+from tests.support.client_answers import answer
+from tests.support.drawn_material import DrawnMaterial
+
+NUM_SCENES = 40
+TASK = "open_vocabulary_detection"
+
+
+def right(objects: tuple[TrueObject, ...], number: int) -> list[Detection]:
+    del number
+    return [Detection(each.box_xyxy, each.label, 0.9) for each in objects]
+
+
+def wrong_in_every_second(objects: tuple[TrueObject, ...], number: int) -> list[Detection]:
+    found = right(objects, number)
+    if number % 2:
+        return found
+    return [replace(each, label="truck", score=0.5) for each in found]
+
+
+def write_answers(
+    folder: Path,
+    model: str,
+    detections: Callable[[tuple[TrueObject, ...], int], list[Detection]],
+) -> None:
+    """Write the file of `diptych evaluate`."""
+    lines = []
+    for number, each in enumerate(read_dataset(folder / "plain").images):
+        result = DetectionsResult(tuple(detections(each.objects or (), number)))
+        parameters = {"labels": list(lookalikes.NAMES)}
+        given = answer_json(answer(result, task=TASK, model=model))
+        row = {"image": each.image.name, "parameters": parameters, "answer": given}
+        lines.append(json.dumps(row) + "\n")
+    out = folder / f"plain-{TASK}-{model}"
+    out.mkdir()
+    (out / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def test_the_wrong_labels_of_one_model_are_proved_away_and_the_other_keeps_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lookalikes, "Material", lambda _: DrawnMaterial())
+    lookalikes.write_scenes(DrawnMaterial(), tmp_path / "plain", NUM_SCENES)
+    write_answers(tmp_path, "florence-2-things", right)
+    write_answers(tmp_path, "paligemma-things", wrong_in_every_second)
+    (tmp_path / "complete").touch()
+    lookalikes.main(
+        [str(tmp_path), "--answers", str(tmp_path), "--draws", "20", "--labelled", "500"]
+    )
+    rows = [line.split(" | ")[2:] for line in capsys.readouterr().out.splitlines() if TASK in line]
+    wrong = {model: float(share) for model, share, *_ in rows}
+    coverage = {row[0]: float(row[4]) for row in rows}
+    assert wrong["florence-2-things"] == 0.0
+    assert wrong["paligemma-things"] == pytest.approx(0.5, abs=0.1)
+    assert coverage["florence-2-things"] > 0.95
+    assert 0.3 < coverage["paligemma-things"] < 0.7
