@@ -12,10 +12,9 @@ from pathlib import Path
 from laboratory.evaluation.coco_scenes import write_coco
 from laboratory.evaluation.guarantees import Asked, guarantee_parser, run
 from laboratory.things import Material
-from laboratory.things.calibration import KNOWN_SHARES, scenes_of_all_sizes
+from laboratory.things.calibration import ASKED, KNOWN_SHARES, scenes_of_all_sizes
 from laboratory.things.catalogue import INDEX_OF, THINGS
 
-NAMES = ("lion", "tiger", "car", "taxi")
 _PLAIN = "plain"
 _SEED = 10  # others fit calibrations and adapters
 
@@ -37,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write_scenes(material: Material, folder: Path, num_scenes: int) -> None:
     """Write images of look-alikes with their boxes in COCO's format."""
-    things = [THINGS[INDEX_OF[name]] for name in NAMES]
+    things = [THINGS[INDEX_OF[name]] for name in ASKED]
     scenes = scenes_of_all_sizes(material, num_scenes, _SEED, things, KNOWN_SHARES)
-    write_coco(folder, scenes, NAMES)
+    write_coco(folder, scenes, ASKED)
 
 
 if __name__ == "__main__":

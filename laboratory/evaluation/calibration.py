@@ -43,12 +43,15 @@ _SCENES_OF_A_KIND = 1 / 15  # large images have many objects
 _FIRST_FITTING_SCENE = 100_000  # scenes below it measure
 _ERROR = "calibration error"
 
-Errors = Mapping[tuple[str, str, str], float]  # hundredths, keyed by model, task, condition
+Errors = dict[tuple[str, str, str], float]  # hundredths, keyed by model, task, condition
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSet:
-    """The images of a calibration, their classes, and the tasks that models are asked."""
+    """The images of a calibration, their classes, and the tasks that models are asked.
+
+    Sets of one calibration have the same conditions.
+    """
 
     names: Sequence[str]
     tasks: Sequence[str]
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scenes_of_all_sizes=lambda num: labelled(scenes_of_all_sizes(num)),
         large_images=_large_images,
     )
-    calibrate(parsed.models, shapes, parsed.scenes)
+    calibrate(parsed.models, [shapes], parsed.scenes)
 
 
 def calibration_parser(name: str, documentation: str) -> argparse.ArgumentParser:
@@ -86,28 +89,37 @@ def calibration_parser(name: str, documentation: str) -> argparse.ArgumentParser
     return parser
 
 
-def calibrate(models: Sequence[str], data: CalibrationSet, num_scenes: int) -> None:
+def calibrate(models: Sequence[str], sets: Sequence[CalibrationSet], num_scenes: int) -> None:
     """Fit, write the files, and compare the calibration error of original and calibrated scores."""
     served = ",".join(models)
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        _write_images(folder, data, num_scenes)
         with service_process(1, DIPTYCH_MODELS=served, DIPTYCH_CALIBRATION="off") as client:
-            files = [_fit(client, model, data, folder) for model in models]
-            before = _errors(client, models, data, folder / "before", [ALL, TILES])
+            parts = []
+            for number, data in enumerate(sets):
+                if any(_tasks(client, model, data) for model in models):
+                    folder = Path(temporary) / str(number)
+                    _write_images(folder, data, num_scenes)
+                    parts.append((data, folder))
+            files = [_fit(client, model, parts) for model in models]
+            before = Errors()
+            for data, folder in parts:
+                before |= _errors(client, models, data, folder / "before", [ALL, TILES])
         with service_process(
             1, DIPTYCH_MODELS=served, DIPTYCH_CALIBRATION=",".join(map(str, files))
         ) as client:
-            measured = (ALL, *data.conditions, TILES)
-            after = _errors(client, models, data, folder / "after", measured)
+            after = Errors()
+            for data, folder in parts:
+                measured = (ALL, *data.conditions, TILES)
+                after |= _errors(client, models, data, folder / "after", measured)
     rows = []
+    conditions = sets[0].conditions
     for model, task, condition in before:
         if condition == ALL:
             errors = [before[model, task, ALL]]
-            errors += [after[model, task, each] for each in (ALL, *data.conditions)]
+            errors += [after[model, task, each] for each in (ALL, *conditions)]
             errors += [before[model, task, TILES], after[model, task, TILES]]
             rows.append([model, task, *(f"{error / 100:.3f}" for error in errors)])
-    columns = ["original scores", "calibrated", *data.conditions, "in tiles", "calibrated"]
+    columns = ["original scores", "calibrated", *conditions, "in tiles", "calibrated"]
     print(table(["model", "task", *columns], rows))
 
 
@@ -134,14 +146,15 @@ def _large_images(num_of_a_kind: int, seed: int) -> Iterator[Labelled]:
         yield from labelled(scenes(kind, num_of_a_kind, seed, LARGE_SIZE_WH))
 
 
-def _fit(client: httpx.Client, model: str, data: CalibrationSet, folder: Path) -> Path:
+def _fit(client: httpx.Client, model: str, parts: Iterable[tuple[CalibrationSet, Path]]) -> Path:
     """Write the calibrations of all tasks of a model into one file and return it."""
     rows: list[Mapping[str, Any]] = []
-    for task in _tasks(client, model, data):
-        plain = _fitted(client, model, task, folder / "fitting")
-        sizes = _fitted(client, model, task, folder / "sizes")
-        rows.append(plain | {"min_object_share": sizes["min_object_share"]})
-        rows.append(_fitted(client, model, task, folder / "fitting in tiles", *_IN_TILES))
+    for data, folder in parts:
+        for task in _tasks(client, model, data):
+            plain = _fitted(client, model, task, folder / "fitting")
+            sizes = _fitted(client, model, task, folder / "sizes")
+            rows.append(plain | {"min_object_share": sizes["min_object_share"]})
+            rows.append(_fitted(client, model, task, folder / "fitting in tiles", *_IN_TILES))
     path = ROOT / "models" / model / CALIBRATION_FILE
     path.write_text(json.dumps({"calibrations": rows}, indent=1) + "\n", encoding="utf-8")
     return path

@@ -54,11 +54,13 @@ def rendered(conditions: Sequence[Condition], scene_indices: Iterable[int]) -> I
             yield scaled(condition(scene), boxes)
 
 
-def scaled(image: SceneImage, objects: Iterable[tuple[str, BoxXYXY]]) -> Labelled:
-    """Return an image with boxes of the canvas in its own pixels."""
+def scaled(
+    image: SceneImage, objects: Iterable[tuple[str, BoxXYXY]], side_px: float = CANVAS_PX
+) -> Labelled:
+    """Return an image with boxes of a square of `side_px`, the canvas, in its own pixels."""
     width, height = image.size_wh
-    across = width / CANVAS_PX
-    down = height / CANVAS_PX
+    across = width / side_px
+    down = height / side_px
     labels = []
     for label, (x1, y1, x2, y2) in objects:
         labels.append((label, (x1 * across, y1 * down, x2 * across, y2 * down)))

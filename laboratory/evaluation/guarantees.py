@@ -196,6 +196,7 @@ _HEADER = [
     "task",
     "scenes",
     "model",
+    "labels",
     "wrong",
     "broken",
     "chosen",
@@ -210,6 +211,7 @@ def _figures(population: Population, promise: Promise, draws: Draws) -> list[str
     proved, *naive = simulate(population, choices(promise), promise.max_share, draws).values()
     low, high = proved.broken_interval()
     return [
+        str(len(population.is_right)),
         f"{1 - population.is_right.mean():.3f}",
         f"{proved.num_broken / proved.num_draws:.3f} [{low:.3f}, {high:.3f}]",
         f"{proved.num_chosen / proved.num_draws:.2f}",

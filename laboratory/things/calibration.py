@@ -4,9 +4,11 @@
 
 The method is that of `laboratory/evaluation/calibration.py`: scenes under conditions, things of all
 sizes, and small things in large images. There are more names than one request has labels, so
-open-vocabulary detection is left out.
+open-vocabulary detection asks for four of them; half of the things in its images are others, but
+those of large ones.
 """
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,7 @@ from laboratory.evaluation.calibration import (
 from laboratory.evaluation.coco_scenes import Labelled, scaled
 from laboratory.evaluation.conditions import Condition, png_image
 from laboratory.things.accuracy import FIRST_SEED, unseen_scene
-from laboratory.things.catalogue import THINGS, Thing
+from laboratory.things.catalogue import INDEX_OF, THINGS, Thing
 from laboratory.things.material import Material
 from laboratory.things.rendering import (
     corner,
@@ -37,6 +39,7 @@ from laboratory.things.sampling import sample_things
 from laboratory.things.scene import Pose
 from tasks.tiles.grid import Grid, PixelBox, tile_boxes
 
+ASKED = ("lion", "tiger", "car", "taxi")  # look-alikes, two and two
 KNOWN_SHARES = (0.12, 0.4)  # sizes of things, as shares of the side; training has 0.11 to 0.44
 _SHARES = (0.04, 0.4)
 _SIZED_PX = 768
@@ -44,6 +47,7 @@ _FIELDS_OF_A_SIDE = 2
 _LARGE_FIELD_PX = 500
 _LARGE_SIDES_PX = (48, 80, 140, 250, 0)  # 0: no things
 _SEEDS_APART = 1_000_000
+_ASKED_SEED = 20  # others have scenes of all sizes, look-alikes and adapters
 _TRANSPARENT = 127  # up to this alpha, as in sampling
 
 
@@ -62,7 +66,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scenes_of_all_sizes=partial(scenes_of_all_sizes, material),
         large_images=partial(large_images, material, size_wh=LARGE_SIZE_WH),
     )
-    calibrate(parsed.models, things, parsed.scenes)
+    calibrate(parsed.models, [things, asked_set(material)], parsed.scenes)
+
+
+def asked_set(material: Material) -> CalibrationSet:
+    """Return the images of open-vocabulary detection."""
+    asked = [THINGS[INDEX_OF[name]] for name in ASKED]
+    drawn = (*asked * (len(THINGS) // len(ASKED)), *THINGS)
+    return CalibrationSet(
+        names=ASKED,
+        tasks=("open_vocabulary_detection",),
+        conditions=("plain", "blurred", "small"),
+        scenes=partial(asked_scenes, material, drawn),
+        scenes_of_all_sizes=lambda num: _only_asked(
+            scenes_of_all_sizes(material, num, _ASKED_SEED, drawn)
+        ),
+        large_images=lambda num, seed: large_images(
+            material, num, _ASKED_SEED + seed, LARGE_SIZE_WH, asked
+        ),
+    )
+
+
+def asked_scenes(
+    material: Material,
+    things: Sequence[Thing],
+    conditions: Sequence[Condition],
+    indices: Iterable[int],
+) -> Iterator[Labelled]:
+    """Yield images with one to four things under every condition; labels are the asked names."""
+    first, *others = indices
+    seed = _ASKED_SEED + 1 + first
+    images = scenes_of_all_sizes(material, 1 + len(others), seed, things, KNOWN_SHARES)
+    for image, objects in _only_asked(images):
+        picture = Image.open(io.BytesIO(image.data)).convert("RGB")
+        for condition in conditions:
+            resized = picture.resize((condition.size_px, condition.size_px))
+            yield scaled(condition.encode(resized), objects, _SIZED_PX)
 
 
 def scenes(
@@ -94,7 +133,11 @@ def scenes_of_all_sizes(
 
 
 def large_images(
-    material: Material, num_of_a_kind: int, seed: int, size_wh: tuple[int, int]
+    material: Material,
+    num_of_a_kind: int,
+    seed: int,
+    size_wh: tuple[int, int],
+    things: Sequence[Thing] = THINGS,
 ) -> Iterator[Labelled]:
     """Yield large images with small things of one size, and with none."""
     width, height = size_wh
@@ -104,7 +147,12 @@ def large_images(
     for index, (rng, image) in enumerate(_backgrounds(material, num_images, seed, size_wh)):
         side_px = _LARGE_SIDES_PX[index % len(_LARGE_SIDES_PX)]
         shown = fields if side_px else []
-        yield _with_things(rng, material, image, shown, [side_px] * len(shown))
+        yield _with_things(rng, material, image, shown, [side_px] * len(shown), things)
+
+
+def _only_asked(images: Iterable[Labelled]) -> Iterator[Labelled]:
+    for image, objects in images:
+        yield image, [(label, box) for label, box in objects if label in ASKED]
 
 
 def _backgrounds(
@@ -124,7 +172,7 @@ def _with_things(
     image: Image.Image,
     fields: Sequence[PixelBox],
     sides_px: Sequence[float],
-    things: Sequence[Thing] = THINGS,
+    things: Sequence[Thing],
 ) -> Labelled:
     """Draw one of `things`, upright, at a random place of each field."""
     objects = []

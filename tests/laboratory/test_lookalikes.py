@@ -12,6 +12,7 @@ from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.transports.rest_messages import answer_json
 from laboratory import lookalikes
+from laboratory.things.calibration import ASKED
 from tests.support.client_answers import answer
 from tests.support.drawn_material import DrawnMaterial
 
@@ -40,7 +41,7 @@ def write_answers(
     lines = []
     for number, each in enumerate(read_dataset(folder / "plain").images):
         result = DetectionsResult(tuple(detections(each.objects or (), number)))
-        parameters = {"labels": list(lookalikes.NAMES)}
+        parameters = {"labels": list(ASKED)}
         given = answer_json(answer(result, task=TASK, model=model))
         row = {"image": each.image.name, "parameters": parameters, "answer": given}
         lines.append(json.dumps(row) + "\n")
@@ -61,8 +62,8 @@ def test_the_wrong_labels_of_one_model_are_proved_away_and_the_other_keeps_all(
         [str(tmp_path), "--answers", str(tmp_path), "--draws", "20", "--labelled", "500"]
     )
     rows = [line.split(" | ")[2:] for line in capsys.readouterr().out.splitlines() if TASK in line]
-    wrong = {model: float(share) for model, share, *_ in rows}
-    coverage = {row[0]: float(row[4]) for row in rows}
+    wrong = {model: float(share) for model, _, share, *_ in rows}
+    coverage = {row[0]: float(row[5]) for row in rows}
     assert wrong["florence-2-things"] == 0.0
     assert wrong["paligemma-things"] == pytest.approx(0.5, abs=0.1)
     assert coverage["florence-2-things"] > 0.95

@@ -1,5 +1,5 @@
 """Takes the screenshot of the page after a collage of things is pasted into it: the answers of a
-running service that serves a model of things.
+running service that serves both models of things.
 
 python -m tests.support.collage_picture http://localhost:3000 build/things
 """
@@ -18,6 +18,7 @@ from tests.support.export_cli import ROOT
 
 PICTURE = ROOT / "docs/images/collage.png"
 _SEED = FIRST_SEED + 2  # six things
+_LABELS = ("helicopter", "palm", "snail", "sailing boat", "guitar", "violin")  # but no violin
 
 
 def take(url: str, material: Material) -> None:
@@ -28,7 +29,14 @@ def take(url: str, material: Material) -> None:
         playground = Playground(page, url)
         playground.open()
         playground.give("paste", png_image(collage.image).data)
-        playground.choose_task("object_detection")
+        playground.choose_task("open_vocabulary_detection")
+        remove = page.get_by_role("button", name="Remove ")
+        while remove.count():
+            remove.first.click()
+        chips = page.get_by_role("textbox", name="Labels")
+        for label in _LABELS:
+            chips.fill(label)
+            chips.press("Enter")
         playground.run()
         expect(page.locator(".shape").first).to_be_visible()
         page.screenshot(path=PICTURE)

@@ -37,6 +37,21 @@ def test_every_tenth_scene_has_no_label() -> None:
     assert last[1] == []
 
 
+def test_only_asked_names_are_labels_and_half_of_the_things_are_others() -> None:
+    material = DrawnMaterial()
+    data = calibration.asked_set(material)
+    found = list(data.scenes([CONDITIONS["plain"], CONDITIONS["small"]], range(40)))
+    labels = list[str]()
+    for _, objects in found:
+        labels += [label for label, _ in objects]
+    assert set(labels) <= set(calibration.ASKED)
+    assert 0.3 < len(labels) / (80 * 2.5) < 0.7  # each image has one to four things
+    for (plain, boxes), (small, same) in zip(found[::2], found[1::2], strict=True):
+        factor = small.size_wh[0] / plain.size_wh[0]
+        for (_, box), (_, smaller) in zip(boxes, same, strict=True):
+            assert smaller == pytest.approx(np.multiply(box, factor))
+
+
 @pytest.mark.parametrize(
     ("images", "nums"),
     [
