@@ -4,8 +4,7 @@
 
 The method is that of `laboratory/evaluation/calibration.py`: scenes under conditions, things of all
 sizes, and small things in large images. There are more names than one request has labels, so
-open-vocabulary detection asks for four of them; half of the things in its images are others, but
-those of large ones.
+open-vocabulary detection asks for four of them. Half of the things in its scenes are others.
 """
 
 import io
@@ -78,12 +77,8 @@ def asked_set(material: Material) -> CalibrationSet:
         tasks=("open_vocabulary_detection",),
         conditions=("plain", "blurred", "small"),
         scenes=partial(asked_scenes, material, drawn),
-        scenes_of_all_sizes=lambda num: _only_asked(
-            scenes_of_all_sizes(material, num, _ASKED_SEED, drawn)
-        ),
-        large_images=lambda num, seed: large_images(
-            material, num, _ASKED_SEED + seed, LARGE_SIZE_WH, asked
-        ),
+        scenes_of_all_sizes=partial(scenes_of_all_sizes, material, things=asked),
+        large_images=partial(large_images, material, size_wh=LARGE_SIZE_WH, things=asked),
     )
 
 
@@ -95,13 +90,14 @@ def asked_scenes(
 ) -> Iterator[Labelled]:
     """Yield images with one to four things under every condition; labels are the asked names."""
     first, *others = indices
-    seed = _ASKED_SEED + 1 + first
+    seed = _ASKED_SEED + first
     images = scenes_of_all_sizes(material, 1 + len(others), seed, things, KNOWN_SHARES)
-    for image, objects in _only_asked(images):
+    for image, objects in images:
+        boxes = [(label, box) for label, box in objects if label in ASKED]
         picture = Image.open(io.BytesIO(image.data)).convert("RGB")
         for condition in conditions:
             resized = picture.resize((condition.size_px, condition.size_px))
-            yield scaled(condition.encode(resized), objects, _SIZED_PX)
+            yield scaled(condition.encode(resized), boxes, _SIZED_PX)
 
 
 def scenes(
@@ -148,11 +144,6 @@ def large_images(
         side_px = _LARGE_SIDES_PX[index % len(_LARGE_SIDES_PX)]
         shown = fields if side_px else []
         yield _with_things(rng, material, image, shown, [side_px] * len(shown), things)
-
-
-def _only_asked(images: Iterable[Labelled]) -> Iterator[Labelled]:
-    for image, objects in images:
-        yield image, [(label, box) for label, box in objects if label in ASKED]
 
 
 def _backgrounds(
