@@ -43,7 +43,7 @@ _SCENES_OF_A_KIND = 1 / 15  # large images have many objects
 _FIRST_FITTING_SCENE = 100_000  # scenes below it measure
 _ERROR = "calibration error"
 
-Errors = dict[tuple[str, str, str], float]  # hundredths, keyed by model, task, condition
+Errors = Mapping[tuple[str, str, str], float]  # hundredths, keyed by model, task, condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,9 @@ class CalibrationSet:
     scenes: Callable[[Sequence[Condition], Iterable[int]], Iterable[Labelled]]
     scenes_of_all_sizes: Callable[[int], Iterable[Labelled]]
     large_images: Callable[[int, int], Iterable[Labelled]]  # number of each kind, seed
+
+
+Part = tuple[CalibrationSet, Path]  # the folder holds its images
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,27 +95,22 @@ def calibration_parser(name: str, documentation: str) -> argparse.ArgumentParser
 def calibrate(models: Sequence[str], sets: Sequence[CalibrationSet], num_scenes: int) -> None:
     """Fit, write the files, and compare the calibration error of original and calibrated scores."""
     served = ",".join(models)
+    conditions = sets[0].conditions
     with TemporaryDirectory() as temporary:
         with service_process(1, DIPTYCH_MODELS=served, DIPTYCH_CALIBRATION="off") as client:
-            parts = []
+            parts: list[Part] = []
             for number, data in enumerate(sets):
                 if any(_tasks(client, model, data) for model in models):
                     folder = Path(temporary) / str(number)
                     _write_images(folder, data, num_scenes)
                     parts.append((data, folder))
             files = [_fit(client, model, parts) for model in models]
-            before = Errors()
-            for data, folder in parts:
-                before |= _errors(client, models, data, folder / "before", [ALL, TILES])
+            before = _errors(client, models, parts, "before", [ALL, TILES])
         with service_process(
             1, DIPTYCH_MODELS=served, DIPTYCH_CALIBRATION=",".join(map(str, files))
         ) as client:
-            after = Errors()
-            for data, folder in parts:
-                measured = (ALL, *data.conditions, TILES)
-                after |= _errors(client, models, data, folder / "after", measured)
+            after = _errors(client, models, parts, "after", [ALL, *conditions, TILES])
     rows = []
-    conditions = sets[0].conditions
     for model, task, condition in before:
         if condition == ALL:
             errors = [before[model, task, ALL]]
@@ -146,7 +144,7 @@ def _large_images(num_of_a_kind: int, seed: int) -> Iterator[Labelled]:
         yield from labelled(scenes(kind, num_of_a_kind, seed, LARGE_SIZE_WH))
 
 
-def _fit(client: httpx.Client, model: str, parts: Iterable[tuple[CalibrationSet, Path]]) -> Path:
+def _fit(client: httpx.Client, model: str, parts: Iterable[Part]) -> Path:
     """Write the calibrations of all tasks of a model into one file and return it."""
     rows: list[Mapping[str, Any]] = []
     for data, folder in parts:
@@ -174,16 +172,16 @@ def _fitted(
 def _errors(
     client: httpx.Client,
     models: Sequence[str],
-    data: CalibrationSet,
-    reports: Path,
+    parts: Iterable[Part],
+    name: str,
     conditions: Sequence[str],
 ) -> Errors:
     errors = {}
-    for model in models:
+    for (data, folder), model in product(parts, models):
         for task, condition in product(_tasks(client, model, data), conditions):
-            out = reports.with_name(f"{reports.name}-{model}-{task}-{condition}")
+            out = folder / f"{name}-{model}-{task}-{condition}"
             more = _IN_TILES if condition == TILES else ()
-            _evaluate(client, model, task, reports.with_name(condition), out, *more)
+            _evaluate(client, model, task, folder / condition, out, *more)
             report = json.loads((out / "report.json").read_text(encoding="utf-8"))
             interval = report["measured"]["intervals"][model][_ERROR]
             errors[model, task, condition] = interval["value"]
