@@ -1,14 +1,12 @@
 """Guarantees on look-alikes are simulated from the answers that a folder keeps."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diptych_client import Detection, DetectionsResult
-from diptych_client.evaluation.dataset import TrueObject
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.transports.rest_messages import answer_json
 from laboratory import lookalikes
@@ -20,27 +18,14 @@ NUM_SCENES = 40
 TASK = "open_vocabulary_detection"
 
 
-def right(objects: tuple[TrueObject, ...], number: int) -> list[Detection]:
-    del number
-    return [Detection(each.box_xyxy, each.label, 0.9) for each in objects]
-
-
-def wrong_in_every_second(objects: tuple[TrueObject, ...], number: int) -> list[Detection]:
-    found = right(objects, number)
-    if number % 2:
-        return found
-    return [replace(each, label="truck", score=0.5) for each in found]
-
-
-def write_answers(
-    folder: Path,
-    model: str,
-    detections: Callable[[tuple[TrueObject, ...], int], list[Detection]],
-) -> None:
+def write_answers(folder: Path, model: str, is_every_second_wrong: bool) -> None:
     """Write the file of `diptych evaluate`."""
     lines = []
     for number, each in enumerate(read_dataset(folder / "plain").images):
-        result = DetectionsResult(tuple(detections(each.objects or (), number)))
+        found = [Detection(true.box_xyxy, true.label, 0.9) for true in each.objects or ()]
+        if is_every_second_wrong and number % 2:
+            found = [replace(detection, label="truck", score=0.5) for detection in found]
+        result = DetectionsResult(tuple(found))
         parameters = {"labels": list(ASKED)}
         given = answer_json(answer(result, task=TASK, model=model))
         row = {"image": each.image.name, "parameters": parameters, "answer": given}
@@ -55,8 +40,8 @@ def test_the_wrong_labels_of_one_model_are_proved_away_and_the_other_keeps_all(
 ) -> None:
     monkeypatch.setattr(lookalikes, "Material", lambda _: DrawnMaterial())
     lookalikes.write_scenes(DrawnMaterial(), tmp_path / "plain", NUM_SCENES)
-    write_answers(tmp_path, "florence-2-things", right)
-    write_answers(tmp_path, "paligemma-things", wrong_in_every_second)
+    write_answers(tmp_path, "florence-2-things", is_every_second_wrong=False)
+    write_answers(tmp_path, "paligemma-things", is_every_second_wrong=True)
     (tmp_path / "complete").touch()
     lookalikes.main(
         [str(tmp_path), "--answers", str(tmp_path), "--draws", "20", "--labelled", "500"]
