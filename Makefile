@@ -26,6 +26,10 @@ WORKERS ?= 3
 # Options of the image; PLATFORM may be linux/arm64, by default the machine's. BUILD_OPTIONS go to the engine: --build-arg
 # BASE_IMAGE=… and the others of the Containerfile.
 ENGINE ?= $(notdir $(firstword $(shell which docker podman buildah)))
+# When the Makefile is read: with --jobs a prerequisite that checks it would run beside the installation.
+ifeq ($(filter image,$(MAKECMDGOALS))$(strip $(ENGINE)),image)
+$(error make image: found no docker, podman or buildah; install one, or name it: ENGINE=/path/to/it)
+endif
 VARIANT ?= cpu
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 MODELS ?= $(EMBEDDED)
@@ -43,7 +47,7 @@ FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: engine serve export test all-tests test-long test-arm64 matrix gpu-check check proto lock image release bench loadtest help clean
+.PHONY: serve export test all-tests test-long test-arm64 matrix gpu-check check proto lock image release bench loadtest help clean
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -87,10 +91,7 @@ lock: $(VENV)/installed-dev
 	    --no-annotate --no-emit-index-url --no-emit-package onnxruntime; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock
 
-engine:
-	@test -n "$(ENGINE)" || { echo "make image: found no docker, podman or buildah; install one, or name it: ENGINE=/path/to/it" >&2; exit 1; }
-
-image: engine $(VENV)/installed-export
+image: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
 	$(PY) -m export.bento build/bento $(MODELS)
 	$(ENGINE) build $(FORMAT) $(PLATFORM:%=--platform %) --file deploy/container/Containerfile --tag $(IMAGE) \

@@ -247,7 +247,7 @@ def test_compose_runs_the_image_as_confined_as_it_is_made() -> None:
 
 
 def test_without_an_engine_make_image_ends_before_it_installs_or_exports(tmp_path: Path) -> None:
-    command = ["make", "image", "ENGINE=", f"VENV={tmp_path / 'venv'}"]
+    command = ["make", "--jobs=2", "image", "ENGINE=", f"VENV={tmp_path / 'venv'}"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "found no docker, podman or buildah" in ended.stderr
