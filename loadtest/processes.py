@@ -61,7 +61,7 @@ class ProcessUse:
 
 @contextmanager
 def running(launch: Launch, log: Path) -> Iterator[int]:
-    """Start a server, yield its process id once it is ready, and stop it.
+    """Start a server, yield its process id once it is ready, and stop it, on SIGTERM too.
 
     Raise `ServerError` if it is never ready.
     """
@@ -77,6 +77,7 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
         _wait_until_ready(launch, process, log)
         yield process.pid
@@ -89,6 +90,7 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

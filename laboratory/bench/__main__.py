@@ -9,7 +9,6 @@ with one peer, and the ratios with those in the history; it reads the artifacts 
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -35,8 +34,6 @@ _SHORT_MINUTES = 1.5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    # servers are stopped
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("python -m laboratory.bench was terminated"))
     options = _parse(arguments)
     start_s = time.monotonic()
     deadline_s = start_s + options.minutes * 60

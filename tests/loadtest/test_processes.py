@@ -3,6 +3,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import psutil
 
 from loadtest.processes import cpu_s, suspended, use_by_name
 from tests.support.waiting import wait_until
@@ -14,6 +17,17 @@ threading.Thread(target=sys.stdin.read, daemon=True).start()
 filled = bytes(range(250)) * 40_000
 print("ready", flush=True)
 threading.Event().wait()
+"""
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from loadtest.processes import Launch, free_port, running
+port = free_port()
+command = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1")
+with running(Launch(command, port, "/"), Path(sys.argv[1])) as process_id:
+    print(process_id, flush=True)
+    time.sleep(60)
 """
 
 
@@ -59,3 +73,14 @@ def test_a_suspended_process_and_its_children_take_no_processor_time_until_they_
             wait_until(lambda: cpu_s(server.pid) > before_s + 0.1)
         finally:
             os.killpg(server.pid, signal.SIGKILL)
+
+
+def test_a_terminated_program_stops_its_server(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "log")], stdout=subprocess.PIPE
+    ) as program:
+        assert program.stdout is not None
+        server = psutil.Process(int(program.stdout.readline()))
+        program.terminate()
+        assert program.wait(timeout=30) == 1
+    assert not server.is_running()
