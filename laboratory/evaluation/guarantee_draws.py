@@ -36,6 +36,7 @@ class Population:
         self.sizes = np.array([len(each.confidences) for each in images])
         self.labels = Scored.of([each.confidences for each in images])
         self.is_right = np.concatenate([each.is_right for each in images]).astype(bool)
+        self.num_objects = sum(len(each.found_scores) for each in images)  # 0 for texts
         self._starts = np.cumsum(self.sizes) - self.sizes
 
     def draw(self, rng: np.random.Generator, num_images: int) -> tuple[Scored, Flags]:
@@ -46,6 +47,11 @@ class Population:
         first = np.repeat(np.cumsum(sizes) - sizes, sizes)
         places: Indices = np.repeat(self._starts[drawn], sizes) + np.arange(sizes.sum()) - first
         return Scored(num_images, images, self.labels.scores[places]), self.is_right[places]
+
+    @property
+    def share_found(self) -> float:
+        """The right labels as a share of the true objects."""
+        return int(self.is_right.sum()) / self.num_objects
 
     def share_and_coverage(self, rule: Rule) -> tuple[float, float]:
         """Return the share of wrong labels among the accepted, and the share of accepted ones."""

@@ -4,8 +4,9 @@
 
 Both embedded models answer held-out scenes once, plain, of 40 px and mixed with 22 px. Each draw
 takes labelled and unlabelled scenes, chooses a threshold, and compares its share of wrong labels
-with that of all answers. Prints a table. Needs the group `dev`, for `diptych evaluate`.
-`laboratory/lookalikes.py` does the same with things.
+with that of all answers. Prints a table; `found` is the share of the true objects that have a right
+label. Needs the group `dev`, for `diptych evaluate`. `laboratory/lookalikes.py` does the same with
+things.
 """
 
 import argparse
@@ -149,7 +150,8 @@ def read_judged(
     for parts in found.values():
         confidences = chain.from_iterable(each.confidences for each in parts)
         is_right = chain.from_iterable(each.is_right for each in parts)
-        joined.append(Judged(tuple(confidences), tuple(is_right)))
+        found_scores = chain.from_iterable(each.found_scores for each in parts)
+        joined.append(Judged(tuple(confidences), tuple(is_right), tuple(found_scores)))
     return joined
 
 
@@ -198,6 +200,7 @@ _HEADER = [
     "model",
     "labels",
     "wrong",
+    "found",
     "broken",
     "chosen",
     "coverage",
@@ -213,6 +216,7 @@ def _figures(population: Population, promise: Promise, draws: Draws) -> list[str
     return [
         str(len(population.is_right)),
         f"{1 - population.is_right.mean():.3f}",
+        f"{population.share_found:.3f}" if population.num_objects else "",
         f"{proved.num_broken / proved.num_draws:.3f} [{low:.3f}, {high:.3f}]",
         f"{proved.num_chosen / proved.num_draws:.2f}",
         f"{proved.coverage:.2f}",

@@ -47,8 +47,11 @@ def test_the_wrong_labels_of_one_model_are_proved_away_and_the_other_keeps_all(
         [str(tmp_path), "--answers", str(tmp_path), "--draws", "20", "--labelled", "500"]
     )
     rows = [line.split(" | ")[2:] for line in capsys.readouterr().out.splitlines() if TASK in line]
-    wrong = {model: float(share) for model, _, share, *_ in rows}
-    coverage = {row[0]: float(row[5]) for row in rows}
+    wrong = {row[0]: float(row[2]) for row in rows}
+    found = {row[0]: float(row[3]) for row in rows}
+    coverage = {row[0]: float(row[6]) for row in rows}
+    assert found["florence-2-things"] == 1.0
+    assert found["paligemma-things"] == pytest.approx(1 - wrong["paligemma-things"], abs=0.001)
     assert wrong["florence-2-things"] == 0.0
     assert wrong["paligemma-things"] == pytest.approx(0.5, abs=0.1)
     assert coverage["florence-2-things"] > 0.95
