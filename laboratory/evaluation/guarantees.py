@@ -147,7 +147,8 @@ def read_judged(
         if truth is not None and len(own) == len(answers):
             found[name].append(judge(own, truth, Tolerance()))
     joined = []
-    for parts in found.values():
+    for name in sorted(found):  # answers are in any order, and draws are by number
+        parts = found[name]
         confidences = chain.from_iterable(each.confidences for each in parts)
         is_right = chain.from_iterable(each.is_right for each in parts)
         found_scores = chain.from_iterable(each.found_scores for each in parts)
