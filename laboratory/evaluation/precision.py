@@ -8,13 +8,15 @@
     refused
 
 Only the given device is measured; the record's runs on the other device are kept if they are of the
-same checkpoint.
+same checkpoint. `laboratory/thing_precision.py` does the same with things.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
+
+import httpx
 
 from export.__main__ import main as export
 from export.checkpoints.errors import ExportError
@@ -39,27 +41,35 @@ from wire.artifacts.part_precision import possible_precisions
 _NUM_SCENES = 500
 _CONDITION = CONDITIONS["plain"]
 
+Score = Callable[[httpx.Client, str, int, int], Scorecard]  # model, numbers of scenes and clients
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure on scenes of shapes; return the exit status."""
+    parser = precision_parser("python -m laboratory.evaluation.precision", __doc__ or "")
+    parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
+    return run(parser.parse_args(arguments), _score_shapes)
+
+
+def run(parsed: argparse.Namespace, score: Score) -> int:
     """Measure and record one model; return the exit status."""
-    parsed = _parse(arguments)
     try:
         entry = find_entry(parsed.model)
         if export(["--if-changed", entry.id]):
             return 1
-        _measure(entry, parsed)
+        _measure(entry, parsed, score)
     except (ExportError, CatalogError) as error:
-        print(f"python -m laboratory.evaluation.precision: {error}", file=sys.stderr)
+        print(f"{parsed.model}: {error}", file=sys.stderr)
         return 1
     return export(["--if-changed", entry.id])
 
 
-def _measure(entry: CatalogEntry, parsed: argparse.Namespace) -> None:
+def _measure(entry: CatalogEntry, parsed: argparse.Namespace, score: Score) -> None:
     """Evaluate every pair of precisions, print the table and write the record."""
     path = record_file(ROOT, entry.id)
     checkpoint = checkpoint_key(resolve_source(entry.source, entry.revision, entry.family, ROOT))
     evaluations = {
-        pair: _evaluate(entry, parsed.device, pair, parsed.scenes, parsed.clients)
+        pair: _evaluate(entry, pair, parsed, score)
         for pair in pairs(read_manifest(artifact_folder(entry.id)), parsed.device)
     }
     print(
@@ -83,38 +93,37 @@ def pairs(manifest: Manifest, device: Device) -> tuple[tuple[Precision, Precisio
 
 
 def _evaluate(
-    entry: CatalogEntry,
-    device: Device,
-    pair: tuple[Precision, Precision],
-    num_scenes: int,
-    num_clients: int,
+    entry: CatalogEntry, pair: tuple[Precision, Precision], parsed: argparse.Namespace, score: Score
 ) -> Scorecard:
     encoder, decoder = pair
     print(
-        f"{entry.id} on {device}: encoder {encoder}, decoder {decoder}, {num_scenes} scenes",
+        f"{entry.id} on {parsed.device}: encoder {encoder}, decoder {decoder},"
+        f" {parsed.scenes} scenes",
         flush=True,
     )
     settings = {
         "DIPTYCH_MODELS": entry.id,
-        "DIPTYCH_DEVICE": device,
+        "DIPTYCH_DEVICE": parsed.device,
         "DIPTYCH_ENCODER_PRECISION": encoder,
         "DIPTYCH_DECODER_PRECISION": decoder,
     }
-    with service_process(num_clients, **settings) as client:
-        return evaluate(client, entry.id, _CONDITION, num_scenes, num_clients)
+    with service_process(parsed.clients, **settings) as client:
+        return score(client, entry.id, parsed.scenes, parsed.clients)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary = (__doc__ or "").partition("\n")[0]
-    name = "python -m laboratory.evaluation.precision"
-    parser = argparse.ArgumentParser(name, description=summary)
+def _score_shapes(client: httpx.Client, model: str, num_scenes: int, num_clients: int) -> Scorecard:
+    return evaluate(client, model, _CONDITION, num_scenes, num_clients)
+
+
+def precision_parser(name: str, documentation: str) -> argparse.ArgumentParser:
+    """Return a parser of the options."""
+    parser = argparse.ArgumentParser(name, description=documentation.partition("\n")[0])
     add = parser.add_argument
     default = "default: %(default)s"
-    add("model", metavar="MODEL", help="an id of models/catalog.yaml")
     add("--scenes", type=int, default=_NUM_SCENES, metavar="N", help=default)
     add("--clients", type=int, default=8, metavar="N", help=f"concurrent requests; {default}")
     add("--device", choices=("cpu", "cuda"), default="cpu", help=default)
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":
