@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure on scenes of shapes; return the exit status."""
     parser = precision_parser("python -m laboratory.evaluation.precision", __doc__ or "")
     parser.add_argument("model", metavar="MODEL", help="an id of models/catalog.yaml")
-    return run(parser.parse_args(arguments), _score_shapes)
+    return run(parser.parse_args(arguments), score_shapes)
 
 
 def run(parsed: argparse.Namespace, score: Score) -> int:
@@ -111,7 +111,8 @@ def _evaluate(
         return score(client, entry.id, parsed.scenes, parsed.clients)
 
 
-def _score_shapes(client: httpx.Client, model: str, num_scenes: int, num_clients: int) -> Scorecard:
+def score_shapes(client: httpx.Client, model: str, num_scenes: int, num_clients: int) -> Scorecard:
+    """Score the answers about unseen scenes."""
     return evaluate(client, model, _CONDITION, num_scenes, num_clients)
 
 
