@@ -10,6 +10,7 @@ from diptych_client import Detection, DetectionsResult
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.transports.rest_messages import answer_json
 from laboratory import lookalikes
+from laboratory.evaluation.guarantees import read_judged
 from laboratory.things.calibration import ASKED
 from tests.support.client_answers import answer
 from tests.support.drawn_material import DrawnMaterial
@@ -56,3 +57,14 @@ def test_the_wrong_labels_of_one_model_are_proved_away_and_the_other_keeps_all(
     assert wrong["paligemma-things"] == pytest.approx(0.5, abs=0.1)
     assert coverage["florence-2-things"] > 0.95
     assert 0.3 < coverage["paligemma-things"] < 0.7
+
+
+def test_judged_images_have_one_order_whatever_that_of_the_answers(tmp_path: Path) -> None:
+    lookalikes.write_scenes(DrawnMaterial(), tmp_path / "plain", NUM_SCENES)
+    write_answers(tmp_path, "paligemma-things", is_every_second_wrong=True)
+    file = tmp_path / f"plain-{TASK}-paligemma-things" / "answers.jsonl"
+    images = read_dataset(tmp_path / "plain").images
+    judged = read_judged(images, [file], TASK)
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(reversed(lines)), encoding="utf-8")
+    assert read_judged(images, [file], TASK) == judged

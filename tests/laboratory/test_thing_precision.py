@@ -14,6 +14,7 @@ def test_a_model_is_asked_what_it_offers_about_things(client: httpx.Client) -> N
     asked = {name for name, _ in scorecard.tallies}
     assert {"captioning short", "open_vocabulary_detection kind"} <= asked
     assert "object_detection" not in asked
+    assert "ocr words" not in asked  # it would count again as ocr
     assert scorecard.tally("captioning short", "exact").num_expected == NUM_SCENES
     assert scorecard.tally("ocr", "exact").num_expected == NUM_SCENES
     assert "ocr, exact: all images" in task_accuracy(scorecard)
