@@ -20,7 +20,6 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.analysis.several import MAX_IMAGES
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 from service.http.json_values import (
     LARGE_BYTES,
@@ -37,6 +36,7 @@ from service.http.json_values import (
 from service.images.decoding import in_thread
 from service.images.handle_ids import ID_CHARS, PREFIX, ImageHandle
 from service.images.url_rules import ImageInput, ImageUrl
+from service.inference.answer_places import MAX_IMAGES
 from service.inference.request_fields import PARAMETERS, CompareFields, PredictFields
 from tasks.errors import shown
 

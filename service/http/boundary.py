@@ -18,7 +18,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from service.admission.api_keys import ApiKeys
 from service.admission.load import DrainGate
 from service.admission.quotas import UNLIMITED, Quota
-from service.analysis.several import answer_each
 from service.errors import (
     DeadlineExceeded,
     ErrorCode,
@@ -29,6 +28,7 @@ from service.errors import (
 )
 from service.http.body import BodyMemory, RequestBody
 from service.images.url_rules import ImageInput
+from service.inference.answer_places import answer_each
 from service.inference.core import Core, RequestContext, request_id_or_new
 from service.inference.recording import record_failure, record_gone_client
 from service.schema.analysis import OneJson, SeveralJson, several_json

@@ -1,4 +1,4 @@
-"""The places of a call's answers: its own, lent to one at a time, and further ones.
+"""Several answers of one call, and their places: its own, lent to one at a time, and further ones.
 
 A call keeps its place while it has a body or images in memory. If each answer needed a further
 place, the calls that hold all places would wait for each other for ever; so would the only call of
@@ -7,12 +7,19 @@ wakes it when it is done.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import TypeVar
 
-from service.errors import Overloaded
+from service.errors import Overloaded, ServiceError
+from service.images.url_rules import ImageInput
 from service.inference.core import Core, Place, RequestContext
+from service.inference.recording import record_error
+
+AnswerT = TypeVar("AnswerT")
+
+MAX_IMAGES = 32  # one request
 
 
 class AnswerPlaces:
@@ -44,3 +51,37 @@ class AnswerPlaces:
             else:
                 await self._core.leave(further)
             self._given_back.set()
+
+
+async def answer_each(
+    core: Core,
+    images: Sequence[ImageInput],
+    context: RequestContext,
+    ask: Callable[[ImageInput, RequestContext], Awaitable[AnswerT]],
+) -> list[AnswerT | ServiceError]:
+    """Return what `ask` returns or raises for each image, in order.
+
+    Raise the error that every image met if it does not concern the image. An image waits for a
+    place while others of the request have one; each counts as a request of the key.
+    """
+    places = AnswerPlaces(core)
+
+    async def answer(index: int) -> AnswerT | ServiceError:
+        try:
+            async with places.place(replace(context)) as image_context:
+                if index > 0:  # the request itself has been counted
+                    await context.quota.take_request()
+                return await ask(images[index], image_context)
+        except ServiceError as error:
+            return error
+
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(answer(index)) for index in range(len(images))]
+    outcomes = [task.result() for task in running]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
+    kinds = {(error.code, error.param) for error in errors}
+    if len(errors) == len(outcomes) and len(kinds) == 1 and errors[0].param != "image":
+        raise errors[0]
+    for error in errors:
+        record_error(error, context.api, context.request_id)
+    return outcomes

@@ -7,10 +7,10 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from service.analysis.execution import analyze, stream_analysis
-from service.analysis.several import MAX_IMAGES, answer_each
 from service.errors import InvalidRequest
 from service.images.handle_ids import file_or_handle
 from service.images.url_rules import ImageInput
+from service.inference.answer_places import MAX_IMAGES, answer_each
 from service.inference.core import RequestContext
 from service.rpc.analysis_messages import analysis_event, analysis_message, steps_document
 from service.rpc.boundary import GrpcApi, method, stream

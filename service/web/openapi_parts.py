@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from service.analysis.several import MAX_IMAGES
+from service.inference.answer_places import MAX_IMAGES
 from service.validation import BOUNDED_BY_BODY
 
 JsonObject = dict[str, Any]
