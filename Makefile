@@ -6,7 +6,6 @@
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto; the client links to the service's
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
-# make test-arm64 the export, the service and unit tests on arm64 Linux that QEMU emulates, as root: .ci/arm64 has its options
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench      our service against what a user would write instead, at most 25 minutes; tables and history in laboratory/results
 # make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
@@ -47,7 +46,7 @@ FORMAT = $(if $(filter docker,$(ENGINE)),,--format docker)
 export BENTOML_DO_NOT_TRACK ?= True
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: serve export test all-tests test-long test-arm64 matrix gpu-check check proto lock image release bench loadtest help clean
+.PHONY: serve export test all-tests test-long matrix gpu-check check proto lock image release bench loadtest help clean
 
 serve: $(VENV)/installed-export
 	$(PY) -m export --if-changed $(MODELS)
@@ -70,8 +69,6 @@ test-long: check export
 matrix: $(VENV)/installed-dev
 	VENV=$(VENV) .ci/matrix $(PYTHONS)
 
-test-arm64: $(VENV)/installed-dev export
-	VENV=$(VENV) .ci/arm64
 
 gpu-check: export $(GPU)/installed
 	$(GPU)/bin/python -m laboratory.gpu_check $(GPU_CHECK) $(EMBEDDED)

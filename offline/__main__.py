@@ -11,23 +11,24 @@ import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import yaml
 from tqdm import tqdm
 
-from offline.analyses import check_steps, read_steps
-from offline.coco import write_coco
 from offline.filesystems import InputError, is_within
 from offline.job import Build, Job, OutputFormat
-from offline.output import Output
+from offline.output import Output, write_coco
 from offline.shards import Shard, digest_of, plan_shards
+from service.analysis.steps import parse_plan
 from service.environment import read_settings
 from service.errors import ServiceError
 from service.http.body import form_value
 from service.inference.prediction import task_prompts
 from service.inference.request_fields import GenerationFields, parse_fields
-from service.inference.served_models import ServedModel, load_served_models
+from service.inference.served_models import ServedModel, ServedModels, load_served_models
 from service.settings import PREFIX, Settings, SettingsError
 from tasks.catalog import CatalogError, load_catalog
 from tasks.errors import meant
@@ -39,48 +40,48 @@ if TYPE_CHECKING:
     from offline.pipeline import DoneShard
 
 _REFUSALS = (InputError, ServiceError, SettingsError, CatalogError, ArtifactError)
+_MAX_STEPS_BYTES = 1_000_000
 _COCO_KINDS = ("detections", "instances")
 # Settings of a server, or of models that are not used here.
 _NOT_OFFLINE = {f"{PREFIX}{name}" for name in ("RUNNER_URLS", "DEVICES", "ADAPTERS")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = parse_arguments(arguments)
+    options = parse_arguments(arguments)
     os.environ.update(process_environment(os.environ))  # Ray's workers on this host inherit it
     try:
-        for uri in given.inputs:
-            if is_within(given.output, uri):
-                raise InputError(
-                    f"--output {given.output} is within the input {uri}; choose a folder beside it"
-                )
-        settings = settings_for(given.model)
-        shards = plan_shards(given.inputs, given.column, given.shard_size)
-        output = Output(given.output, job_of(given, settings, shards))
+        for uri in options.inputs:
+            if is_within(options.output, uri):
+                place = f"--output {options.output} is within the input {uri}"
+                raise InputError(f"{place}; choose a folder beside it")
+        settings = settings_for(options.model)
+        shards = plan_shards(options.inputs, options.column, options.shard_size)
+        output = Output(options.output, job_of(options, settings, shards))
         done = output.begin()
     except _REFUSALS as error:
         print(f"python -m offline: {error}", file=sys.stderr)
         return 2
     remaining = [(index, shard) for index, shard in enumerate(shards) if index not in done]
     if remaining:
-        _answer(given, output, settings, remaining)
-    if given.format == "coco":
+        _answer(options, output, settings, remaining)
+    if options.format == "coco":
         write_coco(output)
     output.remove_incomplete()
     totals = output.totals()
-    print(f"{totals.num_images} images in {given.output}; {totals.num_failed} failed")
+    print(f"{totals.num_images} images in {options.output}; {totals.num_failed} failed")
     return 1 if totals.num_failed else 0
 
 
 def _answer(
-    given: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]
+    options: argparse.Namespace, output: Output, settings: Settings, shards: list[tuple[int, Shard]]
 ) -> None:
     # takes seconds: not before a refusal
     from offline.pipeline import answer_shards, start_ray
 
-    start_ray(given.address)
+    start_ray(options.address)
     counts = [shard.num_images for _, shard in shards]
     num_known = None if None in counts else sum(filter(None, counts))
-    show_progress(answer_shards(output, shards, settings, given.actors), len(shards), num_known)
+    show_progress(answer_shards(output, shards, settings, options.actors), len(shards), num_known)
 
 
 def show_progress(answered: "Iterable[DoneShard]", num_shards: int, num_images: int | None) -> None:
@@ -89,14 +90,14 @@ def show_progress(answered: "Iterable[DoneShard]", num_shards: int, num_images: 
     with tqdm(unit=" images") as bar:
         for shard in answered:
             done.append(shard)
-            num_done = sum(each.num_images for each in done)
-            num_failed = sum(each.num_failed for each in done)
+            num_done = sum(part.num_images for part in done)
+            num_failed = sum(part.num_failed for part in done)
             # archives have no index: an estimate from the shards done
             bar.total = num_done * num_shards // len(done) if num_images is None else num_images
             bar.set_postfix(failed=num_failed, shards=f"{len(done)}/{num_shards}", refresh=False)
             bar.update(shard.num_images)
     # without the start
-    seconds = max(each.ended_s for each in done) - min(each.started_s for each in done)
+    seconds = max(part.ended_s for part in done) - min(part.started_s for part in done)
     print(f"{num_done} images in {seconds:.2f} s, {num_done / seconds:.2f} images/s")
 
 
@@ -105,42 +106,72 @@ def settings_for(model_id: str) -> Settings:
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_OFFLINE}
     catalog = load_catalog(read_settings(environment | {f"{PREFIX}MODELS": model_id}).catalog)
     if model_id not in catalog:
-        named = f"{model_id!r}{meant(model_id, catalog)}"
-        raise InputError(f"unknown model {named}; the catalog has {', '.join(catalog)}")
+        hint = meant(model_id, catalog)
+        raise InputError(f"unknown model {model_id!r}{hint}; the catalog has {', '.join(catalog)}")
     models = dict.fromkeys((catalog[model_id].adapter_of or model_id, model_id))
     return read_settings(environment | {f"{PREFIX}MODELS": ",".join(models)})
 
 
-def job_of(given: argparse.Namespace, settings: Settings, shards: Sequence[Shard]) -> Job:
+def job_of(options: argparse.Namespace, settings: Settings, shards: Sequence[Shard]) -> Job:
     """Return the job; raise an error if the model cannot do it, whatever the image."""
-    model = load_served_models(settings)[given.model]
-    if given.steps is None:
-        fields = task_fields(given, model)
-    elif given.field or given.format == "coco":
-        given_too = "--field" if given.field else "--format coco"
-        raise InputError(f"{given_too} needs --task; with --steps, fields are those of the steps")
+    model = load_served_models(settings)[options.model]
+    if options.steps is None:
+        fields = task_fields(options, model)
+    elif options.field or options.format == "coco":
+        option = "--field" if options.field else "--format coco"
+        raise InputError(f"{option} needs --task; with --steps, fields are those of the steps")
     else:
-        fields = {"steps": read_steps(given.steps, model.id)}
+        fields = {"steps": read_steps(options.steps, model.id)}
         check_steps(fields["steps"], model, settings)
     return Job(
         build=Build.of(model, fields, settings),
         fields=fields,
-        output_format=given.format,
-        shard_size=given.shard_size,
+        output_format=options.format,
+        shard_size=options.shard_size,
         num_shards=len(shards),
         images=digest_of(shards),
     )
 
 
-def task_fields(given: argparse.Namespace, model: ServedModel) -> dict[str, Any]:
+def read_steps(path: str, model_id: str) -> list[dict[str, Any]]:
+    """Return the steps of a YAML or JSON file, asked of one model; raise `InputError`.
+
+    The file has a list of steps, or an object with `steps`, such as a recipe of the client.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_MAX_STEPS_BYTES + 1)
+        if len(data) > _MAX_STEPS_BYTES:
+            raise InputError(f"--steps {path} is larger than {_MAX_STEPS_BYTES} bytes")
+        document = yaml.safe_load(data)
+    except (OSError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"--steps {path} cannot be read: {error}") from error
+    steps = document.get("steps") if isinstance(document, dict) else document
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise InputError(f"--steps {path} must have steps: a list of objects")
+    for step in steps:
+        if "models" in step or step.setdefault("model", model_id) != model_id:
+            step_model = step.get("models", step.get("model"))
+            message = f"step {step.get('id')!r} names {step_model!r}; one model answers: {model_id}"
+            raise InputError(f"--steps {path}: {message}")
+    return steps
+
+
+def check_steps(steps: Sequence[Mapping[str, Any]], model: ServedModel, settings: Settings) -> None:
+    """Raise `ServiceError` if the model cannot answer the steps, whatever the image."""
+    plan = parse_plan({"steps": steps}, ServedModels({model.id: model}), settings.max_steps)
+    plan.check_prompts((MAX_COORDINATE_PX, MAX_COORDINATE_PX))
+
+
+def task_fields(options: argparse.Namespace, model: ServedModel) -> dict[str, Any]:
     """Return the fields of the task; raise an error if the model does not offer them."""
     texts = defaultdict[str, list[str]](list)  # a list's name is repeated
-    for name, text in given.field:
+    for name, text in options.field:
         texts[name].append(text)
-    fields: dict[str, Any] = {"task": given.task}
-    for name, each in texts.items():
-        fields[name] = form_value(name, each)
-    is_coco = given.format == "coco"
+    fields: dict[str, Any] = {"task": options.task}
+    for name, values in texts.items():
+        fields[name] = form_value(name, values)
+    is_coco = options.format == "coco"
     if is_coco:
         fields.setdefault("mask_format", "rle")
     _, request = parse_fields(GenerationFields, fields)
@@ -164,9 +195,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="INPUT",
         help="folder, pattern, image, .parquet or .tar; path or URI",
     )
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--task", help="task id")
-    asked.add_argument("--steps", metavar="FILE", help="steps of an analysis; YAML or JSON")
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("--task", help="task id")
+    question.add_argument("--steps", metavar="FILE", help="steps of an analysis; YAML or JSON")
     add("--model", required=True, help="model id of the catalog")
     add("--output", required=True, help="folder; path or URI. An output of the same job is resumed")
     add(

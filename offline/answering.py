@@ -8,37 +8,49 @@ by image, and nothing beside it.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from offline.analyses import TASK, Analyzer, Steps
-from offline.attempts import Attempt
 from offline.job import Build, Job, differences
-from offline.rows import Row, RowError
+from offline.output import Attempt, Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
 from service.admission.fair_queue import FairQueue
 from service.admission.quotas import UNLIMITED
+from service.analysis.execution import analyze
 from service.errors import ImageTooLarge, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
+from service.inference.core import Core, RequestContext
 from service.inference.prediction import Answer, Asked, proved
 from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
-from service.inference.served_models import ServedModel, load_served_models, served_entries
+from service.inference.served_models import (
+    ServedModel,
+    ServedModels,
+    load_served_models,
+    served_entries,
+)
 from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
-from service.process_options import image_limits, max_slots, runner_options
+from service.process_options import core_limits, image_limits, max_slots, runner_options
 from service.runner_client.runner_client import RunnerClient
+from service.schema.analysis import analysis_json
 from service.schema.rendering import RESULT
 from service.settings import Settings
 from wire.artifacts.manifest import ArtifactError
 
 logger = logging.getLogger(__name__)
 
+TASK = "analyze"  # of rows that answer steps
+Steps = Sequence[Mapping[str, Any]]
+
 _CLIENT = "offline"  # the only one; it may have all places of the decoder of images but one
 _UNBOUNDED = 1_000_000  # sequences queued: the places bound the images
-_UNBOUNDED_TOKENS = 1 << 60  # waiting for a place
+_UNLIMITED = 1 << 60  # tokens and bytes: the places of the run bound what is in progress
 _IMAGES_PER_SLOT = 2
+# Ids and times differ from run to run, the rest is in the row.
+_RUN_FIELDS = {"id", "task", "image", "usage", "vision_cache", "timings_ms", "labels"}
 _MAX_DEATHS = 2  # workers that died at the same image
 
 
@@ -86,7 +98,7 @@ class Answerer:
         self._decoder = ImageDecoder(image_limits(settings), settings.max_decoded + 1)
         self._max_tiles = settings.max_tiles
         # An image may have many tiles: together they have as many places as images
-        self._queue = FairQueue(loaded.model.id, num_places, _UNBOUNDED_TOKENS)
+        self._queue = FairQueue(loaded.model.id, num_places, _UNLIMITED)
         self._num_places = num_places
         self._places = asyncio.Semaphore(num_places)
         self._alone = asyncio.Lock()
@@ -181,11 +193,48 @@ class Answerer:
 
     async def _answer(self, request: TaskRequest, image: LazyImage) -> Answer:
         model = self._loaded.model
-        asked = Asked(model, self._loaded.runner, self._queue, _CLIENT, math.inf)
+        model_call = Asked(model, self._loaded.runner, self._queue, _CLIENT, math.inf)
         if request.fields.tiles == "off":
-            answer = await asked.answer(request, image)
+            answer = await model_call.answer(request, image)
         else:
             limits = TileLimits(self._max_tiles, self._num_places)
-            tiled = TiledModel(asked, UNLIMITED, limits, None)
+            tiled = TiledModel(model_call, UNLIMITED, limits, None)
             answer = await answer_in_tiles(tiled, request, image)
         return answer if request.fields.min_precision is None else proved(answer)
+
+
+class Analyzer:
+    """Answers the steps about images, without a limit on how many; used in one event loop."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        model: ServedModel,
+        runner: RunnerClient,
+        settings: Settings,
+    ) -> None:
+        limits = replace(
+            core_limits(settings),
+            max_decoded_images=settings.max_decoded + 1,
+            max_pending=_UNLIMITED,
+            max_running=2 * max_slots(settings),  # an image may have many tiles
+            max_waiting_tokens=_UNLIMITED,
+            max_bytes=_UNLIMITED,
+            max_bytes_of_client=_UNLIMITED,
+        )
+        self._model = model
+        models = ServedModels({model.id: model})
+        self._core = Core(models, {model.runner_id: runner}, limits)
+        self._steps = steps
+
+    async def row(self, key: str, data: bytes) -> Row:
+        """Return the row of an image; raise the error of the image."""
+        context = RequestContext(key, "offline", math.inf, needs_place=False)
+        analysis = await analyze(self._core, data, {"steps": self._steps}, context)
+        document = analysis_json(analysis, "").model_dump(mode="json")
+        for step in document["steps"]:
+            for answer in step["answers"]:
+                for name in _RUN_FIELDS & answer.keys():
+                    del answer[name]
+        size_wh = analysis.image_size_wh
+        return Row(key, self._model.id, TASK, *size_wh, result={"steps": document["steps"]})

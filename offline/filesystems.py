@@ -87,11 +87,11 @@ def list_files(uri: str) -> list[StoredFile]:
     """Return the files of a folder and its sub-folders, of a pattern, or the one file, by path."""
     files, path = file_system(uri)
     if _MAGIC & set(path) and not files.exists(path):
-        found = [each for each in files.glob(path) if files.isfile(each)]
+        paths = [match for match in files.glob(path) if files.isfile(match)]
     elif files.isdir(path):
-        found = files.find(path)
+        paths = files.find(path)
     else:
-        found = [path] if files.exists(path) else []
-    if not found:
+        paths = [path] if files.exists(path) else []
+    if not paths:
         raise InputError(f"{uri}: there is no such file or folder, or the folder is empty")
-    return [StoredFile(uri, each) for each in sorted(found)]
+    return [StoredFile(uri, stored_path) for stored_path in sorted(paths)]

@@ -9,11 +9,11 @@ from typing import Any, Literal, Self
 from blake3 import blake3
 
 from offline.filesystems import InputError
-from offline.rows import ShardFormat
 from service.inference.served_models import ServedModel
 from service.settings import Settings
 
 OutputFormat = Literal["parquet", "jsonl", "coco"]
+ShardFormat = Literal["parquet", "jsonl"]
 _VERSION = 2
 
 
@@ -35,11 +35,13 @@ class Build:
     @classmethod
     def of(cls, model: ServedModel, fields: Mapping[str, Any], settings: Settings) -> Self:
         """Return the build that answers the fields of a job."""
-        tasks = [str(each["task"]) for each in fields.get("steps", [fields])]
-        found = sorted(model.calibrations.items())  # without and with tiles
-        calibrations = "".join(repr(each) for (task, _), each in found if task in tasks)
+        tasks = [str(step["task"]) for step in fields.get("steps", [fields])]
+        calibrations = ""
+        for (task, _), calibration in sorted(model.calibrations.items()):  # without and with tiles
+            if task in tasks:
+                calibrations += repr(calibration)
         if "min_precision" in json.dumps(fields):
-            calibrations += "".join(repr(each.proof) for each in model.proofs)
+            calibrations += "".join(repr(proof.proof) for proof in model.proofs)
         digest = blake3(calibrations.encode()).hexdigest() if calibrations else None
         templates = filter(None, map(model.entry.template, tasks))
         return cls(
@@ -90,6 +92,6 @@ class Job:
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Return the values that differ, by name; empty if there are none."""
-    shown = partial(json.dumps, ensure_ascii=False)
+    text_of = partial(json.dumps, ensure_ascii=False)
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    return "; ".join(f"{n}: {shown(before.get(n))}, now {shown(now.get(n))}" for n in names)
+    return "; ".join(f"{n}: {text_of(before.get(n))}, now {text_of(now.get(n))}" for n in names)

@@ -1,26 +1,83 @@
-"""The output folder: the manifest of its job, and a file for each answered shard.
+"""The output folder of a job: its manifest, its rows, and the attempts at shards.
 
     job.json                 the manifest (offline/job.py)
     part-00000012.parquet    the rows of one shard, in the order of the input; or .jsonl
-    annotations.json         COCO only: all shards, written at the end (offline/coco.py)
-    .incomplete/             files being written, attempts at shards (offline/attempts.py)
+    annotations.json         COCO only: all shards, written at the end
+    .incomplete/             files being written, and attempts at shards:
+        part-00000012.attempt-0001    empty: images are in progress together
+        part-00000012.attempt-0002    the position of the image that is in progress alone
 
 A file gets its name when it is complete: it is there with all its rows, or not at all.
+
+The first attempt answers the images of a shard together. If its worker dies, further attempts
+answer them one by one, alone in their worker, and write the position of each before it begins. A
+worker that dies then was killed by that image, which no further attempt answers: the shard has one
+image less after every death, so that the run ends.
 """
 
+import json
 import posixpath
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import IO
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from offline.filesystems import InputError, file_system
-from offline.job import Job
-from offline.rows import Row, read_rows, write_rows
+from offline.job import Job, ShardFormat
+from tasks.results import RunLengthMask
+from tasks.run_length import decode_mask
 
 _MANIFEST = "job.json"
 _INCOMPLETE = ".incomplete"
 _PREFIX = "part-"
+COCO_NAME = "annotations.json"
+_UNNAMED = "object"  # the category of a task without labels
+_ERROR = pa.struct([("code", pa.string()), ("message", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("result", pa.string()),  # JSON: its form depends on the task
+        pa.field("raw_text", pa.string()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("calibrated", pa.bool_()),
+        pa.field("left_out", pa.int32()),
+        pa.field("error", _ERROR),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Code and message of an image that has no answer."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The answer for one image, with the fields of an answer of the service, or its error."""
+
+    key: str
+    model: str
+    task: str
+    width: int | None = None  # the upright image, px; unset if its header is unreadable
+    height: int | None = None
+    result: Mapping[str, Any] | None = None
+    raw_text: str | None = None
+    finish_reason: str | None = None
+    calibrated: bool | None = None
+    left_out: int | None = None  # objects that `min_precision` did not keep
+    error: RowError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +158,115 @@ class Output:
 
     def _path(self, name: str) -> str:
         return posixpath.join(file_system(self.uri)[1], name)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a shard; `deaths` counts the workers that died alone with an image."""
+
+    output: Output
+    index: int  # the shard
+    number: int = 1
+    deaths: Counter[int] = field(default_factory=Counter)
+
+    @classmethod
+    def begin(cls, output: Output, index: int) -> Self:
+        """Read the attempts whose workers died, and record this one."""
+        files, _ = file_system(output.uri)
+        deaths = Counter[int]()
+        attempt = cls(output, index)
+        while files.exists(attempt._path):
+            if position := files.cat_file(attempt._path):
+                deaths[int(position)] += 1
+            attempt = cls(output, index, attempt.number + 1, deaths)
+        files.makedirs(posixpath.dirname(attempt._path), exist_ok=True)
+        files.pipe_file(attempt._path, b"")
+        return attempt
+
+    def record(self, position: int) -> None:
+        """Record that the image of a position is read and answered next."""
+        file_system(self.output.uri)[0].pipe_file(self._path, str(position).encode())
+
+    def end(self) -> None:
+        """Forget all attempts: the shard is written."""
+        files, _ = file_system(self.output.uri)
+        for number in range(1, self.number + 1):
+            # a worker that was taken for dead may have ended its own
+            with suppress(FileNotFoundError):
+                files.rm_file(Attempt(self.output, self.index, number)._path)
+
+    @property
+    def _path(self) -> str:
+        return self.output.incomplete_path(f"part-{self.index:08}.attempt-{self.number:04}")
+
+
+def write_rows(stream: IO[bytes], rows: Sequence[Row], shard_format: ShardFormat) -> None:
+    records = [asdict(row) for row in rows]
+    if shard_format == "jsonl":
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        return
+    for record in records:
+        if record["result"] is not None:
+            record["result"] = json.dumps(record["result"], ensure_ascii=False)
+    pq.write_table(pa.Table.from_pylist(records, _SCHEMA), stream, compression="zstd")
+
+
+def read_rows(stream: IO[bytes], shard_format: ShardFormat) -> Iterator[Row]:
+    records: Iterable[dict[str, Any]]
+    if shard_format == "jsonl":
+        records = map(json.loads, stream)
+    else:
+        # One thread: pyarrow 26 releases a Python stream late in another thread, which aborts the
+        # process if the interpreter is ending.
+        parquet = pq.ParquetFile(stream, pre_buffer=False)
+        records = parquet.read(use_threads=False).to_pylist()
+    for record in records:
+        if isinstance(record["result"], str):
+            record["result"] = json.loads(record["result"])
+        error = record.pop("error")
+        yield Row(**record, error=None if error is None else RowError(**error))
+
+
+def write_coco(output: Output) -> None:
+    category_ids: dict[str, int] = {}
+    answered = ((number, row) for number, row in output.rows() if row.error is None)
+    images = (
+        {"id": n, "file_name": r.key, "width": r.width, "height": r.height} for n, r in answered
+    )
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(b'{"images": [')
+        _write_list(stream, images)
+        stream.write(b'], "annotations": [')
+        _write_list(stream, _annotations(output, category_ids))
+        categories = [{"id": number, "name": name} for name, number in category_ids.items()]
+        text = json.dumps(categories, ensure_ascii=False)
+        stream.write(b'], "categories": ' + text.encode() + b"}\n")
+
+    output.write(COCO_NAME, write)
+
+
+def _write_list(stream: IO[bytes], values: Iterator[dict[str, Any]]) -> None:
+    for index, value in enumerate(values):
+        stream.write((b",\n" if index else b"\n") + json.dumps(value, ensure_ascii=False).encode())
+
+
+def _annotations(output: Output, category_ids: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Yield the annotation of every object; new categories are added to `category_ids`."""
+    annotation_id = 0
+    for image_id, row in output.rows():
+        result = row.result or {}
+        objects: list[dict[str, Any]] = result.get("detections") or result.get("instances") or []
+        for value in objects:
+            annotation_id += 1
+            category_id = category_ids.setdefault(value["label"] or _UNNAMED, len(category_ids) + 1)
+            ids = {"id": annotation_id, "image_id": image_id, "category_id": category_id}
+            x1, y1, x2, y2 = value["box"]
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            shape = {"bbox": bbox, "area": bbox[2] * bbox[3], "segmentation": []}
+            if mask := value.get("mask"):
+                height, width = mask["size"]
+                area = int(decode_mask(RunLengthMask((height, width), mask["counts"])).sum())
+                shape |= {"area": area, "segmentation": mask}
+            yield {**ids, **shape, "score": value["score"], "iscrowd": 0}

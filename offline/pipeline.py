@@ -21,9 +21,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from offline.answering import Answerer, load_model
-from offline.attempts import Attempt
 from offline.job import Job
-from offline.output import Output
+from offline.output import Attempt, Output
 from offline.shards import Shard
 from service.settings import Settings
 from wire.host import num_cores
@@ -108,8 +107,8 @@ class Pool:
 
         `hosts` have Ray's resources, "CPU" and "GPU".
         """
-        cores = [each["CPU"] for each in hosts if each.get("CPU", 0) >= 1]
-        num_gpus = int(sum(each.get("GPU", 0) for each in hosts))
+        cores = [host["CPU"] for host in hosts if host.get("CPU", 0) >= 1]
+        num_gpus = int(sum(host.get("GPU", 0) for host in hosts))
         if num_gpus and device != "cpu":
             size = num_actors or num_gpus
             return cls(size, 1, num_gpus / size)

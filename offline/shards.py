@@ -163,15 +163,11 @@ def plan_shards(inputs: Sequence[str], column: str, shard_size: int) -> tuple[Sh
     """Return the shards of all inputs; raise `InputError`."""
     files: dict[str, StoredFile] = {}  # each once
     for uri in inputs:
-        found = {
-            file.key: file
-            for file in list_files(uri)
-            if _is_image(file.path) or file.path.endswith((".parquet", *_ARCHIVES))
-        }
-        if not found:
+        readable = [file for file in list_files(uri) if _is_readable(file.path)]
+        if not readable:
             allowed = ", ".join((*sorted(_IMAGES), ".parquet", *_ARCHIVES))
             raise InputError(f"{uri}: there is no file with one of the endings {allowed}")
-        files |= found
+        files |= {file.key: file for file in readable}
     images = [file for file in files.values() if _is_image(file.path)]
     shards: list[Shard] = []
     for start in range(0, len(images), shard_size):
@@ -205,6 +201,10 @@ def _rows_shards(file: StoredFile, column: str, shard_size: int) -> list[Shard]:
         )
     starts = range(0, num_rows, shard_size)
     return [RowsShard(file, column, start, min(num_rows, start + shard_size)) for start in starts]
+
+
+def _is_readable(path: str) -> bool:
+    return _is_image(path) or path.endswith((".parquet", *_ARCHIVES))
 
 
 def _is_image(path: str) -> bool:

@@ -16,16 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from offline.analyses import Steps
-from offline.answering import Answerer, LoadedModel
-from offline.attempts import Attempt
-from offline.output import Output
-from offline.rows import Row, RowError
+from offline.__main__ import read_steps
+from offline.answering import Answerer, LoadedModel, Steps
+from offline.filesystems import InputError
+from offline.output import Attempt, Output, Row, RowError
 from offline.shards import FilesShard, InputImage, Unreadable
 from service.inference.proofs import ServedProof
-from service.inference.request_fields import GenerationFields, parse_fields
+from service.inference.request_fields import GenerationFields, PredictFields, parse_fields
 from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
+from tasks.scores import Proof
 from tests.offline.test_output import JOB
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore
@@ -152,7 +152,7 @@ def position(tmp_path: Path) -> str:
     return (tmp_path / "out" / ".incomplete" / "part-00000000.attempt-0001").read_text()
 
 
-def test_rows_are_in_the_order_of_the_input_with_answers_and_errors() -> None:
+def test_rows_keep_the_order_of_the_input() -> None:
     given = [
         *images(2),
         failing("missing", FileNotFoundError("no file")),
@@ -191,7 +191,7 @@ def test_rows_are_in_the_order_of_the_input_with_answers_and_errors() -> None:
     run(work, FakeDecoder(FLORENCE_ANSWERS))
 
 
-def test_the_size_of_an_image_whose_answer_fails_is_in_its_row() -> None:
+def test_row_of_failed_answer_has_the_size() -> None:
     async def work(answerer: Answerer) -> None:
         (row,) = await answerer.rows(shard(*images(1)))
         assert (row.width, row.height, row.error) == (
@@ -203,7 +203,7 @@ def test_the_size_of_an_image_whose_answer_fails_is_in_its_row() -> None:
     run(work, FakeDecoder({CAPTION: Failed(code="overloaded", message="full")}))
 
 
-def test_the_size_of_an_image_that_is_too_large_is_in_its_row() -> None:
+def test_row_of_too_large_image_has_the_size() -> None:
     large = png(12_000, 9_000, 8, 2, b"")
 
     async def work(answerer: Answerer) -> None:
@@ -215,7 +215,7 @@ def test_the_size_of_an_image_that_is_too_large_is_in_its_row() -> None:
     run(work, FakeDecoder(FLORENCE_ANSWERS))
 
 
-def test_as_many_images_are_in_progress_as_there_are_places_over_all_shards() -> None:
+def test_shards_share_the_places() -> None:
     read: list[str] = []
     decoder = CountingDecoder(FLORENCE_ANSWERS)
 
@@ -232,7 +232,7 @@ def test_as_many_images_are_in_progress_as_there_are_places_over_all_shards() ->
     assert decoder.maximum == NUM_PLACES
 
 
-def test_images_that_fail_give_their_places_back() -> None:
+def test_failed_images_free_their_places() -> None:
     async def work(answerer: Answerer) -> None:
         for _ in range(2):
             broken = [failing(str(index), OSError("broken")) for index in range(3 * NUM_PLACES)]
@@ -242,7 +242,7 @@ def test_images_that_fail_give_their_places_back() -> None:
     run(work, FakeDecoder({}))
 
 
-def test_one_by_one_each_image_is_recorded_before_it_is_read_and_is_alone(tmp_path: Path) -> None:
+def test_one_by_one_records_before_reading(tmp_path: Path) -> None:
     recorded: list[str] = []
     has_read = threading.Event()
     decoder = CountingDecoder(FLORENCE_ANSWERS)
@@ -274,7 +274,7 @@ def test_one_by_one_each_image_is_recorded_before_it_is_read_and_is_alone(tmp_pa
     run(work, decoder)
 
 
-def test_an_image_that_killed_its_worker_is_not_answered_again(tmp_path: Path) -> None:
+def test_killer_image_is_not_answered_again(tmp_path: Path) -> None:
     decoder = CountingDecoder(FLORENCE_ANSWERS)
     given = images(4)
     given[2] = failing("killer", AssertionError("it was read"))
@@ -288,7 +288,7 @@ def test_an_image_that_killed_its_worker_is_not_answered_again(tmp_path: Path) -
     run(work, decoder)
 
 
-def test_a_file_whose_reading_kills_is_a_row_and_a_shard_that_still_kills_an_error(
+def test_file_whose_reading_kills_is_a_row(
     tmp_path: Path,
 ) -> None:
     read: list[str] = []
@@ -305,7 +305,7 @@ def test_a_file_whose_reading_kills_is_a_row_and_a_shard_that_still_kills_an_err
     run(work, FakeDecoder(FLORENCE_ANSWERS))
 
 
-def test_another_build_than_the_jobs_is_refused_with_both(exported: ModelStore) -> None:
+def test_other_build_is_refused(exported: ModelStore) -> None:
     done = exported.forked("-c", OTHER_BUILDS)
     assert done.returncode == 0, done.stderr
     key, precision, calibration = done.stdout.splitlines()
@@ -315,9 +315,7 @@ def test_another_build_than_the_jobs_is_refused_with_both(exported: ModelStore) 
     assert re.search(r'\(calibration: "theirs", now "[0-9a-f]{64}"\)', calibration)
 
 
-def test_an_image_that_was_answered_before_is_encoded_again(
-    exported: ModelStore, tmp_path: Path
-) -> None:
+def test_features_are_not_cached(exported: ModelStore, tmp_path: Path) -> None:
     (scene,) = write_scenes(tmp_path / "scenes", 1).iterdir()
     # More than there are places: the last calls come after the first features are gone.
     done = exported.forked(
@@ -346,3 +344,62 @@ def test_an_image_is_answered_in_tiles() -> None:
         assert len(row.result["detections"]) == len(decoder.specs) == 3
 
     asyncio.run(main())
+
+
+def test_row_has_the_answers_of_all_steps(tmp_path: Path) -> None:
+    path = tmp_path / "steps.yaml"
+    path.write_text(
+        "- {id: things, task: object_detection}\n"
+        "- {id: close, task: ocr, each: things, view: crop}\n"
+    )
+
+    async def work(answerer: Answerer) -> None:
+        rows = await answerer.rows(shard(*images(1), InputImage("text", partial(bytes, b"text"))))
+        assert [(row.key, row.task) for row in rows] == [("0", "analyze"), ("text", "analyze")]
+        assert (rows[0].width, rows[0].height) == (640, 480)
+        things, close = (rows[0].result or {})["steps"]
+        (found,) = things["answers"][0]["result"]["detections"]
+        (answer,) = close["answers"]
+        expected = {
+            "of": 0,
+            "view": [38, 77, 346, 308],
+            "model": FLORENCE.id,
+            "result": {"text": "HELLO"},
+            "raw_text": "HELLO",
+            "finish_reason": "stop",
+            "calibrated": False,
+        }
+        assert (found["label"], answer) == ("red circle", expected)
+        assert rows[1].error is not None
+        assert rows[1].error.code == "unsupported_image"
+
+    run(work, FakeDecoder(FLORENCE_ANSWERS), steps=read_steps(str(path), FLORENCE.id))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("things", "must have steps: a list of objects"),
+        ("[{", "cannot be read"),
+        ("[{id: a, task: ocr, models: all}]", "step 'a' names 'all'; one model answers: florence"),
+        ("[{id: a, task: ocr, model: b}]", "step 'a' names 'b'; one model answers: florence"),
+    ],
+)
+def test_bad_steps_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "steps.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_steps(str(path), FLORENCE.id)
+
+
+def test_row_counts_what_a_proof_leaves_out() -> None:
+    _, request = parse_fields(PredictFields, {"task": "object_detection"})
+    proof = Proof(FLORENCE.id, "", "", "", {"task": "object_detection"}, 0.9, 0.95, 0.99, 1, 80)
+
+    async def work(answerer: Answerer) -> None:
+        (row,) = await answerer.rows(shard(*images(1)))
+        assert (row.result, row.left_out) == ({"detections": []}, 1)
+
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    proofs = (ServedProof(proof, request),)
+    run(work, decoder, "object_detection", min_precision=0.9, proofs=proofs)

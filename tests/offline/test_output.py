@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from offline.coco import NAME, write_coco
 from offline.filesystems import InputError
 from offline.job import Build, Job, OutputFormat
-from offline.output import Output, Totals
-from offline.rows import Row, RowError, read_rows, write_rows
+from offline.output import (
+    COCO_NAME,
+    Attempt,
+    Output,
+    Row,
+    RowError,
+    Totals,
+    read_rows,
+    write_coco,
+    write_rows,
+)
 from tasks.run_length import encode_mask
 
 BUILD = Build("m", "b", "float32", None, None, False, 1_000_000, 1_000, 0, 64)
@@ -48,7 +56,7 @@ class ObservedFile(io.BytesIO):
         return super().read(size)
 
 
-def test_a_parquet_shard_is_read_in_the_thread_that_asks() -> None:
+def test_parquet_is_read_in_one_thread() -> None:
     """pyarrow's own threads would abort the interpreter when it ends."""
     stream = ObservedFile()
     write_rows(stream, [ANSWERED], "parquet")
@@ -68,7 +76,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path, output_format: Outpu
     assert output.begin() == {0, 1}
 
 
-def test_a_shard_that_was_not_completed_is_not_there(tmp_path: Path) -> None:
+def test_incomplete_shard_is_absent(tmp_path: Path) -> None:
     output = Output(str(tmp_path), JOB)
     output.begin()
 
@@ -102,7 +110,7 @@ def test_a_shard_that_was_not_completed_is_not_there(tmp_path: Path) -> None:
         ({"output_format": "jsonl"}, "output_format"),
     ],
 )
-def test_the_output_of_another_job_is_refused_with_what_differs(
+def test_output_of_another_job_is_refused(
     tmp_path: Path, changed: dict[str, object], message: str
 ) -> None:
     Output(str(tmp_path), JOB).begin()
@@ -111,14 +119,14 @@ def test_the_output_of_another_job_is_refused_with_what_differs(
     assert message in str(refused.value)
 
 
-def test_a_manifest_with_a_value_that_this_version_does_not_know_is_refused(tmp_path: Path) -> None:
+def test_unknown_value_of_manifest_is_refused(tmp_path: Path) -> None:
     document = json.loads(JOB.manifest()) | {"seed": 1}
     (tmp_path / "job.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"another job \(seed: 1, now null\)"):
         Output(str(tmp_path), JOB).begin()
 
 
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_foreign_folder_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="choose an empty folder"):
         Output(str(tmp_path), JOB).begin()
@@ -128,13 +136,13 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
         Output(str(tmp_path), JOB).begin()
 
 
-def test_coco_reads_the_boxes_and_masks_of_all_shards(tmp_path: Path) -> None:
+def test_coco_reads_all_shards(tmp_path: Path) -> None:
     output = Output(str(tmp_path), replace(JOB, output_format="coco"))
     output.begin()
     output.write_shard(0, [FAILED, ANSWERED])
     output.write_shard(1, [replace(ANSWERED, key="c.jpg", width=4, height=4, result=MASK)])
     write_coco(output)
-    coco = COCO(str(tmp_path / NAME))
+    coco = COCO(str(tmp_path / COCO_NAME))
     assert {each["file_name"]: each["id"] for each in coco.imgs.values()} == {
         "a.jpg": 2,
         "c.jpg": 3,
@@ -149,3 +157,43 @@ def test_coco_reads_the_boxes_and_masks_of_all_shards(tmp_path: Path) -> None:
     )
     assert int(coco.annToMask(mask).sum()) == mask["area"] == 4
     assert json.loads((tmp_path / "job.json").read_text())["num_shards"] == 2
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    """An output whose folder's name is a pattern, too."""
+    output = Output(str(tmp_path / "out[1]"), JOB)
+    output.begin()
+    return output
+
+
+def test_attempt_counts_deaths_per_image(output: Output) -> None:
+    first = Attempt.begin(output, 3)
+    assert (first.number, dict(first.deaths)) == (1, {})
+    second = Attempt.begin(output, 3)
+    assert (second.number, dict(second.deaths)) == (2, {})
+    second.record(11)
+    second.record(12)
+    third = Attempt.begin(output, 3)
+    assert (third.number, dict(third.deaths)) == (3, {12: 1})
+    third.record(12)
+    assert dict(Attempt.begin(output, 3).deaths) == {12: 2}
+
+
+def test_attempts_are_counted_per_shard(output: Output) -> None:
+    Attempt.begin(output, 30).record(1)
+    assert Attempt.begin(output, 3).number == 1
+
+
+def test_end_removes_all_attempts(output: Output) -> None:
+    attempts = [Attempt.begin(output, 0) for _ in range(3)]
+    attempts[1].end()
+    attempts[2].end()
+    assert list((Path(output.uri) / ".incomplete").iterdir()) == []
+    assert Attempt.begin(output, 0).number == 1
+
+
+def test_resumed_run_starts_with_first_attempts(output: Output) -> None:
+    Attempt.begin(output, 0).record(5)
+    assert output.begin() == frozenset()
+    assert Attempt.begin(output, 0) == replace(Attempt(output, 0))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from offline.pipeline import Pool
+from offline.__main__ import show_progress
+from offline.pipeline import DoneShard, Pool
 
 GPU_HOST = {"CPU": 16.0, "GPU": 4.0}
 HOST = {"CPU": 8.0}
@@ -20,7 +21,22 @@ HEAD = {"CPU": 0.0}  # a head of a cluster that runs no actors
         ([HOST, HOST], "auto", 1, Pool(1, 8, 0)),
     ],
 )
-def test_actors_share_the_gpus_or_the_cores_of_the_smallest_host(
+def test_pool_size(
     hosts: list[dict[str, float]], device: str, num_actors: int | None, pool: Pool
 ) -> None:
     assert Pool.of(hosts, device, num_actors) == pool
+
+
+DONE = [DoneShard(6, 0, 10.0, 14.0), DoneShard(4, 1, 12.0, 15.0)]
+
+
+@pytest.mark.parametrize(("num_images", "total"), [(12, 12), (None, 15)])
+def test_progress_and_rate(
+    capsys: pytest.CaptureFixture[str], num_images: int | None, total: int
+) -> None:
+    """The total of archives is estimated from the shards that are done."""
+    show_progress(iter(DONE), 3, num_images)
+    shown = capsys.readouterr()
+    assert f"10/{total} " in shown.err
+    assert "failed=1, shards=2/3" in shown.err
+    assert shown.out == "10 images in 5.00 s, 2.00 images/s\n"

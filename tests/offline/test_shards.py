@@ -52,7 +52,7 @@ def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-def test_a_folder_is_its_images_by_path_in_shards_of_the_size(folder: Path) -> None:
+def test_folder_is_sharded_by_path(folder: Path) -> None:
     shards = plan_shards([str(folder)], COLUMN, 2)
     names = ["a.jpg", "b.JPEG", "d.jpg", "deep/c.webp", "e.png"]
     paths = [str(folder / name) for name in names]
@@ -60,30 +60,28 @@ def test_a_folder_is_its_images_by_path_in_shards_of_the_size(folder: Path) -> N
     assert [data.decode() for shard in read(shards) for _, data in shard] == names
 
 
-def test_a_pattern_chooses_and_a_file_in_two_inputs_is_taken_once(folder: Path) -> None:
+def test_file_of_two_inputs_is_taken_once(folder: Path) -> None:
     shards = plan_shards(
         [f"{folder}/*.jpg", str(folder / "d.jpg"), f"file://{folder}/**/*.webp"], COLUMN, 10
     )
     assert keys(shards) == [[str(folder / name) for name in ("a.jpg", "d.jpg", "deep/c.webp")]]
 
 
-def test_a_relative_path_is_the_same_image_as_the_absolute_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_path_equals_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert digest_of(plan_shards(["."], COLUMN, 2)) == digest_of(
         plan_shards([str(folder)], COLUMN, 2)
     )
 
 
-def test_one_more_image_or_another_size_of_shards_is_another_digest(folder: Path) -> None:
+def test_digest_depends_on_shards(folder: Path) -> None:
     before = digest_of(plan_shards([str(folder)], COLUMN, 2))
     assert digest_of(plan_shards([str(folder)], COLUMN, 3)) != before
     (folder / "f.png").write_bytes(b"")
     assert digest_of(plan_shards([str(folder)], COLUMN, 2)) != before
 
 
-def test_other_rows_of_a_table_are_another_digest(tmp_path: Path) -> None:
+def test_digest_depends_on_rows(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.parquet", [b"1", b"2", b"3"])
     before = digest_of(plan_shards([str(table)], COLUMN, 2))
     write_table(table, [b"1", b"2", b"3", b"4"])
@@ -94,9 +92,7 @@ def test_other_rows_of_a_table_are_another_digest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row_group_size", [1, 3, 7, 100])
 @pytest.mark.parametrize("shard_size", [1, 4, 5, 100])
-def test_each_row_of_a_table_is_in_one_shard(
-    tmp_path: Path, row_group_size: int, shard_size: int
-) -> None:
+def test_each_row_is_in_one_shard(tmp_path: Path, row_group_size: int, shard_size: int) -> None:
     table = write_table(tmp_path / "t.parquet", [b"%d" % row for row in range(23)], row_group_size)
     shards = plan_shards([str(table)], COLUMN, shard_size)
     expected = [(f"{table}#{row}", b"%d" % row) for row in range(23)]
@@ -105,7 +101,7 @@ def test_each_row_of_a_table_is_in_one_shard(
     ]
 
 
-def test_a_table_of_paths_names_files_beside_it(folder: Path) -> None:
+def test_table_of_paths(folder: Path) -> None:
     table = write_table(folder / "t.parquet", ["a.jpg", str(folder / "deep" / "c.webp")])
     (shard,) = plan_shards([str(table)], COLUMN, 9)
     assert read((shard,)) == [
@@ -113,7 +109,7 @@ def test_a_table_of_paths_names_files_beside_it(folder: Path) -> None:
     ]
 
 
-def test_a_table_of_hugging_face_has_bytes_or_paths_and_a_null_is_unreadable(folder: Path) -> None:
+def test_table_of_hugging_face(folder: Path) -> None:
     values: list[object] = [{"bytes": b"1", "path": "x"}, {"bytes": None, "path": "a.jpg"}, None]
     table = write_table(folder / "t.parquet", values)
     first, second, third = images_of(plan_shards([str(table)], COLUMN, 9)[0])
@@ -125,7 +121,7 @@ def test_a_table_of_hugging_face_has_bytes_or_paths_and_a_null_is_unreadable(fol
 @pytest.mark.parametrize(
     ("name", "mode"), [("w.tar", "w"), ("w.tar.gz", "w:gz"), ("w.tgz", "w:gz")]
 )
-def test_an_archive_is_one_shard_of_its_images(tmp_path: Path, name: str, mode: str) -> None:
+def test_archive_is_one_shard(tmp_path: Path, name: str, mode: str) -> None:
     members = {"1.jpg": b"one", "1.txt": b"a caption", "sub/2.png": b"two"}
     archive = write_tar(tmp_path / name, members, mode)
     assert read(plan_shards([str(tmp_path)], COLUMN, 1)) == [
@@ -135,9 +131,7 @@ def test_an_archive_is_one_shard_of_its_images(tmp_path: Path, name: str, mode: 
 
 # after the first image; in and after a header; in data
 @pytest.mark.parametrize("num_bytes", [1536, 2000, 2048, 2500])
-def test_a_truncated_archive_has_its_readable_images_and_one_that_is_not(
-    tmp_path: Path, num_bytes: int
-) -> None:
+def test_truncated_archive_is_reported(tmp_path: Path, num_bytes: int) -> None:
     archive = write_tar(tmp_path / "w.tar", {"1.jpg": b"x" * 600, "2.jpg": b"y" * 600})
     archive.write_bytes(archive.read_bytes()[:num_bytes])
     first, second = images_of(plan_shards([str(archive)], COLUMN, 9)[0])
@@ -174,7 +168,7 @@ def test_inputs_that_cannot_be_used_are_refused(folder: Path) -> None:
         plan_shards([str(table)], COLUMN, 9)
 
 
-def test_a_shard_is_described_by_its_files_or_its_rows(folder: Path) -> None:
+def test_description_of_shards(folder: Path) -> None:
     table = write_table(folder / "t.parquet", [b"1", b"2", b"3"])
     archive = write_tar(folder / "w.tar", {"1.jpg": b"one"})
     found = [each.describe() for each in plan_shards([str(table), str(archive)], COLUMN, 2)]

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from offline.answering import Answerer, load_model
 from offline.filesystems import StoredFile
 from offline.job import Build, Job
-from offline.rows import Row
+from offline.output import Row
 from offline.shards import FilesShard
 from service.environment import read_settings
 from service.inference.served_models import load_served_models

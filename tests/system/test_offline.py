@@ -38,8 +38,7 @@ SCORE_TOLERANCE = 1e-3  # sums in float32 depend on the other sequences of a bat
 # Writes the only shard of a job as a killed run would leave it, with an image that has failed.
 WRITE_FAILED = """
 from offline.__main__ import job_of, parse_arguments, settings_for
-from offline.output import Output
-from offline.rows import Row, RowError
+from offline.output import Output, Row, RowError
 from offline.shards import plan_shards
 given = parse_arguments(None)
 shards = plan_shards(given.inputs, given.column, given.shard_size)
