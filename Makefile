@@ -1,7 +1,7 @@
 # make help       these lines
 # make serve      environment, artifacts, service on port 3000: make serve MODELS="florence-2-base hf:owner/name"
-# make test       all checks: style, types, tests
-# make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing, mutants
+# make test       all checks: style, types, tests; a failed test that passes alone is printed as flaky
+# make test-long  the long tests, before a release: soak, widest shapes, many sequences, fuzzing
 # make matrix     the unit tests under each Python that is supported and found: make matrix PYTHONS="3.12 3.14"
 # make gpu-check  on a host with a GPU: the embedded models on it, each check with its aim: make gpu-check GPU_CHECK=--widths
 # make proto      the code of the gRPC interfaces, from service/rpc/proto/*.proto; the client links to the service's
@@ -60,11 +60,10 @@ test: $(VENV)/installed-dev $(VENV)/installed-export
 	$(MAKE) --jobs=2 check all-tests
 
 all-tests: export
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PY) -m tests.support.flaky -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-long: check export
 	$(PY) -m pytest -m long
-	$(PY) -m tests.support.mutation
 
 matrix: $(VENV)/installed-dev
 	VENV=$(VENV) .ci/matrix $(PYTHONS)

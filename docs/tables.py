@@ -24,7 +24,6 @@ _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _BENCH = ROOT / "laboratory" / "results"
 _LOAD = ROOT / "loadtest" / "results" / "load"
 _FORMS = ROOT / "tests" / "support" / "checkpoint_forms.json"
-_MUTATION = ROOT / "tests" / "support" / "mutation.json"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
 # The rows of the benchmark in README.md; docs/benchmarks.md has the others, so that no figure is on
@@ -100,16 +99,6 @@ def forms_table() -> str:
     return "\n".join(rows)
 
 
-def mutation_table() -> str:
-    """Return the share of killed mutants of every room, and below it the mutants that live."""
-    rooms = json.loads(_MUTATION.read_text(encoding="utf-8"))
-    rows = [f"| `{name}` | {room['mutants']} | {room['killed']} |" for name, room in rooms.items()]
-    alive = list[str]()
-    for room in rooms.values():
-        alive += [f"- {mutant}: {reason}" for mutant, reason in room["alive"].items()]
-    return "\n".join(["| room | mutants | killed |", "|---|---:|---:|", *rows, "", *alive])
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "tasks": lambda: task_table(load_catalog(_CATALOG)[name] for name in _EMBEDDED),
     "settings": settings_table,
@@ -122,7 +111,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "bench stages": lambda: _sections(
         _BENCH / "bench.md", "Where the time of a request goes, mean ms"
     ),
-    "mutation": mutation_table,
     "checkpoint forms": forms_table,
     "load": lambda: _sections(_LOAD / "load.md", "Load", "Saturation", "Offered and answered"),
 }

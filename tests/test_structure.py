@@ -1,6 +1,4 @@
-"""The rules that the folders stand for: which way imports point, who may import what, how long a
-file may be.
-"""
+"""The rules that the folders stand for: which way imports point, and who may import what."""
 
 import ast
 import graphlib
@@ -11,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.support.code_folders import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 ARROWS = {
@@ -76,7 +72,6 @@ BENTOML_ENTRY_POINTS = {
     "export/bento.py",
     "laboratory/bench/peers/bentoml_server.py",  # a peer, not one of our services
 }
-MAX_LINES = 350
 LINUX = re.compile(
     r"memfd_create|/proc/|/dev/shm|prctl|posix_fallocate|sched_getaffinity|pidfd_open|\"/proc\""
 )
@@ -143,20 +138,13 @@ def test_one_module_alone_uses_private_names_of_bentoml(folder: str) -> None:
         assert "BENTOML_RUNNER_MAP" not in path.read_text(encoding="utf-8"), path
 
 
-MAX_MODULES = 12
-
-
-@pytest.mark.parametrize("folder", PACKAGES)
-def test_no_folder_is_crowded_and_imports_between_folders_have_no_circle(folder: str) -> None:
+@pytest.mark.parametrize("folder", ARROWS)
+def test_imports_between_folders_have_no_circle(folder: str) -> None:
     rooms: dict[str, set[str]] = {}
     for path in modules(folder):
         room = ".".join(path.parent.relative_to(ROOT / folder).parts) or "."
         found = {room_of(folder, name) for name in imported_modules(path)}
         rooms.setdefault(room, set()).update(each for each in found if each not in (None, room))
-    for path in {path.parent for path in modules(folder)}:
-        assert (
-            len([each for each in path.glob("*.py") if each.name != "__init__.py"]) <= MAX_MODULES
-        ), path
     rooms.pop(".", None)  # it composes the others
     try:
         tuple(
@@ -246,14 +234,3 @@ def test_the_client_loads_neither_torch_nor_the_service() -> None:
         & loaded
     )
     assert not {"imaging", "mcp", "cvat_sdk", "fiftyone", "jsonschema"} & loaded
-
-
-@pytest.mark.parametrize("folder", [*ARROWS, "tests"])
-def test_no_module_is_over_the_limit(folder: str) -> None:
-    page = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".js", ".css", ".html")]
-    # the rest is generated
-    written = [path for path in [*modules(folder), *page] if "_pb2" not in path.name]
-    long = [
-        path for path in written if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES
-    ]
-    assert not long

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.code_folders import PACKAGES
+from tests.test_structure import ARROWS
 
 ROOT = Path(__file__).parents[1]
 # Shards that the run itself has pickled for its own workers, as Ray pickles the rest.
@@ -60,7 +60,7 @@ def test_what_makes_code_of_data_is_found(source: str) -> None:
     assert list(violations(source))
 
 
-@pytest.mark.parametrize("folder", PACKAGES)
+@pytest.mark.parametrize("folder", ARROWS)
 def test_no_module_makes_code_of_data(folder: str) -> None:
     for path in sorted((ROOT / folder).rglob("*.py")):
         found = list(violations(path.read_text(encoding="utf-8")))

@@ -1,5 +1,5 @@
-"""The code that one REST predict crosses, in the gateway or in a runner:
-`python -m tests.support.request_path [--runner] [--calls]`.
+"""The code that one REST predict crosses, in the gateway and in a runner:
+`python -m tests.support.request_path [--calls]`.
 
 The real app, core and channel answer a form in this process: object detection, with an image that
 the gateway has not seen. A simulated runner answers over TCP. The runner is measured apart, from
@@ -208,21 +208,20 @@ async def _write_about(client: httpx.AsyncClient, worker: "ModelWorker", tone: i
 
 
 def main() -> None:
-    """Print the counts, and the calls where asked."""
+    """Print the counts of the gateway, of the runner and of both, and the calls on request."""
     parser = argparse.ArgumentParser(
         "python -m tests.support.request_path", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--runner", action="store_true", help="the runner's half")
     parser.add_argument("--calls", action="store_true", help="print every call")
-    given = parser.parse_args()
-    path = asyncio.run(runner_path() if given.runner else request_path())
-    if given.calls:
-        print(*(f"{file}  {function}" for file, function in path.calls), sep="\n")
-    print(
-        f"{len(path.files)} files, {len(path.functions)} functions, {path.num_changes} changes of"
-        " file",
-        flush=True,
-    )
+    prints_calls = parser.parse_args().calls
+    gateway = asyncio.run(request_path())
+    runner = asyncio.run(runner_path())
+    both = RequestPath([*gateway.calls, *runner.calls])
+    for name, path in {"gateway": gateway, "runner": runner, "both": both}.items():
+        if prints_calls and path is not both:
+            print(*(f"{file}  {function}" for file, function in path.calls), sep="\n")
+        counts = f"{len(path.files)} files, {len(path.functions)} functions"
+        print(f"{name}: {counts}, {path.num_changes} changes of file", flush=True)
     os._exit(0)  # the threads of the runner are not to be joined
 
 

@@ -1,7 +1,7 @@
 """The first hour of a new user: a clone, an empty home, no variables, environments made by pip.
 
-The commands of all pages are run there: `make serve`, the installs, then every block that
-test_pages.py runs, by the packages that the pages install. It needs 5 GB of disk and pip's index.
+`make serve`, the installs of all pages and the README's blocks are run there. It needs 5 GB of
+disk and pip's index.
 """
 
 import os
@@ -19,15 +19,12 @@ import pytest
 from docs.tables import PAGES
 from tests.support.export_cli import ROOT
 from tests.support.running_service import OPEN, free_port, running_service
-from tests.support.tool_environments import dependency_group
-from tests.system.test_pages import BLOCKS, check
+from tests.system.test_readme import BLOCKS, check
 
 INSTALL = re.compile(r'^pip install ("?\./client.*?)(?:\s+#.*)?$', re.MULTILINE)
 GROUP = re.compile(r"^\.venv/bin/python -m (pip install .* --group \w+)$", re.MULTILINE)
-# No block imports FiftyOne, which brings a database.
+# FiftyOne brings a database.
 NOT_INSTALLED = "fiftyone"
-# What the examples import and their readers have: the clients of other protocols.
-CLIENTS = ("openai==", "tritonclient==", "geventhttpclient==")
 START_TIMEOUT_S = 3600  # pip, the export, then the service, beside other work
 
 
@@ -68,14 +65,13 @@ def user(tmp_path: Path) -> Iterator[NewUser]:
 
 
 def install_commands(pattern: re.Pattern[str]) -> list[str]:
-    found = pattern.findall("\n".join(page.read_text(encoding="utf-8") for page in PAGES))
-    return [each for each in dict.fromkeys(found) if NOT_INSTALLED not in each]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    commands = dict.fromkeys(pattern.findall(text))
+    return [command for command in commands if NOT_INSTALLED not in command]
 
 
 @pytest.mark.long
-def test_the_commands_of_the_pages_work_in_a_fresh_clone(
-    user: NewUser, tmp_path: Path, subtests: pytest.Subtests
-) -> None:
+def test_commands_of_the_pages_in_a_fresh_clone(user: NewUser, tmp_path: Path) -> None:
     ports = {"DIPTYCH_PORT": str(free_port()), "DIPTYCH_GRPC_PORT": str(free_port())}
     batches = {"DIPTYCH_BATCHES_FOLDER": str(tmp_path / "batches")}  # docs/batches.md asks for it
     variables = user.variables | ports | batches
@@ -88,13 +84,9 @@ def test_the_commands_of_the_pages_work_in_a_fresh_clone(
         user.done("python3", "-m", "venv", tmp_path / "env")
         first, *extras = install_commands(INSTALL)
         user.done("pip", "install", "--quiet", *shlex.split(first))
-        for block in [each for each in BLOCKS if each.page == "README.md"]:
-            check(block, service, folder, user.run)
-        clients = [each for each in dependency_group("dev") if str(each).startswith(CLIENTS)]
-        user.done("pip", "install", "--quiet", *shlex.split(" ".join(extras)), *clients)
         for block in BLOCKS:
-            with subtests.test(page=block.page, code=block.code):
-                check(block, service, folder, user.run)
+            check(block, service, folder, user.run)
+        user.done("pip", "install", "--quiet", *shlex.split(" ".join(extras)))
         assert "florence-2-mini" in user.done(".venv/bin/python", "-m", "export", "doctor")
     for command in install_commands(GROUP):
         user.done(".venv/bin/python", "-m", *shlex.split(command))

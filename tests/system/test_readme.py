@@ -1,5 +1,4 @@
-"""The requests, calls and commands of README.md and docs/ are run, and give the results that the
-pages show.
+"""The requests, calls and commands of README.md are run, and give the results that it shows.
 
 bash, then json    a curl command and its answer
 python, then text  a program and what it prints
@@ -18,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from docs.tables import PAGES
 from tests.support.export_cli import ROOT
 from tests.support.running_service import RunningService
 from tests.support.server_sent_events import parse_events
@@ -32,25 +30,20 @@ _CLIENT = Path(sys.executable).with_name("diptych")  # the command of the packag
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of a page and the output that the page shows, empty for none."""
+    """A block and the output below it, empty for none."""
 
-    page: str
     language: str
     code: str
-    shown: str
+    output: str
 
 
-BLOCKS: list[Block] = []
-for _page in PAGES:
-    for _language, _code, _, _shown in _BLOCK.findall(_page.read_text(encoding="utf-8")):
-        BLOCKS.append(Block(_page.name, _language, _code, _shown))
-
-
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [Block(language, code, output) for language, code, _, output in _BLOCK.findall(README)]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"{each.page}-{each.language}" for each in BLOCKS])
-def test_a_block_does_what_the_page_shows(
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.language for block in BLOCKS])
+def test_block_prints_what_the_readme_shows(
     service: RunningService, tmp_path: Path, block: Block
 ) -> None:
     check(block, service, tmp_path, run_here)
@@ -63,21 +56,21 @@ def run_here(program: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def check(block: Block, service: RunningService, folder: Path, run: Run) -> None:
-    """Raise unless a block, run by `run`, does what its page shows."""
+    """Raise unless a block, run by `run`, prints the output below it."""
     code = adapted(block.code, service, folder)
     match block.language:
         case "python":
             # supervision warns at its import that it runs without OpenCV
             ran = run("python", "-Wignore:OpenCV", "-c", code)
-            assert (ran.stdout, ran.stderr) == (block.shown, "")
+            assert (ran.stdout, ran.stderr) == (block.output, "")
         case "bash":
             check_answer(block, printed_by(run, code, "curl"))
         case "sh":
             lines = code.splitlines()
             printed = "".join(printed_by(run, line, "diptych", service) for line in lines)
             assert printed
-            if block.shown:
-                assert without_times(printed, folder) == without_times(block.shown, folder)
+            if block.output:
+                assert without_times(printed, folder) == without_times(block.output, folder)
 
 
 def printed_by(run: Run, line: str, expected: str, service: RunningService | None = None) -> str:
@@ -91,8 +84,8 @@ def printed_by(run: Run, line: str, expected: str, service: RunningService | Non
 
 
 def check_answer(block: Block, printed: str) -> None:
-    if block.shown:
-        assert without_varying(json.loads(printed)) == without_varying(json.loads(block.shown))
+    if block.output:
+        assert without_varying(json.loads(printed)) == without_varying(json.loads(block.output))
     elif "stream=true" in block.code:
         assert [name for name, _ in parse_events(printed)][-2:] == ["token", "result"]
     else:
@@ -100,17 +93,16 @@ def check_answer(block: Block, printed: str) -> None:
         assert json.loads(printed)
 
 
-def test_there_are_requests_and_programs_on_the_pages() -> None:
-    assert {"README.md", "api.md"} <= {block.page for block in BLOCKS if block.language == "bash"}
-    assert {"README.md", "api.md"} <= {block.page for block in BLOCKS if block.language == "python"}
+def test_readme_has_a_request_and_a_program() -> None:
+    assert {"bash", "python"} <= {block.language for block in BLOCKS}
 
 
 def without_varying(value: Any) -> Any:
     """Return JSON without what differs from run to run, numbers to three places."""
     if isinstance(value, dict):
-        return {name: without_varying(each) for name, each in value.items() if name not in _VARYING}
+        return {name: without_varying(item) for name, item in value.items() if name not in _VARYING}
     if isinstance(value, list):
-        return [without_varying(each) for each in value]
+        return [without_varying(item) for item in value]
     return round(value, 3) if isinstance(value, float) else value
 
 
