@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
     """Tune an adapter, write its card and print its entry; raise `ExportError`, `CatalogError`."""
-    checkpoint = checkpoint_to_resume(parsed.output, parsed.resume)
+    checkpoint = checkpoint_to_resume(parsed.output, parsed.resume, parsed.overwrite)
     entry = tuned_entry(parsed.base, parsed.task, parsed.template)
     dataset = read_labels(parsed.data, work, parsed.images)
     show_problems(dataset.problems)
@@ -144,7 +144,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("data", type=Path, metavar="DATA", help=data)
     add("--base", required=True, metavar="MODEL", help="an id of models/catalog.yaml")
     add("--task", required=True, choices=TUNED_TASKS, metavar="TASK", help=tasks)
-    output = "of the adapter; must not have one"
+    output = "of the adapter; must be empty"
     add("--output", type=Path, required=True, metavar="FOLDER", help=output)
     add("--images", type=Path, metavar="FOLDER", help=images)
     add("--template", help=template)
@@ -155,6 +155,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--held-out", type=_share, default=0.1, metavar="SHARE", help=f"of images; {default}")
     add("--seed", type=int, default=0, help=default)
     add("--resume", action="store_true", help="continue an interrupted run of this FOLDER")
+    add("--overwrite", action="store_true", help="replace the files of a FOLDER that is not empty")
     return parser.parse_args(arguments)
 
 

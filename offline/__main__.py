@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from offline.filesystems import InputError, is_within
 from offline.job import Build, Job, OutputFormat
-from offline.output import Output, write_coco
+from offline.output import COCO_NAME, Output, write_coco
 from offline.shards import Shard, digest_of, plan_shards
 from service.analysis.steps import parse_plan
 from service.environment import read_settings
@@ -56,15 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise InputError(f"{place}; choose a folder beside it")
         settings = settings_for(options.model)
         shards = plan_shards(options.inputs, options.column, options.shard_size)
-        output = Output(options.output, job_of(options, settings, shards))
+        output = Output(options.output, job_of(options, settings, shards), options.overwrite)
         done = output.begin()
+        remaining = [(index, shard) for index, shard in enumerate(shards) if index not in done]
+        has_coco = not options.overwrite and options.format == "coco" and output.has(COCO_NAME)
+        if has_coco and remaining:
+            raise InputError(
+                f"{options.output} has {COCO_NAME}, but not all of its rows; move it, or give --overwrite"
+                " to replace it"
+            )
     except _REFUSALS as error:
         print(f"python -m offline: {error}", file=sys.stderr)
         return 2
-    remaining = [(index, shard) for index, shard in enumerate(shards) if index not in done]
     if remaining:
         _answer(options, output, settings, remaining)
-    if options.format == "coco":
+    if options.format == "coco" and not has_coco:
         write_coco(output)
     output.remove_incomplete()
     totals = output.totals()
@@ -210,6 +216,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="field of /v1/predict; repeatable",
     )
     add("--format", choices=get_args(OutputFormat), default="parquet", help="default %(default)s")
+    add("--overwrite", action="store_true", help="replace files of OUTPUT that others wrote")
     add("--column", default="image", help="of parquet files: images or paths; default %(default)s")
     add("--shard-size", type=_positive, default=256, help="images per file; default %(default)s")
     add("--address", help="of a Ray cluster; default: Ray on this host")

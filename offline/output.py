@@ -94,6 +94,7 @@ class Output:
 
     uri: str
     job: Job
+    overwrite: bool = False
 
     def begin(self) -> frozenset[int]:
         """Write or check the manifest, and return the shards that are done; raise `InputError`."""
@@ -102,16 +103,21 @@ class Output:
         present = {posixpath.basename(path) for path in files.ls(folder, detail=False)}
         if _MANIFEST in present:
             self.job.check(files.cat_file(self._path(_MANIFEST)).decode(), self._path(_MANIFEST))
-        elif present - {_INCOMPLETE}:
+        elif present - {_INCOMPLETE} and not self.overwrite:
             raise InputError(
                 f"{self.uri} has files but no {_MANIFEST}; choose an empty folder, or one of this"
-                " command"
+                " command, or give --overwrite to replace files"
             )
+        else:
+            present = set()
         self.remove_incomplete()
         if _MANIFEST not in present:
             self.write(_MANIFEST, lambda stream: stream.write(self.job.manifest().encode()))
         indices = range(self.job.num_shards)
         return frozenset(index for index in indices if self._name(index) in present)
+
+    def has(self, name: str) -> bool:
+        return bool(file_system(self.uri)[0].exists(self._path(name)))
 
     def remove_incomplete(self) -> None:
         """Remove what killed processes have left."""

@@ -9,14 +9,15 @@ RUN_FOLDER = "run"  # removed from the output folder when the run ends
 _STATE_FILE = "trainer_state.json"  # written last, so that a checkpoint with it is complete
 
 
-def checkpoint_to_resume(output: Path, resume: bool) -> str | None:
+def checkpoint_to_resume(output: Path, resume: bool, overwrite: bool = False) -> str | None:
     """Return the last complete checkpoint of an interrupted run.
 
-    Raise `TuningError` if the output does not fit.
+    Raise `TuningError` if the output does not fit, or has files that are not of such a run.
     """
     run = output / RUN_FOLDER
-    if (output / CONFIG_FILE).exists():
-        raise TuningError(f"{output} already has an adapter; give another --output or remove it")
+    hint = "give another --output, or --overwrite to replace its files"
+    if not overwrite and (output / CONFIG_FILE).exists():
+        raise TuningError(f"{output} already has an adapter; {hint}")
     if run.exists() and not resume:
         raise TuningError(
             f"{output} has an interrupted run; --resume continues it, removing {run} discards it"
@@ -24,6 +25,8 @@ def checkpoint_to_resume(output: Path, resume: bool) -> str | None:
     if not run.exists():
         if resume:
             raise TuningError(f"{output} has no interrupted run to resume")
+        if not overwrite and output.exists() and any(output.iterdir()):
+            raise TuningError(f"{output} has files that are not of an interrupted run; {hint}")
         return None
     complete = [path for path in run.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
     return (

@@ -197,3 +197,10 @@ def test_resumed_run_starts_with_first_attempts(output: Output) -> None:
     Attempt.begin(output, 0).record(5)
     assert output.begin() == frozenset()
     assert Attempt.begin(output, 0) == replace(Attempt(output, 0))
+
+
+def test_files_of_another_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "part-00000000.parquet").write_bytes(b"mine")
+    with pytest.raises(InputError, match="or give --overwrite to replace files"):
+        Output(str(tmp_path), JOB).begin()
+    assert Output(str(tmp_path), JOB, overwrite=True).begin() == frozenset()  # it is no shard

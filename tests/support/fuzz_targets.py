@@ -114,7 +114,7 @@ def _journal(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "journal.jsonl")
         path.write_bytes(data)
-        with AppendLog.open(path) as log:
+        with AppendLog.open(path, "job") as log:
             for _ in log.values():
                 pass
 

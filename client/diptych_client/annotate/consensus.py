@@ -28,12 +28,12 @@ from diptych_client.annotate.dataset_files import (
     class_name,
     coco_document,
     joined_rings,
-    write_atomically,
     write_dataset,
 )
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import ImageSize
+from diptych_client.long_runs import Outputs
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
 from diptych_client.results import Instance, Result
 
@@ -117,20 +117,20 @@ def _agreed_pairs(
 
 def write_consensus(
     dataset_format: DatasetFormat,
-    out: Path,
+    outputs: Outputs,
     folder: Path,
     agreements: Sequence[Agreement],
     job: Job,
 ) -> Path:
     """Write the accepted boxes and the review list; return the path of the dataset's main file."""
     accepted = [each.record(each.accepted) for each in agreements]
-    dataset = write_dataset(dataset_format, out, folder, accepted, job)
+    dataset = write_dataset(dataset_format, outputs, folder, accepted, job)
     review = [each for each in agreements if each.differing]
-    write_review(out, "", review, job)
+    write_review(outputs, "", review, job)
     return dataset
 
 
-def write_review(out: Path, prefix: str, review: Sequence[Agreement], job: Job) -> None:
+def write_review(outputs: Outputs, prefix: str, review: Sequence[Agreement], job: Job) -> None:
     """Write the differing boxes of images for review, as COCO and as Label Studio's tasks."""
     models: list[str] = []
     records = []
@@ -140,9 +140,9 @@ def write_review(out: Path, prefix: str, review: Sequence[Agreement], job: Job) 
     document = coco_document(records, class_indices(records, job.requested_labels()))
     for annotation, model in zip(document["annotations"], models, strict=True):
         annotation.update(review=True, model=model)
-    write_atomically(out / f"{prefix}review.json", json.dumps(document))
+    outputs.write(outputs.folder / f"{prefix}review.json", json.dumps(document))
     tasks = [_label_studio_task(each) for each in review]
-    write_atomically(out / f"{prefix}label_studio.json", json.dumps(tasks))
+    outputs.write(outputs.folder / f"{prefix}label_studio.json", json.dumps(tasks))
 
 
 def _label_studio_task(agreement: Agreement) -> dict[str, Any]:

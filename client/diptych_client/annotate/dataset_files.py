@@ -16,8 +16,6 @@ JSON lines, answers.jsonl: {"image": name, "answer": the JSON of REST}.
 """
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -34,11 +32,23 @@ from diptych_client.geometry import (
     Ring,
 )
 from diptych_client.inputs.files import ImageFile
-from diptych_client.long_runs import RunError
+from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Detection, DetectionsResult, Instance, InstancesResult, Result
 from diptych_client.transports.rest_messages import answer_json
 
 _RESULTS_WITH_BOXES = ("detections", "instances")
+_FILES = (
+    "annotations.json",
+    "answers.jsonl",
+    "dataset.yaml",
+    "guarantee.json",
+    "label_studio.json",
+    "review.json",
+    "review.jsonl",
+    "suggested.jsonl",
+    "suggested_label_studio.json",
+    "suggested_review.json",
+)
 
 Box = Detection | Instance
 
@@ -83,17 +93,31 @@ def check_guarantee(dataset_format: DatasetFormat, result: str, has_thresholds: 
 
 
 def write_dataset(
-    dataset_format: DatasetFormat, out: Path, folder: Path, records: Sequence[Record], job: Job
+    dataset_format: DatasetFormat,
+    outputs: Outputs,
+    folder: Path,
+    records: Sequence[Record],
+    job: Job,
 ) -> Path:
     """Write the dataset and return the path of its main file."""
+    out = outputs.folder
     if dataset_format is DatasetFormat.jsonl:
         rows = ({"image": each.image.name, "answer": answer_json(each.answer)} for each in records)
         lines = (json.dumps(row) + "\n" for row in rows)
-        return write_atomically(out / "answers.jsonl", "".join(lines))
+        return outputs.write(out / "answers.jsonl", "".join(lines))
     classes = class_indices(records, job.requested_labels())
     if dataset_format is DatasetFormat.yolo:
-        return _write_yolo(out, folder, records, classes)
-    return write_atomically(out / "annotations.json", json.dumps(coco_document(records, classes)))
+        return _write_yolo(outputs, folder, records, classes)
+    return outputs.write(out / "annotations.json", json.dumps(coco_document(records, classes)))
+
+
+def check_outputs(outputs: Outputs, folder: Path, images: Sequence[ImageFile]) -> None:
+    """Raise `RunError` if the output has labels or images that this command did not write."""
+    out = outputs.folder
+    outputs.check(out / name for name in _FILES)
+    outputs.check(sorted((out / "labels").rglob("*.txt")))
+    for image in images:
+        outputs.has_link(folder / image.name, out / "images" / "train" / image.name)
 
 
 def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) -> dict[str, int]:
@@ -136,24 +160,19 @@ def coco_document(records: Sequence[Record], classes: Mapping[str, int]) -> dict
 
 
 def _write_yolo(
-    out: Path, folder: Path, records: Sequence[Record], classes: Mapping[str, int]
+    outputs: Outputs, folder: Path, records: Sequence[Record], classes: Mapping[str, int]
 ) -> Path:
+    out = outputs.folder
     for record in records:
-        image = out / "images" / "train" / record.image.name
-        image.parent.mkdir(parents=True, exist_ok=True)
-        image.unlink(missing_ok=True)
-        try:
-            os.link(folder / record.image.name, image)
-        except OSError:  # another file system, or one without links
-            shutil.copy2(folder / record.image.name, image)
+        name = record.image.name
+        outputs.link(folder / name, out / "images" / "train" / name)
         labels = out / "labels" / "train" / _label_name(record.image)
-        labels.parent.mkdir(parents=True, exist_ok=True)
-        labels.write_text(yolo_lines(record, classes), encoding="utf-8")
+        outputs.write(labels, yolo_lines(record, classes))
     root = json.dumps(str(out.resolve()), ensure_ascii=False)  # a JSON string is a YAML string
     quoted = {index: json.dumps(name, ensure_ascii=False) for name, index in classes.items()}
     names = ", ".join(f"{index}: {name}" for index, name in quoted.items())
     yaml = f"path: {root}\ntrain: images/train\nval: images/train\nnames: {{{names}}}\n"
-    return write_atomically(out / "dataset.yaml", yaml)
+    return outputs.write(out / "dataset.yaml", yaml)
 
 
 def yolo_lines(record: Record, classes: Mapping[str, int]) -> str:
@@ -186,11 +205,3 @@ def joined_rings(rings: Sequence[Ring]) -> list[PointXy]:
 
 def _label_name(image: ImageFile) -> str:
     return PurePosixPath(image.name).with_suffix(".txt").as_posix()
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Write a file so that it exists completely or not at all."""
-    incomplete = path.with_name(path.name + ".incomplete")
-    incomplete.write_text(text, encoding="utf-8")
-    os.replace(incomplete, path)
-    return path

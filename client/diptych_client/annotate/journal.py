@@ -55,7 +55,7 @@ class Journal:
     @contextmanager
     def open(cls, path: Path, job: Job) -> Iterator[Self]:
         """Open or create the journal of a job."""
-        with AppendLog.open(path) as log:
+        with AppendLog.open(path, "job") as log:
             yield cls(log, job)
 
     def has(self, image: ImageFile) -> bool:

@@ -13,11 +13,10 @@ import json
 import random
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Self
 
 from diptych_client.annotate.consensus import Agreement
-from diptych_client.annotate.dataset_files import Box, write_atomically
+from diptych_client.annotate.dataset_files import Box
 from diptych_client.annotate.journal import Record
 from diptych_client.annotate.judging import Truth
 from diptych_client.annotate.proposals import agreement, has_text
@@ -26,6 +25,7 @@ from diptych_client.evaluation.metrics.detection import run_lengths
 from diptych_client.evaluation.questionnaire import ObjectsTruth, TextsTruth
 from diptych_client.geometry import RunLengthMask
 from diptych_client.inputs import ImageFile
+from diptych_client.long_runs import Outputs
 from diptych_client.results import Detection, Instance, InstancesResult, TextResult
 
 _FILE = "suggestions.jsonl"
@@ -35,21 +35,23 @@ _FILE = "suggestions.jsonl"
 class Suggestions:
     """The images that were suggested so far, and whether they were drawn at random."""
 
-    path: Path
+    outputs: Outputs
     is_random: Mapping[str, bool]
 
     @classmethod
-    def read(cls, out: Path) -> Self:
-        path = out / _FILE
+    def read(cls, outputs: Outputs) -> Self:
+        path = outputs.folder / _FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         rows = [json.loads(line) for line in lines]
-        return cls(path, {row["image"]: row["is_random"] for row in rows})
+        return cls(outputs, {row["image"]: row["is_random"] for row in rows})
 
     def add(self, images: Sequence[str], is_random: bool) -> None:
         """Record images before a person sees them."""
         known = dict(self.is_random) | dict.fromkeys(images, is_random)
         rows = [{"image": name, "is_random": value} for name, value in known.items()]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.outputs.write(
+            self.outputs.folder / _FILE, "".join(json.dumps(row) + "\n" for row in rows)
+        )
 
     def drawn(self, images: Sequence[ImageFile], known: Set[str], number: int) -> list[ImageFile]:
         """Return images drawn at random from those that are neither known nor suggested."""

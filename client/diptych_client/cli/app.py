@@ -24,11 +24,12 @@ from diptych_client.cli.options import (
     GuaranteeOptions,
     InputOptions,
     ModelIds,
+    Overwrite,
     TaskOptions,
     listed,
     with_options,
 )
-from diptych_client.cli.predicting import predict_images
+from diptych_client.cli.predicting import check_drawing, predict_images, save_drawing
 from diptych_client.cli.recipes import read_recipe, shipped_recipes
 from diptych_client.cli.terminal import echo, set_verbosity
 from diptych_client.cli.views import analysis_view, comparison_view, models_view, tasks_view
@@ -162,8 +163,11 @@ def compare(
     models: ModelIds = None,
     draw: Draw = None,
     as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Run a task on an image with several models; `--draw` shows them side by side."""
+    if draw is not None:
+        check_drawing(draw, overwrite)
     task = task_options.task
     parameters = task_options.parameters()
     options = task_options.answer_options()
@@ -172,7 +176,7 @@ def compare(
         comparison = client.compare(image, task, parameters, models=chosen, options=options)
     _print(as_json, comparison_json(comparison), comparison_view(comparison))
     if draw is not None:
-        draw_comparison(open_upright(image), comparison).save(draw)
+        save_drawing(draw_comparison(open_upright(image), comparison), draw)
 
 
 @app.command()
@@ -280,11 +284,12 @@ def index_reports(
     reports: Annotated[list[Path], Argument(help="Folders that `evaluate` wrote.", exists=True)],
     out: Annotated[Path, Option(help="The page.", dir_okay=False)] = Path("reports.html"),
     as_json: AsJson = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write one page over several reports: tasks, models, what can be told apart."""
     from diptych_client.evaluation.report.index import write_index
 
-    rows = write_index(reports, out)
+    rows = write_index(reports, out, overwrite)
     echo(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else f"the page is {out}")
 
 

@@ -20,17 +20,21 @@ from diptych_client.cli.options import (
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
 from diptych_client.cli.views import table_view
 from diptych_client.evaluation.answer_log import WITHOUT_TILES, AnswerLog, Asker
-from diptych_client.evaluation.calibration import already_calibrated, fit, write_calibrations
+from diptych_client.evaluation.calibration import (
+    already_calibrated,
+    calibration_document,
+    fit,
+)
 from diptych_client.evaluation.dataset import Dataset, LabelledImage
 from diptych_client.evaluation.metrics.evaluator import Evaluation, Evaluator, sampled
 from diptych_client.evaluation.metrics.race import Race, check_two, shuffled
 from diptych_client.evaluation.questionnaire import Prompts, Questionnaire, Sample, read_prompts
 from diptych_client.evaluation.readers import read_dataset
-from diptych_client.evaluation.report import Gallery, sentences, write_report
+from diptych_client.evaluation.report import Gallery, report_files, sentences, write_report
 from diptych_client.evaluation.report.tables import json_document, tables
 from diptych_client.evaluation.run_record import Asked, run_record
 from diptych_client.inputs import Opened, Problems, open_images
-from diptych_client.long_runs import FailureLog, RunError
+from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import given_fields
 from diptych_client.results import Model
 
@@ -43,11 +47,25 @@ def evaluate_dataset(
     task_options: TaskOptions,
 ) -> int:
     """Evaluate the models, write the report and return the number of failed requests."""
-    task = task_options.task
-    seed = task_options.seed or 0
-    out = output_folder(options.out, inputs, task)
+    out = output_folder(options.out, inputs, task_options.task)
     if Path(inputs[0]).is_dir():
         check_folders(Path(inputs[0]), out)
+    with Outputs(out, input_options.overwrite) as outputs:
+        outputs.check([*report_files(out), *filter(None, [options.calibrate])])
+        return _evaluate(connection, inputs, options, input_options, task_options, outputs)
+
+
+def _evaluate(
+    connection: ConnectionOptions,
+    inputs: Sequence[str],
+    options: EvaluateOptions,
+    input_options: InputOptions,
+    task_options: TaskOptions,
+    outputs: Outputs,
+) -> int:
+    task = task_options.task
+    seed = task_options.seed or 0
+    out = outputs.folder
     models = _models(connection, task, options)
     names = tuple(model.id for model in models)
     with_tiles = task_options.tiles not in (None, "off")
@@ -62,14 +80,14 @@ def evaluate_dataset(
     if options.until_decided:
         check_two(names)
         dataset = shuffled(dataset, seed)
-    note_problems(opening.problems, out)
+    note_problems(opening.problems, outputs)
     if dataset.note:
         logger.warning(dataset.note)
     prompts = Prompts() if options.prompts is None else read_prompts(options.prompts)
     questionnaire = Questionnaire(task, task_options.parameters(), prompts, dataset.classes)
     samples = list(questionnaire.samples(dataset))
     with AnswerLog.open(out / "answers.jsonl", task, task_options.answer_options()) as log:
-        with FailureLog(out / "failures.jsonl") as failures:
+        with FailureLog(outputs.claim(out / "failures.jsonl")) as failures:
             asker = Asker(dataset.store, log, failures, options.concurrency)
             verdict = ""
             if options.until_decided:
@@ -94,7 +112,7 @@ def evaluate_dataset(
         run = replace(run, left_out=dict(opening.problems.counts))
         evaluation = replace(found, run=run)
         gallery = Gallery(dataset.store, log, questionnaire.names, names)
-        write_report(out, evaluation, gallery, samples)
+        write_report(outputs, evaluation, gallery, samples)
     if input_options.as_json:
         document = json_document(evaluation, {}) | {"report": str(out / "report.html")}
         document |= {"decided": verdict} if verdict else {}
@@ -108,7 +126,7 @@ def evaluate_dataset(
         for model in models:
             scored = evaluator.measures[model.id].scored() if evaluator.measures else None
             fitted.append(fit(model.id, model.checkpoint, task, scored, with_tiles))
-        write_calibrations(options.calibrate, fitted)
+        outputs.write(options.calibrate, calibration_document(fitted))
         logger.info("the calibration is %s", options.calibrate)
     return failures.num_failures
 

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from diptych_client.annotate.dataset_files import (
     check_consensus,
     check_format,
     check_guarantee,
+    check_outputs,
     write_dataset,
 )
 from diptych_client.annotate.job import Job, check_folders
@@ -30,7 +32,7 @@ from diptych_client.cli.options import (
 )
 from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress
 from diptych_client.inputs import ImageFile, ImageStore, open_images
-from diptych_client.long_runs import FailureLog, RunError
+from diptych_client.long_runs import FailureLog, Outputs, RunError
 
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9.-]{,199}")  # model ids of the service's catalog
 
@@ -81,22 +83,27 @@ def annotate_images(
     opened = open_images(inputs, opening)
     if Path(inputs[0]).is_dir():
         check_folders(opened.path, out)
-    note_problems(opening.problems, out)
     store, images = opened.images()
-    jobs = _jobs(connection, options, task_options, images, guarantee)
-    out.mkdir(parents=True, exist_ok=True)
-    with FailureLog(out / "failures.jsonl") as failures:
+    with ExitStack() as stack:
+        outputs = stack.enter_context(Outputs(out, input_options.overwrite))
+        check_outputs(outputs, store.path, images)
+        if guarantee.thresholds is not None:
+            outputs.check([guarantee.thresholds])
+        note_problems(opening.problems, outputs)
+        jobs = _jobs(connection, options, task_options, images, guarantee)
+        out.mkdir(parents=True, exist_ok=True)
+        failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
         answering = _Answering(connection, jobs, failures, options.concurrency)
         if guarantee.labelled is None:
             answers = answering.answers(out, store, images)
-            dataset, notes = _write(options, out, store.path, answers, jobs[0])
+            dataset, notes = _write(options, outputs, store.path, answers, jobs[0])
         else:
             try:
                 from diptych_client.cli.guaranteed import annotate_with_guarantee
             except ImportError as error:
                 needed = f"{error.name}: pip install 'diptych-client[evaluate]'"
                 raise RunError(f"annotate --labelled needs {needed}") from error
-            place = (answering.answers, out, store, images)
+            place = (answering.answers, outputs, store, images)
             given = (options, guarantee, jobs[0], connection.models)
             answers, dataset, notes = annotate_with_guarantee(*place, *given)
     notes.append(f"{len(answers)} of {len(images)} images are in {dataset}")
@@ -122,19 +129,19 @@ def _check_guarantee(
 
 def _write(
     options: AnnotateOptions,
-    out: Path,
+    outputs: Outputs,
     folder: Path,
     answers: Sequence[tuple[Record, ...]],
     job: Job,
 ) -> tuple[Path, list[str]]:
     """Write the dataset; return its path and what to say about it."""
-    place = (options.dataset_format, out, folder)
+    place = (options.dataset_format, outputs, folder)
     if not options.consensus:
         return write_dataset(*place, [records[0] for records in answers], job), []
     rule = AgreementRule(options.iou, options.accept_score)
     agreements = [agree(first, second, rule) for first, second in answers]
     num_differing = sum(bool(each.differing) for each in agreements)
-    note = f"{num_differing} images have boxes to review, see {out / 'review.json'}"
+    note = f"{num_differing} images have boxes to review, see {outputs.folder / 'review.json'}"
     return write_consensus(*place, agreements, job), [note]
 
 

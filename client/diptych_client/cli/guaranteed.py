@@ -12,7 +12,7 @@ from typing import Self
 
 from diptych_client.annotate.appearance import Seen, seen
 from diptych_client.annotate.consensus import Agreement, write_consensus, write_review
-from diptych_client.annotate.dataset_files import DatasetFormat, write_atomically, write_dataset
+from diptych_client.annotate.dataset_files import DatasetFormat, write_dataset
 from diptych_client.annotate.guarantee import Promise
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
@@ -33,7 +33,7 @@ from diptych_client.cli.terminal import logger
 from diptych_client.evaluation.questionnaire import ObjectsTruth, TextsTruth
 from diptych_client.evaluation.readers import read_dataset
 from diptych_client.inputs import Folder, ImageFile, ImageStore
-from diptych_client.long_runs import RunError
+from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Model
 from diptych_client.transports.rest_messages import answer_json
 
@@ -71,12 +71,16 @@ class _Run:
     """The command: what is asked, and the images that it is about."""
 
     answer: AnswerImages
-    out: Path
+    outputs: Outputs
     folder: Folder
     images: Sequence[ImageFile]
     given: GuaranteeOptions
     job: Job
     promises: Promises
+
+    @property
+    def out(self) -> Path:
+        return self.outputs.folder
 
     def reviewed(self, suggestions: Suggestions) -> Mapping[ImageFile, Truth]:
         """Return a person's labels of these images.
@@ -146,7 +150,7 @@ class _Run:
         if not others:
             raise RunError(f"all {len(self.images)} images are labelled already; give others")
         chosen = random.Random(_SEED).sample(others, min(_MAX_SAMPLE, len(others)))
-        write_atomically(self.out / _PILOT, json.dumps([each.name for each in chosen]))
+        self.outputs.write(self.out / _PILOT, json.dumps([each.name for each in chosen]))
         return chosen
 
     def seen(self, store: ImageStore, answers: Iterable[Records]) -> Iterator[Seen]:
@@ -157,16 +161,16 @@ class _Run:
     def suggest(self, suggested: Sequence[Records]) -> str:
         """Write images for a person and return where they are."""
         if suggested and has_text(suggested[0][0]):
-            return str(_write_texts(self.out / "suggested.jsonl", suggested))
+            return str(_write_texts(self.outputs, "suggested.jsonl", suggested))
         tolerance = self.promises.tolerance
         review = [refused(records, tolerance) for records in suggested]
-        write_review(self.out, "suggested_", review, self.job)
+        write_review(self.outputs, "suggested_", review, self.job)
         return str(self.out / "suggested_review.json")
 
 
 def annotate_with_guarantee(
     answer: AnswerImages,
-    out: Path,
+    outputs: Outputs,
     folder: Folder,
     images: Sequence[ImageFile],
     options: AnnotateOptions,
@@ -182,8 +186,9 @@ def annotate_with_guarantee(
     missed = None if given.max_missed is None else Promise(given.max_missed, given.confidence)
     wrong = Promise(given.max_wrong or DEFAULT_MAX_WRONG, given.confidence)
     promises = Promises(wrong, missed, Tolerance(options.iou, given.max_cer))
-    run = _Run(answer, out, folder, images, given, job, promises)
-    suggestions = Suggestions.read(out)
+    out = outputs.folder
+    run = _Run(answer, outputs, folder, images, given, job, promises)
+    suggestions = Suggestions.read(outputs)
     reviewed = run.reviewed(suggestions)
     try:
         guarantee, shift = run.proved(suggestions, reviewed)
@@ -198,7 +203,7 @@ def annotate_with_guarantee(
     for sentence in said:
         logger.info(sentence)
     if given.thresholds is not None:
-        _write_thresholds(given.thresholds, guarantee, job, served())
+        _write_thresholds(outputs, given.thresholds, guarantee, job, served())
     answers = answer(out, folder, images)
     others = set[str]()
     if shift is not None:
@@ -206,7 +211,7 @@ def annotate_with_guarantee(
     accepting = _Accepting(
         guarantee, others, {image.name: truth for image, truth in reviewed.items()}
     )
-    place = (options.dataset_format, out, folder.path)
+    place = (options.dataset_format, outputs, folder.path)
     dataset, num_review = _write(*place, answers, job, accepting)
     review = out / ("review.jsonl" if dataset.suffix == ".jsonl" else "review.json")
     said.append(f"{num_review} images are to be reviewed, see {review}")
@@ -224,7 +229,9 @@ def _kept_pilot(out: Path, images: Sequence[ImageFile]) -> list[ImageFile]:
     return [by_name[name] for name in chosen if name in by_name]
 
 
-def _write_thresholds(path: Path, guarantee: Guarantee, job: Job, models: Iterable[Model]) -> None:
+def _write_thresholds(
+    outputs: Outputs, path: Path, guarantee: Guarantee, job: Job, models: Iterable[Model]
+) -> None:
     """Write what is proved of a model as a part of a calibration file of the service."""
     (model,) = [each for each in models if each.id == job.model]
     fields = job.fields()
@@ -236,7 +243,7 @@ def _write_thresholds(path: Path, guarantee: Guarantee, job: Job, models: Iterab
         "fields": fields,
     }
     rows = [proved | each for each in guarantee.proofs()]
-    write_atomically(path, json.dumps({"proofs": rows}, indent=1) + "\n")
+    outputs.write(path, json.dumps({"proofs": rows}, indent=1) + "\n")
     shares = ", ".join(f"{row['min_precision']:g}" for row in rows)
     logger.info("%s has what is proved for the service: min_precision %s", path, shares)
 
@@ -297,7 +304,7 @@ class _Accepting:
 
 def _write(
     dataset_format: DatasetFormat,
-    out: Path,
+    outputs: Outputs,
     folder: Path,
     answers: Sequence[Records],
     job: Job,
@@ -308,7 +315,7 @@ def _write(
     Return the path of the dataset and the number of images to review.
     """
     document = accepting.guarantee.document()
-    write_atomically(out / "guarantee.json", json.dumps(document, indent=1))
+    outputs.write(outputs.folder / "guarantee.json", json.dumps(document, indent=1))
     if any(has_text(records[0]) for records in answers):
         accepted = []
         review = []
@@ -318,18 +325,18 @@ def _write(
                 accepted.append(record)
             if accepting.leaves_text(records):
                 review.append(records)
-        _write_texts(out / "review.jsonl", review)
-        return write_dataset(dataset_format, out, folder, accepted, job), len(review)
+        _write_texts(outputs, "review.jsonl", review)
+        return write_dataset(dataset_format, outputs, folder, accepted, job), len(review)
     agreements = [accepting.boxes(records) for records in answers]
-    dataset = write_consensus(dataset_format, out, folder, agreements, job)
+    dataset = write_consensus(dataset_format, outputs, folder, agreements, job)
     return dataset, sum(bool(each.differing) for each in agreements)
 
 
-def _write_texts(path: Path, answers: Sequence[Records]) -> Path:
+def _write_texts(outputs: Outputs, name: str, answers: Sequence[Records]) -> Path:
     """Write the answers to images for review, a line for each image."""
     lines = []
     for records in answers:
         answered = [answer_json(each.answer) for each in records]
         row = {"image": records[0].image.name, "answers": answered}
         lines.append(json.dumps(row) + "\n")
-    return write_atomically(path, "".join(lines))
+    return outputs.write(outputs.folder / name, "".join(lines))

@@ -24,6 +24,9 @@ ModelIds = Annotated[
     list[str] | None,
     Option("--models", "--model", help=f"Model ids, {_LISTED}; default: all that offer the task."),
 ]
+Overwrite = Annotated[
+    bool, Option("--overwrite", help="Replace files that this command did not write.")
+]
 Concurrency = Annotated[int, Option(help="Number of concurrent requests.", min=1)]
 
 
@@ -64,7 +67,7 @@ def listed(values: Iterable[str] | None) -> list[str] | None:
 
 @dataclass(frozen=True, slots=True)
 class InputOptions:
-    """How inputs are read."""
+    """How inputs are read, and whether files of others are replaced."""
 
     every: Annotated[float, Option(help="Of a video: seconds between two frames.", min=0.001)] = (
         DEFAULT_EVERY_S
@@ -73,6 +76,7 @@ class InputOptions:
         bool, Option("--strict", help="Stop at the first damaged label or unreadable URL.")
     ] = False
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False
+    overwrite: Overwrite = False
 
     def opening(self, out: Path) -> Opening:
         """Return how an input is opened; archives, videos and URLs are unpacked in `out`."""

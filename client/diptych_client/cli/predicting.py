@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from PIL import Image
 from rich.console import Console
 
 from diptych_client.cli.options import ConnectionOptions, InputOptions, TaskOptions
@@ -15,8 +16,12 @@ from diptych_client.cli.views import answer_view
 from diptych_client.drawing import draw_answer, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.inputs import Folder, ImageFile, open_images
+from diptych_client.long_runs import refusal
 from diptych_client.results import Answer
 from diptych_client.transports.rest_messages import answer_json
+
+_SOFTWARE = 0x0131  # EXIF's tag of the program that made a picture
+_PROGRAM = "diptych"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,25 @@ class _StoredImage:
 
     def read(self) -> bytes:
         return self.store.read(self.image)
+
+
+def check_drawing(path: Path, overwrite: bool) -> None:
+    """Raise `RunError` for a file that is not a drawing of this program, unless it is replaced."""
+    if overwrite or not path.exists():
+        return
+    try:
+        with Image.open(path) as picture:
+            program = picture.getexif().get(_SOFTWARE)
+    except OSError:
+        program = None
+    if program != _PROGRAM:
+        raise refusal(path)
+
+
+def save_drawing(picture: Image.Image, path: Path) -> None:
+    exif = Image.Exif()
+    exif[_SOFTWARE] = _PROGRAM
+    picture.save(path, exif=exif)
 
 
 def predict_images(
@@ -53,6 +77,11 @@ def predict_images(
         note_problems(opening.problems, None)
         store, images = opened.images()
         is_one = len(images) == 1 and opened.chosen is not None
+        targets: list[Path] = []
+        if draw is not None:
+            targets = [draw] if is_one else [draw / image.name for image in images]
+        for target in targets:
+            check_drawing(target, input_options.overwrite)
         answers = client.predict_many(
             [_StoredImage(store, image) for image in images],
             task_options.task,
@@ -61,7 +90,7 @@ def predict_images(
             options=task_options.answer_options(),
             progress=not is_one and sys.stderr.isatty() and not sys.stdout.isatty(),
         )
-        for image, answer in zip(images, answers, strict=True):
+        for index, (image, answer) in enumerate(zip(images, answers, strict=True)):
             if isinstance(answer, DiptychError) and is_one:
                 raise answer
             num_failed += isinstance(answer, DiptychError)
@@ -78,8 +107,8 @@ def predict_images(
                 if not is_one:
                     echo(f"\n{image.name}")
                 Console().print(answer_view(answer))
-            if draw is not None and isinstance(answer, Answer):
-                target = draw if is_one else draw / image.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                draw_answer(open_upright(store.path / image.name), answer).save(target)
+            if targets and isinstance(answer, Answer):
+                targets[index].parent.mkdir(parents=True, exist_ok=True)
+                picture = draw_answer(open_upright(store.path / image.name), answer)
+                save_drawing(picture, targets[index])
     return num_failed

@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.progress import Task as Bar
 from rich.text import Text
 
 from diptych_client.inputs import Problems
+from diptych_client.long_runs import Outputs
 
 _ERRORS = Console(stderr=True)
 _MAX_SHOWN = 20  # lines of problems
@@ -56,17 +56,18 @@ def set_verbosity(quiet: bool, verbose: bool) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def note_problems(problems: Problems, out: Path | None) -> None:
-    """Note input that was left out; with `out` all of it is in a file there."""
+def note_problems(problems: Problems, outputs: Outputs | None) -> None:
+    """Note input that was left out; with `outputs` all of it is in a file there."""
     for line in problems.lines[:_MAX_SHOWN]:
         logger.warning(line)
     file = ""
-    if out is not None:
-        path = out / "problems.txt"
-        path.unlink(missing_ok=True)
+    if outputs is not None:
+        path = outputs.folder / "problems.txt"
+        if path.exists():
+            outputs.check([path])
+            path.unlink()
         if problems.lines:
-            out.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(problems.lines) + "\n", encoding="utf-8")
+            outputs.write(path, "\n".join(problems.lines) + "\n")
             file = f"; all are in {path}"
     if problems.lines:
         logger.warning("%s%s", problems.summary(), file)

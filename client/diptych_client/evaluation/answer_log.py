@@ -69,7 +69,7 @@ class AnswerLog:
     @contextmanager
     def open(cls, path: Path, task: str, options: AnswerOptions) -> Iterator[Self]:
         """Open or create the log; raise `RunError` if another process has it open."""
-        with AppendLog.open(path) as log:
+        with AppendLog.open(path, "key") as log:
             yield cls(log, task, options)
 
     def questions(self, samples: Sequence[Sample], name: str) -> Iterator[Question]:

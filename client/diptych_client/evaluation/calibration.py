@@ -9,7 +9,6 @@ takes.
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,9 +105,9 @@ def already_calibrated(model: str, task: str) -> str:
     )
 
 
-def write_calibrations(path: Path, calibrations: Iterable[Calibration]) -> None:
+def calibration_document(calibrations: Iterable[Calibration]) -> str:
     document = {"calibrations": [asdict(each) for each in calibrations]}
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return json.dumps(document, indent=1) + "\n"
 
 
 def isotonic(

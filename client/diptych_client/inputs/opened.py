@@ -116,11 +116,14 @@ def _made(work: Path, source: Path | None, how: str, make: Callable[[Path], None
     stat = None if source is None else source.stat()
     state = json.dumps([how, source and str(source.absolute()), stat and [*stat[6:7], stat[8]]])
     mark = work.with_name(f"{work.name}.source")
-    if work.is_dir() and mark.is_file() and mark.read_text(encoding="utf-8") == state:
-        return work
-    mark.unlink(missing_ok=True)
-    shutil.rmtree(work, ignore_errors=True)
+    if mark.is_file():
+        if work.is_dir() and mark.read_text(encoding="utf-8") == state:
+            return work
+        shutil.rmtree(work, ignore_errors=True)
+    elif work.exists():
+        raise RunError(f"{work} is not of this command: move it, or choose another output folder")
     work.mkdir(parents=True)
+    mark.write_text("", encoding="utf-8")  # incomplete
     make(work)
     mark.write_text(state, encoding="utf-8")
     return work

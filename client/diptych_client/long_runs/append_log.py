@@ -30,14 +30,18 @@ class AppendLog:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path) -> Iterator[Self]:
-        """Open or create a log; raise `RunError` if another process has it open."""
+    def open(cls, path: Path, first_key: str) -> Iterator[Self]:
+        """Open or create a log whose first line is an object that begins with a key.
+
+        Raise `RunError` for another file, and if another process has the log open.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileIO(path, "a+") as file:
             try:
                 _lock(file)
             except (BlockingIOError, PermissionError) as error:
                 raise RunError(f"{path} is locked by another process") from error
+            _check_form(path, file, first_key)
             try:
                 yield cls(path, file)
             finally:
@@ -70,6 +74,17 @@ class AppendLog:
             raise OSError(f"{self.path}: incomplete write, the disk may be full")
         self._size_bytes += len(line)
         return offset
+
+
+def _check_form(path: Path, file: FileIO, first_key: str) -> None:
+    """Raise `RunError` for a file that is not a log: its end would be cut, or lines appended."""
+    expected = json.dumps({first_key: ""}).encode()[:-3]
+    file.seek(0)
+    beginning = file.read(len(expected))
+    if beginning != expected[: len(beginning)]:
+        raise RunError(
+            f"{path} is not a log of this command: move it, or choose another output folder"
+        )
 
 
 def _remove_incomplete_line(file: FileIO) -> int:

@@ -21,7 +21,7 @@ from diptych_client.annotate.consensus import AgreementRule, agree, write_consen
 from diptych_client.annotate.dataset_files import DatasetFormat, check_consensus
 from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
-from diptych_client.long_runs import RunError
+from diptych_client.long_runs import Outputs, RunError
 from diptych_client.results import Result
 from tests.support.client_answers import HOLE, SIZE, SQUARE, record
 
@@ -111,9 +111,9 @@ def test_boxes_of_which_one_has_a_low_score_are_left_for_review() -> None:
 
 def written(out: Path, pairs: Sequence[tuple[Record, Record]]) -> Path:
     out.mkdir()
-    return write_consensus(
-        DatasetFormat.coco, out, out, [agree(*pair, AgreementRule()) for pair in pairs], JOB
-    )
+    agreements = [agree(*pair, AgreementRule()) for pair in pairs]
+    with Outputs(out) as outputs:
+        return write_consensus(DatasetFormat.coco, outputs, out, agreements, JOB)
 
 
 def test_the_dataset_has_what_both_found_and_the_review_list_the_rest(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from diptych_client.annotate.dataset_files import (
 )
 from diptych_client.annotate.job import Job
 from diptych_client.inputs.files import ImageFile
-from diptych_client.long_runs import RunError
+from diptych_client.long_runs import Outputs, RunError
 from diptych_client.transports.rest_messages import answer_from_json
 from tests.support.client_answers import DETECTIONS, TEXT, record
 
@@ -23,11 +23,13 @@ JOB = Job("captioning", "some-model", TaskParameters(), AnswerOptions())
 
 def test_json_lines_have_one_line_for_each_image(tmp_path: Path) -> None:
     records = [record(TEXT, "a.png"), record(TEXT, "sub/b.png")]
-    path = write_dataset(DatasetFormat.jsonl, tmp_path, tmp_path, records, JOB)
+    with Outputs(tmp_path) as outputs:
+        path = write_dataset(DatasetFormat.jsonl, outputs, tmp_path, records, JOB)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["image"] for line in lines] == ["a.png", "sub/b.png"]
     assert [answer_from_json(line["answer"]) for line in lines] == [each.answer for each in records]
-    assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"answers.jsonl", "written.jsonl"}
 
 
 @pytest.mark.parametrize("dataset_format", [DatasetFormat.coco, DatasetFormat.yolo])

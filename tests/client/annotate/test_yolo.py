@@ -20,7 +20,7 @@ from diptych_client.annotate.job import Job
 from diptych_client.annotate.journal import Record
 from diptych_client.geometry import polygons_mask
 from diptych_client.inputs.files import ImageFile
-from diptych_client.long_runs import RunError
+from diptych_client.long_runs import Outputs, RunError
 from tests.support.client_answers import (
     DETECTIONS,
     FAR_SQUARE,
@@ -38,7 +38,8 @@ CLASSES = class_indices(RECORDS, ())
 def write(out: Path, folder: Path, records: Sequence[Record], labels: Sequence[str] = ()) -> Path:
     out.mkdir(exist_ok=True)
     job = Job("object_detection", "some-model", TaskParameters(labels=labels), AnswerOptions())
-    return write_dataset(DatasetFormat.yolo, out, folder, records, job)
+    with Outputs(out) as outputs:
+        return write_dataset(DatasetFormat.yolo, outputs, folder, records, job)
 
 
 def numbers(text: str) -> list[list[float]]:

@@ -13,10 +13,10 @@ from diptych_client.evaluation.calibration import (
     MIN_ANSWERS,
     CalibrationGap,
     ScoredAnswers,
+    calibration_document,
     fit,
     isotonic,
     min_object_share,
-    write_calibrations,
 )
 from diptych_client.evaluation.metrics.objects import ObjectsMeasure
 from diptych_client.evaluation.questionnaire import ClassNames, ObjectsTruth
@@ -100,7 +100,7 @@ def test_the_file_calibrates_unseen_answers_in_the_service(tmp_path: Path) -> No
     shares = np.linspace(0.001, 1, 1000)
     answered = replace(answered, shares=shares, are_found=shares > 0.1)
     fitted = [fit("m", "c", TASK, answered), fit("m", "c", TASK, answered, with_tiles=True)]
-    write_calibrations(tmp_path / "c.json", fitted)
+    (tmp_path / "c.json").write_text(calibration_document(fitted))
     calibration, tiled = read_calibrations(tmp_path / "c.json")
     assert (calibration.with_tiles, tiled.with_tiles) == (False, True)
     assert calibration.min_object_share == pytest.approx(0.1, abs=0.002)

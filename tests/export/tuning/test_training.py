@@ -147,6 +147,9 @@ def test_an_output_that_does_not_fit_is_refused(
     arguments = command(data, "florence-2-mini", tmp_path)
     assert main([*arguments, "--resume"]) == 1
     assert "has no interrupted run to resume" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("mine")
+    assert main(arguments) == 1
+    assert "has files that are not of an interrupted run; give" in capsys.readouterr().err
     (tmp_path / RUN_FOLDER).mkdir()
     assert main(arguments) == 1
     assert "has an interrupted run; --resume continues it" in capsys.readouterr().err

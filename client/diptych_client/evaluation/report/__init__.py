@@ -8,7 +8,7 @@ index.py     one page over several reports
 """
 
 from diptych_client.evaluation.report.gallery import Gallery
-from diptych_client.evaluation.report.page import write_report
+from diptych_client.evaluation.report.page import report_files, write_report
 from diptych_client.evaluation.report.tables import sentences
 
-__all__ = ["Gallery", "sentences", "write_report"]
+__all__ = ["Gallery", "report_files", "sentences", "write_report"]

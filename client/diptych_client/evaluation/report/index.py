@@ -11,17 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from diptych_client.evaluation.foreign_files import read_json
-from diptych_client.evaluation.report.page import head, html_table
+from diptych_client.evaluation.report.page import beginning, head, html_table
 from diptych_client.evaluation.report.tables import Table
 from diptych_client.evaluation.statistics import Difference, Interval
 from diptych_client.inputs.problems import MALFORMED
-from diptych_client.long_runs import RunError
+from diptych_client.long_runs import RunError, refusal
 
+_TITLE = "Reports"
 _HEADER = ("report", "task", "images", "date", "metric", "models", "conclusion", "images needed")
 
 
-def write_index(reports: Sequence[Path], out: Path) -> list[dict[str, Any]]:
-    """Write the page and return its rows; raise `RunError` for a file that is not a report."""
+def write_index(
+    reports: Sequence[Path], out: Path, overwrite: bool = False
+) -> list[dict[str, Any]]:
+    """Write the page and return its rows; raise `RunError` for a file that is not a report.
+
+    An earlier index is replaced, another file only with `overwrite`.
+    """
+    if out.exists() and not overwrite:
+        text = out.read_text(encoding="utf-8", errors="replace")
+        if not text.startswith(beginning(_TITLE)):
+            raise refusal(out)
     rows = []
     for given in reports:
         path = given / "report.json" if given.is_dir() else given
@@ -34,7 +44,7 @@ def write_index(reports: Sequence[Path], out: Path) -> list[dict[str, Any]]:
             raise RunError(f"{path} is not a report: {error!r:.200}") from error
     cells = tuple(tuple(map(str, row.values())) for row in rows)
     note = "Images needed: an estimate of how many such images would tell the models apart."
-    page = f"{head('Reports')}<main>{html_table(Table('All reports', _HEADER, cells, note))}"
+    page = f"{head(_TITLE)}<main>{html_table(Table('All reports', _HEADER, cells, note))}"
     links = ""
     for given in reports:
         folder = given if given.is_dir() else given.parent

@@ -22,6 +22,7 @@ from diptych_client.evaluation.report.tables import (
     sentences,
     tables,
 )
+from diptych_client.long_runs import Outputs
 
 _FOLDER = Path(__file__).parent
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -29,17 +30,23 @@ _INTERVAL = re.compile(r"\[[^\s,\]]+, [^\s,\]]+\]")  # its line is not broken
 
 
 def write_report(
-    out: Path, evaluation: Evaluation, gallery: Gallery, samples: Sequence[Sample]
+    outputs: Outputs, evaluation: Evaluation, gallery: Gallery, samples: Sequence[Sample]
 ) -> None:
     """Write report.html, report.md and report.json; a report of other options is kept."""
-    _keep_earlier(out, evaluation)
-    with (out / "report.html").open("w", encoding="utf-8") as file:
+    page, text, values = report_files(outputs.folder)
+    _keep_earlier(outputs, evaluation)
+    with outputs.claim(page).open("w", encoding="utf-8") as file:
         cards = (gallery.card(samples[each.sample_index], each) for each in evaluation.gallery)
         _write_page(evaluation, cards, file)
-    (out / "report.md").write_text(markdown(evaluation), encoding="utf-8")
+    outputs.write(text, markdown(evaluation))
     titles = {each.sample_index: samples[each.sample_index].title for each in evaluation.gallery}
     document = json.dumps(json_document(evaluation, titles), indent=2)
-    (out / "report.json").write_text(document + "\n", encoding="utf-8")
+    outputs.write(values, document + "\n")
+
+
+def report_files(out: Path) -> tuple[Path, Path, Path]:
+    """Return the files of a report: HTML, Markdown, JSON."""
+    return out / "report.html", out / "report.md", out / "report.json"
 
 
 def _write_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file: TextIO) -> None:
@@ -58,23 +65,28 @@ def _write_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file
     file.write(f"]</script><script>{script}</script></body></html>\n")
 
 
+def beginning(title: str) -> str:
+    """Return what a page begins with, which shows that it is of this program."""
+    meta = '<meta charset="utf-8">'
+    return f'<!doctype html>\n<html lang="en"><head>{meta}<title>{escape(title)}</title>'
+
+
 def head(title: str, *claims: str) -> str:
-    """Return the beginning of a page, up to its header."""
+    """Return the first part of a page, up to its header."""
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     shown = "".join(f'<p class="sentence">{escape(each)}</p>' for each in claims)
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title>"
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'{beginning(title)}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'
         f"<header><p>Diptych</p><h1>{escape(title)}</h1>{shown}</header>"
     )
 
 
-def _keep_earlier(out: Path, evaluation: Evaluation) -> None:
+def _keep_earlier(outputs: Outputs, evaluation: Evaluation) -> None:
     """Rename a report whose settings differ: its date becomes a part of its name."""
-    path = out / "report.json"
+    files = report_files(outputs.folder)
+    path = files[-1]
     if evaluation.run is None or not path.is_file():
         return
     try:
@@ -86,9 +98,9 @@ def _keep_earlier(out: Path, evaluation: Evaluation) -> None:
     except (ValueError, LookupError, TypeError):  # an earlier version wrote it
         date = "earlier"
         is_same = False
-    for suffix in () if is_same else (".html", ".md", ".json"):
-        if (file := path.with_suffix(suffix)).exists():
-            file.rename(file.with_name(f"report-{date}{suffix}"))
+    for file in () if is_same else files:
+        if file.exists():
+            file.rename(outputs.claim(file.with_name(f"report-{date}{file.suffix}")))
 
 
 def _sections(evaluation: Evaluation) -> Iterator[str]:

@@ -22,6 +22,7 @@ from diptych_client.evaluation.report import Gallery, write_report
 from diptych_client.evaluation.report.tables import json_document, markdown
 from diptych_client.evaluation.statistics import Interval
 from diptych_client.geometry import ImageSize
+from diptych_client.long_runs import Outputs
 from diptych_client.requests import TaskParameters
 from diptych_client.results import Result
 from tests.support.browser import CHROMIUM, MISSING, Witness, chromium
@@ -65,7 +66,8 @@ def evaluated(
             HOSTILE, samples, seed=0, gallery=10
         )
         gallery = Gallery(dataset.store, log, questionnaire.names, MODELS)
-        write_report(out, evaluation, gallery, samples)
+        with Outputs(out) as outputs:
+            write_report(outputs, evaluation, gallery, samples)
     return evaluation
 
 
