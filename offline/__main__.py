@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         has_coco = not options.overwrite and options.format == "coco" and output.has(COCO_NAME)
         if has_coco and remaining:
             raise InputError(
-                f"{options.output} has {COCO_NAME}, but not all of its rows; move it, or give --overwrite"
-                " to replace it"
+                f"{options.output} has {COCO_NAME}, but not all of its rows; move it, or give"
+                " --overwrite to replace it"
             )
     except _REFUSALS as error:
         print(f"python -m offline: {error}", file=sys.stderr)
