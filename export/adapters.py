@@ -6,6 +6,7 @@ them with transformers. A vision part is merged into the base's checkpoint, of w
 are made as of any other.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -14,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from export.artifacts.store import has_current_version, new_version
+from export.checkpoints.bases import ROOT, is_hub_entry
 from export.checkpoints.errors import SourceError
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.hub import fetch_snapshot
-from export.checkpoints.jobs import EXPORT_FORMAT, ROOT, ExportOptions, find_entry, library_versions
-from export.checkpoints.sources import Source, resolve_source
+from export.checkpoints.jobs import EXPORT_FORMAT, ExportOptions, find_entry, library_versions
+from export.checkpoints.sources import Source, other_form, resolve_source
 from export.progress import Progress, silence_transformers
 from export.resources import needs_of
-from tasks.catalog import CatalogEntry
+from tasks.catalog import CatalogEntry, entry_row
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -31,6 +33,7 @@ from wire.artifacts.adapter_folder import (
 from wire.artifacts.manifest import (
     ADAPTER_FILE,
     DECODER_FILE,
+    ENTRY_FILE,
     MANIFEST_FILE,
     Manifest,
     Precision,
@@ -101,6 +104,9 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
                 f" images: min cosine {features['min_cosine']:.6f}, max abs error"
                 f" {features['max_abs_error']:.1e}"
             )
+        if is_hub_entry(entry):
+            row = {**entry_row(entry), "adapter_of": entry.adapter_of}
+            (folder / ENTRY_FILE).write_text(json.dumps(row), encoding="utf-8")
         files = {
             path.name: sha256_of(path)
             for path in sorted(folder.iterdir())
@@ -128,9 +134,9 @@ def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
         )
         revision = folder.name
     if missing := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
-        raise SourceError(
-            f"{source} lacks {', '.join(missing)}; an adapter must be a folder in PEFT's format"
-        )
+        other = other_form(Source(source, revision, folder).listing())
+        instead = f"it has {other}" if other else "an adapter must be a folder in PEFT's format"
+        raise SourceError(f"{source} lacks {', '.join(missing)}; {instead}")
     hashes = {name: sha256_of(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
     return AdapterJob(
         entry, source, revision, folder, hashes, base_folder, read_manifest(base_folder)

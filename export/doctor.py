@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from export.artifacts.store import exported_models
-from export.checkpoints.jobs import ROOT
+from export.checkpoints.bases import ROOT
 from export.checks.golden_answers import golden_offer
 from export.resources import available_memory_bytes, free_disk_bytes
 from tasks.catalog import model_id_of

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, Florence2Config, PaliGemmaConfig
 
-from export.checkpoints.jobs import CATALOG_FILE
+from export.checkpoints.bases import CATALOG_FILE
 from export.checkpoints.random_weights import SHAPES
 from runners.cuda_graphs.choice import choice_bytes
 from runners.models.adapter_pool import POOL_RANK

@@ -75,7 +75,7 @@ def _make_artifacts(
     progress.begin("writing the decoder's weights")
     tensors = CheckpointTensors.open(checkpoint)
     check_vocabulary(checkpoint, tensors)
-    tensors.check_tied()
+    tensors.check_values()
     image_input = read_image_input(load_processor(checkpoint).image_processor)
     facts = facts_of(tensors, image_input)
     if is_hub_entry(job.entry):

@@ -18,9 +18,10 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from diptych_client.inputs import Problems
+from export.checkpoints.bases import ROOT
 from export.checkpoints.errors import ExportError, TuningError
 from export.checkpoints.forms import in_transformers_form
-from export.checkpoints.jobs import ROOT, find_entry
+from export.checkpoints.jobs import find_entry
 from export.checkpoints.sources import resolve_source
 from export.tuning.dataset import read_labels
 from export.tuning.examples import TUNED_TASKS, make_examples

@@ -25,6 +25,7 @@ from transformers.core_model_loading import rename_source_key
 from transformers.initialization import no_init_weights
 
 from export.checkpoints.errors import SourceError
+from export.checkpoints.sources import weight_files
 from wire.artifacts.manifest import TOKENIZER_FILE
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
@@ -90,17 +91,18 @@ class CheckpointTensors(Mapping[str, Tensor]):
             dtype = stored_dtype(folder)
         except (OSError, SafetensorError) as error:
             raise SourceError(f"the checkpoint's weights cannot be read: {error}") from error
-        tied = model.all_tied_weights_keys
-        absent = sorted(
-            name
-            for name, shape in expected.items()
-            if (places[name].shape != shape if name in places else name not in tied)
-        )
+        absent = expected.keys() - places.keys() - model.all_tied_weights_keys.keys()
         if absent:
             raise SourceError(
                 f"the checkpoint lacks {len(absent)} weights of its configuration, first"
-                f" {absent[0]}"
+                f" {min(absent)}"
             )
+        for name, place in sorted(places.items()):
+            if place.shape != expected[name]:
+                raise SourceError(
+                    f"{name} has the shape {place.shape}; that of the configuration is"
+                    f" {expected[name]}: copy the config.json that was saved with the weights"
+                )
         return cls(places, dtype, model)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -114,8 +116,19 @@ class CheckpointTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def check_tied(self) -> None:
-        """Raise `SourceError` if a stored weight differs from the one that it is tied to."""
+    def check_values(self) -> None:
+        """Raise `SourceError` for a weight that is not finite, or differs from one that it is tied
+        to.
+        """
+        for name, tensor in self.items():
+            if tensor.is_floating_point() and tensor.numel():
+                # a mask of all values would take memory
+                lowest, highest = tensor.aminmax()
+                if not (lowest.isfinite() and highest.isfinite()):
+                    raise SourceError(
+                        f"{name} has values that are infinite or not a number: the training"
+                        " diverged, or a conversion to float16 overflowed"
+                    )
         for name, source in self._tied.items():
             if name not in self._stored or source not in self._stored:
                 continue
@@ -198,7 +211,7 @@ def _listed(ids: Mapping[str, object]) -> str:
 def stored_dtype(folder: Path) -> torch.dtype:
     """Return the dtype of a checkpoint's floating-point weights; float32 if they have several."""
     dtypes: set[torch.dtype] = set()
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             # not a dict
             dtypes.update(tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118
@@ -214,7 +227,7 @@ def _places(
     The rules are those of `from_pretrained`.
     """
     renamings: Any = get_model_conversion_mapping(model)
-    for shard in sorted(folder.glob("*.safetensors")):
+    for shard in weight_files(folder):
         with safe_open(shard, framework="pt") as tensors:
             for stored in tensors.keys():  # noqa: SIM118 (not a dict)
                 name, _ = rename_source_key(

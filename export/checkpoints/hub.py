@@ -47,6 +47,17 @@ def fetch_file(
         return Path(hf_hub_download(repository, file_name, repo_type=repository_type))
 
 
+def list_files(repository: str, revision: str) -> list[str]:
+    """Return the names of all files of a commit; none if the hub cannot be reached."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        with _one_line_errors(repository, f"the list of files of {repository}"):
+            return sorted(list_repo_files(repository, revision=revision))
+    except SourceError:
+        return []
+
+
 @contextmanager
 def _one_line_errors(repository: str, wanted: str, remedy: str = "") -> Iterator[None]:
     """Turn any failure of huggingface_hub into a `SourceError` of one line.

@@ -7,19 +7,18 @@ Imports neither torch nor transformers: an export with nothing to do starts fast
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from export.checkpoints.bases import hub_entry
+from export.checkpoints.bases import ROOT, served_catalog
 from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import PrecisionRecord, read_record, record_file
 from export.checkpoints.sources import (
     WEIGHTS_FILE,
     Source,
-    read_hub_config,
+    hub_model_entry,
     resolve_file,
     resolve_source,
 )
@@ -36,8 +35,6 @@ from wire.artifacts.manifest import (
     sha256_of,
 )
 
-ROOT = Path(__file__).parents[2]
-CATALOG_FILE = ROOT / "models" / "catalog.yaml"
 PHOTOGRAPHS = ROOT / "models" / "photographs"
 EXPORT_FORMAT = 10  # increment when an export writes other files than before
 
@@ -88,9 +85,8 @@ def find_entry(name: str, revision: str | None = None) -> CatalogEntry:
     Raise `CatalogError` if there is none, `SourceError` if the repository cannot be read.
     """
     if name.startswith(HUB_PREFIX):
-        repository = name.removeprefix(HUB_PREFIX)
-        return hub_entry(repository, read_hub_config(repository, revision))
-    catalog = load_catalog(Path(os.environ.get("DIPTYCH_CATALOG", CATALOG_FILE)), [name])
+        return hub_model_entry(name.removeprefix(HUB_PREFIX), revision)
+    catalog = load_catalog(served_catalog(), [name])
     if name not in catalog:
         raise CatalogError(
             f"unknown model {name}{meant(name, catalog)}; the catalog has {', '.join(catalog)};"

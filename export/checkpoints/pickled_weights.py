@@ -126,6 +126,11 @@ def _checked(tensors: object) -> Mapping[str, "Tensor"]:
 
     if not isinstance(tensors, dict):
         raise TypeError(f"it holds a {type(tensors).__name__}; allowed: tensors by name")
+    if isinstance(tensors.get("state_dict"), dict):
+        raise TypeError(
+            "it holds a state_dict beside other values, as Lightning writes them; save the"
+            " state_dict alone: torch.save(checkpoint['state_dict'], 'pytorch_model.bin')"
+        )
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise TypeError(

@@ -1,28 +1,34 @@
 """Checkpoint sources: a local folder, or a Hugging Face repository at one commit.
 
 No code of a repository is fetched. Pickled weights are only fetched where there are no safetensors.
+A refusal names the files that are there instead, and what to do with them.
 """
 
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from export.checkpoints.bases import base_entry
+from export.checkpoints.bases import adapter_error, base_entry, hub_adapter_entry, hub_entry
 from export.checkpoints.errors import SourceError
-from export.checkpoints.hub import fetch_file, fetch_snapshot
+from export.checkpoints.hub import fetch_file, fetch_snapshot, list_files
+from tasks.catalog import CatalogEntry
+from wire.artifacts.adapter_folder import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from wire.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
-CHECKPOINT_PATTERNS = (
+# In the order in which transformers looks for them (modeling_utils.py,
+# _get_resolved_checkpoint_files); other files, such as averaged weights, are not read.
+_WEIGHTS_ROOTS = (WEIGHTS_FILE, WEIGHTS_INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE)
+SETTINGS_FILES = (
     CONFIG_FILE,
     "generation_config.json",
     "processor_config.json",
@@ -31,23 +37,50 @@ CHECKPOINT_PATTERNS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "model*.safetensors",
-    WEIGHTS_INDEX_FILE,
 )
-PICKLED_PATTERNS = ("pytorch_model*.bin", PICKLED_INDEX_FILE)
-_ALL_PATTERNS = (*CHECKPOINT_PATTERNS, *PICKLED_PATTERNS)
-_BIG_VISION_SUFFIX = ".npz"
-_CONVERSION = (
-    "run transformers' models/paligemma/convert_paligemma_weights_to_hf.py (PaliGemma 2:"
-    " convert_paligemma2_weights_to_hf.py) on it, and give the new folder as --source"
-)
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(
     r"hf://(?P<space>spaces/)?(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)(?:#sha256=(?P<sha256>[0-9a-f]{64}))?"
 )
 _OWN_VISION_TYPE = "florence_vision"
 _MICROSOFT_VISION_TYPES = ("davit", "", None, "florence2_vision")
-_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_SMALL_FLOATS = ("F8", "F6", "F4")  # safetensors' names of fp8 and smaller types begin so
+_GIVE_ORIGINAL = "give the checkpoint in safetensors that it was made from as --source"
+_SAVE_PRETRAINED = (
+    "load it in the program that wrote it, call save_pretrained(FOLDER) of model and processor, and"
+    " give FOLDER as --source"
+)
+# Files of other programs: pattern, what a file is, and what to do.
+_OTHER_FORMS = (
+    (
+        r"checkpoint-\d+/.+",
+        "a checkpoint of a training below it",
+        "give the folder of one, downloaded if it is on the hub, as --source",
+    ),
+    (
+        r".*\.npz",
+        "a checkpoint of big_vision",
+        "run transformers' models/paligemma/convert_paligemma_weights_to_hf.py (PaliGemma 2:"
+        " convert_paligemma2_weights_to_hf.py) on it, and give the new folder as --source",
+    ),
+    (r".*\.gguf", "a quantised model of llama.cpp", _GIVE_ORIGINAL),
+    (r".*\.onnx", "an ONNX graph", f"the export makes its own; {_GIVE_ORIGINAL}"),
+    (r"(.*/)?openvino[^/]*\.xml", "a graph of OpenVINO", _GIVE_ORIGINAL),
+    (
+        r".*\.ckpt",
+        "a checkpoint of Lightning",
+        "save its state_dict alone, by torch.save, as pytorch_model.bin beside the files of its"
+        " base",
+    ),
+    (r".*\.pth?", "a file of torch", _SAVE_PRETRAINED),
+    (
+        r"adapter_model\.bin",
+        "a pickled adapter",
+        "load it with PEFT and call save_pretrained(FOLDER), which writes"
+        " adapter_model.safetensors",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +91,50 @@ class Source:
     revision: str | None  # the commit of a hub id; None for a folder
     folder: Path
 
-    def files(self) -> Iterator[Path]:
-        """Yield the files that the export reads, sorted by name."""
-        paths = sorted(self.folder.iterdir())
-        has_safetensors = any(fnmatch(path.name, "model*.safetensors") for path in paths)
-        patterns = CHECKPOINT_PATTERNS if has_safetensors else _ALL_PATTERNS
-        for path in paths:
-            if any(fnmatch(path.name, pattern) for pattern in patterns):
-                yield path
+    def files(self) -> list[Path]:
+        """Return the files that the export reads, sorted by name."""
+        settings = [self.folder / name for name in SETTINGS_FILES]
+        present = {path for path in settings if path.is_file()}
+        root = _weights_root(self.folder)
+        return sorted({*present, *([root] if root else []), *self.weights()})
 
     def weights(self) -> list[Path]:
         """Return the files with tensors, sorted by name."""
-        return [path for path in self.files() if path.suffix in (".safetensors", ".bin")]
+        return weight_files(self.folder)
+
+    def listing(self) -> list[str]:
+        """Return the names of all files; of a hub id also those that are not fetched."""
+        if self.revision is not None:
+            return list_files(self.name, self.revision)
+        files = [*self.folder.glob("*"), *self.folder.glob("*/*")]
+        return sorted(str(path.relative_to(self.folder)) for path in files if path.is_file())
 
     def hashes(self) -> dict[str, str]:
         """Return the sha256 of each file by name; this reads every shard."""
         return {path.name: sha256_of(path) for path in self.files()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a checkpoint's tensors, those that transformers reads.
+
+    Raise `SourceError` for an invalid index.
+    """
+    root = _weights_root(folder)
+    if root is None or root.suffix != ".json":
+        return [root] if root else []
+    try:
+        names = {*json.loads(root.read_text(encoding="utf-8"))["weight_map"].values()}
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a file in another folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{root.name} is not an index of weights: {error!r}") from error
+    return [folder / name for name in sorted(names)]
+
+
+def _weights_root(folder: Path) -> Path | None:
+    """Return the file of all tensors, or the index of their files."""
+    candidates = [folder / name for name in _WEIGHTS_ROOTS]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def resolve_source(name: str, revision: str | None, family: Family, root: Path) -> Source:
@@ -86,25 +147,34 @@ def resolve_source(name: str, revision: str | None, family: Family, root: Path) 
         if revision is not None:
             raise SourceError(f"{name} is a folder and has no revisions; given: {revision}")
         source = Source(name, None, root / name)
-    elif name.endswith(_BIG_VISION_SUFFIX):
-        raise _big_vision_error(name)
+    elif other := other_form([Path(name).name]):
+        raise SourceError(f"{name} is {other}")
     elif _HUB_ID.fullmatch(name):
         source = fetch_checkpoint(name, revision, family)
     else:
         raise SourceError(f"{name} is neither a folder nor a hub id of the form owner/name")
-    check_complete(source)
+    _check_complete(source)
     _check_family(source, family)
     check_processor(source)
-    for path in source.files():
+    for path in source.weights():
         if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "numpy"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise SourceError(
-                    f"{path.name} of {name} is damaged or incomplete: {error}"
-                ) from error
+            _check_tensors(path, name)
     return source
+
+
+def _check_tensors(path: Path, name: str) -> None:
+    """Raise `SourceError` for a damaged file, or a tensor in fp8."""
+    try:
+        with safe_open(path, "numpy") as tensors:
+            dtypes = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path.name} of {name} is damaged or incomplete: {error}") from error
+    for key, dtype in dtypes.items():
+        if dtype.startswith(_SMALL_FLOATS):
+            raise SourceError(
+                f"{key} of {name} is stored in {dtype}; allowed are float32, bfloat16 and float16:"
+                " give the checkpoint from before its conversion to fp8"
+            )
 
 
 def resolve_file(name: str, source: Source) -> Path:
@@ -133,17 +203,27 @@ def check_hash(path: Path, name: str, expected: str | None) -> None:
         )
 
 
-def check_complete(source: Source) -> None:
-    names = {path.name for path in source.files()}
-    if CONFIG_FILE not in names and list(source.folder.glob(f"*{_BIG_VISION_SUFFIX}")):
-        raise _big_vision_error(source.name)
-    missing = [] if CONFIG_FILE in names else [CONFIG_FILE]
-    if not source.weights():
-        missing.append(f"{WEIGHTS_FILE} or pytorch_model.bin")
-    for index in names & {WEIGHTS_INDEX_FILE, PICKLED_INDEX_FILE}:
-        missing += sorted(set(_read_json(source, index, "weight_map").values()) - names)
+def _check_complete(source: Source) -> None:
+    missing = [] if (source.folder / CONFIG_FILE).is_file() else [CONFIG_FILE]
+    weights = source.weights()
+    if not weights and (source.folder / ADAPTER_CONFIG_FILE).is_file():
+        raise adapter_error(source.name, source.folder, source.revision is not None)
+    if not weights:
+        missing.append(f"{WEIGHTS_FILE} or {PICKLED_FILE}")
+    missing += [path.name for path in weights if not path.is_file()]
     if missing:
-        raise SourceError(f"{source.name} lacks {', '.join(missing)}")
+        other = other_form(source.listing())
+        instead = f"; it has {other}" if other else ""
+        raise SourceError(f"{source.name} lacks {', '.join(missing)}{instead}")
+
+
+def other_form(names: Sequence[str]) -> str | None:
+    """Return the first file of another program, what it is and what to do; None if none is."""
+    for pattern, description, remedy in _OTHER_FORMS:
+        for name in names:
+            if re.fullmatch(pattern, name):
+                return f"{name}, {description}: {remedy}"
+    return None
 
 
 def check_processor(source: Source) -> None:
@@ -161,13 +241,6 @@ def check_processor(source: Source) -> None:
             f" base {base_entry(read_config(source)).source}, or save them with the processor that"
             " it was tuned with"
         )
-
-
-def _big_vision_error(name: str) -> SourceError:
-    return SourceError(
-        f"{name} is a checkpoint of big_vision ({_BIG_VISION_SUFFIX}), which must be converted:"
-        f" {_CONVERSION}"
-    )
 
 
 def _check_family(source: Source, family: Family) -> None:
@@ -208,16 +281,6 @@ def read_config(source: Source) -> dict[str, Any]:
     return config
 
 
-def _fetch_config(repository: str, revision: str | None) -> Source:
-    folder = fetch_snapshot(repository, revision, [CONFIG_FILE])
-    if not (folder / CONFIG_FILE).is_file():
-        raise SourceError(
-            f"{repository} has no {CONFIG_FILE}, so it is not a transformers checkpoint; one of"
-            f" big_vision ({_BIG_VISION_SUFFIX}) must be converted: {_CONVERSION}"
-        )
-    return Source(repository, folder.name, folder)
-
-
 def _read_json(source: Source, file_name: str, key: str) -> Any:
     try:
         return json.loads((source.folder / file_name).read_text(encoding="utf-8"))[key]
@@ -225,30 +288,48 @@ def _read_json(source: Source, file_name: str, key: str) -> Any:
         raise SourceError(f"{file_name} of {source.name} has no {key}: {error!r}") from error
 
 
-def read_hub_config(repository: str, revision: str | None) -> dict[str, Any]:
-    """Return the `config.json` of a repository of either family; raise `SourceError`."""
+def hub_model_entry(repository: str, revision: str | None) -> CatalogEntry:
+    """Return the entry of a repository of either family, or of an adapter; raise `SourceError`."""
     if not _HUB_ID.fullmatch(repository):
         raise SourceError(f"{repository} is not a hub id of the form owner/name")
     source = _fetch_config(repository, revision)
+    if not (source.folder / CONFIG_FILE).is_file():
+        return hub_adapter_entry(repository, source.folder)
     model_type = _read_json(source, CONFIG_FILE, "model_type")
     if model_type not in get_args(Family):
         raise SourceError(
             f"{repository} is a checkpoint of {model_type}; allowed: {', '.join(get_args(Family))}"
         )
     _check_family(source, model_type)
-    return read_config(source)
+    return hub_entry(repository, read_config(source))
+
+
+def _fetch_config(repository: str, revision: str | None) -> Source:
+    """Fetch the configuration of a checkpoint or of an adapter; raise `SourceError`."""
+    folder = fetch_snapshot(repository, revision, [CONFIG_FILE, ADAPTER_CONFIG_FILE])
+    source = Source(repository, folder.name, folder)
+    if not any((folder / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE)):
+        other = other_form(source.listing())
+        instead = f"; it has {other}" if other else ": it is not a checkpoint of transformers"
+        raise SourceError(f"{repository} lacks {CONFIG_FILE}{instead}")
+    return source
 
 
 def fetch_checkpoint(repository: str, revision: str | None, family: Family) -> Source:
     # The configuration first: a checkpoint that will be refused is not downloaded.
     source = _fetch_config(repository, revision)
+    if not (source.folder / CONFIG_FILE).is_file():
+        raise adapter_error(repository, source.folder, is_hub=True)
     _check_family(source, family)
     print(
         f"{repository}: fetching the files that are not in the hub's cache",
         file=sys.stderr,
         flush=True,
     )
-    fetch_snapshot(repository, source.revision, CHECKPOINT_PATTERNS)
+    patterns = [*SETTINGS_FILES, WEIGHTS_FILE, WEIGHTS_INDEX_FILE]
+    fetch_snapshot(repository, source.revision, patterns)
     if not source.weights():
-        fetch_snapshot(repository, source.revision, PICKLED_PATTERNS)
+        fetch_snapshot(repository, source.revision, [PICKLED_FILE, PICKLED_INDEX_FILE])
+    if shards := [path.name for path in source.weights() if not path.is_file()]:
+        fetch_snapshot(repository, source.revision, shards)
     return source

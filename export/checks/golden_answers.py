@@ -12,9 +12,9 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from export.checkpoints.bases import ROOT
 from export.checkpoints.errors import SourceError
 from export.checkpoints.hub import fetch_file
-from export.checkpoints.jobs import ROOT
 from tasks.results import (
     DetectionsResult,
     InstancesResult,

@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from export.checkpoints.jobs import ROOT
+from export.checkpoints.bases import ROOT
 from export.scenes.scene import SHAPES
 from laboratory.evaluation import CONDITIONS
 from laboratory.evaluation.client import offered_tasks

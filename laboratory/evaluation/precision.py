@@ -19,8 +19,9 @@ from itertools import product
 import httpx
 
 from export.__main__ import main as export
+from export.checkpoints.bases import ROOT
 from export.checkpoints.errors import ExportError
-from export.checkpoints.jobs import ROOT, find_entry
+from export.checkpoints.jobs import find_entry
 from export.checkpoints.precision_record import (
     PrecisionRecord,
     PrecisionRun,

@@ -15,7 +15,8 @@ from typing import get_args
 import torch
 from tokenizers import Tokenizer
 
-from export.checkpoints.jobs import ROOT, find_entry
+from export.checkpoints.bases import ROOT
+from export.checkpoints.jobs import find_entry
 from laboratory.things import Material
 from laboratory.training.data.mask_samples import sample_masks
 from laboratory.training.data.thing_pictures import thing_masks

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from export.checkpoints.bases import CATALOG_FILE
 from export.checkpoints.errors import ResourceError
-from export.checkpoints.jobs import CATALOG_FILE
 from export.resources import Needs, available_memory_bytes, check_host, needs_of
 from tasks.catalog import load_catalog
 

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from export.artifacts.store import has_current_version, new_version
-from export.checkpoints.jobs import CATALOG_FILE, ROOT, ExportOptions, plan_job
+from export.checkpoints.bases import CATALOG_FILE, ROOT
+from export.checkpoints.jobs import ExportOptions, plan_job
 from export.checkpoints.random_weights import write_random_checkpoint
 from export.checks.probes import ProbePlan
 from export.pipeline import make_artifacts

@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from export.checkpoints.forms import wrapper_of
+from export.checkpoints.sources import PICKLED_FILE, WEIGHTS_FILE
 from tests.support.adapter_forms import ADAPTER_FORMS
 from tests.support.checkpoint_forms import (
+    FLORENCE,
     FORMS,
+    MICROSOFT,
+    PALIGEMMA,
     Base,
     Form,
     Loaded,
@@ -38,6 +45,58 @@ def test_outcome_is_the_documented_one(
     assert given == OUTCOMES[form.base][form.name]
     assert given == "exact" or given.startswith("refused: ")
     assert "Traceback" not in given
+
+
+@pytest.mark.parametrize(
+    ("base", "wrapper", "has_head"),
+    [
+        (MICROSOFT, "_orig_mod.", False),
+        (MICROSOFT, "module.model.", False),
+        (FLORENCE, "_orig_mod.module.", False),
+        (FLORENCE, "base_model.model.", True),
+        (FLORENCE, "model.", True),
+        (FLORENCE, "model.", False),
+        (PALIGEMMA, "model._orig_mod.", False),
+    ],
+)
+@pytest.mark.parametrize("is_pickled", [False, True])
+def test_wrappers_of_all_names_are_taken_off(
+    base: Base,
+    wrapper: str,
+    has_head: bool,
+    is_pickled: bool,
+    bases: dict[Base, tuple[Path, Loaded]],
+    tmp_path: Path,
+) -> None:
+    folder, expected = bases[base]
+
+    def change(copy: Path) -> None:
+        tensors = load_file(copy / WEIGHTS_FILE)
+        if has_head:
+            tensors["lm_head.weight"] = tensors["model.language_model.shared.weight"]
+        wrapped = {wrapper + name: tensor.clone() for name, tensor in tensors.items()}
+        if is_pickled:
+            torch.save(wrapped, copy / PICKLED_FILE)
+            (copy / WEIGHTS_FILE).unlink()
+        else:
+            save_file(wrapped, copy / WEIGHTS_FILE)
+
+    form = Form(base, wrapper, change)
+    assert outcome(form, folder, expected, tmp_path / "form") == "exact"
+
+
+@pytest.mark.parametrize(
+    ("names", "is_microsoft", "wrapper"),
+    [
+        (["model.vision_tower.a", "model.language_model.layers.0"], False, ""),
+        (["model.vision_tower.a", "model.language_model.model.layers.0"], False, "model."),
+        (["model.vision_tower.a", "model.language_model.model.shared"], True, "model."),
+        (["module.lm_head.weight", "image_projection"], True, ""),
+        ([], False, ""),
+    ],
+)
+def test_a_wrapper_is_told_from_a_part(names: list[str], is_microsoft: bool, wrapper: str) -> None:
+    assert wrapper_of(names, is_microsoft) == wrapper
 
 
 def test_every_documented_form_is_built() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from export.checks.reference import Reference
 from tasks.catalog import parse_entry
 from tests.support.export_cli import MODELS, ModelStore, small_disk
 from tests.support.hub import COMMIT, REPOSITORY, Failure, LocalHub, running_hub
+from tests.support.lora import write_adapter
 from tests.support.microsoft_form import update_json
 from wire.artifacts.manifest import read_manifest, sha256_of, verify_files
 
@@ -247,11 +249,39 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(
     store: ModelStore, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").rename(folder / "model_ema.safetensors")
     with running_hub(folder) as hub:
         assert plan(store, hub, tmp_path / "cache") == COMMIT
         assert any(path.endswith("/pytorch_model.bin") for path in hub.requested)
-        assert not any(path.endswith(".py") for path in hub.requested)
+        assert not any(path.endswith((".py", "_ema.safetensors")) for path in hub.requested)
+
+
+def test_adapter_of_a_catalog_model_needs_no_entry(exported: ModelStore, tmp_path: Path) -> None:
+    adapter = write_adapter(Reference.load(CHECKPOINT).model, tmp_path / "adapter", 0)
+    update_json(adapter / "adapter_config.json", base_model_name_or_path="florence-2-mini")
+    store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml", symlinks=True)))
+    with running_hub(adapter) as hub:
+        environment = hub.environment(tmp_path / "cache")
+        run = store.export(f"hf:{REPOSITORY}", **environment)
+        assert "tests--florence-2-mini: an adapter of" in run.stdout, run.stderr
+        run = store.export(f"hf:{REPOSITORY}", "--if-changed", **environment)
+        assert run.stdout == "tests--florence-2-mini: up to date\n", run.stderr
+        run = export(store, hub, tmp_path / "cache")
+        assert f"not a checkpoint: export florence-2-mini, then hf:{REPOSITORY}" in run.stderr
+    models = f"florence-2-mini,hf:{REPOSITORY}"
+    run = store.python("-c", _SERVED.replace(f"hf:{REPOSITORY}", models))
+    assert run.stdout.splitlines()[1:] == ["tests--florence-2-mini 2610240"], run.stderr
+
+
+def test_repository_of_other_files_is_refused_by_their_name(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "tune.gguf").write_bytes(b"")
+    with running_hub(tmp_path / "repository") as hub:
+        run = store.export(f"hf:{REPOSITORY}", **hub.environment(tmp_path / "cache"))
+    text = f"{REPOSITORY} lacks config.json; it has tune.gguf, a quantised model of llama.cpp"
+    assert_refused(run, store, text)
 
 
 def test_full_disk_of_the_cache_is_one_line(

@@ -44,8 +44,10 @@ def test_tensors_keep_names_dtypes_and_values(tmp_path: Path) -> None:
     [
         ("code", "other objects than tensors"),
         ({"a": torch.ones(1).expand(10**12)}, "a has more elements than its storage"),
+        ({"state_dict": {}, "epoch": 3}, r"it holds a state_dict .*; save the state_dict alone"),
+        ({"a": torch.ones(1).to(torch.float8_e5m2)}, "a is a .* tensor of torch.float8_e5m2;"),
     ],
-    ids=["code", "expanded"],
+    ids=["code", "expanded", "Lightning", "fp8"],
 )
 def test_other_content_is_refused_and_no_code_runs(
     content: object, message: str, tmp_path: Path

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from export.checkpoints.jobs import CATALOG_FILE
+from export.checkpoints.bases import CATALOG_FILE
 from export.checks.reference import Reference
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence
