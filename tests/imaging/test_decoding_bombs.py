@@ -1,7 +1,5 @@
 """Small files that would take long to decode, or much memory: refused by their header."""
 
-import time
-
 import pytest
 from PIL import Image
 
@@ -16,12 +14,10 @@ PNG_END = chunk(b"IEND", b"")
 
 def test_jpeg_of_many_scans_is_refused_by_its_header() -> None:
     bomb = repeated_scans((1000, 1000), 900)
-    start_s = time.process_time()
     with pytest.raises(
         OversizedImage, match="has 910 scans of 1000 x 1000 pixels; the maximum is 16"
     ):
         read_header(bomb, LIMITS)
-    assert time.process_time() - start_s < 1.5  # 2 s to decode
 
 
 @pytest.mark.parametrize("size_wh", [(1000, 1000), (64, 32)])
@@ -35,10 +31,8 @@ def test_small_jpeg_may_have_more_scans() -> None:
 
 @pytest.mark.parametrize("size_wh", [(2**24, 2), (20_001, 1), (1, 20_001)])
 def test_animation_with_a_long_side_is_refused(size_wh: tuple[int, int]) -> None:
-    start_s = time.process_time()
     with pytest.raises(OversizedImage):
         read_header(animated_webp(size_wh), ImageLimits(50_000_000))
-    assert time.process_time() - start_s < 1.5
 
 
 def test_first_frame_of_an_animation_is_decoded() -> None:

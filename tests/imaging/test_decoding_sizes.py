@@ -1,4 +1,3 @@
-import time
 import tracemalloc
 
 import numpy as np
@@ -18,17 +17,14 @@ def test_too_many_pixels_are_refused_by_the_header(size_wh: tuple[int, int]) -> 
     data = png(*size_wh, 8, 2, b"\0" * 100)
     decode(encoded(colour_steps()))  # Pillow's plugins are loaded now
     tracemalloc.start()
-    start_s = time.thread_time()
     try:
         with pytest.raises(
             OversizedImage, match=rf"{size_wh[0]} x {size_wh[1]}.*the maximum is {MAX_PIXELS}"
         ):
             decode(data)
-        took_s = time.thread_time() - start_s
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert took_s < 0.5
     assert peak_bytes < 1_000_000
 
 

