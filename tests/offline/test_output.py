@@ -90,6 +90,11 @@ def test_incomplete_shard_is_absent(tmp_path: Path) -> None:
     assert not (tmp_path / ".incomplete").exists()
 
 
+def test_run_killed_before_its_manifest_begins_again(tmp_path: Path) -> None:
+    (tmp_path / ".incomplete").mkdir()
+    assert Output(str(tmp_path), JOB).begin() == frozenset()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from offline.filesystems import InputError
+from offline.filesystems import InputError, is_within
 from offline.shards import Shard, Unreadable, digest_of, images_of, plan_shards
 
 COLUMN = "image"
@@ -175,3 +175,16 @@ def test_description_of_shards(folder: Path) -> None:
     assert found == [f"{table}#0-2", f"{table}#2-3", str(archive)]
     (files,) = plan_shards([f"{folder}/*.jpg"], COLUMN, 2)
     assert files.describe() == f"{folder / 'a.jpg'}\n{folder / 'd.jpg'}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "expected"),
+    [
+        ("/a/b", "/a", True),
+        ("/a", "/a/", True),
+        ("/ab", "/a", False),
+        ("memory://a/b", "/a", False),
+    ],
+)
+def test_is_within(uri: str, folder: str, expected: bool) -> None:
+    assert is_within(uri, folder) is expected
