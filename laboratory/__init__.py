@@ -5,12 +5,10 @@ Commands, each with `--help`:
     python -m laboratory.training MODEL  train an embedded checkpoint
     python -m laboratory.evaluation      measure the accuracy of a running service on rendered
                                          scenes
-    python -m laboratory.things FOLDER   fetch the fonts and photographs of scenes of things
     python -m laboratory.bench           measure our service and its peers under the same load
                                          (make bench)
     python -m laboratory.gpu_check       check that models run on this host's GPU (make gpu-check)
 
-    things/        scenes of everyday things and text, for training and evaluation
     training/      the embedded checkpoints from scratch
     evaluation/    accuracy of a running service on scenes, by precision; calibrations; guarantees
     bench/         the benchmark against other servers; its results are in results/

@@ -1,33 +1,44 @@
 """Writes labelled scenes on which an embedded model is tuned, the examples of docs/fine-tuning.md.
 
     python -m laboratory.tuning colours FOLDER
-    python -m laboratory.tuning kangaroos FOLDER MATERIAL
+    python -m laboratory.tuning crosses FOLDER
 
-`colours`: 200 scenes of shapes, labelled by colour and shape. `kangaroos`: FOLDER/train,
-FOLDER/test and FOLDER/known, 400, 200 and 200 images of one to four things; in the first two every
-third thing is a kangaroo, which no embedded model has seen. MATERIAL is the folder of `python -m
-laboratory.things`.
+`colours`: 200 scenes of shapes, labelled by colour and shape. `crosses`: FOLDER/train, FOLDER/test
+and FOLDER/known, 400, 200 and 200 scenes labelled by shape; in the first two every third shape is
+a cross, which no embedded model has seen.
 
 Boxes lie on the grid that the embedded models write: their other locations are untrained.
 """
 
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.random import default_rng
 
-from export.scenes import sample_scene
-from export.scenes.geometry import box_xyxy
-from laboratory.evaluation import CONDITIONS
+from export.scenes import SceneObject, render_scene, sample_scene
+from export.scenes.geometry import Ring, box_xyxy
+from export.scenes.render import draw_ring
+from export.scenes.scene import CANVAS_PX, SHAPES
 from laboratory.evaluation.coco_scenes import Labelled, scaled, write_coco
-from laboratory.things import Material
-from laboratory.things.calibration import KNOWN_SHARES, scenes_of_all_sizes
-from laboratory.things.catalogue import THINGS, Thing
+from laboratory.evaluation.conditions import PLAIN_PX, png_image
 from tasks.florence2.locations import NUM_BINS
 
-KANGAROO = Thing("🦘", "kangaroo", "kangaroos", ("animal",), (), None, ())
-_SOME_KANGAROOS = (*THINGS, *[KANGAROO] * (len(THINGS) // 2))
+CROSS = "cross"
+_CROSS_SHARE = 1 / 3
+_ARM = 1 / 3  # half of an arm's width; the arms reach from -1 to 1
+_RIGHT_ARM = ((_ARM, -_ARM), (1.0, -_ARM), (1.0, _ARM))
+_LOWER_ARM = ((_ARM, _ARM), (_ARM, 1.0), (-_ARM, 1.0))
+_UNIT_CROSS = (
+    *_RIGHT_ARM,
+    *_LOWER_ARM,
+    *((-x, -y) for x, y in _RIGHT_ARM),
+    *((-x, -y) for x, y in _LOWER_ARM),
+)
 _FIRST_SEED = 600_000_000  # no training or evaluation of embedded models has it
+_SEEDS_APART = 1000
 _STEP_BINS = 8
 
 
@@ -36,31 +47,65 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["colours", folder]:
             write_named_shapes(Path(folder), 200)
-        case ["kangaroos", folder, material]:
-            write_kangaroos(Path(folder), Material(Path(material)))
+        case ["crosses", folder]:
+            write_crosses(Path(folder), 200)
         case _:
             sys.exit(__doc__)
 
 
 def write_named_shapes(folder: Path, num_scenes: int) -> None:
     """Write scenes with labels like `blue star`."""
-    named = []
+    scenes = []
     names = dict[str, None]()  # a set with an order
     for seed in range(_FIRST_SEED, _FIRST_SEED + num_scenes):
         scene = sample_scene(seed)
         boxes = [(drawn.name, box_xyxy(drawn)) for drawn in scene.objects]
-        named.append(_on_grid(scaled(CONDITIONS["plain"](scene), boxes)))
+        image = png_image(render_scene(scene, PLAIN_PX))
+        scenes.append(_on_grid(scaled(image, boxes)))
         names |= dict.fromkeys(drawn.name for drawn in scene.objects)
-    write_coco(folder, named, list(names))
+    write_coco(folder, scenes, list(names))
 
 
-def write_kangaroos(folder: Path, material: Material, num_images: int = 200) -> None:
-    """Write `test` and `known` with `num_images` each, and `train` with twice as many."""
-    datasets = {"train": (2, _SOME_KANGAROOS), "test": (1, _SOME_KANGAROOS), "known": (1, THINGS)}
-    names = [thing.name for thing in (*THINGS, KANGAROO)]
-    for seed, (name, (factor, things)) in enumerate(datasets.items()):
-        images = scenes_of_all_sizes(material, factor * num_images, seed, things, KNOWN_SHARES)
-        write_coco(folder / name, map(_on_grid, images), names)
+def write_crosses(folder: Path, num_scenes: int) -> None:
+    """Write `test` and `known` with `num_scenes` each, and `train` with twice as many."""
+    first_seed = _FIRST_SEED
+    for name, num, share in (
+        ("train", 2 * num_scenes, _CROSS_SHARE),
+        ("test", num_scenes, _CROSS_SHARE),
+        ("known", num_scenes, 0.0),
+    ):
+        scenes = _scenes_with_crosses(range(first_seed, first_seed + num), share)
+        write_coco(folder / name, scenes, (*SHAPES, CROSS))
+        first_seed += _SEEDS_APART
+
+
+def _scenes_with_crosses(seeds: range, share: float) -> Iterator[Labelled]:
+    """Yield scenes in which a `share` of the shapes is drawn as a cross."""
+    for seed in seeds:
+        scene = sample_scene(seed)
+        rng = default_rng((seed, 6))
+        crosses = [drawn for drawn in scene.objects if rng.random() < share]
+        shapes = tuple(drawn for drawn in scene.objects if drawn not in crosses)
+        image = render_scene(replace(scene, objects=shapes), PLAIN_PX)
+        for drawn in crosses:
+            draw_ring(image, _cross_ring(drawn, PLAIN_PX / CANVAS_PX), drawn.rgb)
+        boxes = []
+        for drawn in scene.objects:
+            if drawn in crosses:
+                square = replace(drawn, shape="square")  # a cross has the box of a square
+                boxes.append((CROSS, box_xyxy(square)))
+            else:
+                boxes.append((drawn.shape, box_xyxy(drawn)))
+        yield _on_grid(scaled(png_image(image), boxes))
+
+
+def _cross_ring(drawn: SceneObject, scale: float) -> Ring:
+    """Return the outline of a cross in the place of a shape."""
+    center_x, center_y = drawn.center_xy
+    radius = drawn.radius_px
+    return tuple(
+        ((center_x + radius * x) * scale, (center_y + radius * y) * scale) for x, y in _UNIT_CROSS
+    )
 
 
 def _on_grid(labelled: Labelled) -> Labelled:

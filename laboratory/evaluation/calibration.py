@@ -6,7 +6,7 @@ table.
 Writes models/ID/calibration.json, which the next export adds to the artifacts. Scenes are rendered
 clean, blurred, and so small that the models err. Scores in tiles are fitted on large images, and
 the smallest object that a model finds on shapes of many sizes. Needs the group `dev`, for `diptych
-evaluate`. `laboratory/things/calibration.py` does the same with things.
+evaluate`.
 """
 
 import argparse

@@ -8,7 +8,7 @@
     refused
 
 Only the given device is measured; the record's runs on the other device are kept if they are of the
-same checkpoint. `laboratory/thing_precision.py` does the same with things.
+same checkpoint.
 """
 
 import argparse

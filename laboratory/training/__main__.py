@@ -17,14 +17,9 @@ from tokenizers import Tokenizer
 
 from export.checkpoints.bases import ROOT
 from export.checkpoints.jobs import find_entry
-from laboratory.things import Material
-from laboratory.training.data.mask_samples import sample_masks
-from laboratory.training.data.thing_pictures import thing_masks
 from laboratory.training.data.tokenizers import florence2_tokenizer, paligemma_tokenizer
-from laboratory.training.data.worlds import shape_world, thing_world
 from laboratory.training.masks.autoencoder import MaskAutoencoder
 from laboratory.training.masks.training import (
-    MaskSampler,
     mask_codes,
     train_mask_autoencoder,
 )
@@ -39,64 +34,47 @@ from laboratory.training.runs.run_folder import RunFolder
 from tasks.paligemma import MaskDecoder
 
 _MODELS = ROOT / "models"
-_MATERIAL = ROOT / "build" / "things"
-_THINGS = "-things"
+_MASK_DECODER = _MODELS / "paligemma-mini" / "vae.npz"
 _TOKENIZERS = {"florence2": florence2_tokenizer, "paligemma": paligemma_tokenizer}
 
 
-def make_training(
-    model_id: str, folder: Path, device: str, seed: int, material: Material | None = None
-) -> Training:
+def make_training(model_id: str, folder: Path, device: str, seed: int) -> Training:
     """Return the run of a model with weights initialised from `seed`.
 
-    A model of things has the prompts of its family's embedded model and needs `material`. The
-    vocabulary is kept with the run, because another one would give its weights another meaning.
+    The vocabulary is kept with the run, because another one would give its weights another meaning.
     """
-    has_things = material is not None
-    entry = find_entry(model_id.replace(_THINGS, "-mini"))
+    entry = find_entry(model_id)
     vocabulary = folder / "tokenizer.json"
     if vocabulary.exists():
         tokenizer = Tokenizer.from_file(str(vocabulary))
     else:
         make_tokenizer = _TOKENIZERS[entry.family]
-        tokenizer = make_tokenizer(entry, has_things)
+        tokenizer = make_tokenizer(entry)
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(vocabulary))
     torch.manual_seed(seed)
     if entry.family == "florence2":
-        size = florence2.THINGS if has_things else florence2.MINI
-        parts = florence2.make_parts(entry, tokenizer, size)
+        parts = florence2.make_parts(entry, tokenizer, florence2.MINI)
     else:
-        size = paligemma.THINGS if has_things else paligemma.MINI
-        masks = _mask_decoder(has_things, folder.parent)
         parts = paligemma.make_parts(
             entry,
             tokenizer,
-            size,
-            partial(mask_codes, MaskAutoencoder.load_npz(masks)),
-            MaskDecoder.load(masks),
+            paligemma.MINI,
+            partial(mask_codes, MaskAutoencoder.load_npz(_MASK_DECODER)),
+            MaskDecoder.load(_MASK_DECODER),
         )
-    world = shape_world() if material is None else thing_world(material)
     trainee = parts.trainee
     initialize(trainee)
     heads = CellHeads(trainee.embeddings.shape[1])
     trainee.to(device)
     return Training(
         parts,
-        world,
         heads.to(device),
         RECIPES[model_id],
         RunFolder(folder),
         device,
         has_bfloat16(device),
     )
-
-
-def _mask_decoder(has_things: bool, runs: Path) -> Path:
-    """Return the file of the mask decoder that the model of a family with masks reads."""
-    if not has_things:
-        return _MODELS / "paligemma-mini" / "vae.npz"
-    return runs / f"mask-decoder{_THINGS}" / "vae.npz"
 
 
 def has_bfloat16(device: str) -> bool:
@@ -116,9 +94,8 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m laboratory.training", description=__doc__)
     add = parser.add_argument
     runs = ROOT / "build" / "training"
-    add("model", choices=[*RECIPES, "mask-decoder", f"mask-decoder{_THINGS}"])
+    add("model", choices=[*RECIPES, "mask-decoder"])
     add("--runs", type=Path, default=runs, help="default: %(default)s")
-    add("--material", type=Path, default=_MATERIAL, help="of things; default: %(default)s")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     refine = "start at --stage, with its weights and vocabulary"
     add("--refine", type=Path, metavar="CHECKPOINT", help=refine)
@@ -128,15 +105,8 @@ def main() -> int:
     folder: Path = arguments.runs / arguments.model
     if arguments.restart:
         shutil.rmtree(folder, ignore_errors=True)
-    has_things = arguments.model.endswith(_THINGS)
-    mask_decoder = _mask_decoder(has_things, arguments.runs)
-    material = Material(arguments.material) if has_things else None
-    if arguments.model.startswith("mask-decoder"):
-        sample: MaskSampler = sample_masks
-        if material is not None:
-            sample = partial(thing_masks, material)
-            folder.mkdir(parents=True, exist_ok=True)
-        train_mask_autoencoder(mask_decoder, folder, device=arguments.device, sample=sample)
+    if arguments.model == "mask-decoder":
+        train_mask_autoencoder(_MASK_DECODER, folder, device=arguments.device)
         return 0
     join_processes()
     if process_index() > 0:
@@ -144,7 +114,7 @@ def main() -> int:
     elif arguments.refine:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(arguments.refine / "tokenizer.json", folder)
-    training = make_training(arguments.model, folder, arguments.device, 0, material)
+    training = make_training(arguments.model, folder, arguments.device, 0)
     if process_index() == 0:
         if arguments.refine:
             training.begin(arguments.stage, read_weights(arguments.refine))
@@ -153,8 +123,6 @@ def main() -> int:
     if process_index() > 0:
         return 0
     write_checkpoint(training.parts.trainee, _MODELS / arguments.model)
-    if has_things and training.parts.mask_decoder is not None:
-        shutil.copy(mask_decoder, _MODELS / arguments.model)
     draw_learning_curve(training.folder, _MODELS / arguments.model / "learning_curve.png")
     return 0
 

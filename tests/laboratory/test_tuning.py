@@ -2,44 +2,41 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from laboratory.things.catalogue import THINGS
-from laboratory.tuning import KANGAROO, write_kangaroos, write_named_shapes
-from tests.support.drawn_material import DrawnMaterial
+from laboratory.tuning import CROSS, write_crosses, write_named_shapes
 
 NUM_BINS = 1000
 STEP_BINS = 8
 
 
-def edges(annotation: dict[str, list[float]]) -> tuple[float, float, float, float]:
-    x, y, width, height = annotation["bbox"]
-    return x, y, x + width, y + height
+def read_coco(folder: Path) -> tuple[Any, list[str]]:
+    """Return a dataset with the name of each of its boxes."""
+    document = json.loads((folder / "annotations.json").read_text())
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    return document, [names[box["category_id"]] for box in document["annotations"]]
 
 
-def test_shapes_are_named_by_colour_and_boxes_are_of_locations_that_models_write(
-    tmp_path: Path,
-) -> None:
+def test_boxes_are_on_the_trained_grid(tmp_path: Path) -> None:
     write_named_shapes(tmp_path, 6)
-    document = json.loads((tmp_path / "annotations.json").read_text())
-    assert all(len(each["name"].split()) == 2 for each in document["categories"])
-    sides = {each["id"]: each["width"] for each in document["images"]}
-    assert document["annotations"]
+    document, labels = read_coco(tmp_path)
+    assert labels
+    assert all(len(label.split()) == 2 for label in labels)
+    sides = {image["id"]: image["width"] for image in document["images"]}
     for annotation in document["annotations"]:
-        for edge in edges(annotation):
+        x, y, width, height = annotation["bbox"]
+        for edge in (x, y, x + width, y + height):
             steps = (edge / sides[annotation["image_id"]] * NUM_BINS - 0.5) / STEP_BINS
             assert steps == pytest.approx(round(steps), abs=1e-6)
 
 
-def test_every_third_thing_is_one_that_models_do_not_know(tmp_path: Path) -> None:
-    assert KANGAROO.emoji not in {thing.emoji for thing in THINGS}
-    write_kangaroos(tmp_path, DrawnMaterial(), 30)
-    counts = {}
+def test_every_third_shape_is_a_cross(tmp_path: Path) -> None:
+    write_crosses(tmp_path, 30)
+    shares = {}
     for folder in tmp_path.iterdir():
-        document = json.loads((folder / "annotations.json").read_text())
-        names = {each["id"]: each["name"] for each in document["categories"]}
-        labels = [names[each["category_id"]] for each in document["annotations"]]
-        counts[folder.name] = labels.count(KANGAROO.name) / len(labels)
-    assert counts.pop("known") == 0
-    assert counts == pytest.approx({"train": 1 / 3, "test": 1 / 3}, abs=0.15)
+        _, labels = read_coco(folder)
+        shares[folder.name] = labels.count(CROSS) / len(labels)
+    assert shares.pop("known") == 0
+    assert shares == pytest.approx({"train": 1 / 3, "test": 1 / 3}, abs=0.15)

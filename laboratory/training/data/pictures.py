@@ -1,39 +1,46 @@
-"""A scene of either world as training reads it: subjects, questions and an image.
+"""A scene as training reads it: subjects, questions and an image.
 
-A subject is an object, by its index, or a line of text, by `FIRST_LINE` plus its index.
+A subject is an object, by its index, or the word, `FIRST_LINE`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from string import ascii_uppercase, digits
 
 from PIL import Image
 
 from export.scenes.geometry import Ring
+from export.scenes.sampling import MAX_OBJECTS
 from export.scenes.scene import COLORS, SHAPES, SIZES, BoxXYXY
 from export.scenes.truth import Question
-from laboratory.things.catalogue import INDEX_OF, THINGS
-from laboratory.things.questions import FIRST_LINE, Span, SpannedQuestion
-from laboratory.things.wording import ALPHABETS, MAX_LINES
 from laboratory.training.data.mask_samples import Masks
 
 Subject = int
-NUM_SUBJECTS = FIRST_LINE + MAX_LINES
+FIRST_LINE = MAX_OBJECTS
+NUM_SUBJECTS = FIRST_LINE + 1
 NUM_CLASSES = {
     "color": len(COLORS),
-    "thing": len(SHAPES) + len(THINGS),
+    "thing": len(SHAPES),
     "size": len(SIZES),
     "brightness": 2,
 }
-_LETTERS = "".join(ALPHABETS.values())
-CHARACTERS = tuple(
-    sorted({*map(chr, range(32, 127)), *_LETTERS, *(c for c in _LETTERS.upper() if c.isalpha())})
-)
+CHARACTERS = tuple(ascii_uppercase + digits)
 
 
-def thing_class(name: str) -> int:
-    """Return the class of a shape or a thing."""
-    shapes = [str(shape) for shape in SHAPES]
-    return shapes.index(name) if name in shapes else len(SHAPES) + INDEX_OF[name]
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a text answer with the subjects that it mentions."""
+
+    text: str
+    subjects: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SpannedQuestion:
+    """A question; `spans` join to the text of a text answer."""
+
+    question: Question
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,3 @@ class Picture:
         for span in asked.spans:
             ranked.update(dict.fromkeys(span.subjects))
         return list(ranked)
-
-
-__all__ = ["CHARACTERS", "FIRST_LINE", "Part", "Picture", "Span", "SpannedQuestion", "Subject"]

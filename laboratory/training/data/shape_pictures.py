@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache, partial
 
-from export.scenes import Scene, questions, render_scene
+import numpy as np
+from numpy.random import default_rng
+
+from export.scenes import Scene, questions, render_scene, sample_scene
 from export.scenes.fonts import load_font
 from export.scenes.geometry import box_xyxy, polygon_xy, quad_xy
-from export.scenes.scene import COLORS, SIZES, BoxXYXY, SceneObject, Shape, Word
+from export.scenes.scene import COLORS, SHAPES, SIZES, BoxXYXY, SceneObject, Shape, Word
 from export.scenes.truth import Question, TextTruth
 from laboratory.training.data.mask_samples import Masks, shape_mask
 from laboratory.training.data.pictures import (
@@ -17,10 +21,37 @@ from laboratory.training.data.pictures import (
     Span,
     SpannedQuestion,
     Subject,
-    thing_class,
 )
 
+SIZES_PX = (90, 512)  # sizes at which scenes are rendered: larger ones differ in the downscaling
+_EASY_SHARES = (0.05, 0.55, 0.4, 0.0, 0.0)  # scenes with 0 to 4 shapes
+_FULL_SHARES = (0.05, 0.15, 0.2, 0.28, 0.32)
+_WORD_SHARE = 0.65
+_ENCODER_WORD_SHARE = 0.9  # characters take longest to learn
 _COUNT = re.compile(r"\b(?:one|two|three|four|[1-4])\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The distribution of a step's pictures: `difficulty` 0 means few objects, 1 mostly many."""
+
+    difficulty: float = 1.0
+    is_encoder: bool = False
+
+
+def sample_pictures(first_seed: int, num: int, kind: Kind) -> list[Picture]:
+    """Return the pictures of `num` seeds; a resumed run draws the same."""
+    return [sample_picture(seed, kind) for seed in range(first_seed, first_seed + num)]
+
+
+def sample_picture(seed: int, kind: Kind) -> Picture:
+    """Return the picture of a seed."""
+    rng = default_rng((seed, 1))
+    easy = np.array(_EASY_SHARES) * (1 - kind.difficulty)
+    shares = np.array(_FULL_SHARES) * kind.difficulty + easy
+    num_objects = int(rng.choice(len(shares), p=shares / shares.sum()))
+    word_share = _ENCODER_WORD_SHARE if kind.is_encoder else _WORD_SHARE
+    return shape_picture(sample_scene(seed, num_objects, bool(rng.random() < word_share)))
 
 
 def shape_picture(scene: Scene) -> Picture:
@@ -40,7 +71,7 @@ def object_part(drawn: SceneObject) -> Part:
     box = box_xyxy(drawn)
     classes = {
         "color": COLORS.index(drawn.color),
-        "thing": thing_class(drawn.shape),
+        "thing": SHAPES.index(drawn.shape),
         "size": SIZES.index(drawn.size),
     }
     return Part(

@@ -18,9 +18,6 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from export.scenes import question_prompts, questions, sample_scene
 from export.scenes.questions import joined
 from export.scenes.truth import DetectionsTruth, Question, TextTruth
-from laboratory.things import thing_questions
-from laboratory.things.sampling import unrendered_scene
-from laboratory.training.data.pictures import CHARACTERS
 from runners.tokens.tokenizer import PromptTokenizer
 from tasks.catalog import CatalogEntry
 from tasks.florence2.locations import NUM_BINS as FLORENCE2_BINS
@@ -33,16 +30,13 @@ IMAGE_TOKEN = "<image>"
 _NUM_CORPUS_SCENES = 2000
 _MIN_FREQUENCY = 10
 _ROWS_MULTIPLE = 8
-_NUM_CORPUS_THINGS = 1500
-_MAX_MERGED = 600  # byte tokens and merges; the corpus of shapes has fewer
-_MAX_MERGED_THINGS = 2000
-ACCENTED = [character for character in CHARACTERS if not character.isascii()]
+_MAX_MERGED = 600  # byte tokens and merges; the corpus has fewer
 _FLORENCE2_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 _FLORENCE2_MARKS = ("<sep>", "<poly>", "</poly>", "<od>", "</od>", "<ground>", "<obj>")
 _PALIGEMMA_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 
-def florence2_tokenizer(entry: CatalogEntry, has_things: bool = False) -> Tokenizer:
+def florence2_tokenizer(entry: CatalogEntry) -> Tokenizer:
     """Return byte-level BPE with Florence-2's special tokens, trained on the prompts of `entry`."""
     split: Any = pre_tokenizers.Sequence(
         [
@@ -63,7 +57,7 @@ def florence2_tokenizer(entry: CatalogEntry, has_things: bool = False) -> Tokeni
                 "use_regex": True,
             },
         },
-        _merges(_corpus(entry, has_things), None, split, alphabet, has_things),
+        _merges(_corpus(entry), None, split, alphabet),
         [*_FLORENCE2_SPECIAL, *alphabet],
         special=(*_FLORENCE2_SPECIAL, IMAGE_TOKEN),
         added=[*_FLORENCE2_SPECIAL, *locations, *_FLORENCE2_MARKS, IMAGE_TOKEN],
@@ -71,7 +65,7 @@ def florence2_tokenizer(entry: CatalogEntry, has_things: bool = False) -> Tokeni
     )
 
 
-def paligemma_tokenizer(entry: CatalogEntry, has_things: bool = False) -> Tokenizer:
+def paligemma_tokenizer(entry: CatalogEntry) -> Tokenizer:
     """Return BPE as in Gemma with PaliGemma's special tokens, trained on the prompts of `entry`."""
     normalizer: Any = normalizers.Replace(" ", "▁")
     split: Any = pre_tokenizers.Sequence(
@@ -82,8 +76,6 @@ def paligemma_tokenizer(entry: CatalogEntry, has_things: bool = False) -> Tokeni
         ]
     )
     alphabet = [chr(code) for code in range(33, 127)] + ["▁", "\n"]
-    if has_things:
-        alphabet += ACCENTED
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     locations = [paligemma_location(index) for index in range(PALIGEMMA_BINS)]
     segments = [f"<seg{index:03d}>" for index in range(NUM_SEGMENTATION_TOKENS)]
@@ -100,7 +92,7 @@ def paligemma_tokenizer(entry: CatalogEntry, has_things: bool = False) -> Tokeni
                 ],
             },
         },
-        _merges(_corpus(entry, has_things), normalizer, split, alphabet, has_things),
+        _merges(_corpus(entry), normalizer, split, alphabet),
         [*_PALIGEMMA_SPECIAL, *fallback, *alphabet],
         special=(*_PALIGEMMA_SPECIAL, IMAGE_TOKEN),
         added=[*_PALIGEMMA_SPECIAL, *locations, *segments, IMAGE_TOKEN],
@@ -108,14 +100,8 @@ def paligemma_tokenizer(entry: CatalogEntry, has_things: bool = False) -> Tokeni
     )
 
 
-def _corpus(entry: CatalogEntry, has_things: bool) -> Iterator[str]:
+def _corpus(entry: CatalogEntry) -> Iterator[str]:
     """Yield prompts, labels and texts of scenes without a word."""
-    if has_things:
-        yield from ACCENTED * _MIN_FREQUENCY  # a letter is one token
-        for seed in range(_NUM_CORPUS_THINGS):
-            asked = (each.question for each in thing_questions(unrendered_scene(seed)))
-            for question in asked:
-                yield from _wording(entry, question)
     # The committed tokenizers were trained with several names per prompt.
     entry = replace(entry, one_name_per_prompt=False)
     yield from [
@@ -151,13 +137,12 @@ def _merges(
     normalizer: Any,
     split: Any,
     alphabet: Sequence[str],
-    has_things: bool,
 ) -> list[tuple[str, str]]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = split
     trainer = trainers.BpeTrainer(
-        vocab_size=_MAX_MERGED_THINGS if has_things else _MAX_MERGED,
+        vocab_size=_MAX_MERGED,
         min_frequency=_MIN_FREQUENCY,
         initial_alphabet=list(alphabet),
         show_progress=False,

@@ -8,7 +8,7 @@ except in the last steps. A stopped run resumes from its folder: its masks depen
 number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,6 @@ from laboratory.training.data.mask_samples import Masks, sample_masks
 from laboratory.training.masks.autoencoder import MaskAutoencoder
 from laboratory.training.runs.optimizer import Muon, cosine_factor, descend, set_rates
 from laboratory.training.runs.run_folder import RunFolder
-
-MaskSampler = Callable[[np.random.Generator, int], Masks]  # (B, 1, 64, 64)
 
 _NUM_STEPS = 900
 _NUM_MASKS = 32  # per step
@@ -62,7 +60,6 @@ class MaskTraining:
     num_steps: int
     seed: int
     device: str
-    sample: MaskSampler = sample_masks
     optimizers: Sequence[Optimizer] = ()
     step: int = 0
 
@@ -88,10 +85,10 @@ class MaskTraining:
         warm_up = min(1.0, (self.step + 1) / (_WARM_UP_SHARE * self.num_steps))
         set_rates(self.optimizers, warm_up * cosine_factor(progress, _FLAT_SHARE, _FINAL_RATE))
         rng = np.random.default_rng((self.seed, self.step))
-        masks = torch.from_numpy(self.sample(rng, _NUM_MASKS)).to(self.device)
+        masks = torch.from_numpy(sample_masks(rng, _NUM_MASKS)).to(self.device)
         num_unquantised = int(_UNQUANTISED_SHARE * self.num_steps)
         if self.step == num_unquantised:
-            clustered = torch.from_numpy(self.sample(rng, _NUM_CLUSTERED_MASKS)).to(self.device)
+            clustered = torch.from_numpy(sample_masks(rng, _NUM_CLUSTERED_MASKS)).to(self.device)
             with torch.no_grad():
                 features = self.autoencoder.features(clustered).flatten(0, 1)
             order = torch.from_numpy(rng.permutation(len(features)))
@@ -127,26 +124,25 @@ def train_mask_autoencoder(
     num_steps: int = _NUM_STEPS,
     seed: int = 0,
     device: str = "cpu",
-    sample: MaskSampler = sample_masks,
 ) -> float:
     """Train or resume the run in `folder`, write `out` and return the IoU on held-out masks."""
     torch.manual_seed(seed)
     training = MaskTraining(
-        MaskAutoencoder().to(device), RunFolder(folder), num_steps, seed, device, sample
+        MaskAutoencoder().to(device), RunFolder(folder), num_steps, seed, device
     )
     training.restore()
     if training.step >= num_steps:
         tqdm.write(f"{folder} has a finished run of {training.step} steps")
     training.run(num_steps)
     training.autoencoder.save_npz(out)
-    score = score_masks(MaskAutoencoder.load_npz(out), held_out_masks(sample))
+    score = score_masks(MaskAutoencoder.load_npz(out), held_out_masks())
     tqdm.write(f"{out}: IoU {score.iou:.3f}, {score.num_codes_used} codes used, held-out masks")
     return score.iou
 
 
-def held_out_masks(sample: MaskSampler = sample_masks) -> Tensor:
+def held_out_masks() -> Tensor:
     """Return masks (B, 1, 64, 64) that no run is trained on."""
-    return torch.from_numpy(sample(np.random.default_rng(_HELD_OUT_SEED), _NUM_HELD_OUT))
+    return torch.from_numpy(sample_masks(np.random.default_rng(_HELD_OUT_SEED), _NUM_HELD_OUT))
 
 
 def score_masks(autoencoder: MaskAutoencoder, masks: Tensor) -> MaskScore:

@@ -50,17 +50,6 @@ MINI = ModelSize(
     num_positions=320,
     max_new_tokens=128,
 )
-THINGS = ModelSize(
-    image_px=256,
-    grid=16,
-    hidden_size=160,
-    feed_forward_size=640,
-    num_layers=3,
-    vision_sizes=(48, 96, 192, 192),
-    vision_depths=(0, 1, 3, 1),
-    num_positions=512,
-    max_new_tokens=192,
-)
 _NUM_HEADS = 4
 _OCR_PATTERN = r"(.+?)" + r"<loc_(\d+)>" * 8
 

@@ -54,17 +54,6 @@ MINI = ModelSize(
     num_positions=512,
     max_new_tokens=128,
 )
-THINGS = ModelSize(
-    image_px=256,
-    grid=16,
-    hidden_size=160,
-    feed_forward_size=480,
-    num_layers=5,
-    vision_sizes=(288,),
-    vision_depths=(5,),
-    num_positions=768,
-    max_new_tokens=192,
-)
 _NUM_HEADS = 4
 _MATCHING_LAYER = 3  # number of Gemma's layers after which the cells have attended to the prompt
 _WRITING_LAYERS = (3, 4)  # layers, from 0, in which a token's writer attends to its cells

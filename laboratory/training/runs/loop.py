@@ -26,7 +26,7 @@ from laboratory.training.data.batches import (
 )
 from laboratory.training.data.cell_targets import cell_targets
 from laboratory.training.data.pictures import Picture
-from laboratory.training.data.worlds import Kind, World
+from laboratory.training.data.shape_pictures import SIZES_PX, Kind, sample_pictures
 from laboratory.training.models.trainee import FamilyParts, WrittenAnswers
 from laboratory.training.runs.cell_heads import CellHeads, grid_bins
 from laboratory.training.runs.losses import answer_loss, attention_loss
@@ -67,10 +67,9 @@ class _Features:
 
 @dataclass(slots=True)
 class Training:
-    """One run: model, world, auxiliary heads, recipe and folder."""
+    """One run: model, auxiliary heads, recipe and folder."""
 
     parts: FamilyParts
-    world: World
     heads: CellHeads
     recipe: Recipe
     folder: RunFolder
@@ -117,7 +116,7 @@ class Training:
     @property
     def validation_pictures(self) -> list[Picture]:
         """Pictures that no step reads, the same for every validation."""
-        return self.world.pictures(_VALIDATION_FIRST_SEED, _NUM_VALIDATION_PICTURES, Kind())
+        return sample_pictures(_VALIDATION_FIRST_SEED, _NUM_VALIDATION_PICTURES, Kind())
 
     @property
     def _modules(self) -> list[nn.Module]:
@@ -174,9 +173,9 @@ class Training:
         num //= num_processes()
         first_seed += process_index() * num
         rng = default_rng((first_seed, 2))
-        pictures = self.world.pictures(first_seed, num, kind)
+        pictures = sample_pictures(first_seed, num, kind)
         targets = [cell_targets(picture, trainee.size.grid) for picture in pictures]
-        images = image_batch(pictures, targets, rng, trainee.size.image_px, self.world.sizes_px)
+        images = image_batch(pictures, targets, rng, trainee.size.image_px, SIZES_PX)
         if is_encoder:
             return _StepData(images, None)
         weights = recipe.refining_weights if stage.name == "refining" else recipe.weights

@@ -127,52 +127,6 @@ _PALIGEMMA_LAST_WEIGHTS = _WEIGHTS | {
     "instance_segmentation phrase": 1.0,
 }
 
-# Things: names and kinds, text of several lines, and outlines of any form. Two processes on two
-# cores of an AMD EPYC with AVX-512 take 0.75 s for an encoder step of florence-2-things and 1.3 s
-# for a joint one: some four hours in all.
-_THING_WEIGHTS = _WEIGHTS | {
-    "captioning short": 1.5,
-    "object_detection": 1.5,
-    "dense_region_captioning": 1.0,
-    "open_vocabulary_detection name": 0.8,
-    "open_vocabulary_detection synonym": 0.8,
-    "open_vocabulary_detection kind": 1.0,
-    "open_vocabulary_detection coloured": 0.8,
-    "instance_segmentation phrase": 2.5,
-    "instance_segmentation region": 2.5,
-    "ocr": 2.5,
-    "ocr_with_regions": 2.5,
-    "visual_question_answering count kind": 0.4,
-    "visual_question_answering count name": 0.4,
-    "visual_question_answering kind": 0.5,
-    "visual_question_answering relation": 0.4,
-}
-# Last, texts, and labels that are to be found: those are what takes longest to learn.
-_THING_LAST_WEIGHTS = _THING_WEIGHTS | {
-    "captioning detailed": 3.0,
-    "object_detection": 1.0,
-    "open_vocabulary_detection shape": 1.5,
-    "open_vocabulary_detection coloured shape": 1.5,
-    "open_vocabulary_detection name": 2.0,
-    "open_vocabulary_detection synonym": 1.5,
-    "open_vocabulary_detection kind": 2.0,
-    "open_vocabulary_detection coloured": 1.5,
-    "open_vocabulary_detection several": 2.5,
-    "phrase_grounding caption": 1.5,
-    "phrase_grounding phrases": 2.5,
-    "instance_segmentation phrase": 4.0,
-    "instance_segmentation region": 4.0,
-    "ocr": 4.0,
-    "ocr_with_regions": 3.0,
-    "region_description category": 1.0,
-    "region_description description": 1.5,
-    "region_description text": 2.0,
-    "visual_question_answering presence": 2.0,
-    "visual_question_answering kind": 1.5,
-    "visual_question_answering count kind": 0.8,
-    "visual_question_answering relation": 0.8,
-}
-
 RECIPES = {
     "florence-2-mini": Recipe(
         encoder_steps=1800,
@@ -187,29 +141,5 @@ RECIPES = {
         weights=_WEIGHTS,
         joint_vision_factor=0.3,
         refining_weights=_PALIGEMMA_LAST_WEIGHTS,
-    ),
-    "florence-2-things": Recipe(
-        encoder_steps=4000,
-        joint_steps=6000,
-        weights=_THING_WEIGHTS,
-        joint_vision_factor=0.3,
-        refining_weights=_THING_LAST_WEIGHTS,
-        refining_steps=2500,
-        refining_rate=0.5,
-        encoder_images=16,
-        full_difficulty_share=0.3,
-        saved_every=100,
-    ),
-    "paligemma-things": Recipe(
-        encoder_steps=5000,
-        joint_steps=6000,
-        weights=_THING_WEIGHTS,
-        joint_vision_factor=0.3,
-        refining_weights=_THING_LAST_WEIGHTS,
-        refining_steps=1000,
-        encoder_images=16,
-        joint_images=8,
-        full_difficulty_share=0.3,
-        saved_every=100,
     ),
 }

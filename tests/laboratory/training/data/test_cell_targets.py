@@ -5,24 +5,18 @@ import pytest
 
 from export.scenes import sample_scene
 from export.scenes.scene import CANVAS_PX
-from laboratory.things import sample_things
 from laboratory.training.data.cell_targets import NOTHING, NUM_SLOTS, cell_targets
 from laboratory.training.data.mentions import Mention
 from laboratory.training.data.pictures import CHARACTERS, FIRST_LINE, Picture
 from laboratory.training.data.shape_pictures import shape_picture
-from laboratory.training.data.thing_pictures import thing_picture
-from tests.support.drawn_material import DrawnMaterial
 
 GRID = 12
 CELL_PX = CANVAS_PX / GRID
 
 
 def pictures() -> Iterator[Picture]:
-    material = DrawnMaterial()
     for seed in range(100):
         yield shape_picture(sample_scene(seed))
-    for seed in range(30):
-        yield thing_picture(sample_things(seed, material), material)
 
 
 def test_every_part_has_cells_in_its_box() -> None:

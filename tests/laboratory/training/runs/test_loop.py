@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from laboratory.training.__main__ import make_training
 from laboratory.training.data.batches import NO_TOKEN, sequence_batch
 from laboratory.training.data.cell_targets import cell_targets
-from laboratory.training.data.worlds import Kind, shape_world
+from laboratory.training.data.shape_pictures import Kind, sample_pictures
 from laboratory.training.runs.loop import Training
 from laboratory.training.runs.recipes import StageName
 from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
-from tests.support.catalog import MASK_DECODER_FILE
-from tests.support.drawn_material import DrawnMaterial
 from tests.support.export_cli import MODELS
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
@@ -36,25 +33,6 @@ def small_training(model_id: str, folder: Path) -> Training:
         joint_images=2,
         refining_steps=0,
         saved_every=2,
-        validation_every=1000,
-    )
-    return training
-
-
-def thing_training(model_id: str, folder: Path) -> Training:
-    """A run over scenes of drawn glyphs with one step of each stage."""
-    masks = folder.parent / "mask-decoder-things" / "vae.npz"
-    masks.parent.mkdir()
-    shutil.copy(MASK_DECODER_FILE, masks)
-    model_id = model_id.replace("-mini", "-things")
-    training = make_training(model_id, folder, "cpu", 0, DrawnMaterial())
-    training.recipe = dataclasses.replace(
-        training.recipe,
-        encoder_steps=1,
-        encoder_images=2,
-        joint_steps=1,
-        joint_images=2,
-        refining_steps=1,
         validation_every=1000,
     )
     return training
@@ -140,7 +118,7 @@ def test_refining_starts_with_the_weights_of_a_checkpoint(model_id: str, tmp_pat
 def test_answers_written_in_groups_equal_those_of_one_batch(model_id: str, tmp_path: Path) -> None:
     parts = make_training(model_id, tmp_path, "cpu", seed=0).parts
     trainee = parts.trainee
-    pictures = shape_world().pictures(0, 2, Kind())
+    pictures = sample_pictures(0, 2, Kind())
     targets = [cell_targets(picture, trainee.size.grid) for picture in pictures]
     batch = sequence_batch(parts.language, pictures, targets, {}, 4, default_rng(0))
     side_px = trainee.size.image_px
@@ -163,17 +141,3 @@ def test_a_run_keeps_its_vocabulary(tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     training = make_training("florence-2-mini", tmp_path, "cpu", seed=0)
     assert "zebra" in training.parts.language.tokenizer.get_vocab()
-
-
-@pytest.mark.long
-def test_models_of_things_are_trained_in_every_stage(model_id: str, tmp_path: Path) -> None:
-    training = thing_training(model_id, tmp_path / "run")
-    num_parameters = sum(each.numel() for each in training.parts.trainee.model.parameters())
-    assert num_parameters <= 8_000_000
-    before = {name: value.clone() for name, value in weights(training).items()}
-    training.run()
-    assert training.step == 3
-    assert any(not torch.equal(value, before[name]) for name, value in weights(training).items())
-    write_checkpoint(training.parts.trainee, tmp_path / "checkpoint")
-    processor = _Processor.from_pretrained(tmp_path / "checkpoint")
-    assert processor.image_processor.size == {"height": 256, "width": 256}
