@@ -1,11 +1,11 @@
 """Writes labelled scenes on which an embedded model is tuned, the examples of docs/fine-tuning.md.
 
     python -m laboratory.tuning colours FOLDER
-    python -m laboratory.tuning crosses FOLDER
+    python -m laboratory.tuning new-shape FOLDER
 
-`colours`: 200 scenes of shapes, labelled by colour and shape. `crosses`: FOLDER/train, FOLDER/test
-and FOLDER/known, 400, 200 and 200 scenes labelled by shape; in the first two every third shape is
-a cross, which no embedded model has seen.
+`colours`: 200 scenes of shapes, labelled by colour and shape. `new-shape`: FOLDER/train,
+FOLDER/test and FOLDER/known, 400, 200 and 200 scenes labelled by shape; in the first two every
+third shape is an X, which no embedded model has seen.
 
 Boxes lie on the grid that the embedded models write: their other locations are untrained.
 """
@@ -22,20 +22,19 @@ from export.scenes import SceneObject, render_scene, sample_scene
 from export.scenes.geometry import Ring, box_xyxy
 from export.scenes.render import draw_ring
 from export.scenes.scene import CANVAS_PX, SHAPES
-from laboratory.evaluation.coco_scenes import Labelled, scaled, write_coco
-from laboratory.evaluation.conditions import PLAIN_PX, png_image
+from laboratory.evaluation.scenes import PLAIN_PX, Labelled, encoded, scaled, write_coco
 from tasks.florence2.locations import NUM_BINS
 
-CROSS = "cross"
-_CROSS_SHARE = 1 / 3
-_ARM = 1 / 3  # half of an arm's width; the arms reach from -1 to 1
-_RIGHT_ARM = ((_ARM, -_ARM), (1.0, -_ARM), (1.0, _ARM))
-_LOWER_ARM = ((_ARM, _ARM), (_ARM, 1.0), (-_ARM, 1.0))
-_UNIT_CROSS = (
-    *_RIGHT_ARM,
-    *_LOWER_ARM,
-    *((-x, -y) for x, y in _RIGHT_ARM),
-    *((-x, -y) for x, y in _LOWER_ARM),
+X = "X"
+_X_SHARE = 1 / 3
+_ARM = 0.3  # length of a notch and width of an end; the box reaches from -1 to 1
+_UPPER_NOTCH = ((-1 + _ARM, -1.0), (0.0, -_ARM), (1 - _ARM, -1.0))
+_RIGHT_NOTCH = ((1.0, -1 + _ARM), (_ARM, 0.0), (1.0, 1 - _ARM))
+_UNIT_X = (
+    *_UPPER_NOTCH,
+    *_RIGHT_NOTCH,
+    *((-x, -y) for x, y in _UPPER_NOTCH),
+    *((-x, -y) for x, y in _RIGHT_NOTCH),
 )
 _FIRST_SEED = 600_000_000  # no training or evaluation of embedded models has it
 _SEEDS_APART = 1000
@@ -47,8 +46,8 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["colours", folder]:
             write_named_shapes(Path(folder), 200)
-        case ["crosses", folder]:
-            write_crosses(Path(folder), 200)
+        case ["new-shape", folder]:
+            write_new_shape(Path(folder), 200)
         case _:
             sys.exit(__doc__)
 
@@ -60,51 +59,51 @@ def write_named_shapes(folder: Path, num_scenes: int) -> None:
     for seed in range(_FIRST_SEED, _FIRST_SEED + num_scenes):
         scene = sample_scene(seed)
         boxes = [(drawn.name, box_xyxy(drawn)) for drawn in scene.objects]
-        image = png_image(render_scene(scene, PLAIN_PX))
+        image = encoded(render_scene(scene, PLAIN_PX))
         scenes.append(_on_grid(scaled(image, boxes)))
         names |= dict.fromkeys(drawn.name for drawn in scene.objects)
     write_coco(folder, scenes, list(names))
 
 
-def write_crosses(folder: Path, num_scenes: int) -> None:
+def write_new_shape(folder: Path, num_scenes: int) -> None:
     """Write `test` and `known` with `num_scenes` each, and `train` with twice as many."""
     first_seed = _FIRST_SEED
     for name, num, share in (
-        ("train", 2 * num_scenes, _CROSS_SHARE),
-        ("test", num_scenes, _CROSS_SHARE),
+        ("train", 2 * num_scenes, _X_SHARE),
+        ("test", num_scenes, _X_SHARE),
         ("known", num_scenes, 0.0),
     ):
-        scenes = _scenes_with_crosses(range(first_seed, first_seed + num), share)
-        write_coco(folder / name, scenes, (*SHAPES, CROSS))
+        scenes = _scenes_with_x(range(first_seed, first_seed + num), share)
+        write_coco(folder / name, scenes, (*SHAPES, X))
         first_seed += _SEEDS_APART
 
 
-def _scenes_with_crosses(seeds: range, share: float) -> Iterator[Labelled]:
-    """Yield scenes in which a `share` of the shapes is drawn as a cross."""
+def _scenes_with_x(seeds: range, share: float) -> Iterator[Labelled]:
+    """Yield scenes in which a `share` of the shapes is drawn as an X."""
     for seed in seeds:
         scene = sample_scene(seed)
         rng = default_rng((seed, 6))
-        crosses = [drawn for drawn in scene.objects if rng.random() < share]
-        shapes = tuple(drawn for drawn in scene.objects if drawn not in crosses)
+        x_shapes = [drawn for drawn in scene.objects if rng.random() < share]
+        shapes = tuple(drawn for drawn in scene.objects if drawn not in x_shapes)
         image = render_scene(replace(scene, objects=shapes), PLAIN_PX)
-        for drawn in crosses:
-            draw_ring(image, _cross_ring(drawn, PLAIN_PX / CANVAS_PX), drawn.rgb)
+        for drawn in x_shapes:
+            draw_ring(image, _x_ring(drawn, PLAIN_PX / CANVAS_PX), drawn.rgb)
         boxes = []
         for drawn in scene.objects:
-            if drawn in crosses:
-                square = replace(drawn, shape="square")  # a cross has the box of a square
-                boxes.append((CROSS, box_xyxy(square)))
+            if drawn in x_shapes:
+                square = replace(drawn, shape="square")  # an X has the box of a square
+                boxes.append((X, box_xyxy(square)))
             else:
                 boxes.append((drawn.shape, box_xyxy(drawn)))
-        yield _on_grid(scaled(png_image(image), boxes))
+        yield _on_grid(scaled(encoded(image), boxes))
 
 
-def _cross_ring(drawn: SceneObject, scale: float) -> Ring:
-    """Return the outline of a cross in the place of a shape."""
+def _x_ring(drawn: SceneObject, scale: float) -> Ring:
+    """Return the outline of an X in the place of a shape."""
     center_x, center_y = drawn.center_xy
     radius = drawn.radius_px
     return tuple(
-        ((center_x + radius * x) * scale, (center_y + radius * y) * scale) for x, y in _UNIT_CROSS
+        ((center_x + radius * x) * scale, (center_y + radius * y) * scale) for x, y in _UNIT_X
     )
 
 

@@ -1,33 +1,24 @@
 """Accuracy of a running service on scenes whose true answers are known: `python -m
 laboratory.evaluation`.
 
+scenes              the image file of a scene under a condition, and datasets with COCO labels
 client              questions about scenes over REST, and the score of each answer
-conditions          the image file of a scene: plain, small, large, jpeg, blurred, recoloured,
-                    stretched, 40px, 22px
-coco_scenes         scenes as a dataset with COCO labels
 accuracy_tables     task-level measures, and evaluations as Markdown
-labelled_scenes     scenes as JSON lines with the labels of several tasks
-guarantee_draws     draws of labelled images, and how often a choice breaks its promise
-service_process     a service started for an evaluation
-
-Commands over them:
-
-precision           accuracy at each precision
-calibration         calibrations of the scores
-guarantees          how often `diptych annotate --labelled` breaks its promise
-shifts              how often it notices images that are not like the labelled ones
+precision           command: accuracy at each precision
+calibration         command: calibrations of the scores
 """
 
 from laboratory.evaluation.accuracy_tables import accuracy_table, task_accuracy
-from laboratory.evaluation.client import evaluate, evaluation_scene
-from laboratory.evaluation.conditions import CONDITIONS, SceneImage, png_image
+from laboratory.evaluation.client import evaluate, predict
+from laboratory.evaluation.scenes import CONDITIONS, SceneImage, encoded, evaluation_scene
 
 __all__ = [
     "CONDITIONS",
     "SceneImage",
     "accuracy_table",
+    "encoded",
     "evaluate",
     "evaluation_scene",
-    "png_image",
+    "predict",
     "task_accuracy",
 ]

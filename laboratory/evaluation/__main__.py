@@ -9,33 +9,30 @@ Requests go over REST, greedy and unconstrained. Prints one table per condition.
 import argparse
 from collections.abc import Sequence
 
-import httpx
 from rich.console import Console
 from rich.progress import track
 
 from export.scenes import Scorecard
-from laboratory.evaluation import CONDITIONS, accuracy_table
-from laboratory.evaluation.client import answer_scenes, served_models
-
-_TIMEOUT_S = 60
+from laboratory.evaluation.accuracy_tables import accuracy_table
+from laboratory.evaluation.client import answer_scenes, connected, served_models
+from laboratory.evaluation.scenes import CONDITIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate models of a running service under each condition and print the tables."""
     parsed = _parse(arguments)
-    num_clients = parsed.clients
-    limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
     console = Console(stderr=True)
-    with httpx.Client(base_url=parsed.url, timeout=_TIMEOUT_S, limits=limits) as client:
+    with connected(parsed.url, parsed.clients) as client:
         models = parsed.models or list(served_models(client))
-        for name in parsed.conditions:
+        for condition in parsed.conditions:
+            render = CONDITIONS[condition]
             scorecards = {}
             for model in models:
-                scored = answer_scenes(client, model, CONDITIONS[name], parsed.scenes, num_clients)
-                shown = track(scored, f"{model}, {name}", parsed.scenes, console=console)
-                scorecards[model] = sum(shown, Scorecard())
+                scores = answer_scenes(client, model, render, parsed.scenes, parsed.clients)
+                tracked = track(scores, f"{model}, {condition}", parsed.scenes, console=console)
+                scorecards[model] = sum(tracked, Scorecard())
             table = accuracy_table(scorecards)
-            print(f"{name}, {parsed.scenes} scenes\n\n{table}\n", flush=True)
+            print(f"{condition}, {parsed.scenes} scenes\n\n{table}\n", flush=True)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -12,8 +12,6 @@ from export.scenes import CONFIDENT_SCORE, Measure, Scorecard, Tally
 from loadtest.figures import table
 from tasks.table import TASKS
 
-_NOTHING = "-"
-
 
 @dataclass(frozen=True, slots=True)
 class Pool:
@@ -33,108 +31,80 @@ class Pool:
         return total.f1 if total.num_answered + total.num_expected else None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskMeasure:
-    """One row of an accuracy table: one or more numbers of the same questions."""
-
-    title: str
-    pools: tuple[Pool, ...]
-
-    @property
-    def heading(self) -> str:
-        """`captioning, exact: short / detailed`."""
-        labels = " / ".join(pool.label for pool in self.pools)
-        return f"{self.title}: {labels}" if labels else self.title
-
-    def values(self, scorecard: Scorecard) -> tuple[float | None, ...]:
-        """Return the number of each pool."""
-        return tuple(pool.value(scorecard) for pool in self.pools)
+def _variants(task: str, *variants: str) -> tuple[Pool, ...]:
+    return tuple(Pool(variant, "exact", (f"{task} {variant}",)) for variant in variants)
 
 
-def _variants(task: str, *variants: str) -> TaskMeasure:
-    return TaskMeasure(
-        f"{task}, exact",
-        tuple(Pool(variant, "exact", (f"{task} {variant}",)) for variant in variants),
-    )
+def _boxes(task: str) -> tuple[Pool, ...]:
+    return (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,)))
 
 
-def _reading(task: str, claim: str) -> TaskMeasure:
+def _reading(task: str) -> tuple[Pool, ...]:
     """Return accuracy over all images and over those with a word: the other half is easier."""
-    pools = (
-        Pool("all images", "exact", (task,)),
-        Pool("images with a word", "exact_if_any", (task,)),
-    )
-    return TaskMeasure(f"{task}, {claim}", pools)
-
-
-def _single(title: str, measure: Measure, *names: str) -> TaskMeasure:
-    return TaskMeasure(title, (Pool("", measure, names),))
+    with_word = Pool("images with a word", "exact_if_any", (task,))
+    return (Pool("all images", "exact", (task,)), with_word)
 
 
 _FREE_DETECTION = ("object_detection", "dense_region_captioning", "region_proposal")
 _DETECTION = (*_FREE_DETECTION, "open_vocabulary_detection", "phrase_grounding")
+_NO_OBJECT = (*_FREE_DETECTION, "open_vocabulary_detection no object")
+_NO_WORD = ("ocr", "ocr_with_regions", "visual_question_answering text")
 
-TASK_MEASURES = (
-    _variants("captioning", "short", "detailed"),
-    *(
-        TaskMeasure(
-            f"{task}, F1 at IoU",
-            (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,))),
-        )
-        for task in _DETECTION
+TASK_MEASURES: dict[str, tuple[Pool, ...]] = {
+    "captioning, exact": _variants("captioning", "short", "detailed"),
+    **{f"{task}, F1 at IoU": _boxes(task) for task in _DETECTION},
+    "instance_segmentation, mean mask IoU": (Pool("", "mask_iou", ("instance_segmentation",)),),
+    "ocr, exact": _reading("ocr"),
+    "ocr_with_regions, exact and quad IoU ≥ 0.5": _reading("ocr_with_regions"),
+    "region_description, exact": _variants("region_description", "category", "description", "text"),
+    "visual_question_answering, exact": (Pool("", "exact", ("visual_question_answering",)),),
+    "no object: no box": (Pool("", "empty", _NO_OBJECT),),
+    "no word: no text": (Pool("", "empty", _NO_WORD),),
+    "absent label: no box": (Pool("", "empty", ("open_vocabulary_detection absent",)),),
+    f"boxes with score ≥ {CONFIDENT_SCORE}": (
+        Pool("precision", "confident_at_50", _DETECTION),
+        Pool("share of boxes", "confident", _DETECTION),
     ),
-    _single("instance_segmentation, mean mask IoU", "mask_iou", "instance_segmentation"),
-    _reading("ocr", "exact"),
-    _reading("ocr_with_regions", "exact and quad IoU ≥ 0.5"),
-    _variants("region_description", "category", "description", "text"),
-    _single("visual_question_answering, exact", "exact", "visual_question_answering"),
-    _single("no object: no box", "empty", *_FREE_DETECTION, "open_vocabulary_detection no object"),
-    _single(
-        "no word: no text", "empty", "ocr", "ocr_with_regions", "visual_question_answering text"
-    ),
-    _single("absent label: no box", "empty", "open_vocabulary_detection absent"),
-    TaskMeasure(
-        f"boxes with score ≥ {CONFIDENT_SCORE}",
-        (
-            Pool("precision", "confident_at_50", _DETECTION),
-            Pool("share of boxes", "confident", _DETECTION),
-        ),
-    ),
-)
+}
 
 
 def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
     """Return a task's numbers by row and label, such as `ocr, exact: all images`."""
-    found = {}
-    for row in TASK_MEASURES:
-        if row.title.partition(",")[0] not in TASKS:
+    accuracy = {}
+    for title, pools in TASK_MEASURES.items():
+        if title.partition(",")[0] not in TASKS:
             continue
-        for pool in row.pools:
+        for pool in pools:
             value = pool.value(scorecard)
             if value is not None:
-                found[f"{row.title}: {pool.label}" if pool.label else row.title] = value
-    return found
+                accuracy[f"{title}: {pool.label}" if pool.label else title] = value
+    return accuracy
 
 
 def accuracy_table(scorecards: Mapping[str, Scorecard]) -> str:
     """Return a table with a row per task-level measure and a column per model."""
     rows = []
-    for row in TASK_MEASURES:
-        cells = [_shown(row.values(scorecard)) for scorecard in scorecards.values()]
-        rows.append([row.heading, *cells])
+    for title, pools in TASK_MEASURES.items():
+        labels = " / ".join(pool.label for pool in pools)
+        cells = []
+        for scorecard in scorecards.values():
+            cells.append(_cell([pool.value(scorecard) for pool in pools]))
+        rows.append([f"{title}: {labels}" if labels else title, *cells])
     return table(["measure", *scorecards], rows)
 
 
-def _shown(values: Sequence[float | None]) -> str:
+def _cell(values: Sequence[float | None]) -> str:
     """Return `0.98 / 0.95`, or one dash if there is no value at all.
 
     Values are rounded down, so that a shown bar is reached.
     """
-    shown = []
+    if all(value is None for value in values):
+        return "-"
+    texts = []
     for value in values:
         if value is None:
-            shown.append(_NOTHING)
+            texts.append("-")
         else:
             hundredths = math.floor(100 * value + 1e-9)  # forgives float error
-            shown.append(f"{hundredths / 100:.2f}")
-    return " / ".join(shown) if set(shown) != {_NOTHING} else _NOTHING
+            texts.append(f"{hundredths / 100:.2f}")
+    return " / ".join(texts)

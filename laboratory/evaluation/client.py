@@ -5,69 +5,81 @@ order of the scenes, so that scores do not depend on the number of clients.
 """
 
 import json
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
 
 import httpx
 
-from export.scenes import Question, Scene, Scorecard, questions, sample_scene, score_answer
-from laboratory.evaluation.conditions import Rendering, SceneImage
+from export.scenes import Question, Scene, Scorecard, questions, score_answer
+from laboratory.evaluation.scenes import SceneImage, evaluation_scene
+from loadtest.processes import ROOT, Launch, free_port, running
 
-FIRST_SEED = 900_000_000  # training uses smaller seeds only
-NO_OBJECT_EVERY = 10
+Render = Callable[[Scene], SceneImage]  # such as one of `CONDITIONS`
+
 MAX_ATTEMPTS = 60
-MAX_WAIT_S = 10.0
+_MAX_WAIT_S = 10.0
+_TIMEOUT_S = 60
+
+
+@contextmanager
+def connected(url: str, num_clients: int) -> Iterator[httpx.Client]:
+    """Yield a client with a connection for each of the concurrent requests."""
+    limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
+    with httpx.Client(base_url=url, timeout=_TIMEOUT_S, limits=limits, trust_env=False) as client:
+        yield client
+
+
+@contextmanager
+def service_process(num_clients: int, **settings: str) -> Iterator[httpx.Client]:
+    """Start the service with `settings` (environment) and yield a client once it is ready.
+
+    Its log is build/evaluation.log. Raise `ServerError` if it is never ready.
+    """
+    port = free_port()
+    address = {"DIPTYCH_HOST": "127.0.0.1", "DIPTYCH_PORT": str(port), "DIPTYCH_GRPC_PORT": "0"}
+    launch = Launch((sys.executable, "-m", "service"), port, "/readyz", settings | address)
+    with (
+        running(launch, ROOT / "build" / "evaluation.log"),
+        connected(launch.url, num_clients) as client,
+    ):
+        yield client
 
 
 def evaluate(
-    client: httpx.Client, model_id: str, rendering: Rendering, num_scenes: int, num_clients: int = 1
+    client: httpx.Client, model_id: str, render: Render, num_scenes: int, num_clients: int = 1
 ) -> Scorecard:
     """Score the answers of `model_id` to all questions that it offers about `num_scenes` scenes."""
-    scorecards = answer_scenes(client, model_id, rendering, num_scenes, num_clients)
+    scorecards = answer_scenes(client, model_id, render, num_scenes, num_clients)
     return sum(scorecards, Scorecard())
 
 
 def answer_scenes(
-    client: httpx.Client, model_id: str, rendering: Rendering, num_scenes: int, num_clients: int
+    client: httpx.Client, model_id: str, render: Render, num_scenes: int, num_clients: int
 ) -> Iterator[Scorecard]:
     """Yield the scores of each scene in order.
 
     Raise RuntimeError if the service answers with an error.
     """
-    offered = offered_tasks(client, model_id)
+    tasks = offered_tasks(client, model_id)
 
     def answer_scene(index: int) -> Scorecard:
         scene = evaluation_scene(index)
-        asked = [question for question in questions(scene) if question.task in offered]
-        return answer_questions(client, model_id, rendering(scene), asked, score_answer)
+        image = render(scene)
+        scorecard = Scorecard()
+        for question in questions(scene):
+            if question.task not in tasks:
+                continue
+            scaled = question.scaled(image.size_wh)
+            response = predict(client, model_id, scaled, image, is_constrained=False)
+            if response is not None:
+                scorecard += score_answer(response.json()["result"], scaled, image.size_wh)
+        return scorecard
 
     with ThreadPoolExecutor(num_clients) as pool:
         yield from pool.map(answer_scene, range(num_scenes))
-
-
-def answer_questions(
-    client: httpx.Client,
-    model_id: str,
-    image: SceneImage,
-    asked: Iterable[Question],
-    score: Callable[[Mapping[str, Any], Question, tuple[int, int]], Scorecard],
-) -> Scorecard:
-    """Return the scores of the answers to questions about one image."""
-    scorecard = Scorecard()
-    for question in asked:
-        scaled = question.scaled(image.size_wh)
-        response = predict(client, model_id, scaled, image, is_constrained=False)
-        if response is not None:
-            scorecard += score(response.json()["result"], scaled, image.size_wh)
-    return scorecard
-
-
-def evaluation_scene(index: int) -> Scene:
-    """Return the scene with this index; every tenth has no object, and half of all have no word."""
-    has_no_object = index % NO_OBJECT_EVERY == NO_OBJECT_EVERY - 1
-    return sample_scene(FIRST_SEED + index, num_objects=0 if has_no_object else None)
 
 
 def served_models(client: httpx.Client) -> Mapping[str, frozenset[str]]:
@@ -89,35 +101,21 @@ def predict(
 ) -> httpx.Response | None:
     """Return the response, or None if the model does not offer this variant of the task.
 
-    Raise RuntimeError on errors.
+    A refused request is repeated after `Retry-After`. Raise RuntimeError on other errors.
     """
-    parameters = {
-        name: json.dumps(value) if isinstance(value, list) else value
-        for name, value in question.parameters.items()
-    }
-    fields = {
-        "model": model_id,
-        "task": question.task,
-        "constrained": json.dumps(is_constrained),
-        **parameters,
-    }
-    response = _post(client, fields, image)
+    fields = {"model": model_id, "task": question.task, "constrained": json.dumps(is_constrained)}
+    for name, value in question.parameters.items():
+        fields[name] = json.dumps(value) if isinstance(value, list) else str(value)
+    files = {"image": ("scene", image.data, image.media_type)}
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        response = client.post("/v1/predict", data=fields, files=files)
+        if response.status_code != httpx.codes.TOO_MANY_REQUESTS or attempt == MAX_ATTEMPTS:
+            break
+        time.sleep(min(float(response.headers.get("Retry-After", 1)), _MAX_WAIT_S))
     if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
         return None
     if response.is_error:
         raise RuntimeError(
             f"{model_id} answered {question.name} with {response.status_code}: {response.text}"
         )
-    return response
-
-
-def _post(client: httpx.Client, fields: Mapping[str, str], image: SceneImage) -> httpx.Response:
-    """Send the request; repeat it after `Retry-After` while the service is overloaded."""
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        response = client.post(
-            "/v1/predict", data=fields, files={"image": ("scene", image.data, image.media_type)}
-        )
-        if response.status_code != httpx.codes.TOO_MANY_REQUESTS or attempt == MAX_ATTEMPTS:
-            break
-        time.sleep(min(float(response.headers.get("Retry-After", 1)), MAX_WAIT_S))
     return response

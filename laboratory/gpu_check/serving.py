@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from export.scenes import sample_scene
-from laboratory.evaluation.conditions import CONDITIONS
+from laboratory.evaluation.scenes import CONDITIONS
 from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.verdicts import Verdict
 from loadtest.processes import ROOT, Launch, free_port, part_ids, running

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from laboratory.tuning import CROSS, write_crosses, write_named_shapes
+from laboratory.tuning import X, write_named_shapes, write_new_shape
 
 NUM_BINS = 1000
 STEP_BINS = 8
@@ -32,11 +32,11 @@ def test_boxes_are_on_the_trained_grid(tmp_path: Path) -> None:
             assert steps == pytest.approx(round(steps), abs=1e-6)
 
 
-def test_every_third_shape_is_a_cross(tmp_path: Path) -> None:
-    write_crosses(tmp_path, 30)
+def test_every_third_shape_is_an_x(tmp_path: Path) -> None:
+    write_new_shape(tmp_path, 30)
     shares = {}
     for folder in tmp_path.iterdir():
         _, labels = read_coco(folder)
-        shares[folder.name] = labels.count(CROSS) / len(labels)
+        shares[folder.name] = labels.count(X) / len(labels)
     assert shares.pop("known") == 0
     assert shares == pytest.approx({"train": 1 / 3, "test": 1 / 3}, abs=0.15)

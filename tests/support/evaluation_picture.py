@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from laboratory.evaluation import CONDITIONS
-from laboratory.evaluation.coco_scenes import rendered, write_coco
+from laboratory.evaluation.scenes import rendered, write_coco
 from tests.support.browser import chromium
 from tests.support.client_command import DIPTYCH
 from tests.support.export_cli import ROOT
@@ -24,7 +23,7 @@ def take(url: str) -> None:
     with TemporaryDirectory() as temporary, chromium() as browser:
         scenes = Path(temporary) / "scenes"
         out = Path(temporary) / "out"
-        write_coco(scenes, rendered([CONDITIONS["plain"]], range(_NUM_SCENES)))
+        write_coco(scenes, rendered(["plain"], range(_NUM_SCENES)))
         words = ("evaluate", scenes, "--task", "open_vocabulary_detection", "--out", out)
         subprocess.run([DIPTYCH, "--url", url, *words], check=True)
         page = browser.new_page(viewport={"width": 1280, "height": 1216}, color_scheme="light")

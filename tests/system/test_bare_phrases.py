@@ -15,8 +15,7 @@ from export.scenes import Question, Scene, render_scene
 from export.scenes.geometry import box_xyxy
 from export.scenes.scoring import match_boxes
 from export.scenes.truth import DetectionsTruth, LabelledBox
-from laboratory.evaluation import evaluation_scene, png_image
-from laboratory.evaluation.client import predict
+from laboratory.evaluation import encoded, evaluation_scene, predict
 from tests.support.running_service import RunningService
 
 MODELS = ("florence-2-mini", "paligemma-mini")
@@ -59,7 +58,7 @@ def right_answers(
     """Return by question whether exactly the true boxes were found, each with its phrase as
     label.
     """
-    image = png_image(render_scene(scene, 384).resize(SIZES_WH[scene.seed % len(SIZES_WH)]))
+    image = encoded(render_scene(scene, 384).resize(SIZES_WH[scene.seed % len(SIZES_WH)]))
     right = {}
     for question in (each.scaled(image.size_wh) for each in bare_questions(scene, task)):
         response = predict(client, model, question, image, is_constrained)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from export.checks.reference import Reference
 from export.scenes import render_scene, sample_scene
-from laboratory.evaluation import png_image
+from laboratory.evaluation import encoded
 from runners.tokens.tokenizer import PromptTokenizer
 from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters
@@ -77,7 +77,7 @@ def test_answers_are_those_of_transformers(released: Released, model_id: str) ->
             text = "".join(
                 stream.push(token_id) for token_id in expected.token_ids if token_id not in dropped
             )
-            answer = ask(released.service, model_id, task, values, png_image(image).data)
+            answer = ask(released.service, model_id, task, values, encoded(image).data)
             assert answer["raw_text"] == text
             written.append(expected.token_ids)
     assert sum(map(len, written)) > 3 * len(written)  # answers are not empty

@@ -9,7 +9,8 @@ import pytest
 
 from export.scenes import Scene, Scorecard, render_scene
 from export.scenes.scoring import Measure
-from laboratory.evaluation import SceneImage, evaluate, png_image
+from laboratory.evaluation import SceneImage, encoded, evaluate
+from laboratory.evaluation.__main__ import main
 from tests.support.running_service import RunningService
 
 NUM_SCENES = 24
@@ -89,7 +90,7 @@ BARS: dict[str, dict[tuple[str, Measure], float]] = {
 
 def in_turn(scene: Scene) -> SceneImage:
     """The scene stretched to one of the sizes, which its seed decides."""
-    return png_image(render_scene(scene, 384).resize(SIZES_WH[scene.seed % len(SIZES_WH)]))
+    return encoded(render_scene(scene, 384).resize(SIZES_WH[scene.seed % len(SIZES_WH)]))
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,12 @@ def test_every_offered_task_was_asked(
     for model, scorecard in evaluations.items():
         asked[model] = {name.split(" ")[0] for name, _ in scorecard.tallies}
     assert asked == models
+
+
+def test_the_command_prints_a_table_for_each_condition(
+    service: RunningService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--url", service.url, "--scenes", "2", "--clients", "2"]
+    main([*options, "--conditions", "plain", "jpeg"])
+    headings = [line for line in capsys.readouterr().out.splitlines() if "scenes" in line]
+    assert headings == ["plain, 2 scenes", "jpeg, 2 scenes"]

@@ -11,7 +11,7 @@ from typing import Any
 from export.scenes import question_prompts, questions, render_scene
 from laboratory.bench.material.models import BenchModel, checkpoint_folder, encoder_graph_file
 from laboratory.bench.material.records import Question
-from laboratory.evaluation import evaluation_scene, png_image
+from laboratory.evaluation import encoded, evaluation_scene
 from tasks.catalog import CatalogEntry
 
 NUM_SCENES = {"embedded": 400, "base": 120}
@@ -49,7 +49,7 @@ def model_material(
         scene = evaluation_scene(index)
         image = images / f"{index}.png"
         if not image.exists():
-            image.write_bytes(png_image(render_scene(scene, size_px)).data)
+            image.write_bytes(encoded(render_scene(scene, size_px)).data)
         asked = []
         for question in questions(scene):
             scaled = question.scaled((size_px, size_px))

@@ -86,3 +86,18 @@ def test_the_review_list_is_as_short_as_is_proved() -> None:
 def test_a_review_list_of_all_boxes_that_misses_too_much_is_not_proved() -> None:
     objects = Scored.of([[NOT_FOUND], [0.9]] * 100)
     assert isinstance(decide_review(objects, 1, [0.0, 0.3], PROMISE), Unproved)
+
+
+def test_an_exceeded_share_is_rarely_proved() -> None:
+    """The labels of an image are wrong together: a bound that took them for independent fails."""
+    num_labels = 8
+    num_draws = 200
+    rng = np.random.default_rng(1)
+    num_proved = 0
+    for _ in range(num_draws):
+        labels = Scored.of(rng.random((80, num_labels)).tolist())
+        is_right = np.repeat(rng.random(80) >= 0.052, num_labels)
+        pilot = Scored.of(rng.random((40, num_labels)).tolist())
+        if isinstance(decide(labels, is_right, candidates(pilot), PROMISE), Proved):
+            num_proved += 1
+    assert num_proved <= 0.05 * num_draws
