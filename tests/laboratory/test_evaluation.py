@@ -121,7 +121,7 @@ def test_conditions(name: str) -> None:
         file = Image.open(io.BytesIO(image.data))
         assert (file.size, file.format) == FORMATS[name]
         assert image.size_wh == file.size
-        assert image.media_type == f"image/{file.format.lower()}"
+        assert image.media_type == f"image/{FORMATS[name][1].lower()}"
         pixels = np.asarray(file.convert("RGB"), dtype=int)
         _, boxes = next(rendered([name], [index]))
         if min(file.size) >= 100:
