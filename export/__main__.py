@@ -16,9 +16,9 @@ from export import doctor
 from export.adapters import export_adapter
 from export.artifacts.store import folder_of_current, has_current_version, new_version
 from export.checkpoints.bases import ROOT
-from export.checkpoints.errors import ExportError
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checks.golden_answers import golden_offer
+from export.errors import ExportError
 from export.progress import NUM_STEPS, Progress, silence_transformers
 from export.resources import check_host, needs_of
 from tasks.catalog import CatalogEntry, CatalogError

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, get_args
 
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.bases import ROOT, is_hub_entry
-from export.checkpoints.errors import SourceError
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.hub import fetch_snapshot
 from export.checkpoints.jobs import EXPORT_FORMAT, ExportOptions, find_entry, library_versions
 from export.checkpoints.sources import Source, other_form, resolve_source
+from export.errors import SourceError
 from export.progress import Progress, silence_transformers
 from export.resources import needs_of
 from tasks.catalog import CatalogEntry, entry_row
@@ -181,8 +181,7 @@ def _make_encoders(
         write_merged,
     )
     from export.artifacts.vision_module import read_image_input
-    from export.checks.measurements import measure_encoders
-    from export.checks.probes import make_probes, plan_for
+    from export.checks.parity import make_probes, measure_encoders, plan_for
     from export.checks.reference import Reference, load_processor
     from export.pipeline import kept_defaults
 

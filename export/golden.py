@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from export.checkpoints.errors import ExportError, SourceError
 from export.checkpoints.jobs import find_entry
 from export.checks.answers import generated_text
 from export.checks.golden_answers import (
@@ -35,8 +34,9 @@ from export.checks.golden_answers import (
     read_golden,
 )
 from export.checks.parity import first_difference
-from export.checks.streaming import load_for_checks
+from export.checks.reference import load_for_checks
 from export.doctor import Finding, Verdict
+from export.errors import ExportError, SourceError
 from export.progress import silence_transformers
 from export.resources import needs_of
 from imaging.errors import ImageError

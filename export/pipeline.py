@@ -9,18 +9,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors, check_vocabulary
-from export.artifacts.decoder_weights import write_decoder_weights
 from export.artifacts.encoders import make_encoders, make_encoders_in_child
 from export.artifacts.vision_module import ImageInput, read_image_input
 from export.checkpoints.bases import CheckpointFacts, is_hub_entry
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ExportJob
-from export.checks.answer_agreement import agreeing_defaults
-from export.checks.answers import AnswerCheck
-from export.checks.measurements import measure
-from export.checks.parity import ReferenceAnswers, run_reference
-from export.checks.probes import Probe, ProbePlan, make_probes, plan_for
+from export.checkpoints.tensors import CheckpointTensors, check_vocabulary, write_decoder_weights
+from export.checks.answers import AnswerCheck, agreeing_defaults
+from export.checks.parity import (
+    Probe,
+    ProbePlan,
+    ReferenceAnswers,
+    make_probes,
+    measure,
+    plan_for,
+    run_reference,
+)
 from export.checks.reference import Reference, load_processor
 from export.progress import Progress
 from export.resources import MAX_RESIDENT_BYTES

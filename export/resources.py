@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.checkpoints.errors import ResourceError
+from export.errors import ResourceError
 from tasks.catalog import CatalogEntry
 from wire.artifacts.model_store import store_home
 

@@ -19,12 +19,11 @@ import yaml
 
 from diptych_client.inputs import Problems
 from export.checkpoints.bases import ROOT
-from export.checkpoints.errors import ExportError, TuningError
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import find_entry
 from export.checkpoints.sources import resolve_source
-from export.tuning.dataset import read_labels
-from export.tuning.examples import TUNED_TASKS, make_examples
+from export.errors import ExportError, TuningError
+from export.tuning.examples import TUNED_TASKS, make_examples, read_labels
 from export.tuning.run_folder import RUN_FOLDER, checkpoint_to_resume
 from tasks.catalog import TEMPLATE_TASK, CatalogEntry, CatalogError, TaskOverride
 
@@ -65,9 +64,7 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
         flush=True,
     )
     # torch is imported here, which takes seconds
-    from export.tuning.epochs import kept_epoch
-    from export.tuning.model_card import write_card
-    from export.tuning.training import TuningJob, TuningOptions, tune
+    from export.tuning.training import TuningJob, TuningOptions, kept_epoch, tune, write_card
 
     options = TuningOptions(
         num_epochs=parsed.epochs,

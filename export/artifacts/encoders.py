@@ -16,12 +16,16 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from export.artifacts.checkpoint_tensors import VISION_PREFIXES, CheckpointTensors, empty_model
-from export.artifacts.constant_shapes import make_shapes_constant
 from export.artifacts.davit import TokenRowsDavit
-from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision, write_int8
+from export.artifacts.onnx_graphs import (
+    export_vision_encoder,
+    make_shapes_constant,
+    write_at_precision,
+    write_int8,
+)
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
-from export.checkpoints.errors import EncoderError, ExportError
+from export.checkpoints.tensors import VISION_PREFIXES, CheckpointTensors, empty_model
+from export.errors import EncoderError, ExportError
 from runners.adapters.peft_adapter import VisionPart
 from wire.artifacts.adapter_folder import AdapterError
 from wire.artifacts.manifest import Precision, vision_encoder_file

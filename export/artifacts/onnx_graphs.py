@@ -5,27 +5,47 @@
 int8 (CPU): weights of MatMul and Gemm are quantised per channel, their inputs dynamically.
 Florence-2's graph is of one image (davit.py), because the runner encodes images one by one at int8.
 float16 (CUDA): weights and activations; input and output keep their types; attention and GELU are
-one operator each (fused_operators.py). All are exported with
-SDPA, which scales queries and keys before it multiplies them: eager attention sums the products
-first, in Florence-2 over all tokens of an image (36,864 at 768 pixels), and leaves the range of
-float16. optimum has no configuration for Florence-2 or PaliGemma; this one fits both.
+one operator each. All are exported with SDPA, which scales queries and keys before it multiplies
+them: eager attention sums the products first, in Florence-2 over all tokens of an image (36,864 at
+768 pixels), and leaves the range of float16. optimum has no configuration for Florence-2 or
+PaliGemma; this one fits both.
+
+A trace computes every shape that depends on the batch size from its input: a third of the nodes of
+an encoder, which run on the CPU even where the others run on a GPU. `make_shapes_constant` replaces
+them; the batch is the first axis throughout:
+
+    shape of a Reshape      a constant with -1 for the batch; the other sides are those of the
+                            inferred output
+    any other tensor        the constant for a batch of one, which its users broadcast: position
+                            embeddings; one that must not be broadcast differs from transformers in
+                            the export's comparison
+
+Shapes: B batch, S tokens, C hidden, A heads, D head size.
 """
 
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
+from onnxruntime.transformers.onnx_model import OnnxModel
 from optimum.exporters.onnx import OnnxConfig, export
 from optimum.onnxruntime import ORTQuantizer
 from optimum.onnxruntime.configuration import AutoQuantizationConfig
 from optimum.utils import DummyInputGenerator, NormalizedConfig
 
-from export.artifacts.fused_operators import fuse
 from export.artifacts.vision_module import VisionEncoderModule
 from wire.artifacts.manifest import Precision, vision_encoder_file
 
@@ -139,3 +159,210 @@ def write_int8(source: Path, output: Path, config: Any) -> None:
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
         ORTQuantizer(source, config=config).quantize(options, save_dir=scratch, file_suffix=None)
         shutil.move(Path(scratch) / source.name, output)
+
+
+_MAX_SHAPE_BYTES = 1024  # limit of an initializer that may be a shape
+
+_Shapes = Mapping[str, Sequence[int]]  # tensor shapes by name
+
+
+def make_shapes_constant(file: Path) -> None:
+    """Replace the shape arithmetic of the graph in `file`, whose only input has a dynamic first
+    axis.
+    """
+    model = onnx.load(file)
+    graph = model.graph
+    arithmetic = shape_arithmetic(model.graph)
+    others = [node for node in graph.node if arithmetic.isdisjoint(node.output)]
+    read = dict.fromkeys(chain.from_iterable(node.input for node in others))
+    used = [name for name in read if name in arithmetic]
+    # a side of 1 may be broadcast
+    two, three = (inferred_shapes(model, batch_size) for batch_size in (2, 3))
+    one = {}
+    for name, shape in two.items():
+        one[name] = [2 * a - b for a, b in zip(shape, three[name], strict=True)]
+    constants = dict(zip(used, _compute(model, arithmetic, used, one), strict=True))
+    for node in others:
+        if node.op_type == "Reshape" and node.input[1] in constants:
+            sides = zip(two[node.output[0]], three[node.output[0]], strict=True)
+            constants[node.input[1]] = np.array(
+                [side if side == other else -1 for side, other in sides]
+            )
+    graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in constants.items()
+    )
+    nodes, tensors = _needed(others, [output.name for output in graph.output])
+    initializers = [tensor for tensor in graph.initializer if tensor.name in tensors]
+    # also the shapes that the trace has noted
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(initializers)
+    onnx.save(model, file)
+
+
+def shape_arithmetic(graph: GraphProto) -> set[str]:
+    """Return the tensors that depend on the shape of the input and not on its values."""
+    arithmetic = set[str]()
+    computed = {given.name for given in graph.input}
+    for node in graph.node:
+        if node.op_type == "Shape":
+            arithmetic.update(node.output)
+        elif not computed.isdisjoint(node.input):
+            computed.update(node.output)
+        elif not arithmetic.isdisjoint(node.input):
+            arithmetic.update(node.output)
+    return arithmetic
+
+
+def inferred_shapes(model: ModelProto, batch_size: int) -> _Shapes:
+    """Return the shapes of the tensors for batches of `batch_size`, where they do not depend on
+    values.
+    """
+    graph = model.graph
+    (given,) = graph.input
+    sides = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
+    inputs = [
+        helper.make_tensor_value_info(
+            given.name, given.type.tensor_type.elem_type, [batch_size, *sides[1:]]
+        )
+    ]
+    # Without the weights: a serialised model has at most 2 GB.
+    small = [tensor for tensor in graph.initializer if tensor.ByteSize() <= _MAX_SHAPE_BYTES]
+    large = [tensor for tensor in graph.initializer if tensor.ByteSize() > _MAX_SHAPE_BYTES]
+    inputs += [
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in large
+    ]
+    outputs = [helper.make_empty_tensor_value_info(output.name) for output in graph.output]
+    outline = _with_graph(model, helper.make_graph(graph.node, graph.name, inputs, outputs, small))
+    inferred = onnx.shape_inference.infer_shapes(outline, strict_mode=True, data_prop=True).graph
+    infos = [*inferred.input, *inferred.value_info, *inferred.output]
+    shapes = {}
+    for info in infos:
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        if 0 not in shape:  # 0: unknown
+            shapes[info.name] = shape
+    return shapes
+
+
+def _compute(
+    model: ModelProto, arithmetic: set[str], names: Sequence[str], shapes: _Shapes
+) -> Sequence[NDArray[Any]]:
+    """Return the values of tensors of the shape arithmetic, from the `shapes` of the others."""
+    graph = model.graph
+    sources = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Shape" and node.input[0] not in arithmetic
+    }
+    nodes, tensors = _needed([node for node in graph.node if node.output[0] not in sources], names)
+    known = {name: np.array(shapes[source]) for name, source in sources.items() if name in tensors}
+    initializers = [numpy_helper.from_array(value, name) for name, value in known.items()]
+    initializers += [tensor for tensor in graph.initializer if tensor.name in tensors]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in names]
+    part = _with_graph(model, helper.make_graph(nodes, graph.name, [], outputs, initializers))
+    session = onnxruntime.InferenceSession(
+        part.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    values: Sequence[NDArray[Any]] = session.run(names, {})
+    return values
+
+
+def _needed(nodes: Sequence[NodeProto], names: Iterable[str]) -> tuple[list[NodeProto], set[str]]:
+    """Return those of `nodes` that compute the tensors `names`, in order, and all tensors that they
+    use.
+    """
+    tensors = set(names)
+    needed = list[NodeProto]()
+    for node in reversed(nodes):
+        if not tensors.isdisjoint(node.output):
+            needed.append(node)
+            tensors.update(node.input)
+    return needed[::-1], tensors
+
+
+def _with_graph(model: ModelProto, graph: GraphProto) -> ModelProto:
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+_DOMAIN = "com.microsoft"
+_HEADS_FIRST = (0, 2, 1, 3)  # (B, S, A, D) -> (B, A, S, D)
+_TRANSPOSED = (0, 2, 3, 1)  # (B, S, A, D) -> (B, A, D, S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """A tensor (B, S, C), scaled and split into heads."""
+
+    source: str
+    num_heads: int
+    scale: float
+
+
+def fuse(model: ModelProto) -> None:
+    """Replace the subgraphs in `model`, in place."""
+    graph: Any = OnnxModel(model)
+    FusionFastGelu(graph).apply()
+    for softmax in graph.get_nodes_by_op_type("Softmax"):
+        fuse_attention(graph, softmax)
+    graph.prune_graph()
+    graph.topological_sort()
+    if all(each.domain != _DOMAIN for each in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+
+
+def fuse_attention(graph: Any, softmax: NodeProto) -> None:
+    """Replace an attention over heads; leave another, such as that over channels, as it is."""
+    products = graph.get_children(softmax)
+    scores = graph.get_parent(softmax, 0)
+    if scores is None or {each.op_type for each in (scores, *products)} != {"MatMul"}:
+        return
+    query = _split_heads(graph, scores.input[0], _HEADS_FIRST)
+    key = _split_heads(graph, scores.input[1], _TRANSPOSED)
+    value = _split_heads(graph, products[0].input[1], _HEADS_FIRST)
+    merging = graph.match_child_path(products[0], ["Reshape", "Transpose", "Reshape"])
+    merging = merging or graph.match_child_path(products[0], ["Transpose", "Reshape"])
+    if query is None or key is None or value is None or value.scale != 1.0 or merging is None:
+        return
+    *_, transpose, merged = merging
+    if tuple(graph.get_node_attribute(transpose, "perm")) != _HEADS_FIRST:
+        return
+    graph.remove_node(merged)
+    graph.add_node(
+        helper.make_node(
+            "MultiHeadAttention",
+            [query.source, key.source, value.source],
+            list(merged.output),
+            name=f"{softmax.name}/fused",
+            domain=_DOMAIN,
+            num_heads=query.num_heads,
+            scale=query.scale * key.scale,
+        )
+    )
+
+
+def _split_heads(graph: Any, name: str, permutation: tuple[int, ...]) -> _Heads | None:
+    """Return the source of heads with that permutation of (B, S, A, D), or None."""
+    found = (0, 1, 2, 3)
+    num_heads = 0
+    scale = 1.0
+    while (node := graph.output_name_to_node().get(name)) is not None:
+        if node.op_type == "Mul":
+            place, factor = graph.get_constant_input(node)
+            if factor is None or factor.size != 1:
+                return None
+            scale *= float(factor.item())
+            name = node.input[1 - place]
+            continue
+        if node.op_type == "Transpose" and not num_heads:
+            own = graph.get_node_attribute(node, "perm")
+            found = tuple(own[axis] for axis in found)
+        elif node.op_type == "Reshape" and not num_heads:
+            shape = graph.get_constant_value(node.input[1])
+            if shape is None or len(shape) != 4:
+                return None
+            num_heads = int(shape[2])
+        else:
+            break
+        name = node.input[0]
+    return _Heads(name, num_heads, scale) if num_heads and found == permutation else None

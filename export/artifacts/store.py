@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bentoml
 
-from export.checkpoints.errors import DiskFullError, is_disk_full
+from export.errors import DiskFullError, is_disk_full
 from tasks.catalog import CatalogEntry
 from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder, store_home

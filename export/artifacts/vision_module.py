@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.checkpoints.errors import ImageProcessorError
+from export.errors import ImageProcessorError
 
 _REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize")
 _UNSUPPORTED_STEPS = ("do_center_crop", "do_pad")

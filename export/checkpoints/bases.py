@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.checkpoints.errors import SourceError
+from export.errors import SourceError
 from tasks.catalog import (
     HUB_PREFIX,
     CatalogEntry,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.checkpoints.errors import SourceError, is_disk_full
+from export.errors import SourceError, is_disk_full
 
 _MAX_REASON_CHARS = 200
 _COPY_CHECKPOINT = ", or copy a checkpoint to it and give its folder as --source"

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from export.checkpoints.bases import ROOT, served_catalog
-from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import PrecisionRecord, read_record, record_file
 from export.checkpoints.sources import (
     WEIGHTS_FILE,
@@ -22,6 +21,7 @@ from export.checkpoints.sources import (
     resolve_file,
     resolve_source,
 )
+from export.errors import SourceError
 from tasks.catalog import HUB_PREFIX, CatalogEntry, CatalogError, load_catalog
 from tasks.errors import meant
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError

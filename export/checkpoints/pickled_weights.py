@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import psutil
 from safetensors import safe_open
 
-from export.checkpoints.errors import SourceError
+from export.errors import SourceError
 from imaging.sandbox import confine
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from export.checkpoints.errors import PrecisionError
 from export.checkpoints.sources import Source
+from export.errors import PrecisionError
 from tasks.catalog import CatalogEntry
 from wire.artifacts.manifest import Device, Precision, key_of_hashes
 

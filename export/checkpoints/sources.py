@@ -15,8 +15,8 @@ from typing import Any, get_args
 from safetensors import SafetensorError, safe_open
 
 from export.checkpoints.bases import adapter_error, base_entry, hub_adapter_entry, hub_entry
-from export.checkpoints.errors import SourceError
 from export.checkpoints.hub import fetch_file, fetch_snapshot, list_files
+from export.errors import SourceError
 from tasks.catalog import CatalogEntry
 from wire.artifacts.adapter_folder import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from wire.artifacts.manifest import CONFIG_FILE, TOKENIZER_FILE, Family, sha256_of

@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export.checkpoints.bases import ROOT
-from export.checkpoints.errors import SourceError
 from export.checkpoints.hub import fetch_file
+from export.errors import SourceError
 from tasks.results import (
     DetectionsResult,
     InstancesResult,

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from export.artifacts.vision_module import ImageInput, read_image_input
-from export.checkpoints.errors import TuningError
+from export.errors import TuningError
 from export.tuning.examples import Example
 from imaging.errors import ImageError
 from imaging.files import resize

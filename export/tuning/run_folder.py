@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.checkpoints.errors import TuningError
+from export.errors import TuningError
 from wire.artifacts.adapter_folder import CONFIG_FILE
 
 RUN_FOLDER = "run"  # removed from the output folder when the run ends

@@ -14,7 +14,7 @@ from itertools import product
 
 from export.__main__ import main as export
 from export.checkpoints.bases import ROOT
-from export.checkpoints.errors import ExportError
+from export.errors import ExportError
 from export.checkpoints.jobs import find_entry
 from export.checkpoints.precision_record import (
     PrecisionRecord,

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from export.checkpoints.bases import CATALOG_FILE
-from export.checkpoints.errors import ResourceError
+from export.errors import ResourceError
 from export.resources import Needs, available_memory_bytes, check_host, needs_of
 from tasks.catalog import load_catalog
 

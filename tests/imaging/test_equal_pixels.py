@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from export.artifacts.vision_module import read_image_input
-from export.checks.pictures import load_photographs
+from export.checks.answers import load_photographs
 from export.checks.reference import Reference
 from export.tuning.batches import Batches
-from export.tuning.dataset import read_labels
-from export.tuning.examples import Example
+from export.tuning.examples import Example, read_labels
 from service.images.decoding import ImageDecoder, LazyImage
 from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment

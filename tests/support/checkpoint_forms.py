@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors, check_vocabulary, empty_model
-from export.checkpoints.errors import SourceError
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.sources import WEIGHTS_FILE, resolve_source
+from export.checkpoints.tensors import CheckpointTensors, check_vocabulary, empty_model
+from export.errors import SourceError
 from runners.tokens.rules import GenerationRules
 from tests.support.hub_form import write_hub_form
 from tests.support.microsoft_form import (

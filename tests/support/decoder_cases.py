@@ -8,8 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
-from export.artifacts.decoder_weights import write_decoder_weights
+from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.reference import Reference
 from export.scenes import render_scene, sample_scene
 from runners.decoder.protocol import Decoder

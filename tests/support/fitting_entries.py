@@ -4,10 +4,10 @@ them.
 
 from dataclasses import replace
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
 from export.artifacts.vision_module import read_image_input
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import ExportJob
+from export.checkpoints.tensors import CheckpointTensors
 from export.checks.reference import load_processor
 from export.pipeline import facts_of
 

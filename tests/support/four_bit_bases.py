@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from export.artifacts.vision_module import read_image_input
-from export.checks.answer_agreement import equal_share
-from export.checks.parity import run_reference
-from export.checks.probes import Probe, make_probes
+from export.checks.answers import equal_share
+from export.checks.parity import Probe, make_probes, run_reference
 from export.checks.reference import Reference
 from tests.support.catalog import CATALOG
 from tests.support.export_cli import EMBEDDED, MODELS

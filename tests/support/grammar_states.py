@@ -24,8 +24,7 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
-from export.artifacts.decoder_weights import write_decoder_weights
+from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.reference import Reference
 from export.scenes import questions, render_scene, sample_scene
 from export.scenes.prompts import question_prompts

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from export.artifacts.store import new_version
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
 from export.checkpoints.sources import WEIGHTS_INDEX_FILE
-from export.checks.probes import ProbePlan
+from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from tests.support.export_cli import MODELS

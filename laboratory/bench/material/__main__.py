@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from export.checkpoints.errors import ExportError
+from export.errors import ExportError
 from laboratory.bench.material.encoder_graphs import write_encoder_graph
 from laboratory.bench.material.models import (
     BENCH_MODELS,

@@ -17,7 +17,7 @@ from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.bases import CATALOG_FILE, ROOT
 from export.checkpoints.jobs import ExportOptions, plan_job
 from export.checkpoints.random_weights import write_random_checkpoint
-from export.checks.probes import ProbePlan
+from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from laboratory.bench.material.records import Scale

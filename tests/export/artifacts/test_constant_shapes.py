@@ -12,9 +12,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from export.artifacts.constant_shapes import make_shapes_constant
 from export.artifacts.encoders import load_vision_model, use_fast_tower
-from export.artifacts.onnx_graphs import export_vision_encoder
+from export.artifacts.onnx_graphs import export_vision_encoder, make_shapes_constant
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from tests.support.export_cli import MODELS
 from wire.artifacts.manifest import Precision, vision_encoder_file

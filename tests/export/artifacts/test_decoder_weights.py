@@ -7,10 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.artifacts.checkpoint_tensors import empty_model
-from export.artifacts.decoder_weights import load_checkpoint
-from export.checkpoints.errors import SourceError
+from export.checkpoints.tensors import empty_model, load_checkpoint
 from export.checks.reference import Reference
+from export.errors import SourceError
 from runners.tokens.rules import GenerationRules
 from tests.support.export_cli import MODELS
 from tests.support.microsoft_form import update_json

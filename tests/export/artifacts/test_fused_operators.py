@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from export.artifacts.fused_operators import fuse
+from export.artifacts.onnx_graphs import fuse
 from wire.artifacts.manifest import vision_encoder_file
 
 ROUNDING = 1e-4  # features are up to about 16; sums have another order

@@ -10,7 +10,7 @@ def test_full_disk_of_the_store_leaves_nothing_on_either_disk(tmp_path: Path) ->
 import os
 from pathlib import Path
 from export.artifacts.store import new_version
-from export.checkpoints.errors import DiskFullError
+from export.errors import DiskFullError
 try:
     with new_version("some-model") as folder:
         (folder / "weights").write_bytes(bytes(3_000_000))

@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from export.artifacts.vision_module import read_image_input
-from export.checkpoints.errors import ImageProcessorError
 from export.checks.reference import Reference
+from export.errors import ImageProcessorError
 from runners.encoder.session import VisionEncoder
 
 # Features are up to about 6; sums of some hundred terms have another order.

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
-from export.artifacts.decoder_weights import write_decoder_weights
+from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.reference import Reference
 from runners.models.load import load_decoder
 from tasks.catalog import TaskOverride

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors, check_vocabulary
 from export.checkpoints.bases import CheckpointFacts, base_entry, hub_entry, is_hub_entry
-from export.checkpoints.errors import SourceError
+from export.checkpoints.tensors import CheckpointTensors, check_vocabulary
+from export.errors import SourceError
 from tasks.catalog import entry_row, model_id_of, parse_entry
 from tests.support.catalog import CATALOG, FLORENCE, ROOT
 from tests.support.microsoft_form import microsoft_config

@@ -118,7 +118,7 @@ _EXPORT = f"""
 from dataclasses import replace
 from export.artifacts.store import new_version
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
-from export.checks.probes import ProbePlan
+from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 entry = find_entry("hf:{REPOSITORY}")
@@ -218,7 +218,7 @@ def test_a_file_of_the_hub_with_another_hash_is_refused_with_both(
     actual = sha256_of(CHECKPOINT / "config.json")
     code = f"""
 from pathlib import Path
-from export.checkpoints.errors import SourceError
+from export.errors import SourceError
 from export.checkpoints.sources import Source, resolve_file
 for expected in ({actual!r}, {"0" * 64!r}):
     try:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoints.errors import SourceError
 from export.checkpoints.jobs import ExportOptions, build_key, library_versions, plan_job
 from export.checkpoints.precision_record import PrecisionRecord
+from export.errors import SourceError
 from tasks.catalog import load_catalog
 from tasks.scores import read_calibrations
 from tests.support.export_cli import MODELS

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
-from export.artifacts.decoder_weights import write_decoder_weights
+from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from runners.adapters.peft_adapter import read_adapter
 from runners.decoder.batch import generate_all
 from runners.decoder.sequences import SequenceRequest

@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
-from export.artifacts.decoder_weights import write_decoder_weights
-from export.checkpoints.errors import SourceError
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
-from export.checks.probes import ProbePlan
+from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
+from export.checks.parity import ProbePlan
 from export.checks.reference import Reference
+from export.errors import SourceError
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from export.scenes import render_scene, sample_scene

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.checkpoints.errors import SourceError
 from export.checkpoints.pickled_weights import write_safetensors
+from export.errors import SourceError
 
 FILE = "pytorch_model.bin"
 

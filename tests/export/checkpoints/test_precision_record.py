@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoints.errors import PrecisionError
 from export.checkpoints.precision_record import (
     PrecisionRecord,
     PrecisionRun,
@@ -14,6 +13,7 @@ from export.checkpoints.precision_record import (
     write_record,
 )
 from export.checkpoints.sources import resolve_source
+from export.errors import PrecisionError
 from laboratory.evaluation.precision import pairs
 from tasks.catalog import load_catalog, parse_entry
 from tests.support.catalog import CATALOG, FLORENCE, ROOT

@@ -9,8 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
-from export.checkpoints.errors import SourceError
 from export.checkpoints.precision_record import RECORD_FILE
 from export.checkpoints.sources import (
     WEIGHTS_INDEX_FILE,
@@ -19,6 +17,8 @@ from export.checkpoints.sources import (
     resolve_file,
     resolve_source,
 )
+from export.checkpoints.tensors import CheckpointTensors
+from export.errors import SourceError
 from tests.support.checkpoint_forms import FLORENCE, read
 from tests.support.export_cli import MODELS, ROOT
 from wire.artifacts.manifest import CALIBRATION_FILE

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from export.checks.answer_agreement import (
+from export.checks.answers import (
     MIN_CASES,
     MIN_EQUAL_TOKENS,
     AnswerAgreement,

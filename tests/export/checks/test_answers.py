@@ -11,9 +11,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from export.checkpoints.jobs import ExportJob, ExportOptions, plan_job
-from export.checks.answer_agreement import agreeing_defaults
-from export.checks.answers import AnswerCheck, AnswerRuns
-from export.checks.measurements import MIN_MEAN_COSINE, compare
+from export.checks.answers import AnswerCheck, AnswerRuns, agreeing_defaults
+from export.checks.parity import MIN_MEAN_COSINE, compare
 from runners.encoder.session import VisionEncoder
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import ModelStore

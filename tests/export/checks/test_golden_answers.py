@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from export.checkpoints.errors import SourceError
 from export.checks.golden_answers import (
     GoldenAnswer,
     answers_of,
@@ -13,6 +12,7 @@ from export.checks.golden_answers import (
     has_regions,
     read_golden,
 )
+from export.errors import SourceError
 from export.golden import Question
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText

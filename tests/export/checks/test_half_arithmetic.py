@@ -9,11 +9,10 @@ from onnx import TensorProto, helper
 
 from export.artifacts.onnx_graphs import export_vision_encoder, write_at_precision
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
-from export.checkpoints.errors import ParityError
 from export.checks.half_arithmetic import HalfEncoder
-from export.checks.measurements import measure_half_encoder
-from export.checks.probes import extreme_images
+from export.checks.parity import extreme_images, measure_half_encoder
 from export.checks.reference import Reference
+from export.errors import ParityError
 from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import MODELS
 

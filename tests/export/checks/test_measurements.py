@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from export.checkpoints.errors import ParityError
-from export.checks.measurements import compare, each_measured
+from export.checks.parity import compare, each_measured
+from export.errors import ParityError
 from export.pipeline import kept_defaults
 from tests.support.catalog import FLORENCE
 from wire.artifacts.manifest import Device, Part, Precision

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from export.checkpoints.errors import ParityError
 from export.checks.parity import compare_features, compare_tokens, first_difference
 from export.checks.reference import GreedyAnswer
+from export.errors import ParityError
 
 FEATURES = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
 

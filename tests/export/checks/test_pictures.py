@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.checkpoints.errors import SourceError
 from export.checkpoints.jobs import PHOTOGRAPHS
-from export.checks.pictures import Picture, ask, load_photographs, make_scenes, spread
+from export.checks.answers import Picture, ask, load_photographs, make_scenes, spread
+from export.errors import SourceError
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.fake_service import INPUT_SIZE_WH, served_models
 

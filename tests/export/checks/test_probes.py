@@ -1,7 +1,7 @@
 import pytest
 
 from export.artifacts.vision_module import ImageInput
-from export.checks.probes import make_probes
+from export.checks.parity import make_probes
 from tasks.catalog import load_catalog
 from tests.support.export_cli import EMBEDDED, MODELS
 

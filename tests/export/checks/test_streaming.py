@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.checks.reference import Reference
-from export.checks.streaming import StreamedWeights
+from export.checks.reference import Reference, StreamedWeights
 from export.scenes import render_scene, sample_scene
 from runners.decoder.batch import generate_all
 from runners.decoder.engines import EagerEngine

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.checkpoints.errors import TuningError
 from export.checks.reference import Reference
+from export.errors import TuningError
 from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
 from imaging.local_files import read_image

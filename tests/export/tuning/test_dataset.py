@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoints.errors import TuningError
+from export.errors import TuningError
 from export.scenes.truth import LabelledBox
-from export.tuning import dataset
-from export.tuning.dataset import Dataset, LabelledImage
+from export.tuning import examples
+from export.tuning.examples import Dataset, LabelledImage
 from tasks.results import BoxXyxy
 from tests.support.evaluations import (
     OBJECTS,
@@ -50,7 +50,7 @@ EXPECTED: dict[str, dict[str, object]] = {
 
 
 def read_labels(path: Path, images: Path | None = None) -> Dataset:
-    return dataset.read_labels(path, path.parent / "work", images)
+    return examples.read_labels(path, path.parent / "work", images)
 
 
 def write_rows(folder: Path, *lines: str) -> Path:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from export.tuning.epochs import (
+from export.tuning.held_out import HeldOutScore, ShownAnswer
+from export.tuning.training import (
     Epoch,
     draw_curve,
     duration,
@@ -17,7 +18,6 @@ from export.tuning.epochs import (
     score_text,
     shown_line,
 )
-from export.tuning.held_out import HeldOutScore, ShownAnswer
 
 SCORE = HeldOutScore(0.5, 0.25, 0.75, 5, (ShownAnswer("caption en", "a star", "a circle"),))
 EPOCHS = [Epoch(1, 2.0, 3.0, SCORE), Epoch(2, 1.0, 2.5, SCORE), Epoch(3, 0.5, 2.5, SCORE)]

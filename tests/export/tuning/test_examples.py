@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoints.errors import TuningError
+from export.errors import TuningError
 from export.scenes.truth import LabelledBox
-from export.tuning.dataset import LabelledImage
-from export.tuning.examples import TUNED_TASKS, Example, make_examples
+from export.tuning.examples import TUNED_TASKS, Example, LabelledImage, make_examples
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText

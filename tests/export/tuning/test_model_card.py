@@ -5,11 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from export.tuning.epochs import Epoch
 from export.tuning.examples import Example
 from export.tuning.held_out import HeldOutScore, ShownAnswer
-from export.tuning.model_card import write_card
-from export.tuning.training import TuningJob, TuningOptions
+from export.tuning.training import Epoch, TuningJob, TuningOptions, write_card
 from tasks.parameters import TaskParameters
 from tests.support.catalog import CATALOG
 

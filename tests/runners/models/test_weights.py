@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.artifacts.checkpoint_tensors import CheckpointTensors
-from export.artifacts.decoder_weights import write_decoder_weights
 from export.checkpoints.random_weights import write_random_checkpoint
+from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
@@ -43,7 +42,7 @@ def peak_bytes():
 
 folder, precision = Path(sys.argv[1]), sys.argv[2]
 if precision == "checkpoint":
-    from export.artifacts.decoder_weights import load_checkpoint
+    from export.checkpoints.tensors import load_checkpoint
     from transformers.models.florence2 import modeling_florence2
 torch.set_num_threads(1)
 before = peak_bytes()

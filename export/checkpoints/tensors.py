@@ -1,12 +1,13 @@
-"""The tensors of a checkpoint under transformers' names, and its model without weights.
+"""A checkpoint's tensors under transformers' names, and its model.
 
     CheckpointTensors   names and places of all tensors; each is mapped from its shard when it is
                         read
     empty_model         the model with allocated but untouched weights, which take no memory until
                         they are written
+    load_checkpoint     the model as transformers loads it
 
-Nothing here holds a whole checkpoint in memory. Names are converted as `from_pretrained` converts
-them, by functions of transformers 5.24 that its documentation does not list.
+Names are converted as `from_pretrained` converts them, by functions of transformers 5.24 that its
+documentation does not list.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any, Self
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
@@ -24,8 +26,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 from transformers.initialization import no_init_weights
 
-from export.checkpoints.errors import SourceError
 from export.checkpoints.sources import weight_files
+from export.errors import SourceError
 from wire.artifacts.manifest import TOKENIZER_FILE
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
@@ -237,3 +239,38 @@ def _places(
                     stored if stored in expected and name not in expected else name,
                     _Place(shard, stored, tuple(tensors.get_slice(stored).get_shape())),
                 )
+
+
+def load_checkpoint(folder: Path, dtype: torch.dtype) -> Any:
+    """Load a checkpoint's model, casting each weight to `dtype` as it is read.
+
+    Raise `SourceError` if it lacks a weight, or has one of another shape.
+    """
+    CheckpointTensors.open(folder)
+    try:
+        model = _Model.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (*LOAD_ERRORS, SafetensorError) as error:
+        raise SourceError(f"transformers cannot load the checkpoint: {one_line(error)}") from error
+    complete_rules(model)
+    return model.eval()
+
+
+def write_decoder_weights(tensors: Mapping[str, Tensor], output: Path) -> None:
+    """Write all weights but those of the vision tower and the projector, in their dtype, under
+    transformers' names.
+
+    A decoder derives every other precision from this file when it starts. The tensors are mapped
+    from their shards: the copy takes page cache, no memory.
+    """
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in tensors.items()
+        if not name.startswith(VISION_PREFIXES)
+    }
+    save_file(weights, output, metadata={"format": "pt"})
