@@ -14,7 +14,6 @@ from itertools import product
 
 from export.__main__ import main as export
 from export.checkpoints.bases import ROOT
-from export.errors import ExportError
 from export.checkpoints.jobs import find_entry
 from export.checkpoints.precision_record import (
     PrecisionRecord,
@@ -25,6 +24,7 @@ from export.checkpoints.precision_record import (
     write_record,
 )
 from export.checkpoints.sources import resolve_source
+from export.errors import ExportError
 from laboratory.evaluation.accuracy_tables import accuracy_table, task_accuracy
 from laboratory.evaluation.client import evaluate, service_process
 from laboratory.evaluation.scenes import CONDITIONS
