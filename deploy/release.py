@@ -23,26 +23,25 @@ PLACES = {  # where the version is written, and how
 
 def versions(root: Path) -> dict[str, str | None]:
     """Return the version that each place names, or None."""
-    found = {
-        name: re.search(pattern, (root / name).read_text(encoding="utf-8"), re.MULTILINE)
-        for name, pattern in PLACES.items()
-    }
-    return {name: match and match[1] for name, match in found.items()}
+    placed = dict[str, str | None]()
+    for place, pattern in PLACES.items():
+        match = re.search(pattern, (root / place).read_text(encoding="utf-8"), re.MULTILINE)
+        placed[place] = match and match[1]
+    return placed
 
 
-def faults(named: Mapping[str, str | None], changed: str, tags: str) -> list[str]:
-    """Return what is missing: `changed` and `tags` are git's lists of files and of tags."""
-    version = named["pyproject.toml"]
-    others = [
-        f"{name} has version {found}; pyproject.toml has {version}"
-        for name, found in named.items()
-        if found != version
-    ]
-    if changed:
-        others.append(f"the tree has changes that are not committed:\n{changed}")
-    if f"v{version}" in tags.split():
-        others.append(f"the tag v{version} exists: choose a new version")
-    return others
+def faults(versions: Mapping[str, str | None], changes: str, tags: str) -> list[str]:
+    """Return what is missing: `changes` and `tags` are git's lists of files and of tags."""
+    expected = versions["pyproject.toml"]
+    messages = list[str]()
+    for place, version in versions.items():
+        if version != expected:
+            messages.append(f"{place} has version {version}; pyproject.toml has {expected}")
+    if changes:
+        messages.append(f"the tree has changes that are not committed:\n{changes}")
+    if f"v{expected}" in tags.split():
+        messages.append(f"the tag v{expected} exists: choose a new version")
+    return messages
 
 
 def git(*arguments: str) -> str:
@@ -52,11 +51,11 @@ def git(*arguments: str) -> str:
 
 
 def main() -> int:
-    named = versions(ROOT)
-    found = faults(named, git("status", "--porcelain"), git("tag"))
-    version = named["pyproject.toml"]
-    print("\n".join(found) or f"git tag -a v{version} -m 'Diptych {version}'")
-    return 1 if found else 0
+    placed = versions(ROOT)
+    missing = faults(placed, git("status", "--porcelain"), git("tag"))
+    version = placed["pyproject.toml"]
+    print("\n".join(missing) or f"git tag -a v{version} -m 'Diptych {version}'")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":
