@@ -10,9 +10,10 @@ shares it can answer.
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from typing import BinaryIO, TypeVar
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import BinaryIO
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service.batches.store import KeyFolder, Store
+from service.batches.store import Page, Store, new_id
 from service.batches.uploads import Upload, read_upload
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from service.errors import InvalidRequest, NotFound, NotReady
@@ -40,8 +41,7 @@ _MAX_FILES = 10_000  # per page
 _MAX_BATCHES = 100
 _USUAL_BATCHES = 20
 _PURPOSES = ("batch", "batch_output")
-
-ObjectT = TypeVar("ObjectT", FileObject, Batch)
+_LIMIT = re.compile(r"[0-9]{1,5}")
 
 
 class _OpenFile(FileResponse):
@@ -94,120 +94,104 @@ class BatchesApi:
         ]
 
     async def upload(self, request: Request, context: RequestContext) -> Response:
-        folder = self._folder(context)
-        await in_thread(folder.check_room)
+        store = self._checked_store()
+        owner = context.quota.owner
+        await in_thread(store.check_room, owner)
+        file_id = new_id("file-")
+        path = store.content(file_id)
 
         async def read(request: Request, _memory: BodyMemory) -> Upload:
             """Return an upload, whose own limit is above that of other bodies."""
             content_type = request.headers.get("content-type", "")
-            return await read_upload(content_type, request.stream(), folder.uploads)
+            return await read_upload(content_type, request.stream(), path)
 
         upload = await self._boundary.read(read, request, context)
         try:
             kept_s = upload.fields.expires_after.seconds
-            return _json(await in_thread(folder.upload, upload.path, upload.filename, kept_s))
-        finally:
-            upload.path.unlink(missing_ok=True)
+            file = await in_thread(store.add_file, owner, file_id, upload.filename, kept_s)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return _json(file)
 
     async def list_files(self, request: Request, context: RequestContext) -> Response:
         """List files, the newest first."""
-        folder = self._folder(context)
-        query = request.query_params
-        order = query.get("order", "desc")
-        purpose = query.get("purpose")
+        store = self._checked_store()
+        order = request.query_params.get("order", "desc")
+        purpose = request.query_params.get("purpose")
         if order not in ("asc", "desc"):
             raise InvalidRequest(f"order must be asc or desc, not {shown(order)}", "order")
-        if purpose is not None and purpose not in _PURPOSES:
-            raise InvalidRequest(
-                f"purpose must be {' or '.join(_PURPOSES)}, not {shown(purpose)}", "purpose"
-            )
-
-        def page() -> FileList:
-            ids = folder.file_ids()
-            ids = _after(ids if order == "asc" else ids[::-1], query.get("after"))
-            found = _page(ids, limit, folder.file, lambda file: purpose in (None, file.purpose))
-            return FileList.model_validate(found)
-
-        limit = _limit(request, _MAX_FILES, _MAX_FILES)
-        return _json(await in_thread(page))
+        if purpose not in (None, *_PURPOSES):
+            message = f"purpose must be {' or '.join(_PURPOSES)}, not {shown(purpose)}"
+            raise InvalidRequest(message, "purpose")
+        page = _page(request, _MAX_FILES, _MAX_FILES)
+        page = replace(page, is_ascending=order == "asc", purpose=purpose)
+        files = await in_thread(store.files, context.quota.owner, page)
+        return _json(FileList.model_validate(_list_fields(files, page.limit)))
 
     async def show_file(self, request: Request, context: RequestContext) -> Response:
-        return _json(await in_thread(self._folder(context).file, request.path_params["file_id"]))
+        file_id = request.path_params["file_id"]
+        store = self._checked_store()
+        return _json(await in_thread(store.file, context.quota.owner, file_id))
 
     async def delete_file(self, request: Request, context: RequestContext) -> Response:
         file_id = request.path_params["file_id"]
-        await in_thread(self._folder(context).delete_file, file_id)
+        store = self._checked_store()
+        await in_thread(store.delete_file, context.quota.owner, file_id)
         return _json(FileDeleted(id=file_id))
 
     async def content(self, request: Request, context: RequestContext) -> Response:
-        folder = self._folder(context)
-        return _OpenFile(await in_thread(folder.open, request.path_params["file_id"]))
+        file_id = request.path_params["file_id"]
+        store = self._checked_store()
+        return _OpenFile(await in_thread(store.open, context.quota.owner, file_id))
 
     async def create(self, request: Request, context: RequestContext) -> Response:
-        folder = self._folder(context)
+        store = self._checked_store()
         body = await self._boundary.read(read_json, request, context)
-        asked = validated(BatchRequest, body)
-        return _json(await in_thread(folder.create_batch, asked))
+        batch_request = validated(BatchRequest, body)
+        return _json(await in_thread(store.create_batch, context.quota.owner, batch_request))
 
     async def list_batches(self, request: Request, context: RequestContext) -> Response:
         """List batches, the newest first."""
-        folder = self._folder(context)
-        limit = _limit(request, _USUAL_BATCHES, _MAX_BATCHES)
-
-        def page() -> BatchList:
-            ids = _after(folder.batch_ids()[::-1], request.query_params.get("after"))
-            found = _page(ids, limit, lambda each: folder.state(each).batch, lambda _: True)
-            return BatchList.model_validate(found)
-
-        return _json(await in_thread(page))
+        store = self._checked_store()
+        page = _page(request, _USUAL_BATCHES, _MAX_BATCHES)
+        batches = await in_thread(store.batches, context.quota.owner, page)
+        return _json(BatchList.model_validate(_list_fields(batches, page.limit)))
 
     async def show_batch(self, request: Request, context: RequestContext) -> Response:
-        state = await in_thread(self._folder(context).state, request.path_params["batch_id"])
-        return _json(state.batch)
+        batch_id = request.path_params["batch_id"]
+        store = self._checked_store()
+        return _json(await in_thread(store.batch, context.quota.owner, batch_id))
 
     async def cancel(self, request: Request, context: RequestContext) -> Response:
-        return _json(await in_thread(self._folder(context).cancel, request.path_params["batch_id"]))
+        batch_id = request.path_params["batch_id"]
+        store = self._checked_store()
+        return _json(await in_thread(store.cancel, context.quota.owner, batch_id))
 
-    def _folder(self, context: RequestContext) -> KeyFolder:
-        """Return the folder of the request's key; raise `NotFound` if there is no store."""
+    def _checked_store(self) -> Store:
+        """Return the store; raise `NotFound` if there is none."""
         if self._store is None:
-            raise NotFound(
-                f"files and batches are disabled: {variable('batches_folder')} is not set"
-            )
-        return self._store.of(context.quota.owner)
+            setting = variable("batches_folder")
+            raise NotFound(f"files and batches are disabled: {setting} is not set")
+        return self._store
 
 
-def _limit(request: Request, usual: int, most: int) -> int:
-    text = request.query_params.get("limit", str(usual))
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= most):
-        raise InvalidRequest(f"limit must be 1 to {most}, not {shown(text)}", "limit")
-    return int(text)
+def _page(request: Request, usual_limit: int, max_limit: int) -> Page:
+    text = request.query_params.get("limit", str(usual_limit))
+    if not (_LIMIT.fullmatch(text) and 1 <= int(text) <= max_limit):
+        raise InvalidRequest(f"limit must be 1 to {max_limit}, not {shown(text)}", "limit")
+    return Page(request.query_params.get("after"), int(text))
 
 
-def _after(ids: list[str], cursor: str | None) -> list[str]:
-    """Return the ids after the last object of the previous page; raise `InvalidRequest`."""
-    if cursor is None:
-        return ids
-    if cursor not in ids:
-        raise InvalidRequest(f"after is {shown(cursor)}; it must be an id in this list", "after")
-    return ids[ids.index(cursor) + 1 :]
-
-
-def _page(
-    ids: list[str], limit: int, load: Callable[[str], ObjectT], is_wanted: Callable[[ObjectT], bool]
-) -> dict[str, object]:
-    """Return the fields of a list with the first objects."""
-    found: list[ObjectT] = []
-    for each in ids:
-        with suppress(NotFound):  # removed since the ids were read
-            found.extend(filter(is_wanted, [load(each)]))
-        if len(found) > limit:
-            break
-    page = found[:limit]
-    first_id = page[0].id if page else None
-    last_id = page[-1].id if page else None
-    has_more = len(found) > limit
-    return {"data": page, "first_id": first_id, "last_id": last_id, "has_more": has_more}
+def _list_fields(objects: Sequence[FileObject] | Sequence[Batch], limit: int) -> dict[str, object]:
+    """Return the fields of a page of `limit` objects, of which one more is given if there is."""
+    page = objects[:limit]
+    return {
+        "data": page,
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
+        "has_more": len(objects) > limit,
+    }
 
 
 def _json(body: BaseModel) -> Response:

@@ -1,174 +1,239 @@
-"""The folder of files and batches. Any number of gateways may share it.
+"""Files and batches in a folder that any number of gateway processes share.
 
-    lock                        held by the one process that runs batches
-    uploads/                    of uploads that are not complete
-    KEY/files/ID.jsonl          a file's content; the output of an unfinished batch grows in it
-    KEY/files/ID.json           a file's object; without it there is no file
-    KEY/batches/ID.json         a batch's object, written by its creator and then by the process
-                                that runs it
-    KEY/batches/ID.cancel       a cancellation was requested
+    batches.sqlite3     the files and batches of all API keys, and which requests are answered
+    running.sqlite3     locked by the one process that runs batches
+    files/ID.jsonl      content of a file; the output of an unfinished batch grows in it
 
-KEY identifies an API key by its hash. An id begins with its time, so that names sort by age.
-Objects are replaced as a whole (written beside, renamed): a process that is killed leaves the old
-one or the new one. All calls block.
+A file exists if it has a row. Content without a row is an upload in progress or was left by a
+killed process. Of an unfinished output only the bytes that its batch counts are valid: a crash may
+leave more, which the next write removes. Each call is one transaction and blocks; it raises
+`OSError` if the disk fails.
 """
 
-import logging
+import errno
 import os
-import re
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from service.batches.journal import write_whole
-from service.batches.wire import DAY_S, ENDED, MAX_KEPT_S, Batch, BatchRequest, FileObject
+from service.batches.input_file import MAX_BLANK_LINES, MAX_REQUESTS
+from service.batches.wire import (
+    DAY_S,
+    ENDED,
+    MAX_KEPT_S,
+    Batch,
+    BatchError,
+    BatchErrors,
+    BatchRequest,
+    FileObject,
+    Status,
+)
 from service.errors import InvalidRequest, NotFound, Overloaded
 from service.settings import SettingsError, variable
 from tasks.errors import shown
 
-logger = logging.getLogger(__name__)
-
-MAX_BYTES_PER_KEY = 10_000_000_000  # all files, outputs included; limits uploads only
+MAX_BYTES_PER_KEY = 10_000_000_000  # all files, outputs included
 MAX_FILES_PER_KEY = 10_000
 MAX_BATCHES_PER_KEY = 1_000  # including those that ended in the last 30 days
-_ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")
+_BUSY_S = 10.0  # wait for another process's transaction
+_IS_OPEN = f"status NOT IN {tuple(sorted(ENDED))}"
+_SCHEMA = """
+    PRAGMA journal_mode = WAL;  -- a file system without shared memory keeps its own mode
+    PRAGMA user_version = 1;  -- a write: the start fails if the folder is not writable
+    CREATE TABLE IF NOT EXISTS files (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        document TEXT NOT NULL,
+        purpose TEXT AS (json_extract(document, '$.purpose')),
+        num_bytes INTEGER AS (json_extract(document, '$.bytes')),
+        expires_at INTEGER AS (json_extract(document, '$.expires_at'))
+    );
+    CREATE INDEX IF NOT EXISTS files_of_owner ON files (owner, id, num_bytes);
+    CREATE TABLE IF NOT EXISTS batches (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        document TEXT NOT NULL,
+        status TEXT AS (json_extract(document, '$.batch.status')),
+        input_id TEXT AS (json_extract(document, '$.batch.input_file_id')),
+        num_bytes INTEGER AS
+            (json_extract(document, '$.answers.num_bytes')
+            + json_extract(document, '$.errors.num_bytes'))
+    );
+    CREATE INDEX IF NOT EXISTS batches_of_owner ON batches (owner, id, num_bytes);
+    CREATE INDEX IF NOT EXISTS batches_of_status ON batches (status, id);
+    CREATE TABLE IF NOT EXISTS answered (
+        batch_id TEXT, line INTEGER, PRIMARY KEY (batch_id, line)
+    ) WITHOUT ROWID;
+"""
+NO_ROOM = BatchError(
+    code="storage_limit_exceeded",
+    line=None,
+    message=(
+        f"The files of this API key reached {MAX_BYTES_PER_KEY} bytes: delete some, and send the"
+        " rest again."
+    ),
+)
+
+Table = Literal["files", "batches"]
+Purpose = Literal["batch", "batch_output"]
+
+
+class NoRoom(Exception):
+    """The key's files have no room for a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedLine:
+    """A line of an output file, or else of an error file."""
+
+    number: int  # of its request in the input file
+    is_answer: bool
+    data: bytes
+
+
+class Output(BaseModel):
+    """The content of a file that grows until its batch ends."""
+
+    file_id: str
+    num_bytes: int = 0
 
 
 class BatchState(BaseModel):
-    """A batch's object and what only the service knows of it."""
+    """A batch's object and its unfinished output."""
 
     batch: Batch
-    output_id: str  # ids of the files that its answers and errors are written to
-    error_id: str
+    answers: Output
+    errors: Output
     output_kept_s: int
 
 
 @dataclass(frozen=True, slots=True)
-class KeyFolder:
-    """The files and batches of one API key."""
+class OpenBatch:
+    """A batch that has not ended."""
+
+    id: str
+    owner: str
+    status: Status
+    num_waiting: int  # requests without an answer; 0 before the file is checked
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The part of a list that a client requests."""
+
+    after: str | None
+    limit: int
+    is_ascending: bool = False
+    purpose: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The files and batches of all API keys; `owner` is the hash of a key."""
 
     path: Path
 
-    @property
-    def owner(self) -> str:
-        """The API key, as its hash."""
-        return self.path.name
+    def prepare(self) -> None:
+        """Create the folder, readable for this user alone; raise `SettingsError`."""
+        setting = f"{variable('batches_folder')}={str(self.path)!r}"
+        if (self.path / "uploads").exists():
+            raise SettingsError(
+                f"{setting} was written by an earlier version: let it end its batches, download"
+                " the answers, then name an empty folder"
+            )
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.path / "files").mkdir(exist_ok=True)
+            with _disk_errors(), closing(_connected(self._database, _BUSY_S)) as db:
+                db.executescript(_SCHEMA)
+        except OSError as error:
+            raise SettingsError(f"{setting} cannot be written: {error}") from error
 
     @property
-    def uploads(self) -> Path:
-        """The folder of all keys' uploads that are not complete."""
-        return self.path.parent / "uploads"
-
-    @property
-    def files(self) -> Path:
-        return self.path / "files"
-
-    @property
-    def batches(self) -> Path:
-        return self.path / "batches"
+    def _database(self) -> Path:
+        return self.path / "batches.sqlite3"
 
     def content(self, file_id: str) -> Path:
-        """Return the path of a file's content."""
-        return self.files / f"{file_id}.jsonl"
+        """Return the path of a file's content; `file_id` is never a client's text."""
+        return self.path / "files" / f"{file_id}.jsonl"
 
-    def open(self, file_id: str) -> BinaryIO:
+    def file(self, owner: str, file_id: str) -> FileObject:
+        """Return a file; raise `NotFound`."""
+        with self._transaction("BEGIN") as db:
+            return _file(db, owner, file_id)
+
+    def open(self, owner: str, file_id: str) -> BinaryIO:
         """Open a file's content, which stays readable if the file is deleted; raise `NotFound`."""
-        file = self.file(file_id)
+        file = self.file(owner, file_id)
         try:
             return self.content(file.id).open("rb")
         except FileNotFoundError as error:  # deleted meanwhile
             raise _no_file(file_id) from error
 
-    def file(self, file_id: str) -> FileObject:
-        """Return a file; raise `NotFound`."""
-        found = _read(self.files, file_id)
-        if found is None:
-            raise _no_file(file_id)
-        return FileObject.model_validate_json(found)
-
-    def add_file(
-        self, file_id: str, filename: str, purpose: Literal["batch", "batch_output"], kept_s: int
-    ) -> FileObject:
-        """Make a file of content that is in its place."""
-        now_s = int(time.time())
+    def add_file(self, owner: str, file_id: str, filename: str, kept_s: int) -> FileObject:
+        """Make a file of content in its place; raise `Overloaded` above a limit of the key."""
         num_bytes = self.content(file_id).stat().st_size
-        file = FileObject(
-            id=file_id,
-            bytes=num_bytes,
-            created_at=now_s,
-            expires_at=now_s + kept_s,
-            filename=filename,
-            purpose=purpose,
-        )
-        write_whole(self.files / f"{file_id}.json", file.model_dump_json())
+        _sync_folder(self.content(file_id).parent)
+        file = _new_file(file_id, filename, "batch", num_bytes, kept_s)
+        with self._transaction() as db:
+            _check_room(db, owner, num_bytes)
+            _insert_file(db, owner, file)
         return file
 
-    def upload(self, temporary: Path, filename: str, kept_s: int) -> FileObject:
-        """Make a file of an upload; raise `Overloaded` above a limit of the key."""
-        self.check_room(temporary.stat().st_size)
-        self.files.mkdir(parents=True, exist_ok=True)
-        file_id = new_id("file-")
-        temporary.rename(self.content(file_id))
-        try:
-            return self.add_file(file_id, filename, "batch", kept_s)
-        except OSError:
-            self.remove_file(file_id)
-            raise
+    def check_room(self, owner: str) -> None:
+        """Raise `Overloaded` if the key may not have another file."""
+        with self._transaction("BEGIN") as db:
+            _check_room(db, owner, 1)
 
-    def check_room(self, num_bytes: int = 1) -> None:
-        """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
-        sizes = self._sizes()
-        if len(sizes) >= MAX_FILES_PER_KEY or sum(sizes) + num_bytes > MAX_BYTES_PER_KEY:
-            files = f"{len(sizes)} of {MAX_FILES_PER_KEY} files"
-            size = f"{sum(sizes)} of {MAX_BYTES_PER_KEY} bytes"
-            raise Overloaded(f"this key has {files} of {size}; delete some", 60)
-
-    def num_free_bytes(self) -> int:
-        """Return the number of bytes by which the files may grow."""
-        return MAX_BYTES_PER_KEY - sum(self._sizes())
-
-    def _sizes(self) -> list[int]:
-        """Return the sizes of all contents; those of unfinished batches grow."""
-        sizes: list[int] = []
-        for entry in _entries(self.files):
-            if entry.name.endswith(".jsonl"):
-                with suppress(FileNotFoundError):  # just removed
-                    sizes.append(entry.stat().st_size)
-        return sizes
-
-    def delete_file(self, file_id: str) -> None:
+    def delete_file(self, owner: str, file_id: str) -> None:
         """Raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch."""
-        self.file(file_id)
-        for state in self.states():
-            if state.batch.input_file_id == file_id and state.batch.status not in ENDED:
-                problem = f"{file_id} is the input of {state.batch.id}, which has not ended"
+        with self._transaction() as db:
+            _file(db, owner, file_id)
+            query = f"SELECT id FROM batches WHERE owner = ? AND input_id = ? AND {_IS_OPEN}"
+            for (batch_id,) in db.execute(query, (owner, file_id)):
+                problem = f"{file_id} is the input of {batch_id}, which has not ended"
                 raise InvalidRequest(problem, "file_id")
-        self.remove_file(file_id)
-
-    def remove_file(self, file_id: str) -> None:
-        (self.files / f"{file_id}.json").unlink(missing_ok=True)
+            db.execute("DELETE FROM files WHERE id = ?", (file_id,))
         self.content(file_id).unlink(missing_ok=True)
 
-    def file_ids(self) -> list[str]:
-        """Return the ids of the files, the oldest first."""
-        return _ids(self.files)
+    def files(self, owner: str, page: Page) -> list[FileObject]:
+        """Return one file more than the page has, if there is one."""
+        return [FileObject.model_validate_json(each) for each in self._page("files", owner, page)]
 
-    def create_batch(self, request: BatchRequest) -> Batch:
+    def batches(self, owner: str, page: Page) -> list[Batch]:
+        """Return one batch more than the page has, if there is one."""
+        documents = self._page("batches", owner, page)
+        return [BatchState.model_validate_json(document).batch for document in documents]
+
+    def _page(self, table: Table, owner: str, page: Page) -> list[str]:
+        comparison, order = (">", "ASC") if page.is_ascending else ("<", "DESC")
+        query = f"SELECT document FROM {table} WHERE owner = :owner"
+        if page.after is not None:
+            query += f" AND id {comparison} :after"
+        if page.purpose is not None:
+            query += " AND purpose = :purpose"
+        query += f" ORDER BY id {order} LIMIT :limit + 1"
+        values = {
+            "owner": owner,
+            "after": page.after,
+            "purpose": page.purpose,
+            "limit": page.limit,
+        }
+        with self._transaction("BEGIN") as db:
+            if page.after is not None and _document(db, table, owner, page.after) is None:
+                problem = f"after is {shown(page.after)}; it must be an id in this list"
+                raise InvalidRequest(problem, "after")
+            return [document for (document,) in db.execute(query, values)]
+
+    def create_batch(self, owner: str, request: BatchRequest) -> Batch:
         """Raise `NotFound` for the input, or `Overloaded` above a limit of the key."""
-        self.check_room()  # the output needs room
-        if self.file(request.input_file_id).purpose != "batch":
-            problem = f"{request.input_file_id} cannot be an input file: its purpose must be batch"
-            raise InvalidRequest(problem, "input_file_id")
-        if len(_ids(self.batches)) >= MAX_BATCHES_PER_KEY:
-            usage = f"this key has {MAX_BATCHES_PER_KEY} batches"
-            raise Overloaded(f"{usage}; they are removed 30 days after they were created", DAY_S)
-        self.batches.mkdir(parents=True, exist_ok=True)
         now_s = int(time.time())
         batch = Batch(
             id=new_id("batch_"),
@@ -180,162 +245,323 @@ class KeyFolder:
         )
         state = BatchState(
             batch=batch,
-            output_id=new_id("file-"),
-            error_id=new_id("file-"),
+            answers=Output(file_id=new_id("file-")),
+            errors=Output(file_id=new_id("file-")),
             output_kept_s=request.output_expires_after.seconds,
         )
-        self.save(state)
+        with self._transaction() as db:
+            _check_room(db, owner, 1)  # the output needs room
+            if _file(db, owner, request.input_file_id).purpose != "batch":
+                problem = f"{request.input_file_id} cannot be an input file"
+                raise InvalidRequest(f"{problem}: its purpose must be batch", "input_file_id")
+            query = "SELECT count(*) FROM batches WHERE owner = ?"
+            if _number(db, query, owner) >= MAX_BATCHES_PER_KEY:
+                usage = f"this key has {MAX_BATCHES_PER_KEY} batches"
+                raise Overloaded(
+                    f"{usage}; they are removed 30 days after they were created", DAY_S
+                )
+            db.execute(
+                "INSERT INTO batches (id, owner, document) VALUES (?, ?, ?)",
+                (batch.id, owner, state.model_dump_json()),
+            )
         return batch
 
-    def state(self, batch_id: str) -> BatchState:
-        """Return a batch with the cancellation that was requested; raise `NotFound`."""
-        found = _read(self.batches, batch_id)
-        if found is None:
-            raise NotFound(f"no batch {shown(batch_id)} of this API key", "batch_id")
-        state = BatchState.model_validate_json(found)
-        if state.batch.status not in ENDED:
-            state.batch.cancelling_at = self._cancelling_at(batch_id)
-            if state.batch.cancelling_at is not None:
-                state.batch.status = "cancelling"
-        return state
+    def batch(self, owner: str, batch_id: str) -> Batch:
+        """Return a batch; raise `NotFound`."""
+        with self._transaction("BEGIN") as db:
+            return _state(db, owner, batch_id).batch
 
-    def save(self, state: BatchState) -> None:
-        write_whole(self.batches / f"{state.batch.id}.json", state.model_dump_json())
-
-    def cancel(self, batch_id: str) -> Batch:
+    def cancel(self, owner: str, batch_id: str) -> Batch:
         """Request the cancellation; raise `NotFound`, or `InvalidRequest` if it has ended."""
-        batch = self.state(batch_id).batch
-        if batch.status in ENDED:
-            raise InvalidRequest(
-                f"{batch_id} cannot be cancelled: it is {batch.status}", "batch_id"
-            )
-        (self.batches / f"{batch_id}.cancel").touch()
-        return self.state(batch_id).batch
+        with self._transaction() as db:
+            state = _state(db, owner, batch_id)
+            batch = state.batch
+            if batch.status in ENDED:
+                problem = f"{batch_id} cannot be cancelled: it is {batch.status}"
+                raise InvalidRequest(problem, "batch_id")
+            batch.status = "cancelling"
+            batch.cancelling_at = batch.cancelling_at or int(time.time())
+            _save(db, state)
+        return batch
 
-    def is_cancelling(self, batch_id: str) -> bool:
-        return self._cancelling_at(batch_id) is not None
+    def open_batches(self) -> list[OpenBatch]:
+        """Return the batches that have not ended, the oldest first."""
+        query = (
+            "SELECT id, owner, status,"
+            " json_extract(document, '$.batch.request_counts.total')"
+            " - json_extract(document, '$.batch.request_counts.completed')"
+            " - json_extract(document, '$.batch.request_counts.failed')"
+            f" FROM batches WHERE {_IS_OPEN} ORDER BY id"
+        )
+        with self._transaction("BEGIN") as db:
+            return [OpenBatch(*row) for row in db.execute(query)]
 
-    def batch_ids(self) -> list[str]:
-        """Return the ids of the batches, the oldest first."""
-        return _ids(self.batches)
+    def begin(self, batch: OpenBatch, num_requests: int) -> None:
+        """Note that the input file was checked."""
+        with self._changed(batch) as (_, state):
+            state.batch.in_progress_at = int(time.time())
+            state.batch.request_counts.total = num_requests
+            if state.batch.cancelling_at is None:
+                state.batch.status = "in_progress"
 
-    def cancelled_ids(self) -> list[str]:
-        """Return the ids of the batches whose cancellation was requested; some have ended."""
-        return _ids(self.batches, ".cancel")
+    def is_answered(self, batch: OpenBatch) -> bytearray:
+        """Return for each line number of the input file whether its request has an answer."""
+        flags = bytearray(MAX_REQUESTS + MAX_BLANK_LINES + 2)
+        query = "SELECT line FROM answered WHERE batch_id = ?"
+        with self._transaction("BEGIN") as db:
+            for (number,) in db.execute(query, (batch.id,)):
+                flags[number] = 1
+        return flags
 
-    def states(self) -> Iterator[BatchState]:
-        """Yield every batch."""
-        for batch_id in self.batch_ids():
-            with suppress(NotFound):  # another process has just removed it
-                yield self.state(batch_id)
+    def append(self, batch: OpenBatch, lines: Sequence[RenderedLine]) -> Batch:
+        """Write the first lines for which the key has room; raise `NoRoom` if some have none."""
+        with self._changed(batch) as (db, state):
+            num_bytes = _used_bytes(db, batch.owner)
+            fitting: list[RenderedLine] = []
+            for line in lines:
+                num_bytes += len(line.data)
+                if num_bytes <= MAX_BYTES_PER_KEY:
+                    fitting.append(line)
+            answers = [line.data for line in fitting if line.is_answer]
+            errors = [line.data for line in fitting if not line.is_answer]
+            self._write(state.answers, answers)
+            self._write(state.errors, errors)
+            state.batch.request_counts.completed += len(answers)
+            state.batch.request_counts.failed += len(errors)
+            rows = [(batch.id, line.number) for line in fitting]
+            db.executemany("INSERT INTO answered VALUES (?, ?)", rows)
+        if len(fitting) < len(lines):
+            raise NoRoom
+        return state.batch
 
-    def remove_batch(self, batch_id: str) -> None:
-        (self.batches / f"{batch_id}.json").unlink(missing_ok=True)
-        (self.batches / f"{batch_id}.cancel").unlink(missing_ok=True)
+    def begin_end(self, batch: OpenBatch, *, is_full: bool) -> Batch:
+        """Note that no further request is run; one that was not run in time has expired."""
+        with self._changed(batch) as (_, state):
+            now_s = int(time.time())
+            ending = state.batch
+            ending.finalizing_at = ending.finalizing_at or now_s
+            if ending.cancelling_at is None:
+                ending.status = "finalizing"
+                if ending.request_counts.num_waiting and not is_full:
+                    ending.expired_at = ending.expired_at or now_s
+        return ending
 
-    def remove_expired(self, now_s: float) -> None:
-        """Remove files and batches that are no longer kept; raise `ValidationError`."""
-        used = set[str]()
-        for state in self.states():
-            if state.batch.status not in ENDED:
-                used.update((state.batch.input_file_id, state.output_id, state.error_id))
-            elif state.batch.created_at + MAX_KEPT_S < now_s:
-                self.remove_batch(state.batch.id)
-        for file_id in self.file_ids():
-            with suppress(NotFound):  # deleted by its client meanwhile
-                if file_id not in used and self.file(file_id).expires_at < now_s:
-                    self.remove_file(file_id)
-        _remove_old(self.files, now_s, kept=used | set(self.file_ids()))
-        _remove_old(self.batches, now_s, kept=self.batch_ids())
-
-    def _cancelling_at(self, batch_id: str) -> int | None:
-        try:
-            return int((self.batches / f"{batch_id}.cancel").stat().st_mtime)
-        except FileNotFoundError:
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """The whole folder."""
-
-    path: Path
-
-    @property
-    def uploads(self) -> Path:
-        return self.path / "uploads"
-
-    def prepare(self) -> None:
-        """Make the folder, readable for this user alone; raise `SettingsError`."""
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.uploads.mkdir(exist_ok=True)
-            write_whole(self.uploads / "written", "")
-        except OSError as error:
-            raise SettingsError(
-                f"{variable('batches_folder')}={str(self.path)!r} cannot be written: {error}"
-            ) from error
-
-    def of(self, owner: str) -> KeyFolder:
-        """Return the folder of an API key."""
-        return KeyFolder(self.path / owner)
-
-    def owners(self) -> list[str]:
-        return [
-            entry.name
-            for entry in _entries(self.path)
-            if entry.is_dir() and entry.name != self.uploads.name
-        ]
+    def end(self, batch: OpenBatch, errors: list[BatchError]) -> Batch:
+        """Make the files of a batch and set its last status; with errors it has failed."""
+        with self._changed(batch) as (db, state):
+            state.batch.output_file_id = self._output_file(db, batch, state, state.answers)
+            state.batch.error_file_id = self._output_file(db, batch, state, state.errors)
+            _set_last_status(state.batch, errors)
+            db.execute("DELETE FROM answered WHERE batch_id = ?", (batch.id,))
+        return state.batch
 
     def remove_expired(self, now_s: float) -> None:
         """Remove files and batches that are no longer kept, and what killed processes left."""
-        _remove_old(self.uploads, now_s)
-        for owner in self.owners():
+        with self._transaction() as db:
+            db.execute(
+                f"DELETE FROM batches WHERE NOT ({_IS_OPEN})"
+                " AND json_extract(document, '$.batch.created_at') < ?",
+                (now_s - MAX_KEPT_S,),
+            )
+            query = (
+                "DELETE FROM files WHERE expires_at < ? AND id NOT IN"
+                f" (SELECT input_id FROM batches WHERE {_IS_OPEN}) RETURNING id"
+            )
+            expired = {file_id for (file_id,) in db.execute(query, (now_s,))}
+            used = {file_id for (file_id,) in db.execute("SELECT id FROM files")}
+            for (document,) in db.execute(f"SELECT document FROM batches WHERE {_IS_OPEN}"):
+                state = BatchState.model_validate_json(document)
+                used |= {state.answers.file_id, state.errors.file_id}
+        with os.scandir(self.path / "files") as entries:
+            for entry in entries:
+                file_id = entry.name.removesuffix(".jsonl")
+                with suppress(FileNotFoundError):  # deleted by its client meanwhile
+                    is_left = file_id not in used and entry.stat().st_mtime + DAY_S < now_s
+                    if is_left or file_id in expired:
+                        os.unlink(entry)
+
+    def lock(self) -> sqlite3.Connection | None:
+        """Keep other processes from running batches until the lock is closed; None if one does.
+
+        The lock is a transaction of SQLite, which the kernel ends if the process dies.
+        """
+        with _disk_errors():
+            lock = _connected(self.path / "running.sqlite3", timeout_s=0)
             try:
-                self.of(owner).remove_expired(now_s)
-            except ValidationError as error:  # an unreadable batch may use any of the files
-                logger.error(
-                    "expired files of key %s are kept: one of its batches cannot be read: %s",
-                    owner,
-                    error,
-                )
+                lock.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError as error:
+                lock.close()
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                return None
+            return lock
 
+    def _write(self, output: Output, lines: Sequence[bytes]) -> None:
+        """Write lines durably behind the bytes that count."""
+        if not lines:
+            return
+        path = self.content(output.file_id)
+        with path.open("r+b" if output.num_bytes else "wb") as file:
+            file.seek(output.num_bytes)
+            file.truncate()
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        if not output.num_bytes:
+            _sync_folder(path.parent)
+        output.num_bytes += sum(map(len, lines))
 
-def _remove_old(folder: Path, now_s: float, kept: set[str] | Sequence[str] = ()) -> None:
-    """Remove entries that have not changed for a day, except those of the ids in `kept`."""
-    for entry in _entries(folder):
-        with suppress(FileNotFoundError):  # a rename has just completed it
-            if entry.name.partition(".")[0] not in kept and entry.stat().st_mtime + DAY_S < now_s:
-                Path(entry.path).unlink()
+    def _output_file(
+        self, db: sqlite3.Connection, batch: OpenBatch, state: BatchState, output: Output
+    ) -> str | None:
+        """Make the file of an output, if it has lines; return its id."""
+        if not output.num_bytes:
+            return None
+        os.truncate(self.content(output.file_id), output.num_bytes)
+        kind = "output" if output is state.answers else "error"
+        file = _new_file(
+            output.file_id,
+            f"{batch.id}_{kind}.jsonl",
+            "batch_output",
+            output.num_bytes,
+            state.output_kept_s,
+        )
+        _insert_file(db, batch.owner, file)
+        output.num_bytes = 0
+        return file.id
+
+    @contextmanager
+    def _changed(self, batch: OpenBatch) -> Iterator[tuple[sqlite3.Connection, BatchState]]:
+        """Save the changes to the state of a batch, if there are any."""
+        with self._transaction() as db:
+            state = _state(db, batch.owner, batch.id)
+            unchanged = state.model_copy(deep=True)
+            yield db, state
+            if state != unchanged:
+                _save(db, state)
+
+    @contextmanager
+    def _transaction(
+        self, begin: Literal["BEGIN", "BEGIN IMMEDIATE"] = "BEGIN IMMEDIATE"
+    ) -> Iterator[sqlite3.Connection]:
+        """Connect for one transaction, which an exception rolls back: processes may be forked."""
+        with _disk_errors(), closing(_connected(self._database, _BUSY_S)) as db:
+            db.execute(begin)
+            yield db
+            db.execute("COMMIT")
 
 
 def new_id(prefix: Literal["file-", "batch_"]) -> str:
+    """Return an id that begins with its time, so that ids sort by age."""
     return f"{prefix}{time.time_ns():016x}{secrets.token_hex(8)}"
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
+def _connected(path: Path, timeout_s: float) -> sqlite3.Connection:
+    # transactions are explicit, and several threads use a connection one after the other
+    return sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+
+
+def _number(db: sqlite3.Connection, query: str, owner: str) -> int:
+    (number,) = db.execute(query, (owner,)).fetchone()
+    return int(number)
+
+
+def _check_room(db: sqlite3.Connection, owner: str, num_bytes: int) -> None:
+    """Raise `Overloaded` if another file of `num_bytes` would exceed a limit of the key."""
+    num_files = _number(db, "SELECT count(*) FROM files WHERE owner = ?", owner)
+    num_used = _used_bytes(db, owner)
+    if num_files >= MAX_FILES_PER_KEY or num_used + num_bytes > MAX_BYTES_PER_KEY:
+        usage = f"{num_files} of {MAX_FILES_PER_KEY} files of {num_used} of {MAX_BYTES_PER_KEY}"
+        raise Overloaded(f"this key has {usage} bytes; delete some", 60)
+
+
+def _used_bytes(db: sqlite3.Connection, owner: str) -> int:
+    """Return the bytes of all files and unfinished outputs of a key."""
+    return sum(
+        _number(db, f"SELECT coalesce(sum(num_bytes), 0) FROM {table} WHERE owner = ?", owner)
+        for table in ("files", "batches")
+    )
+
+
+def _document(db: sqlite3.Connection, table: Table, owner: str, object_id: str) -> str | None:
+    query = f"SELECT document FROM {table} WHERE id = ? AND owner = ?"
+    row = db.execute(query, (object_id, owner)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _file(db: sqlite3.Connection, owner: str, file_id: str) -> FileObject:
+    document = _document(db, "files", owner, file_id)
+    if document is None:
+        raise _no_file(file_id)
+    return FileObject.model_validate_json(document)
 
 
 def _no_file(file_id: str) -> NotFound:
     return NotFound(f"no file {shown(file_id)} of this API key", "file_id")
 
 
-def _read(folder: Path, given_id: str) -> str | None:
-    """Return the object of an id, which a client may have made up, or None."""
-    if not _ID.fullmatch(given_id):
-        return None
-    try:
-        return (folder / f"{given_id}.json").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-
-
-def _ids(folder: Path, suffix: str = ".json") -> list[str]:
-    return sorted(
-        entry.name.removesuffix(suffix) for entry in _entries(folder) if entry.name.endswith(suffix)
+def _new_file(
+    file_id: str, filename: str, purpose: Purpose, num_bytes: int, kept_s: int
+) -> FileObject:
+    now_s = int(time.time())
+    return FileObject(
+        id=file_id,
+        bytes=num_bytes,
+        created_at=now_s,
+        expires_at=now_s + kept_s,
+        filename=filename,
+        purpose=purpose,
     )
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _insert_file(db: sqlite3.Connection, owner: str, file: FileObject) -> None:
+    query = "INSERT INTO files (id, owner, document) VALUES (?, ?, ?)"
+    db.execute(query, (file.id, owner, file.model_dump_json()))
+
+
+def _state(db: sqlite3.Connection, owner: str, batch_id: str) -> BatchState:
+    document = _document(db, "batches", owner, batch_id)
+    if document is None:
+        raise NotFound(f"no batch {shown(batch_id)} of this API key", "batch_id")
+    return BatchState.model_validate_json(document)
+
+
+def _save(db: sqlite3.Connection, state: BatchState) -> None:
+    query = "UPDATE batches SET document = ? WHERE id = ?"
+    db.execute(query, (state.model_dump_json(), state.batch.id))
+
+
+def _sync_folder(path: Path) -> None:
+    """Make new names in a folder durable."""
+    folder = os.open(path, os.O_RDONLY)
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _set_last_status(batch: Batch, errors: list[BatchError]) -> None:
+    now_s = int(time.time())
+    is_whole = batch.in_progress_at is not None and not batch.request_counts.num_waiting
+    if errors:
+        batch.status = "failed"
+        batch.failed_at = now_s
+        batch.expired_at = None
+        batch.errors = BatchErrors(data=errors)
+    elif batch.expired_at is not None:
+        batch.status = "expired"
+    elif batch.cancelling_at is not None and not is_whole:
+        batch.status = "cancelled"
+        batch.cancelled_at = now_s
+    else:
+        batch.status = "completed"
+        batch.completed_at = now_s
+        batch.cancelling_at = None

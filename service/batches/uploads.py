@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,13 @@ MAX_FORM_BYTES = 10_000  # everything but the file
 _WRITE_BYTES = 1_000_000  # written at a time, in a thread
 _MAX_NAME_CHARS = 255
 _NESTED = re.compile(r"(\w+)\[(\w+)\]")  # expires_after[seconds]
+_NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file on the disk, and the fields that came with it."""
+    """The name and the fields that came with a file."""
 
-    path: Path
     filename: str
     fields: FileFields
 
@@ -70,9 +69,7 @@ class _Form:
             if nested is None:
                 document[name] = text
             elif isinstance(inner := document.setdefault(nested[1], {}), dict):
-                inner[nested[2]] = (
-                    int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
-                )
+                inner[nested[2]] = int(text) if _NUMBER.fullmatch(text) else text
         return document
 
     def on_header_end(self) -> None:
@@ -114,14 +111,13 @@ class _Form:
         self.is_complete = True
 
 
-async def read_upload(content_type: str, chunks: AsyncIterator[bytes], folder: Path) -> Upload:
-    """Write a form's file into `folder`; raise `InvalidRequest` or `PayloadTooLarge`."""
+async def read_upload(content_type: str, chunks: AsyncIterator[bytes], path: Path) -> Upload:
+    """Write a form's file to `path`; raise `InvalidRequest` or `PayloadTooLarge`."""
     mime_type, options = parse_options_header(content_type)
     if mime_type != b"multipart/form-data" or b"boundary" not in options:
         raise InvalidRequest(
             f"Content-Type is {shown(content_type)}; it must be multipart/form-data with a boundary"
         )
-    path = folder / secrets.token_hex(16)
     try:
         with path.open("xb") as target:
             form = _Form(target)
@@ -132,7 +128,7 @@ async def read_upload(content_type: str, chunks: AsyncIterator[bytes], folder: P
             raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
         if form.filename is None:
             raise InvalidRequest("file is missing: send a JSON Lines file", "file")
-        return Upload(path, form.filename, validated(FileFields, form.fields()))
+        return Upload(form.filename, validated(FileFields, form.fields()))
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -158,3 +158,27 @@ class BatchLine(_Given):
     method: Literal["POST"]
     url: str
     body: dict[Any, object]  # checked when it is answered, its names too
+
+
+class OutputResponse(BaseModel):
+    """The response that an online request would have got."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any]
+
+
+class OutputError(BaseModel):
+    """Why a request was not run."""
+
+    code: Literal["batch_expired"] = "batch_expired"
+    message: str = "This request could not be executed before the completion window expired."
+
+
+class OutputLine(BaseModel):
+    """One line of an output or error file."""
+
+    id: str
+    custom_id: str
+    response: OutputResponse | None
+    error: OutputError | None = None

@@ -7,40 +7,62 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from service.admission.traffic_gaps import TrafficGaps
-from service.batches.store import BatchState, KeyFolder, Store
+from service.batches.store import Store, new_id
 from service.batches.wire import ENDED, Batch, BatchRequest
 from service.batches.worker import BatchWorker
 from service.inference.core import Core
 from service.settings import Settings
-from tests.support.batch_lines import PREDICT, jsonl
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core
+from tests.support.rest_client import OCR
 
 SETTINGS = Settings(request_timeout_s=60)
+PREDICT: Any = "/v1/predict"
+CHAT: Any = "/v1/chat/completions"
+CHAT_PARTS = [
+    {"type": "text", "text": "<OCR>"},
+    {"type": "image_url", "image_url": {"url": OCR["image"]}},
+]
+CHAT_BODY = {"model": FLORENCE_ID, "messages": [{"role": "user", "content": CHAT_PARTS}]}
+
+
+def line(
+    custom_id: object = "a", url: str = PREDICT, body: object = OCR, **fields: Any
+) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body, **fields}
+
+
+def jsonl(*lines: object) -> bytes:
+    return b"".join(json.dumps(document).encode() + b"\n" for document in lines)
+
+
+def add_file(store: Store, content: bytes, owner: str = "me", kept_s: int = 3600) -> str:
+    file_id = new_id("file-")
+    store.content(file_id).write_bytes(content)
+    return store.add_file(owner, file_id, "input.jsonl", kept_s).id
 
 
 def create(store: Store, *lines: object, owner: str = "me", endpoint: Any = PREDICT) -> Batch:
-    folder = store.of(owner)
-    upload = store.uploads / "upload"
-    upload.write_bytes(b"".join(each if isinstance(each, bytes) else jsonl(each) for each in lines))
-    file = folder.upload(upload, "input.jsonl", 3600)
-    asked = {"input_file_id": file.id, "endpoint": endpoint, "completion_window": "24h"}
-    return folder.create_batch(BatchRequest.model_validate(asked))
+    content = b"".join(part if isinstance(part, bytes) else jsonl(part) for part in lines)
+    request = BatchRequest(
+        input_file_id=add_file(store, content, owner), endpoint=endpoint, completion_window="24h"
+    )
+    return store.create_batch(owner, request)
 
 
 @asynccontextmanager
 async def working(store: Store, core: Core, gaps: TrafficGaps | None = None) -> AsyncIterator[None]:
-    batches = BatchWorker(store, core, gaps or TrafficGaps(), SETTINGS)
-    batches.start()
+    worker = BatchWorker(store, core, gaps or TrafficGaps(), SETTINGS)
+    worker.start()
     try:
         yield
     finally:
-        await batches.stop()
+        await worker.stop()
 
 
 def now(store: Store, batch: Batch, owner: str = "me") -> Batch:
-    return store.of(owner).state(batch.id).batch
+    return store.batch(owner, batch.id)
 
 
 def ends(store: Store, *batches: Batch, owner: str = "me") -> Callable[[], bool]:
@@ -56,15 +78,16 @@ def completed(store: Store, batch: Batch, core: Core | None = None) -> Batch:
     return now(store, batch)
 
 
-def output(folder: KeyFolder, file_id: str | None) -> dict[str, Any]:
+def output(store: Store, file_id: str | None, owner: str = "me") -> dict[str, Any]:
     """Return the lines of a file by their custom ids, none of which is twice."""
     if file_id is None:
         return {}
-    lines = [json.loads(each) for each in folder.content(file_id).read_text().splitlines()]
-    assert folder.file(file_id).bytes == folder.content(file_id).stat().st_size
-    found = {each["custom_id"]: each for each in lines}
-    assert len(found) == len(lines)
-    return found
+    content = store.content(file_id).read_bytes()
+    assert store.file(owner, file_id).bytes == len(content)
+    lines = [json.loads(text) for text in content.splitlines()]
+    by_id = {document["custom_id"]: document for document in lines}
+    assert len(by_id) == len(lines)
+    return by_id
 
 
 def blocked(gaps: TrafficGaps | None = None) -> tuple[Core, FakeDecoder]:
@@ -84,13 +107,3 @@ async def hold_back(decoder: FakeDecoder, num_requests: int) -> None:
     await until(lambda: len(decoder.specs) > 15)  # each that ends makes room for one more
     decoder.released.clear()
     await until(lambda: decoder.num_waiting == num_requests)
-
-
-def mark_begun(store: Store, batch: Batch, num_lines: int) -> BatchState:
-    """Store a batch as an earlier process does that has checked its file."""
-    state = store.of("me").state(batch.id)
-    state.batch.status = "in_progress"
-    state.batch.in_progress_at = state.batch.created_at
-    state.batch.request_counts.total = num_lines
-    store.of("me").save(state)
-    return state

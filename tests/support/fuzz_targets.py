@@ -30,7 +30,7 @@ from offline.shards import ArchiveShard, Unreadable, images_of
 from runners.adapters.peft_adapter import read_parts
 from service.admission.api_keys import parse_keys
 from service.analysis.steps import BoxOf, parse_plan
-from service.batches.lines import parse_line
+from service.batches.input_file import parse_line
 from service.batches.uploads import read_upload
 from service.errors import ServiceError
 from service.http.body import read_images_body
@@ -77,7 +77,7 @@ def _upload(data: bytes) -> None:
         yield data
 
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(read_upload(FORM, chunks(), Path(folder)))
+        asyncio.run(read_upload(FORM, chunks(), Path(folder, "file")))
 
 
 def _two_parts(data: bytes) -> tuple[bytes, bytes]:

@@ -217,7 +217,7 @@ def leader(service: RunningService) -> int:
         for line in service.log.read_text().splitlines()[::-1]
         if "running the batches in" in line
     )
-    inode = str(Path(store.rpartition(" in ")[2], "lock").stat().st_ino)
+    inode = str(Path(store.rpartition(" in ")[2], "running.sqlite3").stat().st_ino)
     locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
     return next(
         int(fields[4])

@@ -4,18 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from service.batches import answers, dispatcher, worker
+from service.batches import execution, worker
 from service.batches.store import Store
 
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look and save more often than a service does."""
-    for name in ("_SCAN_S", "_SAVE_S", "RETRY_S"):
-        monkeypatch.setattr(dispatcher, name, 0.01)
-    for name in ("_LOCK_S", "RETRY_S"):
-        monkeypatch.setattr(worker, name, 0.01)
-    monkeypatch.setattr(answers, "_RETRY_AFTER_S", 0.01)
+    for module, name in [
+        (worker, "_SCAN_S"),
+        (worker, "_RETRY_S"),
+        (worker, "_LOCK_S"),
+        (execution, "_SAVE_S"),
+        (execution, "_RETRY_AFTER_S"),
+    ]:
+        monkeypatch.setattr(module, name, 0.01)
 
 
 @pytest.fixture
