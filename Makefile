@@ -8,7 +8,7 @@
 # make lock       requirements.lock: what the image installs, by hash, after a change of requirements.txt
 # make image      the container image `diptych`, by docker, podman or buildah: make image ENGINE=podman VARIANT=gpu MODELS="…"
 # make bench      our service against what a user would write instead, at most 25 minutes; tables and history in laboratory/results
-# make loadtest   Locust against a running service (URL=...), at most 6 minutes; report in loadtest/results/load
+# make loadtest   Locust against a running service: make loadtest URL=… LOADTEST="--users 40"; report in build/load.html
 # make release    all checks, then one version in every place, its changes described, a clean tree
 
 PYTHON ?= python3
@@ -100,8 +100,9 @@ bench: $(VENV)/installed-bench
 	$(PY) -m laboratory.bench $(BENCH)
 
 loadtest: $(VENV)/installed-loadtest
-	$(PY) -m locust -f loadtest/load/locustfile.py --headless --only-summary --html loadtest/results/load/load.html \
-	    --host $(URL) $(LOADTEST)
+	mkdir -p build
+	$(PY) -m locust -f loadtest/locustfile.py --headless --only-summary --html build/load.html --host $(URL) \
+	    --users 16 --spawn-rate 16 --run-time 2m $(LOADTEST)
 
 # The group of pyproject.toml, and what it is installed beside.
 BESIDE = -r requirements.txt

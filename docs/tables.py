@@ -22,7 +22,6 @@ PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob(
 _CATALOG = ROOT / "models" / "catalog.yaml"
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _BENCH = ROOT / "laboratory" / "results"
-_LOAD = ROOT / "loadtest" / "results" / "load"
 _FORMS = ROOT / "tests" / "support" / "checkpoint_forms.json"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
@@ -112,7 +111,6 @@ TABLES: dict[str, Callable[[], str]] = {
         _BENCH / "bench.md", "Where the time of a request goes, mean ms"
     ),
     "checkpoint forms": forms_table,
-    "load": lambda: _sections(_LOAD / "load.md", "Load", "Saturation", "Offered and answered"),
 }
 
 

@@ -1,13 +1,10 @@
-"""Load tests and measurements of a running service, through its network interfaces and commands
-only.
+"""Load on a running service through its network interfaces, and what measurements share.
 
-locust -f loadtest/load/locustfile.py
-                                   load on a running service up to its saturation point (make
-                                   loadtest); load/
-python -m loadtest.soak            long mixed load, and whether the resources of the processes stay
-                                   flat; soak_traffic
-python -m loadtest.gateway_limit   requests per second of gateways over simulated_runner
+locustfile   entry point for Locust (make loadtest): users, arrival times, Locust's own reports
+traffic      traffic_mix.yaml: which requests are sent
+senders      one request over each interface, and the check of its answer
+figures      percentiles, rounding, tables
+processes    start and stop of servers, and their processor time
 
-figures     percentiles, rounding, tables
-processes   start and stop of servers, and their resources
+Only locustfile and senders import gevent, which patches the whole process.
 """

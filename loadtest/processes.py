@@ -1,5 +1,4 @@
-"""Server processes: start, readiness, stop; processor time, memory, descriptors and threads as
-psutil reads them.
+"""Server processes: start, readiness, stop, and processor time as psutil reads it.
 
 A server runs in its own process group on the cores of this process. Its descendants are measured
 with it.
@@ -50,15 +49,6 @@ class Launch:
         return f"http://127.0.0.1:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessUse:
-    """Resources of one process."""
-
-    memory_mb: float  # a page shared by n processes counts 1/n, and only where Linux counts it
-    num_fds: int
-    num_threads: int
-
-
 @contextmanager
 def running(launch: Launch, log: Path) -> Iterator[int]:
     """Start a server, yield its process id once it is ready, and stop it, on SIGTERM too.
@@ -86,9 +76,9 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_TIMEOUT_S)
-        for each in started:
+        for child in started:
             with suppress(psutil.NoSuchProcess):
-                each.kill()
+                child.kill()
         process.wait()
         signal.signal(signal.SIGTERM, before)
 
@@ -99,13 +89,13 @@ def suspended(process_id: int) -> Iterator[None]:
     when it is idle.
     """
     processes = _tree(process_id)
-    for each in processes:
-        each.suspend()
+    for process in processes:
+        process.suspend()
     try:
         yield
     finally:
-        for each in processes:
-            each.resume()
+        for process in processes:
+            process.resume()
 
 
 def free_port() -> int:
@@ -125,11 +115,11 @@ def cpu_s_by_process(process_id: int) -> dict[int, float]:
 
     Each includes its own ended children.
     """
-    found = {}
-    for each in _tree(process_id):
+    times_s = {}
+    for process in _tree(process_id):
         with suppress(psutil.NoSuchProcess):
-            found[each.pid] = sum(each.cpu_times()[_TIMES])
-    return found
+            times_s[process.pid] = sum(process.cpu_times()[_TIMES])
+    return times_s
 
 
 def machine_cpu_s() -> float:
@@ -140,34 +130,15 @@ def machine_cpu_s() -> float:
 
 def part_ids(process_id: int) -> dict[str, int]:
     """Return the ids of a service's supervisor and of the processes that it started, by name."""
-    return {name: process.pid for name, process in _parts(process_id).items()}
-
-
-def use_by_name(process_id: int) -> dict[str, ProcessUse]:
-    """Return the resources of a service's supervisor and of the processes that it started."""
-    found = {}
-    for name, process in _parts(process_id).items():
-        with suppress(psutil.NoSuchProcess):
-            memory = process.memory_full_info()
-            found[name] = ProcessUse(
-                memory_mb=getattr(memory, "pss", memory.uss) / 1e6,
-                num_fds=process.num_fds(),
-                num_threads=process.num_threads(),
-            )
-    return found
-
-
-def _parts(process_id: int) -> dict[str, psutil.Process]:
-    found = {}
+    ids = {}
     for process in _tree(process_id):
         with suppress(psutil.NoSuchProcess):
             words = " ".join(process.cmdline()).replace("\0", " ").split()
-            pid = process.pid
-            name = "supervisor" if pid == process_id else f"process {pid}"
+            name = "supervisor" if process.pid == process_id else f"process {process.pid}"
             if "--service-name" in words:
                 name = words[words.index("--service-name") + 1]
-            found[name] = process
-    return found
+            ids[name] = process.pid
+    return ids
 
 
 def _tree(process_id: int) -> list[psutil.Process]:

@@ -2,24 +2,18 @@
 own Dockerfile.
 """
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from operator import itemgetter
 from pathlib import Path
 
 import httpx
 import pytest
 
-from loadtest.processes import use_by_name
 from tests.support.export_cli import ROOT, ModelStore
-from tests.support.processes import descendants
 from tests.support.running_service import (
     OPEN,
-    SERVICE,
     RunningService,
     free_port,
     running_service,
@@ -72,59 +66,3 @@ def test_bentoml_build_makes_the_dockerfile_of_containerize(
     text = dockerfile.read_text(encoding="utf-8")
     assert "requirements.txt" in text or "install.sh" in text
     assert (dockerfile.parents[2] / "src" / "service" / "gateway.py").is_file()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("starter", "processes", "part"),
-    [
-        ("bentoml serve", "several", "florence-2-mini-runner"),
-        ("python -m service", "several", "florence-2-mini-runner"),
-        ("python -m service", "one", "diptych"),
-    ],
-)
-@pytest.mark.parametrize("models", [MODEL, f"{MODEL},paligemma-mini"])
-def test_a_killed_model_comes_back(
-    exported: ModelStore, tmp_path: Path, starter: str, processes: str, part: str, models: str
-) -> None:
-    """Measures why service/supervision exists, and what a process for each model takes.
-
-    pytest -s -m long tests/system/test_bentoml.py
-    """
-    port = str(free_port())
-    serve = (sys.executable, "-m", "bentoml", "serve", "service.gateway:Gateway", "--port", port)
-    command = serve if starter == "bentoml serve" else SERVICE
-    settings = {
-        "DIPTYCH_PORT": port,
-        "DIPTYCH_PROCESSES": processes,
-        "DIPTYCH_MODELS": models,
-    }
-    start_s = time.monotonic()
-    log = tmp_path / "service.log"
-    with running_service(exported.home, log, OPEN, command, **settings) as service:
-        ready_s = time.monotonic() - start_s
-        answer_of(service).raise_for_status()
-        memory_mb = sum(use.memory_mb for use in use_by_name(service.process.pid).values())
-        (killed,) = [pid for pid in descendants(service.process.pid) if is_part(pid, part)]
-        os.kill(killed, signal.SIGKILL)
-        start_s = time.monotonic()
-        while not is_answered(service):
-            assert time.monotonic() - start_s < 60
-        back_s = time.monotonic() - start_s
-    print(
-        f"\n{starter}, {models}, processes: {processes}: ready after {ready_s:.1f} s,"
-        f" {memory_mb:.0f} MB; back {back_s:.1f} s after kill -9"
-    )
-
-
-def is_answered(service: RunningService) -> bool:
-    try:
-        return "error" not in answer_of(service).json()["answers"][0]
-    except httpx.TransportError:
-        return False
-
-
-def is_part(pid: int, name: str) -> bool:
-    """Return True if the process is that of a BentoML service."""
-    *_, after = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"--service-name")
-    return after.replace(b"\0", b" ").split()[:1] == [name.encode()]
