@@ -8,20 +8,26 @@ The answers are those of models/golden.yaml: other software wrote them, with the
 by the checkpoint's own rules. Each is asked at the default precision on this host's devices, and in
 float32 on its CPU. A difference from an answer marked as weak is a warning. The exit status is 1
 after a failure.
+
+`python -m export golden --reach` needs no model. It prints a table of all published answers and
+counts those that constrained decoding can write.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from export.checkpoints.bases import CATALOG_FILE, ROOT
 from export.checkpoints.jobs import find_entry
 from export.checks.answers import generated_text
 from export.checks.golden_answers import (
@@ -47,14 +53,15 @@ from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
+from runners.tokens.constraints import Constraints
 from runners.tokens.errors import SequenceError
-from tasks.catalog import CatalogEntry, CatalogError, model_id_of, parse_entry
+from tasks.catalog import CatalogEntry, CatalogError, load_catalog, model_id_of, parse_entry
 from tasks.errors import TaskError
 from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.prompts import Prompt, PromptSegment
-from tasks.table import TASKS
+from tasks.table import TASKS, Family
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import (
     ENTRY_FILE,
@@ -73,6 +80,12 @@ _SHOWN_CHARS = 60
 _MAX_PROMPT_TOKENS = 1024
 _NO_TIMEOUT_S = 1e9
 _NO_PARAMETERS = TaskParameters()
+# any vocabulary with the family's location tokens: text is constrained byte by byte
+_VOCABULARIES: dict[Family, str] = {
+    "florence2": "florence-2-mini",
+    "paligemma": "paligemma-mini",
+}
+_SIZE_WH = (640, 480)  # of any image
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +113,7 @@ class Question:
     def of(cls, entry: CatalogEntry, text: str, image_size_wh: tuple[int, int]) -> "Question":
         """Raise `TaskError` if the model offers no such prompt."""
         as_it_is = cls((PromptSegment(text),))
-        asked = FAMILIES[entry.family].read_prompt(text)
+        asked = FAMILIES[entry.family].read_prompt(entry, text)
         if asked is None:
             return as_it_is
         values = dict(asked.values)
@@ -118,7 +131,7 @@ class Question:
         """Return the grammar by which the service constrains the answer."""
         if self.task_id is None:
             return None
-        return FAMILIES[entry.family].answer_grammar(self.task_id, self.parameters)
+        return FAMILIES[entry.family].answer_grammar(entry, self.task_id, self.parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +215,7 @@ class GoldenCheck:
             return Finding(verdict, f"from character {start + 1} {differing}")
         if question.task_id is not None and answer.regions is not None:
             result = language.parse_answer(
+                self.entry,
                 question.task_id,
                 question.parameters,
                 [generated_text(decoder, sequence)],
@@ -231,10 +245,63 @@ def shown(text: str, start: int = 0) -> str:
     return repr(f"{'…' if start else ''}{cut}{'' if is_whole else '…'}")
 
 
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer with the grammars that are compiled for it."""
+
+    tokenizer: Tokenizer
+    constraints: Constraints
+
+    @classmethod
+    def of_family(cls, family: Family) -> "Vocabulary":
+        file = ROOT / "models" / _VOCABULARIES[family] / "tokenizer.json"
+        return cls(Tokenizer.from_file(str(file)), Constraints.load(file, ()))
+
+    def allows(self, grammar: str, text: str) -> bool:
+        """Return True if a decoder that follows the grammar can write the text and end."""
+        state = self.constraints.get(grammar).start().deep_copy()
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return bool(state.try_consume_tokens(token_ids) == len(token_ids) and state.is_accepting())
+
+
+def print_reach(file: Path) -> int:
+    """Print which published answers constrained decoding can write; return the exit status."""
+    golden = read_golden(file)
+    catalog = load_catalog(CATALOG_FILE, golden.answers)
+    counts = Counter[str]()
+    print("| model | prompt | constrained decoding | source |\n|---|---|---|---|")
+    for model_id, answers in golden.answers.items():
+        entry = catalog[model_id]
+        vocabulary = Vocabulary.of_family(entry.family)
+        for answer in answers:
+            grammar = Question.of(entry, answer.prompt, _SIZE_WH).grammar(entry)
+            outcome = "cannot write it"
+            if answer.excluded is not None:
+                outcome = "excluded"
+            elif grammar is None:
+                outcome = "allows any text"
+            elif vocabulary.allows(grammar, answer.text):
+                outcome = "can write it"
+            counts[outcome] += 1
+            reason = f": {answer.excluded}" if answer.excluded else ""
+            print(f"| {model_id} | `{answer.prompt}` | {outcome}{reason} | {answer.source} |")
+    reached = counts["can write it"] + counts["allows any text"]
+    num_excluded = counts["excluded"]
+    print(
+        f"\n{reached} of {counts.total()} published answers can be written; {num_excluded} excluded"
+    )
+    return int(counts["cannot write it"] > 0)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print the findings about one model; return the exit status."""
     parser = argparse.ArgumentParser("python -m export golden", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="an exported model of models/golden.yaml")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="an exported model of models/golden.yaml"
+    )
+    parser.add_argument(
+        "--reach", action="store_true", help="count what constrained decoding can write"
+    )
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="images under their published names"
     )
@@ -242,8 +309,12 @@ def main(arguments: Sequence[str]) -> int:
         "--answers", type=Path, metavar="FILE", default=GOLDEN_FILE, help="of the same form"
     )
     parsed = parser.parse_args(arguments)
+    if (parsed.model is None) != parsed.reach:
+        parser.error("give a MODEL, or --reach")
     has_failure = False
     try:
+        if parsed.reach:
+            return print_reach(parsed.answers)
         for finding in findings(model_id_of(parsed.model), parsed.answers, parsed.images):
             print(finding, flush=True)
             has_failure |= finding.verdict == "failure"

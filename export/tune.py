@@ -25,10 +25,13 @@ from export.checkpoints.sources import resolve_source
 from export.errors import ExportError, TuningError
 from export.tuning.examples import TUNED_TASKS, make_examples, read_labels
 from export.tuning.run_folder import RUN_FOLDER, checkpoint_to_resume
-from tasks.catalog import TEMPLATE_TASK, CatalogEntry, CatalogError, TaskOverride
+from tasks.catalog import CatalogEntry, CatalogError, TaskOverride
 
 INTERRUPTED = 130  # a shell's status of a command that Ctrl-C ended
 MAX_SHOWN = 10  # problems of a dataset
+_TEMPLATE_TASK = "visual_question_answering"
+# their answers are learnt with the names as they are requested
+_NAMED_TASKS = ("open_vocabulary_detection", "phrase_grounding")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +80,7 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
     job = TuningJob(entry, parsed.task, examples, parsed.output, options)
     with in_transformers_form(source) as base:
         epochs = tune(job, base.folder, checkpoint)
-    lines = catalog_lines(entry, parsed.output, parsed.template)
+    lines = catalog_lines(entry, parsed)
     write_card(job, parsed.data.resolve(), dataset.problems.summary(), epochs, lines)
     kept = kept_epoch(epochs)
     print(
@@ -103,16 +106,18 @@ def show_problems(problems: Problems) -> None:
             print(line, file=sys.stderr)
 
 
-def catalog_lines(base: CatalogEntry, output: Path, template: str | None) -> str:
+def catalog_lines(base: CatalogEntry, parsed: argparse.Namespace) -> str:
     """Return the entry of an adapter as YAML; its id is made of the folder's name."""
-    name = re.sub(r"[^a-z0-9.-]+", "-", output.resolve().name.lower()).strip("-.")
+    name = re.sub(r"[^a-z0-9.-]+", "-", parsed.output.resolve().name.lower()).strip("-.")
     row: dict[str, object] = {
         "id": name or "adapter",
         "adapter_of": base.id,
-        "source": str(output.resolve()),
+        "source": str(parsed.output.resolve()),
     }
-    if template is not None:
-        row["tasks"] = {TEMPLATE_TASK: {"template": template}}
+    if parsed.task in _NAMED_TASKS:
+        row["forced_names"] = True
+    if parsed.template is not None:
+        row["tasks"] = {_TEMPLATE_TASK: {"template": parsed.template}}
     text = yaml.safe_dump([row], sort_keys=False, allow_unicode=True, width=sys.maxsize)
     return "".join(f"  {line}\n" for line in text.splitlines())
 
@@ -124,10 +129,14 @@ def tuned_entry(model_id: str, task_id: str, template: str | None) -> CatalogEnt
         raise TuningError(f"--base {model_id} is an adapter; tune its base {entry.adapter_of}")
     if template is None:
         return entry
-    if entry.family != "florence2" or task_id != TEMPLATE_TASK or template.count("{question}") != 1:
-        allowed = f"for {TEMPLATE_TASK} of a Florence-2 model, with {{question}} once"
+    if (
+        entry.family != "florence2"
+        or task_id != _TEMPLATE_TASK
+        or template.count("{question}") != 1
+    ):
+        allowed = f"for {_TEMPLATE_TASK} of a Florence-2 model, with {{question}} once"
         raise TuningError(f"--template is {template!r}; allowed only {allowed}")
-    return dataclasses.replace(entry, tasks={**entry.tasks, TEMPLATE_TASK: TaskOverride(template)})
+    return dataclasses.replace(entry, tasks={**entry.tasks, _TEMPLATE_TASK: TaskOverride(template)})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -14,9 +14,15 @@ import yaml
 
 from tasks.table import FAMILY_NAMES, TASKS, Family, Task
 
-QUESTION_FIELD = "{question}"
-# the only task whose prompt differs between fine-tuned checkpoints
-TEMPLATE_TASK = "visual_question_answering"
+# tasks that an entry may give a prompt of its own, with the fields of the prompt: the first, if
+# required, is in every one
+TEMPLATE_FIELDS: dict[str, tuple[str, ...]] = {
+    "captioning": ("{language}",),
+    "instance_segmentation": ("{phrase}",),
+    "region_description": ("{region}",),
+    "visual_question_answering": ("{question}", "{language}"),
+}
+_OPTIONAL_FIELD = "{language}"
 
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
@@ -41,12 +47,14 @@ class CatalogError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TaskOverride:
-    """An entry's change to its family's tasks: a prompt template adds a task, None removes it."""
+    """An entry's change to a task of its family; without a template the task is not offered."""
 
     template: str | None
+    has_labels: bool = True  # a label follows the locations of the answer
+    separator: str | None = None  # replaces " ; " in a question
 
     @classmethod
-    def of(cls, entry_id: str, task_id: object, value: object) -> Self:
+    def parse(cls, entry_id: str, task_id: object, value: object) -> Self:
         """Return the change `value` of the entry; raise `CatalogError`."""
         if not isinstance(task_id, str) or task_id not in TASKS:
             allowed = ", ".join(TASKS)
@@ -55,15 +63,49 @@ class TaskOverride:
             )
         if value is None:
             return cls(None)
-        template = value.get("template") if isinstance(value, dict) and len(value) == 1 else None
-        is_template = isinstance(template, str) and template.count(QUESTION_FIELD) == 1
-        if task_id != TEMPLATE_TASK or not is_template:
-            allowed = f"{{template: a string that contains {QUESTION_FIELD} once}}"
+        fields_of_task = TEMPLATE_FIELDS.get(task_id, ())
+        keys: dict[str, type] = {"template": str}
+        if task_id == "instance_segmentation":
+            keys["labels"] = bool
+        if task_id == "visual_question_answering":
+            keys["separator"] = str
+        row = value if isinstance(value, dict) and fields_of_task else {}
+        template = row.get("template")
+        are_known = all(isinstance(row[key], keys.get(key, ())) for key in row)
+        if not (are_known and isinstance(template, str) and _has_fields(template, fields_of_task)):
             raise CatalogError(
-                f"{entry_id}: tasks.{task_id} must be null, or for {TEMPLATE_TASK} {allowed}, not"
+                f"{entry_id}: tasks.{task_id} must be {_allowed_override(task_id, keys)}, not"
                 f" {value!r}"
             )
-        return cls(template)
+        return cls(template, row.get("labels", True), row.get("separator"))
+
+    def row(self) -> dict[str, object] | None:
+        """Return the value that `parse` reads."""
+        if self.template is None:
+            return None
+        row: dict[str, object] = {"template": self.template}
+        if not self.has_labels:
+            row["labels"] = False
+        if self.separator is not None:
+            row["separator"] = self.separator
+        return row
+
+
+def _has_fields(template: str, fields_of_task: Sequence[str]) -> bool:
+    """Return True if the template has each field once; a language may be missing."""
+    counts = {name: template.count(name) for name in fields_of_task}
+    return all(
+        count == 1 or (count == 0 and name == _OPTIONAL_FIELD) for name, count in counts.items()
+    )
+
+
+def _allowed_override(task_id: str, keys: Collection[str]) -> str:
+    if task_id not in TEMPLATE_FIELDS:
+        return f"null, or for {', '.join(TEMPLATE_FIELDS)} a mapping with a template"
+    required = [name for name in TEMPLATE_FIELDS[task_id] if name != _OPTIONAL_FIELD]
+    field_rule = f" that contains {required[0]} once" if required else ""
+    others = [name for name in keys if name != "template"]
+    return f"null, or {{template: a string{field_rule}{''.join(f', {key}: …' for key in others)}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +128,13 @@ class CatalogEntry:
     precision: Mapping[Device, Mapping[Part, Precision]]
     features: tuple[str, ...]
     mask_decoder: str | None = None  # file inside the source folder, or hf:// address
+    # the label of a box is one of the names of the request: True for checkpoints that were trained
+    # to write it as it was given; others write labels of their own
+    forced_names: bool = False
     # PaliGemma's; otherwise it detects all names by one prompt
     one_name_per_prompt: bool = False
+    # Florence-2's; otherwise names are sent as they are
+    drops_articles: bool = False
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
     weights_sha256: str | None = None  # hash of model.safetensors at `revision`, hexadecimal
     # the id of the base, if the source is a LoRA adapter in PEFT's format
@@ -110,6 +157,11 @@ class CatalogEntry:
         """Return the entry's own prompt template for the task, or None."""
         override = self.tasks.get(task_id)
         return override.template if override else None
+
+    def has_labels(self, task_id: str) -> bool:
+        """Return True if objects of the task's answers have labels."""
+        override = self.tasks.get(task_id)
+        return override is None or override.has_labels
 
 
 def model_id_of(name: str) -> str:
@@ -170,14 +222,47 @@ def _expanded(rows: Sequence[object], wanted: Collection[str]) -> Iterator[objec
         if not isinstance(row, dict) or _ANY not in str(row.get("id")):
             yield row
             continue
-        pattern = re.compile(re.escape(str(row["id"])).replace(r"\*", "([a-z0-9-]+)"))
-        source = str(row.get("source"))
-        if row["id"].count(_ANY) != 1 or source.count(_ANY) != 1:
+        if row["id"].count(_ANY) != 1 or str(row.get("source")).count(_ANY) != 1:
             raise CatalogError(f"{row['id']}: id and source must have one {_ANY} each")
-        parse_entry({**row, "id": row["id"].replace(_ANY, "x")})  # also checked when none matches
+        variants = _variants(row)
+        for name in variants or ("x",):  # also checked when none matches
+            parse_entry(_variant_row(row, name, variants))
+        pattern = re.compile(re.escape(str(row["id"])).replace(r"\*", "([a-z0-9-]+)"))
         for model_id in sorted({*wanted, *filter(None, bases)}):
             if match := pattern.fullmatch(str(model_id)):
-                yield {**row, "id": model_id, "source": source.replace(_ANY, match[1])}
+                yield _variant_row(row, match[1], variants)
+
+
+def _variants(row: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
+    """Return the tasks of each name that may replace the `*`; empty if all names are alike."""
+    variants = row.get("variants", {})
+    if not isinstance(variants, dict):
+        raise CatalogError(f"{row['id']}: variants must map names to tasks; not {variants!r}")
+    for name, tasks in variants.items():
+        if not isinstance(tasks, dict):
+            raise CatalogError(
+                f"{row['id']}: variants.{name} must be a mapping of task ids; not {tasks!r}"
+            )
+    return variants
+
+
+def _variant_row(
+    row: Mapping[str, object], name: str, variants: Mapping[str, Mapping[str, object]]
+) -> dict[str, object]:
+    """Return the row of one repository, which offers the tasks of its variant only."""
+    variant_row = {key: value for key, value in row.items() if key != "variants"}
+    for key in ("id", "source"):
+        variant_row[key] = str(row[key]).replace(_ANY, name)
+    if not variants:
+        return variant_row
+    if name not in variants:
+        raise CatalogError(
+            f"{variant_row['id']} is not in the catalog: * of {row['id']} is one of"
+            f" {', '.join(variants)}"
+        )
+    if "instance_segmentation" not in variants[name]:
+        variant_row.pop("mask_decoder", None)
+    return {**variant_row, "tasks": {**dict.fromkeys(TASKS), **variants[name]}}
 
 
 def _with_base(
@@ -195,7 +280,13 @@ def _with_base(
         )
     if "source" not in row:
         raise CatalogError(f"{entry_id} misses the keys ['source']")
-    return {**bases[base], "revision": None, "weights_sha256": None, "aliases": [], **row}
+    not_inherited: dict[str, object] = {
+        "revision": None,
+        "weights_sha256": None,
+        "aliases": [],
+        "forced_names": False,  # tuned to write labels of its own, perhaps
+    }
+    return {**bases[base], **not_inherited, **row}
 
 
 def adapter_entry(
@@ -215,8 +306,7 @@ def entry_row(entry: CatalogEntry) -> dict[str, object]:
     """Return the entry as `parse_entry` reads it, without `adapter_of`."""
     names = [each.name for each in fields(entry) if each.init and each.name != "adapter_of"]
     row = {name: getattr(entry, name) for name in names}
-    templates = {task: override.template for task, override in entry.tasks.items()}
-    tasks = {task: template and {"template": template} for task, template in templates.items()}
+    tasks = {task: override.row() for task, override in entry.tasks.items()}
     return row | {"features": [*entry.features], "aliases": [*entry.aliases], "tasks": tasks}
 
 
@@ -242,7 +332,7 @@ def parse_entry(row: object) -> CatalogEntry:
         if not is_right(value):
             raise CatalogError(f"{entry_id}: {key} must be {allowed}, not {value!r}")
     tasks = row.get("tasks", {}).items()
-    overrides = {task_id: TaskOverride.of(entry_id, task_id, value) for task_id, value in tasks}
+    overrides = {task_id: TaskOverride.parse(entry_id, task_id, value) for task_id, value in tasks}
     lists = {"features": tuple(row["features"]), "aliases": tuple(row.get("aliases", ()))}
     entry = CatalogEntry(**{**row, **lists, "tasks": overrides})
     needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
@@ -287,6 +377,7 @@ def _texts(pattern: str, max_texts: float, allowed: str) -> _Rule:
 
 
 _NON_BLANK = _text(r".*\S.*", "a non-blank string")
+_BOOLEAN: _Rule = (lambda value: isinstance(value, bool), "true or false")
 _COUNT: _Rule = (lambda value: type(value) is int and value > 0, "a whole number above 0")
 _RULES: dict[str, _Rule] = {
     "family": (lambda value: value in FAMILY_NAMES, f"one of {', '.join(FAMILY_NAMES)}"),
@@ -301,7 +392,9 @@ _RULES: dict[str, _Rule] = {
     "aliases": _texts(
         r"\S{1,200}", 20, "a list of at most 20 names of 1 to 200 characters without blanks"
     ),
-    "one_name_per_prompt": (lambda value: isinstance(value, bool), "true or false"),
+    "forced_names": _BOOLEAN,
+    "one_name_per_prompt": _BOOLEAN,
+    "drops_articles": _BOOLEAN,
     "tasks": (lambda value: isinstance(value, dict), "a mapping of task ids"),
     "release_date": _text("[0-9]{4}-[0-9]{2}", "YYYY-MM"),
     "revision": _text(r"[\w.-]+", "null, or a commit, branch or tag", or_null=True),

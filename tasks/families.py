@@ -29,10 +29,12 @@ class FamilyLanguage(Protocol):
         Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
         """
 
-    def read_prompt(self, text: str) -> AskedTask | None:
+    def read_prompt(self, entry: CatalogEntry, text: str) -> AskedTask | None:
         """Return the task that a prompt requests, None for free text; raise `ParameterError`."""
 
-    def answer_grammar(self, task_id: str, parameters: TaskParameters) -> str | None:
+    def answer_grammar(
+        self, entry: CatalogEntry, task_id: str, parameters: TaskParameters
+    ) -> str | None:
         """Return the grammar of the answer to each prompt, or None if any text is valid.
 
         A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation`
@@ -41,6 +43,7 @@ class FamilyLanguage(Protocol):
 
     def parse_answer(
         self,
+        entry: CatalogEntry,
         task_id: str,
         parameters: TaskParameters,
         answers: Sequence[GeneratedText],

@@ -34,8 +34,8 @@ class GeneratedText:
     def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
         """Return the label's probability times the geometric mean of the locations', 0 to 1.
 
-        It ranks better than the geometric mean of all tokens: mAP 81.7 to 81.6 of florence-2-mini
-        and 83.2 to 83.0 of paligemma-mini (`diptych evaluate` with labels on 300 scenes of 40 px).
+        A label of several tokens is as likely as all of them; a box has the mean of its locations,
+        so that scores of boxes and of outlines, which have more of them, can be compared.
         """
         of_label = self._logprobs_in(label)
         of_locations = self._logprobs_in(locations)

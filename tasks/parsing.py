@@ -46,15 +46,15 @@ def bounding_box(points_xy: Iterable[PointXy]) -> BoxXyxy | None:
     return ordered_box(min(xs), min(ys), max(xs), max(ys))
 
 
-def resolve_label(written: str, asked: Sequence[str]) -> str:
+def resolve_label(written: str, names: Sequence[str]) -> str:
     """Return the requested name that equals `written` ignoring case and article, else `written`.
 
     If `written` is empty, return the requested name if there is exactly one, else ''.
     """
     if not written:
-        return asked[0] if len(asked) == 1 else ""
+        return names[0] if len(names) == 1 else ""
     bare = without_article(written).casefold()
-    equal = [name for name in asked if without_article(name).casefold() == bare]
+    equal = [name for name in names if without_article(name).casefold() == bare]
     return min(equal, key=lambda name: name.casefold() != written.casefold(), default=written)
 
 
@@ -64,14 +64,14 @@ def spellings(names: Iterable[str]) -> str:
     return f'" "? ("a "i | "an "i | "the "i)? ({bare})'
 
 
-def answers_to_labels(
-    detections: Iterable[Detection], labels: Sequence[str]
+def named_as_requested(
+    detections: Iterable[Detection], names: Sequence[str]
 ) -> tuple[Detection, ...]:
-    """Return all detections if no `labels` were requested, else those with one of them.
+    """Return all detections if no `names` were requested, else those with one of them.
 
-    For a label that is not in the image a model may write another one: only the raw text keeps it.
+    For a name that is not in the image a model may write another one: only the raw text keeps it.
     """
-    return tuple(detection for detection in detections if not labels or detection.label in labels)
+    return tuple(detection for detection in detections if not names or detection.label in names)
 
 
 def without_article(name: str) -> str:

@@ -5,14 +5,17 @@ are the runner's.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
+from tasks.catalog import CatalogEntry
+from tasks.errors import ParameterError, UnsupportedVariant
+from tasks.parameters import TaskParameters
 from tasks.results import BoxXyxy
 
-_TAG = re.compile(r"(<[^<>\s]+>)")
+_PARTS = re.compile(r"(\{[a-z]+\}|<[^<>\s]+>)")  # fields and tags of a template
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class PromptSegment:
 
     text: str
     is_control: bool = False
+    is_token: bool = False  # refused where the checkpoint has no such control token
 
 
 Prompt = tuple[PromptSegment, ...]
@@ -36,19 +40,63 @@ class AskedTask:
     region_shares: BoxXyxy | None = None
 
 
-def fill_template(template: str, field_name: str, text: str) -> Prompt:
-    """Return an operator's template with a user's text in the place of `field_name`.
+def entry_template(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
+    """Return the entry's own template for the task, or None.
 
-    Tags of the template, such as `<DocVQA>`, may be control tokens of the checkpoint; the text's
-    never are.
+    It asks in one way: raise `UnsupportedVariant` for another detail or language.
     """
-    before, found, after = template.partition(field_name)
-    return join_segments(*_tagged(before), PromptSegment(text if found else ""), *_tagged(after))
+    template = entry.template(task_id)
+    if template is None or (task_id == "instance_segmentation" and parameters.region is not None):
+        return None
+    default_detail = "description" if task_id == "region_description" else "short"
+    if parameters.detail not in (None, default_detail):
+        message = f"{entry.id} supports detail {default_detail} only, not {parameters.detail}"
+        raise UnsupportedVariant("detail", message)
+    if parameters.language not in (None, "en") and "{language}" not in template:
+        message = f"{entry.id} supports language en only, not {parameters.language}"
+        raise UnsupportedVariant("language", message)
+    return template
 
 
-def _tagged(text: str) -> Iterator[PromptSegment]:
-    for index, part in enumerate(_TAG.split(text)):
-        yield PromptSegment(part, is_control=index % 2 == 1)
+def check_region(region: BoxXyxy, image_size_wh: tuple[int, int]) -> None:
+    """Raise `ParameterError` if the region is not within the image."""
+    width, height = image_size_wh
+    if region[2] > width or region[3] > height:
+        allowed = f"within the image: x from 0 to {width}, y from 0 to {height}"
+        raise ParameterError("region", f"region must be {allowed}; it is {list(region)}")
+
+
+def fill_template(template: str, values: Mapping[str, PromptSegment]) -> Prompt:
+    """Return a template with a segment in the place of each field, such as `{question}`.
+
+    Tags of the template, such as `<DocVQA>`, may be control tokens of the checkpoint; a user's text
+    is a segment of `values` and never is one.
+    """
+    segments: list[PromptSegment] = []
+    for part in _PARTS.split(template):
+        is_tag = part.startswith("<") and part.endswith(">")
+        segments.append(values.get(part) or PromptSegment(part, is_control=is_tag))
+    return join_segments(*segments)
+
+
+def read_template(template: str, text: str, region: str) -> dict[str, str] | None:
+    """Return the fields of a text that has the form of a template, or None.
+
+    `region` is the regular expression of the tokens that `{region}` stands for.
+    """
+    pattern = ""
+    for part in _PARTS.split(template):
+        match part:
+            case "{region}":
+                pattern += f"(?P<region>{region})"
+            case "{language}":
+                pattern += r"(?P<language>[a-z]+)"
+            case "{question}" | "{phrase}":
+                pattern += f"(?P<{part[1:-1]}>.+)"
+            case _:
+                pattern += re.escape(part)
+    match = re.fullmatch(pattern, text.strip(), re.DOTALL)
+    return match and match.groupdict()
 
 
 def join_segments(*segments: PromptSegment) -> Prompt:

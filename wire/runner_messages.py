@@ -15,6 +15,7 @@ FailureCode = Literal[
     "sequence_too_long",
     "too_many_beams",
     "unknown_adapter",
+    "unknown_token",
     "overloaded",
     "internal",
 ]
@@ -50,6 +51,7 @@ class SequenceSpec(BaseModel):
     # Lark (runners/tokens/constraints.py) that the answer must match, if set
     grammar: str | None = None
     adapter: str | None = None  # the build key of its artifacts; unset for the base model
+    own_token: str | None = None  # of the prompt; must be a control token of the checkpoint
     timeout_s: float  # the whole sequence, queueing included
     has_pieces: bool = True  # `/stream` sends its text as it is written
 

@@ -93,11 +93,18 @@ def hub_entry(repository: str, config: Mapping[str, Any]) -> CatalogEntry:
     Its numbers are its base's until the weights are there. Raise `SourceError`.
     """
     model_id = _checked_id(repository)
-    for entry in load_catalog(CATALOG_FILE).values():
+    for entry in load_catalog(CATALOG_FILE, _id_of_fine_tune(repository)).values():
         if entry.source == repository:
             return replace(entry, id=model_id)
     row = {**entry_row(base_entry(config)), **_repository_row(repository)}
-    return parse_entry({**row, "revision": None, "weights_sha256": None, "aliases": []})
+    row |= {"revision": None, "weights_sha256": None, "aliases": [], "forced_names": False}
+    return parse_entry(row)
+
+
+def _id_of_fine_tune(name: str) -> tuple[str, ...]:
+    """Return the id that a repository of Google's has, if it is one of an entry with a `*`."""
+    owner, _, model_id = name.rpartition("/")
+    return (model_id.lower(),) if owner in ("", "google") else ()
 
 
 def _checked_id(repository: str) -> str:
@@ -158,9 +165,7 @@ def _base_name(folder: Path) -> str:
 def _base_of_adapter(folder: Path) -> CatalogEntry | None:
     """Return the entry that has the base's name as id, source or alias."""
     name = _base_name(folder)
-    # the name may be that of a repository whose entry has a `*`
-    model_id = name.rpartition("/")[2].lower()
-    for entry in load_catalog(served_catalog(), [model_id]).values():
+    for entry in load_catalog(served_catalog(), _id_of_fine_tune(name)).values():
         if entry.adapter_of is None and name in (entry.id, entry.source, *entry.aliases):
             return entry
     return None

@@ -457,7 +457,7 @@ class AnswerCheck:
             max_new_tokens=MAX_NEW_TOKENS,
             num_beams=1,
             grammar=FAMILIES[self.entry.family].answer_grammar(
-                question.task_id, question.parameters
+                self.entry, question.task_id, question.parameters
             ),
             timeout_s=_NO_TIMEOUT_S,
         )
@@ -477,6 +477,7 @@ class AnswerCheck:
         self, decoder: Decoder, question: PictureQuestion, sequence: GeneratedSequence
     ) -> Result:
         return FAMILIES[self.entry.family].parse_answer(
+            self.entry,
             question.task_id,
             question.parameters,
             [generated_text(decoder, sequence)],

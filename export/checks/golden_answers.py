@@ -60,6 +60,7 @@ class GoldenAnswer(BaseModel):
     max_new_tokens: int = Field(ge=1, le=4096)
     source: str
     weak: bool = False
+    excluded: str | None = None  # why constrained decoding need not be able to write it
     text: str = Field(max_length=_MAX_TEXT_CHARS)
     regions: list[GoldenRegion] | None = None
 

@@ -37,7 +37,7 @@ from tasks.parameters import TaskParameters, parse_parameters
 from tasks.parsing import without_article
 from tasks.prompts import Prompt, PromptSegment, join_segments
 from tasks.results import BoxXyxy
-from tasks.table import TASKS, Family
+from tasks.table import TASKS
 
 _SPLIT = "train"
 
@@ -223,7 +223,7 @@ def _examples(
     names = asked_per_prompt(parameters) if len(prompts) > 1 else ((),)
     for prompt, own in zip(prompts, names, strict=True):
         boxes = [each for each in asked.truth if not own or each.label in own]
-        answer = _detections(entry.family, task_id, boxes, image.size_wh)
+        answer = _detections(entry, task_id, boxes, image.size_wh)
         asked_here = parameters
         if own and parameters.labels is not None:
             asked_here = replace(parameters, labels=own)
@@ -233,14 +233,15 @@ def _examples(
 
 
 def _detections(
-    family: Family, task_id: str, boxes: Sequence[LabelledBox], size_wh: tuple[int, int]
+    entry: CatalogEntry, task_id: str, boxes: Sequence[LabelledBox], size_wh: tuple[int, int]
 ) -> Prompt:
     """Return labels before (Florence-2) or after locations, joined by ` ; ` (PaliGemma)."""
     segments: list[PromptSegment] = []
     for found in sorted(boxes, key=lambda each: each.box_xyxy[0] + each.box_xyxy[2]):
-        if family == "florence2":
+        if entry.family == "florence2":
             # same label as in the prompt
-            label = found.label if task_id == "object_detection" else without_article(found.label)
+            is_bare = entry.drops_articles and task_id != "object_detection"
+            label = without_article(found.label) if is_bare else found.label
             locations = _tokens(florence2_box_tokens(found.box_xyxy, size_wh))
             segments += (PromptSegment(label), locations)
         else:

@@ -16,11 +16,11 @@ from export.scenes.scoring import Tally, match_boxes
 from export.scenes.truth import LabelledBox
 from export.tuning.batches import Batches, TokenizedExample
 from export.tuning.examples import Example
+from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import DetectionsResult, Result, TextResult
-from tasks.table import Family
 
 MAX_ANSWERED = 100  # prompts in each epoch; an epoch of a large dataset would wait for all of them
 NUM_SHOWN = 3
@@ -53,9 +53,9 @@ class HeldOut:
     """The held-out prompts that are answered after every epoch."""
 
     def __init__(
-        self, family: Family, task_id: str, batches: Batches, examples: Sequence[Example]
+        self, entry: CatalogEntry, task_id: str, batches: Batches, examples: Sequence[Example]
     ) -> None:
-        self._family = family
+        self._entry = entry
         self._task_id = task_id
         self._batches = batches
         self._examples = examples[:MAX_ANSWERED]
@@ -66,7 +66,7 @@ class HeldOut:
         by_image = defaultdict[Path, Tally](Tally)
         shown = []
         for example, text in zip(self._examples, got, strict=True):
-            by_image[example.image] += answer_tally(self._family, self._task_id, example, text)
+            by_image[example.image] += answer_tally(self._entry, self._task_id, example, text)
             shown.append(ShownAnswer(plain(example.prompt), plain(example.answer), text))
         some = shown[:: max(1, len(shown) // NUM_SHOWN)][:NUM_SHOWN]
         return scored(list(by_image.values()), some)
@@ -89,13 +89,13 @@ class HeldOut:
         return [texts[index] for index in range(len(rows))]
 
 
-def answer_tally(family: Family, task_id: str, example: Example, text: str) -> Tally:
+def answer_tally(entry: CatalogEntry, task_id: str, example: Example, text: str) -> Tally:
     """Return the boxes or words that an answer has right."""
 
     def parsed(answer: str) -> Result:
         generated = GeneratedText(answer, (len(answer),), (0.0,), "stop")
-        return FAMILIES[family].parse_answer(
-            task_id, example.parameters, [generated], example.size_wh, "polygon", None
+        return FAMILIES[entry.family].parse_answer(
+            entry, task_id, example.parameters, [generated], example.size_wh, "polygon", None
         )
 
     match parsed(text), parsed(plain(example.answer)):

@@ -219,7 +219,7 @@ def tune(job: TuningJob, base: Path, checkpoint: str | None) -> list[Epoch]:
     model.config.use_cache = False
     batches = Batches(model, load_processor(base), base)
     tuned = with_adapter(model, job.entry.source, options)
-    scorer = HeldOut(job.entry.family, job.task_id, batches, held_out)
+    scorer = HeldOut(job.entry, job.task_id, batches, held_out)
     # torch's datasets are what has a length and items
     trained_rows: Any = [batches.tokenized(example) for example in trained]
     held_out_rows: Any = [batches.tokenized(example) for example in held_out]

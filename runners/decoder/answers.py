@@ -10,7 +10,7 @@ from torch import Tensor
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
-from runners.tokens.errors import SequenceError, SequenceTooLong, UnknownAdapter
+from runners.tokens.errors import SequenceError, SequenceTooLong, UnknownAdapter, UnknownToken
 from wire.runner_messages import Failed, SequenceSpec, Written
 
 # If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model
@@ -27,8 +27,15 @@ def to_request(
     """Return the request for `spec` over `image_features` (N, C).
 
     Raise `SequenceTooLong` if it exceeds the model's positions, `GrammarError` if its grammar is
-    malformed, and `UnknownAdapter` for an adapter that is not loaded.
+    malformed, `UnknownAdapter` for an adapter that is not loaded, and `UnknownToken` for a token
+    that the checkpoint does not have.
     """
+    token = spec.own_token
+    if token is not None and not decoder.text.tokenizer.has_control_token(token):
+        raise UnknownToken(
+            f"{token[:80]} is not a token of this checkpoint; to send it as text, write it into a"
+            " template: of the model's entry in models/catalog.yaml"
+        )
     if spec.adapter is not None and spec.adapter not in decoder.adapters.keys:
         raise UnknownAdapter(
             f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds"

@@ -12,6 +12,7 @@ class SequenceError(Exception):
     ├── SequenceTooLong     prompt and new tokens do not fit the model's positions
     ├── TooManyBeams        it needs more beams than the decoder has slots
     ├── UnknownAdapter      it names an adapter that the runner has not loaded
+    ├── UnknownToken        its prompt needs a control token that the checkpoint does not have
     ├── GrammarError        its grammar is malformed, or failed while it was written
     └── Overloaded          too many sequences are queued
     """
@@ -47,6 +48,12 @@ class UnknownAdapter(SequenceError):
     """The request names an adapter that the runner has not loaded."""
 
     code = "unknown_adapter"
+
+
+class UnknownToken(SequenceError):
+    """The prompt needs a control token that the checkpoint does not have."""
+
+    code = "unknown_token"
 
 
 class Overloaded(SequenceError):

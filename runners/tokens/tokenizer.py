@@ -64,6 +64,10 @@ class PromptTokenizer:
             ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
         return ids
 
+    def has_control_token(self, text: str) -> bool:
+        """Return True if `text` is one control token of the checkpoint."""
+        return self._tokenizer.token_to_id(text) in self._control_ids
+
     def _bare_id(self, token_id: int) -> int:
         """Return the token with the text of `token_id` without its first space; `token_id` itself
         if there is none.

@@ -231,7 +231,7 @@ def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prom
 def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
     options = request.fields
     grammar = (
-        model.language.answer_grammar(request.task.id, request.parameters)
+        model.language.answer_grammar(model.entry, request.task.id, request.parameters)
         if options.constrained
         else None
     )
@@ -247,6 +247,7 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
             seed=options.seed,
             grammar=grammar,
             adapter=model.adapter_key,
+            own_token=next((segment.text for segment in prompt if segment.is_token), None),
             timeout_s=max(0.0, context.deadline_s - time.monotonic()),
         )
         specs.append(spec)
@@ -265,6 +266,7 @@ def _parse(
         for s in written.sequences
     ]
     result = model.language.parse_answer(
+        model.entry,
         request.task.id,
         request.parameters,
         texts,

@@ -42,7 +42,8 @@ def fields_of(chat: ChatRequest, core: Core) -> Fields:
         raise InvalidRequest(problem, "messages")
     text = texts[0]
     try:
-        asked = FAMILIES[core.models.get(chat.model).entry.family].read_prompt(text)
+        entry = core.models.get(chat.model).entry
+        asked = FAMILIES[entry.family].read_prompt(entry, text)
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error
     # a text that is not a prompt of the model is a question

@@ -45,6 +45,8 @@ def error_of_outcome(failed: Failed) -> ServiceError:
             return InvalidRequest(failed.message, "num_beams")
         case "deadline_exceeded":
             return DeadlineExceeded(failed.message)
+        case "unknown_token":
+            return InvalidRequest(failed.message, "messages")
         case "unknown_adapter":
             return NotReady(failed.message)
         case "overloaded":

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from tasks.catalog import CatalogEntry
 from tasks.generation import Span
 from tasks.parameters import TaskParameters
 from tasks.parsing import Location, Locations, spellings
@@ -62,11 +63,16 @@ class Phrase:
     instances: tuple[Instance, ...]
 
 
-def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of an answer; the label of a box is one of the names asked for."""
-    names = parameters.labels or parameters.phrases
-    answer = _ANSWERS["open_vocabulary_detection"] if names else _ANSWERS.get(task_id)
-    return answer and _GRAMMAR % (answer, spellings(names) if names else _ANY_TEXT)
+def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
+    """Return the grammar of an answer.
+
+    The label of a box is one of the names of the request, where the checkpoint writes names as they
+    were given.
+    """
+    names = None if task_id == "instance_segmentation" else parameters.labels or parameters.phrases
+    answer = _ANSWERS.get("open_vocabulary_detection" if names else task_id)
+    label = spellings(names) if names and entry.forced_names else _ANY_TEXT
+    return answer and _GRAMMAR % (answer, label)
 
 
 def split_phrases(text: str) -> Iterator[Phrase]:

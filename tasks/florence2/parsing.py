@@ -1,9 +1,19 @@
 """Florence-2's answers as typed results.
 
-The reference is transformers, models/florence2/processing_florence2.py (Florence2PostProcessor).
-Unlike it, this parser keeps non-ASCII characters, '<' and newlines in labels, fractions of pixels,
-and polygons without a closing `</poly>`; it sorts a box's corners, and drops boxes without area and
-polygons of fewer than three points.
+The reference is Microsoft's processor, and transformers' port of it (Florence2PostProcessor in
+models/florence2/processing_florence2.py). This parser differs from it in five ways, which
+tests/tasks/florence2/test_parsing_reference.py counts:
+
+| answer | the reference | here, and why |
+|---|---|---|
+| a region's text, then its box | keeps the box's tokens | drops them: the request has the box |
+| a newline in a label | drops the object | keeps it: an object is found, whatever its label |
+| fewer locations than a box, then a label | `loc_5>wheel` | `wheel`: the rest is of a token |
+| a polygon of one or two points | keeps it | drops it: it has no area |
+| location tokens in a caption | keeps them | drops them: a caption is text |
+
+It also keeps non-ASCII characters and '<' in labels, fractions of pixels, and polygons without a
+closing `</poly>`; it sorts a box's corners, and drops boxes without area. `raw_text` has it all.
 """
 
 import json
@@ -11,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from tasks.catalog import CatalogEntry
 from tasks.florence2.grammar import (
     Phrase,
     split_phrases,
@@ -23,9 +34,9 @@ from tasks.generation import GeneratedText
 from tasks.parameters import TaskParameters
 from tasks.parsing import (
     Locations,
-    answers_to_labels,
     bounding_box,
     in_pieces,
+    named_as_requested,
     resolve_label,
     span_of,
 )
@@ -48,6 +59,7 @@ _MIN_POLYGON_LOCATIONS = 6  # three points
 
 
 def parse_answer(
+    entry: CatalogEntry,
     task_id: str,
     parameters: TaskParameters,
     answers: Sequence[GeneratedText],
@@ -57,26 +69,31 @@ def parse_answer(
     banned_phrases: frozenset[str] = frozenset(),
 ) -> Result:
     """Return the typed result of the answers; banned phrases of a caption have no boxes."""
-    asked = asked_per_prompt(parameters)
+    names_per_prompt = asked_per_prompt(parameters)
     match TASKS[task_id].result_kind:
         case "text":
             read = text_without_tokens if parameters.region is None else text_before_tokens
-            text = read(answers[0].text)  # the checkpoints repeat a region's box after its text
+            text = read(answers[0].text)
             return TextResult(text, answers[0].is_read_as(text))
         case "detections":
             is_named = task_id != "region_proposal"
             banned = frozenset() if parameters.caption is None else banned_phrases
             is_parsed = True
-            kept: list[Detection] = []
-            for answer, names in zip(answers, asked, strict=True):
-                found = tuple(_detections(answer, names, is_named, image_size_wh))
-                is_parsed &= answer.is_read_as(found)
-                right = answers_to_labels(found, names)
-                kept += [each for each in right if each.label not in banned]
-            return DetectionsResult(tuple(kept), is_parsed)
+            detections: list[Detection] = []
+            for answer, names in zip(answers, names_per_prompt, strict=True):
+                written = tuple(_detections(answer, names, is_named, image_size_wh))
+                is_parsed &= answer.is_read_as(written)
+                named = named_as_requested(written, names if entry.forced_names else ())
+                detections += [detection for detection in named if detection.label not in banned]
+            return DetectionsResult(tuple(detections), is_parsed)
         case "instances":
-            instances = tuple(_instances(answers[0], asked[0], image_size_wh, mask_format))
-            return InstancesResult(instances, answers[0].is_read_as(instances))
+            is_parsed = True
+            instances: list[Instance] = []
+            for answer, names in zip(answers, names_per_prompt, strict=True):
+                segmented = tuple(_instances(answer, names, image_size_wh, mask_format))
+                is_parsed &= answer.is_read_as(segmented)
+                instances += segmented
+            return InstancesResult(tuple(instances), is_parsed)
         case "text_regions":
             regions = tuple(_text_regions(answers[0], image_size_wh))
             return TextRegionsResult(regions, answers[0].is_read_as(regions))

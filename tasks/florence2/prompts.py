@@ -9,17 +9,25 @@ Source: transformers, models/florence2/processing_florence2.py
 
 import re
 
-from tasks.catalog import QUESTION_FIELD, CatalogEntry
+from tasks.catalog import CatalogEntry
 from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
 from tasks.florence2.locations import box_tokens, dequantize
 from tasks.parameters import TaskParameters
 from tasks.parsing import without_article
-from tasks.prompts import AskedTask, Prompt, PromptSegment, fill_template, join_segments
+from tasks.prompts import (
+    AskedTask,
+    Prompt,
+    PromptSegment,
+    check_region,
+    entry_template,
+    fill_template,
+    read_template,
+)
 
 _SENTENCES = {
     "object_detection": "Locate the objects with category name in the image.",
-    "open_vocabulary_detection": "Locate {text} in the image.",
-    "phrase_grounding": "Locate the phrases in the caption: {text}",
+    "open_vocabulary_detection": "Locate {phrase} in the image.",
+    "phrase_grounding": "Locate the phrases in the caption: {caption}",
     "region_proposal": "Locate the region proposals in the image.",
     "dense_region_captioning": "Locate the objects in the image, with their descriptions.",
     "ocr": "What is the text in the image?",
@@ -31,7 +39,7 @@ _CAPTIONING = {
     "paragraph": "Describe with a paragraph what is shown in the image.",
 }
 _INSTANCE_SEGMENTATION = {
-    "phrase": "Locate {text} in the image with mask",
+    "phrase": "Locate {phrase} in the image with mask",
     "region": "What is the polygon mask of region {region}",
 }
 _REGION_DESCRIPTION = {
@@ -41,7 +49,8 @@ _REGION_DESCRIPTION = {
 }
 
 _TASK_TOKEN = re.compile(r"\s*<([A-Z_]+)>(.*)", re.DOTALL)
-_REGION = re.compile(r"\s*" + r"<loc_(\d{1,3})>" * 4 + r"\s*")
+_LOCATION = re.compile(r"<loc_(\d{1,3})>")
+_REGION = _LOCATION.pattern.replace("(", "(?:") * 4
 _ALONE = {
     "CAPTION": AskedTask("captioning", {"detail": "short"}),
     "DETAILED_CAPTION": AskedTask("captioning", {"detail": "detailed"}),
@@ -52,6 +61,7 @@ _ALONE = {
     "OCR": AskedTask("ocr"),
     "OCR_WITH_REGION": AskedTask("ocr_with_regions"),
 }
+_QUESTION_TASK = "visual_question_answering"
 _WITH_TEXT = {  # task and parameter
     "OPEN_VOCABULARY_DETECTION": ("open_vocabulary_detection", "labels"),
     "CAPTION_TO_PHRASE_GROUNDING": ("phrase_grounding", "caption"),
@@ -69,6 +79,8 @@ def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per label or phrase."""
+    if own_token := _own_token_prompt(entry, task_id, parameters):
+        return (own_token,)
     if task_id not in entry.task_ids:
         raise UnsupportedTask(
             f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
@@ -77,26 +89,29 @@ def task_prompts(
         message = f"{entry.id} supports language en only, not {parameters.language}"
         raise UnsupportedVariant("language", message)
     sentence = _sentence(entry, task_id, parameters)
+    values = {
+        "{language}": PromptSegment("en"),
+        "{question}": PromptSegment(parameters.question or ""),
+        "{caption}": PromptSegment(parameters.caption or ""),
+    }
     if (region := parameters.region) is not None:
-        width, height = image_size_wh
-        if region[2] > width or region[3] > height:
-            allowed = f"within the image: x from 0 to {width}, y from 0 to {height}"
-            raise ParameterError("region", f"region must be {allowed}; it is {list(region)}")
-        before, after = map(PromptSegment, sentence.split("{region}"))
-        tokens = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
-        return (join_segments(before, tokens, after),)
-    texts = [parameters.caption or parameters.question or parameters.phrase or ""]
-    # Labels and phrases are located one by one as open vocabulary, without their article: one
-    # phrase grounding prompt with all of them, with or without articles, misses more. So does a
-    # label with its article: over 200 scenes florence-2-mini answers .115 right for "a circle" and
-    # .965 for "circle".
-    if names := parameters.labels or parameters.phrases:
-        texts = [without_article(name) for name in names]
-    return tuple(fill_template(sentence, "{text}", text) for text in texts)
+        check_region(region, image_size_wh)
+        values["{region}"] = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
+    # The processor asks for one name at a time: labels and phrases have a prompt each.
+    prompts: list[Prompt] = []
+    for name in parameters.labels or parameters.phrases or (parameters.phrase or "",):
+        text = without_article(name) if _drops_article(entry, task_id) else name
+        values["{phrase}"] = PromptSegment(text)
+        prompts.append(fill_template(sentence, values))
+    return tuple(prompts)
 
 
-def read_prompt(text: str) -> AskedTask | None:
-    """Return the task requested by `text`, or None if it does not start with a task token."""
+def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
+    """Return the task requested by `text`, or None if it does not start with a task token.
+
+    A token that is none of the processor's is asked as a question: fine-tunes have tokens of their
+    own, such as `<GENERATE_TAGS>`.
+    """
     match = _TASK_TOKEN.match(text)
     if match is None:
         return None
@@ -111,15 +126,32 @@ def read_prompt(text: str) -> AskedTask | None:
         return AskedTask(task_id, {name: [rest] if name == "labels" else rest})
     if token in _WITH_REGION:
         task_id, values = _WITH_REGION[token]
-        match = _REGION.fullmatch(rest)
-        if match is None:
+        if re.fullmatch(_REGION, rest.strip()) is None:
             allowed = "a region <loc_x1><loc_y1><loc_x2><loc_y2> of bins 0 to 999"
             message = f"<{token}> must be followed by {allowed}, not by {rest[:80]!r}"
             raise ParameterError("messages", message)
-        x1, y1, x2, y2 = (dequantize(int(bin_index), 1) for bin_index in match.groups())
+        x1, y1, x2, y2 = (dequantize(int(bin_index), 1) for bin_index in _LOCATION.findall(rest))
         return AskedTask(task_id, values, (x1, y1, x2, y2))
-    tokens = ", ".join(f"<{each}>" for each in (*_ALONE, *_WITH_TEXT, *_WITH_REGION))
-    raise ParameterError("messages", f"<{token[:80]}> is not a task token; allowed are {tokens}")
+    return _read_own_token(entry, text, token)
+
+
+def _read_own_token(entry: CatalogEntry, text: str, token: str) -> AskedTask:
+    """Return the task of a token that is none of the processor's; raise `ParameterError`."""
+    for task_id in entry.task_ids:
+        template = entry.template(task_id)
+        if template is None or f"<{token}>" not in template:
+            continue
+        values = read_template(template, text, _REGION)
+        if values is not None and "region" not in values:
+            return AskedTask(task_id, values)
+    if entry.template(_QUESTION_TASK) is None:
+        return AskedTask(_QUESTION_TASK, {"question": text})
+    tokens = ", ".join(f"<{name}>" for name in (*_ALONE, *_WITH_TEXT, *_WITH_REGION))
+    raise ParameterError(
+        "messages",
+        f"<{token[:80]}> is not a task token of {entry.id}; allowed are {tokens}, and those of"
+        " template: in its catalog entry",
+    )
 
 
 def asked_per_prompt(parameters: TaskParameters) -> tuple[tuple[str, ...], ...]:
@@ -129,7 +161,33 @@ def asked_per_prompt(parameters: TaskParameters) -> tuple[tuple[str, ...], ...]:
     return (() if parameters.phrase is None else (parameters.phrase,),)
 
 
+def _drops_article(entry: CatalogEntry, task_id: str) -> bool:
+    return entry.drops_articles and task_id != "instance_segmentation"
+
+
+def _own_token_prompt(
+    entry: CatalogEntry, task_id: str, parameters: TaskParameters
+) -> Prompt | None:
+    """Return the prompt of a question that begins with a task token of the checkpoint's own.
+
+    Only capitals and underscores are read as one: no token of answers or of prompts' ends is
+    written so. A model with a template for questions gets them as text.
+    """
+    match = _TASK_TOKEN.match(parameters.question or "")
+    if task_id != _QUESTION_TASK or match is None or entry.template(task_id) is not None:
+        return None
+    token, rest = match.groups()
+    is_known = token in (*_ALONE, *_WITH_TEXT, *_WITH_REGION)
+    if is_known:
+        return None
+    segments = (PromptSegment(f"<{token}>", is_control=True, is_token=True), PromptSegment(rest))
+    return tuple(segment for segment in segments if segment.text)
+
+
 def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
+    """Return the sentence of a task, whose fields are still to be filled."""
+    if template := entry_template(entry, task_id, parameters):
+        return template
     match task_id:
         case "captioning":
             return _CAPTIONING[parameters.detail or "short"]
@@ -139,7 +197,5 @@ def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> 
             return _REGION_DESCRIPTION[parameters.detail or "description"]
         case "phrase_grounding" if parameters.phrases:
             return _SENTENCES["open_vocabulary_detection"]
-        case "visual_question_answering":
-            return (entry.template(task_id) or QUESTION_FIELD).replace(QUESTION_FIELD, "{text}")
         case _:
             return _SENTENCES[task_id]

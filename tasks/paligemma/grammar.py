@@ -1,7 +1,8 @@
 """The grammar of PaliGemma's answers: entries joined by ` ; `.
 
     <locY1><locX1><locY2><locX2> label                                     a box
-    <locY1><locX1><locY2><locX2><seg…> (16 of them) label                  an instance
+    <locY1><locX1><locY2><locX2> <seg…> (16 of them) label                 an instance
+    <locY1><locX1><locY2><locX2><seg…> (16 of them)                        one without a label
 
 It is written twice, because the two readings differ: `answer_grammar` is what constrained decoding
 allows, and `split_entries` reads whatever an unconstrained model wrote. It skips white space
@@ -13,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tasks.catalog import CatalogEntry
 from tasks.generation import Span
 from tasks.paligemma.prompts import asked_names
 from tasks.parameter_kinds import SEPARATOR
@@ -21,15 +23,23 @@ from tasks.parsing import Location, spellings
 
 # A label and the separator after it are one lexeme: llguidance's lexer is greedy and does not give
 # back what it read.
-_ENTRIES = f"""
+_NAMED = f"""
 start: ((head LABEL_AND_SEPARATOR)* head LABEL)?
 LABEL_AND_SEPARATOR: LABEL / ?{SEPARATOR} ?/
-head: %s
 LABEL: %s"""
+_FREE = f"""
+start: ((head LABEL_AND_SEPARATOR)* head LABEL?)?
+LABEL_AND_SEPARATOR: /[^{SEPARATOR}]*{SEPARATOR} ?/
+LABEL: /[^{SEPARATOR}]+/"""
+_UNLABELLED = """
+start: head?"""
+# The pretrained checkpoints write a space before the codes (EXAMPLE_STRING in paligemma_parse.py of
+# the Space big-vision/paligemma, whose reader takes any white space); refcoco-seg was trained
+# without (refcoco_mask2str in big_vision, pp/proj/paligemma/segmentation.py).
 _HEADS = {
     "open_vocabulary_detection": "location{4}",
     "phrase_grounding": "location{4}",
-    "instance_segmentation": "location{4} segmentation{16}",
+    "instance_segmentation": 'location{4} " "? segmentation{16}',
 }
 
 _LOCATION = r"<loc(0[0-9]{3}|10[01][0-9]|102[0-3])>"
@@ -51,11 +61,19 @@ class Entry:
     codes: tuple[int, ...]
 
 
-def answer_grammar(task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the grammar of an answer; a label is one of the names asked for."""
+def answer_grammar(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
+    """Return the grammar of an answer.
+
+    A label is one of the names of the request, where the checkpoint writes them as they were given.
+    """
     if task_id not in _HEADS:
         return None
-    return _ENTRIES % (_HEADS[task_id], spellings(asked_names(parameters)))
+    rules = _FREE
+    if not entry.has_labels(task_id):
+        rules = _UNLABELLED
+    elif entry.forced_names:
+        rules = _NAMED % spellings(asked_names(parameters))
+    return f"{rules}\nhead: {_HEADS[task_id]}"
 
 
 def split_entries(text: str) -> Iterator[Entry]:

@@ -1,67 +1,118 @@
 """PaliGemma's prompts: a task word, then a language or object names, always plain text.
 
 `read_prompt` reads them back: `caption en`, `ocr`, `detect red circle ; star`, `answer en what
-color is the star?`.
-
-One prompt detects all names; an entry with `one_name_per_prompt` has a prompt for each.
-paligemma-mini was trained with an absent name among every several, so that it leaves one out when
-all are present: over 200 scenes it answers .24 right for all names by one prompt and 1.00 by one
-for each, in 0.96 times the time (median; two shared cores). The released checkpoints are not
-measured, and one prompt for each name would prefill their long image prefix as often.
+color is the star?`. A catalog entry may have a prompt of its own, as its fine-tune was trained.
 
 Source: google-research/big_vision, big_vision/configs/proj/paligemma (README.md, transfers), and
 the PaliGemma paper, arXiv 2407.07726, section 3.2.
 """
 
 import re
-from dataclasses import replace
 
 from tasks.catalog import CatalogEntry
 from tasks.errors import UnsupportedTask, UnsupportedVariant
+from tasks.paligemma.locations import box_tokens, dequantize
 from tasks.parameter_kinds import SEPARATOR
 from tasks.parameters import TaskParameters
-from tasks.prompts import AskedTask, Prompt, PromptSegment
+from tasks.prompts import (
+    AskedTask,
+    Prompt,
+    PromptSegment,
+    check_region,
+    entry_template,
+    fill_template,
+    read_template,
+)
 
-_CAPTIONING = {"short": "caption", "detailed": "describe"}
+_CAPTIONING = {"short": "caption {language}", "detailed": "describe {language}"}
+_TEMPLATES = {
+    "open_vocabulary_detection": "detect {phrase}",
+    "phrase_grounding": "detect {phrase}",
+    "instance_segmentation": "segment {phrase}",
+    "ocr": "ocr",
+    "visual_question_answering": "answer {language} {question}",
+}
 _SEVERAL_PHRASES = re.compile(rf"[,{SEPARATOR}]|\band\b", re.IGNORECASE)
+_JOIN = f" {SEPARATOR} "
+_LOCATION = re.compile(r"<loc(\d{4})>")
+_REGION = _LOCATION.pattern.replace("(", "(?:") * 4
 _WORD = re.compile(r"(caption|describe|ocr|detect|segment|answer)\b\s*(.*)", re.DOTALL)
-_DETAILS = {word: detail for detail, word in _CAPTIONING.items()}
+_DETAILS = {"caption": "short", "describe": "detailed"}
 
 
 def task_prompts(
-    entry: CatalogEntry,
-    task_id: str,
-    parameters: TaskParameters,
-    # Florence-2's; no prompt of this family has a region
-    image_size_wh: tuple[int, int],  # noqa: ARG001
+    entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per name."""
     if task_id not in entry.task_ids:
         raise UnsupportedTask(
             f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
         )
-    prompts = [parameters]
-    if entry.one_name_per_prompt and parameters.labels:
-        prompts = [replace(parameters, labels=(name,)) for name in parameters.labels]
-    elif entry.one_name_per_prompt and parameters.phrases:
-        prompts = [replace(parameters, phrases=(name,)) for name in parameters.phrases]
-    return tuple((PromptSegment(_text(entry, task_id, each)),) for each in prompts)
+    template = _template(entry, task_id, parameters)
+    override = entry.tasks.get(task_id)
+    question = parameters.question or ""
+    if override is not None and override.separator is not None:
+        question = question.replace(_JOIN, override.separator)
+    values = {
+        "{language}": PromptSegment(parameters.language or "en"),
+        "{question}": PromptSegment(question),
+    }
+    if (region := parameters.region) is not None:
+        check_region(region, image_size_wh)
+        values["{region}"] = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
+    prompts: list[Prompt] = []
+    for names in asked_per_prompt(entry, task_id, parameters):
+        values["{phrase}"] = PromptSegment(_JOIN.join(names))
+        prompts.append(fill_template(template, values))
+    return tuple(prompts)
 
 
-def read_prompt(text: str) -> AskedTask | None:
+def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
     """Return the task requested by `text`, or None if it does not have a task's form."""
-    match = _WORD.fullmatch(text.strip())
+    asked_task = _read_word(text.strip())
+    if asked_task is not None and asked_task.task_id in entry.task_ids:
+        return asked_task
+    for task_id in entry.task_ids:
+        template = entry.template(task_id)
+        values = None if template is None else read_template(template, text, _REGION)
+        if values is not None and "region" not in values:
+            return AskedTask(task_id, values)
+    return asked_task
+
+
+def asked_per_prompt(
+    entry: CatalogEntry, task_id: str, parameters: TaskParameters
+) -> tuple[tuple[str, ...], ...]:
+    """Return the names requested by each prompt of `task_prompts`: usually one prompt with all."""
+    names = asked_names(parameters)
+    is_single = entry.one_name_per_prompt or not entry.has_labels(task_id)
+    return tuple((name,) for name in names) if is_single and names else (names,)
+
+
+def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
+    """Return the object names requested by all prompts."""
+    single = parameters.phrase or parameters.caption
+    return (single,) if single else parameters.labels or parameters.phrases or ()
+
+
+def _read_word(text: str) -> AskedTask | None:
+    """Return the task of a prompt that begins with a task word, or None."""
+    match = _WORD.fullmatch(text)
     if match is None:
         return None
     word, rest = match.groups()
     match word:
         case "ocr" if not rest:
             return AskedTask("ocr")
+        case "caption" if re.fullmatch(_REGION, rest):
+            y1, x1, y2, x2 = (dequantize(int(index), 1) for index in _LOCATION.findall(rest))
+            return AskedTask("region_description", region_shares=(x1, y1, x2, y2))
         case "caption" | "describe" if len(rest.split()) == 1:
             return AskedTask("captioning", {"detail": _DETAILS[word], "language": rest})
         case "detect" if rest:
-            names = [name.strip() for name in rest.split(SEPARATOR)]
-            return AskedTask("open_vocabulary_detection", {"labels": names})
+            return AskedTask("open_vocabulary_detection", {"labels": _names(rest)})
+        case "segment" if SEPARATOR in rest:
+            return AskedTask("instance_segmentation", {"phrases": _names(rest)})
         case "segment" if rest:
             return AskedTask("instance_segmentation", {"phrase": rest})
         case "answer" if len(rest.split(maxsplit=1)) == 2:
@@ -71,13 +122,14 @@ def read_prompt(text: str) -> AskedTask | None:
     return None
 
 
-def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
-    """Return the object names requested by all prompts."""
-    single = parameters.phrase or parameters.caption
-    return (single,) if single else parameters.labels or parameters.phrases or ()
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(SEPARATOR)]
 
 
-def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
+def _template(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
+    """Return the prompt of a task, whose fields are still to be filled."""
+    if template := entry_template(entry, task_id, parameters):
+        return template
     match task_id:
         case "captioning":
             detail = parameters.detail or "short"
@@ -85,19 +137,13 @@ def _text(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
                 allowed = " and ".join(_CAPTIONING)
                 message = f"{entry.id} supports detail {allowed} only, not {detail}"
                 raise UnsupportedVariant("detail", message)
-            return f"{_CAPTIONING[detail]} {parameters.language}"
-        case "open_vocabulary_detection" | "phrase_grounding":
-            if parameters.caption and _SEVERAL_PHRASES.search(parameters.caption):
-                allowed = "a caption of one phrase only, without comma, semicolon or 'and'"
-                message = f"{entry.id} supports {allowed}; send several as phrases"
-                raise UnsupportedVariant("caption", message)
-            return f"detect {f' {SEPARATOR} '.join(asked_names(parameters))}"
-        case "instance_segmentation":
-            if parameters.region is not None:
-                message = f"{entry.id} segments by phrase only, not by region"
-                raise UnsupportedVariant("region", message)
-            return f"segment {parameters.phrase}"
-        case "visual_question_answering":
-            return f"answer {parameters.language} {parameters.question}"
+            return _CAPTIONING[detail]
+        case "phrase_grounding" if _SEVERAL_PHRASES.search(parameters.caption or ""):
+            allowed = "a caption of one phrase only, without comma, semicolon or 'and'"
+            message = f"{entry.id} supports {allowed}; send several as phrases"
+            raise UnsupportedVariant("caption", message)
+        case "instance_segmentation" if parameters.region is not None:
+            message = f"{entry.id} segments by phrase only, not by region"
+            raise UnsupportedVariant("region", message)
         case _:
-            return task_id
+            return _TEMPLATES[task_id]

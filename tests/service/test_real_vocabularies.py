@@ -15,9 +15,12 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
+from export.checkpoints.bases import CATALOG_FILE
+from export.checks.golden_answers import read_golden
+from export.golden import Question
 from runners.tokens.constraints import Constraints
 from runners.tokens.tokenizer import PromptTokenizer
-from tasks.catalog import CatalogEntry, TaskOverride
+from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
 from tasks.families import FAMILIES
 from tasks.florence2.locations import box_tokens
 from tasks.generation import GeneratedText
@@ -47,12 +50,12 @@ TEXTS = (
     "🙂 on a t-shirt",
     "it",
 )
-WITHOUT_ARTICLE = [text for text in TEXTS if not text.startswith(("a ", "the "))]
 ENTRIES: dict[Family, CatalogEntry] = {
     "florence2": replace(
-        FLORENCE, tasks={"visual_question_answering": TaskOverride("<DocVQA>{question}")}
+        CATALOG["florence-2-base"],
+        tasks={"visual_question_answering": TaskOverride("<DocVQA>{question}")},
     ),
-    "paligemma": CATALOG["paligemma-3b-mix-224"],
+    "paligemma": CATALOG["paligemma-3b-pt-224"],
 }
 
 # task, its parameters, what a user of the processor writes
@@ -68,7 +71,7 @@ _FLORENCE_PROMPTS: list[Prompts] = [
     ("ocr_with_regions", {}, ["<OCR_WITH_REGION>"]),
     *(
         ("open_vocabulary_detection", {"labels": [text]}, [f"<OPEN_VOCABULARY_DETECTION>{text}"])
-        for text in WITHOUT_ARTICLE
+        for text in TEXTS
     ),
     *(
         ("phrase_grounding", {"caption": text}, [f"<CAPTION_TO_PHRASE_GROUNDING>{text}"])
@@ -80,16 +83,19 @@ _FLORENCE_PROMPTS: list[Prompts] = [
     ),
     (
         "open_vocabulary_detection",
-        {"labels": WITHOUT_ARTICLE},
-        [f"<OPEN_VOCABULARY_DETECTION>{text}" for text in WITHOUT_ARTICLE],
+        {"labels": list(TEXTS)},
+        [f"<OPEN_VOCABULARY_DETECTION>{text}" for text in TEXTS],
     ),
     (
         "phrase_grounding",
         {"phrases": ["a cat", "grüner Käfer"]},
-        ["<OPEN_VOCABULARY_DETECTION>cat", "<OPEN_VOCABULARY_DETECTION>grüner Käfer"],
+        ["<OPEN_VOCABULARY_DETECTION>a cat", "<OPEN_VOCABULARY_DETECTION>grüner Käfer"],
     ),
-    ("phrase_grounding", {"phrases": ["The owl"]}, ["<OPEN_VOCABULARY_DETECTION>owl"]),
-    ("open_vocabulary_detection", {"labels": ["An owl"]}, ["<OPEN_VOCABULARY_DETECTION>owl"]),
+    (
+        "instance_segmentation",
+        {"phrases": ["a cat", "dog"]},
+        [f"<REFERRING_EXPRESSION_SEGMENTATION>{phrase}" for phrase in ("a cat", "dog")],
+    ),
     ("visual_question_answering", {"question": "what is № 5?"}, ["<DocVQA>what is № 5?"]),
     *(
         (task, {"region": list(region)} | values, [f"<{token}>{locations}"])
@@ -116,6 +122,12 @@ _PALIGEMMA_PROMPTS: list[Prompts] = [
     ("phrase_grounding", {"phrases": ["a dog", "24 h"]}, ["detect a dog ; 24 h"]),
     ("phrase_grounding", {"caption": "a sandy beach"}, ["detect a sandy beach"]),
     *(("instance_segmentation", {"phrase": text}, [f"segment {text}"]) for text in TEXTS[2:6]),
+    ("instance_segmentation", {"phrases": ["a cat", "dog"]}, ["segment a cat ; dog"]),
+    (
+        "region_description",
+        {"region": [64.0, 48.0, 320.0, 480.0]},
+        ["caption <loc0102><loc0102><loc1023><loc0512>"],
+    ),
     ("visual_question_answering", {"question": "why?"}, ["answer en why?"]),
     (
         "visual_question_answering",
@@ -131,6 +143,7 @@ PROMPTS: dict[Family, list[Prompts]] = {
 ANY_TEXT = "start: TEXT\nTEXT: /(?s:.)+/"
 _BOX = "<loc_52><loc_332><loc_932><loc_774>"
 _YX_BOX = "<loc0052><loc0332><loc0932><loc0774>"
+_CODES = "".join(f"<seg{8 * i:03}>" for i in range(16))
 ANSWERS: dict[Family, list[tuple[str, dict[str, Any], str]]] = {
     "florence2": [
         ("captioning", {}, "Ein grüner Käfer 🐞 sitzt (no. 7) neben 犬."),
@@ -155,7 +168,12 @@ ANSWERS: dict[Family, list[tuple[str, dict[str, Any], str]]] = {
         (
             "instance_segmentation",
             {"phrase": "ün {text}"},
-            _YX_BOX + "".join(f"<seg{8 * i:03}>" for i in range(16)) + " ün {text}",
+            _YX_BOX + _CODES + " ün {text}",
+        ),
+        (
+            "instance_segmentation",
+            {"phrases": ["a cat", "犬"]},
+            f"{_YX_BOX} {_CODES} cat ; {_YX_BOX}{_CODES} 犬",
         ),
     ],
 }
@@ -223,12 +241,13 @@ def test_answers_are_allowed_detokenized_and_read_as_they_are_written(
     vocabulary: RealVocabulary,
 ) -> None:
     language = FAMILIES[vocabulary.family]
+    entry = ENTRIES[vocabulary.family]
     eos = EOS_ID[vocabulary.family]
     constraints = Constraints.load(vocabulary.folder / "tokenizer.json", {eos})
     for task, values, text in ANSWERS[vocabulary.family]:
         parameters = parse_parameters(TASKS[task], values)
         stream = vocabulary.tokenizer.text_stream()
-        constraint = constraints.get(language.answer_grammar(task, parameters) or ANY_TEXT)
+        constraint = constraints.get(language.answer_grammar(entry, task, parameters) or ANY_TEXT)
         state = constraint.start()
         pieces = []
         for token_id in vocabulary.tokenizer.encode([(text, True)]):
@@ -242,8 +261,30 @@ def test_answers_are_allowed_detokenized_and_read_as_they_are_written(
             text, tuple(accumulate(map(len, pieces))), (0.0,) * len(pieces), "stop"
         )
         read, expected = (
-            language.parse_answer(task, parameters, [each], IMAGE_WH, "polygon", MASK_DECODER)
+            language.parse_answer(
+                entry, task, parameters, [each], IMAGE_WH, "polygon", MASK_DECODER
+            )
             for each in (answer, generated(text, lambda _: 0.0))
         )
         assert read == expected
         assert read.is_parsed
+
+
+def test_published_answers_can_be_written(vocabulary: RealVocabulary) -> None:
+    constraints = Constraints.load(vocabulary.folder / "tokenizer.json", ())
+    golden = read_golden()
+    catalog = load_catalog(CATALOG_FILE, golden.answers)
+    num_written = 0
+    for model_id, answers in golden.answers.items():
+        entry = catalog[model_id]
+        for answer in answers:
+            grammar = Question.of(entry, answer.prompt, IMAGE_WH).grammar(entry)
+            if entry.family != vocabulary.family or grammar is None or answer.excluded:
+                continue
+            constraint = constraints.get(grammar)
+            state = constraint.start()
+            for token_id in vocabulary.tokenizer.encode([(answer.text, True)]):
+                state = constraint.after(state, token_id)
+            assert state.is_accepting(), answer
+            num_written += 1
+    assert num_written == {"florence2": 19, "paligemma": 4}[vocabulary.family]

@@ -51,7 +51,7 @@ def asked(
                 continue
             scaled = question.scaled(size_wh)
             parameters = parse_parameters(TASKS[scaled.task], scaled.parameters)
-            grammar = FAMILIES[entry.family].answer_grammar(scaled.task, parameters)
+            grammar = FAMILIES[entry.family].answer_grammar(entry, scaled.task, parameters)
             for prompt in question_prompts(entry, scaled, size_wh):
                 segments = [(segment.text, segment.is_control) for segment in prompt.segments]
                 spec = SequenceSpec(

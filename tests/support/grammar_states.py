@@ -36,7 +36,7 @@ from runners.tokens.constraints import Constraint, Constraints, ConstraintState
 from tasks.families import FAMILIES
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS, Family
-from tests.support.catalog import CATALOG
+from tests.support.catalog import CATALOG, RELEASED
 from tests.support.export_cli import MODELS
 from tests.support.real_tokenizers import fetch_tokenizer
 from tests.support.token_choices import allowed_ids, masked
@@ -115,7 +115,8 @@ def measured(state: GrammarState, constraints: Constraints) -> GrammarState:
 
 def grammar_of(state: GrammarState) -> str:
     parameters = parse_parameters(TASKS[state.task], state.parameters)
-    grammar = FAMILIES[FAMILY_OF[state.tokenizer]].answer_grammar(state.task, parameters)
+    family = FAMILY_OF[state.tokenizer]
+    grammar = FAMILIES[family].answer_grammar(RELEASED[family], state.task, parameters)
     assert grammar is not None
     return grammar
 
@@ -168,7 +169,7 @@ def _model_answers(name: TokenizerName, folder: Path) -> Iterator[GrammarState]:
         for question in questions(scene):
             asked = GrammarState(name, question.task, dict(question.parameters), [])
             parameters = parse_parameters(TASKS[question.task], question.parameters)
-            if FAMILIES[family].answer_grammar(question.task, parameters) is None:
+            if FAMILIES[family].answer_grammar(entry, question.task, parameters) is None:
                 continue
             constraint = decoder.text.constraints.get(grammar_of(asked))
             for prompt in question_prompts(entry, question):

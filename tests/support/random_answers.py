@@ -11,7 +11,7 @@ from tasks.parsing import without_article
 from tasks.results import DetectionsResult, InstancesResult, TextRegionsResult, TextResult
 from tasks.table import Family
 from tests.support.answers import generated
-from tests.support.catalog import MASK_DECODER
+from tests.support.catalog import MASK_DECODER, RELEASED
 
 _IMAGE_WH = (640, 480)
 _WORDS = (
@@ -44,7 +44,13 @@ class RandomAnswer:
         framed = [generated(text.replace("<s>", "")) for text in self.texts]
         mask_decoder = MASK_DECODER if self.family == "paligemma" else None
         result = FAMILIES[self.family].parse_answer(
-            self.task_id, self.parameters, framed, _IMAGE_WH, "polygon", mask_decoder
+            RELEASED[self.family],
+            self.task_id,
+            self.parameters,
+            framed,
+            _IMAGE_WH,
+            "polygon",
+            mask_decoder,
         )
         match result:
             case TextResult():

@@ -196,7 +196,7 @@ async def runner_path(model_id: str = "florence-2-mini") -> RequestPath:
 async def _write_about(client: httpx.AsyncClient, worker: "ModelWorker", tone: int) -> None:
     """Detect the objects of an image of one tone."""
     task = FAMILIES["florence2"]
-    grammar = task.answer_grammar("object_detection", TaskParameters())
+    grammar = task.answer_grammar(FLORENCE, "object_detection", TaskParameters())
     segments = [("Locate the objects with category name in the image.", False)]
     spec = SequenceSpec(segments=segments, grammar=grammar, max_new_tokens=16, timeout_s=60)
     pixels = np.full(worker.image_shape_hwc, tone, np.uint8)

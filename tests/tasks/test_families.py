@@ -37,7 +37,7 @@ def test_every_offered_task_has_a_prompt_and_a_result_of_its_kind(
     assert all(prompts)
     answers = [generated("") for _ in prompts]
     result = FAMILIES[family].parse_answer(
-        task_id, parameters, answers, (640, 480), "polygon", MASK_DECODER
+        entry, task_id, parameters, answers, (640, 480), "polygon", MASK_DECODER
     )
     assert type(result).__name__ == RESULT_NAMES[TASKS[task_id].result_kind]
     assert result.is_parsed

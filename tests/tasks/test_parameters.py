@@ -143,7 +143,7 @@ def test_parameters_are_typed_and_cleaned(
             "at most 10000 characters, white space incl",
         ),
         ("phrase_grounding", {"phrases": ["a;b"]}, "phrases", "a string without ';'"),
-        ("instance_segmentation", {}, "phrase", "exactly one of phrase, region"),
+        ("instance_segmentation", {}, "phrase", "exactly one of phrase, phrases, region"),
         ("instance_segmentation", {"phrase": "a;b"}, "phrase", "a string without ';'"),
         ("instance_segmentation", {"phrase": ""}, "phrase", "1 to 200"),
         ("instance_segmentation", {"phrase": "\u200b"}, "phrase", "visible"),

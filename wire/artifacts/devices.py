@@ -23,7 +23,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 _CUDA_PROVIDER_FILES = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MIN_CUDA = 13000  # cuDriverGetVersion; torch and onnxruntime-gpu are built for it
-_WIDE = 512  # hidden size; the embedded models have 128 and 192, the released ones 768 and more
+_WIDE = 512  # hidden size
 
 
 def model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:

@@ -84,7 +84,13 @@ def validate(parts: FamilyParts, pictures: Sequence[Picture]) -> Scorecard:
         parameters = parse_parameters(TASKS[question.task], question.parameters)
         given = list(islice(texts, len(own)))
         result = FAMILIES[language.entry.family].parse_answer(
-            question.task, parameters, given, _SIZE_WH, "polygon", parts.mask_decoder
+            language.entry,
+            question.task,
+            parameters,
+            given,
+            _SIZE_WH,
+            "polygon",
+            parts.mask_decoder,
         )
         sent = asdict(result, dict_factory=_as_sent)
         scorecard += score_answer(sent, question, _SIZE_WH)

@@ -61,7 +61,9 @@ def parsed(
     entry: CatalogEntry, task: str, parameters: TaskParameters, answers: Sequence[str]
 ) -> list[LabelledBox]:
     texts = [GeneratedText(each, (len(each),), (-0.1,), "stop") for each in answers]
-    result = FAMILIES[entry.family].parse_answer(task, parameters, texts, SIZE_WH, "polygon", None)
+    result = FAMILIES[entry.family].parse_answer(
+        entry, task, parameters, texts, SIZE_WH, "polygon", None
+    )
     assert isinstance(result, DetectionsResult)
     return [LabelledBox(each.label, each.box) for each in result.detections]
 

@@ -12,6 +12,7 @@ from export.tuning.held_out import HeldOut, answer_tally, scored
 from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment
 from tasks.table import Family
+from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image
 
@@ -39,18 +40,18 @@ def example(answer: str, parameters: TaskParameters | None = None) -> Example:
 )
 def test_a_box_is_right_by_label_and_iou(got: str, expected: Tally) -> None:
     true = example(f"cat{BOX}")
-    assert answer_tally("florence2", "object_detection", true, got) == expected
+    assert answer_tally(FLORENCE, "object_detection", true, got) == expected
 
 
 def test_a_prompt_about_one_name_is_parsed_with_this_name() -> None:
     true = example("<loc0100><loc0100><loc0500><loc0500> cat", TaskParameters(labels=("cat",)))
     task = "open_vocabulary_detection"
-    assert answer_tally("paligemma", task, true, true.answer[0].text) == Tally(1, 1, 1)
+    assert answer_tally(PALIGEMMA, task, true, true.answer[0].text) == Tally(1, 1, 1)
 
 
 def test_a_text_is_scored_by_its_words() -> None:
     true = example("a red star")
-    assert answer_tally("paligemma", "captioning", true, "a blue star star") == Tally(2, 4, 3)
+    assert answer_tally(PALIGEMMA, "captioning", true, "a blue star star") == Tally(2, 4, 3)
 
 
 def test_f1_is_pooled_and_its_interval_is_over_images() -> None:
@@ -88,7 +89,7 @@ def test_the_model_answers_held_out_prompts_as_it_does_the_processors_own_inputs
         decoded = reference.processor.tokenizer.decode(own, skip_special_tokens=True)
         expected.append(decoded)
     batches = Batches(model, reference.processor, MODELS / model_id)
-    score = HeldOut(family, "captioning", batches, held_out).score(batch_size=8)
+    score = HeldOut(CATALOG[model_id], "captioning", batches, held_out).score(batch_size=8)
     assert [each.prompt for each in score.shown] == list(PROMPTS[family])
     assert [each.got for each in score.shown] == expected
     assert all(expected)

@@ -17,6 +17,7 @@ from tasks.results import (
 )
 from tasks.table import TASKS
 from tests.support.answers import generated
+from tests.support.catalog import FLORENCE
 
 IMAGE_WH = (1000, 500)
 BOX = "<loc_10><loc_20><loc_30><loc_40>"
@@ -33,7 +34,13 @@ TRIANGLE_PX = ((0.5, 0.25), (8.5, 0.25), (8.5, 2.25))
 def parse(task_id: str, *texts: str, mask_format: MaskFormat = "polygon", **values: Any) -> Any:
     parameters = parse_parameters(TASKS[task_id], values)
     return parse_answer(
-        task_id, parameters, [generated(text) for text in texts], IMAGE_WH, mask_format, None
+        FLORENCE,
+        task_id,
+        parameters,
+        [generated(text) for text in texts],
+        IMAGE_WH,
+        mask_format,
+        None,
     )
 
 
@@ -147,14 +154,23 @@ def test_banned_phrases_of_a_caption_have_no_boxes(
 ) -> None:
     answer = generated(f"the image{BOX}The image{BOX} it {BOX}{OTHER}a dog{BOX}")
     parameters = parse_parameters(TASKS[task_id], values)
-    result: Any = parse_answer(task_id, parameters, [answer], IMAGE_WH, "polygon", None, BANNED)
+    result: Any = parse_answer(
+        FLORENCE, task_id, parameters, [answer], IMAGE_WH, "polygon", None, BANNED
+    )
     assert list(dict.fromkeys(detection.label for detection in result.detections)) == expected
 
 
 def test_an_answer_of_banned_phrases_alone_is_parsed() -> None:
     parameters = parse_parameters(TASKS["phrase_grounding"], {"caption": "It."})
     result = parse_answer(
-        "phrase_grounding", parameters, [generated(f"it{BOX}")], IMAGE_WH, "polygon", None, BANNED
+        FLORENCE,
+        "phrase_grounding",
+        parameters,
+        [generated(f"it{BOX}")],
+        IMAGE_WH,
+        "polygon",
+        None,
+        BANNED,
     )
     assert result == DetectionsResult((), is_parsed=True)
 
@@ -310,7 +326,7 @@ def test_any_text_is_read_and_all_points_lie_in_the_image(
 ) -> None:
     parameters = parse_parameters(TASKS[task_id], values)
     result: Any = parse_answer(
-        task_id, parameters, [generated(text)], (width, height), "polygon", None
+        FLORENCE, task_id, parameters, [generated(text)], (width, height), "polygon", None
     )
     if isinstance(result, TextResult):
         return

@@ -220,7 +220,7 @@ def ours(case: Case, text: str) -> Found | str:
     parameters = parse_parameters(TASKS[case.task_id], case.values)
     banned = BANNED if case.reference_type == "phrase_grounding" else frozenset()
     result: Any = parse_answer(
-        case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None, banned
+        FLORENCE, case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None, banned
     )
     match TASKS[case.task_id].result_kind:
         case "text":

@@ -35,7 +35,7 @@ IMAGE_WH = (640, 480)
     ],
 )
 def test_a_task_token_is_its_task(text: str, task_id: str, values: dict[str, Any]) -> None:
-    asked = read_prompt(text)
+    asked = read_prompt(FLORENCE, text)
     assert asked is not None
     assert (asked.task_id, asked.values, asked.region_shares) == (task_id, values, None)
 
@@ -53,7 +53,7 @@ def test_a_region_comes_back_as_the_same_location_tokens(
     token: str, values: dict[str, Any]
 ) -> None:
     region = "<loc_0><loc_7><loc_523><loc_999>"
-    asked = read_prompt(f"<{token}>{region}")
+    asked = read_prompt(FLORENCE, f"<{token}>{region}")
     assert asked is not None
     assert asked.values == values
     assert asked.region_shares is not None
@@ -75,17 +75,17 @@ def test_a_region_comes_back_as_the_same_location_tokens(
 )
 def test_a_token_that_is_used_wrongly_is_refused(text: str) -> None:
     with pytest.raises(ParameterError, match="<") as refused:
-        read_prompt(text)
+        read_prompt(FLORENCE, text)
     assert refused.value.param == "messages"
 
 
 @pytest.mark.parametrize("text", ["", "what is it?", "OD", "<od>", "is <OD> a token?"])
 def test_other_text_asks_for_no_task(text: str) -> None:
-    assert read_prompt(text) is None
+    assert read_prompt(FLORENCE, text) is None
 
 
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     for each in (text, f"<OD>{text}", f"<REGION_TO_OCR>{text}", f"<{text}>"):
         with suppress(ParameterError):
-            read_prompt(each)
+            read_prompt(FLORENCE, each)

@@ -7,6 +7,7 @@ from tasks.florence2.parsing import parse_answer
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 from tests.support.answers import generated
+from tests.support.catalog import FLORENCE
 
 IMAGE_WH = (1000, 500)
 
@@ -28,7 +29,13 @@ LOGPROBS = {"red": -1.0, "car": -3.0, "dog": -5.0, "<sep>": -99.0} | {
 def scores(task_id: str, text: str, **values: Any) -> list[float]:
     answer = generated(text, LOGPROBS.__getitem__)
     result: Any = parse_answer(
-        task_id, parse_parameters(TASKS[task_id], values), [answer], IMAGE_WH, "polygon", None
+        FLORENCE,
+        task_id,
+        parse_parameters(TASKS[task_id], values),
+        [answer],
+        IMAGE_WH,
+        "polygon",
+        None,
     )
     found = getattr(result, TASKS[task_id].result_kind)
     return [math.log(each.score) for each in found]

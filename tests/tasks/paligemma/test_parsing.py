@@ -12,19 +12,22 @@ from tasks.parameters import parse_parameters
 from tasks.results import InstancesResult, MaskFormat, TextResult
 from tasks.table import TASKS
 from tests.support.answers import generated
-from tests.support.catalog import MASK_DECODER
+from tests.support.catalog import CATALOG, MASK_DECODER, PALIGEMMA
 
 IMAGE_WH = (1023, 2046)  # a bin is one pixel wide and two high
 BOX = "<loc0010><loc0020><loc0030><loc0040>"
 BOX_PX = (20.0, 20.0, 40.0, 60.0)
 OTHER = "<loc0000><loc0000><loc1023><loc1023>"
 OTHER_PX = (0.0, 0.0, 1023.0, 2046.0)
+RELEASED = CATALOG["paligemma-3b-mix-224"]
 CODES = "".join(f"<seg{code:03d}>" for code in range(16))
 
 
 def parse(task_id: str, text: str, mask_format: MaskFormat = "polygon", **values: Any) -> Any:
     parameters = parse_parameters(TASKS[task_id], values)
-    return parse_answer(task_id, parameters, [generated(text)], IMAGE_WH, mask_format, MASK_DECODER)
+    return parse_answer(
+        RELEASED, task_id, parameters, [generated(text)], IMAGE_WH, mask_format, MASK_DECODER
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,9 @@ def test_detections(text: str, expected: Any, is_parsed: bool) -> None:
 def test_an_answer_of_several_gives_boxes_of_its_own_name_only(task_id: str, name: str) -> None:
     parameters = parse_parameters(TASKS[task_id], {name: ["car", "dog", "tree"]})
     answers = [generated(text) for text in (f"{BOX} car ; {BOX} dog", OTHER, "")]
-    result: Any = parse_answer(task_id, parameters, answers, IMAGE_WH, "polygon", MASK_DECODER)
+    result: Any = parse_answer(
+        PALIGEMMA, task_id, parameters, answers, IMAGE_WH, "polygon", MASK_DECODER
+    )
     assert [(found.label, found.box) for found in result.detections] == [
         ("car", BOX_PX),
         ("dog", OTHER_PX),
@@ -134,7 +139,13 @@ def test_instances_cannot_be_read_without_a_mask_decoder() -> None:
     parameters = parse_parameters(TASKS["instance_segmentation"], {"phrase": "car"})
     with pytest.raises(ValueError, match="without a mask decoder"):
         parse_answer(
-            "instance_segmentation", parameters, [generated("")], IMAGE_WH, "polygon", None
+            PALIGEMMA,
+            "instance_segmentation",
+            parameters,
+            [generated("")],
+            IMAGE_WH,
+            "polygon",
+            None,
         )
 
 
@@ -162,7 +173,9 @@ LOGPROBS |= {f"<seg{n:03d}>": -99.0 for n in range(128)}
 def scores(task_id: str, text: str, **values: Any) -> list[float]:
     parameters = parse_parameters(TASKS[task_id], values)
     answer = generated(text, LOGPROBS.__getitem__)
-    result: Any = parse_answer(task_id, parameters, [answer], IMAGE_WH, "polygon", MASK_DECODER)
+    result: Any = parse_answer(
+        RELEASED, task_id, parameters, [answer], IMAGE_WH, "polygon", MASK_DECODER
+    )
     return [math.log(each.score) for each in getattr(result, TASKS[task_id].result_kind)]
 
 
@@ -204,7 +217,7 @@ def test_any_text_is_read_and_all_points_lie_in_the_image(
 ) -> None:
     parameters = parse_parameters(TASKS[task_id], values)
     result: Any = parse_answer(
-        task_id, parameters, [generated(text)], (width, height), "polygon", MASK_DECODER
+        RELEASED, task_id, parameters, [generated(text)], (width, height), "polygon", MASK_DECODER
     )
     if isinstance(result, TextResult):
         return

@@ -32,7 +32,7 @@ RELEASED = CATALOG["paligemma-3b-mix-224"]
 def test_a_prompt_is_its_task_and_the_task_writes_the_prompt(
     text: str, task_id: str, values: dict[str, Any]
 ) -> None:
-    asked = read_prompt(f" {text}\n")
+    asked = read_prompt(RELEASED, f" {text}\n")
     assert asked is not None
     assert (asked.task_id, asked.values) == (task_id, values)
     ((segment,),) = task_prompts(
@@ -55,16 +55,16 @@ def test_a_prompt_is_its_task_and_the_task_writes_the_prompt(
     ],
 )
 def test_other_text_asks_for_no_task(text: str) -> None:
-    assert read_prompt(text) is None
+    assert read_prompt(RELEASED, text) is None
 
 
 @pytest.mark.parametrize("word", ["", "caption", "detect", "answer"])
 def test_reading_time_is_linear_in_runs_of_white_space(word: str) -> None:
     start_s = time.process_time()
-    read_prompt(f"{word}{' ' * 100_000}x{' ' * 100_000}x")
+    read_prompt(RELEASED, f"{word}{' ' * 100_000}x{' ' * 100_000}x")
     assert time.process_time() - start_s < 5  # a quadratic reader needs half a minute
 
 
 @given(st.text(), st.sampled_from(["", "caption ", "detect ", "answer "]))
 def test_any_text_is_read(text: str, word: str) -> None:
-    read_prompt(word + text)
+    read_prompt(RELEASED, word + text)

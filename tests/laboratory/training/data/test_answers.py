@@ -63,7 +63,7 @@ def read(entry: CatalogEntry, question: Question, answers: list[list[Piece]]) ->
     parameters = parse_parameters(TASKS[question.task], question.parameters)
     decoder = MaskDecoder.load(MASK_FILE) if entry.family == "paligemma" else None
     result = FAMILIES[entry.family].parse_answer(
-        question.task, parameters, generated, SIZE_WH, "polygon", decoder
+        entry, question.task, parameters, generated, SIZE_WH, "polygon", decoder
     )
     return asdict(
         result,
