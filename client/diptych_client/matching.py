@@ -18,11 +18,12 @@ WELL_PLACED_IOU = 0.75  # COCO's AP75
 NEARBY_IOU = 0.1  # "localization error" of TIDE (Bolya et al., 2020, arXiv 2008.08115)
 
 Kind = Literal["right", "loosely placed", "wrong class", "badly placed", "missed", "extra"]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledBox:
-    """A box with its class; one marked `is_ignored` counts neither if found nor if missed."""
+    """A box with its class; one marked `is_ignored` counts neither if matched nor if missed."""
 
     label: str
     box_xyxy: BoxXyxy
@@ -42,7 +43,7 @@ class Pair:
     credit: float = 0.0
 
 
-def pairwise_iou(first: Sequence[BoxXyxy], second: Sequence[BoxXyxy]) -> NDArray[np.float64]:
+def pairwise_iou(first: Sequence[BoxXyxy], second: Sequence[BoxXyxy]) -> Floats:
     """Return the IoU of all pairs, (len(first), len(second))."""
     a = np.asarray(first, dtype=np.float64).reshape(-1, 4)
     b = np.asarray(second, dtype=np.float64).reshape(-1, 4)
@@ -52,11 +53,11 @@ def pairwise_iou(first: Sequence[BoxXyxy], second: Sequence[BoxXyxy]) -> NDArray
     area_a = np.clip(a[:, 2:] - a[:, :2], 0, None).prod(axis=1)
     area_b = np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1)
     union = area_a[:, None] + area_b[None] - intersection
-    iou: NDArray[np.float64] = intersection / np.where(union > 0, union, 1)
+    iou: Floats = intersection / np.where(union > 0, union, 1)
     return iou
 
 
-def greedy_pairs(iou: NDArray[np.float64], threshold: float) -> list[tuple[int, int]]:
+def greedy_pairs(iou: Floats, threshold: float) -> list[tuple[int, int]]:
     """Return disjoint pairs with IoU >= threshold, the best first."""
     rows, columns = np.nonzero(iou >= threshold)
     order = np.argsort(-iou[rows, columns], kind="stable")
@@ -78,27 +79,30 @@ def coco_credit(iou: float) -> float:
 
 def match(truths: Sequence[LabelledBox], answers: Sequence[LabelledBox]) -> list[Pair]:
     """Pair boxes of the same class, then of others, then nearby ones; the rest has no partner."""
-    iou = pairwise_iou([each.box_xyxy for each in truths], [each.box_xyxy for each in answers])
-    labels = np.array([each.label for each in truths], dtype=object)
-    same = labels[:, None] == np.array([each.label for each in answers], dtype=object)
-    pairs: list[Pair] = []
-    missed = dict.fromkeys(range(len(truths)))
-    extra = dict.fromkeys(range(len(answers)))
-    rounds: tuple[tuple[Kind, NDArray[np.float64], float], ...] = (
-        ("right", iou * same, SAME_OBJECT_IOU),
-        ("wrong class", iou * ~same, SAME_OBJECT_IOU),
-        ("badly placed", iou * same, NEARBY_IOU),
+    iou = pairwise_iou([box.box_xyxy for box in truths], [box.box_xyxy for box in answers])
+    true_labels = np.array([box.label for box in truths], dtype=object)
+    answered_labels = np.array([box.label for box in answers], dtype=object)
+    is_same = true_labels[:, None] == answered_labels
+    rounds: tuple[tuple[Kind, Floats, float], ...] = (
+        ("right", iou * is_same, SAME_OBJECT_IOU),
+        ("wrong class", iou * ~is_same, SAME_OBJECT_IOU),
+        ("badly placed", iou * is_same, NEARBY_IOU),
     )
-    for kind, allowed, threshold in rounds:
-        allowed[[row not in missed for row in range(len(truths))]] = 0
-        allowed[:, [column not in extra for column in range(len(answers))]] = 0
-        for row, column in greedy_pairs(allowed, threshold):
-            found: Kind = kind
-            credit = coco_credit(iou[row, column]) if kind == "right" else 0.0
-            if kind == "right" and iou[row, column] < WELL_PLACED_IOU:
-                found = "loosely placed"
-            pairs.append(Pair(found, row, column, credit))
-            del missed[row], extra[column]
-    pairs += [Pair("missed", index, None) for index in missed]
-    pairs += [Pair("extra", None, index) for index in extra]
+    pairs: list[Pair] = []
+    is_missed = np.ones(len(truths), dtype=bool)
+    is_extra = np.ones(len(answers), dtype=bool)
+    for round_kind, round_iou, threshold in rounds:
+        free_iou = round_iou * np.outer(is_missed, is_extra)
+        for row, column in greedy_pairs(free_iou, threshold):
+            kind = round_kind
+            credit = 0.0
+            if kind == "right":
+                credit = coco_credit(iou[row, column])
+                if iou[row, column] < WELL_PLACED_IOU:
+                    kind = "loosely placed"
+            pairs.append(Pair(kind, row, column, credit))
+            is_missed[row] = False
+            is_extra[column] = False
+    pairs += [Pair("missed", row, None) for row in np.flatnonzero(is_missed).tolist()]
+    pairs += [Pair("extra", None, column) for column in np.flatnonzero(is_extra).tolist()]
     return [pair for pair in pairs if pair.truth is None or not truths[pair.truth].is_ignored]

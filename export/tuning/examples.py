@@ -19,7 +19,8 @@ from numpy.random import Generator, default_rng
 from tqdm import tqdm
 
 from diptych_client.evaluation import dataset as evaluated
-from diptych_client.evaluation.readers import NoSuchSplit, read_dataset
+from diptych_client.evaluation.dataset import NoSuchSplit
+from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Folder, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
 from export.errors import TuningError

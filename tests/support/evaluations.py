@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from diptych_client.evaluation.answer_log import Prediction
 from diptych_client.evaluation.dataset import TrueObject
+from diptych_client.evaluation.questions import Prediction
 from diptych_client.geometry import BoxXyxy, ImageSize
 from diptych_client.results import Detection, Item
 

@@ -20,9 +20,8 @@ from google.protobuf.message import DecodeError
 from PIL import Image
 from safetensors.torch import save, save_file
 
-from diptych_client.evaluation.readers import read_dataset
-from diptych_client.long_runs import RunError
-from diptych_client.long_runs.append_log import AppendLog
+from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.long_runs import AppendLog, RunError
 from imaging.errors import ImageError
 from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile

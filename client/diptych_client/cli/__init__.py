@@ -1,4 +1,7 @@
-"""The command `diptych`: app.py has the commands, options.py their options, views.py the tables."""
+"""The command `diptych`: app.py has the commands, options.py their options, terminal.py prints.
+
+The larger commands have a module each.
+"""
 
 from diptych_client.cli.app import main
 

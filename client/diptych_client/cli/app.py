@@ -1,22 +1,29 @@
-"""The commands of `diptych`."""
+"""The commands of `diptych`; recipes of `analyze` are YAML files of steps.
+
+In a recipe `labels: given` are those of the command line, `models: all` the models that offer the
+step's task.
+"""
 
 import asyncio
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from PIL import Image
 from rich.console import Console, RenderableType
 from typer import Argument, Option
 from typer.core import TyperGroup
 
+from diptych_client.cli.annotate import annotate_images
 from diptych_client.cli.doctor import examine
-from diptych_client.cli.folder import annotate_images
 from diptych_client.cli.options import (
     AnnotateOptions,
     ConnectionOptions,
@@ -29,15 +36,21 @@ from diptych_client.cli.options import (
     listed,
     with_options,
 )
-from diptych_client.cli.predicting import check_drawing, predict_images, save_drawing
-from diptych_client.cli.recipes import read_recipe, shipped_recipes
-from diptych_client.cli.terminal import echo, set_verbosity
-from diptych_client.cli.views import analysis_view, comparison_view, models_view, tasks_view
+from diptych_client.cli.predict import check_drawing, predict_images, save_drawing
+from diptych_client.cli.terminal import (
+    analysis_view,
+    comparison_view,
+    echo,
+    models_view,
+    set_verbosity,
+    tasks_view,
+)
 from diptych_client.downscaling import DEFAULT_MAX_PIXELS
 from diptych_client.drawing import draw_comparison, open_upright
 from diptych_client.errors import DiptychError
 from diptych_client.long_runs import RunError
 from diptych_client.requests import read_api_key
+from diptych_client.results import Task
 from diptych_client.transports.analysis_messages import analysis_json
 from diptych_client.transports.rest_messages import comparison_json
 
@@ -46,9 +59,9 @@ class _Commands(TyperGroup):
     """The commands; options of all commands may follow a command's name, too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own: dict[str, Any] = {}
+        common: dict[str, Any] = {}
         for parameter in self.params:
-            own |= dict.fromkeys(parameter.opts, parameter)
+            common |= dict.fromkeys(parameter.opts, parameter)
         first: list[str] = []
         others: list[str] = []
         words = iter(args)
@@ -56,10 +69,10 @@ class _Commands(TyperGroup):
             name, has_value, _ = word.partition("=")
             if word == "--":
                 others += [word, *words]
-            elif name not in own:
+            elif name not in common:
                 others.append(word)
             else:
-                is_whole = has_value or getattr(own[name], "is_flag", False)
+                is_whole = has_value or getattr(common[name], "is_flag", False)
                 first += [word] if is_whole else [word, *islice(words, 1)]
         return super().parse_args(ctx, first + others)
 
@@ -87,6 +100,8 @@ ModelId = Annotated[
     str | None,
     Option("--model", "--models", help="Model id; default: the first that offers the task."),
 ]
+_SHIPPED_RECIPES = files("diptych_client") / "recipes"
+_MAX_RECIPE_BYTES = 1_000_000
 _EXITS = "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
 _MAX_OPENED_PIXELS = 1_000_000_000
 
@@ -102,8 +117,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _show_version(is_asked: bool) -> None:
-    if is_asked:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         echo(f"diptych {version('diptych-client')}")
         raise typer.Exit
 
@@ -149,8 +164,8 @@ def predict(
     ] = None,
 ) -> None:
     """Run a task on images with one model."""
-    given = (input_options, task_options, model, draw)
-    num_failed = predict_images(_connection(context), inputs, *given)
+    connection = _connection(context)
+    num_failed = predict_images(connection, inputs, input_options, task_options, model, draw)
     raise typer.Exit(1 if num_failed else 0)
 
 
@@ -172,8 +187,7 @@ def compare(
     parameters = task_options.parameters()
     options = task_options.answer_options()
     with _connection(context).client() as client:
-        chosen = listed(models)
-        comparison = client.compare(image, task, parameters, models=chosen, options=options)
+        comparison = client.compare(image, task, parameters, models=listed(models), options=options)
     _print(as_json, comparison_json(comparison), comparison_view(comparison))
     if draw is not None:
         save_drawing(draw_comparison(open_upright(image), comparison), draw)
@@ -192,9 +206,9 @@ def analyze(
     as_json: AsJson = False,
 ) -> None:
     """Answer many questions about one image in one request, by a recipe."""
-    chosen = read_recipe(recipe)
+    steps_of_recipe = read_recipe(recipe)
     with _connection(context).client() as client:
-        steps = chosen.filled(label or (), client.tasks())
+        steps = steps_of_recipe.filled(label or (), client.tasks())
         analysis = client.analyze(image, steps)
     _print(as_json, analysis_json(analysis), analysis_view(analysis))
 
@@ -238,8 +252,10 @@ def annotate(
     journal at the end. failures.jsonl lists the images that failed and their errors; the next run
     retries them.
     """
-    given = (options, input_options, task_options, guarantee)
-    num_failed = annotate_images(_connection(context), inputs, *given)
+    connection = _connection(context)
+    num_failed = annotate_images(
+        connection, inputs, options, input_options, task_options, guarantee
+    )
     raise typer.Exit(1 if num_failed else 0)
 
 
@@ -264,13 +280,12 @@ def evaluate(
     lists the requests that failed; the next run retries them.
     """
     try:
-        from diptych_client.cli.evaluation import evaluate_dataset
+        from diptych_client.cli.evaluate import EvaluationRun
     except ImportError as error:
         needed = f"{error.name}: pip install 'diptych-client[evaluate]'"
         raise RunError(f"evaluate needs {needed}") from error
-    given = (options, input_options, task_options)
-    num_failed = evaluate_dataset(_connection(context), dataset, *given)
-    raise typer.Exit(1 if num_failed else 0)
+    run = EvaluationRun(_connection(context), dataset, options, input_options, task_options)
+    raise typer.Exit(1 if run.run() else 0)
 
 
 @app.command()
@@ -287,7 +302,7 @@ def index_reports(
     overwrite: Overwrite = False,
 ) -> None:
     """Write one page over several reports: tasks, models, what can be told apart."""
-    from diptych_client.evaluation.report.index import write_index
+    from diptych_client.evaluation.report.page import write_index
 
     rows = write_index(reports, out, overwrite)
     echo(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else f"the page is {out}")
@@ -306,6 +321,65 @@ def serve_mcp(context: typer.Context) -> None:
             await serve(client)
 
     asyncio.run(run())
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Steps as a file has them."""
+
+    name: str
+    description: str
+    steps: tuple[dict[str, Any], ...]
+
+    def filled(self, labels: Sequence[str], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """Return the steps for a request; raise `RunError` if labels are missing."""
+        models = {task.id: list(task.models) for task in tasks}
+        steps = []
+        for step in self.steps:
+            filled = dict(step)
+            if filled.get("labels") == "given":
+                if not labels:
+                    raise RunError(f"the recipe {self.name} needs labels: give --label for each")
+                filled["labels"] = list(labels)
+            if filled.get("models") == "all":
+                filled["models"] = models.get(str(step.get("task")), [])
+            steps.append(filled)
+        return steps
+
+
+def shipped_recipes() -> list[Recipe]:
+    """Return the recipes of the client, by name."""
+    paths = sorted(_SHIPPED_RECIPES.iterdir(), key=lambda path: path.name)
+    return [
+        _parse_recipe(path.name.removesuffix(".yaml"), path.read_text(encoding="utf-8"))
+        for path in paths
+        if path.name.endswith(".yaml")
+    ]
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """Return a recipe of the client, or that in a file; raise `RunError`."""
+    shipped = {recipe.name: recipe for recipe in shipped_recipes()}
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        names = ", ".join(shipped)
+        raise RunError(f"there is no recipe or file {name_or_path!r:.200}; the recipes are {names}")
+    if path.stat().st_size > _MAX_RECIPE_BYTES:
+        raise RunError(f"the recipe {path} is larger than {_MAX_RECIPE_BYTES} bytes")
+    return _parse_recipe(path.name, path.read_text(encoding="utf-8"))
+
+
+def _parse_recipe(name: str, text: str) -> Recipe:
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RunError(f"the recipe {name} is not YAML: {error}") from error
+    steps = document.get("steps") if isinstance(document, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise RunError(f"the recipe {name} must have steps: a list of objects")
+    return Recipe(name, str(document.get("description", "")), tuple(steps))
 
 
 def _connection(context: typer.Context) -> ConnectionOptions:

@@ -16,8 +16,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 from diptych_client.cli.options import ConnectionOptions
-from diptych_client.cli.terminal import echo
-from diptych_client.cli.views import table_view
+from diptych_client.cli.terminal import echo, table_view
 from diptych_client.clients.client import Client
 from diptych_client.errors import DiptychError
 
@@ -32,7 +31,10 @@ class Check:
 
     name: str
     is_right: bool
-    found: str
+    finding: str
+
+    def fields(self) -> dict[str, object]:
+        return {"name": self.name, "is_right": self.is_right, "found": self.finding}
 
 
 def examine(connection: ConnectionOptions, as_json: bool) -> bool:
@@ -46,25 +48,26 @@ def examine(connection: ConnectionOptions, as_json: bool) -> bool:
             checks.append(Check(name, False, str(error)))
         return checks[-1].is_right
 
-    is_rest = connection.url.startswith("http")
     if check("connection", lambda: connected(connection.url)):
-        if is_rest:
+        if connection.url.startswith("http"):
             check("version", lambda: version_of(connection.url))
             check("clock", lambda: clock_of(connection.url))
         with connection.client() as client:
             if check("models", lambda: models_of(client)):
-                check("tasks", lambda: ", ".join(each.id for each in client.tasks() if each.models))
+                check("tasks", lambda: tasks_of(client))
                 check("predict", lambda: predicted(client))
-    sent = f"deadline {connection.timeout_s:g} s, {connection.max_retries} retries"
+    settings = f"deadline {connection.timeout_s:g} s, {connection.max_retries} retries"
     key = "with an API key" if connection.api_key else "without an API key"
     limit = f"images above {connection.max_pixels:,} pixels are downscaled"
-    checks.append(Check("this client", True, f"{sent}, {key}, {limit}"))
+    checks.append(Check("this client", True, f"{settings}, {key}, {limit}"))
     if as_json:
-        echo(json.dumps([asdict(each) for each in checks], indent=2, ensure_ascii=False))
+        echo(json.dumps([entry.fields() for entry in checks], indent=2, ensure_ascii=False))
     else:
-        rows = [(each.name, "ok" if each.is_right else "failed", each.found) for each in checks]
+        rows = []
+        for entry in checks:
+            rows.append((entry.name, "ok" if entry.is_right else "failed", entry.finding))
         Console().print(table_view(("check", "result", "found"), rows))
-    return all(each.is_right for each in checks)
+    return all(entry.is_right for entry in checks)
 
 
 def connected(url: str) -> str:
@@ -111,13 +114,17 @@ def clock_of(url: str) -> str:
 
 def models_of(client: Client) -> str:
     models = client.models()
-    return ", ".join(f"{each.id} ({each.precision})" for each in models)
+    return ", ".join(f"{model.id} ({model.precision})" for model in models)
+
+
+def tasks_of(client: Client) -> str:
+    return ", ".join(task.id for task in client.tasks() if task.models)
 
 
 def predicted(client: Client) -> str:
     """Run a task without parameters on a drawn image."""
     tasks = [task for task in client.tasks() if task.models and not task.parameters.get("required")]
-    task = min(tasks, key=lambda each: each.id != "captioning")
+    task = min(tasks, key=lambda task: task.id != "captioning")
     image = Image.new("RGB", (320, 240), "white")
     ImageDraw.Draw(image).ellipse((90, 50, 230, 190), fill="orange")
     file = io.BytesIO()
@@ -127,7 +134,7 @@ def predicted(client: Client) -> str:
     total_ms = 1000 * (time.monotonic() - start_s)
     stages = asdict(answer.timings_ms)
     in_service_ms = stages.pop("total")
-    shown = ", ".join(f"{name} {value:.0f}" for name, value in stages.items() if value >= 0.5)
+    long_stages = [f"{name} {value:.0f}" for name, value in stages.items() if value >= 0.5]
     network_ms = max(0.0, total_ms - in_service_ms)
-    times = f"{total_ms:.0f} ms: network and client {network_ms:.0f}, {shown}"
+    times = f"{total_ms:.0f} ms: network and client {network_ms:.0f}, {', '.join(long_stages)}"
     return f"{task.id} by {answer.model} in {times}"

@@ -1,342 +1,385 @@
-"""`annotate --labelled`: reads the true labels, writes the accepted labels and the review list.
+r"""`annotate --labelled`: accepts labels that labelled images prove, and suggests more to label.
 
-Needs the extra `evaluate`.
+    pilot.json          names of the images whose answers fix the rules that are tested
+    suggestions.jsonl   {"image": name, "is_random": true or false}\n…
+
+While nothing is proved, images are suggested at random: their labels are a part of the proof. Later
+they are those that the proof leaves most to a person: boxes that are not accepted count, most those
+near the threshold. They are not a random sample, and they depend on the proof so far. Their labels
+are therefore final in the dataset, but never enter the proof or the choice of rules. Needs the
+extra `evaluate`.
 """
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
 
-from diptych_client.annotate.appearance import Seen, seen
-from diptych_client.annotate.consensus import Agreement, write_consensus, write_review
-from diptych_client.annotate.dataset_files import DatasetFormat, write_dataset
-from diptych_client.annotate.guarantee import Promise
-from diptych_client.annotate.job import Job
-from diptych_client.annotate.journal import Record
-from diptych_client.annotate.judging import Tolerance, Truth, truth_of
-from diptych_client.annotate.proposals import has_text
-from diptych_client.annotate.proving import (
-    Guarantee,
-    Promises,
+from diptych_client.cli.options import GuaranteeOptions
+from diptych_client.cli.terminal import logger
+from diptych_client.evaluation.annotation.consensus import (
+    Agreement,
     Records,
+    agreement,
+    has_text,
+    write_consensus,
+    write_review,
+)
+from diptych_client.evaluation.annotation.guarantee import (
+    Guarantee,
+    Promise,
+    Promises,
     check_enough,
     prove,
     refused,
 )
-from diptych_client.annotate.shift import Shift, find_shift
-from diptych_client.annotate.suggesting import Suggestions, final_boxes, final_text
-from diptych_client.cli.options import AnnotateOptions, GuaranteeOptions
-from diptych_client.cli.terminal import logger
-from diptych_client.evaluation.questionnaire import ObjectsTruth, TextsTruth
-from diptych_client.evaluation.readers import read_dataset
+from diptych_client.evaluation.annotation.judging import Tolerance, Truth, truth_of
+from diptych_client.evaluation.annotation.shift import Appearance, Shift, appearance, find_shift
+from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.evaluation.formats.writing import DatasetFormat, write_dataset
+from diptych_client.evaluation.job import Box, Job, Record
+from diptych_client.evaluation.objects import run_lengths
+from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
+from diptych_client.geometry import RunLengthMask
 from diptych_client.inputs import Folder, ImageFile, ImageStore
 from diptych_client.long_runs import Outputs, RunError
-from diptych_client.results import Model
+from diptych_client.results import Detection, Instance, InstancesResult, Model, TextResult
 from diptych_client.transports.rest_messages import answer_json
 
 AnswerImages = Callable[[Path, ImageStore, Sequence[ImageFile]], list[Records]]
+Truths = dict[ImageFile, Truth]
 
 DEFAULT_MAX_WRONG = 0.05
-_MAX_SAMPLE = 200
+_MAX_PILOT = 200
 _SEED = 0
-_PILOT = "pilot.json"  # names of images
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """Images with their true labels."""
-
-    store: ImageStore
-    truths: Mapping[ImageFile, Truth]
-
-    def without(self, folder: Folder, images: Iterable[ImageFile]) -> Self:
-        """Return these but for the images of a folder."""
-        if not isinstance(self.store, Folder):
-            return self
-        left_out = {(folder.path / each.name).resolve() for each in images}
-        path = self.store.path
-        kept = {
-            image: truth
-            for image, truth in self.truths.items()
-            if (path / image.name).resolve() not in left_out
-        }
-        return replace(self, truths=kept)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """The command: what is asked, and the images that it is about."""
+@dataclass(slots=True)
+class GuaranteedRun:
+    """The labelling of a folder by what labelled images prove."""
 
     answer: AnswerImages
     outputs: Outputs
     folder: Folder
     images: Sequence[ImageFile]
-    given: GuaranteeOptions
     job: Job
     promises: Promises
+    is_random: dict[str, bool] = field(default_factory=dict)  # suggested images
+    reviewed: Truths = field(default_factory=dict)  # a person's labels of suggested images
+    sentences: list[str] = field(default_factory=list)  # for the user
 
-    @property
-    def out(self) -> Path:
-        return self.outputs.folder
+    def label(
+        self,
+        options: GuaranteeOptions,
+        dataset_format: DatasetFormat,
+        served_models: Callable[[], Iterable[Model]],
+    ) -> tuple[list[Records], Path]:
+        """Write the accepted labels; return the answers and the path of the dataset.
 
-    def reviewed(self, suggestions: Suggestions) -> Mapping[ImageFile, Truth]:
-        """Return a person's labels of these images.
-
-        Raise `RunError` without all images that were drawn at random: whoever leaves out the hard
-        ones proves nothing.
+        Raise `RunError` if nothing is proved, before most images are sent.
         """
-        path = self.given.reviewed
-        if path is None:
-            return {}
-        own = _read(path, self.folder.path, self.job).truths
-        asked = set(self.images)
-        found = {image: truth for image, truth in own.items() if image in asked}
-        if not found:
-            raise RunError(f"--reviewed {path} labels no image of {self.folder.path}")
-        drawn = {name for name, is_random in suggestions.is_random.items() if is_random}
-        if missing := sorted(drawn - {image.name for image in found}):
-            problem = f"{len(missing)} of {len(drawn)} images drawn at random have no labels"
-            raise RunError(f"--reviewed {path}: {problem}, such as {missing[0]}; label all of them")
-        return found
+        self._read_suggestions(options.reviewed)
+        try:
+            guarantee, shift = self._prove(options)
+        except RunError as error:
+            place = self._suggest_random(options.suggest or 0)
+            if place is None:
+                raise
+            raise RunError(f"{error}; {place}: give the labels of all by --reviewed") from error
+        self.sentences += guarantee.sentences()
+        if shift is not None:
+            self.sentences.append(shift.sentence())
+        for sentence in self.sentences:
+            logger.info(sentence)
+        if options.thresholds is not None:
+            self._write_thresholds(options.thresholds, guarantee, served_models())
+        answers = self.answer(self.outputs.folder, self.folder, self.images)
+        unlike = set[str]()
+        if shift is not None:
+            appearances = self._appearances(self.folder, answers)
+            unlike = {image.name for image in appearances if shift.has(image)}
+        dataset = self._write(dataset_format, answers, guarantee, unlike)
+        if options.suggest is not None:
+            self._suggest_most_left(answers, guarantee, options.suggest)
+        return answers, dataset
 
-    def draw(self, suggestions: Suggestions) -> str:
-        """Suggest random images if asked for; return what was drawn, empty for nothing."""
-        pilot = {each.name for each in _kept_pilot(self.out, self.images)}
-        drawn = suggestions.drawn(self.images, pilot, self.given.suggest or 0)
-        if not drawn:
-            return ""
-        suggestions.add([each.name for each in drawn], is_random=True)
-        place = self.suggest(self.answer(self.out, self.folder, drawn))
-        return f"{len(drawn)} images drawn at random are in {place}"
+    def _read_suggestions(self, reviewed_path: Path | None) -> None:
+        """Read what was suggested earlier, and a person's labels of it.
 
-    def proved(
-        self, suggestions: Suggestions, reviewed: Mapping[ImageFile, Truth]
-    ) -> tuple[Guarantee, Shift | None]:
-        """Return what is proved; raise `RunError` if nothing is, before most images are sent."""
-        assert self.given.labelled is not None
-        labelled = _read(self.given.labelled, self.given.labelled_images, self.job)
-        pilot = self.pilot(labelled)
-        labelled = labelled.without(self.folder, [*pilot, *reviewed])
+        Raise `RunError` without all images that were drawn at random: leaving out the hard ones
+        would prove nothing.
+        """
+        path = self.outputs.folder / "suggestions.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            row = json.loads(line)
+            self.is_random[row["image"]] = row["is_random"]
+        if reviewed_path is None:
+            return
+        images = set(self.images)
+        truths, _ = read_truths(reviewed_path, self.folder.path, self.job)
+        self.reviewed = {image: truth for image, truth in truths.items() if image in images}
+        if not self.reviewed:
+            raise RunError(f"--reviewed {reviewed_path} labels no image of {self.folder.path}")
+        drawn = {name for name, is_random in self.is_random.items() if is_random}
+        if missing := sorted(drawn - {image.name for image in self.reviewed}):
+            count = f"{len(missing)} of {len(drawn)}"
+            problem = f"{count} images drawn at random have no labels, such as {missing[0]}"
+            raise RunError(f"--reviewed {reviewed_path}: {problem}; label all of them")
+
+    def _prove(self, options: GuaranteeOptions) -> tuple[Guarantee, Shift | None]:
+        """Return what is proved, and how the folder differs from the labelled images."""
+        assert options.labelled is not None
+        out = self.outputs.folder
+        truths, store = read_truths(options.labelled, options.labelled_images, self.job)
+        pilot = self._pilot(truths, store)
+        used = self._paths(self.folder, [*pilot, *self.reviewed])
+        paths = self._paths(store, truths)
+        for image, path in zip(list(truths), paths, strict=True):
+            if path is not None and path in used:
+                del truths[image]
         drawn = {}
-        for image, truth in reviewed.items():
-            if suggestions.is_random.get(image.name):
+        for image, truth in self.reviewed.items():
+            if self.is_random.get(image.name):
                 drawn[image] = truth
-        check_enough([*labelled.truths.values(), *drawn.values()], self.promises.wrong)
-        sample = self.answer(self.out, self.folder, pilot)
-        known = self.answer(self.out / "labelled", labelled.store, list(labelled.truths))
-        answered = self.answer(self.out, self.folder, list(drawn))
-        compared = [*self.seen(labelled.store, known), *self.seen(self.folder, answered)]
+        check_enough([*truths.values(), *drawn.values()], self.promises.wrong)
+        pilot_answers = self.answer(out, self.folder, pilot)
+        labelled_answers = self.answer(out / "labelled", store, list(truths))
+        drawn_answers = self.answer(out, self.folder, list(drawn))
+        compared = self._appearances(store, labelled_answers)
+        compared += self._appearances(self.folder, drawn_answers)
         shift = None
-        if compared and sample:
-            shift = find_shift(compared, [*self.seen(self.folder, sample)])
+        if compared and pilot_answers:
+            shift = find_shift(compared, self._appearances(self.folder, pilot_answers))
         if shift is not None and not shift.parts:
             raise RunError(shift.sentence())
-        pairs = [(records, labelled.truths[records[0].image]) for records in known]
-        pairs += [(records, drawn[records[0].image]) for records in answered]
-        return prove(pairs, sample, self.promises), shift
+        judged = [(records, truths[records[0].image]) for records in labelled_answers]
+        judged += [(records, drawn[records[0].image]) for records in drawn_answers]
+        return prove(judged, pilot_answers, self.promises), shift
 
-    def pilot(self, labelled: Labelled) -> list[ImageFile]:
-        """Return the images whose answers fix what is tried: the same at every look."""
-        if kept := _kept_pilot(self.out, self.images):
-            return kept
-        known = set[Path]()
-        if isinstance(labelled.store, Folder):
-            known = {(labelled.store.path / each.name).resolve() for each in labelled.truths}
-        path = self.folder.path
-        others = [each for each in self.images if (path / each.name).resolve() not in known]
-        if not others:
+    def _pilot(self, truths: Truths, store: ImageStore) -> list[ImageFile]:
+        """Return the images whose answers fix the rules: the same at every look."""
+        if earlier := self._earlier_pilot():
+            return earlier
+        labelled = set(self._paths(store, truths))
+        unlabelled = []
+        for image, path in zip(self.images, self._paths(self.folder, self.images), strict=True):
+            if path not in labelled:
+                unlabelled.append(image)
+        if not unlabelled:
             raise RunError(f"all {len(self.images)} images are labelled already; give others")
-        chosen = random.Random(_SEED).sample(others, min(_MAX_SAMPLE, len(others)))
-        self.outputs.write(self.out / _PILOT, json.dumps([each.name for each in chosen]))
-        return chosen
+        pilot = random.Random(_SEED).sample(unlabelled, min(_MAX_PILOT, len(unlabelled)))
+        names = json.dumps([image.name for image in pilot])
+        self.outputs.write(self.outputs.folder / "pilot.json", names)
+        return pilot
 
-    def seen(self, store: ImageStore, answers: Iterable[Records]) -> Iterator[Seen]:
-        """Yield the images as the test for a shift compares them."""
+    def _earlier_pilot(self) -> list[ImageFile]:
+        path = self.outputs.folder / "pilot.json"
+        names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        by_name = {image.name: image for image in self.images}
+        return [by_name[name] for name in names if name in by_name]
+
+    def _paths(self, store: ImageStore, images: Iterable[ImageFile]) -> list[Path | None]:
+        """Return where images are; None for those that are rows of a file."""
+        folder = store.path if isinstance(store, Folder) else None
+        return [None if folder is None else (folder / image.name).resolve() for image in images]
+
+    def _appearances(self, store: ImageStore, answers: Iterable[Records]) -> list[Appearance]:
+        """Return the images as the test for a shift compares them."""
+        labels = self.job.requested_labels()
+        appearances = []
         for records in answers:
-            yield seen(records, store.read(records[0].image), self.job.requested_labels())
+            appearances.append(appearance(records, store.read(records[0].image), labels))
+        return appearances
 
-    def suggest(self, suggested: Sequence[Records]) -> str:
-        """Write images for a person and return where they are."""
-        if suggested and has_text(suggested[0][0]):
-            return str(_write_texts(self.outputs, "suggested.jsonl", suggested))
-        tolerance = self.promises.tolerance
-        review = [refused(records, tolerance) for records in suggested]
-        write_review(self.outputs, "suggested_", review, self.job)
-        return str(self.out / "suggested_review.json")
+    def _write(
+        self,
+        dataset_format: DatasetFormat,
+        answers: Sequence[Records],
+        guarantee: Guarantee,
+        unlike: set[str],
+    ) -> Path:
+        """Write proved labels and a person's, none in unlike images; list the rest for review."""
+        out = self.outputs.folder
+        self.outputs.write(out / "guarantee.json", json.dumps(guarantee.document(), indent=1))
+        labels = AcceptedLabels(guarantee, unlike, {i.name: t for i, t in self.reviewed.items()})
+        if any(has_text(records[0]) for records in answers):
+            accepted = [record for records in answers if (record := labels.text(records))]
+            review = [records for records in answers if labels.leaves_text(records)]
+            path = self._write_texts("review.jsonl", review)
+            folder = self.folder.path
+            dataset = write_dataset(dataset_format, self.outputs, folder, accepted, self.job)
+        else:
+            agreements = [labels.boxes(records) for records in answers]
+            review = [image.records for image in agreements if image.differing]
+            path = out / "review.json"
+            folder = self.folder.path
+            dataset = write_consensus(dataset_format, self.outputs, folder, agreements, self.job)
+        self.sentences.append(f"{len(review)} images are to be reviewed, see {path}")
+        return dataset
 
+    def _write_texts(self, name: str, answers: Sequence[Records]) -> Path:
+        """Write the answers to images for review, a line for each image."""
+        lines = ""
+        for records in answers:
+            texts = [answer_json(record.answer) for record in records]
+            lines += json.dumps({"image": records[0].image.name, "answers": texts}) + "\n"
+        return self.outputs.write(self.outputs.folder / name, lines)
 
-def annotate_with_guarantee(
-    answer: AnswerImages,
-    outputs: Outputs,
-    folder: Folder,
-    images: Sequence[ImageFile],
-    options: AnnotateOptions,
-    given: GuaranteeOptions,
-    job: Job,
-    served: Callable[[], Iterable[Model]],
-) -> tuple[list[Records], Path, list[str]]:
-    """Label the images and write what is accepted.
+    def _write_thresholds(self, path: Path, guarantee: Guarantee, models: Iterable[Model]) -> None:
+        """Write what is proved of a model as a part of a calibration file of the service."""
+        (model,) = [served for served in models if served.id == self.job.model]
+        fields = self.job.fields()
+        common = {
+            "model": fields.pop("model"),
+            "checkpoint": model.checkpoint,
+            "precision": model.precision,
+            "calibration": model.calibration,
+            "fields": fields,
+        }
+        rows = [common | proof for proof in guarantee.proofs()]
+        self.outputs.write(path, json.dumps({"proofs": rows}, indent=1) + "\n")
+        shares = ", ".join(f"{row['min_precision']:g}" for row in rows)
+        logger.info("%s has what is proved for the service: min_precision %s", path, shares)
 
-    Return the answers, the path of the dataset and what to say about it. Raise `RunError` if
-    nothing is proved, before most images are sent.
-    """
-    missed = None if given.max_missed is None else Promise(given.max_missed, given.confidence)
-    wrong = Promise(given.max_wrong or DEFAULT_MAX_WRONG, given.confidence)
-    promises = Promises(wrong, missed, Tolerance(options.iou, given.max_cer))
-    out = outputs.folder
-    run = _Run(answer, outputs, folder, images, given, job, promises)
-    suggestions = Suggestions.read(outputs)
-    reviewed = run.reviewed(suggestions)
-    try:
-        guarantee, shift = run.proved(suggestions, reviewed)
-    except RunError as error:
-        drawn = run.draw(suggestions)
+    def _suggest_random(self, number: int) -> str | None:
+        """Suggest images drawn at random; return where they are, None if there are none."""
+        known = {image.name for image in self._earlier_pilot()} | self.is_random.keys()
+        others = [image for image in self.images if image.name not in known]
+        rng = random.Random(len(self.is_random))
+        drawn = rng.sample(others, min(number, len(others)))
         if not drawn:
-            raise
-        raise RunError(f"{error}; {drawn}: give the labels of all by --reviewed") from error
-    said = guarantee.sentences()
-    if shift is not None:
-        said.append(shift.sentence())
-    for sentence in said:
-        logger.info(sentence)
-    if given.thresholds is not None:
-        _write_thresholds(outputs, given.thresholds, guarantee, job, served())
-    answers = answer(out, folder, images)
-    others = set[str]()
-    if shift is not None:
-        others = {each.name for each in run.seen(folder, answers) if shift.has(each)}
-    accepting = _Accepting(
-        guarantee, others, {image.name: truth for image, truth in reviewed.items()}
-    )
-    place = (options.dataset_format, outputs, folder.path)
-    dataset, num_review = _write(*place, answers, job, accepting)
-    review = out / ("review.jsonl" if dataset.suffix == ".jsonl" else "review.json")
-    said.append(f"{num_review} images are to be reviewed, see {review}")
-    if given.suggest is not None:
-        chosen = suggestions.most_left(answers, guarantee, given.suggest)
-        suggestions.add([records[0].image.name for records in chosen], is_random=False)
-        said.append(f"{len(chosen)} images to label next are in {run.suggest(chosen)}")
-    return answers, dataset, said
+            return None
+        self._record_suggestions([image.name for image in drawn], is_random=True)
+        path = self._write_suggested(self.answer(self.outputs.folder, self.folder, drawn))
+        return f"{len(drawn)} images drawn at random are in {path}"
+
+    def _suggest_most_left(
+        self, answers: Sequence[Records], guarantee: Guarantee, number: int
+    ) -> None:
+        """Suggest the images that a proof leaves most to a person."""
+        gains = {}
+        for records in answers:
+            name = records[0].image.name
+            gain = labels_left(records, guarantee)
+            if gain and name not in self.is_random:
+                gains[name] = gain
+        chosen = sorted(gains, key=lambda name: (-gains[name], name))[:number]
+        suggested = [records for records in answers if records[0].image.name in chosen]
+        self._record_suggestions(chosen, is_random=False)
+        path = self._write_suggested(suggested)
+        self.sentences.append(f"{len(suggested)} images to label next are in {path}")
+
+    def _record_suggestions(self, names: Sequence[str], is_random: bool) -> None:
+        """Record images before a person sees them."""
+        self.is_random |= dict.fromkeys(names, is_random)
+        lines = ""
+        for name, value in self.is_random.items():
+            lines += json.dumps({"image": name, "is_random": value}) + "\n"
+        self.outputs.write(self.outputs.folder / "suggestions.jsonl", lines)
+
+    def _write_suggested(self, answers: Sequence[Records]) -> Path:
+        """Write images for a person and return where they are."""
+        if answers and has_text(answers[0][0]):
+            return self._write_texts("suggested.jsonl", answers)
+        review = [refused(records, self.promises.tolerance) for records in answers]
+        write_review(self.outputs, "suggested_", review, self.job)
+        return self.outputs.folder / "suggested_review.json"
 
 
-def _kept_pilot(out: Path, images: Sequence[ImageFile]) -> list[ImageFile]:
-    path = out / _PILOT
-    chosen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    by_name = {each.name: each for each in images}
-    return [by_name[name] for name in chosen if name in by_name]
+def promises_of(options: GuaranteeOptions, min_iou: float) -> Promises:
+    missed = None
+    if options.max_missed is not None:
+        missed = Promise(options.max_missed, options.confidence)
+    wrong = Promise(options.max_wrong or DEFAULT_MAX_WRONG, options.confidence)
+    return Promises(wrong, missed, Tolerance(min_iou, options.max_cer))
 
 
-def _write_thresholds(
-    outputs: Outputs, path: Path, guarantee: Guarantee, job: Job, models: Iterable[Model]
-) -> None:
-    """Write what is proved of a model as a part of a calibration file of the service."""
-    (model,) = [each for each in models if each.id == job.model]
-    fields = job.fields()
-    proved = {
-        "model": fields.pop("model"),
-        "checkpoint": model.checkpoint,
-        "precision": model.precision,
-        "calibration": model.calibration,
-        "fields": fields,
-    }
-    rows = [proved | each for each in guarantee.proofs()]
-    outputs.write(path, json.dumps({"proofs": rows}, indent=1) + "\n")
-    shares = ", ".join(f"{row['min_precision']:g}" for row in rows)
-    logger.info("%s has what is proved for the service: min_precision %s", path, shares)
+def read_truths(path: Path, images: Path | None, job: Job) -> tuple[Truths, ImageStore]:
+    """Read the true labels for a job; raise `RunError` if there are none.
 
-
-def _read(path: Path, images: Path | None, job: Job) -> Labelled:
-    """Read the true labels of a job; raise `RunError` if there are none."""
+    An image may have several lines in its file.
+    """
     dataset = read_dataset(path, images)
-    truths: dict[ImageFile, Truth] = {}
-    for each in dataset.images:
-        truth = truth_of(each, job)
+    truths: Truths = {}
+    for labelled in dataset.images:
+        truth = truth_of(labelled, job)
+        earlier = truths.get(labelled.image)
+        if isinstance(truth, ObjectsTruth) and isinstance(earlier, ObjectsTruth):
+            truth = ObjectsTruth((*earlier.objects, *truth.objects))
+        elif isinstance(truth, TextsTruth) and isinstance(earlier, TextsTruth):
+            truth = TextsTruth((*earlier.texts, *truth.texts))
         if truth is not None:
-            truths[each.image] = _joined(truths.get(each.image), truth)
+            truths[labelled.image] = truth
     if not truths:
         raise RunError(f"{path} has no true labels for {job.task}; {dataset.note}")
-    return Labelled(dataset.store, truths)
-
-
-def _joined(known: Truth | None, more: Truth) -> Truth:
-    """Return the labels of an image that has several lines in its file."""
-    if isinstance(known, ObjectsTruth) and isinstance(more, ObjectsTruth):
-        return ObjectsTruth((*known.objects, *more.objects))
-    if isinstance(known, TextsTruth) and isinstance(more, TextsTruth):
-        return TextsTruth((*known.texts, *more.texts))
-    return more
+    return truths, dataset.store
 
 
 @dataclass(frozen=True, slots=True)
-class _Accepting:
-    """Accepts proved labels, except in other images, and those of a person."""
+class AcceptedLabels:
+    """Accepts proved labels, except in images unlike the labelled ones, and those of a person."""
 
     guarantee: Guarantee
-    others: Set[str]
+    unlike: set[str]
     reviewed: Mapping[str, Truth]
 
     def boxes(self, records: Records) -> Agreement:
         name = records[0].image.name
         truth = self.reviewed.get(name)
         if isinstance(truth, ObjectsTruth):
-            return final_boxes(records, truth)
-        if name in self.others:
+            return _true_boxes(records, truth)
+        if name in self.unlike:
             return refused(records, self.guarantee.tolerance)
         return self.guarantee.accept(records)
 
     def text(self, records: Records) -> Record | None:
         """Return the record whose text or text regions are accepted, if any."""
-        name = records[0].image.name
-        if name in self.reviewed:
-            return final_text(records, self.reviewed[name])
-        return None if name in self.others else self.guarantee.accept_text(records)
+        record = records[0]
+        truth = self.reviewed.get(record.image.name)
+        if isinstance(truth, TextsTruth):
+            answer = replace(record.answer, result=TextResult(truth.texts[0]))
+            return replace(record, answer=answer)
+        if record.image.name in self.unlike:
+            return None
+        return self.guarantee.accept_text(records)
 
     def leaves_text(self, records: Records) -> bool:
         """Return True if a text or a text region is left to a person."""
         name = records[0].image.name
         if name in self.reviewed:
             return False
-        return name in self.others or bool(self.guarantee.left_texts(records))
+        return name in self.unlike or bool(self.guarantee.left_texts(records))
 
 
-def _write(
-    dataset_format: DatasetFormat,
-    outputs: Outputs,
-    folder: Path,
-    answers: Sequence[Records],
-    job: Job,
-    accepting: _Accepting,
-) -> tuple[Path, int]:
-    """Write what is accepted, the review list and what is proved.
-
-    Return the path of the dataset and the number of images to review.
-    """
-    document = accepting.guarantee.document()
-    outputs.write(outputs.folder / "guarantee.json", json.dumps(document, indent=1))
-    if any(has_text(records[0]) for records in answers):
-        accepted = []
-        review = []
-        for records in answers:
-            record = accepting.text(records)
-            if record is not None:
-                accepted.append(record)
-            if accepting.leaves_text(records):
-                review.append(records)
-        _write_texts(outputs, "review.jsonl", review)
-        return write_dataset(dataset_format, outputs, folder, accepted, job), len(review)
-    agreements = [accepting.boxes(records) for records in answers]
-    dataset = write_consensus(dataset_format, outputs, folder, agreements, job)
-    return dataset, sum(bool(each.differing) for each in agreements)
+def _true_boxes(records: Records, truth: ObjectsTruth) -> Agreement:
+    """Return the true objects of an image in place of the answered ones."""
+    answer = records[0].answer
+    boxes: list[Box] = []
+    for true in truth.objects:
+        if not isinstance(answer.result, InstancesResult):
+            boxes.append(Detection(true.box_xyxy, true.label, 1.0))
+        elif true.segmentation is None:
+            x1, y1, x2, y2 = true.box_xyxy
+            ring = ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+            boxes.append(Instance(true.box_xyxy, true.label, 1.0, (ring,)))
+        else:
+            runs = run_lengths(true.segmentation, answer.image)
+            counts = runs["counts"]
+            text = counts.decode() if isinstance(counts, bytes) else counts
+            mask = RunLengthMask(tuple(runs["size"]), text)
+            boxes.append(Instance(true.box_xyxy, true.label, 1.0, mask=mask))
+    return Agreement(records, tuple(boxes), (1.0,) * len(boxes), ())
 
 
-def _write_texts(outputs: Outputs, name: str, answers: Sequence[Records]) -> Path:
-    """Write the answers to images for review, a line for each image."""
-    lines = []
-    for records in answers:
-        answered = [answer_json(each.answer) for each in records]
-        row = {"image": records[0].image.name, "answers": answered}
-        lines.append(json.dumps(row) + "\n")
-    return outputs.write(outputs.folder / name, "".join(lines))
+def labels_left(records: Records, guarantee: Guarantee) -> float:
+    """Return the number of labels that are not accepted, those far from the threshold for less."""
+    threshold = guarantee.accepting.rule.min_confidence
+    if has_text(records[0]):
+        confidences = guarantee.left_texts(records)
+    else:
+        agreed = agreement(records, guarantee.tolerance.min_iou, 0.0)
+        num_accepted = len(guarantee.accept(records).confidences)
+        confidences = sorted(agreed.confidences)[: len(agreed.confidences) - num_accepted]
+        confidences += [box.score for _, box in agreed.differing]
+    return sum(1 - min(abs(confidence - threshold), 1) for confidence in confidences)

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from diptych_client.annotate.dataset_files import DatasetFormat
 from diptych_client.clients.async_client import AsyncClient
 from diptych_client.clients.client import Client
-from diptych_client.inputs import Opening, Problems
-from diptych_client.inputs.opened import DEFAULT_EVERY_S
+from diptych_client.evaluation.formats.writing import DatasetFormat
+from diptych_client.inputs import DEFAULT_EVERY_S, Opening, Problems
 from diptych_client.long_runs import RunError
 from diptych_client.requests import AnswerOptions, TaskParameters, split_list
 from diptych_client.results import Model, Task

@@ -1,14 +1,13 @@
-"""Evaluates models on a dataset, or compares them on images without labels.
+"""Evaluates models on a dataset, or compares them on images without labels; labels a folder.
 
-Needs the extra `evaluate`.
+formats/       label files -> images with labels (dataset.py), and back
+questions.py   images with labels and a task -> requests -> a log of answers -> predictions
+objects.py, texts.py, evaluator.py   truth and predictions -> metrics, agreement of each two models
+statistics.py  metrics -> intervals and paired differences; evidence at any number of images
+race.py        two models until one is known to be better
+report/        the results as HTML, Markdown and JSON
+job.py         a folder of images and a task -> a journal of answers
+annotation/    labels of a folder, and what labelled images prove about them
 
-readers/          dataset files (foreign_files.py) -> images with labels (dataset.py)
-questionnaire.py  images with labels and a task -> samples: requests and true answers
-answer_log.py     samples -> the service -> a log -> predictions
-metrics/          truth and predictions -> metrics of each model, agreement of each two
-statistics.py     metrics -> intervals and paired differences
-betting.py        evidence about a mean that holds at any number of images
-deciding.py       errors of two models -> the better one, as soon as it is known
-run_record.py     when, where and with which options
-report/           the results as HTML, Markdown and JSON
+All but formats that `annotate` writes need the extra `evaluate`.
 """

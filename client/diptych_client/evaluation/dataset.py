@@ -1,21 +1,32 @@
-"""A dataset as values: images with whatever their owner knows about them.
+"""A dataset as values: images with the labels that their owner knows; and its files, bounded.
 
-Knows no task, no model, no file format.
-
-Boxes are [x1, y1, x2, y2] in pixels of the upright image; a segmentation is COCO's: polygons, or
-run lengths.
+Knows no task, no model, no format. Boxes are [x1, y1, x2, y2] in pixels of the upright image; a
+segmentation is COCO's: polygons, or run lengths. Strangers write label files: LVIS' largest JSON
+has 1.1 GB, a crowded XML or a YAML with 20,000 classes below 5 MB.
 """
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import yaml
 
 from diptych_client.geometry import BoxXyxy, PointXy, parse_box
-from diptych_client.inputs import ImageFile, ImageStore
+from diptych_client.inputs import MALFORMED, ImageFile, ImageStore
 from diptych_client.long_runs import RunError
+
+MAX_JSON_BYTES = 4_000_000_000
+MAX_LINE_BYTES = 50_000_000
+MAX_TEXT_BYTES = 200_000_000  # a list of paths, or the labels of one image
+MAX_XML_BYTES = 10_000_000
+MAX_YAML_BYTES = 5_000_000
+_MAX_XML_DEPTH = 32
 
 
 class NoSuchSplit(RunError):
@@ -71,24 +82,24 @@ class Dataset:
     store: ImageStore
     classes: tuple[str, ...] = ()
     name: str = ""
-    note: str = ""  # what a reader should know about the labels
+    note: str = ""  # about the labels, for the reader of a report
 
 
-def four_numbers(values: Any, shown: object) -> BoxXyxy:
-    """Return four numbers; raise `ValueError` for anything else."""
+def four_numbers(values: Any, source: object) -> BoxXyxy:
+    """Return four numbers; raise `ValueError` that names their source for anything else."""
     try:
         return parse_box(values)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"a box needs 4 numbers, got {shown!r:.100}") from error
+        raise ValueError(f"a box needs 4 numbers, got {source!r:.100}") from error
 
 
-def true_box(edges: Iterable[Any], shown: object) -> BoxXyxy:
-    """Return the box; raise `ValueError` that names it as `shown` if it is not finite or empty."""
-    x1, y1, x2, y2 = four_numbers(edges, shown)
+def true_box(edges: Iterable[Any], source: object) -> BoxXyxy:
+    """Return the box; raise `ValueError` that names its source if it is not finite or empty."""
+    x1, y1, x2, y2 = four_numbers(edges, source)
     if not all(map(math.isfinite, (x1, y1, x2, y2))):
-        raise ValueError(f"the box {shown} is not finite")
+        raise ValueError(f"the box {source} is not finite")
     if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"the box {shown} has no area")
+        raise ValueError(f"the box {source} has no area")
     return (x1, y1, x2, y2)
 
 
@@ -97,8 +108,8 @@ def outlined(label: str, points: Any) -> TrueObject:
     ring = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     if len(ring) < 3:
         raise ValueError(f"an outline needs 3 points, got {len(ring)}")
-    shown = f"around the {len(ring)} points of the outline"
-    box = true_box((*ring.min(axis=0), *ring.max(axis=0)), shown)
+    source = f"around the {len(ring)} points of the outline"
+    box = true_box((*ring.min(axis=0), *ring.max(axis=0)), source)
     return TrueObject(label, box, [ring.reshape(-1).tolist()])
 
 
@@ -113,9 +124,106 @@ def rotated(label: str, box: BoxXyxy, degrees: float, pivot: PointXy) -> TrueObj
     return outlined(label, offsets @ [(cosine, sine), (-sine, cosine)] + pivot)
 
 
-def classes_of(labelled: Iterable[LabelledImage]) -> tuple[str, ...]:
+def classes_of(labelled_images: Iterable[LabelledImage]) -> tuple[str, ...]:
     """Return the labels of all objects, sorted."""
     labels = set[str]()
-    for image in labelled:
-        labels.update(each.label for each in image.objects or ())
+    for labelled in labelled_images:
+        labels.update(true.label for true in labelled.objects or ())
     return tuple(sorted(labels))
+
+
+def read_json(path: Path) -> Any:
+    """Return the document of a JSON file; raise `RunError`."""
+    text = read_text(path, MAX_JSON_BYTES)
+    if not text.strip():
+        raise RunError(f"{path} is empty; expected JSON")
+    with _readable_as("JSON", path):
+        return json.loads(text)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the document of a YAML file; raise `RunError`."""
+    text = read_text(path, MAX_YAML_BYTES)
+    with _readable_as("YAML", path):
+        return _LoaderWithoutAliases(text).get_single_data()
+
+
+def read_xml(path: Path, max_bytes: int = MAX_XML_BYTES) -> ElementTree.Element:
+    """Return the root of an XML file without a document type, which could define entities."""
+    data = _read(path, max_bytes)  # its first line names the encoding
+    with _readable_as("XML", path):
+        return ElementTree.fromstring(data, ElementTree.XMLParser(target=_BoundedTree()))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank, numbered from 1; raise `RunError` for a long one."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise RunError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes")
+            if text := _decoded(path, line).strip():
+                yield number, text
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a file in UTF-8; raise `RunError` if it is larger than allowed."""
+    return _decoded(path, _read(path, max_bytes))
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise RunError(f"{path} is larger than {max_bytes:,} bytes, the maximum for its format")
+    return data
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        cause = f"{error.reason} at byte {error.start}"
+        raise RunError(f"{path} is not text in UTF-8: {cause}") from error
+
+
+@contextmanager
+def _readable_as(form: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError as error:
+        raise RunError(f"{path} is not readable as {form}: nested too deeply") from error
+    except (*MALFORMED, yaml.YAMLError, ElementTree.ParseError) as error:
+        cause = " ".join(str(error).split())  # one line
+        raise RunError(f"{path} is not readable as {form}: {cause}") from error
+
+
+class _LoaderWithoutAliases(yaml.SafeLoader):
+    """A loader without aliases: ten lines of them can expand to exabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias is not allowed")
+        return super().compose_node(parent, index)
+
+
+class _BoundedTree(ElementTree.TreeBuilder):
+    """A tree of bounded depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def doctype(self, name: str, _public_id: str | None, _system_id: str | None) -> None:
+        raise ValueError(f"a document type ({name}) is not allowed")
+
+    def start(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:
+        self._depth += 1
+        if self._depth > _MAX_XML_DEPTH:
+            raise ValueError(f"elements are nested deeper than {_MAX_XML_DEPTH}")
+        return super().start(tag, attributes)
+
+    def end(self, tag: str) -> ElementTree.Element:
+        self._depth -= 1
+        return super().end(tag)

@@ -1,8 +1,17 @@
-"""Bootstrap intervals of metrics, and the paired difference of two models.
+"""Figures about images: bootstrap intervals, paired differences, and evidence by betting.
 
-Images are drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-chapters 6 and 13: percentile intervals); all samples of a drawn image count, and the same draw is
-used for every model and metric, so that the difference of two models is paired.
+Intervals: images are drawn with replacement (Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993, chapters 6 and 13: percentile intervals); all samples of a drawn image count, and
+the same draw is used for every model and metric, so that the difference of two models is paired.
+
+Betting: a bettor stakes shares of a wealth of 1 on every image and gains where a bounded value is
+negative. While its mean is zero or more, no bet is expected to gain, so that the wealth reaches
+1 / level with a probability of at most `level`, whatever the distribution and however often one
+looks (Ville's inequality). Source: Waudby-Smith and Ramdas, 2020, arXiv 2010.09686, sections 3 and
+4. The wealth is divided over fixed bets before the first image. It does not depend on the order of
+the images, and the values need an upper bound only.
+
+Shapes: I images, R rules (one null hypothesis each), B bets.
 """
 
 import math
@@ -12,9 +21,9 @@ from itertools import combinations
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from diptych_client.matching import Floats
+
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 
@@ -41,7 +50,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A named metric, shown in hundredths: 34.7 mAP is .347."""
+    """A named metric, printed in hundredths: 34.7 mAP is .347."""
 
     name: str
     estimator: Estimator
@@ -57,22 +66,22 @@ class Interval:
     high: float
 
     @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value)
 
     def __str__(self) -> str:
-        if not math.isfinite(self.value):
+        if not self.is_finite:
             return "–"
-        return f"{_shown(self.value)} {self.ends()}"
+        return f"{_rounded(self.value)} {self.ends()}"
 
     def ends(self) -> str:
-        return f"[{_shown(self.low)}, {_shown(self.high)}]"
+        return f"[{_rounded(self.low)}, {_rounded(self.high)}]"
 
     def negated(self) -> "Interval":
         return Interval(-self.value, -self.high, -self.low)
 
 
-def _shown(value: float) -> str:
+def _rounded(value: float) -> str:
     """Return a number with a minus sign as wide as a digit; never -0.0."""
     text = f"{value:.1f}"
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
@@ -100,20 +109,21 @@ class Difference:
         value = self.interval.value
         if not math.isfinite(value) or not value:
             return None
-        return math.ceil(self.num_images * (self.interval.half_width / value) ** 2)
+        half_width = (self.interval.high - self.interval.low) / 2
+        return math.ceil(self.num_images * (half_width / value) ** 2)
 
     def as_subtracted(self) -> Interval:
         """Return the metric of the second minus that of the first."""
         return self.interval.negated() if self.is_error else self.interval
 
     def __str__(self) -> str:
-        if not math.isfinite(self.interval.value):
+        if not self.interval.is_finite:
             return f"nothing to measure for {self.first} and {self.second} by {self.metric}"
         is_second = self.interval.value > 0
         gain = self.interval if is_second else self.interval.negated()
         if self.is_clear:
             better = self.second if is_second else self.first
-            return f"{better} is better by {_shown(gain.value)} {self.metric} {gain.ends()}"
+            return f"{better} is better by {_rounded(gain.value)} {self.metric} {gain.ends()}"
         models = f"{self.first} and {self.second} cannot be told apart"
         amount = f"{self.second} − {self.first} = {self.as_subtracted()} {self.metric}"
         return f"{models} with {self.num_images} images: {amount}"
@@ -136,26 +146,29 @@ def estimates(
     """Return the values of all metrics with their intervals."""
     images = np.asarray(image_of_sample, dtype=np.int64)
     num_images = int(images.max()) + 1 if len(images) else 0
-    values = {model: _values(own, np.ones(len(images))) for model, own in metrics.items()}
+    values = {}
     draws: dict[str, list[list[float]]] = {model: [] for model in metrics}
+    for model, own_metrics in metrics.items():
+        values[model] = _values(own_metrics, np.ones(len(images)))
     for counts in resampled_counts(num_images, num_resamples, seed):
-        for model, own in metrics.items():
-            draws[model].append(_values(own, counts[images]))
+        for model, own_metrics in metrics.items():
+            draws[model].append(_values(own_metrics, counts[images]))
     arrays = {model: np.array(rows) for model, rows in draws.items()}  # (resamples, metrics)
     intervals: dict[str, dict[str, Interval]] = {model: {} for model in metrics}
-    for model, own in metrics.items():
-        for i, each in enumerate(own):
-            intervals[model][each.name] = _interval(values[model][i], arrays[model][:, i])
+    for model, own_metrics in metrics.items():
+        for i, metric in enumerate(own_metrics):
+            intervals[model][metric.name] = _interval(values[model][i], arrays[model][:, i])
     differences = []
+    num_sampled = len(set(image_of_sample))
     for i, metric in enumerate(next(iter(metrics.values()), ())):
         sign = -1 if metric.is_error else 1
         for first, second in combinations(metrics, 2):
             gain = sign * (values[second][i] - values[first][i])
             gains = sign * (arrays[second][:, i] - arrays[first][:, i])
             interval = _interval(gain, gains)
-            num_drawn = len(set(image_of_sample))
-            found = Difference(metric.name, first, second, interval, num_drawn, metric.is_error)
-            differences.append(found)
+            differences.append(
+                Difference(metric.name, first, second, interval, num_sampled, metric.is_error)
+            )
     return Estimates(intervals, tuple(differences))
 
 
@@ -168,7 +181,7 @@ def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator
 
 
 def _values(metrics: Sequence[Metric], weights: Floats) -> list[float]:
-    return [100 * each.estimator.value(weights) for each in metrics]
+    return [100 * metric.estimator.value(weights) for metric in metrics]
 
 
 def _interval(value: float, draws: Floats) -> Interval:
@@ -176,3 +189,64 @@ def _interval(value: float, draws: Floats) -> Interval:
     quantiles = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(defined, quantiles) if defined.size else (value, value)
     return Interval(value, float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Bets:
+    """Bets as shares of the largest one that cannot ruin the bettor, and the stake on each."""
+
+    shares: Floats  # (B,)
+    stakes: Floats  # (B,), of sum 1
+
+
+# for a share: the best bet is 1 - (wrong labels) / (allowed ones); most is staked on no wrong one
+SHARE_BETS = Bets(np.arange(1, 11) / 10, np.array([1.0] * 9 + [6.0]) / 15)
+# for a difference: the best bet is near mean / variance
+DIFFERENCE_BETS = Bets(np.array([0.5**n for n in range(8)]), np.full(8, 1 / 8))
+_MAX_FACTOR = 1e6
+
+
+def log_wealth(values: Floats, highest: Floats, bets: Bets = SHARE_BETS) -> Floats:
+    """Return the logarithm of the wealth after all images, (R,).
+
+    `values` is (I, R); `highest` (R,) is the largest possible value of each rule, known beforehand.
+    """
+    return _mixed(_log_gains(values, highest, bets), bets)
+
+
+def num_images_needed(values: Floats, highest: float, level: float) -> int | None:
+    """Return about how many images like these, (I,), bring the wealth to 1 / `level`.
+
+    None if no number does.
+    """
+    gains = _log_gains(values[:, None], np.array([highest]), SHARE_BETS)
+    target = -math.log(level)
+    low = 0.0
+    high = 1.0
+    while _mixed(high * gains, SHARE_BETS)[0] < target:
+        low = high
+        high *= 2
+        if high > _MAX_FACTOR:
+            return None
+    while (high - low) * len(values) > 1 / 2:
+        middle = (low + high) / 2
+        if _mixed(middle * gains, SHARE_BETS)[0] < target:
+            low = middle
+        else:
+            high = middle
+    return math.ceil(high * len(values))
+
+
+def _log_gains(values: Floats, highest: Floats, bets: Bets) -> Floats:
+    """Return the logarithm by which each bet multiplies its stake, (R, B)."""
+    if (values > highest).any():
+        raise ValueError("a value exceeds its bound")
+    shares = values / highest  # (I, R), at most 1
+    with np.errstate(divide="ignore"):  # the largest bet loses all on the largest value
+        columns = [np.log1p(-bet * shares).sum(axis=0) for bet in bets.shares]
+    return np.stack(columns, axis=1)
+
+
+def _mixed(log_gains: Floats, bets: Bets) -> Floats:
+    mixed: Floats = np.logaddexp.reduce(log_gains + np.log(bets.stakes), axis=1)
+    return mixed

@@ -9,8 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from diptych_client import Analysis, ErrorDetail, ModelFailure, StepAnswer, StepAnswers
-from diptych_client.cli.app import app
-from diptych_client.cli.recipes import read_recipe, shipped_recipes
+from diptych_client.cli.app import app, read_recipe, shipped_recipes
 from diptych_client.long_runs import RunError
 from diptych_client.results import Task
 from diptych_client.transports.analysis_messages import analysis_from_json, analysis_json

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from diptych_client import Answer, DetectionsResult
-from diptych_client.cli.evaluation import evaluate_dataset
+from diptych_client.cli.evaluate import EvaluationRun
 from diptych_client.cli.options import (
     ConnectionOptions,
     EvaluateOptions,
     InputOptions,
     TaskOptions,
 )
-from diptych_client.evaluation.report.index import write_index
+from diptych_client.evaluation.report.page import write_index
 from diptych_client.long_runs import RunError
 from diptych_client.results import Model
 from tests.support.client_answers import DETECTIONS, SIZE, answer
@@ -92,8 +92,9 @@ def evaluated(
     with serving_rest(script) as url:
         connection = ConnectionOptions(url, None, 5.0, 0)
         task_options = TaskOptions(command.task, tiles=command.tiles)
-        given = (command.options, InputOptions(), task_options)
-        status = evaluate_dataset(connection, [str(command.dataset)], *given)
+        inputs = [str(command.dataset)]
+        run = EvaluationRun(connection, inputs, command.options, InputOptions(), task_options)
+        status = run.run()
     return status, script
 
 

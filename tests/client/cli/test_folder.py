@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych_client.cli.folder import annotate_images
+from diptych_client.cli.annotate import annotate_images
 from diptych_client.cli.options import (
     AnnotateOptions,
     ConnectionOptions,

@@ -9,10 +9,7 @@ import pytest
 from PIL import Image
 
 from diptych_client import Answer, Detection, DetectionsResult, TextRegionsResult, TextResult
-from diptych_client.annotate.dataset_files import DatasetFormat
-from diptych_client.annotate.journal import Record
-from diptych_client.annotate.proposals import text_of
-from diptych_client.cli.folder import annotate_images
+from diptych_client.cli.annotate import annotate_images
 from diptych_client.cli.options import (
     AnnotateOptions,
     ConnectionOptions,
@@ -20,7 +17,10 @@ from diptych_client.cli.options import (
     InputOptions,
     TaskOptions,
 )
-from diptych_client.inputs.files import ImageFile
+from diptych_client.evaluation.annotation.consensus import text_of
+from diptych_client.evaluation.formats.writing import DatasetFormat
+from diptych_client.evaluation.job import Record
+from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import RunError
 from diptych_client.results import Result
 from diptych_client.transports.rest_messages import answer_from_json

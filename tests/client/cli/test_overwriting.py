@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from diptych_client import Comparison
-from diptych_client.annotate.dataset_files import DatasetFormat, write_dataset
-from diptych_client.annotate.job import Job
 from diptych_client.cli import app
+from diptych_client.evaluation.formats.writing import DatasetFormat, write_dataset
+from diptych_client.evaluation.job import Job
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.requests import AnswerOptions, TaskParameters
 from diptych_client.transports.rest_messages import comparison_json

@@ -14,7 +14,7 @@ from rich.console import Console
 from diptych_client import Task
 from diptych_client.cli import app
 from diptych_client.cli.options import TaskOptions, listed
-from diptych_client.cli.views import tasks_view
+from diptych_client.cli.terminal import tasks_view
 from tests.support.client_answers import DETECTIONS, answer
 from tests.support.evaluations import write_images
 from tests.support.scripted_services import ANSWER, Refusal, Script, serving_rest

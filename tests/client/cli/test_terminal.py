@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from diptych_client import TextResult
-from diptych_client.cli.terminal import echo, printable, run_with_progress
-from diptych_client.cli.views import answer_view, tasks_view
+from diptych_client.cli.terminal import answer_view, echo, printable, run_with_progress, tasks_view
 from diptych_client.errors import ErrorDetail
 from diptych_client.results import Detection, DetectionsResult, ModelFailure, Task
 from tests.support.client_answers import answer

@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AnswerOptions, AsyncClient, DetectionsResult, TaskParameters, TextResult
-from diptych_client.evaluation.answer_log import WITHOUT_TILES, AnswerLog, Asker, Question
-from diptych_client.evaluation.questionnaire import Sample
-from diptych_client.inputs.files import Folder, ImageFile
+from diptych_client.evaluation.questions import (
+    WITHOUT_TILES,
+    AnswerLog,
+    Asker,
+    ModelRequest,
+    Sample,
+)
+from diptych_client.inputs import Folder, ImageFile
 from diptych_client.long_runs import FailureLog
 from tests.support.client_answers import INSTANCES, answer
 from tests.support.evaluations import detection
@@ -98,7 +103,7 @@ def test_the_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
     second = detection("dog", BOX)
     both = sample("a.png", TaskParameters(labels=("car",)), TaskParameters(labels=("dog",)))
     with AnswerLog.open(tmp_path / "answers.jsonl", "open_vocabulary_detection", OPTIONS) as log:
-        questions = list(log.questions([both], "m"))
+        questions = list(log.requests([both], "m"))
         log.append(questions[0], answer(DetectionsResult((first,))), 0.5, 2)
         assert log.prediction(both, "m") is None
         log.append(questions[1], answer(DetectionsResult((second,))), 0.7, 2)
@@ -113,7 +118,7 @@ def test_the_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
 def test_an_instance_has_the_label_of_the_phrase_that_was_asked(tmp_path: Path) -> None:
     one = sample("a.png", TaskParameters(phrase="dog"))
     with AnswerLog.open(tmp_path / "answers.jsonl", "instance_segmentation", OPTIONS) as log:
-        (question,) = log.questions([one], "m")
+        (question,) = log.requests([one], "m")
         log.append(question, answer(INSTANCES), 0.5, 1)
         found = log.prediction(one, "m")
     assert found is not None
@@ -123,8 +128,8 @@ def test_an_instance_has_the_label_of_the_phrase_that_was_asked(tmp_path: Path) 
 def test_a_model_without_tiles_is_another_question_about_the_same_model(tmp_path: Path) -> None:
     options = AnswerOptions(tiles="auto", overlap=0.1, min_score=0.5)
     with AnswerLog.open(tmp_path / "answers.jsonl", "object_detection", options) as log:
-        (tiled,) = log.questions([sample("a.png")], "m")
-        (untiled,) = log.questions([sample("a.png")], f"m{WITHOUT_TILES}")
+        (tiled,) = log.requests([sample("a.png")], "m")
+        (untiled,) = log.requests([sample("a.png")], f"m{WITHOUT_TILES}")
     assert (tiled.model, untiled.model) == ("m", "m")
     assert (tiled.options, untiled.options) == (options, AnswerOptions(min_score=0.5))
     assert tiled.key != untiled.key
@@ -133,8 +138,8 @@ def test_a_model_without_tiles_is_another_question_about_the_same_model(tmp_path
 def test_a_text_is_kept(tmp_path: Path) -> None:
     one = sample("a.png")
     with AnswerLog.open(tmp_path / "answers.jsonl", "ocr", OPTIONS) as log:
-        (question,) = log.questions([one], "m")
-        assert isinstance(question, Question)
+        (question,) = log.requests([one], "m")
+        assert isinstance(question, ModelRequest)
         log.append(question, answer(TextResult("größer\n円")), 0.5, 1)
     with AnswerLog.open(tmp_path / "answers.jsonl", "ocr", OPTIONS) as log:
         found = log.prediction(one, "m")

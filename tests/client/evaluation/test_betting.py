@@ -6,7 +6,7 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from diptych_client.evaluation.betting import log_wealth, num_images_needed
+from diptych_client.evaluation.statistics import log_wealth, num_images_needed
 
 SHARE = 0.05
 HIGHEST = np.array([1 - SHARE])

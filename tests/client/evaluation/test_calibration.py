@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from diptych_client.evaluation.calibration import (
+from diptych_client.evaluation.objects import (
     MIN_ANSWERS,
     CalibrationGap,
+    ObjectsMeasure,
     ScoredAnswers,
     calibration_document,
-    fit,
+    fit_calibration,
     isotonic,
     min_object_share,
 )
-from diptych_client.evaluation.metrics.objects import ObjectsMeasure
-from diptych_client.evaluation.questionnaire import ClassNames, ObjectsTruth
-from diptych_client.evaluation.statistics import Floats
+from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
 from diptych_client.long_runs import RunError
+from diptych_client.matching import Floats
 from tasks.scores import read_calibrations
 from tests.support.evaluations import detection, prediction, truth
 
@@ -99,7 +99,10 @@ def test_the_file_calibrates_unseen_answers_in_the_service(tmp_path: Path) -> No
     answered = overconfident(4000, seed=0)
     shares = np.linspace(0.001, 1, 1000)
     answered = replace(answered, shares=shares, are_found=shares > 0.1)
-    fitted = [fit("m", "c", TASK, answered), fit("m", "c", TASK, answered, with_tiles=True)]
+    fitted = [
+        fit_calibration("m", "c", TASK, answered),
+        fit_calibration("m", "c", TASK, answered, with_tiles=True),
+    ]
     (tmp_path / "c.json").write_text(calibration_document(fitted))
     calibration, tiled = read_calibrations(tmp_path / "c.json")
     assert (calibration.with_tiles, tiled.with_tiles) == (False, True)
@@ -132,7 +135,7 @@ def test_answers_that_cannot_be_calibrated_are_refused(
     scored: ScoredAnswers | None, message: str
 ) -> None:
     with pytest.raises(RunError, match=message):
-        fit("m", "c", TASK, scored)
+        fit_calibration("m", "c", TASK, scored)
 
 
 def test_an_object_is_right_with_its_label_and_half_of_its_area() -> None:

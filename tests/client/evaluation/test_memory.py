@@ -15,10 +15,10 @@ CODE = """
 import asyncio, resource, sys
 from pathlib import Path
 from diptych_client import AnswerOptions, AsyncClient, TaskParameters
-from diptych_client.evaluation.answer_log import AnswerLog, Asker
+from diptych_client.evaluation.questions import AnswerLog, Asker
 from diptych_client.evaluation.metrics import Evaluator
-from diptych_client.evaluation.questionnaire import Prompts, Questionnaire
-from diptych_client.evaluation.readers import read_dataset
+from diptych_client.evaluation.questions import Prompts, Questionnaire
+from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.long_runs import FailureLog
 
 folder, out, url = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

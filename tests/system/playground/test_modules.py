@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from diptych_client.cli.recipes import shipped_recipes
+from diptych_client.cli.app import shipped_recipes
 from tests.support.browser import Playground
 from tests.support.running_service import RunningService
 

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from diptych_client.evaluation.answer_log import AnswerLog, Prediction
 from diptych_client.evaluation.dataset import TrueObject, TruePhrase
-from diptych_client.evaluation.metrics.evaluator import Ranked
-from diptych_client.evaluation.metrics.phrases import judge
-from diptych_client.evaluation.questionnaire import (
+from diptych_client.evaluation.evaluator import RankedSample, judge_phrases
+from diptych_client.evaluation.questions import (
+    AnswerLog,
     ClassNames,
     ObjectsTruth,
     PhrasesTruth,
+    Prediction,
     Sample,
     TextsTruth,
 )
 from diptych_client.geometry import BoxXyxy, Ring
-from diptych_client.inputs.files import ImageStore
+from diptych_client.inputs import ImageStore
 from diptych_client.matching import LabelledBox, match
 from diptych_client.results import Instance, Item, TextRegion, box_of, label_of
 
@@ -34,28 +34,23 @@ _JPEG_QUALITY = 75
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Where images and answers of the cards come from."""
+    """The images and answers of the cards."""
 
     store: ImageStore
     log: AnswerLog
     names: ClassNames
     models: Sequence[str]
 
-    @property
-    def has_masks(self) -> bool:
-        """Return True if answers are masks: otherwise a true object is drawn as its box, too."""
-        return self.log.task == "instance_segmentation"
-
-    def card(self, sample: Sample, ranked: Ranked) -> dict[str, Any]:
+    def card(self, sample: Sample, ranked: RankedSample) -> dict[str, Any]:
         """Return one sample with the truth, if it has one, and the answer of each model."""
         panels = []
-        answered = []
+        predictions = []
         for model in self.models:
             prediction = self.log.prediction(sample, model)
             if prediction is not None:
-                answered.append(prediction)
+                predictions.append(prediction)
                 panels.append(self._answer_panel(model, sample, prediction))
-        size = answered[0].image
+        size = predictions[0].image
         return {
             "title": sample.title,
             "image": thumbnail(self.store.read(sample.image)),
@@ -66,7 +61,7 @@ class Gallery:
             "difference": round(ranked.difference, 3),
             "kinds": sorted(ranked.kinds),
             "classes": sorted(ranked.classes),
-            "panels": [*self._truth_panel(sample, answered), *panels],
+            "panels": [*self._truth_panel(sample, predictions), *panels],
         }
 
     def _truth_panel(
@@ -78,40 +73,60 @@ class Gallery:
             case TextsTruth(texts):
                 text = "\n".join(dict.fromkeys(texts))
             case ObjectsTruth(objects):
-                of_models = [_kinds(objects, each, self.names)[0] for each in predictions]
-                for true, kinds in zip(objects, zip(*of_models, strict=True), strict=True):
-                    kind = "missed" if "missed" in kinds else "truth"
-                    shapes.append(self._true_shape(true, true.label, kind))
+                of_models = [self._kinds(objects, prediction)[0] for prediction in predictions]
+                for index, true in enumerate(objects):
+                    is_missed = any(kinds[index] == "missed" for kinds in of_models)
+                    shapes.append(self._true_shape(true, true.label, is_missed))
             case PhrasesTruth(phrases):
-                judged = [judge(sample.truth, each) for each in predictions]
-                for phrase, answers in zip(phrases, zip(*judged, strict=True), strict=True):
-                    kind = "missed" if any(each.item is None for each in answers) else "truth"
-                    shapes.append(self._true_shape(phrase, phrase.phrase, kind))
+                judged = [judge_phrases(sample.truth, prediction) for prediction in predictions]
+                for index, phrase in enumerate(phrases):
+                    is_missed = any(answers[index].item is None for answers in judged)
+                    shapes.append(self._true_shape(phrase, phrase.phrase, is_missed))
             case None:
                 return
         yield {"name": "truth", "shapes": shapes, "text": text}
 
-    def _true_shape(self, true: TrueObject | TruePhrase, label: str, kind: str) -> dict[str, Any]:
-        rings: list[Any]
-        if has_masks := self.has_masks and isinstance(true.segmentation, list):
+    def _true_shape(
+        self, true: TrueObject | TruePhrase, label: str, is_missed: bool
+    ) -> dict[str, Any]:
+        """Return a true object: as its box, too, where answers are no masks."""
+        rings: list[Any] = [_corners(true.box_xyxy or (0.0, 0.0, 0.0, 0.0))]
+        is_filled = False
+        if self.log.task == "instance_segmentation" and isinstance(true.segmentation, list):
             rings = [np.reshape(ring, (-1, 2)) for ring in true.segmentation]
-        else:
-            rings = [_corners(true.box_xyxy or (0.0, 0.0, 0.0, 0.0))]
-        return {"label": label, "kind": kind, "rings": _rounded(rings), "is_filled": has_masks}
+            is_filled = True
+        kind = "missed" if is_missed else "truth"
+        return {"label": label, "kind": kind, "rings": _rounded(rings), "is_filled": is_filled}
 
     def _answer_panel(self, model: str, sample: Sample, prediction: Prediction) -> dict[str, Any]:
         kinds: Sequence[str] = ["answer"] * len(prediction.items)
         if isinstance(sample.truth, ObjectsTruth):
-            kinds = _kinds(sample.truth.objects, prediction, self.names)[1]
+            kinds = self._kinds(sample.truth.objects, prediction)[1]
         elif isinstance(sample.truth, PhrasesTruth):
-            kind_of = {id(each.item): each.kind for each in judge(sample.truth, prediction)}
+            judged = judge_phrases(sample.truth, prediction)
+            kind_of = {id(phrase.item): phrase.kind for phrase in judged}
             # the best answer to a phrase counts
             kinds = [kind_of.get(id(item), "answer") for item in prediction.items]
-        shapes = [
-            {"label": f"{label_of(item)} {item.score:.2f}", "kind": kind, **_shape(item)}
-            for item, kind in zip(prediction.items, kinds, strict=True)
-        ]
+        shapes = []
+        for item, kind in zip(prediction.items, kinds, strict=True):
+            label = f"{label_of(item)} {item.score:.2f}"
+            shapes.append({"label": label, "kind": kind, **_shape(item)})
         return {"name": model, "shapes": shapes, "text": prediction.text or ""}
+
+    def _kinds(
+        self, objects: Sequence[TrueObject], prediction: Prediction
+    ) -> tuple[list[str], list[str]]:
+        """Return the kind of each true object and of each answer."""
+        truths = [LabelledBox(true.label, true.box_xyxy, true.is_crowd) for true in objects]
+        answers = [LabelledBox(self.names.label(item), box_of(item)) for item in prediction.items]
+        true_kinds: list[str] = ["ignored"] * len(truths)
+        answer_kinds: list[str] = ["ignored"] * len(answers)
+        for pair in match(truths, answers):
+            if pair.truth is not None:
+                true_kinds[pair.truth] = pair.kind
+            if pair.answer is not None:
+                answer_kinds[pair.answer] = pair.kind
+        return true_kinds, answer_kinds
 
 
 def thumbnail(data: bytes) -> str:
@@ -122,22 +137,6 @@ def thumbnail(data: bytes) -> str:
     file = io.BytesIO()
     small.save(file, "JPEG", quality=_JPEG_QUALITY)
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
-
-
-def _kinds(
-    objects: Sequence[TrueObject], prediction: Prediction, names: ClassNames
-) -> tuple[list[str], list[str]]:
-    """Return the kind of each true object and of each answer."""
-    truths = [LabelledBox(each.label, each.box_xyxy, each.is_crowd) for each in objects]
-    answers = [LabelledBox(names.label(item), box_of(item)) for item in prediction.items]
-    of_truths: list[str] = ["ignored"] * len(truths)
-    of_answers: list[str] = ["ignored"] * len(answers)
-    for pair in match(truths, answers):
-        if pair.truth is not None:
-            of_truths[pair.truth] = pair.kind
-        if pair.answer is not None:
-            of_answers[pair.answer] = pair.kind
-    return of_truths, of_answers
 
 
 def _shape(item: Item) -> dict[str, Any]:

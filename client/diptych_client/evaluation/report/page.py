@@ -1,19 +1,25 @@
-"""The report as one HTML file.
+"""The pages: a report, and an index of several. Their policy lets them load nothing.
 
-Its policy lets it load nothing: style, script and images are in it.
+Jinja2 escapes all texts: names of datasets, models and labels are foreign.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from diptych_client.evaluation.metrics.evaluator import Evaluation
-from diptych_client.evaluation.questionnaire import Sample
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from diptych_client.evaluation.dataset import read_json
+from diptych_client.evaluation.evaluator import Evaluation
+from diptych_client.evaluation.outcomes import Curve, Details
+from diptych_client.evaluation.questions import Sample
 from diptych_client.evaluation.report.gallery import Gallery
-from diptych_client.evaluation.report.plots import NUM_COLORS, Line, interval_plot, line_plot
 from diptych_client.evaluation.report.tables import (
     Table,
     heading,
@@ -22,11 +28,123 @@ from diptych_client.evaluation.report.tables import (
     sentences,
     tables,
 )
-from diptych_client.long_runs import Outputs
+from diptych_client.evaluation.statistics import Difference, Interval
+from diptych_client.inputs import MALFORMED
+from diptych_client.long_runs import Outputs, RunError, refusal
 
-_FOLDER = Path(__file__).parent
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_INTERVAL = re.compile(r"\[[^\s,\]]+, [^\s,\]]+\]")  # its line is not broken
+NUM_COLORS = 6
+_INTERVAL = re.compile(r"(\[[^\s,\]]+, [^\s,\]]+\])")
+_INDEX_HEADER = (
+    *("report", "task", "images", "date", "metric", "models", "conclusion"),
+    "images needed",
+)
+_INDEX_TITLE = "Reports"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["unbroken_intervals"] = _unbroken_intervals
+    return environment
+
+
+def _unbroken_intervals(text: str) -> Markup:
+    """Escape a text; the line of an interval in it is not broken."""
+    parts = []
+    for index, part in enumerate(_INTERVAL.split(text)):
+        span = Markup('<span class="interval">{}</span>')
+        parts.append(span.format(part) if index % 2 else escape(part))
+    return Markup().join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A named curve; `series` selects its colour."""
+
+    name: str
+    curve: Curve
+    series: int
+    is_dashed: bool = False
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        points = []
+        for x, y in zip(self.curve.xs, self.curve.ys, strict=True):
+            points.append((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)))
+        return points
+
+
+@dataclass(frozen=True, slots=True)
+class LinePlot:
+    """Curves with both axes from 0 to 1."""
+
+    title: str
+    x_title: str
+    y_title: str
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalAxis:
+    """Metrics of all models on a horizontal axis that ends at tens."""
+
+    intervals: Mapping[str, Mapping[str, Interval]]  # keyed by model, then metric
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(next(iter(self.intervals.values()), ()))
+
+    @property
+    def minimum(self) -> float:
+        return 10 * math.floor(min(self._ends(), default=0.0) / 10)
+
+    @property
+    def maximum(self) -> float:
+        return max(10 * math.ceil(max(self._ends(), default=0.0) / 10), self.minimum + 10)
+
+    def x(self, value: float) -> float:
+        share = (value - self.minimum) / (self.maximum - self.minimum)
+        return round(120 + 228 * share, 1)
+
+    def _ends(self) -> Iterator[float]:
+        for metrics in self.intervals.values():
+            for interval in metrics.values():
+                yield from filter(math.isfinite, (interval.low, interval.value, interval.high))
+
+
+def line_plots(all_details: Mapping[str, Details]) -> list[LinePlot]:
+    """Return the curves of all models, and of each model's largest classes."""
+    by_recall = []
+    by_score = []
+    by_class = []
+    for series, (model, details) in enumerate(all_details.items()):
+        if details.precision_by_recall is not None:
+            by_recall.append(Line(model, details.precision_by_recall, series))
+        if details.precision_by_score is not None:
+            by_score.append(Line(f"precision {model}", details.precision_by_score, series))
+        if details.recall_by_score is not None:
+            by_score.append(Line(f"recall {model}", details.recall_by_score, series, True))
+        largest = sorted(details.by_class, key=lambda label: -details.by_class[label]["objects"])
+        curves = []
+        for color, label in enumerate(largest[:NUM_COLORS]):
+            curves.append(Line(label, details.precision_by_recall_of[label], color))
+        if len(details.by_class) > 1:
+            title = f"By class, IoU 0.5: {model}"
+            by_class.append(LinePlot(title, "recall", "precision", curves))
+    all_models = LinePlot("Precision over recall, IoU 0.5", "recall", "precision", by_recall)
+    title = "Answers with at least a score, IoU 0.5"
+    scores = LinePlot(title, "score", "precision, recall", by_score)
+    return [plot for plot in (all_models, *by_class, scores) if plot.lines]
+
+
+def report_files(out: Path) -> tuple[Path, Path, Path]:
+    """Return the files of a report: HTML, Markdown, JSON."""
+    return out / "report.html", out / "report.md", out / "report.json"
 
 
 def write_report(
@@ -35,52 +153,33 @@ def write_report(
     """Write report.html, report.md and report.json; a report of other options is kept."""
     page, text, values = report_files(outputs.folder)
     _keep_earlier(outputs, evaluation)
+    measured = evaluation.measured
+    pieces = (
+        _environment()
+        .get_template("report.html")
+        .generate(
+            title=heading(evaluation),
+            sentences=sentences(evaluation),
+            interval_axis=None if measured is None else IntervalAxis(measured.intervals),
+            line_plots=line_plots(evaluation.details),
+            tables=tables(evaluation),
+            cards=_cards(evaluation, gallery, samples),
+        )
+    )
     with outputs.claim(page).open("w", encoding="utf-8") as file:
-        cards = (gallery.card(samples[each.sample_index], each) for each in evaluation.gallery)
-        _write_page(evaluation, cards, file)
+        file.writelines(pieces)  # cards one by one
     outputs.write(text, markdown(evaluation))
-    titles = {each.sample_index: samples[each.sample_index].title for each in evaluation.gallery}
+    titles = {}
+    for ranked in evaluation.gallery:
+        titles[ranked.sample_index] = samples[ranked.sample_index].title
     document = json.dumps(json_document(evaluation, titles), indent=2)
     outputs.write(values, document + "\n")
 
 
-def report_files(out: Path) -> tuple[Path, Path, Path]:
-    """Return the files of a report: HTML, Markdown, JSON."""
-    return out / "report.html", out / "report.md", out / "report.json"
-
-
-def _write_page(evaluation: Evaluation, cards: Iterable[Mapping[str, Any]], file: TextIO) -> None:
-    """Write the page; cards are written one by one."""
-    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
-    title = heading(evaluation)
-    file.write(
-        f"{head(title, *sentences(evaluation))}<main>{''.join(_sections(evaluation))}"
-        '<section id="gallery"><h2>Images</h2><div class="filters"></div><p class="count"'
-        ' role="status"></p>'
-        '<div class="cards"></div></section></main><script type="application/json" id="cards">['
-    )
-    for index, card in enumerate(cards):
-        data = json.dumps(card, ensure_ascii=False).replace("<", "\\u003c")  # cannot end the script
-        file.write(f",{data}" if index else data)
-    file.write(f"]</script><script>{script}</script></body></html>\n")
-
-
-def beginning(title: str) -> str:
-    """Return what a page begins with, which shows that it is of this program."""
-    meta = '<meta charset="utf-8">'
-    return f'<!doctype html>\n<html lang="en"><head>{meta}<title>{escape(title)}</title>'
-
-
-def head(title: str, *claims: str) -> str:
-    """Return the first part of a page, up to its header."""
-    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
-    shown = "".join(f'<p class="sentence">{escape(each)}</p>' for each in claims)
-    return (
-        f'{beginning(title)}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'
-        f"<header><p>Diptych</p><h1>{escape(title)}</h1>{shown}</header>"
-    )
+def _cards(evaluation: Evaluation, gallery: Gallery, samples: Sequence[Sample]) -> Iterator[Markup]:
+    for ranked in evaluation.gallery:
+        text = json.dumps(gallery.card(samples[ranked.sample_index], ranked), ensure_ascii=False)
+        yield Markup(text.replace("<", "\\u003c"))  # cannot end the script
 
 
 def _keep_earlier(outputs: Outputs, evaluation: Evaluation) -> None:
@@ -92,9 +191,9 @@ def _keep_earlier(outputs: Outputs, evaluation: Evaluation) -> None:
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))["run"]
         date = re.sub(r"[^0-9T]", "", str(earlier["date"]))
-        now = json.loads(json.dumps(evaluation.run.settings))
+        settings = json.loads(json.dumps(evaluation.run.settings))
         # the same models at another address answer the same
-        is_same = earlier["settings"] | {"service": now["service"]} == now
+        is_same = earlier["settings"] | {"service": settings["service"]} == settings
     except (ValueError, LookupError, TypeError):  # an earlier version wrote it
         date = "earlier"
         is_same = False
@@ -103,56 +202,70 @@ def _keep_earlier(outputs: Outputs, evaluation: Evaluation) -> None:
             file.rename(outputs.claim(file.with_name(f"report-{date}{file.suffix}")))
 
 
-def _sections(evaluation: Evaluation) -> Iterator[str]:
-    """Yield the plots and the tables."""
-    yield f'<section class="plots">{"".join(_plots(evaluation))}</section>'
-    yield from map(html_table, tables(evaluation))
+def write_index(
+    reports: Sequence[Path], out: Path, overwrite: bool = False
+) -> list[dict[str, Any]]:
+    """Write a page over several reports and return its rows: what can be told apart.
+
+    An earlier index is replaced, another file only with `overwrite`. Raise `RunError` for a file
+    that is not a report.
+    """
+    if out.exists() and not overwrite:
+        text = out.read_text(encoding="utf-8", errors="replace")
+        if f"<title>{_INDEX_TITLE}</title>" not in text[:200]:
+            raise refusal(out)
+    rows = []
+    links = []
+    for report in reports:
+        path = report / "report.json" if report.is_dir() else report
+        try:
+            rows += _index_rows(path, read_json(path))
+        except FileNotFoundError as error:
+            needed = "give a folder that `diptych evaluate` wrote"
+            raise RunError(f"{path} does not exist; {needed}") from error
+        except MALFORMED as error:
+            raise RunError(f"{path} is not a report: {error!r:.200}") from error
+        links.append((relpath(path.with_name("report.html"), out.parent), path.parent.name))
+    cells = tuple(tuple(map(str, row.values())) for row in rows)
+    note = "Images needed: an estimate of how many such images would tell the models apart."
+    table = Table("All reports", _INDEX_HEADER, cells, note)
+    template = _environment().get_template("index.html")
+    page = template.render(title=_INDEX_TITLE, sentences=[], table=table, links=links)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return rows
 
 
-def _plots(evaluation: Evaluation) -> Iterator[str]:
-    if evaluation.measured is not None:
-        yield interval_plot("Metrics with 95 % intervals", evaluation.measured.intervals)
-    by_recall = []
-    by_score = []
-    for series, (model, each) in enumerate(evaluation.details.items()):
-        if each.precision_by_recall is not None:
-            by_recall.append(Line(model, each.precision_by_recall, series))
-        if each.precision_by_score is not None:
-            by_score.append(Line(f"precision {model}", each.precision_by_score, series))
-        if each.recall_by_score is not None:
-            by_score.append(Line(f"recall {model}", each.recall_by_score, series, dash=1))
-    if by_recall:
-        yield line_plot("Precision over recall, IoU 0.5", "recall", "precision", by_recall)
-    for model, each in evaluation.details.items():
-        largest = sorted(each.by_class, key=lambda label: -each.by_class[label]["objects"])
-        curves = []
-        for series, label in enumerate(largest[:NUM_COLORS]):
-            curves.append(Line(label, each.precision_by_recall_of[label], series))
-        if len(each.by_class) > 1:
-            title = f"By class, IoU 0.5: {model}"
-            yield line_plot(title, "recall", "precision", curves)
-    if by_score:
-        title = "Answers with at least a score, IoU 0.5"
-        yield line_plot(title, "score", "precision, recall", by_score)
+def _index_rows(path: Path, document: Any) -> list[dict[str, Any]]:
+    """Return a row for each two models, or for one model alone, by the main metric."""
+    measured = document["measured"] or document["agreed"]
+    if not measured:
+        return []
+    metric = next(iter(next(iter(measured["intervals"].values()))), "")
+    values = []
+    for model, metrics in measured["intervals"].items():
+        if metric in metrics:
+            values.append(f"{model} {_interval(metrics[metric])}")
+    run = document.get("run") or {}
+    common = {
+        "report": path.parent.name,
+        "task": f"{document['task']} on {document['dataset']}",
+        "images": document["num_images"],
+        "date": str(run.get("date", ""))[:10],
+        "metric": metric,
+        "models": "; ".join(values),
+    }
+    rows: list[dict[str, Any]] = []
+    for fields in measured["differences"]:
+        if fields["metric"] == metric:
+            difference = Difference(**{**fields, "interval": _interval(fields["interval"])})
+            needed = "" if difference.is_clear else difference.num_images_needed or "–"
+            rows.append({**common, "conclusion": str(difference), "images needed": needed})
+    if rows:
+        return rows
+    return [{**common, "conclusion": "; ".join(document["sentences"]), "images needed": ""}]
 
 
-def html_table(table: Table) -> str:
-    largest = 0  # maximum of a matrix of counts, whose cells are coloured
-    if table.title.startswith("Confusion"):
-        largest = max((max(map(int, row[1:])) for row in table.rows), default=0)
-    body = ""
-    for name, *cells in table.rows:
-        body += f'<tr><th scope="row">{escape(name)}</th>'
-        for cell in cells:
-            share = round(60 * int(cell) / largest) if largest else 0
-            heat = f' style="--heat: {share}%" class="heat"' if largest else ""
-            text = _INTERVAL.sub(r'<span class="interval">\g<0></span>', escape(cell))
-            body += f"<td{heat}>{text}</td>"
-        body += "</tr>"
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    note = f"<p>{escape(table.note)}</p>" if table.note else ""
-    return (
-        f'<section><h2>{escape(table.title)}</h2><div class="wide"'
-        f' tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{note}</section>"
-    )
+def _interval(fields: Mapping[str, Any]) -> Interval:
+    numbers = [math.nan if number is None else float(number) for number in fields.values()]
+    return Interval(*numbers)

@@ -8,8 +8,8 @@ from html import escape
 from itertools import chain
 from typing import Any
 
-from diptych_client.evaluation.metrics.evaluator import Evaluation
-from diptych_client.evaluation.metrics.outcome import Details
+from diptych_client.evaluation.evaluator import Evaluation
+from diptych_client.evaluation.outcomes import Details
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
@@ -29,35 +29,38 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    max_count: int = 0  # of a matrix of counts, whose cells are coloured
 
 
 def sentences(evaluation: Evaluation) -> list[str]:
     """Return what the main metric says of each two models, and how far the models agree."""
-    found = []
+    texts = []
     if evaluation.measured is not None:
-        main = next((each.metric for each in evaluation.measured.differences), None)
-        found += [f"{each}." for each in evaluation.measured.differences if each.metric == main]
+        differences = evaluation.measured.differences
+        for difference in differences:
+            if difference.metric == differences[0].metric:
+                texts.append(f"{difference}.")
     if evaluation.agreed is not None:
-        pairs = evaluation.agreed.intervals.items()
-        found += [f"{title}: agreement {own['agreement']} %." for title, own in pairs]
-    return found
+        for title, metrics in evaluation.agreed.intervals.items():
+            texts.append(f"{title}: agreement {metrics['agreement']} %.")
+    return texts
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
     """Return the tables that have rows."""
-    found = [
+    all_tables = [
         *_metrics(evaluation),
         _speed(evaluation),
-        *_by_class(evaluation.details),
+        *_by_class_and_size(evaluation.details),
         *_kinds(evaluation.details),
         *_agreement(evaluation),
     ]
     if (run := evaluation.run) is not None:
-        found.append(Table("Run", ("property", "value"), tuple(run.rows())))
-        failed = tuple((each.image, each.model, each.error) for each in run.failed)
+        all_tables.append(Table("Run", ("property", "value"), tuple(run.rows())))
+        failed = tuple((failure.image, failure.model, failure.error) for failure in run.failed)
         note = f"{run.num_failed} requests failed; failures.jsonl has all of them."
-        found.append(Table("Failed requests", ("image", "model", "error"), failed, note))
-    return [table for table in found if table.rows]
+        all_tables.append(Table("Failed requests", ("image", "model", "error"), failed, note))
+    return [table for table in all_tables if table.rows]
 
 
 def _metrics(evaluation: Evaluation) -> Iterator[Table]:
@@ -68,17 +71,19 @@ def _metrics(evaluation: Evaluation) -> Iterator[Table]:
     for model in evaluation.models:
         for name, interval in measured.intervals[model].items():
             rows[name].append(str(interval))
-    gains: dict[str, None] = {}
-    for each in measured.differences:
-        gains[f"{each.second} − {each.first}"] = None
-        unclear = "" if each.is_clear else " (not told apart)"
-        rows[each.metric].append(f"{each.as_subtracted()}{unclear}")
+    columns: dict[str, None] = {}
+    errors: dict[str, None] = {}  # metrics of which lower is better
+    for difference in measured.differences:
+        columns[f"{difference.second} − {difference.first}"] = None
+        if difference.is_error:
+            errors[difference.metric] = None
+        unclear = "" if difference.is_clear else " (not told apart)"
+        rows[difference.metric].append(f"{difference.as_subtracted()}{unclear}")
     note = "In hundredths, with 95 % intervals."
-    if gains:
-        lower = {each.metric: None for each in measured.differences if each.is_error}
+    if columns:
         note += " Differences are paired by image; higher is better"
-        note += f", except for {', '.join(lower)}." if lower else "."
-    header = ("metric", *evaluation.models, *gains)
+        note += f", except for {', '.join(errors)}." if errors else "."
+    header = ("metric", *evaluation.models, *columns)
     yield Table("Metrics", header, tuple((name, *cells) for name, cells in rows.items()), note)
 
 
@@ -86,13 +91,13 @@ def _speed(evaluation: Evaluation) -> Table:
     speeds = evaluation.speed.values()
     rows = []
     for name, title in _SPEEDS.items() if speeds else ():
-        rows.append((title, *(_number(getattr(each, name)) for each in speeds)))
+        rows.append((title, *(_number(getattr(speed, name)) for speed in speeds)))
     note = "Measured in this client, with the run's concurrency."
     return Table("Speed", ("measure", *evaluation.speed), tuple(rows), note)
 
 
-def _by_class(details: Mapping[str, Details]) -> Iterator[Table]:
-    details = {model: each for model, each in details.items() if each.by_class}
+def _by_class_and_size(details: Mapping[str, Details]) -> Iterator[Table]:
+    details = {model: entry for model, entry in details.items() if entry.by_class}
     first = next(iter(details.values()), Details())
     header = ["class", "objects"]
     for measure in ("AP", "AP50"):
@@ -101,38 +106,43 @@ def _by_class(details: Mapping[str, Details]) -> Iterator[Table]:
     for label, row in first.by_class.items():
         cells = [label, f"{row['objects']:.0f}"]
         for measure in ("AP", "AP50"):
-            cells += [_number(each.by_class[label][measure]) for each in details.values()]
+            cells += [_number(entry.by_class[label][measure]) for entry in details.values()]
         rows.append(tuple(cells))
     yield Table("AP by class", tuple(header), tuple(rows))
     sizes = []
     for size in first.by_size:
-        sizes.append((size, *(_number(each.by_size[size]) for each in details.values())))
+        sizes.append((size, *(_number(entry.by_size[size]) for entry in details.values())))
     note = "COCO's sizes: small below 32 × 32 pixels, large above 96 × 96."
     yield Table("AP by size", ("size", *details), tuple(sizes), note)
 
 
 def _kinds(details: Mapping[str, Details]) -> Iterator[Table]:
     counts = []
-    for kind in dict.fromkeys(chain.from_iterable(each.kinds for each in details.values())):
-        counts.append((kind, *(str(each.kinds[kind]) for each in details.values())))
+    for kind in dict.fromkeys(chain.from_iterable(entry.kinds for entry in details.values())):
+        counts.append((kind, *(str(entry.kinds[kind]) for entry in details.values())))
     note = (
         "Right: IoU ≥ 0.75 with an object of its class. Loosely placed: 0.5 to 0.75. Badly placed:"
         " 0.1 to 0.5. Wrong class: IoU ≥ 0.5 with an object of another class."
     )
     yield Table("Answers by kind", ("kind", *details), tuple(counts), note)
-    for model, each in details.items():
-        if each.confusion is not None:
-            rows = zip(each.confusion.labels, each.confusion.counts, strict=True)
-            cells = tuple((label, *map(str, row)) for label, row in rows)
-            header = ("true \\ answered", *each.confusion.labels)
-            title = f"Confusion matrix of {model}"
-            yield Table(title, header, cells, "At IoU 0.5, all scores.")
+    for model, entry in details.items():
+        if entry.confusion is None:
+            continue
+        rows = []
+        for label, row in zip(entry.confusion.labels, entry.confusion.counts, strict=True):
+            rows.append((label, *map(str, row)))
+        header = ("true \\ answered", *entry.confusion.labels)
+        title = f"Confusion matrix of {model}"
+        largest = max(map(max, entry.confusion.counts))
+        yield Table(title, header, tuple(rows), "At IoU 0.5, all scores.", largest)
 
 
 def _agreement(evaluation: Evaluation) -> Iterator[Table]:
     if evaluation.agreed is None:
         return
-    rows = [(title, str(own["agreement"])) for title, own in evaluation.agreed.intervals.items()]
+    rows = []
+    for title, metrics in evaluation.agreed.intervals.items():
+        rows.append((title, str(metrics["agreement"])))
     boxes = "2 · both / (first + second), same label, mean over IoU ≥ 0.5, 0.55, …, 0.95"
     note = f"Of boxes: {boxes}. Of texts: 1 − edit distance."
     yield Table("Agreement", ("models", "agreement, %"), tuple(rows), note)
@@ -140,8 +150,10 @@ def _agreement(evaluation: Evaluation) -> Iterator[Table]:
         first, _, second = title.partition(" and ")
         sides = (f"only {first}", f"only {second}")
         header = ("class", "found by both", *sides, "other label or place")
-        found = [(label, *map(str, asdict(each).values())) for label, each in classes.items()]
-        yield Table(f"Agreement by class: {title}", header, tuple(found))
+        counts = []
+        for label, agreement in classes.items():
+            counts.append((label, *map(str, asdict(agreement).values())))
+        yield Table(f"Agreement by class: {title}", header, tuple(counts))
 
 
 def _number(value: float) -> str:
@@ -186,16 +198,16 @@ def _inline(text: str) -> str:
 def json_document(evaluation: Evaluation, titles: Mapping[int, str]) -> dict[str, Any]:
     """Return the report as JSON's values, NaN as null; `titles` are those of samples."""
     worst = []
-    for each in evaluation.gallery:
-        own = {"sample": titles.get(each.sample_index, ""), "error": each.error}
-        worst.append(own | {"disagreement": each.disagreement, "kinds": sorted(each.kinds)})
+    for ranked in evaluation.gallery:
+        row = {"sample": titles.get(ranked.sample_index, ""), "error": ranked.error}
+        worst.append(row | {"disagreement": ranked.disagreement, "kinds": sorted(ranked.kinds)})
     document: dict[str, Any] = _finite({**asdict(evaluation), "gallery": worst})
     return document | {"sentences": sentences(evaluation)}
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _finite(each) for name, each in value.items()}
+        return {str(name): _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return list(map(_finite, value))
     return None if isinstance(value, float) and not math.isfinite(value) else value

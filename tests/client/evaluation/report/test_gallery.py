@@ -7,10 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from diptych_client import AnswerOptions, DetectionsResult, TaskParameters
-from diptych_client.evaluation.answer_log import AnswerLog
-from diptych_client.evaluation.metrics.evaluator import Ranked
-from diptych_client.evaluation.questionnaire import Prompts, Questionnaire
-from diptych_client.evaluation.readers import read_dataset
+from diptych_client.evaluation.evaluator import RankedSample
+from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.evaluation.questions import AnswerLog, Prompts, Questionnaire
 from diptych_client.evaluation.report.gallery import Gallery
 from diptych_client.geometry import ImageSize
 from tests.support.client_answers import answer
@@ -24,10 +23,10 @@ def test_a_card_has_a_small_image_the_size_of_the_whole_one_and_short_numbers(
     questionnaire = Questionnaire("object_detection", TaskParameters(), Prompts(), dataset.classes)
     (sample,) = questionnaire.samples(dataset)
     with AnswerLog.open(tmp_path / "answers.jsonl", "object_detection", AnswerOptions()) as log:
-        (question,) = log.questions([sample], "model")
+        (question,) = log.requests([sample], "model")
         log.append(question, answer(DetectionsResult(()), ImageSize(1000, 500)), 0.1, 1)
         gallery = Gallery(dataset.store, log, questionnaire.names, ["model"])
-        card = gallery.card(sample, Ranked(0, 2 / 3, 1 / 3, 0.0, frozenset(), frozenset()))
+        card = gallery.card(sample, RankedSample(0, 2 / 3, 1 / 3, 0.0, frozenset(), frozenset()))
     assert (card["width"], card["height"]) == (1000, 500)
     assert (card["error"], card["disagreement"]) == (0.667, 0.333)
     kind, _, data = card["image"].partition(",")

@@ -13,12 +13,12 @@ from markdown_it import MarkdownIt
 from playwright.sync_api import Browser, expect
 
 from diptych_client import AnswerOptions, DetectionsResult, TextResult
-from diptych_client.evaluation.answer_log import AnswerLog
 from diptych_client.evaluation.dataset import Dataset
-from diptych_client.evaluation.metrics import Evaluation, Evaluator
-from diptych_client.evaluation.questionnaire import Prompts, Questionnaire, Sample
-from diptych_client.evaluation.readers import read_dataset
-from diptych_client.evaluation.report import Gallery, write_report
+from diptych_client.evaluation.evaluator import Evaluation, Evaluator
+from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.evaluation.questions import AnswerLog, Prompts, Questionnaire, Sample
+from diptych_client.evaluation.report.gallery import Gallery
+from diptych_client.evaluation.report.page import write_report
 from diptych_client.evaluation.report.tables import json_document, markdown
 from diptych_client.evaluation.statistics import Interval
 from diptych_client.geometry import ImageSize
@@ -60,7 +60,7 @@ def evaluated(
     out.mkdir()
     with AnswerLog.open(out / "answers.jsonl", task, AnswerOptions()) as log:
         for index, model in enumerate(MODELS):
-            for question, own in zip(log.questions(samples, model), answers, strict=True):
+            for question, own in zip(log.requests(samples, model), answers, strict=True):
                 log.append(question, answer(own[index], ImageSize(100, 80)), 0.1 * (index + 1), 1)
         evaluation = Evaluator(log, MODELS, questionnaire.names).evaluate(
             HOSTILE, samples, seed=0, gallery=10

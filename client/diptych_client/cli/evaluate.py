@@ -1,0 +1,233 @@
+"""The command `evaluate`: asks the models, writes the report and prints its conclusions."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from diptych_client.cli.options import (
+    ConnectionOptions,
+    EvaluateOptions,
+    InputOptions,
+    TaskOptions,
+    listed,
+    offered_task,
+    output_folder,
+)
+from diptych_client.cli.terminal import echo, logger, note_problems, run_with_progress, table_view
+from diptych_client.evaluation.dataset import Dataset, LabelledImage
+from diptych_client.evaluation.evaluator import Evaluation, Evaluator, RunRecord, sampled
+from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.evaluation.job import check_folders
+from diptych_client.evaluation.objects import (
+    already_calibrated,
+    calibration_document,
+    fit_calibration,
+)
+from diptych_client.evaluation.questions import (
+    WITHOUT_TILES,
+    AnswerLog,
+    Asker,
+    Prompts,
+    Questionnaire,
+    Sample,
+)
+from diptych_client.evaluation.race import Race, check_two, shuffled
+from diptych_client.evaluation.report.gallery import Gallery
+from diptych_client.evaluation.report.page import report_files, write_report
+from diptych_client.evaluation.report.tables import json_document, sentences, tables
+from diptych_client.inputs import Problems, open_images
+from diptych_client.long_runs import FailureLog, Outputs, RunError
+from diptych_client.requests import given_fields
+from diptych_client.results import Model
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRun:
+    """One run of the command."""
+
+    connection: ConnectionOptions
+    inputs: Sequence[str]
+    options: EvaluateOptions
+    input_options: InputOptions
+    task_options: TaskOptions
+
+    @property
+    def task(self) -> str:
+        return self.task_options.task
+
+    @property
+    def seed(self) -> int:
+        return self.task_options.seed or 0
+
+    @property
+    def with_tiles(self) -> bool:
+        return self.task_options.tiles not in (None, "off")
+
+    def run(self) -> int:
+        """Evaluate the models, write the report and return the number of failed requests."""
+        out = output_folder(self.options.out, self.inputs, self.task)
+        if Path(self.inputs[0]).is_dir():
+            check_folders(Path(self.inputs[0]), out)
+        with ExitStack() as stack:
+            outputs = stack.enter_context(Outputs(out, self.input_options.overwrite))
+            outputs.check([*report_files(out), *filter(None, [self.options.calibrate])])
+            models = self._models()
+            names = self._names(models)
+            opening = self.input_options.opening(out)
+            dataset = self._dataset(opening.problems, out)
+            note_problems(opening.problems, outputs)
+            if dataset.note:
+                logger.warning(dataset.note)
+            questionnaire = self._questionnaire(dataset)
+            samples = list(questionnaire.samples(dataset))
+            log = stack.enter_context(
+                AnswerLog.open(out / "answers.jsonl", self.task, self.task_options.answer_options())
+            )
+            failures = stack.enter_context(FailureLog(outputs.claim(out / "failures.jsonl")))
+            asker = Asker(dataset.store, log, failures, self.options.concurrency)
+            samples, verdict = self._ask_all(asker, names, questionnaire, samples)
+            evaluator = Evaluator(log, names, questionnaire.names)
+            evaluation = evaluator.evaluate(dataset.name, samples, self.seed, self.options.gallery)
+            counts = opening.problems.counts
+            settings = self._settings(verdict)
+            url = self.connection.url
+            record = RunRecord.of(url, settings, models, samples, failures, counts)
+            evaluation = replace(evaluation, run=record)
+            gallery = Gallery(dataset.store, log, questionnaire.names, names)
+            write_report(outputs, evaluation, gallery, samples)
+            self._print(report_files(out)[0], evaluation, verdict, failures)
+            if self.options.calibrate is not None:
+                self._calibrate(outputs, self.options.calibrate, models, evaluator)
+        return failures.num_failures
+
+    def _models(self) -> tuple[Model, ...]:
+        """Return the models of the run; raise `RunError` for those that do not fit."""
+        with self.connection.client() as client:
+            task = offered_task(client.tasks(), self.task)
+            served = {model.id: model for model in client.models()}
+        names = listed(self.options.models) or task.models
+        if missing := [name for name in names if name not in task.models]:
+            offered = ", ".join(task.models)
+            raise RunError(f"{', '.join(missing)} does not offer {task.id}; offered by {offered}")
+        models = tuple(served[name] for name in dict.fromkeys(names))
+        calibrated = [model.id for model in models if task.id in model.calibrated_tasks]
+        if self.options.calibrate and calibrated:
+            raise RunError(already_calibrated(", ".join(calibrated), task.id))
+        return models
+
+    def _names(self, models: Sequence[Model]) -> tuple[str, ...]:
+        """Return the names of the models in the report, also without tiles."""
+        names = [model.id for model in models]
+        if self.options.without_tiles:
+            if not self.with_tiles:
+                raise RunError("--without-tiles compares with tiles: give --tiles, such as auto")
+            names += [f"{name}{WITHOUT_TILES}" for name in names]
+        if self.options.until_decided:
+            check_two(names)
+        return tuple(names)
+
+    def _dataset(self, problems: Problems, out: Path) -> Dataset:
+        """Return the images that are to be sent, in their order."""
+        opening = replace(self.input_options.opening(out), problems=problems)
+        opened = open_images(self.inputs, opening)
+        if opened.chosen is None:
+            dataset = read_dataset(opened.path, self.options.images, self.options.split, problems)
+        else:
+            store, images = opened.images()
+            dataset = Dataset([LabelledImage(image) for image in images], store)
+        parts = (Path(self.inputs[0]).resolve().name, self.options.split)
+        dataset = replace(dataset, name=" ".join(filter(None, parts)))
+        dataset = sampled(dataset, self.options.sample, self.seed)
+        return shuffled(dataset, self.seed) if self.options.until_decided else dataset
+
+    def _questionnaire(self, dataset: Dataset) -> Questionnaire:
+        path = self.options.prompts
+        prompts = Prompts() if path is None else Prompts.read(path)
+        return Questionnaire(self.task, self.task_options.parameters(), prompts, dataset.classes)
+
+    def _ask_all(
+        self,
+        asker: Asker,
+        names: Sequence[str],
+        questionnaire: Questionnaire,
+        samples: list[Sample],
+    ) -> tuple[list[Sample], str]:
+        """Return the samples that were sent, and the verdict of a race."""
+        if not self.options.until_decided:
+            for name in names:
+                self._ask(asker, samples, name)
+            return samples, ""
+        race = Race(asker, names, questionnaire.names, self.options.equal_within)
+        sent: list[Sample] = []
+
+        async def run(advance: Callable[[], None]) -> None:
+            async with self.connection.async_client() as client:
+                sent.extend(await race.run(client, samples, advance))
+
+        total = 2 * sum(len(sample.requests) for sample in samples)
+        run_with_progress(total, run, "until decided", "requests")
+        num_images = len({sample.image.name for sample in samples})
+        return sent, race.sentence(num_images)
+
+    def _ask(self, asker: Asker, samples: Sequence[Sample], model: str) -> None:
+        total = sum(len(sample.requests) for sample in samples)
+        num_unanswered = sum(1 for _ in asker.log.unanswered(samples, model))
+        if num_unanswered < total:
+            count = f"{total - num_unanswered} of {total}"
+            logger.info("%s: %s requests were answered in an earlier run", model, count)
+        if not num_unanswered:
+            return
+
+        async def run(advance: Callable[[], None]) -> None:
+            async with self.connection.async_client() as client:
+                await asker.ask(client, samples, model, advance)
+
+        run_with_progress(num_unanswered, run, model, "requests")
+
+    def _settings(self, verdict: str) -> dict[str, object]:
+        """Return the settings that decide the results."""
+        fields = given_fields(self.task_options.parameters(), self.task_options.answer_options())
+        return {
+            **fields,
+            "prompts": str(self.options.prompts or ""),
+            "split": self.options.split or "",
+            "sample": self.options.sample or "",
+            "decided": verdict,
+        }
+
+    def _print(
+        self, page: Path, evaluation: Evaluation, verdict: str, failures: FailureLog
+    ) -> None:
+        if self.input_options.as_json:
+            document = json_document(evaluation, {}) | {"report": str(page)}
+            echo(json.dumps(document | ({"decided": verdict} if verdict else {})))
+            return
+        for sentence in filter(None, [verdict, *sentences(evaluation)]):
+            echo(sentence)
+        if len(evaluation.models) == 1:
+            for table in tables(evaluation):
+                if table.title in ("Metrics", "AP by class"):
+                    Console().print(table_view(table.header, table.rows))
+        hint = ""
+        if failures.num_failures:
+            hint = f"; {failures.num_failures} requests failed, see {failures.path}"
+        count = f"{evaluation.num_samples} samples of {evaluation.num_images} images"
+        echo(f"{count} answered by every model{hint}")
+        echo(f"the report is {page}")
+
+    def _calibrate(
+        self, outputs: Outputs, path: Path, models: Sequence[Model], evaluator: Evaluator
+    ) -> None:
+        calibrations = []
+        for model in models:
+            measure = evaluator.measures.get(model.id)
+            scored = None if measure is None else measure.scored()
+            calibrations.append(
+                fit_calibration(model.id, model.checkpoint, self.task, scored, self.with_tiles)
+            )
+        outputs.write(path, calibration_document(calibrations))
+        logger.info("the calibration is %s", path)

@@ -1,0 +1,188 @@
+"""Labels that one model or two agreeing ones propose, each with a confidence; a review list.
+
+Two boxes agree if they have the same label, an IoU of at least 0.5, or more if requested, and both
+at least the requested score, unless a box of another label that one model alone found lies there.
+Beside the dataset are
+
+    review.json         COCO: the other boxes, each with `review: true` and its `model`
+    label_studio.json   Label Studio's tasks: the images of review.json, with the whole answer of
+                        each model as a prediction
+
+The confidence of a box or a text region is its score; of a box of two models the lower score; of a
+text of two models their similarity, 1 - normalized edit distance. A text of one model has none: it
+counts as 1. The regions of two models are a text.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych_client.evaluation.formats.coco import coco_document
+from diptych_client.evaluation.formats.label_studio import label_studio_task
+from diptych_client.evaluation.formats.writing import DatasetFormat, class_indices, write_dataset
+from diptych_client.evaluation.job import Box, Job, Record
+from diptych_client.long_runs import Outputs
+from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
+from diptych_client.results import Result, TextRegion, TextRegionsResult, TextResult
+
+Records = tuple[Record, ...]  # the answers to one image, one of each model
+NEVER = float("inf")  # a confidence that no label has
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementRule:
+    """Minimum IoU of two boxes with the same label that agree, and minimum score of both."""
+
+    min_iou: float = SAME_OBJECT_IOU
+    min_score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """The answers to one image: the accepted boxes with confidences, and the others by model."""
+
+    records: Records
+    accepted: tuple[Box, ...]
+    confidences: tuple[float, ...]
+    differing: tuple[tuple[str, Box], ...]
+
+    def record(self, boxes: Sequence[Box]) -> Record:
+        """Return the first record with these boxes as its answer."""
+        first = self.records[0]
+        kind: Any = type(first.answer.result)  # its boxes are of one kind
+        result: Result = kind(tuple(boxes))
+        return replace(first, answer=replace(first.answer, result=result))
+
+
+def agreement(records: Records, min_iou: float, min_score: float) -> Agreement:
+    """Return the boxes of one model with at least a score, or those on which two models agree."""
+    match records:
+        case [record]:
+            return _alone(record, min_score)
+        case [first, second]:
+            return agree(first, second, AgreementRule(min_iou, min_score))
+    raise ValueError(f"labels are proposed by one model or two, not {len(records)}")
+
+
+def _alone(record: Record, min_score: float) -> Agreement:
+    model = record.answer.model
+    accepted = tuple(box for box in record.boxes if box.score >= min_score)
+    differing = tuple((model, box) for box in record.boxes if box.score < min_score)
+    return Agreement((record,), accepted, tuple(box.score for box in accepted), differing)
+
+
+def agree(first: Record, second: Record, rule: AgreementRule) -> Agreement:
+    """Compare two answers to the same image; of two agreeing boxes the higher score is accepted."""
+    boxes = (*first.boxes, *second.boxes)
+    models = [first.answer.model] * len(first.boxes) + [second.answer.model] * len(second.boxes)
+    accepted = []
+    confidences = []
+    agreeing = set[int]()
+    for i, j in _agreeing_pairs(boxes, len(first.boxes), rule):
+        accepted.append(max(boxes[i], boxes[j], key=lambda box: box.score))
+        confidences.append(min(boxes[i].score, boxes[j].score))
+        agreeing |= {i, j}
+    differing = []
+    for index, model_and_box in enumerate(zip(models, boxes, strict=True)):
+        if index not in agreeing:
+            differing.append(model_and_box)
+    return Agreement((first, second), tuple(accepted), tuple(confidences), tuple(differing))
+
+
+def _agreeing_pairs(
+    boxes: Sequence[Box], num_first: int, rule: AgreementRule
+) -> list[tuple[int, int]]:
+    """Return the agreeing pairs of one of the first boxes and one of the others, by index."""
+    places = [box.box_xyxy for box in boxes]
+    iou = pairwise_iou(places, places)
+    labels = np.array([box.label.casefold() for box in boxes], dtype=object)
+    is_same = labels[:, None] == labels
+    between = np.where(is_same, iou, -1.0)[:num_first, num_first:]
+    nearby = greedy_pairs(between, min(rule.min_iou, SAME_OBJECT_IOU))
+    pairs = [(i, num_first + j) for i, j in nearby]
+    is_alone = np.ones(len(boxes), dtype=bool)
+    is_alone[list(chain.from_iterable(pairs))] = False
+    is_disputed = ((iou >= SAME_OBJECT_IOU) & ~is_same & is_alone).any(axis=1)
+    agreeing = []
+    for i, j in sorted(pairs):
+        is_sure = min(boxes[i].score, boxes[j].score) >= rule.min_score
+        if iou[i, j] >= rule.min_iou and is_sure and not is_disputed[[i, j]].any():
+            agreeing.append((i, j))
+    return agreeing
+
+
+def write_consensus(
+    dataset_format: DatasetFormat,
+    outputs: Outputs,
+    folder: Path,
+    agreements: Sequence[Agreement],
+    job: Job,
+) -> Path:
+    """Write the accepted boxes and the review list; return the path of the dataset's main file."""
+    accepted = [image.record(image.accepted) for image in agreements]
+    dataset = write_dataset(dataset_format, outputs, folder, accepted, job)
+    write_review(outputs, "", [image for image in agreements if image.differing], job)
+    return dataset
+
+
+def write_review(outputs: Outputs, prefix: str, agreements: Sequence[Agreement], job: Job) -> None:
+    """Write the differing boxes of images for review, as COCO and as Label Studio's tasks."""
+    models: list[str] = []
+    records = []
+    for image in agreements:
+        models += [model for model, _ in image.differing]
+        records.append(image.record([box for _, box in image.differing]))
+    document = coco_document(records, class_indices(records, job.requested_labels()))
+    for annotation, model in zip(document["annotations"], models, strict=True):
+        annotation.update(review=True, model=model)
+    outputs.write(outputs.folder / f"{prefix}review.json", json.dumps(document))
+    tasks = [label_studio_task(image.records) for image in agreements]
+    outputs.write(outputs.folder / f"{prefix}label_studio.json", json.dumps(tasks))
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A label and the confidence in it."""
+
+    label: Box | str
+    confidence: float
+
+
+def has_text(record: Record) -> bool:
+    return isinstance(record.answer.result, TextResult | TextRegionsResult)
+
+
+def text_of(record: Record) -> str:
+    """Return the text of an answer; regions are its lines."""
+    match record.answer.result:
+        case TextResult(text):
+            return text
+        case TextRegionsResult(regions):
+            return "\n".join(region.text for region in regions)
+    raise ValueError(f"{type(record.answer.result).__name__} has no text")
+
+
+def regions_of(records: Records) -> tuple[TextRegion, ...] | None:
+    """Return the text regions of one model; None for other labels, and those of two models."""
+    result = records[0].answer.result
+    is_alone = len(records) == 1
+    return result.text_regions if is_alone and isinstance(result, TextRegionsResult) else None
+
+
+def proposals_of(records: Records, min_iou: float) -> tuple[Proposal, ...]:
+    """Return the labels of an image that a rule may accept."""
+    if not has_text(records[0]):
+        agreed = agreement(records, min_iou, 0.0)
+        return tuple(map(Proposal, agreed.accepted, agreed.confidences))
+    if (regions := regions_of(records)) is not None:
+        return tuple(Proposal(region.text, region.score) for region in regions)
+    from rapidfuzz.distance import Levenshtein  # of the extra `evaluate`
+
+    first, *others = map(text_of, records)
+    similarities = [Levenshtein.normalized_similarity(first, other) for other in others]
+    return (Proposal(first, min(similarities, default=1.0)),)

@@ -1,0 +1,136 @@
+"""COCO's JSON (cocodataset.org, data format): objects with boxes and segmentations, or captions.
+
+Boxes are [x, y, width, height]; a segmentation is a list of polygons, which COCO joins, or run
+lengths. A written document has run lengths where the union of the polygons differs from the mask,
+as with a hole.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diptych_client.conversions.coco import coco_shape
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    LabelledImage,
+    TrueObject,
+    four_numbers,
+    true_box,
+)
+from diptych_client.evaluation.job import Record, class_name
+from diptych_client.inputs import MALFORMED, Folder, Problems, path_within
+from diptych_client.long_runs import RunError
+
+
+def read_coco(path: Path, document: Any, problems: Problems, images: Path | None = None) -> Dataset:
+    """Read an annotation file; its images are in `images`, or beside it as in COCO or Roboflow."""
+    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
+        raise RunError(f"{path} is not COCO: it has no list `images`")
+    try:
+        return _dataset(path, document, images, problems)
+    except MALFORMED as error:
+        raise RunError(f"{path} is not COCO: {error!r:.200}") from error
+
+
+def _dataset(
+    path: Path, document: Mapping[str, Any], images: Path | None, problems: Problems
+) -> Dataset:
+    categories = {}
+    for number, category in enumerate(document.get("categories", ()), 1):
+        with problems.leaving_out("category", f"{path}, category {number}"):
+            categories[category["id"]] = str(category["name"])
+    file_names = {}
+    for number, image in enumerate(document["images"], 1):
+        with problems.leaving_out("image", f"{path}, image {number}"):
+            file_names[image["id"]] = image["file_name"]
+    objects: defaultdict[Any, list[TrueObject]] = defaultdict(list)
+    captions: defaultdict[Any, list[str]] = defaultdict(list)
+    for number, annotation in enumerate(document.get("annotations", ()), 1):
+        place = f"{path}, {_place(annotation, number)}"
+        with problems.leaving_out("annotation", place):
+            image_id = annotation["image_id"]
+            if image_id not in file_names:
+                raise ValueError(f"image_id {image_id!r} is not in `images`")
+            if "caption" in annotation:
+                captions[image_id].append(str(annotation["caption"]))
+                continue
+            true = _object(annotation, categories)
+            with problems.leaving_out("outline", place):
+                true = replace(true, segmentation=_segmentation(annotation))
+            objects[image_id].append(true)
+    folder = Folder(images or _image_folder(path, list(file_names.values())))
+    labelled_images = []
+    for image_id, name in file_names.items():  # one without annotations has no object
+        labelled = LabelledImage(folder.image(name), captions=tuple(captions[image_id]) or None)
+        if categories:
+            labelled = replace(labelled, objects=tuple(objects[image_id]))
+        labelled_images.append(labelled)
+    return Dataset(labelled_images, folder, tuple(categories.values()))
+
+
+def _place(annotation: Any, number: int) -> str:
+    annotation_id = annotation.get("id") if isinstance(annotation, Mapping) else None
+    return f"annotation {number}" if annotation_id is None else f"annotation id {annotation_id}"
+
+
+def _image_folder(path: Path, names: list[str]) -> Path:
+    """Return the folder of the first image: of annotations/instances_val2017.json val2017/."""
+    parent = path.parent
+    beside = parent.parent
+    split = path.stem.rpartition("_")[2]
+    candidates = [parent, parent / "images", beside / "images", beside / "images" / split]
+    candidates += [beside / split, beside]
+    for candidate in candidates:
+        if not names or path_within(candidate, names[0]).is_file():
+            return candidate
+    folders = ", ".join(map(str, candidates))
+    hint = "give its folder with --images"
+    raise RunError(f"{path}: the image {names[0]} is in none of {folders}: {hint}")
+
+
+def _object(annotation: Mapping[str, Any], categories: Mapping[int, str]) -> TrueObject:
+    category = annotation["category_id"]
+    if category not in categories:
+        raise ValueError(f"category_id {category!r} is not in `categories`")
+    x, y, width, height = four_numbers(annotation["bbox"], annotation["bbox"])
+    box = true_box((x, y, x + width, y + height), annotation["bbox"])
+    area = annotation.get("area")
+    return TrueObject(
+        categories[category],
+        box,
+        area=None if area is None else float(area),
+        is_crowd=bool(annotation.get("iscrowd")),
+    )
+
+
+def _segmentation(annotation: Mapping[str, Any]) -> Any:
+    """Return polygons or run lengths; raise `ValueError` or `KeyError` for another form."""
+    value = annotation.get("segmentation") or None
+    if isinstance(value, list):
+        for ring in value:
+            if len([float(number) for number in ring]) < 6 or len(ring) % 2:
+                raise ValueError(f"a polygon needs 3 points, got {len(ring)} numbers")
+    elif value is not None and len(value["size"]) != 2 and value["counts"]:
+        raise ValueError("run lengths need the `size` [height, width]")
+    return value
+
+
+def coco_document(records: Sequence[Record], classes: Mapping[str, int]) -> dict[str, Any]:
+    """Return the COCO document; ids count from 1, each annotation has the `score` of its box."""
+    images = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, record in enumerate(records, 1):
+        size = record.answer.image
+        size_fields = {"width": size.width, "height": size.height}
+        images.append({"id": image_id, "file_name": record.image.name, **size_fields})
+        for box in record.boxes:
+            ids = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": classes[class_name(box)] + 1,
+            }
+            annotations.append(ids | coco_shape(box, size))
+    categories = [{"id": index + 1, "name": name} for name, index in classes.items()]
+    return {"images": images, "categories": categories, "annotations": annotations}

@@ -1,0 +1,102 @@
+"""The datasets that `annotate` writes: COCO, YOLO, or JSON lines, and lists for review.
+
+JSON lines, answers.jsonl: {"image": name, "answer": the JSON of REST}.
+"""
+
+import json
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+
+from diptych_client.evaluation.formats.coco import coco_document
+from diptych_client.evaluation.formats.yolo import check_yolo_names, write_yolo
+from diptych_client.evaluation.job import Job, Record, class_name
+from diptych_client.inputs import ImageFile
+from diptych_client.long_runs import Outputs, RunError
+from diptych_client.transports.rest_messages import answer_json
+
+_RESULTS_WITH_BOXES = ("detections", "instances")
+_FILES = (
+    "annotations.json",
+    "answers.jsonl",
+    "dataset.yaml",
+    "guarantee.json",
+    "label_studio.json",
+    "review.json",
+    "review.jsonl",
+    "suggested.jsonl",
+    "suggested_label_studio.json",
+    "suggested_review.json",
+)
+
+
+class DatasetFormat(Enum):
+    """Format of a dataset."""
+
+    coco = "coco"
+    yolo = "yolo"
+    jsonl = "jsonl"
+
+
+def check_format(dataset_format: DatasetFormat, result: str, images: Sequence[ImageFile]) -> None:
+    """Raise `RunError` if the format cannot hold results of this key or these image names."""
+    if dataset_format is not DatasetFormat.jsonl and result not in _RESULTS_WITH_BOXES:
+        holds = f"{dataset_format.value} holds boxes and masks"
+        raise RunError(f"{holds}, but the task's result is {result}: use --format jsonl")
+    if dataset_format is DatasetFormat.yolo:
+        check_yolo_names(images)
+
+
+def check_consensus(dataset_format: DatasetFormat, result: str) -> None:
+    """Raise `RunError` if two such results cannot be compared, or the format has no boxes."""
+    if dataset_format is DatasetFormat.jsonl or result not in _RESULTS_WITH_BOXES:
+        rule = "--consensus compares boxes and masks and writes coco or yolo"
+        given = f"the task's result is {result} and --format {dataset_format.value}"
+        raise RunError(f"{rule}, but {given}")
+
+
+def check_guarantee(dataset_format: DatasetFormat, result: str, has_thresholds: bool) -> None:
+    """Raise `RunError` if the format cannot hold a part of an answer, or there are no scores."""
+    if has_thresholds and result == "text":
+        raise RunError("--thresholds needs scores, which the task's result, a text, does not have")
+    if dataset_format is DatasetFormat.jsonl and result in _RESULTS_WITH_BOXES:
+        raise RunError(f"--labelled accepts single boxes of {result}: use --format coco or yolo")
+
+
+def check_outputs(outputs: Outputs, folder: Path, images: Sequence[ImageFile]) -> None:
+    """Raise `RunError` if the output has labels or images that this command did not write."""
+    out = outputs.folder
+    outputs.check(out / name for name in _FILES)
+    outputs.check(sorted((out / "labels").rglob("*.txt")))
+    for image in images:
+        outputs.has_link(folder / image.name, out / "images" / "train" / image.name)
+
+
+def write_dataset(
+    dataset_format: DatasetFormat,
+    outputs: Outputs,
+    folder: Path,
+    records: Sequence[Record],
+    job: Job,
+) -> Path:
+    """Write the dataset and return the path of its main file."""
+    if dataset_format is DatasetFormat.jsonl:
+        lines = ""
+        for record in records:
+            row = {"image": record.image.name, "answer": answer_json(record.answer)}
+            lines += json.dumps(row) + "\n"
+        return outputs.write(outputs.folder / "answers.jsonl", lines)
+    classes = class_indices(records, job.requested_labels())
+    if dataset_format is DatasetFormat.yolo:
+        return write_yolo(outputs, folder, records, classes)
+    document = json.dumps(coco_document(records, classes))
+    return outputs.write(outputs.folder / "annotations.json", document)
+
+
+def class_indices(records: Sequence[Record], requested_labels: Sequence[str]) -> dict[str, int]:
+    """Return the index of every class: requested labels in their order, then all others by name."""
+    answered = set[str]()
+    for record in records:
+        answered.update(map(class_name, record.boxes))
+    names = dict.fromkeys([*requested_labels, *sorted(answered)])
+    return {name: index for index, name in enumerate(names)}

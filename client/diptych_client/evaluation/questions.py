@@ -1,0 +1,383 @@
+r"""The requests about each image of a dataset, and their answers in a log.
+
+Labels become prompts, which a file may name: `car: "car, automobile"` asks for a car, and takes an
+automobile as one. The log has a line for each answer:
+
+    {"key": …, "image": …, "model": …, "parameters": {…}, "latency_s": …, "concurrency": …,
+    "answer": {…}}
+
+The key is a hash of image, task, model, parameters and options. Only keys and offsets are in
+memory.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self
+
+from diptych_client.clients.async_client import AsyncClient
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    LabelledImage,
+    TrueObject,
+    TruePhrase,
+    read_yaml,
+)
+from diptych_client.geometry import ImageSize
+from diptych_client.inputs import ImageFile, ImageStore, NamedImage
+from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
+from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
+from diptych_client.results import (
+    Answer,
+    Instance,
+    Item,
+    TextRegionsResult,
+    TextResult,
+    items_of,
+    label_of,
+)
+from diptych_client.transports.rest_messages import answer_from_json, answer_json
+
+MAX_LABELS = 32  # labels per request
+ANY_OBJECT = "object"  # the only class of a task without labels
+_WITHOUT_LABELS = ("region_proposal",)
+_TEXTS = ("ocr", "ocr_with_regions", "region_description")
+_KEY_BYTES = 8
+# A model by this name is asked without the tiles of the options
+WITHOUT_TILES = " without tiles"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectsTruth:
+    """All objects of the image."""
+
+    objects: tuple[TrueObject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PhrasesTruth:
+    """The object of each phrase."""
+
+    phrases: tuple[TruePhrase, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextsTruth:
+    """The texts of which one would be right."""
+
+    texts: tuple[str, ...]
+
+
+Truth = ObjectsTruth | PhrasesTruth | TextsTruth
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The requests about one image, whose answers are joined, and the true answer."""
+
+    image: ImageFile
+    requests: tuple[TaskParameters, ...]
+    truth: Truth | None
+
+    @property
+    def title(self) -> str:
+        """Return the image's name with the question or the region, if there is one."""
+        first = self.requests[0]
+        region = ", ".join(f"{edge:.0f}" for edge in first.region or ())
+        return " | ".join(filter(None, (self.image.name, first.question or region)))
+
+
+@dataclass(frozen=True, slots=True)
+class ClassNames:
+    """The classes that count, and the class of each name in lower case."""
+
+    classes: tuple[str, ...]
+    class_of: Mapping[str, str]
+
+    def label(self, item: Item) -> str:
+        """Return the class of an answered object, or its label if it is not a class."""
+        if self.classes == (ANY_OBJECT,):
+            return ANY_OBJECT
+        return self.class_of.get(label_of(item).casefold(), label_of(item))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of each label; the first one is sent."""
+
+    of_label: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a YAML file `label: "prompt, synonym, …"`."""
+        document = read_yaml(path)
+        if not isinstance(document, dict):
+            raise RunError(f'{path}: expected lines like `car: "car, automobile"`')
+        prompts = {}
+        for label, value in document.items():
+            names = map(str.strip, str(value).split(","))
+            prompts[str(label)] = tuple(filter(None, names))
+        if empty := [label for label, names in prompts.items() if not names]:
+            raise RunError(f"{path}: no prompt for {', '.join(empty)}")
+        return cls(prompts)
+
+    def of(self, labels: Iterable[str]) -> tuple[str, ...]:
+        """Return the prompt of each label."""
+        return tuple(self.of_label.get(label, (label,))[0] for label in labels)
+
+    def names(self, classes: Sequence[str]) -> ClassNames:
+        """Return the classes by all of their names."""
+        class_of = {}
+        for label in classes:
+            for name in (label, *self.of_label.get(label, ())):
+                class_of[name.casefold()] = label
+        return ClassNames(tuple(classes), class_of)
+
+
+@dataclass(frozen=True, slots=True)
+class Questionnaire:
+    """A task over a dataset, whose labels complete the parameters of the command."""
+
+    task: str
+    parameters: TaskParameters
+    prompts: Prompts
+    dataset_classes: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes of the command's labels, else those of the dataset."""
+        if self.task in _WITHOUT_LABELS:
+            return (ANY_OBJECT,)
+        class_of = self.prompts.names(self.dataset_classes).class_of
+        labels = [class_of.get(label.casefold(), label) for label in self.parameters.labels or ()]
+        return tuple(dict.fromkeys(labels)) or self.dataset_classes
+
+    @property
+    def names(self) -> ClassNames:
+        return self.prompts.names(self.classes)
+
+    def samples(self, dataset: Dataset) -> Iterator[Sample]:
+        """Yield the samples of all images: one, or one for each question."""
+        for labelled in dataset.images:
+            if self.task != "visual_question_answering" or not labelled.questions:
+                requests, truth = self._requests(labelled)
+                yield Sample(labelled.image, requests, truth)
+                continue
+            for question in labelled.questions:
+                request = replace(self.parameters, question=question.question)
+                texts = TextsTruth(question.answers) if question.answers else None
+                yield Sample(labelled.image, (request,), texts)
+
+    def _requests(self, labelled: LabelledImage) -> tuple[tuple[TaskParameters, ...], Truth | None]:
+        parameters = self.parameters
+        phrases = tuple(dict.fromkeys(true.phrase for true in labelled.phrases))
+        has_objects = labelled.objects is not None
+        match self.task:
+            case "phrase_grounding" if phrases:
+                return self._varied("phrases", _chunks(phrases)), _phrases(labelled)
+            case "instance_segmentation" if phrases:
+                return self._varied("phrase", phrases), _phrases(labelled)
+            case "instance_segmentation" if has_objects and parameters.phrase is None:
+                prompts = self.prompts.of(self.classes)
+                return self._varied("phrase", prompts), self._objects(labelled)
+            case "open_vocabulary_detection" if self.classes:
+                chunks = _chunks(self.prompts.of(self.classes))
+                return self._varied("labels", chunks), self._objects(labelled)
+            case "object_detection" | "region_proposal":
+                return (parameters,), self._objects(labelled)
+            case "captioning" if labelled.captions:
+                return (parameters,), TextsTruth(labelled.captions)
+            case task if task in _TEXTS and labelled.text is not None:
+                region = parameters.region if labelled.region is None else labelled.region
+                return (replace(parameters, region=region),), TextsTruth((labelled.text,))
+        return (parameters,), None
+
+    def _varied(self, name: str, values: Iterable[object]) -> tuple[TaskParameters, ...]:
+        """Return the parameters with each value of one of them."""
+        requests = []
+        for value in values:
+            changes: dict[str, Any] = {name: value}
+            requests.append(replace(self.parameters, **changes))
+        return tuple(requests)
+
+    def _objects(self, labelled: LabelledImage) -> ObjectsTruth | None:
+        """Return the objects of the classes that count."""
+        if labelled.objects is None:
+            return None
+        objects = []
+        for true in labelled.objects:
+            if self.task in _WITHOUT_LABELS:
+                objects.append(replace(true, label=ANY_OBJECT))
+            elif true.label in self.classes:
+                objects.append(true)
+        return ObjectsTruth(tuple(objects))
+
+
+def _phrases(labelled: LabelledImage) -> PhrasesTruth | None:
+    has_truth = any(true.box_xyxy or true.segmentation for true in labelled.phrases)
+    return PhrasesTruth(labelled.phrases) if has_truth else None
+
+
+def _chunks(labels: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the labels of one request after the other."""
+    for start in range(0, len(labels), MAX_LABELS):
+        yield tuple(labels[start : start + MAX_LABELS])
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The joined answers of one model to one sample."""
+
+    items: tuple[Item, ...]
+    text: str | None
+    image: ImageSize
+    latency_s: float
+    # latency divided by the requests in flight: the sample's part of the run's time
+    occupied_s: float
+    num_tokens: int
+    is_calibrated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One request of a sample to one model."""
+
+    sample: Sample
+    parameters: TaskParameters
+    model: str
+    options: AnswerOptions
+    key: int
+
+
+class AnswerLog:
+    """The answers to one task with the same options, by key."""
+
+    def __init__(self, log: AppendLog, task: str, options: AnswerOptions) -> None:
+        self.task = task
+        self.options = options
+        self._log = log
+        self._offsets = {int(value["key"], 16): offset for offset, value in log.values()}
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, task: str, options: AnswerOptions) -> Iterator[Self]:
+        """Open or create the log; raise `RunError` if another process has it open."""
+        with AppendLog.open(path, "key") as log:
+            yield cls(log, task, options)
+
+    def requests(self, samples: Iterable[Sample], name: str) -> Iterator[ModelRequest]:
+        """Yield every request of the samples to a model, also to one without tiles."""
+        model = name.removesuffix(WITHOUT_TILES)
+        options = self.options
+        if model != name:
+            options = replace(options, tiles=None, overlap=None, min_object_px=None)
+        for sample in samples:
+            for parameters in sample.requests:
+                fields = {"task": self.task, "model": model, **given_fields(parameters, options)}
+                text = json.dumps([asdict(sample.image), fields], sort_keys=True)
+                digest = blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
+                yield ModelRequest(sample, parameters, model, options, int.from_bytes(digest))
+
+    def unanswered(self, samples: Iterable[Sample], model: str) -> Iterator[ModelRequest]:
+        """Yield the requests that the log has no answer to."""
+        for request in self.requests(samples, model):
+            if request.key not in self._offsets:
+                yield request
+
+    def append(
+        self, request: ModelRequest, answer: Answer, latency_s: float, concurrency: int
+    ) -> None:
+        value = {
+            "key": f"{request.key:0{2 * _KEY_BYTES}x}",
+            "image": request.sample.image.name,
+            "model": request.model,
+            "parameters": given_fields(request.parameters, request.options),
+            "latency_s": latency_s,
+            "concurrency": concurrency,
+            "answer": answer_json(answer),
+        }
+        self._offsets[request.key] = self._log.append(value)
+
+    def prediction(self, sample: Sample, model: str) -> Prediction | None:
+        """Return the joined answers, or None if one is missing.
+
+        Instances of a request with one phrase are of that phrase, whatever the model calls them.
+        """
+        items: list[Item] = []
+        answers = []
+        latency_s = occupied_s = 0.0
+        for request in self.requests([sample], model):
+            if request.key not in self._offsets:
+                return None
+            value = self._log.value(self._offsets[request.key])
+            latency_s += value["latency_s"]
+            occupied_s += value["latency_s"] / value["concurrency"]
+            answer = answer_from_json(value["answer"])
+            answers.append(answer)
+            phrase = request.parameters.phrase
+            for item in items_of(answer.result):
+                if isinstance(item, Instance) and phrase is not None:
+                    item = replace(item, label=phrase)
+                items.append(item)
+        text: str | None = None
+        match answers[0].result:
+            case TextResult():
+                text = answers[0].result.text
+            case TextRegionsResult(regions):
+                text = "\n".join(region.text for region in regions)
+        return Prediction(
+            tuple(items),
+            text,
+            answers[0].image,
+            latency_s,
+            occupied_s,
+            sum(answer.usage.generated_tokens for answer in answers),
+            any(answer.calibrated for answer in answers),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Sends the requests that have no answer yet; records answers and failures."""
+
+    store: ImageStore
+    log: AnswerLog
+    failures: FailureLog
+    concurrency: int
+
+    async def ask(
+        self,
+        client: AsyncClient,
+        samples: Sequence[Sample],
+        model: str,
+        advance: Callable[[], None],
+    ) -> None:
+        """Send one model all requests that it has not answered."""
+
+        async def send(request: ModelRequest) -> None:
+            image = request.sample.image
+            data = await asyncio.to_thread(self.store.read, image)
+            start_s = time.monotonic()
+            answer = await client.predict(
+                NamedImage(image.name, data),
+                self.log.task,
+                request.parameters,
+                model=request.model,
+                options=request.options,
+            )
+            self.log.append(request, answer, time.monotonic() - start_s, self.concurrency)
+            advance()
+
+        def record_failure(request: ModelRequest, error: Exception) -> None:
+            fields = given_fields(request.parameters, AnswerOptions())
+            names = {"image": request.sample.image.name, "model": request.model}
+            self.failures.append({**names, **fields}, error)
+            advance()
+
+        unanswered = self.log.unanswered(samples, model)
+        await send_all(unanswered, send, record_failure, self.concurrency)

@@ -1,0 +1,379 @@
+"""Images as people have them, opened as files of a folder.
+
+    a folder                  a dataset, or images
+    'photos/**/*.jpg', files  images
+    data.zip, data.tar.gz     a folder, unpacked: no bomb, no path outside, only data files
+    clip.mp4                  images, one every so many seconds; needs the extra `video`
+    urls.txt, https://…       images: a file with a URL in each line, or one URL
+    any other file            labels, for the readers of datasets
+
+A name that a stranger wrote cannot lead out of its folder. Input that is left out or changed is a
+line of `Problems`.
+"""
+
+import os.path
+import re
+import shutil
+import tarfile
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from glob import glob, has_magic
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+from urllib.parse import unquote, urlsplit
+
+import httpx
+from PIL import Image
+
+from diptych_client.long_runs import RunError
+from diptych_client.requests import begins_as_image, read_image_file
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # the formats that the service reads
+_VIDEOS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+_LABELS = {".json", ".jsonl", ".yaml", ".yml", ".txt", ".xml", ".parquet", ".arrow"}
+_UNPACKED = SUFFIXES | _LABELS | {".names", ".data", ".labels"}
+_URL_SCHEMES = ("http://", "https://")
+
+DEFAULT_EVERY_S = 1.0
+MAX_ARCHIVE_FILES = 1_000_000
+MAX_ARCHIVE_RATIO = 100  # unpacked bytes, or the following number if that is more
+MIN_ARCHIVE_LIMIT_BYTES = 100_000_000
+MAX_FRAMES = 100_000
+MAX_URLS = 100_000
+MAX_DOWNLOAD_BYTES = 200_000_000  # one image
+_MAX_LIST_BYTES = 100_000_000  # a longer text is not a list of URLs
+_DOWNLOAD_TIMEOUT_S = 30.0
+_MAX_REDIRECTS = 5
+_NUM_DOWNLOADS = 8  # at the same time
+_BLOCK_BYTES = 1 << 20
+_JPEG_QUALITY = 92
+
+# A value of another form than its format's: a missing key, a list where a number is due, 1e999 …
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
+_MAX_LINES = 10_000  # of problems; all are counted
+_MAX_CHARS = 500
+
+
+@dataclass(slots=True)
+class Problems:
+    """The problems of a run, with place, finding and consequence; one ends a strict run."""
+
+    is_strict: bool = False
+    lines: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)  # keyed by consequence
+
+    def add(self, place: object, finding: object, consequence: str) -> None:
+        """Add a line; raise `RunError` with it if the run is strict."""
+        line = " ".join(f"{place}: {finding}".split())[:_MAX_CHARS]
+        if self.is_strict:
+            raise RunError(line)
+        self.counts[consequence] += 1
+        if len(self.lines) < _MAX_LINES:
+            self.lines.append(f"{line}; {consequence}")
+
+    @contextmanager
+    def leaving_out(self, kind: str, place: object) -> Iterator[None]:
+        """Add malformed input as a problem: the object of this kind is left out."""
+        try:
+            yield
+        except MALFORMED as error:
+            finding: object = error
+            if isinstance(error, KeyError) and error.args:
+                finding = f"no key {error.args[0]}"
+            self.add(place, finding, f"{kind} left out")
+
+    def summary(self) -> str:
+        """Return how often each consequence occurred."""
+        return ", ".join(f"{count} x {name}" for name, count in sorted(self.counts.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image by its path relative to the folder, with `/`; size and time detect a change."""
+
+    name: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """The bytes of an image as a file object, whose name is in notes about it."""
+
+    name: str
+    data: bytes
+
+    def read(self) -> bytes:
+        return self.data
+
+
+class ImageStore(Protocol):
+    """The place of the image files."""
+
+    def read(self, image: ImageFile) -> bytes:
+        """Return the file of an image; raise `OSError` if it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Images as files of a folder."""
+
+    path: Path
+
+    def read(self, image: ImageFile) -> bytes:
+        return read_image_file(self.path / image.name)
+
+    def image(self, name: str) -> ImageFile:
+        """Return an image by its path in the folder; a missing one fails when it is read."""
+        path = path_within(self.path, name)
+        if not path.exists():
+            return ImageFile(name, 0, 0)
+        stat = path.stat()
+        return ImageFile(name, stat.st_size, stat.st_mtime_ns)
+
+
+def find_images(folder: Path) -> list[ImageFile]:
+    """Return the images in a folder and its subfolders, sorted by name."""
+    images = []
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            stat = path.stat()
+            name = path.relative_to(folder).as_posix()
+            images.append(ImageFile(name, stat.st_size, stat.st_mtime_ns))
+    return sorted(images, key=lambda image: image.name)
+
+
+def path_within(folder: Path, name: object) -> Path:
+    """Return the path of a file that a dataset names.
+
+    Raise `RunError` if the name leaves the folder. The text decides: a folder of images is often a
+    link to another disk, which its owner made.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise RunError(f"{folder}: a file name must be text without NUL, got {name!r:.200}")
+    path = Path(os.path.abspath(folder / name))
+    if not path.is_relative_to(os.path.abspath(folder)):
+        raise RunError(
+            f"{folder}: the file name {name!r:.200} leads outside this folder; it must be a path"
+            " within it"
+        )
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The folder that inputs are unpacked to, and how."""
+
+    work: Path
+    problems: Problems
+    every_s: float = DEFAULT_EVERY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A folder or a label file; `chosen` are images that were named one by one."""
+
+    path: Path
+    chosen: tuple[ImageFile, ...] | None = None
+
+    def images(self) -> tuple[Folder, list[ImageFile]]:
+        """Return the images; raise `RunError` if there is none."""
+        images = list(self.chosen or ())
+        if self.chosen is None and self.path.is_dir():
+            images = find_images(self.path)
+        if not images:
+            expected = "a JPEG, PNG or WebP file, a folder of them, an archive, a video or URLs"
+            raise RunError(f"{self.path} contains no JPEG, PNG or WebP file; expected {expected}")
+        return Folder(self.path), images
+
+
+def open_images(names: Sequence[str], opening: Opening) -> Opened:
+    """Return the files of one input, or of several image files; raise `RunError`."""
+    if len(names) != 1:
+        return _chosen([Path(name) for name in names])
+    (name,) = names
+    path = Path(name)
+    if name.startswith(_URL_SCHEMES):
+        return Opened(_downloaded([name], name, None, opening))
+    if not path.exists() and has_magic(name):
+        matches = sorted(glob(name, recursive=True))
+        if not matches:
+            raise RunError(f"no file matches the pattern {name}")
+        return open_images(matches, opening)
+    if not path.exists():
+        raise RunError(f"{path} does not exist")
+    if path.is_dir():
+        return Opened(path)
+    if name.lower().endswith(_ARCHIVES):
+        return Opened(_made(opening.work, "", path, partial(_unpack, path)))
+    suffix = path.suffix.lower()
+    if suffix in _VIDEOS:
+        extract = partial(_extract_frames, path, every_s=opening.every_s)
+        return Opened(_made(opening.work, f"every {opening.every_s} s", path, extract))
+    if suffix in SUFFIXES:
+        return _chosen([path])
+    if suffix == ".txt" and path.stat().st_size <= _MAX_LIST_BYTES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        urls = [line.strip() for line in lines if line.strip()]
+        if len(urls) > MAX_URLS:
+            raise RunError(f"{path} has {len(urls):,} URLs; at most {MAX_URLS:,} are allowed")
+        if urls and urls[0].startswith(_URL_SCHEMES):
+            return Opened(_downloaded(urls, str(path), path, opening))
+    return Opened(path)
+
+
+def _chosen(paths: Sequence[Path]) -> Opened:
+    for path in paths:
+        if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+            rule = "several inputs must be JPEG, PNG or WebP files"
+            raise RunError(f"{path}: {rule}; give a folder, an archive, a video or a list alone")
+    absolute = [path.absolute() for path in paths]
+    folder = Folder(Path(os.path.commonpath([path.parent for path in absolute])))
+    names = dict.fromkeys(path.relative_to(folder.path).as_posix() for path in absolute)
+    return Opened(folder.path, tuple(map(folder.image, names)))
+
+
+def _made(work: Path, origin: str, source: Path | None, make: Callable[[Path], None]) -> Path:
+    """Return the folder `work` with what `make` writes, once for each state of the source.
+
+    Raise `RunError` for a folder that this command did not make.
+    """
+    state = origin
+    if source is not None:
+        stat = source.stat()
+        state = f"{origin} {source.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+    mark = work.with_name(f"{work.name}.source")
+    if mark.is_file():
+        if work.is_dir() and mark.read_text(encoding="utf-8") == state:
+            return work
+        shutil.rmtree(work, ignore_errors=True)
+    elif work.exists():
+        raise RunError(f"{work} is not of this command: move it, or choose another output folder")
+    work.mkdir(parents=True)
+    mark.write_text("", encoding="utf-8")  # incomplete
+    make(work)
+    mark.write_text(state, encoding="utf-8")
+    return work
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write images and label files of an archive into a folder; raise `RunError`."""
+    limit = max(MIN_ARCHIVE_LIMIT_BYTES, MAX_ARCHIVE_RATIO * archive.stat().st_size)
+    num_bytes = 0
+    try:
+        for number, (name, changed_s, content) in enumerate(_members(archive), 1):
+            path = path_within(folder, name.replace("\\", "/"))
+            if path.suffix.lower() not in _UNPACKED or "__MACOSX" in PurePosixPath(name).parts:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                while block := content.read(_BLOCK_BYTES):
+                    num_bytes += len(block)
+                    if num_bytes > limit or number > MAX_ARCHIVE_FILES:
+                        allowed = f"{limit:,} bytes or {MAX_ARCHIVE_FILES:,} files"
+                        raise RunError(f"{archive} holds more than {allowed}: unpack it yourself")
+                    file.write(block)
+            os.utime(path, (changed_s, changed_s))  # equal in the next run, which resumes this one
+    except _DAMAGED as error:
+        raise RunError(f"{archive} is not a readable archive: {error}") from error
+
+
+def _members(archive: Path) -> Iterator[tuple[str, float, IO[bytes]]]:
+    """Yield name, time of change and content of each file: neither links nor devices."""
+    if archive.suffix.lower() == ".zip":
+        with zipfile.ZipFile(archive) as zipped:
+            for entry in zipped.infolist():
+                if not entry.is_dir():
+                    changed_s = time.mktime((*entry.date_time, 0, 0, -1))
+                    yield entry.filename, changed_s, zipped.open(entry)
+        return
+    with tarfile.open(archive) as tarred:
+        for member in tarred:
+            content = tarred.extractfile(member) if member.isreg() else None
+            if content is not None:
+                yield member.name, member.mtime, content
+
+
+def _extract_frames(video: Path, folder: Path, every_s: float) -> None:
+    """Write the frames as STEM-SECONDS.jpg; raise `RunError`."""
+    try:
+        import av
+    except ImportError as error:
+        raise RunError(f"{video} needs av: pip install 'diptych-client[video]'") from error
+    num_frames = 0
+    due_s = 0.0
+    # a playlist in disguise must not open other files or URLs
+    options = {"protocol_whitelist": "none"}
+    try:
+        with video.open("rb") as file, av.open(file, "r", options=options) as container:
+            for frame in container.decode(container.streams.video[0]):
+                time_s = frame.time or 0.0
+                if num_frames and time_s < due_s:
+                    continue
+                num_frames += 1
+                if num_frames > MAX_FRAMES:
+                    raise RunError(f"{video} has more than {MAX_FRAMES:,} frames: use --every")
+                path = folder / f"{video.stem}-{time_s:010.3f}.jpg"
+                image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                image.save(path, "JPEG", quality=_JPEG_QUALITY)
+                due_s = time_s + every_s
+    except (av.FFmpegError, IndexError) as error:
+        raise RunError(f"{video} is not a readable video: {error}") from error
+
+
+def _downloaded(urls: Sequence[str], origin: str, source: Path | None, opening: Opening) -> Path:
+    """Return the folder with each image as NUMBER-NAME; one that cannot be read is a problem.
+
+    Raise `RunError` if none can be read.
+    """
+
+    def download(folder: Path) -> None:
+        paths = []
+        for number, url in enumerate(urls, 1):
+            name = re.sub(r"[^\w.-]+", "_", unquote(Path(urlsplit(url).path).name))[-80:]
+            suffix = "" if "." in name[-6:] else ".jpg"
+            paths.append(folder / f"{number:06d}-{name}{suffix}")
+        with _http_client() as http, ThreadPoolExecutor(_NUM_DOWNLOADS) as threads:
+            errors = list(threads.map(_fetch, [http] * len(urls), urls, paths))
+        if all(errors):
+            others = f"; none of the {len(urls):,} URLs can be read" if len(urls) > 1 else ""
+            raise RunError(f"{urls[0]}: {errors[0]}{others}")
+        for url, error in zip(urls, errors, strict=True):
+            if error:
+                opening.problems.add(url, error, "image left out")
+
+    return _made(opening.work, origin, source, download)
+
+
+def _http_client() -> httpx.Client:
+    return httpx.Client(
+        timeout=_DOWNLOAD_TIMEOUT_S, follow_redirects=True, max_redirects=_MAX_REDIRECTS
+    )
+
+
+def _fetch(http: httpx.Client, url: str, path: Path) -> str:
+    """Download an image; return the error, empty for none."""
+    data = bytearray()
+    try:
+        with http.stream("GET", url) as response:
+            response.raise_for_status()
+            for block in response.iter_bytes():
+                data += block
+                if len(data) > MAX_DOWNLOAD_BYTES:
+                    return f"the file is larger than {MAX_DOWNLOAD_BYTES:,} bytes"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return str(error).partition("\n")[0]
+    if not begins_as_image(data):
+        return "not a JPEG, PNG or WebP file"
+    path.write_bytes(data)
+    return ""

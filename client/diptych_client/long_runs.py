@@ -1,0 +1,298 @@
+r"""Runs that survive an interruption, and that replace no file of the user's.
+
+`AppendLog` stores each answer when it arrives, `send_all` limits the requests in flight,
+`FailureLog` lists those that failed, and `Outputs` writes the results. The files:
+
+    journal.jsonl, answers.jsonl   logs of answers; a killed process loses at most one line
+    failures.jsonl                 {request…, "code": …, "message": …}\n…
+    written.jsonl                  {"written": path, "state": digest, or size and time}\n…
+
+A log is locked by the process that has it open. A file is recorded in written.jsonl before it is
+written: an interrupted run may replace what it left.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from hashlib import blake2b
+from io import FileIO
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from diptych_client.errors import DiptychError, affects_every_image
+
+ItemT = TypeVar("ItemT")
+BLOCK_BYTES = 1 << 16
+_MAX_LISTED_FAILURES = 100
+_ANY_STATE = ""  # of a file that no person edits
+
+
+class RunError(Exception):
+    """The run is impossible as requested; the message says what to change."""
+
+
+class AppendLog:
+    """A locked file of JSON lines that is only appended to and read.
+
+    Values are found by their offset, so that a long log need not be held in memory.
+    """
+
+    def __init__(self, path: Path, file: FileIO) -> None:
+        self.path = path
+        self._file = file
+        self._size_bytes = _remove_incomplete_line(file)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, first_key: str) -> Iterator[Self]:
+        """Open or create a log whose first line is an object that begins with a key.
+
+        Raise `RunError` for another file, and if another process has the log open.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileIO(path, "a+") as file:
+            try:
+                _lock(file)
+            except (BlockingIOError, PermissionError) as error:
+                raise RunError(f"{path} is locked by another process") from error
+            beginning = json.dumps({first_key: ""}).encode()[:-3]
+            file.seek(0)
+            if not beginning.startswith(file.read(len(beginning))):
+                raise RunError(
+                    f"{path} is not a log of this command: move it, or choose another output folder"
+                )
+            try:
+                yield cls(path, file)
+            finally:
+                os.fsync(file.fileno())
+
+    def values(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield each value with its offset; raise `RunError` for a line that is not JSON."""
+        with self.path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, 1):
+                try:
+                    value = json.loads(line)
+                except ValueError as error:
+                    raise RunError(f"{self.path}, line {number}: invalid JSON: {error}") from error
+                yield offset, value
+                offset += len(line)
+
+    def value(self, offset: int) -> dict[str, Any]:
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            value: dict[str, Any] = json.loads(file.readline())
+        return value
+
+    def append(self, value: Mapping[str, Any]) -> int:
+        """Write a value at once and return its offset."""
+        line = json.dumps(value).encode() + b"\n"
+        offset = self._size_bytes
+        if self._file.write(line) != len(line):
+            raise OSError(f"{self.path}: incomplete write, the disk may be full")
+        self._size_bytes += len(line)
+        return offset
+
+
+def _remove_incomplete_line(file: FileIO) -> int:
+    """Cut the file after its last newline and return its size."""
+    end = size = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - BLOCK_BYTES)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+    return end
+
+
+def _lock(file: FileIO) -> None:
+    """Lock a file until it is closed; raise if another process has locked it.
+
+    The error is Windows' `PermissionError` or `BlockingIOError`.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        # others cannot read locked bytes: lock one behind the end of any log
+        file.seek(sys.maxsize)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class FailureLog:
+    """A file with one line of JSON for each request that failed in this run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_failures = 0
+        self.first: list[dict[str, object]] = []  # rows
+        self._file = path.open("w", encoding="utf-8", buffering=1)
+
+    def append(self, request: Mapping[str, object], error: Exception) -> None:
+        """Write the fields that name the request, and its error."""
+        if isinstance(error, DiptychError):
+            detail = asdict(error.detail)
+        else:
+            detail = {"code": "unreadable_file", "message": str(error)}
+        row = {**request, **detail}
+        self._file.write(json.dumps(row) + "\n")
+        if len(self.first) < _MAX_LISTED_FAILURES:
+            self.first.append(row)
+        self.num_failures += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+async def send_all(
+    items: Iterable[ItemT],
+    send: Callable[[ItemT], Awaitable[None]],
+    on_failure: Callable[[ItemT, Exception], None],
+    concurrency: int,
+) -> None:
+    """Send all items concurrently; raise the first error that affects every request."""
+    queue = iter(items)
+
+    async def work() -> None:
+        for item in queue:
+            try:
+                await send(item)
+            except (DiptychError, OSError) as error:
+                if affects_every_image(error):
+                    raise
+                on_failure(item, error)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+class Outputs:
+    """The files of a run in its folder, and those elsewhere that its options name.
+
+    A file that somebody else wrote, or changed since, is never replaced without `--overwrite`.
+    """
+
+    def __init__(self, folder: Path, overwrite: bool = False) -> None:
+        self.folder = folder
+        self._overwrite = overwrite
+        self._states: defaultdict[str, set[str]] = defaultdict(set)  # keyed by name
+        self._record_path = folder / "written.jsonl"
+        self._record: AppendLog | None = None
+        self._open_files = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._record_path.exists():
+            self._opened_record()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open_files.close()
+
+    def check(self, paths: Iterable[Path]) -> None:
+        """Raise `RunError` for the first file that this run may not replace."""
+        for path in paths:
+            if path.exists() and not self._overwrite and not self._is_own(path):
+                raise refusal(path)
+
+    def claim(self, path: Path) -> Path:
+        """Record a file whose content changes during a run; raise `RunError` as `check` does."""
+        self.check([path])
+        self._add(path, _ANY_STATE)
+        return path
+
+    def write(self, path: Path, text: str) -> Path:
+        """Write a file completely or not at all; raise `RunError` as `check` does."""
+        self.check([path])
+        data = text.encode()
+        self._add(path, _digest(data))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        incomplete = path.with_name(path.name + ".incomplete")
+        incomplete.write_bytes(data)
+        os.replace(incomplete, path)
+        return path
+
+    def has_link(self, source: Path, path: Path) -> bool:
+        """Return True for a link that is there; raise `RunError` as `check` does."""
+        if path.exists() and source.exists() and path.samefile(source):
+            return True
+        self.check([path])
+        return False
+
+    def link(self, source: Path, path: Path) -> None:
+        """Link or copy an image; a symbolic link is followed."""
+        source = source.resolve()
+        if self.has_link(source, path):
+            return
+        self._add(path, _stamp(source))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        try:
+            os.link(source, path)
+        except OSError:  # another file system, or one without links
+            shutil.copy2(source, path)
+
+    def _is_own(self, path: Path) -> bool:
+        states = self._states[self._name(path)]
+        if not states or _ANY_STATE in states:
+            return bool(states)
+        return _stamp(path) in states or _digest(path.read_bytes()) in states
+
+    def _name(self, path: Path) -> str:
+        """Return the path in the folder, or an absolute one."""
+        absolute = path.absolute()
+        folder = self.folder.absolute()
+        if absolute.is_relative_to(folder):
+            absolute = absolute.relative_to(folder)
+        return absolute.as_posix()
+
+    def _add(self, path: Path, state: str) -> None:
+        name = self._name(path)
+        if state not in self._states[name]:
+            self._opened_record().append({"written": name, "state": state})
+            self._states[name].add(state)
+
+    def _opened_record(self) -> AppendLog:
+        if self._record is None:
+            record = AppendLog.open(self._record_path, "written")
+            self._record = self._open_files.enter_context(record)
+            for _, row in self._record.values():
+                self._states[row["written"]].add(row["state"])
+        return self._record
+
+
+def refusal(path: Path) -> RunError:
+    """Return the error of a file that must not be replaced."""
+    return RunError(
+        f"{path} exists and is not as this command wrote it: move it or choose another place, or"
+        " give --overwrite to replace it"
+    )
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -1,0 +1,259 @@
+"""A dataset of a stranger cannot make the client read other files, or exhaust it: one line of error
+names the cause.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from diptych_client.evaluation import dataset as dataset_files
+from diptych_client.evaluation.dataset import read_lines, read_xml
+from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.inputs import Folder, Problems, path_within
+from diptych_client.long_runs import RunError
+from tests.support.evaluations import write_images, write_voc, write_yolo
+
+OUTSIDE = [
+    "/etc/passwd",
+    "../secret.png",
+    "../data2/a.png",
+    "images/../../secret.png",
+    "/etc/../etc/passwd",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder of a dataset, beside a private image."""
+    write_images(tmp_path / "data" / "images")
+    os.link(tmp_path / "data" / "images" / "a.png", tmp_path / "secret.png")
+    return tmp_path / "data"
+
+
+def coco(folder: Path, name: object) -> Path:
+    (folder / "x.json").write_text(json.dumps({"images": [{"id": 1, "file_name": name}]}))
+    return folder / "x.json"
+
+
+def json_lines(folder: Path, name: object) -> Path:
+    (folder / "x.jsonl").write_text(json.dumps({"image": name}))
+    return folder / "x.jsonl"
+
+
+def image_folder(folder: Path, name: object) -> Path:
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": name}))
+    return folder / "metadata.jsonl"
+
+
+def voc(folder: Path, name: object) -> Path:
+    (folder / "Annotations").mkdir(exist_ok=True)
+    (folder / "Annotations" / "a.xml").write_text(
+        f"<annotation><filename>{name}</filename></annotation>"
+    )
+    return folder
+
+
+def yolo_folder(folder: Path, name: object) -> Path:
+    (folder / "data.yaml").write_text(json.dumps({"names": ["a", "b"], "val": name}))
+    return folder
+
+
+def yolo_list(folder: Path, name: object) -> Path:
+    (folder / "list.txt").write_text(f"{name}\n")
+    return yolo_folder(folder, "list.txt")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("write", [coco, json_lines, image_folder, voc, yolo_list])
+def test_an_image_outside_the_dataset_is_refused(
+    write: Callable[[Path, object], Path], folder: Path, name: str
+) -> None:
+    with pytest.raises(RunError, match="leads outside this folder") as refused:
+        read_dataset(write(folder, name))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["/etc", "../", "images/../../"])
+def test_a_yolo_split_outside_its_folder_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(RunError, match="leads outside this folder"):
+        read_dataset(yolo_folder(folder, [name]))
+
+
+def test_a_yolo_path_outside_its_folder_is_not_followed(folder: Path) -> None:
+    write_images(folder.parent / "private" / "photos")
+    (folder / "data.yaml").write_text(
+        json.dumps({"path": str(folder.parent / "private"), "names": [], "val": "photos"})
+    )
+    with pytest.raises(RunError, match=r"must be in the folder of its data\.yaml"):
+        read_dataset(folder)
+
+
+def test_yolo_labels_are_in_the_dataset_also_if_it_is_in_a_folder_images(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images" / "data")
+    flat = tmp_path / "images" / "flat"
+    (tmp_path / "images" / "data" / "images" / "val").rename(flat)
+    (tmp_path / "labels" / "flat").mkdir(parents=True)
+    (tmp_path / "labels" / "flat" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (flat / "b.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+    dataset = read_dataset(yolo_folder(flat, "."))
+    assert [len(image.objects or ()) for image in dataset.images] == [0, 1, 0]
+
+
+def test_yolo_reads_lists_and_paths_within_its_folder(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text(
+        "path: images\nval: [val, ../list.txt]\nnames: [car, dog]\n"
+    )
+    (tmp_path / "list.txt").write_text(f"./images/val/b.png\n{tmp_path}/images/val/a.png\n")
+    dataset = read_dataset(tmp_path)
+    names = [f"images/val/{name}.png" for name in ("a", "b", "c", "b", "a")]
+    assert [image.image.name for image in dataset.images] == names
+    assert [len(image.objects or ()) for image in dataset.images] == [2, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_row_of_hugging_face_outside_its_folder_is_refused(folder: Path, name: str) -> None:
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.Table.from_pylist(
+        [{"image": {"bytes": None, "path": name}}], pyarrow.schema([("image", image)])
+    )
+    pyarrow.parquet.write_table(table, folder / "x.parquet")
+    dataset = read_dataset(folder / "x.parquet")
+    with pytest.raises(RunError, match="leads outside this folder"):
+        dataset.store.read(dataset.images[0].image)
+
+
+def test_a_split_of_voc_names_annotations_of_its_folder_only(folder: Path) -> None:
+    write_voc(folder)
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("../../x\n")
+    with pytest.raises(RunError, match="leads outside this folder"):
+        read_dataset(folder, split="val")
+
+
+def test_the_depth_of_an_annotation_is_bounded_but_not_the_number_of_its_objects(
+    folder: Path,
+) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>"
+    objects = f"<object><name>a</name>{box}</object>" * 100
+    (folder / "Annotations").mkdir()
+    (folder / "Annotations" / "a.xml").write_text(f"<annotation>{objects}</annotation>")
+    (image,) = read_dataset(folder).images
+    assert len(image.objects or ()) == 100
+
+
+def test_a_link_is_followed_but_only_an_image_is_read(folder: Path) -> None:
+    (folder / "moved").symlink_to(folder.parent)
+    (folder / "passwd.png").symlink_to("/etc/passwd")
+    store = Folder(folder)
+    assert (
+        store.read(store.image("moved/secret.png")) == (folder.parent / "secret.png").read_bytes()
+    )
+    with pytest.raises(OSError, match="must be a JPEG, PNG or WebP file"):
+        store.read(store.image("passwd.png"))
+
+
+def test_a_name_is_relative_to_a_relative_folder_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert path_within(Path(), "images/a.png") == folder / "images" / "a.png"
+    for name in ("../secret.png", "", 1, ["a.png"], "a\0.png"):
+        with pytest.raises(RunError):
+            path_within(Path(), name)
+
+
+DEEP = 200_000
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 'x'}]\n" for i in range(12))
+ENTITIES = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "x"}">' for i in range(12))
+IMAGES = {
+    "images": [{"id": 1, "file_name": "images/a.png"}],
+    "categories": [{"id": 1, "name": "c"}],
+}
+
+
+def annotated(**annotation: object) -> str:
+    return json.dumps({**IMAGES, "annotations": [{"image_id": 1, "category_id": 1, **annotation}]})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.json", "[" * DEEP, "nested too deeply"),
+        ("x.json", "{", "not readable as JSON"),
+        ("x.json", "1" * 5000, "not readable as JSON"),
+        ("x.json", '{"images": [1]}', "image 1: 'int' object"),
+        ("x.json", annotated(bbox=[1, 2, 3]), "annotation 1: a box needs 4 numbers"),
+        ("x.json", annotated(bbox=[10**400, 2, 3, 4]), "annotation 1: a box needs 4 numbers"),
+        ("x.json", annotated(bbox=[1, 2, 3, 4], category_id=[]), "annotation 1: unhashable"),
+        ("x.jsonl", "[" * DEEP, "line 1: expected an object"),
+        (
+            "x.jsonl",
+            '{"image": "a.png", "objects": [{"label": "c", "box": 1}]}',
+            "line 1: expected an object",
+        ),
+        ("x.yaml", "[" * DEEP, "nested too deeply"),
+        ("x.yaml", f"{BOMB}names: [*a11]\nval: images\n", "an alias is not allowed"),
+        ("x.yaml", "names: {a: b}\nval: images", "is not a YOLO dataset"),
+        ("x.yaml", "names: [a]\nval: [[images]]", "is not a YOLO dataset"),
+        ("x.yaml", "names: '", "not readable as YAML"),
+        (
+            "Annotations/x.xml",
+            f"<!DOCTYPE a [{ENTITIES}]><annotation>&e11;</annotation>",
+            "a document type",
+        ),
+        ("Annotations/x.xml", "<a>" * DEEP, "nested deeper than 32"),
+        ("Annotations/x.xml", "<a", "not readable as XML"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_malformed_or_endless_file_is_one_line_of_error(
+    folder: Path, name: str, text: str, message: str
+) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    strict = Problems(is_strict=True)
+    with pytest.raises(RunError, match=message) as refused:
+        read_dataset(folder if "/" in name else folder / name, problems=strict)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_elements_of_xml_are_nested_up_to_the_maximum(tmp_path: Path) -> None:
+    path = tmp_path / "x.xml"
+    path.write_text("<a>" * 32 + "</a>" * 32)
+    assert read_xml(path).tag == "a"
+    path.write_text("<a>" * 33 + "</a>" * 33)
+    with pytest.raises(RunError, match="nested deeper than 32"):
+        read_xml(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "max_bytes"),
+    [("x.yaml", dataset_files.MAX_YAML_BYTES), ("Annotations/x.xml", dataset_files.MAX_XML_BYTES)],
+)
+def test_a_file_is_read_up_to_the_maximum_of_its_format(
+    folder: Path, name: str, max_bytes: int
+) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    with (folder / name).open("wb") as file:
+        file.truncate(max_bytes + 1)
+    with pytest.raises(RunError, match=f"is larger than {max_bytes:,} bytes"):
+        read_dataset(folder if "/" in name else folder / name)
+
+
+def test_a_line_is_read_up_to_its_maximum(tmp_path: Path) -> None:
+    with (tmp_path / "x.jsonl").open("wb") as file:
+        file.truncate(dataset_files.MAX_LINE_BYTES + 1)
+    with pytest.raises(RunError, match="line 1: longer than 50,000,000 bytes"):
+        next(read_lines(tmp_path / "x.jsonl"))
+    (tmp_path / "x.jsonl").write_bytes(b"\n a \n\xff\n")
+    lines = read_lines(tmp_path / "x.jsonl")
+    assert next(lines) == (2, "a")
+    with pytest.raises(RunError, match="not text in UTF-8"):
+        next(lines)

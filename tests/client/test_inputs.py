@@ -1,0 +1,196 @@
+"""Folders, patterns, archives, videos and URLs become files of a folder, within limits."""
+
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from diptych_client import inputs
+from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.inputs import Opening, Problems, open_images
+from diptych_client.long_runs import RunError
+from tests.support.evaluations import CLASSES, OBJECTS, write_coco, write_images
+
+
+@pytest.fixture
+def opening(tmp_path: Path) -> Opening:
+    return Opening(tmp_path / "work", Problems())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_images(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def names(given: list[str], opening: Opening) -> list[str]:
+    return [image.name for image in open_images(given, opening).images()[1]]
+
+
+def test_a_folder_a_pattern_and_files_are_images(photos: Path, opening: Opening) -> None:
+    assert names([str(photos)], opening) == list(OBJECTS)
+    assert names([f"{photos}/*.png"], opening) == list(OBJECTS)
+    assert names([str(photos / "b.png"), str(photos / "a.png")], opening) == ["b.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "none does not exist"),
+        ("x*.png", "no file matches the pattern"),
+        ("notes.md", "contains no JPEG, PNG or WebP file"),
+    ],
+)
+def test_an_input_without_images_is_named(
+    name: str, message: str, photos: Path, opening: Opening
+) -> None:
+    (photos / "notes.md").touch()
+    with pytest.raises(RunError, match=message):
+        open_images([str(photos / name)], opening).images()
+
+
+def zipped(source: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target.with_suffix(".zip"), "w") as archive:
+        for path in sorted(source.rglob("*")):
+            archive.write(path, path.relative_to(source.parent))
+    return target.with_suffix(".zip")
+
+
+def tarred(source: Path, target: Path) -> Path:
+    with tarfile.open(target.with_suffix(".tgz"), "w:gz") as archive:
+        archive.add(source, source.name)
+    return target.with_suffix(".tgz")
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_an_archive_is_read_as_its_folder_and_the_same_in_the_next_run(
+    pack: Callable[[Path, Path], Path], tmp_path: Path, opening: Opening
+) -> None:
+    archive = pack(write_coco(tmp_path / "data"), tmp_path / "packed")
+    first = read_dataset(open_images([str(archive)], opening).path)
+    assert first.classes == CLASSES
+    assert first.store.read(first.images[0].image)
+    again = read_dataset(open_images([str(archive)], Opening(tmp_path / "w", Problems())).path)
+    assert again.images == first.images
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a\\..\\..\\outside.png"])
+def test_a_member_outside_the_archive_is_refused(
+    name: str, tmp_path: Path, opening: Opening
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(name, b"")
+    with pytest.raises(RunError, match="leads outside this folder"):
+        open_images([str(tmp_path / "x.zip")], opening)
+    assert not (tmp_path / "outside.png").exists()
+
+
+def test_links_and_other_files_of_an_archive_are_left_out(tmp_path: Path, opening: Opening) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        link = tarfile.TarInfo("a.png")
+        link.type = tarfile.SYMTYPE
+        link.linkname = "/etc/passwd"
+        archive.addfile(link)
+        archive.addfile(tarfile.TarInfo("run.sh"))
+    assert not list(open_images([str(tmp_path / "x.tar")], opening).path.rglob("*"))
+
+
+def test_a_bomb_is_refused_before_the_disk_is_full(
+    tmp_path: Path, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "MIN_ARCHIVE_LIMIT_BYTES", 3_000_000)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", bytes(20_000_000))
+    with pytest.raises(RunError, match="holds more than 3,000,000 bytes"):
+        open_images([str(tmp_path / "x.zip")], opening)
+    assert (opening.work / "a.json").stat().st_size <= 3_000_000
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
+def test_a_damaged_archive_is_one_line(name: str, tmp_path: Path, opening: Opening) -> None:
+    (tmp_path / name).write_bytes(b"PK\3\4 no archive")
+    with pytest.raises(RunError, match="is not a readable archive"):
+        open_images([str(tmp_path / name)], opening)
+
+
+def write_video(path: Path, num_frames: int, rate: int) -> Path:
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width = 64
+        stream.height = 48
+        for index in range(num_frames):
+            pixels = np.full((48, 64, 3), index * 10, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels)):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def test_a_video_is_a_frame_every_so_many_seconds(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", num_frames=20, rate=10)
+    opening = Opening(tmp_path / "work", Problems(), every_s=0.5)
+    expected = [f"clip-{second:010.3f}.jpg" for second in (0, 0.5, 1, 1.5)]
+    assert names([str(video)], opening) == expected
+
+
+def test_a_playlist_that_claims_to_be_a_video_reads_no_other_file(
+    tmp_path: Path, opening: Opening
+) -> None:
+    video = write_video(tmp_path / "clip.mp4", num_frames=2, rate=1)
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{video}\n#EXT-X-ENDLIST\n"
+    (tmp_path / "x.mp4").write_text(playlist)
+    with pytest.raises(RunError, match="is not a readable video"):
+        open_images([str(tmp_path / "x.mp4")], opening)
+
+
+@pytest.fixture
+def url(photos: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_list_of_urls_is_read_and_a_missing_one_is_named(
+    url: str, tmp_path: Path, opening: Opening
+) -> None:
+    urls = [f"{url}/a.png", f"{url}/none.png", f"{url}/b.png?size=1", f"{url}/"]
+    (tmp_path / "urls.txt").write_text("\n".join(urls))
+    assert names([str(tmp_path / "urls.txt")], opening) == ["000001-a.png", "000003-b.png"]
+    line, other = opening.problems.lines
+    assert line.startswith(f"{url}/none.png: Client error '404 File not found'")
+    assert line.endswith("; image left out")
+    assert other == f"{url}/: not a JPEG, PNG or WebP file; image left out"
+    assert names([urls[0]], Opening(tmp_path / "one", Problems())) == ["000001-a.png"]
+
+
+def test_an_image_by_url_is_bounded(
+    url: str, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "MAX_DOWNLOAD_BYTES", 10)
+    with pytest.raises(RunError, match=r"/a\.png: the file is larger than 10 bytes$"):
+        open_images([f"{url}/a.png"], opening)
+
+
+def test_urls_of_which_none_can_be_read_are_named_and_not_the_folder_of_the_files(
+    url: str, tmp_path: Path, opening: Opening
+) -> None:
+    (tmp_path / "urls.txt").write_text(f"{url}/\n{url}/none.png")
+    rule = "/: not a JPEG, PNG or WebP file; none of the 2 URLs can be read$"
+    with pytest.raises(RunError, match=f"^{url}{rule}"):
+        open_images([str(tmp_path / "urls.txt")], opening)
