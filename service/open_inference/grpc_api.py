@@ -12,7 +12,6 @@ from google.protobuf.json_format import ParseDict
 from service.errors import InvalidRequest, UnknownModel
 from service.inference.core import RequestContext
 from service.inference.prediction import Answer
-from service.open_inference.metadata import model_config, model_metadata, server_metadata
 from service.open_inference.tensors import (
     API,
     MAX_TENSORS,
@@ -20,11 +19,14 @@ from service.open_inference.tensors import (
     VERSION,
     InferRequest,
     Tensor,
+    model_config,
+    model_metadata,
     model_of,
     raw_result,
     request_body,
     request_context,
     result_text,
+    server_metadata,
 )
 from service.rpc.boundary import GrpcApi, method
 from service.rpc.proto import inference_pb2 as pb
@@ -112,22 +114,21 @@ def read_request(request: pb.ModelInferRequest) -> InferRequest:
     raw = request.raw_input_contents
     num_tensors = max(len(request.inputs), len(request.outputs), len(request.parameters))
     if num_tensors > MAX_TENSORS:
-        given = f"{num_tensors} inputs, outputs or parameters"
-        raise InvalidRequest(f"{given}; the maximum of each is {MAX_TENSORS}", "inputs")
+        problem = f"{num_tensors} inputs, outputs or parameters"
+        raise InvalidRequest(f"{problem}; the maximum of each is {MAX_TENSORS}", "inputs")
     if raw and len(raw) != len(request.inputs):
-        given = f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs"
-        raise InvalidRequest(f"{given}; send one per input", "raw_input_contents")
-    inputs = tuple(
-        _tensor(each, raw[index] if raw else None) for index, each in enumerate(request.inputs)
-    )
-    outputs = tuple(output.name for output in request.outputs)
+        problem = f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs"
+        raise InvalidRequest(f"{problem}; send one per input", "raw_input_contents")
+    contents = raw or [None] * len(request.inputs)
+    tensors = tuple(map(_tensor, request.inputs, contents))
     for output in request.outputs:
         _refuse_parameters(output.parameters)
+    outputs = tuple(output.name for output in request.outputs)
     parameters = {  # JSON types, None for a parameter without a value
         name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
         for name, parameter in request.parameters.items()
     }
-    return InferRequest(request.id, inputs, parameters, outputs, wants_raw=bool(raw))
+    return InferRequest(request.id, tensors, parameters, outputs, wants_raw=bool(raw))
 
 
 def write_answer(answer: Answer, request: InferRequest, request_id: str) -> pb.ModelInferResponse:
@@ -146,19 +147,19 @@ def write_answer(answer: Answer, request: InferRequest, request_id: str) -> pb.M
     return response
 
 
-def _tensor(each: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Tensor:
-    _refuse_parameters(each.parameters)
-    if raw is not None and each.HasField("contents"):
-        raise InvalidRequest(
-            "an input has contents beside raw_input_contents; send one of them", "inputs"
-        )
-    typed: Sequence[object] = getattr(each.contents, _CONTENTS.get(each.datatype, "bytes_contents"))
-    return Tensor(each.name, each.datatype, tuple(each.shape), typed if raw is None else raw)
+def _tensor(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Tensor:
+    _refuse_parameters(tensor.parameters)
+    if raw is not None and tensor.HasField("contents"):
+        problem = "an input has contents beside raw_input_contents; send one of them"
+        raise InvalidRequest(problem, "inputs")
+    field = _CONTENTS.get(tensor.datatype, "bytes_contents")
+    typed: Sequence[object] = getattr(tensor.contents, field)
+    data = typed if raw is None else raw
+    return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
 
 
 def _refuse_parameters(parameters: Mapping[str, pb.InferParameter]) -> None:
     """Raise `InvalidRequest` for any parameter of a tensor: over gRPC none is defined."""
     for name in parameters:
-        raise InvalidRequest(
-            f"a tensor has the parameter {shown(name)}; none is supported", "parameters"
-        )
+        problem = f"a tensor has the parameter {shown(name)}; none is supported"
+        raise InvalidRequest(problem, "parameters")

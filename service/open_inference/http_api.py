@@ -3,10 +3,23 @@
 GET /v2  GET /v2/health/live  GET /v2/health/ready, which need no key, and for a model, with or
          without its version:
 GET /v2/models/{model}  GET …/config  GET …/ready  POST …/infer
+
+A body is JSON followed by the raw bytes of tensors:
+
+JSON │ first raw input │ second raw input │ …    Inference-Header-Content-Length is the length of
+                                                 the JSON; without it, the whole body is JSON.
+
+The parameter `binary_data_size` of an input is the length of its raw bytes. A response has the same
+form if the client requests `binary_data`.
+
+Source: triton-inference-server/server docs/protocol/extension_binary_data.md.
 """
 
+import json
 from functools import partial
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -14,28 +27,106 @@ from starlette.routing import Route
 from service.errors import InvalidRequest
 from service.http.body import BodyMemory, off_loop, parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
+from service.http.json_values import json_object
 from service.inference.core import Core, RequestContext
+from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
-from service.open_inference.http_bodies import (
-    InferBody,
-    OpenInferenceError,
-    read_request,
-    write_answer,
-)
-from service.open_inference.metadata import model_config, model_metadata, server_metadata
 from service.open_inference.tensors import (
     API,
+    MAX_ELEMENTS,
+    MAX_ID_CHARS,
+    MAX_TENSORS,
+    OUTPUT,
+    VERSION,
     InferRequest,
+    Tensor,
+    model_config,
+    model_metadata,
     model_of,
+    raw_result,
     request_body,
     request_context,
+    result_text,
+    server_metadata,
 )
+from service.validation import BOUNDED_BY_BODY, validated
 from tasks.errors import shown
 from wire.disconnection import while_connected
 
 PREFIX = "/v2"
 _BINARY_COPIES = 3  # the body, a tensor of it, and the image taken out of that
-_MODEL_PATHS = (f"{PREFIX}/models/{{model}}", f"{PREFIX}/models/{{model}}/versions/{{version}}")
+_MAX_DIMENSIONS = 8
+# A batch of one may be nested; the elements are counted when a tensor is read.
+_DATA: dict[str, JsonValue] = {"maxItems": MAX_ELEMENTS, "items": BOUNDED_BY_BODY}
+
+
+class _Json(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _InputParameters(_Json):
+    binary_data_size: int | None = Field(None, ge=0)
+
+
+class _Input(_Json):
+    name: str = Field(max_length=MAX_ID_CHARS)
+    datatype: str = Field(max_length=MAX_ID_CHARS)
+    shape: list[int] = Field(max_length=_MAX_DIMENSIONS)
+    parameters: _InputParameters = _InputParameters()
+    data: Annotated[list[Any], Field(json_schema_extra=_DATA)] | None = None
+
+    def content(self, raw: bytes) -> bytes | list[Any]:
+        """Return the elements, of which a batch of one may be nested, or the bytes in `raw`."""
+        size = self.parameters.binary_data_size
+        if self.data is None:
+            if size is None:
+                problem = "has neither data nor binary_data_size"
+            elif len(raw) == size:
+                return raw
+            else:
+                problem = f"has a binary_data_size of {size} and {len(raw)} bytes follow"
+        elif size is None:
+            is_nested = len(self.data) == 1 and isinstance(self.data[0], list)
+            return self.data[0] if is_nested else self.data
+        else:
+            problem = f"has a binary_data_size of {size} and also data"
+        raise InvalidRequest(f"input {shown(self.name)} {problem}", "inputs")
+
+
+class _OutputParameters(_Json):
+    binary_data: bool | None = None
+
+
+class _Output(_Json):
+    name: str = Field(max_length=MAX_ID_CHARS)
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class InferJson(_Json):
+    """Body of a request, or its JSON part."""
+
+    id: str = Field("", json_schema_extra={"maxLength": MAX_ID_CHARS})
+    inputs: list[_Input] = Field(max_length=MAX_TENSORS)
+    outputs: list[_Output] = Field([], max_length=MAX_TENSORS)
+    parameters: dict[str, Any] = Field({}, max_length=MAX_TENSORS)
+    model_name: str = Field("", max_length=MAX_ID_CHARS)  # some clients repeat the one of the path
+
+    def wants_raw(self) -> bool:
+        """Return True if the result is requested raw; an output overrides the request."""
+        default = self.parameters.get("binary_data_output", False)
+        if not isinstance(default, bool):
+            problem = "the parameter binary_data_output must be true or false"
+            raise InvalidRequest(problem, "binary_data_output")
+        if not self.outputs:
+            return default
+        flags = [output.parameters.binary_data for output in self.outputs]
+        return any(default if is_raw is None else is_raw for is_raw in flags)
+
+
+class OpenInferenceError(_Json):
+    """Body of an error response."""
+
+    error: str
 
 
 OPEN_INFERENCE = Interface(
@@ -50,25 +141,27 @@ class OpenInferenceRest:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
+        def route(path: str, function: Endpoint, *, is_public: bool = False) -> Route:
+            endpoint = self._boundary.endpoint(function, OPEN_INFERENCE, is_public=is_public)
+            method = "POST" if path.endswith("/infer") else "GET"
+            return Route(path, endpoint, methods=[method])
+
         routes = [
-            self._route("GET", PREFIX, self.server, is_public=True),
-            self._route("GET", f"{PREFIX}/health/live", self.is_live, is_public=True),
-            self._route("GET", f"{PREFIX}/health/ready", self.is_ready, is_public=True),
+            route(PREFIX, self.server, is_public=True),
+            route(f"{PREFIX}/health/live", self.is_live, is_public=True),
+            route(f"{PREFIX}/health/ready", self.is_ready, is_public=True),
         ]
-        for model in _MODEL_PATHS:
+        for model in (
+            f"{PREFIX}/models/{{model}}",
+            f"{PREFIX}/models/{{model}}/versions/{{version}}",
+        ):
             routes += [
-                self._route("GET", model, self.model),
-                self._route("GET", f"{model}/config", self.config),
-                self._route("GET", f"{model}/ready", self.is_model_ready),
-                self._route("POST", f"{model}/infer", self.infer),
+                route(model, self.model),
+                route(f"{model}/config", self.config),
+                route(f"{model}/ready", self.is_model_ready),
+                route(f"{model}/infer", self.infer),
             ]
         return routes
-
-    def _route(
-        self, method: str, path: str, function: Endpoint, *, is_public: bool = False
-    ) -> Route:
-        endpoint = self._boundary.endpoint(function, OPEN_INFERENCE, is_public=is_public)
-        return Route(path, endpoint, methods=[method])
 
     async def server(self, _request: Request, _context: RequestContext) -> Response:
         return JSONResponse(server_metadata())
@@ -116,7 +209,7 @@ class OpenInferenceRest:
         answer = await while_connected(
             request.receive, core.predict(body.image, body.fields, context)
         )
-        return _response(write_answer(answer, infer, context.request_id))
+        return write_answer(answer, infer, context.request_id)
 
 
 def _model(core: Core, request: Request) -> ServedModel:
@@ -125,8 +218,44 @@ def _model(core: Core, request: Request) -> ServedModel:
     )
 
 
-def _response(body: InferBody) -> Response:
-    if body.json_length is None:
-        return Response(body.content, media_type="application/json")
-    headers = {"Inference-Header-Content-Length": str(body.json_length)}
-    return Response(body.content, headers=headers, media_type="application/octet-stream")
+def read_request(body: bytes, json_length: str | None) -> InferRequest:
+    """Read a request; `json_length` is the value of the header. Raise `InvalidRequest`."""
+    start = len(body)
+    if json_length is not None:
+        is_number = json_length.isascii() and json_length.isdigit() and len(json_length) <= 15
+        if not is_number or int(json_length) > len(body):
+            problem = f"Inference-Header-Content-Length is {shown(json_length)}"
+            raise InvalidRequest(f"{problem}; it must be at most the {len(body)} bytes of the body")
+        start = int(json_length)
+    document = validated(InferJson, json_object(body[:start]))
+    tensors: list[Tensor] = []
+    for tensor in document.inputs:
+        num_bytes = tensor.parameters.binary_data_size or 0
+        data = tensor.content(body[start : start + num_bytes])
+        tensors.append(Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+        start += num_bytes
+    if start != len(body):
+        raise InvalidRequest(f"the body has {len(body) - start} bytes after its last input")
+    parameters = dict(document.parameters)
+    parameters.pop("binary_data_output", None)
+    outputs = tuple(output.name for output in document.outputs)
+    return InferRequest(document.id, tuple(tensors), parameters, outputs, document.wants_raw())
+
+
+def write_answer(answer: Answer, infer: InferRequest, request_id: str) -> Response:
+    """Return an answer with its result raw or as JSON."""
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
+    document = {
+        "model_name": answer.model.id,
+        "model_version": VERSION,
+        "id": infer.id or request_id,
+        "outputs": [output],
+    }
+    if not infer.wants_raw:
+        output["data"] = [result_text(answer, request_id)]
+        return Response(json.dumps(document), media_type="application/json")
+    raw = raw_result(answer, request_id)
+    output["parameters"] = {"binary_data_size": len(raw)}
+    head = json.dumps(document).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    return Response(head + raw, headers=headers, media_type="application/octet-stream")

@@ -1,4 +1,5 @@
-"""Open Inference Protocol v2: tensors to image and fields of a request, an answer to a tensor.
+"""Open Inference Protocol v2: tensors to image and fields of a request, an answer to a tensor, and
+metadata as JSON, whose fields the gRPC messages have too.
 
 Knows no transport.
 
@@ -9,7 +10,8 @@ parameters of the request instead. The output `result` is the JSON body of /v1/p
 are little-endian; each element of BYTES follows its length in 4 bytes.
 
 Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md and
-open_inference_grpc.proto, triton-inference-server/server docs/protocol/extension_binary_data.md.
+open_inference_grpc.proto, triton-inference-server/server docs/protocol/extension_binary_data.md and
+extension_model_configuration.md.
 """
 
 import math
@@ -43,6 +45,12 @@ _FOR_TRITON = "triton_"  # prefix of parameters that clients address to Triton i
 _LENGTH = struct.Struct("<I")
 # format characters of struct
 _ELEMENTS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d"}
+_CONFIG_TYPES = {
+    "BYTES": "TYPE_STRING",
+    "INT64": "TYPE_INT64",
+    "FP64": "TYPE_FP64",
+    "BOOL": "TYPE_BOOL",
+}
 # Accepted datatypes for each JSON type; metadata names the first.
 _DATATYPES = {
     "string": ("BYTES",),
@@ -50,6 +58,8 @@ _DATATYPES = {
     "number": ("FP64", "FP32", "INT64", "INT32"),
     "boolean": ("BOOL",),
 }
+
+JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +129,12 @@ def request_context(request: InferRequest, context: RequestContext) -> RequestCo
     """Return `context` with the request's id and `timeout`, microseconds."""
     timeout_us = request.parameters.get("timeout", 0)  # 0 is none, as in Triton
     if type(timeout_us) is not int or not 0 <= timeout_us < _MAX_TIMEOUT_US:
-        raise InvalidRequest(
-            f"the parameter timeout is {shown(timeout_us)}; it must be a whole number of"
-            " microseconds",
-            "timeout",
-        )
+        problem = f"the parameter timeout is {shown(timeout_us)}"
+        raise InvalidRequest(f"{problem}; it must be a whole number of microseconds", "timeout")
     end_s = time.monotonic() + timeout_us / 1e6 if timeout_us else math.inf
     if len(request.id) > MAX_ID_CHARS:
-        raise InvalidRequest(
-            f"id has {len(request.id)} characters; the maximum is {MAX_ID_CHARS}", "id"
-        )
+        problem = f"id has {len(request.id)} characters; the maximum is {MAX_ID_CHARS}"
+        raise InvalidRequest(problem, "id")
     request_id = request.id if is_valid_request_id(request.id) else context.request_id
     return replace(context, request_id=request_id, deadline_s=min(context.deadline_s, end_s))
 
@@ -143,26 +149,22 @@ def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
     inputs = [tensor.name for tensor in request.inputs]
     for name, count in Counter([*inputs, *options]).items():
         if name not in _INPUTS:
-            raise InvalidRequest(
-                f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}", "inputs"
-            )
+            problem = f"unknown input {shown(name)}; the inputs are {', '.join(_INPUTS)}"
+            raise InvalidRequest(problem, "inputs")
         if count > 1:
             raise InvalidRequest(f"{name} occurs {count} times; send it once", name)
     if "image" in options:
         raise InvalidRequest("image is sent as a parameter; send it as an input", "image")
     for name in request.outputs:
         if name != OUTPUT:
-            raise InvalidRequest(
-                f"unknown output {shown(name)}; the only output is {OUTPUT}", "outputs"
-            )
+            problem = f"unknown output {shown(name)}; the only output is {OUTPUT}"
+            raise InvalidRequest(problem, "outputs")
     fields = options | {tensor.name: _value(tensor) for tensor in request.inputs}
     image = fields.pop("image", None)
     if image is None:
         raise missing_image()
-    return RequestBody(
-        file_or_handle(image) if isinstance(image, bytes) else parse_image(image),
-        {**fields, "model": model.id},
-    )
+    image = file_or_handle(image) if isinstance(image, bytes) else parse_image(image)
+    return RequestBody(image, {**fields, "model": model.id})
 
 
 def raw_result(answer: Answer, request_id: str) -> bytes:
@@ -180,27 +182,25 @@ def _value(tensor: Tensor) -> object:
     """Return the value of a field; raise `InvalidRequest` for a tensor of another form."""
     spec = _INPUTS[tensor.name]
     if tensor.datatype not in spec.datatypes:
-        raise _bad(
-            spec.name,
-            f"has the datatype {shown(tensor.datatype)}; it must be {' or '.join(spec.datatypes)}",
-        )
+        allowed = " or ".join(spec.datatypes)
+        problem = f"has the datatype {shown(tensor.datatype)}; it must be {allowed}"
+        raise _invalid(tensor, problem)
     *batch, length = tensor.shape or (-1,)
-    if (
-        batch not in ([], [1])
-        or not 0 <= length <= MAX_ELEMENTS
-        or spec.length not in (None, length)
-    ):
-        wanted = spec.length or "n"
-        given = shown(list(tensor.shape[:4]))
-        raise _bad(spec.name, f"has the shape {given}; it must be [{wanted}] or [1, {wanted}]")
+    is_length = 0 <= length <= MAX_ELEMENTS and spec.length in (None, length)
+    if batch not in ([], [1]) or not is_length:
+        allowed = f"[{spec.length or 'n'}] or [1, {spec.length or 'n'}]"
+        problem = f"has the shape {shown(list(tensor.shape[:4]))}; it must be {allowed}"
+        raise _invalid(tensor, problem)
     elements = _elements(tensor, length)
     if spec.name == "image":
         return elements[0]
-    try:
-        values = [each.decode() if isinstance(each, bytes) else each for each in elements]
-    except UnicodeDecodeError as error:
-        problem = f"is not UTF-8: {error.reason} at byte {error.start}"
-        raise _bad(spec.name, problem) from error
+    values: list[object] = []
+    for element in elements:
+        try:
+            values.append(element.decode() if isinstance(element, bytes) else element)
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8: {error.reason} at byte {error.start}"
+            raise _invalid(tensor, problem) from error
     return values if spec.is_list else values[0]
 
 
@@ -208,32 +208,77 @@ def _elements(tensor: Tensor, length: int) -> Sequence[object]:
     data = tensor.data
     if not isinstance(data, bytes):
         if len(data) != length:
-            raise _bad(
-                tensor.name,
-                f"has {len(data)} elements; its shape {list(tensor.shape)} needs {length}",
-            )
+            problem = f"has {len(data)} elements; its shape {list(tensor.shape)} needs {length}"
+            raise _invalid(tensor, problem)
         return data
     if tensor.datatype == "BYTES":
-        elements: list[bytes] = []
-        start = 0
-        for index in range(length):
-            end = start + _LENGTH.size
-            if end <= len(data):
-                end += _LENGTH.unpack_from(data, start)[0]
-            if end > len(data):
-                where = f"within element {index} of {length}"
-                raise _bad(tensor.name, f"ends at byte {len(data)}, {where}")
-            elements.append(data[start + _LENGTH.size : end])
-            start = end
-        if start < len(data):
-            raise _bad(tensor.name, f"has {len(data) - start} bytes after its last element")
-        return elements
+        return _texts(tensor, data, length)
     layout = struct.Struct(f"<{length}{_ELEMENTS[tensor.datatype]}")
     if len(data) != layout.size:
-        wanted = f"{tensor.datatype} {list(tensor.shape)} needs {layout.size}"
-        raise _bad(tensor.name, f"has {len(data)} bytes; {wanted}")
+        needed = f"{tensor.datatype} {list(tensor.shape)} needs {layout.size}"
+        raise _invalid(tensor, f"has {len(data)} bytes; {needed}")
     return layout.unpack(data)
 
 
-def _bad(name: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"input {name} {what}", name)
+def _texts(tensor: Tensor, data: bytes, length: int) -> list[bytes]:
+    texts: list[bytes] = []
+    start = 0
+    for index in range(length):
+        end = start + _LENGTH.size
+        if end <= len(data):
+            end += _LENGTH.unpack_from(data, start)[0]
+        if end > len(data):
+            problem = f"ends at byte {len(data)}, within element {index} of {length}"
+            raise _invalid(tensor, problem)
+        texts.append(data[start + _LENGTH.size : end])
+        start = end
+    if start < len(data):
+        raise _invalid(tensor, f"has {len(data) - start} bytes after its last element")
+    return texts
+
+
+def _invalid(tensor: Tensor, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"input {tensor.name} {problem}", tensor.name)
+
+
+def server_metadata() -> JsonObject:
+    """Return name, version and supported extensions."""
+    extensions = ["binary_tensor_data", "model_configuration", "parameters"]
+    return {"name": "diptych", "version": "1", "extensions": extensions}
+
+
+def model_metadata(model: ServedModel) -> JsonObject:
+    """Return the output of a model and the inputs of all its tasks."""
+    inputs = [
+        {"name": spec.name, "datatype": spec.datatypes[0], "shape": _shape(spec)}
+        for spec in _specs(model).values()
+    ]
+    output = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
+    return {**_names(model), "versions": [VERSION], "inputs": inputs, "outputs": [output]}
+
+
+def model_config(model: ServedModel) -> JsonObject:
+    """Return the part of Triton's model configuration that its load tools read."""
+    inputs = [
+        {
+            "name": spec.name,
+            "data_type": _CONFIG_TYPES[spec.datatypes[0]],
+            "dims": _shape(spec),
+            "optional": not spec.is_required,
+        }
+        for spec in _specs(model).values()
+    ]
+    output = {"name": OUTPUT, "data_type": "TYPE_STRING", "dims": [1]}
+    return {**_names(model), "max_batch_size": 0, "input": inputs, "output": [output]}
+
+
+def _specs(model: ServedModel) -> dict[str, InputSpec]:
+    return input_specs(TASKS[task_id] for task_id in model.entry.task_ids)
+
+
+def _shape(spec: InputSpec) -> list[int]:
+    return [-1 if spec.length is None else spec.length]
+
+
+def _names(model: ServedModel) -> JsonObject:
+    return {"name": model.id, "platform": f"diptych_{model.entry.family}"}

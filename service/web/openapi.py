@@ -4,44 +4,74 @@ The protocols of Open Inference, Label Studio and X-AnyLabeling are specified by
 documents, which their operations name; only the fields read here are described, with their bounds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service import VERSION
+from service.analysis.steps import StepFields
 from service.batches.uploads import MAX_FILE_BYTES, MAX_FORM_BYTES
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
+from service.image_settings import MAX_STEPS
+from service.inference.answer_places import MAX_IMAGES
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
 from service.label_studio.api import MAX_JSON_VALUES, PredictBody, SetupBody
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
-from service.open_inference.http_bodies import InferJson, OpenInferenceError
+from service.open_inference.http_api import PREFIX as OPEN_INFERENCE_PREFIX
+from service.open_inference.http_api import InferJson, OpenInferenceError
 from service.openai.wire import ChatCompletion, ChatError, ChatRequest
-from service.schema.wire import AnswerJson, ComparisonJson, ErrorJson
-from service.web.openapi_analysis import analysis_paths, analysis_schemas
-from service.web.openapi_parts import (
-    ERROR_STATUSES,
-    JsonObject,
-    body_of,
-    error_responses,
-    foreign_operation,
-    json_content,
-    operation_of,
-    response_of,
-    schemas_of,
-    with_image,
-    with_images,
+from service.schema.analysis import AnalysisJson, SeveralJson
+from service.schema.wire import (
+    AnswerJson,
+    ComparisonJson,
+    DeletedImageJson,
+    ErrorJson,
+    StoredImageJson,
 )
+from service.validation import BOUNDED_BY_BODY
 from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
-from service.x_anylabeling.asks import Call
+from service.x_anylabeling.api import Call
 from tasks.table import TASKS
 
+JsonObject = dict[str, Any]
+Operations = Mapping[str, tuple[str, str | None]]  # path: summary, schema of the body to post
+
+_REF_TEMPLATE = "#/components/schemas/{model}"
+_ERRORS = {
+    "400": "an unknown field or an invalid value",
+    "401": "no API key, or an unknown one",
+    "404": "the model is not served; no such file, batch or stored image",
+    "410": "the stored image has expired, or was evicted or deleted; send it again",
+    "413": "the image has too many pixels, or the body too many bytes",
+    "415": "not a readable image",
+    "422": "the model does not support the task or this variant of it",
+    "429": "too many requests are queued, or a limit of the key is used up; see Retry-After",
+    "503": "a runner is starting or unavailable",
+    "504": "the deadline of the request has passed",
+}
+_LISTING_ERRORS = ("400", "401", "503")
+_JSON = "application/json"
+_FORM = "multipart/form-data"
+_WEBHOOK = "LabelStudioEvent"
+_CALL = "XAnyLabelingCall"
+_INFER = "Answer with one model: inputs are the fields of /v1/predict, `result` is its body."
 _OPEN_INFERENCE = (
     "Open Inference Protocol v2, https://github.com/kserve/open-inference-protocol, with binary"
     " tensor data."
 )
-_INFER = "Answer with one model: inputs are the fields of /v1/predict, `result` is its body."
-# path: summary, schema of the body that is posted
-Operations = Mapping[str, tuple[str, str | None]]
+_LABEL_STUDIO = (
+    "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or"
+    " the one of the path."
+)
+_X_ANYLABELING = (
+    "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
+)
+_BATCHES = "OpenAI's Files and Batches, https://platform.openai.com/docs/api-reference/batch."
+
 _SERVER_PATHS: Operations = {
     "": ("Metadata of the server.", None),
     "/health/live": ("Liveness.", None),
@@ -53,14 +83,7 @@ _MODEL_PATHS: Operations = {
     "/ready": ("Readiness of a model.", None),
     "/infer": (_INFER, InferJson.__name__),
 }
-_LABEL_STUDIO = (
-    "Label Studio's ML backend protocol, https://labelstud.io/guide/ml_create, for all models or"
-    " the one of the path."
-)
-_V2_ERROR = OpenInferenceError.__name__
-_WEBHOOK = "LabelStudioEvent"
 _FAILED_PATHS: Operations = {"/failed/{status}": ("Repeat the error of a failed call.", None)}
-_CALL = "XAnyLabelingCall"
 _LABEL_STUDIO_PATHS: Operations = {
     "/health": ("Readiness of the models.", None),
     "/versions": ("Versions of the models, as their predictions name them.", None),
@@ -68,17 +91,25 @@ _LABEL_STUDIO_PATHS: Operations = {
     "/predict": ("Predict tasks, or answer a prompt.", PredictBody.__name__),
     "/webhook": ("Accept an event, which changes nothing.", _WEBHOOK),
 }
-_BATCHES = "OpenAI's Files and Batches, https://platform.openai.com/docs/api-reference/batch."
-_X_ANYLABELING = (
-    "X-AnyLabeling's remote server protocol, https://github.com/CVHub520/X-AnyLabeling-Server."
-)
 _X_ANYLABELING_PATHS: Operations = {
     "/health": ("Return the number of served models.", None),
     "/v1/models": ("List the models with their tasks and the inputs of each.", None),
     "/v1/models/{model}/info": ("Describe a model.", None),
     "/v1/predict": ("Return the shapes or the description of an image.", _CALL),
 }
-_BATCH_OPERATIONS = {  # path and method: summary, answer
+_MODEL = f"{OPEN_INFERENCE_PREFIX}/models/{{model}}"
+# prefix, protocol, operations, error
+_PROTOCOLS: tuple[tuple[str, str, Operations, type[BaseModel]], ...] = (
+    (OPEN_INFERENCE_PREFIX, _OPEN_INFERENCE, _SERVER_PATHS, OpenInferenceError),
+    (_MODEL, _OPEN_INFERENCE, _MODEL_PATHS, OpenInferenceError),
+    (f"{_MODEL}/versions/{{version}}", _OPEN_INFERENCE, _MODEL_PATHS, OpenInferenceError),
+    (LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _FAILED_PATHS, ErrorJson),
+    (LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS, ErrorJson),
+    (f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS, ErrorJson),
+    (X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS, ErrorJson),
+)
+# path, method: summary, answer
+_BATCH_OPERATIONS: Mapping[tuple[str, str], tuple[str, type[BaseModel] | None]] = {
     ("/v1/files", "post"): ("Upload a JSON Lines file of requests.", FileObject),
     ("/v1/files", "get"): ("List the files of the API key.", FileList),
     ("/v1/files/{file_id}", "get"): ("Describe a file.", FileObject),
@@ -89,31 +120,54 @@ _BATCH_OPERATIONS = {  # path and method: summary, answer
     ("/v1/batches/{batch_id}", "get"): ("Describe a batch.", Batch),
     ("/v1/batches/{batch_id}/cancel", "post"): ("Cancel a batch.", Batch),
 }
-
-_LIST_QUERIES = {
-    "/v1/files": ("limit", "after", "order", "purpose"),
-    "/v1/batches": ("limit", "after"),
+_QUERIES: Mapping[type[BaseModel] | None, tuple[str, ...]] = {
+    FileList: ("limit", "after", "order", "purpose"),
+    BatchList: ("limit", "after"),
 }
-
+_READ = (ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call)
+_ANSWERED = (
+    *(AnswerJson, ComparisonJson, ErrorJson),
+    *(ChatCompletion, ChatError, OpenInferenceError),
+    *(FileObject, FileList, FileDeleted, Batch, BatchList),
+)
+_ANSWERED_ABOUT_IMAGES = (AnalysisJson, SeveralJson, StoredImageJson, DeletedImageJson)
+_IMAGE: JsonObject = {
+    "type": "string",
+    "description": "in a form: a file; in JSON: a data: URL, base64, an allowed http(s) URL, or the"
+    " id of a stored image",
+    **BOUNDED_BY_BODY,
+}
+_IMAGES: JsonObject = {
+    "type": "array",
+    "description": "several images, each as `image`; in a form: repeated files",
+    "items": _IMAGE,
+    "minItems": 1,
+    "maxItems": MAX_IMAGES,
+}
 _CATALOG = {
     "name": "catalog",
     "in": "query",
     "description": "true: also the catalog's models not served, each with its `serve_command`.",
     "schema": {"type": "boolean", "default": False},
 }
-
-_ANSWERS = (
-    *(AnswerJson, ComparisonJson, ErrorJson),
-    *(ChatCompletion, ChatError, OpenInferenceError),
-    *(FileObject, FileList, FileDeleted, Batch, BatchList),
-)
+_ANY_ANSWER: JsonObject = {
+    "description": "the answer",
+    "content": {_JSON: {"schema": {"type": "object"}}},
+}
+_UPLOAD_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "maxLength": MAX_FILE_BYTES},
+        "purpose": {"const": "batch"},
+    },
+    "additionalProperties": {"type": "string"},  # expires_after[…]
+    "maxProperties": MAX_FORM_BYTES,  # a limit in bytes also bounds the number
+}
 
 
 def openapi_document(models: ServedModels) -> JsonObject:
     """Return the document for the served models."""
-    read = schemas_of(
-        (ChatRequest, BatchRequest, InferJson, SetupBody, PredictBody, Call), "validation"
-    )
     return {
         "openapi": "3.1.0",
         "info": {
@@ -121,147 +175,178 @@ def openapi_document(models: ServedModels) -> JsonObject:
             "version": VERSION,
             "description": "Florence-2 and PaliGemma behind one typed task API, side by side.",
         },
-        "paths": {
-            "/v1/predict": {
-                "post": operation_of(
-                    "predict", "Answer with one model.", "AnswerJson", "SeveralJson"
-                )
-            },
-            "/v1/compare": {
-                "post": operation_of(
-                    "compare",
-                    "Answer with several models concurrently.",
-                    "ComparisonJson",
-                    "SeveralJson",
-                )
-            },
-            **analysis_paths(),
-            "/v1/chat/completions": {
-                "post": {
-                    "operationId": "createChatCompletion",
-                    "summary": "Answer a chat message of one image and one text, as OpenAI does.",
-                    "requestBody": body_of("ChatRequest"),
-                    "responses": {
-                        "200": response_of("the answer", "ChatCompletion"),
-                        **error_responses("ChatError"),
-                    },
-                }
-            },
-            "/v1/models": {
-                "get": {
-                    **_listing("listModels", "The served models and their comparison table."),
-                    "parameters": [_CATALOG],
-                }
-            },
-            "/v1/models/{model_id}": {"get": _model_operation()},
-            "/v1/tasks": {
-                "get": _listing("listTasks", "All tasks with the schemas of their parameters.")
-            },
-            **_batch_paths(),
-            **_tool_paths("/v2", _OPEN_INFERENCE, _SERVER_PATHS, _V2_ERROR),
-            **_tool_paths("/v2/models/{model}", _OPEN_INFERENCE, _MODEL_PATHS, _V2_ERROR),
-            **_tool_paths(
-                "/v2/models/{model}/versions/{version}", _OPEN_INFERENCE, _MODEL_PATHS, _V2_ERROR
-            ),
-            **_tool_paths(LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _FAILED_PATHS),
-            **_tool_paths(LABEL_STUDIO_PREFIX, _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
-            **_tool_paths(f"{LABEL_STUDIO_PREFIX}/{{model}}", _LABEL_STUDIO, _LABEL_STUDIO_PATHS),
-            **_tool_paths(X_ANYLABELING_PREFIX, _X_ANYLABELING, _X_ANYLABELING_PATHS),
-        },
+        "paths": {**_own_paths(), **_batch_paths(), **_protocol_paths()},
         "components": {
-            "schemas": {
-                **schemas_of(_ANSWERS, "serialization"),
-                **read,
-                **analysis_schemas(models),
-                _WEBHOOK: {"type": "object", "maxProperties": MAX_JSON_VALUES},
-                _CALL: with_image(read[Call.__name__]),
-                "predict": _request_schema(PredictFields, models),
-                "compare": _request_schema(CompareFields, models),
-            },
+            "schemas": _schemas(models),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
     }
 
 
-def _batch_paths() -> JsonObject:
-    form = {
-        "type": "object",
-        "required": ["file", "purpose"],
-        "properties": {
-            "file": {"type": "string", "format": "binary", "maxLength": MAX_FILE_BYTES},
-            "purpose": {"const": "batch"},
-        },
-        "additionalProperties": {"type": "string"},  # expires_after[…]
-        "maxProperties": MAX_FORM_BYTES,  # a limit in bytes also bounds the number
+def _own_paths() -> JsonObject:
+    def answering(name: str, summary: str, *answers: type[BaseModel]) -> JsonObject:
+        body = {_FORM: _reference(name), _JSON: _reference(name)}
+        return {"post": _operation(name, summary, _answer(*answers), body)}
+
+    def listing(name: str, summary: str) -> JsonObject:
+        properties = {"object": {"const": "list"}, "data": {"type": "array"}}
+        response = _response("the list", {"type": "object", "properties": properties})
+        return _operation(name, summary, response, error_statuses=_LISTING_ERRORS)
+
+    of_base = {"type": ["string", "null"], "description": "of a LoRA adapter: the id of its base"}
+    entry = {"type": "object", "properties": {"adapter_of": of_base}}
+    model = _operation(
+        "showModel",
+        "One entry of the list of models.",
+        _response("the entry", entry),
+        error_statuses=(*_LISTING_ERRORS, "404"),
+    )
+    stored = _response("the image", _reference(StoredImageJson.__name__))
+    deleted = _response("its id", _reference(DeletedImageJson.__name__))
+    image_path = "/v1/images/{image_id}"
+    of_image = {
+        "parameters": _path_parameters(image_path),
+        "description": "An image of another API key is not found.",
     }
+    chat = _operation(
+        "createChatCompletion",
+        "Answer a chat message of one image and one text, as OpenAI does.",
+        _answer(ChatCompletion),
+        {_JSON: _reference(ChatRequest.__name__)},
+        error=ChatError,
+    )
+    models = listing("listModels", "The served models and their comparison table.")
+    return {
+        "/v1/predict": answering("predict", "Answer with one model.", AnswerJson, SeveralJson),
+        "/v1/compare": answering(
+            "compare", "Answer with several models concurrently.", ComparisonJson, SeveralJson
+        ),
+        "/v1/analyze": answering(
+            "analyze", "Answer many questions about one image.", AnalysisJson, SeveralJson
+        ),
+        "/v1/images": answering(
+            "storeImage", "Store an image, which requests then name.", StoredImageJson
+        ),
+        image_path: {
+            "get": _operation("showImage", "Describe a stored image.", stored) | of_image,
+            "delete": _operation("deleteImage", "Delete a stored image.", deleted) | of_image,
+        },
+        "/v1/chat/completions": {"post": chat},
+        "/v1/models": {"get": models | {"parameters": [_CATALOG]}},
+        "/v1/models/{model_id}": {
+            "get": model | {"parameters": _path_parameters("/v1/models/{model_id}")}
+        },
+        "/v1/tasks": {
+            "get": listing("listTasks", "All tasks with the schemas of their parameters.")
+        },
+    }
+
+
+def _batch_paths() -> JsonObject:
     bodies = {
-        "/v1/files": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-        "/v1/batches": body_of(BatchRequest.__name__),
+        "/v1/files": {_FORM: _UPLOAD_FORM},
+        "/v1/batches": {_JSON: _reference(BatchRequest.__name__)},
     }
     paths: JsonObject = {}
     for (path, method), (summary, answer) in _BATCH_OPERATIONS.items():
-        operation = foreign_operation(path, summary, _BATCHES, ChatError.__name__)
-        if method == "get":
-            operation["parameters"] += [
-                {"name": name, "in": "query", "schema": {"type": "string"}}
-                for name in _LIST_QUERIES.get(path, ())
-            ]
-        if answer is not None:
-            operation["responses"]["200"] = response_of("the answer", answer.__name__)
-        body = {"requestBody": bodies[path]} if method == "post" and path in bodies else {}
-        paths.setdefault(path, {})[method] = operation | body
+        response = _ANY_ANSWER if answer is None else _answer(answer)
+        body = bodies.get(path) if method == "post" else None
+        parameters = _path_parameters(path)
+        for name in _QUERIES.get(answer, ()):
+            parameters.append({"name": name, "in": "query", "schema": {"type": "string"}})
+        operation = _operation("", summary, response, body, error=ChatError)
+        operation |= {"description": _BATCHES, "parameters": parameters}
+        paths.setdefault(path, {})[method] = operation
     return paths
 
 
-def _model_operation() -> JsonObject:
-    parameter = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
-    of_base = {"type": ["string", "null"], "description": "of a LoRA adapter: the id of its base"}
-    found = {
-        "description": "the entry",
-        **json_content({"type": "object", "properties": {"adapter_of": of_base}}),
-    }
-    missing = {"404": response_of(ERROR_STATUSES["404"], "ErrorJson")}
-    listing = _listing("showModel", "One entry of the list of models.")
-    return {
-        **listing,
-        "parameters": [parameter],
-        "responses": {**listing["responses"], "200": found, **missing},
-    }
-
-
-def _listing(name: str, summary: str) -> JsonObject:
-    schema = {
-        "type": "object",
-        "properties": {"object": {"const": "list"}, "data": {"type": "array"}},
-    }
-    response = {"description": "the list", **json_content(schema)}
-    errors = {
-        status: response_of(ERROR_STATUSES[status], "ErrorJson") for status in ("400", "401", "503")
-    }
-    return {"operationId": name, "summary": summary, "responses": {"200": response, **errors}}
-
-
-def _tool_paths(
-    prefix: str, description: str, operations: Operations, error: str = ErrorJson.__name__
-) -> JsonObject:
+def _protocol_paths() -> JsonObject:
     paths: JsonObject = {}
-    for name, (summary, schema) in operations.items():
-        path = prefix + name
-        operation = foreign_operation(path, summary, description, error)
-        if schema is None:
-            paths[path] = {"get": operation}
-        else:
-            paths[path] = {"post": operation | {"requestBody": body_of(schema)}}
+    for prefix, protocol, operations, error in _PROTOCOLS:
+        for name, (summary, schema) in operations.items():
+            body = None if schema is None else {_JSON: _reference(schema)}
+            operation = _operation("", summary, _ANY_ANSWER, body, error=error)
+            operation |= {"description": protocol, "parameters": _path_parameters(prefix + name)}
+            paths[prefix + name] = {"get" if body is None else "post": operation}
     return paths
+
+
+def _operation(
+    name: str,
+    summary: str,
+    response: JsonObject,
+    body: Mapping[str, JsonObject] | None = None,
+    *,
+    error: type[BaseModel] = ErrorJson,
+    error_statuses: Iterable[str] = _ERRORS,
+) -> JsonObject:
+    """Return an operation; `body` has the schema of each content type that is read."""
+    errors = {
+        status: _response(_ERRORS[status], _reference(error.__name__)) for status in error_statuses
+    }
+    operation: JsonObject = {"summary": summary, "responses": {"200": response, **errors}}
+    if name:
+        operation["operationId"] = name
+    if body is not None:
+        content = {content_type: {"schema": schema} for content_type, schema in body.items()}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _answer(*models: type[BaseModel]) -> JsonObject:
+    """Return a response that is one of the models."""
+    references = [_reference(model.__name__) for model in models]
+    return _response("the answer", references[0] if len(models) == 1 else {"oneOf": references})
+
+
+def _response(description: str, schema: JsonObject) -> JsonObject:
+    return {"description": description, "content": {_JSON: {"schema": schema}}}
+
+
+def _reference(schema: str) -> JsonObject:
+    return {"$ref": _REF_TEMPLATE.format(model=schema)}
+
+
+def _path_parameters(path: str) -> list[JsonObject]:
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in names
+    ]
+
+
+def _schemas(models: ServedModels) -> JsonObject:
+    read = _schemas_of(_READ, "validation")
+    fields = PredictFields.model_json_schema()["properties"]
+    steps = {"type": "array", "items": _step_schema(models), "minItems": 1, "maxItems": MAX_STEPS}
+    analysis = _object({"steps": steps, "stream": fields["stream"]}, ["steps"])
+    return {
+        **_schemas_of(_ANSWERED, "serialization"),
+        **read,
+        **_schemas_of(_ANSWERED_ABOUT_IMAGES, "serialization"),
+        "analyze": {"oneOf": [_with_image(analysis), _with_images(analysis)]},
+        "storeImage": _with_image(_object({}, [])),
+        _WEBHOOK: {"type": "object", "maxProperties": MAX_JSON_VALUES},
+        _CALL: _with_image(read[Call.__name__]),
+        "predict": _request_schema(PredictFields, models),
+        "compare": _request_schema(CompareFields, models),
+    }
+
+
+def _schemas_of(models: tuple[type[BaseModel], ...], mode: JsonSchemaMode) -> JsonObject:
+    modes = [(model, mode) for model in models]
+    _, document = models_json_schema(modes, ref_template=_REF_TEMPLATE)
+    schemas: JsonObject = document["$defs"]
+    return schemas
 
 
 def _request_schema(fields_class: type[GenerationFields], models: ServedModels) -> JsonObject:
     """Return two alternatives for each offered task: about one image, and about several."""
-    offered = set(chain(*(model.entry.task_ids for model in models)))
     common = fields_class.model_json_schema()["properties"]
     alternatives: list[JsonObject] = []
-    for task in (each for each in TASKS.values() if each.id in offered):
+    for task_id in _offered(models):
+        task = TASKS[task_id]
         parameters: JsonObject = task.json_schema()
         fields = {
             **parameters,
@@ -270,5 +355,51 @@ def _request_schema(fields_class: type[GenerationFields], models: ServedModels) 
             "properties": {**common, "task": {"const": task.id}, **parameters["properties"]},
             "required": ["task", *parameters["required"]],
         }
-        alternatives += [with_image(fields), with_images(fields)]
+        alternatives += [_with_image(fields), _with_images(fields)]
     return {"oneOf": alternatives}
+
+
+def _step_schema(models: ServedModels) -> JsonObject:
+    """Return the fields of a step of any task; those of its task are in `predict`."""
+    properties: JsonObject = {
+        **StepFields.model_json_schema()["properties"],
+        **CompareFields.model_json_schema()["properties"],
+        **PredictFields.model_json_schema()["properties"],
+        "task": {"enum": _offered(models)},
+    }
+    del properties["stream"]
+    for parameter in chain(*(task.parameters for task in TASKS.values())):
+        schema: JsonObject = dict(parameter.json_schema())
+        known = properties.get(parameter.name, {}).get("enum")
+        if known is not None:  # `detail` has other values for each task
+            schema = {"type": "string", "enum": list(dict.fromkeys([*known, *schema["enum"]]))}
+        properties[parameter.name] = schema
+    return _object(properties, ["id", "task"])
+
+
+def _offered(models: ServedModels) -> list[str]:
+    """Return the tasks that a model offers, in the order of the table."""
+    offered = set(chain(*(model.entry.task_ids for model in models)))
+    return [task_id for task_id in TASKS if task_id in offered]
+
+
+def _object(properties: JsonObject, required: list[str]) -> JsonObject:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _with_image(fields: JsonObject) -> JsonObject:
+    """Return the schema of a body of an image and `fields`."""
+    properties = {"image": _IMAGE, **fields["properties"]}
+    return {**fields, "properties": properties, "required": ["image", *fields["required"]]}
+
+
+def _with_images(fields: JsonObject) -> JsonObject:
+    """Return the schema of a body of several images and `fields`, which is not streamed."""
+    properties = {"images": _IMAGES, **fields["properties"]}
+    properties.pop("stream", None)
+    return {**fields, "properties": properties, "required": ["images", *fields["required"]]}

@@ -5,29 +5,130 @@
 
 The API key is in the header `Token`. Errors have the statuses and the body of the service's own
 interface, and not the 200 of X-AnyLabeling-Server, as X-AnyLabeling shows a failed status only.
+
+| result | shapes, in pixels |
+| detections | a rectangle each |
+| instances | a polygon for each outer ring: X-AnyLabeling's polygons have no holes |
+| text_regions | a polygon of four points each, with its text as description |
+| text | none: the description of the image; of a region, a rectangle with the text as label |
+
 Source: CVHub520/X-AnyLabeling@0f38687 anylabeling/services/auto_labeling/remote_server.py
-(requests), CVHub520/X-AnyLabeling-Server@aad6ffa docs/router.md (answers).
+(requests), anylabeling/views/labeling/widgets/auto_labeling/auto_labeling.py (widgets),
+anylabeling/views/labeling/widgets/canvas.py (marks); CVHub520/X-AnyLabeling-Server@aad6ffa
+docs/router.md, docs/user_guide.md (answers).
 """
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.http.body import read_body
 from service.http.boundary import Endpoint, Interface, RestBoundary
+from service.http.json_values import MAX_JSON_VALUES
 from service.images.decoding import in_thread
 from service.inference.core import RequestContext
+from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
+from service.schema.outlines import corners, outlines, simplified
 from service.validation import validated
-from service.x_anylabeling.asks import Call, model_json
-from service.x_anylabeling.shapes import shapes_json
+from tasks.parameter_kinds import MAX_GIVEN_CHARS
+from tasks.results import (
+    BoxXyxy,
+    DetectionsResult,
+    InstancesResult,
+    PointXy,
+    TextRegionsResult,
+    TextResult,
+)
+from tasks.table import TASKS
 from wire.disconnection import while_connected
+
+JsonObject = dict[str, Any]
 
 PREFIX = "/integrations/x-anylabeling"
 X_ANYLABELING = Interface("x_anylabeling")
+_SEPARATORS = re.compile(r"[.,;]")
+_DEFAULT_EPSILON = 0.001  # X-AnyLabeling's default
+_MAX_NAME_CHARS = 200
+_MAX_MARKS = 1000
+_MAX_NUMBERS = 1000  # per mark: a point has 2, a rectangle 4
+# The values with which X-AnyLabeling starts; an intersection over union of 1 suppresses no box.
+_INITIAL_VALUES = {"edit_conf": 0.0, "edit_iou": 1.0, "toggle_preserve_existing_annotations": False}
+_UNLABELLED = "object"  # X-AnyLabeling requires a label
+_TEXT_LABEL = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """How X-AnyLabeling asks a task."""
+
+    widgets: tuple[str, ...]
+    batch_mode: str | None
+    parameter: str = ""  # takes the text of the user
+    placeholder: str = ""
+
+
+def _text_input(parameter: str, placeholder: str) -> _Input:
+    return _Input(("edit_text", "button_send"), "text_prompt", parameter, placeholder)
+
+
+_LABELS_PLACEHOLDER = "Objects to detect: red circle, blue square"
+_RUN = _Input(("button_run",), "default")
+# a batch has no rectangles
+_RECTANGLE = _Input(("button_add_rect", "button_clear", "button_finish_object"), None)
+_INPUTS = {  # of the other tasks: _RUN
+    "open_vocabulary_detection": _text_input(
+        "labels", "Objects to detect: red circle, blue square"
+    ),
+    "phrase_grounding": _text_input("caption", "Caption or phrase to locate"),
+    "instance_segmentation": _text_input("phrase", "Object to segment"),
+    "visual_question_answering": _text_input("question", "Question about the image"),
+    "region_description": _RECTANGLE,
+}
+_SCORE_WIDGETS = ("input_conf", "edit_conf", "input_iou", "edit_iou")
+_RESULT_WIDGETS = {  # by the kind of result
+    "text": (),
+    "detections": _SCORE_WIDGETS,
+    "text_regions": _SCORE_WIDGETS,
+    "instances": (*_SCORE_WIDGETS, "mask_fineness_slider", "mask_fineness_value_label"),
+}
+
+
+class _Body(BaseModel):
+    # Fields that are not read are ignored; `read_body` counts them.
+    model_config = ConfigDict(json_schema_extra={"maxProperties": MAX_JSON_VALUES})
+
+
+class Mark(_Body):
+    """A point or rectangle that the user drew, in pixels."""
+
+    type: str = Field(max_length=_MAX_NAME_CHARS)
+    data: list[FiniteFloat] = Field(max_length=_MAX_NUMBERS)
+
+
+class Params(_Body):
+    """The parameters of a call."""
+
+    current_task: str | None = Field(None, max_length=_MAX_NAME_CHARS)
+    text_prompt: str | None = Field(None, max_length=MAX_GIVEN_CHARS)
+    marks: list[Mark] = Field([], max_length=_MAX_MARKS)
+    conf_threshold: float = Field(0.0, ge=0, le=1)
+    iou_threshold: float = Field(1.0, ge=0, le=1)
+    epsilon_factor: float = Field(_DEFAULT_EPSILON, ge=0, le=1)
+
+
+class Call(_Body):
+    """The body of a call except its image."""
+
+    model: str = Field(max_length=_MAX_NAME_CHARS)
+    params: Params = Params()
 
 
 class XAnyLabelingApi:
@@ -37,19 +138,16 @@ class XAnyLabelingApi:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        return [
-            Route(f"{PREFIX}/health", self._endpoint(self.health), methods=["GET"]),
-            Route(f"{PREFIX}/v1/models", self._endpoint(self.list_models), methods=["GET"]),
-            Route(
-                f"{PREFIX}/v1/models/{{model}}/info",
-                self._endpoint(self.show_model),
-                methods=["GET"],
-            ),
-            Route(f"{PREFIX}/v1/predict", self._endpoint(self.predict), methods=["POST"]),
-        ]
+        def route(method: str, path: str, function: Endpoint) -> Route:
+            endpoint = _with_bearer(self._boundary.endpoint(function, X_ANYLABELING))
+            return Route(PREFIX + path, endpoint, methods=[method])
 
-    def _endpoint(self, function: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-        return _with_bearer(self._boundary.endpoint(function, X_ANYLABELING))
+        return [
+            route("GET", "/health", self.health),
+            route("GET", "/v1/models", self.list_models),
+            route("GET", "/v1/models/{model}/info", self.show_model),
+            route("POST", "/v1/predict", self.predict),
+        ]
 
     async def health(self, _request: Request, _context: RequestContext) -> Response:
         num_models = len(tuple(self._boundary.core().models))
@@ -57,17 +155,17 @@ class XAnyLabelingApi:
         return JSONResponse({"status": "healthy", "models_loaded": num_models, "timestamp": now})
 
     async def list_models(self, _request: Request, _context: RequestContext) -> Response:
-        return _succeeded({model.id: model_json(model) for model in self._boundary.core().models})
+        return _succeeded({model.id: _model_json(model) for model in self._boundary.core().models})
 
     async def show_model(self, request: Request, _context: RequestContext) -> Response:
         model: ServedModel = self._boundary.core().models.get(request.path_params["model"])
-        return _succeeded({"model_id": model.id, **model_json(model)})
+        return _succeeded({"model_id": model.id, **_model_json(model)})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
         core = self._boundary.core()
         body = await self._boundary.read(read_body, request, context)
         call = validated(Call, body.fields)
-        fields = call.fields(core.models.get(call.model).entry.task_ids)
+        fields = request_fields(call, core.models.get(call.model).entry.task_ids)
         answer = await while_connected(request.receive, core.predict(body.image, fields, context))
         region = answer.request.parameters.region
         return _succeeded(await in_thread(shapes_json, answer, call.params.epsilon_factor, region))
@@ -89,3 +187,94 @@ def _with_bearer(
         return await endpoint(Request({**request.scope, "headers": headers}, request.receive))
 
     return answer
+
+
+def _model_json(model: ServedModel) -> JsonObject:
+    """Return the name of a model, its tasks, and the widgets of each."""
+    return {
+        "display_name": model.id,
+        "widgets": [{"name": name, "value": value} for name, value in _INITIAL_VALUES.items()],
+        "params": {},
+        "available_tasks": [_task_json(task_id) for task_id in model.entry.task_ids],
+    }
+
+
+def _task_json(task_id: str) -> JsonObject:
+    task_input = _INPUTS.get(task_id, _RUN)
+    names = ("toggle_preserve_existing_annotations", *_RESULT_WIDGETS[TASKS[task_id].result_kind])
+    widgets: JsonObject = {name: {} for name in (*names, *task_input.widgets)}
+    if task_input.placeholder:
+        widgets["edit_text"] = {"placeholder": task_input.placeholder}
+    return {
+        "id": task_id,
+        "name": task_id.replace("_", " ").capitalize(),
+        "active_widgets": widgets,
+        "batch_processing_mode": task_input.batch_mode,
+    }
+
+
+def request_fields(call: Call, task_ids: tuple[str, ...]) -> JsonObject:
+    """Return the fields of a request; an unnamed task is the model's first."""
+    params = call.params
+    task_id = params.current_task or task_ids[0]
+    task_input = _INPUTS.get(task_id, _RUN)
+    fields: JsonObject = {
+        "model": call.model,
+        "task": task_id,
+        "min_score": params.conf_threshold,
+    }
+    if 0 < params.iou_threshold < 1:
+        fields["nms_iou"] = params.iou_threshold
+    rectangles = [mark.data for mark in params.marks if mark.type == "rectangle"]
+    if task_input is _RECTANGLE and rectangles:
+        # the category becomes the rectangle's label
+        fields |= {"region": rectangles[-1], "detail": "category"}
+    elif task_input.parameter and params.text_prompt is not None:
+        text: object = params.text_prompt
+        if task_input.parameter == "labels":
+            labels = (label.strip() for label in _SEPARATORS.split(params.text_prompt))
+            text = list(filter(None, labels))
+        fields[task_input.parameter] = text
+    return fields
+
+
+def shapes_json(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> JsonObject:
+    """Return the data of a call.
+
+    Args:
+        answer: has polygons if it has masks.
+        epsilon_factor: tolerance of simplified polygons, as a share of their perimeter (OpenCV's
+            approxPolyDP).
+        region: the box that the answer describes.
+    """
+    if isinstance(answer.result, TextResult) and region is None:
+        # True would delete the shapes
+        return {"shapes": [], "description": answer.result.text, "replace": False}
+    return {"shapes": list(_shapes(answer, epsilon_factor, region)), "description": ""}
+
+
+def _shapes(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> Iterator[JsonObject]:
+    match answer.result:
+        case DetectionsResult(detections):
+            for detection in detections:
+                yield _shape("rectangle", corners(detection.box), detection.label, detection.score)
+        case InstancesResult(instances):
+            for instance in instances:
+                for ring in outlines(instance):
+                    points = simplified(ring, epsilon_factor * ring.length)
+                    yield _shape("polygon", points, instance.label, instance.score)
+        case TextRegionsResult(text_regions):
+            for text_region in text_regions:
+                shape = _shape("polygon", text_region.quad, _TEXT_LABEL, text_region.score)
+                yield shape | {"description": text_region.text}
+        case TextResult(text) if region is not None:
+            yield _shape("rectangle", corners(region), text, None)
+
+
+def _shape(kind: str, points: Sequence[PointXy], label: str, score: float | None) -> JsonObject:
+    return {
+        "label": label or _UNLABELLED,
+        "shape_type": kind,
+        "points": [list(point) for point in points],
+        "score": score,
+    }

@@ -39,7 +39,7 @@ from service.images.url_rules import AllowedHost, check_url
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.served_models import ServedModels
 from service.label_studio.labelling_config import parse_config
-from service.open_inference.http_bodies import read_request
+from service.open_inference.http_api import read_request
 from service.rpc.analysis_messages import steps_document
 from service.rpc.proto import vision_pb2 as pb
 from service.settings import SettingsError

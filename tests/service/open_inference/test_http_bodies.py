@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, ServiceError
-from service.open_inference.http_bodies import read_request
+from service.open_inference.http_api import read_request
 from service.open_inference.tensors import InferRequest, Tensor
 
 TASK = {"name": "task", "datatype": "BYTES", "shape": [1]}

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.x_anylabeling.asks import Call
-from service.x_anylabeling.shapes import shapes_json
+from service.x_anylabeling.api import Call, request_fields, shapes_json
 from tasks.results import (
     BoxXyxy,
     Detection,
@@ -125,4 +124,4 @@ MARKS = [
 )
 def test_parameters_become_fields(params: dict[str, Any], fields: dict[str, Any]) -> None:
     call = Call.model_validate({"model": "m", "params": params})
-    assert call.fields(("captioning", "ocr")) == {"model": "m", **fields}
+    assert request_fields(call, ("captioning", "ocr")) == {"model": "m", **fields}
