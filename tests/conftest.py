@@ -9,7 +9,6 @@ from tests.support.browser import CHROMIUM, MISSING
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 from tests.support.haproxy import HAS_HAPROXY, MISSING_HAPROXY
 from tests.support.kubernetes import HAS_KUBECTL, MISSING_KUBECTL
-from tests.support.label_studio import MISSING_LABEL_STUDIO
 from tests.support.prometheus import HAS_PROMETHEUS, MISSING_PROMETHEUS
 from tests.support.real_tokenizers import MISSING_NPM
 from tests.support.running_service import RunningService, running_service
@@ -32,11 +31,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(MISSING_VALKEY, red=True, bold=True)
     if not HAS_KUBECTL:
         terminalreporter.write_line(MISSING_KUBECTL, red=True, bold=True)
-    for missing in (MISSING_NPM, MISSING_LABEL_STUDIO):
-        if any(
-            missing in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())
-        ):
-            terminalreporter.write_line(missing, red=True, bold=True)
+    skipped = terminalreporter.stats.get("skipped", ())
+    if any(MISSING_NPM in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(MISSING_NPM, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

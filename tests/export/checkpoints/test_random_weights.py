@@ -24,7 +24,6 @@ def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "florence-2-large", small)
 
 
-# The other two shapes are exported and served in tests/system/test_real_shapes.py.
 @pytest.mark.long
 @pytest.mark.usefixtures("small_images")
 @pytest.mark.parametrize(
