@@ -24,20 +24,22 @@ from export.checkpoints.jobs import find_entry
 from export.checkpoints.sources import resolve_source
 from export.errors import ExportError, TuningError
 from export.tuning.examples import TUNED_TASKS, make_examples, read_labels
-from export.tuning.run_folder import RUN_FOLDER, checkpoint_to_resume
 from tasks.catalog import CatalogEntry, CatalogError, TaskOverride
+from wire.artifacts.adapter_folder import CONFIG_FILE
 
 INTERRUPTED = 130  # a shell's status of a command that Ctrl-C ended
-MAX_SHOWN = 10  # problems of a dataset
+MAX_LINES = 10  # problems of a dataset
+RUN_FOLDER = "run"  # in the output folder; removed when the run ends
 _TEMPLATE_TASK = "visual_question_answering"
 # their answers are learnt with the names as they are requested
 _NAMED_TASKS = ("open_vocabulary_detection", "phrase_grounding")
+_STATE_FILE = "trainer_state.json"  # written last, so that a checkpoint with it is complete
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tune one adapter and print its catalog entry; return the exit status."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    parsed = _parse(given)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = _parse(arguments)
     try:
         # an archive is unpacked here
         with TemporaryDirectory(prefix="diptych-") as work:
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"\npython -m export.tune: stopped; {how_to_continue(given, parsed.output)}",
+            f"\npython -m export.tune: stopped; {how_to_continue(arguments, parsed.output)}",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -67,7 +69,7 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
         flush=True,
     )
     # torch is imported here, which takes seconds
-    from export.tuning.training import TuningJob, TuningOptions, kept_epoch, tune, write_card
+    from export.tuning.training import TuningJob, TuningOptions, best_epoch, tune, write_card
 
     options = TuningOptions(
         num_epochs=parsed.epochs,
@@ -77,31 +79,57 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
         held_out_share=parsed.held_out,
         seed=parsed.seed,
     )
-    job = TuningJob(entry, parsed.task, examples, parsed.output, options)
+    job = TuningJob(
+        entry, parsed.task, examples, parsed.output, parsed.output / RUN_FOLDER, options
+    )
     with in_transformers_form(source) as base:
         epochs = tune(job, base.folder, checkpoint)
     lines = catalog_lines(entry, parsed)
     write_card(job, parsed.data.resolve(), dataset.problems.summary(), epochs, lines)
-    kept = kept_epoch(epochs)
+    best = best_epoch(epochs)
     print(
-        f"{parsed.output}: epoch {kept.number} is kept, held-out loss {kept.held_out_loss:.4f};"
+        f"{parsed.output}: epoch {best.number} is kept, held-out loss {best.held_out_loss:.4f};"
         " README.md and curve.png describe it; its entry of the catalog, after that of"
         f" {entry.id}:\n"
     )
     print(lines, end="")
 
 
-def how_to_continue(given: Sequence[str], output: Path) -> str:
+def checkpoint_to_resume(output: Path, resume: bool, overwrite: bool = False) -> str | None:
+    """Return the last complete checkpoint of an interrupted run.
+
+    Raise `TuningError` if the output does not fit, or has files that are not of such a run.
+    """
+    run = output / RUN_FOLDER
+    hint = "give another --output, or --overwrite to replace its files"
+    if not overwrite and (output / CONFIG_FILE).exists():
+        raise TuningError(f"{output} already has an adapter; {hint}")
+    if run.exists() and not resume:
+        raise TuningError(
+            f"{output} has an interrupted run; --resume continues it, removing {run} discards it"
+        )
+    if not run.exists():
+        if resume:
+            raise TuningError(f"{output} has no interrupted run to resume")
+        if not overwrite and output.exists() and any(output.iterdir()):
+            raise TuningError(f"{output} has files that are not of an interrupted run; {hint}")
+        return None
+    complete = [path for path in run.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def how_to_continue(arguments: Sequence[str], output: Path) -> str:
     if not (output / RUN_FOLDER).exists():
         return "the training had not begun, and nothing is saved"
-    command = shlex.join(["python", "-m", "export.tune", *given])
-    resume = "" if "--resume" in given else " --resume"
+    command = shlex.join(["python", "-m", "export.tune", *arguments])
+    resume = "" if "--resume" in arguments else " --resume"
     return f"continue after the last whole epoch with: {command}{resume}"
 
 
 def show_problems(problems: Problems) -> None:
     """Print the first problems of a dataset, and how many there are."""
-    for line in [*problems.lines[:MAX_SHOWN], problems.summary()]:
+    for line in [*problems.lines[:MAX_LINES], problems.summary()]:
         if line:
             print(line, file=sys.stderr)
 

@@ -18,10 +18,16 @@ from pathlib import Path
 import numpy as np
 from numpy.random import default_rng
 
-from export.scenes import SceneObject, render_scene, sample_scene
-from export.scenes.geometry import Ring, box_xyxy
-from export.scenes.render import draw_ring
-from export.scenes.scene import CANVAS_PX, SHAPES
+from export.scenes import (
+    CANVAS_PX,
+    SHAPES,
+    Ring,
+    SceneObject,
+    box_xyxy,
+    draw_ring,
+    render_scene,
+    sample_scene,
+)
 from laboratory.evaluation.scenes import PLAIN_PX, Labelled, encoded, scaled, write_coco
 from tasks.florence2.locations import NUM_BINS
 

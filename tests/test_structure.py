@@ -29,6 +29,7 @@ ARROWS = {
         "diptych_client.evaluation",  # the tuning reads datasets as the evaluation does
         "diptych_client.inputs",
         "diptych_client.long_runs",
+        "diptych_client.matching",
         "runners",
         "wire",
         "imaging",

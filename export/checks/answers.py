@@ -25,12 +25,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diptych_client.matching import greedy_pairs, pairwise_iou
 from export.checkpoints.jobs import ExportJob
 from export.checks.half_arithmetic import HalfEncoder
 from export.checks.reference import load_for_checks
 from export.errors import ParityError, SourceError
 from export.scenes import render_scene, sample_scene
-from export.scenes.overlap import box_iou
 from imaging.errors import ImageError
 from imaging.files import resize
 from imaging.local_files import read_image
@@ -271,20 +271,10 @@ def matched_ious(
     first: Sequence[Detection | Instance], second: Sequence[Detection | Instance]
 ) -> list[float]:
     """Return the IoUs of pairs with one label, best first, from `MATCHED_IOU` up."""
-    pairs = []
-    for index, one in enumerate(first):
-        for partner, other in enumerate(second):
-            if one.label == other.label:
-                pairs.append((box_iou(one.box, other.box), index, partner))
-    ious = []
-    used = set[int]()
-    taken = set[int]()
-    for iou, index, partner in sorted(pairs, reverse=True):
-        if iou >= MATCHED_IOU and index not in used and partner not in taken:
-            used.add(index)
-            taken.add(partner)
-            ious.append(iou)
-    return ious
+    ious = pairwise_iou([item.box for item in first], [item.box for item in second])
+    labels = [np.array([item.label for item in items], dtype=object) for items in (first, second)]
+    ious *= labels[0][:, None] == labels[1]
+    return [float(ious[pair]) for pair in greedy_pairs(ious, MATCHED_IOU)]
 
 
 def text_distance(first: str, second: str) -> float:

@@ -13,6 +13,7 @@ same places but sums in another order.
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from export.checks.half_arithmetic import HalfEncoder
 from export.checks.reference import GreedyAnswer, Reference, load_for_checks
 from export.errors import ParityError
 from export.progress import Progress
-from export.scenes import question_prompts, questions, render_scene, sample_scene
+from export.scenes import CANVAS_PX, Scene, box_xyxy, render_scene, sample_scene
 from imaging.files import resize
 from runners.decoder.batch import generate_all
 from runners.decoder.engines import EagerEngine
@@ -37,7 +38,11 @@ from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
 from runners.tokens.errors import SequenceError
 from tasks.catalog import CatalogEntry
+from tasks.errors import UnsupportedVariant
+from tasks.families import FAMILIES
+from tasks.parameters import parse_parameters
 from tasks.prompts import Prompt
+from tasks.table import TASKS
 from wire.artifacts.manifest import Part, Precision, vision_encoder_file
 
 _SCENE_PX = 256  # differs from every model's input size, so that resizing is covered
@@ -80,17 +85,45 @@ def make_probes(
     entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan = _PROBES
 ) -> tuple[Probe, ...]:
     """Return probes of different scenes, cycling through the tasks that the model offers."""
+    language = FAMILIES[entry.family]
     probes = []
     for index in range(plan.num_probes):
         scene = sample_scene(index)
         rendered = render_scene(scene, _SCENE_PX)
+        prompts = list[Prompt]()
+        for task_id, values in _requests(scene):
+            if task_id in entry.task_ids:
+                parameters = parse_parameters(TASKS[task_id], values)
+                with suppress(UnsupportedVariant):
+                    prompts += language.task_prompts(entry, task_id, parameters, rendered.size)[:1]
         image = resize(rendered, image_input.size_wh, image_input.resample)
-        offered = []  # the first prompt of each question
-        for question in questions(scene):
-            if prompts := question_prompts(entry, question, rendered.size):
-                offered.append(prompts[0].segments)
-        probes.append(Probe(image, offered[index % len(offered)], plan.max_new_tokens))
+        probes.append(Probe(image, prompts[index % len(prompts)], plan.max_new_tokens))
     return tuple(probes)
+
+
+def _requests(scene: Scene) -> list[tuple[str, dict[str, object]]]:
+    """Return requests of every task about a scene's objects, with their tasks."""
+    first = scene.objects[0]
+    region = [side * _SCENE_PX / CANVAS_PX for side in box_xyxy(first)]
+    names = [scene_object.name for scene_object in scene.objects]
+    return [
+        ("captioning", {"detail": "short"}),
+        ("captioning", {"detail": "detailed"}),
+        ("object_detection", {}),
+        ("dense_region_captioning", {}),
+        ("region_proposal", {}),
+        ("open_vocabulary_detection", {"labels": [first.shape]}),
+        ("open_vocabulary_detection", {"labels": names}),
+        ("phrase_grounding", {"caption": " and ".join(names)}),
+        ("phrase_grounding", {"phrases": names}),
+        ("instance_segmentation", {"phrase": first.name}),
+        ("instance_segmentation", {"region": region}),
+        ("ocr", {}),
+        ("ocr_with_regions", {}),
+        ("region_description", {"region": region, "detail": "category"}),
+        ("region_description", {"region": region, "detail": "text"}),
+        ("visual_question_answering", {"question": f"what color is the {first.shape}?"}),
+    ]
 
 
 def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:

@@ -23,8 +23,8 @@ from diptych_client.evaluation.dataset import NoSuchSplit
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Folder, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
+from diptych_client.matching import LabelledBox
 from export.errors import TuningError
-from export.scenes.truth import LabelledBox
 from imaging.errors import ImageError
 from imaging.local_files import read_image
 from tasks.catalog import CatalogEntry

@@ -41,144 +41,17 @@ from export.checks.reference import load_processor
 from export.errors import TuningError
 from export.tuning.batches import Batches
 from export.tuning.examples import Example
-from export.tuning.held_out import HeldOut, HeldOutScore, ShownAnswer
-from export.tuning.run_folder import RUN_FOLDER
+from export.tuning.held_out import HeldOut, HeldOutScore, SampleAnswer
 from tasks.catalog import CatalogEntry
 from tasks.table import TASKS
-
-_MAX_SHOWN_CHARS = 100
-_MIN_IMAGES = 5  # resampling fewer gives an interval that is far too narrow
-_SCORE = "score"
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """Mean losses of an epoch, and the score after it."""
-
-    number: int
-    loss: float
-    held_out_loss: float
-    score: HeldOutScore
-
-
-class Bar(ProgressCallback):
-    """The trainer's bar without its lines."""
-
-    def on_log(self, *_arguments: Any, **_named: Any) -> None:
-        """Print nothing."""
-
-
-class EpochReport(TrainerCallback):
-    """Scores each epoch after its evaluation, adds it to the trainer's log, and prints a line."""
-
-    def __init__(self, score: Callable[[], HeldOutScore]) -> None:
-        self._score = score
-        self._start_s = 0.0
-        self._first_step = 0
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **_named: Any,
-    ) -> None:
-        self._start_s = time.monotonic()
-        self._first_step = state.global_step
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **_named: Any,
-    ) -> None:
-        row: dict[str, Any] = state.log_history[-1]
-        row[_SCORE] = asdict(self._score())
-        epoch = epochs_of(state.log_history)[-1]
-        is_kept = state.best_metric is None or epoch.held_out_loss < state.best_metric
-        step_s = (time.monotonic() - self._start_s) / (state.global_step - self._first_step)
-        left_s = step_s * (state.max_steps - state.global_step)
-        tqdm.write(epoch_line(epoch, int(args.num_train_epochs), is_kept, left_s), sys.stdout)
-        if is_kept:
-            for each in epoch.score.shown:
-                tqdm.write(f"  {shown_line(each)}", sys.stdout)
-        sys.stdout.flush()
-
-
-def epochs_of(log: Sequence[Mapping[str, Any]]) -> list[Epoch]:
-    """Return the scored epochs of a trainer's log."""
-    found = []
-    loss = float("nan")
-    for row in log:
-        loss = row.get("loss", loss)
-        if _SCORE in row:
-            shown = tuple(ShownAnswer(**each) for each in row[_SCORE]["shown"])
-            score = HeldOutScore(**{**row[_SCORE], "shown": shown})
-            found.append(Epoch(round(row["epoch"]), loss, row["eval_loss"], score))
-    return found
-
-
-def kept_epoch(epochs: Sequence[Epoch]) -> Epoch:
-    """Return the first epoch with the least held-out loss, which the trainer keeps."""
-    return min(epochs, key=lambda each: each.held_out_loss)
-
-
-def epoch_line(epoch: Epoch, num_epochs: int, is_kept: bool, left_s: float) -> str:
-    kept = ", kept" if is_kept else ""
-    left = f"; {duration(left_s)} left" if epoch.number < num_epochs else ""
-    return (
-        f"epoch {epoch.number} of {num_epochs}: loss {epoch.loss:.4f}, held out"
-        f" {epoch.held_out_loss:.4f}, {score_text(epoch.score)}{kept}{left}"
-    )
-
-
-def score_text(score: HeldOutScore) -> str:
-    interval = f" [{score.low:.3f}, {score.high:.3f}]"
-    return f"F1 {score.f1:.3f}{interval if score.num_images >= _MIN_IMAGES else ''}"
-
-
-def shown_line(shown: ShownAnswer) -> str:
-    texts = []
-    for text in (shown.prompt, shown.expected, shown.got):
-        is_long = len(text) > _MAX_SHOWN_CHARS
-        texts.append(f"{text[:_MAX_SHOWN_CHARS]}…" if is_long else text)
-    prompt, expected, got = texts
-    return f"{prompt!r}: expected {expected!r}, got {got!r}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
-def draw_curve(epochs: Sequence[Epoch], file: Path) -> None:
-    """Draw losses and F1 by epoch, with the kept one marked."""
-    numbers = [each.number for each in epochs]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    losses = figure.subplots()
-    losses.plot(numbers, [each.loss for each in epochs], "o-", label="loss, trained")
-    losses.plot(numbers, [each.held_out_loss for each in epochs], "o-", label="loss, held out")
-    losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
-    losses.axvline(kept_epoch(epochs).number, color="grey", linestyle=":", label="kept")
-    scores = losses.twinx()
-    scores.plot(
-        numbers, [each.score.f1 for each in epochs], "s--", color="C2", label="F1, held out"
-    )
-    low = [each.score.low for each in epochs]
-    scores.fill_between(numbers, low, [each.score.high for each in epochs], color="C2", alpha=0.15)
-    scores.set(ylabel="F1", ylim=(0, 1))
-    figure.legend(loc="outside upper center", ncols=4)
-    figure.savefig(file, dpi=100)
-
 
 TARGET_LAYERS = r".*language_model.*\.([qkvo]_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)"
 CURVE_FILE = "curve.png"
 _ALPHA_FACTOR = 2  # alpha of a rank
 _WARM_UP_SHARE = 0.05
+_SCORE = "score"  # in the trainer's log
+_MAX_TEXT_CHARS = 100
+_MIN_IMAGES = 5  # resampling fewer gives an interval that is far too narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,25 +68,35 @@ class TuningOptions:
 
 @dataclass(frozen=True, slots=True)
 class TuningJob:
-    """One adapter to train: its base, examples, output and hyperparameters."""
+    """One adapter to train: its base, examples, folders and hyperparameters."""
 
     entry: CatalogEntry  # the base's
     task_id: str
     images: Sequence[Sequence[Example]]  # the examples of each image
     output: Path
+    run_folder: Path  # of the trainer's checkpoints, removed at the end
     options: TuningOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Mean losses of an epoch, and the score after it."""
+
+    number: int
+    loss: float
+    held_out_loss: float
+    score: HeldOutScore
 
 
 def tune(job: TuningJob, base: Path, checkpoint: str | None) -> list[Epoch]:
     """Train an adapter of the checkpoint `base` and write it to the output with its curve.
 
-    Return the epochs; the adapter is that of `kept_epoch`. A run continues at `checkpoint`. Raise
+    Return the epochs; the adapter is that of `best_epoch`. A run continues at `checkpoint`. Raise
     `TuningError`.
     """
     options = job.options
-    output = job.output
     held_out, trained = split(job.images, options)
-    (output / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
+    job.run_folder.mkdir(parents=True, exist_ok=True)
     has_cuda = torch.cuda.is_available()
     model = load_checkpoint(base, torch.bfloat16 if has_cuda else torch.float32)
     model.config.use_cache = False
@@ -225,7 +108,7 @@ def tune(job: TuningJob, base: Path, checkpoint: str | None) -> list[Epoch]:
     held_out_rows: Any = [batches.tokenized(example) for example in held_out]
     trainer = Trainer(
         model=tuned,
-        args=_arguments(output / RUN_FOLDER, options, has_cuda),
+        args=_arguments(job.run_folder, options, has_cuda),
         train_dataset=trained_rows,
         eval_dataset=held_out_rows,
         data_collator=batches.stack,
@@ -235,10 +118,10 @@ def tune(job: TuningJob, base: Path, checkpoint: str | None) -> list[Epoch]:
     if sys.stderr.isatty():
         trainer.add_callback(Bar)
     trainer.train(resume_from_checkpoint=checkpoint)
-    tuned.save_pretrained(str(output))  # the best, which the trainer has loaded
+    tuned.save_pretrained(str(job.output))  # the best, which the trainer has loaded
     epochs = epochs_of(trainer.state.log_history)
-    draw_curve(epochs, output / CURVE_FILE)
-    shutil.rmtree(output / RUN_FOLDER)
+    draw_curve(epochs, job.output / CURVE_FILE)
+    shutil.rmtree(job.run_folder)
     return epochs
 
 
@@ -299,7 +182,159 @@ def _arguments(folder: Path, options: TuningOptions, has_cuda: bool) -> Training
     )
 
 
-_VERSIONS_OF = ("peft", "torch", "transformers")
+class Bar(ProgressCallback):
+    """The trainer's bar without its lines."""
+
+    def on_log(self, *_arguments: Any, **_named: Any) -> None:
+        """Print nothing."""
+
+
+class EpochReport(TrainerCallback):
+    """Scores each epoch after its evaluation, adds it to the trainer's log, and prints a line."""
+
+    def __init__(self, score: Callable[[], HeldOutScore]) -> None:
+        self._score = score
+        self._start_s = 0.0
+        self._first_step = 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_named: Any,
+    ) -> None:
+        self._start_s = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_named: Any,
+    ) -> None:
+        row: dict[str, Any] = state.log_history[-1]
+        row[_SCORE] = asdict(self._score())
+        epoch = epochs_of(state.log_history)[-1]
+        is_best = state.best_metric is None or epoch.held_out_loss < state.best_metric
+        step_s = (time.monotonic() - self._start_s) / (state.global_step - self._first_step)
+        left_s = step_s * (state.max_steps - state.global_step)
+        tqdm.write(epoch_line(epoch, int(args.num_train_epochs), is_best, left_s), sys.stdout)
+        if is_best:
+            for sample in epoch.score.samples:
+                tqdm.write(f"  {sample_line(sample)}", sys.stdout)
+        sys.stdout.flush()
+
+
+def epochs_of(log: Sequence[Mapping[str, Any]]) -> list[Epoch]:
+    """Return the scored epochs of a trainer's log."""
+    epochs = []
+    loss = float("nan")
+    for row in log:
+        loss = row.get("loss", loss)
+        if _SCORE in row:
+            samples = tuple(SampleAnswer(**sample) for sample in row[_SCORE]["samples"])
+            score = HeldOutScore(**{**row[_SCORE], "samples": samples})
+            epochs.append(Epoch(round(row["epoch"]), loss, row["eval_loss"], score))
+    return epochs
+
+
+def best_epoch(epochs: Sequence[Epoch]) -> Epoch:
+    """Return the first epoch with the least held-out loss, which the trainer keeps."""
+    return min(epochs, key=lambda epoch: epoch.held_out_loss)
+
+
+def epoch_line(epoch: Epoch, num_epochs: int, is_best: bool, left_s: float) -> str:
+    best = ", kept" if is_best else ""
+    left = f"; {duration(left_s)} left" if epoch.number < num_epochs else ""
+    return (
+        f"epoch {epoch.number} of {num_epochs}: loss {epoch.loss:.4f}, held out"
+        f" {epoch.held_out_loss:.4f}, {score_text(epoch.score)}{best}{left}"
+    )
+
+
+def score_text(score: HeldOutScore) -> str:
+    interval = f" [{score.low:.3f}, {score.high:.3f}]"
+    return f"F1 {score.f1:.3f}{interval if score.num_images >= _MIN_IMAGES else ''}"
+
+
+def sample_line(sample: SampleAnswer) -> str:
+    texts = []
+    for text in (sample.prompt, sample.expected, sample.answer):
+        ellipsis = "…" if len(text) > _MAX_TEXT_CHARS else ""
+        texts.append(repr(f"{text[:_MAX_TEXT_CHARS]}{ellipsis}"))
+    return f"{texts[0]}: expected {texts[1]}, got {texts[2]}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def draw_curve(epochs: Sequence[Epoch], file: Path) -> None:
+    """Draw losses and F1 by epoch, with the best one marked."""
+    numbers = [epoch.number for epoch in epochs]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    losses = figure.subplots()
+    losses.plot(numbers, [epoch.loss for epoch in epochs], "o-", label="loss, trained")
+    losses.plot(numbers, [epoch.held_out_loss for epoch in epochs], "o-", label="loss, held out")
+    losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+    losses.axvline(best_epoch(epochs).number, color="grey", linestyle=":", label="kept")
+    f1 = losses.twinx()
+    scores = [epoch.score for epoch in epochs]
+    f1.plot(numbers, [score.f1 for score in scores], "s--", color="C2", label="F1, held out")
+    low = [score.low for score in scores]
+    high = [score.high for score in scores]
+    f1.fill_between(numbers, low, high, color="C2", alpha=0.15)
+    f1.set(ylabel="F1", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=4)
+    figure.savefig(file, dpi=100)
+
+
+_CARD = """\
+---
+{header}---
+# {name}
+
+A LoRA adapter of `{base.id}` ({base.source}) for `{job.task_id}`, tuned on {today}.
+
+## Data
+
+`{data}`: {num_examples} examples about {num_images} images; {left_out}. The share \
+{options.held_out_share} of the images was held out.
+
+## Quality
+
+Epoch {epoch.number} of {options.num_epochs} is kept: held-out loss {epoch.held_out_loss:.4f}, \
+{score} of {measure}, with its 95 % interval from 5 images on, on {epoch.score.num_images} \
+held-out images. The epoch was chosen on them: measure on other images with `diptych evaluate`.
+
+{samples}
+
+![Losses and F1 by epoch]({curve})
+
+## Recipe
+
+| option | value |
+|---|---|
+{recipe}
+
+{versions}.
+
+## Serve
+
+Put this folder into FOLDER and start Diptych with \
+`DIPTYCH_MODELS={base.id} DIPTYCH_ADAPTERS=FOLDER make serve`. Or add to `models/catalog.yaml`, \
+export and serve both:
+
+```yaml
+{entry_lines}
+```
+"""
 
 
 def write_card(
@@ -308,9 +343,7 @@ def write_card(
     """Write the card in place of PEFT's, which has the same name and is empty."""
     base = job.entry
     options = job.options
-    kept = kept_epoch(epochs)
-    num_examples = sum(map(len, job.images))
-    is_boxes = TASKS[job.task_id].result_kind == "detections"
+    epoch = best_epoch(epochs)
     header = {
         "base_model": base.source,
         "library_name": "peft",
@@ -318,55 +351,26 @@ def write_card(
         "pipeline_tag": "image-text-to-text",
         "tags": ["lora", job.task_id],
     }
-    recipe = []
-    for field in fields(options):
-        recipe.append(f"| {field.name} | {getattr(options, field.name)} |")
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS_OF]
-    shown = [f"- {shown_line(each)}" for each in kept.score.shown]
-    measured = "boxes at IoU 0.5" if is_boxes else "words"
-    lines = [
-        "---",
-        yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
-        "---",
-        f"# {job.output.resolve().name}",
-        "",
-        f"A LoRA adapter of `{base.id}` ({base.source}) for `{job.task_id}`, tuned on"
-        f" {date.today()}.",
-        "",
-        "## Data",
-        "",
-        f"`{data.name}`: {num_examples} examples about {len(job.images)} images;"
-        f" {left_out or 'nothing left out'}. The share {options.held_out_share} of the images was"
-        " held out.",
-        "",
-        "## Quality",
-        "",
-        f"Epoch {kept.number} of {options.num_epochs} is kept: held-out loss"
-        f" {kept.held_out_loss:.4f}, {score_text(kept.score)} of {measured}, with its 95 %"
-        f" interval from 5 images on, on {kept.score.num_images} held-out images. The epoch was"
-        " chosen on them: measure on other images with `diptych evaluate`.",
-        "",
-        *shown,
-        "",
-        f"![Losses and F1 by epoch]({CURVE_FILE})",
-        "",
-        "## Recipe",
-        "",
-        "| option | value |",
-        "|---|---|",
-        *recipe,
-        "",
-        f"{', '.join(versions)}.",
-        "",
-        "## Serve",
-        "",
-        "Put this folder into FOLDER and start Diptych with"
-        f" `DIPTYCH_MODELS={base.id} DIPTYCH_ADAPTERS=FOLDER make serve`. Or add to"
-        " `models/catalog.yaml`, export and serve both:",
-        "",
-        "```yaml",
-        entry_lines.rstrip(),
-        "```",
-        "",
-    ]
-    (job.output / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    names = [field.name for field in fields(options)]
+    packages = ("peft", "torch", "transformers")
+    card = _CARD.format(
+        header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
+        name=job.output.resolve().name,
+        base=base,
+        job=job,
+        today=date.today(),
+        data=data.name,
+        num_examples=sum(map(len, job.images)),
+        num_images=len(job.images),
+        left_out=left_out or "nothing left out",
+        options=options,
+        epoch=epoch,
+        score=score_text(epoch.score),
+        measure=("boxes at IoU 0.5" if TASKS[job.task_id].result_kind == "detections" else "words"),
+        samples="\n".join(f"- {sample_line(sample)}" for sample in epoch.score.samples),
+        curve=CURVE_FILE,
+        recipe="\n".join(f"| {name} | {getattr(options, name)} |" for name in names),
+        versions=", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
+        entry_lines=entry_lines.rstrip(),
+    )
+    (job.output / "README.md").write_text(card, encoding="utf-8")

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import track
 
-from export.scenes import Scorecard
 from laboratory.evaluation.accuracy_tables import accuracy_table
 from laboratory.evaluation.client import answer_scenes, connected, served_models
 from laboratory.evaluation.scenes import CONDITIONS
+from laboratory.scoring import Scorecard
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from export.scenes import CONFIDENT_SCORE, Measure, Scorecard, Tally
+from laboratory.scoring import CONFIDENT_SCORE, Measure, Scorecard, Tally
 from loadtest.figures import table
 from tasks.table import TASKS
 

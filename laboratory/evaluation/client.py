@@ -13,8 +13,10 @@ from contextlib import contextmanager
 
 import httpx
 
-from export.scenes import Question, Scene, Scorecard, questions, score_answer
+from export.scenes import Scene
 from laboratory.evaluation.scenes import SceneImage, evaluation_scene
+from laboratory.questions import Question, questions
+from laboratory.scoring import Scorecard, score_answer
 from loadtest.processes import ROOT, Launch, free_port, running
 
 Render = Callable[[Scene], SceneImage]  # such as one of `CONDITIONS`

@@ -14,11 +14,21 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image, ImageFilter
 
-from export.scenes import Scene, SceneObject, render_scene, sample_scene
-from export.scenes.geometry import box_xyxy, outline_xy
-from export.scenes.render import draw_ring, render_background
-from export.scenes.sampling import COLOR_RGB
-from export.scenes.scene import CANVAS_PX, COLORS, SHAPES, BoxXYXY
+from export.scenes import (
+    CANVAS_PX,
+    COLOR_RGB,
+    COLORS,
+    SHAPES,
+    BoxXYXY,
+    Scene,
+    SceneObject,
+    box_xyxy,
+    draw_ring,
+    outline_xy,
+    render_background,
+    render_scene,
+    sample_scene,
+)
 from tasks.tiles.grid import Grid, PixelBox, tile_boxes
 
 PLAIN_PX = 384

@@ -16,9 +16,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from export.scenes import Question, Scorecard, Tally, questions, score_answer
-from export.scenes.geometry import box_xyxy
-from export.scenes.scoring import Measure
+from export.scenes import box_xyxy
 from laboratory.evaluation import (
     CONDITIONS,
     accuracy_table,
@@ -36,6 +34,8 @@ from laboratory.evaluation.scenes import (
     rendered,
     write_coco,
 )
+from laboratory.questions import Question, questions
+from laboratory.scoring import Measure, Scorecard, Tally, score_answer
 from tasks.table import TASKS
 from tests.support.true_results import true_result, wrong_result
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from export.scenes import question_prompts, questions, render_scene
+from export.scenes import render_scene
 from laboratory.evaluation import evaluation_scene
+from laboratory.questions import question_prompts, questions
 from runners.decoder.answers import to_request
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler

@@ -26,9 +26,8 @@ from tokenizers import Tokenizer
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.reference import Reference
-from export.scenes import questions, render_scene, sample_scene
-from export.scenes.prompts import question_prompts
-from export.scenes.scene import CANVAS_PX
+from export.scenes import CANVAS_PX, render_scene, sample_scene
+from laboratory.questions import question_prompts, questions
 from runners.decoder.batch import generate_all
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from export.scenes import Question, questions, render_scene, sample_scene
-from export.scenes.truth import DetectionsTruth, TextTruth
+from export.scenes import render_scene, sample_scene
+from laboratory.questions import DetectionsTruth, Question, TextTruth, questions
 from tests.support.export_cli import ROOT
 
 FOLDER = ROOT / "service/web/playground/samples"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from export.scenes.truth import DetectionsTruth, InstancesTruth, TextRegionsTruth, TextTruth, Truth
+from laboratory.questions import DetectionsTruth, InstancesTruth, TextRegionsTruth, TextTruth, Truth
 
 
 def detection(label: str, box: Sequence[float], score: float = 0.9) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from itertools import product
 import httpx
 import pytest
 
-from export.scenes import Question, Scene, render_scene
-from export.scenes.geometry import box_xyxy
-from export.scenes.scoring import match_boxes
-from export.scenes.truth import DetectionsTruth, LabelledBox
+from diptych_client.matching import LabelledBox
+from export.scenes import Scene, box_xyxy, render_scene
 from laboratory.evaluation import encoded, evaluation_scene, predict
+from laboratory.questions import DetectionsTruth, Question
+from laboratory.scoring import match_boxes
 from tests.support.running_service import RunningService
 
 MODELS = ("florence-2-mini", "paligemma-mini")

@@ -21,7 +21,7 @@ from diptych_client import (
     UnsupportedTask,
 )
 from diptych_client.matching import pairwise_iou
-from export.scenes.scene import SHAPES
+from export.scenes import SHAPES
 from laboratory.evaluation import CONDITIONS, evaluation_scene
 from tests.support.client_command import run
 from tests.support.export_cli import ModelStore

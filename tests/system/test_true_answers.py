@@ -7,10 +7,10 @@ laboratory.evaluation`).
 
 import pytest
 
-from export.scenes import Scene, Scorecard, render_scene
-from export.scenes.scoring import Measure
+from export.scenes import Scene, render_scene
 from laboratory.evaluation import SceneImage, encoded, evaluate
 from laboratory.evaluation.__main__ import main
+from laboratory.scoring import Measure, Scorecard
 from tests.support.running_service import RunningService
 
 NUM_SCENES = 24

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from export import golden
 from export.checkpoints.bases import CATALOG_FILE
 from export.scenes import sample_scene
-from export.scenes.prompts import question_prompts
+from laboratory.questions import question_prompts
 from laboratory.training.data.florence2_answers import answer_pieces
 from laboratory.training.data.paligemma_answers import PaliGemmaAnswers
 from laboratory.training.data.shape_pictures import shape_picture

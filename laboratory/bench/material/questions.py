@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from export.scenes import question_prompts, questions, render_scene
+from export.scenes import render_scene
 from laboratory.bench.material.models import BenchModel, checkpoint_folder, encoder_graph_file
 from laboratory.bench.material.records import Question
 from laboratory.evaluation import encoded, evaluation_scene
+from laboratory.questions import question_prompts, questions
 from tasks.catalog import CatalogEntry
 
 NUM_SCENES = {"embedded": 400, "base": 120}

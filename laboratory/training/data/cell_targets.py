@@ -11,7 +11,7 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from export.scenes.scene import CANVAS_PX, BoxXYXY
+from export.scenes import CANVAS_PX, BoxXYXY
 from laboratory.training.data.mentions import Mention
 from laboratory.training.data.pictures import CHARACTERS, FIRST_LINE, Part, Picture, Subject
 

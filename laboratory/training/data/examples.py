@@ -13,8 +13,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from export.scenes import question_prompts
-from export.scenes.truth import InstancesTruth
+from laboratory.questions import InstancesTruth, question_prompts
 from laboratory.training.data.cell_targets import CellTargets
 from laboratory.training.data.mentions import Piece, ranked_subjects
 from laboratory.training.data.pictures import Picture, SpannedQuestion

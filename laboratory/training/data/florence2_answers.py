@@ -8,8 +8,8 @@ them).
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from export.scenes.scene import CANVAS_PX, BoxXYXY
-from export.scenes.truth import InstancesTruth, Question, TextRegionsTruth, TextTruth
+from export.scenes import CANVAS_PX, BoxXYXY
+from laboratory.questions import InstancesTruth, Question, TextRegionsTruth, TextTruth
 from laboratory.training.data.mentions import (
     BOX_STEP,
     Mention,

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from export.scenes.geometry import Point, Ring, outline_xy, ring_box_xyxy
-from export.scenes.scene import SHAPES, SceneObject, Shape
+from export.scenes import SHAPES, Point, Ring, SceneObject, Shape, outline_xy, ring_box_xyxy
 
 Masks = NDArray[np.float32]
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from export.scenes.geometry import Point, quad_xy
-from export.scenes.truth import DetectionsTruth, LabelledBox, Question
+from diptych_client.matching import LabelledBox
+from export.scenes import Point, quad_xy
+from laboratory.questions import DetectionsTruth, Question
 from laboratory.training.data.pictures import FIRST_LINE, Picture, SpannedQuestion, Subject
 
 BOX_STEP = 8  # bins of a box's grid: 1.5 px of the 192 of the canvas

@@ -7,8 +7,8 @@ Source: google-research/big_vision, big_vision/pp/proj/paligemma/segmentation.py
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from export.scenes.scene import CANVAS_PX, BoxXYXY
-from export.scenes.truth import InstancesTruth, Question, TextTruth
+from export.scenes import CANVAS_PX, BoxXYXY
+from laboratory.questions import InstancesTruth, Question, TextTruth
 from laboratory.training.data.mask_samples import Masks
 from laboratory.training.data.mentions import (
     BOX_STEP,

@@ -9,10 +9,8 @@ from string import ascii_uppercase, digits
 
 from PIL import Image
 
-from export.scenes.geometry import Ring
-from export.scenes.sampling import MAX_OBJECTS
-from export.scenes.scene import COLORS, SHAPES, SIZES, BoxXYXY
-from export.scenes.truth import Question
+from export.scenes import COLORS, MAX_OBJECTS, SHAPES, SIZES, BoxXYXY, Ring
+from laboratory.questions import Question
 from laboratory.training.data.mask_samples import Masks
 
 Subject = int

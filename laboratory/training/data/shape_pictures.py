@@ -8,11 +8,23 @@ from functools import cache, partial
 import numpy as np
 from numpy.random import default_rng
 
-from export.scenes import Scene, questions, render_scene, sample_scene
-from export.scenes.fonts import load_font
-from export.scenes.geometry import box_xyxy, polygon_xy, quad_xy
-from export.scenes.scene import COLORS, SHAPES, SIZES, BoxXYXY, SceneObject, Shape, Word
-from export.scenes.truth import Question, TextTruth
+from export.scenes import (
+    COLORS,
+    SHAPES,
+    SIZES,
+    BoxXYXY,
+    Scene,
+    SceneObject,
+    Shape,
+    Word,
+    box_xyxy,
+    load_font,
+    polygon_xy,
+    quad_xy,
+    render_scene,
+    sample_scene,
+)
+from laboratory.questions import Question, TextTruth, questions
 from laboratory.training.data.mask_samples import Masks, shape_mask
 from laboratory.training.data.pictures import (
     FIRST_LINE,

@@ -15,9 +15,15 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from export.scenes import question_prompts, questions, sample_scene
-from export.scenes.questions import joined
-from export.scenes.truth import DetectionsTruth, Question, TextTruth
+from export.scenes import sample_scene
+from laboratory.questions import (
+    DetectionsTruth,
+    Question,
+    TextTruth,
+    joined,
+    question_prompts,
+    questions,
+)
 from runners.tokens.tokenizer import PromptTokenizer
 from tasks.catalog import CatalogEntry
 from tasks.florence2.locations import NUM_BINS as FLORENCE2_BINS

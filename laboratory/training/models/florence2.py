@@ -16,7 +16,7 @@ from transformers import (
     Florence2Processor,
 )
 
-from export.scenes.scene import CANVAS_PX
+from export.scenes import CANVAS_PX
 from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
 from laboratory.training.data.examples import Language
 from laboratory.training.data.florence2_answers import answer_pieces

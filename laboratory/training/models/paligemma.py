@@ -17,7 +17,7 @@ from transformers import (
     SiglipImageProcessor,
 )
 
-from export.scenes.scene import CANVAS_PX
+from export.scenes import CANVAS_PX
 from laboratory.training.data.batches import NO_TOKEN, SequenceBatch
 from laboratory.training.data.examples import AnswerWriter, Language
 from laboratory.training.data.mask_samples import Masks

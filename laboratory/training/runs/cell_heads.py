@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from export.scenes.scene import CANVAS_PX
+from export.scenes import CANVAS_PX
 from laboratory.training.data.batches import ImageBatch, SequenceBatch
 from laboratory.training.data.cell_targets import MAX_CHARACTERS, NOTHING, NUM_SLOTS
 from laboratory.training.data.pictures import CHARACTERS, FIRST_LINE, NUM_CLASSES, NUM_SUBJECTS

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.scenes import Question, Scorecard, score_answer
-from export.scenes.prompts import question_prompts
-from export.scenes.scene import CANVAS_PX
+from export.scenes import CANVAS_PX
+from laboratory.questions import Question, question_prompts
+from laboratory.scoring import Scorecard, score_answer
 from laboratory.training.data.examples import Language
 from laboratory.training.data.pictures import Picture
 from laboratory.training.models.trainee import FamilyParts, Trainee

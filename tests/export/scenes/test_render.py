@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.scenes.geometry import outline_xy
-from export.scenes.overlap import mask_iou
-from export.scenes.render import render_scene
-from export.scenes.sampling import sample_scene
-from export.scenes.scene import CANVAS_PX, RGB, Background, Scene, SceneObject, Shape, Word
+from export.scenes import (
+    CANVAS_PX,
+    RGB,
+    Background,
+    Scene,
+    SceneObject,
+    Shape,
+    Word,
+    outline_xy,
+    render_scene,
+    sample_scene,
+)
+from laboratory.scoring import mask_iou
 
 GREY = Background("dark", "plain", (40, 40, 40), (40, 40, 40), 0.0, 4, 0)
 

@@ -5,10 +5,21 @@ from itertools import combinations, pairwise
 import pytest
 from PIL import ImageFont
 
-from export.scenes import fonts
-from export.scenes.geometry import are_apart, box_xyxy
-from export.scenes.sampling import COLOR_RGB, GREY_RANGE, RADIUS_RANGE_PX, sample_scene
-from export.scenes.scene import CANVAS_PX, COLORS, SHAPES, BoxXYXY, Scene
+from export.scenes import (
+    CANVAS_PX,
+    COLOR_RGB,
+    COLORS,
+    GREY_RANGE,
+    RADIUS_RANGE_PX,
+    SHAPES,
+    BoxXYXY,
+    Scene,
+    are_apart,
+    box_xyxy,
+    ink_mask,
+    load_font,
+    sample_scene,
+)
 
 SCENES = [sample_scene(seed) for seed in range(300)]
 
@@ -99,5 +110,5 @@ def test_five_objects_are_refused() -> None:
 
 
 def test_every_font_face_is_scalable() -> None:
-    assert isinstance(fonts.load_font("regular", 20), ImageFont.FreeTypeFont)
-    assert fonts.ink_mask("STOP", "bold", 40).width > 1.8 * fonts.ink_mask("STOP", "bold", 20).width
+    assert isinstance(load_font("regular", 20), ImageFont.FreeTypeFont)
+    assert ink_mask("STOP", "bold", 40).width > 1.8 * ink_mask("STOP", "bold", 20).width

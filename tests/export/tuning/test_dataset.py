@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from diptych_client.matching import LabelledBox
 from export.errors import TuningError
-from export.scenes.truth import LabelledBox
 from export.tuning import examples
 from export.tuning.examples import Dataset, LabelledImage
 from tasks.results import BoxXyxy

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from export.tuning.held_out import HeldOutScore, ShownAnswer
+from export.tuning.held_out import HeldOutScore, SampleAnswer
 from export.tuning.training import (
     Epoch,
+    best_epoch,
     draw_curve,
     duration,
     epoch_line,
     epochs_of,
-    kept_epoch,
+    sample_line,
     score_text,
-    shown_line,
 )
 
-SCORE = HeldOutScore(0.5, 0.25, 0.75, 5, (ShownAnswer("caption en", "a star", "a circle"),))
+SCORE = HeldOutScore(0.5, 0.25, 0.75, 5, (SampleAnswer("caption en", "a star", "a circle"),))
 EPOCHS = [Epoch(1, 2.0, 3.0, SCORE), Epoch(2, 1.0, 2.5, SCORE), Epoch(3, 0.5, 2.5, SCORE)]
 
 
@@ -34,14 +34,14 @@ def test_the_epochs_are_read_from_the_trainers_log() -> None:
 
 
 def test_the_first_epoch_with_the_least_held_out_loss_is_kept() -> None:
-    assert kept_epoch(EPOCHS) is EPOCHS[1]
+    assert best_epoch(EPOCHS) is EPOCHS[1]
 
 
 def test_a_line_has_losses_f1_and_time_left() -> None:
-    line = epoch_line(EPOCHS[1], 3, is_kept=True, left_s=120.0)
+    line = epoch_line(EPOCHS[1], 3, is_best=True, left_s=120.0)
     numbers = "loss 1.0000, held out 2.5000, F1 0.500 [0.250, 0.750]"
     assert line == f"epoch 2 of 3: {numbers}, kept; 2 min left"
-    assert epoch_line(EPOCHS[2], 3, is_kept=False, left_s=0.0) == (
+    assert epoch_line(EPOCHS[2], 3, is_best=False, left_s=0.0) == (
         "epoch 3 of 3: loss 0.5000, held out 2.5000, F1 0.500 [0.250, 0.750]"
     )
 
@@ -59,7 +59,7 @@ def test_a_duration_has_a_fitting_unit(seconds: float, text: str) -> None:
 
 
 def test_a_long_answer_is_cut() -> None:
-    line = shown_line(ShownAnswer("caption en", "a star", "a" * 500))
+    line = sample_line(SampleAnswer("caption en", "a star", "a" * 500))
     assert line == f"'caption en': expected 'a star', got '{'a' * 100}…'"
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from diptych_client.matching import LabelledBox
 from export.errors import TuningError
-from export.scenes.truth import LabelledBox
 from export.tuning.examples import TUNED_TASKS, Example, LabelledImage, make_examples
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES

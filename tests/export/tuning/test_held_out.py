@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from export.checks.reference import Reference
-from export.scenes.scoring import Tally
 from export.tuning.batches import Batches
 from export.tuning.examples import Example
-from export.tuning.held_out import HeldOut, answer_tally, scored
+from export.tuning.held_out import HeldOut, count, pooled
 from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment
 from tasks.table import Family
@@ -30,37 +30,37 @@ def example(answer: str, parameters: TaskParameters | None = None) -> Example:
 @pytest.mark.parametrize(
     ("got", "expected"),
     [
-        (f"cat{NEAR}", Tally(1, 1, 1)),
-        (f"dog{BOX}", Tally(0, 1, 1)),
-        (f"cat{FAR}", Tally(0, 1, 1)),
-        (f"cat{BOX}cat{BOX}", Tally(1, 2, 1)),
-        ("", Tally(0, 0, 1)),
-        ("<loc_5>", Tally(0, 0, 1)),
+        (f"cat{NEAR}", (1, 2)),
+        (f"dog{BOX}", (0, 2)),
+        (f"cat{FAR}", (0, 2)),
+        (f"cat{BOX}cat{BOX}", (1, 3)),
+        ("", (0, 1)),
+        ("<loc_5>", (0, 1)),
     ],
 )
-def test_a_box_is_right_by_label_and_iou(got: str, expected: Tally) -> None:
+def test_a_box_is_right_by_label_and_iou(got: str, expected: tuple[int, int]) -> None:
     true = example(f"cat{BOX}")
-    assert answer_tally(FLORENCE, "object_detection", true, got) == expected
+    assert count(FLORENCE, "object_detection", true, got) == expected
 
 
 def test_a_prompt_about_one_name_is_parsed_with_this_name() -> None:
     true = example("<loc0100><loc0100><loc0500><loc0500> cat", TaskParameters(labels=("cat",)))
     task = "open_vocabulary_detection"
-    assert answer_tally(PALIGEMMA, task, true, true.answer[0].text) == Tally(1, 1, 1)
+    assert count(PALIGEMMA, task, true, true.answer[0].text) == (1, 2)
 
 
 def test_a_text_is_scored_by_its_words() -> None:
     true = example("a red star")
-    assert answer_tally(PALIGEMMA, "captioning", true, "a blue star star") == Tally(2, 4, 3)
+    assert count(PALIGEMMA, "captioning", true, "a blue star star") == (2, 7)
 
 
 def test_f1_is_pooled_and_its_interval_is_over_images() -> None:
-    alike = scored([Tally(1, 2, 2)] * 20, [])
+    alike = pooled(np.array([(1, 4)] * 20), [])
     assert (alike.f1, alike.low, alike.high) == (0.5, 0.5, 0.5)
-    mixed = scored([Tally(1, 1, 1), Tally(0, 1, 1)] * 10, [])
+    mixed = pooled(np.array([(1, 2), (0, 2)] * 10), [])
     assert mixed.f1 == 0.5
     assert 0.2 < mixed.low < 0.4 < 0.6 < mixed.high < 0.8
-    assert scored([Tally()], []).f1 == 1.0
+    assert pooled(np.array([(0, 0)]), []).f1 == 1.0
 
 
 PROMPTS: dict[Family, tuple[str, str]] = {
@@ -90,7 +90,7 @@ def test_the_model_answers_held_out_prompts_as_it_does_the_processors_own_inputs
         expected.append(decoded)
     batches = Batches(model, reference.processor, MODELS / model_id)
     score = HeldOut(CATALOG[model_id], "captioning", batches, held_out).score(batch_size=8)
-    assert [each.prompt for each in score.shown] == list(PROMPTS[family])
-    assert [each.got for each in score.shown] == expected
+    assert [each.prompt for each in score.samples] == list(PROMPTS[family])
+    assert [each.answer for each in score.samples] == expected
     assert all(expected)
     assert score.num_images == len(held_out)

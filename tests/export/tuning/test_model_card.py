@@ -6,14 +6,14 @@ from pathlib import Path
 import yaml
 
 from export.tuning.examples import Example
-from export.tuning.held_out import HeldOutScore, ShownAnswer
+from export.tuning.held_out import HeldOutScore, SampleAnswer
 from export.tuning.training import Epoch, TuningJob, TuningOptions, write_card
 from tasks.parameters import TaskParameters
 from tests.support.catalog import CATALOG
 
 BASE = CATALOG["florence-2-base"]
 OPTIONS = TuningOptions(2, 16, 1e-3, 8, 0.1, 0)
-SHOWN = (ShownAnswer("Locate the cat", "cat<loc_1>", "dog<loc_1>"),)
+SHOWN = (SampleAnswer("Locate the cat", "cat<loc_1>", "dog<loc_1>"),)
 
 
 def test_a_card_says_what_was_tuned_how_and_how_good_it_is(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_card_says_what_was_tuned_how_and_how_good_it_is(tmp_path: Path) -> No
     lines = "  - id: my-shapes\n"
     example = Example(Path("a.png"), (), (), TaskParameters(), (9, 9))
     images = [[example, example]] + [[example]] * 38
-    job = TuningJob(BASE, "object_detection", images, output, OPTIONS)
+    job = TuningJob(BASE, "object_detection", images, output, output / "run", OPTIONS)
     write_card(job, Path("data/my-labels"), "3 x image left out", epochs, lines)
     card = (output / "README.md").read_text()
     _, header, text = card.split("---\n", 2)

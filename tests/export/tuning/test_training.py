@@ -15,8 +15,7 @@ import pytest
 import torch
 import yaml
 
-from export.tune import INTERRUPTED, MAX_SHOWN, how_to_continue, main
-from export.tuning.run_folder import RUN_FOLDER
+from export.tune import INTERRUPTED, MAX_LINES, RUN_FOLDER, how_to_continue, main
 from export.tuning.training import CURVE_FILE
 from laboratory.tuning import write_named_shapes
 from runners.adapters.peft_adapter import read_adapter
@@ -162,7 +161,7 @@ def test_one_image_beside_damaged_ones_cannot_be_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
-    write_named_shapes(data, MAX_SHOWN + 2)
+    write_named_shapes(data, MAX_LINES + 2)
     _, *damaged = sorted((data / "images").iterdir())
     for path in damaged:
         path.write_bytes(b"no image")
@@ -170,7 +169,7 @@ def test_one_image_beside_damaged_ones_cannot_be_split(
     *named, counted, error = capsys.readouterr().err.splitlines()
     for path, line in zip(damaged, named, strict=False):
         assert f"{path}: it cannot be read" in line
-    assert (len(named), counted) == (MAX_SHOWN, "11 x image left out")
+    assert (len(named), counted) == (MAX_LINES, "11 x image left out")
     assert "for 1 image; at least 2 are needed" in error
     assert not (tmp_path / "out").exists()
 

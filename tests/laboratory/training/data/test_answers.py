@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from export.scenes import Question, Scorecard, sample_scene, score_answer
-from export.scenes.prompts import question_prompts
-from export.scenes.truth import TextTruth
+from export.scenes import sample_scene
+from laboratory.questions import Question, TextTruth, question_prompts
+from laboratory.scoring import Scorecard, score_answer
 from laboratory.training.data.cell_targets import cell_targets
 from laboratory.training.data.examples import make_example
 from laboratory.training.data.florence2_answers import answer_pieces as florence2_pieces

@@ -3,8 +3,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from export.scenes import sample_scene
-from export.scenes.scene import CANVAS_PX
+from export.scenes import CANVAS_PX, sample_scene
 from laboratory.training.data.cell_targets import NOTHING, NUM_SLOTS, cell_targets
 from laboratory.training.data.mentions import Mention
 from laboratory.training.data.pictures import CHARACTERS, FIRST_LINE, Picture

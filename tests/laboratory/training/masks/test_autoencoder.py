@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.scenes.scene import SHAPES, Shape
+from export.scenes import SHAPES, Shape
 from laboratory.training.data.mask_samples import sample_masks, shape_mask
 from laboratory.training.masks.autoencoder import Codebook, MaskAutoencoder
 from laboratory.training.masks.training import MaskTraining, mask_codes, train_mask_autoencoder

@@ -1,25 +1,133 @@
-"""Questions of every task of the public API about a scene, with their true answers.
+"""Questions of every task of the public API about a scene, with their true answers and prompts.
 
-A question is the same for every model; the wording of answers is that of the embedded checkpoints.
+A question has the parameters of a REST request; geometry is in pixels of the scene's canvas until
+`scaled`. It is the same for every model; the wording of answers is that of the embedded
+checkpoints, and prompts are built by the service's own code.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 from numpy.random import Generator, default_rng
 
-from export.scenes.geometry import box_xyxy, outline_xy, quad_xy
-from export.scenes.scene import COLORS, SHAPES, Scene, SceneObject
-from export.scenes.truth import (
-    DetectionsTruth,
-    InstancesTruth,
-    LabelledBox,
-    Parameters,
-    QuadText,
-    Question,
-    TextRegionsTruth,
-    TextTruth,
+from diptych_client.matching import LabelledBox
+from export.scenes import (
+    CANVAS_PX,
+    COLORS,
+    SHAPES,
+    BoxXYXY,
+    Ring,
+    Scene,
+    SceneObject,
+    box_xyxy,
+    outline_xy,
+    quad_xy,
 )
+from tasks.catalog import CatalogEntry
+from tasks.errors import UnsupportedVariant
+from tasks.families import FAMILIES
+from tasks.florence2.prompts import asked_per_prompt
+from tasks.parameters import parse_parameters
+from tasks.prompts import Prompt
+from tasks.table import TASKS
+
+Parameters = Mapping[str, str | list[str] | list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextTruth:
+    """The exact text; empty if the image has none."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionsTruth:
+    """All boxes to be detected, left to right; none if the requested labels are absent."""
+
+    boxes: tuple[LabelledBox, ...]
+
+    def scaled(self, scale_x: float, scale_y: float) -> "DetectionsTruth":
+        """Return the same boxes, each axis multiplied by its factor."""
+        boxes = []
+        for each in self.boxes:
+            boxes.append(LabelledBox(each.label, _scaled_box(each.box_xyxy, scale_x, scale_y)))
+        return DetectionsTruth(tuple(boxes))
+
+
+@dataclass(frozen=True, slots=True)
+class InstancesTruth:
+    """The outlines of the objects as drawn, without labels."""
+
+    outlines: tuple[Ring, ...]
+
+    def scaled(self, scale_x: float, scale_y: float) -> "InstancesTruth":
+        """Return the same outlines, each axis multiplied by its factor."""
+        scaled = (_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines)
+        return InstancesTruth(tuple(scaled))
+
+
+@dataclass(frozen=True, slots=True)
+class QuadText:
+    """A word and its corners from the top left clockwise."""
+
+    text: str
+    quad_xy: Ring
+
+
+@dataclass(frozen=True, slots=True)
+class TextRegionsTruth:
+    """All words of the image."""
+
+    text_regions: tuple[QuadText, ...]
+
+    def scaled(self, scale_x: float, scale_y: float) -> "TextRegionsTruth":
+        """Return the same words, each axis multiplied by its factor."""
+        words = (
+            (each.text, _scaled_ring(each.quad_xy, scale_x, scale_y)) for each in self.text_regions
+        )
+        return TextRegionsTruth(tuple(QuadText(*each) for each in words))
+
+
+Truth = TextTruth | DetectionsTruth | InstancesTruth | TextRegionsTruth
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A task with the parameters of a request (`region` in pixels), and the true answer.
+
+    `name` is the question's row in an accuracy table, such as `captioning short`.
+    """
+
+    name: str
+    task: str
+    parameters: Parameters
+    truth: Truth
+
+    def scaled(self, image_size_wh: tuple[int, int]) -> "Question":
+        """Return the question about the scene rendered at this image size."""
+        scale_x = image_size_wh[0] / CANVAS_PX
+        scale_y = image_size_wh[1] / CANVAS_PX
+        parameters = dict(self.parameters)
+        match parameters.get("region"):
+            case [float(left), float(top), float(right), float(bottom)]:
+                parameters["region"] = list(
+                    _scaled_box((left, top, right, bottom), scale_x, scale_y)
+                )
+        truth = (
+            self.truth if isinstance(self.truth, TextTruth) else self.truth.scaled(scale_x, scale_y)
+        )
+        return replace(self, parameters=parameters, truth=truth)
+
+
+def _scaled_box(box: BoxXYXY, scale_x: float, scale_y: float) -> BoxXYXY:
+    return box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
+
+
+def _scaled_ring(ring: Ring, scale_x: float, scale_y: float) -> Ring:
+    return tuple((x * scale_x, y * scale_y) for x, y in ring)
+
 
 _NUMBER_WORDS = ("no", "one", "two", "three", "four")
 
@@ -165,3 +273,31 @@ def detailed_caption(scene: Scene) -> str:
     listing = f": {descriptions}" if descriptions else ""
     text = f" The text says {scene.word.text}." if scene.word else ""
     return f"The image shows {shapes} on a {scene.background.brightness} background{listing}.{text}"
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionPrompt:
+    """One prompt of a question and its labels; without labels the answer covers all."""
+
+    segments: Prompt
+    labels: tuple[str, ...]
+
+
+def question_prompts(
+    entry: CatalogEntry, question: Question, image_size_wh: tuple[int, int] = (CANVAS_PX, CANVAS_PX)
+) -> tuple[QuestionPrompt, ...]:
+    """Return a question's prompts for `entry`; none if the model does not offer it."""
+    if question.task not in entry.task_ids:
+        return ()
+    parameters = parse_parameters(TASKS[question.task], question.parameters)
+    try:
+        prompts = FAMILIES[entry.family].task_prompts(
+            entry, question.task, parameters, image_size_wh
+        )
+    except UnsupportedVariant:
+        return ()
+    labels = parameters.labels or ()
+    per_prompt = asked_per_prompt(parameters) if len(prompts) > 1 else (labels,)
+    return tuple(
+        QuestionPrompt(segments, own) for segments, own in zip(prompts, per_prompt, strict=True)
+    )

@@ -2,18 +2,28 @@
 
 import pytest
 
-from export.scenes.geometry import STAR_INNER_RADIUS, box_xyxy, polygon_xy
-from export.scenes.questions import detailed_caption, questions, short_caption
-from export.scenes.sampling import sample_scene
-from export.scenes.scene import Background, Scene, SceneObject, Shape, Word
-from export.scenes.truth import (
+from diptych_client.matching import LabelledBox
+from export.scenes import (
+    STAR_INNER_RADIUS,
+    Background,
+    Scene,
+    SceneObject,
+    Shape,
+    Word,
+    box_xyxy,
+    polygon_xy,
+    sample_scene,
+)
+from laboratory.questions import (
     DetectionsTruth,
     InstancesTruth,
-    LabelledBox,
     QuadText,
     Question,
     TextRegionsTruth,
     TextTruth,
+    detailed_caption,
+    questions,
+    short_caption,
 )
 
 DARK = Background("dark", "plain", (40, 40, 40), (40, 40, 40), 0.0, 4, 0)

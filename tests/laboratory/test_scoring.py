@@ -6,19 +6,27 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from export.scenes.overlap import box_iou, mask_iou, quad_iou
-from export.scenes.questions import questions
-from export.scenes.sampling import sample_scene
-from export.scenes.scoring import Measure, Scorecard, Tally, match_boxes, score_answer
-from export.scenes.truth import (
+from diptych_client.matching import LabelledBox
+from export.scenes import sample_scene
+from laboratory.questions import (
     DetectionsTruth,
     InstancesTruth,
-    LabelledBox,
     QuadText,
     Question,
     TextRegionsTruth,
     TextTruth,
     Truth,
+    questions,
+)
+from laboratory.scoring import (
+    Measure,
+    Scorecard,
+    Tally,
+    box_iou,
+    mask_iou,
+    match_boxes,
+    quad_iou,
+    score_answer,
 )
 from tests.support.true_results import detection, true_result
 
