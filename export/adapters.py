@@ -46,7 +46,7 @@ from wire.artifacts.manifest import (
 from wire.artifacts.model_store import artifact_folder
 
 if TYPE_CHECKING:
-    from runners.adapters.peft_adapter import VisionPart
+    from runners.adapters.peft import VisionPart
 
 _NUM_STEPS = 6
 
@@ -86,7 +86,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         return "up to date"
     from safetensors.torch import save_file  # imports torch, which takes seconds
 
-    from runners.adapters.peft_adapter import read_parts
+    from runners.adapters.peft import read_parts
 
     parts = read_parts(job.folder, job.base_folder / DECODER_FILE, AdapterLimits())
     made = f"an adapter of {len(parts.language) // 2} layers of {job.base.model_id}"

@@ -52,9 +52,9 @@ from runners.decoder.answers import to_request
 from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder
 from runners.encoder.session import VisionEncoder
+from runners.errors import SequenceError
 from runners.models.load import load_decoder
 from runners.tokens.constraints import Constraints
-from runners.tokens.errors import SequenceError
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog, model_id_of, parse_entry
 from tasks.errors import TaskError
 from tasks.families import FAMILIES

@@ -18,13 +18,12 @@ from transformers import AutoModelForImageTextToText, Florence2Config, PaliGemma
 
 from export.checkpoints.bases import CATALOG_FILE
 from export.checkpoints.random_weights import SHAPES
-from runners.cuda_graphs.choice import choice_bytes
-from runners.models.adapter_pool import POOL_RANK
-from runners.models.adapters import Adapters
-from runners.models.bart import Bart
-from runners.models.gemma import Gemma
+from runners.adapters.low_rank import POOL_RANK, Adapters
+from runners.models.florence2 import Bart
+from runners.models.paligemma import Gemma
 from runners.models.weights import DecoderWeights
 from runners.options import CUDA_RESERVE_BYTES, default_positions, slots_that_fit
+from runners.tokens.choice import choice_bytes
 from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types

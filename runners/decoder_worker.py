@@ -17,12 +17,11 @@ from opentelemetry.trace import get_current_span
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runners.cuda_graphs.choice import choice_bytes
+from runners.adapters.low_rank import POOL_RANK, Adapters
 from runners.decoder.answers import AnswerText, to_failed, to_request, to_written
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
-from runners.models.adapter_pool import POOL_RANK
-from runners.models.adapters import Adapters
+from runners.errors import SequenceError
 from runners.models.load import load_decoder
 from runners.options import (
     CUDA_RESERVE_BYTES,
@@ -33,7 +32,7 @@ from runners.options import (
     max_default_slots,
     slots_that_fit,
 )
-from runners.tokens.errors import SequenceError
+from runners.tokens.choice import choice_bytes
 from runners.watchdog import Watchdog
 from wire.artifacts.devices import num_threads
 from wire.artifacts.manifest import ADAPTER_FILE, Device, Manifest

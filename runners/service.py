@@ -1,6 +1,6 @@
 """The BentoML service of one model: vision encoder, features cache and decoder in one process.
 
-POST /write, /stream            the gateway's calls (runners/transport/runner_api.py)
+POST /write, /stream            the gateway's calls (runners/runner_api.py)
 POST /encode                    one image, batched by BentoML's adaptive batcher; called within the
                                 process
 GET  /livez, /readyz, /metrics
@@ -12,9 +12,7 @@ import bentoml
 
 from runners.bentoml_internals import batcher, dispatch_at_once
 from runners.options import RunnerOptions, encoder_batch_size, runner_name
-from runners.transport.guards import BodyGuard, BuildGuard, LoadedBuild
-from runners.transport.runner_api import RunnerApi
-from runners.transport.traced_calls import TracedCalls
+from runners.runner_api import BodyGuard, BuildGuard, LoadedBuild, RunnerApi, TracedCalls
 from runners.watchdog import bounded_start, end_process_when_stuck
 from wire.artifacts.devices import select_gpu
 from wire.drain import CallsInFlight, drain_before_stop

@@ -26,7 +26,7 @@ from export.artifacts.onnx_graphs import (
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.tensors import VISION_PREFIXES, CheckpointTensors, empty_model
 from export.errors import EncoderError, ExportError
-from runners.adapters.peft_adapter import VisionPart
+from runners.adapters.peft import VisionPart
 from wire.artifacts.adapter_folder import AdapterError
 from wire.artifacts.manifest import Precision, vision_encoder_file
 

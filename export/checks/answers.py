@@ -39,7 +39,7 @@ from runners.decoder.batch import generate_each
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence, LiveSequence
 from runners.encoder.session import VisionEncoder
-from runners.tokens.errors import SequenceError
+from runners.errors import SequenceError
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.generation import GeneratedText

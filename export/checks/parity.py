@@ -36,7 +36,7 @@ from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
-from runners.tokens.errors import SequenceError
+from runners.errors import SequenceError
 from tasks.catalog import CatalogEntry
 from tasks.errors import UnsupportedVariant
 from tasks.families import FAMILIES

@@ -31,7 +31,7 @@ from export.checkpoints.tensors import (
 from export.errors import SourceError
 from export.resources import MAX_RESIDENT_BYTES
 from runners.decoder.protocol import Decoder
-from runners.models.linear import Linear, PackedLinear, can_pack
+from runners.models.layers import Linear, PackedLinear, can_pack
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from wire.artifacts.manifest import Family, Precision

@@ -26,7 +26,7 @@ from export.tuning.examples import Example
 from imaging.errors import ImageError
 from imaging.files import resize
 from imaging.local_files import read_image
-from runners.tokens.tokenizer import PromptTokenizer
+from runners.tokens.text import PromptTokenizer
 from tasks.prompts import Prompt
 from wire.artifacts.manifest import TOKENIZER_FILE
 

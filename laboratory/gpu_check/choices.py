@@ -13,15 +13,19 @@ from torch import Tensor
 
 from laboratory.gpu_check.parts import Model
 from laboratory.gpu_check.verdicts import Verdict
-from runners.cuda_graphs.buckets import Bucket, buckets
-from runners.cuda_graphs.graphs import CudaGraph, CudaGraphs, capture_cuda_graph
-from runners.tokens.conditions import Choice, Chosen, RowConditions
-from runners.tokens.token_choice import choose_tokens
+from runners.decoder.captured_passes import (
+    CapturedSteps,
+    CudaGraph,
+    StepShape,
+    StepShapes,
+    capture_cuda_graph,
+    row_counts,
+)
+from runners.tokens.choice import Choice, Chosen, RowConditions, choose_tokens
 from wire.artifacts.manifest import Device
 
 _NUM_ROWS = 21
 _NUM_STEPS = 40
-_NUM_POSITIONS = 64
 _MIN_EQUAL = 0.999  # share of tokens: equal scores may change places
 _MAX_DIFFERENCE = 1e-4  # difference of log-probabilities
 _END_TOKEN_ID = 2
@@ -40,17 +44,18 @@ def check_choices(model: Model, device: Device) -> Verdict:
         return CudaGraph(lambda: output.copy_(compute()), output)
 
     capture = capture_cuda_graph if device == "cuda" else computed
-    graphs = CudaGraphs(
-        lambda ids, *_: logits[: len(ids)], _NUM_ROWS, _NUM_POSITIONS, logits.device, capture
+    shapes = StepShapes([(num_rows, 0) for num_rows in row_counts(_NUM_ROWS)], [1])
+    graphs = CapturedSteps(
+        lambda ids, *_: logits[: len(ids)], shapes, _NUM_ROWS, logits.device, capture
     )
-    graphs.capture_all(buckets(_NUM_ROWS, _NUM_POSITIONS), [_END_TOKEN_ID])
+    graphs.capture_all([_END_TOKEN_ID])
     random = Random(0)
     own = list[Choice]()
     expected = list[Choice]()
     for _ in range(_NUM_STEPS):
         logits.normal_(0, _SHARPNESS)
         conditions, sequences = random_batch(random, num_tokens, _NUM_ROWS)
-        given = graphs.run(Bucket(len(conditions), 1))
+        given = graphs.run(StepShape(len(conditions), 1))
         chosen: Chosen[None] = graphs.choose(given, conditions, sequences)
         own += chain.from_iterable(chosen.choices)
         expected += chain.from_iterable(choose_tokens(given, conditions, sequences))

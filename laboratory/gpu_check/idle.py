@@ -13,10 +13,10 @@ import torch
 
 from laboratory.gpu_check.parts import Model, admitted, make_endless, synchronize
 from laboratory.gpu_check.verdicts import Verdict
-from runners.cuda_graphs.graphs import Capture, capture_cuda_graph
+from runners.decoder.captured_passes import Capture, capture_cuda_graph
 from runners.decoder.engines import GraphEngine, GraphPass
 from runners.decoder.protocol import Decoder
-from runners.tokens.conditions import Chosen, NextInputs, RowConditions
+from runners.tokens.choice import Chosen, NextInputs, RowConditions
 from wire.artifacts.manifest import Device
 
 _new_mark: Any = partial(torch.cuda.Event, enable_timing=True)  # torch has no types here

@@ -15,7 +15,7 @@ from laboratory.gpu_check.parts import Model, admitted, make_endless, requests, 
 from laboratory.gpu_check.verdicts import Verdict
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
-from runners.device_errors import EXIT_STATUS
+from runners.errors import EXIT_STATUS
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import Device
 

@@ -28,8 +28,7 @@ from laboratory.gpu_check.verdicts import KERNELS, Verdict
 from runners.decoder.engines import new_engine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
-from runners.encoder.fixed_batches import batch_sizes
-from runners.encoder.session import CudaOptions
+from runners.encoder.session import CudaOptions, batch_sizes
 from wire.artifacts.manifest import Device
 
 _BATCHES = (1, 4, 16)
@@ -58,7 +57,7 @@ def check_encoder(model: Model, device: Device) -> Verdict:
     measured: dict[str, Any] = {f"{num} images, ms": each for num, each in graph_ms.items()}
     measured |= {f"{num} without graphs, ms": each for num, each in plain_ms.items()}
     sizes = batch_sizes(max(_BATCHES)) if device == "cuda" else []
-    captured = encoder.fixed_batches.captured_sizes if encoder.fixed_batches else []
+    captured = getattr(encoder.backend, "captured_sizes", [])  # a CPU has none
     measured |= {"captured sizes": captured}
     aim = (
         f"captured sizes {sizes}; no slower for each image of 16 than alone, nor for 1 than without"

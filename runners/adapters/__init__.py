@@ -1,1 +1,1 @@
-"""LoRA adapters in PEFT's format: read, checked against their base, loaded when found."""
+"""LoRA adapters in PEFT's format: read, checked against their base, loaded when found, computed."""

@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from torch import Tensor
-
-from runners.adapters.peft_adapter import read_adapter
+from runners.adapters.low_rank import Adapters
+from runners.adapters.peft import read_adapter
 from wire.artifacts.adapter_folder import (
     MAX_ADAPTERS,
     SCAN_EVERY_S,
@@ -38,17 +37,6 @@ from wire.artifacts.manifest import DECODER_FILE, Manifest
 logger = logging.getLogger(__name__)
 
 _Read = TypeVar("_Read")
-
-
-class LoadedAdapters(Protocol):
-    """The adapters of a decoder, which change while it runs (runners/models/adapters.py)."""
-
-    @property
-    def keys(self) -> frozenset[str]: ...
-
-    def add(self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int) -> None: ...
-
-    def remove(self, adapter: str) -> None: ...
 
 
 class HotAdapters:
@@ -87,7 +75,7 @@ class HotAdapters:
         """The reasons by key of the current versions that were refused."""
         return dict(self._refused)
 
-    def watch(self, loaded: LoadedAdapters) -> None:
+    def watch(self, loaded: Adapters) -> None:
         """Update `loaded` now and once a second, in a thread that ends with the process.
 
         Return after the first update, or after `read_timeout_s`: the others are then loaded while
@@ -112,7 +100,7 @@ class HotAdapters:
             )
             logger.error(message, self._base.model_id, self._read_timeout_s)
 
-    def update(self, loaded: LoadedAdapters) -> None:
+    def update(self, loaded: Adapters) -> None:
         """Add new adapters to `loaded`, and remove those that no call can name any more."""
         known = self._keys
         found = self._scan.scan().values()
@@ -143,7 +131,7 @@ class HotAdapters:
             )
             return None
 
-    def _remove_gone(self, loaded: LoadedAdapters, wanted: Mapping[str, AdapterFolder]) -> None:
+    def _remove_gone(self, loaded: Adapters, wanted: Mapping[str, AdapterFolder]) -> None:
         now_s = self._now()
         for key, gone_s in list(self._added.items()):
             if key in wanted:
@@ -158,7 +146,7 @@ class HotAdapters:
                     self._refused.pop(waiting, None)
                 self._without_room.clear()
 
-    def _add(self, loaded: LoadedAdapters, key: str, adapter: AdapterFolder) -> None:
+    def _add(self, loaded: Adapters, key: str, adapter: AdapterFolder) -> None:
         model_id = self._base.model_id
         try:
             if len(self._added) >= MAX_ADAPTERS:

@@ -1,4 +1,1 @@
-"""Continuous batching: scheduler, batch, sequences, beams, drafts, key-value cache.
-
-Knows no family.
-"""
+"""Continuous batching: scheduler, batch, sequences, engines. Knows no family."""

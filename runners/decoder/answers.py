@@ -10,7 +10,7 @@ from torch import Tensor
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
-from runners.tokens.errors import SequenceError, SequenceTooLong, UnknownAdapter, UnknownToken
+from runners.errors import SequenceError
 from wire.runner_messages import Failed, SequenceSpec, Written
 
 # If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model
@@ -26,25 +26,28 @@ def to_request(
 ) -> SequenceRequest:
     """Return the request for `spec` over `image_features` (N, C).
 
-    Raise `SequenceTooLong` if it exceeds the model's positions, `GrammarError` if its grammar is
-    malformed, `UnknownAdapter` for an adapter that is not loaded, and `UnknownToken` for a token
-    that the checkpoint does not have.
+    Raise `SequenceError` if it exceeds the model's positions, its grammar is malformed, its
+    adapter is not loaded, or the checkpoint does not have its token.
     """
     token = spec.own_token
     if token is not None and not decoder.text.tokenizer.has_control_token(token):
-        raise UnknownToken(
+        raise SequenceError(
+            "unknown_token",
             f"{token[:80]} is not a token of this checkpoint; to send it as text, write it into a"
-            " template: of the model's entry in models/catalog.yaml"
+            " template: of the model's entry in models/catalog.yaml",
         )
     if spec.adapter is not None and spec.adapter not in decoder.adapters.keys:
-        raise UnknownAdapter(
-            f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds"
+        raise SequenceError(
+            "unknown_adapter",
+            f"no adapter of the build {spec.adapter[:80]!r} is loaded; retry in a few seconds",
         )
     prompt_ids = decoder.text.prompt_ids(spec.segments)
     limit = decoder.shape.max_new_tokens(len(image_features) + len(prompt_ids))
     if spec.max_new_tokens is not None and spec.max_new_tokens > limit:
         allowed = f"at most {limit} are allowed after this prompt"
-        raise SequenceTooLong(f"max_new_tokens is {spec.max_new_tokens}; {allowed}")
+        raise SequenceError(
+            "sequence_too_long", f"max_new_tokens is {spec.max_new_tokens}; {allowed}"
+        )
     wanted = spec.max_new_tokens or decoder.rules.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     default_beams = decoder.rules.num_beams if spec.temperature == 0 else 1
     return SequenceRequest(

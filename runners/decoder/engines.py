@@ -7,22 +7,29 @@ pass to launch the next.
 Solution: two classes with the interface `Engine` (runners/decoder/protocol.py).
 
     EagerEngine    every pass in its own shape, with drafts and adapters
-    GraphEngine    captured passes and choices, the next pass launched before the host reads the
-                   tokens of this one: the host is one pass behind
+    GraphEngine    captured passes and choices (runners/decoder/captured_passes.py), the next pass
+                   launched before the host reads the tokens of this one: the host is one pass
+                   behind
+
+A draft is a likely continuation of an answer, read in the same pass as its last token: a token that
+the rules force, or words of the prompt where the grammar asks for them. A pass over a few tokens
+takes little longer than over one. Each is kept only if it is the token that the model chooses after
+those before it: answers are the same as without drafts. Source: greedy speculative decoding
+(Leviathan et al., arXiv 2211.17192) with drafts from the prompt
+(github.com/apoorvumang/prompt-lookup-decoding).
 
 Invariants:
-- the batch and the scheduler know neither: another backend is a class and a line of `_ENGINES`;
+- the batch and the scheduler know no engine: another backend is a class and a line of `_ENGINES`;
 - a pass is counted in its slots when it is launched, a draft when the batch accepts it;
-- a captured choice puts next tokens and moves of beams into the pool on the device
-  (runners/cuda_graphs/graphs.py), where the next pass reads them;
+- a captured choice puts next tokens and moves of beams into the pool on the device, where the next
+  pass reads them;
 - captured passes have room for few beams and for adapters with a place in their pool
-  (runners/models/adapter_pool.py): other passes run eagerly, and none of these is launched ahead;
-- the logits of a prefill have memory apart: a pass launched ahead may wait for its choice.
+  (runners/adapters/low_rank.py): other passes run eagerly, and none of these is launched ahead.
 
-Shapes: B slots, R rows, V vocabulary.
+Shapes: B slots, T tokens of a slot in a pass, R rows, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
@@ -32,17 +39,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runners.cuda_graphs.buckets import Bucket, buckets, prefix_lengths, shared_prefixes
-from runners.cuda_graphs.graphs import Capture, CudaGraphs, capture_cuda_graph
-from runners.cuda_graphs.packed_conditions import MAX_BEAMS
-from runners.decoder.captured_prefills import CapturedPrefills, FixedPrefill, prefill_shapes
-from runners.decoder.drafts import MAX_SLOTS, paying
+from runners.decoder.captured_passes import (
+    Capture,
+    CapturedPrefills,
+    CapturedSteps,
+    FixedPrefill,
+    StepShape,
+    StepShapes,
+    capture_cuda_graph,
+    prefill_shapes,
+)
 from runners.decoder.protocol import Decoder, Engine, NewEngine
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.kv_cache.slot_cache import SlotCache
 from runners.staging import array_into
-from runners.tokens.conditions import Chosen, NextInputs, RowConditions
-from runners.tokens.token_choice import choose_tokens
+from runners.tokens.choice import MAX_BEAMS, Chosen, NextInputs, RowConditions, choose_tokens
+
+# tokens that take as long as a pass without any, measured at commit 290efa6
+_PASS_COST = 4
+# limit of slots in use: with more, drafts of equal length rarely coincide
+MAX_SLOTS = 8
+
+
+def width_of(drafts: Iterable[Sequence[int]]) -> int:
+    """Return T, the number of tokens of each slot in a pass over `drafts`."""
+    return 1 + max(map(len, drafts))
+
+
+def rows_of(drafts: Sequence[Sequence[int]]) -> list[range]:
+    """Return the rows of each slot among the B * T of a pass over `drafts`."""
+    starts = range(0, len(drafts) * width_of(drafts), width_of(drafts))
+    return [
+        range(start, start + 1 + len(draft)) for start, draft in zip(starts, drafts, strict=True)
+    ]
+
+
+def paying(drafts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Return the drafts, cut to the length at which a pass reads most tokens for its time.
+
+    It reads as many tokens of each slot as of the one with the longest draft; all drafts are taken
+    to be right.
+    """
+
+    def tokens_by_cost(length: int) -> float:
+        num_tokens = sum(1 + min(len(draft), length) for draft in drafts)
+        return num_tokens / (_PASS_COST + len(drafts) * (1 + length))
+
+    best = max(range(1 + max(map(len, drafts))), key=tokens_by_cost)
+    return [draft[:best] for draft in drafts]
 
 
 def slots_from(first_slot: int, requests: Sequence[SequenceRequest]) -> list[Sequence[int]]:
@@ -120,22 +164,13 @@ class GraphEngine:
         self._decoder = decoder
         self._eager = EagerEngine(decoder, num_slots)
         self.cache = self._eager.cache
-        self.graphs = CudaGraphs(self._step, num_slots, shape.num_positions, shape.device, capture)
-        shared: list[tuple[int, int]] = []
-        prefixes = [0]
-        if shape.has_prefixes:
-            shared = shared_prefixes(num_slots, decoder.rules.num_beams)
-            prefixes = prefix_lengths(shape.num_image_tokens, shape.num_positions)
-        has_adapters = [False] if decoder.adapters.pool is None else [True, False]
         # places of the adapters of slots: an input of captured steps
         self._places = torch.zeros(num_slots, dtype=torch.long, device=shape.device)
         self._loaded_places: list[int] = []
-        self.graphs.capture_all(
-            buckets(
-                num_slots, shape.num_positions, shape.min_length, shared, prefixes, has_adapters
-            ),
-            decoder.rules.eos_token_ids,
-        )
+        has_adapters = decoder.adapters.pool is not None
+        step_shapes = StepShapes.of(shape, num_slots, decoder.rules.num_beams, has_adapters)
+        self.graphs = CapturedSteps(self._step, step_shapes, num_slots, shape.device, capture)
+        self.graphs.capture_all(decoder.rules.eos_token_ids)
         shapes = prefill_shapes(shape, num_slots)
         any_token = torch.zeros(1, dtype=torch.long, device=shape.device)
         hidden_size = decoder.embed(any_token).shape[-1]
@@ -144,7 +179,7 @@ class GraphEngine:
         if self.graphs.can_choose:
             self.prefills.capture_all(capture, shape.device)
 
-    def _step(self, token_ids: Tensor, shape: Bucket) -> Tensor:
+    def _step(self, token_ids: Tensor, shape: StepShape) -> Tensor:
         if shape.has_adapters:
             self._decoder.adapters.select_places(self._places[: len(token_ids)])
         else:
@@ -225,13 +260,13 @@ class GraphEngine:
     def launch(self, num_slots: int) -> GraphPass:
         """Launch a pass over the pool's tokens."""
         slots = range(num_slots)
-        length = 1 + max(self.cache.num_tokens.of(slots))
+        length = min(1 + max(self.cache.num_tokens.of(slots)), self._decoder.shape.num_positions)
         num_prefixes, _ = self.cache.shared_prefixes(num_slots)
         prefixes = self.cache.prefixes
         prefix_length = 0 if prefixes is None else prefixes.length(slots)
         has_adapters = self._load_places(num_slots)
-        wanted = Bucket(num_slots, length, num_prefixes, prefix_length, has_adapters)
-        logits = self.graphs.run(wanted)
+        shape = StepShape(num_slots, length, num_prefixes, prefix_length, has_adapters)
+        logits = self.graphs.run(shape)
         self.cache.grow(slots)
         return GraphPass(logits)
 

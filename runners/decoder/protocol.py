@@ -11,42 +11,15 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from runners.adapters.low_rank import Adapters
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.kv_cache.shape import DecoderShape
+from runners.kv_cache.memory import DecoderShape
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
-from runners.tokens.conditions import Chosen, NextInputs, RowConditions
-from runners.tokens.prompts import CheckpointText
+from runners.tokens.choice import Chosen, NextInputs, RowConditions
 from runners.tokens.rules import GenerationRules
+from runners.tokens.text import CheckpointText
 
 PassT = TypeVar("PassT")
-
-
-class AdapterPlaces(Protocol):
-    """The adapters that captured passes can use, by the numbers of their places."""
-
-    def have_places(self, by_row: Sequence[str | None]) -> bool:
-        """Return True if the adapters of all rows have places."""
-
-    def places(self, by_row: Sequence[str | None]) -> list[int]:
-        """Return the place of each row's adapter."""
-
-
-class AdapterChoice(Protocol):
-    """The adapters of a decoder."""
-
-    @property
-    def pool(self) -> AdapterPlaces | None:
-        """The adapters that captured passes can use, or None."""
-
-    @property
-    def keys(self) -> frozenset[str]:
-        """The adapters that requests may name."""
-
-    def select(self, by_row: Sequence[str | None]) -> None:
-        """Set the adapter of each row for the next pass; `None` selects the base model."""
-
-    def select_places(self, places: Tensor) -> None:
-        """Set the places in the pool (B,) of the rows of the next pass, which is captured."""
 
 
 class Decoder(Protocol):
@@ -59,7 +32,7 @@ class Decoder(Protocol):
     can_draft_first: bool  # a prefill can read drafts too
 
     @property
-    def adapters(self) -> AdapterChoice:
+    def adapters(self) -> Adapters:
         """The adapters that requests may name."""
 
     def prefill(

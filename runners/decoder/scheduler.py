@@ -36,9 +36,8 @@ from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.engines import new_engine
 from runners.decoder.protocol import Decoder, NewEngine
 from runners.decoder.sequences import GeneratedSequence, LiveSequence, SequenceRequest
-from runners.device_errors import exit_if_device_lost
+from runners.errors import SequenceError, exit_if_device_lost
 from runners.options import SchedulerLimits
-from runners.tokens.errors import DeadlineExceeded, Overloaded, TooManyBeams
 from runners.watchdog import Watchdog
 from wire.telemetry.runner_metrics import (
     BATCH_SIZE,
@@ -144,20 +143,20 @@ class Scheduler:
     def submit(self, requests: Sequence[SequenceRequest]) -> "list[Future[WrittenSequence]]":
         """Queue all `requests` or none.
 
-        Raise `Overloaded` if the queue would exceed `max_waiting`, and `TooManyBeams` if a request
-        needs more slots than there are. Cancelling a future frees the slots of its sequence within
-        one step.
+        Raise `SequenceError` if the queue would exceed `max_waiting`, or a request needs more slots
+        than there are. Cancelling a future frees the slots of its sequence within one step.
         """
         num_beams = max((request.num_beams for request in requests), default=1)
         limits = self._limits
         if num_beams > limits.num_slots:
             allowed = f"at most {limits.num_slots} are allowed, one per slot"
-            raise TooManyBeams(f"num_beams is {num_beams}; {allowed}")
+            raise SequenceError("too_many_beams", f"num_beams is {num_beams}; {allowed}")
         with self._changed:
             if len(self._queue) + len(requests) > limits.max_waiting:
-                raise Overloaded(
+                raise SequenceError(
+                    "overloaded",
                     f"the decoder's queue is full: {len(self._queue)} sequences are queued,"
-                    f" {len(requests)} were submitted, at most {limits.max_waiting} are allowed"
+                    f" {len(requests)} were submitted, at most {limits.max_waiting} are allowed",
                 )
             now_s = time.monotonic()
             sequences = [start_sequence(request, self._decoder.rules) for request in requests]
@@ -221,7 +220,7 @@ class Scheduler:
                 scheduled = self._queue.popleft()
                 if scheduled.future.cancelled() or now_s > scheduled.sequence.request.deadline_s:
                     message = "the deadline passed before the sequence was admitted"
-                    scheduled.resolve(DeadlineExceeded(message))
+                    scheduled.resolve(SequenceError("deadline_exceeded", message))
                     continue
                 scheduled.admitted_s = now_s
                 taken.append(scheduled)

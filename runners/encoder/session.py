@@ -1,36 +1,263 @@
-"""The exported vision encoder in an ONNX Runtime session.
+"""The exported vision encoder in ONNX Runtime, on a CPU or a GPU.
 
-On the CPU a batch runs at once, except at int8, where images run one by one: ONNX Runtime quantizes
-a batch with one scale, and an image's features must not depend on the others. All encoders of a
-process share one arena of memory: the activations of a batch are several times as large as the
-weights, and batches run one after another. On a GPU batches run in fixed sizes (fixed_batches.py).
-On both, a batch that exceeds the memory is halved. Shapes: B batch, H and W the input size of the
-export, N image tokens, C hidden.
+Two backends have one small interface (`EncoderBackend`); another backend is a class and a line of
+`_BACKENDS`. On both, a batch that exceeds the memory is halved.
+
+    CpuBatches      a batch runs at once, except at int8, where images run one by one: ONNX Runtime
+                    quantizes a batch with one scale, and an image's features must not depend on the
+                    others. All encoders of a process share one arena of memory: the activations of
+                    a batch are several times as large as the weights, and batches run one after
+                    another
+    FixedBatches    batches of fixed sizes, captured as CUDA graphs: a batch of 13 images runs as
+                    8 + 4 + 1, nothing is padded. All sizes run in one session, which holds the
+                    weights once; it keeps a graph for each `gpu_graph_id`, and each size is bound
+                    to the first images of the same input and output
+
+On a GPU every size first runs without a graph, the largest first, whose memory serves the others;
+one that exceeds the memory is left out. Then each is captured, and replays are compared; if one
+fails, all run without graphs. Invariants:
+
+- ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one;
+- while it captures, no other thread may allocate memory of the GPU: encoders are loaded before the
+  decoder's thread starts (runners/model_worker.py);
+- pixels and features are copied in a stream of the encoder: it never waits for the decoder, whose
+  work is in the default stream. Features may be freed while the decoder still reads them: they are
+  recorded there, and their memory is reused only after that;
+- the next part of a batch overwrites input and output: features are copied out of it before.
+
+Sources: ONNX Runtime's page of the CUDA provider, "Using CUDA Graphs"; cuda_execution_provider.cc,
+PerThreadContext. Shapes: B batch, H and W the input size of the export, N image tokens, C hidden.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
 
-from runners.device_errors import is_out_of_memory
-from runners.encoder.fixed_batches import FixedBatches, Pixels
+from runners.errors import exit_if_device_lost, is_out_of_memory
 from wire.artifacts.devices import CUDA_PROVIDER
 from wire.artifacts.manifest import Device, Precision, vision_encoder_file
+from wire.pixels import Pixels
 
 logger = logging.getLogger(__name__)
 
+_NO_GRAPH = -1  # the `gpu_graph_id` of a run that neither captures nor replays
+# least similarity of a replay; float16 rounds to 0.9999, features of other pixels are far below
+_MIN_COSINE = 0.999
 _CPU_PROVIDER = "CPUExecutionProvider"
 # Grow memory by the requested size, as the decoder may share the GPU; no kernel search at each new
 # batch size.
 _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+
+OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # True opens it with CUDA graphs
+
+
+class EncoderBackend(Protocol):
+    """Runs one exported encoder on one device."""
+
+    def load(self) -> None:
+        """Open the session; on a GPU, capture."""
+
+    def encode(self, pixels: Pixels) -> Tensor:
+        """Return features (B, N, C), float32, on the device; `pixels`: resized RGB (B, H, W, 3)."""
+
+
+class CpuBatches:
+    """Runs batches of up to `max_images` at once."""
+
+    def __init__(self, open_session: OpenSession, max_images: int | None) -> None:
+        self._open_session = open_session
+        self._max_images = max_images
+
+    def load(self) -> None:
+        self._session = self._open_session(False)
+
+    def encode(self, pixels: Pixels) -> Tensor:
+        step = self._max_images or len(pixels)
+        starts = range(0, len(pixels), step)
+        parts = [self.run(pixels[start : start + step]) for start in starts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def run(self, pixels: Pixels) -> Tensor:
+        """Run the graph, which writes into the returned tensor's own memory."""
+        (model_input,) = self._session.get_inputs()
+        (output,) = self._session.get_outputs()
+        features = torch.empty((len(pixels), *output.shape[1:]))
+        binding = self._session.io_binding()
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(pixels))
+        binding.bind_ortvalue_input(model_input.name, value)
+        shape = tuple(features.shape)
+        binding.bind_output(output.name, "cpu", 0, np.float32, shape, features.data_ptr())
+        self._session.run_with_iobinding(binding)
+        return features
+
+
+def batch_sizes(max_batch_size: int) -> list[int]:
+    """Return the powers of two up to `max_batch_size`, the largest first."""
+    return [1 << power for power in reversed(range(max_batch_size.bit_length()))]
+
+
+def split_batch(num_images: int, sizes: Sequence[int]) -> Iterator[slice]:
+    """Yield the parts of a batch, each as large as `sizes` allow, from the largest to 1."""
+    start = 0
+    for size in sizes:
+        while num_images - start >= size:
+            yield slice(start, start + size)
+            start += size
+
+
+class BoundSession:
+    """A session with input and output memory for `max_batch_size` images at fixed addresses."""
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, max_batch_size: int, device: Device
+    ) -> None:
+        self._session = session
+        self._device = device
+        (self._input,) = session.get_inputs()
+        (self._output,) = session.get_outputs()
+        if device == "cuda":  # the thread's stream is the encoder's
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]  # no types
+        shape = (max_batch_size, *self._input.shape[1:])
+        self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=device == "cuda")
+        self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._features = torch.zeros((max_batch_size, *self._output.shape[1:]), device=device)
+        self._bindings: dict[int, onnxruntime.IOBinding] = {}
+
+    def empty_features(self, num_images: int) -> Tensor:
+        """Return memory for features (B, N, C) on the device."""
+        return torch.empty((num_images, *self._features.shape[1:]), device=self._device)
+
+    def encode(self, pixels: Pixels) -> Tensor:
+        """Return the features (B, N, C) of `pixels` (B, H, W, 3); the next call overwrites them."""
+        size = len(pixels)
+        np.copyto(self._host_pixels[:size].numpy(), pixels)
+        self._pixels[:size].copy_(self._host_pixels[:size], non_blocking=True)
+        self.run(size, graph_id=size)
+        return self._features[:size]
+
+    def check_replay(self, size: int) -> None:
+        """Raise `RuntimeError` if a replay gives other features than a run without the graph."""
+        shape = tuple(self._pixels[:size].shape)
+        noise = np.random.default_rng(size).integers(0, 256, shape, dtype=np.uint8)
+        replayed = self.encode(noise).clone()
+        self.run(size)
+        cosines = torch.cosine_similarity(replayed.flatten(1), self._features[:size].flatten(1))
+        if not cosines.min() >= _MIN_COSINE:  # NaN also fails
+            raise RuntimeError(f"other features than without graphs, cosines {cosines.tolist()}")
+
+    def run(self, size: int, graph_id: int = _NO_GRAPH) -> None:
+        """Compute the features of the first `size` images; without graphs `graph_id` is ignored."""
+        if self._device == "cuda":
+            # ONNX Runtime has its own stream; torch's may still copy pixels, and the features of
+            # the run before.
+            torch.cuda.current_stream().synchronize()
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        # returns when the features are computed
+        self._session.run_with_iobinding(self._binding(size), options)
+
+    def _binding(self, size: int) -> onnxruntime.IOBinding:
+        if size not in self._bindings:
+            binding = self._bindings[size] = self._session.io_binding()
+            for name, bind, memory, dtype in (
+                (self._input.name, binding.bind_input, self._pixels[:size], np.uint8),
+                (self._output.name, binding.bind_output, self._features[:size], np.float32),
+            ):
+                bind(name, self._device, 0, dtype, tuple(memory.shape), memory.data_ptr())
+        return self._bindings[size]
+
+
+class FixedBatches:
+    """Runs batches of any size in parts of fixed ones; `name` is the encoder's in the log."""
+
+    def __init__(
+        self,
+        open_session: OpenSession,
+        max_batch_size: int,
+        device: Device,
+        name: str,
+        with_graphs: bool = True,
+    ) -> None:
+        self._open_session = open_session
+        self._with_graphs = with_graphs
+        self._max_batch_size = max_batch_size
+        self._device = device
+        self._name = name
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._session: BoundSession | None = None
+        self.sizes: list[int] = []
+        self.captured_sizes: list[int] = []
+
+    def load(self) -> None:
+        """Open the session, run all sizes and capture them; raise the error of a single image."""
+        self._thread.submit(self._load).result()
+
+    def encode(self, pixels: Pixels) -> Tensor:
+        return self._thread.submit(self._encode, pixels).result()
+
+    def _encode(self, pixels: Pixels) -> Tensor:
+        assert self._session is not None
+        features = self._session.empty_features(len(pixels))
+        for part in split_batch(len(pixels), self.sizes):
+            features[part] = self._session.encode(pixels[part])
+        if self._device == "cuda":
+            torch.cuda.current_stream().synchronize()
+            features.record_stream(torch.cuda.default_stream())
+        return features
+
+    def _load(self) -> None:
+        if not (self._with_graphs and self._capture()):
+            self._open(with_graphs=False)
+        message = "%s: batches of %s images, CUDA graphs of %s"
+        logger.info(message, self._name, self.sizes, self.captured_sizes)
+
+    def _capture(self) -> bool:
+        """Capture all sizes; return False if the session refuses, or a capture fails."""
+        action = "use CUDA graphs"
+        try:
+            session = self._open(with_graphs=True)
+            for size in self.sizes:
+                action = f"capture a batch of {size} images"
+                session.run(size, graph_id=size)
+            # replayed after all captures: none may have changed the memory of another
+            for size in self.sizes:
+                action = f"replay a batch of {size} images"
+                session.check_replay(size)
+        # The session then runs without graphs, or raises errors that graphs do not cause
+        except Exception as error:
+            exit_if_device_lost(error, self._name)
+            # The traceback is not logged: it would hold the session.
+            message = "%s cannot %s; it runs without CUDA graphs: %s"
+            logger.warning(message, self._name, action, str(error))
+            return False
+        self.captured_sizes = list(self.sizes)
+        return True
+
+    def _open(self, with_graphs: bool) -> BoundSession:
+        """Open a session and run every size without a graph; drop sizes that exceed the memory."""
+        self._session = None  # a failed one is freed first
+        session = BoundSession(self._open_session(with_graphs), self._max_batch_size, self._device)
+        self.sizes = []
+        for size in batch_sizes(self._max_batch_size):
+            try:
+                session.run(size)
+                self.sizes.append(size)
+            except Exception as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                message = "%s: too little memory for batches of %d images: %s"
+                logger.warning(message, self._name, size, str(error))
+        self._session = session
+        return session
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +285,22 @@ class VisionEncoder:
         self._file = folder / vision_encoder_file(precision)
         self._num_threads = num_threads
         self._device = device
-        self._cuda = cuda or CudaOptions()
-        self._max_images = 1 if precision == "int8" else None
-        self._session: onnxruntime.InferenceSession | None = None
-        self.fixed_batches: FixedBatches | None = None  # used on a GPU only
+        self.cuda = cuda or CudaOptions()
+        self.max_images = 1 if precision == "int8" else None
+        self.backend = _BACKENDS[device](self)
 
     def load(self) -> None:
         """Load the graph; raise `RuntimeError` if ONNX Runtime would run it on another device."""
-        if self._device == "cpu":
-            self._session = self._open()
-            return
-        onnxruntime.preload_dlls()  # the pip packages of CUDA's libraries are on no library path
-        cuda = self._cuda
-        self.fixed_batches = FixedBatches(self._open, cuda.max_batch_size, self._device, cuda.name)
-        self.fixed_batches.load(cuda.with_graphs)
+        self.backend.load()
 
     def encode(self, pixels: Pixels) -> Tensor:
         """Return image features (B, N, C), float32, on the encoder's device, of resized RGB
         `pixels` (B, H, W, 3).
         """
-        if self.fixed_batches is not None:
-            return encode_splitting(self.fixed_batches.encode, pixels)
-        step = self._max_images or len(pixels)
-        starts = range(0, len(pixels), step)
-        parts = [encode_splitting(self._run, pixels[start : start + step]) for start in starts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return encode_splitting(self.backend.encode, pixels)
 
-    def _open(self, with_graphs: bool = False) -> onnxruntime.InferenceSession:
+    def open(self, with_graphs: bool) -> onnxruntime.InferenceSession:
+        """Open a session for the backend."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._num_threads
         # Spinning idle threads would take cores from the decoder and from other models.
@@ -94,28 +310,27 @@ class VisionEncoder:
         if self._device == "cpu":
             _make_shared_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
-        wanted = execution_providers(self._device, with_graphs, self._cuda.max_bytes)
+        else:
+            # the pip packages of CUDA's libraries are on no library path
+            onnxruntime.preload_dlls()
+        providers = execution_providers(self._device, with_graphs, self.cuda.max_bytes)
         # No fallback: it would open the session on the CPU and hide the reason.
         session = onnxruntime.InferenceSession(
-            str(self._file), options, providers=wanted, enable_fallback=0
+            str(self._file), options, providers=providers, enable_fallback=0
         )
         check_provider(self._device, session.get_providers())
         return session
 
-    def _run(self, pixels: Pixels) -> Tensor:
-        """Run the graph on the CPU, which writes into the returned tensor's own memory."""
-        if self._session is None:
-            raise RuntimeError("the vision encoder is not loaded; call load() first")
-        (given,) = self._session.get_inputs()
-        (output,) = self._session.get_outputs()
-        features = torch.empty((len(pixels), *output.shape[1:]))
-        binding = self._session.io_binding()
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(pixels))
-        binding.bind_ortvalue_input(given.name, value)
-        shape = tuple(features.shape)
-        binding.bind_output(output.name, "cpu", 0, np.float32, shape, features.data_ptr())
-        self._session.run_with_iobinding(binding)
-        return features
+
+def _on_cuda(encoder: VisionEncoder) -> FixedBatches:
+    cuda = encoder.cuda
+    return FixedBatches(encoder.open, cuda.max_batch_size, "cuda", cuda.name, cuda.with_graphs)
+
+
+_BACKENDS: dict[Device, Callable[[VisionEncoder], EncoderBackend]] = {
+    "cpu": lambda encoder: CpuBatches(encoder.open, encoder.max_images),
+    "cuda": _on_cuda,
+}
 
 
 @cache

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runners.device_errors import exit_if_device_lost
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import CudaOptions, VisionEncoder
+from runners.errors import exit_if_device_lost
 from runners.options import RunnerOptions, encoder_batch_size, encoder_bytes
 from runners.watchdog import Watchdog
 from wire.artifacts.devices import encoder_device, num_threads

@@ -1,4 +1,1 @@
-"""The decoders of the two families, in torch: weights, layers and decode steps.
-
-Knows no requests.
-"""
+"""The decoders of the two families, in torch: weights, layers and decode steps."""

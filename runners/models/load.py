@@ -1,21 +1,32 @@
-"""Load the decoder of a family. The only module that imports both families."""
+"""Loads the decoder of a family: the only module that imports the families."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from runners.adapters.low_rank import Adapters
 from runners.decoder.protocol import Decoder
-from runners.models.adapters import Adapters
-from runners.models.bart import Bart
 from runners.models.florence2 import Florence2Decoder
-from runners.models.gemma import Gemma
 from runners.models.paligemma import PaliGemmaDecoder
-from runners.models.weights import DecoderWeights
+from runners.models.weights import DecoderCheckpoint, DecoderWeights
 from runners.tokens.constraints import Constraints
 from runners.tokens.rules import GenerationRules
-from runners.tokens.tokenizer import PromptTokenizer
-from wire.artifacts.manifest import DECODER_FILE, TOKENIZER_FILE, Family, Precision, read_config
+from runners.tokens.text import PromptTokenizer
+from wire.artifacts.manifest import (
+    DECODER_FILE,
+    TOKENIZER_FILE,
+    ArtifactError,
+    Family,
+    Precision,
+    read_config,
+)
+
+DECODERS: dict[Family, Callable[[DecoderCheckpoint], Decoder]] = {
+    "florence2": Florence2Decoder,
+    "paligemma": PaliGemmaDecoder,
+}
 
 
 def load_decoder(
@@ -33,28 +44,27 @@ def load_decoder(
     `max_positions` limits the positions of a sequence; 0: the model's limit. `weights_of` reads the
     weights; the export has one that keeps few layers in memory. `adapters` can be added to its
     layers. `num_image_tokens` of one image size the captured passes of a GPU; 0: the family's own.
+    Raise `ArtifactError` for an unknown family.
     """
+    if family not in DECODERS:
+        known = ", ".join(DECODERS)
+        raise ArtifactError(f"{folder}: the family is {family!r}; it must be one of {known}")
     if device != "cpu":
         # cuDNN's attention plans for every new batch size and length, while all sequences wait
         torch.backends.cuda.enable_cudnn_sdp(False)
-    config = read_config(folder)
-    text = config["text_config"]
-    weights = weights_of.open(folder / DECODER_FILE, precision, device, adapters)
     rules = GenerationRules.load(folder)
-    tokenizer = PromptTokenizer.load(folder / TOKENIZER_FILE)
-    constraints = Constraints.load(folder / TOKENIZER_FILE, rules.eos_token_ids)
-    decoder: Decoder
-    if family == "florence2":
-        decoder = Florence2Decoder(
-            Bart(text, weights), tokenizer, constraints, rules, config, adapters
-        )
-    else:
-        decoder = PaliGemmaDecoder(
-            Gemma(text, weights), tokenizer, constraints, rules, config, adapters
-        )
-    if num_image_tokens:
-        decoder.shape = replace(decoder.shape, num_image_tokens=num_image_tokens)
-    if max_positions:
-        limit = min(max_positions, decoder.shape.num_positions)
-        decoder.shape = replace(decoder.shape, num_positions=limit)
+    checkpoint = DecoderCheckpoint(
+        read_config(folder),
+        weights_of.open(folder / DECODER_FILE, precision, device, adapters),
+        rules,
+        PromptTokenizer.load(folder / TOKENIZER_FILE),
+        Constraints.load(folder / TOKENIZER_FILE, rules.eos_token_ids),
+    )
+    decoder = DECODERS[family](checkpoint)
+    shape = decoder.shape
+    decoder.shape = replace(
+        shape,
+        num_image_tokens=num_image_tokens or shape.num_image_tokens,
+        num_positions=min(max_positions or shape.num_positions, shape.num_positions),
+    )
     return decoder

@@ -8,26 +8,22 @@ memory once.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from runners.models.adapters import Adapters
-from runners.models.layers import LayerNorm
-from runners.models.linear import FloatLinear, Linear, PackedLinear, can_pack, int8_linear
+from runners.adapters.low_rank import Adapters
+from runners.models.layers import LayerNorm, Linear, dtype_of, linear_layer, tied_head
+from runners.tokens.constraints import Constraints
+from runners.tokens.rules import GenerationRules
+from runners.tokens.text import PromptTokenizer
 from wire.artifacts.manifest import Precision
 
 LayerT = TypeVar("LayerT")
 
 _LANGUAGE_MODEL = "model.language_model."  # prefix of the names in checkpoints of both families
-_DTYPES: dict[Precision, torch.dtype] = {
-    "float32": torch.float32,
-    "int8": torch.float32,  # activations and non-matrix weights
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +75,7 @@ class DecoderWeights:
         whole = replace(self, prefix="")
         if whole.has("lm_head.weight"):
             return whole.linear("lm_head")
-        is_packed = self.precision != "int8" and can_pack(embeddings)
-        head = PackedLinear.view(embeddings) if is_packed else self._linear_of(embeddings)
+        head = tied_head(embeddings, self.precision)
         if self.adapters is None:
             return head
         return self.adapters.over(head, ["lm_head"], [len(embeddings)], embeddings.shape[1])
@@ -89,9 +84,7 @@ class DecoderWeights:
         return LayerNorm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), epsilon)
 
     def _linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
-        if self.precision == "int8":
-            return int8_linear(weight, bias)
-        return PackedLinear.of(weight, bias) if can_pack(weight) else FloatLinear(weight, bias)
+        return linear_layer(weight, bias, self.precision)
 
     def _join(self, names: Sequence[str]) -> Tensor:
         """Read tensors, concatenated along their first dimension."""
@@ -104,7 +97,23 @@ class DecoderWeights:
         return joined
 
     def _allocate(self, _names: Sequence[str], shape: Sequence[int]) -> Tensor:
-        return torch.empty(tuple(shape), dtype=_DTYPES[self.precision], device=self.device)
+        return torch.empty(tuple(shape), dtype=dtype_of(self.precision), device=self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderCheckpoint:
+    """The parts of a checkpoint that its decoder is made of."""
+
+    config: Mapping[str, Any]  # transformers' config.json
+    weights: DecoderWeights
+    rules: GenerationRules
+    tokenizer: PromptTokenizer
+    constraints: Constraints
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters of its layers; none can be added if the weights have none."""
+        return self.weights.adapters or Adapters()
 
 
 class _FileTensors(Mapping[str, Tensor]):

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from runners.staging import array_to_device
-from runners.tokens.errors import GrammarError
+from runners.errors import SequenceError
 
 ConstraintState = LLMatcher  # immutable by convention: the state after a token is a copy
 
@@ -44,12 +43,14 @@ class Constraint:
         return self._start
 
     def after(self, state: ConstraintState, token_id: int) -> ConstraintState:
-        """Return the state after `token_id`; raise `GrammarError` if `state` does not allow it."""
+        """Return the state after `token_id`; raise `SequenceError` if `state` does not allow it."""
         if token_id in self._eos_token_ids:
             return state
         following = state.deep_copy()
         if not following.consume_token(token_id):
-            raise GrammarError(f"the grammar failed at token {token_id}: {following.get_error()}")
+            raise SequenceError(
+                "internal", f"the grammar failed at token {token_id}: {following.get_error()}"
+            )
         return following
 
     def allowed(self, state: ConstraintState) -> NDArray[np.uint8]:
@@ -57,22 +58,14 @@ class Constraint:
         return np.frombuffer(state.compute_bitmask(), np.uint8)
 
 
-def token_bounds(allowed: NDArray[np.uint8], num_tokens: int, device: torch.device) -> Tensor:
+def token_bounds(allowed: Tensor, num_tokens: int) -> Tensor:
     """Return upper bounds (R, V) of log-probabilities: infinity where `allowed` (R, bytes) has a
     set bit, else -inf.
 
     The minimum with looked-up bounds takes less time than `torch.where` with a boolean of each
     token, and a GPU receives an eighth of the bytes.
     """
-    # zeros beyond the tokenizer's vocabulary
-    packed = np.zeros((len(allowed), math.ceil(num_tokens / 8)), np.uint8)
-    packed[:, : allowed.shape[1]] = allowed[:, : packed.shape[1]]
-    return packed_bounds(array_to_device(packed, device), num_tokens)
-
-
-def packed_bounds(packed: Tensor, num_tokens: int) -> Tensor:
-    """Return the bounds (R, V) of `token_bounds` for a bitmask (R, bytes) on its device."""
-    bounds = functional.embedding(packed.int(), _bounds_by_byte(packed.device))  # (R, bytes, 8)
+    bounds = functional.embedding(allowed.int(), _bounds_by_byte(allowed.device))  # (R, bytes, 8)
     return bounds.flatten(1)[:, :num_tokens]
 
 
@@ -87,7 +80,7 @@ class Constraints:
     """The grammar compiler of one checkpoint, with an LRU cache.
 
     `tokenizer` holds the parsed values of a `tokenizer.json`. `get(grammar)` returns its
-    `Constraint` or raises `GrammarError`.
+    `Constraint` or raises `SequenceError`.
     """
 
     def __init__(self, tokenizer: Mapping[str, Any], eos_token_ids: Iterable[int]) -> None:
@@ -116,7 +109,7 @@ class Constraints:
         rules = f"{_OPTIONS}{grammar}\n{self._token_rules}"
         matcher = LLMatcher(self._tokenizer, rules, log_level=0)
         if matcher.is_error():
-            raise GrammarError(matcher.get_error())
+            raise SequenceError("internal", matcher.get_error())
         return Constraint(matcher, self._eos_token_ids)
 
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.checks.reference import Reference
+from runners.adapters.low_rank import Adapters
 from runners.decoder.batch import generate_all
 from runners.encoder.session import VisionEncoder
-from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from tests.support.adapter_forms import TOWER, with_microsofts_names
 from tests.support.decoder_cases import MAX_NEAR_TIES, NUM_SCENES, make_case

@@ -2,7 +2,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from runners.device_errors import EXIT_STATUS, exit_if_device_lost, is_out_of_memory
+from runners.errors import EXIT_STATUS, exit_if_device_lost, is_out_of_memory
 from tests.support.forked_python import run as run_forked
 
 # The wording of ONNX Runtime, CUDA, cuBLAS and torch.
@@ -25,7 +25,7 @@ ILLEGAL = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; 
 
 LOSES_ITS_DEVICE = """
 import sys
-from runners import device_errors
+from runners import errors
 from runners.decoder.scheduler import Scheduler
 from runners.options import SchedulerLimits
 from tests.support.fake_decoder import FakeDecoder
@@ -39,7 +39,7 @@ def use_device():
     if sys.argv[2]:
         raise RuntimeError(sys.argv[2])
 
-device_errors.use_device = use_device
+errors.use_device = use_device
 limits = SchedulerLimits(num_slots=2, max_waiting=2, max_prefill_tokens=100)
 scheduler = Scheduler(Lost(), "fake", limits)
 scheduler.start()

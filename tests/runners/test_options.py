@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from runners.decoder_worker import DecoderWorker
-from runners.kv_cache.shape import DecoderShape
-from runners.models.linear import FloatLinear
+from runners.kv_cache.memory import DecoderShape
+from runners.models.layers import FloatLinear
 from runners.options import (
     CUDA_RESERVE_BYTES,
     RunnerOptions,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from runners.tokens.tokenizer import PromptTokenizer
+from runners.tokens.text import PromptTokenizer
 from tasks.families import FAMILIES
 from tasks.parameter_kinds import TextListParameter, TextParameter
 from tasks.parameters import parse_parameters

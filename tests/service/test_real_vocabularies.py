@@ -19,7 +19,7 @@ from export.checkpoints.bases import CATALOG_FILE
 from export.checks.golden_answers import read_golden
 from export.golden import Question
 from runners.tokens.constraints import Constraints
-from runners.tokens.tokenizer import PromptTokenizer
+from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
 from tasks.families import FAMILIES
 from tasks.florence2.locations import box_tokens

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from export.checks.reference import Reference
-from runners.adapters.peft_adapter import AdapterParts, read_parts
+from runners.adapters.peft import AdapterParts, read_parts
 from tests.support.export_cli import MODELS
 from tests.support.lora import LAYERS, peft_model, save_adapter
 from tests.support.microsoft_form import microsoft_name, update_json

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from runners.cuda_graphs.graphs import CudaGraph
+from runners.decoder.captured_passes import CudaGraph
 from runners.decoder.engines import GraphEngine
 from runners.decoder.protocol import Decoder
 

@@ -13,16 +13,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from runners.decoder.drafts import width_of
+from runners.adapters.low_rank import Adapters
+from runners.decoder.engines import width_of
 from runners.decoder.sequences import SequenceRequest
-from runners.kv_cache.memory import Slots
-from runners.kv_cache.shape import DecoderShape
+from runners.kv_cache.memory import DecoderShape, Slots
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
-from runners.models.adapters import Adapters
 from runners.tokens.constraints import Constraints
-from runners.tokens.prompts import CheckpointText
 from runners.tokens.rules import GenerationRules
-from runners.tokens.tokenizer import PromptTokenizer
+from runners.tokens.text import CheckpointText, PromptTokenizer
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 VOCABULARY_SIZE = 50

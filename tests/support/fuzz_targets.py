@@ -26,7 +26,7 @@ from imaging.errors import ImageError
 from imaging.files import ImageLimits, decode_image, read_header
 from offline.filesystems import StoredFile
 from offline.shards import ArchiveShard, Unreadable, images_of
-from runners.adapters.peft_adapter import read_parts
+from runners.adapters.peft import read_parts
 from service.admission.api_keys import parse_keys
 from service.analysis.steps import BoxOf, parse_plan
 from service.batches.input_file import parse_line

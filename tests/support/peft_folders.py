@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from runners.adapters.peft_adapter import AdapterParts, read_parts
+from runners.adapters.peft import AdapterParts, read_parts
 from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterLimits
 
 LAYER = "model.language_model.layers.0.self_attn.q_proj"

@@ -31,9 +31,7 @@ from PIL import Image
 
 from imaging.files import ImageLimits
 from runners.options import encoder_batch_size
-from runners.transport.guards import BodyGuard, BuildGuard, LoadedBuild
-from runners.transport.runner_api import RunnerApi
-from runners.transport.traced_calls import TracedCalls
+from runners.runner_api import BodyGuard, BuildGuard, LoadedBuild, RunnerApi, TracedCalls
 from service.admission.api_keys import ApiKeys
 from service.environment import read_settings
 from service.http.boundary import RestBoundary

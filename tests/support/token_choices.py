@@ -1,13 +1,14 @@
 """One step of a sequence alone, and one constraint over one row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from runners.decoder.sequences import LiveSequence
+from runners.errors import SequenceError
+from runners.tokens.choice import choose_tokens
 from runners.tokens.constraints import Constraint, ConstraintState, token_bounds
-from runners.tokens.token_choice import choose_tokens
 
 
 def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:
@@ -21,10 +22,18 @@ def advance(sequence: LiveSequence, logits: Tensor) -> Sequence[int]:
 
 def masked(constraint: Constraint, state: ConstraintState, logprobs: Tensor) -> Tensor:
     """Return `logprobs` (V,) with all tokens that `state` does not allow at -inf."""
-    (bounds,) = token_bounds(constraint.allowed(state)[None], len(logprobs), logprobs.device)
+    packed = torch.zeros(1, -(-len(logprobs) // 8), dtype=torch.uint8)
+    allowed = torch.from_numpy(constraint.allowed(state).copy())[: packed.shape[1]]
+    packed[0, : len(allowed)] = allowed
+    (bounds,) = token_bounds(packed, len(logprobs))
     return torch.minimum(logprobs, bounds)
 
 
 def allowed_ids(constraint: Constraint, state: ConstraintState, size: int = 2**18) -> list[int]:
     """Return the ids of the tokens allowed next, ascending."""
     return masked(constraint, state, torch.zeros(size)).isfinite().nonzero().flatten().tolist()
+
+
+def is_failure(code: str) -> Callable[[BaseException | None], bool]:
+    """Return a check of the failure of one sequence."""
+    return lambda error: isinstance(error, SequenceError) and error.code == code

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from laboratory.gpu_check.arithmetic import CHOICE_KERNELS, STEP_KERNELS
-from runners.device_errors import EXIT_STATUS
+from runners.errors import EXIT_STATUS
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 from tests.support.fake_cuda.environment import PYTHON, make, missing, variables
 from tests.support.running_service import OPEN, running_service

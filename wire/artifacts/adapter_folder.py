@@ -7,7 +7,7 @@
 
 All processes derive the same build key from the same files. While a sub-folder is written, it
 counts as it was before. The files are foreign data: they are opened without waiting, bounded in
-size, and each failure is an `AdapterError`. Reads no weights (runners/adapters/peft_adapter.py).
+size, and each failure is an `AdapterError`. Reads no weights (runners/adapters/peft.py).
 """
 
 import hashlib

@@ -16,7 +16,7 @@ Of a LoRA adapter, which runs in the runner of its base:
 
     manifest.json           the same, with the base's id and build key, input size and precisions
     adapter.safetensors     two float32 matrices for each layer that it changes
-                            (runners/models/adapters.py)
+                            (runners/adapters/low_rank.py)
     vision_encoder*.onnx    only if it changes the vision tower or the projector: its own, in the
                             base's precisions
 

@@ -17,7 +17,7 @@ from laboratory.questions import InstancesTruth, question_prompts
 from laboratory.training.data.cell_targets import CellTargets
 from laboratory.training.data.mentions import Piece, ranked_subjects
 from laboratory.training.data.pictures import Picture, SpannedQuestion
-from runners.tokens.tokenizer import PromptTokenizer, Segments
+from runners.tokens.text import PromptTokenizer, Segments
 from tasks.catalog import CatalogEntry
 from tasks.prompts import Prompt
 

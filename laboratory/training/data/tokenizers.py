@@ -24,7 +24,7 @@ from laboratory.questions import (
     question_prompts,
     questions,
 )
-from runners.tokens.tokenizer import PromptTokenizer
+from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry
 from tasks.florence2.locations import NUM_BINS as FLORENCE2_BINS
 from tasks.florence2.locations import location_token as florence2_location

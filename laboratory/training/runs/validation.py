@@ -25,11 +25,8 @@ from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest
-from runners.models.bart import Bart
-from runners.models.florence2 import Florence2Decoder
-from runners.models.gemma import Gemma
-from runners.models.paligemma import PaliGemmaDecoder
-from runners.models.weights import DecoderWeights
+from runners.models.load import DECODERS
+from runners.models.weights import DecoderCheckpoint, DecoderWeights
 from runners.tokens.constraints import Constraints
 from runners.tokens.rules import GenerationRules
 from tasks.families import FAMILIES
@@ -51,11 +48,8 @@ def make_decoder(trainee: Trainee, language: Language) -> Decoder:
         "pad_token_id": trainee.processor.tokenizer.pad_token_id,
     }
     weights = DecoderWeights(trainee.language_model.state_dict(), "float32", trainee.model.device)
-    if language.entry.family == "florence2":
-        bart = Bart(values["text_config"], weights)
-        return Florence2Decoder(bart, language.prompt_tokenizer, constraints, rules, values)
-    gemma = Gemma(values["text_config"], weights)
-    return PaliGemmaDecoder(gemma, language.prompt_tokenizer, constraints, rules, values)
+    checkpoint = DecoderCheckpoint(values, weights, rules, language.prompt_tokenizer, constraints)
+    return DECODERS[language.entry.family](checkpoint)
 
 
 @torch.inference_mode()

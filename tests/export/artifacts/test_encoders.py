@@ -15,7 +15,7 @@ from export.artifacts.encoders import (
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.sources import resolve_source
 from export.errors import EncoderError, SourceError
-from runners.adapters.peft_adapter import Product, VisionPart
+from runners.adapters.peft import Product, VisionPart
 from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import MODELS
 

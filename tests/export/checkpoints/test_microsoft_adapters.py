@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
-from runners.adapters.peft_adapter import read_adapter
+from runners.adapters.low_rank import Adapters
+from runners.adapters.peft import read_adapter
 from runners.decoder.batch import generate_all
 from runners.decoder.sequences import SequenceRequest
-from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from tests.support.lora import unmerged, write_adapter
 from tests.support.microsoft_form import MicrosoftModel

@@ -18,7 +18,7 @@ import yaml
 from export.tune import INTERRUPTED, MAX_LINES, RUN_FOLDER, how_to_continue, main
 from export.tuning.training import CURVE_FILE
 from laboratory.tuning import write_named_shapes
-from runners.adapters.peft_adapter import read_adapter
+from runners.adapters.peft import read_adapter
 from tests.support.export_cli import ROOT
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE

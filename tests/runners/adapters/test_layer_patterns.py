@@ -3,7 +3,7 @@
 import pytest
 from peft.utils.other import get_pattern_key
 
-from runners.adapters.layer_patterns import (
+from runners.adapters.peft import (
     MAX_ALL_CHARS,
     MAX_PATTERN_CHARS,
     MAX_PATTERNS,

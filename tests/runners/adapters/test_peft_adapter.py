@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.adapters.peft_adapter import Product, read_adapter
+from runners.adapters.peft import Product, read_adapter
 from tests.support.hostile_adapters import safetensors_file
 from tests.support.peft_folders import (
     CONFIG,

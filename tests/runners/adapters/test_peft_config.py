@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runners.adapters.peft_config import PeftConfig
+from runners.adapters.peft import PeftConfig
 from wire.artifacts.adapter_folder import CONFIG_FILE, AdapterError
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_proj"]}

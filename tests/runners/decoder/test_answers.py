@@ -13,9 +13,10 @@ from runners.decoder.answers import (
 )
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest
-from runners.tokens.errors import SequenceTooLong, UnknownAdapter
+from runners.errors import SequenceError
 from runners.tokens.rules import GenerationRules
 from tests.support.fake_decoder import EOS, FAKE_RULES, MAX_POSITIONS, FakeDecoder
+from tests.support.token_choices import is_failure
 from wire.runner_messages import Failed, SequenceSpec, Written
 
 BOS = 3
@@ -35,7 +36,9 @@ def test_an_adapter_that_is_not_loaded_is_refused() -> None:
     features = torch.zeros(2, 4)
     spec = SequenceSpec(segments=[("abc", False)], adapter="a" * 64, timeout_s=1)
     assert to_request(decoder, features, spec).adapter == "a" * 64
-    with pytest.raises(UnknownAdapter, match="no adapter of the build 'bbb"):
+    with pytest.raises(
+        SequenceError, check=is_failure("unknown_adapter"), match="no adapter of the build 'bbb"
+    ):
         to_request(decoder, features, spec.model_copy(update={"adapter": "b" * 64}))
 
 
@@ -98,7 +101,9 @@ def test_the_number_of_tokens_is_the_requests_else_the_checkpoints_within_the_po
     assert request(FakeDecoder()).max_new_tokens == left
     assert request(FakeDecoder(), max_new_tokens=left).max_new_tokens == left
     with pytest.raises(
-        SequenceTooLong, match=f"max_new_tokens is {left + 1}; at most {left} are allowed"
+        SequenceError,
+        check=is_failure("sequence_too_long"),
+        match=f"max_new_tokens is {left + 1}; at most {left} are allowed",
     ):
         request(FakeDecoder(), max_new_tokens=left + 1)
 
@@ -134,4 +139,6 @@ def test_the_message_of_a_sequence_has_the_tokens_of_its_text_and_its_times() ->
 
 
 def test_an_error_is_sent_with_its_code_and_text() -> None:
-    assert to_failed(SequenceTooLong("why")) == Failed(code="sequence_too_long", message="why")
+    assert to_failed(SequenceError("sequence_too_long", "why")) == Failed(
+        code="sequence_too_long", message="why"
+    )

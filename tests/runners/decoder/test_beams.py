@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.decoder.beams import Beam, BeamSequence, FinishedBeam
-from runners.decoder.sequences import SequenceRequest
+from runners.decoder.sequences import Beam, BeamSequence, FinishedBeam, SequenceRequest
+from runners.errors import SequenceError
 from runners.tokens.constraints import Constraints
-from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits
 from runners.tokens.rules import GenerationRules
 from tests.support.tiny_tokenizer import tiny_tokenizer
-from tests.support.token_choices import advance
+from tests.support.token_choices import advance, is_failure
 
 EOS = 1
 SIZE = 6
@@ -90,14 +89,14 @@ def test_every_beam_follows_the_grammar() -> None:
 def test_nan_fails() -> None:
     sequence = BeamSequence(request(), RULES)
     advance(sequence, torch.full((1, SIZE), math.nan))
-    with pytest.raises(NonFiniteLogits):
+    with pytest.raises(SequenceError, check=is_failure("non_finite_logits")):
         sequence.result()
 
 
 def test_past_deadline_fails() -> None:
     sequence = BeamSequence(replace(request(), deadline_s=time.monotonic() - 1), RULES)
     advance(sequence, row({})[None])
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
         sequence.result()
 
 

@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.cuda_graphs.graphs import Capture, CudaGraph
-from runners.decoder.captured_prefills import CapturedPrefills, FixedPrefill, prefill_shapes
+from runners.decoder.captured_passes import (
+    Capture,
+    CapturedPrefills,
+    CudaGraph,
+    FixedPrefill,
+    prefill_shapes,
+)
 from runners.decoder.engines import EagerEngine, GraphEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder

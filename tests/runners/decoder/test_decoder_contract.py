@@ -8,10 +8,11 @@ import torch
 from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
+from runners.errors import SequenceError
 from runners.models.load import load_decoder
-from runners.tokens.errors import SequenceTooLong
 from tests.support.export_cli import EMBEDDED, ModelStore
 from tests.support.fake_decoder import FakeDecoder
+from tests.support.token_choices import is_failure
 from wire.artifacts.manifest import read_manifest
 
 
@@ -97,7 +98,7 @@ def test_images_of_different_numbers_of_features_share_a_prefill(decoder: Decode
 
 def test_image_and_prompt_must_fit_the_positions(decoder: Decoder) -> None:
     assert decoder.shape.max_new_tokens(4) >= 1
-    with pytest.raises(SequenceTooLong):
+    with pytest.raises(SequenceError, check=is_failure("sequence_too_long")):
         decoder.shape.max_new_tokens(100_000)
 
 
@@ -112,7 +113,9 @@ def test_fewer_positions_make_smaller_slots_and_the_same_logits(artifacts: Path)
 def test_fewer_positions_hold_fewer_tokens(artifacts: Path) -> None:
     limited = load(artifacts, 64).shape
     assert limited.max_new_tokens(20) <= 64
-    with pytest.raises(SequenceTooLong, match=r"at most 6[34] are allowed"):
+    with pytest.raises(
+        SequenceError, check=is_failure("sequence_too_long"), match=r"at most 6[34] are allowed"
+    ):
         limited.max_new_tokens(65)
     whole = load(artifacts).shape
     assert load(artifacts, 1_000_000).shape.max_new_tokens(20) == whole.max_new_tokens(20)

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from runners.decoder.batch import generate_all
-from runners.decoder.drafts import paying, rows_of
+from runners.decoder.engines import paying, rows_of
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
+from runners.errors import SequenceError
 from runners.kv_cache.slot_cache import SlotCache
 from runners.options import SchedulerLimits
 from runners.tokens.constraints import Constraints
-from runners.tokens.errors import NonFiniteLogits
-from runners.tokens.prompts import PromptWords
 from runners.tokens.rules import GenerationRules
+from runners.tokens.text import PromptWords
 from tests.support.fake_decoder import EOS, FAKE_SHAPE, POISON, FakeDecoder
 from tests.support.tiny_tokenizer import tiny_tokenizer
+from tests.support.token_choices import is_failure
 
 # A word is a letter, spelled alone where a label starts and with a space (Ġ) before it elsewhere.
 NUM_LETTERS = 60
@@ -189,7 +190,7 @@ def test_nan_within_a_draft_fails_its_sequence_only() -> None:
     scheduler.start()
     scheduler.stop()
     assert good.result().sequence.token_ids == (5, 6, 7, EOS)
-    with pytest.raises(NonFiniteLogits, match="token 1"):
+    with pytest.raises(SequenceError, check=is_failure("non_finite_logits"), match="token 1"):
         bad.result()
 
 

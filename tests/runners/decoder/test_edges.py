@@ -9,14 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runners.decoder.beams import BeamSequence
 from runners.decoder.engines import EagerEngine
 from runners.decoder.scheduler import Scheduler
-from runners.decoder.sequences import SequenceRequest
+from runners.decoder.sequences import BeamSequence, SequenceRequest
 from runners.kv_cache.slot_cache import SlotCache
 from runners.options import SchedulerLimits
+from runners.tokens.choice import _draw_from_nucleus
 from runners.tokens.rules import GenerationRules
-from runners.tokens.token_choice import nucleus
 from tests.support.fake_decoder import EOS, FakeDecoder
 from tests.support.token_choices import advance
 
@@ -72,8 +71,11 @@ def test_a_prefill_that_fails_frees_the_slots_that_it_took(failure: Exception) -
 )
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: set[int]) -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.15625, 0.09375])  # sums without rounding
-    (row,) = nucleus(probabilities[None], torch.tensor([[top_p]], dtype=torch.float64))
-    assert set(row.nonzero().flatten().tolist()) == kept
+    uniform = torch.linspace(0, 0.999, 50, dtype=torch.float64)[:, None]
+    drawn, _ = _draw_from_nucleus(
+        probabilities.expand(50, -1), torch.full_like(uniform, top_p), uniform, 4
+    )
+    assert set(drawn.flatten().tolist()) == kept
 
 
 @pytest.mark.parametrize(

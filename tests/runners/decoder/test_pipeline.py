@@ -1,7 +1,7 @@
 """The pass in flight: who is in it, and what the next one reads."""
 
-from runners.decoder.pipeline import LaunchedPass, Pipeline
-from runners.tokens.conditions import NextInputs
+from runners.decoder.batch import LaunchedPass, Pipeline
+from runners.tokens.choice import NextInputs
 
 
 def ahead(*sequences: str) -> LaunchedPass[str, str]:

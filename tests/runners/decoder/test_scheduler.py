@@ -8,9 +8,10 @@ import torch
 
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
+from runners.errors import SequenceError
 from runners.options import SchedulerLimits
-from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits, Overloaded, TooManyBeams
 from tests.support.fake_decoder import CRASH, EOS, POISON, FakeDecoder
+from tests.support.token_choices import is_failure
 
 TIMEOUT_S = 30
 LIMITS = SchedulerLimits(num_slots=4, max_waiting=8, max_prefill_tokens=1000)
@@ -57,7 +58,7 @@ def test_a_poisoned_sequence_fails_alone(scheduler: Scheduler) -> None:
     scheduler.start()
     assert written(good) == (5, 6, 7, EOS)
     assert written(other) == (8, 9, EOS)
-    with pytest.raises(NonFiniteLogits):
+    with pytest.raises(SequenceError, check=is_failure("non_finite_logits")):
         bad.result(TIMEOUT_S)
 
 
@@ -74,7 +75,9 @@ def test_after_a_crashed_batch_the_next_succeeds(scheduler: Scheduler) -> None:
 def test_either_all_requests_are_queued_or_none(scheduler: Scheduler) -> None:
     accepted = scheduler.submit([request(5)] * 7)
     with pytest.raises(
-        Overloaded, match="7 sequences are queued, 2 were submitted, at most 8 are allowed"
+        SequenceError,
+        check=is_failure("overloaded"),
+        match="7 sequences are queued, 2 were submitted, at most 8 are allowed",
     ):
         scheduler.submit([request(6)] * 2)
     scheduler.start()
@@ -82,7 +85,11 @@ def test_either_all_requests_are_queued_or_none(scheduler: Scheduler) -> None:
 
 
 def test_more_beams_than_slots_are_refused(scheduler: Scheduler) -> None:
-    with pytest.raises(TooManyBeams, match="num_beams is 5; at most 4 are allowed"):
+    with pytest.raises(
+        SequenceError,
+        check=is_failure("too_many_beams"),
+        match="num_beams is 5; at most 4 are allowed",
+    ):
         scheduler.submit([replace(request(5), num_beams=5)])
     scheduler.start()
 
@@ -102,7 +109,7 @@ def test_an_expired_queued_sequence_is_not_prefilled(
 ) -> None:
     (expired,) = scheduler.submit([replace(request(5), deadline_s=time.monotonic() - 1)])
     scheduler.start()
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
         expired.result(TIMEOUT_S)
     assert decoder.batch_sizes == []
 

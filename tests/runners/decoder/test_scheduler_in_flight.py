@@ -13,9 +13,10 @@ import torch
 
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
+from runners.errors import SequenceError
 from runners.options import SchedulerLimits
-from runners.tokens.errors import DeadlineExceeded
 from tests.support.fake_decoder import EOS, MAX_POSITIONS, POISON, SHORT_OF_MEMORY, FakeDecoder
+from tests.support.token_choices import is_failure
 from tests.support.waiting import wait_until
 
 TIMEOUT_S = 30
@@ -89,7 +90,7 @@ def test_a_deadline_ends_a_live_sequence(scheduler: Scheduler) -> None:
     (late,) = scheduler.submit(
         [replace(request(*[5] * 60), deadline_s=time.monotonic() + 10 * STEP_S)]
     )
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
         late.result(TIMEOUT_S)
 
 

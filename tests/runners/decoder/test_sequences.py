@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from runners.decoder.sequences import GeneratedSequence, SequenceRequest, SingleSequence
+from runners.errors import SequenceError
 from runners.tokens.constraints import Constraints
-from runners.tokens.errors import DeadlineExceeded, NonFiniteLogits
 from runners.tokens.rules import GenerationRules
 from tests.support.tiny_tokenizer import tiny_tokenizer
-from tests.support.token_choices import advance
+from tests.support.token_choices import advance, is_failure
 
 FREE = GenerationRules(frozenset({1}))
 
@@ -102,7 +102,7 @@ def test_log_probabilities_do_not_depend_on_the_temperature() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nan_fails(temperature: float) -> None:
-    with pytest.raises(NonFiniteLogits):
+    with pytest.raises(SequenceError, check=is_failure("non_finite_logits")):
         write(FREE, request(temperature=temperature), torch.full((10,), math.nan))
 
 
@@ -119,7 +119,7 @@ def test_tokens_that_the_grammar_chose_against_the_model_are_counted() -> None:
 
 
 def test_past_deadline_fails() -> None:
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
         write(FREE, request(deadline_s=time.monotonic() - 1), preferring(4))
 
 

@@ -16,11 +16,11 @@ import onnxruntime
 import pytest
 import torch
 
-from runners.device_errors import EXIT_STATUS
-from runners.encoder.fixed_batches import FixedBatches, Pixels, batch_sizes, split_batch
-from runners.encoder.session import VisionEncoder
+from runners.encoder.session import FixedBatches, VisionEncoder, batch_sizes, split_batch
+from runners.errors import EXIT_STATUS
 from tests.support.export_cli import ModelStore
 from wire.artifacts.manifest import VISION_ENCODER_FILE
+from wire.pixels import Pixels
 
 ROUNDING = 1e-4  # features are up to about 6; sums have another order
 NO_MEMORY = RuntimeError(
@@ -39,7 +39,7 @@ import logging, sys
 from pathlib import Path
 import numpy as np
 import onnxruntime as ort
-from runners.encoder.fixed_batches import FixedBatches
+from runners.encoder.session import FixedBatches
 
 logging.basicConfig(level="INFO")
 arena = ort.OrtArenaCfg({"max_mem": 60_000_000, "arena_extend_strategy": 1})
@@ -59,14 +59,14 @@ print(batches.sizes, batches.encode(np.zeros((70, 192, 192, 3), np.uint8)).shape
 
 LOST = """
 import sys
-from runners import device_errors
-from runners.encoder.fixed_batches import FixedBatches
+from runners import errors
+from runners.encoder.session import FixedBatches
 from tests.runners.encoder.test_fixed_batches import Sessions
 
 error = RuntimeError("CUDA failure 999: unknown error ; GPU=0 ; hostname=a")
 def use_device():
     raise error
-device_errors.use_device = use_device
+errors.use_device = use_device
 sessions = Sessions(sys.argv[1], lambda number, graph_id: error if graph_id == 2 else None)
 FixedBatches(sessions.open, 4, "cpu", "the encoder of a model").load()
 """

@@ -56,7 +56,7 @@ def run(part):
     limit = in_use + 20_000_000 if len(part) > 32 else resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     tried.append(len(part))
-    return encoder._run(part)
+    return encoder.backend.run(part)
 
 features = encode_splitting(run, pixels)
 print(tried, bool(torch.allclose(features, expected, atol=1e-4)))

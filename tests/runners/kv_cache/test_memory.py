@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.kv_cache.memory import KeyValueCache, SlotLengths
-from runners.kv_cache.shape import DecoderShape
+from runners.kv_cache.memory import DecoderShape, KeyValueCache, SlotLengths
 
 CPU = torch.device("cpu")
 SHAPE = DecoderShape(

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 import torch
 
-from runners.kv_cache.prefixes import PrefixReads, PrefixTable
+from runners.kv_cache.slot_cache import PrefixReads, PrefixTable
 
 NUM_SLOTS = 9
 CPU = torch.device("cpu")

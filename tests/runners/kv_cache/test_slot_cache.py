@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.kv_cache.shape import DecoderShape
+from runners.kv_cache.memory import DecoderShape
 from runners.kv_cache.slot_cache import SlotCache
 from tests.support.fake_decoder import FAKE_SHAPE
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from export.checks.reference import Reference
-from runners.adapters.peft_adapter import read_adapter
+from runners.adapters.low_rank import Adapters
+from runners.adapters.peft import read_adapter
 from runners.decoder.batch import generate_all
 from runners.decoder.engines import EagerEngine
 from runners.decoder.sequences import SequenceRequest
-from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from tests.support.decoder_cases import NUM_SCENES, Case, make_case
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore

@@ -2,6 +2,7 @@
 model.
 """
 
+import math
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,15 +13,15 @@ import pytest
 import torch
 
 from export.checks.reference import Reference
-from runners.adapters.peft_adapter import read_adapter
+from runners.adapters.low_rank import Adapters, LayerAdapters
+from runners.adapters.peft import read_adapter
 from runners.decoder.batch import generate_all
 from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
-from runners.models.adapters import Adapters
-from runners.models.linear import FloatLinear
+from runners.models.layers import FloatLinear
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tests.support.catalog import CATALOG
@@ -29,7 +30,7 @@ from tests.support.drafted_answers import asked, generate, generate_without_draf
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import merged, write_adapter
 from tests.support.passes import Passes
-from wire.artifacts.adapter_folder import AdapterLimits, NoRoomError
+from wire.artifacts.adapter_folder import AdapterError, AdapterLimits, NoRoomError
 from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 
 NUM_ADAPTERS = 8
@@ -182,63 +183,73 @@ def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tun
     scheduler.stop()
 
 
-def test_an_adapter_for_which_there_is_no_room_changes_nothing() -> None:
-    """An adapter of a high rank counts as often as there are adapters: all are stacked with the
-    highest rank.
-    """
+def pair(rank: int, **widths: int) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter of layers with inputs of 6 and these outputs."""
+    tensors = {}
+    for layer, width in widths.items():
+        tensors |= {f"{layer}.down": torch.ones(rank, 6), f"{layer}.up": torch.ones(width, rank)}
+    return tensors
+
+
+def test_an_adapter_without_room_changes_nothing() -> None:
     adapters = Adapters()
-    base = FloatLinear(torch.zeros(9, 6), None)
-    joined = adapters.over(base, ["q", "k"], [4, 5], 6)
-
-    def tensors(rank: int, *layers: str) -> dict[str, torch.Tensor]:
-        downs = {f"{layer}.down": torch.ones(rank, 6) for layer in layers}
-        return downs | {
-            f"{layer}.up": torch.ones({"q": 4, "k": 5}[layer], rank) for layer in layers
-        }
-
-    taken_bytes = 0
-    for key, added in {
-        "a": tensors(2, "q"),
-        "b": tensors(1, "q", "k"),
-        "c": tensors(3, "q", "k"),
-    }.items():
-        num_adapters, rank = {"a": (1, 2), "b": (2, 2), "c": (3, 6)}[key]
-        needed_bytes = num_adapters * rank * (6 + 4 + 5) * 4
-        ranks = joined.ranks
+    joined = adapters.over(FloatLinear(torch.zeros(9, 6), None), ["q", "k"], [4, 5], 6)
+    num_columns = 0
+    for key, added, rank in [
+        ("a", pair(2, q=4), 2),
+        ("b", pair(1, q=4, k=5), 2),
+        ("c", pair(3, q=4, k=5), 6),
+    ]:
+        num_columns += rank
+        needed_bytes = num_columns * (6 + 4 + 5) * 4
+        before = joined.layer_adapters
         with pytest.raises(NoRoomError, match="DIPTYCH_ADAPTERS_MB"):
             adapters.add(key, added, needed_bytes - 1)
-        assert (joined.ranks is ranks, key in adapters.keys) == (True, False)
+        assert joined.layer_adapters is before
+        assert key not in adapters.keys
         adapters.add(key, added, needed_bytes)
-        assert joined.ranks is not None
-        taken_bytes = joined.ranks.down.nbytes + joined.ranks.up.nbytes
-        assert taken_bytes == needed_bytes
-    adapters.add("elsewhere", {"v.down": torch.ones(9, 6), "v.up": torch.ones(4, 9)}, taken_bytes)
+        product = joined.layer_adapters.product
+        assert product is not None
+        assert product.down.nbytes + product.up.nbytes == needed_bytes
+    adapters.add("elsewhere", pair(9, v=4), needed_bytes)
 
 
 def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
     adapters = Adapters()
     base = FloatLinear(torch.zeros(4, 6), None)
-    good = adapters.over(base, ["good"], [4], 6)
-    bad = adapters.over(base, ["bad"], [5], 6)
-    pairs = {f"{name}.down": torch.ones(2, 6) for name in ("good", "bad")}
+    layers = [adapters.over(base, ["good"], [4], 6), adapters.over(base, ["bad"], [5], 6)]
     with pytest.raises(RuntimeError):
-        adapters.add("a", pairs | {f"{name}.up": torch.ones(4, 2) for name in ("good", "bad")})
-    assert (good.ranks, bad.ranks, adapters.keys) == (None, None, frozenset())
+        adapters.add("a", pair(2, good=4, bad=4))
+    assert [layer.layer_adapters for layer in layers] == [LayerAdapters()] * 2
+    assert adapters.keys == frozenset()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_adapter_with_values_that_are_not_finite_is_refused(value: float) -> None:
+    """Its products, times a masked zero, would reach the rows of others."""
+    adapters = Adapters()
+    adapters.over(FloatLinear(torch.zeros(4, 6), None), ["layer"], [4], 6)
+    tensors = pair(2, layer=4)
+    tensors["layer.up"][1, 1] = value
+    with pytest.raises(AdapterError, match=r"layer\.up has values that are not finite"):
+        adapters.add("a", tensors)
+    assert adapters.keys == frozenset()
 
 
 def test_a_removed_adapter_leaves_no_weights() -> None:
     adapters = Adapters()
-    base = FloatLinear(torch.zeros(4, 6), None)
-    linear = adapters.over(base, ["layer"], [4], 6)
-    for key in ("a", "b"):
-        adapters.add(key, {"layer.down": torch.ones(2, 6), "layer.up": torch.ones(4, 2)})
-    assert linear.ranks is not None
-    freed = weakref.ref(linear.ranks.down)
-    adapters.remove("a")
-    assert freed() is None
-    assert linear.ranks.by_key.keys() == adapters.keys == {"b"}
+    linear = adapters.over(FloatLinear(torch.zeros(4, 6), None), ["layer"], [4], 6)
+    for key, rank in (("a", 2), ("b", 1), ("c", 3)):
+        adapters.add(key, pair(rank, layer=4))
+    assert linear.layer_adapters.product is not None
+    freed = weakref.ref(linear.layer_adapters.product.down)
     adapters.remove("b")
-    assert linear.ranks is None
+    assert freed() is None
+    assert linear.layer_adapters.columns == (("a", 2), ("c", 3))
+    assert linear.layer_adapters.product.down.shape == (5, 6)
+    adapters.remove("a")
+    adapters.remove("c")
+    assert linear.layer_adapters == LayerAdapters()
 
 
 def test_constrained_answers_of_adapters_are_those_without_drafts(tuned: Tuned) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from runners.decoder.batch import LiveBatch, generate_all, start_sequence
 from runners.decoder.sequences import GeneratedSequence
-from runners.tokens.errors import NonFiniteLogits
 from tests.support.decoder_cases import CASE_NAMES, MAX_NEW_TOKENS, Case, make_case
 from tests.support.export_cli import ModelStore
+from tests.support.token_choices import is_failure
 
 
 @pytest.fixture(scope="module", params=CASE_NAMES)
@@ -72,7 +72,7 @@ def test_nan_in_one_sequence_changes_neither_its_neighbours_nor_its_successor(ca
     batch.admit([start_sequence(poisoned, case.decoder.rules), beside])
     while not (ended := batch.remove_ended()):  # a forced first token does not depend on the logits
         batch.step()
-    assert isinstance(ended[0].error, NonFiniteLogits)
+    assert is_failure("non_finite_logits")(ended[0].error)
     batch.admit([after])
     batch.remove_ended()
     while batch.live:

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from runners.models import linear as linear_module
-from runners.models.linear import (
+from runners.models import layers
+from runners.models.layers import (
     Int8Linear,
     Int8WeightLinear,
-    int8_linear,
+    linear_layer,
     max_weight,
     quantize_rows,
 )
@@ -72,8 +72,8 @@ def test_processors_other_than_x86_64_quantize_weights_alone(
     weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch, machine: str, expected: Kind
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr(linear_module, "max_weight", lambda: 127)
-    assert isinstance(int8_linear(weight, None), expected)
+    monkeypatch.setattr(layers, "max_weight", lambda: 127)
+    assert isinstance(linear_layer(weight, None, "int8"), expected)
 
 
 def test_it_is_close_to_float32(weight: torch.Tensor, states: torch.Tensor, kind: Kind) -> None:

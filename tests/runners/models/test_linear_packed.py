@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from runners.models.linear import PackedLinear, can_pack
+from runners.models.layers import PackedLinear, can_pack
 from tests.support.forked_python import run as run_forked
 
 # absolute, for sums of up to 1,024 products near 1: x86 stays below 1e-4, Arm below 2e-4
@@ -12,7 +12,7 @@ SMALL = (96, 64)
 LARGE = (512, 1024)
 PACKS = """
 import torch
-from runners.models.linear import PackedLinear, can_pack
+from runners.models.layers import PackedLinear, can_pack
 for dtype in (torch.float32, torch.bfloat16):
     weight = torch.zeros(96, 64, dtype=dtype)
     if can_pack(weight):

@@ -27,7 +27,7 @@ LOAD = """
 import json, sys
 from pathlib import Path
 import torch
-from runners.models.bart import Bart
+from runners.models.florence2 import Bart
 from runners.models.weights import DecoderWeights
 
 # Without the code of libraries: a call maps pages of it, or megabytes if they were just installed.

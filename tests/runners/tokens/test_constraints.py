@@ -4,11 +4,11 @@ import random
 import pytest
 import torch
 
+from runners.errors import SequenceError
 from runners.tokens.constraints import Constraint, Constraints, ConstraintState
-from runners.tokens.errors import GrammarError
 from tests.support import token_choices
 from tests.support.tiny_tokenizer import tiny_tokenizer
-from tests.support.token_choices import masked
+from tests.support.token_choices import is_failure, masked
 
 EOS = 1
 SEPARATOR = 2
@@ -120,13 +120,15 @@ def test_logits_beyond_the_vocabulary_are_masked() -> None:
 
 @pytest.mark.parametrize("grammar", ["start: <poly>", "start: nothing", 'start: "a', ""])
 def test_a_malformed_grammar_is_refused(grammar: str) -> None:
-    with pytest.raises(GrammarError):
+    with pytest.raises(SequenceError, check=is_failure("internal")):
         CONSTRAINTS.get(grammar)
 
 
 def test_a_token_that_is_not_allowed_is_refused() -> None:
     constraint = CONSTRAINTS.get("start: location")
-    with pytest.raises(GrammarError, match="the grammar failed at token 9"):
+    with pytest.raises(
+        SequenceError, check=is_failure("internal"), match="the grammar failed at token 9"
+    ):
         constraint.after(constraint.start(), 9)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from runners.tokens.tokenizer import PromptTokenizer
+from runners.tokens.text import PromptTokenizer
 from tests.support.export_cli import EMBEDDED, MODELS
 
 CONTROL = (

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners.transport.guards import BodyGuard, BuildGuard, LoadedBuild
+from runners.runner_api import BodyGuard, BuildGuard, LoadedBuild
 from wire.pixels import BUILD_HEADER
 
 PICKLE = "application/vnd.bentoml+pickle"

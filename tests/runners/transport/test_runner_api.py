@@ -9,7 +9,7 @@ from starlette.types import Message
 
 from runners.encoder.features_cache import CachedFeatures
 from runners.model_worker import ModelWorker
-from runners.transport.runner_api import RunnerApi
+from runners.runner_api import RunnerApi
 from wire.pixels import IMAGE_KEY_HEADER, Pixels
 from wire.runner_messages import (
     Failed,

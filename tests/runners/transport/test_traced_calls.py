@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from runners.transport.traced_calls import TracedCalls
+from runners.runner_api import TracedCalls
 from tests.support.trace_collector import collecting
 from wire.telemetry import tracing
 from wire.telemetry.tracing import TraceOptions, call_headers, span

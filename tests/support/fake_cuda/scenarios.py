@@ -27,17 +27,16 @@ from safetensors import safe_open
 
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
 from laboratory.gpu_check.serving import check_service
-from runners.cuda_graphs.choice import KINDS
-from runners.cuda_graphs.graphs import capture_cuda_graph
+from runners.adapters.low_rank import POOL_RANK, Adapters
 from runners.decoder.batch import LiveBatch, start_sequence
+from runners.decoder.captured_passes import capture_cuda_graph
 from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
-from runners.encoder.session import VisionEncoder
-from runners.models.adapter_pool import POOL_RANK
-from runners.models.adapters import Adapters
+from runners.encoder.session import FixedBatches, VisionEncoder
 from runners.models.layers import attend
 from runners.models.load import load_decoder
+from runners.tokens.choice import CAPTURED_KINDS
 from tests.support.device_traffic import make_endless
 from tests.support.fake_cuda.counts import (
     counted,
@@ -87,7 +86,7 @@ def captures(model: Model) -> dict[str, Any]:
     loaded: list[VisionEncoder] = []
     of_encoder = counted(lambda: loaded.append(model.encoder("cuda")))
     (encoder,) = loaded
-    assert encoder.fixed_batches is not None
+    assert isinstance(encoder.backend, FixedBatches)
     images = model.images(3)
     encoded: list[torch.Tensor] = []
     batch = counted(lambda: encoded.append(encoder.encode(images)))
@@ -98,7 +97,7 @@ def captures(model: Model) -> dict[str, Any]:
     prefills = engine.prefills
     shape = next(iter(prefills._graphs))
     return {
-        "encoder": encoder.fixed_batches.captured_sizes,
+        "encoder": encoder.backend.captured_sizes,
         "kernels of a batch": of_encoder["captured"] // of_encoder["captures"],
         "batch of 3": batch,
         "freed features": freed,
@@ -108,7 +107,9 @@ def captures(model: Model) -> dict[str, Any]:
         "kernels of a step": _kernels_of_step(graphs),
         "kernels of a step with adapters": _kernels_of_step(with_adapters.graphs),
         "kernels of a prefill": _num_captured(partial(engine._prefill, prefills._inputs(shape))),
-        "kernels of a choice": _num_captured(partial(graphs._store_choice, False, 1, KINDS[0])),
+        "kernels of a choice": _num_captured(
+            partial(graphs._store_choice, False, 1, CAPTURED_KINDS[0])
+        ),
         "stray": counts().stray,
         "illegal": counts().illegal,
     }

@@ -13,29 +13,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.cuda_graphs.buckets import (
-    Bucket,
-    buckets,
-    prefix_lengths,
+from runners.decoder.batch import generate_all
+from runners.decoder.captured_passes import (
+    Capture,
+    CapturedSteps,
+    CudaGraph,
+    Step,
+    StepShape,
+    StepShapes,
     prompt_lengths,
     row_counts,
-    shared_prefixes,
 )
-from runners.cuda_graphs.choice import KINDS
-from runners.cuda_graphs.graphs import Capture, CudaGraph, CudaGraphs, Step
-from runners.decoder.batch import generate_all
 from runners.decoder.engines import new_engine
 from runners.decoder.sequences import SequenceRequest
-from runners.tokens.conditions import RowConditions
-from runners.tokens.token_choice import choose_tokens
+from runners.tokens.choice import CAPTURED_KINDS, RowConditions, choose_tokens
 from tests.support.decoder_cases import Case, make_case
 from tests.support.device_traffic import capture_eagerly, graph_engine
 from tests.support.export_cli import ModelStore
+from tests.support.fake_decoder import FAKE_SHAPE
 
 SIZE = 40
 
 
-def doubling(token_ids: Tensor, shape: Bucket) -> Tensor:
+def doubling(token_ids: Tensor, shape: StepShape) -> Tensor:
     """Return logits that are highest at twice the token, and tell the length at position 1."""
     logits = torch.zeros(len(token_ids), SIZE)
     logits[torch.arange(len(token_ids)), 2 * token_ids % SIZE] = 1000.0
@@ -43,60 +43,52 @@ def doubling(token_ids: Tensor, shape: Bucket) -> Tensor:
     return logits
 
 
-def graphs_of(step: Step = doubling, capture: Capture = capture_eagerly) -> CudaGraphs:
-    graphs = CudaGraphs(
-        step, num_slots=6, num_positions=300, device=torch.device("cpu"), capture=capture
-    )
-    graphs.capture_all(buckets(6, 300), [SIZE - 1])
+def graphs_of(step: Step = doubling, capture: Capture = capture_eagerly) -> CapturedSteps:
+    shapes = StepShapes.of(replace(FAKE_SHAPE, num_positions=300), 6)
+    graphs = CapturedSteps(step, shapes, 6, torch.device("cpu"), capture)
+    graphs.capture_all([SIZE - 1])
     return graphs
 
 
-def logits_of(graphs: CudaGraphs, token_ids: Sequence[int], length: int, shared: int = 0) -> Tensor:
+def logits_of(
+    graphs: CapturedSteps, token_ids: Sequence[int], length: int, shared: int = 0
+) -> Tensor:
     """Return the logits of a pass over tokens of the host."""
     graphs.load(token_ids)
-    return graphs.run(Bucket(len(token_ids), length, shared))
+    return graphs.run(StepShape(len(token_ids), length, shared))
 
 
-def chosen(graphs: CudaGraphs, logits: Tensor) -> list[int]:
+def chosen(graphs: CapturedSteps, logits: Tensor) -> list[int]:
     """Return the greedy choice of each row."""
     rows = [[row] for row in range(len(logits))]
     found = graphs.choose(logits, [RowConditions()] * len(rows), rows).choices
     return [own[0].token_id for own in found]
 
 
-def test_buckets_are_powers_of_two_of_rows_and_powers_of_four_of_positions_largest_first() -> None:
-    shapes = [(bucket.num_rows, bucket.length) for bucket in buckets(6, 300)]
+def test_steps_have_few_shapes_the_largest_first() -> None:
+    shape = replace(FAKE_SHAPE, num_positions=300)
+    shapes = [(step.num_rows, step.length) for step in StepShapes.of(shape, 6).all()]
     assert shapes == list(product((6, 4, 2, 1), (300, 256, 64)))
-    assert [bucket.num_rows for bucket in buckets(16, 64)] == [16, 8, 4, 2, 1]
+    assert row_counts(16) == [1, 2, 4, 8, 16]
+    image = replace(shape, num_positions=1280, num_image_tokens=256)
+    assert StepShapes.of(image, 1).lengths == [320, 512, 1280]
+    assert StepShapes.of(replace(image, num_positions=300), 1).lengths == [300]
 
 
-def test_buckets_have_room_for_what_every_sequence_takes() -> None:
-    assert [bucket.length for bucket in buckets(1, 1280, min_length=256)] == [1280, 512, 320]
-    assert [bucket.length for bucket in buckets(1, 300, min_length=256)] == [300]
-
-
-def test_prompts_are_padded_to_16_positions_and_steps_read_no_more_of_usual_ones() -> None:
+@pytest.mark.parametrize(("num_positions", "lengths"), [(1024, [640, 1024]), (590, [590])])
+def test_steps_read_no_more_of_usual_prompts(num_positions: int, lengths: list[int]) -> None:
     assert prompt_lengths(577, 1024) == [592, 608, 624, 640]
     assert prompt_lengths(256, 290) == [272, 288]
-    assert prefix_lengths(577, 1024) == [640, 1024]
-    assert prefix_lengths(577, 590) == [590]
-    graphs = [Bucket(2, 64, 0, each) for each in prefix_lengths(577, 1024)]
-    assert [each.holds(Bucket(2, 9, 0, 641)) for each in graphs] == [False, True]
-
-
-def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() -> None:
-    assert shared_prefixes(64, 3) == [(64, 64), (64, 22), (32, 11), (16, 6), (8, 3), (4, 2)]
-    assert shared_prefixes(64, 1) == [(64, 64)]
-    shapes: list[tuple[int, int]] = []
-
-    def step(token_ids: Tensor, shape: Bucket) -> Tensor:
-        shapes.append((len(token_ids), shape.num_prefixes))
-        return doubling(token_ids, shape)
-
-    graphs = CudaGraphs(
-        step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly
+    shape = replace(
+        FAKE_SHAPE, has_prefixes=True, num_image_tokens=577, num_positions=num_positions
     )
-    graphs.capture_all(buckets(6, 64, shared=shared_prefixes(6, 3)), [SIZE - 1])
+    assert StepShapes.of(shape, 2).prefix_lengths == lengths
+
+
+def test_steps_of_beams_read_few_prefixes() -> None:
+    shape = replace(FAKE_SHAPE, has_prefixes=True, num_positions=300, num_image_tokens=7)
+    shapes = StepShapes.of(shape, 6, num_beams=3, has_adapters=True)
+    assert shapes.rows == [(1, 0), (2, 0), (4, 0), (4, 2), (6, 0), (6, 2), (6, 6)]
     for num_rows, num_prefixes, expected in [
         (6, 2, (6, 2)),
         (4, 2, (4, 2)),
@@ -104,23 +96,14 @@ def test_steps_of_beams_read_as_few_prefixes_as_the_checkpoints_beams_share() ->
         (6, 0, (6, 0)),
         (3, 1, (4, 2)),
     ]:
-        logits_of(graphs, range(num_rows), 8, num_prefixes)
-        assert shapes[-1] == expected
-
-
-def test_of_two_buckets_that_fit_the_one_with_fewer_rows_is_run() -> None:
-    shapes: list[tuple[int, int]] = []
-
-    def step(token_ids: Tensor, shape: Bucket) -> Tensor:
-        shapes.append((len(token_ids), shape.num_prefixes))
-        return doubling(token_ids, shape)
-
-    graphs = CudaGraphs(
-        step, num_slots=6, num_positions=64, device=torch.device("cpu"), capture=capture_eagerly
-    )
-    graphs.capture_all([Bucket(6, 64, 2), Bucket(4, 64, 3)], [SIZE - 1])
-    logits_of(graphs, range(4), 8, shared=2)
-    assert shapes[-1] == (4, 3)
+        for prefix_length, has_adapters in [(0, False), (80, True), (81, True)]:
+            step = StepShape(num_rows, 9, num_prefixes, prefix_length, has_adapters)
+            captured = shapes.holding(step)
+            assert captured in shapes.all()
+            assert captured is not None
+            assert (captured.num_rows, captured.num_prefixes) == expected
+            assert captured.prefix_length >= prefix_length
+            assert captured.has_adapters == has_adapters
 
 
 @pytest.mark.parametrize(
@@ -143,8 +126,12 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
         return capture_eagerly(compute)
 
     graphs = graphs_of(capture=capture)
-    counts = row_counts(6)
-    times = (3, len(KINDS), len(KINDS))  # passes, choices of steps and of prefills
+    counts = row_counts(6)[::-1]
+    times = (
+        3,
+        len(CAPTURED_KINDS),
+        len(CAPTURED_KINDS),
+    )  # passes, choices of steps and of prefills
     assert captured == np.concatenate([np.repeat(counts, each) for each in times]).tolist()
     for token_ids in ([5, 6, 7], [1, 2, 3, 4], [9, 8, 7]):
         logits = logits_of(graphs, token_ids, 60)
@@ -156,9 +143,9 @@ def test_every_step_and_choice_is_captured_once_before_the_first_step() -> None:
 def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded() -> None:
     graphs = graphs_of()
     assert chosen(graphs, logits_of(graphs, [3, 4], 8)) == [6, 8]
-    assert graphs.run(Bucket(2, 8)).argmax(-1).tolist() == [12, 16]
+    assert graphs.run(StepShape(2, 8)).argmax(-1).tolist() == [12, 16]
     assert logits_of(graphs, [6, 5], 8).argmax(-1).tolist() == [12, 10]
-    assert graphs.run(Bucket(1, 8)).argmax(-1).tolist() == [12]
+    assert graphs.run(StepShape(1, 8)).argmax(-1).tolist() == [12]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +160,7 @@ def test_chosen_tokens_are_the_inputs_of_the_next_step_unless_others_are_loaded(
 def test_what_a_captured_choice_has_no_room_for_is_chosen_eagerly(
     conditions: RowConditions,
 ) -> None:
-    def flat(token_ids: Tensor, _shape: Bucket) -> Tensor:
+    def flat(token_ids: Tensor, _shape: StepShape) -> Tensor:
         return torch.linspace(0, 1, 3000).expand(len(token_ids), -1)
 
     graphs = graphs_of(flat)
@@ -190,7 +177,7 @@ def test_tokens_are_chosen_from_the_logits_of_an_eager_step_too() -> None:
     """A step with adapters in its batch is not captured; its choice is."""
     graphs = graphs_of()
     logits_of(graphs, [3, 4, 5], 8)
-    assert chosen(graphs, graphs.store(doubling(torch.tensor([7, 8]), Bucket(2, 9)))) == [14, 16]
+    assert chosen(graphs, graphs.store(doubling(torch.tensor([7, 8]), StepShape(2, 9)))) == [14, 16]
 
 
 def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixture) -> None:
@@ -199,7 +186,7 @@ def test_after_a_failed_capture_steps_run_eagerly(caplog: pytest.LogCaptureFixtu
 
     graphs = graphs_of(capture=capture)
     logits = logits_of(graphs, [3, 4], 7)
-    assert logits.equal(doubling(torch.tensor([3, 4]), Bucket(2, 7)))
+    assert logits.equal(doubling(torch.tensor([3, 4]), StepShape(2, 7)))
     assert chosen(graphs, logits) == [6, 8]
     assert [record.message for record in caplog.records] == [
         "no CUDA graph for a step of 6 rows of 300 positions"

@@ -15,21 +15,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.adapters.peft_adapter import read_adapter
+from runners.adapters.low_rank import Adapters
+from runners.adapters.peft import read_adapter
 from runners.decoder.batch import LiveBatch, generate_each, start_sequence
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import LiveSequence, SequenceRequest
 from runners.kv_cache.slot_cache import SlotCache
-from runners.models.adapters import Adapters
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
-from runners.tokens.errors import NonFiniteLogits
 from tests.support.decoder_cases import Case, make_case
 from tests.support.device_traffic import make_endless
 from tests.support.export_cli import ModelStore
 from tests.support.lora import write_adapter
 from tests.support.passes import NUM_SLOTS, Passes, WaitingEngine
+from tests.support.token_choices import is_failure
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE, read_manifest
 
@@ -273,7 +273,7 @@ def test_a_sequence_that_moves_while_a_pass_makes_it_nan_fails_alone(
     while batch.live:
         batch.step()
         batch.remove_ended()
-    assert isinstance(moved.error, NonFiniteLogits)
+    assert is_failure("non_finite_logits")(moved.error)
     alone = [each.result().token_ids for each in generate_each(decoder, [requests[0], requests[2]])]
     assert [admitted.result().token_ids, kept.result().token_ids] == alone
 

@@ -1,14 +1,19 @@
-"""Errors of a device, which torch and ONNX Runtime raise without classes.
+"""Errors that end one sequence and touch no other, and those of a device.
 
-out of memory   the caller may retry with less; recognised by its message
-lost            the CUDA context is unusable: every call fails until the process restarts. After any
-                error the device is tried: messages are too many, and differ between versions
+Torch and ONNX Runtime raise errors of a device without classes:
+
+    out of memory   the caller may retry with less; recognised by its message
+    lost            the CUDA context is unusable: every call fails until the process restarts. After
+                    any error the device is tried: messages are too many, and differ between
+                    versions
 """
 
 import logging
 import os
 
 import torch
+
+from wire.runner_messages import FailureCode
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +32,14 @@ _OUT_OF_MEMORY = (
 # A failed capture of ONNX Runtime may leave its stream capturing, which forbids to synchronize
 # (cudaErrorStreamCapture*).
 _CAPTURE = ("captur",)
+
+
+class SequenceError(Exception):
+    """One sequence failed, alone; the gateway distinguishes failures by `code`."""
+
+    def __init__(self, code: FailureCode, message: str) -> None:
+        super().__init__(message)
+        self.code: FailureCode = code
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.cuda_graphs.graphs import CudaGraph
 from runners.decoder.batch import LiveBatch, start_sequence
-from runners.decoder.beams import BeamSequence
+from runners.decoder.captured_passes import CudaGraph
 from runners.decoder.engines import GraphEngine
 from runners.decoder.protocol import Decoder
-from runners.decoder.sequences import SequenceRequest
+from runners.decoder.sequences import BeamSequence, SequenceRequest
 from runners.models.load import load_decoder
 from tests.support.device_traffic import DeviceTraffic, device_traffic, make_endless
 from tests.support.export_cli import ModelStore

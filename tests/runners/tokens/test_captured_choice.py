@@ -17,28 +17,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from laboratory.gpu_check.choices import random_batch
-from runners.cuda_graphs.choice import (
-    KINDS,
-    MAX_RESULTS,
-    ChoiceKind,
-    choice_bytes,
-    choose,
-    has_wider_nucleus,
-    next_moves,
-    next_tokens,
-    unpack_rows,
-)
-from runners.cuda_graphs.packed_conditions import (
+from runners.decoder.sequences import BeamSequence, SequenceRequest
+from runners.tokens.choice import (
+    CAPTURED_KINDS,
     MAX_BANNED,
     MAX_CANDIDATES,
+    MAX_RESULTS,
+    Choice,
+    ChoiceKind,
+    NextInputs,
     PackedConditions,
+    RowConditions,
+    choice_bytes,
+    choose,
+    choose_tokens,
     fits,
+    next_moves,
+    next_tokens,
+    unpack,
+    with_wider_nucleus,
 )
-from runners.decoder.beams import BeamSequence
-from runners.decoder.sequences import SequenceRequest
-from runners.tokens.conditions import Choice, NextInputs, RowConditions
 from runners.tokens.constraints import Constraints
-from runners.tokens.token_choice import choose_tokens
 from tests.support.fake_decoder import FAKE_RULES, FAKE_TOKENIZER
 from tests.support.token_choices import advance
 
@@ -56,10 +55,10 @@ def captured(
     """Return what a captured step chooses, with as many rows in its buffers as there may be."""
     packed = PackedConditions(MAX_ROWS, logits.shape[1], DEVICE)
     packed.write(conditions, sequences, NO_INPUTS)
-    results = choose(packed, logits, kind or ChoiceKind.of(conditions, NO_INPUTS)).numpy()
-    assert not has_wider_nucleus(results, range(len(results)))
+    results = choose(packed, logits, kind or ChoiceKind.captured(conditions, NO_INPUTS)).numpy()
+    assert not with_wider_nucleus(results, sequences)
     assert len(results[0]) <= MAX_RESULTS
-    return unpack_rows(results, conditions, sequences)
+    return unpack(results, conditions, sequences)
 
 
 @pytest.mark.parametrize("size", [37, 640, 1500])
@@ -85,7 +84,7 @@ def without_impossible(choices: Sequence[Choice]) -> list[Choice]:
     return [choice for choice in choices if choice.score > -math.inf or len(choices) == 1]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=repr)
+@pytest.mark.parametrize("kind", CAPTURED_KINDS, ids=repr)
 def test_what_a_kind_computes_in_addition_changes_no_other_row(kind: ChoiceKind) -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
     conditions = [
@@ -132,13 +131,13 @@ def test_a_nucleus_wider_than_the_usual_one_is_reported() -> None:
     wide = RowConditions(temperature=1.0, top_p=0.9, uniform=0.5)
     logits = torch.zeros(3, 3000)
     logits[1, 4] = 20.0
-    for conditions, is_wider in (
-        ([wide, wide, wide], True),
-        ([RowConditions(), wide, RowConditions(top_p=0.9)], False),
+    for conditions, wider in (
+        ([wide, wide, wide], [0, 2]),
+        ([RowConditions(), wide, RowConditions(top_p=0.9)], []),
     ):
         packed.write(conditions, [[0], [1], [2]], NO_INPUTS)
         results = choose(packed, logits, ChoiceKind(True, False)).numpy()
-        assert has_wider_nucleus(results, range(len(results))) is is_wider
+        assert with_wider_nucleus(results, [[0], [1], [2]]) == wider
 
 
 def test_conditions_of_an_earlier_step_are_overwritten() -> None:
@@ -154,7 +153,7 @@ def test_conditions_of_an_earlier_step_are_overwritten() -> None:
     packed.write([strict, mask], rows, NextInputs([1, 1], [0, 0], {0: [1, 0], 1: [1, 0]}))
     packed.write([plain, plain], rows, NextInputs([1, None], [0, 7]))
     found = choose(packed, logits, kind)
-    assert unpack_rows(found.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
+    assert unpack(found.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
     assert next_tokens(packed, found, kind, torch.tensor([2])).tolist() == [int(found[1, 0]), 7]
 
 
@@ -200,10 +199,10 @@ def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int
                 [[0], [1, 2, 3]],
                 NextInputs(inputs, [9] * MAX_ROWS, dict.fromkeys(slots, slots)),
             )
-            kind = ChoiceKind.of(conditions, NO_INPUTS)
+            kind = ChoiceKind.captured(conditions, NO_INPUTS)
             ends = torch.tensor(sorted(end_token_ids))
             results = choose(packed, torch.cat([logits, torch.zeros(MAX_ROWS - 4, size)]), kind)
-            parents = sequence.advance(unpack_rows(results.numpy(), conditions, [[1, 2, 3]])[0])
+            parents = sequence.advance(unpack(results.numpy(), conditions, [[1, 2, 3]])[0])
             if not sequence.has_ended:
                 assert (
                     next_tokens(packed, results, kind, ends)[slots].tolist()
@@ -240,7 +239,7 @@ class PeakMemory(TorchDispatchMode):
         self.num_bytes -= num_bytes
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=repr)
+@pytest.mark.parametrize("kind", CAPTURED_KINDS, ids=repr)
 def test_a_choice_takes_no_more_memory_than_is_counted_for_it(kind: ChoiceKind) -> None:
     num_rows = MAX_ROWS
     num_tokens = 50_000

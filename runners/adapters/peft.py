@@ -1,0 +1,497 @@
+"""Reads a LoRA adapter in PEFT's format: its language part, for runners, and its vision part.
+
+    adapter_config.json         rank, alpha and their patterns; everything else that would change
+                                the answer is refused
+    adapter_model.safetensors   base_model.model.LAYER.lora_A.weight (R, in) and .lora_B.weight
+                                (out, R), of a convolution (R, in, H, W) and (out, R, 1, 1)
+                                base_model.model.WEIGHT of the modules in `modules_to_save`, which
+                                replaces the base's
+
+LAYER is a name in the model that was tuned: transformers 5's, an older version's or Microsoft's
+(wire/artifacts/microsoft_names.py). Needs neither peft nor the base's checkpoint: the export merges
+the vision part into it (export/adapters.py).
+
+Both files are foreign data: nothing in them is run, and `AdapterLimits` bounds what is read and
+computed. A pattern of layers is a regular expression, on which Python's `re` can take for ever,
+such as `(a+)+x`; RE2 never backtracks. Accepted is the syntax that both read alike.
+
+Both families tie the head to the embeddings. A product of lora_A and lora_B for the head is added
+to its output, and the embeddings stay as they are; PEFT's merge adds it to both: the merged model
+gives other answers than the adapter. PEFT saves the base's head beside a product for it.
+
+Sources: peft 0.21, tuners/lora/layer.py (`update_layer`, `get_delta_weight`), utils/other.py
+(`get_pattern_key`).
+"""
+
+import math
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import re2
+import torch
+from safetensors import safe_open
+from safetensors.torch import load
+from torch import Tensor
+
+from wire.artifacts.adapter_folder import (
+    CONFIG_FILE,
+    DOWN,
+    HEADER_LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    UP,
+    WEIGHTS_FILE,
+    AdapterError,
+    AdapterLimits,
+    open_file,
+    read_config,
+)
+from wire.artifacts.microsoft_names import transformers_name
+
+MAX_PATTERNS = 1_000
+MAX_PATTERN_CHARS = 500  # one pattern
+# All patterns of one key: one for each layer of the largest models takes 30,000.
+MAX_ALL_CHARS = 65_536
+
+_ALLOWED = "letters, digits, _ - . ^ $ | * + ?, groups ( ) and (?: ), sets [ ], and \\. \\- \\d \\w"
+_READ_ALIKE = re.compile(
+    r"(?:[\w.^$|)*+?-]|\\[.dw-]|\((?:\?:|(?!\?))|\[\^?(?:[\w.-]|\\[.dw-])+\])*", re.ASCII
+)
+_MAX_MEMORY_BYTES = 1 << 18  # one compiled pattern
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPatterns:
+    """The values of layers by patterns of their names, in the order of the file."""
+
+    compiled: tuple[tuple[Any, float], ...]
+
+    @classmethod
+    def compile(cls, key: str, values: Mapping[str, float]) -> "LayerPatterns":
+        """Compile the patterns of a key; raise `AdapterError` for one that is not allowed."""
+        if len(values) > MAX_PATTERNS or sum(map(len, values)) > MAX_ALL_CHARS:
+            raise AdapterError(
+                f"{key} has {len(values)} patterns of {sum(map(len, values))} characters; allowed"
+                f" are {MAX_PATTERNS} patterns of {MAX_ALL_CHARS} characters in all"
+            )
+        return cls(tuple((_compiled(key, pattern), value) for pattern, value in values.items()))
+
+    def value_of(self, layer: str, default: float) -> float:
+        """Return the value of the first pattern that matches a layer's name or its dotted end."""
+        return next((value for pattern, value in self.compiled if pattern.match(layer)), default)
+
+
+def _compiled(key: str, pattern: str) -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _MAX_MEMORY_BYTES
+    try:
+        if len(pattern) <= MAX_PATTERN_CHARS and _READ_ALIKE.fullmatch(pattern):
+            return re2.compile(rf"(.*\.)?({pattern})$", options)
+    except re2.error:
+        pass  # such as a parenthesis that is not closed
+    raise AdapterError(
+        f"{key} has the pattern {pattern[:MAX_PATTERN_CHARS]!r}, which is not supported; allowed is"
+        f" a regular expression of at most {MAX_PATTERN_CHARS} characters with {_ALLOWED}"
+    )
+
+
+# Keys of the configuration that are read, or that only training needs.
+_READ = (
+    "alpha_pattern bias init_lora_weights lora_alpha modules_to_save peft_type r rank_pattern"
+    " use_rslora"
+)
+_OF_TRAINING = (
+    "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config"
+    " exclude_modules inference_mode layers_pattern layers_to_transform loftq_config lora_dropout"
+    " lora_ga_config megatron_config megatron_core peft_version qalora_group_size revision"
+    " target_modules task_type"
+)
+# The other initialisations change the weights of the base as well.
+_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+
+_MAX_ALPHA = 1e6
+_MAX_SAVED_MODULES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """The ranks and factors of an adapter's layers."""
+
+    rank: int
+    alpha: float
+    is_rank_stabilized: bool
+    ranks: LayerPatterns
+    alphas: LayerPatterns
+    saved_modules: tuple[str, ...]  # ends of the names of modules whose weights are replaced
+
+    @classmethod
+    def read(cls, folder: Path, max_rank: int) -> "PeftConfig":
+        """Read `folder`; raise `AdapterError` if it is malformed or not supported."""
+        values = read_config(folder)
+
+        def rank(key: str, value: Any) -> int:
+            is_rank = type(value) is int and 1 <= value <= max_rank
+            _require(key, value, is_rank, f"a whole number of 1 to {max_rank}")
+            return int(value)
+
+        def alpha(key: str, value: Any) -> float:
+            is_number = type(value) in (int, float) and abs(value) <= _MAX_ALPHA
+            _require(key, value, is_number, f"a number of at most {_MAX_ALPHA:g}")
+            return float(value)
+
+        try:
+            _check_supported(values)
+            return cls(
+                rank=rank("r", values.get("r")),
+                alpha=alpha("lora_alpha", values.get("lora_alpha")),
+                is_rank_stabilized=bool(values.get("use_rslora")),
+                ranks=_patterns("rank_pattern", values, rank),
+                alphas=_patterns("alpha_pattern", values, alpha),
+                saved_modules=tuple(values.get("modules_to_save") or ()),
+            )
+        except AdapterError as error:
+            raise AdapterError(f"{folder / CONFIG_FILE}: {error}") from error
+
+    def rank_of(self, layer: str) -> int:
+        return int(self.ranks.value_of(layer, self.rank))
+
+    def factor_of(self, layer: str, rank: int) -> float:
+        """Return the factor of the product of a layer of this rank."""
+        divisor = math.sqrt(rank) if self.is_rank_stabilized else rank
+        return self.alphas.value_of(layer, self.alpha) / divisor
+
+
+def _require(key: str, value: object, is_supported: bool, allowed: str) -> None:
+    if not is_supported:
+        raise AdapterError(
+            f"{key} is {reprlib.repr(value)}, which is not supported; it must be {allowed}"
+        )
+
+
+def _check_supported(values: Mapping[str, Any]) -> None:
+    def require(key: str, is_supported: bool, allowed: str) -> None:
+        _require(key, values.get(key), is_supported, allowed)
+
+    start = values.get("init_lora_weights", True)
+    starts = ", ".join(map(str, _INITIALISATIONS))
+    saved = values.get("modules_to_save") or []
+    are_names = isinstance(saved, list) and all(isinstance(name, str) for name in saved)
+    are_few_names = are_names and len(saved) <= _MAX_SAVED_MODULES
+    is_start = start in _INITIALISATIONS
+    require("peft_type", values.get("peft_type") == "LORA", "LORA")
+    require("bias", values.get("bias", "none") == "none", "none: a base's biases cannot be changed")
+    require("init_lora_weights", is_start, f"one of {starts}: others change the base's weights")
+    require("use_rslora", values.get("use_rslora") in (True, False, None), "true or false")
+    require("modules_to_save", are_few_names, f"{_MAX_SAVED_MODULES} names at most")
+    for key in sorted(values.keys() - {*_READ.split(), *_OF_TRAINING.split()}):
+        allowed = "null, false or empty: only the product of lora_A and lora_B is added"
+        require(key, not values[key], allowed)
+
+
+def _patterns(
+    key: str, values: Mapping[str, Any], read: Callable[[str, Any], float]
+) -> LayerPatterns:
+    given = values.get(key) or {}
+    _require(key, given, isinstance(given, dict), "a mapping by patterns of layers")
+    return LayerPatterns.compile(key, {pattern: read(key, each) for pattern, each in given.items()})
+
+
+HEAD = "lm_head"
+_LANGUAGE_MODEL = "model.language_model."
+_EMBEDDINGS = ("shared", "embed_tokens")
+_TIED = re.compile(
+    rf"(?:{HEAD}|model\.language_model\.(?:(?:en|de)coder\.)?(?:shared|embed_tokens))\.weight"
+)
+_NOT_ADAPTED = (*_EMBEDDINGS, "embed_positions")  # parts of the language model, but not layers
+_PART_OF_WEIGHT = re.compile(r"\.(?:base_layer\.weight|lora_embedding_[AB])$")  # PEFT's
+_ROWS_MULTIPLE = 64  # the export rounds the rows of embeddings up
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BaseWeights:
+    """The weights of a base's decoder, which are read only to be compared."""
+
+    file: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    tied: str  # the name of the weight that is both the head and the embeddings
+
+    @classmethod
+    def open(cls, file: Path) -> "BaseWeights":
+        with safe_open(file, framework="pt") as tensors:
+            names = tensors.keys()
+            shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+        candidates = [f"{_LANGUAGE_MODEL}{name}.weight" for name in _EMBEDDINGS]
+        tied = next((name for name in candidates if name in shapes), candidates[0])
+        return cls(file, shapes, tied)
+
+    def layer_of(self, layer: str) -> str:
+        """Return a layer's name in a decoder; raise `AdapterError` outside the language model."""
+        own = transformers_name(f"{layer}.weight").removesuffix(".weight")
+        is_layer = own.startswith(_LANGUAGE_MODEL) and own.rpartition(".")[2] not in _NOT_ADAPTED
+        if own != HEAD and not is_layer:
+            raise self.not_supported([layer])
+        return own
+
+    def shape_of(self, layer: str) -> tuple[int, ...] | None:
+        return self._shape(f"{layer}.weight")
+
+    def padded(self, up: Tensor) -> Tensor:
+        """Add the rows of a head's matrix (V, R) that the base has beyond the tuned model's.
+
+        The rows of the base are means, so that their tokens are never chosen; these are too.
+        """
+        shape = self.shape_of(HEAD)
+        num_missing = shape[0] - len(up) if shape and up.ndim == 2 else 0
+        if not 0 < num_missing < _ROWS_MULTIPLE:
+            return up
+        return torch.cat([up, up.mean(0, keepdim=True).expand(num_missing, -1)])
+
+    def has_copy(self, name: str, tensor: Tensor) -> bool:
+        """Return True for the base's own head or embeddings, which PEFT saves beside a head's."""
+        weight = _weight_of(name)
+        if not _TIED.fullmatch(weight) or "lora_" in name or tensor.ndim != 2:
+            return False
+        stored = self.tied if weight not in self.shapes else weight
+        if stored not in self.shapes:
+            return False
+        with safe_open(self.file, framework="pt") as tensors:
+            own: Tensor = tensors.get_tensor(stored)[: len(tensor)]
+        return torch.equal(own.to(tensor.dtype).float(), tensor.float())
+
+    def not_supported(self, names: Sequence[str]) -> AdapterError:
+        """Return the error for weights of an adapter, with the memory that copies would take."""
+        weights = sorted(set(map(_weight_of, names)))
+        shapes = [self._shape(weight) for weight in weights]
+        num_weights = sum(math.prod(shape) for shape in shapes if shape is not None)
+        problem = f"the adapter changes {names[0]}, which is not supported"
+        if num_weights:
+            size_mb = num_weights * _FLOAT32_BYTES / 1e6
+            share = num_weights / sum(map(math.prod, self.shapes.values()))
+            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            problem += (
+                f": copies of it{others} for one adapter would take {size_mb:.1f} MB in float32,"
+                f" {share:.1%} of the decoder of its base"
+            )
+        return AdapterError(
+            f"{problem}; allowed are lora_A and lora_B of the output head and of attention and"
+            " feed-forward layers of the language model, and layers and modules_to_save of the"
+            " vision tower and the projector"
+        )
+
+    def _shape(self, weight: str) -> tuple[int, ...] | None:
+        if weight not in self.shapes and _TIED.fullmatch(weight):
+            return self.shapes.get(self.tied)
+        return self.shapes.get(weight)
+
+
+def _weight_of(name: str) -> str:
+    """Return the name in transformers 5 of the weight that a tensor or layer of PEFT changes."""
+    weight = _PART_OF_WEIGHT.sub("", name).removesuffix(".weight")
+    return transformers_name(f"{weight}.weight")
+
+
+_VISION = re.compile(r"(?:model\.)?(vision_tower|multi_modal_projector)\.(?:vision_model\.)?(.+)")
+_TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+_SAVED = re.compile(r"base_model\.model\.(?P<weight>(?!.*\.lora_(?!embedding_)).+)")
+
+_MAX_TENSORS = 2_048  # PaliGemma 10B has 912 of all its linear layers
+_MAX_NAME_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product of two small matrices that is added to the weight of a layer."""
+
+    layer: str  # its name in the file
+    rank: int  # R, as the configuration has it
+    down: Tensor  # float32 (R, in), of a convolution (R, in, H, W)
+    up: Tensor  # float32 (out, R), of a convolution (out, R, 1, 1), with the factor
+
+    @classmethod
+    def of(cls, layer: str, sides: Mapping[str, Tensor], config: PeftConfig) -> Self:
+        """Return the product of a file's matrices, by their sides "A" and "B"."""
+        rank = config.rank_of(layer)
+        up = sides["B"].float() * config.factor_of(layer, rank)
+        return cls(layer, rank, sides["A"].float().contiguous(), up.contiguous())
+
+    def check(self, weight: tuple[int, ...] | None) -> None:
+        """Raise `AdapterError` unless it fits a weight of that shape; no layer has None."""
+        if weight is None:
+            raise AdapterError(f"the adapter changes {self.layer}, which its base does not have")
+        found = tuple(self.down.shape), tuple(self.up.shape)
+        is_convolution = len(weight) > 2
+        if is_convolution and found[0][1:2] != weight[1:2]:
+            raise AdapterError(
+                f"the adapter changes {self.layer}, a convolution in groups, which is not"
+                " supported: PEFT does not merge it either; train without this layer"
+            )
+        expected = (self.rank, *weight[1:]), (weight[0], self.rank, *(1 for _ in weight[2:]))
+        if found != expected:
+            raise AdapterError(
+                f"lora_A and lora_B of {self.layer} have the shapes {found[0]} and {found[1]}; with"
+                f" rank {self.rank} and the base's weight of {weight} they must be {expected[0]}"
+                f" and {expected[1]}"
+            )
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Return `weight` in float32 plus the product."""
+        return weight.float() + (self.up.flatten(1) @ self.down.flatten(1)).view(weight.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class VisionPart:
+    """Changed weights of vision tower and projector, by their names in transformers 5."""
+
+    products: Mapping[str, Product]
+    replaced: Mapping[str, Tensor]  # float32
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The names of all changed weights."""
+        return (*self.products, *self.replaced)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterParts:
+    """All weights that an adapter changes."""
+
+    # the tensors of a runner's adapter file: two float32 matrices for each layer
+    language: Mapping[str, Tensor]
+    vision: VisionPart
+
+
+def read_adapter(folder: Path, base_decoder: Path, limits: AdapterLimits) -> dict[str, Tensor]:
+    """Return the tensors of a runner's adapter file.
+
+    Raise `AdapterError` for an adapter with a vision part, and where `read_parts` does.
+    """
+    parts = read_parts(folder, base_decoder, limits)
+    if parts.vision.weights:
+        raise AdapterError(
+            f"it changes {parts.vision.weights[0]} and thus needs its own vision encoder,"
+            " which only the export makes: add it to the catalog with adapter_of, run python -m"
+            " export with its id, and restart"
+        )
+    return dict(parts.language)
+
+
+def read_parts(folder: Path, base_decoder: Path, limits: AdapterLimits) -> AdapterParts:
+    """Return the weights that PEFT's folder changes; `base_decoder` is a safetensors file.
+
+    Raise `AdapterError` for a layer that the base does not have, or has with another shape, and for
+    a form that cannot be served.
+    """
+    config = PeftConfig.read(folder, limits.max_rank)
+    path = folder / WEIGHTS_FILE
+    pairs, saved = _read_tensors(path, limits.max_bytes)
+    base = BaseWeights.open(base_decoder)
+    language = dict[str, Tensor]()
+    products = dict[str, Product]()
+    for layer, sides in pairs.items():
+        if sides.keys() != {"A", "B"}:
+            raise AdapterError(f"{path} has only lora_{next(iter(sides))} of {layer}")
+        product = Product.of(layer, sides, config)
+        if (vision_name := _vision_name(f"{layer}.weight")) is not None:
+            products[vision_name] = product
+            continue
+        own_name = base.layer_of(layer)
+        if own_name == HEAD:
+            product = replace(product, up=base.padded(product.up))
+        product.check(base.shape_of(own_name))
+        language |= {own_name + DOWN: product.down, own_name + UP: product.up}
+    vision = VisionPart(products, _replaced(path, saved, config.saved_modules, base))
+    if not language and not vision.weights:
+        raise AdapterError(f"{path} adapts no layer")
+    if both := sorted(vision.products.keys() & vision.replaced.keys()):
+        raise AdapterError(
+            f"{path} has both a product for {both[0]} and the weight itself; only one is supported"
+        )
+    return AdapterParts(language, vision)
+
+
+def _read_tensors(
+    path: Path, max_bytes: int
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the matrices of each layer by their sides "A" and "B", and whole weights, under the
+    names of the file.
+    """
+    pairs = dict[str, dict[str, Tensor]]()
+    saved = dict[str, Tensor]()
+    for name, tensor in _load(path, max_bytes).items():
+        if (match := _TENSOR.fullmatch(name)) is not None:
+            pairs.setdefault(match["layer"], {})[match["side"]] = tensor
+        elif (match := _SAVED.fullmatch(name)) is not None:
+            saved[match["weight"]] = tensor
+        else:
+            raise AdapterError(
+                f"{path} has {name}, which is not supported; allowed are"
+                " base_model.model.LAYER.lora_A.weight and .lora_B.weight of linear layers and"
+                " convolutions, and weights of modules_to_save"
+            )
+    return pairs, saved
+
+
+def _load(path: Path, max_bytes: int) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; a mapped file that is cut would end the process."""
+    with open_file(path, max_bytes) as file:
+        length = file.read(HEADER_LENGTH_BYTES)
+        if (num_header_bytes := int.from_bytes(length, "little")) > MAX_HEADER_BYTES:
+            raise AdapterError(
+                f"{path} has a header of {num_header_bytes} bytes; {MAX_HEADER_BYTES} are allowed"
+            )
+        data = length + file.read(max_bytes)
+    try:
+        tensors: dict[str, Tensor] = dict(sorted(load(data).items()))
+    except Exception as error:  # safetensors and torch raise many for headers that are not in order
+        raise AdapterError(f"{path} cannot be read as safetensors: {error!r}") from error
+    if len(tensors) > _MAX_TENSORS or any(len(name) > _MAX_NAME_CHARS for name in tensors):
+        allowed = f"{_MAX_TENSORS} tensors with names of at most {_MAX_NAME_CHARS} characters"
+        raise AdapterError(f"{path} has {len(tensors)} tensors; allowed are {allowed}")
+    if others := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise AdapterError(
+            f"{path} has {others[0]} as {tensors[others[0]].dtype}; it must be floating-point"
+        )
+    num_bytes = sum(tensor.numel() * _FLOAT32_BYTES for tensor in tensors.values())
+    if num_bytes > max_bytes:
+        raise AdapterError(
+            f"{path} has weights of {num_bytes} bytes in float32; at most {max_bytes} are allowed"
+        )
+    return tensors
+
+
+def _replaced(
+    path: Path, saved: Mapping[str, Tensor], modules: Sequence[str], base: BaseWeights
+) -> dict[str, Tensor]:
+    """Return the weights of `modules` by their names in transformers 5.
+
+    All must be of vision tower or projector; copies of the base's head change nothing.
+    """
+    replaced: dict[str, Tensor] = {}
+    refused: list[str] = []
+    for name, tensor in saved.items():
+        vision_name = None if ".lora_" in name else _vision_name(name)
+        if vision_name is not None and any(f".{module}." in f".{name}" for module in modules):
+            replaced[vision_name] = tensor.float()
+        elif not base.has_copy(name, tensor):
+            refused.append(name)
+    if refused:
+        raise base.not_supported(refused)
+    for module in modules:
+        if not any(f".{module}." in f".{name}" for name in saved):
+            raise AdapterError(
+                f"{path.parent / CONFIG_FILE}: modules_to_save is {list(modules)!r}, which is not"
+                f" supported: {module} has no weights in the adapter; allowed are modules of the"
+                " vision tower and the projector"
+            )
+    return replaced
+
+
+def _vision_name(name: str) -> str | None:
+    """Return the name in transformers 5 of a weight of the vision part, or None."""
+    match = _VISION.fullmatch(transformers_name(name))
+    return None if match is None else f"model.{match[1]}.{match[2]}"

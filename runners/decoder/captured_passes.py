@@ -1,0 +1,544 @@
+"""Steps, choices and prefills in fixed shapes: CUDA graphs, captured once and replayed.
+
+Problem: launching the hundreds of small kernels of a pass one by one takes longer than running
+them; a graph launches them all at once, for the shapes and the memory that it was captured with.
+
+Solution: few shapes, for memory and capture time, but large enough for any batch. A pass runs in
+the smallest that holds it; the excess consists of free slots and masked positions. All are captured
+before the model is ready: a capture stops every kernel of the process, and takes memory. A pool on
+the device holds what passes and choices exchange: next tokens, moves of beams, logits.
+
+    load        tokens of the host into the pool: 1 transfer
+    run         a graph for each `StepShape`: a pass over the pool's tokens; its logits are in the
+                pool until the next pass
+    choose      conditions to the device: 1 transfer; a graph for each number of rows and kind,
+                which puts the next tokens and the moves of beams into the pool; results to the
+                host: 1 transfer, which alone waits, after the next pass has been launched
+    prefills    admitted sequences run in parts of 8, 4, 2 and 1, so that no row is padded; images
+                with their prompts are padded to a multiple of 16 positions, which masks hide. A
+                part takes 1 transfer of its numbers, 1 copy on the device of each sequence's
+                features, and 1 replay. Longer prompts, adapters and too many beams are left to the
+                eager prefill
+
+The host uses the results, and computes the next conditions, while the next pass runs. With step and
+choice in one graph, either it would compute them before, or every length would have a graph of each
+kind.
+
+Invariants:
+- a replay computes what it was captured with: every input is in memory at a fixed address;
+- the logits of a prefill have memory apart: a pass launched ahead may still wait for its choice;
+- what failed to be captured runs eagerly.
+
+Knows token ids and lengths, no family. Shapes: B slots or rows, R rows, S positions of image and
+prompt, M moves, W slots of a sequence, C hidden, V vocabulary.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
+from typing import Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runners.decoder.sequences import SequenceRequest
+from runners.kv_cache.memory import DecoderShape
+from runners.kv_cache.slot_cache import NUM_CLAIMED, ClaimedSlot
+from runners.staging import array_into
+from runners.tokens.choice import (
+    CAPTURED_KINDS,
+    MAX_RESULTS,
+    ChoiceKind,
+    Chosen,
+    NextInputs,
+    PackedConditions,
+    Results,
+    RowConditions,
+    choose,
+    choose_tokens,
+    fits,
+    next_moves,
+    next_tokens,
+    unpack,
+    with_wider_nucleus,
+)
+
+logger = logging.getLogger(__name__)
+
+PassT = TypeVar("PassT")
+
+# positions beside the least of a sequence; each is four times the one before: masked cost little
+_SMALLEST_ROOM = 64
+_ALIGNMENT = 16
+_USUAL_PROMPT = 63  # tokens
+_PREFILL_SIZES = (8, 4, 2, 1)  # sequences
+# limits a part of a prefill: the memory of its activations stays reserved
+_MAX_PREFILL_POSITIONS = 5120
+_IMAGE = -1  # the token id of a position that holds a feature
+
+
+@dataclass(frozen=True, slots=True)
+class CudaGraph:
+    """Captured operations: `replay` recomputes `output` in place from its inputs' content."""
+
+    replay: Callable[[], object]
+    output: Tensor
+
+
+Capture = Callable[[Callable[[], Tensor]], CudaGraph]
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The shape of a captured step: its rows, the positions read of each slot, and its prefixes."""
+
+    num_rows: int
+    length: int
+    num_prefixes: int = 0  # prefixes shared by beams; 0: row i reads prefix i
+    prefix_length: int = 0  # positions read of each prefix
+    has_adapters: bool = False
+
+
+Step = Callable[[Tensor, StepShape], Tensor]  # token ids (B,) -> logits (B, V)
+
+
+@dataclass(frozen=True, slots=True)
+class StepShapes:
+    """The shapes in which steps are captured: all combinations of these, in ascending order."""
+
+    rows: Sequence[tuple[int, int]]  # numbers of rows and of shared prefixes
+    lengths: Sequence[int]
+    prefix_lengths: Sequence[int] = (0,)
+    adapters: Sequence[bool] = (False,)
+
+    @classmethod
+    def of(
+        cls, shape: DecoderShape, num_slots: int, num_beams: int = 1, has_adapters: bool = False
+    ) -> Self:
+        """Return the shapes for a checkpoint's own number of beams."""
+        lengths = {shape.num_positions}
+        room = _SMALLEST_ROOM
+        while shape.min_length + room < shape.num_positions:
+            lengths.add(shape.min_length + room)
+            room *= 4
+        rows = {(num_rows, 0) for num_rows in row_counts(num_slots)}
+        prefix_lengths = {0}
+        if shape.has_prefixes:
+            rows |= shared_prefixes(num_slots, num_beams)
+            usual = prompt_lengths(shape.num_image_tokens, shape.num_positions)
+            prefix_lengths = {*usual[-1:], shape.num_positions}
+        adapters = [False, True] if has_adapters else [False]
+        return cls(sorted(rows), sorted(lengths), sorted(prefix_lengths), adapters)
+
+    def all(self) -> list[StepShape]:
+        """Return all shapes, the largest first: its memory serves the others."""
+        combined = product(self.rows, self.lengths, self.prefix_lengths, self.adapters)
+        shapes: list[StepShape] = []
+        for (num_rows, num_prefixes), length, prefix_length, has_adapters in combined:
+            shapes.append(StepShape(num_rows, length, num_prefixes, prefix_length, has_adapters))
+        return shapes[::-1]
+
+    def holding(self, shape: StepShape) -> StepShape | None:
+        """Return the smallest shape in which a step of `shape` can run, fewest rows first."""
+        length = _at_least(self.lengths, shape.length)
+        prefix_length = _at_least(self.prefix_lengths, shape.prefix_length)
+        for num_rows, num_prefixes in self.rows[bisect_left(self.rows, (shape.num_rows, 0)) :]:
+            are_shared = bool(num_prefixes) == bool(shape.num_prefixes)
+            if are_shared and num_prefixes >= shape.num_prefixes:
+                return StepShape(num_rows, length, num_prefixes, prefix_length, shape.has_adapters)
+        return None
+
+
+def _at_least(values: Sequence[int], minimum: int) -> int:
+    """Return the smallest of ascending values that is not below `minimum`."""
+    return values[bisect_left(values, minimum)]
+
+
+def row_counts(num_slots: int) -> list[int]:
+    """Return the captured numbers of rows, ascending."""
+    powers = (1 << power for power in range(num_slots.bit_length()))
+    return sorted({num_slots, *powers})
+
+
+def shared_prefixes(num_slots: int, num_beams: int) -> set[tuple[int, int]]:
+    """Return the numbers of rows and prefixes of steps in which beams share prefixes.
+
+    With a checkpoint's own number of beams, as few prefixes are read as rows need; any mixture fits
+    the largest step.
+    """
+    counts = {(num_slots, num_slots)}
+    for num_rows in row_counts(num_slots):
+        if 1 < num_beams <= num_rows:
+            counts.add((num_rows, -(-num_rows // num_beams)))
+    return counts
+
+
+def prompt_lengths(num_image_tokens: int, num_positions: int) -> list[int]:
+    """Return the padded lengths of an image with its prompt, without those of long prompts."""
+    longest = num_image_tokens + _USUAL_PROMPT
+    shortest = (num_image_tokens // _ALIGNMENT + 1) * _ALIGNMENT
+    lengths = range(shortest, longest + _ALIGNMENT, _ALIGNMENT)
+    return [length for length in lengths if length <= num_positions]
+
+
+class NoEvent:
+    """A point in the device's work, as `torch.cuda.Event`; a CPU is never behind."""
+
+    def record(self) -> None:
+        """Set the point to the end of the work launched so far."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has passed the point."""
+
+
+class CapturedSteps:
+    """The captured steps and choices of one cache of `num_slots` slots.
+
+    `step` takes the lengths of its sequences from the cache and leaves incrementing them to its
+    caller: computing it twice gives the same result. It also receives free slots, and may write
+    their last position.
+    """
+
+    def __init__(
+        self, step: Step, shapes: StepShapes, num_slots: int, device: torch.device, capture: Capture
+    ) -> None:
+        self._step = step
+        self._shapes = shapes
+        self._num_slots = num_slots
+        self._row_counts = row_counts(num_slots)
+        self._device = device
+        self._capture = capture
+        self._steps: dict[StepShape, CudaGraph] = {}
+        # the choices of a step and of a prefill, by the number of rows
+        self._choices: dict[tuple[bool, int, ChoiceKind], CudaGraph] = {}
+        # The pool: the next token of each slot, and the sources and targets of moves.
+        self._inputs = torch.zeros(3, num_slots, dtype=torch.long, device=device)
+        self._host_tokens = self._pinned(num_slots, torch.long)
+        self._host_results = self._pinned(num_slots * MAX_RESULTS, torch.float64)
+        self._is_loading = False  # nothing has waited for the last copy of `_host_tokens` yet
+        self.results_copied: NoEvent | torch.cuda.Event = NoEvent()
+        if device.type == "cuda":
+            self.results_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def _pinned(self, num_values: int, dtype: torch.dtype) -> Tensor:
+        """Return memory of the host that a GPU copies from and to without waiting."""
+        return torch.zeros(num_values, dtype=dtype, pin_memory=self._device.type == "cuda")
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._steps) + len(self._choices)
+
+    @property
+    def can_choose(self) -> bool:
+        """True once all choices are captured."""
+        return len(self._choices) == 2 * len(self._row_counts) * len(CAPTURED_KINDS)
+
+    def moves(self, num_moves: int) -> Tensor:
+        """Return the sources and targets (2, M) of beam moves, possibly still being chosen."""
+        return self._inputs[1:, :num_moves]
+
+    def capture_all(self, end_token_ids: Iterable[int]) -> None:
+        """Capture all steps and choices while no slot is in use; log a failure, after which the
+        others run eagerly.
+        """
+        name = "logits"
+        shapes = self._shapes.all()
+        try:
+            self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
+            logits = self._step(self._inputs[0], shapes[0])  # (slots, V)
+            self._logits = torch.empty_like(logits)
+            # a prefill has its own: a pass launched ahead may still wait for its choice
+            self._first_logits = torch.empty_like(logits)
+            # the logits that tokens were last drawn from
+            self._sampled_logits = torch.empty_like(logits)
+            self._conditions = PackedConditions(self._num_slots, logits.shape[1], self._device)
+            for shape in shapes:
+                name = f"a step of {shape.num_rows} rows of {shape.length} positions"
+                self._steps[shape] = self._capture(partial(self._store_logits, shape))
+            for key in product((False, True), self._row_counts[::-1], CAPTURED_KINDS):
+                name = f"the choice of {key[1]} tokens"
+                self._choices[key] = self._capture(partial(self._store_choice, *key))
+        except RuntimeError:
+            logger.exception("no CUDA graph for %s", name)
+
+    def _store_logits(self, shape: StepShape) -> Tensor:
+        """Compute a step's logits into the pool."""
+        logits = self._step(self._inputs[0, : shape.num_rows], shape)
+        return self._logits[: shape.num_rows].copy_(logits)
+
+    def _store_choice(self, is_first: bool, num_rows: int, kind: ChoiceKind) -> Tensor:
+        """Choose tokens and return the results; those of a step are by default the inputs of the
+        next.
+        """
+        conditions = self._conditions
+        logits = (self._first_logits if is_first else self._logits)[:num_rows]
+        results = choose(conditions, logits, kind)
+        # the next step, which overwrites the others, is launched before a wide nucleus is known
+        if kind.has_sampled:
+            self._sampled_logits[:num_rows].copy_(logits)
+        if is_first:
+            return results
+        tokens = next_tokens(conditions, results, kind, self._end_token_ids)
+        self._inputs[0, :num_rows].copy_(tokens)
+        if kind.has_beams:
+            moves = next_moves(conditions, results, self._end_token_ids)
+            self._inputs[1:, :num_rows].copy_(moves)
+        return results
+
+    def load(self, token_ids: Sequence[int]) -> None:
+        """Set the next tokens of slots 0 to B - 1."""
+        if self._is_loading:  # the source of a copy must not change before its end
+            self._inputs[0, :1].cpu()
+        num_tokens = len(token_ids)
+        self._host_tokens[:num_tokens] = torch.tensor(token_ids)
+        self._inputs[0, :num_tokens].copy_(self._host_tokens[:num_tokens], non_blocking=True)
+        self._is_loading = True
+
+    def run(self, shape: StepShape) -> Tensor:
+        """Return the logits (B, V), valid until the next call, of slots 0 to B - 1.
+
+        They follow the pool's tokens, which the length counts. A slot without a free position,
+        whose sequence ends with the token before, gets its last one overwritten.
+        """
+        captured = self._shapes.holding(shape)
+        if captured not in self._steps:
+            return self.store(self._step(self._inputs[0, : shape.num_rows], shape))
+        self._steps[captured].replay()
+        return self._logits[: shape.num_rows]
+
+    def store(self, logits: Tensor, is_first: bool = False) -> Tensor:
+        """Return the logits of an eager step or prefill, in the pool if choices are captured."""
+        if not self._choices:
+            return logits
+        pool = self._first_logits if is_first else self._logits
+        return pool[: len(logits)].copy_(logits)
+
+    def store_first(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Put logits (R, V) of a prefill into `rows` (R,) of the pool, and return them."""
+        self._first_logits.index_copy_(0, rows, logits)
+        return logits
+
+    def first_logits(self, num_rows: int) -> Tensor:
+        """Return the logits (R, V) of the first rows of a prefill."""
+        return self._first_logits[:num_rows]
+
+    def choose(
+        self,
+        logits: Tensor,
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+        inputs: NextInputs | None = None,
+        look_ahead: Callable[[], PassT] | None = None,
+        is_first: bool = False,
+    ) -> Chosen[PassT]:
+        """Return the choices of each sequence as `choose_tokens` does; `logits` (R, V) are those of
+        the last `run` or `store`, or of the last prefill.
+
+        `inputs` are by default the tokens of all rows in order. `look_ahead` launches the next
+        pass: it is called after the choice is launched, which sets the next tokens and `moves`, and
+        before its results are awaited; it is not called if tokens are chosen eagerly.
+        """
+        inputs = inputs or NextInputs(range(len(logits)), [0] * len(logits))
+        num_rows = max(len(logits), len(inputs.rows))
+        key = (
+            is_first,
+            _at_least(self._row_counts, num_rows),
+            ChoiceKind.captured(conditions, inputs),
+        )
+        if key not in self._choices or not fits(conditions):
+            return Chosen(choose_tokens(logits, conditions, sequences))
+        self._conditions.write(conditions, sequences, inputs)
+        self._choices[key].replay()
+        results, ahead = self._read(self._choices[key].output[: len(logits)], look_ahead)
+        choices = unpack(results, conditions, sequences)
+        wide = with_wider_nucleus(results, sequences)
+        if wide:
+            wide_sequences = [sequences[place] for place in wide]
+            logits = self._sampled_logits[: len(results)]
+            redrawn = choose_tokens(logits, conditions, wide_sequences)
+            for place, sequence_choices in zip(wide, redrawn, strict=True):
+                choices[place] = sequence_choices
+        return Chosen(choices, ahead, redrawn=wide)
+
+    def _read(
+        self, output: Tensor, look_ahead: Callable[[], PassT] | None
+    ) -> tuple[Results, PassT | None]:
+        """Copy results to the host, and launch the next pass before the only wait of a step."""
+        host = self._host_results[: output.numel()].view(output.shape)
+        host.copy_(output, non_blocking=True)
+        self.results_copied.record()
+        ahead = None if look_ahead is None else look_ahead()
+        self.results_copied.synchronize()
+        self._is_loading = False
+        return host.numpy(), ahead
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillShape:
+    """The shape of a captured prefill."""
+
+    num_sequences: int
+    length: int  # positions: image, prompt and padding
+
+    @property
+    def num_positions(self) -> int:
+        return self.num_sequences * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPrefill:
+    """The inputs of a captured prefill: views of memory at fixed addresses."""
+
+    features: Tensor  # (B, S, C) float32, at the positions of the image
+    token_ids: Tensor  # (B, S), negative at the positions of the image
+    num_prefix_tokens: Tensor  # (B,)
+    rows: Tensor  # (B,) of the logits among all admitted sequences
+    claimed: Tensor  # (B, W, 5): all slots of each sequence, some maybe repeated
+
+    def embeds(self, of_tokens: Tensor) -> Tensor:
+        """Return features and embedded tokens (B, S, C) at their positions."""
+        is_image = (self.token_ids < 0)[..., None]
+        return torch.where(is_image, self.features.to(of_tokens.dtype), of_tokens)
+
+
+Compute = Callable[[FixedPrefill], Tensor]  # returns the logits (B, V)
+
+
+def prefill_shapes(shape: DecoderShape, num_slots: int) -> list[PrefillShape]:
+    """Return the captured shapes, the largest first: its memory serves the others."""
+    lengths = prompt_lengths(shape.num_image_tokens, shape.num_positions)
+    shapes: list[PrefillShape] = []
+    for num_sequences, length in product(_PREFILL_SIZES, lengths):
+        if num_sequences <= num_slots and num_sequences * length <= _MAX_PREFILL_POSITIONS:
+            shapes.append(PrefillShape(num_sequences, length))
+    return sorted(shapes, key=lambda shape: -shape.num_positions)
+
+
+class CapturedPrefills:
+    """The captured prefills of one decoder; each sequence has up to `max_beams` slots."""
+
+    def __init__(
+        self, compute: Compute, shapes: Sequence[PrefillShape], hidden_size: int, max_beams: int
+    ) -> None:
+        self._compute = compute
+        self._shapes = shapes
+        self._hidden_size = hidden_size
+        self._max_beams = max_beams
+        self._graphs: dict[PrefillShape, CudaGraph] = {}
+        self._lengths: list[int] = []  # captured for a single sequence, ascending
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._graphs)
+
+    def capture_all(self, capture: Capture, device: torch.device) -> None:
+        """Capture all shapes while no slot is in use; log a failure, after which the others run
+        eagerly.
+        """
+        num_features = 0
+        num_numbers = 0
+        for shape in self._shapes:
+            num_features = max(num_features, shape.num_positions)
+            num_numbers = max(num_numbers, shape.num_sequences * self._num_columns(shape))
+        try:
+            self._features = torch.zeros(num_features * self._hidden_size, device=device)
+            self._numbers = torch.zeros(num_numbers, dtype=torch.long, device=device)
+            for shape in self._shapes:
+                inputs = self._inputs(shape)
+                self._numbers.zero_()
+                # a sequence without a position would give NaN, which slots pass on
+                inputs.num_prefix_tokens.fill_(1)
+                self._graphs[shape] = capture(partial(self._compute, inputs))
+        except RuntimeError:
+            logger.exception("no CUDA graph for a prefill")
+        self._lengths = sorted(shape.length for shape in self._graphs if shape.num_sequences == 1)
+
+    def hold(self, requests: Sequence[SequenceRequest]) -> bool:
+        """Return True if all `requests` can be prefilled by captured passes."""
+        for request in requests:
+            if request.adapter or request.num_beams > self._max_beams:
+                return False
+        return self._length(requests) is not None
+
+    def run(
+        self, requests: Sequence[SequenceRequest], claimed: Sequence[Sequence[ClaimedSlot]]
+    ) -> None:
+        """Prefill into the claimed slots of each request, whose logits get its number."""
+        length = self._length(requests)
+        assert length is not None
+        start = 0
+        while start < len(requests):
+            for num_sequences in _PREFILL_SIZES:
+                shape = PrefillShape(num_sequences, length)
+                if num_sequences <= len(requests) - start and shape in self._graphs:
+                    break
+            part = range(start, start + shape.num_sequences)
+            start = part.stop
+            self._load(shape, part, requests, claimed)
+            self._graphs[shape].replay()
+
+    def _length(self, requests: Sequence[SequenceRequest]) -> int | None:
+        """Return the captured length that holds all `requests`, or None if there is none."""
+        longest = max(request.num_prefix_tokens for request in requests)
+        place = bisect_left(self._lengths, longest)
+        return self._lengths[place] if place < len(self._lengths) else None
+
+    def _num_columns(self, shape: PrefillShape) -> int:
+        return shape.length + 2 + self._max_beams * NUM_CLAIMED
+
+    def _inputs(self, shape: PrefillShape) -> FixedPrefill:
+        num_sequences = shape.num_sequences
+        num_features = shape.num_positions * self._hidden_size
+        features = self._features[:num_features].view(num_sequences, shape.length, -1)
+        numbers = self._numbers[: num_sequences * self._num_columns(shape)].view(num_sequences, -1)
+        sizes = [shape.length, 1, 1, self._max_beams * NUM_CLAIMED]
+        token_ids, lengths, rows, claimed = torch.split(numbers, sizes, dim=1)
+        by_slot = claimed.view(num_sequences, self._max_beams, NUM_CLAIMED)
+        return FixedPrefill(features, token_ids, lengths[:, 0], rows[:, 0], by_slot)
+
+    def _load(
+        self,
+        shape: PrefillShape,
+        part: range,
+        requests: Sequence[SequenceRequest],
+        claimed: Sequence[Sequence[ClaimedSlot]],
+    ) -> None:
+        """Copy the inputs of the requests `part`."""
+        inputs = self._inputs(shape)
+        numbers = np.zeros((len(part), self._num_columns(shape)), dtype=np.int64)
+        for row, features, index in zip(numbers, inputs.features, part, strict=True):
+            request = requests[index]
+            num_features = len(request.image_features)
+            num_tokens = request.num_prefix_tokens
+            row[:num_features] = _IMAGE
+            row[num_features:num_tokens] = request.prompt_ids
+            row[shape.length : shape.length + 2] = num_tokens, index
+            slots = claimed[index]
+            repeated = [*slots, *[slots[0]] * (self._max_beams - len(slots))]
+            row[shape.length + 2 :] = np.ravel(repeated)
+            features[:num_features].copy_(request.image_features, non_blocking=True)
+        array_into(self._numbers[: numbers.size], numbers.ravel())
+
+
+_memory_pool = cache(torch.cuda.graph_pool_handle)  # one of all graphs of the process
+
+
+def capture_cuda_graph(compute: Callable[[], Tensor]) -> CudaGraph:
+    """Capture `compute` on the current GPU, after a warm-up run that loads kernels and workspaces.
+
+    All graphs share one memory pool, so only one may be in use at a time. Source: PyTorch's notes
+    on CUDA semantics, "CUDA Graphs", whole-network capture, and "Sharing memory across captures".
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        compute()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_memory_pool()):
+        output = compute()
+    return CudaGraph(graph.replay, output)

@@ -1,0 +1,526 @@
+"""The choice of the next tokens of a batch: greedy, sampled or by beams, for all rows at once.
+
+Problem: a GPU replays captured operations of fixed shapes and reads no value between them; a CPU
+should compute nothing that no row needs.
+
+Solution: one implementation in fixed shapes. Conditions are packed into one buffer, which is copied
+to the device in one transfer; `choose` reads no value of the host, and its results are read in one
+transfer. `ChoiceKind` names its optional parts. `choose_tokens` chooses eagerly, sequences of one
+kind together, with the parts that they need; a few kinds are captured
+(runners/decoder/captured_passes.py).
+
+    rules        a forced token, banned tokens: of a beam after the log-softmax, else before it, as
+                 in transformers
+    constraint   forbids tokens without renormalising: scores express the model's confidence, not
+                 the grammar's width
+    choice       the best token, one drawn by temperature and top-p, or the best continuations of a
+                 sequence's beams
+    next pass    its tokens and the moves of beams, which the host need not know. Beams continue as
+                 `BeamSequence` (runners/decoder/sequences.py) decides, unless the search ends
+
+Invariants:
+- a row's result depends on its own conditions and logits only, whatever the kind;
+- a row with NaN or infinity has the log-probability NaN; a row without an allowed token, -inf.
+
+Shapes: R rows, V vocabulary, K candidates, W beams of a sequence, B slots.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, islice, product, starmap
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runners.staging import to_device
+from runners.tokens.constraints import token_bounds
+
+PassT = TypeVar("PassT")
+Results = NDArray[np.float64]  # (R, 3 + 4 K + 1), see `choose`
+
+MAX_BANNED = 16  # captured choices: tokens of a non-beam row; those of beams are in its mask
+MAX_CANDIDATES = 16  # captured choices: all beams of a sequence together
+MAX_BEAMS = MAX_CANDIDATES // 2  # each has its own candidate and one for an end token
+# Top-p draws among this many tokens; only a flatter distribution needs a sort of the vocabulary.
+_USUAL_NUCLEUS = 1024
+_NUM_SINGLE = 3  # results of a row by itself
+_NUM_OF_CANDIDATE = 4
+MAX_RESULTS = _NUM_SINGLE + _NUM_OF_CANDIDATE * MAX_CANDIDATES + 1
+# memory of a row per token of the vocabulary during a choice; a test checks it
+_BYTES_OF_TOKEN = 32
+_DTYPES = {"f": torch.float64, "i": torch.int64, "u": torch.uint8}
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no equality
+class RowConditions:
+    """The conditions on the next token of a row, and how it is chosen."""
+
+    forced: int | None = None  # the only allowed token, whose log-probability is 0
+    banned: Sequence[int] = ()
+    # bit mask of the tokens that a constraint allows; None allows all
+    allowed: NDArray[np.uint8] | None = None
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0
+    uniform: float = 0.0  # random number of a sampled token, in [0, 1)
+    # sum of the beam's log-probabilities, or None for a non-beam row
+    beam_score: float | None = None
+    num_candidates: int = 1  # total over all beams of a sequence
+
+    def is_constrained(self, preferred: int) -> bool:
+        """Return True if the constraint, and no rule, forbids the token that logits prefer."""
+        if self.allowed is None or preferred in self.banned:
+            return False
+        place = preferred >> 3
+        return place >= len(self.allowed) or not self.allowed[place] >> (preferred & 7) & 1
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The next token of a row; `score` is the sum of the beam's log-probabilities with it."""
+
+    row: int  # index among the sequence's rows
+    token_id: int
+    logprob: float
+    score: float
+    # the constraint forbids the token that the row's logits prefer
+    is_constrained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Generic[PassT]):
+    """The choices of each sequence of a pass, in the order of its sequences."""
+
+    choices: list[list[Choice]]
+    ahead: PassT | None = None  # the next pass, if it has been launched
+    redrawn: Sequence[int] = ()  # places of sequences for which `ahead` reads another token
+
+
+@dataclass(frozen=True, slots=True)
+class NextInputs:
+    """The inputs of the next pass over slots 0 to B - 1, as far as the host knows them."""
+
+    # row of the running pass that chooses each slot's token, or None
+    rows: Sequence[int | None]
+    tokens: Sequence[int]  # token of each slot without such a row; ignored for others
+    # keys are slots of beams, values the slots of the sequence by row, or only that slot if no row
+    # chooses its token
+    parents: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceKind:
+    """The optional parts of a choice, each of which takes time; captured ones have all masks."""
+
+    has_sampled: bool
+    has_beams: bool
+    has_rules: bool = True  # forced tokens, or banned ones of non-beam rows
+    has_masks: bool = True  # constraints, or banned tokens of beams
+    num_candidates: int = MAX_CANDIDATES
+    nucleus_size: int = _USUAL_NUCLEUS  # 0: no row is drawn from a nucleus
+    has_whole: bool = True  # rows are drawn from the whole vocabulary
+
+    @classmethod
+    def captured(cls, conditions: Sequence[RowConditions], inputs: NextInputs) -> "ChoiceKind":
+        """Return the captured kind that chooses rows with these conditions."""
+        has_sampled = any(row.temperature > 0 for row in conditions)
+        has_beams = any(row.beam_score is not None for row in conditions)
+        return cls(has_sampled, has_beams or bool(inputs.parents))
+
+    @classmethod
+    def eager(cls, conditions: Sequence[RowConditions], nucleus_size: int) -> "ChoiceKind":
+        """Return the parts that rows need which are all beams, all sampled alike, or all greedy."""
+        first = conditions[0]
+        has_beams = first.beam_score is not None
+        has_forced = any(row.forced is not None for row in conditions)
+        has_banned = any(row.banned for row in conditions)
+        has_allowed = any(row.allowed is not None for row in conditions)
+        return cls(
+            has_sampled=first.temperature > 0,
+            has_beams=has_beams,
+            has_rules=has_forced or (has_banned and not has_beams),
+            has_masks=has_allowed or (has_banned and has_beams),
+            num_candidates=first.num_candidates,
+            nucleus_size=nucleus_size if first.top_p < 1 else 0,
+            has_whole=first.top_p >= 1,
+        )
+
+
+CAPTURED_KINDS = tuple(starmap(ChoiceKind, product((False, True), repeat=2)))
+
+
+def choice_bytes(num_tokens: int) -> int:
+    """Return the maximum memory of the choice of one row, including its logits and conditions."""
+    return num_tokens * _BYTES_OF_TOKEN
+
+
+def fits(conditions: Iterable[RowConditions]) -> bool:
+    """Return True if captured choices have room for these conditions."""
+    for row in conditions:
+        if row.beam_score is None and len(row.banned) > MAX_BANNED:
+            return False
+        if row.beam_score is not None and row.num_candidates > MAX_CANDIDATES:
+            return False
+    return True
+
+
+class PackedConditions:
+    """The conditions on up to `num_rows` rows: written on the host, copied to the device."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_tokens: int,
+        device: torch.device,
+        max_banned: int = MAX_BANNED,
+        max_beams: int = MAX_BEAMS,
+    ) -> None:
+        self.num_tokens = num_tokens
+        self._layout = _row_layout(num_tokens, max_banned, max_beams)
+        size = (num_rows, self._layout.itemsize)
+        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._rows = self._host.numpy().view(self._layout)[:, 0]
+        self._on_device = self._host
+        if device.type != "cpu":
+            self._on_device = torch.zeros(size, dtype=torch.uint8, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._on_device.nbytes
+
+    def write(
+        self,
+        conditions: Sequence[RowConditions],
+        sequences: Sequence[Sequence[int]],
+        inputs: NextInputs | None = None,
+    ) -> None:
+        """Write the conditions of the first rows, and start one transfer to the device.
+
+        The sequences of a pass may have moved to other slots since it was launched, and others have
+        no row in it: `inputs` say what the next pass reads.
+        """
+        rows = self._rows[: len(conditions)]
+        rows["banned"] = -1
+        rows["beams"] = -1
+        for packed, row in zip(rows, conditions, strict=True):
+            packed["temperature"] = row.temperature
+            packed["top_p"] = row.top_p
+            packed["uniform"] = row.uniform
+            packed["beam_score"] = row.beam_score or 0.0
+            packed["forced"] = -1 if row.forced is None else row.forced
+            _write_tokens(packed, row)
+        for sequence_rows in sequences:
+            if conditions[sequence_rows[0]].beam_score is not None:
+                for place, index in enumerate(sequence_rows):
+                    rows["beams"][index, : len(sequence_rows)] = sequence_rows
+                    rows["place"][index] = place
+        num_rows = len(conditions)
+        if inputs is not None:
+            num_rows = max(num_rows, len(inputs.rows))
+            self._write_inputs(inputs)
+        if self._on_device is not self._host:
+            self._on_device[:num_rows].copy_(self._host[:num_rows], non_blocking=True)
+
+    def _write_inputs(self, inputs: NextInputs) -> None:
+        slots = self._rows[: len(inputs.rows)]
+        slots["input_row"] = [-1 if row is None else row for row in inputs.rows]
+        slots["input_token"] = inputs.tokens
+        self._rows["moved"][: len(inputs.parents)] = list(inputs.parents)
+        for slot, parents in inputs.parents.items():
+            self._rows["parents"][slot, : len(parents)] = parents
+
+    def field(self, name: str, num_rows: int) -> Tensor:
+        """Return a field of the first rows on the device (R, values): a view."""
+        assert self._layout.fields is not None
+        dtype, offset = self._layout.fields[name][:2]
+        column = self._on_device[:num_rows, offset : offset + dtype.itemsize]
+        return column.view(_DTYPES[dtype.base.kind])
+
+
+@lru_cache
+def _row_layout(num_tokens: int, max_banned: int, max_beams: int) -> "np.dtype[np.void]":
+    num_bytes = 8 * math.ceil(num_tokens / 64)  # rows stay aligned to 8 bytes
+    fields = [
+        *[(name, np.float64) for name in ("temperature", "top_p", "uniform", "beam_score")],
+        ("forced", np.int64),
+        ("banned", np.int64, (max_banned,)),
+        ("beams", np.int64, (max_beams,)),
+        ("place", np.int64),
+        ("input_row", np.int64),  # row that chooses the slot's token; -1: none
+        ("input_token", np.int64),  # token of a slot without such a row
+        ("parents", np.int64, (max_beams,)),
+        ("moved", np.int64),
+        ("allowed", np.uint8, (num_bytes,)),
+    ]
+    return np.dtype(fields)
+
+
+def _write_tokens(packed: "np.void", row: RowConditions) -> None:
+    """Write the banned and the allowed tokens; what a beam's rules ban is not allowed."""
+    mask: NDArray[np.uint8] = packed["allowed"]
+    if row.allowed is None:
+        mask[:] = 255
+    else:
+        num_bytes = min(len(mask), len(row.allowed))
+        mask[:num_bytes] = row.allowed[:num_bytes]
+        mask[num_bytes:] = 0
+    if not row.banned or row.forced is not None:
+        return
+    if row.beam_score is None:
+        packed["banned"][: len(row.banned)] = row.banned
+    else:
+        banned = np.asarray(row.banned)
+        np.bitwise_and.at(mask, banned >> 3, ~(1 << (banned & 7)).astype(np.uint8))
+
+
+def choose_tokens(
+    logits: Tensor, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
+) -> list[list[Choice]]:
+    """Return the choices of each sequence: `num_candidates`, best first, if its rows are beams,
+    else one for each row.
+
+    `conditions` are those of the rows of `logits` (R, V), `sequences` the rows of each sequence.
+    """
+    alike: dict[tuple[bool, bool, int], list[int]] = {}  # places of sequences chosen together
+    for place, rows in enumerate(sequences):
+        first = conditions[rows[0]]
+        num_candidates = 0 if first.beam_score is None else first.num_candidates
+        kind = first.temperature > 0, first.top_p < 1, num_candidates
+        alike.setdefault(kind, []).append(place)
+    choices: list[list[Choice]] = [[] for _ in sequences]
+    for places in alike.values():
+        group = [sequences[place] for place in places]
+        for place, chosen in zip(places, _choose_alike(logits, conditions, group), strict=True):
+            choices[place] = chosen
+    return choices
+
+
+def _choose_alike(
+    logits: Tensor,
+    conditions: Sequence[RowConditions],
+    sequences: Sequence[Sequence[int]],
+    nucleus_size: int = _USUAL_NUCLEUS,
+) -> list[list[Choice]]:
+    """Choose for sequences that are all greedy, all sampled alike, or all of beams."""
+    rows = list(chain.from_iterable(sequences))
+    if rows != [*range(len(logits))]:
+        logits = logits[to_device(rows, logits.device)]
+    conditions = [conditions[row] for row in rows]
+    numbers = iter(range(len(rows)))
+    sequences = [list(islice(numbers, len(sequence))) for sequence in sequences]
+    num_tokens = logits.shape[1]
+    max_banned = max(len(row.banned) for row in conditions)
+    packed = PackedConditions(
+        len(rows), num_tokens, logits.device, max_banned or 1, max(map(len, sequences))
+    )
+    packed.write(conditions, sequences)
+    kind = ChoiceKind.eager(conditions, min(nucleus_size, num_tokens))
+    results = choose(packed, logits, kind).cpu().numpy()
+    choices = unpack(results, conditions, sequences)
+    for place in with_wider_nucleus(results, sequences):
+        (choices[place],) = _choose_alike(logits, conditions, [sequences[place]], num_tokens)
+    return choices
+
+
+def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Tensor:
+    """Return the results (R, 3 + 4 K + 1) of the rows of `logits` (R, V); K is 0 without beams.
+
+    They are the row's own token, its log-probability, and the token that its logits prefer (0
+    without masks: it costs a pass over the logits); then, each K times, the tokens,
+    log-probabilities, scores and beams of its sequence's best candidates; and whether the row's
+    nucleus is wider than the usual one. The candidates of a non-beam row have no meaning.
+    """
+    logprobs, preferred = _allowed_logprobs(conditions, logits, kind)
+    token_ids = logprobs.argmax(dim=-1, keepdim=True)  # faster than `max`, which returns both
+    is_wider = torch.zeros_like(token_ids)
+    if kind.has_sampled:
+        drawn, is_wider = _draw(conditions, logprobs, kind)
+        is_sampled = conditions.field("temperature", len(logits)) > 0
+        token_ids = torch.where(is_sampled, drawn, token_ids)
+    candidates: list[Tensor] = []
+    if kind.has_beams:
+        candidates = _best_candidates(conditions, logprobs, kind.num_candidates)
+    parts = [token_ids, logprobs.gather(1, token_ids), preferred, *candidates, is_wider]
+    return torch.cat([part.double() for part in parts], dim=1)
+
+
+def _allowed_logprobs(
+    conditions: PackedConditions, logits: Tensor, kind: ChoiceKind
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities (R, V), float32, with forbidden tokens at -inf, and the token
+    (R, 1) preferred without the mask.
+
+    Only operations that take numbers as arguments: a number that torch makes a tensor of would be
+    copied to the device, which a capture does not permit.
+    """
+    num_rows = len(logits)
+    scores = logits.float()
+    forced = conditions.field("forced", num_rows)
+    if kind.has_rules:
+        banned = conditions.field("banned", num_rows)
+        bounds = torch.full_like(banned, math.inf, dtype=torch.float32)
+        bounds.masked_fill_(banned >= 0, -math.inf)
+        scores = scores.scatter_reduce(1, banned.clamp(min=0), bounds, "amin")
+    logprobs = torch.log_softmax(scores, dim=-1)
+    if kind.has_rules:
+        logprobs.masked_fill_(forced >= 0, -math.inf)
+        bounds = torch.full_like(forced, -math.inf, dtype=torch.float32)
+        bounds.masked_fill_(forced >= 0, 0.0)
+        logprobs.scatter_reduce_(1, forced.clamp(min=0), bounds, "amax")
+    if not kind.has_masks:
+        return logprobs, torch.zeros_like(forced)
+    preferred = logprobs.argmax(dim=-1, keepdim=True)
+    bounds = token_bounds(conditions.field("allowed", num_rows), conditions.num_tokens)
+    return torch.minimum(logprobs, bounds, out=logprobs), preferred
+
+
+def _draw(
+    conditions: PackedConditions, logprobs: Tensor, kind: ChoiceKind
+) -> tuple[Tensor, Tensor]:
+    """Draw a token of each row by its temperature, top-p and random number; return it and whether
+    its nucleus is wider than usual, (R, 1).
+    """
+    temperature = conditions.field("temperature", len(logprobs))
+    uniform = conditions.field("uniform", len(logprobs))
+    warm = temperature.masked_fill(temperature == 0, 1.0)
+    probabilities = torch.softmax(logprobs / warm.float(), dim=-1)
+    if not kind.nucleus_size:
+        drawn = _draw_from_all(probabilities, uniform)
+        return drawn, torch.zeros_like(drawn)
+    top_p = conditions.field("top_p", len(logprobs))
+    drawn, is_wider = _draw_from_nucleus(probabilities, top_p, uniform, kind.nucleus_size)
+    if kind.has_whole:
+        has_nucleus = top_p < 1
+        drawn = torch.where(has_nucleus, drawn, _draw_from_all(probabilities, uniform))
+        is_wider = is_wider & has_nucleus
+    return drawn, is_wider & (temperature > 0)
+
+
+def _draw_from_nucleus(
+    probabilities: Tensor, top_p: Tensor, uniform: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Draw among the fewest top tokens whose probabilities sum to `top_p` (R, 1), at least one and
+    at most `size`; return the tokens (R, 1) and the rows (R, 1) for which these are too few.
+
+    Source: Holtzman et al., arXiv 1904.09751, section 3.1; the same choice as transformers'
+    TopPLogitsWarper.
+    """
+    num_tokens = probabilities.shape[1]
+    values, order = probabilities.topk(min(size, num_tokens))
+    is_in_nucleus = values.cumsum(dim=-1, dtype=torch.float64) - values < top_p
+    is_in_nucleus[:, 0] = True
+    drawn = order.gather(1, _draw_from_all(values * is_in_nucleus, uniform))
+    is_wider = values.sum(dim=-1, keepdim=True) < top_p
+    return drawn, torch.zeros_like(is_wider) if size >= num_tokens else is_wider
+
+
+def _draw_from_all(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Return the indices (R, 1) at which the cumulative sums of `weights` (R, V) pass `uniform` (R,
+    1) of the total.
+    """
+    sums = weights.cumsum(dim=-1, dtype=torch.float64)
+    indices = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
+    return indices.clamp(max=weights.shape[1] - 1)
+
+
+def _best_candidates(
+    conditions: PackedConditions, logprobs: Tensor, num_candidates: int
+) -> list[Tensor]:
+    """Return tokens, log-probabilities, scores and beams (R, K each) of the best candidates of each
+    row's sequence.
+
+    The order is that of scores, NaN first, as it fails the sequence; of equal scores, that of the
+    beams.
+    """
+    beam_scores = conditions.field("beam_score", len(logprobs)).float()
+    beams = conditions.field("beams", len(logprobs))  # (R, W), padded with -1
+    scores, token_ids = (logprobs + beam_scores).topk(min(num_candidates, logprobs.shape[1]))
+    rows = beams.clamp(0, len(logprobs) - 1)
+    by_beam = scores[rows].masked_fill((beams < 0)[..., None], -math.inf)  # (R, W, K)
+    merged, order = by_beam.flatten(1).sort(dim=1, descending=True, stable=True)
+    merged, order = merged[:, :num_candidates], order[:, :num_candidates]
+    best_ids = token_ids[rows].flatten(1).gather(1, order)
+    best_logprobs = logprobs.gather(1, token_ids)[rows].flatten(1).gather(1, order)
+    return [best_ids, best_logprobs, merged, order // scores.shape[1]]
+
+
+def next_tokens(
+    conditions: PackedConditions, results: Tensor, kind: ChoiceKind, end_token_ids: Tensor
+) -> Tensor:
+    """Return the tokens (R,) that the first R slots read in the next pass; slots beyond those
+    written get any.
+    """
+    chosen = results[:, 0]
+    if kind.has_beams:
+        tokens, _ = _continued(conditions, results, end_token_ids)
+        is_beam = conditions.field("beams", len(results))[:, 0] >= 0
+        chosen = torch.where(is_beam, tokens, chosen)
+    rows = conditions.field("input_row", len(results))[:, 0]
+    known = conditions.field("input_token", len(results))[:, 0]
+    return torch.where(rows < 0, known, chosen.long()[rows.clamp(0, len(results) - 1)])
+
+
+def next_moves(conditions: PackedConditions, results: Tensor, end_token_ids: Tensor) -> Tensor:
+    """Return the sources and targets (2, R) of the slots of beams before the next pass."""
+    num_rows = len(results)
+    _, places = _continued(conditions, results, end_token_ids)
+    rows = conditions.field("input_row", num_rows)[:, 0]
+    beams = places.long()[rows.clamp(0, num_rows - 1)].masked_fill(rows < 0, 0)  # (B,)
+    sources = conditions.field("parents", num_rows).gather(1, beams[:, None])[:, 0]
+    targets = conditions.field("moved", num_rows)[:, 0]
+    return torch.stack([sources[targets.clamp(0, num_rows - 1)], targets])
+
+
+def _continued(
+    conditions: PackedConditions, results: Tensor, end_token_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return token and beam (R,) of the candidate that each row continues: the best that are
+    possible and do not end.
+
+    Rows without a candidate of their own continue the best one, as in `BeamSequence`.
+    """
+    candidates = results[:, _NUM_SINGLE:-1]
+    tokens, _, scores, places = candidates.chunk(_NUM_OF_CANDIDATE, dim=1)  # (R, K)
+    is_open = (scores > -math.inf) & (tokens[..., None] != end_token_ids).all(-1)
+    order = (~is_open).byte().argsort(dim=1, stable=True)  # open ones first
+    place = conditions.field("place", len(results))
+    place = place.masked_fill(place >= is_open.sum(1, keepdim=True), 0)
+    candidate = order.gather(1, place)
+    return tokens.gather(1, candidate)[:, 0], places.gather(1, candidate)[:, 0]
+
+
+def with_wider_nucleus(results: Results, sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Return the places of the sequences with a row that was drawn from too few tokens."""
+    return [place for place, rows in enumerate(sequences) if results[rows, -1].any()]
+
+
+def unpack(
+    results: Results, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
+) -> list[list[Choice]]:
+    """Return the choices of each sequence from the results of all rows."""
+    choices: list[list[Choice]] = []
+    for rows in sequences:
+        flags = [conditions[row].is_constrained(int(results[row, 2])) for row in rows]
+        first = conditions[rows[0]]
+        if first.beam_score is None:
+            singles = results[rows, :2].tolist()
+            choices.append(
+                [
+                    Choice(0, int(token), logprob, logprob, flag)
+                    for (token, logprob), flag in zip(singles, flags, strict=True)
+                ]
+            )
+            continue
+        candidates = results[rows[0], _NUM_SINGLE:-1].reshape(_NUM_OF_CANDIDATE, -1)
+        beams: list[Choice] = []
+        choices.append(beams)
+        for token, logprob, score, beam in candidates[:, : first.num_candidates].T.tolist():
+            place = int(beam)
+            # an impossible candidate may be of a beam that is not there
+            flag = place < len(rows) and flags[place]
+            beams.append(Choice(place, int(token), logprob, score, flag))
+    return choices

@@ -1,1 +1,0 @@
-"""The HTTP API of a runner and its ASGI middleware."""
