@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runners.adapters.hot_loading import HotAdapters
+from runners.adapters.low_rank import Adapters
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -29,17 +30,18 @@ ADAPTER_BYTES = 80
 LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000, max_total_bytes=100 * ADAPTER_BYTES)
 
 
-@dataclass(slots=True)
-class FakeAdapters:
+class FakeAdapters(Adapters):
     """Holds the keys of adapters."""
 
-    keys: frozenset[str] = frozenset()
     failure: Exception | None = None
     released: threading.Event | None = None  # adding waits for it
 
-    def add(self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int) -> None:
+    def add(
+        self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
+    ) -> None:
         assert tensors.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
         assert adapter not in self.keys
+        assert max_total_bytes is not None
         if self.failure is not None:
             raise self.failure
         if (len(self.keys) + 1) * ADAPTER_BYTES > max_total_bytes:

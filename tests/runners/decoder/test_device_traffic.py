@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from runners.decoder.batch import LiveBatch, start_sequence
-from runners.decoder.captured_passes import CudaGraph
+from runners.decoder.captured_passes import CudaGraph, NoEvent
 from runners.decoder.engines import GraphEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import BeamSequence, SequenceRequest
@@ -31,7 +31,7 @@ def traffic() -> Iterator[DeviceTraffic]:
 
 
 @dataclass
-class LoggedEvent:
+class LoggedEvent(NoEvent):
     """The event after a copy of results, with the log of the passes that were launched before and
     after it.
     """

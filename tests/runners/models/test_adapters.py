@@ -185,7 +185,7 @@ def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tun
 
 def pair(rank: int, **widths: int) -> dict[str, torch.Tensor]:
     """Return the tensors of an adapter of layers with inputs of 6 and these outputs."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for layer, width in widths.items():
         tensors |= {f"{layer}.down": torch.ones(rank, 6), f"{layer}.up": torch.ones(width, rank)}
     return tensors
