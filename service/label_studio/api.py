@@ -30,10 +30,10 @@ from service.http.json_values import json_object
 from service.images.decoding import in_thread
 from service.inference.core import Core, RequestContext
 from service.inference.served_models import ServedModel
-from service.label_studio.asks import batch_asks, check_offered, interactive_asks
 from service.label_studio.batch import Batch, Plan, source_bytes, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
 from service.label_studio.labelling_config import MAX_CONFIG_CHARS, parse_config
+from service.label_studio.mapping import image_asks, prompt_asks
 from service.schema.wire import ErrorDetail, ErrorJson
 from service.validation import ModelT, validated
 from tasks.errors import shown
@@ -92,17 +92,20 @@ class LabelStudioApi:
         failed = self._boundary.endpoint(self.failed, LABEL_STUDIO, is_public=True)
         routes = [Route(f"{PREFIX}/failed/{{status}}", failed, methods=["GET"])]
         for path in (PREFIX, f"{PREFIX}/{{model}}"):
-            routes += [
-                Route(f"{path}/health", self._endpoint(self.health), methods=["GET"]),
-                Route(f"{path}/versions", self._endpoint(self.versions), methods=["GET"]),
-                Route(f"{path}/setup", self._endpoint(self.setup), methods=["POST"]),
-                Route(f"{path}/predict", self._endpoint(self.predict), methods=["POST"]),
-                Route(f"{path}/webhook", self._endpoint(self.webhook, True), methods=["POST"]),
-            ]
+            for method, name, function in (
+                ("GET", "health", self.health),
+                ("GET", "versions", self.versions),
+                ("POST", "setup", self.setup),
+                ("POST", "predict", self.predict),
+                ("POST", "webhook", self.webhook),
+            ):
+                # events come without the key
+                endpoint = self._endpoint(function, is_public=name == "webhook")
+                routes.append(Route(f"{path}/{name}", endpoint, methods=[method]))
         return routes
 
     def _endpoint(
-        self, function: Endpoint, is_public: bool = False
+        self, function: Endpoint, *, is_public: bool
     ) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint that redirects Label Studio to the message of an error."""
         endpoint = self._boundary.endpoint(function, LABEL_STUDIO, is_public=is_public)
@@ -127,10 +130,11 @@ class LabelStudioApi:
 
     async def failed(self, request: Request, context: RequestContext) -> Response:
         """Repeat the status of a failed call, whose message is in the URL."""
-        given = request.path_params["status"]
-        code = next((code for code, status in STATUSES.items() if str(status) == given), None)
-        if code is None:
-            raise InvalidRequest(f"no call fails with the status {shown(given)}")
+        failed_status = request.path_params["status"]
+        codes = [code for code, status in STATUSES.items() if str(status) == failed_status]
+        if not codes:
+            raise InvalidRequest(f"no call fails with the status {shown(failed_status)}")
+        code = codes[0]
         message = unquote_plus(request.url.query)
         detail = ErrorDetail(code=code, message=message, param=None, request_id=context.request_id)
         return JSONResponse(ErrorJson(error=detail).model_dump(), STATUSES[code])
@@ -154,17 +158,15 @@ class LabelStudioApi:
     async def predict(self, request: Request, context: RequestContext) -> Response:
         """Return the predictions of each task by each model, or the one for a prompt."""
         core = self._boundary.core()
-        asked = await self._read(_parser(PredictBody), request, context)
-        plan = await in_thread(
-            _plan, _models(core, request), asked.label_config, asked.params.context
-        )
-        is_batch = asked.params.context is None
-        tasks = plan.sources(asked.tasks)
-        core.keep(context, _PLAN_COPIES * len(asked.label_config) + sum(map(source_bytes, tasks)))
-        del asked  # all other data and annotations of the tasks: up to a million values
-        batch = Batch(
-            core, plan, TaskImages(core, self._host, request.state.label_studio_token), context
-        )
+        body = await self._read(_parser(PredictBody), request, context)
+        prompt = body.params.context
+        plan = await in_thread(_plan, _models(core, request), body.label_config, prompt)
+        is_batch = prompt is None
+        tasks = plan.sources(body.tasks)
+        core.keep(context, _PLAN_COPIES * len(body.label_config) + sum(map(source_bytes, tasks)))
+        del body, prompt  # all other data and annotations of the tasks: up to a million values
+        images = TaskImages(core, self._host, request.state.label_studio_token)
+        batch = Batch(core, plan, images, context)
         answering = batch.outcomes(tasks) if is_batch else batch.prompted(tasks[0])
         results = await while_connected(request.receive, answering)
         return Response(b'{"results":[' + b",".join(results) + b"]}", media_type="application/json")
@@ -205,16 +207,15 @@ def _plan(
 ) -> Plan:
     """Return what to ask; raise `InvalidRequest` or `UnsupportedTask`."""
     controls = parse_config(label_config)
-    asks = batch_asks(controls) if context is None else interactive_asks(controls, context)
-    check_offered(models, asks)
-    return Plan(tuple(models), asks)
+    asks = image_asks(controls) if context is None else prompt_asks(controls, context)
+    return Plan.of(models, asks)
 
 
 def _with_bearer(request: Request) -> Request:
     """Return a request whose key is the password of basic authentication (RFC 7617), if any."""
     request.state.label_studio_token = ""
-    given = request.headers.getlist("authorization")
-    scheme, _, encoded = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    headers = request.headers.getlist("authorization")
+    scheme, _, encoded = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     if scheme.lower() != "basic":
         return request
     try:

@@ -11,10 +11,11 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Self
 
 from service.errors import (
     DeadlineExceeded,
@@ -30,9 +31,8 @@ from service.inference.core import Core, Fields, Place, RequestContext
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure
 from service.inference.served_models import ServedModel
-from service.label_studio.asks import Ask, asks_of
 from service.label_studio.images import TaskImages
-from service.label_studio.regions import JsonObject, prediction
+from service.label_studio.mapping import Ask, JsonObject, prediction
 
 MAX_CALL_S = 50  # proxies in front of Label Studio often wait 60 s, Label Studio itself 100 s
 _MAX_TASKS = 4  # tasks of one call in flight: their images are in memory
@@ -54,31 +54,47 @@ class Plan:
     @property
     def image_keys(self) -> tuple[str, ...]:
         """Keys of the data of a task that have its images."""
-        return tuple(dict.fromkeys(ask.image_key for ask in self.asks))
+        return tuple(dict.fromkeys(ask.control.image_key for ask in self.asks))
 
-    def by_model(self) -> dict[str, tuple[Ask, ...]]:
+    @classmethod
+    def of(cls, models: Sequence[ServedModel], asks: tuple[Ask, ...]) -> Self:
+        """Return a plan; raise `UnsupportedTask` if no model offers any of the tasks."""
+        plan = cls(tuple(models), asks)
+        if asks and not plan.by_model():
+            names = ", ".join(model.id for model in models)
+            tasks = ", ".join(sorted({ask.task for ask in asks}))
+            problem = f"the labelling configuration needs {tasks}, which {names} does not offer"
+            raise UnsupportedTask(problem, "label_config")
+        return plan
+
+    def by_model(self) -> dict[str, list[Ask]]:
         """Return the ids of the models that offer a task, each with all that it offers."""
-        return {model.id: asks for model in self.models if (asks := asks_of(model, self.asks))}
+        planned: dict[str, list[Ask]] = {}
+        for model in self.models:
+            for ask in self.asks:
+                if ask.task in model.entry.task_ids:
+                    planned.setdefault(model.id, []).append(ask)
+        return planned
 
     def sources(self, tasks: Iterable[Mapping[str, object]]) -> list[Sources]:
         """Return the images that tasks of Label Studio name, without the rest of their data."""
-        keys = self.image_keys
         sources: list[Sources] = []
         for task in tasks:
             data = task.get("data")
-            given = data if isinstance(data, Mapping) else {}
-            sources.append({key: given[key] for key in keys if isinstance(given.get(key), str)})
+            images: Sources = {}
+            for key in self.image_keys:
+                if isinstance(data, Mapping) and isinstance(data.get(key), str):
+                    images[key] = data[key]
+            sources.append(images)
         return sources
 
     def by_first_model(self) -> dict[str, list[Ask]]:
         """Return each task with the first model that offers it."""
         planned: dict[str, list[Ask]] = {}
         for ask in self.asks:
-            first = next(
-                (model.id for model in self.models if ask.task in model.entry.task_ids), None
-            )
-            if first is not None:
-                planned.setdefault(first, []).append(ask)
+            offering = [model.id for model in self.models if ask.task in model.entry.task_ids]
+            if offering:
+                planned.setdefault(offering[0], []).append(ask)
         return planned
 
     def version(self, planned: Iterable[str]) -> str:
@@ -130,14 +146,19 @@ class Batch:
         async with asyncio.TaskGroup() as group:
             for _ in range(_MAX_TASKS):
                 group.create_task(answer_next())
-        errors = [each for each in outcomes if isinstance(each, _TEMPORARY)]
-        if errors and len(errors) == len(outcomes):
-            raise errors[0]
-        for index, outcome in enumerate(outcomes):
-            if isinstance(outcome, ServiceError):  # no prediction for a task that may be retried
-                failed = [prediction(f"failed: {outcome.message}", [])]
-                outcomes[index] = _json([] if isinstance(outcome, _TEMPORARY) else failed)
-        return [outcome for outcome in outcomes if isinstance(outcome, bytes)]
+        predictions: list[bytes] = []
+        num_temporary = 0
+        for outcome in outcomes:
+            if isinstance(outcome, _TEMPORARY):  # no prediction for a task that may be retried
+                predictions.append(_json([]))
+                num_temporary += 1
+            elif isinstance(outcome, ServiceError):
+                predictions.append(_json([prediction(f"failed: {outcome.message}", [])]))
+            else:
+                predictions.append(outcome)
+        if isinstance(outcomes[0], ServiceError) and num_temporary == len(outcomes):
+            raise outcomes[0]
+        return predictions
 
     async def _outcome(
         self, sources: Sources, planned: Mapping[str, Sequence[Ask]]
@@ -145,10 +166,10 @@ class Batch:
         if time.monotonic() >= self._context.deadline_s:
             return DeadlineExceeded(f"the call ended after {MAX_CALL_S} s, before this task")
         try:
-            found = await self._found(sources, planned)
-            predictions = [
-                prediction(self._plan.version([model]), results) for model, results in found.items()
-            ]
+            results_of = await self._results_of(sources, planned)
+            predictions: list[JsonObject] = []
+            for model_id, results in results_of.items():
+                predictions.append(prediction(self._plan.version([model_id]), results))
             outcome = await in_thread(_json, predictions)
             self._core.hold(self._context, len(outcome))
         except Exception as error:  # a defect at one task must not fail the others
@@ -157,32 +178,28 @@ class Batch:
 
     async def prompted(self, sources: Sources) -> list[bytes]:
         """Return the one prediction for a prompt as JSON; raise `ServiceError`."""
-        found = await self._found(sources, self._plan.by_first_model())
-        results = chain(*found.values())
-        return [await in_thread(_json, prediction(self._plan.version(found), results))]
+        results_of = await self._results_of(sources, self._plan.by_first_model())
+        results = chain(*results_of.values())
+        return [await in_thread(_json, prediction(self._plan.version(results_of), results))]
 
-    async def _found(
+    async def _results_of(
         self, sources: Sources, planned: Mapping[str, Sequence[Ask]]
     ) -> dict[str, list[JsonObject]]:
         """Return the results of each model, image by image; raise `ServiceError`."""
-        found: dict[str, list[JsonObject]] = {model: [] for model in planned}
+        results_of: dict[str, list[JsonObject]] = {model_id: [] for model_id in planned}
         for key in self._plan.image_keys:
             async with self._image(sources, key) as image:
-                asked: list[tuple[str, Ask]] = []
-                for model, asks in planned.items():
-                    asked += [(model, ask) for ask in asks if ask.image_key == key]
+                running: list[tuple[str, asyncio.Task[list[JsonObject]]]] = []
                 try:
                     async with asyncio.TaskGroup() as group:
-                        running = [
-                            group.create_task(self._results(image, model, ask))
-                            for model, ask in asked
-                        ]
+                        for model_id, ask in _pairs(planned, key):
+                            task = group.create_task(self._results(image, model_id, ask))
+                            running.append((model_id, task))
                 except ExceptionGroup as errors:
                     raise errors.exceptions[0] from None
-                results = [each.result() for each in running]
-            for (model, _), each in zip(asked, results, strict=True):
-                found[model] += each
-        return found
+                for model_id, task in running:
+                    results_of[model_id] += task.result()
+        return results_of
 
     @asynccontextmanager
     async def _image(self, sources: Sources, key: str) -> AsyncIterator[bytes]:
@@ -232,6 +249,14 @@ class Batch:
         if time.monotonic() + error.retry_after_s >= self._context.deadline_s:
             raise error
         await asyncio.sleep(error.retry_after_s)
+
+
+def _pairs(planned: Mapping[str, Sequence[Ask]], key: str) -> Iterator[tuple[str, Ask]]:
+    """Yield the tasks about one image, each with its model."""
+    for model_id, asks in planned.items():
+        for ask in asks:
+            if ask.control.image_key == key:
+                yield model_id, ask
 
 
 def _json(value: object) -> bytes:

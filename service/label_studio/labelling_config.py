@@ -67,12 +67,13 @@ class Control:
     label_by_phrase: Mapping[str, str]  # folded phrase: its label
 
     @classmethod
-    def of(cls, found: "_Tag", image: str, image_key: str) -> Self:
+    def of(cls, control: "_Tag", image: str, image_key: str) -> Self:
         """Return the control of a tag; raise `InvalidRequest`."""
-        attributes = {name.lower(): value for name, value in found.element.attrib.items()}
-        tag: ControlTag = found.element.tag  # type: ignore[assignment]  # the caller has checked it
+        attributes = {name.lower(): value for name, value in control.element.attrib.items()}
+        # the caller has checked it
+        tag: ControlTag = control.element.tag  # type: ignore[assignment]
         child = "Choice" if tag == "Choices" else "Label"
-        labels = tuple(_labels(each for each in found.children if each.tag == child))
+        labels = tuple(_labels(element for element in control.children if element.tag == child))
         if tag in ("Choices", *LABELS_TAGS) and not labels:
             raise _invalid(f"gives {tag} no labels; a model must be asked for some")
         by_phrase: dict[str, str] = {}
@@ -122,30 +123,26 @@ def parse_config(text: str) -> tuple[Control, ...]:
     tags = _control_tags(root)
     if len(tags) > _MAX_CONTROLS:
         raise _invalid(f"has {len(tags)} control tags; the maximum is {_MAX_CONTROLS}")
-    values = {
-        each.attrib.get("name", ""): each.attrib.get("value", "") for each in root.iter("Image")
-    }
-    images: dict[str, str] = {}  # the key of the data of each Image by its name
+    values: dict[str, str] = {}  # of each Image by its name: the last one of a name counts
+    for element in root.iter("Image"):
+        values[element.attrib.get("name", "")] = element.attrib.get("value", "")
+    image_keys: dict[str, str] = {}
     for name, value in values.items():
         if name and value.startswith("$"):
-            images[_name(name)] = _name(value[1:])
-    names = [each.element.attrib["toName"] for each in tags]
-    controls = tuple(
-        Control.of(each, image, images[image])
-        for each, image in zip(tags, names, strict=True)
-        if each.element.tag in _CONTROL_TAGS and image in images
-    )
-    if not any(not control.is_prompt for control in controls):
-        found = sorted({each.element.tag for each in tags})
-        supported = ", ".join(_CONTROL_TAGS)
-        raise _invalid(
-            f"has the control tags {shown(found)}; of those over an Image, {supported} can be"
-            " filled"
-        )
+            image_keys[_name(name)] = _name(value[1:])
+    controls: list[Control] = []
+    for tag in tags:
+        image = tag.element.attrib["toName"]
+        if tag.element.tag in _CONTROL_TAGS and image in image_keys:
+            controls.append(Control.of(tag, image, image_keys[image]))
+    if all(control.is_prompt for control in controls):
+        names = sorted({tag.element.tag for tag in tags})
+        supported = f"of those over an Image, {', '.join(_CONTROL_TAGS)} can be filled"
+        raise _invalid(f"has the control tags {shown(names)}; {supported}")
     num_labels = sum(len(control.labels) for control in controls)
     if num_labels > _MAX_LABELS:
         raise _invalid(f"has {num_labels} labels and choices; the maximum is {_MAX_LABELS}")
-    return controls
+    return tuple(controls)
 
 
 def _parse(text: str) -> ElementTree.Element:
@@ -180,27 +177,25 @@ def _control_tags(root: ElementTree.Element) -> list[_Tag]:
 
 
 def _labels(elements: Iterable[ElementTree.Element]) -> Iterable[Label]:
-    for each in elements:
-        value = each.attrib.get("value", "")
-        predicted = each.attrib.get("predicted_values")
-        given = [value] if predicted is None else predicted.split(",")
-        phrases = tuple(filter(None, (" ".join(each.split()) for each in given)))
-        name = _name(each.attrib.get("alias") or value)
+    for element in elements:
+        value = element.attrib.get("value", "")
+        predicted = element.attrib.get("predicted_values")
+        texts = [value] if predicted is None else predicted.split(",")
+        phrases = tuple(filter(None, (" ".join(text.split()) for text in texts)))
+        name = _name(element.attrib.get("alias") or value)
         if len(phrases) > _MAX_PHRASES:
-            raise _invalid(
-                f"gives {each.tag} {shown(name)} {len(phrases)} phrases; the maximum is"
-                f" {_MAX_PHRASES}"
-            )
+            problem = f"gives {element.tag} {shown(name)} {len(phrases)} phrases"
+            raise _invalid(f"{problem}; the maximum is {_MAX_PHRASES}")
         if phrases:
             yield Label(name, phrases)
 
 
 def _name(text: str) -> str:
     if len(text) > _MAX_NAME_CHARS:
-        given = f"a name or value of {len(text)} characters, {shown(text)}"
-        raise _invalid(f"has {given}; the maximum is {_MAX_NAME_CHARS}")
+        problem = f"has a name or value of {len(text)} characters, {shown(text)}"
+        raise _invalid(f"{problem}; the maximum is {_MAX_NAME_CHARS}")
     return text
 
 
-def _invalid(what: str) -> InvalidRequest:
-    return InvalidRequest(f"the labelling configuration {what}", "label_config")
+def _invalid(problem: str) -> InvalidRequest:
+    return InvalidRequest(f"the labelling configuration {problem}", "label_config")

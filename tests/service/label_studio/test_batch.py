@@ -20,10 +20,10 @@ from service.http_app import rest_app
 from service.images.fetching import FetchLimits, ImageFetcher
 from service.images.url_rules import AllowedHost
 from service.inference.core import Core, RequestContext
-from service.label_studio.asks import batch_asks
 from service.label_studio.batch import Batch, Plan, source_bytes
 from service.label_studio.images import TaskImages
 from service.label_studio.labelling_config import parse_config
+from service.label_studio.mapping import image_asks
 from service.settings import Settings
 from tests.support.api_keys import api_keys
 from tests.support.core_calls import until
@@ -96,9 +96,7 @@ def num_results(response: httpx.Response) -> list[int]:
 
 
 @pytest.mark.parametrize(("max_concurrent", "max_running"), [(1, 1), (2, 2), (3, 3)])
-def test_answers_use_the_call_s_own_place_and_further_ones_of_its_key(
-    max_concurrent: int, max_running: int
-) -> None:
+def test_answers_use_places_of_the_key(max_concurrent: int, max_running: int) -> None:
     async def scenario() -> None:
         async with service(core, api_keys("secret", f"max_concurrent={max_concurrent}")) as client:
             answer = await client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 6))
@@ -110,7 +108,7 @@ def test_answers_use_the_call_s_own_place_and_further_ones_of_its_key(
     assert decoder.max_running == max_running
 
 
-def test_calls_that_hold_all_places_do_not_wait_for_each_other() -> None:
+def test_calls_do_not_wait_for_each_other() -> None:
     async def scenario() -> None:
         async with service(
             make_core(max_pending=3, decoders={FLORENCE_ID: BusyDecoder()})
@@ -124,7 +122,7 @@ def test_calls_that_hold_all_places_do_not_wait_for_each_other() -> None:
     asyncio.run(scenario())
 
 
-def test_a_call_keeps_the_place_of_its_key_until_its_last_answer() -> None:
+def test_call_keeps_its_place() -> None:
     async def scenario() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
@@ -141,7 +139,7 @@ def test_a_call_keeps_the_place_of_its_key_until_its_last_answer() -> None:
     asyncio.run(scenario())
 
 
-def test_other_requests_are_served_while_a_configuration_is_read() -> None:
+def test_configuration_is_read_in_a_thread() -> None:
     async def scenario() -> None:
         async with service(make_core()) as client:
             calling = asyncio.create_task(client.post(f"{PATH}/setup", json={"schema": config}))
@@ -160,7 +158,7 @@ def test_other_requests_are_served_while_a_configuration_is_read() -> None:
     asyncio.run(scenario())
 
 
-def test_a_call_holds_its_images_and_not_the_rest_of_its_body() -> None:
+def test_call_holds_its_images_only() -> None:
     async def scenario() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
@@ -195,7 +193,7 @@ async def images_by_url(
         yield core, host, f"http://images.test:{host.port}/a.png"
 
 
-def test_images_by_url_are_counted_while_their_tasks_are_answered() -> None:
+def test_fetched_images_are_counted() -> None:
     async def scenario() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
@@ -215,7 +213,7 @@ def test_images_by_url_are_counted_while_their_tasks_are_answered() -> None:
     asyncio.run(scenario())
 
 
-def test_an_image_waits_until_there_is_memory_for_it() -> None:
+def test_image_waits_for_memory() -> None:
     async def scenario() -> None:
         async with (
             images_by_url(BusyDecoder(), 5_000 + len(PNG)) as (core, _, url),
@@ -228,11 +226,11 @@ def test_an_image_waits_until_there_is_memory_for_it() -> None:
 
 
 def batch(core: Core, config: str = CONFIG) -> Batch:
-    plan = Plan((core.models.get(FLORENCE_ID),), batch_asks(parse_config(config)))
+    plan = Plan((core.models.get(FLORENCE_ID),), image_asks(parse_config(config)))
     return Batch(core, plan, TaskImages(core, None, ""), context(timeout_s=60))
 
 
-def test_the_source_of_an_image_is_dropped_when_it_is_read() -> None:
+def test_source_is_dropped_when_read() -> None:
     async def scenario() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
@@ -248,7 +246,7 @@ def test_the_source_of_an_image_is_dropped_when_it_is_read() -> None:
     asyncio.run(scenario())
 
 
-def test_predictions_are_counted_until_the_call_ends() -> None:
+def test_predictions_are_counted() -> None:
     """A task whose predictions do not fit is tried again with the next call."""
 
     def outcomes(num_tasks: int, max_bytes: int) -> list[bytes]:
@@ -284,16 +282,16 @@ class RefusedOnce(TaskImages):
         return await super().read(source, context)
 
 
-def test_a_part_of_an_image_is_not_counted_when_it_is_read_again() -> None:
+def test_part_of_an_image_is_not_counted() -> None:
     core = make_core(max_bytes=2000)
-    plan = Plan((core.models.get(FLORENCE_ID),), batch_asks(parse_config(CONFIG)))
+    plan = Plan((core.models.get(FLORENCE_ID),), image_asks(parse_config(CONFIG)))
     answering = Batch(core, plan, RefusedOnce(core, 1200), context(timeout_s=5)).outcomes(
         [{"image": data_url(PNG)}]
     )
     assert len(asyncio.run(answering)[0]) > len(b"[]")
 
 
-def test_each_tag_is_asked_about_its_own_image() -> None:
+def test_tag_has_its_own_image() -> None:
     config = view(
         '<Image name="other" value="$second"/>',
         '<TextArea name="of first" toName="image"/>',

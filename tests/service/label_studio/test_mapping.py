@@ -7,20 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from service.inference.prediction import Answer
 from service.label_studio.labelling_config import Control
-from service.label_studio.regions import (
-    RegionTags,
-    boxes,
-    chosen_answer,
-    chosen_objects,
-    labelled_boxes,
-    labelled_masks,
-    located_texts,
-    prediction,
-    written_text,
-)
+from service.label_studio.mapping import Ask, RegionTags, brush_rle, prediction
 from tasks.results import (
     BoxXyxy,
     Detection,
@@ -51,12 +45,9 @@ POLYGON = only_control('<Polygon name="shape" toName="image"/>')
 GROUP = only_control(labelled("Labels", "Text", "Other", name="label"))
 
 
-def detections(*found: tuple[str, float], box: BoxXyxy = BOX) -> Answer:
-    return typed_answer(
-        DetectionsResult(
-            tuple(Detection(box, label, score) for label, score in found), is_parsed=True
-        )
-    )
+def detections(*objects: tuple[str, float], box: BoxXyxy = BOX) -> Answer:
+    found = tuple(Detection(box, label, score) for label, score in objects)
+    return typed_answer(DetectionsResult(found, is_parsed=True))
 
 
 def outlines(*rings: Ring) -> Answer:
@@ -71,6 +62,15 @@ def located(text: str = "HI") -> Answer:
     )
 
 
+def results_of(
+    answer: Answer,
+    control: Control = TEXT,
+    label: str | None = None,
+    tags: RegionTags | None = None,
+) -> list[dict[str, Any]]:
+    return list(Ask(control, {}, label, tags).results(answer))
+
+
 def values(results: Iterable[dict[str, Any]]) -> list[Any]:
     return [each["value"] for each in results]
 
@@ -80,8 +80,8 @@ def choices(*names: str, is_multiple: bool = False) -> Control:
     return only_control(labelled("Choices", *names, name="choice", attributes=attributes))
 
 
-def test_a_region_names_its_tags_and_the_image() -> None:
-    (region,) = labelled_boxes(detections(("dog", 0.25)), RECTANGLES)
+def test_region_names_its_tags() -> None:
+    (region,) = results_of(detections(("dog", 0.25)), RECTANGLES)
     assert len(region.pop("id")) == 10
     assert region == {
         "from_name": "box",
@@ -104,8 +104,8 @@ def test_a_region_names_its_tags_and_the_image() -> None:
         ((190, 90, 400, 400), (95, 90, 5, 10)),
     ],
 )
-def test_a_box_is_in_percent_within_the_image(box: BoxXyxy, percent: tuple[float, ...]) -> None:
-    (value,) = values(boxes(detections(("", 1), box=box), RECTANGLE))
+def test_box_is_in_percent(box: BoxXyxy, percent: tuple[float, ...]) -> None:
+    (value,) = values(results_of(detections(("", 1), box=box), RECTANGLE))
     assert value == dict(zip(PERCENT, (*percent, 0), strict=True))
 
 
@@ -122,10 +122,8 @@ def test_a_box_is_in_percent_within_the_image(box: BoxXyxy, percent: tuple[float
         ("red car", "dog", ["dog"]),
     ],
 )
-def test_a_detection_has_the_label_that_its_phrase_means(
-    found: str, label: str | None, expected: list[str] | None
-) -> None:
-    results = values(labelled_boxes(detections((found, 0.5)), RECTANGLES, label))
+def test_label_of_a_detection(found: str, label: str | None, expected: list[str] | None) -> None:
+    results = values(results_of(detections((found, 0.5)), RECTANGLES, label))
     assert [each["rectanglelabels"] for each in results] == ([] if expected is None else [expected])
 
 
@@ -148,23 +146,21 @@ def test_a_detection_has_the_label_that_its_phrase_means(
         ((((0, 0), (50, 1.5), (100, 0), (100, 50)),), [[[0, 0], [25, 1.5], [50, 0], [50, 50]]]),
     ],
 )
-def test_a_mask_becomes_a_simplified_polygon_for_each_ring_but_holes(
-    rings: tuple[Ring, ...], expected: list[list[list[float]]]
-) -> None:
-    results = values(labelled_masks(outlines(*rings), POLYGONS, "dog"))
+def test_mask_becomes_polygons(rings: tuple[Ring, ...], expected: list[list[list[float]]]) -> None:
+    results = values(results_of(outlines(*rings), POLYGONS, "dog"))
     assert results == [
         {"points": points, "closed": True, "polygonlabels": ["dog"]} for points in expected
     ]
 
 
-def test_a_mask_becomes_brush_strokes_under_the_label() -> None:
+def test_mask_becomes_a_brush() -> None:
     mask = np.zeros((100, 200), dtype=bool)
     mask[10:60, 20:120] = True
-    found = (
+    instances = (
         Instance(BOX, "dog", 0.5, None, encode_mask(mask)),
         Instance(BOX, "dog", 0.5, None, None),
     )
-    (value,) = values(labelled_masks(typed_answer(InstancesResult(found, True)), BRUSH, "x"))
+    (value,) = values(results_of(typed_answer(InstancesResult(instances, True)), BRUSH, "x"))
     assert (value["format"], value["brushlabels"]) == ("rle", ["x"])
     assert (brush_pixels(value["rle"], (100, 200))[..., 3] == mask * 255).all()
 
@@ -178,10 +174,10 @@ def test_a_mask_becomes_brush_strokes_under_the_label() -> None:
         (RECTANGLES, RECTANGLES, ["rectanglelabels", "textarea"], [{"rectanglelabels": ["c"]}]),
     ],
 )
-def test_located_text_is_results_with_one_id_and_one_shape(
+def test_located_text_has_one_id(
     shape: Control, label: Control | None, types: list[str], labels: list[dict[str, Any]]
 ) -> None:
-    results = list(located_texts(located(), RegionTags(shape, TEXT, label)))
+    results = list(results_of(located(), tags=RegionTags(shape, TEXT, label)))
     assert [each["type"] for each in results] == types
     assert len({each["id"] for each in results}) == 1
     assert [each["score"] for each in results] == [0.5] * len(results)
@@ -196,23 +192,23 @@ def test_located_text_is_results_with_one_id_and_one_shape(
     assert [each for each in found if each] == labels
 
 
-def test_a_described_region_is_a_located_text() -> None:
-    (shape, text) = located_texts(detections(("a dog", 0.5)), RegionTags(RECTANGLE, TEXT, None))
+def test_described_region_is_a_text() -> None:
+    (shape, text) = results_of(detections(("a dog", 0.5)), tags=RegionTags(RECTANGLE, TEXT, None))
     assert shape["value"] == PERCENT
     assert text["value"] == {**PERCENT, "text": ["a dog"]}
     assert shape["id"] == text["id"]
 
 
-def test_two_located_texts_have_two_ids() -> None:
-    found = located_texts(detections(("a", 0.5), ("b", 0.5)), RegionTags(RECTANGLE, TEXT, None))
+def test_two_texts_have_two_ids() -> None:
+    found = results_of(detections(("a", 0.5), ("b", 0.5)), tags=RegionTags(RECTANGLE, TEXT, None))
     assert len({each["id"] for each in found}) == 2
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [(" a dog ", [{"text": [" a dog "]}]), (" \n", []), ("", [])]
 )
-def test_text_is_written_unless_it_is_blank(text: str, expected: list[Any]) -> None:
-    results = list(written_text(typed_answer(TextResult(text, True)), TEXT))
+def test_blank_text_is_left_out(text: str, expected: list[Any]) -> None:
+    results = list(results_of(typed_answer(TextResult(text, True)), TEXT))
     assert values(results) == expected
     assert all("score" not in each for each in results)
 
@@ -221,8 +217,8 @@ def test_text_is_written_unless_it_is_blank(text: str, expected: list[Any]) -> N
     ("text", "expected"),
     [("Dog", ["dog"]), (" dog. ", ["dog"]), ("a dog", None), ("", None), (".", None)],
 )
-def test_an_answer_chooses_the_choice_that_it_names(text: str, expected: list[str] | None) -> None:
-    results = list(chosen_answer(typed_answer(TextResult(text, True)), choices("dog", "cat")))
+def test_answer_names_a_choice(text: str, expected: list[str] | None) -> None:
+    results = list(results_of(typed_answer(TextResult(text, True)), choices("dog", "cat")))
     assert values(results) == ([] if expected is None else [{"choices": expected}])
     assert all("score" not in each for each in results)
 
@@ -237,12 +233,10 @@ def test_an_answer_chooses_the_choice_that_it_names(text: str, expected: list[st
         ([], False, None, None),
     ],
 )
-def test_detected_objects_choose_the_best_or_all(
+def test_objects_choose_best_or_all(
     found: list[tuple[str, float]], is_multiple: bool, chosen: list[str] | None, score: float | None
 ) -> None:
-    results = list(
-        chosen_objects(detections(*found), choices("dog", "cat", is_multiple=is_multiple))
-    )
+    results = list(results_of(detections(*found), choices("dog", "cat", is_multiple=is_multiple)))
     assert values(results) == ([] if chosen is None else [{"choices": chosen}])
     assert [each["score"] for each in results] == ([] if score is None else [score])
 
@@ -250,11 +244,26 @@ def test_detected_objects_choose_the_best_or_all(
 @pytest.mark.parametrize(
     ("results", "score"), [([], None), ([{}], None), ([{"score": 0.25}, {}, {"score": 0.75}], 0.5)]
 )
-def test_the_score_of_a_prediction_is_the_mean_of_its_results(
-    results: list[dict[str, Any]], score: float | None
-) -> None:
+def test_score_of_a_prediction(results: list[dict[str, Any]], score: float | None) -> None:
     assert prediction("a@b", iter(results)) == {
         "model_version": "a@b",
         "result": results,
         "score": score,
     }
+
+
+masks = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
+    lambda shape: arrays(np.bool_, shape)
+)
+
+
+@given(masks)
+def test_brush_is_the_mask_in_every_channel(mask: NDArray[np.bool_]) -> None:
+    pixels = brush_pixels(brush_rle(encode_mask(mask)), mask.shape)
+    assert (pixels == np.where(mask, 255, 0)[..., None]).all()
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_long_runs_are_split(value: bool) -> None:
+    mask = np.full((300, 200), value)
+    assert (brush_pixels(brush_rle(encode_mask(mask)), (300, 200)) == value * 255).all()

@@ -1,0 +1,470 @@
+"""A project's controls as tasks of a model, and the answers as results of Label Studio.
+
+`_TAGS` has for each control tag its tasks, and the parameter that takes the phrases of its labels.
+A text area in or beside a shape, `perRegion`, asks for texts in their places instead. For
+interactive use, a text that the user writes takes the place of the phrases, and a box that the user
+draws is a region.
+
+Sources: HumanSignal/label-studio docs/source/guide/predictions.md (units of image annotations),
+label_studio_sdk/label_interface/control_tags.py (values that Label Studio accepts);
+thi-ng/umbrella packages/rle-pack and label-studio-sdk label_studio_sdk/converter/brush.py (masks).
+"""
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from service.errors import InvalidRequest
+from service.inference.core import Fields
+from service.inference.prediction import Answer
+from service.inference.request_fields import PredictFields, parse_fields
+from service.label_studio.labelling_config import LABELS_TAGS, Control, ControlTag
+from service.schema.outlines import corners, outlines, simplified
+from tasks.errors import shown
+from tasks.parameter_kinds import MAX_GIVEN_CHARS, MAX_LABELS
+from tasks.results import (
+    BoxXyxy,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    PointXy,
+    Result,
+    RunLengthMask,
+    TextRegionsResult,
+    TextResult,
+)
+from tasks.run_length import decode_mask
+
+JsonObject = dict[str, Any]
+
+_QUESTION = "visual_question_answering"
+_REGION_TEXT_TASKS = ("ocr_with_regions", "dense_region_captioning")
+_TASK_OPTIONS = {"captioning": ("detail", "language"), _QUESTION: ("question", "language")}
+MAX_ASKS = 500  # per image
+_MAX_PERCENT = 1_000_000  # a drawn box may extend beyond the image
+_MAX_LINES = 100  # lines of a prompt: Label Studio sends the texts of a TextArea
+_BOX = ("x", "y", "width", "height")
+_SHAPES = ("Rectangle", "Polygon", "RectangleLabels", "PolygonLabels")
+_TOLERANCE_PX = 1.0
+# rle-pack: 32 bits number of bytes, 5 word size - 1, 4 x 4 field widths - 1, then the runs: 1 bit
+# "repeated", 2 bits index of the width, the length - 1 in that width, 8 bits value
+_CHANNELS = 4
+_WORD_BITS = 8
+_WIDTHS = (3, 4, 8, 16)
+_MAX_RUN = 2 ** _WIDTHS[-1]
+_OPAQUE = 255
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    """How a control tag asks about an image."""
+
+    tasks: tuple[str, ...]  # the first is the default
+    phrases: str = ""  # the parameter of its labels' phrases: `labels` all, `phrase` one
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+_TAGS: Mapping[ControlTag, _Tag] = {
+    "RectangleLabels": _Tag(("open_vocabulary_detection",), "labels"),
+    "PolygonLabels": _Tag(("instance_segmentation",), "phrase", {"mask_format": "polygon"}),
+    "BrushLabels": _Tag(("instance_segmentation",), "phrase", {"mask_format": "rle"}),
+    "Rectangle": _Tag(("region_proposal",)),
+    "TextArea": _Tag(("captioning", "ocr", _QUESTION)),
+    "Choices": _Tag(("open_vocabulary_detection", _QUESTION), "labels"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RegionTags:
+    """The tags of a region with text: its shape, its text, and its label, if any."""
+
+    shape: Control
+    text: Control
+    label: Control | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One task for a model, and the control that its answer fills."""
+
+    control: Control
+    fields: Mapping[str, object]  # without model
+    label: str | None = None  # of all objects; else of their phrases
+    region_tags: RegionTags | None = None
+    box: Sequence[float] = ()  # that the user drew: corner, width and height in percent
+
+    @property
+    def task(self) -> str:
+        return str(self.fields["task"])
+
+    def fields_of(self, model_id: str) -> Fields:
+        """Return the fields with a model, and with the drawn box in pixels within the image."""
+        if not self.box:
+            return {**self.fields, "model": model_id}
+        x, y, width, height = self.box
+        edges = (x, y, x + width, y + height)
+
+        def with_region(size_wh: tuple[int, int]) -> Mapping[str, object]:
+            region: list[float] = []
+            for percent, side in zip(edges, size_wh * 2, strict=True):
+                region.append(min(max(percent, 0), 100) * side / 100)
+            return {**self.fields, "model": model_id, "region": region}
+
+        return with_region
+
+    def results(self, answer: Answer) -> Iterator[JsonObject]:
+        """Yield the results of an answer."""
+        canvas = _Canvas(answer.image_size_wh)
+        if self.region_tags is not None:
+            yield from _located_texts(canvas, answer.result, self.region_tags)
+            return
+        match answer.result:
+            case TextResult(text):
+                yield from _text_results(canvas, text, self.control)
+            case DetectionsResult() if self.control.tag == "Choices":
+                yield from _object_choices(canvas, answer.result, self.control)
+            case DetectionsResult():
+                yield from _boxes(canvas, answer.result, self.control, self.label)
+            case InstancesResult(instances):
+                for instance in instances:
+                    for shape in _mask_values(canvas, instance, self.control):
+                        labels = {self.control.result_type: [self.label]}
+                        yield canvas.region(self.control, shape | labels, instance.score)
+
+
+def image_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
+    """Return the tasks of an image; raise `InvalidRequest` for an invalid label or option."""
+    filled: list[Control] = []
+    for control in controls:
+        if not (control.is_prompt or control.is_interactive_only):
+            filled.append(control)
+    asks: list[Ask] = []
+    for text in list(filled):
+        if text.tag == "TextArea" and text.is_per_region:
+            tags = _region_tags(text, filled)
+            filled = [
+                control for control in filled if control not in (text, tags.shape, tags.label)
+            ]
+            task = _chosen_task(text, _REGION_TEXT_TASKS)
+            asks.append(Ask(text, _fields(text, task), region_tags=tags))
+    for control in filled:
+        if not control.is_per_region:
+            asks += _control_asks(control)
+    if len(asks) > MAX_ASKS:
+        problem = f"the labelling configuration needs {len(asks)} predictions of an image"
+        advice = "use fewer labels, or fewer phrases in predicted_values"
+        raise InvalidRequest(f"{problem}; the maximum is {MAX_ASKS}: {advice}", "label_config")
+    for ask in asks:
+        parse_fields(PredictFields, ask.fields)
+    return tuple(asks)
+
+
+def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
+    """Return the tags of a perRegion text: the first shape over its image, and a label."""
+    shapes: list[Control] = []
+    labels: list[Control] = []
+    for control in controls:
+        if control.image == text.image and control.tag in _SHAPES:
+            shapes.append(control)
+        elif control.image == text.image and control.tag == "Labels" and control.labels:
+            labels.append(control)
+    if not shapes:
+        problem = f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}"
+        raise InvalidRequest(problem, "label_config")
+    shape = min(shapes, key=lambda control: _SHAPES.index(control.tag))
+    return RegionTags(shape, text, shape if shape.labels else next(iter(labels), None))
+
+
+def _control_asks(control: Control) -> Iterator[Ask]:
+    tag = _TAGS.get(control.tag)
+    if tag is None:
+        return
+    has_question = "model_question" in control.attributes
+    task = _QUESTION if has_question and _QUESTION in tag.tasks else tag.tasks[0]
+    if control.tag == "TextArea":
+        task = _chosen_task(control, tag.tasks, task)
+    if task == _QUESTION and not has_question:  # the user's prompt is the question
+        return
+    fields = _fields(control, task)
+    if task == _QUESTION or not tag.phrases:
+        yield Ask(control, fields)
+    elif tag.phrases == "labels":
+        by_case: dict[str, str] = {}
+        for label in control.labels:
+            for phrase in label.phrases:
+                by_case[phrase.casefold()] = phrase
+        phrases = list(by_case.values())
+        for start in range(0, len(phrases), MAX_LABELS):
+            yield Ask(control, {**fields, "labels": phrases[start : start + MAX_LABELS]})
+    else:
+        for label in control.labels:
+            for phrase in label.phrases:
+                yield Ask(control, {**fields, tag.phrases: phrase}, label.value)
+
+
+def _chosen_task(control: Control, allowed: Sequence[str], default: str = "") -> str:
+    task = control.attributes.get("model_task", default or allowed[0])
+    if task not in allowed:
+        problem = f"model_task of {control.tag} {control.name} is {shown(task)}"
+        raise InvalidRequest(f"{problem}; it must be one of {', '.join(allowed)}", "label_config")
+    return task
+
+
+def _fields(control: Control, task: str) -> dict[str, object]:
+    """Return the fields of a task that are options of its control."""
+    attributes = control.attributes
+    fields: dict[str, object] = {"task": task, **_TAGS[control.tag].fields}
+    for name in _TASK_OPTIONS.get(task, ()):
+        if f"model_{name}" in attributes:
+            fields[name] = attributes[f"model_{name}"]
+    threshold = attributes.get("model_score_threshold")
+    if threshold is not None:
+        try:
+            fields["min_score"] = float(threshold)
+        except ValueError as error:
+            problem = f"model_score_threshold of {control.tag} {control.name} is {shown(threshold)}"
+            raise InvalidRequest(f"{problem}; it must be from 0 to 1", "label_config") from error
+    return fields
+
+
+def prompt_asks(controls: Sequence[Control], context: Mapping[str, object]) -> tuple[Ask, ...]:
+    """Return the tasks of the last prompt, a text or a drawn box; raise `InvalidRequest`."""
+    regions = context.get("result")
+    if not isinstance(regions, list) or not regions or regions[-1] is None:
+        return ()
+    region = regions[-1]
+    value = region.get("value") if isinstance(region, dict) else None
+    if not isinstance(value, dict):
+        problem = "an entry of context.result must be a region with a value"
+        raise InvalidRequest(problem, "context.result")
+    if value.get("text") is not None:
+        return tuple(_text_asks(controls, _prompt(value["text"])))
+    if all(name in value for name in _BOX):
+        box = [_percent(name, value[name]) for name in _BOX]
+        if box[2] > 0:
+            return tuple(_box_asks(controls, value, box))
+    problem = f"the prompt is of type {shown(region.get('type'))}"
+    advice = "it must be a text or a rectangle: models take no points"
+    raise InvalidRequest(f"{problem}; {advice}", "context.result")
+
+
+def _prompt(text: object) -> str:
+    lines = [text] if isinstance(text, str) else text
+    if isinstance(lines, list) and len(lines) <= _MAX_LINES:
+        prompt = " ".join(line for line in lines if isinstance(line, str))
+        if len(prompt) <= MAX_GIVEN_CHARS and all(isinstance(line, str) for line in lines):
+            return prompt
+    problem = f"the text of a prompt is {shown(text)}"
+    allowed = (
+        f"a string or a list of at most {_MAX_LINES} strings, of at most {MAX_GIVEN_CHARS}"
+        " characters together"
+    )
+    raise InvalidRequest(f"{problem}; it must be {allowed}", "context.result.text")
+
+
+def _percent(name: str, value: object) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # false for NaN
+    if is_number and -_MAX_PERCENT <= value <= _MAX_PERCENT:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    problem = f"{name} of a drawn box is {shown(value)}"
+    allowed = f"a number of percent from -{_MAX_PERCENT} to {_MAX_PERCENT}"
+    raise InvalidRequest(f"{problem}; it must be {allowed}", f"context.result.{name}")
+
+
+def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
+    for control in controls:
+        tag = _TAGS.get(control.tag)
+        if control.tag in LABELS_TAGS and tag is not None:
+            phrases = [prompt] if tag.phrases == "labels" else prompt
+            fields = {**_fields(control, tag.tasks[0]), tag.phrases: phrases}
+            yield Ask(control, fields, control.label_of(prompt) or control.labels[0].value)
+        elif _is_text(control) and tag is not None:
+            default = _QUESTION if "model_question" in control.attributes else ""
+            if _chosen_task(control, tag.tasks, default) == _QUESTION:
+                yield Ask(control, {"task": _QUESTION, "question": prompt})
+
+
+def _is_text(control: Control) -> bool:
+    return control.tag == "TextArea" and not (control.is_prompt or control.is_per_region)
+
+
+def _box_asks(
+    controls: Sequence[Control], value: Mapping[str, Any], box: Sequence[float]
+) -> Iterator[Ask]:
+    box_labels: object = []
+    for tag in LABELS_TAGS:
+        if tag.lower() in value:
+            box_labels = value[tag.lower()]
+            break
+    for control in controls:
+        if control.tag in ("PolygonLabels", "BrushLabels"):
+            name = control.labels[0].value
+            for label in reversed(control.labels):
+                if isinstance(box_labels, list) and label.value in box_labels:
+                    name = label.value
+            yield Ask(control, _fields(control, "instance_segmentation"), name, box=box)
+        elif _is_text(control):
+            fields = {"task": "region_description"}
+            if control.attributes.get("model_task") == "ocr":
+                fields["detail"] = "text"
+            yield Ask(control, fields, box=box)
+
+
+@dataclass(frozen=True, slots=True)
+class _Canvas:
+    """The image under the regions."""
+
+    size_wh: tuple[int, int]
+
+    def box(self, box: BoxXyxy) -> JsonObject:
+        """Return a box as corner, width and height in percent."""
+        x1, y1 = self.point(box[:2])
+        x2, y2 = self.point(box[2:])
+        return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
+
+    def point(self, point: PointXy) -> tuple[float, float]:
+        """Return a point in percent, within the image as Label Studio requires."""
+        width, height = self.size_wh
+        return _share(point[0], width), _share(point[1], height)
+
+    def polygon(self, points: Sequence[PointXy]) -> JsonObject:
+        return {"points": [list(self.point(point)) for point in points], "closed": True}
+
+    def region(
+        self, control: Control, value: JsonObject, score: float | None, region_id: str = ""
+    ) -> JsonObject:
+        """Return one result of a control."""
+        width, height = self.size_wh
+        return {
+            "id": region_id or _new_id(),
+            "from_name": control.name,
+            "to_name": control.image,
+            "type": control.result_type,
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": value,
+            **({} if score is None else {"score": score}),
+        }
+
+
+def _share(position: float, side: int) -> float:
+    return min(max(100 * position / side, 0.0), 100.0)
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:10]
+
+
+def _boxes(
+    canvas: _Canvas, result: DetectionsResult, control: Control, label: str | None
+) -> Iterator[JsonObject]:
+    """Yield the detections, if the control has labels under those that their phrases mean."""
+    for detection in result.detections:
+        value = canvas.box(detection.box)
+        if control.labels:
+            name = label or control.label_of(detection.label)
+            if name is None:
+                continue
+            value[control.result_type] = [name]
+        yield canvas.region(control, value, detection.score)
+
+
+def _mask_values(canvas: _Canvas, instance: Instance, control: Control) -> Iterator[JsonObject]:
+    if control.tag != "BrushLabels":
+        for ring in outlines(instance):
+            yield canvas.polygon(simplified(ring, _TOLERANCE_PX))
+    elif instance.mask is not None:
+        yield {"format": "rle", "rle": brush_rle(instance.mask)}
+
+
+def _located_texts(canvas: _Canvas, result: Result, tags: RegionTags) -> Iterator[JsonObject]:
+    """Yield the results of each piece of text, which share an id: shape, label, transcription."""
+    pieces: list[tuple[Sequence[PointXy], str, float]] = []
+    if isinstance(result, TextRegionsResult):
+        for region in result.text_regions:
+            pieces.append((region.quad, region.text, region.score))
+    elif isinstance(result, DetectionsResult):
+        for detection in result.detections:
+            pieces.append((corners(detection.box), detection.label, detection.score))
+    for quad, text, score in pieces:
+        region_id = _new_id()
+        if tags.shape.tag in ("Polygon", "PolygonLabels"):
+            outline = canvas.polygon(quad)
+        else:
+            xs, ys = zip(*quad, strict=True)
+            outline = canvas.box((min(xs), min(ys), max(xs), max(ys)))
+        values = [(tags.shape, outline)]
+        if tags.label is not None:
+            labelled = outline | {tags.label.result_type: [tags.label.labels[0].value]}
+            if tags.label is tags.shape:
+                values = [(tags.shape, labelled)]
+            else:
+                values.append((tags.label, labelled))
+        values.append((tags.text, outline | {"text": [text]}))
+        for control, value in values:
+            yield canvas.region(control, value, score, region_id)
+
+
+def _text_results(canvas: _Canvas, text: str, control: Control) -> Iterator[JsonObject]:
+    """Yield the text of the image or the choice that it names; nothing for any other answer."""
+    if control.tag == "Choices":
+        choice = control.label_of(text.strip().rstrip("."))
+        if choice is not None:
+            yield canvas.region(control, {"choices": [choice]}, None)
+    elif text.strip():
+        yield canvas.region(control, {"text": [text]}, None)
+
+
+def _object_choices(
+    canvas: _Canvas, result: DetectionsResult, control: Control
+) -> Iterator[JsonObject]:
+    """Yield the choice detected with the highest score; all in a multiple choice."""
+    scores: dict[str, float] = {}
+    for detection in sorted(result.detections, key=lambda detection: -detection.score):
+        choice = control.label_of(detection.label)
+        if choice is not None:
+            scores.setdefault(choice, detection.score)
+    is_multiple = control.attributes.get("choice") == "multiple"
+    choices = list(scores) if is_multiple else list(scores)[:1]
+    if choices:
+        yield canvas.region(control, {"choices": choices}, scores[choices[0]])
+
+
+def prediction(model_version: str, results: Iterable[Mapping[str, Any]]) -> JsonObject:
+    """Return a prediction, whose score is the mean of its results'."""
+    listed = list(results)
+    scores = [result["score"] for result in listed if "score" in result]
+    return {
+        "model_version": model_version,
+        "result": listed,
+        "score": sum(scores) / len(scores) if scores else None,
+    }
+
+
+def brush_rle(mask: RunLengthMask) -> list[int]:
+    """Return a mask in rle-pack's format: RGBA, 255 in all channels within it, 0 elsewhere."""
+    pixels = decode_mask(mask).ravel()
+    bits = [f"{pixels.size * _CHANNELS:032b}{_WORD_BITS - 1:05b}"]
+    bits += [f"{width - 1:04b}" for width in _WIDTHS]
+    starts = np.flatnonzero(np.diff(pixels, prepend=~pixels[:1]))
+    lengths = np.diff(starts, append=pixels.size) * _CHANNELS
+    values = np.where(pixels[starts], _OPAQUE, 0)
+    bits += chain.from_iterable(map(_run, lengths.tolist(), values.tolist()))
+    ones = np.frombuffer("".join(bits).encode(), dtype=np.uint8) - ord("0")
+    packed: list[int] = np.packbits(ones).tolist()
+    return packed
+
+
+def _run(length: int, value: int) -> Iterator[str]:
+    """Yield a run, split where it is longer than the widest field."""
+    while length > 0:
+        part = min(length, _MAX_RUN)
+        index = next(index for index, width in enumerate(_WIDTHS) if part <= 2**width)
+        yield f"1{index:02b}{part - 1:0{_WIDTHS[index]}b}{value:0{_WORD_BITS}b}"
+        length -= part
