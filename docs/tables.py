@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from export.memory import memory_tables
+from export.resources import memory_tables
 from laboratory.bench.history import history_table, read_history
 from laboratory.gpu_check.arithmetic import limits_table
 from service.settings import Settings, variable

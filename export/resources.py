@@ -1,22 +1,28 @@
-"""Memory, disk and time that an export needs, estimated from the catalog before anything is
-downloaded.
+"""Memory, disk and time that an export needs, and the memory of the released models when served.
 
-A model is large if its float32 weights would not fit beside an export: its encoders are made in a
-child process and its float32 decoder and reference run layer by layer. The constants are estimates.
+Both follow from the catalog, before anything is downloaded. A model is large if its float32 weights
+would not fit beside an export: its encoders are made in a child process and its float32 decoder and
+reference run layer by layer. `python -m export.resources` prints the tables of docs/operations.md.
+Sizes are counted on the published configurations; the other constants are estimates.
 """
 
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.checkpoints.bases import CATALOG_FILE
 from export.errors import ResourceError
-from tasks.catalog import CatalogEntry
+from runners.options import CUDA_RESERVE_BYTES, default_positions, slots_that_fit
+from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
 from wire.artifacts.model_store import store_home
 
 # A large model's layers beyond this size (float32) are read at each use.
 MAX_RESIDENT_BYTES = 4 << 30
+
+BYTES_PER_WEIGHT: dict[Precision, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 _GB = 1e9
 _MB = 1e6
@@ -176,3 +182,152 @@ def _cgroup_rooms(proc: Path, cgroups: Path) -> list[float]:
 
 def _size(num_bytes: float) -> str:
     return f"{num_bytes / _GB:.1f} GB" if num_bytes >= _GB / 10 else f"{num_bytes / _MB:.0f} MB"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """The numbers of weights of a released size, and what its sequences and adapters take."""
+
+    encoder: int  # at PaliGemma's 224 px
+    encoder_matrices: int  # of these, in linear layers
+    decoder_matrices: int
+    head: int  # tied to the embeddings: int8 adds a quantised copy
+    position_values: int  # of the KV cache, for a slot and a position
+    vocabulary: int
+    pool_bytes: int  # a runner's whole pool of adapters, on a card
+
+
+# Beginning of an entry's id -> size
+SIZES = {
+    "florence-2-base": ModelSize(
+        91_207_168, 84_541_440, 99_090_432, 39_419_904, 18_432, 51_328, 163_512_320
+    ),
+    "florence-2-large": ModelSize(
+        362_833_920, 337_117_184, 352_321_536, 52_559_872, 49_152, 51_328, 391_708_672
+    ),
+    "paligemma-3b": ModelSize(
+        414_803_696, 413_429_760, 1_981_808_640, 526_778_368, 9_216, 257_216, 1_109_491_712
+    ),
+    "paligemma-2-3b": ModelSize(
+        415_098_864, 413_724_672, 2_024_275_968, 592_625_664, 53_248, 257_216, 1_151_827_968
+    ),
+    "paligemma-2-10b": ModelSize(
+        416_574_704, 415_199_232, 8_323_596_288, 921_862_144, 172_032, 257_216, 2_830_991_360
+    ),
+    "paligemma-2-28b": ModelSize(
+        417_755_376, 416_378_880, 26_046_627_840, 1_185_251_328, 188_416, 257_216, 5_910_134_784
+    ),
+}
+_LISTED = re.compile(r"florence-2-(base|large)(-ft)?|paligemma-.*-(mix-...|pt-896)")
+_SIGLIP_WIDTH = 1152
+_NUM_SLOTS = 16  # the default of DIPTYCH_DECODER_MAX_BATCH_SIZE on a CPU
+_MAX_SLOTS = 256  # the largest value of that setting
+# Per card, beside the runner's own reserve: CUDA contexts. Estimated, not measured.
+_CONTEXT_BYTES = 500_000_000
+_CARDS_GB = {"T4, 16 GB": 16, "L4, 24 GB": 24, "H100, 80 GB": 80}  # source: NVIDIA's data sheets
+
+
+@dataclass(frozen=True, slots=True)
+class ServedMemory:
+    """The memory of a released model, at its default precisions."""
+
+    entry: CatalogEntry
+    size: ModelSize
+
+    @property
+    def num_image_tokens(self) -> int:
+        if self.entry.family == "florence2":
+            return 577
+        return (self.entry.resolution // _PATCH_PX) ** 2
+
+    def weights_bytes(self, part: Part, device: Device) -> int:
+        """Return the size of a part's weights; int8 is of linear layers, the rest is float32."""
+        size = self.size
+        num_weights = size.encoder
+        if self.entry.family == "paligemma":  # position embeddings
+            num_weights += _SIGLIP_WIDTH * (self.num_image_tokens - 256)
+        num_matrices = size.encoder_matrices
+        num_copied = 0
+        if part == "decoder":
+            num_weights = self.entry.parameters - num_weights
+            num_matrices = size.decoder_matrices
+            num_copied = size.head
+        precision = self.entry.precision[device][part]
+        if precision == "int8":
+            return num_matrices + num_copied + 4 * (num_weights - num_matrices)
+        return num_weights * BYTES_PER_WEIGHT[precision]
+
+    def slot_bytes(self, device: Device) -> int:
+        """Return the size of a full slot; on a card it is allocated at the start."""
+        precision = self.entry.precision[device]["decoder"]
+        window = self.entry.context_window
+        limit = default_positions(device, self.num_image_tokens) or window
+        value_bytes = 4 if precision == "int8" else BYTES_PER_WEIGHT[precision]
+        return self.size.position_values * min(limit, window) * value_bytes
+
+    @property
+    def card_slot_bytes(self) -> int:
+        """A slot on a card, with the memory in which its tokens are chosen."""
+        # imports torch, which takes seconds
+        from runners.cuda_graphs.choice import choice_bytes
+
+        return self.slot_bytes("cuda") + choice_bytes(self.size.vocabulary)
+
+    @property
+    def card_weights_bytes(self) -> int:
+        """The weights of both parts on a card."""
+        return self.weights_bytes("encoder", "cuda") + self.weights_bytes("decoder", "cuda")
+
+    def num_slots(self, card_gb: float) -> int:
+        """Return the number of slots that fit on a card beside the weights and the allowance."""
+        free_bytes = int(card_gb * _GB) - self.card_weights_bytes - _CONTEXT_BYTES
+        return slots_that_fit(
+            free_bytes, CUDA_RESERVE_BYTES, self.card_slot_bytes, limit=_MAX_SLOTS
+        )
+
+    def row(self) -> list[str]:
+        """Return the cells of the first table."""
+        cells = [self.entry.id]
+        for device, precisions in self.entry.precision.items():
+            for part, precision in precisions.items():
+                cells.append(f"{precision} {self.weights_bytes(part, device) / _GB:.2f}")
+            cells.append(f"{self.slot_bytes(device) / _GB:.3f}")
+        return [*cells, f"{self.size.pool_bytes / _GB:.2f}"]
+
+    def card_row(self) -> list[str]:
+        """Return the cells of the second table."""
+        reserve_bytes = _CONTEXT_BYTES + CUDA_RESERVE_BYTES
+        num_bytes = self.card_weights_bytes + _NUM_SLOTS * self.card_slot_bytes + reserve_bytes
+        slots = [str(self.num_slots(card_gb) or "none") for card_gb in _CARDS_GB.values()]
+        return [self.entry.id, f"{num_bytes / _GB:.1f}", *slots]
+
+
+def released_models() -> list[ServedMemory]:
+    """Return every released model; a base for tuning only at a resolution that no other has."""
+    models = []
+    for entry in load_catalog(CATALOG_FILE).values():
+        if _LISTED.fullmatch(entry.id):
+            size = next(size for start, size in SIZES.items() if entry.id.startswith(start))
+            models.append(ServedMemory(entry, size))
+    return models
+
+
+def memory_tables() -> str:
+    """Return both tables as Markdown, in GB of 10^9 bytes."""
+    header = ["model", "encoder, CPU", "decoder, CPU", "a full slot, CPU"]
+    header += ["encoder, CUDA", "decoder, CUDA", "a slot, CUDA", "pool of adapters, CUDA"]
+    cards_header = ["model", f"with {_NUM_SLOTS} slots, GB"]
+    cards_header += [f"slots on {card}" for card in _CARDS_GB]
+    models = released_models()
+    rows = [model.row() for model in models]
+    card_rows = [model.card_row() for model in models]
+    return f"{_table(header, rows)}\n\n{_table(cards_header, card_rows)}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" + "|---:" * (len(header) - 1) + "|", *lines[1:]])
+
+
+if __name__ == "__main__":
+    print(memory_tables())

@@ -40,6 +40,7 @@ ARROWS = {
         "loadtest.figures",
         "loadtest.processes",
         "diptych_client",  # it simulates the client's guarantees
+        "tests.support.random_weights",
         "runners",
         "wire",
         "imaging",

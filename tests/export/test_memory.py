@@ -2,47 +2,72 @@
 them.
 """
 
+from typing import Any
+
 import pytest
-from transformers import AutoConfig
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText
 
-from export.memory import ModelSize, memory_tables, model_sizes, num_position_values
-from runners.kv_cache.slot_cache import SlotCache
-from runners.models.load import load_decoder
-from tests.support.export_cli import MODELS, ROOT, ModelStore
+from export.resources import SIZES, memory_tables, released_models
+from runners.models.adapter_pool import POOL_RANK
+from runners.models.adapters import Adapters
+from runners.models.bart import Bart
+from runners.models.gemma import Gemma
+from runners.models.weights import DecoderWeights
+from tests.support.export_cli import ROOT
+from tests.support.random_weights import SHAPES
 
-
-@pytest.fixture(scope="module")
-def sizes() -> dict[str, ModelSize]:
-    return {size.entry.id: size for size in model_sizes()}
-
-
-def test_parts_sum_to_the_parameters_of_the_catalog(sizes: dict[str, ModelSize]) -> None:
-    assert len(sizes) == 16
-    for size in sizes.values():
-        assert sum(part.num_parameters for part in size.parts.values()) == size.entry.parameters
+_Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 
 
-@pytest.mark.parametrize(
-    ("model_id", "family"), [("florence-2-mini", "florence2"), ("paligemma-mini", "paligemma")]
-)
-def test_values_match_the_kv_cache_of_the_decoder(
-    exported: ModelStore, model_id: str, family: str
-) -> None:
-    decoder = load_decoder(exported.newest(model_id), family, "float32", "cpu")  # type: ignore[arg-type]
-    num_values = SlotCache(decoder.shape, 1).num_bytes // decoder.shape.dtype.itemsize
-    config = AutoConfig.from_pretrained(MODELS / model_id)
-    assert num_position_values(config) * config.text_config.max_position_embeddings == num_values
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_those_of_the_configurations(name: str) -> None:
+    shape = next(shape for model_id, shape in SHAPES.items() if model_id.startswith(name))
+    config: Any = shape.config(1000)
+    with torch.device("meta"):
+        model = _Model.from_config(config).model
+    vision = nn.ModuleList([model.vision_tower, model.multi_modal_projector])
+    size = SIZES[name]
+    assert sum(weight.numel() for weight in vision.parameters()) == size.encoder
+    assert _num_matrix_weights(vision) == size.encoder_matrices
+    assert _num_matrix_weights(model.language_model) == size.decoder_matrices
+    assert model.get_input_embeddings().weight.numel() == size.head
+    assert config.text_config.vocab_size == size.vocabulary
+    adapters = Adapters("meta")
+    source = model.language_model.state_dict()
+    weights = DecoderWeights(source, "float16", torch.device("meta"), adapters=adapters)
+    body = Bart if name.startswith("florence") else Gemma
+    body(config.text_config.to_dict(), weights)
+    adapters.open_pool(POOL_RANK, 1 << 60)
+    assert adapters.num_bytes_with({}) == size.pool_bytes
+    text = config.text_config
+    if name.startswith("florence"):  # as many keys and values of cross-attention
+        assert size.position_values == 4 * text.decoder_layers * text.d_model
+    else:
+        num_values = text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        assert size.position_values == 2 * num_values
 
 
-def test_int8_keeps_other_weights_in_float32_and_adds_the_tied_head(
-    sizes: dict[str, ModelSize],
-) -> None:
-    decoder = sizes["florence-2-base"].parts["decoder"]
-    embedding = 51328 * 768
-    assert decoder.num_tied == embedding
-    assert decoder.num_bytes("int8") == decoder.num_matrix + embedding + 4 * decoder.num_other
-    assert decoder.num_bytes("float16") == 2 * decoder.num_parameters
+def _num_matrix_weights(module: nn.Module) -> int:
+    linears = {part.weight for part in module.modules() if isinstance(part, nn.Linear)}
+    return sum(weight.numel() for weight in linears)
+
+
+@pytest.mark.parametrize("model_id", ["florence-2-base", "paligemma-3b-mix-448"])
+def test_parts_sum_to_the_entrys_parameters(model_id: str) -> None:
+    (memory,) = [model for model in released_models() if model.entry.id == model_id]
+    parts = [memory.weights_bytes(part, "cuda") for part in ("encoder", "decoder")]
+    assert sum(parts) == 2 * memory.entry.parameters == memory.card_weights_bytes
+
+
+def test_int8_keeps_other_weights_in_float32_and_adds_the_head() -> None:
+    base = released_models()[0]
+    num_others = base.entry.parameters - base.size.encoder - base.size.decoder_matrices
+    expected = base.size.decoder_matrices + base.size.head + 4 * num_others
+    assert base.weights_bytes("decoder", "cpu") == expected
 
 
 def test_operations_guide_has_the_current_tables() -> None:
+    assert len(released_models()) == 16
     assert memory_tables() in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from export.artifacts.store import new_version
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
-from export.checkpoints.random_weights import write_random_checkpoint
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from tests.support.export_cli import MODELS
 from tests.support.fitting_entries import fitting
+from tests.support.random_weights import write_random_checkpoint
 from wire.artifacts.manifest import Manifest
 
 PROBES = ProbePlan(2, 12)

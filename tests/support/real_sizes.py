@@ -22,7 +22,6 @@ from transformers import AutoConfig
 
 from export.artifacts.store import new_version
 from export.checkpoints.jobs import ExportOptions, find_entry, plan_job
-from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from export.checkpoints.sources import WEIGHTS_FILE
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
@@ -35,6 +34,7 @@ from tests.support.microsoft_form import (
     update_json,
     write_microsoft_form,
 )
+from tests.support.random_weights import SHAPES, write_random_checkpoint
 
 ALL_LAYERS = 99
 _MODULE = "tests.support.real_sizes"  # __name__ is __main__ for the command

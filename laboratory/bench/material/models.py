@@ -16,12 +16,12 @@ import yaml
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.bases import CATALOG_FILE, ROOT
 from export.checkpoints.jobs import ExportOptions, plan_job
-from export.checkpoints.random_weights import write_random_checkpoint
 from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
 from laboratory.bench.material.records import Scale
 from tasks.catalog import CatalogEntry, load_catalog
+from tests.support.random_weights import write_random_checkpoint
 from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
 ALL_LAYERS = 100

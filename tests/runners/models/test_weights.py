@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.checkpoints.random_weights import write_random_checkpoint
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
 from runners.encoder.session import VisionEncoder
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
+from tests.support.random_weights import write_random_checkpoint
 from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest, vision_encoder_file
 
 # Relative to the weights. The excess: the mapped pages of the tensor being read, the holes that

@@ -1,6 +1,6 @@
 """Checkpoints with random weights in published configurations.
 
-    python -m export.checkpoints.random_weights NAME FOLDER
+    python -m tests.support.random_weights NAME FOLDER
 
 Only the number of layers and the tokenizer differ from the release: tokenizer and special token ids
 are those of an embedded checkpoint. Answers are meaningless, but all widths, dtypes and generation
@@ -265,7 +265,7 @@ def _randomise(model: Any, shape: Shape, gain: float, generator: torch.Generator
 
 def main() -> int:
     """Write one checkpoint; return the exit status."""
-    name = "python -m export.checkpoints.random_weights"
+    name = "python -m tests.support.random_weights"
     parser = argparse.ArgumentParser(name, description=__doc__)
     parser.add_argument("name", choices=SHAPES)
     parser.add_argument("folder", type=Path)

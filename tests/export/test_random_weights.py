@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from export.checkpoints.random_weights import SHAPES, write_random_checkpoint
 from tests.support.catalog import CATALOG
 from tests.support.export_random import PROBES, export_random
+from tests.support.random_weights import SHAPES, write_random_checkpoint
 from wire.artifacts.manifest import read_manifest, verify_files
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
