@@ -269,7 +269,7 @@ class ServedMemory:
     def card_slot_bytes(self) -> int:
         """A slot on a card, with the memory in which its tokens are chosen."""
         # imports torch, which takes seconds
-        from runners.cuda_graphs.choice import choice_bytes
+        from runners.tokens.choice import choice_bytes
 
         return self.slot_bytes("cuda") + choice_bytes(self.size.vocabulary)
 

@@ -10,10 +10,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from export.resources import SIZES, memory_tables, released_models
-from runners.models.adapter_pool import POOL_RANK
-from runners.models.adapters import Adapters
-from runners.models.bart import Bart
-from runners.models.gemma import Gemma
+from runners.adapters.low_rank import POOL_RANK, Adapters
+from runners.models.florence2 import Bart
+from runners.models.paligemma import Gemma
 from runners.models.weights import DecoderWeights
 from tests.support.export_cli import ROOT
 from tests.support.random_weights import SHAPES
