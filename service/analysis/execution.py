@@ -13,7 +13,6 @@ from itertools import chain, product
 
 from imaging.files import PixelBox
 from service.analysis.steps import BoxOf, Plan, Step, parse_plan
-from service.analysis.views import FoundObject, crop_around, objects_of, within
 from service.errors import NotReady, Overloaded, ServiceError, UnsupportedImage
 from service.images.decoding import LazyImage, in_thread
 from service.images.url_rules import ImageInput
@@ -23,11 +22,29 @@ from service.inference.prediction import Answer
 from service.inference.recording import record_error
 from service.inference.served_models import ServedModel
 from service.runner_client.joined_calls import JoinedCalls
+from tasks.parsing import bounding_box
+from tasks.results import (
+    BoxXyxy,
+    DetectionsResult,
+    InstancesResult,
+    Result,
+    TextRegionsResult,
+    TextResult,
+)
 from tasks.tiles.placement import placed
 from wire.telemetry.tracing import span
 
 _RESTART_S = 15.0  # a killed runner is ready again before
 _RETRY_AFTER_S = 0.5
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepObject:
+    """An object of a result that a step may be asked about."""
+
+    about: BoxOf
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +66,7 @@ class StepAnswers:
     is_truncated: bool  # more objects than `max_each`, or than the request may have answers
     answers: tuple[StepAnswer, ...]
 
-    def objects(self) -> Iterator[FoundObject]:
+    def objects(self) -> Iterator[StepObject]:
         """Yield the objects of all answers, which another step may be asked about."""
         for answer in self.answers:
             if isinstance(answer.outcome, Answer):
@@ -114,7 +131,7 @@ class _Run:
     context: RequestContext
     on_answer: OnAnswer
     num_left: int  # answers that the request may still have
-    found: "dict[str, asyncio.Future[list[FoundObject]]]" = field(default_factory=dict)
+    objects: "dict[str, asyncio.Future[list[StepObject]]]" = field(default_factory=dict)  # by step
     views: dict[PixelBox, ImageView] = field(default_factory=dict)
     joined: dict[str, JoinedCalls] = field(default_factory=dict)  # key: runner
     is_first: bool = True
@@ -122,7 +139,7 @@ class _Run:
 
     async def analysis(self) -> Analysis:
         """Run all steps; raise errors of the image, and `Overloaded` if nothing else came."""
-        self.found = {step.own.id: asyncio.Future() for step in self.plan.steps}
+        self.objects = {step.options.id: asyncio.Future() for step in self.plan.steps}
         try:
             async with asyncio.TaskGroup() as group:
                 running = [group.create_task(self._step(step, group)) for step in self.plan.steps]
@@ -130,39 +147,38 @@ class _Run:
             raise errors.exceptions[0] from None
         finally:
             await JoinedCalls.close(self.joined.values())
-        steps = tuple(each.result() for each in running)
+        steps = tuple(task.result() for task in running)
         answers = list(chain.from_iterable(step.answers for step in steps))
-        refusals = [each.outcome for each in answers if isinstance(each.outcome, Overloaded)]
+        refusals = [answer.outcome for answer in answers if isinstance(answer.outcome, Overloaded)]
         if refusals and len(refusals) == len(answers):
             raise refusals[0]
         return Analysis(self.image.header.size_wh, steps)
 
     async def _step(self, step: Step, group: asyncio.TaskGroup) -> StepAnswers:
-        each = step.own.each
-        objects = [] if each is None else await self.found[each]
-        with span("analyze step", {"diptych.step": step.own.id, "diptych.task": step.task.id}):
-            asked: list[tuple[int | None, BoxOf | None]] = [(None, None)]
-            if each is not None:
+        options = step.options
+        objects = [] if options.each is None else await self.objects[options.each]
+        with span("analyze step", {"diptych.step": options.id, "diptych.task": step.task.id}):
+            questions: list[tuple[int | None, BoxOf | None]] = [(None, None)]
+            if options.each is not None:
                 best = sorted(range(len(objects)), key=lambda index: -objects[index].score)
-                asked = [(index, objects[index].about) for index in best[: step.own.max_each]]
-            asked = asked[: self.num_left // len(step.models)]
-            self.num_left -= len(asked) * len(step.models)
-            is_truncated = len(asked) < (1 if each is None else len(objects))
-            answering = [
-                group.create_task(self._answer(step, model, *one))
-                for one, model in product(asked, step.models)
-            ]
+                questions = [(index, objects[index].about) for index in best[: options.max_each]]
+            questions = questions[: self.num_left // len(step.models)]
+            self.num_left -= len(questions) * len(step.models)
+            is_truncated = len(questions) < (1 if options.each is None else len(objects))
+            answering: list[asyncio.Task[StepAnswer]] = []
+            for (index, about), model in product(questions, step.models):
+                answering.append(group.create_task(self._answer(step, model, index, about)))
             answers = await asyncio.gather(*answering)
-        answered = StepAnswers(step, is_truncated, tuple(answers))
-        self.found[step.own.id].set_result(list(answered.objects()))
-        return answered
+        step_answers = StepAnswers(step, is_truncated, tuple(answers))
+        self.objects[options.id].set_result(list(step_answers.objects()))
+        return step_answers
 
     async def _answer(
         self, step: Step, model: ServedModel, of: int | None, about: BoxOf | None
     ) -> StepAnswer:
         view = None
-        if about is not None and step.own.view == "crop":
-            view = crop_around(about.box, step.own.margin, self.image.header.size_wh)
+        if about is not None and step.options.view == "crop":
+            view = crop_around(about.box, step.options.margin, self.image.header.size_wh)
             about = replace(about, box=within(about.box, view))
         outcome: Answer | ServiceError
         try:
@@ -184,7 +200,7 @@ class _Run:
             error.model = model.id
             error.task = step.task.id
             record_error(error, self.context.api, self.context.request_id)
-        answer = StepAnswer(step.own.id, of, view, model, outcome)
+        answer = StepAnswer(step.options.id, of, view, model, outcome)
         self.on_answer(answer)
         return answer
 
@@ -211,3 +227,39 @@ class _Run:
         if view is not None and view not in self.views:
             self.views[view] = ImageView.of(self.image, view)
             await self.context.quota.take_pixels(math.prod(self.views[view].header.size_wh))
+
+
+def objects_of(result: Result) -> Iterator[StepObject]:
+    """Yield the objects of a result in its order; a text has none."""
+    match result:
+        case DetectionsResult(items) | InstancesResult(items):
+            for item in items:
+                yield StepObject(BoxOf(item.box, {"label": item.label}), item.score)
+        case TextRegionsResult(regions):
+            for region in regions:
+                box = bounding_box(region.quad) or _NO_BOX
+                yield StepObject(BoxOf(box, {"text": region.text}), region.score)
+        case TextResult():
+            return
+
+
+def crop_around(box: BoxXyxy, margin: float, image_size_wh: tuple[int, int]) -> PixelBox:
+    """Return the whole pixels of a box and its margin that lie in the image, at least one."""
+    x1, y1, x2, y2 = box
+    left, right = _side(x1, x2, margin, image_size_wh[0])
+    top, bottom = _side(y1, y2, margin, image_size_wh[1])
+    return left, top, right, bottom
+
+
+def _side(start: float, end: float, margin: float, side_px: int) -> tuple[int, int]:
+    margin_px = margin * (end - start)
+    first = min(max(0, math.floor(start - margin_px)), side_px - 1)
+    return first, max(first + 1, min(side_px, math.ceil(end + margin_px)))
+
+
+def within(box: BoxXyxy, crop: PixelBox) -> BoxXyxy:
+    """Return the part of a box that a crop shows, in pixels of the crop."""
+    left, top, right, bottom = crop
+    x1, x2 = (min(max(x, left), right) - left for x in (box[0], box[2]))
+    y1, y2 = (min(max(y, top), bottom) - top for y in (box[1], box[3]))
+    return x1, y1, x2, y2

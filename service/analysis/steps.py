@@ -1,21 +1,24 @@
 """The steps of an analysis as a graph, validated as a whole before anything runs.
 
 A step has the fields of a predict, or with `models` those of a compare. `each` names a step whose
-result has boxes: the step is asked about every one of them. Knows no image.
+result has boxes: the step is asked about every one of them. Its strings may have `{label}` and
+`{text}`, which an object of that step fills: the filled text is data, neither filled again nor read
+as control tokens. Knows no image.
 """
 
 import graphlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.analysis.templates import NAMES_OF, filled, used_names
 from service.errors import InvalidRequest, ServiceError
 from service.inference.prediction import task_prompts
 from service.inference.request_fields import (
+    PARAMETERS,
     CompareFields,
     PredictFields,
     TaskRequest,
@@ -24,12 +27,26 @@ from service.inference.request_fields import (
 from service.inference.served_models import ServedModel, ServedModels
 from service.validation import validated
 from tasks.errors import shown
+from tasks.parameter_kinds import TextListParameter, TextParameter
 from tasks.results import BoxXyxy
-from tasks.table import TASKS, Task
+from tasks.table import TASKS, ResultKind, Task
 
 MAX_ID_CHARS = 64
 MAX_EACH = 256
 _SAMPLE_REGION = [0.0, 0.0, 1.0, 1.0]  # validates a step whose region is known later
+# the names that the objects of each kind of result can fill
+_NAMES_OF: Mapping[ResultKind, frozenset[str]] = {
+    "text": frozenset(),
+    "detections": frozenset({"label"}),
+    "instances": frozenset({"label"}),
+    "text_regions": frozenset({"text"}),
+}
+_NAME = re.compile(r"\{(label|text)\}")
+_TEXT_FIELDS = frozenset(
+    name
+    for name, parameter in PARAMETERS.items()
+    if isinstance(parameter, TextParameter | TextListParameter)
+)
 
 
 class StepFields(BaseModel):
@@ -71,7 +88,7 @@ class BoxOf:
 class Step:
     """A validated step; `fields` are those of its predict or compare, with templates."""
 
-    own: StepFields
+    options: StepFields
     fields: Mapping[str, object]
     task: Task
     models: tuple[ServedModel, ...]  # asked at the same time
@@ -90,29 +107,29 @@ class Step:
     def check_reference(self, by_id: Mapping[str, "Step"]) -> None:
         """Raise `InvalidRequest` unless `each` names a step whose boxes this one uses."""
         names = used_names(self.fields)
-        where = f"{self.position} ({self.own.id})"
-        if self.own.each is None:
+        where = f"{self.position} ({self.options.id})"
+        if self.options.each is None:
             if names:
                 message = f"{where}: {{{min(names)}}} needs each, the step whose objects fill it"
                 raise InvalidRequest(message, self.position)
             return
-        source = by_id.get(self.own.each)
+        source = by_id.get(self.options.each)
         param = f"{self.position}.each"
         if source is None:
-            problem = f"{where}: each is {shown(self.own.each)}, which is not a step"
+            problem = f"{where}: each is {shown(self.options.each)}, which is not a step"
             raise InvalidRequest(f"{problem}; the steps are {', '.join(by_id)}", param)
         if source.task.result_kind == "text":
             message = (
-                f"{where}: each is {source.own.id!r}, whose task {source.task.id} has no boxes"
+                f"{where}: each is {source.options.id!r}, whose task {source.task.id} has no boxes"
             )
             raise InvalidRequest(message, param)
-        allowed = NAMES_OF[source.task.result_kind]
+        allowed = _NAMES_OF[source.task.result_kind]
         if unknown := names - allowed:
-            message = f"{where}: {{{min(unknown)}}} is not a text of {source.own.id!r}"
+            message = f"{where}: {{{min(unknown)}}} is not a text of {source.options.id!r}"
             can_fill = " and ".join(f"{{{name}}}" for name in sorted(allowed))
             raise InvalidRequest(f"{message}; its objects fill {can_fill}", self.position)
-        if not (names or self.has_region or self.own.view == "crop"):
-            message = f"{where}: every box of {source.own.id!r} would get the same answer"
+        if not (names or self.has_region or self.options.view == "crop"):
+            message = f"{where}: every box of {source.options.id!r} would get the same answer"
             raise InvalidRequest(f"{message}; use view crop, or {{label}} in a string", param)
 
 
@@ -127,7 +144,7 @@ class Plan:
         """Return True for crops, and for a further runner, which has other pixels."""
         models = chain.from_iterable(step.models for step in self.steps)
         runners = {model.runner_id for model in models}
-        return len(runners) > 1 or any(step.own.view == "crop" for step in self.steps)
+        return len(runners) > 1 or any(step.options.view == "crop" for step in self.steps)
 
     def check_prompts(self, size_wh: tuple[int, int]) -> None:
         """Raise the error of a predict that its model does not offer in this variant."""
@@ -138,10 +155,10 @@ class Plan:
             if "models" in step.fields:  # each of them has its own error
                 continue
             try:
-                request = step.request(None if step.own.each is None else anything)
+                request = step.request(None if step.options.each is None else anything)
                 task_prompts(step.models[0], request, size_wh)
             except ServiceError as error:
-                raise of_step(error, step.position, step.own.id) from error
+                raise _of_step(error, step.position, step.options.id) from error
 
 
 def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: int) -> Plan:
@@ -157,22 +174,23 @@ def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: 
         raise InvalidRequest(
             f"stream must be true or false, not {shown(document['stream'])}", "stream"
         )
-    given = document.get("steps")
-    if not isinstance(given, list) or not 1 <= len(given) <= max_steps:
-        found = f"{len(given)} steps" if isinstance(given, list) else shown(given)
-        raise InvalidRequest(
-            f"steps must be a list of 1 to {max_steps} steps, not {found}", "steps"
-        )
-    steps = tuple(_step(f"steps[{index}]", each, models) for index, each in enumerate(given))
+    documents = document.get("steps")
+    if not isinstance(documents, list) or not 1 <= len(documents) <= max_steps:
+        value = f"{len(documents)} steps" if isinstance(documents, list) else shown(documents)
+        problem = f"steps must be a list of 1 to {max_steps} steps, not {value}"
+        raise InvalidRequest(problem, "steps")
     by_id: dict[str, Step] = {}
-    for step in steps:
-        if step.own.id in by_id:
-            message = f"{step.position}: the id {step.own.id!r} is repeated; ids must be unique"
+    for index, step_document in enumerate(documents):
+        step = _step(f"steps[{index}]", step_document, models)
+        if step.options.id in by_id:
+            message = f"{step.position}: the id {step.options.id!r} is repeated; ids must be unique"
             raise InvalidRequest(message, f"{step.position}.id")
-        by_id[step.own.id] = step
-    for step in steps:
+        by_id[step.options.id] = step
+    references: dict[str, list[str]] = {}
+    for step in by_id.values():
         step.check_reference(by_id)
-    references = {step.own.id: [step.own.each] for step in steps if step.own.each is not None}
+        if step.options.each is not None:
+            references[step.options.id] = [step.options.each]
     try:
         graphlib.TopologicalSorter(references).prepare()
     except graphlib.CycleError as error:
@@ -180,49 +198,49 @@ def parse_plan(document: Mapping[str, object], models: ServedModels, max_steps: 
         position = by_id[error.args[1][0]].position
         message = f"steps refer to each other in a cycle: {cycle}; each must name another result"
         raise InvalidRequest(message, f"{position}.each") from error
-    return Plan(steps)
+    return Plan(tuple(by_id.values()))
 
 
-def _step(position: str, given: object, models: ServedModels) -> Step:
-    if not isinstance(given, dict):
-        raise InvalidRequest(f"{position} must be an object, not {shown(given)}", position)
-    own_names = StepFields.model_fields.keys()
+def _step(position: str, document: object, models: ServedModels) -> Step:
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"{position} must be an object, not {shown(document)}", position)
+    fields = dict(document)
+    option_values = {name: fields.pop(name) for name in StepFields.model_fields if name in fields}
     try:
-        own = validated(StepFields, {name: given[name] for name in given.keys() & own_names})
+        options = validated(StepFields, option_values)
     except InvalidRequest as error:
-        raise of_step(error, position) from error
-    fields = {name: value for name, value in given.items() if name not in own_names}
-    unused = {"view", "margin", "max_each"} & own.model_fields_set
-    if own.each is None and unused:
+        raise _of_step(error, position) from error
+    unused = {"view", "margin", "max_each"} & options.model_fields_set
+    if options.each is None and unused:
         name = min(unused)
         raise InvalidRequest(f"{position}: {name} needs each", f"{position}.{name}")
-    if own.each is not None and "min_precision" in fields:
+    if options.each is not None and "min_precision" in fields:
         message = f"{position}: min_precision is proved about images, not about the boxes of each"
         raise InvalidRequest(message, f"{position}.min_precision")
     if "stream" in fields:
         message = f"{position}: unknown field 'stream'; it is a field of the whole request"
         raise InvalidRequest(message, f"{position}.stream")
     try:
-        has_region = own.each is not None and takes_region(fields)
+        has_region = options.each is not None and _takes_region(fields)
         sample = fields | {"region": _SAMPLE_REGION} if has_region else fields
         common, request = _parsed(sample)
         if isinstance(common, CompareFields):
-            asked = models.compared(common.models, request.task.id)
+            step_models = models.compared(common.models, request.task.id)
         else:
-            asked = (models.asked(common.model, request.task.id),)
+            step_models = (models.asked(common.model, request.task.id),)
     except ServiceError as error:
-        raise of_step(error, position, own.id) from error
-    return Step(own, fields, request.task, asked, has_region, position)
+        raise _of_step(error, position, options.id) from error
+    return Step(options, fields, request.task, step_models, has_region, position)
 
 
-def of_step(error: ServiceError, position: str, step_id: str | None = None) -> ServiceError:
+def _of_step(error: ServiceError, position: str, step_id: str | None = None) -> ServiceError:
     """Return the error of a step's fields as one of the request, which names the step."""
     where = position if step_id is None else f"{position} ({step_id})"
     param = position if error.param is None else f"{position}.{error.param}"
     return type(error)(f"{where}: {error.message}", param)
 
 
-def takes_region(fields: Mapping[str, object]) -> bool:
+def _takes_region(fields: Mapping[str, object]) -> bool:
     """Return True if the task has a region, and a step gives neither it nor an alternative."""
     task = TASKS.get(str(fields.get("task")))
     if task is None or "region" not in (parameter.name for parameter in task.parameters):
@@ -236,3 +254,34 @@ def _parsed(
     if "models" in fields:
         return parse_fields(CompareFields, fields)
     return parse_fields(PredictFields, fields)
+
+
+def used_names(fields: Mapping[str, object]) -> frozenset[str]:
+    """Return the names that the strings of a step use."""
+    names: set[str] = set()
+    for text in _texts(fields):
+        names.update(_NAME.findall(text))
+    return frozenset(names)
+
+
+def filled(fields: Mapping[str, object], values: Mapping[str, str]) -> dict[str, object]:
+    """Return the fields with every used name replaced by its value."""
+
+    def fill(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return _NAME.sub(lambda match: values[match[1]], value)
+
+    document = dict(fields)
+    for name in _TEXT_FIELDS & fields.keys():
+        value = fields[name]
+        document[name] = list(map(fill, value)) if isinstance(value, list) else fill(value)
+    return document
+
+
+def _texts(fields: Mapping[str, object]) -> Iterator[str]:
+    for name in _TEXT_FIELDS & fields.keys():
+        value = fields[name]
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                yield text

@@ -121,25 +121,25 @@ class BatchList(BaseModel):
     has_more: bool
 
 
-class _Given(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class ExpiresAfter(_Given):
+class ExpiresAfter(_Strict):
     """How long a file is kept."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=_MIN_KEPT_S, le=MAX_KEPT_S)
 
 
-class FileFields(_Given):
+class FileFields(_Strict):
     """Fields of POST /v1/files other than the file."""
 
     purpose: Literal["batch"]
     expires_after: ExpiresAfter = ExpiresAfter(anchor="created_at", seconds=MAX_KEPT_S)
 
 
-class BatchRequest(_Given):
+class BatchRequest(_Strict):
     """Body of POST /v1/batches."""
 
     input_file_id: str = Field(max_length=_MAX_ID_CHARS)
@@ -151,7 +151,7 @@ class BatchRequest(_Given):
     output_expires_after: ExpiresAfter = ExpiresAfter(anchor="created_at", seconds=MAX_KEPT_S)
 
 
-class BatchLine(_Given):
+class BatchLine(_Strict):
     """One request: a line of the input file."""
 
     custom_id: str = Field(min_length=1, max_length=512)

@@ -2,28 +2,36 @@
 
 POST /v1/chat/completions
 
-A completion has the generated text, or the typed result if `response_format` asks for JSON. GET
-/v1/models also has OpenAI's form.
+The last message asks, follow-up questions are about the latest image. A text is a prompt in the
+model's own syntax (`<OD>`, `detect cat`), or else a question. A completion has the generated text,
+or the typed result if `response_format` asks for JSON. GET /v1/models also has OpenAI's form.
+
+A client's schema is untrusted: keywords that run its regular expressions are refused, a reference
+is followed within the schema only, and alternatives are tried for a bounded number of steps.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from jsonschema import Draft202012Validator, SchemaError, ValidationError
+from jsonschema.validators import extend
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.errors import ErrorCode, ServiceError
-from service.http.body import read_json
+from service.errors import ErrorCode, InvalidRequest, ServiceError
+from service.http.body import parse_image, read_json
 from service.http.boundary import Interface, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
 from service.images.decoding import in_thread
-from service.inference.core import Core, RequestContext
+from service.images.url_rules import ImageInput
+from service.inference.core import Core, Fields, RequestContext
 from service.inference.prediction import Answer, Piece
-from service.openai.conversation import fields_of, image_of
-from service.openai.typed_content import check_schema, typed_content
 from service.openai.wire import (
     AssistantMessage,
     ChatChoice,
@@ -35,10 +43,16 @@ from service.openai.wire import (
     ChatUsage,
     ChunkChoice,
     ErrorType,
+    ImagePart,
     ResponseFormat,
     StreamOptions,
+    TextPart,
 )
+from service.schema.rendering import RESULT
 from service.validation import validated
+from tasks.errors import ParameterError
+from tasks.families import FAMILIES
+from tasks.prompts import AskedTask
 from wire.disconnection import while_connected
 
 _TYPES: dict[ErrorCode, ErrorType] = {
@@ -48,6 +62,11 @@ _TYPES: dict[ErrorCode, ErrorType] = {
     "not_ready": "server_error",
     "deadline_exceeded": "server_error",
 }
+
+_PARAM = "response_format.json_schema.schema"
+_REFUSED = ("pattern", "patternProperties", "format", "$dynamicRef")
+_MAX_STEPS = 20_000
+_steps: ContextVar[Iterator[int]] = ContextVar("steps")
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
@@ -162,3 +181,107 @@ def _usage(answer: Answer) -> ChatUsage:
         completion_tokens=answer.written.num_generated_tokens,
         total_tokens=num_read + answer.written.num_generated_tokens,
     )
+
+
+def image_of(chat: ChatRequest) -> ImageInput:
+    """Return the one image of the latest message that has an image."""
+    for message in reversed(chat.messages):
+        if message.role != "user":
+            continue
+        urls = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
+        if len(urls) > 1:
+            raise InvalidRequest(f"a message has {len(urls)} image_url parts; send one", "messages")
+        if urls:
+            return parse_image(urls[0])
+    raise InvalidRequest("no message of the user has an image_url part; send one", "messages")
+
+
+def fields_of(chat: ChatRequest, core: Core) -> Fields:
+    """Return the fields of POST /v1/predict with the meaning of the last message."""
+    last = chat.messages[-1]
+    if last.role != "user":
+        raise InvalidRequest(f"the last message is of {last.role}; it must be of user", "messages")
+    texts = [part.text for part in last.content if isinstance(part, TextPart)]
+    if len(texts) != 1:
+        problem = f"the last message has {len(texts)} text parts; send one"
+        raise InvalidRequest(problem, "messages")
+    entry = core.models.get(chat.model).entry
+    try:
+        prompt = FAMILIES[entry.family].read_prompt(entry, texts[0])
+    except ParameterError as error:
+        raise InvalidRequest(str(error), error.param) from error
+    # a text that is not a prompt of the model is a question
+    prompt = prompt or AskedTask("visual_question_answering", {"question": texts[0]})
+    fields = {
+        "task": prompt.task_id,
+        **prompt.values,
+        "model": chat.model,
+        "temperature": chat.temperature,
+        "top_p": chat.top_p,
+        "seed": chat.seed,
+        "max_new_tokens": chat.max_completion_tokens or chat.max_tokens,
+    }
+    shares = prompt.region_shares
+    if shares is None:
+        return fields
+
+    def with_region(size_wh: tuple[int, int]) -> Mapping[str, object]:
+        region = [share * side for share, side in zip(shares, size_wh * 2, strict=True)]
+        return fields | {"region": region}
+
+    return with_region
+
+
+def _counted(keyword: str) -> Any:
+    check = Draft202012Validator.VALIDATORS[keyword]
+
+    def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        if next(_steps.get(), None) is None:
+            raise RecursionError
+        return check(validator, value, instance, schema)
+
+    return counted
+
+
+def _refused(keyword: str) -> Any:
+    def refuse(*_: Any) -> None:
+        raise InvalidRequest(f"{_PARAM} uses {keyword}, which is not supported", _PARAM)
+
+    return refuse
+
+
+_KEYWORDS = {name: _counted(name) for name in Draft202012Validator.VALIDATORS}
+_KEYWORDS |= {name: _refused(name) for name in _REFUSED}
+_Validator = extend(Draft202012Validator, _KEYWORDS)  # type: ignore[no-untyped-call]
+
+
+def check_schema(schema: dict[str, Any]) -> None:
+    """Raise `InvalidRequest` unless a client's value is a JSON Schema (draft 2020-12)."""
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        problem = f"{_PARAM} is not a JSON Schema: {error.json_path} breaks {error.validator!r}"
+        raise InvalidRequest(problem, _PARAM) from error
+
+
+def typed_content(answer: Answer, response_format: ResponseFormat) -> str:
+    """Return the typed result as JSON; raise `InvalidRequest` if it does not match the schema."""
+    result = RESULT.validate_python(answer.result)
+    content: str = result.model_dump_json()
+    if response_format.json_schema is None:
+        return content
+    _steps.set(iter(range(_MAX_STEPS)))
+    validator = _Validator(response_format.json_schema.schema_, registry=Registry())
+    try:
+        validator.validate(result.model_dump(mode="json"))
+    except ValidationError as error:
+        problem = f"the result of {answer.request.task.id} does not match {_PARAM}"
+        where = f"{error.json_path} breaks {error.validator!r}"
+        form = "its form is that of `result` of POST /v1/predict"
+        raise InvalidRequest(f"{problem}: {where}; {form}", _PARAM) from error
+    except Unresolvable as error:
+        raise InvalidRequest(f"{_PARAM} refers to something outside itself", _PARAM) from error
+    except RecursionError as error:
+        problem = f"{_PARAM} has too many alternatives or refers to itself"
+        raise InvalidRequest(problem, _PARAM) from error
+    return content

@@ -33,11 +33,11 @@ _MAX_TOOLS = 128  # OpenAI's own limit
 _Text = Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]
 
 
-class _Given(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class ImageUrl(_Given):
+class ImageUrl(_Strict):
     """URL of the image."""
 
     url: str = Field(
@@ -47,14 +47,14 @@ class ImageUrl(_Given):
     detail: Literal["auto", "low", "high"] = Field("auto", description=_IGNORED)
 
 
-class ImagePart(_Given):
+class ImagePart(_Strict):
     """The image of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class TextPart(_Given):
+class TextPart(_Strict):
     """The text of a message."""
 
     type: Literal["text"]
@@ -83,7 +83,7 @@ def _as_parts(content: object) -> object:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-class ChatMessage(_Given):
+class ChatMessage(_Strict):
     """A message; the last one is the user's and asks. Models have no instructions or memory."""
 
     role: Literal["user", "system", "developer", "assistant"] = Field(
@@ -102,13 +102,14 @@ def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
     level: list[object] = [schema]
     for _ in range(_MAX_SCHEMA_LEVELS):
         values: list[object] = []
-        for each in level:
-            if isinstance(each, dict):
-                num_chars += sum(map(len, each))
-                values += each.values()
-            elif isinstance(each, list):
-                values += each
-            num_chars += len(each) if isinstance(each, str) else 0
+        for value in level:
+            if isinstance(value, dict):
+                num_chars += sum(map(len, value))
+                values += value.values()
+            elif isinstance(value, list):
+                values += value
+            elif isinstance(value, str):
+                num_chars += len(value)
         num_nodes += len(level)
         if num_nodes + len(values) > _MAX_SCHEMA_NODES or num_chars > _MAX_SCHEMA_CHARS:
             break
@@ -121,7 +122,7 @@ def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-class TypedSchema(_Given):
+class TypedSchema(_Strict):
     """The schema that the typed result must match."""
 
     name: str = Field(max_length=MAX_NAME_CHARS, description=_IGNORED)
@@ -137,7 +138,7 @@ class TypedSchema(_Given):
     strict: bool | None = Field(None, description=_IGNORED)
 
 
-class ResponseFormat(_Given):
+class ResponseFormat(_Strict):
     """The form of the content: the generated text, or the typed result as JSON."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -152,7 +153,7 @@ class ResponseFormat(_Given):
         return self
 
 
-class StreamOptions(_Given):
+class StreamOptions(_Strict):
     """Options of a stream."""
 
     include_usage: bool = False
@@ -161,7 +162,7 @@ class StreamOptions(_Given):
 _Tool = Annotated[dict[str, Any], Field(json_schema_extra=BOUNDED_BY_BODY)]
 
 
-class ChatRequest(_Given):
+class ChatRequest(_Strict):
     """Body of POST /v1/chat/completions."""
 
     model: str = Field(max_length=MAX_NAME_CHARS, description="Model id; see GET /v1/models.")

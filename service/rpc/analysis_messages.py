@@ -17,7 +17,7 @@ def analysis_message(analysis: Analysis, request_id: str) -> pb.Analysis:
     steps = []
     for step in analysis.steps:
         answers = [_step_answer(answer, request_id) for answer in step.answers]
-        of_step = {"id": step.step.own.id, "task": step.step.task.id}
+        of_step = {"id": step.step.options.id, "task": step.step.task.id}
         steps.append(pb.StepAnswers(**of_step, truncated=step.is_truncated, answers=answers))
     return pb.Analysis(id=request_id, image=pb.Image(width=width, height=height), steps=steps)
 

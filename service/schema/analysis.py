@@ -82,7 +82,7 @@ def step_answer_json(answer: StepAnswer, request_id: str) -> StepAnswerJson | St
 
 def step_json(step: StepAnswers, request_id: str) -> StepJson:
     return StepJson(
-        id=step.step.own.id,
+        id=step.step.options.id,
         task=step.step.task.id,
         truncated=step.is_truncated,
         answers=[step_answer_json(answer, request_id) for answer in step.answers],

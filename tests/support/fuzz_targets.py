@@ -153,7 +153,7 @@ def _plan(document: Mapping[str, object]) -> None:
     plan.check_prompts((640, 480))
     texts = {"label": "{label}<loc_1>", "text": "detect a"}
     for step in plan.steps:
-        step.request(None if step.own.each is None else BoxOf((1.0, 2.0, 30.0, 40.0), texts))
+        step.request(None if step.options.each is None else BoxOf((1.0, 2.0, 30.0, 40.0), texts))
 
 
 def _images(content_type: str) -> Callable[[bytes], object]:

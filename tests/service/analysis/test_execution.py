@@ -10,7 +10,15 @@ import pytest
 from PIL import Image
 
 from service.admission.quotas import Quota, QuotaLimits
-from service.analysis.execution import Analysis, StepAnswer, analyze, stream_analysis
+from service.analysis.execution import (
+    Analysis,
+    StepAnswer,
+    analyze,
+    crop_around,
+    objects_of,
+    stream_analysis,
+    within,
+)
 from service.errors import (
     InvalidRequest,
     Overloaded,
@@ -20,7 +28,14 @@ from service.errors import (
 )
 from service.inference.core import Core, RequestContext
 from service.inference.prediction import Answer, TilesSummary
-from tasks.results import DetectionsResult, TextResult
+from tasks.results import (
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
 from tests.service.inference.test_tiled_answers import COUNTED, TASK, picture
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
@@ -74,21 +89,21 @@ def core(
 
 
 async def answered(
-    of: Core, *steps: dict[str, Any], image: bytes = PNG, asked_in: RequestContext | None = None
+    of: Core, *steps: dict[str, Any], image: bytes = PNG, request: RequestContext | None = None
 ) -> Analysis:
-    return await analyze(of, image, {"steps": list(steps)}, asked_in or context())
+    return await analyze(of, image, {"steps": list(steps)}, request or context())
 
 
 def outcomes(analysis: Analysis) -> dict[str, list[tuple[int | None, str, str]]]:
     """Return of each step the object, the model and the text or the error of each answer."""
-    found = {}
+    answers_of = {}
     for step in analysis.steps:
-        answers = [(each.of, each.model.id, shown(each.outcome)) for each in step.answers]
-        found[step.step.own.id] = answers
-    return found
+        answers = [(answer.of, answer.model.id, text_of(answer.outcome)) for answer in step.answers]
+        answers_of[step.step.options.id] = answers
+    return answers_of
 
 
-def shown(outcome: Answer | ServiceError) -> str:
+def text_of(outcome: Answer | ServiceError) -> str:
     if isinstance(outcome, ServiceError):
         return outcome.code
     if isinstance(outcome.result, TextResult):
@@ -102,7 +117,7 @@ def channel_of(of: Core, model_id: str) -> FakeChannel:
     return channel
 
 
-def test_each_step_is_asked_about_the_boxes_that_it_names() -> None:
+def test_steps_ask_about_boxes() -> None:
     crop = CROP | {"models": [FLORENCE_ID, PALIGEMMA_ID]}
     analysis = run(answered(core(), WHAT, THINGS, crop, MASK))
     assert outcomes(analysis) == {
@@ -117,28 +132,28 @@ def test_each_step_is_asked_about_the_boxes_that_it_names() -> None:
         ],
     }
     assert analysis.image_size_wh == (640, 480)
-    assert [each.view for each in analysis.steps[2].answers[::2]] == [
+    assert [answer.view for answer in analysis.steps[2].answers[::2]] == [
         (38, 77, 346, 308),
         (0, 0, 71, 53),
     ]
 
 
-def test_the_boxes_of_a_crop_come_back_in_pixels_of_the_whole() -> None:
+def test_boxes_of_a_crop() -> None:
     crop = {"id": "words", "task": "object_detection", "each": "things", "view": "crop"}
     analysis = run(answered(core(), THINGS, crop | {"margin": 0, "max_each": 1}))
     (answer,) = analysis.steps[1].answers
     assert answer.view == (64, 96, 321, 289)
     assert isinstance(answer.outcome, Answer)
     assert isinstance(answer.outcome.result, DetectionsResult)
-    found = answer.outcome.result.detections[0].box
+    box = answer.outcome.result.detections[0].box
     shares = (0.1005, 0.2005, 0.5005, 0.6005)
     corners = zip((64, 96, 64, 96), (257, 193, 257, 193), shares, strict=True)
-    assert found == pytest.approx([start + side * share for start, side, share in corners])
+    assert box == pytest.approx([start + side * share for start, side, share in corners])
     assert answer.outcome.image_size_wh == (640, 480)
     assert analysis.steps[1].is_truncated
 
 
-def test_a_runner_gets_the_pixels_of_each_view_once() -> None:
+def test_pixels_of_a_view_are_sent_once() -> None:
     of = core()
     captions = [{"id": f"all{number}", "task": "captioning"} for number in range(3)]
     run(answered(of, THINGS, WHAT, CROP, *captions))
@@ -146,7 +161,7 @@ def test_a_runner_gets_the_pixels_of_each_view_once() -> None:
     assert len(keys) == len(set(keys)) == 3  # the image and two crops
 
 
-def test_a_failed_answer_ends_only_what_depends_on_it() -> None:
+def test_failure_ends_what_depends_on_it() -> None:
     florence = FakeDecoder(FLORENCE_TEXTS, failure=ZeroDivisionError())
     both = {"id": "all", "task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}
     analysis = run(answered(core(florence), THINGS, WHAT, both))
@@ -157,13 +172,13 @@ def test_a_failed_answer_ends_only_what_depends_on_it() -> None:
     }
 
 
-def test_the_best_objects_are_asked_about_first_and_the_rest_is_truncated() -> None:
+def test_best_objects_are_first() -> None:
     analysis = run(answered(core(), THINGS, WHAT | {"max_each": 1}))
     assert [answer.of for answer in analysis.steps[1].answers] == [0]
     assert [step.is_truncated for step in analysis.steps] == [False, True]
 
 
-def test_a_request_has_at_most_as_many_answers_as_the_setting() -> None:
+def test_number_of_answers_is_limited() -> None:
     of = core()
     of.limits = replace(of.limits, max_step_answers=2)
     analysis = run(answered(of, THINGS, WHAT))
@@ -173,10 +188,10 @@ def test_a_request_has_at_most_as_many_answers_as_the_setting() -> None:
     ]
 
 
-def test_each_further_answer_counts_as_a_request_of_the_key() -> None:
+def test_answers_count_for_the_key() -> None:
     limited = Quota("key", QuotaLimits(requests_per_minute=2))
     request = RequestContext("request-1", "test", context().deadline_s, limited)
-    analysis = run(answered(core(), THINGS, WHAT | {"model": FLORENCE_ID}, MASK, asked_in=request))
+    analysis = run(answered(core(), THINGS, WHAT | {"model": FLORENCE_ID}, MASK, request=request))
     answers = chain.from_iterable(outcomes(analysis).values())
     assert [text for *_, text in answers].count("overloaded") == 2
 
@@ -196,7 +211,7 @@ def test_each_further_answer_counts_as_a_request_of_the_key() -> None:
         ),
     ],
 )
-def test_what_a_model_does_not_offer_is_refused_before_anything_runs(
+def test_refused_before_anything_runs(
     step: dict[str, Any], error: type[ServiceError], param: str
 ) -> None:
     of = core()
@@ -206,20 +221,20 @@ def test_what_a_model_does_not_offer_is_refused_before_anything_runs(
     assert not channel_of(of, FLORENCE_ID).calls
 
 
-def test_a_broken_image_fails_the_whole_request() -> None:
+def test_broken_image_fails_the_request() -> None:
     with pytest.raises(UnsupportedImage):
         run(answered(core(), THINGS, WHAT, image=PNG[:-40]))
     with pytest.raises(UnsupportedImage):
         run(answered(core(), THINGS, image=b"none"))
 
 
-def test_a_busy_service_refuses_the_whole_request() -> None:
+def test_busy_service_refuses_the_request() -> None:
     full = Failed(code="overloaded", message="full")
     with pytest.raises(Overloaded):
         run(answered(core(FakeDecoder(FLORENCE_TEXTS | {OD: full})), THINGS, WHAT))
 
 
-def test_a_runner_that_restarts_is_waited_for() -> None:
+def test_restarting_runner_is_waited_for() -> None:
     class Restarting(FakeChannel):
         """Is unavailable for three calls after the first."""
 
@@ -249,12 +264,12 @@ def test_a_runner_that_restarts_is_waited_for() -> None:
     assert channel.num_calls > 4
 
 
-def test_answers_are_streamed_as_they_come() -> None:
+def test_answers_are_streamed() -> None:
     async def scenario() -> None:
         of = core()
         fields = {"steps": [WHAT, THINGS]}
-        events = [each async for each in stream_analysis(of, PNG, fields, context())]
-        assert [each.step_id for each in events[:-1] if isinstance(each, StepAnswer)] == [
+        events = [event async for event in stream_analysis(of, PNG, fields, context())]
+        assert [event.step_id for event in events[:-1] if isinstance(event, StepAnswer)] == [
             "things",
             "what",
             "what",
@@ -264,7 +279,26 @@ def test_answers_are_streamed_as_they_come() -> None:
     run(scenario())
 
 
-def test_a_client_that_leaves_at_any_moment_leaves_nothing() -> None:
+def test_closed_stream_ends_sequences() -> None:
+    """The generator waits for the next answer, or has one that was not taken."""
+
+    async def scenario() -> None:
+        paligemma = FakeDecoder(PALIGEMMA_TEXTS, released=asyncio.Event())
+        of = core(paligemma=paligemma)
+        request = context()
+        caption = {"id": "all", "task": "captioning", "model": PALIGEMMA_ID}
+        events = stream_analysis(of, PNG, {"steps": [THINGS, caption]}, request)
+        assert isinstance(await anext(events), StepAnswer)
+        await until(lambda: paligemma.num_waiting)
+        await events.aclose()
+        await until(lambda: not paligemma.num_waiting, timeout_s=5)
+        assert paligemma.num_cancelled == 1
+        await until(lambda: not of.num_held_bytes, timeout_s=5)
+
+    run(scenario())
+
+
+def test_cancelled_request_leaves_nothing() -> None:
     async def scenario() -> None:
         florence = FakeDecoder(FLORENCE_TEXTS)
         of = core(florence, max_pending=1, max_running=4)
@@ -287,7 +321,7 @@ def test_a_client_that_leaves_at_any_moment_leaves_nothing() -> None:
     run(scenario())
 
 
-def test_a_cancelled_request_ends_its_sequences() -> None:
+def test_cancelled_request_ends_sequences() -> None:
     async def scenario() -> None:
         florence = FakeDecoder(FLORENCE_TEXTS, released=asyncio.Event())
         of = core(florence)
@@ -300,7 +334,7 @@ def test_a_cancelled_request_ends_its_sequences() -> None:
     run(scenario())
 
 
-def test_a_step_of_an_analysis_asks_about_tiles_of_a_crop() -> None:
+def test_tiles_of_a_crop() -> None:
     core = make_core()
     things = TASK | {"id": "things"}
     close = COUNTED | {"id": "close", "each": "things", "view": "crop", "margin": 0}
@@ -315,3 +349,40 @@ def test_a_step_of_an_analysis_asks_about_tiles_of_a_crop() -> None:
     channel = core.runners[FLORENCE_ID]._channel
     assert isinstance(channel, FakeChannel)
     assert len([call for call in channel.calls if call.pixels is not None]) == 3
+
+
+WHOLE_WH = (640, 480)
+CROP_BOX = (100, 50, 140, 90)
+QUAD = ((0.0, 0.0), (4.0, 0.0), (4.0, 3.0), (0.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("box", "margin", "crop"),
+    [
+        ((100.0, 50.0, 140.0, 90.0), 0.0, (100, 50, 140, 90)),
+        ((100.2, 50.9, 139.1, 89.5), 0.0, (100, 50, 140, 90)),
+        ((100.0, 50.0, 140.0, 90.0), 0.5, (80, 30, 160, 110)),
+        ((0.0, 0.0, 640.0, 480.0), 1.0, (0, 0, 640, 480)),
+        ((10.0, 10.0, 10.0, 10.0), 0.1, (10, 10, 11, 11)),
+        ((640.0, 480.0, 640.0, 480.0), 0.1, (639, 479, 640, 480)),
+        ((-9.0, -9.0, -5.0, -5.0), 0.0, (0, 0, 1, 1)),
+    ],
+)
+def test_crop_around_a_box(
+    box: tuple[float, float, float, float], margin: float, crop: tuple[int, int, int, int]
+) -> None:
+    assert crop_around(box, margin, WHOLE_WH) == crop
+
+
+def test_box_within_a_crop() -> None:
+    assert within((100.5, 60.0, 130.0, 95.0), CROP_BOX) == (0.5, 10.0, 30.0, 40.0)
+
+
+def test_objects_have_texts() -> None:
+    instance = Instance((0.0, 0.0, 1.0, 1.0), "a", 0.5, None, None)
+    (item,) = objects_of(InstancesResult((instance,), True))
+    assert (item.about.box, item.about.texts, item.score) == (instance.box, {"label": "a"}, 0.5)
+    (region,) = objects_of(TextRegionsResult((TextRegion(QUAD, "exit", 0.25),), True))
+    assert region.about.box == (0.0, 0.0, 4.0, 3.0)
+    assert region.about.texts == {"text": "exit"}
+    assert not list(objects_of(TextResult("a", True)))

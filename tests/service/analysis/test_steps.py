@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.analysis.steps import Plan, parse_plan
+from service.analysis.steps import Plan, filled, parse_plan, used_names
 from service.errors import ServiceError
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, served_models
 
@@ -33,17 +33,15 @@ def of(step: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], dict[str, A
     ("fields", "is_needed"),
     [({}, False), ({"view": "crop"}, True), ({"task": "captioning", "model": PALIGEMMA_ID}, True)],
 )
-def test_pixels_are_needed_again_for_crops_and_for_another_runner(
-    fields: dict[str, Any], is_needed: bool
-) -> None:
+def test_pixels_are_needed_again(fields: dict[str, Any], is_needed: bool) -> None:
     things, what = of({"id": "things", "task": "object_detection"})
     if "model" in fields:
         del what["each"]
     assert plan(things, what | fields).needs_pixels_again == is_needed
 
 
-def test_the_steps_of_the_documentation_are_valid() -> None:
-    found = plan(
+def test_steps_of_the_documentation() -> None:
+    documented = plan(
         {"id": "things", "task": "object_detection", "min_score": 0.5},
         {"id": "what", "task": "region_description", "each": "things"},
         {
@@ -62,15 +60,15 @@ def test_the_steps_of_the_documentation_are_valid() -> None:
         },
         {"id": "all", "task": "captioning", "detail": "detailed"},
     )
-    assert {step.own.id: " ".join(map(id_of, step.models)) for step in found.steps} == {
+    assert {step.options.id: " ".join(map(id_of, step.models)) for step in documented.steps} == {
         "things": FLORENCE_ID,
         "what": FLORENCE_ID,
         "text": f"{FLORENCE_ID} {PALIGEMMA_ID}",
         "mask": PALIGEMMA_ID,
         "all": FLORENCE_ID,
     }
-    assert [step.own.id for step in found.steps if step.has_region] == ["what"]
-    assert found.needs_pixels_again
+    assert [step.options.id for step in documented.steps if step.has_region] == ["what"]
+    assert documented.needs_pixels_again
 
 
 @pytest.mark.parametrize(
@@ -124,15 +122,13 @@ def test_the_steps_of_the_documentation_are_valid() -> None:
         ((), "invalid_request", "steps", "1 to 16 steps, not 0 steps"),
     ],
 )
-def test_a_wrong_step_is_refused_by_its_field(
-    steps: tuple[Any, ...], code: str, param: str, message: str
-) -> None:
+def test_wrong_step_is_refused(steps: tuple[Any, ...], code: str, param: str, message: str) -> None:
     error = refusal(*steps)
     assert (error.code, error.param) == (code, param)
     assert message in error.message
 
 
-def test_a_cycle_is_refused_by_its_steps() -> None:
+def test_cycle_is_refused() -> None:
     steps = [
         {"id": "one", "task": "instance_segmentation", "each": "two"},
         {"id": "two", "task": "instance_segmentation", "each": "three"},
@@ -150,12 +146,12 @@ def test_a_cycle_is_refused_by_its_steps() -> None:
     )
 
 
-def test_a_step_may_name_a_later_one() -> None:
+def test_step_may_name_a_later_one() -> None:
     source, each = of(THINGS)
-    assert [step.own.id for step in plan(each, source).steps] == ["each", "things"]
+    assert [step.options.id for step in plan(each, source).steps] == ["each", "things"]
 
 
-def test_more_steps_than_the_setting_are_refused() -> None:
+def test_number_of_steps_is_limited() -> None:
     steps = [{"id": f"a{number}", "task": "ocr"} for number in range(3)]
     assert "1 to 2 steps, not 3 steps" in refusal(*steps, max_steps=2).message
     assert len(plan(*steps, max_steps=3).steps) == 3
@@ -171,7 +167,30 @@ def test_more_steps_than_the_setting_are_refused() -> None:
         ({"steps": [THINGS], "\ud800": 1}, "?"),
     ],
 )
-def test_a_wrong_field_of_the_request_is_refused(document: dict[str, Any], param: str) -> None:
+def test_wrong_field_of_the_request(document: dict[str, Any], param: str) -> None:
     with pytest.raises(ServiceError) as caught:
         parse_plan(document, served_models(), 16)
     assert (caught.value.code, caught.value.param) == ("invalid_request", param)
+
+
+def test_strings_of_parameters_are_filled() -> None:
+    fields = {
+        "task": "{label}",
+        "labels": ["{label}", "a {label} {other}", 3],
+        "question": "{text}? {label}",
+        "region": [1, 2],
+    }
+    assert used_names(fields) == {"label", "text"}
+    assert filled(fields, {"label": "cat", "text": "exit"}) == {
+        "task": "{label}",
+        "labels": ["cat", "a cat {other}", 3],
+        "question": "exit? cat",
+        "region": [1, 2],
+    }
+
+
+def test_filled_text_is_not_filled_again() -> None:
+    fields = {"phrase": "{label}{text}"}
+    texts = {"label": "{text}", "text": r"\1{label}<loc_1>"}
+    assert filled(fields, texts) == {"phrase": r"{text}\1{label}<loc_1>"}
+    assert fields == {"phrase": "{label}{text}"}

@@ -1,12 +1,30 @@
 """POST /v1/chat/completions over fake runners: tasks of texts, form of answers and errors."""
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
+import httpx
 import pytest
 
-from service.http.boundary import STATUSES
-from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, NUM_IMAGE_TOKENS, PALIGEMMA_ID
-from tests.support.rest_client import OCR, client, fits
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import STATUSES, RestBoundary
+from service.http_app import rest_app
+from service.inference.request_fields import GenerationFields
+from service.openai.wire import ChatRequest
+from tests.support.core_calls import until
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    NUM_IMAGE_TOKENS,
+    PALIGEMMA_ID,
+    PNG,
+    data_url,
+    make_core,
+)
+from tests.support.rest_client import OCR, SETTINGS, client, fits
+from wire.runner_messages import SequenceSpec
 
 PATH = "/v1/chat/completions"
 
@@ -35,7 +53,7 @@ def message(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("model", "asked", "written"),
+    ("model", "prompt", "written"),
     [
         (FLORENCE_ID, "<OCR>", "HELLO"),
         (FLORENCE_ID, "<CAPTION>", "a red circle"),
@@ -50,10 +68,8 @@ def message(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
         (PALIGEMMA_ID, "what is it?", "circle"),
     ],
 )
-def test_text_selects_the_task_and_the_completion_is_the_raw_text(
-    model: str, asked: str, written: str
-) -> None:
-    response = client().send("POST", PATH, json=body(asked, model))
+def test_text_selects_the_task(model: str, prompt: str, written: str) -> None:
+    response = client().send("POST", PATH, json=body(prompt, model))
     completion = response.json()
     assert response.status_code == 200, completion
     assert fits(completion, "ChatCompletion")
@@ -106,7 +122,7 @@ def test_error_has_the_form_of_openai(request_body: dict[str, Any], code: str, p
     assert document["error"]["type"] == "invalid_request_error"
 
 
-def test_a_part_of_unknown_type_is_refused_without_its_repetition() -> None:
+def test_unknown_part_is_not_repeated() -> None:
     response = client().send("POST", PATH, json=message({"type": "x" * 40_000}))
     assert response.status_code == 400
     assert "type must be image_url or text" in response.text
@@ -114,8 +130,8 @@ def test_a_part_of_unknown_type_is_refused_without_its_repetition() -> None:
 
 
 def conversation(*messages: tuple[str, object], **fields: Any) -> dict[str, Any]:
-    told = [{"role": role, "content": content} for role, content in messages]
-    return {**body(**fields), "messages": told}
+    listed = [{"role": role, "content": content} for role, content in messages]
+    return {**body(**fields), "messages": listed}
 
 
 def content_of(request_body: dict[str, Any]) -> str:
@@ -124,7 +140,7 @@ def content_of(request_body: dict[str, Any]) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
-def test_the_last_message_asks_about_the_latest_image() -> None:
+def test_last_message_asks_about_latest_image() -> None:
     asked = conversation(
         ("system", "You are a careful assistant."),
         ("user", [text("<OCR>"), IMAGE]),
@@ -134,13 +150,71 @@ def test_the_last_message_asks_about_the_latest_image() -> None:
     assert content_of(asked) == "a red circle"
 
 
-def test_a_conversation_has_at_most_64_messages() -> None:
+def test_number_of_messages_is_limited() -> None:
     asked = ("user", [text("<OCR>"), IMAGE])
     assert content_of(conversation(*[asked] * 64)) == "HELLO"
     assert client().send("POST", PATH, json=conversation(*[asked] * 65)).status_code == 400
 
 
-def test_a_conversation_that_ends_with_the_assistant_is_refused() -> None:
+def test_assistant_has_not_the_last_message() -> None:
     asked = conversation(("user", [text("<OCR>"), IMAGE]), ("assistant", "HELLO"))
     error = client().send("POST", PATH, json=asked).json()["error"]
     assert error["message"] == "the last message is of assistant; it must be of user"
+
+
+def spec_of(request: Mapping[str, Any], answers: Mapping[str, str] | None = None) -> SequenceSpec:
+    """Return the one sequence that the decoder of Florence-2 gets for a message."""
+    decoder = FakeDecoder(answers or FLORENCE_ANSWERS)
+    response = client(make_core(decoders={FLORENCE_ID: decoder})).send("POST", PATH, json=request)
+    assert response.status_code == 200, response.text
+    (spec,) = decoder.specs
+    return spec
+
+
+def test_default_is_greedy() -> None:
+    spec = spec_of(body())
+    assert (spec.temperature, spec.top_p, spec.seed, spec.max_new_tokens) == (0, 1, None, None)
+
+
+def test_options_reach_the_decoder() -> None:
+    spec = spec_of(body(temperature=0.5, top_p=0.9, seed=2**63 - 1, max_tokens=4))
+    assert (spec.temperature, spec.top_p, spec.seed) == (0.5, 0.9, 2**63 - 1)
+    assert spec.max_new_tokens == 4
+    assert spec_of(body(max_tokens=4, max_completion_tokens=5)).max_new_tokens == 5
+
+
+def test_bounds_are_those_of_predict() -> None:
+    for name in ("temperature", "top_p", "seed"):
+        field = ChatRequest.model_fields[name]
+        assert field.metadata == GenerationFields.model_fields[name].metadata, name
+
+
+def test_region_is_of_width_and_height() -> None:
+    region = "<loc_100><loc_250><loc_900><loc_750>"
+    asked = [text(f"<REGION_TO_CATEGORY>{region}"), image(data_url(PNG))]
+    prompt = f"What is the region {region}?"
+    spec = spec_of(
+        body() | {"messages": [{"role": "user", "content": asked}]}, {prompt: "a circle"}
+    )
+    assert "".join(segment for segment, _ in spec.segments) == prompt
+
+
+def test_messages_have_their_own_answers() -> None:
+    answers = {"<OCR>": "HELLO", "<CAPTION>": "a red circle", "what is it?": "a circle"}
+
+    async def ask() -> list[httpx.Response]:
+        released = asyncio.Event()
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
+        boundary = RestBoundary(SETTINGS)
+        boundary.start(make_core(decoders={FLORENCE_ID: decoder}), ApiKeys(None))
+        transport = httpx.ASGITransport(rest_app(boundary))
+        async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as http:
+            sent = [asyncio.create_task(http.post(PATH, json=body(text))) for text in answers]
+            await until(lambda: decoder.num_waiting == len(answers))
+            released.set()
+            return await asyncio.gather(*sent)
+
+    completions = [response.json() for response in asyncio.run(ask())]
+    written = [answer["choices"][0]["message"]["content"] for answer in completions]
+    assert written == list(answers.values())
+    assert len({answer["id"] for answer in completions}) == len(answers)
