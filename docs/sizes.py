@@ -47,8 +47,11 @@ def parsed_modules() -> dict[str, ast.Module]:
     modules = dict[str, ast.Module]()
     for path in listing.stdout.splitlines():
         file = ROOT / path
-        if "_pb2" not in path and file.is_file() and not file.is_symlink():
-            modules[path] = ast.parse(file.read_text(encoding="utf-8"))
+        if "_pb2" in path or not file.is_file() or file.is_symlink():
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if "Do not edit" not in (ast.get_docstring(tree) or ""):
+            modules[path] = tree
     return modules
 
 

@@ -4,7 +4,6 @@ The command `diptych` is its command line. Images go in as paths, bytes, arrays,
 images; answers are dataclasses.
 """
 
-from diptych_client.analysis import Analysis, StepAnswer, StepAnswers
 from diptych_client.clients.async_client import AsyncClient
 from diptych_client.clients.client import Client
 from diptych_client.errors import (
@@ -29,6 +28,7 @@ from diptych_client.errors import (
 from diptych_client.geometry import ImageSize, RunLengthMask
 from diptych_client.requests import AnswerOptions, StoredImage, TaskParameters
 from diptych_client.results import (
+    Analysis,
     Answer,
     Comparison,
     Detection,
@@ -38,6 +38,8 @@ from diptych_client.results import (
     InstancesResult,
     Model,
     ModelFailure,
+    StepAnswer,
+    StepAnswers,
     Task,
     TextRegion,
     TextRegionsResult,

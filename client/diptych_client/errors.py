@@ -20,6 +20,8 @@ DiptychError              code, message, param, request_id; itself only for code
 """
 
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +178,15 @@ def connection_failed(reason: str, request_id: str, url: str = "", tried: str = 
 def deadline_exceeded(timeout_s: float, request_id: str) -> DiptychError:
     message = f"no response within the remaining {timeout_s:.3g} s"
     return error_from(ErrorDetail("deadline_exceeded", message, None, request_id))
+
+
+def parse_retry_after_s(header: str | None, now: datetime) -> float | None:
+    """Return the seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
+    if header is None:
+        return None
+    if header.isascii() and header.isdigit():
+        return float(header)
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - now).total_seconds())
+    except (ValueError, TypeError):  # not a date, or one without a time zone
+        return None

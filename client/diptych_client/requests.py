@@ -79,52 +79,55 @@ class Request:
 
 def task_request(
     image: bytes | str,
-    chosen: Mapping[str, FieldValue | None],
+    choice: Mapping[str, FieldValue | None],
     parameters: TaskParameters,
     options: AnswerOptions,
 ) -> Request:
-    """Return a request with the fields that are not None; `chosen` has the task and the models."""
-    fields = {name: value for name, value in chosen.items() if value is not None}
-    return Request(image, fields | given_fields(parameters, options))
+    """Return a request with the fields that are not None; `choice` has the task and the models."""
+    fields = {name: value for name, value in choice.items() if value is not None}
+    return Request(image, fields | non_null_fields(parameters, options))
 
 
-def given_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
+def non_null_fields(parameters: TaskParameters, options: AnswerOptions) -> dict[str, FieldValue]:
     """Return the fields that are not None, sequences as tuples."""
-    given: dict[str, FieldValue] = {}
+    values: dict[str, FieldValue] = {}
     for name, value in {**asdict(parameters), **asdict(options)}.items():
         if value is not None:
             is_list = isinstance(value, Sequence) and not isinstance(value, str)
-            given[name] = tuple(value) if is_list else value
-    if "tiles" in given:
-        given["tiles"] = str(given["tiles"])  # gRPC has one type
-    return given
+            values[name] = tuple(value) if is_list else value
+    if "tiles" in values:
+        values["tiles"] = str(values["tiles"])  # gRPC has one type
+    return values
 
 
-def task_parameters(given: TaskParameters | Mapping[str, Any]) -> TaskParameters:
+def task_parameters(values: TaskParameters | Mapping[str, Any]) -> TaskParameters:
     """Return parameters that may be given by name; raise `InvalidRequest`.
 
     A list of labels or phrases may be one text, in which commas separate them.
     """
-    found = TaskParameters(**_known(TaskParameters, given)) if isinstance(given, Mapping) else given
+    if isinstance(values, Mapping):
+        values = TaskParameters(**_known(TaskParameters, values))
     for name in ("labels", "phrases"):
-        if isinstance(text := getattr(found, name), str):
+        if isinstance(text := getattr(values, name), str):
             lists: Any = {name: split_list(text)}
-            found = replace(found, **lists)
-    return found
+            values = replace(values, **lists)
+    return values
 
 
-def answer_options(given: AnswerOptions | Mapping[str, Any]) -> AnswerOptions:
+def answer_options(values: AnswerOptions | Mapping[str, Any]) -> AnswerOptions:
     """Return options that may be given by name; raise `InvalidRequest`."""
-    return AnswerOptions(**_known(AnswerOptions, given)) if isinstance(given, Mapping) else given
+    if isinstance(values, Mapping):
+        return AnswerOptions(**_known(AnswerOptions, values))
+    return values
 
 
-def _known(kind: type[Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+def _known(kind: type[Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
     allowed = [field.name for field in fields(kind)]
-    for name in given:
+    for name in values:
         if name not in allowed:
             message = f"unknown field {name!r:.100}; the fields are {', '.join(allowed)}"
             raise error_from(ErrorDetail("invalid_request", message, str(name), ""))
-    return given
+    return values
 
 
 def split_list(text: str) -> tuple[str, ...]:

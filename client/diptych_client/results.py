@@ -1,36 +1,41 @@
-"""Answers of the service as values: the same over REST and gRPC, so they compare equal.
+"""Answers of the service as values, and those as values of other libraries.
 
-Boxes `[x1, y1, x2, y2]`, polygons and quads are in pixels of the original, upright image.
+The same over REST and gRPC, so they compare equal. Boxes `[x1, y1, x2, y2]`, polygons and quads are
+in pixels of the original, upright image. supervision, FiftyOne and pandas are optional: a method
+imports its library, and raises `ImportError` if it is not installed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych_client.conversions.fiftyone_labels import (
-    fiftyone_classification,
-    fiftyone_detections,
-    fiftyone_polylines,
-)
-from diptych_client.conversions.supervision_detections import supervision_detections
 from diptych_client.errors import ErrorDetail
 from diptych_client.geometry import (
     BoxXyxy,
     ImageSize,
     Mask,
+    PointXy,
     QuadXy,
     Ring,
     RunLengthMask,
     bounding_box,
     polygons_mask,
     run_length_mask,
+    uncompressed_run_lengths,
 )
 
 if TYPE_CHECKING:
     import supervision
+
+UNNAMED = "object"  # class of boxes without a label
+_COLUMNS = ("model", "task", "label", "score", "x1", "y1", "x2", "y2", "shape")
+
+ViewXyxy = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +200,7 @@ class Answer:
         quads_xy = None
         if isinstance(self.result, TextRegionsResult):
             quads_xy = [region.quad_xy for region in self.result.text_regions]
-        return supervision_detections(
+        return _supervision_detections(
             [box_of(item) for item in items],
             [label_of(item) for item in items],
             [item.score for item in items],
@@ -209,27 +214,23 @@ class Answer:
         `Classification`.
         """
         if isinstance(self.result, TextResult):
-            return fiftyone_classification(self.result.text)
+            return _fiftyone_classification(self.result.text)
         items = items_of(self.result)
-        names = [label_of(item) for item in items]
+        labels = [label_of(item) for item in items]
         scores = [item.score for item in items]
         if isinstance(self.result, TextRegionsResult):
             quads_xy = [region.quad_xy for region in self.result.text_regions]
-            return fiftyone_polylines(self.image, quads_xy, names, scores)
+            return _fiftyone_polylines(self.image, quads_xy, labels, scores)
         boxes_xyxy = [box_of(item) for item in items]
-        return fiftyone_detections(self.image, boxes_xyxy, names, scores, self._masks())
+        return _fiftyone_detections(self.image, boxes_xyxy, labels, scores, self._masks())
 
     def to_coco(self, file_name: str = "", image_id: int = 1) -> dict[str, Any]:
         """Return a document of COCO about this image; a text is its caption."""
-        from diptych_client.conversions.coco import coco_of  # it imports this module
-
-        return coco_of(self, file_name, image_id)
+        return _coco_document(self, file_name, image_id)
 
     def to_pandas(self) -> Any:  # pandas has no types
         """Return a `pandas.DataFrame` with a row for each object, or for the text."""
-        from diptych_client.conversions.table import table_of  # it imports this module
-
-        return table_of(self)
+        return _table(self)
 
     def _masks(self) -> NDArray[np.bool_] | None:  # (N, H, W)
         if not isinstance(self.result, InstancesResult):
@@ -257,6 +258,47 @@ class Comparison:
     task: str
     image: ImageSize
     answers: tuple[Answer | ModelFailure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepAnswer:
+    """One model's answer in a step, or its error."""
+
+    outcome: Answer | ModelFailure
+    of: int | None = None  # index among the objects of the step that `each` names
+    view_xyxy: ViewXyxy | None = None  # the crop, if any; boxes are in pixels of the whole image
+
+
+@dataclass(frozen=True, slots=True)
+class StepAnswers:
+    """The answers of a step: about the object with the best score first."""
+
+    id: str
+    task: str
+    truncated: bool  # more objects than `max_each` or the service allows
+    answers: tuple[StepAnswer, ...]
+
+    def of(self, index: int | None = None) -> Iterator[Answer]:
+        """Yield the answers about an object, without failures."""
+        for answer in self.answers:
+            if answer.of == index and isinstance(answer.outcome, Answer):
+                yield answer.outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The answers of all steps, in the order of the request."""
+
+    id: str
+    image: ImageSize
+    steps: tuple[StepAnswers, ...]
+
+    def step(self, step_id: str) -> StepAnswers:
+        """Return the step of an id; raise `KeyError`."""
+        for step in self.steps:
+            if step.id == step_id:
+                return step
+        raise KeyError(step_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,3 +333,154 @@ class Task:
     result: str
     parameters: Mapping[str, object]
     models: tuple[str, ...]
+
+
+def _supervision_detections(
+    boxes_xyxy: Sequence[BoxXyxy],
+    names: Sequence[str],
+    scores: Sequence[float],
+    masks: NDArray[np.bool_] | None = None,  # (N, H, W)
+    quads_xy: Sequence[QuadXy] | None = None,
+    text: str | None = None,
+) -> "supervision.Detections":
+    """Return detections whose class ids number the names in order of first appearance.
+
+    Quads are in `data["xyxyxyxy"]`, (N, 4, 2). Raises `ImportError` if supervision is not
+    installed.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise ImportError("to_supervision() needs supervision: pip install supervision") from error
+    class_ids = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    data: dict[str, NDArray[np.generic] | list[object]] = {"class_name": np.array(names, dtype=str)}
+    if quads_xy is not None:
+        data["xyxyxyxy"] = np.array(quads_xy, dtype=np.float32).reshape(-1, 4, 2)
+    return supervision.Detections(
+        xyxy=np.array(boxes_xyxy, dtype=np.float32).reshape(-1, 4),
+        mask=masks,
+        confidence=np.array(scores, dtype=np.float32),
+        class_id=np.array([class_ids[name] for name in names], dtype=int),
+        data=data,
+        metadata={} if text is None else {"text": text},
+    )
+
+
+def _fiftyone_detections(
+    image: ImageSize,
+    boxes_xyxy: Sequence[BoxXyxy],
+    names: Sequence[str],
+    scores: Sequence[float],
+    masks: NDArray[np.bool_] | None = None,  # (N, H, W)
+) -> Any:
+    """Return `fiftyone.Detections`, with boxes relative to the image as FiftyOne has them.
+
+    A mask covers its box, which is widened to whole pixels. Raises `ImportError` if fiftyone is not
+    installed.
+    """
+    labels = _fiftyone_labels()
+    detections = []
+    for index, (box_xyxy, name, score) in enumerate(zip(boxes_xyxy, names, scores, strict=True)):
+        mask = None
+        if masks is not None:
+            corner = (image.width - 1, image.height - 1)
+            x1, y1 = np.clip(np.floor(box_xyxy[:2]), 0, corner).astype(int).tolist()
+            far = np.clip(np.ceil(box_xyxy[2:]), (x1 + 1, y1 + 1), (image.width, image.height))
+            x2, y2 = far.astype(int).tolist()
+            box_xyxy = (x1, y1, x2, y2)
+            mask = masks[index][y1:y2, x1:x2]
+        (x1, y1), (x2, y2) = _relative((box_xyxy[:2], box_xyxy[2:]), image)
+        box = [x1, y1, x2 - x1, y2 - y1]
+        detections.append(
+            labels.Detection(label=name, bounding_box=box, confidence=score, mask=mask)
+        )
+    return labels.Detections(detections=detections)
+
+
+def _fiftyone_polylines(
+    image: ImageSize,
+    rings: Sequence[Sequence[PointXy]],
+    names: Sequence[str],
+    scores: Sequence[float],
+) -> Any:
+    """Return `fiftyone.Polylines`, one closed line for each ring; raise `ImportError`."""
+    labels = _fiftyone_labels()
+    polylines = []
+    for ring, name, score in zip(rings, names, scores, strict=True):
+        points = [list(_relative(ring, image))]
+        polylines.append(labels.Polyline(label=name, points=points, confidence=score, closed=True))
+    return labels.Polylines(polylines=polylines)
+
+
+def _fiftyone_classification(text: str) -> Any:
+    """Return `fiftyone.Classification`; raise `ImportError`."""
+    return _fiftyone_labels().Classification(label=text)
+
+
+def _fiftyone_labels() -> Any:
+    try:
+        return import_module("fiftyone.core.labels")
+    except ImportError as error:
+        raise ImportError("to_fiftyone() needs fiftyone: pip install fiftyone") from error
+
+
+def _relative(points: Sequence[Sequence[float]], image: ImageSize) -> Iterator[PointXy]:
+    for x, y in points:
+        yield x / image.width, y / image.height
+
+
+def _coco_document(answer: Answer, file_name: str, image_id: int) -> dict[str, Any]:
+    """Return a document of one image; ids count from 1, in order of first appearance."""
+    size = {"width": answer.image.width, "height": answer.image.height}
+    images = [{"id": image_id, "file_name": file_name, **size}]
+    if isinstance(answer.result, TextResult):
+        caption = {"id": 1, "image_id": image_id, "caption": answer.result.text}
+        return {"images": images, "categories": [], "annotations": [caption]}
+    items = items_of(answer.result)
+    is_text = any(isinstance(item, TextRegion) for item in items)
+    labels = ["text"] if is_text else dict.fromkeys(label_of(item) or UNNAMED for item in items)
+    ids = {label: number for number, label in enumerate(labels, 1)}
+    annotations = []
+    for number, item in enumerate(items, 1):
+        category = "text" if is_text else label_of(item) or UNNAMED
+        place: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": ids[category]}
+        annotations.append(place | coco_shape(item, answer.image))
+    categories = [{"id": number, "name": label} for label, number in ids.items()]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def coco_shape(item: Item, image: ImageSize) -> dict[str, Any]:
+    """Return box, area and segmentation: polygons, or run lengths where their union differs."""
+    x1, y1, x2, y2 = box_of(item)
+    shape = {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": item.score, "iscrowd": 0}
+    match item:
+        case TextRegion():
+            corners = list(chain.from_iterable(item.quad_xy))
+            area = float(polygons_mask([item.quad_xy], image).sum())
+            return shape | {"area": area, "segmentation": [corners], "text": item.text}
+        case Detection():
+            return shape | {"area": (x2 - x1) * (y2 - y1), "segmentation": []}
+        case Instance():
+            mask = item.to_mask(image)
+            rings = item.polygons_xy or ()
+            parts = [polygons_mask([ring], image) for ring in rings]
+            segmentation: Any = [list(chain.from_iterable(ring)) for ring in rings]
+            if not rings or not np.array_equal(mask, np.any(parts, axis=0)):
+                segmentation = {"size": list(mask.shape), "counts": uncompressed_run_lengths(mask)}
+            return shape | {"area": int(mask.sum()), "segmentation": segmentation}
+
+
+def _table(answer: Answer) -> Any:  # pandas has no types
+    """Return a row for each object, or for the text; `shape` is a quad or polygons."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("to_pandas() needs pandas: pip install pandas") from error
+    rows: list[tuple[Any, ...]] = []
+    if isinstance(answer.result, TextResult):
+        rows.append((answer.model, answer.task, answer.result.text, *[None] * 6))
+    for item in items_of(answer.result):
+        shape = item.quad_xy if isinstance(item, TextRegion) else getattr(item, "polygons_xy", None)
+        label = label_of(item)
+        rows.append((answer.model, answer.task, label, item.score, *box_of(item), shape))
+    return pandas.DataFrame(rows, columns=list(_COLUMNS))

@@ -18,13 +18,13 @@ from diptych_client import (
 )
 from diptych_client.requests import Request
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.analysis_messages import analysis_from_json
-from diptych_client.transports.grpc_messages import (
+from diptych_client.transports.grpc_transports import (
     error_from_call,
     json_from_message,
     request_message,
 )
 from diptych_client.transports.operations import MODELS, PREDICT, TASKS
+from diptych_client.transports.rest_messages import analysis_from_json
 from tests.support.client_answers import SQUARE
 
 CODE = grpc.StatusCode

@@ -8,9 +8,9 @@ from PIL import Image
 
 from diptych_client import AnswerOptions, InvalidRequest, TaskParameters
 from diptych_client.image_sources import encoded_image
-from diptych_client.requests import given_fields, task_request
+from diptych_client.requests import non_null_fields, task_request
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.grpc_messages import request_message
+from diptych_client.transports.grpc_transports import request_message
 from diptych_client.transports.rest_messages import form_values
 
 PARAMETERS = TaskParameters(labels=["a", "b; c"], region=(1, 2, 3.5, 4), question="wie viele?")
@@ -31,14 +31,14 @@ CHOSEN = {"task": "some_task", "model": "m"}
 
 
 def test_none_is_not_sent() -> None:
-    assert given_fields(TaskParameters(), AnswerOptions()) == {}
+    assert non_null_fields(TaskParameters(), AnswerOptions()) == {}
     assert task_request(
         b"i", {"task": "ocr", "model": None}, TaskParameters(), AnswerOptions()
     ).fields == {"task": "ocr"}
 
 
 def test_false_and_zero_are_sent() -> None:
-    fields = given_fields(
+    fields = non_null_fields(
         TaskParameters(), AnswerOptions(temperature=0.0, seed=0, constrained=False)
     )
     assert fields == {"temperature": 0.0, "seed": 0, "constrained": False}

@@ -25,7 +25,7 @@ from diptych_client import (
 from diptych_client.errors import connection_failed
 from diptych_client.results import Result
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.grpc_messages import json_from_message
+from diptych_client.transports.grpc_transports import json_from_message
 from diptych_client.transports.rest_messages import (
     answer_from_json,
     answer_json,

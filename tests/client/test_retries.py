@@ -18,7 +18,8 @@ from diptych_client import (
     NotReady,
     Overloaded,
 )
-from diptych_client.retries import parse_retry_after_s, retrying
+from diptych_client.clients.caller import retrying
+from diptych_client.errors import parse_retry_after_s
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 DETAIL = ErrorDetail("any", "", None, "r")

@@ -15,7 +15,7 @@ _MODULE = (
     '"""The client that blocks. Do not edit: async_client.py is its source, and says how."""\n'
 )
 _IN_LOOP = "Created and used in one running event loop; calls may be concurrent."
-_CANCEL = "for each in waiting:\n                each.cancel()"
+_CANCEL = "for task_in_flight in waiting:\n                task_in_flight.cancel()"
 _WAITING = "waiting: deque[Future["
 # Each is found in the source, and replaced in this order.
 _REPLACEMENTS = (

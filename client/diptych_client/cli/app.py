@@ -51,8 +51,7 @@ from diptych_client.errors import DiptychError
 from diptych_client.long_runs import RunError
 from diptych_client.requests import read_api_key
 from diptych_client.results import Task
-from diptych_client.transports.analysis_messages import analysis_json
-from diptych_client.transports.rest_messages import comparison_json
+from diptych_client.transports.rest_messages import analysis_json, comparison_json
 
 
 class _Commands(TyperGroup):

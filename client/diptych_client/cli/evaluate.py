@@ -41,7 +41,7 @@ from diptych_client.evaluation.report.page import report_files, write_report
 from diptych_client.evaluation.report.tables import json_document, sentences, tables
 from diptych_client.inputs import Problems, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
-from diptych_client.requests import given_fields
+from diptych_client.requests import non_null_fields
 from diptych_client.results import Model
 
 
@@ -190,7 +190,7 @@ class EvaluationRun:
 
     def _settings(self, verdict: str) -> dict[str, object]:
         """Return the settings that decide the results."""
-        fields = given_fields(self.task_options.parameters(), self.task_options.answer_options())
+        fields = non_null_fields(self.task_options.parameters(), self.task_options.answer_options())
         return {
             **fields,
             "prompts": str(self.options.prompts or ""),

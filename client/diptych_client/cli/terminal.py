@@ -25,10 +25,10 @@ from rich.progress import Task as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
-from diptych_client.analysis import Analysis
 from diptych_client.inputs import Problems
 from diptych_client.long_runs import Outputs
 from diptych_client.results import (
+    Analysis,
     Answer,
     Comparison,
     Model,

@@ -13,7 +13,6 @@ from typing import Self, TypeVar
 
 from tenacity import AsyncRetrying
 
-from diptych_client.analysis import Analysis
 from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Caller, Options, Parameters
 from diptych_client.downscaling import restored
 from diptych_client.errors import (
@@ -32,7 +31,7 @@ from diptych_client.requests import (
     Step,
     StoredImage,
 )
-from diptych_client.results import Answer, Comparison, Model, Task
+from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import AsyncGrpcTransport
 from diptych_client.transports.operations import (
     ANALYZE,
@@ -74,9 +73,8 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         bgr: bool = False,
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
-        chosen = {"task": task, "model": model}
-        given = (image, bgr, chosen, parameters, options)
-        prepared = await asyncio.to_thread(self._prepare, *given)
+        fields = {"task": task, "model": model}
+        prepared = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         answer = await self._ask(PREDICT, prepared.request, self._transport.send)
         return restored(answer, prepared.original)
 
@@ -118,8 +116,8 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
                 while waiting:
                     yield bar.passed(await waiting.popleft())
         finally:
-            for each in waiting:
-                each.cancel()
+            for task_in_flight in waiting:
+                task_in_flight.cancel()
 
     async def stream(
         self,
@@ -135,9 +133,8 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
 
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
-        chosen = {"task": task, "model": model}
-        given = (image, bgr, chosen, parameters, options)
-        prepared = await asyncio.to_thread(self._prepare, *given)
+        fields = {"task": task, "model": model}
+        prepared = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         first, events = await self._ask(PREDICT, prepared.request, self._start)
         async with aclosing(events):
             yield restored(first, prepared.original)
@@ -155,9 +152,8 @@ class AsyncClient(Caller[AsyncRestTransport | AsyncGrpcTransport]):
         bgr: bool = False,
     ) -> Comparison:
         """Return concurrent answers of several models, by default all that offer the task."""
-        chosen = {"task": task, "models": None if models is None else tuple(models)}
-        given = (image, bgr, chosen, parameters, options)
-        prepared = await asyncio.to_thread(self._prepare, *given)
+        fields = {"task": task, "models": None if models is None else tuple(models)}
+        prepared = await asyncio.to_thread(self._prepare, image, bgr, fields, parameters, options)
         comparison = await self._ask(COMPARE, prepared.request, self._transport.send)
         return restored(comparison, prepared.original)
 

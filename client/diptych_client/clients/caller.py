@@ -1,4 +1,9 @@
-"""The connection of a client: its transport, retries, and how an image is prepared for it."""
+"""The connection of a client: its transport, its retries, and how it prepares an image.
+
+Retried are Overloaded, NotReady and ConnectionFailed, after the seconds of Retry-After, or with
+exponential backoff and jitter where the response has none. A delay that would end after the
+deadline is not waited for.
+"""
 
 import time
 import uuid
@@ -8,10 +13,25 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from tenacity import BaseRetrying
+from tenacity import (
+    BaseRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_exponential,
+    wait_random_exponential,
+)
 
 from diptych_client.downscaling import downscaled
-from diptych_client.errors import ErrorDetail, InvalidRequest
+from diptych_client.errors import (
+    ConnectionFailed,
+    DiptychError,
+    ErrorDetail,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+)
 from diptych_client.geometry import ImageSize
 from diptych_client.image_sources import ImageSource, ReadableFile, sent_image
 from diptych_client.requests import (
@@ -24,12 +44,15 @@ from diptych_client.requests import (
     task_parameters,
     task_request,
 )
-from diptych_client.retries import retrying
 from diptych_client.transports.operations import Call, Operation
 
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
 TransportT = TypeVar("TransportT")
+RetryingT = TypeVar("RetryingT", bound=BaseRetrying)
+Delay = Callable[[RetryCallState], float]
+# Half of the delay is fixed, half random: 0.1 to 0.2 s first, then doubled, at most 10 s.
+BACKOFF: Delay = wait_exponential(0.1, max=5) + wait_random_exponential(0.1, max=5)
 DEFAULT_CONCURRENCY = 8  # images of predict_many in flight
 Parameters = TaskParameters | Mapping[str, Any]
 Options = AnswerOptions | Mapping[str, Any]
@@ -79,11 +102,11 @@ class Caller(Generic[TransportT]):
         self,
         image: ImageSource,
         bgr: bool,
-        chosen: Mapping[str, FieldValue | None],
+        fields: Mapping[str, FieldValue | None],
         parameters: Parameters,
         options: Options,
     ) -> Prepared:
-        asked = task_parameters(parameters)
+        parameters = task_parameters(parameters)
         sent = sent_image(image, bgr)
         smaller = None
         if self._max_pixels is not None and isinstance(sent, bytes):
@@ -93,10 +116,10 @@ class Caller(Generic[TransportT]):
             smaller = downscaled(sent, self._max_pixels, name)
         if smaller is not None:
             sent = smaller.data
-            if asked.region is not None:
-                x1, y1, x2, y2 = (smaller.scale * edge for edge in asked.region)
-                asked = replace(asked, region=(x1, y1, x2, y2))
-        request = task_request(sent, chosen, asked, answer_options(options))
+            if parameters.region is not None:
+                x1, y1, x2, y2 = (smaller.scale * edge for edge in parameters.region)
+                parameters = replace(parameters, region=(x1, y1, x2, y2))
+        request = task_request(sent, fields, parameters, answer_options(options))
         request = replace(request, stored=image if isinstance(image, StoredImage) else None)
         return Prepared(request, None if smaller is None else smaller.original)
 
@@ -116,3 +139,19 @@ class Caller(Generic[TransportT]):
         retry: Any = retrying(self._retrying, self._timeout_s, self._max_retries)
         sent: SentT = retry(send, call)
         return sent
+
+
+def retrying(kind: type[RetryingT], timeout_s: float, max_retries: int) -> RetryingT:
+    """Return the retry loop of one call, which starts now."""
+    return kind(
+        retry=retry_if_exception_type((Overloaded, NotReady, ConnectionFailed)),
+        wait=_delay_s,
+        stop=stop_after_attempt(max_retries + 1) | stop_before_delay(timeout_s),
+        reraise=True,
+    )
+
+
+def _delay_s(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    retry_after = error.retry_after_s if isinstance(error, DiptychError) else None
+    return BACKOFF(state) if retry_after is None else retry_after

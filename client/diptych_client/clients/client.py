@@ -9,7 +9,6 @@ from typing import Self, TypeVar
 
 from tenacity import Retrying
 
-from diptych_client.analysis import Analysis
 from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Caller, Options, Parameters
 from diptych_client.downscaling import restored
 from diptych_client.errors import (
@@ -28,7 +27,7 @@ from diptych_client.requests import (
     Step,
     StoredImage,
 )
-from diptych_client.results import Answer, Comparison, Model, Task
+from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports.grpc_transports import GrpcTransport
 from diptych_client.transports.operations import (
     ANALYZE,
@@ -70,9 +69,8 @@ class Client(Caller[RestTransport | GrpcTransport]):
         bgr: bool = False,
     ) -> Answer:
         """Return the answer of one model; by default of the first that offers the task."""
-        chosen = {"task": task, "model": model}
-        given = (image, bgr, chosen, parameters, options)
-        prepared = self._prepare(*given)
+        fields = {"task": task, "model": model}
+        prepared = self._prepare(image, bgr, fields, parameters, options)
         answer = self._ask(PREDICT, prepared.request, self._transport.send)
         return restored(answer, prepared.original)
 
@@ -129,9 +127,8 @@ class Client(Caller[RestTransport | GrpcTransport]):
 
         Closing the generator cancels the request. Only a failure before the first piece is retried.
         """
-        chosen = {"task": task, "model": model}
-        given = (image, bgr, chosen, parameters, options)
-        prepared = self._prepare(*given)
+        fields = {"task": task, "model": model}
+        prepared = self._prepare(image, bgr, fields, parameters, options)
         first, events = self._ask(PREDICT, prepared.request, self._start)
         with closing(events):
             yield restored(first, prepared.original)
@@ -149,9 +146,8 @@ class Client(Caller[RestTransport | GrpcTransport]):
         bgr: bool = False,
     ) -> Comparison:
         """Return concurrent answers of several models, by default all that offer the task."""
-        chosen = {"task": task, "models": None if models is None else tuple(models)}
-        given = (image, bgr, chosen, parameters, options)
-        prepared = self._prepare(*given)
+        fields = {"task": task, "models": None if models is None else tuple(models)}
+        prepared = self._prepare(image, bgr, fields, parameters, options)
         comparison = self._ask(COMPARE, prepared.request, self._transport.send)
         return restored(comparison, prepared.original)
 

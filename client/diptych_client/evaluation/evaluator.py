@@ -40,7 +40,7 @@ from diptych_client.evaluation.statistics import Estimates, Metric, Ratio, estim
 from diptych_client.evaluation.texts import TextsMeasure
 from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou
-from diptych_client.requests import DEFAULT_OPTIONS, given_fields
+from diptych_client.requests import DEFAULT_OPTIONS, non_null_fields
 from diptych_client.results import Instance, Item, Model, box_of, label_of
 
 _MAX_SAMPLES = 1000  # that the requests of the report are taken from
@@ -253,7 +253,7 @@ class RunRecord:
         requests: dict[str, None] = {}
         for sample in samples[:_MAX_SAMPLES]:
             for parameters in sample.requests:
-                fields = given_fields(parameters, DEFAULT_OPTIONS)
+                fields = non_null_fields(parameters, DEFAULT_OPTIONS)
                 parts = [f"{name}={_typed(value)}" for name, value in fields.items()]
                 requests[", ".join(parts)] = None
         failed = []

@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import Self
 
 from diptych_client.clients.async_client import AsyncClient
-from diptych_client.conversions.coco import UNNAMED
 from diptych_client.inputs import ImageFile, ImageStore, NamedImage
 from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
-from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
-from diptych_client.results import Answer, Detection, DetectionsResult, Instance, InstancesResult
+from diptych_client.requests import AnswerOptions, TaskParameters, non_null_fields
+from diptych_client.results import (
+    UNNAMED,
+    Answer,
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+)
 from diptych_client.transports.rest_messages import answer_from_json, answer_json
 
 Box = Detection | Instance
@@ -38,7 +44,7 @@ class Job:
 
     def fields(self) -> dict[str, object]:
         """Return the job in JSON's types."""
-        request_fields = given_fields(self.parameters, self.options)
+        request_fields = non_null_fields(self.parameters, self.options)
         text = json.dumps({"task": self.task, "model": self.model, **request_fields})
         fields: dict[str, object] = json.loads(text)
         return fields

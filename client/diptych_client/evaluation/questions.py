@@ -31,7 +31,7 @@ from diptych_client.evaluation.dataset import (
 from diptych_client.geometry import ImageSize
 from diptych_client.inputs import ImageFile, ImageStore, NamedImage
 from diptych_client.long_runs import AppendLog, FailureLog, RunError, send_all
-from diptych_client.requests import AnswerOptions, TaskParameters, given_fields
+from diptych_client.requests import AnswerOptions, TaskParameters, non_null_fields
 from diptych_client.results import (
     Answer,
     Instance,
@@ -278,7 +278,7 @@ class AnswerLog:
             options = replace(options, tiles=None, overlap=None, min_object_px=None)
         for sample in samples:
             for parameters in sample.requests:
-                fields = {"task": self.task, "model": model, **given_fields(parameters, options)}
+                fields = {"task": self.task, "model": model, **non_null_fields(parameters, options)}
                 text = json.dumps([asdict(sample.image), fields], sort_keys=True)
                 digest = blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
                 yield ModelRequest(sample, parameters, model, options, int.from_bytes(digest))
@@ -296,7 +296,7 @@ class AnswerLog:
             "key": f"{request.key:0{2 * _KEY_BYTES}x}",
             "image": request.sample.image.name,
             "model": request.model,
-            "parameters": given_fields(request.parameters, request.options),
+            "parameters": non_null_fields(request.parameters, request.options),
             "latency_s": latency_s,
             "concurrency": concurrency,
             "answer": answer_json(answer),
@@ -374,7 +374,7 @@ class Asker:
             advance()
 
         def record_failure(request: ModelRequest, error: Exception) -> None:
-            fields = given_fields(request.parameters, AnswerOptions())
+            fields = non_null_fields(request.parameters, AnswerOptions())
             names = {"image": request.sample.image.name, "model": request.model}
             self.failures.append({**names, **fields}, error)
             advance()

@@ -21,7 +21,6 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from mcp_types import Tool, ToolAnnotations
 
-from diptych_client.analysis import Analysis
 from diptych_client.geometry import ImageSize
 from diptych_client.integrations.outlines import simplified_ring
 from diptych_client.requests import (
@@ -30,7 +29,7 @@ from diptych_client.requests import (
     read_image_file,
     split_list,
 )
-from diptych_client.results import Answer, InstancesResult, ModelFailure, Task, TextResult
+from diptych_client.results import Analysis, Answer, InstancesResult, ModelFailure, Task, TextResult
 from diptych_client.transports.rest_messages import answer_json
 
 ANALYZE = "analyze"  # the name of its tool

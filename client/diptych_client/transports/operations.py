@@ -7,16 +7,16 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from diptych_client.analysis import Analysis
 from diptych_client.errors import ErrorDetail, InternalError, connection_failed
 from diptych_client.requests import Request
-from diptych_client.results import Answer, Comparison, Model, Task
+from diptych_client.results import Analysis, Answer, Comparison, Model, Task
 from diptych_client.transports import vision_pb2 as pb
-from diptych_client.transports.analysis_messages import analysis_from_json, stored_id
 from diptych_client.transports.rest_messages import (
+    analysis_from_json,
     answer_from_json,
     comparison_from_json,
     models_from_json,
+    stored_id,
     tasks_from_json,
 )
 

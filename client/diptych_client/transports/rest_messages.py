@@ -3,17 +3,18 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from httpx_sse import ServerSentEvent
 
-from diptych_client.errors import DiptychError, ErrorDetail, error_from
+from diptych_client.errors import DiptychError, ErrorDetail, error_from, parse_retry_after_s
 from diptych_client.geometry import ImageSize, RunLengthMask, parse_box, parse_quad, parse_ring
 from diptych_client.requests import FieldValue
 from diptych_client.results import (
+    Analysis,
     Answer,
     Comparison,
     Detection,
@@ -24,6 +25,8 @@ from diptych_client.results import (
     Model,
     ModelFailure,
     Result,
+    StepAnswer,
+    StepAnswers,
     Task,
     TextRegion,
     TextRegionsResult,
@@ -32,7 +35,6 @@ from diptych_client.results import (
     Timings,
     Usage,
 )
-from diptych_client.retries import parse_retry_after_s
 
 Json = Mapping[str, Any]
 ValueT = TypeVar("ValueT")
@@ -52,10 +54,10 @@ _CODE_OF_STATUS = {
 }
 
 
-def form_values(fields_given: Mapping[str, FieldValue]) -> dict[str, str]:
+def form_values(request_fields: Mapping[str, FieldValue]) -> dict[str, str]:
     """Return fields as form values: strings unchanged, everything else as JSON."""
     form = {}
-    for name, value in fields_given.items():
+    for name, value in request_fields.items():
         form[name] = value if isinstance(value, str) else json.dumps(value)
     return form
 
@@ -90,11 +92,11 @@ def event_from_sse(event: ServerSentEvent) -> str | Answer:
 
 def comparison_from_json(body: Json) -> Comparison:
     answers: list[Answer | ModelFailure] = []
-    for each in body["answers"]:
-        if "error" in each:
-            answers.append(ModelFailure(each["model"], _value(ErrorDetail, each["error"])))
+    for row in body["answers"]:
+        if "error" in row:
+            answers.append(ModelFailure(row["model"], _value(ErrorDetail, row["error"])))
         else:
-            answers.append(answer_from_json(each))
+            answers.append(answer_from_json(row))
     return Comparison(body["id"], body["task"], _value(ImageSize, body["image"]), tuple(answers))
 
 
@@ -134,17 +136,65 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     return row
 
 
+def analysis_from_json(body: Json) -> Analysis:
+    image = ImageSize(body["image"]["width"], body["image"]["height"])
+    return Analysis(body["id"], image, tuple(map(_step, body["steps"])))
+
+
+def analysis_json(analysis: Analysis) -> dict[str, Any]:
+    """Return an analysis as the JSON of REST, the inverse of `analysis_from_json`."""
+    steps: list[dict[str, Any]] = []
+    for step in analysis.steps:
+        answers: list[dict[str, Any]] = []
+        for answer in step.answers:
+            row: dict[str, Any] = {}
+            if answer.of is not None:
+                row["of"] = answer.of
+            if answer.view_xyxy is not None:
+                row["view"] = answer.view_xyxy
+            outcome = answer.outcome
+            if isinstance(outcome, ModelFailure):
+                answers.append({**row, "model": outcome.model, "error": asdict(outcome.error)})
+            else:
+                answers.append(row | answer_json(outcome))
+        head = {"id": step.id, "task": step.task, "truncated": step.truncated}
+        steps.append({**head, "answers": answers})
+    return {"id": analysis.id, "image": asdict(analysis.image), "steps": steps}
+
+
+def stored_id(body: Json) -> str:
+    """Return the id of a stored image."""
+    image_id: str = body["id"]
+    return image_id
+
+
+def _step(row: Json) -> StepAnswers:
+    return StepAnswers(
+        row["id"], row["task"], row["truncated"], tuple(map(_step_answer, row["answers"]))
+    )
+
+
+def _step_answer(row: Json) -> StepAnswer:
+    view = row.get("view")
+    place = (row.get("of"), None if view is None else tuple(view))
+    if "error" in row:
+        error = row["error"]
+        detail = ErrorDetail(error["code"], error["message"], error["param"], error["request_id"])
+        return StepAnswer(ModelFailure(row["model"], detail), *place)
+    return StepAnswer(answer_from_json(row), *place)
+
+
 def _plain(value: Any) -> Any:
     """Return dataclasses as objects without unset options and the suffixes of coordinates."""
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_plain(element) for element in value]
     if not is_dataclass(value):
         return value
     row = {}
-    for each in fields(value):
-        part = getattr(value, each.name)
-        if part is not None or each.default is not None:
-            row[_COORDINATES.sub("", each.name)] = _plain(part)
+    for field in fields(value):
+        part = getattr(value, field.name)
+        if part is not None or field.default is not None:
+            row[_COORDINATES.sub("", field.name)] = _plain(part)
     return row
 
 
@@ -166,16 +216,20 @@ def _result(body: Json) -> Result:
         case {"text": str(text)}:
             return TextResult(text)
         case {"detections": rows}:
-            found = (Detection(parse_box(row["box"]), row["label"], row["score"]) for row in rows)
-            return DetectionsResult(tuple(found))
+            return DetectionsResult(tuple(map(_detection, rows)))
         case {"instances": rows}:
             return InstancesResult(tuple(map(_instance, rows)))
         case {"text_regions": rows}:
-            regions = (
-                TextRegion(parse_quad(row["quad"]), row["text"], row["score"]) for row in rows
-            )
-            return TextRegionsResult(tuple(regions))
+            return TextRegionsResult(tuple(map(_text_region, rows)))
     raise ValueError(f"the answer has no known kind of result, but {', '.join(body)}")
+
+
+def _detection(row: Json) -> Detection:
+    return Detection(parse_box(row["box"]), row["label"], row["score"])
+
+
+def _text_region(row: Json) -> TextRegion:
+    return TextRegion(parse_quad(row["quad"]), row["text"], row["score"])
 
 
 def _instance(row: Json) -> Instance:

@@ -112,10 +112,15 @@ def _request_errors(call: Call[Any]) -> Iterator[None]:
 
 def _check_status(response: httpx.Response, call: Call[Any]) -> None:
     if not response.is_success:
-        given = (response.status_code, response.headers, response.content, call.request_id)
-        raise error_from_response(*given, f"{call.url}{call.operation.path}")
+        raise error_from_response(
+            response.status_code,
+            response.headers,
+            response.content,
+            call.request_id,
+            f"{call.url}{call.operation.path}",
+        )
 
 
 def _result(response: httpx.Response, call: Call[ResultT]) -> ResultT:
     _check_status(response, call)
-    return parsed(lambda each: call.operation.from_json(each.json()), response, call)
+    return parsed(lambda reply: call.operation.from_json(reply.json()), response, call)

@@ -12,7 +12,7 @@ from diptych_client import Analysis, ErrorDetail, ModelFailure, StepAnswer, Step
 from diptych_client.cli.app import app, read_recipe, shipped_recipes
 from diptych_client.long_runs import RunError
 from diptych_client.results import Task
-from diptych_client.transports.analysis_messages import analysis_from_json, analysis_json
+from diptych_client.transports.rest_messages import analysis_from_json, analysis_json
 from tests.support.client_answers import DETECTIONS, SIZE, answer
 from tests.support.scripted_services import Script, serving_rest
 

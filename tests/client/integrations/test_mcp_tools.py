@@ -11,7 +11,6 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from diptych_client import AnswerOptions, ErrorDetail, Guarantee, ModelFailure, Task, TaskParameters
-from diptych_client.analysis import Analysis, StepAnswer, StepAnswers
 from diptych_client.integrations.mcp_tools import (
     ToolArguments,
     analysis_content,
@@ -19,6 +18,7 @@ from diptych_client.integrations.mcp_tools import (
     content_of,
     tool_of,
 )
+from diptych_client.results import Analysis, StepAnswer, StepAnswers
 from tests.support.client_answers import DETECTIONS, INSTANCES, SIZE, TEXT, TEXT_REGIONS, answer
 from tests.support.scene_images import scene_png
 

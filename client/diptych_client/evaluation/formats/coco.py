@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diptych_client.conversions.coco import coco_shape
 from diptych_client.evaluation.dataset import (
     Dataset,
     LabelledImage,
@@ -22,6 +21,7 @@ from diptych_client.evaluation.dataset import (
 from diptych_client.evaluation.job import Record, class_name
 from diptych_client.inputs import MALFORMED, Folder, Problems, path_within
 from diptych_client.long_runs import RunError
+from diptych_client.results import coco_shape
 
 
 def read_coco(path: Path, document: Any, problems: Problems, images: Path | None = None) -> Dataset:
