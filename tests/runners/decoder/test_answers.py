@@ -42,6 +42,15 @@ def test_an_adapter_that_is_not_loaded_is_refused() -> None:
         to_request(decoder, features, spec.model_copy(update={"adapter": "b" * 64}))
 
 
+def test_a_prompts_own_token_must_be_one_token_of_the_checkpoint() -> None:
+    decoder = FakeDecoder()
+    assert request(decoder, own_token="<eos>").prompt_ids == ()
+    for text in ("<VQA>", "a", "<eos><eos>"):
+        refusal = f"{text} is not a token .* template: of the model"
+        with pytest.raises(SequenceError, check=is_failure("unknown_token"), match=refusal):
+            request(decoder, own_token=text)
+
+
 def request(decoder: FakeDecoder, **spec: object) -> SequenceRequest:
     return to_request(
         decoder,

@@ -60,6 +60,7 @@ def test_failure_of_a_runner_is_a_service_error(
         ("deadline_exceeded", "the time ran out", DeadlineExceeded, None),
         ("overloaded", "too many wait", Overloaded, None),
         ("unknown_adapter", "no adapter of the build", NotReady, None),
+        ("unknown_token", "<VQA> is not a token", InvalidRequest, "messages"),
         ("non_finite_logits", "not finite", InternalError, None),
         ("internal", "failed", InternalError, None),
     ],

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,29 @@ def test_instances(text: str, expected: Any, is_parsed: bool) -> None:
     assert [(i.label, list(i.polygons or ())) for i in result.instances] == expected
     assert result.is_parsed == is_parsed
     assert all(i.mask is None for i in result.instances)
+
+
+def test_each_instance_has_the_phrase_that_it_was_asked_for() -> None:
+    parameters = parse_parameters(TASKS["instance_segmentation"], {"phrases": ["dog", "a cat"]})
+    answers = [generated(TRIANGLE), generated(f"cat{TRIANGLE}<sep>{QUAD}")]
+    result = parse_answer(
+        FLORENCE, "instance_segmentation", parameters, answers, IMAGE_WH, "polygon", None
+    )
+    assert isinstance(result, InstancesResult)
+    assert [instance.label for instance in result.instances] == ["dog", "a cat"]
+    assert result.is_parsed
+
+
+def test_labels_of_a_fine_tune_are_kept_as_written() -> None:
+    parameters = parse_parameters(TASKS["open_vocabulary_detection"], {"labels": ["the plate"]})
+    answer = generated(f"plate ABC1234{BOX}Plate{BOX}")
+    for expected, is_forced in (["plate ABC1234", "the plate"], False), (["the plate"], True):
+        entry = replace(FLORENCE, forced_names=is_forced)
+        result = parse_answer(
+            entry, "open_vocabulary_detection", parameters, [answer], IMAGE_WH, "polygon", None
+        )
+        assert isinstance(result, DetectionsResult)
+        assert [detection.label for detection in result.detections] == expected
 
 
 def test_an_instances_box_bounds_all_its_polygons() -> None:

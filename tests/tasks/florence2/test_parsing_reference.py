@@ -1,14 +1,15 @@
-"""Our parsers against transformers' own post-processor, on 2,000 answers: well-formed ones and
+"""Our parser against transformers' port of Microsoft's processor, on well-formed answers and on
 mutations of them.
 
-Where ours differs on purpose (see tasks/florence2/parsing.py) the answer is recognized by its text
-and left out.
+The two differ in the five ways of the table in tasks/florence2/parsing.py: each is counted, and is
+the only difference where it occurs. Microsoft's own code agrees with the port on 4,000 such answers
+(processing_florence2.py as in silveroxides/ComfyUI-Florence2; whole pixels, region proposals left
+out, which that copy breaks).
 """
 
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,271 +21,206 @@ from tasks.florence2.parsing import parse_answer
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS
 from tests.support.answers import generated
-from tests.support.catalog import FLORENCE, ROOT
+from tests.support.catalog import RELEASED, ROOT
 
-NUM_ANSWERS = 2_000
+NUM_ANSWERS = 2_100
 IMAGE_WH = (643, 487)
-LABELS = ["car", "a red circle", "the dog's ear", "grüner Käfer", "STOP, 24 h", "犬 dog", "x"]
-CONTROL_TOKEN = re.compile(r"<loc_\d+>|<sep>|</?poly>")
+LABELS = ["car", "a red circle", "the dog's ear", "grüner Käfer", "STOP, 24 h", "犬 dog", "a\nb"]
+BANNED = frozenset(LABELS[:2])
+LOCATION = re.compile(r"<loc_\d+>")
 LOCATION_RUN = re.compile(r"(?:<loc_\d+>)+")
-CLOSED_INSTANCE = re.compile(r"<poly>(?:<loc_\d+>|<sep>)+</poly>")
+LABEL_AND_RUN = re.compile(r"([^<]*)((?:<loc_\d+>)+)")
+TOKEN = re.compile(r"<loc_\d+>|<sep>|</?poly>")
 
-# label, and the coordinates of its box, quad or polygons
-Found = list[tuple[str, tuple[tuple[int, ...], ...]]]
-
-
-def locations(rng: random.Random, num: int) -> list[str]:
-    return [f"<loc_{rng.randrange(1000)}>" for _ in range(num)]
-
-
-BANNED = frozenset(LABELS[:2])
-
-
-def labelled_boxes(rng: random.Random) -> list[str]:
-    phrases = (
-        [rng.choice(LABELS), *locations(rng, 4 * rng.choice([1, 1, 1, 2, 3]))]
-        for _ in range(rng.randint(1, 5))
-    )
-    return [piece for phrase in phrases for piece in phrase]
-
-
-def bare_boxes(rng: random.Random) -> list[str]:
-    return locations(rng, 4 * rng.randint(1, 6))
-
-
-def quads(rng: random.Random) -> list[str]:
-    return [
-        piece
-        for _ in range(rng.randint(1, 4))
-        for piece in [rng.choice(LABELS), *locations(rng, 8)]
-    ]
-
-
-def polygons(rng: random.Random) -> list[str]:
-    def instance() -> list[str]:
-        rings = [locations(rng, 2 * rng.randint(3, 9)) for _ in range(rng.randint(1, 3))]
-        return [piece for ring in rings for piece in ["<sep>", *ring]][1:]
-
-    if rng.random() < 0.5:
-        return instance()
-    return [piece for _ in range(rng.randint(1, 3)) for piece in ["<poly>", *instance(), "</poly>"]]
-
-
-BANNED = frozenset(LABELS[:2])
-
-
-def labelled_boxes_or_polygons(rng: random.Random) -> list[str]:
-    if rng.random() < 0.7:
-        return labelled_boxes(rng)
-    phrases = (
-        [rng.choice(LABELS), "<poly>", *locations(rng, 2 * rng.randint(3, 9)), "</poly>"]
-        for _ in range(2)
-    )
-    return [piece for phrase in phrases for piece in phrase]
-
-
-def words(rng: random.Random) -> list[str]:
-    return [" ", rng.choice(LABELS), " and ", rng.choice(LABELS), ".", " "]
-
-
-def mutate(rng: random.Random, pieces: list[str]) -> list[str]:
-    """Return the answer with a piece lost, doubled, moved, foreign, or the rest cut off."""
-    place = rng.randrange(len(pieces))
-    match rng.choice(["lose", "double", "move", "foreign", "cut", "cut"]):
-        case "lose":
-            return pieces[:place] + pieces[place + 1 :]
-        case "double":
-            return pieces[: place + 1] + pieces[place:]
-        case "move":
-            return pieces[place:] + pieces[:place]
-        case "foreign":
-            return [
-                *pieces[:place],
-                rng.choice([*LABELS, *locations(rng, 5), "<sep>", " "]),
-                *pieces[place:],
-            ]
-        case _:
-            return pieces[: place + 1]
-
-
-def run_lengths(text: str) -> list[int]:
-    return [run.group().count("<") for run in LOCATION_RUN.finditer(text)]
-
-
-def has_uncommon_text(text: str) -> bool:
-    """White space between tokens, which we skip."""
-    return bool(re.search(r"(^|>)\s+(<|$)", text))
-
-
-def is_proposal_difference(text: str) -> bool:
-    """Tokens of other answers, at which the reference breaks."""
-    return has_uncommon_text(text) or "<" in LOCATION_RUN.sub("", text)
-
-
-def is_box_difference(text: str) -> bool:
-    """Locations that belong to no box: the reference takes the last of them (`loc_5>`) into the
-    next label.
-    """
-    has_stray = text.startswith("<") or any(length < 4 for length in run_lengths(text)[:-1])
-    return is_proposal_difference(text) or has_stray
-
-
-def is_open_vocabulary_difference(text: str) -> bool:
-    """Those of boxes, or of polygons; a box without a label gets the label that was asked for."""
-    return text.startswith("<") or (
-        is_polygon_difference(text) if "<poly>" in text else is_box_difference(text)
-    )
-
-
-def is_quad_difference(text: str) -> bool:
-    """Not eight locations: the reference takes them for the next text's beginning."""
-    lengths = run_lengths(text)
-    has_stray = any(length != 8 for length in lengths[:-1]) or any(
-        length > 8 for length in lengths[-1:]
-    )
-    return is_proposal_difference(text) or text.startswith("<") or has_stray
-
-
-def is_polygon_difference(text: str) -> bool:
-    """Polygons of less than three points, and `<poly>` that is not closed or has text or polygons
-    beside it.
-    """
-    is_uncommon = has_uncommon_text(text) or any(length < 6 for length in run_lengths(text))
-    return is_uncommon or ("poly>" in text and "<" in CLOSED_INSTANCE.sub("", text))
-
-
-def is_text_difference(text: str) -> bool:
-    """Control tokens, which we leave out."""
-    return bool(CONTROL_TOKEN.search(text))
+Objects = list[tuple[str, list[int]]]  # label and coordinates, in whole pixels
 
 
 @dataclass(frozen=True)
 class Case:
-    """A task, answers to it, and what tells a known difference."""
+    """A task, and its type in the reference."""
 
     task_id: str
-    values: dict[str, Any]
     reference_type: str
-    make: Callable[[random.Random], list[str]]
-    is_known_difference: Callable[[str], bool]
+    values: dict[str, Any]
+    locations_of_object: int = 4
 
 
+REGION = {"region": [1, 2, 30, 40]}
 CASES = [
-    Case("object_detection", {}, "description_with_bboxes", labelled_boxes, is_box_difference),
-    Case(
-        "dense_region_captioning", {}, "description_with_bboxes", labelled_boxes, is_box_difference
-    ),
-    Case(
-        "phrase_grounding", {"caption": "?"}, "phrase_grounding", labelled_boxes, is_box_difference
-    ),
-    Case("region_proposal", {}, "bboxes", bare_boxes, is_proposal_difference),
-    Case("ocr_with_regions", {}, "ocr", quads, is_quad_difference),
-    Case("instance_segmentation", {"phrase": "?"}, "polygons", polygons, is_polygon_difference),
-    Case("captioning", {}, "pure_text", words, is_text_difference),
-    Case(
-        # open vocabulary detection is read alike, but keeps only what was asked for
-        "phrase_grounding",
-        {"caption": "?"},
-        "description_with_bboxes_or_polygons",
-        labelled_boxes_or_polygons,
-        is_open_vocabulary_difference,
-    ),
+    Case("object_detection", "description_with_bboxes", {}),
+    Case("dense_region_captioning", "description_with_bboxes", {}),
+    Case("phrase_grounding", "phrase_grounding", {"caption": "?"}),
+    Case("region_proposal", "bboxes", {}),
+    Case("ocr_with_regions", "ocr", {}, locations_of_object=8),
+    Case("instance_segmentation", "polygons", {"phrase": "?"}),
+    Case("phrase_grounding", "description_with_bboxes_or_polygons", {"caption": "?"}),
+    Case("captioning", "pure_text", {}),
+    Case("region_description", "pure_text", REGION),
 ]
+
+
+def written_answer(case: Case, rng: random.Random) -> str:
+    """Return a well-formed answer, or with a piece lost, doubled, moved, foreign, or cut off."""
+    pieces: list[str] = []
+    for _ in range(rng.randint(1, 4)):
+        if case.task_id == "instance_segmentation":
+            pieces += [*locations(rng, 2 * rng.randint(3, 9)), "<sep>"]
+        elif case.reference_type == "pure_text":
+            pieces += [rng.choice(LABELS), " "]
+        else:
+            is_labelled = case.task_id != "region_proposal"
+            pieces += [rng.choice(LABELS)] * is_labelled + locations(rng, case.locations_of_object)
+    if case.reference_type == "description_with_bboxes_or_polygons" and rng.random() < 0.5:
+        outlines = ["".join(locations(rng, number)) for number in (8, 6)]
+        return f"car<poly>{outlines[0]}</poly>a b<poly>{outlines[1]}</poly>"
+    if case.task_id == "region_description":
+        pieces = [rng.choice(LABELS), *locations(rng, 4)]
+    if pieces[-1] == "<sep>":
+        del pieces[-1]
+    place = rng.randrange(len(pieces))
+    match rng.choice(["", "", "", "", "lose", "double", "move", "foreign", "cut"]):
+        case "lose":
+            pieces = pieces[:place] + pieces[place + 1 :]
+        case "double":
+            pieces = pieces[: place + 1] + pieces[place:]
+        case "move":
+            pieces = pieces[place:] + pieces[:place]
+        case "foreign":
+            pieces[place:place] = [rng.choice(LABELS)] if rng.random() < 0.5 else locations(rng, 1)
+        case "cut":
+            pieces = pieces[: place + 1]
+    return "".join(pieces)
+
+
+def locations(rng: random.Random, number: int) -> list[str]:
+    return [f"<loc_{rng.randrange(1000)}>" for _ in range(number)]
+
+
+def without_debris(case: Case, text: str) -> str:
+    """Return an answer without labels and locations that belong to no object."""
+    number = case.locations_of_object
+    whole = ""
+    for label, run in LABEL_AND_RUN.findall(text):
+        if not label.strip() and case.task_id != "region_proposal":
+            continue
+        tokens = LOCATION.findall(run)
+        for start in range(0, len(tokens) - number + 1, number):
+            whole += label + "".join(tokens[start : start + number])
+    return whole
+
+
+def without_degenerate_polygons(text: str) -> str:
+    polygons = []
+    for run in LOCATION_RUN.findall(text):
+        if run.count("<") >= 6:
+            polygons.append(run)
+    return "<sep>".join(polygons)
+
+
+def explanation(case: Case, text: str) -> tuple[str, str]:
+    """Return the class of a difference, and an answer that the reference reads as we do `text`."""
+    if case.task_id == "region_description":
+        return "box after a region's text", TOKEN.split(text)[0]
+    if case.task_id == "captioning":
+        return "tokens in a caption", TOKEN.sub("", text)
+    if case.task_id == "instance_segmentation":
+        return "degenerate polygon", without_degenerate_polygons(text)
+    one_line = text.replace("\n", " ")
+    name = "newline in a label" if "\n" in text else "debris"
+    return name, without_debris(case, one_line)
 
 
 @pytest.fixture(scope="module")
 def post_processor() -> Florence2PostProcessor:
     config: dict[str, dict[str, Any]] = {case.reference_type: {} for case in CASES}
     config["phrase_grounding"] = {"banned_grounding_tokens": sorted(BANNED)}
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / FLORENCE.source)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "florence-2-mini")
     return Florence2PostProcessor(config, tokenizer)  # type: ignore[no-untyped-call]
 
 
-def test_our_parsers_read_what_transformers_reads(post_processor: Florence2PostProcessor) -> None:
+def test_differences_from_the_reference(post_processor: Florence2PostProcessor) -> None:
     rng = random.Random(20240607)
-    num_compared: Counter[str] = Counter()
+    counts = Counter[str]()
     for index in range(NUM_ANSWERS):
         case = CASES[index % len(CASES)]
-        pieces = case.make(rng)
-        text = "".join(pieces if rng.random() < 0.5 else mutate(rng, pieces))
-        if not case.is_known_difference(text):
-            num_compared[case.reference_type] += 1
-            assert ours(case, text) == reference(post_processor, case, text), (case.task_id, text)
-    assert num_compared.total() > 0.8 * NUM_ANSWERS
-    assert all(
-        num_compared[case.reference_type] > 0.6 * NUM_ANSWERS / len(CASES) for case in CASES
-    ), num_compared
+        text = written_answer(case, rng)
+        objects = ours(case, text)
+        if objects == reference(post_processor, case, text):
+            counts["equal"] += 1
+            continue
+        name, tidied = explanation(case, text)
+        counts[name] += 1
+        assert objects == reference(post_processor, case, tidied), (case.task_id, text)
+    assert counts == {
+        "equal": 1450,
+        "newline in a label": 283,
+        "box after a region's text": 227,
+        "debris": 98,
+        "degenerate polygon": 29,
+        "tokens in a caption": 13,
+    }
 
 
-def ours(case: Case, text: str) -> Found | str:
+def ours(case: Case, text: str) -> Objects | str:
     parameters = parse_parameters(TASKS[case.task_id], case.values)
     banned = BANNED if case.reference_type == "phrase_grounding" else frozenset()
+    entry = RELEASED["florence2"]
     result: Any = parse_answer(
-        FLORENCE, case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None, banned
+        entry, case.task_id, parameters, [generated(text)], IMAGE_WH, "polygon", None, banned
     )
+    objects: Objects = []
     match TASKS[case.task_id].result_kind:
         case "text":
             return str(result.text)
         case "detections":
-            return [(ascii_only(each.label), (truncated(each.box),)) for each in result.detections]
+            objects = [(found.label, truncated(found.box)) for found in result.detections]
         case "text_regions":
-            return [(each.text, (flat(each.quad),)) for each in result.text_regions]
+            objects = [(found.text, flat(found.quad)) for found in result.text_regions]
         case _:
-            return [("", tuple(map(flat, each.polygons))) for each in result.instances]
+            for instance in result.instances:
+                objects += [("", flat(ring)) for ring in instance.polygons]
+    return [(ascii_only(label), coordinates) for label, coordinates in objects]
 
 
-def reference(post_processor: Florence2PostProcessor, case: Case, text: str) -> Found | str:
-    def call(image_size: tuple[int, int]) -> Any:
-        return post_processor(text=text, image_size=image_size, parse_tasks=case.reference_type)[
-            case.reference_type
-        ]
+def reference(post_processor: Florence2PostProcessor, case: Case, text: str) -> Objects | str:
+    kind = case.reference_type
 
-    if case.reference_type == "pure_text":
-        return str(call(IMAGE_WH)).strip()
-    bins = call((1000, 1000))  # each position is its bin: tells which boxes have an area
-    return [
-        as_found(case, instance)
-        for instance, of_bins in zip(unfolded(call(IMAGE_WH)), unfolded(bins), strict=True)
-        if case.reference_type == "ocr" or has_area(of_bins)
-    ]
+    def read(image_wh: tuple[int, int]) -> Any:
+        return post_processor(text=text, image_size=image_wh, parse_tasks=kind)[kind]
 
-
-def unfolded(instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one instance for each box; phrase grounding has a list of boxes in each."""
-    return [
-        instance | {"bbox": box}
-        for instance in instances
-        for box in (
-            instance["bbox"]
-            if instance.get("bbox") and isinstance(instance["bbox"][0], list)
-            else [instance.get("bbox")]
-        )
-    ]
+    if kind == "pure_text":
+        return str(read(IMAGE_WH)).strip()
+    # each position in an image of 1000 pixels is its bin, which tells boxes without area
+    in_bins = unfolded(read((1000, 1000)))
+    objects: Objects = []
+    for (label, box), (_, bins) in zip(unfolded(read(IMAGE_WH)), in_bins, strict=True):
+        if kind in ("polygons", "ocr"):
+            objects.append((label, box))
+        elif len(set(bins[::2])) > 1 and len(set(bins[1::2])) > 1:
+            xs = box[::2]
+            ys = box[1::2]
+            objects.append((label, [min(xs), min(ys), max(xs), max(ys)]))
+    return objects
 
 
-def has_area(instance: dict[str, Any]) -> bool:
-    coordinates = instance["bbox"] or [each for ring in instance["polygons"] for each in ring]
-    return len(set(coordinates[0::2])) > 1 and len(set(coordinates[1::2])) > 1
-
-
-def as_found(case: Case, instance: dict[str, Any]) -> tuple[str, tuple[tuple[int, ...], ...]]:
-    if case.reference_type == "ocr":
-        return instance["text"], (tuple(instance["quad_box"]),)
-    if case.reference_type == "polygons":
-        return "", tuple(map(tuple, instance["polygons"]))
-    coordinates = instance["bbox"] or [each for ring in instance["polygons"] for each in ring]
-    xs = coordinates[0::2]
-    ys = coordinates[1::2]
-    return ascii_only(instance["cat_name"]), ((min(xs), min(ys), max(xs), max(ys)),)
+def unfolded(instances: Any) -> Objects:
+    """Return each box, quad or polygon with its label; an instance may have several."""
+    objects: Objects = []
+    for instance in instances:
+        label = ascii_only(instance.get("text") or instance.get("cat_name", ""))
+        places = instance.get("polygons") or instance.get("quad_box") or instance["bbox"]
+        for place in places if isinstance(places[0], list) else [places]:
+            objects.append((label, list(place)))
+    return objects
 
 
 def ascii_only(label: str) -> str:
-    return label.encode("ascii", "ignore").decode("ascii")
+    return " ".join(label.encode("ascii", "ignore").decode("ascii").split())
 
 
-def truncated(coordinates: Sequence[float]) -> tuple[int, ...]:
-    return tuple(map(int, coordinates))
+def truncated(coordinates: Any) -> list[int]:
+    return [int(coordinate) for coordinate in coordinates]
 
 
-def flat(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
-    return truncated([coordinate for point in points for coordinate in point])
+def flat(points: Any) -> list[int]:
+    return truncated(coordinate for point in points for coordinate in point)

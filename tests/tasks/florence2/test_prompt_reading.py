@@ -1,15 +1,18 @@
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import ParameterError
+from tasks.catalog import TaskOverride
+from tasks.errors import ParameterError, UnsupportedTask
 from tasks.florence2.prompts import read_prompt, task_prompts
 from tasks.parameters import parse_parameters
+from tasks.prompts import AskedTask
 from tasks.table import TASKS
-from tests.support.catalog import FLORENCE
+from tests.support.catalog import CATALOG, FLORENCE
 
 IMAGE_WH = (640, 480)
 
@@ -67,7 +70,6 @@ def test_a_region_comes_back_as_the_same_location_tokens(
     "text",
     [
         "<OD> cats",
-        "<VQA>",
         "<REGION_TO_OCR>",
         "<REGION_TO_OCR><loc_1><loc_2><loc_3>",
         "<REGION_TO_OCR>x",
@@ -89,3 +91,46 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     for each in (text, f"<OD>{text}", f"<REGION_TO_OCR>{text}", f"<{text}>"):
         with suppress(ParameterError):
             read_prompt(FLORENCE, each)
+
+
+QUESTION_TASK = "visual_question_answering"
+UNTUNED = CATALOG["florence-2-base"]
+
+
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        ("<GENERATE_TAGS>", [("<GENERATE_TAGS>", True, True)]),
+        ("<VQA>why <s>?", [("<VQA>", True, True), ("why <s>?", False, False)]),
+    ],
+)
+def test_a_token_of_a_fine_tune_is_sent_as_one_token(
+    text: str, segments: list[tuple[str, bool, bool]]
+) -> None:
+    asked = read_prompt(UNTUNED, text)
+    assert asked == AskedTask(QUESTION_TASK, {"question": text})
+    parameters = parse_parameters(TASKS[QUESTION_TASK], asked.values)
+    (prompt,) = task_prompts(UNTUNED, QUESTION_TASK, parameters, IMAGE_WH)
+    assert [(part.text, part.is_control, part.is_token) for part in prompt] == segments
+
+
+@pytest.mark.parametrize("question", ["why?", "<s>", "<OD>", "is <VQA> a token?"])
+def test_other_questions_need_a_template(question: str) -> None:
+    parameters = parse_parameters(TASKS[QUESTION_TASK], {"question": question})
+    with pytest.raises(UnsupportedTask, match="florence-2-base does not offer visual_question"):
+        task_prompts(UNTUNED, QUESTION_TASK, parameters, IMAGE_WH)
+
+
+def test_a_token_in_a_template_is_its_task() -> None:
+    overrides = {
+        QUESTION_TASK: TaskOverride("<VQA>{question}"),
+        "captioning": TaskOverride("<MIXED_CAPTION>"),
+        "region_description": TaskOverride("<REGION_TO_TAGS>{region}"),
+    }
+    entry = replace(UNTUNED, tasks=overrides)
+    assert read_prompt(entry, "<VQA>why?") == AskedTask(QUESTION_TASK, {"question": "why?"})
+    assert read_prompt(entry, "<MIXED_CAPTION>") == AskedTask("captioning", {})
+    message = r"<ANALYZE> is not a task token of florence-2-base; .* template: in its catalog entry"
+    for text in ("<ANALYZE>", "<ANALYZE>" + "<loc_5>" * 4):
+        with pytest.raises(ParameterError, match=message):
+            read_prompt(entry, text)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
+from tasks.catalog import TaskOverride
 from tasks.paligemma.parsing import parse_answer
 from tasks.parameters import parse_parameters
-from tasks.results import InstancesResult, MaskFormat, TextResult
+from tasks.results import DetectionsResult, InstancesResult, MaskFormat, TextResult
 from tasks.table import TASKS
 from tests.support.answers import generated
 from tests.support.catalog import CATALOG, MASK_DECODER, PALIGEMMA
@@ -20,6 +22,7 @@ BOX_PX = (20.0, 20.0, 40.0, 60.0)
 OTHER = "<loc0000><loc0000><loc1023><loc1023>"
 OTHER_PX = (0.0, 0.0, 1023.0, 2046.0)
 RELEASED = CATALOG["paligemma-3b-mix-224"]
+UNLABELLED = TaskOverride("{phrase}", has_labels=False)
 CODES = "".join(f"<seg{code:03d}>" for code in range(16))
 
 
@@ -104,6 +107,7 @@ def test_a_box_without_label_gets_the_one_asked_label(task_id: str, values: dict
         ("none", [], False),
         (f"{BOX}{CODES} car", ["the car"], True),
         (f"{BOX}{CODES}", ["the car"], True),
+        (f"{BOX} {CODES} car", ["the car"], True),
         (f"{BOX}{CODES} car ; {OTHER}{CODES} dog", ["the car", "dog"], True),
         (f"{BOX}{CODES}<seg001> car", ["the car"], True),
         (f"{BOX}{CODES[:-8]} car", [], False),  # 15 of 16
@@ -117,6 +121,46 @@ def test_instances(text: str, labels: list[str], is_parsed: bool) -> None:
     result: InstancesResult = parse("instance_segmentation", text, phrase="the car")
     assert [instance.label for instance in result.instances] == labels
     assert result.is_parsed == is_parsed
+
+
+def test_each_instance_has_the_phrase_that_it_is_about() -> None:
+    text = f"{BOX} {CODES} CAR ; {OTHER} {CODES} the tree ; {BOX}{CODES} car"
+    together = parse("instance_segmentation", text, phrases=["a car", "tree"])
+    labels = [instance.label for instance in together.instances]
+    assert labels == ["a car", "tree", "a car"]
+    parameters = parse_parameters(TASKS["instance_segmentation"], {"phrases": ["a car", "tree"]})
+    answers = [generated(f"{BOX}{CODES}"), generated("nothing")]
+    for entry in (PALIGEMMA, replace(RELEASED, tasks={"instance_segmentation": UNLABELLED})):
+        apart = parse_answer(
+            entry,
+            "instance_segmentation",
+            parameters,
+            answers,
+            IMAGE_WH,
+            "polygon",
+            MASK_DECODER,
+        )
+        assert isinstance(apart, InstancesResult)
+        assert [instance.label for instance in apart.instances] == ["a car"]
+        assert not apart.is_parsed
+
+
+def test_labels_of_a_fine_tune_are_kept_as_written() -> None:
+    entry = replace(RELEASED, forced_names=False)
+    parameters = parse_parameters(TASKS["open_vocabulary_detection"], {"labels": ["the plate"]})
+    for expected, read_by in (["plate ABC1234", "the plate"], entry), (["the plate"], RELEASED):
+        text = f"{BOX} plate ABC1234 ; {OTHER} Plate"
+        result = parse_answer(
+            read_by,
+            "open_vocabulary_detection",
+            parameters,
+            [generated(text)],
+            IMAGE_WH,
+            "polygon",
+            None,
+        )
+        assert isinstance(result, DetectionsResult)
+        assert [detection.label for detection in result.detections] == expected
 
 
 def test_an_instance_has_polygons_in_its_box_or_a_mask_of_the_image() -> None:

@@ -22,6 +22,7 @@ RELEASED = CATALOG["paligemma-3b-mix-224"]
         ("detect cat", "open_vocabulary_detection", {"labels": ["cat"]}),
         ("detect a cat ; dog", "open_vocabulary_detection", {"labels": ["a cat", "dog"]}),
         ("segment the left cat", "instance_segmentation", {"phrase": "the left cat"}),
+        ("segment cat ; a dog", "instance_segmentation", {"phrases": ["cat", "a dog"]}),
         (
             "answer en is it red?",
             "visual_question_answering",
