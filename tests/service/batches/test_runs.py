@@ -128,7 +128,7 @@ def test_hostile_body_fails_its_own_request(store: Store) -> None:
     assert statuses == dict.fromkeys(bodies, 400)
 
 
-def test_missing_runner_is_waited_for_until_cancelled(store: Store) -> None:
+def test_missing_runner_is_waited_for(store: Store) -> None:
     async def scenario() -> None:
         decoder = FakeDecoder(FLORENCE_ANSWERS, failure=RunnerUnreachable())
         batch = create(store, line("a"))
@@ -142,9 +142,7 @@ def test_missing_runner_is_waited_for_until_cancelled(store: Store) -> None:
     run(scenario())
 
 
-def test_late_request_is_repeated_three_times(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_late_request_has_three_attempts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[None] = []
 
     async def is_late(*_: object) -> None:
@@ -157,7 +155,7 @@ def test_late_request_is_repeated_three_times(
     assert len(attempts) == 3
 
 
-def test_request_waits_for_memory_and_holds_its_line(store: Store) -> None:
+def test_request_waits_for_memory(store: Store) -> None:
     data = jsonl(line("a")).strip()
     num_bytes = len(data) + parsed_bytes(data)
 
@@ -284,7 +282,7 @@ def test_batches_of_a_key_run_in_order(store: Store, caplog: pytest.LogCaptureFi
     run(scenario())
 
 
-def test_next_batch_begins_when_the_last_is_in_flight(store: Store) -> None:
+def test_next_batch_begins_early(store: Store) -> None:
     async def scenario() -> None:
         core, decoder = blocked()
         first = create(store, line("a"))
@@ -296,9 +294,7 @@ def test_next_batch_begins_when_the_last_is_in_flight(store: Store) -> None:
     run(scenario())
 
 
-def test_files_are_checked_one_at_a_time_in_turns(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_checked_in_turns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(input_file, "_PIECE_BYTES", 1)
     monkeypatch.setattr(input_file, "_PAUSE_S", 0.001)
     owners = ("one", "one", "one", "two")
@@ -346,9 +342,7 @@ def test_batch_is_cancelled_before_its_check(store: Store, monkeypatch: pytest.M
     assert now(store, checked).status == "validating"
 
 
-def test_defects_fail_a_batch_and_delay_others(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_defect_fails_a_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of one batch changes after its check."""
     scan = Store.open_batches
     failures = [RuntimeError("a defect"), OSError("the disk")]
@@ -366,7 +360,7 @@ def test_defects_fail_a_batch_and_delay_others(
     assert (failed.status, codes(failed), failures) == ("failed", ["internal"], [])
 
 
-def test_process_that_ends_early_leaves_the_rest(store: Store) -> None:
+def test_next_process_continues(store: Store) -> None:
     """Every other line is bad, and has its error once."""
     good = {f"good-{number}" for number in range(100)}
     bad = {f"bad-{number}" for number in range(100)}
@@ -406,9 +400,7 @@ def test_process_that_ends_early_leaves_the_rest(store: Store) -> None:
     assert len(decoder.specs) < 80
 
 
-def test_answers_are_written_when_the_process_stops(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_are_written_at_the_stop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "_SAVE_S", 60)
 
     async def scenario() -> None:
@@ -447,9 +439,7 @@ def pass_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: real() + 24 * 3600)
 
 
-def test_unanswered_requests_expire_after_a_day(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unanswered_requests_expire(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "_EXPIRED_AT_A_TIME", 4)
 
     async def scenario() -> None:
@@ -474,7 +464,7 @@ def test_unanswered_requests_expire_after_a_day(
 
 
 @pytest.mark.parametrize("is_expired", [False, True])
-def test_batch_without_room_fails_with_its_answers(
+def test_batch_without_room_fails(
     store: Store, monkeypatch: pytest.MonkeyPatch, is_expired: bool
 ) -> None:
     def num_bytes() -> int:
@@ -526,7 +516,7 @@ def test_full_disk_delays_answers(store: Store, caplog: pytest.LogCaptureFixture
     run(scenario())
 
 
-def test_second_worker_continues_after_the_first(store: Store) -> None:
+def test_second_worker_takes_over(store: Store) -> None:
     async def scenario() -> None:
         lock = store.lock()
         assert lock is not None

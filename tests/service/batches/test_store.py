@@ -167,7 +167,7 @@ def test_cancellation_before_the_check_stays(store: Store) -> None:
     assert (now(store, batch).status, now(store, batch).request_counts.total) == ("cancelling", 1)
 
 
-def test_expired_files_are_removed_but_not_of_open_batches(store: Store) -> None:
+def test_expired_files_are_removed(store: Store) -> None:
     alone = add_file(store, b"{}")
     running, ended = begun(store), begun(store)
     for batch in (running, ended):

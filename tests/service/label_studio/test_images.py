@@ -76,7 +76,7 @@ def refusal(found: bytes | ServiceError) -> str:
 @pytest.mark.parametrize(
     "source", ["/data/upload/1/a b.png", "http://127.0.0.1:PORT/data/upload/1/a%20b.png"]
 )
-def test_uploaded_file_is_fetched_with_the_token(source: str) -> None:
+def test_uploaded_file_is_fetched(source: str) -> None:
     found, (request,) = read(source, answers={"/data/upload/1/a%20b.png": response(PNG)})
     assert found == PNG
     assert headers_of(request)["authorization"] == f"Token {LEGACY}"
@@ -88,7 +88,7 @@ def test_local_file_has_its_query() -> None:
     assert read("/data/local-files/?d=set a/scène.png", answers={path: response(PNG)})[0] == PNG
 
 
-def test_personal_token_is_exchanged_for_a_short_one() -> None:
+def test_personal_token_is_exchanged() -> None:
     answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
     found, (exchange, request) = read("/data/a.png", PERSONAL, answers)
     assert found == PNG
@@ -100,7 +100,7 @@ def test_personal_token_is_exchanged_for_a_short_one() -> None:
 @pytest.mark.parametrize(
     "status", ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"]
 )
-def test_token_exchange_follows_no_redirect_to_another_host(status: str) -> None:
+def test_token_exchange_follows_no_redirect(status: str) -> None:
     """A 307 or 308 repeats the request with its body, which is the token."""
 
     async def scenario() -> None:
@@ -123,7 +123,7 @@ def test_token_exchange_follows_no_redirect_to_another_host(status: str) -> None
 
 
 @pytest.mark.parametrize("access", [None, 5, "", "a b", "a\r\nX: y", "ä", "x" * 4097])
-def test_an_exchanged_token_that_fits_in_no_header_is_refused(access: object) -> None:
+def test_exchanged_token_must_fit_a_header(access: object) -> None:
     exchanged = response(
         json.dumps({"access": access}).encode(), "200 OK", "Content-Type: application/json"
     )
@@ -132,7 +132,7 @@ def test_an_exchanged_token_that_fits_in_no_header_is_refused(access: object) ->
     assert len(requests) == 1
 
 
-def test_label_studio_below_a_path_exchanges_its_tokens_there() -> None:
+def test_tokens_are_exchanged_below_the_path() -> None:
     answers = {"/ls/api/token/refresh/": EXCHANGED, "/ls/data/a.png": response(PNG)}
     assert read("/ls/data/a.png", PERSONAL, answers, prefix="/ls")[0] == PNG
 
@@ -143,7 +143,7 @@ def test_other_hosts_get_no_token() -> None:
     assert "authorization" not in headers_of(request)
 
 
-def test_redirect_to_another_host_is_refused_before_the_token_goes_there() -> None:
+def test_redirect_gets_no_token() -> None:
     found, requests = read("/a.png", answers={"/a.png": redirect("http://images.test:1/b.png")})
     assert "image is a URL at images.test" in refusal(found)
     assert len(requests) == 1
@@ -173,9 +173,7 @@ def test_redirect_to_another_host_is_refused_before_the_token_goes_there() -> No
         ("", LEGACY, "it must be a URL"),
     ],
 )
-def test_unreadable_source_is_an_error_that_says_why(
-    source: str | None, token: str, reason: str
-) -> None:
+def test_unreadable_source(source: str | None, token: str, reason: str) -> None:
     assert reason in refusal(read(source, token)[0])
 
 
@@ -198,7 +196,7 @@ def test_unreachable_label_studio_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://a.b", "http://user@a.b", "a.b", "http://a.b?c"])
-def test_url_of_label_studio_is_checked_at_the_start(url: str) -> None:
+def test_url_is_checked_at_the_start(url: str) -> None:
     with pytest.raises(SettingsError, match="DIPTYCH_LABEL_STUDIO_URL"):
         read_settings({"DIPTYCH_LABEL_STUDIO_URL": url})
 

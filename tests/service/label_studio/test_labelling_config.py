@@ -20,7 +20,7 @@ def test_labels_have_their_alias_and_phrases() -> None:
     assert control.label_of("green car") is None
 
 
-def test_controls_nested_in_views_are_found_in_order() -> None:
+def test_nested_controls_are_in_order() -> None:
     text = view(
         f"<View>{labelled('BrushLabels', 'a', name='brush')}</View>",
         labelled("Choices", "x", name="choice"),
@@ -28,7 +28,7 @@ def test_controls_nested_in_views_are_found_in_order() -> None:
     assert [control.name for control in parse_config(text)] == ["brush", "choice"]
 
 
-def test_a_label_belongs_to_the_nearest_control_around_it() -> None:
+def test_label_of_the_nearest_control() -> None:
     inner = labelled("Choices", "x", name="inner")
     children = f'<Label value="a"/><Choice value="no label"/>{inner}<View><Label value="b"/></View>'
     text = f'<RectangleLabels name="box" toName="image">{children}</RectangleLabels>'
@@ -38,13 +38,13 @@ def test_a_label_belongs_to_the_nearest_control_around_it() -> None:
     assert found == {"box": ["a", "b"], "inner": ["x"]}
 
 
-def test_white_space_of_a_phrase_is_that_of_an_answer() -> None:
+def test_white_space_of_a_phrase() -> None:
     assert (
         only_control(labelled("RectangleLabels", " red  car ")).label_of("red car") == " red  car "
     )
 
 
-def test_controls_of_other_objects_and_unknown_ones_are_skipped() -> None:
+def test_other_controls_are_skipped() -> None:
     text = view(
         '<Text name="text" value="$text"/><TextArea name="of text" toName="text"/>',
         '<Rating name="rating" toName="image"/>',
@@ -53,7 +53,7 @@ def test_controls_of_other_objects_and_unknown_ones_are_skipped() -> None:
     assert [control.name for control in parse_config(text)] == ["box"]
 
 
-def test_a_name_and_a_value_of_200_characters_are_accepted() -> None:
+def test_longest_names_are_accepted() -> None:
     longest = "x" * 200
     control = only_control(labelled("RectangleLabels", longest, name=longest))
     assert (control.name, control.label_of(longest)) == (longest, longest)
@@ -103,7 +103,7 @@ def test_a_name_and_a_value_of_200_characters_are_accepted() -> None:
         ),
     ],
 )
-def test_unusable_configuration_is_an_error_that_says_why(config: str, reason: str) -> None:
+def test_unusable_configuration(config: str, reason: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_config(config)
     assert f"the labelling configuration {reason}" in caught.value.message

@@ -45,7 +45,7 @@ def post(name: str, body: Mapping[str, Any], api: Client | None = None) -> httpx
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_prompt_out_of_range_is_refused_by_name(value: object, param: str) -> None:
+def test_prompt_out_of_range_is_refused(value: object, param: str) -> None:
     context = {"result": [{"type": "rectanglelabels", "value": value}]}
     body = {
         "tasks": [{"data": {"image": data_url(PNG)}}],
@@ -85,7 +85,7 @@ def test_invalid_body_is_refused_by_name(body: Mapping[str, Any], param: str) ->
     assert (error["code"], error["param"]) == ("invalid_request", param), error
 
 
-def test_lists_and_objects_of_a_body_are_bounded() -> None:
+def test_nesting_of_a_body_is_bounded() -> None:
     api = client(values=Settings(max_body_bytes=1_000_000))
     error = error_of(
         post(
@@ -122,12 +122,12 @@ def test_lists_and_objects_of_a_body_are_bounded() -> None:
         ),
     ],
 )
-def test_setup_refuses_what_cannot_be_predicted(config: str, code: str, reason: str) -> None:
+def test_setup_refuses_a_configuration(config: str, code: str, reason: str) -> None:
     error = error_of(post("setup", {"schema": config}))
     assert (error["code"], reason in error["message"]) == (code, True), error
 
 
-def test_configuration_that_asks_too_much_is_refused() -> None:
+def test_number_of_predictions_is_limited() -> None:
     config = view(
         labelled("PolygonLabels", *map(str, range(251))),
         labelled("BrushLabels", *map(str, range(250))),

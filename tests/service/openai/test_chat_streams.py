@@ -33,7 +33,7 @@ def chunks_of(**fields: Any) -> list[dict[str, Any]]:
     return chunks
 
 
-def test_chunks_are_the_role_then_the_text_and_last_the_reason_of_the_end() -> None:
+def test_chunks_of_a_stream() -> None:
     first, *pieces, last = [chunk["choices"][0] for chunk in chunks_of()]
     assert (first["delta"], first["finish_reason"]) == ({"role": "assistant", "content": ""}, None)
     assert len(pieces) > 1
@@ -42,7 +42,7 @@ def test_chunks_are_the_role_then_the_text_and_last_the_reason_of_the_end() -> N
     assert (last["delta"], last["finish_reason"]) == ({}, "stop")
 
 
-def test_usage_is_a_last_chunk_where_it_is_asked_for() -> None:
+def test_usage_is_a_last_chunk() -> None:
     *others, last = chunks_of(stream_options={"include_usage": True})
     assert last["choices"] == []
     whole = client().send("POST", PATH, json=body("<CAPTION>")).json()
@@ -55,14 +55,14 @@ def test_usage_is_a_last_chunk_where_it_is_asked_for() -> None:
     ("fields", "code"),
     [({"model": "gpt-4o"}, "unknown_model"), ({"temperature": 3}, "invalid_request")],
 )
-def test_error_before_the_first_chunk_has_its_status(fields: dict[str, Any], code: str) -> None:
+def test_error_before_the_first_chunk(fields: dict[str, Any], code: str) -> None:
     response = client().send("POST", PATH, json=body(stream=True) | fields)
     assert response.status_code >= 400
     assert fits(response.json(), "ChatError")
     assert response.json()["error"]["code"] == code
 
 
-def test_error_after_the_first_chunk_is_an_event_in_the_form_of_openai() -> None:
+def test_error_after_the_first_chunk() -> None:
     broken = FakeDecoder(FLORENCE_ANSWERS, broken=RunnerUnreachable("it died"))
     core = make_core(decoders={FLORENCE_ID: broken})
     response = client(core).send("POST", PATH, json=body(stream=True))
@@ -76,7 +76,7 @@ def test_error_after_the_first_chunk_is_an_event_in_the_form_of_openai() -> None
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_disconnected_client_cancels_its_decoder_and_is_counted(is_streamed: bool) -> None:
+def test_disconnected_client_is_counted(is_streamed: bool) -> None:
     async def ask() -> list[Message]:
         decoder.released = asyncio.Event()
         return await leave(PATH, body(stream=is_streamed), {FLORENCE_ID: decoder})

@@ -51,13 +51,13 @@ def refusal(request_body: dict[str, Any]) -> str:
     "request_body",
     [body(DETECT, response_format={"type": "json_object"}), with_schema(SCHEMA)],
 )
-def test_the_content_is_the_result_of_predict(request_body: dict[str, Any]) -> None:
+def test_content_is_the_result(request_body: dict[str, Any]) -> None:
     predicted = client().predict({**OCR, **FIELDS, "model": request_body["model"]}).json()
     assert json.loads(content_of(request_body)) == predicted["result"]
     assert predicted["result"]["detections"][0]["score"] > 0
 
 
-def test_a_stream_has_the_whole_result_in_one_piece() -> None:
+def test_streamed_result_is_one_piece() -> None:
     asked = with_schema(SCHEMA)
     response = client().send("POST", PATH, json={**asked, "stream": True})
     chunks = [json.loads(line[6:]) for line in response.text.splitlines() if "{" in line]
@@ -78,15 +78,15 @@ def test_a_stream_has_the_whole_result_in_one_piece() -> None:
         ({"enum": list(range(1_999))}, "2,000 values"),  # beside the list and the schema
     ],
 )
-def test_a_schema_that_does_not_fit_is_refused(schema: dict[str, Any], problem: str) -> None:
+def test_unfit_schema_is_refused(schema: dict[str, Any], problem: str) -> None:
     assert problem in refusal(with_schema(schema))
 
 
-def test_a_schema_of_the_largest_size_is_taken() -> None:
+def test_largest_schema_is_accepted() -> None:
     assert "does not match" in refusal(with_schema({"enum": list(range(1_998))}))
 
 
-def test_deep_schemas_and_missing_ones_are_refused() -> None:
+def test_deep_and_missing_schemas() -> None:
     deep: dict[str, Any] = {}
     for _ in range(40):
         deep = {"not": deep}

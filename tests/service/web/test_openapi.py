@@ -86,7 +86,7 @@ def test_document_is_openapi_3_1() -> None:
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
-def test_document_has_the_version_of_the_project() -> None:
+def test_version_is_that_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert DOCUMENT["info"]["version"] == project["version"]
 
@@ -114,18 +114,18 @@ def test_every_route_of_the_api_is_described() -> None:
         *("/v1/chat/completions", "/v2/models/{model}/infer"),
     ],
 )
-def test_every_error_status_of_a_prediction_is_described(path: str) -> None:
+def test_error_statuses_of_predictions(path: str) -> None:
     described = set(DOCUMENT["paths"][path]["post"]["responses"]) - {"200"}
     assert described >= {str(status) for status in STATUSES.values()} - {"500"}
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks"])
-def test_every_error_status_of_a_listing_is_described(path: str) -> None:
+def test_error_statuses_of_listings(path: str) -> None:
     """An invalid X-Deadline-Ms causes a 400 at every endpoint."""
     assert set(DOCUMENT["paths"][path]["get"]["responses"]) >= {"200", "400", "401", "503"}
 
 
-def test_every_error_body_is_the_one_of_the_contract() -> None:
+def test_error_bodies_are_described() -> None:
     for operations in DOCUMENT["paths"].values():
         for operation in operations.values():
             for status, response in operation["responses"].items():
@@ -153,7 +153,7 @@ def test_every_task_has_examples() -> None:
         ("compare", CompareFields, {"models": ["a", "b"]}),
     ],
 )
-def test_examples_are_valid_for_schema_and_service(
+def test_examples_pass_schema_and_service(
     name: str,
     fields_class: type[GenerationFields],
     extra: dict[str, Any],
@@ -166,7 +166,7 @@ def test_examples_are_valid_for_schema_and_service(
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=json.dumps)
-def test_invalid_requests_are_rejected_by_schema_and_service(fields: dict[str, Any]) -> None:
+def test_invalid_fields_fail_schema_and_service(fields: dict[str, Any]) -> None:
     assert not schema("predict").is_valid({"image": IMAGE, **fields})
     with pytest.raises(InvalidRequest):
         parse_fields(PredictFields, fields)
@@ -179,12 +179,12 @@ def test_image_and_task_are_required(document: object) -> None:
     assert not schema("predict").is_valid(document)
 
 
-def test_predict_has_model_and_compare_has_models() -> None:
+def test_model_or_models() -> None:
     assert not schema("predict").is_valid({"image": IMAGE, "task": "ocr", "models": ["a"]})
     assert not schema("compare").is_valid({"image": IMAGE, "task": "ocr", "model": "a"})
 
 
-def test_task_without_a_served_model_is_not_described() -> None:
+def test_task_without_a_model_is_left_out() -> None:
     document = openapi_document(served_models(PALIGEMMA))
     titles = [
         alternative["title"]
@@ -196,7 +196,7 @@ def test_task_without_a_served_model_is_not_described() -> None:
     assert steps["items"]["properties"]["task"]["enum"] == list(PALIGEMMA.task_ids)
 
 
-def test_several_images_take_the_place_of_one() -> None:
+def test_several_images() -> None:
     assert schema("predict").is_valid({"images": [IMAGE, IMAGE], "task": "ocr"})
     changes: list[dict[str, object]] = [
         {"image": IMAGE},
@@ -227,6 +227,6 @@ STEP = {"id": "a", "task": "ocr"}
         ({"task": "nothing"}, False),
     ],
 )
-def test_the_steps_of_an_analysis_are_described(fields: dict[str, Any], is_right: bool) -> None:
+def test_steps_are_described(fields: dict[str, Any], is_right: bool) -> None:
     document = {"image": IMAGE, "steps": [STEP | fields]}
     assert schema("analyze").is_valid(document) == is_right

@@ -41,7 +41,7 @@ TYPES = {
 @pytest.mark.parametrize(
     "path", ["/playground", "/playground/", "/docs", *(f"/playground/{file}" for file in FILES)]
 )
-def test_every_file_has_its_media_type_and_the_policy(path: str) -> None:
+def test_files_have_type_and_policy(path: str) -> None:
     response = client().get(path)
     assert response.status_code == 200
     expected = {**TYPES, "json": "application/json"}.get(path.rpartition(".")[2], "text/html")
@@ -51,13 +51,13 @@ def test_every_file_has_its_media_type_and_the_policy(path: str) -> None:
     assert response.headers["cache-control"] == "no-cache"
 
 
-def test_the_policy_allows_no_inline_code_and_no_other_host() -> None:
+def test_policy_allows_no_inline_code() -> None:
     assert "default-src 'none'" in CONTENT_SECURITY_POLICY
     assert not re.search(r"unsafe|https?:|\*", CONTENT_SECURITY_POLICY)
 
 
 @pytest.mark.parametrize("page", [PAGE / "index.html", ROOT / "service/web/docs/index.html"])
-def test_pages_have_no_inline_code_and_no_url_of_another_host(page: Path) -> None:
+def test_pages_have_no_inline_code(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", text)
     assert not re.search(r"(?:src|href)=\"(?!/|#)", text)
@@ -92,7 +92,7 @@ def test_path_outside_the_page_is_404(path: str) -> None:
     assert response.json()["error"]["code"] == "invalid_request"
 
 
-def test_page_needs_neither_a_key_nor_a_started_service() -> None:
+def test_page_needs_no_key_and_no_start() -> None:
     starting = Client(RestBoundary(Settings()))
     assert starting.get("/playground").status_code == 200
     locked = client(keys=ApiKeys([]))
@@ -100,7 +100,7 @@ def test_page_needs_neither_a_key_nor_a_started_service() -> None:
     assert error_of(locked.get("/v1/tasks"))["code"] == "unauthorized"
 
 
-def test_committed_samples_are_the_generated_ones() -> None:
+def test_samples_are_generated() -> None:
     assert json.loads((FOLDER / "samples.json").read_text(encoding="utf-8")) == [
         *(sample_entry(seed) for seed in SIZES_WH),
         PHOTOGRAPH_ENTRY,
@@ -112,13 +112,13 @@ def test_committed_samples_are_the_generated_ones() -> None:
             assert ImageChops.difference(stored, sample_image(seed)).getbbox() is None
 
 
-def test_sample_has_an_example_of_every_parameter_without_a_default() -> None:
+def test_samples_have_every_parameter() -> None:
     needed = {p.name for task in TASKS.values() for p in task.parameters if p.default is None}
     for entry in (*map(sample_entry, SIZES_WH), PHOTOGRAPH_ENTRY):
         assert set(entry["examples"]) == needed
 
 
-def test_the_document_follows_the_served_models() -> None:
+def test_document_follows_the_models() -> None:
     core = make_core()
     page = client(core)
     before = page.get("/openapi.json").text

@@ -55,7 +55,7 @@ def data(task: str | None, model: str = FLORENCE_ID, **params: Any) -> dict[str,
     return found
 
 
-def test_every_task_of_a_model_is_listed_with_widgets_that_exist() -> None:
+def test_tasks_have_known_widgets() -> None:
     models = client().get(f"{PATH}/v1/models").json()["data"]
     assert list(models) == [FLORENCE_ID, PALIGEMMA_ID]
     tasks = models[FLORENCE_ID]["available_tasks"]
@@ -69,7 +69,7 @@ def test_every_task_of_a_model_is_listed_with_widgets_that_exist() -> None:
 
 @pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
 @pytest.mark.parametrize("text", ["red circle", " red circle , ", "red circle."])
-def test_a_text_prompt_detects_its_labels(model: str, text: str) -> None:
+def test_text_prompt_detects_its_labels(model: str, text: str) -> None:
     (shape,) = data("open_vocabulary_detection", model, text_prompt=text)["shapes"]
     assert (shape["label"], shape["shape_type"], len(shape["points"])) == (
         "red circle",
@@ -82,12 +82,12 @@ def test_a_text_prompt_detects_its_labels(model: str, text: str) -> None:
     assert 0 < shape["score"] <= 1
 
 
-def test_a_threshold_drops_shapes() -> None:
+def test_threshold_drops_shapes() -> None:
     assert data("object_detection", conf_threshold=0, iou_threshold=0)["shapes"]
     assert data("object_detection", conf_threshold=1, iou_threshold=0.5)["shapes"] == []
 
 
-def test_a_mask_becomes_polygons() -> None:
+def test_mask_becomes_polygons() -> None:
     (shape,) = data("instance_segmentation", text_prompt="red circle")["shapes"]
     assert (shape["shape_type"], len(shape["points"])) == ("polygon", 3)
     coarse = data(
@@ -99,18 +99,18 @@ def test_a_mask_becomes_polygons() -> None:
     assert sum(len(each["points"]) for each in coarse) <= sum(len(each["points"]) for each in fine)
 
 
-def test_a_text_describes_the_image_and_keeps_its_shapes() -> None:
+def test_text_describes_the_image() -> None:
     assert data(None) == {"shapes": [], "description": "a red circle", "replace": False}
     answer = data("visual_question_answering", PALIGEMMA_ID, text_prompt="what is it?")
     assert answer["description"] == "circle"
 
 
-def test_text_with_its_place_is_a_polygon_with_a_description() -> None:
+def test_located_text_is_a_polygon() -> None:
     (shape,) = data("ocr_with_regions")["shapes"]
     assert (shape["shape_type"], shape["label"], shape["description"]) == ("polygon", "text", "HI")
 
 
-def test_a_rectangle_gets_its_category_as_label() -> None:
+def test_rectangle_is_labelled() -> None:
     width, height = IMAGE_SIZE_WH
     mark = {
         "type": "rectangle",
@@ -153,7 +153,7 @@ def test_a_rectangle_gets_its_category_as_label() -> None:
         ("open_vocabulary_detection", {"text_prompt": "\ud800"}, 400, "params.text_prompt"),
     ],
 )
-def test_an_invalid_parameter_is_named(
+def test_invalid_parameter_is_named(
     task: str, params: dict[str, Any], status: int, name: str
 ) -> None:
     body = json.dumps(
@@ -169,13 +169,13 @@ def test_an_invalid_parameter_is_named(
     assert name in error_of(response)["message"]
 
 
-def test_a_model_that_is_not_served_is_404() -> None:
+def test_model_that_is_not_served_is_404() -> None:
     assert post("ocr", "no-model").status_code == 404
     assert client().get(f"{PATH}/v1/models/no-model/info").status_code == 404
     assert client().get(f"{PATH}/v1/other").status_code == 404
 
 
-def test_the_key_is_the_token() -> None:
+def test_key_is_the_token() -> None:
     api = client(keys=api_keys("key"))
     assert post("captioning", api=api, headers={"Token": "key"}).status_code == 200
     assert post("captioning", api=api, headers={"Token": "other"}).status_code == 401

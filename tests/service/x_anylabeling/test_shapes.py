@@ -67,7 +67,7 @@ def shapes(result: Result, epsilon_factor: float = 0.0, region: BoxXyxy | None =
         (instances(), []),
     ],
 )
-def test_a_result_becomes_shapes(result: Result, expected: list[Any]) -> None:
+def test_result_becomes_shapes(result: Result, expected: list[Any]) -> None:
     assert shapes(result) == expected
 
 
@@ -77,7 +77,7 @@ def test_tolerance_is_a_share_of_the_perimeter(epsilon_factor: float, num_points
     assert len(points) == num_points
 
 
-def test_text_of_a_region_is_the_label_of_its_rectangle() -> None:
+def test_text_of_a_region_is_a_label() -> None:
     assert shapes(TextResult("dog", True), region=BOX) == [("rectangle", "dog", CORNERS, None)]
 
 
