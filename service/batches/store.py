@@ -402,8 +402,7 @@ class Store:
             return
         path = self.content(output.file_id)
         with path.open("r+b" if output.num_bytes else "wb") as file:
-            file.seek(output.num_bytes)
-            file.truncate()
+            file.seek(output.num_bytes)  # over what a crash left
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())

@@ -179,6 +179,9 @@ def test_limits_of_a_key(rest: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
     monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 2 - 1)
     assert "delete some" in error(upload(rest), "overloaded")
+    monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 2)
+    assert upload(rest).is_success
+    monkeypatch.setattr(store, "MAX_BYTES_PER_KEY", len(CONTENT) * 3)
     monkeypatch.setattr(store, "MAX_BATCHES_PER_KEY", 1)
     assert create(rest, file).is_success
     error(create(rest, file), "overloaded")

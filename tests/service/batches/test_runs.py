@@ -15,7 +15,7 @@ from service.admission.traffic_gaps import MAX_RUNNING, TrafficGaps
 from service.batches import execution, input_file
 from service.batches import store as store_module
 from service.batches.execution import Executor
-from service.batches.store import MAX_BYTES_PER_KEY, Store
+from service.batches.store import MAX_BYTES_PER_KEY, OpenBatch, Store
 from service.batches.wire import Batch
 from service.errors import DeadlineExceeded
 from service.http.json_values import parsed_bytes
@@ -358,6 +358,22 @@ def test_defect_fails_a_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Store, "open_batches", fails_at_first)
     failed = completed(store, broken)
     assert (failed.status, codes(failed), failures) == ("failed", ["internal"], [])
+
+
+def test_ended_batch_does_not_run_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan may be older than the end of a batch."""
+    batch = completed(store, create(store, line("a")))
+    stale = OpenBatch(batch.id, "me", "in_progress", 1)
+    monkeypatch.setattr(Store, "open_batches", lambda _: [stale])
+
+    async def scenario() -> None:
+        core, decoder = blocked()
+        async with working(store, core):
+            await asyncio.sleep(0.1)
+        assert decoder.specs == []
+
+    run(scenario())
+    assert now(store, batch) == batch
 
 
 def test_next_process_continues(store: Store) -> None:

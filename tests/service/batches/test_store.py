@@ -92,6 +92,8 @@ def test_files_have_what_is_counted(store: Store) -> None:
     assert file.expires_at - file.created_at == MAX_KEPT_S
     assert store.content(file.id).read_bytes() == answer(1).data + answer(2, num_bytes=20).data
     assert store.open_batches() == []
+    assert not any(store.is_answered(batch))
+    store.delete_file("me", ended.input_file_id)  # in use until then
 
 
 def test_first_lines_replace_what_a_crash_left(store: Store) -> None:
@@ -111,11 +113,15 @@ def test_output_counts_towards_the_limit(store: Store, monkeypatch: pytest.Monke
     store.append(batch, [answer(1), answer(2, is_answer=False)])
     with pytest.raises(NoRoom):
         store.append(batch, [answer(3), answer(4, num_bytes=1)])
+    with pytest.raises(Overloaded):
+        store.check_room("me")
     ended = store.end(batch, [NO_ROOM])
     assert (ended.request_counts.completed, ended.request_counts.failed) == (2, 1)
     assert ended.status == "failed"
     with pytest.raises(Overloaded):
         store.check_room("me")  # the files of the batch count as its output did
+    monkeypatch.setattr(store_module, "MAX_BYTES_PER_KEY", input_bytes + 31)
+    store.check_room("me")
     store.check_room("other")
 
 
@@ -176,10 +182,11 @@ def test_expired_files_are_removed(store: Store) -> None:
     files = [store.file("me", alone), store.file("me", batch_of(store, running).input_file_id)]
     store.remove_expired(files[0].expires_at)
     assert store.content(alone).exists()
+    store.remove_expired(files[0].expires_at + 1)
+    assert not store.content(alone).exists()
     for path in (store.path / "files").iterdir():
         os.utime(path, (0, 0))
     store.remove_expired(time.time() + 2 * DAY_S)
-    assert not store.content(alone).exists()
     left = {path.stem for path in (store.path / "files").iterdir()}
     output_id = batch_of(store, ended).output_file_id
     assert output_id is not None

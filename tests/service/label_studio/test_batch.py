@@ -108,20 +108,6 @@ def test_answers_use_places_of_the_key(max_concurrent: int, max_running: int) ->
     assert decoder.max_running == max_running
 
 
-def test_calls_do_not_wait_for_each_other() -> None:
-    async def scenario() -> None:
-        async with service(
-            make_core(max_pending=3, decoders={FLORENCE_ID: BusyDecoder()})
-        ) as client:
-            calls = [
-                client.post(f"{PATH}/predict", json=body(*[data_url(PNG)] * 4)) for _ in range(3)
-            ]
-            answers = await asyncio.gather(*calls)
-        assert [num_results(answer) for answer in answers] == [[2] * 4] * 3
-
-    asyncio.run(scenario())
-
-
 def test_call_keeps_its_place() -> None:
     async def scenario() -> None:
         released = asyncio.Event()
@@ -213,18 +199,6 @@ def test_fetched_images_are_counted() -> None:
     asyncio.run(scenario())
 
 
-def test_image_waits_for_memory() -> None:
-    async def scenario() -> None:
-        async with (
-            images_by_url(BusyDecoder(), 5_000 + len(PNG)) as (core, _, url),
-            service(core) as client,
-        ):
-            assert num_results(await client.post(f"{PATH}/predict", json=body(url, url))) == [2, 2]
-            assert core.num_held_bytes == 0
-
-    asyncio.run(scenario())
-
-
 def batch(core: Core, config: str = CONFIG) -> Batch:
     plan = Plan((core.models.get(FLORENCE_ID),), image_asks(parse_config(config)))
     return Batch(core, plan, TaskImages(core, None, ""), context(timeout_s=60))
@@ -285,10 +259,9 @@ class RefusedOnce(TaskImages):
 def test_part_of_an_image_is_not_counted() -> None:
     core = make_core(max_bytes=2000)
     plan = Plan((core.models.get(FLORENCE_ID),), image_asks(parse_config(CONFIG)))
-    answering = Batch(core, plan, RefusedOnce(core, 1200), context(timeout_s=5)).outcomes(
-        [{"image": data_url(PNG)}]
-    )
-    assert len(asyncio.run(answering)[0]) > len(b"[]")
+    refused = Batch(core, plan, RefusedOnce(core, 1200), context(timeout_s=5))
+    (outcome,) = asyncio.run(refused.outcomes([{"image": data_url(PNG)}]))
+    assert len(outcome) > len(b"[]")
 
 
 def test_tag_has_its_own_image() -> None:

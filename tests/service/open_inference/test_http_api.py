@@ -354,8 +354,8 @@ def test_json_length_may_not_truncate(length: int) -> None:
 
 
 WORDS = (
-    '{ } [ ] : , [1] 1 null NaN "\\ud800" "inputs" "outputs" "name" "task" "shape" "datatype" "BYTES"'
-    ' "data" "parameters" "binary_data_size"'
+    '{ } [ ] : , [1] 1 null NaN "\\ud800" "inputs" "outputs" "name" "task" "shape" "datatype"'
+    ' "BYTES" "data" "parameters" "binary_data_size"'
 )
 INPUT = {**TASK, "parameters": {"binary_data_size": 4}}
 PIECES = st.sampled_from([*WORDS.split(), json.dumps({"inputs": [INPUT]})])

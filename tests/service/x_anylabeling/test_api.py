@@ -9,10 +9,24 @@ from typing import Any
 import httpx
 import pytest
 
+from service.x_anylabeling.api import Call, request_fields, shapes_json
+from tasks.results import (
+    BoxXyxy,
+    Detection,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    Result,
+    Ring,
+    TextRegion,
+    TextRegionsResult,
+    TextResult,
+)
 from tasks.table import TASKS
 from tests.support.api_keys import api_keys
 from tests.support.fake_service import FLORENCE_ID, IMAGE_SIZE_WH, PALIGEMMA_ID, PNG, data_url
 from tests.support.rest_client import Client, client, error_of
+from tests.support.typed_answers import typed_answer
 
 PATH = "/integrations/x-anylabeling"
 # Widgets of X-AnyLabeling 4.2.1, views/labeling/widgets/auto_labeling/auto_labeling.py
@@ -51,8 +65,8 @@ def data(task: str | None, model: str = FLORENCE_ID, **params: Any) -> dict[str,
     assert response.status_code == 200, response.text
     body = response.json()
     assert body["success"] is True
-    found: dict[str, Any] = body["data"]
-    return found
+    answer: dict[str, Any] = body["data"]
+    return answer
 
 
 def test_tasks_have_known_widgets() -> None:
@@ -87,27 +101,10 @@ def test_threshold_drops_shapes() -> None:
     assert data("object_detection", conf_threshold=1, iou_threshold=0.5)["shapes"] == []
 
 
-def test_mask_becomes_polygons() -> None:
-    (shape,) = data("instance_segmentation", text_prompt="red circle")["shapes"]
-    assert (shape["shape_type"], len(shape["points"])) == ("polygon", 3)
-    coarse = data(
-        "instance_segmentation", PALIGEMMA_ID, text_prompt="red circle", epsilon_factor=0.1
-    )["shapes"]
-    fine = data("instance_segmentation", PALIGEMMA_ID, text_prompt="red circle", epsilon_factor=0)[
-        "shapes"
-    ]
-    assert sum(len(each["points"]) for each in coarse) <= sum(len(each["points"]) for each in fine)
-
-
 def test_text_describes_the_image() -> None:
     assert data(None) == {"shapes": [], "description": "a red circle", "replace": False}
     answer = data("visual_question_answering", PALIGEMMA_ID, text_prompt="what is it?")
     assert answer["description"] == "circle"
-
-
-def test_located_text_is_a_polygon() -> None:
-    (shape,) = data("ocr_with_regions")["shapes"]
-    assert (shape["shape_type"], shape["label"], shape["description"]) == ("polygon", "text", "HI")
 
 
 def test_rectangle_is_labelled() -> None:
@@ -175,21 +172,125 @@ def test_model_that_is_not_served_is_404() -> None:
     assert client().get(f"{PATH}/v1/other").status_code == 404
 
 
-def test_key_is_the_token() -> None:
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Token": "key"}, 200),
+        ({"Token": "other"}, 401),
+        ({"Token": ""}, 401),
+        ({"Token": "", "Authorization": "Bearer key"}, 200),
+        ({"Token": "key", "Authorization": "Bearer key"}, 401),
+    ],
+)
+def test_key_is_the_token(headers: dict[str, str], status: int) -> None:
     api = client(keys=api_keys("key"))
-    assert post("captioning", api=api, headers={"Token": "key"}).status_code == 200
-    assert post("captioning", api=api, headers={"Token": "other"}).status_code == 401
-    assert post("captioning", api=api, headers={"Token": ""}).status_code == 401
-    assert (
-        post(
-            "captioning", api=api, headers={"Token": "", "Authorization": "Bearer key"}
-        ).status_code
-        == 200
-    )
-    assert (
-        post(
-            "captioning", api=api, headers={"Token": "key", "Authorization": "Bearer key"}
-        ).status_code
-        == 401
-    )
-    assert api.get(f"{PATH}/health", headers={"Token": "key"}).json()["models_loaded"] == 2
+    assert post("captioning", api=api, headers=headers).status_code == status
+    assert api.get(f"{PATH}/health", headers=headers).status_code == status
+
+
+BOX: BoxXyxy = (20, 10, 120, 60)
+CORNERS = [[20, 10], [120, 10], [120, 60], [20, 60]]
+QUAD = ((21.0, 10.0), (120.0, 11.0), (119.0, 60.0), (20.0, 59.0))
+SQUARE: Ring = ((20, 10), (120, 10), (120, 60), (20, 60))
+HOLE: Ring = ((40, 20), (60, 20), (60, 40), (40, 40))
+ISLAND: Ring = ((45, 25), (55, 25), (55, 35), (45, 35))  # inside the hole
+DENT: Ring = ((20, 10), (70, 13), (120, 10), (120, 60), (20, 60))  # its perimeter is 300
+
+
+def instances(*rings: Ring) -> InstancesResult:
+    return InstancesResult((Instance(BOX, "dog", 0.5, rings, None),), True)
+
+
+def shapes(result: Result, epsilon_factor: float = 0.0, region: BoxXyxy | None = None) -> list[Any]:
+    answer = shapes_json(typed_answer(result), epsilon_factor, region)
+    assert answer["description"] == ""
+    return [
+        (shape["shape_type"], shape["label"], shape["points"], shape["score"])
+        for shape in answer["shapes"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (
+            DetectionsResult((Detection(BOX, "dog", 0.5),), True),
+            [("rectangle", "dog", CORNERS, 0.5)],
+        ),
+        (
+            DetectionsResult((Detection(BOX, "", 0.5),), True),
+            [("rectangle", "object", CORNERS, 0.5)],
+        ),
+        (DetectionsResult((), True), []),
+        (
+            TextRegionsResult((TextRegion(QUAD, "HI", 0.5),), True),
+            [("polygon", "text", [*map(list, QUAD)], 0.5)],
+        ),
+        (instances(SQUARE), [("polygon", "dog", CORNERS, 0.5)]),
+        (instances(SQUARE, HOLE), [("polygon", "dog", CORNERS, 0.5)]),
+        (
+            instances(SQUARE, HOLE, ISLAND),
+            [("polygon", "dog", CORNERS, 0.5), ("polygon", "dog", [*map(list, ISLAND)], 0.5)],
+        ),
+        (instances(SQUARE[:2]), []),
+        (instances(), []),
+    ],
+)
+def test_result_becomes_shapes(result: Result, expected: list[Any]) -> None:
+    assert shapes(result) == expected
+
+
+@pytest.mark.parametrize(("epsilon_factor", "num_points"), [(0, 5), (0.009, 5), (0.011, 4)])
+def test_tolerance_is_a_share_of_the_perimeter(epsilon_factor: float, num_points: int) -> None:
+    ((_, _, points, _),) = shapes(instances(DENT), epsilon_factor)
+    assert len(points) == num_points
+
+
+def test_text_of_a_region_is_a_label() -> None:
+    assert shapes(TextResult("dog", True), region=BOX) == [("rectangle", "dog", CORNERS, None)]
+
+
+MARKS = [
+    {"type": "rectangle", "data": [1, 2, 3, 4]},
+    {"type": "rectangle", "data": [5, 6, 7, 8]},
+    {"type": "point", "data": [9, 9]},
+]
+
+
+@pytest.mark.parametrize(
+    ("params", "fields"),
+    [
+        ({}, {"task": "captioning", "min_score": 0}),
+        ({"current_task": "ocr", "conf_threshold": 0.5}, {"task": "ocr", "min_score": 0.5}),
+        (
+            {"current_task": "ocr", "iou_threshold": 0.5},
+            {"task": "ocr", "min_score": 0, "nms_iou": 0.5},
+        ),
+        ({"current_task": "ocr", "iou_threshold": 0}, {"task": "ocr", "min_score": 0}),
+        ({"current_task": "ocr", "iou_threshold": 1}, {"task": "ocr", "min_score": 0}),
+        (
+            {"current_task": "ocr", "text_prompt": "a", "marks": MARKS},
+            {"task": "ocr", "min_score": 0},
+        ),
+        (
+            {"current_task": "open_vocabulary_detection", "text_prompt": " a b, c;d . ,e"},
+            {"task": "open_vocabulary_detection", "min_score": 0, "labels": ["a b", "c", "d", "e"]},
+        ),
+        (
+            {"current_task": "phrase_grounding", "text_prompt": "a, b"},
+            {"task": "phrase_grounding", "min_score": 0, "caption": "a, b"},
+        ),
+        (
+            {"current_task": "region_description", "marks": MARKS},
+            {
+                "task": "region_description",
+                "min_score": 0,
+                "region": [5, 6, 7, 8],
+                "detail": "category",
+            },
+        ),
+    ],
+)
+def test_parameters_become_fields(params: dict[str, Any], fields: dict[str, Any]) -> None:
+    call = Call.model_validate({"model": "m", "params": params})
+    assert request_fields(call, ("captioning", "ocr")) == {"model": "m", **fields}
