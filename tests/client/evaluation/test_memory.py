@@ -16,7 +16,7 @@ import asyncio, resource, sys
 from pathlib import Path
 from diptych_client import AnswerOptions, AsyncClient, TaskParameters
 from diptych_client.evaluation.questions import AnswerLog, Asker
-from diptych_client.evaluation.metrics import Evaluator
+from diptych_client.evaluation.evaluator import Evaluator
 from diptych_client.evaluation.questions import Prompts, Questionnaire
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.long_runs import FailureLog

@@ -1,34 +1,48 @@
-"""Intervals and paired differences."""
+"""Intervals, paired differences, and the wealth of a bettor."""
+
+from itertools import product
+from math import exp, log
 
 import numpy as np
 import pytest
 
 from diptych_client.evaluation.statistics import (
+    DIFFERENCE_BETS,
+    SHARE_BETS,
     Difference,
+    Estimates,
     Interval,
     Metric,
     Ratio,
     estimates,
+    log_wealth,
+    num_images_needed,
     resampled_counts,
 )
 from diptych_client.matching import Floats
 
 RNG = np.random.default_rng(5)
+SHARE = 0.05
+HIGHEST = np.array([1 - SHARE])
 
 
-def mean(name: str, values: list[float]) -> Metric:
-    return Metric(name, Ratio(np.array(values), np.ones(len(values))))
+def mean(values: list[float], is_error: bool = False) -> Metric:
+    return Metric("mAP", Ratio(np.array(values), np.ones(len(values))), is_error)
 
 
-def normal(mean_value: float, count: int) -> list[float]:
-    return list(RNG.normal(mean_value, 0.2, count))
+def estimated(images: list[int] | None = None, **values: list[float]) -> Estimates:
+    """Return the estimates of models, by default over an image for each value."""
+    num_values = len(next(iter(values.values())))
+    metrics = {name: [mean(own_values)] for name, own_values in values.items()}
+    return estimates(metrics, images or list(range(num_values)), seed=0)
 
 
-def test_a_resample_draws_as_many_images_as_there_are() -> None:
-    draws = list(resampled_counts(50, 20, seed=1))
-    assert {draw.sum() for draw in draws} == {50}
-    assert len({tuple(draw) for draw in draws}) == 20
-    assert all((a == b).all() for a, b in zip(draws, resampled_counts(50, 20, seed=1), strict=True))
+def normal(count: int) -> list[float]:
+    return list(RNG.normal(0.5, 0.2, count))
+
+
+def width(interval: Interval) -> float:
+    return interval.high - interval.low
 
 
 class Total:
@@ -38,67 +52,83 @@ class Total:
         return float(weights.sum())
 
 
-def test_each_metric_has_as_many_images_in_a_resample_as_were_evaluated() -> None:
-    found = estimates({"one": [Metric("total", Total())]}, [0, 1, 2], seed=0).intervals["one"][
-        "total"
-    ]
-    assert (found.low, found.value, found.high) == (300, 300, 300)
+def test_resample_draws_as_many_images() -> None:
+    draws = list(resampled_counts(50, 20, seed=1))
+    assert {draw.sum() for draw in draws} == {50}
+    assert len({tuple(draw) for draw in draws}) == 20
+    assert all((a == b).all() for a, b in zip(draws, resampled_counts(50, 20, seed=1), strict=True))
+    total = estimates({"A": [Metric("n", Total())]}, [0, 1, 2], seed=0).intervals["A"]["n"]
+    assert (total.low, total.value, total.high) == (300, 300, 300)
 
 
-def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
-    values = normal(0.5, 400)
-    found = estimates({"one": [mean("m", values)]}, range(400), seed=0).intervals["one"]["m"]
-    expected = 100 * 1.96 * np.std(values) / 20
-    assert found.value == pytest.approx(100 * np.mean(values))
-    assert ((found.high - found.low) / 2) == pytest.approx(expected, rel=0.1)  # 1,000 resamples
+def test_interval_is_that_of_standard_error() -> None:
+    values = normal(400)
+    interval = estimated(A=values).intervals["A"]["mAP"]
+    assert interval.value == pytest.approx(100 * np.mean(values))
+    assert width(interval) == pytest.approx(200 * 1.96 * np.std(values) / 20, rel=0.1)
 
 
 def test_samples_of_one_image_are_drawn_together() -> None:
-    values = [float(value) for value in normal(0.5, 40) for _ in range(10)]
-    images = [index // 10 for index in range(400)]
-    by_image = estimates({"one": [mean("m", values)]}, images, seed=0).intervals["one"]["m"]
-    alone = estimates({"one": [mean("m", values)]}, range(400), seed=0).intervals["one"]["m"]
-    assert ((by_image.high - by_image.low) / 2) > 2.5 * (
-        (alone.high - alone.low) / 2
-    )  # sqrt(10) in the limit
+    values = list(np.repeat(normal(40), 10))
+    by_image = estimated([index // 10 for index in range(400)], A=values).intervals["A"]["mAP"]
+    alone = estimated(A=values).intervals["A"]["mAP"]
+    assert width(by_image) > 2.5 * width(alone)  # sqrt(10) in the limit
 
 
-def test_a_small_gain_on_every_image_is_clear_although_the_intervals_overlap() -> None:
-    values = normal(0.5, 180)
-    both = {"A": [mean("mAP", values)], "B": [mean("mAP", [value + 0.031 for value in values])]}
-    found = estimates(both, range(180), seed=0)
-    assert found.intervals["A"]["mAP"].high > found.intervals["B"]["mAP"].low
-    (difference,) = found.differences
+def test_paired_gain_is_clear_despite_overlap() -> None:
+    values = normal(180)
+    both = estimated(A=values, B=[value + 0.031 for value in values])
+    assert both.intervals["A"]["mAP"].high > both.intervals["B"]["mAP"].low
+    (difference,) = both.differences
     assert str(difference) == "B is better by 3.1 mAP [3.1, 3.1]"
-
-
-def test_equal_models_cannot_be_told_apart() -> None:
-    both = {"A": [mean("mAP", normal(0.5, 180))], "B": [mean("mAP", normal(0.5, 180))]}
-    (difference,) = estimates(both, range(180), seed=0).differences
+    (difference,) = estimated(A=normal(180), B=normal(180)).differences
     assert str(difference).startswith("A and B cannot be told apart with 180 images: ")
 
 
-def test_an_unclear_difference_has_its_sign_and_its_interval() -> None:
-    interval = Interval(-22.6, -41.6, 0.0)
-    difference = Difference("mAP", "A", "B", interval, num_images=20)
+def test_unclear_difference_has_its_interval() -> None:
+    difference = Difference("mAP", "A", "B", Interval(-22.6, -41.6, 0.0), num_images=20)
     expected = "A and B cannot be told apart with 20 images: B − A = −22.6 [−41.6, 0.0] mAP"
     assert str(difference) == expected
     assert difference.num_images_needed == 17
     nothing = Difference("mAP", "A", "B", Interval(float("nan"), 0, 0), num_images=20)
     assert str(nothing) == "nothing to measure for A and B by mAP"
-
-
-def test_a_metric_without_anything_to_measure_has_no_interval() -> None:
-    nothing = Metric("mAP", Ratio(np.zeros(5), np.zeros(5)))
-    assert str(estimates({"A": [nothing]}, range(5), seed=0).intervals["A"]["mAP"]) == "–"
+    assert nothing.num_images_needed is None
+    unmeasured = Metric("mAP", Ratio(np.zeros(5), np.zeros(5)))
+    assert str(estimates({"A": [unmeasured]}, range(5), seed=0).intervals["A"]["mAP"]) == "–"
 
 
 def test_fewer_errors_are_better() -> None:
-    values = np.array(normal(0.5, 100))
-    errors = {
-        name: [Metric("CER", Ratio(values + gain, np.ones(100)), is_error=True)]
-        for name, gain in (("A", 0), ("B", 0.1))
-    }
+    values = normal(100)
+    errors = {"A": [mean(values, True)], "B": [mean([value + 0.1 for value in values], True)]}
     (difference,) = estimates(errors, range(100), seed=0).differences
-    assert str(difference) == "A is better by 10.0 CER [10.0, 10.0]"
+    assert str(difference) == "A is better by 10.0 mAP [10.0, 10.0]"
     assert str(difference.as_subtracted()) == "10.0 [10.0, 10.0]"
+
+
+@pytest.mark.parametrize("bets", [SHARE_BETS, DIFFERENCE_BETS])
+def test_wealth_is_fair_while_mean_is_zero(bets: object) -> None:
+    is_wrong = np.array(list(product((0, 1), repeat=6))).T  # a column for each outcome
+    values = (1 - SHARE) * is_wrong - SHARE * (1 - is_wrong)
+    num_wrong = is_wrong.sum(axis=0)
+    probability = SHARE**num_wrong * (1 - SHARE) ** (6 - num_wrong)
+    highest = np.repeat(HIGHEST, values.shape[1])
+    wealth = np.exp(log_wealth(values, highest, bets))  # type: ignore[arg-type]
+    assert probability @ wealth == pytest.approx(1)
+    assert wealth[num_wrong == 0] > 1
+
+
+def test_largest_value_does_not_ruin_the_bettor() -> None:
+    (logarithm,) = log_wealth(np.array([[1 - SHARE]]), HIGHEST)
+    assert exp(logarithm) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="exceeds"):
+        log_wealth(np.array([[2.0], [-1.0]]), np.array([1.5]))
+
+
+def test_least_number_of_images_is_found() -> None:
+    needed = num_images_needed(np.full(10, -SHARE), 1 - SHARE, 0.05)
+    assert needed is not None
+    for num_images, is_enough in ((needed, True), (needed - 1, False)):
+        (logarithm,) = log_wealth(np.full((num_images, 1), -SHARE), HIGHEST)
+        assert (logarithm >= log(20)) == is_enough
+    never = np.array([1 - SHARE] + [-SHARE] * 19)
+    assert num_images_needed(never, 1 - SHARE, 0.05) is None

@@ -1,5 +1,6 @@
 """The format of a dataset by its files. A folder of none is one of images without labels."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ LABEL_FILES = (
     "data.yaml or labels/*.txt (YOLO), *.xml (Pascal VOC, CVAT), *.json (COCO, Label Studio),"
     " *.jsonl, *.parquet or *.arrow"
 )
-_LABEL_STUDIO_NOTES = "notes.json"  # beside its exports of COCO and YOLO
+# Label Studio's notes beside its exports of COCO and YOLO; logs beside what `annotate` writes
+_NOT_LABELS = re.compile(r"notes\.json|(journal.*|failures|suggestions|written)\.jsonl")
 _HIDDEN = (".", "__MACOSX")
 _MAX_LISTED_FILES = 10
 _JSON_LINES = ("*.jsonl", "*/metadata.jsonl")
@@ -123,7 +125,7 @@ def _first(folder: Path, split: str | None, *patterns: str) -> Path | None:
         names = []
         for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
-            if path.name != _LABEL_STUDIO_NOTES and (split is None or split in name):
+            if not _NOT_LABELS.fullmatch(path.name) and (split is None or split in name):
                 names.append(name)
         if len(names) > 1:
             several = f"several label files ({', '.join(names[:_MAX_LISTED_FILES])})"

@@ -1,68 +1,81 @@
 """Rules by other images' answers, and the proof that labelled images give."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from diptych_client import Detection, DetectionsResult
+from diptych_client.evaluation.annotation.consensus import Records
 from diptych_client.evaluation.annotation.guarantee import (
     Candidate,
     Promise,
+    Promises,
     Proved,
     Rule,
     Scored,
     Unproved,
     accepted_shares,
     candidates,
+    check_enough,
     decide,
     decide_review,
     num_needed_at_best,
+    prove,
 )
+from diptych_client.evaluation.annotation.judging import Tolerance
+from diptych_client.evaluation.dataset import TrueObject
+from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
+from diptych_client.long_runs import RunError
+from tests.support.client_answers import record
 
 PROMISE = Promise(0.05, 0.95)
 NOT_FOUND = float("-inf")
+BOX = (0.0, 0.0, 10.0, 10.0)
 
 
-def test_an_image_with_more_labels_than_the_rule_allows_is_not_accepted() -> None:
+def test_image_with_too_many_labels_is_not_accepted() -> None:
     labels = Scored.of([[0.9, 0.8, 0.1], [0.9, 0.9, 0.9], []])
     is_right = np.array([True, False, True, True, True, True])
-    found = accepted_shares(labels, is_right, Rule(0.5, 2))
-    assert found.parts.tolist() == [1, 0, 0]
-    assert found.wholes.tolist() == [2, 0, 0]
-    assert found.share == 0.5
+    shares = accepted_shares(labels, is_right, Rule(0.8, 2))
+    assert shares.parts.tolist() == [1, 0, 0]
+    assert shares.wholes.tolist() == [2, 0, 0]
+    assert shares.share == 0.5
 
 
-def test_the_rules_cover_more_and_more_and_at_last_all_labels() -> None:
-    found = candidates(Scored.of([[0.1 * number] for number in range(10)]))
-    confidences = [each.rule.min_confidence for each in found]
+def test_rules_cover_more_and_at_last_all() -> None:
+    rules = candidates(Scored.of([[0.1 * number] * (1 + number % 2) for number in range(10)]))
+    confidences = [candidate.rule.min_confidence for candidate in rules]
     assert confidences == sorted(confidences, reverse=True)
     assert confidences[-1] == 0  # the lowest
-    assert sum(each.start for each in found) == pytest.approx(1)
+    assert sum(candidate.start for candidate in rules) == pytest.approx(1)
+    assert [candidate.rule.max_labels for candidate in rules] == [2] * len(rules)
+    (first, *_) = candidates(Scored.of([[0.9], [0.9], [0.5] * 3]))
+    assert first.rule == Rule(0.9, 1)  # labels from the confidence on count
 
 
 @pytest.mark.parametrize(("pilot", "confidence"), [([], 0.0), ([[]], 0.0), ([[1.0]] * 5, 1.0)])
-def test_a_pilot_without_different_scores_has_one_rule(
-    pilot: list[list[float]], confidence: float
-) -> None:
+def test_pilot_with_equal_scores_has_one_rule(pilot: list[list[float]], confidence: float) -> None:
     (only,) = candidates(Scored.of(pilot))
     assert only == Candidate(Rule(confidence, 1), 1.0)
 
 
-def test_the_rule_with_the_largest_proved_coverage_is_chosen() -> None:
+def test_largest_proved_coverage_is_chosen() -> None:
     labels = Scored.of([[0.9], [0.8], [0.1]] * 100)
     is_right = np.array([True, True, False] * 100)
     tested = [Candidate(Rule(score, 1), start) for score, start in ((0.9, 0.5), (0.8, 0), (0, 0.5))]
-    found = decide(labels, is_right, tested, PROMISE)
-    assert found == Proved(PROMISE, Rule(0.8, 1), 0.0, 2 / 3, 300)
+    decision = decide(labels, is_right, tested, PROMISE)
+    assert decision == Proved(PROMISE, Rule(0.8, 1), 0.0, 2 / 3, 300)
 
 
-def test_a_rule_that_is_not_proved_passes_no_level_on() -> None:
+def test_unproved_rule_passes_no_level_on() -> None:
     labels = Scored.of([[0.9], [0.1]] * 200)
     is_right = np.array([False, True] * 200)
     tested = [Candidate(Rule(0.9, 1), 1.0), Candidate(Rule(0.1, 1), 0.0)]
-    found = decide(labels, is_right, tested, Promise(0.6, 0.95))
-    assert isinstance(found, Unproved)
+    assert isinstance(decide(labels, is_right, tested, Promise(0.6, 0.95)), Unproved)
 
 
-def test_one_image_too_few_proves_nothing_and_the_error_says_how_many_would() -> None:
+def test_error_says_how_many_images_would_prove() -> None:
     tested = [Candidate(Rule(0.0, 1), 1.0)]
     few = decide(Scored.of([[1.0]] * 40), np.ones(40, dtype=bool), tested, PROMISE)
     assert isinstance(few, Unproved)
@@ -75,20 +88,22 @@ def test_one_image_too_few_proves_nothing_and_the_error_says_how_many_would() ->
     crowd = num_needed_at_best(np.array([1.0] * 399 + [50.0]), PROMISE)
     assert crowd is not None
     assert few.num_needed <= crowd < 1.1 * few.num_needed  # its image is reviewed as a whole
+    assert f"about {few.num_needed} images like these are needed" in str(few.error("x"))
+    assert "no number of images" in str(replace(few, num_needed=None).error("x"))
 
 
-def test_the_review_list_is_as_short_as_is_proved() -> None:
+def test_review_list_is_as_short_as_proved() -> None:
     objects = Scored.of([[0.9], [0.9], [0.5], [0.1]] * 100)
-    found = decide_review(objects, 1, [0.0, 0.3, 0.6], Promise(0.4, 0.95))
-    assert found == Proved(Promise(0.4, 0.95), Rule(0.3, 1), 0.25, 0.75, 400)
+    decision = decide_review(objects, 1, [0.0, 0.3, 0.6], Promise(0.4, 0.95))
+    assert decision == Proved(Promise(0.4, 0.95), Rule(0.3, 1), 0.25, 0.75, 400)
+    missing = Scored.of([[NOT_FOUND], [0.9]] * 100)
+    assert isinstance(decide_review(missing, 1, [0.0, 0.3], PROMISE), Unproved)
+    equal = decide_review(Scored.of([[0.3]] * 400), 1, [0.0, 0.3, 0.6], PROMISE)
+    assert isinstance(equal, Proved)
+    assert equal.rule == Rule(0.3, 1)  # boxes from the score on are listed
 
 
-def test_a_review_list_of_all_boxes_that_misses_too_much_is_not_proved() -> None:
-    objects = Scored.of([[NOT_FOUND], [0.9]] * 100)
-    assert isinstance(decide_review(objects, 1, [0.0, 0.3], PROMISE), Unproved)
-
-
-def test_an_exceeded_share_is_rarely_proved() -> None:
+def test_exceeded_share_is_rarely_proved() -> None:
     """The labels of an image are wrong together: a bound that took them for independent fails."""
     num_labels = 8
     num_draws = 200
@@ -101,3 +116,43 @@ def test_an_exceeded_share_is_rarely_proved() -> None:
         if isinstance(decide(labels, is_right, candidates(pilot), PROMISE), Proved):
             num_proved += 1
     assert num_proved <= 0.05 * num_draws
+
+
+def answers(*scores: float) -> Records:
+    return (record(DetectionsResult(tuple(Detection(BOX, "car", score) for score in scores))),)
+
+
+def test_proof_accepts_and_reviews_from_its_scores() -> None:
+    """A label or a box with exactly the least score is in, whichever list it is."""
+    true, false = (ObjectsTruth((TrueObject(label, BOX),)) for label in ("car", "dog"))
+    labelled = [(answers(0.9), true)] * 300 + [(answers(0.4), true)] * 60 + [(answers(0.2), false)]
+    promises = Promises(Promise(0.02, 0.9), Promise(0.3, 0.9), Tolerance())
+    pilot = [answers(0.9)] * 80 + [answers(0.4)] * 15 + [answers(0.2)] * 5
+    guarantee = prove(labelled, pilot, promises)
+    assert guarantee.accepting.rule == Rule(0.2, 1)
+    assert guarantee.reviewing is not None
+    assert guarantee.reviewing.rule.min_confidence == 0.9
+    shares = [proof["min_precision"] for proof in guarantee.proofs()]
+    assert shares == [0.8, 0.9, 0.95, 0.98]
+    accepting = replace(guarantee.accepting, rule=Rule(0.95, 1))
+    agreed = replace(guarantee, accepting=accepting).accept(answers(0.95, 0.9, 0.89))
+    assert [box.score for box in agreed.accepted] == [0.95]
+    assert [box.score for _, box in agreed.differing] == [0.9]
+    assert guarantee.accept(answers(0.9, 0.9)).accepted == ()  # too many labels
+    assert "at most 30 % of the objects are in neither list" in guarantee.sentences()[-1]
+    with pytest.raises(RunError, match="no labelled image was answered"):
+        prove([], pilot, promises)
+    with pytest.raises(RunError, match="of all labels are wrong"):
+        prove([(answers(0.9), false)] * 99, pilot, promises)
+    with pytest.raises(RunError, match="objects are in neither list"):
+        prove([*labelled, *[(answers(), true)] * 999], pilot, promises)
+
+
+def test_too_few_images_are_refused_with_a_number() -> None:
+    promise = Promise(0.02, 0.975)
+    message = "with 20 labelled images no .*needed for at most 2 % wrong with 97.5 % confidence"
+    with pytest.raises(RunError, match=message):
+        check_enough([TextsTruth(("a",))] * 20, promise)
+    check_enough([TextsTruth(("a",))] * 400, promise)
+    with pytest.raises(RunError, match="there is no object in 3 labelled images"):
+        check_enough([ObjectsTruth(())] * 3, promise)

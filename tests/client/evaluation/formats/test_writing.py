@@ -1,64 +1,205 @@
-"""Results that a format accepts, the order of classes, and JSON lines."""
+"""Datasets that `annotate` writes, read back: COCO, YOLO, JSON lines."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
+from pycocotools.coco import COCO
 
-from diptych_client import AnswerOptions, Detection, DetectionsResult, TaskParameters
+from diptych_client import (
+    AnswerOptions,
+    Detection,
+    DetectionsResult,
+    ImageSize,
+    InstancesResult,
+    TaskParameters,
+)
+from diptych_client.evaluation.formats.coco import coco_document
+from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import (
     DatasetFormat,
+    check_consensus,
     check_format,
+    check_guarantee,
     class_indices,
     write_dataset,
 )
-from diptych_client.evaluation.job import Job
+from diptych_client.evaluation.formats.yolo import joined_rings, yolo_lines
+from diptych_client.evaluation.job import Job, Record
+from diptych_client.geometry import polygons_mask
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
 from diptych_client.transports.rest_messages import answer_from_json
-from tests.support.client_answers import DETECTIONS, TEXT, record
+from tests.support.client_answers import (
+    DETECTIONS,
+    FAR_SQUARE,
+    HOLE,
+    INSTANCES,
+    MASKS,
+    SIZE,
+    SQUARE,
+    TEXT,
+    record,
+)
 
-JOB = Job("captioning", "some-model", TaskParameters(), AnswerOptions())
+COCO_FORMAT, YOLO_FORMAT, JSON_LINES = DatasetFormat.coco, DatasetFormat.yolo, DatasetFormat.jsonl
 
 
-def test_json_lines_have_one_line_for_each_image(tmp_path: Path) -> None:
+def write(
+    dataset_format: DatasetFormat,
+    folder: Path,
+    records: Sequence[Record],
+    labels: Sequence[str] = (),
+) -> Path:
+    """Write a dataset into a folder `out` beside the images."""
+    job = Job("object_detection", "some-model", TaskParameters(labels=labels), AnswerOptions())
+    with Outputs(folder / "out") as outputs:
+        return write_dataset(dataset_format, outputs, folder, records, job)
+
+
+def coco_of(folder: Path, *records: Record) -> Any:
+    document = coco_document(records, class_indices(records, ()))
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return COCO(folder / "annotations.json")
+
+
+def test_coco_has_the_boxes_of_answers(tmp_path: Path) -> None:
+    records = (record(DETECTIONS, "a.png"), record(DetectionsResult(()), "b/c.png"))
+    coco = coco_of(tmp_path, *records, record(DETECTIONS, "d.png"))
+    images = [(image["file_name"], image["width"]) for image in coco.imgs.values()]
+    assert images == [("a.png", 40), ("b/c.png", 40), ("d.png", 40)]
+    names = {category["id"]: category["name"] for category in coco.cats.values()}
+    rows = []
+    for row in coco.loadAnns(coco.getAnnIds(imgIds=[1])):
+        rows.append((names[row["category_id"]], row["bbox"], row["area"], row["score"]))
+    assert rows == [
+        ("star", [1, 2, 10, 10], 100, 0.9),
+        ("circle", [20, 4, 10, 10], 100, 0.5),
+        ("star", [30, 4, 6, 6], 36, 0.25),
+    ]
+    ids = [sorted(table) for table in (coco.imgs, coco.cats, coco.anns)]
+    assert ids == [[1, 2, 3], [1, 2], [1, 2, 3, 4, 5, 6]]
+
+
+def test_coco_has_the_masks_with_holes(tmp_path: Path) -> None:
+    coco = coco_of(tmp_path, record(INSTANCES))
+    ring, pair = coco.loadAnns(coco.getAnnIds())
+    assert isinstance(pair["segmentation"], list)
+    assert [ring["area"], pair["area"]] == [84, 200]
+    for annotation, instance in zip((ring, pair), INSTANCES.instances, strict=True):
+        np.testing.assert_array_equal(coco.annToMask(annotation), instance.to_mask(SIZE))
+    first, _ = INSTANCES.instances
+    empty = record(InstancesResult((type(first)(first.box_xyxy, "nothing", 0.5, ()),)))
+    for one, area in ((record(MASKS, image=ImageSize(width=4, height=2)), 8), (empty, 0)):
+        coco = coco_of(tmp_path, one)
+        (annotation,) = coco.loadAnns(coco.getAnnIds())
+        assert coco.annToMask(annotation).sum() == annotation["area"] == area
+
+
+def test_yolo_has_images_and_labels_for_trainers(tmp_path: Path) -> None:
+    records = (record(DETECTIONS, "a.png"), record(DetectionsResult(()), "sub/b.c.jpg"))
+    for entry in records:
+        path = tmp_path / entry.image.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(entry.image.name.encode())
+    for _ in range(2):  # a second run replaces the first
+        dataset = write(YOLO_FORMAT, tmp_path, records)
+    assert yaml.safe_load(dataset.read_text(encoding="utf-8")) == {
+        "path": str(tmp_path / "out"),
+        "train": "images/train",
+        "val": "images/train",
+        "names": {0: "circle", 1: "star"},
+    }
+    train = tmp_path / "out" / "images" / "train"
+    contents = {str(path.relative_to(train)): path.read_bytes() for path in train.rglob("*.*")}
+    assert contents == {"a.png": b"a.png", "sub/b.c.jpg": b"sub/b.c.jpg"}
+    labels = tmp_path / "out" / "labels" / "train"
+    assert (labels / "sub" / "b.c.txt").read_text() == ""
+    rows = [list(map(float, line.split())) for line in (labels / "a.txt").read_text().splitlines()]
+    assert rows == [
+        pytest.approx([1, 6 / 40, 7 / 20, 10 / 40, 10 / 20], abs=1e-6),
+        pytest.approx([0, 25 / 40, 9 / 20, 10 / 40, 10 / 20], abs=1e-6),
+        pytest.approx([1, 33 / 40, 7 / 20, 6 / 40, 6 / 20], abs=1e-6),
+    ]
+
+
+def test_yolo_line_of_an_instance_is_its_outline() -> None:
+    lines = yolo_lines(record(INSTANCES), {"ring": 0, "pair": 1}).splitlines()
+    for line, rings in zip(lines, [(SQUARE, HOLE), (SQUARE, FAR_SQUARE)], strict=True):
+        numbers = np.array(line.split()[1:], dtype=float).reshape(-1, 2)
+        ring = tuple(map(tuple, (numbers * (SIZE.width, SIZE.height)).tolist()))
+        np.testing.assert_array_equal(polygons_mask([ring], SIZE), polygons_mask(rings, SIZE))
+    assert joined_rings([SQUARE]) == list(SQUARE)
+
+
+@pytest.mark.parametrize("names", [['größe: "x"', "円 😀", "{a}", "no", "it's\\", "# 1"], []])
+def test_yolo_names_of_any_language_are_read_back(tmp_path: Path, names: list[str]) -> None:
+    text = write(YOLO_FORMAT, tmp_path, (), names).read_text(encoding="utf-8")
+    assert list(yaml.safe_load(text)["names"].values()) == names
+
+
+@pytest.mark.parametrize("dataset_format", [COCO_FORMAT, YOLO_FORMAT])
+def test_written_dataset_is_read_back(tmp_path: Path, dataset_format: DatasetFormat) -> None:
+    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
+    write(dataset_format, tmp_path, [record(DETECTIONS, "a.png")])
+    (tmp_path / "out" / "journal.jsonl").write_text("{}")
+    images = tmp_path if dataset_format is COCO_FORMAT else None
+    (labelled,) = read_dataset(tmp_path / "out", images).images
+    for true, box in zip(labelled.objects or (), DETECTIONS.detections, strict=True):
+        assert true.label == box.label
+        assert true.box_xyxy == pytest.approx(box.box_xyxy, abs=1e-4)
+
+
+def test_json_lines_have_a_line_for_each_image(tmp_path: Path) -> None:
     records = [record(TEXT, "a.png"), record(TEXT, "sub/b.png")]
-    with Outputs(tmp_path) as outputs:
-        path = write_dataset(DatasetFormat.jsonl, outputs, tmp_path, records, JOB)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["image"] for line in lines] == ["a.png", "sub/b.png"]
-    assert [answer_from_json(line["answer"]) for line in lines] == [each.answer for each in records]
-    names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"answers.jsonl", "written.jsonl"}
+    path = write(JSON_LINES, tmp_path, records)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["image"] for row in rows] == ["a.png", "sub/b.png"]
+    assert [answer_from_json(row["answer"]) for row in rows] == [one.answer for one in records]
 
 
-@pytest.mark.parametrize("dataset_format", [DatasetFormat.coco, DatasetFormat.yolo])
-@pytest.mark.parametrize("result", ["text", "text_regions"])
-def test_coco_and_yolo_reject_results_without_boxes(
-    dataset_format: DatasetFormat, result: str
+def test_requested_labels_come_first() -> None:
+    indices = class_indices([record(DETECTIONS)], ("tree", "star"))
+    assert list(indices.items()) == [("tree", 0), ("star", 1), ("circle", 2)]
+    unnamed = DetectionsResult((Detection((1, 1, 2, 2), "", 0.5),))
+    assert class_indices([record(unnamed)], ()) == {"object": 0}
+
+
+@pytest.mark.parametrize(
+    ("dataset_format", "result", "names", "message"),
+    [
+        (COCO_FORMAT, "text", [], "use --format jsonl"),
+        (YOLO_FORMAT, "text_regions", [], "use --format jsonl"),
+        (YOLO_FORMAT, "detections", ["a.png", "a.jpg"], "2 images would share labels/train/a.txt"),
+        (YOLO_FORMAT, "detections", ["x/images/a.png"], "must not be named images"),
+        (COCO_FORMAT, "detections", ["a.png", "a.jpg"], ""),
+        (YOLO_FORMAT, "instances", ["a.png", "x/a.jpg", "images.png"], ""),
+        (JSON_LINES, "text", ["a.png", "a.jpg"], ""),
+    ],
+)
+def test_formats_hold_some_results_and_names(
+    dataset_format: DatasetFormat, result: str, names: list[str], message: str
 ) -> None:
-    with pytest.raises(RunError, match="use --format jsonl"):
-        check_format(dataset_format, result, [])
-    check_format(DatasetFormat.jsonl, result, [])
+    images = [ImageFile(name, 1, 1) for name in names]
+    if message:
+        with pytest.raises(RunError, match=message):
+            check_format(dataset_format, result, images)
+    else:
+        check_format(dataset_format, result, images)
 
 
-def test_only_yolo_requires_distinct_names_without_suffix() -> None:
-    images = [ImageFile("a.png", 1, 1), ImageFile("a.jpg", 1, 1)]
-    check_format(DatasetFormat.coco, "detections", images)
-    with pytest.raises(RunError):
-        check_format(DatasetFormat.yolo, "detections", images)
-
-
-def test_requested_labels_come_first_and_the_others_by_name() -> None:
-    assert class_indices([record(DETECTIONS)], ()) == {"circle": 0, "star": 1}
-    assert class_indices([record(DETECTIONS)], ("tree", "star")) == {
-        "tree": 0,
-        "star": 1,
-        "circle": 2,
-    }
-
-
-def test_boxes_without_a_label_share_one_class() -> None:
-    assert class_indices([record(DetectionsResult((Detection((1, 1, 2, 2), "", 0.5),)))], ()) == {
-        "object": 0
-    }
+def test_consensus_and_guarantee_need_boxes_or_scores() -> None:
+    for dataset_format, result in ((JSON_LINES, "detections"), (COCO_FORMAT, "text")):
+        with pytest.raises(RunError, match="--consensus compares boxes and masks and writes coco"):
+            check_consensus(dataset_format, result)
+    check_consensus(YOLO_FORMAT, "instances")
+    with pytest.raises(RunError, match="--labelled accepts single boxes of detections"):
+        check_guarantee(JSON_LINES, "detections", False)
+    with pytest.raises(RunError, match="--thresholds needs scores"):
+        check_guarantee(JSON_LINES, "text", True)
+    check_guarantee(JSON_LINES, "text", False)

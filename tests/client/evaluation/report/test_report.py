@@ -1,7 +1,9 @@
 """The report as files, and in Chromium."""
 
+import io
 import json
 import re
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -10,15 +12,17 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from markdown_it import MarkdownIt
-from playwright.sync_api import Browser, expect
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
 
 from diptych_client import AnswerOptions, DetectionsResult, TextResult
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.evaluator import Evaluation, Evaluator
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.evaluation.questions import AnswerLog, Prompts, Questionnaire, Sample
+from diptych_client.evaluation.outcomes import Curve
+from diptych_client.evaluation.questions import AnswerLog, Prompts, Questionnaire
 from diptych_client.evaluation.report.gallery import Gallery
-from diptych_client.evaluation.report.page import write_report
+from diptych_client.evaluation.report.page import IntervalAxis, Line, write_report
 from diptych_client.evaluation.report.tables import json_document, markdown
 from diptych_client.evaluation.statistics import Interval
 from diptych_client.geometry import ImageSize
@@ -40,15 +44,12 @@ BROKEN_WORDS = """cells => cells.filter(cell => {
 
 
 def results(name: str) -> tuple[Result, Result]:
-    """Return the answers of both models: the first is right, the second confuses, loses and
-    invents.
-    """
-    own = OBJECTS[name]
-    right = DetectionsResult(tuple(detection(label, box, 0.9) for label, box in own))
-    confused = DetectionsResult(tuple(detection(HOSTILE, box, 0.5) for _, box in own[:1]))
-    return right, confused if own else DetectionsResult(
-        (detection("dog", (1.0, 1.0, 30.0, 30.0), 0.3),)
-    )
+    """Return a right answer, and one that confuses, loses and invents."""
+    objects = OBJECTS[name]
+    right = DetectionsResult(tuple(detection(label, box, 0.9) for label, box in objects))
+    confused = tuple(detection(HOSTILE, box, 0.5) for _, box in objects[:1])
+    invented = (detection("dog", (1.0, 1.0, 30.0, 30.0), 0.3),)
+    return right, DetectionsResult(confused or invented)
 
 
 def evaluated(
@@ -56,15 +57,14 @@ def evaluated(
 ) -> Evaluation:
     """Write a report of the answers, one row for each image."""
     questionnaire = Questionnaire(task, TaskParameters(), Prompts(), dataset.classes)
-    samples: list[Sample] = list(questionnaire.samples(dataset))
-    out.mkdir()
+    samples = list(questionnaire.samples(dataset))
     with AnswerLog.open(out / "answers.jsonl", task, AnswerOptions()) as log:
         for index, model in enumerate(MODELS):
-            for question, own in zip(log.requests(samples, model), answers, strict=True):
-                log.append(question, answer(own[index], ImageSize(100, 80)), 0.1 * (index + 1), 1)
-        evaluation = Evaluator(log, MODELS, questionnaire.names).evaluate(
-            HOSTILE, samples, seed=0, gallery=10
-        )
+            for request, row in zip(log.requests(samples, model), answers, strict=True):
+                found = answer(row[index], ImageSize(100, 80))
+                log.append(request, found, 0.1 * (index + 1), 1)
+        evaluator = Evaluator(log, MODELS, questionnaire.names)
+        evaluation = evaluator.evaluate(HOSTILE, samples, seed=0, gallery=10)
         gallery = Gallery(dataset.store, log, questionnaire.names, MODELS)
         with Outputs(out) as outputs:
             write_report(outputs, evaluation, gallery, samples)
@@ -79,9 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluation(folder: Path) -> Evaluation:
     dataset = read_dataset(write_coco(folder / "data"))
-    return evaluated(
-        folder / "out", "open_vocabulary_detection", dataset, [results(name) for name in OBJECTS]
-    )
+    answers = [results(name) for name in OBJECTS]
+    return evaluated(folder / "out", "open_vocabulary_detection", dataset, answers)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,16 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-def test_the_metrics_and_the_difference_are_those_of_the_answers(evaluation: Evaluation) -> None:
+@pytest.fixture
+def page(browser: Browser, evaluation: Evaluation, folder: Path) -> Iterator[Page]:
+    assert evaluation.models == MODELS
+    page = browser.new_page()
+    page.goto((folder / "out" / "report.html").as_uri())
+    yield page
+    page.close()
+
+
+def test_metrics_are_those_of_the_answers(evaluation: Evaluation) -> None:
     assert evaluation.measured is not None
     first, second = (evaluation.measured.intervals[model] for model in MODELS)
     assert first["mAP"].value == pytest.approx(100)
@@ -108,11 +116,12 @@ def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None
     document = json_document(evaluation, dict.fromkeys(range(3), "x"))
     assert "| mAP | 100.0 [" in text
     assert "| car | 1 | 100.0 | 0.0 | 100.0 | 0.0 |" in text
+    assert "first-model is better by 100.0 mAP" in text
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_a_difference_whose_interval_holds_zero_is_marked(evaluation: Evaluation) -> None:
+def test_unclear_difference_is_marked(evaluation: Evaluation) -> None:
     assert evaluation.measured is not None
     assert "(not told apart)" not in markdown(evaluation)
     difference = replace(evaluation.measured.differences[0], interval=Interval(1, -4, 6))
@@ -121,16 +130,23 @@ def test_a_difference_whose_interval_holds_zero_is_marked(evaluation: Evaluation
 
 
 @pytest.mark.usefixtures("evaluation")
-def test_only_matrices_are_coloured_by_the_share_of_their_largest_count(folder: Path) -> None:
+def test_only_matrices_are_coloured(folder: Path) -> None:
     page = (folder / "out" / "report.html").read_text()
     matrix = page.partition("Confusion matrix of first-model")[2].partition("</table>")[0]
-    assert re.findall(r'<td style="--heat: (\d+)%" class="heat">(\d+)', matrix)[:3] == [
-        ("30", "1"),
-        ("0", "0"),
-        ("0", "0"),
-    ]
-    assert '<td style="--heat: 60%" class="heat">2</td>' in matrix
+    cells = re.findall(r'<td style="--heat: (\d+)%" class="heat">(\d+)', matrix)
+    assert cells[:3] == [("30", "1"), ("0", "0"), ("0", "0")]
+    assert ("60", "2") in cells
     assert "<td>100.0</td>" in page
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_page_has_names_as_text(folder: Path) -> None:
+    """The dataset and a label are hostile: neither is markup, nor ends a script."""
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count("<script") == page.count("</script>") == 2
+    assert "<img" not in page
+    assert "<title>open_vocabulary_detection on &lt;/script&gt;&lt;img src=x" in page
+    assert "\\u003c/script>\\u003cimg src=x" in page  # in the cards
 
 
 @pytest.mark.parametrize(
@@ -144,7 +160,7 @@ def test_only_matrices_are_coloured_by_the_share_of_their_largest_count(folder: 
         "\x1b[2J",
     ],
 )
-def test_markdown_has_a_name_as_text(evaluation: Evaluation, name: str) -> None:
+def test_markdown_has_names_as_text(evaluation: Evaluation, name: str) -> None:
     renamed = replace(
         evaluation,
         dataset=name,
@@ -160,15 +176,39 @@ def test_markdown_has_a_name_as_text(evaluation: Evaluation, name: str) -> None:
     kinds = {token.type for token in (*tokens, *inline)}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "code_block"}
     assert [token.tag for token in tokens if token.type == "heading_open"].count("h1") == 1
-    shown = " ".join(name.split()).replace("\x1b", "\N{REPLACEMENT CHARACTER}")
-    assert shown in "".join(token.content for token in inline)
+    visible = " ".join(name.split()).replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    assert visible in "".join(token.content for token in inline)
     assert "\x1b" not in text
+
+
+def test_plots_end_at_tens_and_stay_inside() -> None:
+    intervals = {"a": {"m": Interval(34.0, 30.5, 41.0)}, "b": {"m": Interval(float("nan"), 0, 0)}}
+    axis = IntervalAxis(intervals)
+    assert (axis.minimum, axis.maximum, axis.x(0), axis.x(50)) == (0, 50, 120, 348)
+    empty = IntervalAxis({})
+    assert (empty.metrics, empty.minimum, empty.maximum) == ([], 0, 10)
+    line = Line("x", Curve([-1, 0.5, 2], [0, 2, -1]), 0)
+    assert line.points == [(0, 0), (0.5, 1), (1, 0)]
+
+
+def test_card_has_a_small_image(tmp_path: Path) -> None:
+    Image.new("RGB", (1000, 500)).save(tmp_path / "a.png")
+    answers = [(DetectionsResult((detection("x", (0, 0, 5, 5)),)), DetectionsResult(()))]
+    evaluated(tmp_path / "out", "object_detection", read_dataset(tmp_path), answers)
+    page = (tmp_path / "out" / "report.html").read_text()
+    cards = re.search(r'id="cards">(.*?)</script>', page, re.S)
+    assert cards is not None
+    (card,) = json.loads(cards[1])
+    assert (card["width"], card["height"], card["disagreement"]) == (100, 80, 1)
+    kind, _, data = card["image"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(b64decode(data))).size == (400, 200)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 768, 390])
 @pytest.mark.usefixtures("evaluation")
-def test_the_page_is_whole_at_every_width(
+def test_page_is_whole_at_every_width(
     browser: Browser, folder: Path, width: int, theme: str
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
@@ -182,57 +222,45 @@ def test_the_page_is_whole_at_every_width(
     assert page.locator(".wide").evaluate_all(clipped) == 0
     assert page.locator("th").evaluate_all(BROKEN_WORDS) == []
     assert page.locator(".interval").evaluate_all(ONE_LINE_EACH)
-    found = [
-        each["id"]
-        for each in Axe().run(page).response["violations"]
-        if each["impact"] in ("serious", "critical")
-    ]
-    assert found == []
+    violations = Axe().run(page).response["violations"]
+    assert not [rule for rule in violations if rule["impact"] in ("serious", "critical")]
     page.close()
 
 
-@pytest.mark.usefixtures("evaluation")
-def test_cards_are_filtered_and_sorted(browser: Browser, folder: Path) -> None:
-    page = browser.new_page()
-    page.goto((folder / "out" / "report.html").as_uri())
+def test_cards_are_filtered_and_sorted(page: Page) -> None:
     titles = page.locator(".card h3")
-    assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
+    names = ["a.png", "b.png", "c.png"]
+    assert [text.split()[0] for text in titles.all_text_contents()] == names
     page.locator("select[name=sort]").select_option("disagreement")
-    numbers = [
-        float(text.split("disagreement ")[1].split()[0]) for text in titles.all_text_contents()
-    ]
+    texts = titles.all_text_contents()
+    numbers = [float(text.split("disagreement ")[1].split()[0]) for text in texts]
     assert numbers == sorted(numbers, reverse=True)
     page.locator("select[name=sort]").select_option("name")
-    assert [text.split()[0] for text in titles.all_text_contents()] == ["a.png", "b.png", "c.png"]
+    assert [text.split()[0] for text in titles.all_text_contents()] == names
     page.locator("select[name=kind]").select_option("missed")
     expect(page.locator(".card")).to_have_count(1)
     expect(page.get_by_role("status")).to_have_text("1 of 3 images of the gallery")
     page.locator("select[name=kind]").select_option("")
     page.locator("select[name=class]").select_option("car")
     expect(titles).to_have_count(1)
-    page.close()
 
 
-@pytest.mark.usefixtures("evaluation")
-def test_each_plot_is_named_by_its_title(browser: Browser, folder: Path) -> None:
-    page = browser.new_page()
-    page.goto((folder / "out" / "report.html").as_uri())
-    titles = page.locator("svg.plot").evaluate_all(
-        "all => all.map(e => e.getAttribute('aria-label'))"
-    )
-    assert titles == [
+def test_plots_are_named_and_drawn(page: Page) -> None:
+    labels = "all => all.map(e => e.getAttribute('aria-label'))"
+    assert page.locator("svg.plot").evaluate_all(labels) == [
         "Metrics with 95 % intervals",
         "Precision over recall, IoU 0.5",
         *[f"By class, IoU 0.5: {model}" for model in MODELS],
         "Answers with at least a score, IoU 0.5",
     ]
-    page.close()
+    # a perfect model, from (0, 1) to (1, 1)
+    path = page.locator("svg.plot").nth(1).locator("path[stroke]").first.get_attribute("d") or ""
+    assert path.startswith("M40.0 12.0L")
+    assert path.endswith("L348.0 12.0")
+    assert page.locator("svg.plot").first.locator("circle").count() == 2 * 5
 
 
-@pytest.mark.usefixtures("evaluation")
-def test_shapes_lie_on_their_objects_and_have_their_kind(browser: Browser, folder: Path) -> None:
-    page = browser.new_page()
-    page.goto((folder / "out" / "report.html").as_uri())
+def test_shapes_lie_on_their_objects(page: Page) -> None:
     panels = page.locator(".card").first.locator(".panel")
     assert panels.locator("figcaption").all_text_contents() == ["truth", *MODELS]
     for panel in range(2):
@@ -241,44 +269,35 @@ def test_shapes_lie_on_their_objects_and_have_their_kind(browser: Browser, folde
         assert paths == ["M10 10L40 10L40 30L10 30Z", "M50 20L90 20L90 60L50 60Z"]
     assert panels.nth(1).locator(".shape.right").count() == 2
     assert panels.nth(2).locator(".shape.wrong-class").count() == 1
+    assert panels.nth(0).locator(".shape.missed").count() == 1  # by the second model
     assert HOSTILE in (panels.nth(2).locator(".shape text").text_content() or "")
-    page.close()
 
 
 def test_answers_to_phrases_have_their_kind(browser: Browser, tmp_path: Path) -> None:
     box = OBJECTS["a.png"][0][1]
     write_images(tmp_path / "data")
-    row = {
-        "image": "a.png",
-        "phrases": [{"phrase": "left car", "box": box}, {"phrase": "dog", "box": box}],
-    }
-    (tmp_path / "data" / "x.jsonl").write_text(json.dumps(row))
+    phrases = [{"phrase": "left car", "box": box}, {"phrase": "dog", "box": box}]
+    (tmp_path / "data" / "x.jsonl").write_text(json.dumps({"image": "a.png", "phrases": phrases}))
     right = detection("left car", box, 0.9)
-    answers = (
-        DetectionsResult((right, detection("dog", (60.0, 60.0, 70.0, 70.0), 0.9))),
-        DetectionsResult((right,)),
-    )
+    beside = detection("dog", (60.0, 60.0, 70.0, 70.0), 0.9)
+    answers = (DetectionsResult((right, beside)), DetectionsResult((right,)))
     evaluated(tmp_path / "out", "phrase_grounding", read_dataset(tmp_path / "data"), [answers])
     page = browser.new_page()
     page.goto((tmp_path / "out" / "report.html").as_uri())
-    kinds = [
-        panel.locator(".shape").evaluate_all("all => all.map(e => e.classList[1])")
-        for panel in page.locator(".card .panel").all()
-    ]
+    kinds = []
+    for panel in page.locator(".card .panel").all():
+        shapes = panel.locator(".shape")
+        kinds.append(shapes.evaluate_all("all => all.map(e => e.classList[1])"))
     assert kinds == [["truth", "missed"], ["right", "badly-placed"], ["right"]]
     page.close()
 
 
-def test_texts_are_shown_below_their_image(browser: Browser, tmp_path: Path) -> None:
+def test_texts_are_below_their_image(browser: Browser, tmp_path: Path) -> None:
     write_images(tmp_path / "images")
-    answers = [
-        (TextResult("same"), TextResult("same")),
-        *[(TextResult("one"), TextResult(HOSTILE))] * 2,
-    ]
-    evaluation = evaluated(
-        tmp_path / "out", "captioning", read_dataset(tmp_path / "images"), answers
-    )
-    assert evaluation.measured is None
+    differing = (TextResult("one"), TextResult(HOSTILE))
+    answers = [(TextResult("same"), TextResult("same")), differing, differing]
+    dataset = read_dataset(tmp_path / "images")
+    assert evaluated(tmp_path / "out", "captioning", dataset, answers).measured is None
     page = browser.new_page()
     page.goto((tmp_path / "out" / "report.html").as_uri())
     assert page.locator(".card").first.locator("pre").all_text_contents() == ["one", HOSTILE]

@@ -1,0 +1,363 @@
+"""The same labels in every format are the same values; damaged ones are named and left out."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diptych_client.evaluation.formats.reading import read_dataset
+from diptych_client.inputs import Folder, Problems
+from diptych_client.long_runs import RunError
+from tests.support.evaluations import (
+    CLASSES,
+    OBJECTS,
+    write_arrow,
+    write_coco,
+    write_cvat,
+    write_darknet,
+    write_flat_voc,
+    write_images,
+    write_json_lines,
+    write_label_studio,
+    write_parquet,
+    write_roboflow_yolo,
+    write_voc,
+    write_yolo,
+    write_yolo_of_label_studio,
+)
+
+Write = Callable[[Path], Path]
+WRITERS: tuple[Write, ...] = (
+    write_coco,
+    write_yolo,
+    write_roboflow_yolo,
+    write_yolo_of_label_studio,
+    write_darknet,
+    write_voc,
+    write_flat_voc,
+    write_cvat,
+    write_label_studio,
+    write_json_lines,
+    write_parquet,
+    write_arrow,
+)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_format_has_the_same_objects(write: Write, tmp_path: Path) -> None:
+    dataset = read_dataset(write(tmp_path))
+    assert dataset.classes == CLASSES
+    for labelled, (name, expected) in zip(dataset.images, OBJECTS.items(), strict=True):
+        objects = labelled.objects or ()
+        assert [true.label for true in objects] == [label for label, _ in expected], name
+        boxes = [pytest.approx(box) for _, box in expected]
+        assert [true.box_xyxy for true in objects] == boxes, name
+    for index in (2, 0, 1):  # in any order
+        with Image.open(io.BytesIO(dataset.store.read(dataset.images[index].image))) as image:
+            assert image.convert("RGB").getpixel((0, 0)) == (index * 40, 90, 120)
+
+
+def test_coco_triangle_is_a_polygon(tmp_path: Path) -> None:
+    triangle = [[10, 10, 40, 10, 40, 30]]
+    edit(write_coco(tmp_path) / "annotations.json", '"area": 1.0', f'"segmentation": {triangle}')
+    (first, _) = read_dataset(tmp_path).images[0].objects or ()
+    assert first.segmentation == triangle
+
+
+def test_arrow_texts_and_other_columns(tmp_path: Path) -> None:
+    file = write_json_lines(tmp_path) / "labels.jsonl"
+    edit(file, '{"image": "a.png", "objects"', '{"file_name": "a.png", "objects": {"x": 1}, "y"')
+    problems = Problems()
+    with pytest.raises(RunError, match="`objects` must have bbox and categories, got x"):
+        read_dataset(tmp_path, problems=problems)
+
+
+def test_yolo_notes_its_split(tmp_path: Path) -> None:
+    folder = write_yolo(tmp_path)
+    assert read_dataset(folder).note == "the split val is read; --split reads train"
+    assert read_dataset(folder, split="val").note == ""
+
+
+def test_yolo_is_read_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_roboflow_yolo(tmp_path) / "valid")
+    for path in (Path("../data.yaml"), Path()):  # the second is the folder of the split alone
+        dataset = read_dataset(path)
+        assert dataset.classes == CLASSES
+        assert [len(labelled.objects or ()) for labelled in dataset.images] == [2, 1, 0]
+
+
+def test_yolo_lists_and_paths_are_in_its_folder(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    text = "path: images\nval: [val, ../list.txt]\nnames: [car, dog]\n"
+    (tmp_path / "data.yaml").write_text(text)
+    (tmp_path / "list.txt").write_text(f"./images/val/b.png\n{tmp_path}/images/val/a.png\n")
+    dataset = read_dataset(tmp_path)
+    names = [f"images/val/{name}.png" for name in "abcba"]
+    assert [labelled.image.name for labelled in dataset.images] == names
+    assert [len(labelled.objects or ()) for labelled in dataset.images] == [2, 1, 0, 1, 2]
+
+
+def test_yolo_labels_stay_in_a_folder_images(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images" / "data")
+    flat = tmp_path / "images" / "flat"
+    (tmp_path / "images" / "data" / "images" / "val").rename(flat)
+    (tmp_path / "labels" / "flat").mkdir(parents=True)
+    (tmp_path / "labels" / "flat" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (flat / "b.txt").write_text("1 0.5 0.5 0.1 0.1\n")
+    (flat / "data.yaml").write_text("names: [a, b]\nval: .\n")
+    assert [len(labelled.objects or ()) for labelled in read_dataset(flat).images] == [0, 1, 0]
+
+
+def test_yolo_classes_without_names_are_numbers(tmp_path: Path) -> None:
+    (write_darknet(tmp_path) / "obj.names").unlink()
+    problems = Problems()
+    assert read_dataset(tmp_path, problems=problems).classes == ("0", "1")
+    (line,) = problems.lines
+    assert "none of classes.txt, obj.names" in line
+
+
+def test_yolo_outline_and_upright_box(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "labels" / "val" / "c.txt").write_text("1 0.1 0.25 0.5 0.25 0.5 0.75\n")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 80)).save(tmp_path / "images" / "val" / "b.png", exif=exif)
+    _, upright, outlined = read_dataset(tmp_path).images
+    (true,) = outlined.objects or ()
+    assert true.box_xyxy == pytest.approx((10, 20, 50, 60))
+    assert true.segmentation == [pytest.approx([10, 20, 50, 20, 50, 60])]
+    (true,) = upright.objects or ()
+    assert true.box_xyxy == pytest.approx((0, 0, 0.2 * 80, 0.25 * 100))
+
+
+def test_label_studio_names_before_upload(tmp_path: Path) -> None:
+    folder = write_label_studio(tmp_path)
+    for path in (folder / "images").iterdir():
+        path.rename(path.with_name(path.name.removeprefix("0123abcd-")))
+    names = [labelled.image.name for labelled in read_dataset(folder).images]
+    assert names == [f"images/{name}" for name in OBJECTS]
+    (folder / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"no image is left: .*: give its folder with --images"):
+        read_dataset(folder)
+
+
+def test_label_studio_counts_the_last_annotation(tmp_path: Path) -> None:
+    file = write_label_studio(tmp_path) / "project-1.json"
+    tasks = json.loads(file.read_text())
+    first = tasks[0]["annotations"]
+    first.insert(0, {"result": first[0]["result"][:1]})
+    first.append({"was_cancelled": True, "result": []})
+    file.write_text(json.dumps(tasks))
+    assert len(read_dataset(tmp_path).images[0].objects or ()) == 2
+
+
+def test_cvat_turned_box_is_its_outline(tmp_path: Path) -> None:
+    write_cvat(tmp_path)
+    edit(tmp_path / "annotations.xml", "<box", '<box rotation="90"')
+    polygon = '<polygon label="dog" points="0,0;30,0;30,20"/></image>'
+    edit(tmp_path / "annotations.xml", "</image>", polygon)
+    first, _, last = read_dataset(tmp_path).images[0].objects or ()
+    assert first.box_xyxy == pytest.approx((15, 5, 35, 35))  # 30 x 20 around (25, 20)
+    assert (last.box_xyxy, last.segmentation) == ((0, 0, 30, 20), [[0, 0, 30, 0, 30, 20]])
+
+
+def test_voc_difficult_objects_and_splits(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    edit(tmp_path / "Annotations" / "b.xml", "</name>", "</name><difficult>1</difficult>")
+    (true,) = read_dataset(tmp_path).images[1].objects or ()
+    assert true.is_crowd
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b\na\n")
+    names = [labelled.image.name for labelled in read_dataset(tmp_path, split="val").images]
+    assert names == ["b.png", "a.png"]
+
+
+def test_json_lines_have_every_kind_of_label(tmp_path: Path) -> None:
+    box = [0, 0, 20, 20]
+    rows = [
+        {"image": "a.png", "captions": ["one", "two"], "text": "EXIT", "region": [0, 0, 5, 5]},
+        {"image": "a.png", "question": "how many?", "answers": [{"answer": "2"}, "two"]},
+        {"image": "b.png", "phrases": [{"phrase": "left dog", "box": box}, {"phrase": "sky"}]},
+    ]
+    write_images(tmp_path)
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second, third = read_dataset(tmp_path / "x.jsonl").images
+    assert (first.captions, first.text, first.region) == (("one", "two"), "EXIT", (0, 0, 5, 5))
+    assert second.questions[0].answers == ("2", "two")
+    phrases = [(phrase.phrase, phrase.box_xyxy) for phrase in third.phrases]
+    assert phrases == [("left dog", tuple(box)), ("sky", None)]
+
+
+def test_image_folder_has_objects_and_captions(tmp_path: Path) -> None:
+    objects = {"bbox": [[10.0, 20.0, 30.0, 40.0]], "categories": ["car"]}
+    rows = [{"file_name": "a.png", "objects": objects}, {"file_name": "b.png", "text": "two cats"}]
+    for split in ("train", "test"):
+        write_images(tmp_path / split)
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    several = r"several label files \(test/metadata.jsonl, train/metadata.jsonl\)"
+    with pytest.raises(RunError, match=several):
+        read_dataset(tmp_path)
+    dataset = read_dataset(tmp_path, split="train")
+    first, second = dataset.images
+    (true,) = first.objects or ()
+    assert (true.label, true.box_xyxy) == ("car", (10, 20, 40, 60))
+    assert (second.captions, second.objects) == (("two cats",), None)
+    assert dataset.store.read(second.image) == (tmp_path / "train" / "b.png").read_bytes()
+
+
+def test_one_split_of_several_is_read(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        file = write_parquet(tmp_path / split) / "val-00000-of-00001.parquet"
+        file.rename(tmp_path / split / "0000.parquet")
+    with pytest.raises(RunError, match=r"several splits: choose one with --split \(train, val\)"):
+        read_dataset(tmp_path)
+    dataset = read_dataset(tmp_path, split="train")
+    assert dataset.images[0].image.name == "train/0000.parquet#0"
+    assert len(dataset.images) == len(OBJECTS)
+
+
+def test_coco_split_is_that_of_its_file(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        write_coco(tmp_path / split)
+        (tmp_path / split / "annotations.json").rename(tmp_path / split / "_annotations.coco.json")
+    dataset = read_dataset(tmp_path, split="valid")
+    assert dataset.classes == CLASSES
+    assert dataset.store.read(dataset.images[0].image)
+    with pytest.raises(RunError, match="has no label file of the split test"):
+        read_dataset(tmp_path, split="test")
+    with pytest.raises(RunError, match="is one file: omit --split"):
+        read_dataset(tmp_path / "valid" / "_annotations.coco.json", split="valid")
+
+
+def test_images_may_be_in_another_folder(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    write_images(pictures)
+    for write in (write_coco, write_json_lines):
+        assert read_dataset(write(tmp_path / write.__name__), pictures).store == Folder(pictures)
+    with pytest.raises(RunError, match="--images is for COCO, JSON lines, CVAT and Label Studio"):
+        read_dataset(write_yolo(tmp_path / "yolo"), pictures)
+
+
+def test_cached_arrow_files_are_not_read(tmp_path: Path) -> None:
+    (saved,) = write_arrow(tmp_path).glob("*.arrow")
+    (tmp_path / "cache-0123456789abcdef.arrow").write_bytes(saved.read_bytes())
+    assert len(read_dataset(tmp_path).images) == len(OBJECTS)
+
+
+def test_only_folder_in_a_folder_is_the_dataset(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOCdevkit" / "VOC2012")
+    (tmp_path / "VOCdevkit" / ".hidden").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    assert len(read_dataset(tmp_path).images) == len(OBJECTS)
+
+
+def test_images_without_labels_say_what_was_looked_for(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    dataset = read_dataset(tmp_path)
+    assert dataset.note.startswith("no labels found: looked for data.yaml")
+    assert [labelled.image.name for labelled in dataset.images] == sorted(OBJECTS)
+    assert all(labelled.objects is None for labelled in dataset.images)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"contains neither labels nor .*; looked for data\.yaml"):
+        read_dataset(tmp_path / "empty")
+
+
+NO_IMAGE = json.dumps({"images": [{"id": 1, "file_name": "z.png"}]})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.json", "[]", "it has no list `images`"),
+        ("x.json", NO_IMAGE, "give its folder with --images"),
+        ("x.json", "", "x.json is empty; expected JSON"),
+        ("x.jsonl", '{"image": "a.png"}\n{"text": 1}\n', "line 2: expected an object with `image`"),
+        ("x.yaml", "a: 1", "it has no `names`"),
+        ("x.yaml", "names: [a]", "has no split val or valid or validation or test or train"),
+        ("x.xml", "<a/>", "is not of CVAT; of Pascal VOC give the folder"),
+        ("x.xml", "<annotations><track/></annotations>", "has tracks of a video"),
+        ("x.txt", "", "expected a .json"),
+    ],
+)
+def test_error_names_what_is_wrong(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RunError, match=message):
+        read_dataset(tmp_path / name, problems=Problems(is_strict=True))
+
+
+FILES: dict[Write, str] = {
+    write_coco: "annotations.json",
+    write_cvat: "annotations.xml",
+    write_json_lines: "labels.jsonl",
+    write_label_studio: "project-1.json",
+    write_voc: "Annotations/b.xml",
+    write_yolo: "labels/val/b.txt",
+}
+YOLO_LINE = "1 0.1 0.125 0.2 0.25"
+
+
+@pytest.mark.parametrize(
+    ("write", "old", "new", "line", "num_left"),
+    [
+        (
+            write_coco,
+            '"category_id": 7',
+            '"category_id": 99',
+            "annotation id 1: category_id 99 is not in `categories`; annotation left out",
+            2,
+        ),
+        (
+            write_coco,
+            "[10.0, 10.0, 30.0, 20.0]",
+            "[10.0, 10.0, -30.0, 20.0]",
+            "annotation id 1: the box [10.0, 10.0, -30.0, 20.0] has no area; annotation left out",
+            2,
+        ),
+        (write_coco, "10.0, 30.0", "NaN, 30.0", " is not finite; annotation left out", 2),
+        (write_coco, '"image_id": 1', '"image_id": 8', "image_id 8 is not in `images`", 2),
+        (
+            write_coco,
+            '"area": 1.0',
+            '"segmentation": [[1, 2]]',
+            "a polygon needs 3 points, got 2 numbers; outline left out",
+            3,
+        ),
+        (write_yolo, "0.125", "x", "line 1: could not convert string to float: 'x'", 2),
+        (write_yolo, YOLO_LINE, f"9{YOLO_LINE[1:]}", "class 9 is not one of the 2 classes", 2),
+        (write_yolo, "0.2 ", "-0.2 ", " has no area; object left out", 2),
+        (write_yolo, "0.1 ", "50 ", "must be parts of the image, 0 to 1", 2),
+        (write_yolo, YOLO_LINE, "1 0.5 0.5", "expected a box or an outline after the class", 2),
+        (write_voc, "<xmax>20.0<", "<xmax>-3<", "b.xml, object 1: the box [1.0, 1.0, -3, 20.0]", 2),
+        (write_voc, "</annotation>", "", "b.xml: is not readable as XML", 2),
+        (write_voc, "<name>dog</name>", "", "b.xml, object 1: the object has no name", 2),
+        (write_cvat, 'xbr="40.0"', 'xbr="?"', "image 1 (a.png): a box needs 4", 2),
+        (write_cvat, "<box", "<cuboid", "a cuboid is neither a box nor a polygon", 2),
+        (write_label_studio, '"x": 10.0', '"x": "?"', "task 1: could not convert", 2),
+        (write_json_lines, "[10.0, 10.0, 40.0, 30.0]", "[4]", "line 1: expected an", 1),
+    ],
+)
+def test_damaged_label_is_named_and_left_out(
+    write: Write, old: str, new: str, line: str, num_left: int, tmp_path: Path
+) -> None:
+    edit(write(tmp_path) / FILES[write], old, new)
+    problems = Problems()
+    dataset = read_dataset(tmp_path, problems=problems)
+    assert sum(len(labelled.objects or ()) for labelled in dataset.images) == num_left
+    (problem,) = problems.lines
+    assert line in problem
+    assert Path(FILES[write]).name in problem
+    assert problems.counts.total() == 1
+    assert "\n" not in problem
+    with pytest.raises(RunError, match=re.escape(line.partition(";")[0])):
+        read_dataset(tmp_path, problems=Problems(is_strict=True))

@@ -1,0 +1,325 @@
+"""AP equals pycocotools', for all images and for resampled ones; calibration of scores."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import ArrayLike
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from diptych_client.evaluation.dataset import TrueObject
+from diptych_client.evaluation.objects import (
+    MIN_ANSWERS,
+    CalibrationGap,
+    ObjectsMeasure,
+    ScoredAnswers,
+    calibration_document,
+    fit_calibration,
+    isotonic,
+    min_object_share,
+)
+from diptych_client.evaluation.questions import ClassNames, ObjectsTruth
+from diptych_client.geometry import BoxXyxy, ImageSize
+from diptych_client.long_runs import RunError
+from diptych_client.matching import Floats
+from diptych_client.results import Detection, Instance, Item
+from tasks.scores import read_calibrations
+from tests.support.evaluations import prediction
+
+CLASSES = ("car", "dog", "cat")
+NAMES = ClassNames(CLASSES, {name: name for name in CLASSES})
+SIZE = ImageSize(200, 150)
+NUM_IMAGES = 40
+CAR: BoxXyxy = (10, 10, 40, 30)
+TASK = "object_detection"
+Sample = tuple[tuple[TrueObject, ...], tuple[Item, ...]]
+
+
+def corners(box: BoxXyxy) -> list[float]:
+    x1, y1, x2, y2 = box
+    return [x1, y1, x2, y1, x2, y2, x1, y2]
+
+
+def random_samples(seed: int, has_masks: bool = False) -> list[Sample]:
+    """Return objects, one in eight a crowd, and shaken, lost, confused and invented answers."""
+    rng = np.random.default_rng(seed)
+
+    def random_box() -> BoxXyxy:
+        x, y = rng.uniform(0, 100), rng.uniform(0, 80)
+        return (x, y, x + rng.uniform(5, 99), y + rng.uniform(5, 69))
+
+    def answer(box: BoxXyxy, label: str) -> Item:
+        if not has_masks:
+            return Detection(box, label, float(rng.random()))
+        points = corners(box)
+        ring = tuple(zip(points[::2], points[1::2], strict=True))
+        return Instance(box, label, float(rng.random()), (ring,))
+
+    samples = []
+    for _ in range(NUM_IMAGES):
+        truths = []
+        answers = list[Item]()
+        for _ in range(rng.integers(0, 5)):
+            box = random_box()
+            label = CLASSES[rng.integers(3)]
+            outline = [corners(box)] if has_masks else None
+            is_crowd = bool(rng.random() < 0.125)
+            truths.append(TrueObject(label, box, outline, is_crowd=is_crowd))
+            if rng.random() < 0.8:
+                x1, y1, x2, y2 = (np.array(box) + rng.normal(0, 4, 4)).tolist()
+                answers.append(answer((x1, y1, x2, y2), label if rng.random() < 0.8 else "cat"))
+        if rng.random() < 0.4:
+            answers.append(answer(random_box(), CLASSES[rng.integers(3)]))
+        samples.append((tuple(truths), tuple(answers)))
+    return samples
+
+
+def measured(samples: Sequence[Sample]) -> ObjectsMeasure:
+    measure = ObjectsMeasure(NAMES)
+    for truths, answers in samples:
+        measure.add(ObjectsTruth(truths), prediction(answers, image=SIZE))
+    return measure
+
+
+def reference(samples: Sequence[Sample], folder: Path, iou_type: str) -> Any:
+    """Return pycocotools' own evaluation of files, written without code of the client."""
+    annotations: list[dict[str, Any]] = []
+    results = []
+    for image_id, (truths, answers) in enumerate(samples, 1):
+        for true in truths:
+            row = coco_row(image_id, true.label, true.box_xyxy)
+            row |= {"id": len(annotations) + 1, "iscrowd": int(true.is_crowd)}
+            row["area"] = row["bbox"][2] * row["bbox"][3]
+            if true.segmentation is not None:
+                row["segmentation"] = true.segmentation
+            annotations.append(row)
+        for item in answers:
+            assert isinstance(item, Detection | Instance)
+            row = coco_row(image_id, item.label, item.box_xyxy) | {"score": item.score}
+            if isinstance(item, Instance):
+                del row["bbox"]
+                row["segmentation"] = run_lengths(item.box_xyxy)
+            results.append(row)
+    numbers = range(1, len(samples) + 1)
+    images = [{"id": number, "width": SIZE.width, "height": SIZE.height} for number in numbers]
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
+    document = {"images": images, "categories": categories, "annotations": annotations}
+    (folder / "truth.json").write_text(json.dumps(document))
+    (folder / "results.json").write_text(json.dumps(results))
+    coco: Any = COCO(folder / "truth.json")
+    evaluation: Any = COCOeval(coco, coco.loadRes(str(folder / "results.json")), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+
+def coco_row(image_id: int, label: str, box: BoxXyxy) -> dict[str, Any]:
+    x1, y1, x2, y2 = box
+    row = {"image_id": image_id, "category_id": CLASSES.index(label) + 1}
+    return row | {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+
+
+def run_lengths(box: BoxXyxy) -> dict[str, Any]:
+    """Return the pixels whose centres are in the box."""
+    x1, y1, x2, y2 = box
+    xs = np.arange(SIZE.width) + 0.5
+    ys = np.arange(SIZE.height) + 0.5
+    inside = ((ys >= y1) & (ys < y2))[:, None] & ((xs >= x1) & (xs < x2))[None]
+    rle: Any = coco_mask.encode(np.asfortranarray(inside, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+@pytest.mark.parametrize(("has_masks", "iou_type"), [(False, "bbox"), (True, "segm")])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ap_is_that_of_pycocotools(
+    has_masks: bool, iou_type: Any, seed: int, tmp_path: Path
+) -> None:
+    samples = random_samples(seed, has_masks)
+    measure = measured(samples)
+    scores = measure.scores(iou_type)
+    expected = reference(samples, tmp_path, iou_type)
+    precisions = [scores.average_precision(iou=iou) for iou in (None, 0.5, 0.75)]
+    precisions += [scores.average_precision(size) for size in ("small", "medium", "large")]
+    # -1 is pycocotools' value for "undefined"
+    np.testing.assert_allclose(np.nan_to_num(precisions, nan=-1), expected.stats[:6], atol=1e-6)
+    for index, label in enumerate(CLASSES):
+        of_class = expected.eval["precision"][:, :, index, 0, -1]
+        average = scores.average_precision(label=label)
+        assert average == pytest.approx(of_class[of_class > -1].mean(), abs=1e-6)
+        curve = measure.details().precision_by_recall_of[label]
+        assert curve.ys == pytest.approx(expected.eval["precision"][0, :, index, 0, -1].tolist())
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_resample_repeats_its_images(seed: int, tmp_path: Path) -> None:
+    samples = random_samples(seed)
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.integers(NUM_IMAGES, size=NUM_IMAGES))
+    weights = np.bincount(drawn, minlength=NUM_IMAGES).astype(float)
+    measure = measured(samples)
+    metrics = {metric.name: metric.estimator for metric in measure.metrics()}
+    expected = reference([samples[index] for index in drawn], tmp_path, "bbox")
+    assert metrics["mAP"].value(weights) == pytest.approx(expected.stats[0], abs=1e-6)
+    assert metrics["mAP50"].value(weights) == pytest.approx(expected.stats[1], abs=1e-6)
+    whole = measure.scores("bbox").average_precision()
+    assert metrics["mAP"].value(np.ones(NUM_IMAGES)) == pytest.approx(whole, abs=1e-9)
+
+
+def test_counts_and_confusion_agree() -> None:
+    details = measured(random_samples(7)).details()
+    assert details.confusion is not None
+    matrix = np.array(details.confusion.counts)
+    kinds = details.kinds
+    num_right = kinds["right"] + kinds["loosely placed"]
+    others = kinds["wrong class"] + kinds["badly placed"]
+    assert np.trace(matrix) == num_right
+    assert matrix[:-1].sum() == num_right + others + kinds["missed"]
+    assert matrix[:, :-1].sum() == num_right + others + kinds["extra"]
+
+
+def test_curves_by_score_start_with_best() -> None:
+    truths = (TrueObject("car", (0, 0, 9, 9)), TrueObject("car", (20, 0, 29, 9)))
+    answers = (
+        Detection((20, 0, 29, 4.7), "car", 0.5),  # IoU 0.52
+        Detection((0, 0, 9, 9), "car", 0.9),
+        Detection((50, 50, 59, 59), "car", 0.7),
+    )
+    details = measured([(truths, answers)]).details()
+    precision, recall = details.precision_by_score, details.recall_by_score
+    assert precision is not None
+    assert recall is not None
+    assert precision.xs == recall.xs == [0.9, 0.7, 0.5]
+    assert precision.ys == pytest.approx([1, 1 / 2, 2 / 3])
+    assert recall.ys == [0.5, 0.5, 1]
+
+
+def test_no_answer_has_no_precision() -> None:
+    measure = measured([((TrueObject("car", (0, 0, 9, 9)),), ()), ((), ())])
+    values = {metric.name: metric.estimator.value(np.ones(2)) for metric in measure.metrics()}
+    assert (values["mAP"], values["recall"]) == (0, 0)
+    assert np.isnan(values["precision"])
+    by_class = measure.details().by_class
+    assert (by_class["car"]["AP"], by_class["car"]["objects"]) == (0, 1)
+    assert np.isnan(by_class["dog"]["AP"])  # there is none to find
+
+
+def test_answer_of_no_class_is_extra() -> None:
+    measure = measured([((), (Detection((0, 0, 9, 9), "tree", 1.0),))])
+    confusion = measure.details().confusion
+    assert confusion is not None
+    assert list(confusion.labels) == [*CLASSES, "other label", "none"]
+    assert confusion.counts[-1][-2] == 1
+
+
+def test_object_is_right_with_label_and_half_its_area() -> None:
+    answers = (
+        Detection(CAR, "car", 0.9),
+        Detection(CAR, "dog", 0.8),
+        Detection((30, 10, 60, 30), "car", 0.7),
+    )
+    measure = ObjectsMeasure(NAMES)
+    outcome = measure.add(ObjectsTruth((TrueObject("car", CAR),)), prediction(answers))
+    assert outcome.error == 1 - 2 / 4
+    measure.add(ObjectsTruth(()), prediction([Detection((0, 0, 5, 5), "car", 0.6)]))
+    scored = measure.scored()
+    assert scored.shares == pytest.approx([(0.3 * 0.25) ** 0.5])  # of 100 x 80 pixels
+    assert scored.are_found.tolist() == [True]
+    columns = (scored.scores.tolist(), scored.is_right.tolist(), scored.samples.tolist())
+    rows = sorted(zip(*columns, strict=True), reverse=True)
+    assert rows == [(0.9, True, 0), (0.8, False, 0), (0.7, False, 0), (0.6, False, 1)]
+
+
+def answered(scores: ArrayLike, is_right: ArrayLike, is_calibrated: bool = False) -> ScoredAnswers:
+    values = np.asarray(scores, dtype=float)
+    samples = np.arange(len(values))
+    return ScoredAnswers(values, np.asarray(is_right, dtype=bool), samples, is_calibrated)
+
+
+def overconfident(num_answers: int, seed: int) -> ScoredAnswers:
+    """Return answers that are right with the square of their score."""
+    rng = np.random.default_rng(seed)
+    scores = rng.random(num_answers)
+    return answered(scores, rng.random(num_answers) < scores**2)
+
+
+def test_violators_are_pooled() -> None:
+    scores = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    is_right = np.array([False, True, False, False, True, True])
+    assert isotonic(scores, is_right) == ((0.1, 0.2, 0.4, 0.5, 0.6), (0, 1 / 3, 1 / 3, 1, 1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=60))
+def test_fit_is_the_best_non_decreasing_one(pairs: list[tuple[int, bool]]) -> None:
+    """By the min-max formula (Barlow et al., 1972, theorem 1.4)."""
+    scores = np.array([score / 20 for score, _ in pairs])
+    is_right = np.array([right for _, right in pairs])
+    xs, ys = isotonic(scores, is_right)
+    levels = np.unique(scores)
+    for level in levels:
+        minima = []
+        for low in levels[levels <= level]:
+            ranges = [(scores >= low) & (scores <= high) for high in levels[levels >= level]]
+            minima.append(min(is_right[is_in].mean() for is_in in ranges))
+        assert np.interp(level, xs, ys) == pytest.approx(max(minima))
+
+
+def test_gap_is_mean_distance_of_score_and_share() -> None:
+    gap = CalibrationGap(answered([0.9, 0.9, 0.1, 0.1], [True, False, False, False]))
+    assert gap.value(np.ones(4)) == pytest.approx((2 * 0.4 + 2 * 0.1) / 4)
+    assert gap.value(np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.1)
+    assert np.isnan(gap.value(np.zeros(4)))
+    last_bin = CalibrationGap(answered([1.0, 0.95], [True, False]))
+    assert last_bin.value(np.ones(2)) == pytest.approx(0.475)
+
+
+def test_smallest_object_is_nearly_as_often_found() -> None:
+    shares = np.linspace(0.001, 1, 1000)
+    half = np.arange(1000) % 2 == 0
+    assert min_object_share(shares, (shares > 0.1) | half) == pytest.approx(0.1, abs=0.003)
+    assert min_object_share(shares, half & (shares > 0.2)) == pytest.approx(0.2, abs=0.003)
+    assert min_object_share(shares[:200], shares[:200] > 0.1) is not None
+    for are_found in (np.ones(1000), np.zeros(1000), shares[:199] > 0.1):
+        assert min_object_share(shares[: len(are_found)], are_found.astype(bool)) is None
+
+
+def test_file_calibrates_unseen_answers(tmp_path: Path) -> None:
+    shares = np.linspace(0.001, 1, 1000)
+    answers = replace(overconfident(4000, seed=0), shares=shares, are_found=shares > 0.1)
+    fitted = [fit_calibration("m", "c", TASK, answers, with_tiles) for with_tiles in (False, True)]
+    (tmp_path / "c.json").write_text(calibration_document(fitted))
+    calibration, tiled = read_calibrations(tmp_path / "c.json")  # the service's reader
+    assert (calibration.with_tiles, tiled.with_tiles) == (False, True)
+    assert calibration.min_object_share == pytest.approx(0.1, abs=0.002)
+    assert tiled.min_object_share is None
+    unseen = overconfident(4000, seed=1)
+    scores = [calibration.probability(score) for score in unseen.scores]
+    calibrated = answered(scores, unseen.is_right)
+    weights: Floats = np.ones(4000)
+    assert CalibrationGap(unseen).value(weights) > 0.15
+    assert CalibrationGap(calibrated).value(weights) < 0.03
+
+
+FEW = f"needs {MIN_ANSWERS} answered objects; m answered {MIN_ANSWERS - 1}"
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (None, "needs a task and a dataset with objects"),
+        (overconfident(MIN_ANSWERS - 1, 0), FEW),
+        (answered(np.ones(MIN_ANSWERS), np.ones(MIN_ANSWERS), True), "DIPTYCH_CALIBRATION=off"),
+    ],
+)
+def test_other_answers_are_not_calibrated(answers: ScoredAnswers | None, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        fit_calibration("m", "c", TASK, answers)
+    assert fit_calibration("m", "c", TASK, overconfident(MIN_ANSWERS, 0)).num_answers == MIN_ANSWERS

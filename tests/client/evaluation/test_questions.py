@@ -1,0 +1,266 @@
+"""The requests that a task makes of a dataset's labels; their answers in a log."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diptych_client import (
+    AnswerOptions,
+    AsyncClient,
+    Detection,
+    DetectionsResult,
+    TaskParameters,
+    TextRegionsResult,
+    TextResult,
+)
+from diptych_client.evaluation.dataset import (
+    Dataset,
+    LabelledImage,
+    TrueObject,
+    TruePhrase,
+    TrueQuestion,
+)
+from diptych_client.evaluation.questions import (
+    WITHOUT_TILES,
+    AnswerLog,
+    Asker,
+    ObjectsTruth,
+    PhrasesTruth,
+    Prediction,
+    Prompts,
+    Questionnaire,
+    Sample,
+    TextsTruth,
+)
+from diptych_client.inputs import Folder, ImageFile
+from diptych_client.long_runs import FailureLog, RunError
+from diptych_client.results import Result
+from tests.support.client_answers import INSTANCES, TEXT_REGIONS, answer
+from tests.support.evaluations import detection
+from tests.support.scripted_services import Refusal, Script, scripted
+
+IMAGE = ImageFile("a.png", 1, 1)
+BOX = (0.0, 0.0, 5.0, 5.0)
+CAR = TrueObject("car", BOX)
+NONE = TaskParameters()
+OPTIONS = AnswerOptions()
+
+
+def samples_of(
+    task: str,
+    classes: tuple[str, ...],
+    labelled: LabelledImage,
+    parameters: TaskParameters = NONE,
+    **prompts: tuple[str, ...],
+) -> list[Sample]:
+    questionnaire = Questionnaire(task, parameters, Prompts(prompts), classes)
+    return list(questionnaire.samples(Dataset([labelled], Folder(Path()))))
+
+
+def test_all_classes_are_in_requests_of_32_labels() -> None:
+    classes = ("car", *(f"class {index}" for index in range(39)))
+    (sample,) = samples_of("open_vocabulary_detection", classes, LabelledImage(IMAGE, (CAR,)))
+    assert [len(request.labels or ()) for request in sample.requests] == [32, 8]
+    assert [label for request in sample.requests for label in request.labels or ()] == list(classes)
+    assert sample.truth == ObjectsTruth((CAR,))
+
+
+def test_prompt_replaces_label_and_synonym_counts() -> None:
+    prompts = Prompts({"auto": ("car", "Automobile")})
+    asked = Questionnaire("open_vocabulary_detection", NONE, prompts, ("auto", "dog"))
+    (sample,) = asked.samples(Dataset([LabelledImage(IMAGE, ())], Folder(Path())))
+    assert sample.requests[0].labels == ("car", "dog")
+    answers = [Detection(BOX, name, 1.0) for name in ("car", "automobile", "auto", "cat")]
+    assert list(map(asked.names.label, answers)) == ["auto", "auto", "auto", "cat"]
+
+
+def test_given_labels_restrict_the_classes() -> None:
+    dogs = TaskParameters(labels=["dog"])
+    labelled = LabelledImage(IMAGE, (CAR,))
+    (sample,) = samples_of("open_vocabulary_detection", ("car", "dog"), labelled, dogs)
+    assert sample.requests[0].labels == ("dog",)
+    assert sample.truth == ObjectsTruth(())
+
+
+def test_masks_are_of_one_phrase_each() -> None:
+    labelled = LabelledImage(IMAGE, (CAR,))
+    (sample,) = samples_of("instance_segmentation", ("car", "dog"), labelled, car=("auto",))
+    assert [request.phrase for request in sample.requests] == ["auto", "dog"]
+    given = TaskParameters(phrase="sky")
+    (sample,) = samples_of("instance_segmentation", ("car",), labelled, given)
+    assert (sample.requests, sample.truth) == ((given,), None)
+
+
+def test_region_proposal_has_one_class() -> None:
+    (sample,) = samples_of("region_proposal", ("car", "dog"), LabelledImage(IMAGE, (CAR,)))
+    assert sample.truth == ObjectsTruth((replace(CAR, label="object"),))
+
+
+def test_each_question_is_a_sample() -> None:
+    questions = (TrueQuestion("how many?", ("2",)), TrueQuestion("where?", ()))
+    labelled = LabelledImage(IMAGE, questions=questions)
+    first, second = samples_of("visual_question_answering", (), labelled)
+    assert (first.requests[0].question, first.truth) == ("how many?", TextsTruth(("2",)))
+    assert (second.requests[0].question, second.truth) == ("where?", None)
+    assert first.title == "a.png | how many?"
+
+
+def test_phrases_are_together_for_boxes() -> None:
+    phrases = (TruePhrase("left dog", BOX), TruePhrase("car", (2, 2, 3, 3)))
+    labelled = LabelledImage(IMAGE, phrases=phrases)
+    (boxes,) = samples_of("phrase_grounding", (), labelled)
+    (masks,) = samples_of("instance_segmentation", (), labelled)
+    assert [request.phrases for request in boxes.requests] == [("left dog", "car")]
+    assert [request.phrase for request in masks.requests] == ["left dog", "car"]
+    assert boxes.truth == masks.truth == PhrasesTruth(phrases)
+    (unknown,) = samples_of(
+        "phrase_grounding", (), LabelledImage(IMAGE, phrases=(TruePhrase("sky", None),))
+    )
+    assert unknown.truth is None
+
+
+@pytest.mark.parametrize("task", ["ocr", "ocr_with_regions", "region_description"])
+def test_text_is_of_its_region(task: str) -> None:
+    (sample,) = samples_of(task, (), LabelledImage(IMAGE, text="EXIT", region=BOX))
+    assert sample.requests == (TaskParameters(region=BOX),)
+    assert sample.truth == TextsTruth(("EXIT",))
+    assert sample.title == "a.png | 0, 0, 5, 5"
+    given = TaskParameters(region=BOX)
+    (sample,) = samples_of(task, (), LabelledImage(IMAGE, text="EXIT"), given)
+    assert sample.requests == (given,)
+
+
+def test_image_without_labels_has_given_parameters() -> None:
+    labels = TaskParameters(labels=["a", "b"])
+    (sample,) = samples_of("open_vocabulary_detection", (), LabelledImage(IMAGE), labels)
+    assert sample.requests == (TaskParameters(labels=("a", "b")),)
+    assert sample.truth is None
+    (caption,) = samples_of("captioning", (), LabelledImage(IMAGE, captions=("two cats",)))
+    assert caption.truth == TextsTruth(("two cats",))
+
+
+def test_file_of_prompts_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text('car: "car, automobile"\n1: one\n')
+    assert Prompts.read(path).of_label == {"car": ("car", "automobile"), "1": ("one",)}
+    for text, message in (('car: ","\n', "no prompt for car"), ("[a]", "expected lines like")):
+        path.write_text(text)
+        with pytest.raises(RunError, match=message):
+            Prompts.read(path)
+
+
+def sample_of(name: str, *requests: TaskParameters) -> Sample:
+    return Sample(ImageFile(name, 1, 1), requests or (NONE,), None)
+
+
+def ask(folder: Path, samples: Sequence[Sample], url: str, models: Sequence[str] = ("m",)) -> int:
+    """Send unanswered requests; return the number of failures."""
+
+    async def run(asker: Asker) -> None:
+        async with AsyncClient(url, max_retries=0) as client:
+            for model in models:
+                await asker.ask(client, samples, model, lambda: None)
+
+    out = folder / "out"
+    with (
+        AnswerLog.open(out / "answers.jsonl", "ocr", OPTIONS) as log,
+        FailureLog(out / "failures.jsonl") as failures,
+    ):
+        asyncio.run(run(Asker(Folder(folder), log, failures, concurrency=2)))
+    return failures.num_failures
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index in range(6):
+        (tmp_path / f"{index}.png").write_bytes(b"\xff\xd8\xff any bytes of a JPEG")
+    return tmp_path
+
+
+def received(folder: Path, samples: Sequence[Sample], models: Sequence[str] = ("m",)) -> int:
+    script: Script
+    with scripted("rest", []) as (url, script):
+        ask(folder, samples, url, models)
+    return len(script.received)
+
+
+def test_no_request_is_sent_twice(folder: Path) -> None:
+    samples = [sample_of(f"{index}.png") for index in range(6)]
+    assert received(folder, samples[:4], models=("m", "n")) == 8
+    assert received(folder, samples, models=("m", "n")) == 4
+    assert received(folder, samples, models=("m", "n")) == 0
+    log = folder / "out" / "answers.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])  # killed while an answer was written
+    assert received(folder, samples, models=("m", "n")) == 1
+    changed = replace(samples[0], image=ImageFile("0.png", 1, 2))
+    detailed = sample_of("0.png", TaskParameters(detail="detailed"))
+    assert received(folder, [changed, detailed]) == 2
+
+
+def test_failure_is_listed_and_sent_again(folder: Path) -> None:
+    samples = [sample_of("0.png", TaskParameters(detail="short")), sample_of("missing.png")]
+    with scripted("rest", [Refusal("overloaded")]) as (url, _):
+        assert ask(folder, samples, url) == 2
+        lines = (folder / "out" / "failures.jsonl").read_text().splitlines()
+        rows = {row["image"]: row for row in map(json.loads, lines)}
+        assert rows["0.png"]["code"] == "overloaded"
+        assert (rows["0.png"]["model"], rows["0.png"]["detail"]) == ("m", "short")
+        assert rows["missing.png"]["code"] == "unreadable_file"
+        assert ask(folder, samples, url) == 1
+
+
+def predicted(
+    folder: Path, sample: Sample, results: Sequence[Result], latencies_s: Sequence[float]
+) -> Prediction | None:
+    with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
+        requests = log.requests([sample], "m")
+        for request, result, latency_s in zip(requests, results, latencies_s, strict=False):
+            log.append(request, answer(result), latency_s, 2)
+    with AnswerLog.open(folder / "answers.jsonl", "t", OPTIONS) as log:
+        return log.prediction(sample, "m")
+
+
+def test_answers_to_several_requests_are_joined(tmp_path: Path) -> None:
+    results = [DetectionsResult((detection(label, BOX),)) for label in ("car", "dog")]
+    both = sample_of("a.png", TaskParameters(labels=("car",)), TaskParameters(labels=("dog",)))
+    assert predicted(tmp_path, both, results[:1], [0.5]) is None
+    prediction = predicted(tmp_path, both, results, [0.5, 0.7])
+    assert prediction is not None
+    assert prediction.items == (*results[0].detections, *results[1].detections)
+    assert prediction.latency_s == pytest.approx(1.2)
+    assert prediction.occupied_s == pytest.approx(0.6)
+    assert (prediction.num_tokens, prediction.text) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (TextResult("größer\n円"), "größer\n円"),
+        (TextRegionsResult(TEXT_REGIONS.text_regions * 2), "HI\nHI"),
+    ],
+)
+def test_text_is_kept(result: Result, text: str, tmp_path: Path) -> None:
+    prediction = predicted(tmp_path, sample_of("a.png"), [result], [1.0])
+    assert prediction is not None
+    assert prediction.text == text
+
+
+def test_instance_has_label_of_its_phrase(tmp_path: Path) -> None:
+    sample = sample_of("a.png", TaskParameters(phrase="dog"))
+    prediction = predicted(tmp_path, sample, [INSTANCES], [1.0])
+    assert prediction is not None
+    assert [getattr(item, "label", None) for item in prediction.items] == ["dog", "dog"]
+
+
+def test_model_without_tiles_is_another_request(tmp_path: Path) -> None:
+    options = AnswerOptions(tiles="auto", overlap=0.1, min_score=0.5)
+    with AnswerLog.open(tmp_path / "answers.jsonl", "object_detection", options) as log:
+        (tiled,) = log.requests([sample_of("a.png")], "m")
+        (untiled,) = log.requests([sample_of("a.png")], f"m{WITHOUT_TILES}")
+    assert (tiled.model, untiled.model) == ("m", "m")
+    assert (tiled.options, untiled.options) == (options, AnswerOptions(min_score=0.5))
+    assert tiled.key != untiled.key
