@@ -109,23 +109,18 @@ def _summary(manifest: Manifest) -> str:
     for part in ("encoder", "decoder"):
         for precision, measured in manifest.parity[part].items():
             cosines.append(f"{precision} {part} {measured['mean_cosine']:.5f}")
-    decided_by = manifest.parity["answers"]["decided_by"]
-    runs = manifest.parity["answers"]["runs"]
-    equal = [
-        f"{run['encoder']} encoder with {run['decoder']} decoder"
-        f" {run['agreement']['equal_tokens']:.3f}"
-        for run in runs
-        if run["pictures"] == decided_by
-    ]
-    record = manifest.parity["accuracy"]
-    accuracy = f"measured on {record['num_scenes']} scenes" if record else "not measured"
+    answers = manifest.parity["answers"]
+    shares = []
+    for run in answers["runs"]:
+        pair = f"{run['encoder']} encoder with {run['decoder']} decoder"
+        shares.append(f"{pair} {run['agreement']['equal_tokens']:.3f}")
     return (
         f"image features of {features['num_images']} images: min cosine"
         f" {features['min_cosine']:.6f}, max abs error {features['max_abs_error']:.1e};"
         f" {tokens['num_tokens']} tokens of {tokens['num_prompts']} prompts:"
         f" {tokens['num_near_ties']} near ties; mean cosine with float32: {', '.join(cosines)};"
-        f" equal tokens of answers about {decided_by}: {', '.join(equal) or 'not compared'}; task"
-        f" accuracy {accuracy}"
+        f" equal tokens of answers about {answers['decided_by']}:"
+        f" {', '.join(shares) or 'not compared'}"
     )
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -34,7 +34,6 @@ from wire.artifacts.manifest import (
     ADAPTER_FILE,
     DECODER_FILE,
     ENTRY_FILE,
-    MANIFEST_FILE,
     Manifest,
     Precision,
     key_of_hashes,
@@ -86,6 +85,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         return "up to date"
     from safetensors.torch import save_file  # imports torch, which takes seconds
 
+    from export.pipeline import file_hashes
     from runners.adapters.peft import read_parts
 
     parts = read_parts(job.folder, job.base_folder / DECODER_FILE, AdapterLimits())
@@ -107,11 +107,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         if is_hub_entry(entry):
             row = {**entry_row(entry), "adapter_of": entry.adapter_of}
             (folder / ENTRY_FILE).write_text(json.dumps(row), encoding="utf-8")
-        files = {
-            path.name: sha256_of(path)
-            for path in sorted(folder.iterdir())
-            if path.name != MANIFEST_FILE
-        }
+        files = file_hashes(folder)
         write_manifest(folder, replace(manifest, files=files))
         num_bytes = sum((folder / name).stat().st_size for name in files)
     return f"{made}, {num_bytes / 1e6:.1f} MB"
@@ -181,9 +177,9 @@ def _make_encoders(
         write_merged,
     )
     from export.artifacts.vision_module import read_image_input
-    from export.checks.parity import make_probes, measure_encoders, plan_for
+    from export.checks.parity import make_probes, measure_encoders
     from export.checks.reference import Reference, load_processor
-    from export.pipeline import kept_defaults
+    from export.pipeline import measured_defaults
 
     silence_transformers()
     processor = load_processor(checkpoint)
@@ -191,7 +187,7 @@ def _make_encoders(
     precisions = [
         each for each in get_args(Precision) if vision_encoder_file(each) in job.base.files
     ]
-    images = [probe.image for probe in make_probes(entry, image_input, plan_for(entry))]
+    images = [probe.image for probe in make_probes(entry, image_input)]
     make = (
         make_encoders_in_child if needs_of(entry, os.cpu_count() or 1).is_large else make_encoders
     )
@@ -211,13 +207,13 @@ def _make_encoders(
         measured = measure_encoders(folder, entry, precisions, images, expected, progress)
     for precision in set(precisions) - {"float32", *measured.by_precision}:
         (folder / vision_encoder_file(precision)).unlink()
-    kept = {"encoder": measured.by_precision, "decoder": job.base.parity["decoder"]}
+    parity = {"encoder": measured.by_precision, "decoder": job.base.parity["decoder"]}
     return replace(
         manifest,
         build_key=job.build_key_with_encoder,
         versions=library_versions(),
-        precision=kept_defaults(job.base.precision, kept),
-        parity={"image_features": asdict(measured.parity), "encoder": measured.by_precision},
+        precision=measured_defaults(job.base.precision, parity),
+        parity={"image_features": measured.parity, "encoder": measured.by_precision},
     )
 
 

@@ -22,7 +22,6 @@ from export.checks.parity import (
     ReferenceAnswers,
     make_probes,
     measure,
-    plan_for,
     run_reference,
 )
 from export.checks.reference import Reference, load_processor
@@ -64,9 +63,8 @@ def make_artifacts(
 ) -> Manifest:
     """Make the artifacts of `job` in an empty folder and compare them with the reference.
 
-    Raise `ExportError`.
-
     A large model's encoders are made in a child process, and its reference runs layer by layer.
+    Raise `ExportError`.
     """
     with in_transformers_form(job.source) as source:
         return _make_artifacts(replace(job, source=source), folder, progress, is_large, probe_plan)
@@ -93,31 +91,25 @@ def _make_artifacts(
         defaults = [of_device[part] for of_device in job.entry.precision.values()]
         precisions[part] = tuple(dict.fromkeys(["float32", "int8", *defaults]))
     progress.begin("making the vision encoders")
-    (make_encoders_in_child if is_large else make_encoders)(
-        checkpoint, image_input, precisions["encoder"], folder
-    )
+    make = make_encoders_in_child if is_large else make_encoders
+    make(checkpoint, image_input, precisions["encoder"], folder)
     progress.begin("running the checkpoint in transformers")
-    probes = make_probes(job.entry, image_input, probe_plan or plan_for(job.entry))
+    probes = make_probes(job.entry, image_input, probe_plan)
     draft, expected = _run_reference(job, folder, image_input, probes, is_large)
     parity = measure(folder, job.entry, precisions, probes, expected, progress, is_large)
     for precision in set(precisions["encoder"]) - {"float32", *parity["encoder"]}:
         (folder / vision_encoder_file(precision)).unlink()
-    kept: dict[Part, tuple[Precision, ...]] = {part: tuple(parity[part]) for part in precisions}
     progress.begin("comparing the precisions' answers")
-    answers = AnswerCheck.of(job, folder, draft, is_large).measure(kept)
-    compared = {"decided_by": answers.decided_by, "runs": [asdict(run) for run in answers.runs]}
-    files = {
-        path.name: sha256_of(path)
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST_FILE
-    }
+    check = AnswerCheck.of(job, folder, draft, is_large)
+    runs = check.measure({part: tuple(parity[part]) for part in precisions})
+    answers = {"decided_by": check.kind, "runs": [asdict(run) for run in runs]}
     manifest = replace(
         draft,
-        files=files,
+        files=file_hashes(folder),
         precision=agreeing_defaults(
-            job.entry.id, kept_defaults(job.entry.precision, parity), answers.deciding
+            job.entry.id, measured_defaults(job.entry.precision, parity), runs
         ),
-        parity=parity | {"accuracy": job.record and asdict(job.record), "answers": compared},
+        parity=parity | {"answers": answers},
     )
     write_manifest(folder, manifest)
     return manifest
@@ -128,50 +120,26 @@ def facts_of(tensors: CheckpointTensors, image_input: ImageInput) -> CheckpointF
     return CheckpointFacts(tensors.num_parameters, tensors.context_window, image_input.size_wh[0])
 
 
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of an artifact folder, without its manifest."""
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST_FILE)
+    return {path.name: sha256_of(path) for path in paths}
+
+
 def _run_reference(
     job: ExportJob, folder: Path, image_input: ImageInput, probes: Sequence[Probe], is_large: bool
 ) -> tuple[Manifest, ReferenceAnswers]:
-    """Write the configuration and answer the probes; the model is freed on return."""
+    """Write the configuration and answer the probes; the model is freed on return.
+
+    The manifest has no files and no measurements.
+    """
     checkpoint = job.source.folder
-    reference = (
-        Reference.stream(checkpoint, MAX_RESIDENT_BYTES) if is_large else Reference.load(checkpoint)
-    )
+    if is_large:
+        reference = Reference.stream(checkpoint, MAX_RESIDENT_BYTES)
+    else:
+        reference = Reference.load(checkpoint)
     write_configuration(job, reference, folder)
-    return _manifest(job, image_input, reference), run_reference(reference, probes)
-
-
-def kept_defaults(
-    defaults: Mapping[Device, Mapping[Part, Precision]], parity: Mapping[str, Any]
-) -> dict[Device, dict[Part, Precision]]:
-    """Return the default precisions, with float32 for those that the measurements left out."""
-    kept: dict[Device, dict[Part, Precision]] = {}
-    for device, parts in defaults.items():
-        kept[device] = {
-            part: precision if precision in parity[part] else "float32"
-            for part, precision in parts.items()
-        }
-    return kept
-
-
-def write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
-    """Write configurations with all defaults, because a checkpoint may omit transformers'."""
-    model = reference.model
-    # transformers' value is the path of the checkpoint on this machine
-    model.config.name_or_path = job.entry.id
-    (folder / CONFIG_FILE).write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
-    model.generation_config.to_json_file(folder / GENERATION_CONFIG_FILE)
-    for name in _COPIED_FILES:
-        if (job.source.folder / name).is_file():
-            shutil.copyfile(job.source.folder / name, folder / name)
-    if job.mask_decoder is not None:
-        shutil.copyfile(job.mask_decoder, folder / MASK_DECODER_FILE)
-    if job.calibration is not None:
-        shutil.copyfile(job.calibration, folder / CALIBRATION_FILE)
-
-
-def _manifest(job: ExportJob, image_input: ImageInput, reference: Reference) -> Manifest:
-    """Return the manifest without files and measurements."""
-    return Manifest(
+    manifest = Manifest(
         model_id=job.entry.id,
         family=job.entry.family,
         source=job.source.name,
@@ -187,3 +155,33 @@ def _manifest(job: ExportJob, image_input: ImageInput, reference: Reference) -> 
         files={},
         parity={},
     )
+    return manifest, run_reference(reference, probes)
+
+
+def measured_defaults(
+    defaults: Mapping[Device, Mapping[Part, Precision]], parity: Mapping[str, Any]
+) -> dict[Device, dict[Part, Precision]]:
+    """Return the default precisions, with float32 for those that the measurements left out."""
+    measured: dict[Device, dict[Part, Precision]] = {}
+    for device, parts in defaults.items():
+        measured[device] = dict(parts)
+        for part, precision in parts.items():
+            if precision not in parity[part]:
+                measured[device][part] = "float32"
+    return measured
+
+
+def write_configuration(job: ExportJob, reference: Reference, folder: Path) -> None:
+    """Write configurations with all defaults, because a checkpoint may omit transformers'."""
+    model = reference.model
+    # transformers' value is the path of the checkpoint on this machine
+    model.config.name_or_path = job.entry.id
+    (folder / CONFIG_FILE).write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
+    model.generation_config.to_json_file(folder / GENERATION_CONFIG_FILE)
+    copies: dict[str, Path | None] = {}
+    for name in _COPIED_FILES:
+        copies[name] = job.source.folder / name
+    copies |= {MASK_DECODER_FILE: job.mask_decoder, CALIBRATION_FILE: job.calibration}
+    for name, path in copies.items():
+        if path is not None and path.is_file():
+            shutil.copyfile(path, folder / name)

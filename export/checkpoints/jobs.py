@@ -78,6 +78,11 @@ class ExportJob:
     photographs: tuple[Path, ...]
     own_images: tuple[Path, ...]
 
+    @property
+    def knows_scenes_only(self) -> bool:
+        """True for a model whose accuracy was measured on rendered scenes."""
+        return self.record is not None
+
 
 def find_entry(name: str, revision: str | None = None) -> CatalogEntry:
     """Return the entry of a model in the catalog that the service reads, or of `hf:owner/name`.

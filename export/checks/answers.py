@@ -1,21 +1,20 @@
 """The answers of every precision about the same pictures, compared with those of float32.
 
-Each part is measured with the other in float32, and the default pair of a device together. Answers
-are greedy and constrained, in batches, made by the runners' code and the service's prompts and
-parsers. Parts are loaded one after another, so that only one is in memory.
+Each part is measured with the other in float32, and the default pair of a device together. A
+default that differs too much becomes float32. Answers are greedy and constrained, in batches, made
+by the runners' code and the service's prompts and parsers. Parts are loaded one after another, so
+that only one is in memory.
 
 Photographs and documents ship in models/photographs; `--images FOLDER` adds the user's. A file is
 named after its subject, the label of detection and the phrase of segmentation: `red-car.jpg` shows
-a "red car". Photographs decide about a released model. A model with a precision record knows
-rendered scenes only: its answers about photographs are arbitrary, as many of their tokens nearly
-tie, so scenes decide, and photographs are only measured.
+a "red car". A model that knows rendered scenes only answers about scenes instead: many tokens of
+its answers about photographs nearly tie.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -52,20 +51,42 @@ from wire.artifacts.devices import num_threads
 from wire.artifacts.manifest import Device, Manifest, Part, Precision, vision_encoder_file
 from wire.runner_messages import SequenceSpec
 
-PictureKind = Literal["photographs", "scenes"]
-Parameters = Mapping[str, str | list[str]]
+logger = logging.getLogger(__name__)
 
+PictureKind = Literal["photographs", "scenes"]
+Pair = tuple[Precision, Precision]  # encoder and decoder
+Features = Mapping[int, Tensor]  # (N, C) by index of the picture
+Objects = Sequence[Detection | Instance]
+
+MIN_EQUAL_TOKENS = 0.9
+MIN_MATCHED_BOXES = 0.9
+MIN_BOX_IOU = 0.9
+MAX_TEXT_DISTANCE = 0.1
+MIN_CASES = 8  # prompts, boxes or texts; of fewer, a single difference would decide
+MATCHED_IOU = 0.5  # boxes with the same label: the usual threshold of detection benchmarks
+# most answers are shorter; the rest of a page of text would add time rather than evidence
+MAX_NEW_TOKENS = 48
+_NUM_SCENES = 12
 _FIRST_SCENE = 1000  # the seed; others than those of the probes
 _SCENE_PX = 256
-_ANY_SHAPE = "circle"  # the subject of a scene without objects
+# The cost of a prompt is its weights times its image tokens. The budget is that of florence-2-base
+# (231e6 weights, 577 tokens) for a prompt about every other photograph that ships; a larger model
+# has fewer, a smaller one up to two.
+_PROMPT_BUDGET = 1.65e12
+_MIN_PROMPTS = 8
+# At florence-2-base's widths a core takes 7 s an image for a float16 encoder (half_arithmetic.py),
+# and a float16 decoder takes four times as long as a float32 one: they see the first pictures only.
+_NUM_HALF_PICTURES = 2
+_BATCH_SIZE = 16
+_MAX_PROMPT_TOKENS = 80
+_NO_TIMEOUT_S = 1e9
+_ORIGINAL: Pair = ("float32", "float32")
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """An image, resized as the service does, with the name of its subject."""
 
-    kind: PictureKind
-    rank: int  # among the pictures of its kind
     subject: str
     image: Image.Image
     original_size_wh: tuple[int, int]
@@ -81,83 +102,16 @@ class PictureQuestion:
     prompt: Prompt
 
 
-def spread(files: Sequence[Path], max_files: int) -> tuple[Path, ...]:
-    """Return at most `max_files`, evenly distributed over `files`."""
-    count = min(max_files, len(files))
-    return tuple(files[index * len(files) // count] for index in range(count))
-
-
-def load_photographs(files: Sequence[Path], manifest: Manifest) -> Iterator[Picture]:
-    """Yield the photographs; raise `SourceError` for a file that is not an image."""
-    for rank, file in enumerate(files):
-        try:
-            image = read_image(file)
-        except (OSError, ImageError) as error:
-            raise SourceError(f"{file} cannot be read as an image: {error}") from error
-        subject = file.stem.replace("-", " ")
-        yield Picture("photographs", rank, subject, _resized(image, manifest), image.size)
-
-
-def make_scenes(num_scenes: int, manifest: Manifest) -> Iterator[Picture]:
-    """Yield rendered scenes, each with its first object as subject."""
-    for rank in range(num_scenes):
-        scene = sample_scene(_FIRST_SCENE + rank)
-        image = render_scene(scene, _SCENE_PX)
-        subject = scene.objects[0].name if scene.objects else _ANY_SHAPE
-        yield Picture("scenes", rank, subject, _resized(image, manifest), image.size)
-
-
-def ask(
-    entry: CatalogEntry,
-    pictures: Sequence[Picture],
-    num_each: Mapping[PictureKind, int],
-    num_fully_asked: int,
-) -> tuple[PictureQuestion, ...]:
-    """Return `num_each` questions per picture, in turns of tasks; all tasks for the first."""
-    questions = []
-    for index, picture in enumerate(pictures):
-        # each kind of answer: a sentence, boxes, outlines, text in the image
-        boxes: tuple[str, Parameters] = ("open_vocabulary_detection", {"labels": [picture.subject]})
-        if "object_detection" in entry.task_ids:
-            boxes = ("object_detection", {})
-        outlines: tuple[str, Parameters] = ("instance_segmentation", {"phrase": picture.subject})
-        wanted = [("captioning", {}), boxes, outlines, ("ocr", {})]
-        tasks = [each for each in wanted if each[0] in entry.task_ids]
-        num_asked = len(tasks)
-        if picture.rank >= num_fully_asked:
-            num_asked = min(num_each[picture.kind], num_asked)
-        for turn in range(num_asked):
-            task_id, values = tasks[(picture.rank + turn) % len(tasks)]
-            parameters = parse_parameters(TASKS[task_id], values)
-            (prompt,) = FAMILIES[entry.family].task_prompts(
-                entry, task_id, parameters, picture.original_size_wh
-            )
-            questions.append(PictureQuestion(index, task_id, parameters, prompt))
-    return tuple(questions)
-
-
-def _resized(image: Image.Image, manifest: Manifest) -> Image.Image:
-    return resize(image, manifest.image_size_wh, manifest.resample)
-
-
-logger = logging.getLogger(__name__)
-
-Pair = tuple[Precision, Precision]  # encoder and decoder
-
-MIN_EQUAL_TOKENS = 0.9
-MIN_MATCHED_BOXES = 0.9
-MIN_BOX_IOU = 0.9
-MAX_TEXT_DISTANCE = 0.1
-MIN_CASES = 8  # prompts, boxes or texts; of fewer, a single difference would decide
-MATCHED_IOU = 0.5  # boxes with the same label: the usual threshold of detection benchmarks
-
-
 @dataclass(frozen=True, slots=True)
-class GivenAnswer:
+class ModelAnswer:
     """A model's answer to one prompt."""
 
     token_ids: tuple[int, ...]
     result: Result
+
+
+_FAILED = ModelAnswer((), TextResult("", is_parsed=False))
+Answers = dict[int, ModelAnswer]  # by index of the question
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +130,7 @@ class AnswerAgreement:
 
 @dataclass(frozen=True, slots=True)
 class AnswerRun:
-    """The agreement of a pair of precisions with float32, on pictures of one kind."""
+    """The agreement of a pair of precisions with float32."""
 
     encoder: Precision
     decoder: Precision
@@ -213,18 +167,18 @@ def agreeing_defaults(
             "encoder": (parts["encoder"], "float32"),
             "decoder": ("float32", parts["decoder"]),
         }
-        kept = dict(parts)
+        precisions = dict(parts)
         for part, pair in alone.items():
             if pair in by_pair and by_pair[pair].shortfalls:
                 _warn(place, f"the {parts[part]} {part}", by_pair[pair], part)
-                kept[part] = "float32"
-        together = by_pair.get((kept["encoder"], kept["decoder"]))
-        if "float32" not in kept.values() and together and together.shortfalls:
+                precisions[part] = "float32"
+        together = by_pair.get((precisions["encoder"], precisions["decoder"]))
+        if "float32" not in precisions.values() and together and together.shortfalls:
             weaker = min(alone, key=lambda part: by_pair[alone[part]].agreement.equal_tokens)
-            both = f"the {kept['encoder']} encoder with the {kept['decoder']} decoder"
+            both = f"the {precisions['encoder']} encoder with the {precisions['decoder']} decoder"
             _warn(place, both, together, weaker)
-            kept[weaker] = "float32"
-        agreeing[device] = kept
+            precisions[weaker] = "float32"
+        agreeing[device] = precisions
     return agreeing
 
 
@@ -241,22 +195,27 @@ def _warn(place: str, precision: str, run: AnswerRun, part: Part) -> None:
     )
 
 
-def agreement(answers: Sequence[GivenAnswer], expected: Sequence[GivenAnswer]) -> AnswerAgreement:
+def agreement(answers: Sequence[ModelAnswer], expected: Sequence[ModelAnswer]) -> AnswerAgreement:
     """Compare the answers to the same prompts, one or more."""
-    pairs = list(zip(answers, expected, strict=True))
-    boxes = [(_boxes(one.result), _boxes(other.result)) for one, other in pairs]
-    ious = list(chain.from_iterable(matched_ious(one, other) for one, other in boxes))
-    num_boxes_of_both = sum(len(one) + len(other) for one, other in boxes)
-    distances = [
-        text_distance(one.result.text, other.result.text)
-        for one, other in pairs
-        if isinstance(one.result, TextResult) and isinstance(other.result, TextResult)
-    ]
+    shares = []
+    ious = list[float]()
+    num_boxes = num_expected_boxes = 0
+    distances = []
+    for answer, other in zip(answers, expected, strict=True):
+        shares.append(equal_share(answer.token_ids, other.token_ids))
+        objects = _objects(answer.result)
+        expected_objects = _objects(other.result)
+        ious += matched_ious(objects, expected_objects)
+        num_boxes += len(objects)
+        num_expected_boxes += len(expected_objects)
+        if isinstance(answer.result, TextResult) and isinstance(other.result, TextResult):
+            distances.append(text_distance(answer.result.text, other.result.text))
+    num_of_both = num_boxes + num_expected_boxes
     return AnswerAgreement(
-        num_prompts=len(pairs),
-        equal_tokens=fmean(equal_share(one.token_ids, other.token_ids) for one, other in pairs),
-        num_boxes=sum(len(other) for _, other in boxes),
-        matched_boxes=2 * len(ious) / num_boxes_of_both if num_boxes_of_both else 1.0,
+        num_prompts=len(shares),
+        equal_tokens=fmean(shares),
+        num_boxes=num_expected_boxes,
+        matched_boxes=2 * len(ious) / num_of_both if num_of_both else 1.0,
         box_iou=fmean(ious) if ious else 1.0,
         num_texts=len(distances),
         text_distance=fmean(distances) if distances else 0.0,
@@ -267,9 +226,7 @@ def equal_share(first: Sequence[int], second: Sequence[int]) -> float:
     return SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 
-def matched_ious(
-    first: Sequence[Detection | Instance], second: Sequence[Detection | Instance]
-) -> list[float]:
+def matched_ious(first: Objects, second: Objects) -> list[float]:
     """Return the IoUs of pairs with one label, best first, from `MATCHED_IOU` up."""
     ious = pairwise_iou([item.box for item in first], [item.box for item in second])
     labels = [np.array([item.label for item in items], dtype=object) for items in (first, second)]
@@ -280,57 +237,80 @@ def matched_ious(
 def text_distance(first: str, second: str) -> float:
     """Return the Levenshtein distance as a share of the longer text's characters."""
     distances = list(range(len(second) + 1))
-    for row, one in enumerate(first, 1):
-        diagonal, distances[0] = distances[0], row
+    for row, character in enumerate(first, 1):
+        diagonal = distances[0]
+        distances[0] = row
         for column, other in enumerate(second, 1):
-            best = min(distances[column] + 1, distances[column - 1] + 1, diagonal + (one != other))
-            diagonal, distances[column] = distances[column], best
+            replaced = diagonal + (character != other)
+            diagonal = distances[column]
+            distances[column] = min(diagonal + 1, distances[column - 1] + 1, replaced)
     return distances[-1] / (max(len(first), len(second)) or 1)
 
 
-def _boxes(result: Result) -> Sequence[Detection | Instance]:
+def _objects(result: Result) -> Objects:
     match result:
-        case DetectionsResult():
-            return result.detections
-        case InstancesResult():
-            return result.instances
+        case DetectionsResult(detections):
+            return detections
+        case InstancesResult(instances):
+            return instances
         case _:
             return ()
 
 
-# most answers are shorter; the rest of a page of text would add time rather than evidence
-MAX_NEW_TOKENS = 48
-NUM_SCENES = 12
-# The cost of a prompt is its weights times its image tokens. The budget is that of florence-2-base
-# (231e6 weights, 577 tokens) for a prompt about every other photograph that ships; a larger model
-# has fewer, a smaller one up to two.
-_PROMPT_BUDGET = 1.65e12
-_MIN_PROMPTS = 8
-# At florence-2-base's widths a core takes 7 s an image for a float16 encoder (half_arithmetic.py),
-# and a float16 decoder takes four times as long as a float32 one: they see the first pictures of
-# each kind only.
-_NUM_HALF_ENCODED = 2
-_NUM_HALF_DECODED = 2
-_BATCH_SIZE = 16
-_MAX_PROMPT_TOKENS = 80
-_NO_TIMEOUT_S = 1e9
-_ORIGINAL: Pair = ("float32", "float32")
-_FAILED = GivenAnswer((), TextResult("", is_parsed=False))
-
-Features = Mapping[int, Tensor]  # (N, C) by index of the picture
+def spread(files: Sequence[Path], max_files: int) -> tuple[Path, ...]:
+    """Return at most `max_files`, evenly distributed over `files`."""
+    count = min(max_files, len(files))
+    return tuple(files[index * len(files) // count] for index in range(count))
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRuns:
-    """The runs of an export, and the kind of picture that decides about a default."""
+def load_photographs(files: Sequence[Path], manifest: Manifest) -> Iterator[Picture]:
+    """Yield the photographs; raise `SourceError` for a file that is not an image."""
+    for file in files:
+        try:
+            image = read_image(file)
+        except (OSError, ImageError) as error:
+            raise SourceError(f"{file} cannot be read as an image: {error}") from error
+        yield _picture(file.stem.replace("-", " "), image, manifest)
 
-    decided_by: PictureKind
-    runs: tuple[AnswerRun, ...]
 
-    @property
-    def deciding(self) -> tuple[AnswerRun, ...]:
-        """The runs that decide about a default."""
-        return tuple(run for run in self.runs if run.pictures == self.decided_by)
+def make_scenes(num_scenes: int, manifest: Manifest) -> Iterator[Picture]:
+    """Yield rendered scenes, each with its first object as subject."""
+    for seed in range(_FIRST_SCENE, _FIRST_SCENE + num_scenes):
+        scene = sample_scene(seed)
+        yield _picture(scene.objects[0].name, render_scene(scene, _SCENE_PX), manifest)
+
+
+def _picture(subject: str, image: Image.Image, manifest: Manifest) -> Picture:
+    resized = resize(image, manifest.image_size_wh, manifest.resample)
+    return Picture(subject, resized, image.size)
+
+
+def ask(
+    entry: CatalogEntry, pictures: Sequence[Picture], num_each: int, num_fully_asked: int
+) -> tuple[PictureQuestion, ...]:
+    """Return `num_each` questions per picture, in turns of tasks; all tasks for the first."""
+    questions = []
+    for index, picture in enumerate(pictures):
+        # each kind of answer: a sentence, boxes, outlines, text in the image
+        tasks: dict[str, dict[str, object]] = {
+            "captioning": {},
+            "object_detection": {},
+            "open_vocabulary_detection": {"labels": [picture.subject]},
+            "instance_segmentation": {"phrase": picture.subject},
+            "ocr": {},
+        }
+        if "object_detection" in entry.task_ids:
+            del tasks["open_vocabulary_detection"]
+        offered = [task_id for task_id in tasks if task_id in entry.task_ids]
+        num_tasks = len(offered) if index < num_fully_asked else min(num_each, len(offered))
+        for turn in range(index, index + num_tasks):
+            task_id = offered[turn % len(offered)]
+            parameters = parse_parameters(TASKS[task_id], tasks[task_id])
+            (prompt,) = FAMILIES[entry.family].task_prompts(
+                entry, task_id, parameters, picture.original_size_wh
+            )
+            questions.append(PictureQuestion(index, task_id, parameters, prompt))
+    return tuple(questions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +321,7 @@ class AnswerCheck:
     entry: CatalogEntry
     hidden_size: int
     mask_decoder: MaskDecoder | None
+    kind: PictureKind
     pictures: Sequence[Picture]
     questions: Sequence[PictureQuestion]
     is_large: bool = False
@@ -353,120 +334,115 @@ class AnswerCheck:
 
         Raise `SourceError` for an unreadable image.
         """
-        num_prompts = max(
-            _MIN_PROMPTS, int(_PROMPT_BUDGET / (job.entry.parameters * draft.num_image_tokens))
-        )
-        files = (*spread(job.photographs, num_prompts), *job.own_images)
-        scenes = tuple(make_scenes(NUM_SCENES if job.record else 0, draft))
-        pictures = (*load_photographs(files, draft), *scenes)
-        num_each: dict[PictureKind, int] = {
-            "photographs": 2 if num_prompts >= 2 * len(job.photographs) and not scenes else 1,
-            "scenes": 2,
-        }
-        num_fully_asked = _NUM_HALF_ENCODED if num_prompts > _MIN_PROMPTS else 0
-        questions = ask(job.entry, pictures, num_each, num_fully_asked)
-        mask_decoder = MaskDecoder.load(job.mask_decoder) if job.mask_decoder else None
+        cost = job.entry.parameters * draft.num_image_tokens
+        num_prompts = max(_MIN_PROMPTS, int(_PROMPT_BUDGET / cost))
+        kind: PictureKind = "photographs"
+        num_each = 2 if num_prompts >= 2 * len(job.photographs) else 1
+        if job.knows_scenes_only:
+            kind = "scenes"
+            pictures = [*make_scenes(_NUM_SCENES, draft)]
+        else:
+            pictures = [*load_photographs(spread(job.photographs, num_prompts), draft)]
+        pictures += load_photographs(job.own_images, draft)
+        num_fully_asked = _NUM_HALF_PICTURES if num_prompts > _MIN_PROMPTS else 0
         return cls(
-            folder, job.entry, draft.hidden_size, mask_decoder, pictures, questions, is_large
+            folder=folder,
+            entry=job.entry,
+            hidden_size=draft.hidden_size,
+            mask_decoder=MaskDecoder.load(job.mask_decoder) if job.mask_decoder else None,
+            kind=kind,
+            pictures=pictures,
+            questions=ask(job.entry, pictures, num_each, num_fully_asked),
+            is_large=is_large,
         )
 
-    def measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> AnswerRuns:
+    def measure(self, precisions: Mapping[Part, Sequence[Precision]]) -> list[AnswerRun]:
         """Measure the artifacts' `precisions`; raise `ParityError` if float32 itself fails."""
+        if not self.questions:
+            return []
         before = torch.get_num_threads()
         torch.set_num_threads(num_threads(0, self.hidden_size, before))
         try:
             answers = self._answers(precisions)
         finally:
             torch.set_num_threads(before)
-        kinds: set[PictureKind] = {picture.kind for picture in self.pictures}
-        expected = answers.pop(_ORIGINAL, {})
-        runs = list[AnswerRun]()
-        for pair, of_pair in answers.items():
-            runs += self._compare(pair, of_pair, expected)
-        return AnswerRuns("scenes" if "scenes" in kinds else "photographs", tuple(runs))
+        expected = answers.pop(_ORIGINAL)
+        return [self._run(pair, of_pair, expected) for pair, of_pair in answers.items()]
 
-    def _answers(
-        self, precisions: Mapping[Part, Sequence[Precision]]
-    ) -> dict[Pair, dict[int, GivenAnswer]]:
-        """Return the answers of each pair of precisions, by question index."""
-        answers: dict[Pair, dict[int, GivenAnswer]] = {}
-        if not self.questions:
-            return answers
-        features = {each: self._encode(each) for each in ("float32", *precisions["encoder"])}
+    def _answers(self, precisions: Mapping[Part, Sequence[Precision]]) -> dict[Pair, Answers]:
+        """Return the answers of each pair of precisions."""
+        answers: dict[Pair, Answers] = {}
+        encoders: list[Precision] = ["float32", *precisions["encoder"]]
+        features = {encoder: self._encode(encoder) for encoder in encoders}
         defaults = {(parts["encoder"], parts["decoder"]) for parts in self.entry.precision.values()}
         for decoder in ("float32", *precisions["decoder"]):
-            pairs = [(encoder, decoder) for encoder in features]
+            pairs: list[Pair] = [(encoder, decoder) for encoder in encoders]
             measured = [pair for pair in pairs if "float32" in pair or pair in defaults]
             answers |= self._decode(decoder, {pair: features[pair[0]] for pair in measured})
         return answers
 
     def _encode(self, precision: Precision) -> Features:
+        pictures = self.pictures
         encoder: HalfEncoder | VisionEncoder
         if precision == "float16":
             encoder = HalfEncoder(self.folder / vision_encoder_file(precision))
+            pictures = pictures[:_NUM_HALF_PICTURES]
         else:
             encoder = VisionEncoder(self.folder, precision=precision)
             encoder.load()
-        return {
-            index: torch.as_tensor(encoder.encode(np.asarray(picture.image)[None])[0])
-            for index, picture in enumerate(self.pictures)
-            if precision != "float16" or picture.rank < _NUM_HALF_ENCODED
-        }
+        features = {}
+        for index, picture in enumerate(pictures):
+            features[index] = torch.as_tensor(encoder.encode(np.asarray(picture.image)[None])[0])
+        return features
 
     def _decode(
         self, precision: Precision, features: Mapping[Pair, Features]
-    ) -> dict[Pair, dict[int, GivenAnswer]]:
-        """Return a decoder's answers to each pair's features, by question index."""
-        any_features = next(iter(next(iter(features.values())).values()))
+    ) -> dict[Pair, Answers]:
+        """Return a decoder's answers to each pair's features."""
+        any_features = next(iter(features.values()))[0]
         max_positions = len(any_features) + _MAX_PROMPT_TOKENS + MAX_NEW_TOKENS
         decoder = load_for_checks(
             self.folder, self.entry.family, precision, self.is_large, max_positions
         )
-        asked = []
+        num_pictures = _NUM_HALF_PICTURES if precision == "float16" else len(self.pictures)
+        cases = []
         for pair, of_pictures in features.items():
             for index, question in enumerate(self.questions):
-                is_seen = self.pictures[question.picture].rank < _NUM_HALF_DECODED
-                if question.picture in of_pictures and (precision != "float16" or is_seen):
-                    asked.append((pair, index))
-        answers: dict[Pair, dict[int, GivenAnswer]] = {pair: {} for pair in features}
-        for start in range(0, len(asked), _BATCH_SIZE):
-            batch = asked[start : start + _BATCH_SIZE]
-            questions = [self.questions[index] for _, index in batch]
-            requests = [
-                to_request(decoder, features[pair][question.picture], self._spec(question))
-                for (pair, _), question in zip(batch, questions, strict=True)
-            ]
-            sequences = zip(batch, questions, generate_each(decoder, requests), strict=True)
-            for (pair, index), question, sequence in sequences:
-                answers[pair][index] = self._given(decoder, pair, question, sequence)
+                if question.picture in of_pictures and question.picture < num_pictures:
+                    cases.append((pair, index))
+        answers: dict[Pair, Answers] = {pair: {} for pair in features}
+        for start in range(0, len(cases), _BATCH_SIZE):
+            batch = cases[start : start + _BATCH_SIZE]
+            requests = []
+            for pair, index in batch:
+                question = self.questions[index]
+                image_features = features[pair][question.picture]
+                requests.append(to_request(decoder, image_features, self._spec(question)))
+            for (pair, index), sequence in zip(
+                batch, generate_each(decoder, requests), strict=True
+            ):
+                answers[pair][index] = self._answer(decoder, pair, index, sequence)
         return answers
 
     def _spec(self, question: PictureQuestion) -> SequenceSpec:
+        language = FAMILIES[self.entry.family]
         return SequenceSpec(
             segments=[(segment.text, segment.is_control) for segment in question.prompt],
             max_new_tokens=MAX_NEW_TOKENS,
             num_beams=1,
-            grammar=FAMILIES[self.entry.family].answer_grammar(
-                self.entry, question.task_id, question.parameters
-            ),
+            grammar=language.answer_grammar(self.entry, question.task_id, question.parameters),
             timeout_s=_NO_TIMEOUT_S,
         )
 
-    def _given(
-        self, decoder: Decoder, pair: Pair, question: PictureQuestion, ended: LiveSequence
-    ) -> GivenAnswer:
+    def _answer(self, decoder: Decoder, pair: Pair, index: int, ended: LiveSequence) -> ModelAnswer:
         try:
             sequence = ended.result()
         except SequenceError as error:
             if pair == _ORIGINAL:
                 raise ParityError(f"the decoder failed on a prompt: {error}") from error
             return _FAILED
-        return GivenAnswer(sequence.token_ids, self._parse(decoder, question, sequence))
-
-    def _parse(
-        self, decoder: Decoder, question: PictureQuestion, sequence: GeneratedSequence
-    ) -> Result:
-        return FAMILIES[self.entry.family].parse_answer(
+        question = self.questions[index]
+        result = FAMILIES[self.entry.family].parse_answer(
             self.entry,
             question.task_id,
             question.parameters,
@@ -475,25 +451,12 @@ class AnswerCheck:
             "polygon",
             self.mask_decoder,
         )
+        return ModelAnswer(sequence.token_ids, result)
 
-    def _compare(
-        self, pair: Pair, answers: Mapping[int, GivenAnswer], expected: Mapping[int, GivenAnswer]
-    ) -> Iterator[AnswerRun]:
-        """Yield the run of each kind of picture."""
-        for kind in dict.fromkeys(picture.kind for picture in self.pictures):
-            of_kind = [
-                index
-                for index in answers
-                if self.pictures[self.questions[index].picture].kind == kind
-            ]
-            yield AnswerRun(
-                *pair,
-                kind,
-                len({self.questions[index].picture for index in of_kind}),
-                agreement(
-                    [answers[index] for index in of_kind], [expected[index] for index in of_kind]
-                ),
-            )
+    def _run(self, pair: Pair, answers: Answers, expected: Answers) -> AnswerRun:
+        num_pictures = len({self.questions[index].picture for index in answers})
+        compared = agreement([*answers.values()], [expected[index] for index in answers])
+        return AnswerRun(*pair, self.kind, num_pictures, compared)
 
 
 def generated_text(decoder: Decoder, sequence: GeneratedSequence) -> GeneratedText:

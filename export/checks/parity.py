@@ -7,14 +7,14 @@ that breaks the model is logged and left out; where it was the default, float32 
 Parts are loaded one after another, so that only one is in memory. Everything runs on the CPU, so
 the result is the same on every host: float16 encoders in true half arithmetic (half_arithmetic.py),
 float16 and bfloat16 decoders in torch, which keeps hidden states in their dtype. CUDA rounds in the
-same places but sums in another order.
+same places but sums in another order. Shapes: B images, N image tokens, C hidden, V vocabulary.
 """
 
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,21 @@ from tasks.prompts import Prompt
 from tasks.table import TASKS
 from wire.artifacts.manifest import Part, Precision, vision_encoder_file
 
+logger = logging.getLogger(__name__)
+
+MIN_COSINE = 0.9999
+# relative to the largest reference value; random towers of real widths reached 5e-5
+MAX_RELATIVE_ERROR = 1e-3
+NEAR_TIE_LOGITS = 1e-3  # well above the rounding of sums in another order
+# Below this a precision is broken; whether it is accurate enough is decided by its answers. int8
+# features reach 0.9998 in the embedded checkpoints, and 0.966 in a random tower of
+# Florence-2-base's size.
+MIN_MEAN_COSINE = 0.8
 _SCENE_PX = 256  # differs from every model's input size, so that resizing is covered
+_MANY_PARAMETERS = 1e8
+
+Features = NDArray[np.float32]  # (B, N, C)
+Measured = dict[str, Any]  # of a manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +68,6 @@ class ProbePlan:
 
     num_probes: int
     max_new_tokens: int
-
-
-_PROBES = ProbePlan(20, 64)
-# where an image takes seconds, or every token reads gigabytes of weights
-_FEW_PROBES = ProbePlan(8, 32)
-_MANY_PARAMETERS = 1e8
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +84,35 @@ class Probe:
         return "".join(segment.text for segment in self.prompt)
 
 
+@dataclass(frozen=True, slots=True)
+class ReferenceAnswers:
+    """The reference's results for all probes: its model is freed before the export loads."""
+
+    image_features: Features
+    prompt_ids: tuple[tuple[int, ...], ...]
+    answers: tuple[GreedyAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredEncoders:
+    """Float32 features of probes and extreme images, and the measurements."""
+
+    features: Features
+    extreme_features: Features
+    parity: Measured
+    by_precision: Mapping[Precision, Measured]  # without those that fail
+
+
 def plan_for(entry: CatalogEntry) -> ProbePlan:
-    """Return the probes of an export of `entry`."""
-    return _FEW_PROBES if entry.parameters > _MANY_PARAMETERS else _PROBES
+    """Return few probes where an image takes seconds, or every token reads gigabytes of weights."""
+    return ProbePlan(8, 32) if entry.parameters > _MANY_PARAMETERS else ProbePlan(20, 64)
 
 
 def make_probes(
-    entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan = _PROBES
+    entry: CatalogEntry, image_input: ImageInput, plan: ProbePlan | None = None
 ) -> tuple[Probe, ...]:
     """Return probes of different scenes, cycling through the tasks that the model offers."""
-    language = FAMILIES[entry.family]
+    plan = plan or plan_for(entry)
     probes = []
     for index in range(plan.num_probes):
         scene = sample_scene(index)
@@ -95,7 +122,9 @@ def make_probes(
             if task_id in entry.task_ids:
                 parameters = parse_parameters(TASKS[task_id], values)
                 with suppress(UnsupportedVariant):
-                    prompts += language.task_prompts(entry, task_id, parameters, rendered.size)[:1]
+                    prompts += FAMILIES[entry.family].task_prompts(
+                        entry, task_id, parameters, rendered.size
+                    )[:1]
         image = resize(rendered, image_input.size_wh, image_input.resample)
         probes.append(Probe(image, prompts[index % len(prompts)], plan.max_new_tokens))
     return tuple(probes)
@@ -127,9 +156,8 @@ def _requests(scene: Scene) -> list[tuple[str, dict[str, object]]]:
 
 
 def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
-    """Return images of `size_wh` by name.
-
-    In a plain image all tokens are alike, so their products add up.
+    """Return images by name that drive activations to extremes: the products of like tokens add
+    up.
     """
     width, height = size_wh
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -138,40 +166,6 @@ def extreme_images(size_wh: tuple[int, int]) -> dict[str, Image.Image]:
         "black": Image.new("RGB", size_wh, "black"),
         "noise": Image.fromarray(noise),
     }
-
-
-MIN_COSINE = 0.9999
-# relative to the largest reference value; random towers of real widths reached 5e-5
-MAX_RELATIVE_ERROR = 1e-3
-NEAR_TIE_LOGITS = 1e-3  # well above the rounding of sums in another order
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureParity:
-    """The largest differences of image features over all probes."""
-
-    num_images: int
-    min_cosine: float  # over image tokens
-    max_abs_error: float
-    max_abs_reference: float
-
-
-@dataclass(frozen=True, slots=True)
-class TokenParity:
-    """The numbers of prompts, of tokens, and of answers that differ after a near tie."""
-
-    num_prompts: int
-    num_tokens: int
-    num_near_ties: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceAnswers:
-    """The reference's results for all probes: its model is freed before the export loads."""
-
-    image_features: NDArray[np.float32]  # (probes, N, C)
-    prompt_ids: tuple[tuple[int, ...], ...]
-    answers: tuple[GreedyAnswer, ...]
 
 
 def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAnswers:
@@ -184,167 +178,6 @@ def run_reference(reference: Reference, probes: Sequence[Probe]) -> ReferenceAns
     return ReferenceAnswers(image_features.numpy(), tuple(prompt_ids), answers)
 
 
-def make_requests(
-    decoder: Decoder,
-    features: NDArray[np.float32],
-    probes: Sequence[Probe],
-    expected: ReferenceAnswers,
-) -> list[SequenceRequest]:
-    """Return the probes as decoder requests.
-
-    Raise `ParityError` if a prompt is tokenised differently.
-    """
-    requests = []
-    for probe, image_features, expected_ids in zip(
-        probes, features, expected.prompt_ids, strict=True
-    ):
-        prompt_ids = decoder.text.prompt_ids(
-            [(segment.text, segment.is_control) for segment in probe.prompt]
-        )
-        if prompt_ids != expected_ids:
-            raise ParityError(
-                f"{probe.text!r} is tokenised as {prompt_ids}; the reference has {expected_ids}"
-            )
-        requests.append(
-            SequenceRequest(torch.from_numpy(image_features), prompt_ids, probe.max_new_tokens)
-        )
-    return requests
-
-
-def check_answers(
-    decoder: Decoder, requests: Sequence[SequenceRequest], expected: ReferenceAnswers
-) -> TokenParity:
-    """Generate all answers in one batch and compare them.
-
-    Raise `ParityError` if one differs or fails.
-    """
-    try:
-        answers = generate_all(decoder, requests)
-    except SequenceError as error:
-        raise ParityError(f"the decoder failed on a prompt: {error}") from error
-    return compare_tokens([answer.token_ids for answer in answers], expected.answers)
-
-
-def compare_features(features: NDArray[np.float32], expected: NDArray[np.float32]) -> FeatureParity:
-    """Compare image features (B, N, C).
-
-    Raise `ParityError` if they differ by more than rounding or are not finite.
-    """
-    if features.shape != expected.shape:
-        raise ParityError(
-            f"image features have shape {features.shape}; the reference has {expected.shape}"
-        )
-    norms = np.linalg.norm(features, axis=-1) * np.linalg.norm(expected, axis=-1)
-    measured = FeatureParity(
-        num_images=len(features),
-        min_cosine=float(((features * expected).sum(axis=-1) / norms).min()),
-        max_abs_error=float(np.abs(features - expected).max()),
-        max_abs_reference=float(np.abs(expected).max()),
-    )
-    # False for NaN
-    is_close = measured.max_abs_error <= MAX_RELATIVE_ERROR * measured.max_abs_reference
-    if not (is_close and measured.min_cosine >= MIN_COSINE):
-        raise ParityError(f"image features differ from the reference: {measured}")
-    return measured
-
-
-def compare_tokens(
-    answers: Sequence[Sequence[int]], expected_answers: Sequence[GreedyAnswer]
-) -> TokenParity:
-    """Compare answers token by token.
-
-    Raise `ParityError` at a difference that is not a near tie.
-    """
-    num_near_ties = 0
-    for index, (answer, expected) in enumerate(zip(answers, expected_answers, strict=True)):
-        step = first_difference(answer, expected.token_ids)
-        if step is None:
-            continue
-        is_near_tie = False
-        if step < min(len(answer), len(expected.token_ids)):
-            logits = expected.top_logits[step]
-            lead = max(logits.values()) - logits.get(answer[step], -math.inf)
-            is_near_tie = lead <= NEAR_TIE_LOGITS
-        if not is_near_tie:
-            raise ParityError(
-                f"the answer to prompt {index} has tokens {list(answer)}; "
-                f"the reference has {list(expected.token_ids)}; they differ from token {step} on"
-            )
-        num_near_ties += 1
-    return TokenParity(len(answers), sum(map(len, answers)), num_near_ties)
-
-
-def first_difference(answer: Sequence[object], expected: Sequence[object]) -> int | None:
-    """Return the first index at which tokens or texts differ, or None if they are equal."""
-    if tuple(answer) == tuple(expected):
-        return None
-    pairs = zip(answer, expected, strict=False)
-    return next(
-        (step for step, (one, other) in enumerate(pairs) if one != other),
-        min(len(answer), len(expected)),
-    )
-
-
-logger = logging.getLogger(__name__)
-
-# Below this a precision is broken; whether it is accurate enough is decided by the precision
-# record. int8 features reach 0.9998 in the embedded checkpoints, and 0.966 in a random tower of
-# Florence-2-base's size.
-MIN_MEAN_COSINE = 0.8
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A precision's difference from float32, over image features or over steps' logits."""
-
-    mean_cosine: float
-    min_cosine: float
-    max_abs_error: float
-    max_abs_float32: float
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredEncoders:
-    """Float32 features (B, N, C) of probes and extreme images, and the measurements."""
-
-    features: NDArray[np.float32]
-    extreme_features: NDArray[np.float32]
-    parity: FeatureParity
-    by_precision: Mapping[Precision, Mapping[str, Any]]  # without those that fail
-
-
-def measure_encoders(
-    folder: Path,
-    entry: CatalogEntry,
-    precisions: Sequence[Precision],
-    images: Sequence[Image.Image],
-    expected_features: NDArray[np.float32],
-    progress: Progress,
-) -> MeasuredEncoders:
-    """Compare the encoders with the reference's features of `images`.
-
-    Raise `ParityError` if float32 differs.
-    """
-    progress.begin("comparing image features with transformers")
-    features = _encode(folder, "float32", images)
-    extremes = extreme_images(images[0].size)
-    parity = compare_features(features, expected_features)
-    extreme_features = _encode(folder, "float32", list(extremes.values()))
-
-    def of_precision(precision: Precision) -> dict[str, Any]:
-        progress.begin(f"measuring the encoder in {precision}")
-        if precision == "float16":
-            few = {"scene": images[0], **extremes}
-            return measure_half_encoder(
-                folder, few, np.concatenate([features[:1], extreme_features])
-            )
-        rows = _encode(folder, precision, images)
-        return asdict(compare(f"the {precision} encoder", _tensors(rows), _tensors(features)))
-
-    measured = dict(each_measured("encoder", entry, precisions, of_precision))
-    return MeasuredEncoders(features, extreme_features, parity, measured)
-
-
 def measure(
     folder: Path,
     entry: CatalogEntry,
@@ -353,12 +186,10 @@ def measure(
     expected: ReferenceAnswers,
     progress: Progress,
     is_large: bool = False,
-) -> dict[str, Any]:
+) -> Measured:
     """Return the measurements for the manifest, without precisions that fail.
 
-    Raise `ParityError` if parity fails.
-
-    The float32 decoder of a large model runs layer by layer.
+    The float32 decoder of a large model runs layer by layer. Raise `ParityError`.
     """
     images = [probe.image for probe in probes]
     encoders = measure_encoders(
@@ -366,39 +197,72 @@ def measure(
     )
     progress.begin("comparing answers with transformers")
     decoder = load_for_checks(folder, entry.family, "float32", is_large)
-    requests = make_requests(decoder, encoders.features, probes, expected)
-    tokens = check_answers(decoder, requests, expected)
-    # One step suffices for these: the prefill multiplies the features by every weight.
-    requests += [
-        replace(requests[0], image_features=torch.from_numpy(each))
-        for each in encoders.extreme_features
-    ]
-    answers = [
-        *(answer.token_ids for answer in expected.answers),
-        *[(0,)] * len(encoders.extreme_features),
-    ]
+    requests = _make_requests(decoder, encoders.features, probes, expected)
+    tokens = _check_answers(decoder, requests, expected)
+    answers = [answer.token_ids for answer in expected.answers]
+    for features in encoders.extreme_features:
+        # One step suffices: the prefill multiplies the features by every weight.
+        requests.append(replace(requests[0], image_features=torch.from_numpy(features)))
+        answers.append((0,))
     logits = list(_forced_logits(decoder, requests, answers))
     del decoder
 
-    def of_decoder(precision: Precision) -> dict[str, Any]:
+    def of_decoder(precision: Precision) -> Measured:
         progress.begin(f"measuring the decoder in {precision}")
         other = load_for_checks(folder, entry.family, precision, is_large)
-        return measure_decoder(precision, other, requests, answers, logits)
+        # how often the best token equals float32's, given the reference's earlier tokens
+        is_same = list[bool]()
+
+        def rows() -> Iterator[Tensor]:
+            # one by one: all logits take gigabytes
+            for row, best in zip(_forced_logits(other, requests, answers), logits, strict=True):
+                is_same.append(bool(row.argmax() == best.argmax()))
+                yield row
+
+        difference = compare(f"the {precision} decoder", rows(), logits)
+        return difference | {"num_tokens": len(is_same), "num_same": sum(is_same)}
 
     return {
-        "image_features": asdict(encoders.parity),
-        "tokens": asdict(tokens),
+        "image_features": encoders.parity,
+        "tokens": tokens,
         "encoder": encoders.by_precision,
         "decoder": dict(each_measured("decoder", entry, precisions["decoder"], of_decoder)),
     }
+
+
+def measure_encoders(
+    folder: Path,
+    entry: CatalogEntry,
+    precisions: Sequence[Precision],
+    images: Sequence[Image.Image],
+    expected_features: Features,
+    progress: Progress,
+) -> MeasuredEncoders:
+    """Compare the encoders with the reference's features of `images`; raise `ParityError`."""
+    progress.begin("comparing image features with transformers")
+    features = _encode(folder, "float32", images)
+    extremes = extreme_images(images[0].size)
+    parity = compare_features(features, expected_features)
+    extreme_features = _encode(folder, "float32", list(extremes.values()))
+
+    def of_precision(precision: Precision) -> Measured:
+        progress.begin(f"measuring the encoder in {precision}")
+        if precision == "float16":
+            few_features = np.concatenate([features[:1], extreme_features])
+            return measure_half_encoder(folder, {"scene": images[0], **extremes}, few_features)
+        rows = _encode(folder, precision, images)
+        return compare(f"the {precision} encoder", _tensors(rows), _tensors(features))
+
+    measured = dict(each_measured("encoder", entry, precisions, of_precision))
+    return MeasuredEncoders(features, extreme_features, parity, measured)
 
 
 def each_measured(
     part: Part,
     entry: CatalogEntry,
     precisions: Sequence[Precision],
-    measure_one: Callable[[Precision], dict[str, Any]],
-) -> Iterator[tuple[Precision, dict[str, Any]]]:
+    measure_one: Callable[[Precision], Measured],
+) -> Iterator[tuple[Precision, Measured]]:
     """Yield each other precision's measurements; log and skip those that break the model."""
     for precision in precisions:
         try:
@@ -408,68 +272,137 @@ def each_measured(
             devices = [
                 device for device, parts in entry.precision.items() if parts[part] == precision
             ]
-            default = (
-                f"; the default on {' and '.join(devices)} is float32 instead" if devices else ""
-            )
+            default = ""
+            if devices:
+                default = f"; the default on {' and '.join(devices)} is float32 instead"
             logger.warning("%s: %s; %s is left out%s", entry.id, error, precision, default)
 
 
 def measure_half_encoder(
-    folder: Path, images: Mapping[str, Image.Image], float32_features: NDArray[np.float32]
-) -> dict[str, Any]:
+    folder: Path, images: Mapping[str, Image.Image], float32_features: Features
+) -> Measured:
     """Measure the float16 encoder in true half arithmetic.
 
     Raise `ParityError` if it fails on one of `images`.
     """
     encoder = HalfEncoder(folder / vision_encoder_file("float16"))
-    features = np.empty_like(float32_features)
-    for index, (name, image) in enumerate(images.items()):
-        features[index] = encoder.encode(np.asarray(image)[None])[0]
-        pair = _tensors(features[index : index + 1]), _tensors(float32_features[index : index + 1])
-        compare(f"the float16 encoder on the {name} image", *pair)
-    return asdict(compare("the float16 encoder", _tensors(features), _tensors(float32_features)))
+    rows = []
+    for (name, image), expected in zip(images.items(), _tensors(float32_features), strict=True):
+        rows.append(torch.from_numpy(encoder.encode(np.asarray(image)[None])[0]))
+        compare(f"the float16 encoder on the {name} image", rows[-1:], [expected])
+    return compare("the float16 encoder", rows, _tensors(float32_features))
 
 
-def measure_decoder(
-    precision: Precision,
-    decoder: Decoder,
-    requests: Sequence[SequenceRequest],
-    answers: Sequence[Sequence[int]],
-    logits: Sequence[Tensor],
-) -> dict[str, Any]:
-    is_same: list[bool] = []
-
-    def others() -> Iterator[Tensor]:
-        for row, float32_row in zip(
-            _forced_logits(decoder, requests, answers), logits, strict=True
-        ):
-            is_same.append(torch.equal(row.argmax(), float32_row.argmax()))
-            yield row
-
-    difference = compare(f"the {precision} decoder", others(), logits)
-    # how often the best token equals float32's, given the reference's earlier tokens
-    return asdict(difference) | {"num_tokens": len(is_same), "num_same": sum(is_same)}
-
-
-def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Difference:
-    """Compare (…, C) item by item: all logits of a precision would take gigabytes.
+def compare(name: str, rows: Iterable[Tensor], float32_rows: Iterable[Tensor]) -> Measured:
+    """Return the difference of rows (…, C) from float32's.
 
     Raise `ParityError` if the mean of the cosines, over C, is below `MIN_MEAN_COSINE`.
     """
-    each = [
-        (torch.cosine_similarity(row, other, dim=-1), (row - other).abs().max(), other.abs().max())
-        for row, other in zip(rows, float32_rows, strict=True)
-    ]
-    cosines = torch.cat([cosine.flatten() for cosine, _, _ in each])
-    measured = Difference(
-        mean_cosine=float(cosines.mean()),
-        min_cosine=float(cosines.min()),
-        max_abs_error=float(torch.stack([error for _, error, _ in each]).max()),
-        max_abs_float32=float(torch.stack([largest for _, _, largest in each]).max()),
-    )
-    if not measured.mean_cosine >= MIN_MEAN_COSINE:  # also fails for NaN
+    cosines = []
+    errors = []
+    largest = []
+    for row, expected in zip(rows, float32_rows, strict=True):
+        cosines.append(torch.cosine_similarity(row, expected, dim=-1).flatten())
+        errors.append((row - expected).abs().max())
+        largest.append(expected.abs().max())
+    measured = {
+        "mean_cosine": float(torch.cat(cosines).mean()),
+        "min_cosine": float(torch.cat(cosines).min()),
+        "max_abs_error": float(torch.stack(errors).max()),
+        "max_abs_float32": float(torch.stack(largest).max()),
+    }
+    if not measured["mean_cosine"] >= MIN_MEAN_COSINE:  # also fails for NaN
         raise ParityError(f"{name} differs from float32: {measured}")
     return measured
+
+
+def compare_features(features: Features, expected: Features) -> Measured:
+    """Return the difference from the reference's image features.
+
+    Raise `ParityError` if they differ by more than rounding or are not finite.
+    """
+    if features.shape != expected.shape:
+        raise ParityError(
+            f"image features have shape {features.shape}; the reference has {expected.shape}"
+        )
+    norms = np.linalg.norm(features, axis=-1) * np.linalg.norm(expected, axis=-1)
+    min_cosine = float(((features * expected).sum(axis=-1) / norms).min())
+    max_abs_error = float(np.abs(features - expected).max())
+    max_abs_reference = float(np.abs(expected).max())
+    measured = {
+        "num_images": len(features),
+        "min_cosine": min_cosine,
+        "max_abs_error": max_abs_error,
+        "max_abs_reference": max_abs_reference,
+    }
+    is_close = max_abs_error <= MAX_RELATIVE_ERROR * max_abs_reference  # False for NaN
+    if not (is_close and min_cosine >= MIN_COSINE):
+        raise ParityError(f"image features differ from the reference: {measured}")
+    return measured
+
+
+def compare_tokens(
+    answers: Sequence[Sequence[int]], expected_answers: Sequence[GreedyAnswer]
+) -> Measured:
+    """Compare answers token by token.
+
+    Raise `ParityError` at a difference that is not a near tie.
+    """
+    num_near_ties = 0
+    for index, (answer, expected) in enumerate(zip(answers, expected_answers, strict=True)):
+        step = first_difference(answer, expected.token_ids)
+        if step is None:
+            continue
+        lead = math.inf
+        if step < min(len(answer), len(expected.token_ids)):
+            logits = expected.top_logits[step]
+            lead = max(logits.values()) - logits.get(answer[step], -math.inf)
+        if lead > NEAR_TIE_LOGITS:
+            raise ParityError(
+                f"the answer to prompt {index} has tokens {list(answer)}; "
+                f"the reference has {list(expected.token_ids)}; they differ from token {step} on"
+            )
+        num_near_ties += 1
+    return {
+        "num_prompts": len(answers),
+        "num_tokens": sum(map(len, answers)),
+        "num_near_ties": num_near_ties,
+    }
+
+
+def first_difference(answer: Sequence[object], expected: Sequence[object]) -> int | None:
+    """Return the first index at which tokens or texts differ, or None if they are equal."""
+    for step, (item, other) in enumerate(zip(answer, expected, strict=False)):
+        if item != other:
+            return step
+    return None if len(answer) == len(expected) else min(len(answer), len(expected))
+
+
+def _make_requests(
+    decoder: Decoder, features: Features, probes: Sequence[Probe], expected: ReferenceAnswers
+) -> list[SequenceRequest]:
+    """Return the probes as requests; raise `ParityError` if a prompt is tokenised differently."""
+    requests = []
+    for probe, row, expected_ids in zip(probes, features, expected.prompt_ids, strict=True):
+        segments = [(segment.text, segment.is_control) for segment in probe.prompt]
+        prompt_ids = decoder.text.prompt_ids(segments)
+        if prompt_ids != expected_ids:
+            raise ParityError(
+                f"{probe.text!r} is tokenised as {prompt_ids}; the reference has {expected_ids}"
+            )
+        requests.append(SequenceRequest(torch.from_numpy(row), prompt_ids, probe.max_new_tokens))
+    return requests
+
+
+def _check_answers(
+    decoder: Decoder, requests: Sequence[SequenceRequest], expected: ReferenceAnswers
+) -> Measured:
+    """Generate all answers in one batch and compare them."""
+    try:
+        answers = generate_all(decoder, requests)
+    except SequenceError as error:
+        raise ParityError(f"the decoder failed on a prompt: {error}") from error
+    return compare_tokens([answer.token_ids for answer in answers], expected.answers)
 
 
 @torch.inference_mode()
@@ -480,20 +413,17 @@ def _forced_logits(
     engine = EagerEngine(decoder, len(requests))
     logits = engine.prefill(requests, 0)
     for step in range(max(map(len, answers))):
-        yield from (
-            row.float() for row, answer in zip(logits, answers, strict=True) if step < len(answer)
-        )
+        for row, answer in zip(logits, answers, strict=True):
+            if step < len(answer):
+                yield row.float()
         logits = engine.decode([[answer[min(step, len(answer) - 1)]] for answer in answers])
 
 
-def _encode(
-    folder: Path, precision: Precision, images: Sequence[Image.Image]
-) -> NDArray[np.float32]:
+def _encode(folder: Path, precision: Precision, images: Sequence[Image.Image]) -> Features:
     encoder = VisionEncoder(folder, precision=precision)
     encoder.load()
     return torch.cat([encoder.encode(np.asarray(image)[None]) for image in images]).numpy()
 
 
-def _tensors(features: NDArray[np.float32]) -> list[Tensor]:
-    """Return the (N, C) of each image of (B, N, C)."""
+def _tensors(features: Features) -> list[Tensor]:
     return list(torch.from_numpy(features))

@@ -86,22 +86,18 @@ def test_answers_of_every_precision_are_compared_with_float32(artifacts: Path) -
     answers = manifest.parity["answers"]
     default = manifest.precision["cuda"]
     assert answers["decided_by"] == "scenes"
-    for pictures in ("photographs", "scenes"):
-        runs = {
-            (run["encoder"], run["decoder"]): run
-            for run in answers["runs"]
-            if run["pictures"] == pictures
-        }
-        alone = {*((each, "float32") for each in manifest.parity["encoder"])}
-        alone |= {("float32", each) for each in manifest.parity["decoder"]}
-        assert runs.keys() == alone | {(default["encoder"], default["decoder"])}
-        assert (
-            runs["int8", "float32"]["num_pictures"] == {"photographs": 24, "scenes": 12}[pictures]
-        )
-        assert runs["float16", "float32"]["num_pictures"] == 2
-        if pictures == "scenes":
-            assert all(run["agreement"]["equal_tokens"] > 0.95 for run in runs.values())
-            assert all(run["agreement"]["matched_boxes"] > 0.95 for run in runs.values())
+    runs = {
+        (run["encoder"], run["decoder"]): run
+        for run in answers["runs"]
+        if run["pictures"] == "scenes"
+    }
+    alone = {*((precision, "float32") for precision in manifest.parity["encoder"])}
+    alone |= {("float32", precision) for precision in manifest.parity["decoder"]}
+    assert runs.keys() == alone | {(default["encoder"], default["decoder"])}
+    assert runs["int8", "float32"]["num_pictures"] == 12
+    assert runs["float16", "float32"]["num_pictures"] == 2
+    assert all(run["agreement"]["equal_tokens"] > 0.95 for run in runs.values())
+    assert all(run["agreement"]["matched_boxes"] > 0.95 for run in runs.values())
 
 
 def test_configuration_has_the_models_id_and_not_the_checkpoints_path(

@@ -1,11 +1,42 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
-from export.checks.parity import compare_features, compare_tokens, first_difference
+from export.artifacts.vision_module import ImageInput
+from export.checks.parity import (
+    compare,
+    compare_features,
+    compare_tokens,
+    each_measured,
+    first_difference,
+    make_probes,
+    plan_for,
+)
 from export.checks.reference import GreedyAnswer
 from export.errors import ParityError
+from export.pipeline import measured_defaults
+from tests.support.catalog import CATALOG, FLORENCE
+from wire.artifacts.manifest import Device, Part, Precision
 
 FEATURES = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+ROWS = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+IMAGE_INPUT = ImageInput((96, 64), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("model_id", ["florence-2-mini", "paligemma-mini"])
+def test_probes_differ_and_have_the_models_size(model_id: str) -> None:
+    probes = make_probes(CATALOG[model_id], IMAGE_INPUT)
+    assert {probe.image.size for probe in probes} == {(96, 64)}
+    assert len({probe.image.tobytes() for probe in probes}) == len(probes) == 20
+    texts = [probe.text for probe in probes]
+    assert len(set(texts)) >= 8
+    if model_id == "florence-2-mini":
+        joined = " ".join(texts)
+        assert all(part in joined for part in ("object", "caption", "region", "text", "<loc_"))
+    assert plan_for(CATALOG["florence-2-base"]).num_probes == 8
 
 
 def reference_answer(token_ids: list[int], gap: float = 9.0) -> GreedyAnswer:
@@ -16,9 +47,10 @@ def reference_answer(token_ids: list[int], gap: float = 9.0) -> GreedyAnswer:
 
 def test_equal_features_pass() -> None:
     measured = compare_features(FEATURES, FEATURES)
-    assert measured.num_images == 2
-    assert measured.min_cosine == pytest.approx(1)
-    assert measured.max_abs_error == 0
+    assert measured["num_images"] == 2
+    assert measured["min_cosine"] == pytest.approx(1)
+    assert measured["max_abs_error"] == 0
+    assert measured["max_abs_reference"] == np.abs(FEATURES).max()
 
 
 @pytest.mark.parametrize(
@@ -36,7 +68,7 @@ def test_different_features_fail(features: np.ndarray) -> None:
         compare_features(features, FEATURES)
 
 
-def test_nan_features_fail_even_if_the_reference_is_nan() -> None:
+def test_nan_of_both_sides_fails() -> None:
     nothing = np.full_like(FEATURES, np.nan)
     with pytest.raises(ParityError):
         compare_features(nothing, nothing)
@@ -57,26 +89,98 @@ def test_first_difference(answer: list[int], expected: list[int], step: int | No
 
 
 def test_equal_tokens_pass() -> None:
-    measured = compare_tokens([(1, 2), (3,)], [reference_answer([1, 2]), reference_answer([3])])
-    assert (measured.num_prompts, measured.num_tokens, measured.num_near_ties) == (2, 3, 0)
+    expected = [reference_answer([1, 2]), reference_answer([3])]
+    counts = {"num_prompts": 2, "num_tokens": 3, "num_near_ties": 0}
+    assert compare_tokens([(1, 2), (3,)], expected) == counts
 
 
-@pytest.mark.parametrize(("gap", "passes"), [(0.0009, True), (0.0011, False)])
-def test_tokens_may_differ_at_a_near_tie_only(gap: float, passes: bool) -> None:
+@pytest.mark.parametrize(
+    ("answer", "gap", "passes"),
+    [
+        ((1, 7, 3), 0.0009, True),
+        ((1, 7, 3), 0.0011, False),
+        ((1, 9, 3), 0.0, False),  # not among the largest logits
+        ((1, 2), 0.0, False),
+        ((1, 2, 3, 4), 0.0, False),
+    ],
+)
+def test_tokens_differ_at_near_ties_only(answer: tuple[int, ...], gap: float, passes: bool) -> None:
     expected = [reference_answer([1, 2, 3], gap)]
     if passes:
-        assert compare_tokens([(1, 7, 3)], expected).num_near_ties == 1
+        assert compare_tokens([answer], expected)["num_near_ties"] == 1
     else:
-        with pytest.raises(ParityError, match="from token 1 on"):
-            compare_tokens([(1, 7, 3)], expected)
+        with pytest.raises(ParityError, match=r"they differ from token \d on"):
+            compare_tokens([answer], expected)
 
 
-def test_token_that_is_not_among_the_largest_logits_is_no_near_tie() -> None:
-    with pytest.raises(ParityError, match="from token 1 on"):
-        compare_tokens([(1, 9, 3)], [reference_answer([1, 2, 3], gap=0.0)])
+def test_differences_are_measured_row_by_row() -> None:
+    rows = ROWS.clone()
+    rows[2] += 0.1
+    measured = compare("a decoder", iter(rows), iter(ROWS))
+    cosines = torch.cosine_similarity(rows, ROWS, dim=-1)
+    assert measured == pytest.approx(
+        {
+            "mean_cosine": float(cosines.mean()),
+            "min_cosine": float(cosines[2]),
+            "max_abs_error": 0.1,
+            "max_abs_float32": float(ROWS.abs().max()),
+        },
+        abs=1e-5,
+    )
+    assert measured == pytest.approx(compare("a decoder", [rows], [ROWS]), abs=1e-6)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        compare("a decoder", iter(ROWS[:3]), iter(ROWS))
 
 
-@pytest.mark.parametrize("answer", [(1, 2), (1, 2, 3, 4)], ids=["shorter", "longer"])
-def test_near_tie_does_not_excuse_another_length(answer: tuple[int, ...]) -> None:
-    with pytest.raises(ParityError):
-        compare_tokens([answer], [reference_answer([1, 2, 3], gap=0.0)])
+@pytest.mark.parametrize(
+    "rows", [-ROWS, ROWS.flip(-1), torch.full_like(ROWS, torch.nan)], ids=["-", "mixed up", "NaN"]
+)
+def test_unrelated_rows_fail(rows: torch.Tensor) -> None:
+    with pytest.raises(ParityError, match="the int8 encoder differs from float32"):
+        compare("the int8 encoder", rows, ROWS)
+
+
+def broken(precision: Precision) -> dict[str, Any]:
+    if precision == "int8":
+        raise ParityError("the int8 encoder differs from float32")
+    return {"mean_cosine": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "warning"),
+    [
+        ({}, "int8 is left out"),
+        ({"cuda": "int8"}, "int8 is left out; the default on cuda is float32 instead"),
+        (
+            {"cpu": "int8", "cuda": "int8"},
+            "int8 is left out; the default on cpu and cuda is float32 instead",
+        ),
+    ],
+)
+def test_a_broken_precision_is_left_out(
+    defaults: dict[Device, Precision], warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    every: tuple[Precision, ...] = ("float32", "int8", "float16")
+    precision = {
+        device: {**parts, "encoder": defaults.get(device, "float32")}
+        for device, parts in FLORENCE.precision.items()
+    }
+    entry = replace(FLORENCE, precision=precision)
+    measured = dict(each_measured("encoder", entry, every, broken))
+    assert measured == {"float16": {"mean_cosine": 1.0}}
+    assert caplog.messages == [f"{FLORENCE.id}: the int8 encoder differs from float32; {warning}"]
+
+
+def test_float32_replaces_a_default_that_was_left_out() -> None:
+    defaults: dict[Device, dict[Part, Precision]] = {
+        "cpu": {"encoder": "float32", "decoder": "int8"},
+        "cuda": {"encoder": "float16", "decoder": "bfloat16"},
+    }
+    measured: dict[str, Any] = {
+        "encoder": {"int8": {}},
+        "decoder": {"int8": {}, "bfloat16": {}},
+    }
+    assert measured_defaults(defaults, measured) == {
+        "cpu": {"encoder": "float32", "decoder": "int8"},
+        "cuda": {"encoder": "float32", "decoder": "bfloat16"},
+    }
