@@ -23,13 +23,12 @@ from offline.job import Build, Job, OutputFormat
 from offline.output import COCO_NAME, Output, write_coco
 from offline.shards import Shard, digest_of, plan_shards
 from service.analysis.steps import parse_plan
-from service.environment import read_settings
 from service.errors import ServiceError
 from service.http.body import form_value
 from service.inference.prediction import task_prompts
 from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.served_models import ServedModel, ServedModels, load_served_models
-from service.settings import PREFIX, Settings, SettingsError
+from service.settings import PREFIX, Settings, SettingsError, read_settings
 from tasks.catalog import CatalogError, load_catalog
 from tasks.errors import meant
 from tasks.parameter_kinds import MAX_COORDINATE_PX

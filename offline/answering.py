@@ -19,24 +19,24 @@ from offline.output import Attempt, Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
 from service.admission.fair_queue import FairQueue
+from service.admission.places import RequestContext
 from service.admission.quotas import UNLIMITED
 from service.analysis.execution import analyze
 from service.errors import ImageTooLarge, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage, in_thread
-from service.inference.core import Core, RequestContext
-from service.inference.prediction import Answer, Asked, proved
+from service.inference.core import Core, core_limits
+from service.inference.prediction import Answer, QueuedModel, proved
 from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
+from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
     ServedModel,
     ServedModels,
     load_served_models,
+    runner_options,
     served_entries,
 )
-from service.inference.tiled_answers import TiledModel, TileLimits, answer_in_tiles
-from service.process_options import core_limits, image_limits, max_slots, runner_options
-from service.runner_client.runner_client import RunnerClient
-from service.schema.analysis import analysis_json
-from service.schema.rendering import RESULT
+from service.inference.tiled_answers import TiledModel
+from service.schema.rendering import RESULT, analysis_json
 from service.settings import Settings
 from wire.artifacts.manifest import ArtifactError
 
@@ -88,14 +88,14 @@ class Answerer:
     """Processes shards; must be created and used in one event loop."""
 
     def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
-        num_places = max_slots(settings) * _IMAGES_PER_SLOT
+        num_places = settings.max_slots * _IMAGES_PER_SLOT
         self._loaded = loaded
         self._task = TASK
         if isinstance(loaded.request, TaskRequest):
             self._task = loaded.request.task.id
         else:
             self._analyzer = Analyzer(loaded.request, loaded.model, loaded.runner, settings)
-        self._decoder = ImageDecoder(image_limits(settings), settings.max_decoded + 1)
+        self._decoder = ImageDecoder(core_limits(settings).images, settings.max_decoded + 1)
         self._max_tiles = settings.max_tiles
         # An image may have many tiles: together they have as many places as images
         self._queue = FairQueue(loaded.model.id, num_places, _UNLIMITED)
@@ -193,13 +193,12 @@ class Answerer:
 
     async def _answer(self, request: TaskRequest, image: LazyImage) -> Answer:
         model = self._loaded.model
-        model_call = Asked(model, self._loaded.runner, self._queue, _CLIENT, math.inf)
+        queued = QueuedModel(model, self._loaded.runner, self._queue, _CLIENT, math.inf)
         if request.fields.tiles == "off":
-            answer = await model_call.answer(request, image)
+            answer = await queued.answer(request, image)
         else:
-            limits = TileLimits(self._max_tiles, self._num_places)
-            tiled = TiledModel(model_call, UNLIMITED, limits, None)
-            answer = await answer_in_tiles(tiled, request, image)
+            tiled = TiledModel(queued, UNLIMITED, self._max_tiles, self._num_places, None)
+            answer = await tiled.answer(request, image)
         return answer if request.fields.min_precision is None else proved(answer)
 
 
@@ -217,7 +216,7 @@ class Analyzer:
             core_limits(settings),
             max_decoded_images=settings.max_decoded + 1,
             max_pending=_UNLIMITED,
-            max_running=2 * max_slots(settings),  # an image may have many tiles
+            max_running=2 * settings.max_slots,  # an image may have many tiles
             max_waiting_tokens=_UNLIMITED,
             max_bytes=_UNLIMITED,
             max_bytes_of_client=_UNLIMITED,

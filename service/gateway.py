@@ -8,50 +8,48 @@ unless DIPTYCH_PROCESSES=one has the gateway load them.
 import asyncio
 import ctypes
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 
+from runners.bentoml_internals import local_runner_url
+from runners.options import runner_name
 from runners.service import NO_ACCESS_LOG, NO_TRACING, make_runner_service
 from service.admission.api_keys import ApiKeys
 from service.admission.traffic_gaps import TrafficGaps
 from service.batches.worker import BatchWorker
-from service.environment import settings
 from service.grpc_server import GrpcServer
 from service.http.boundary import RestBoundary
-from service.http.middleware import KeyForPaths, SecurityHeaders, TracedRequests, closed_paths
+from service.http.middleware import Middleware
 from service.http_app import rest_app
-from service.inference.core import Core
+from service.images.fetching import image_fetcher
+from service.images.handle_store import image_store
+from service.inference.core import Core, core_limits
 from service.inference.hot_adapters import HotAdapters
 from service.inference.recording import NONE
-from service.inference.runner_channels import open_channels
+from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
     ServedModel,
     ServedModels,
     load_served_models,
+    local_models,
+    runner_options,
     runner_processes,
     served_entries,
     unserved_models,
 )
-from service.process_options import (
-    call_timeout_s,
-    core_limits,
-    image_fetcher,
-    image_store,
-    runner_options,
-    trace_options,
-)
-from service.runner_client.runner_client import RunnerClient
-from service.settings import Settings
-from service.supervision.greeting import greeting
+from service.settings import Settings, settings
+from service.supervision.checks import greeting
 from service.supervision.roles import GATEWAY
 from service.telemetry.logs import configure_logging
 from service.telemetry.loop_lag import LoopWatch
 from service.telemetry.metrics import MODEL_INFO
 from wire.artifacts.adapter_folder import AdapterScan
 from wire.drain import drain_before_stop
+from wire.http_channel import HttpChannel
+from wire.runner_channel import RunnerChannel
 from wire.telemetry import tracing
 from wire.telemetry.runner_metrics import START_TIME_SECONDS
 
@@ -87,7 +85,7 @@ class _Gateway:
         """Load the gateway's artifacts of each model and start to answer."""
         configure_logging(_SETTINGS.log_format)
         _return_large_blocks()
-        tracing.start(trace_options(_SETTINGS), "diptych")
+        tracing.start(_SETTINGS.trace_options, "diptych")
         START_TIME_SECONDS.labels(NONE, "gateway").set_to_current_time()
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
@@ -113,7 +111,7 @@ class _Gateway:
             self._adapters = HotAdapters(scan, served, self._runners, _SETTINGS, _publish)
             self._watching = asyncio.create_task(self._adapters.watch())
         _REST.start(core, api_keys)
-        self._entrance = core.drain_gate
+        self._places = core.places
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
         if _SETTINGS.grpc_port:
             await self._grpc.start()
@@ -123,7 +121,7 @@ class _Gateway:
 
         async def drain() -> None:
             stopping = [] if batches is None else [batches.stop()]
-            await asyncio.gather(self._grpc.set_not_serving(), self._entrance.close(), *stopping)
+            await asyncio.gather(self._grpc.set_not_serving(), self._places.close(), *stopping)
 
         drain_before_stop(drain)
         self._greeting = asyncio.create_task(self._greet(models.values()))
@@ -157,7 +155,7 @@ class _Gateway:
         catch a refused connection, and its timeout middleware then delays the response until the
         request times out.
         """
-        if self._entrance.is_closed or not (self._adapters is None or self._adapters.is_started):
+        if self._places.is_closed or not (self._adapters is None or self._adapters.is_started):
             return False
         return all(await asyncio.gather(*(runner.is_ready() for runner in self._runners.values())))
 
@@ -185,6 +183,31 @@ def _publish(model: ServedModel, is_served: bool = True) -> None:
     ).set(int(is_served))
 
 
+def open_channels(models: Mapping[str, ServedModel], values: Settings) -> dict[str, RunnerChannel]:
+    """Return the channel to each runner; with DIPTYCH_PROCESSES=one load the models of this host.
+
+    Raise `ArtifactError` or a library's error if one does not load.
+    """
+    entries = served_entries(values)
+    in_process = local_models(entries, values) if values.is_one_process else []
+    channels: dict[str, RunnerChannel] = {}
+    for model in models.values():
+        if model.runner_id == model.id and model.id not in in_process:
+            url = values.runner_url(model.id) or local_runner_url(runner_name(model.id))
+            channels[model.id] = HttpChannel(url, model.manifest.build_key, values.call_timeout_s)
+    if in_process:
+        # a late import: a gateway without models must load neither torch nor ONNX Runtime
+        from runners.in_process_channel import load_channels
+
+        options = [runner_options(model_id, values, entries) for model_id in in_process]
+        manifests = [models[model_id].manifest for model_id in in_process]
+        loaded = load_channels(list(zip(manifests, options, strict=True)))
+        channels.update(zip(in_process, loaded, strict=True))
+        for model_id in in_process:
+            START_TIME_SECONDS.labels(model_id, "runner").set_to_current_time()
+    return channels
+
+
 def _make_gateway() -> Any:
     """Return the gateway service, whose dependencies are the runners of this host."""
     dependencies = {
@@ -205,12 +228,10 @@ def _make_gateway() -> Any:
         # BentoML labels them by the paths that clients write; the app has its own /metrics
         metrics={"enabled": False},
         tracing=NO_TRACING,
-        traffic={"timeout": call_timeout_s(_SETTINGS)},
+        traffic={"timeout": _SETTINGS.call_timeout_s},
     )
     gateway = bentoml.asgi_app(rest_app(_REST), path="/")(service(inner))
-    gateway.add_asgi_middleware(TracedRequests)
-    gateway.add_asgi_middleware(SecurityHeaders)
-    gateway.add_asgi_middleware(KeyForPaths, boundary=_REST, paths=closed_paths(_SETTINGS))
+    gateway.add_asgi_middleware(Middleware, boundary=_REST)
     return gateway
 
 

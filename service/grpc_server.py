@@ -12,14 +12,11 @@ from service.admission.api_keys import ApiKeys
 from service.errors import ServiceError
 from service.inference.core import Core
 from service.open_inference.grpc_api import OpenInferenceApi
-from service.rpc.boundary import abort, metadata_of
-from service.rpc.incoming import Context, address_of
+from service.rpc.incoming import Context, ReadOnDemand, abort, address_of, metadata_of
 from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
-from service.rpc.read_on_demand import ReadOnDemand
 from service.rpc.vision import VisionApi
 from service.settings import Settings
-from service.tls import grpc_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +43,15 @@ _SEVERAL_GATEWAYS = [
     # A client's next connection may go to another gateway; calls in flight end on the old one.
     ("grpc.max_connection_age_ms", 60_000),
 ]
+
+
+def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return the credentials of the gRPC port, or None without TLS."""
+    if settings.tls_certificate_file is None or settings.tls_key_file is None:
+        return None
+    key = settings.tls_key_file.read_bytes()
+    certificate = settings.tls_certificate_file.read_bytes()
+    return grpc.ssl_server_credentials([(key, certificate)])
 
 
 class HealthWithKey(health.aio.HealthServicer):

@@ -2,17 +2,13 @@
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from service.batches.api import BatchesApi
-from service.http.analysis import AnalysisApi
 from service.http.boundary import REST, RestBoundary, no_such_path
-from service.http.middleware import CountedRequests
-from service.http.stored_images import StoredImagesApi
-from service.http.v1 import RestApi
+from service.http.v1 import AnalysisApi, RestApi, StoredImagesApi
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.label_studio.api import LabelStudioApi
 from service.open_inference.http_api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
@@ -44,7 +40,6 @@ def rest_app(boundary: RestBoundary) -> Starlette:
             # loads scripts of other hosts.
             *(Route(f"{prefix}/{{path:path}}", _no_such_path) for prefix in _PREFIXES),
         ],
-        middleware=[Middleware(CountedRequests, boundary=boundary)],
         exception_handlers={HTTPException: _no_such_path},
     )
 

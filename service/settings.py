@@ -1,39 +1,132 @@
-"""Settings, read once from the environment (prefix `DIPTYCH_`).
+"""The settings, read once from the environment (prefix `DIPTYCH_`).
 
 An unknown or invalid setting prevents the start; the error has variable, value and allowed values.
 """
 
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from service.image_settings import ImageSettings
-from service.setting_values import (
-    Devices,
-    HttpUrl,
-    ModelIds,
-    Names,
-    RunnerUrls,
-    StoreUrl,
-    UrlHosts,
-    split_runner_url,
-)
+from runners.options import max_default_slots
+from service.images.inputs import AllowedHost
 from service.telemetry.logs import LogFormat
+from service.validation import rejected_field
+from tasks.catalog import model_id_of
+from tasks.errors import meant
+from tasks.tiles.grid import MAX_TILES
 from wire.artifacts.devices import DeviceSetting, model_device
 from wire.artifacts.part_precision import WantedPrecision
+from wire.host import is_portable, num_cores, use_portable_ways
+from wire.telemetry.tracing import TraceOptions
 
 PREFIX = "DIPTYCH_"
 BYTES_PER_MB = 1_000_000
+MAX_STEPS = 256
 _DEFAULT_BODIES = 50  # bodies of the maximum size that fit in the memory of requests
+_MIN_BODIES = 6  # memory of a body with wide characters while it is parsed
+_PASSWORD = re.compile(r"//.*@")  # user and password in a URL
+# Settings that require another.
+_REQUIRED = {
+    "metrics_need_key": "api_keys_file",
+    "health_needs_key": "api_keys_file",
+    "shared_limits_url": "api_keys_file",
+    "tls_certificate_file": "tls_key_file",
+    "tls_key_file": "tls_certificate_file",
+}
+
+Names = tuple[str, ...]
 
 
 class SettingsError(Exception):
     """A setting is unknown or has an invalid value."""
 
 
-class GeneralSettings(BaseModel):
-    """Settings of processes, access, load, runners and telemetry."""
+def is_store_url(text: str) -> bool:
+    return text.startswith(("redis://", "rediss://"))
+
+
+def _check_store_url(url: str) -> str:
+    parts = urlsplit(url)
+    is_store = parts.scheme in ("redis", "rediss") and parts.hostname and _has_port(parts)
+    if not is_store or parts.query or not re.fullmatch(r"/?|/\d{1,5}", parts.path):
+        raise ValueError("it must be redis(s)://[USER:PASSWORD@]HOST[:PORT][/DATABASE]")
+    return url
+
+
+def _check_images_place(place: str) -> str:
+    return _check_store_url(place) if is_store_url(place) else place
+
+
+def _check_http_url(url: str) -> str:
+    parts = urlsplit(url)
+    is_http = parts.scheme in ("http", "https") and parts.hostname
+    if not is_http or "@" in parts.netloc or parts.query:
+        raise ValueError(
+            "it must be an http(s) URL of host, port and path, without credentials and query"
+        )
+    return url
+
+
+def split_runner_url(pair: str) -> tuple[str, str]:
+    """Split `MODEL=http://HOST:PORT`; raise `ValueError`."""
+    model_id, _, url = pair.partition("=")
+    parts = urlsplit(url)
+    is_plain = parts.path in ("", "/") and not (parts.query or parts.fragment)
+    is_url = parts.scheme == "http" and parts.hostname and "@" not in parts.netloc
+    if not (model_id and is_plain and is_url and _has_port(parts)):
+        raise ValueError(
+            f"{pair!r} must be MODEL=http://HOST:PORT, such as florence-2-mini=http://10.0.0.1:3000"
+        )
+    return model_id, url.rstrip("/")
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Return True for a valid port or no port."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+
+
+def _check_hosts(hosts: Names) -> Names:
+    for host in hosts:
+        AllowedHost.parse(host)
+    return hosts
+
+
+def _once_per_model(split: Callable[[str], tuple[object, ...]], problem: str) -> AfterValidator:
+    """Return the check that `split`, which returns the model first, returns each model once."""
+
+    def check(pairs: Names) -> Names:
+        models = {split(pair)[0] for pair in pairs}
+        if len(models) < len(pairs):
+            raise ValueError(problem)
+        return pairs
+
+    return AfterValidator(check)
+
+
+_TWO_URLS = "a model has two URLs; use the URL of a proxy that balances its replicas"
+ModelIds = Annotated[Names, AfterValidator(lambda names: tuple(map(model_id_of, names)))]
+StoreUrl = Annotated[str, AfterValidator(_check_store_url)]
+ImagesPlace = Annotated[str, AfterValidator(_check_images_place)]
+HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
+UrlHosts = Annotated[Names, AfterValidator(_check_hosts)]
+RunnerUrls = Annotated[Names, _once_per_model(split_runner_url, _TWO_URLS)]
+Devices = Annotated[Names, _once_per_model(model_device, "a model has two devices")]
+
+
+class Settings(BaseModel):
+    """All settings of the service, with unit, range and default."""
+
+    model_config = ConfigDict(frozen=True)
 
     models: ModelIds = Field(
         ("florence-2-mini", "paligemma-mini"),
@@ -259,15 +352,66 @@ class GeneralSettings(BaseModel):
         le=1,
         description="Exported fraction of traces started here; a caller's decision is kept.",
     )
+    max_image_pixels: int = Field(
+        50_000_000, ge=1_000, le=500_000_000, description="Maximum pixels of an image."
+    )
+    max_image_side_px: int = Field(
+        20_000, ge=100, le=65_535, description="Maximum width and height of an image, pixels."
+    )
+    max_decoded_images: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Maximum images decoded at a time, at least 2, of one client one less; 0: the"
+        " number of cores, at most 8. Each needs up to 16 bytes for every pixel.",
+    )
+    max_steps: int = Field(
+        16, ge=1, le=MAX_STEPS, description="Maximum steps of one analysis; more get 400."
+    )
+    max_step_answers: int = Field(
+        256,
+        ge=1,
+        le=10_000,
+        description="Maximum answers of one analysis; a step that would have more is truncated.",
+    )
+    max_tiles: int = Field(
+        64,
+        ge=1,
+        le=MAX_TILES,
+        description="Maximum tiles of an image in one answer; a request for more gets 400, `auto`"
+        " takes larger ones.",
+    )
+    images_folder: ImagesPlace | None = Field(
+        None,
+        description="Folder of the images that `POST /v1/images` stores, shared by gateways of one"
+        " host; for several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: disabled.",
+    )
+    images_mb: int = Field(
+        1_000,
+        ge=0,
+        le=10_000_000,
+        description="Maximum size of stored images, MB; 0: disabled.",
+    )
+    images_mb_per_key: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="Maximum size of the stored images of one API key, MB; 0: all, while no other"
+        " key needs it.",
+    )
+    max_images: int = Field(
+        10_000, ge=1, le=100_000, description="Maximum number of stored images."
+    )
+    images_kept_s: int = Field(
+        3_600, ge=1, le=86_400, description="Time for which an image is stored, seconds."
+    )
 
     @field_validator("models", "url_hosts", "runner_urls", "devices", "calibration", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @field_validator("encoder_max_batch_size")
     @classmethod
@@ -278,6 +422,15 @@ class GeneralSettings(BaseModel):
             )
         return value
 
+    @field_validator("max_decoded_images")
+    @classmethod
+    def _check_decoded(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError(
+                "one client could take the only place; the minimum is 2, and 0 selects the default"
+            )
+        return value
+
     @property
     def is_one_process(self) -> bool:
         """True if the gateway loads the models of this host."""
@@ -285,12 +438,35 @@ class GeneralSettings(BaseModel):
 
     def device_of(self, model_id: str) -> tuple[DeviceSetting, int | None]:
         """Return the device of a model, and the index of its GPU, or None for the first."""
-        own = {model: (device, gpu) for model, device, gpu in map(model_device, self.devices)}
-        return own.get(model_id, (self.device, None))
+        for model, device, gpu in map(model_device, self.devices):
+            if model == model_id:
+                return device, gpu
+        return self.device, None
 
     def runner_url(self, model_id: str) -> str | None:
         """Return the URL of a model's runner, or None if it runs on this host."""
         return dict(map(split_runner_url, self.runner_urls)).get(model_id)
+
+    @property
+    def call_timeout_s(self) -> int:
+        """BentoML's timeout of a call; it must not expire before the request's deadline."""
+        return self.request_timeout_s * 2
+
+    @property
+    def max_slots(self) -> int:
+        """Maximum number of slots of a decoder; a GPU may have memory for fewer."""
+        devices = {self.device, *(device for _, device, _ in map(model_device, self.devices))}
+        return self.decoder_max_batch_size or max(map(max_default_slots, devices))
+
+    @property
+    def max_running(self) -> int:
+        """Maximum requests in flight per model; their images wait encoded in the runner."""
+        return self.max_running_requests or self.max_slots * 3 // 2
+
+    @property
+    def max_decoded(self) -> int:
+        """Maximum images decoded at a time."""
+        return self.max_decoded_images or min(max(2, num_cores()), 8)
 
     @property
     def max_request_bytes(self) -> int:
@@ -302,13 +478,78 @@ class GeneralSettings(BaseModel):
         """Maximum memory of the requests of one API key, bytes."""
         return self.max_request_memory_mb_per_key * BYTES_PER_MB or self.max_request_bytes
 
-
-class Settings(ImageSettings, GeneralSettings):
-    """All settings of the service, with unit, range and default."""
-
-    model_config = ConfigDict(frozen=True)
+    @property
+    def trace_options(self) -> TraceOptions:
+        return TraceOptions(self.otlp_endpoint, self.trace_sample)
 
 
 def variable(field: str) -> str:
     """Return the name of a setting's environment variable."""
     return PREFIX + field.upper()
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Read the settings from environment variables; raise `SettingsError`."""
+    field_of = {variable(field): field for field in Settings.model_fields}
+    texts: dict[str, str] = {}
+    for name in sorted(environment):
+        if name in field_of:
+            texts[field_of[name]] = environment[name]
+        elif name.startswith(PREFIX):
+            raise SettingsError(
+                f"{name} is not a setting{meant(name, field_of)};"
+                f" the settings are {', '.join(sorted(field_of))}"
+            )
+    try:
+        values = Settings.model_validate(texts)
+    except ValidationError as error:
+        rejected = rejected_field(error)
+        field = rejected.name.partition(".")[0]
+        text = _PASSWORD.sub("//…@", texts.get(field, ""))
+        raise SettingsError(f"{variable(field)}={text!r} is invalid: {rejected.reason}") from error
+    _check_together(values)
+    return values
+
+
+def _check_together(values: Settings) -> None:
+    """Raise `SettingsError` for a combination of settings that is invalid."""
+    for name, other in _REQUIRED.items():
+        if getattr(values, name) and not getattr(values, other):
+            raise SettingsError(
+                f"{variable(name)} is set and requires {variable(other)}, which is not set"
+            )
+    if values.is_one_process and (values.gateway_workers > 1 or values.devices):
+        raise SettingsError(
+            f"{variable('processes')}=one excludes several {variable('gateway_workers')} and"
+            f" {variable('devices')}; {variable('device')} is that of all models"
+        )
+    if values.gateway_workers > 1 and (values.portable or is_portable()):
+        raise SettingsError(
+            f"{variable('gateway_workers')}={values.gateway_workers} requires Linux, without"
+            f" {variable('portable')}; 1 is allowed"
+        )
+    min_mb = math.ceil(_MIN_BODIES * values.max_body_bytes / BYTES_PER_MB)
+    for name in ("max_request_memory_mb", "max_request_memory_mb_per_key"):
+        memory_mb = getattr(values, name)
+        if 0 < memory_mb < min_mb:
+            raise SettingsError(
+                f"{variable(name)}={memory_mb} is too small;"
+                f" {variable('max_body_bytes')}={values.max_body_bytes} requires at least {min_mb}"
+            )
+    for name in ("runner_urls", "devices"):
+        for pair in getattr(values, name):
+            model = pair.partition("=")[0]
+            if model not in values.models:
+                raise SettingsError(
+                    f"{variable(name)} names {model}, but"
+                    f" {variable('models')}={','.join(values.models)}"
+                )
+
+
+@cache
+def settings() -> Settings:
+    """Return the settings of this process, which takes the portable ways if they say so."""
+    values = read_settings(os.environ)
+    if values.portable:
+        use_portable_ways()
+    return values

@@ -53,10 +53,7 @@ ARROWS = {
         "service.http.body",  # the values of fields as text
         "service.images",
         "service.inference",
-        "service.process_options",
-        "service.runner_client",
         "service.schema",
-        "service.environment",
         "service.settings",
         "runners.in_process_channel",
         "wire",

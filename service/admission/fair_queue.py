@@ -1,4 +1,10 @@
-"""The fair queue of one runner: requests wait here, not in the runner.
+"""Fair shares of limits, and the fair queue of one runner. Knows amounts, clients and deadlines.
+
+A client alone may use a whole limit, each of n clients 1/n of it: the backlog of one client never
+locks out another. While the share of the first shrinks, all clients together may use up to twice
+the limit.
+
+A request at the queue of a runner is
 
     refused   the client has too many tokens queued, or the request would miss its deadline
     waiting   in the order of start-time fair queueing: clients are served equally often, weighted
@@ -6,24 +12,148 @@
     running   up to a maximum that keeps encoder and decoder busy
 
 Source of the order: Goyal, Vin and Cheng, "Start-time Fair Queuing", SIGCOMM 1996, section 2. The
-cost of a request is its estimated number of tokens. The queue knows clients, costs and deadlines;
-no HTTP, no tasks.
+cost of a request is its estimated number of tokens.
 """
 
 import asyncio
 import heapq
 import itertools
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
-from service.admission.load import FairShare, ThroughputEstimate
 from service.errors import DeadlineExceeded, Overloaded
 from wire.telemetry.runner_metrics import QUEUE_DEPTH
 
+_MAX_OVERCOMMIT = 2
+_TIME_CONSTANT_S = 10.0  # busy time after which work has weight 1/e
+_FORGET_AFTER_S = 10.0  # idle time after which the estimate is dropped: the load has changed
 # costs are estimates and the machine is shared: an early refusal is better than a late answer
 _SAFETY_FACTOR = 1.25
+
+
+class FairShare:
+    """Pending amounts by client, `total` of all clients."""
+
+    def __init__(self, limit: float, max_of_client: float = math.inf) -> None:
+        self.total = 0.0
+        self._limit = limit
+        self._max_of_client = max_of_client
+        self._pending: dict[str, float] = {}
+
+    def of(self, client: str) -> float:
+        """Return the pending amount of a client."""
+        return self._pending.get(client, 0)
+
+    def num_clients_with(self, client: str) -> int:
+        """Return the number of clients with pending work, `client` included."""
+        return len(self._pending) + (client not in self._pending)
+
+    def usage(self, client: str, unit: str) -> str:
+        """Return, for an error message, what is pending and what is allowed."""
+        return (
+            f"this client has {self.of(client):.0f} of {self._share(client):.0f} {unit}, all"
+            f" clients together {self.total:.0f} of {self._limit * _MAX_OVERCOMMIT:.0f}"
+        )
+
+    def take(
+        self,
+        client: str,
+        amount: float,
+        unit: str,
+        seconds_for: Callable[[float], float] = lambda _excess: 0,
+    ) -> None:
+        """Count `amount` of a client as pending; raise `Overloaded` if it does not fit.
+
+        `unit` names the amounts in the message; `seconds_for` returns the time in which an excess
+        is done.
+        """
+        excess = self.excess(client, amount)
+        if excess > 0:
+            raise Overloaded(self.usage(client, unit), seconds_for(excess))
+        self.add(client, amount)
+
+    def excess(self, client: str, amount: float) -> float:
+        """Return by how much a further `amount` exceeds share or overcommit; <= 0 if it fits."""
+        over_share = self.of(client) + amount - self._share(client)
+        return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
+
+    def _share(self, client: str) -> float:
+        return min(self._limit / self.num_clients_with(client), self._max_of_client)
+
+    def add(self, client: str, amount: float) -> None:
+        """Count `amount` of a client as pending."""
+        self._pending[client] = self.of(client) + amount
+        self.total += amount
+
+    def remove(self, client: str, amount: float) -> None:
+        """Count `amount` of a client as done."""
+        self._pending[client] -= amount
+        self.total -= amount
+        if self._pending[client] <= 0:
+            del self._pending[client]
+
+
+class ClientSlots:
+    """Slots for which work waits; one client gets at most `num_of_client`."""
+
+    def __init__(self, num_slots: int, num_of_client: int) -> None:
+        self._num_of_client = num_of_client
+        self._slots = asyncio.Semaphore(num_slots)
+        self._slots_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def slot(self, client: str) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it for as long as the context lasts."""
+        of_client = self._slots_of.setdefault(client, asyncio.Semaphore(self._num_of_client))
+        async with of_client, self._slots:
+            yield
+
+
+class ThroughputEstimate:
+    """Work per second, in any unit: an exponentially weighted mean over busy time.
+
+    The first item of a burst says little about the rest: there is no estimate until as many items
+    have finished as are in flight.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._num_in_flight = 0
+        self._updated_s = -math.inf
+        self._forget()
+
+    def _forget(self) -> None:
+        self._busy_s = 0.0
+        self._done = 0.0
+        self._num_finished = 0
+        self._is_measured = False
+
+    def begin(self) -> None:
+        """Record the start of an item of work."""
+        if self._num_in_flight == 0:
+            if self._now() - self._updated_s > _FORGET_AFTER_S:
+                self._forget()
+            self._updated_s = self._now()
+        self._num_in_flight += 1
+
+    def end(self, amount: float) -> None:
+        """Record the end of an item of work, and how much of it was done."""
+        self._num_in_flight -= 1
+        self._num_finished += 1
+        self._is_measured = self._is_measured or self._num_finished >= self._num_in_flight
+        elapsed_s = self._now() - self._updated_s
+        self._updated_s = self._now()
+        decay = math.exp(-elapsed_s / _TIME_CONSTANT_S)
+        self._busy_s = self._busy_s * decay + elapsed_s
+        self._done = self._done * decay + amount
+
+    def seconds_for(self, amount: float) -> float:
+        """Return the expected seconds for `amount`; 0 without an estimate."""
+        return amount * self._busy_s / self._done if self._is_measured and self._done > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +170,7 @@ class _Waiting:
     virtual_start: float
     number: int
     request: QueuedRequest = field(compare=False)
-    admission: "asyncio.Future[None]" = field(compare=False)
+    admission: "asyncio.Future[None]" = field(compare=False, default_factory=asyncio.Future)
 
 
 class FairQueue:
@@ -57,6 +187,7 @@ class FairQueue:
         self._max_running = max_running
         self._now = now
         self._num_running = 0
+        self._running_cost = 0
         self._waiting: list[_Waiting] = []  # a heap
         self._waiting_cost = FairShare(max_waiting_cost)
         self._numbers = itertools.count()
@@ -64,7 +195,6 @@ class FairQueue:
         # virtual time at which a client's last queued request finishes
         self._last_finish: dict[str, float] = {}
         self._throughput = ThroughputEstimate(now)
-        self._running_cost = 0
         self._depth = QUEUE_DEPTH.labels(model_id, "admission")
 
     @asynccontextmanager
@@ -79,12 +209,12 @@ class FairQueue:
             waited_s = await self._wait(request)
         self._running_cost += request.cost
         self._throughput.begin()
-        done = 0
+        num_done = 0
         try:
             yield waited_s
-            done = request.cost
+            num_done = request.cost
         finally:
-            self._throughput.end(done)
+            self._throughput.end(num_done)
             self._running_cost -= request.cost
             self._release()
 
@@ -97,9 +227,9 @@ class FairQueue:
                 f"{usage}; this request needs {request.cost}", self._throughput.seconds_for(excess)
             )
         # clients are served alternately: until it is done, each gets as much as this one
-        own = self._waiting_cost.of(request.client) + request.cost
+        cost_of_client = self._waiting_cost.of(request.client) + request.cost
         num_clients = self._waiting_cost.num_clients_with(request.client)
-        ahead = min(self._waiting_cost.total + request.cost, own * num_clients)
+        ahead = min(self._waiting_cost.total + request.cost, cost_of_client * num_clients)
         needed_s = self._throughput.seconds_for(self._running_cost + ahead) * _SAFETY_FACTOR
         late_s = self._now() + needed_s - request.deadline_s
         if late_s > 0:
@@ -109,11 +239,9 @@ class FairQueue:
     async def _wait(self, request: QueuedRequest) -> float:
         """Return the seconds waited."""
         start_s = self._now()
-        start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
-        self._last_finish[request.client] = start + request.cost
-        waiting = _Waiting(
-            start, next(self._numbers), request, asyncio.get_running_loop().create_future()
-        )
+        virtual_start = max(self._virtual_time, self._last_finish.get(request.client, 0.0))
+        self._last_finish[request.client] = virtual_start + request.cost
+        waiting = _Waiting(virtual_start, next(self._numbers), request)
         heapq.heappush(self._waiting, waiting)
         self._waiting_cost.add(request.client, request.cost)
         self._depth.inc()
@@ -134,7 +262,7 @@ class FairQueue:
         if waiting in self._waiting:
             self._waiting.remove(waiting)
             heapq.heapify(self._waiting)
-            self._dequeued(waiting)
+            self._note_dequeued(waiting)
         elif not waiting.admission.cancelled():
             self._release()
 
@@ -144,12 +272,12 @@ class FairQueue:
         while self._waiting and self._num_running < self._max_running:
             waiting = heapq.heappop(self._waiting)
             self._virtual_time = waiting.virtual_start
-            self._dequeued(waiting)
+            self._note_dequeued(waiting)
             if not waiting.admission.cancelled():
                 self._num_running += 1
                 waiting.admission.set_result(None)
 
-    def _dequeued(self, waiting: _Waiting) -> None:
+    def _note_dequeued(self, waiting: _Waiting) -> None:
         self._depth.dec()
         self._waiting_cost.remove(waiting.request.client, waiting.request.cost)
         if not self._waiting:

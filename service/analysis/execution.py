@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, product
 
 from imaging.files import PixelBox
+from service.admission.places import RequestContext
 from service.analysis.steps import BoxOf, Plan, Step, parse_plan
 from service.errors import NotReady, Overloaded, ServiceError, UnsupportedImage
-from service.images.decoding import LazyImage, in_thread
-from service.images.url_rules import ImageInput
-from service.images.views import ImageView
-from service.inference.core import Core, RequestContext
+from service.images.decoding import ImageView, LazyImage, in_thread
+from service.images.inputs import ImageInput
+from service.inference.core import Core
 from service.inference.prediction import Answer
 from service.inference.recording import record_error
+from service.inference.runner_calls import JoinedCalls
 from service.inference.served_models import ServedModel
-from service.runner_client.joined_calls import JoinedCalls
 from tasks.parsing import bounding_box
 from tasks.results import (
     BoxXyxy,
@@ -98,7 +98,7 @@ async def analyze(
     plan = parse_plan(fields, core.models, core.limits.max_steps)
     async with core.opened(image, context) as opened:
         if plan.needs_pixels_again:
-            opened.hold = lambda num_bytes: core.hold(context, num_bytes)
+            opened.hold = lambda num_bytes: core.places.hold(context, num_bytes)
         plan.check_prompts(opened.header.size_wh)
         run = _Run(core, plan, opened, context, on_answer, core.limits.max_step_answers)
         return await run.analysis()
@@ -120,7 +120,7 @@ async def stream_analysis(
         yield await running
     finally:
         running.cancel()  # once: a wait for its end would cancel it again with this task
-        await core.leave(context)  # a task that is cancelled before it has begun does not
+        await core.places.leave(context)  # a task that is cancelled before it has begun does not
 
 
 @dataclass(slots=True)

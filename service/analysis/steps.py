@@ -227,7 +227,7 @@ def _step(position: str, document: object, models: ServedModels) -> Step:
         if isinstance(common, CompareFields):
             step_models = models.compared(common.models, request.task.id)
         else:
-            step_models = (models.asked(common.model, request.task.id),)
+            step_models = (models.chosen(common.model, request.task.id),)
     except ServiceError as error:
         raise _of_step(error, position, options.id) from error
     return Step(options, fields, request.task, step_models, has_region, position)

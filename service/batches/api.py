@@ -21,6 +21,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from service.admission.places import RequestContext
 from service.batches.store import Page, Store, new_id
 from service.batches.uploads import Upload, read_upload
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
@@ -28,7 +29,6 @@ from service.errors import InvalidRequest, NotFound, NotReady
 from service.http.body import BodyMemory, read_json
 from service.http.boundary import Endpoint, RestBoundary
 from service.images.decoding import in_thread
-from service.inference.core import RequestContext
 from service.openai.api import OPENAI
 from service.settings import variable
 from service.validation import validated

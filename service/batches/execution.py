@@ -17,6 +17,7 @@ from functools import partial
 
 from pydantic import BaseModel
 
+from service.admission.places import RequestContext
 from service.admission.quotas import NO_LIMITS, Quota
 from service.admission.traffic_gaps import TrafficGaps
 from service.analysis.execution import analyze
@@ -35,12 +36,11 @@ from service.http.body import BodyMemory, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, error_json
 from service.http.json_values import check_texts
 from service.images.decoding import in_thread
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core
 from service.inference.recording import record_failure
 from service.openai.api import complete, error_body
 from service.openai.wire import ChatRequest
-from service.schema.analysis import analysis_json
-from service.schema.rendering import answer_json, comparison_json
+from service.schema.rendering import analysis_json, answer_json, comparison_json
 from service.settings import Settings
 from service.validation import validated
 
@@ -240,14 +240,14 @@ class BatchRun:
             form = error_body if line.url == _CHAT else error_json
             status, body = STATUSES[failure.code], form(failure, request_id)
         finally:
-            await core.leave(context)
+            await core.places.leave(context)
         response = OutputResponse(status_code=status, request_id=request_id, body=body)
         line_id = f"batch_req_{request_id}"
         return _rendered(place, OutputLine(id=line_id, custom_id=line.custom_id, response=response))
 
     async def _read(self, place: LinePlace, context: RequestContext) -> BatchLine:
         """Return the line, held until the attempt ends; raise `Overloaded` without memory."""
-        hold = partial(self._executor.core.hold, context)
+        hold = partial(self._executor.core.places.hold, context)
         hold(place.num_bytes)
         data = await in_thread(self._source.read, place)
         return await parsed(parse_line, data, BodyMemory(len(data), hold))

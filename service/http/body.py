@@ -34,8 +34,7 @@ from service.http.json_values import (
     refuse_constant,
 )
 from service.images.decoding import in_thread
-from service.images.handle_ids import ID_CHARS, PREFIX, ImageHandle
-from service.images.url_rules import ImageInput, ImageUrl
+from service.images.inputs import ID_CHARS, ID_PREFIX, ImageHandle, ImageInput, ImageUrl
 from service.inference.answer_places import MAX_IMAGES
 from service.inference.request_fields import PARAMETERS, CompareFields, PredictFields
 from tasks.errors import shown
@@ -180,7 +179,7 @@ def parse_image(image: object) -> ImageInput:
             "image must be a string: a data: URL, base64, an http(s) URL or the id of an image",
             "image",
         )
-    if image.startswith(PREFIX) and len(image) <= ID_CHARS:  # base64 has no underscore
+    if image.startswith(ID_PREFIX) and len(image) <= ID_CHARS:  # base64 has no underscore
         return ImageHandle(image)
     if (scheme := _SCHEME.match(image)) and scheme[1].lower() != "data":
         return ImageUrl(image)

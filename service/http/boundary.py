@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.admission.api_keys import ApiKeys
-from service.admission.load import DrainGate
+from service.admission.places import RequestContext, request_id_or_new
 from service.admission.quotas import UNLIMITED, Quota
 from service.errors import (
     DeadlineExceeded,
@@ -27,13 +27,12 @@ from service.errors import (
     ServiceError,
 )
 from service.http.body import BodyMemory, RequestBody
-from service.images.url_rules import ImageInput
+from service.images.inputs import ImageInput
 from service.inference.answer_places import answer_each
-from service.inference.core import Core, RequestContext, request_id_or_new
+from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
-from service.schema.analysis import OneJson, SeveralJson, several_json
-from service.schema.rendering import error_detail
-from service.schema.wire import ErrorJson
+from service.schema.rendering import error_detail, several_json
+from service.schema.wire import ErrorJson, OneJson, SeveralJson
 from service.settings import Settings
 from tasks.errors import shown
 from wire.disconnection import while_connected
@@ -81,13 +80,11 @@ class RestBoundary:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.entrance = DrainGate()
         self._core: Core | None = None
         self._api_keys = ApiKeys(None)
 
     def start(self, core: Core, api_keys: ApiKeys) -> None:
         """Answer from `core` from now on; until then every endpoint answers not_ready."""
-        self.entrance = core.drain_gate
         self._core = core
         self._api_keys = api_keys
 
@@ -106,8 +103,10 @@ class RestBoundary:
             if (task := asyncio.current_task()) is not None:
                 # read by service/telemetry/loop_lag.py
                 task.set_name(f"request {request.state.request_id}")
+            core = self._core
             try:
-                self.entrance.check()
+                if core is not None:
+                    core.places.check_open()
                 deadline_s = time.monotonic() + self._timeout_s(request)
                 quota = UNLIMITED if is_public else self._checked_quota(request)
                 await quota.take_request()
@@ -116,15 +115,15 @@ class RestBoundary:
                 try:
                     response = await function(request, context)
                 finally:  # the place of a stream lasts as long as its events
-                    if self._core is not None and not isinstance(response, StreamingResponse):
-                        await self._core.leave(context)
+                    if core is not None and not isinstance(response, StreamingResponse):
+                        await core.places.leave(context)
             except ClientDisconnect:
                 record_gone_client(interface.api, request.state.request_id)
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
             except Exception as error:
                 response = _error_response(error, request.state.request_id, interface)
             response.headers["X-Request-Id"] = request.state.request_id
-            if self.entrance.is_closed:
+            if core is not None and core.places.is_closed:
                 response.headers["Connection"] = "close"
             return response
 
@@ -149,24 +148,21 @@ class RestBoundary:
         try:
             self._checked_quota(request)
         except ServiceError as error:
-            return _error_response(
-                error, request_id_or_new(request.headers.get("x-request-id")), REST
-            )
+            request_id = request_id_or_new(request.headers.get("x-request-id"))
+            return _error_response(error, request_id, REST)
         return None
 
     async def read(self, reader: Reader[BodyT], request: Request, context: RequestContext) -> BodyT:
         """Return the body, read in a place of its client; raise `Overloaded` before reading."""
         core = self.core()
-        await core.take_place(context)
+        await core.places.take(context)
+        memory = BodyMemory(self.settings.max_body_bytes, partial(core.places.hold, context))
         try:
             async with asyncio.timeout(context.deadline_s - time.monotonic()):
-                return await reader(
-                    request, BodyMemory(self.settings.max_body_bytes, partial(core.hold, context))
-                )
+                return await reader(request, memory)
         except TimeoutError as error:
-            raise DeadlineExceeded(
-                "the request's body was not received before the deadline"
-            ) from error
+            message = "the request's body was not received before the deadline"
+            raise DeadlineExceeded(message) from error
 
     def _checked_quota(self, request: Request) -> Quota:
         """Raise `Unauthorized`, or `Overloaded` after many wrong keys."""

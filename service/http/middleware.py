@@ -1,9 +1,4 @@
-"""ASGI middleware around every HTTP route: traces, headers, keys, drain count.
-
-Probes and pages get a trace id but no span. A span is named by its route: a path is unbounded.
-"""
-
-from collections.abc import Collection
+"""The ASGI middleware around every HTTP route: traces, security headers, keys of probes."""
 
 from opentelemetry.semconv.attributes.http_attributes import (
     HTTP_REQUEST_METHOD,
@@ -18,7 +13,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.boundary import RestBoundary
-from service.settings import Settings
 from wire.telemetry.tracing import request_trace, trace_id
 
 API_PREFIXES = ("/v1/", "/v2/")
@@ -62,90 +56,50 @@ def with_page_policy(response: Response) -> Response:
     return response
 
 
-class TracedRequests:
-    """Runs each request in its trace, whose id the response carries, up to the last byte."""
+class Middleware:
+    """Runs each request in its trace, whose id the response carries, up to the last byte.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Adds security headers to each response, except those that it sets itself, and requires an API
+    key at the paths of health and metrics where the settings say so. Probes and pages get a trace
+    id but no span. A span is named by its route: a path is unbounded.
+    """
+
+    def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
         self._app = app
+        self._boundary = boundary
+        settings = boundary.settings
+        self._closed_paths: tuple[str, ...] = (_METRICS,) if settings.metrics_need_key else ()
+        if settings.health_needs_key:
+            self._closed_paths += HEALTH
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        path = scope["path"]
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        has_span = scope["path"].startswith(API_PREFIXES) and scope["path"] not in HEALTH
-        attributes = (
-            {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]} if has_span else None
-        )
-        with request_trace(Headers(scope=scope), method, attributes) as span:
+        attributes = {HTTP_REQUEST_METHOD: method, URL_SCHEME: scope["scheme"]}
+        is_traced = path.startswith(API_PREFIXES) and path not in HEALTH
+        added = _HEADERS | _NO_STORE if path.startswith(API_PREFIXES) else _HEADERS
+        traced = request_trace(Headers(scope=scope), method, attributes if is_traced else None)
+        with traced as span:
             request_trace_id = trace_id()
 
-            async def send_with_id(message: Message) -> None:
+            async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    MutableHeaders(scope=message)["X-Trace-Id"] = request_trace_id
+                    headers = MutableHeaders(scope=message)
+                    headers["X-Trace-Id"] = request_trace_id
+                    for name, value in added.items():
+                        headers.setdefault(name, value)
                     span.set_attribute(HTTP_RESPONSE_STATUS_CODE, message["status"])
                 await send(message)
 
+            # A route's pattern ends in $, which in Python also matches before a trailing line feed.
+            is_closed = path.rstrip("\n") in self._closed_paths
+            refusal = self._boundary.refusal(Request(scope)) if is_closed else None
             try:
-                return await self._app(scope, receive, send_with_id)
+                return await (refusal or self._app)(scope, receive, send_with_headers)
             finally:
                 # set by the router
                 if span.is_recording() and isinstance(route := scope.get("route"), Route):
                     span.update_name(f"{method} {route.path}")
                     span.set_attribute(HTTP_ROUTE, route.path)
-
-
-class SecurityHeaders:
-    """Adds security headers to each response, except those that it sets itself."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        added = _HEADERS | _NO_STORE if scope["path"].startswith(API_PREFIXES) else _HEADERS
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in added.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        return await self._app(scope, receive, send_with_headers)
-
-
-class KeyForPaths:
-    """Requires an API key at `paths`; answers 401 without one."""
-
-    def __init__(self, app: ASGIApp, boundary: RestBoundary, paths: Collection[str]) -> None:
-        self._app = app
-        self._boundary = boundary
-        self._paths = paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A route's pattern ends in $, which in Python also matches before a trailing line feed.
-        is_closed = scope["type"] == "http" and scope["path"].rstrip("\n") in self._paths
-        refusal = self._boundary.refusal(Request(scope)) if is_closed else None
-        await (refusal or self._app)(scope, receive, send)
-
-
-def closed_paths(settings: Settings) -> tuple[str, ...]:
-    """Return the paths of health and metrics that require a key."""
-    metrics = (_METRICS,) if settings.metrics_need_key else ()
-    return metrics + (HEALTH if settings.health_needs_key else ())
-
-
-class CountedRequests:
-    """Counts each request as in flight, for a drain, up to the last byte of its response."""
-
-    def __init__(self, app: ASGIApp, boundary: RestBoundary) -> None:
-        self._app = app
-        self._boundary = boundary
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the lifespan
-            await self._app(scope, receive, send)
-            return
-        with self._boundary.entrance.inside():
-            await self._app(scope, receive, send)

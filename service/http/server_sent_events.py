@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.admission.places import RequestContext
 from service.analysis.execution import Analysis, StepAnswer
 from service.http.boundary import Interface
-from service.inference.core import RequestContext
 from service.inference.prediction import Answer, Piece
 from service.inference.recording import record_failure, record_gone_client
 from wire.disconnection import while_connected

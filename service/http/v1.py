@@ -4,22 +4,41 @@ POST /v1/predict                 POST /v1/compare
 GET /v1/models[?catalog=true]    GET /v1/models/{model}    GET /v1/tasks
 """
 
+import json
 from collections.abc import Iterator
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service.admission.places import RequestContext
+from service.analysis.execution import Analysis, StepAnswer, analyze, stream_analysis
 from service.errors import InvalidRequest
-from service.http.body import read_images_body
+from service.http.body import read_body, read_images_body
 from service.http.boundary import REST, RestBoundary, answered, single_image
 from service.http.server_sent_events import event_stream, server_sent_event
-from service.images.url_rules import ImageInput
-from service.inference.core import RequestContext
-from service.inference.listings import catalog_json, model_json, models_json, tasks_json
+from service.images.decoding import in_thread
+from service.images.handle_store import StoredImage, stored
+from service.images.inputs import ImageHandle, ImageInput
 from service.inference.prediction import Answer, Piece
-from service.schema.rendering import answer_json, comparison_json, piece_json
-from service.schema.wire import AnswerJson, ComparisonJson
+from service.schema.rendering import (
+    analysis_json,
+    answer_json,
+    catalog_json,
+    comparison_json,
+    model_json,
+    models_json,
+    piece_json,
+    step_answer_json,
+    tasks_json,
+)
+from service.schema.wire import (
+    AnalysisJson,
+    AnswerJson,
+    ComparisonJson,
+    DeletedImageJson,
+    StoredImageJson,
+)
 from tasks.errors import shown
 
 
@@ -86,3 +105,88 @@ class RestApi:
     async def list_tasks(self, _request: Request, _context: RequestContext) -> Response:
         """List every task with the schema of its parameters and the models that offer it."""
         return JSONResponse(tasks_json(self._boundary.core().models))
+
+
+class AnalysisApi:
+    """The endpoint of analyses."""
+
+    def __init__(self, boundary: RestBoundary) -> None:
+        self._boundary = boundary
+
+    def routes(self) -> list[Route]:
+        endpoint = self._boundary.endpoint
+        return [Route("/v1/analyze", endpoint(self.analyze), methods=["POST"])]
+
+    async def analyze(self, request: Request, context: RequestContext) -> Response:
+        """Answer all steps: a body, or a stream of the answers and then the body."""
+        core = self._boundary.core()
+        body = await self._boundary.read(read_images_body, request, context)
+        if body.fields.get("stream") is True:
+
+            def form(event: StepAnswer | Analysis) -> Iterator[str]:
+                if isinstance(event, StepAnswer):
+                    answer = step_answer_json(event, context.request_id).model_dump(mode="json")
+                    text = json.dumps({"step": event.step_id, **answer})
+                    yield server_sent_event(text, "answer")
+                else:
+                    analysis = analysis_json(event, context.request_id)
+                    yield server_sent_event(analysis.model_dump_json(), "result")
+
+            events = stream_analysis(core, single_image(body), body.fields, context)
+            return await event_stream(request, context, REST, events, form)
+
+        async def ask(image: ImageInput, own: RequestContext) -> AnalysisJson:
+            return analysis_json(await analyze(core, image, body.fields, own), own.request_id)
+
+        return await answered(core, request, context, body, ask)
+
+
+class StoredImagesApi:
+    """The endpoints of stored images; a key sees its own alone."""
+
+    def __init__(self, boundary: RestBoundary) -> None:
+        self._boundary = boundary
+
+    def routes(self) -> list[Route]:
+        endpoint = self._boundary.endpoint
+        path = "/v1/images/{image_id}"
+        return [
+            Route("/v1/images", endpoint(self.store), methods=["POST"]),
+            Route(path, endpoint(self.show), methods=["GET"]),
+            Route(path, endpoint(self.delete), methods=["DELETE"]),
+        ]
+
+    async def store(self, request: Request, context: RequestContext) -> Response:
+        """Store an image; the same bytes of a key have the same id."""
+        core = self._boundary.core()
+        images = stored(core.handles)
+        body = await self._boundary.read(read_body, request, context)
+        for name in body.fields:
+            raise InvalidRequest(f"unknown field {shown(name)}; the only field is image", name[:80])
+        async with core.opened(body.image, context) as image:
+            size_wh = image.header.size_wh
+            found = await in_thread(images.add, context.quota.owner, image.data, size_wh)
+        return _json(found)
+
+    async def show(self, request: Request, context: RequestContext) -> Response:
+        images = stored(self._boundary.core().handles)
+        handle = ImageHandle(request.path_params["image_id"])
+        return _json(await in_thread(images.describe, context.quota.owner, handle))
+
+    async def delete(self, request: Request, context: RequestContext) -> Response:
+        images = stored(self._boundary.core().handles)
+        handle = ImageHandle(request.path_params["image_id"])
+        await in_thread(images.remove, context.quota.owner, handle)
+        return JSONResponse(DeletedImageJson(id=handle.text).model_dump())
+
+
+def _json(image: StoredImage) -> Response:
+    width, height = image.size_wh
+    body = StoredImageJson(
+        id=image.id,
+        expires_at=image.expires_at,
+        bytes=image.num_bytes,
+        width=width,
+        height=height,
+    )
+    return JSONResponse(body.model_dump())

@@ -3,16 +3,31 @@
 Decoded images are large and slow to make: their number is bounded, and no client takes all places.
 Ordinary images are decoded in threads, heavy ones in processes that end with their requests and
 leave one place free. Headers have separate places: they are read fast and do not wait for pixels.
+
+A process starts for one image in about a tenth of a second (service/images/decoding_program.py),
+has a low priority and a sandbox, and dies with the gateway: a thread could not be stopped, and its
+memory would be the gateway's. It does not get the gateway's environment, which may have secrets.
 """
 
 import asyncio
 import contextvars
+import functools
+import logging
 import math
+import os
+import sys
 import time
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -21,30 +36,200 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
-from imaging.errors import ImageError, OversizedImage
+from imaging.errors import ImageError, OversizedImage, UnreadableImage
 from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
-from service.admission.load import ClientSlots
-from service.errors import (
-    DeadlineExceeded,
-    ImageTooLarge,
-    NotReady,
-    Overloaded,
-    UnsupportedImage,
-)
-from service.images.decoding_process import DecoderEnded, DecodingProcess, decoded_in_process
+from service.admission.fair_queue import ClientSlots
+from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, Overloaded, UnsupportedImage
 from service.telemetry.loop_lag import in_threads
 from wire.artifacts.manifest import VISION_ENCODER_FILE, Manifest
+from wire.host import anonymous_file
 from wire.pixels import Pixels
+
+logger = logging.getLogger(__name__)
 
 ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 
+_PROGRAM = "service.images.decoding_program"
+_ROOT = Path(__file__).parents[2]  # where modules are imported from
+# needed to find libraries and modules
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
+_BUFFER_BYTES = 32_000_000  # more than the pixels of any model's input
 # a header is read in less time than a thread takes to start, and in 0.02 s if it is malicious
 _SMALL_FILE_BYTES = 64_000
 _RGB_BYTES = 4  # a pixel in Pillow
 _MAX_BUSY_CELLS = 64  # images; 200 kB for one of 50 megapixels
 _NEAREST = int(Image.Resampling.NEAREST)
 _Resizing = tuple[tuple[int, int], int]  # size, resampling filter
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image decoded in this process, and its pixels at the first size."""
+
+    rgb: Image.Image
+    pixels: Mapping[_Resizing, Pixels]
+
+    @classmethod
+    def of(cls, data: bytes, limits: ImageLimits, first: _Resizing | None) -> "DecodedImage":
+        """Decode a file, and resize it if a first size is given."""
+        rgb = decode_image(data, limits)
+        return cls(rgb, {first: _resized(rgb, *first)} if first else {})
+
+    async def resized(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    ) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`."""
+        return await in_thread(_resized, self.rgb, size_wh, resample, crop)
+
+
+class DecodingProcess:
+    """A process that decodes one image; it is killed when all its users have released it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._lock = asyncio.Lock()
+        self._num_users = 1
+
+    def add_user(self) -> None:
+        """Add a user, who will release it."""
+        self._num_users += 1
+
+    async def release(self) -> None:
+        self._num_users -= 1
+        if self._num_users == 0:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    async def resized(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    ) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`.
+
+        Raise `NotReady` if the process has ended.
+        """
+        # A caller that is cancelled must not leave its pixels in the pipe for the next one.
+        return await asyncio.shield(asyncio.ensure_future(self._resized(size_wh, resample, crop)))
+
+    async def _resized(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None
+    ) -> Pixels:
+        width, height = size_wh
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        async with self._lock:
+            numbers = (width, height, resample, *(crop or ()))
+            self._process.stdin.write(" ".join(map(str, numbers)).encode() + b"\n")
+            try:
+                pixels = await self._process.stdout.readexactly(width * height * 3)
+            except asyncio.IncompleteReadError as error:
+                raise await _ended(self._process) from error
+        return np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3)
+
+
+@asynccontextmanager
+async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
+    """Decode in a process, released at the end; raise `UnreadableImage` or `NotReady`."""
+    with open(anonymous_file("image"), "wb", buffering=0) as file:
+        await asyncio.to_thread(file.write, data)
+        file.seek(0)
+        arguments = (file.fileno(), os.getpid(), limits.max_pixels, limits.max_side_px)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", _PROGRAM, *map(str, arguments)),
+            stdin=PIPE,
+            stdout=PIPE,
+            pass_fds=(file.fileno(),),
+            cwd=_ROOT,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            limit=_BUFFER_BYTES,
+        )
+    decoding = DecodingProcess(process)
+    try:
+        assert process.stdout is not None
+        report = await process.stdout.readline()
+        if not report:
+            raise await _ended(process)
+        sandbox, _, message = report.decode().rstrip("\n").partition(" ")
+        if sandbox != "sandboxed":
+            _log_missing_sandbox()
+        if message:
+            raise UnreadableImage(message)
+        yield decoding
+    finally:
+        await decoding.release()
+
+
+async def _ended(process: Process) -> NotReady:
+    """Return the error of a process that was killed, or crashed."""
+    status = await process.wait()
+    return NotReady(f"the decoder of the image ended with status {status}; retry the request")
+
+
+@functools.cache
+def _log_missing_sandbox() -> None:
+    """Log it once."""
+    logger.warning(
+        "heavy images are decoded without a seccomp filter: this kernel refuses it or %s has none",
+        os.uname().machine,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class SharedDecoding:
+    """One decoding of a file, shared by the models and requests of a client."""
+
+    first: _Resizing | None  # resized by the thread that decodes
+    decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
+        default_factory=asyncio.Future
+    )
+    resizings: "dict[_Resizing, asyncio.Task[Pixels]]" = field(default_factory=dict)
+    num_users: int = 0
+    task: "asyncio.Task[None]" = field(init=False)
+
+    async def run(self, image: "LazyImage", decoder: "ImageDecoder") -> None:
+        """Decode, and hold slot and decoded image until cancelled, which ends a process at once."""
+        decoded = self.decoded  # the last user deletes the attribute
+        resizings = self.resizings
+        data = image.data
+        is_heavy = image.header.is_heavy
+        slot = decoder.slot(image.client, is_heavy)
+        del image  # whose memory ends with its request
+        async with slot:
+            try:
+                decoding: AbstractAsyncContextManager[DecodedImage | DecodingProcess]
+                if is_heavy:
+                    decoding = decoded_in_process(data, decoder.limits)
+                else:
+                    in_memory = await in_thread(DecodedImage.of, data, decoder.limits, self.first)
+                    decoding = nullcontext(in_memory)
+                async with decoding as image_or_process:
+                    decoded.set_result(image_or_process)
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        for resizing in resizings.values():
+                            resizing.cancel()
+                        await asyncio.gather(*resizings.values(), return_exceptions=True)
+            except Exception as error:
+                decoded.set_exception(error)
+
+    async def pixels(
+        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
+    ) -> Pixels:
+        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`.
+
+        Raise `ImageError` or `NotReady`. Parts are not shared: an image may have many.
+        """
+        decoded = await asyncio.shield(self.decoded)
+        if crop is not None:
+            return await decoded.resized(size_wh, resample, crop)
+        key = size_wh, resample
+        if isinstance(decoded, DecodedImage) and key in decoded.pixels:
+            return decoded.pixels[key]
+        if key not in self.resizings:
+            self.resizings[key] = asyncio.create_task(decoded.resized(size_wh, resample))
+        return await asyncio.shield(self.resizings[key])
 
 
 class ImageDecoder:
@@ -61,7 +246,7 @@ class ImageDecoder:
         self._heavy_slots = ClientSlots(num_slots - 1, max(1, num_slots - 2))
         # keys: client and hash of the file
         self._decodings: dict[tuple[str, bytes], SharedDecoding] = {}
-        # key: hash of the file; cells of the image that are not flat (service/images/flat_parts.py)
+        # key: hash of the file; cells of the image that are not flat (inference/tiled_answers.py)
         self.busy_cells: LRUCache[bytes, NDArray[np.bool_]] = LRUCache(_MAX_BUSY_CELLS)
 
     @asynccontextmanager
@@ -74,7 +259,7 @@ class ImageDecoder:
     @contextmanager
     def decoding(
         self, image: "LazyImage", first: _Resizing | None = None
-    ) -> Iterator["SharedDecoding"]:
+    ) -> Iterator[SharedDecoding]:
         """Join the client's decoding of a file, or start it; the last user to leave ends it.
 
         `first` is the size that its caller asks for.
@@ -83,9 +268,7 @@ class ImageDecoder:
         decoding = self._decodings.get(key)
         if decoding is None:
             decoding = self._decodings[key] = SharedDecoding(first)
-            decoding.task = asyncio.create_task(
-                decoding.run(image.data, self, image.client, image.header.is_heavy)
-            )
+            decoding.task = asyncio.create_task(decoding.run(image, self))
         decoding.num_users += 1
         try:
             yield decoding
@@ -96,83 +279,6 @@ class ImageDecoder:
                 decoding.task.cancel()
                 # The pixels go, and a cycle: the task's exception refers to the decoding.
                 del decoding.decoded, decoding.task
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """An image decoded in this process, and its pixels at the first size."""
-
-    rgb: Image.Image
-    pixels: Mapping[_Resizing, Pixels]
-
-    @classmethod
-    def of(cls, data: bytes, limits: ImageLimits, first: _Resizing | None) -> "DecodedImage":
-        """Decode a file, and resize it if a first size is given."""
-        rgb = decode_image(data, limits)
-        if first is None:
-            return cls(rgb, {})
-        return cls(rgb, {first: np.asarray(resize(rgb, *first), dtype=np.uint8)})
-
-    async def resized(
-        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
-    ) -> Pixels:
-        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`."""
-        return await in_thread(_resized, self.rgb, size_wh, resample, crop)
-
-
-@dataclass(slots=True, eq=False)
-class SharedDecoding:
-    """One decoding of a file, shared by the models and requests of a client."""
-
-    first: _Resizing | None  # resized by the thread that decodes
-    decoded: "asyncio.Future[DecodedImage | DecodingProcess]" = field(
-        default_factory=asyncio.Future
-    )
-    resized: "dict[_Resizing, asyncio.Task[Pixels]]" = field(default_factory=dict)
-    num_users: int = 0
-    task: "asyncio.Task[None]" = field(init=False)
-
-    async def run(self, data: bytes, decoder: ImageDecoder, client: str, is_heavy: bool) -> None:
-        """Decode, and hold slot and decoded image until cancelled, which ends a process at once."""
-        decoded = self.decoded
-        resized = self.resized
-        async with decoder.slot(client, is_heavy):
-            try:
-                async with (
-                    decoded_in_process(data, decoder.limits)
-                    if is_heavy
-                    else nullcontext(
-                        await in_thread(DecodedImage.of, data, decoder.limits, self.first)
-                    )
-                ) as image:
-                    decoded.set_result(image)
-                    try:
-                        await asyncio.Event().wait()
-                    finally:
-                        for resizing in resized.values():
-                            resizing.cancel()
-                        await asyncio.gather(*resized.values(), return_exceptions=True)
-            except Exception as error:
-                decoded.set_exception(error)
-
-    async def pixels(
-        self, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
-    ) -> Pixels:
-        """Return the pixels (H, W, 3) of the image, or of a part, at exactly `size_wh`.
-
-        Raise `ImageError` or `DecoderEnded`.
-
-        Parts are not shared: an image may have many.
-        """
-        decoded = await asyncio.shield(self.decoded)
-        if crop is not None:
-            return await decoded.resized(size_wh, resample, crop)
-        key = size_wh, resample
-        if isinstance(decoded, DecodedImage) and key in decoded.pixels:
-            return decoded.pixels[key]
-        if key not in self.resized:
-            self.resized[key] = asyncio.create_task(decoded.resized(size_wh, resample))
-        return await asyncio.shield(self.resized[key])
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -187,7 +293,7 @@ class LazyImage:
     # Counts the memory of the decoded image, which then serves all parts of it; else it is decoded
     # again for parts that are asked about later.
     hold: Callable[[int], None] | None = field(default=None, init=False)
-    kept: DecodedImage | DecodingProcess | None = field(default=None, init=False)
+    decoded: DecodedImage | DecodingProcess | None = field(default=None, init=False)
 
     async def open(self, deadline_s: float = math.inf) -> None:
         """Read the header and hash the file; raise the image's error or `DeadlineExceeded`."""
@@ -200,9 +306,8 @@ class LazyImage:
                 async with asyncio.timeout(deadline_s - start_s), slot:
                     self.header = await in_thread(read_header, self.data, self.decoder.limits)
         except TimeoutError as error:
-            raise DeadlineExceeded(
-                "the header of the image was not read before the deadline"
-            ) from error
+            message = "the header of the image was not read before the deadline"
+            raise DeadlineExceeded(message) from error
         except ImageError as error:
             raise _refusal(error) from error
         self.open_s = time.monotonic() - start_s
@@ -210,7 +315,7 @@ class LazyImage:
     @property
     def is_light(self) -> bool:
         """True if the pixels take only a few times the time of a call to a runner."""
-        return self.header.is_light or self.kept is not None
+        return self.header.is_light or self.decoded is not None
 
     def key(self, manifest: Manifest) -> str:
         """Return the image key, hexadecimal: a hash of everything that determines the features.
@@ -219,27 +324,24 @@ class LazyImage:
         """
         width, height = manifest.image_size_wh
         build_key = manifest.base_build_key if VISION_ENCODER_FILE not in manifest.files else None
-        return blake3(
-            self.header.digest + f"{build_key or manifest.build_key} {width}x{height}".encode()
-        ).hexdigest()
+        build = f"{build_key or manifest.build_key} {width}x{height}"
+        return blake3(self.header.digest + build.encode()).hexdigest()
 
     async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
         """Return the pixels (H, W, 3) of the image, or of a part, at a model's input size.
 
-        Raise `UnsupportedImage` or `NotReady`.
-
-        A cancelled caller does not cancel others that share the decoding.
+        Raise `UnsupportedImage` or `NotReady`. A cancelled caller does not cancel others that share
+        the decoding.
         """
+        resizing = (manifest.image_size_wh, manifest.resample)
         try:
-            if self.kept is not None:
-                return await self.kept.resized(manifest.image_size_wh, manifest.resample, crop)
-            first = None if crop else (manifest.image_size_wh, manifest.resample)
-            with self.decoder.decoding(self, first) as decoding:
-                pixels = await decoding.pixels(manifest.image_size_wh, manifest.resample, crop)
-                if self.hold is not None:
-                    self._keep(decoding.decoded.result(), self.hold)
+            if self.decoded is not None:
+                return await self.decoded.resized(*resizing, crop)
+            with self.decoder.decoding(self, None if crop else resizing) as decoding:
+                pixels = await decoding.pixels(*resizing, crop)
+                self._retain(decoding.decoded.result())
                 return pixels
-        except (ImageError, DecoderEnded) as error:
+        except ImageError as error:
             raise _refusal(error) from error
 
     async def strips(self, num_rows: int) -> AsyncGenerator[Pixels, None]:
@@ -251,44 +353,74 @@ class LazyImage:
         with self.decoder.decoding(self) as decoding:
             try:
                 decoded = await asyncio.shield(decoding.decoded)
-                if self.hold is not None:
-                    self._keep(decoded, self.hold)
+                self._retain(decoded)
                 for top in range(0, height, num_rows):
                     bottom = min(top + num_rows, height)
                     strip = (0, top, width, bottom)
                     yield await decoded.resized((width, bottom - top), _NEAREST, strip)
-            except (ImageError, DecoderEnded) as error:
+            except ImageError as error:
                 raise _refusal(error) from error
 
-    def _keep(self, decoded: DecodedImage | DecodingProcess, hold: Callable[[int], None]) -> None:
-        """Keep the decoded image for later parts, unless memory is short."""
-        if self.kept is None:
-            with suppress(Overloaded):  # no memory: a later part decodes the file again
-                hold(_RGB_BYTES * math.prod(self.header.size_wh))
-                self.kept = decoded
-                if isinstance(decoded, DecodingProcess):
-                    decoded.keep()
+    def _retain(self, decoded: DecodedImage | DecodingProcess) -> None:
+        """Retain the decoded image for later parts, if they are expected and there is memory."""
+        if self.hold is None or self.decoded is not None:
+            return
+        with suppress(Overloaded):  # no memory: a later part decodes the file again
+            self.hold(_RGB_BYTES * math.prod(self.header.size_wh))
+            self.decoded = decoded
+            if isinstance(decoded, DecodingProcess):
+                decoded.add_user()
 
     async def aclose(self) -> None:
         """Give up the decoded image."""
-        kept = self.kept
-        self.kept = None
+        decoded = self.decoded
+        self.decoded = None
         self.hold = None
-        if isinstance(kept, DecodingProcess):
-            await kept.release()
+        if isinstance(decoded, DecodingProcess):
+            await decoded.release()
 
 
-def _refusal(error: ImageError | DecoderEnded) -> ImageTooLarge | UnsupportedImage | NotReady:
+@dataclass(slots=True)
+class ImageView(LazyImage):
+    """The pixels of `box` in an open image, `whole`; its key is that of the file and the box."""
+
+    whole: LazyImage
+    box: PixelBox
+
+    @classmethod
+    def of(cls, whole: LazyImage, box: PixelBox) -> "ImageView":
+        """Return the view of an image, or of another view, which is open."""
+        left, top, right, bottom = box
+        if isinstance(whole, ImageView):  # a part of a part is a part of the whole
+            across, down, _, _ = whole.box
+            box = (left + across, top + down, right + across, bottom + down)
+            return cls.of(whole.whole, box)
+        view = cls(whole.data, whole.decoder, whole.client, whole, box)
+        digest = blake3(whole.header.digest + f"crop {left} {top} {right} {bottom}".encode())
+        size_wh = (right - left, bottom - top)
+        view.header = replace(whole.header, size_wh=size_wh, digest=digest.digest())
+        view.open_s = 0.0  # the file has been opened once
+        return view
+
+    @property
+    def is_light(self) -> bool:
+        return self.whole.is_light
+
+    async def pixels(self, manifest: Manifest, crop: PixelBox | None = None) -> Pixels:
+        """Return the pixels (H, W, 3) of the part at a model's input size."""
+        assert crop is None, "`of` returns a part of a part"
+        return await self.whole.pixels(manifest, self.box)
+
+
+def _refusal(error: ImageError) -> ImageTooLarge | UnsupportedImage:
     """Return the error that a client receives."""
-    if isinstance(error, DecoderEnded):
-        return NotReady(f"{error}; retry the request")
     if isinstance(error, OversizedImage):
         return ImageTooLarge(str(error), "image", error.size_wh)
     return UnsupportedImage(str(error), "image")
 
 
 def _resized(
-    rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None
+    rgb: Image.Image, size_wh: tuple[int, int], resample: int, crop: PixelBox | None = None
 ) -> Pixels:
     return np.asarray(resize(rgb, size_wh, resample, crop), dtype=np.uint8)
 
@@ -302,7 +434,7 @@ async def in_thread(
     """
     task = asyncio.current_task()
     name = "" if task is None else task.get_name()
-    work = partial(contextvars.copy_context().run, function, *args, **kwargs)
+    work = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
     running = asyncio.get_running_loop().run_in_executor(None, work)
     in_threads.append(name)
     try:

@@ -10,7 +10,7 @@
              of a part of the image; the program ends with the file
 
 The sandbox is entered before the image is opened. The program knows nothing of the service:
-`service/images/decoding_process.py` starts it.
+`service/images/decoding.py` starts it.
 """
 
 import os

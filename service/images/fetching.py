@@ -6,21 +6,22 @@ Authorization only if the caller gives one. Errors name no resolved addresses; U
 """
 
 import asyncio
+import ipaddress
+import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import urljoin
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
+from service.admission.fair_queue import FairShare
 from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
-from service.images.host_addresses import (
-    CheckedResolver,
-    NoAllowedAddress,
-    Resolver,
-    is_public,
-)
-from service.images.url_rules import AllowedHost, CheckedUrl, ImageUrl, check_url
+from service.images.inputs import AllowedHost, CheckedUrl, ImageUrl, check_url, ip_address
+from service.settings import Settings
 
 _MAX_REDIRECTS = 3
 _CERTIFICATE_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError)
@@ -32,6 +33,108 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": "diptych",
 }
+_MAX_LOOKUPS = 16  # shared by the clients that have some
+_LOOKUP_THREADS = 32  # all clients together may have twice the limit
+# Outside the public internet. Source: IANA's registries of special-purpose addresses, and of
+# multicast. Copied, because `ipaddress.is_global` differs between Python 3.11 and 3.13 and includes
+# multicast.
+_SPECIAL_IPV4 = (
+    "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24"
+    " 192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24"
+    " 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"
+    " 168.63.129.16/32"  # Azure's platform services. Source: Microsoft Learn
+)
+_SPECIAL_IPV4_NETWORKS = list(map(ipaddress.IPv4Network, _SPECIAL_IPV4.split()))
+# Everything outside it is special: mapped and translated IPv4, local, multicast. Source: IANA, IPv6
+# Global Unicast.
+_UNICAST_IPV6 = ipaddress.IPv6Network("2000::/3")
+# IETF's protocols with Teredo, documentation twice, 6to4, AS112
+_SPECIAL_IPV6 = "2001::/23 2001:db8::/32 3fff::/20 2002::/16 2620:4f:8000::/48"
+_SPECIAL_IPV6_NETWORKS = list(map(ipaddress.IPv6Network, _SPECIAL_IPV6.split()))
+
+
+class NoAllowedAddress(OSError):
+    """The host has no address, or one that is not allowed."""
+
+
+def is_public(address: str) -> bool:
+    """Return True for an IP address of the public internet."""
+    ip = ip_address(address)
+    if ip is None:
+        return False
+    if isinstance(ip, ipaddress.IPv4Address):
+        return not any(ip in network for network in _SPECIAL_IPV4_NETWORKS)
+    return ip in _UNICAST_IPV6 and not any(ip in network for network in _SPECIAL_IPV6_NETWORKS)
+
+
+def system_addresses(host: str) -> list[str]:
+    """Return the addresses that the system's resolver finds; raise `OSError` without any."""
+    return [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+
+
+class Resolver(Protocol):
+    """Resolves host names."""
+
+    async def addresses(self, host: str, client: str) -> Sequence[str]:
+        """Return a host's addresses; raise `OSError`, or `Overloaded` for many lookups."""
+
+
+class SystemResolver:
+    """Uses the system's resolver in separate threads, of which each client has its share.
+
+    A look-up cannot be cancelled: it counts until its thread returns, which RES_OPTIONS
+    (resolv.conf(5)) bounds.
+    """
+
+    def __init__(self, look_up: Callable[[str], Sequence[str]] = system_addresses) -> None:
+        self._look_up = look_up
+        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
+        self._running = FairShare(_MAX_LOOKUPS)
+
+    async def addresses(self, host: str, client: str) -> Sequence[str]:
+        loop = asyncio.get_running_loop()
+        self._running.take(client, 1, "host names being resolved")
+        work = self._threads.submit(self._look_up, host)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._running.remove, client, 1))
+        return await asyncio.wrap_future(work)
+
+
+class CheckedResolver(AbstractResolver):
+    """Gives aiohttp the addresses of a name if all of them are allowed.
+
+    aiohttp calls it once per connection and connects to one of the returned addresses, so that
+    checked and used address are the same.
+    """
+
+    def __init__(self, resolver: Resolver, is_allowed: Callable[[str], bool], client: str) -> None:
+        self._resolver = resolver
+        self._is_allowed = is_allowed
+        self._client = client
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002  aiohttp passes it
+    ) -> list[ResolveResult]:
+        """Return all addresses; raise `NoAllowedAddress` without any, or if one is not allowed."""
+        addresses = await self._resolver.addresses(host, self._client)
+        if not addresses or not all(map(self._is_allowed, addresses)):
+            raise NoAllowedAddress(host)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for address in addresses
+        ]
+
+    async def close(self) -> None:
+        """Do nothing: the inner resolver is shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +172,20 @@ class ImageFetcher:
 
     async def fetch(self, url: ImageUrl, receiver: Receiver) -> bytes:
         """Return the body at a URL; raise a `ServiceError`."""
+        timeout_s = min(self._limits.timeout_s, receiver.deadline_s - time.monotonic())
         try:
-            async with asyncio.timeout(
-                min(self._limits.timeout_s, receiver.deadline_s - time.monotonic())
-            ):
+            async with asyncio.timeout(timeout_s):
                 return await self._follow(check_url(url.text, self._allowed), receiver)
         except TimeoutError as error:
+            problem = "the image could not be fetched from its URL"
             if time.monotonic() >= receiver.deadline_s:
-                raise DeadlineExceeded(
-                    "the image could not be fetched from its URL before the deadline"
-                ) from error
-            raise _failed(
-                f"the image could not be fetched from its URL within {self._limits.timeout_s:g} s"
-            ) from error
+                raise DeadlineExceeded(f"{problem} before the deadline") from error
+            raise _failed(f"{problem} within {self._limits.timeout_s:g} s") from error
 
     async def _follow(self, url: CheckedUrl, receiver: Receiver) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                answer = await self._get(url, receiver)
+                body_or_location = await self._get(url, receiver)
             except (aiohttp.ClientError, OSError) as error:
                 problem = "is unreachable or closed the connection"
                 # One text for all of these: a client must not learn which internal names exist.
@@ -96,24 +195,29 @@ class ImageFetcher:
                     problem = "has no valid TLS certificate"
                 host = f"the host of the image's URL, {url.host[:80]},"
                 raise _failed(f"{host} {problem}") from error
-            if isinstance(answer, bytes):
-                return answer
-            url = check_url(_target(url, answer), self._allowed)
+            if isinstance(body_or_location, bytes):
+                return body_or_location
+            try:
+                target = urljoin(url.text, body_or_location)
+            except ValueError:
+                target = body_or_location  # refused next
+            url = check_url(target, self._allowed)
         raise _failed(f"the image's URL redirects more than {_MAX_REDIRECTS} times")
 
     async def _get(self, url: CheckedUrl, receiver: Receiver) -> bytes | str:
         """Return the body at a URL, or the location of its redirect."""
-        if url.is_ip_address and not self._is_allowed(url.host):
+        if ip_address(url.host) is not None and not self._is_allowed(url.host):
             raise NoAllowedAddress(url.host)
         resolver = CheckedResolver(self._resolver, self._is_allowed, receiver.client)
-        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True)
-        authorization = (
-            {} if receiver.authorization is None else {"Authorization": receiver.authorization}
-        )
+        headers = dict(_HEADERS)
+        if receiver.authorization is not None:
+            headers["Authorization"] = receiver.authorization
         async with (
             aiohttp.ClientSession(
-                connector=connector,
-                headers=_HEADERS | authorization,
+                connector=aiohttp.TCPConnector(
+                    resolver=resolver, use_dns_cache=False, force_close=True
+                ),
+                headers=headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 timeout=aiohttp.ClientTimeout(),  # no timeout here: `fetch` has one
@@ -125,15 +229,11 @@ class ImageFetcher:
             return await self._read(response, receiver.hold)
 
     async def _read(self, response: aiohttp.ClientResponse, hold: Callable[[int], None]) -> bytes:
+        host = "the host of the image's URL"
         if response.status != 200:
-            raise _failed(
-                f"the host of the image's URL answers with status {response.status}; it must be 200"
-            )
+            raise _failed(f"{host} answers with status {response.status}; it must be 200")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise _failed(
-                "the host of the image's URL sends it with a Content-Encoding; it must send it"
-                " without"
-            )
+            raise _failed(f"{host} sends it with a Content-Encoding; it must send it without")
         body = bytearray()
         self._check_size(response.content_length or 0)
         async for chunk in response.content.iter_any():
@@ -144,16 +244,17 @@ class ImageFetcher:
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._limits.max_bytes:
-            allowed = f"the maximum of {self._limits.max_bytes} bytes"
-            raise PayloadTooLarge(f"the image at the URL is larger than {allowed}", "image")
+            limit = f"the maximum of {self._limits.max_bytes} bytes"
+            raise PayloadTooLarge(f"the image at the URL is larger than {limit}", "image")
 
 
-def _target(url: CheckedUrl, location: str) -> str:
-    """Return a redirect's URL, or an invalid one as it is, for `check_url` to refuse."""
-    try:
-        return urljoin(url.text, location)
-    except ValueError:
-        return location
+def image_fetcher(settings: Settings) -> ImageFetcher | None:
+    """Return the fetcher of images by URL, or None if no host is allowed."""
+    if not settings.url_hosts:
+        return None
+    hosts = list(map(AllowedHost.parse, settings.url_hosts))
+    limits = FetchLimits(settings.max_body_bytes, settings.url_timeout_s)
+    return ImageFetcher(hosts, limits, SystemResolver())
 
 
 def _failed(message: str) -> InvalidRequest:

@@ -27,8 +27,8 @@ from typing import BinaryIO, Protocol
 
 from service.errors import ImageExpired, NotFound, NotReady, PayloadTooLarge
 from service.images.decoding import in_thread
-from service.images.handle_ids import HandleIds, ImageHandle
-from service.settings import SettingsError, variable
+from service.images.inputs import HandleIds, ImageHandle
+from service.settings import BYTES_PER_MB, Settings, SettingsError, is_store_url, variable
 from tasks.errors import shown
 
 logger = logging.getLogger(__name__)
@@ -245,6 +245,23 @@ def _disk_errors() -> Iterator[None]:
         logger.error("the folder of stored images fails: %s", error)
         message = f"the disk of stored images fails: {error.strerror}; send the image itself"
         raise NotReady(message) from error
+
+
+def image_store(values: Settings) -> ImageStore | None:
+    """Return the store of images, or None if it is disabled; raise `SettingsError`."""
+    place = values.images_folder
+    if place is None or not values.images_mb:
+        return None
+    max_bytes = values.images_mb * BYTES_PER_MB
+    max_bytes_of_key = values.images_mb_per_key * BYTES_PER_MB or max_bytes
+    limits = StoreLimits(max_bytes, max_bytes_of_key, values.max_images, values.images_kept_s)
+    if is_store_url(place):
+        from service.images.valkey_images import ValkeyImages  # imports the store's client
+
+        return ValkeyImages(place, limits)
+    store = HandleStore(Path(place), limits)
+    store.prepare()
+    return store
 
 
 def stored(images: ImageStore | None) -> ImageStore:

@@ -23,7 +23,6 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from service.errors import NotReady
-from service.images.handle_ids import HandleIds, ImageHandle
 from service.images.handle_store import (
     SECRET_BYTES,
     SIZE,
@@ -33,6 +32,7 @@ from service.images.handle_store import (
     gone,
     name_of,
 )
+from service.images.inputs import HandleIds, ImageHandle
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
+from service.admission.places import Place, Places, RequestContext
 from service.errors import Overloaded, ServiceError
-from service.images.url_rules import ImageInput
-from service.inference.core import Core, Place, RequestContext
+from service.images.inputs import ImageInput
+from service.inference.core import Core
 from service.inference.recording import record_error
 
 AnswerT = TypeVar("AnswerT")
@@ -25,8 +26,8 @@ MAX_IMAGES = 32  # one request
 class AnswerPlaces:
     """The places of one call."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, places: Places) -> None:
+        self._places = places
         self._is_lent = False
         self._given_back = asyncio.Event()
 
@@ -38,7 +39,7 @@ class AnswerPlaces:
             # Cleared before the attempt: a place that is given back during it ends the wait
             self._given_back.clear()
             try:
-                await self._core.take_place(further)
+                await self._places.take(further)
             except Overloaded:
                 await self._given_back.wait()
         is_lent = not further.place.is_taken
@@ -49,7 +50,7 @@ class AnswerPlaces:
             if is_lent:
                 self._is_lent = False
             else:
-                await self._core.leave(further)
+                await self._places.leave(further)
             self._given_back.set()
 
 
@@ -64,11 +65,11 @@ async def answer_each(
     Raise the error that every image met if it does not concern the image. An image waits for a
     place while others of the request have one; each counts as a request of the key.
     """
-    places = AnswerPlaces(core)
+    answer_places = AnswerPlaces(core.places)
 
     async def answer(index: int) -> AnswerT | ServiceError:
         try:
-            async with places.place(replace(context)) as image_context:
+            async with answer_places.place(replace(context)) as image_context:
                 if index > 0:  # the request itself has been counted
                     await context.quota.take_request()
                 return await ask(images[index], image_context)

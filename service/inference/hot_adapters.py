@@ -1,7 +1,7 @@
 """The adapters of a watched folder as models, listed once their runner has them.
 
-    found       its entry is read; invalid: refused, logged once
-    loading     the runner is asked each second for the build; until it has it, the version before
+    read        its entry is valid; invalid: refused, logged once
+    loading     the gateway polls the runner each second; until it has the build, the version before
                 stays listed
     listed      answers requests
     gone        or replaced by one that is refused: not listed; requests that were accepted before
@@ -15,8 +15,8 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels, adapter_model
-from service.runner_client.runner_client import RunnerClient
 from service.settings import BYTES_PER_MB, Settings, SettingsError
 from tasks.catalog import adapter_entry
 from wire.artifacts.adapter_folder import (
@@ -39,7 +39,7 @@ _NONE_YET = AdapterStates(loaded=frozenset(), refused={})
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class AdapterVersion:
     """A version of an adapter, and the model that it becomes, or None if it is refused."""
 
     folder: AdapterFolder
@@ -64,7 +64,7 @@ class HotAdapters:
         self._runners = runners
         self._settings = settings
         self._publish = publish
-        self._found: dict[str, Found] = {}
+        self._versions: dict[str, AdapterVersion] = {}
         self._listed: dict[str, ServedModel] = {}
         self.is_started = False  # the adapters that were there at the start are listed or refused
 
@@ -80,17 +80,21 @@ class HotAdapters:
 
     async def update(self) -> None:
         """Read new adapters, list those that are loaded, and remove those that are gone."""
-        self._found = await asyncio.to_thread(self._read_all)
-        wanted = {
-            name: found.model for name, found in self._found.items() if found.model is not None
-        }
-        pending = {
-            model.runner_id for name, model in wanted.items() if self._listed.get(name) is not model
-        }
-        answers = {runner: await self._runners[runner].adapters() for runner in pending}
-        states = {runner: state for runner, state in answers.items() if state is not None}
+        self._versions = await asyncio.to_thread(self._read_all)
+        models: dict[str, ServedModel] = {}
+        pending: set[str] = set()  # runners
+        for name, version in self._versions.items():
+            if version.model is not None:
+                models[name] = version.model
+                if self._listed.get(name) is not version.model:
+                    pending.add(version.model.runner_id)
+        states: dict[str, AdapterStates] = {}
+        for runner in pending:
+            state = await self._runners[runner].adapters()
+            if state is not None:
+                states[runner] = state
         listed: dict[str, ServedModel] = {}
-        for name, model in wanted.items():
+        for name, model in models.items():
             state = states.get(model.runner_id, _NONE_YET)
             before = self._listed.get(name)
             if before is model or model.adapter_key in state.loaded:
@@ -100,46 +104,42 @@ class HotAdapters:
         self._list(listed)
         self.is_started = self.is_started or states.keys() == pending
 
-    def _read_all(self) -> dict[str, Found]:
+    def _read_all(self) -> dict[str, AdapterVersion]:
         """Return the current version of each adapter; known ones are not read again."""
-        known = {found.folder: found for found in self._found.values()}
-        scanned = self._scan.scan().items()
-        read = {
-            name: known.get(folder) or self._read(folder) or self._found.get(name)
-            for name, folder in scanned
-        }
-        return {name: found for name, found in read.items() if found is not None}
+        known = {version.folder: version for version in self._versions.values()}
+        versions: dict[str, AdapterVersion] = {}
+        for name, folder in self._scan.scan().items():
+            version = known.get(folder) or self._read(folder) or self._versions.get(name)
+            if version is not None:
+                versions[name] = version
+        return versions
 
-    def _read(self, folder: AdapterFolder) -> Found | None:
+    def _read(self, folder: AdapterFolder) -> AdapterVersion | None:
         """Return an adapter, or None if its files change meanwhile."""
         try:
-            found = Found(folder, self._model(folder))
+            version = AdapterVersion(folder, self._model(folder))
         # includes defects: one adapter must not end the watch of the others
         except Exception as error:
-            found = Found(folder, None)
+            version = AdapterVersion(folder, None)
             if folder.is_current():
                 is_defect = not isinstance(error, _REFUSALS)
-                logger.error(
-                    "the adapter %s is refused: %s",
-                    folder.name,
-                    reason_of(error),
-                    exc_info=is_defect,
-                )
-        return found if folder.is_current() else None
+                message = "the adapter %s is refused: %s"
+                logger.error(message, folder.name, reason_of(error), exc_info=is_defect)
+        return version if folder.is_current() else None
 
     def _model(self, folder: AdapterFolder) -> ServedModel:
-        bases = [model for model in self._catalog.values() if model.entry.adapter_of is None]
-        own = [
-            model for model in bases if folder.is_adapter_of(model.manifest, model.entry.aliases)
+        models = [model for model in self._catalog.values() if model.entry.adapter_of is None]
+        bases = [
+            model for model in models if folder.is_adapter_of(model.manifest, model.entry.aliases)
         ]
-        if len(own) != 1:
-            names = ", ".join(f"{model.id} ({model.manifest.source})" for model in own or bases)
-            problem = "is not served; the served models are" if not own else "is the source of"
+        if len(bases) != 1:
+            names = ", ".join(f"{base.id} ({base.manifest.source})" for base in bases or models)
+            problem = "is the source of" if bases else "is not served; the served models are"
             raise AdapterError(
                 f"its base {folder.base_name()!r} {problem} {names}; name one by adapter_of: ID in"
                 " its diptych.yaml"
             )
-        base = own[0]
+        (base,) = bases
         if folder.name in self._reserved:
             raise AdapterError(f"the catalog has a model {folder.name!r}; rename the folder")
         entry = adapter_entry(folder.name, str(folder.path), folder.entry(), base.entry)
@@ -160,7 +160,8 @@ class HotAdapters:
 
     def _list(self, listed: Mapping[str, ServedModel]) -> None:
         """Serve `listed` beside the models of the catalog."""
-        before, self._listed = self._listed, dict(listed)
+        before = self._listed
+        self._listed = dict(listed)
         self._served.set_models(self._catalog | self._listed)
         for name, model in before.items():
             if self._listed.get(name) is not model:
@@ -170,9 +171,5 @@ class HotAdapters:
         for name, model in self._listed.items():
             if before.get(name) is not model:
                 self._publish(model, True)
-                logger.info(
-                    "serving the adapter %s of %s: build %.8s",
-                    name,
-                    model.runner_id,
-                    model.adapter_key,
-                )
+                message = "serving the adapter %s of %s: build %.8s"
+                logger.info(message, name, model.runner_id, model.adapter_key)

@@ -5,19 +5,16 @@ It knows no HTTP.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
 
 from service.admission.fair_queue import FairQueue, QueuedRequest
 from service.errors import DeadlineExceeded, InvalidRequest, UnsupportedTask
 from service.images.decoding import LazyImage, in_thread
-from service.inference.proofs import proof_for
 from service.inference.request_fields import TaskRequest
-from service.inference.served_models import ServedModel
-from service.runner_client.joined_calls import JoinedCalls
-from service.runner_client.runner_client import RunnerClient, WrittenAnswers
-from service.runner_client.stream_replay import OnText
+from service.inference.runner_calls import JoinedCalls, RunnerClient, WrittenAnswers
+from service.inference.served_models import ServedModel, proof_for
 from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.generation import GeneratedText
@@ -46,22 +43,21 @@ class StageTimes:
     decode_s: float
     postprocess_s: float
     total_s: float
-    # milliseconds of each stage by its name without unit, for logs and answers
-    ms: Mapping[str, float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        seconds = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
-        ms = {name.removesuffix("_s"): round(value * 1000, 3) for name, value in seconds.items()}
-        object.__setattr__(self, "ms", ms)
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each stage by its name without unit."""
+        return {name.removesuffix("_s"): seconds for name, seconds in asdict(self).items()}
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Milliseconds of each stage by its name without unit, for logs and answers."""
+        return {stage: round(seconds * 1000, 3) for stage, seconds in self.seconds.items()}
 
     @classmethod
     def slowest(cls, times: Sequence["StageTimes"]) -> "StageTimes":
         """Return the longest time of each stage, of answers that were given at the same time."""
-        longest: dict[str, float] = {}
-        for stage in fields(cls):
-            if stage.init:
-                longest[stage.name] = max(getattr(each, stage.name) for each in times)
-        return cls(**longest)
+        return cls(*map(max, zip(*map(astuple, times), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +69,16 @@ class TilesSummary:
     asked: int
     skipped: int  # flat
     merged: int  # objects that another view found too, or a part of
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer, summed over its sequences; the names are those of all interfaces."""
+
+    image_tokens: int
+    prompt_tokens: int
+    generated_tokens: int  # start and end tokens included
+    constrained_tokens: int  # chosen by the grammar against the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,16 @@ class Answer:
     num_views: int = 1  # the whole image, and the tiles that were asked about
     guarantee: Guarantee | None = None  # set with `min_precision`
 
+    @property
+    def usage(self) -> Usage:
+        sequences = self.written.sequences
+        return Usage(
+            image_tokens=self.num_views * self.model.manifest.num_image_tokens,
+            prompt_tokens=sum(written.num_prompt_tokens for written in sequences),
+            generated_tokens=sum(written.num_generated_tokens for written in sequences),
+            constrained_tokens=sum(written.num_constrained_tokens for written in sequences),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -106,18 +122,8 @@ OnPiece = Callable[[Piece], None]
 
 
 @dataclass(frozen=True, slots=True)
-class PredictContext:
-    """Prompts, deadline and queueing time of one prediction."""
-
-    prompts: tuple[Prompt, ...]
-    deadline_s: float  # time.monotonic()
-    waited_s: float = 0.0  # spent in the fair queue
-    on_text: OnText | None = None  # receives the text as it is written
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A model that is asked for one client, in the fair queue of its runner."""
+class QueuedModel:
+    """A model that answers one client in its turn in the fair queue of its runner."""
 
     model: ServedModel
     runner: RunnerClient | JoinedCalls
@@ -132,11 +138,55 @@ class Asked:
         prompts = task_prompts(self.model, request, image.header.size_wh)
         cost = cost_tokens(self.model, request, prompts)
         queued = QueuedRequest(self.client, cost, self.deadline_s)
-        on_text = None if on_piece is None else lambda text: on_piece(Piece(text))
         async with self.queue.admitted(queued) as waited_s:
-            past_span("admission", (now_s := time.monotonic()) - waited_s, now_s)
-            context = PredictContext(prompts, self.deadline_s, waited_s, on_text)
-            return await predict(self.model, self.runner, request, image, context)
+            start_s = time.monotonic()
+            past_span("admission", start_s - waited_s, start_s)
+            try:
+                async with asyncio.timeout(self.deadline_s - start_s):
+                    return await self._answer(request, image, prompts, waited_s, on_piece)
+            except TimeoutError as error:
+                message = f"{self.model.id} did not answer before the deadline"
+                raise DeadlineExceeded(message) from error
+
+    async def _answer(
+        self,
+        request: TaskRequest,
+        image: LazyImage,
+        prompts: Sequence[Prompt],
+        waited_s: float,
+        on_piece: OnPiece | None,
+    ) -> Answer:
+        start_s = time.monotonic()
+        model = self.model
+        on_text = None if on_piece is None else lambda text: on_piece(Piece(text))
+        specs = _specs(model, request, prompts, self.deadline_s - start_s)
+        written = await self.runner.write(model.manifest, image, specs, on_text)
+        # Fitted on the most likely answers; a sampled one with the same score is less often right.
+        is_sampled = request.fields.temperature > 0
+        calibration = None if is_sampled else model.calibrations.get((request.task.id, False))
+        with span("postprocess"):
+            parse_start_s = time.monotonic()
+            size_wh = image.header.size_wh
+            answer = (model, request, written, size_wh, calibration)
+            # a thread takes longer to start than a short answer to parse; masks are drawn
+            is_short = len(written.text) <= _MAX_SHORT_CHARS
+            if is_short and request.task.result_kind != "instances":
+                result = _parse(*answer)
+            else:
+                result = await in_thread(_parse, *answer)
+        end_s = time.monotonic()
+        times = StageTimes(
+            preprocess_s=image.open_s + written.preprocess_s,
+            encode_queue_s=waited_s + written.features.queue_s,
+            encode_s=written.features.encode_s,
+            decode_queue_s=written.queue_s,
+            prefill_s=written.prefill_s,
+            decode_s=written.decode_s,
+            postprocess_s=end_s - parse_start_s,
+            total_s=image.open_s + waited_s + end_s - start_s,
+        )
+        is_calibrated = calibration is not None
+        return Answer(model, request, size_wh, result, written, times, is_calibrated)
 
     def check_cost(self, request: TaskRequest, image: LazyImage, num_views: int) -> None:
         """Raise `Overloaded` if the answers about all views would not be ready in time."""
@@ -145,54 +195,9 @@ class Asked:
         self.queue.check(QueuedRequest(self.client, cost, self.deadline_s))
 
 
-async def predict(
-    model: ServedModel,
-    runner: RunnerClient | JoinedCalls,
-    request: TaskRequest,
-    image: LazyImage,
-    context: PredictContext,
-) -> Answer:
-    """Answer `request` with `model`; raise `ServiceError`."""
-    start_s = time.monotonic() - context.waited_s - image.open_s
-    size_wh = image.header.size_wh
-    task_id = request.task.id
-    # Fitted on the most likely answers; a sampled one with the same score is less often right.
-    calibration = None if request.fields.temperature else model.calibrations.get((task_id, False))
-    try:
-        async with asyncio.timeout(context.deadline_s - time.monotonic()):
-            written = await runner.write(
-                model.manifest, image, _specs(model, request, context), context.on_text
-            )
-            with span("postprocess"):
-                parse_start_s = time.monotonic()
-                parsing = (model, request, written, size_wh, calibration)
-                # a thread takes longer to start than a short answer to parse; masks are drawn
-                is_short = len(written.text) <= _MAX_SHORT_CHARS
-                if is_short and request.task.result_kind != "instances":
-                    result = _parse(*parsing)
-                else:
-                    result = await in_thread(_parse, *parsing)
-                postprocess_s = time.monotonic() - parse_start_s
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"{model.id} did not answer before the deadline") from error
-    times = StageTimes(
-        preprocess_s=image.open_s + written.preprocess_s,
-        encode_queue_s=context.waited_s + written.features.queue_s,
-        encode_s=written.features.encode_s,
-        decode_queue_s=written.queue_s,
-        prefill_s=written.prefill_s,
-        decode_s=written.decode_s,
-        postprocess_s=postprocess_s,
-        total_s=time.monotonic() - start_s,
-    )
-    return Answer(
-        model, request, size_wh, result, written, times, is_calibrated=calibration is not None
-    )
-
-
 def proved(answer: Answer) -> Answer:
     """Return an answer with the objects that the proof for its request keeps."""
-    proof = proof_for(answer.model.id, answer.model.proofs, answer.request)
+    proof = proof_for(answer.model, answer.request)
     result, guarantee = keep_proved(answer.result, proof)
     return replace(answer, result=result, guarantee=guarantee)
 
@@ -200,12 +205,13 @@ def proved(answer: Answer) -> Answer:
 def task_prompts(
     model: ServedModel, request: TaskRequest, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
-    """Return the prompts of the task; raise `UnsupportedTask` or `InvalidRequest`.
+    """Return the prompts of the task.
 
-    Both tell that the model cannot answer, or that what `min_precision` asks for is not proved.
+    Raise `UnsupportedTask` or `InvalidRequest` if the model cannot answer, or if what
+    `min_precision` asks for is not proved.
     """
     if request.fields.min_precision is not None:
-        proof_for(model.id, model.proofs, request)
+        proof_for(model, request)
     try:
         return model.language.task_prompts(
             model.entry, request.task.id, request.parameters, image_size_wh
@@ -222,24 +228,21 @@ def cost_tokens(model: ServedModel, request: TaskRequest, prompts: Sequence[Prom
     """Return the estimated tokens of image, prompt and answer, for all prompts together."""
     num_new = request.fields.max_new_tokens or _TYPICAL_NEW_TOKENS
     num_characters = sum(len(segment.text) for segment in chain(*prompts))
-    return (
-        len(prompts) * (model.manifest.num_image_tokens + num_new)
-        + num_characters // _CHARACTERS_PER_TOKEN
-    )
+    num_written = len(prompts) * (model.manifest.num_image_tokens + num_new)
+    return num_written + num_characters // _CHARACTERS_PER_TOKEN
 
 
-def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) -> list[SequenceSpec]:
+def _specs(
+    model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt], timeout_s: float
+) -> list[SequenceSpec]:
     options = request.fields
-    grammar = (
-        model.language.answer_grammar(model.entry, request.task.id, request.parameters)
-        if options.constrained
-        else None
-    )
+    grammar = None
+    if options.constrained:
+        grammar = model.language.answer_grammar(model.entry, request.task.id, request.parameters)
     specs: list[SequenceSpec] = []
-    for prompt in context.prompts:
-        segments = [(segment.text, segment.is_control) for segment in prompt]
+    for prompt in prompts:
         spec = SequenceSpec(
-            segments=segments,
+            segments=[(segment.text, segment.is_control) for segment in prompt],
             max_new_tokens=options.max_new_tokens,
             num_beams=options.num_beams,
             temperature=options.temperature,
@@ -248,7 +251,7 @@ def _specs(model: ServedModel, request: TaskRequest, context: PredictContext) ->
             grammar=grammar,
             adapter=model.adapter_key,
             own_token=next((segment.text for segment in prompt if segment.is_token), None),
-            timeout_s=max(0.0, context.deadline_s - time.monotonic()),
+            timeout_s=max(0.0, timeout_s),
         )
         specs.append(spec)
     return specs
@@ -261,10 +264,11 @@ def _parse(
     size_wh: tuple[int, int],
     calibration: Calibration | None,
 ) -> Result:
-    texts = [
-        GeneratedText(s.text, tuple(s.token_ends), tuple(s.logprobs), s.finish_reason)
-        for s in written.sequences
-    ]
+    texts: list[GeneratedText] = []
+    for sequence in written.sequences:
+        ends = tuple(sequence.token_ends)
+        logprobs = tuple(sequence.logprobs)
+        texts.append(GeneratedText(sequence.text, ends, logprobs, sequence.finish_reason))
     result = model.language.parse_answer(
         model.entry,
         request.task.id,

@@ -4,7 +4,7 @@ Images, prompts, answers and keys are never logged or traced.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -19,7 +19,7 @@ from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
 from opentelemetry.trace import get_current_span
 
 from service.errors import ErrorCode, InternalError, ServiceError
-from service.inference.prediction import Answer
+from service.inference.prediction import Answer, Usage
 from service.telemetry.logs import FIELDS
 from service.telemetry.metrics import (
     CONSTRAINED_TOKENS,
@@ -36,13 +36,7 @@ from wire.telemetry.tracing import note_error, span, trace_id
 logger = logging.getLogger(__name__)
 
 NONE = "none"  # label for the model or task of a request that did not reach one
-_STAGES_TO_FIRST_TOKEN = (
-    "preprocess_s",
-    "encode_queue_s",
-    "encode_s",
-    "decode_queue_s",
-    "prefill_s",
-)
+_STAGES_TO_FIRST_TOKEN = ("preprocess", "encode_queue", "encode", "decode_queue", "prefill")
 _OPERATION = "generate_content"
 _STATUS = "diptych.status"  # attribute of a span: ok, an error code, or client_gone
 # A client's error does not fail the server's span (OpenTelemetry's conventions for HTTP and gRPC).
@@ -74,32 +68,33 @@ def note_status(status: str) -> None:
 def record_answer(answer: Answer, api: str, request_id: str) -> None:
     """Count, log and trace an answer; the current span is that of the answer."""
     labels = (answer.model.id, answer.request.task.id)
-    times = answer.times
-    num_tokens = answer.written.num_generated_tokens
-    REQUEST_SECONDS.labels(*labels).observe(times.total_s)
-    for stage in times.ms:
-        if stage != "total":
-            STAGE_SECONDS.labels(*labels, stage).observe(getattr(times, f"{stage}_s"))
-    ttft_s = sum(getattr(times, name) for name in _STAGES_TO_FIRST_TOKEN)
+    usage = answer.usage
+    seconds = answer.times.seconds
+    total_s = seconds.pop("total")
+    REQUEST_SECONDS.labels(*labels).observe(total_s)
+    for stage, stage_s in seconds.items():
+        STAGE_SECONDS.labels(*labels, stage).observe(stage_s)
+    ttft_s = sum(seconds[stage] for stage in _STAGES_TO_FIRST_TOKEN)
     TIME_TO_FIRST_TOKEN_SECONDS.labels(*labels).observe(ttft_s)
     for sequence in answer.written.sequences:
         if sequence.num_generated_tokens > 1:
             tpot_s = sequence.decode_s / (sequence.num_generated_tokens - 1)
             TIME_PER_OUTPUT_TOKEN_SECONDS.labels(*labels).observe(tpot_s)
-    GENERATED_TOKENS.labels(*labels).inc(num_tokens)
-    CONSTRAINED_TOKENS.labels(*labels).inc(answer.written.num_constrained_tokens)
+    GENERATED_TOKENS.labels(*labels).inc(usage.generated_tokens)
+    CONSTRAINED_TOKENS.labels(*labels).inc(usage.constrained_tokens)
     if not answer.result.is_parsed:
         UNPARSED_OUTPUTS.labels(*labels).inc()
-    _trace_answer(answer)
+    _trace_answer(answer, usage)
     width, height = answer.image_size_wh
-    sizes_and_times = {
+    sizes_and_times: dict[str, object] = {
         "image_width": width,
         "image_height": height,
-        "generated_tokens": num_tokens,
+        "generated_tokens": usage.generated_tokens,
         "vision_cache": answer.written.features.outcome,
-        **{f"{stage}_ms": ms for stage, ms in times.ms.items()},
     }
-    sizes = f"image={width}x{height} tokens={num_tokens} total_ms={times.total_s * 1000:.1f}"
+    for stage, ms in answer.times.ms.items():
+        sizes_and_times[f"{stage}_ms"] = ms
+    sizes = f"image={width}x{height} tokens={usage.generated_tokens} total_ms={total_s * 1000:.1f}"
     text = f" model={labels[0]} task={labels[1]} {sizes}"
     _record(request_id, "ok", api, labels, text, sizes_and_times)
 
@@ -112,14 +107,18 @@ def record_error(error: ServiceError, api: str, request_id: str) -> None:
 
 def record_failure(error: Exception, api: str, request_id: str) -> ServiceError:
     """Count, log and trace the error that ends a request; return the one for the client."""
-    failure = error if isinstance(error, ServiceError) else logged_defect(error, request_id)
+    failure = as_service_error(error, request_id)
     note_status(failure.code)
     record_error(failure, api, request_id)
     return failure
 
 
-def logged_defect(error: Exception, request_id: str, model_id: str | None = None) -> InternalError:
-    """Return the error for the client; only the log has the cause."""
+def as_service_error(
+    error: Exception, request_id: str, model_id: str | None = None
+) -> ServiceError:
+    """Return the error for the client; of a defect only the log has the cause."""
+    if isinstance(error, ServiceError):
+        return error
     where = request_id if model_id is None else f"{request_id}: {model_id}"
     fields = {FIELDS: {"request_id": request_id}}
     logger.error("request %s failed", where, exc_info=error, extra=fields)
@@ -154,23 +153,19 @@ def _record(
     )
 
 
-def _trace_answer(answer: Answer) -> None:
+def _trace_answer(answer: Answer, usage: Usage) -> None:
     current = get_current_span()
-    written = answer.written
-    num_image_tokens = answer.num_views * answer.model.manifest.num_image_tokens
     if not current.is_recording():
         return
-    current.set_attributes(
-        {
-            _STATUS: "ok",
-            GEN_AI_USAGE_INPUT_TOKENS: num_image_tokens + written.num_prompt_tokens,
-            GEN_AI_USAGE_OUTPUT_TOKENS: written.num_generated_tokens,
-            GEN_AI_RESPONSE_FINISH_REASONS: [
-                sequence.finish_reason for sequence in written.sequences
-            ],
-            "diptych.image_tokens": num_image_tokens,
-            "diptych.image_width": answer.image_size_wh[0],
-            "diptych.image_height": answer.image_size_wh[1],
-            "diptych.vision_cache": written.features.outcome,
-        }
-    )
+    reasons = [sequence.finish_reason for sequence in answer.written.sequences]
+    attributes: dict[str, int | str | Sequence[str]] = {
+        _STATUS: "ok",
+        GEN_AI_USAGE_INPUT_TOKENS: usage.image_tokens + usage.prompt_tokens,
+        GEN_AI_USAGE_OUTPUT_TOKENS: usage.generated_tokens,
+        GEN_AI_RESPONSE_FINISH_REASONS: reasons,
+        "diptych.image_tokens": usage.image_tokens,
+        "diptych.image_width": answer.image_size_wh[0],
+        "diptych.image_height": answer.image_size_wh[1],
+        "diptych.vision_cache": answer.written.features.outcome,
+    }
+    current.set_attributes(attributes)

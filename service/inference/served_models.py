@@ -1,16 +1,25 @@
-"""The served models: catalog entries with manifests and mask decoders, in catalog order."""
+"""The served models: catalog entries with manifests, calibrations and proofs, in catalog order.
+
+A proof holds for the requests with the fields with which it was made: the task, its parameters,
+and what decides the answer, but not the form of masks.
+"""
 
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from service.errors import UnknownModel, UnsupportedTask
-from service.inference.proofs import ServedProof, served_proofs
-from service.settings import Settings, SettingsError
+from runners.options import RunnerOptions, SchedulerLimits
+from service.errors import InvalidRequest, UnknownModel, UnsupportedTask
+from service.inference.request_fields import (
+    GenerationFields,
+    PredictFields,
+    TaskRequest,
+    parse_fields,
+)
+from service.settings import BYTES_PER_MB, Settings, SettingsError, variable
 from tasks.catalog import (
     HUB_PREFIX,
     HUB_SEPARATOR,
@@ -19,11 +28,19 @@ from tasks.catalog import (
     load_catalog,
     parse_entry,
 )
-from tasks.errors import meant
+from tasks.errors import meant, shown
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
-from tasks.scores import Calibration, CalibrationError, read_calibrations
+from tasks.scores import (
+    Calibration,
+    CalibrationError,
+    Proof,
+    calibration_key,
+    read_calibrations,
+    read_proofs,
+)
+from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
@@ -37,6 +54,30 @@ from wire.artifacts.manifest import (
 from wire.artifacts.model_store import artifact_folder, check_base
 from wire.artifacts.part_precision import choose_precision, measured_agreement
 
+# keyed by task, and whether the image is asked about in tiles
+Calibrations = Mapping[tuple[str, bool], Calibration]
+
+_UNDECIDING = {"mask_format", "min_score", "min_precision"}
+_DECIDING = tuple(name for name in GenerationFields.model_fields if name not in _UNDECIDING)
+_MAX_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ServedProof:
+    """A proof, and the request that it is about."""
+
+    proof: Proof
+    request: TaskRequest
+
+    def covers(self, request: TaskRequest) -> bool:
+        """Return True if a request differs from the proved one only in its image."""
+        if request.parameters != self.request.parameters:
+            return False
+        fields = request.fields
+        return all(
+            getattr(fields, name) == getattr(self.request.fields, name) for name in _DECIDING
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -49,21 +90,20 @@ class ServedModel:
     banned_phrases: frozenset[str] = frozenset()
     # measured by the export: its answers against those of float32
     agreement: Mapping[str, Any] | None = None
-    # keyed by task, and whether the image is asked about in tiles
-    calibrations: Mapping[tuple[str, bool], Calibration] = field(default_factory=dict)
+    calibrations: Calibrations = field(default_factory=dict)
     proofs: tuple[ServedProof, ...] = ()
+
     id: str = field(init=False)
     language: FamilyLanguage = field(init=False)  # prompts and parsers of its family
     runner_id: str = field(init=False)  # the model whose runner answers: an adapter's base
     adapter_key: str | None = field(init=False)  # names an adapter at the runner of its base
 
     def __post_init__(self) -> None:
+        is_adapter = self.entry.adapter_of is not None
         object.__setattr__(self, "id", self.entry.id)
         object.__setattr__(self, "language", FAMILIES[self.entry.family])
         object.__setattr__(self, "runner_id", self.entry.adapter_of or self.entry.id)
-        object.__setattr__(
-            self, "adapter_key", self.manifest.build_key if self.entry.adapter_of else None
-        )
+        object.__setattr__(self, "adapter_key", self.manifest.build_key if is_adapter else None)
 
     def min_object_share(self, task_id: str) -> float:
         """Return the smallest size that the model finds, as a share of the side of its input.
@@ -81,6 +121,62 @@ class UnservedModel:
 
     entry: CatalogEntry
     precision: str
+
+
+class ServedModels:
+    """All served models by id; `unserved` are the other models of the catalog."""
+
+    def __init__(
+        self, models: Mapping[str, ServedModel], unserved: tuple[UnservedModel, ...] = ()
+    ) -> None:
+        self._models = models
+        self.unserved = unserved
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    def set_models(self, models: Mapping[str, ServedModel]) -> None:
+        """Replace the models; requests keep those that they have."""
+        self._models = models
+
+    def get(self, model_id: str, param: str = "model") -> ServedModel:
+        """Return the model of an id that came in the field `param`; raise `UnknownModel`."""
+        try:
+            return self._models[model_id]
+        except KeyError as error:
+            served = ", ".join(self._models)
+            problem = f"model {model_id[:80]!r} is not served{meant(model_id, self._models)}"
+            raise UnknownModel(f"{problem}; the served models are {served}", param) from error
+
+    def offering(self, task_id: str) -> tuple[ServedModel, ...]:
+        """Return all models that offer a task; raise `UnsupportedTask` if there is none."""
+        offering = tuple(model for model in self if task_id in model.entry.task_ids)
+        if not offering:
+            problem = f"no served model offers the task {task_id}"
+            raise UnsupportedTask(f"{problem}; GET /v1/tasks lists the models of each task", "task")
+        return offering
+
+    def chosen(self, model_id: str | None, task_id: str) -> ServedModel:
+        """Return the model of an id, by default the first that offers the task.
+
+        Raise `UnknownModel`, or `UnsupportedTask` if it does not offer the task.
+        """
+        if model_id is None:
+            return self.offering(task_id)[0]
+        model = self.get(model_id)
+        if task_id not in model.entry.task_ids:
+            raise UnsupportedTask(f"{model.id} does not offer the task {task_id}", "model")
+        return model
+
+    def compared(self, model_ids: Sequence[str] | None, task_id: str) -> tuple[ServedModel, ...]:
+        """Return the models of a comparison in catalog order, by default all that offer the task.
+
+        Raise `UnknownModel` or `UnsupportedTask`.
+        """
+        if model_ids is None:
+            return self.offering(task_id)
+        chosen = {self.get(model_id, "models").id for model_id in model_ids}
+        return tuple(model for model in self if model.id in chosen)
 
 
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:
@@ -118,13 +214,12 @@ def _check_adapter(entry: CatalogEntry, settings: Settings) -> None:
             f"DIPTYCH_MODELS has {entry.id}, which is an adapter of {entry.adapter_of} and runs in"
             f" its runner; add {entry.adapter_of}"
         )
-    for name, pairs in (
-        ("DIPTYCH_RUNNER_URLS", settings.runner_urls),
-        ("DIPTYCH_DEVICES", settings.devices),
-    ):
-        if any(pair.partition("=")[0] == entry.id for pair in pairs):
+    for name in ("runner_urls", "devices"):
+        models = [pair.partition("=")[0] for pair in getattr(settings, name)]
+        if entry.id in models:
             raise SettingsError(
-                f"{name} names {entry.id}, an adapter; name its base {entry.adapter_of} instead"
+                f"{variable(name)} names {entry.id}, an adapter; name its base {entry.adapter_of}"
+                " instead"
             )
 
 
@@ -144,32 +239,77 @@ def adapters_of(model_id: str, entries: Iterable[CatalogEntry]) -> tuple[str, ..
     return tuple(entry.id for entry in entries if entry.adapter_of == model_id)
 
 
+def runner_options(
+    model_id: str, settings: Settings, entries: Sequence[CatalogEntry]
+) -> RunnerOptions:
+    """Return the options of a model's runner; `entries` are the served ones."""
+    device, gpu = settings.device_of(model_id)
+    cards: list[int] = []
+    for local_device, local_gpu in map(settings.device_of, local_models(entries, settings)):
+        if local_device != "cpu":
+            cards.append(local_gpu or 0)  # the first card is the default
+    aliases = {entry.id: entry.aliases for entry in entries}
+    return RunnerOptions(
+        limits=SchedulerLimits(
+            num_slots=settings.decoder_max_batch_size,
+            max_waiting=settings.decoder_max_waiting,
+            max_prefill_tokens=settings.decoder_max_prefill_tokens,
+            stuck_after_s=settings.stuck_after_s,
+        ),
+        max_batch_size=settings.encoder_max_batch_size,
+        max_latency_ms=settings.encoder_max_latency_ms,
+        max_cache_bytes=settings.vision_cache_mb * BYTES_PER_MB,
+        max_positions=settings.decoder_max_positions,
+        encoder_threads=settings.encoder_threads,
+        decoder_threads=settings.decoder_threads,
+        device=device,
+        gpu=gpu,
+        encoder_precision=settings.encoder_precision,
+        decoder_precision=settings.decoder_precision,
+        timeout_s=settings.call_timeout_s,
+        traces=settings.trace_options,
+        adapters=adapters_of(model_id, entries),
+        adapters_folder=settings.adapters,
+        aliases=aliases.get(model_id, ()),
+        adapter_limits=AdapterLimits(
+            settings.max_adapter_rank,
+            settings.max_adapter_mb * BYTES_PER_MB,
+            settings.adapters_mb * BYTES_PER_MB,
+        ),
+        start_timeout_s=settings.start_timeout_s,
+        num_sharing_gpu=max(1, cards.count(gpu or 0)),
+    )
+
+
 def unserved_models(settings: Settings) -> tuple[UnservedModel, ...]:
     """Return the other models of the catalog, with their default precisions on this host."""
-    encoder = encoder_device(settings.device)
-    decoder = decoder_device(settings.device)
-    return tuple(
-        UnservedModel(
-            entry,
-            _as_text(entry.precision[encoder]["encoder"], entry.precision[decoder]["decoder"]),
-        )
-        for entry in load_catalog(settings.catalog).values()
-        if entry.id not in settings.models
-    )
+    encoder_on = encoder_device(settings.device)
+    decoder_on = decoder_device(settings.device)
+    unserved: list[UnservedModel] = []
+    for entry in load_catalog(settings.catalog).values():
+        if entry.id not in settings.models:
+            encoder = entry.precision[encoder_on]["encoder"]
+            decoder = entry.precision[decoder_on]["decoder"]
+            unserved.append(UnservedModel(entry, _as_text(encoder, decoder)))
+    return tuple(unserved)
 
 
 def load_served_model(entry: CatalogEntry, folder: Path, settings: Settings) -> ServedModel:
     """Read the artifacts of a model that the gateway needs."""
     manifest = read_manifest(folder)
     masks = folder / MASK_DECODER_FILE
-    mask_decoder = MaskDecoder.load(masks) if masks.exists() else None
-    banned_phrases = read_banned_phrases(folder / PROCESSOR_CONFIG_FILE)
-    chosen = chosen_precisions(manifest, settings)
-    precision = _as_text(*chosen)
-    agreement = measured_agreement(manifest, *chosen)
-    scoring = served_scoring(manifest, folder, settings, precision)
+    precisions = chosen_precisions(manifest, settings)
+    precision = _as_text(*precisions)
+    calibrations, proofs = served_scoring(manifest, folder, settings, precision)
     return ServedModel(
-        entry, manifest, mask_decoder, precision, banned_phrases, agreement, *scoring
+        entry,
+        manifest,
+        MaskDecoder.load(masks) if masks.exists() else None,
+        precision,
+        read_banned_phrases(folder / PROCESSOR_CONFIG_FILE),
+        measured_agreement(manifest, *precisions),
+        calibrations,
+        proofs,
     )
 
 
@@ -211,7 +351,7 @@ def adapter_model(
 
 def served_scoring(
     manifest: Manifest, folder: Path, settings: Settings, precision: str
-) -> tuple[Mapping[tuple[str, bool], Calibration], tuple[ServedProof, ...]]:
+) -> tuple[Calibrations, tuple[ServedProof, ...]]:
     """Return the calibration of each task, without and with tiles, and the proofs about scores.
 
     Calibrations of the settings replace those of the artifacts. Raise `SettingsError` for an
@@ -219,21 +359,78 @@ def served_scoring(
     """
     if settings.calibration == ("off",):
         return {}, ()
-    own_file = [folder / CALIBRATION_FILE] if CALIBRATION_FILE in manifest.files else []
-    files = [*own_file, *map(Path, settings.calibration)]
+    files = list(map(Path, settings.calibration))
+    if CALIBRATION_FILE in manifest.files:
+        files.insert(0, folder / CALIBRATION_FILE)
+    calibrations: dict[tuple[str, bool], Calibration] = {}
+    proofs: list[Proof] = []
     try:
-        read = list(chain(*map(read_calibrations, files)))
+        for file in files:
+            for calibration in read_calibrations(file):
+                if calibration.model == manifest.model_id:
+                    calibrations[calibration.task, calibration.with_tiles] = calibration
+            proofs += [proof for proof in read_proofs(file) if proof.model == manifest.model_id]
     except CalibrationError as error:
         raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
-    own = {(each.task, each.with_tiles): each for each in read if each.model == manifest.model_id}
-    for each in own.values():
-        if each.checkpoint != manifest.checkpoint:
+    for calibration in calibrations.values():
+        if calibration.checkpoint != manifest.checkpoint:
             raise SettingsError(
-                f"DIPTYCH_CALIBRATION: the calibration of {each.model} for {each.task} is of the"
-                f" checkpoint {each.checkpoint}; the one served is {manifest.checkpoint}: fit it"
-                " again with diptych evaluate --calibrate, or remove it"
+                f"DIPTYCH_CALIBRATION: the calibration of {manifest.model_id} for"
+                f" {calibration.task} is of the checkpoint {calibration.checkpoint}; the one served"
+                f" is {manifest.checkpoint}: fit it again with diptych evaluate --calibrate, or"
+                " remove it"
             )
-    return own, served_proofs(files, manifest, precision, own)
+    served = {
+        "checkpoint": manifest.checkpoint,
+        "precision": precision,
+        "calibration": calibration_key(calibrations),
+    }
+    return calibrations, tuple(_served_proof(proof, served) for proof in proofs)
+
+
+def _served_proof(proof: Proof, served: Mapping[str, str]) -> ServedProof:
+    """Raise `SettingsError` for a proof of another checkpoint, precision or calibration."""
+    about = f"DIPTYCH_CALIBRATION: the proof of {proof.model} for {proof.fields['task']}"
+    for name, value in served.items():
+        if getattr(proof, name) != value:
+            raise SettingsError(
+                f"{about} is of the {name} {getattr(proof, name)!r}; the one served is"
+                f" {value!r}: prove it again with diptych annotate --labelled --thresholds, or"
+                " remove it"
+            )
+    try:
+        _, request = parse_fields(PredictFields, proof.fields)
+    except InvalidRequest as error:
+        raise SettingsError(f"{about} has invalid fields: {error.message}") from error
+    return ServedProof(proof, request)
+
+
+def proof_for(model: ServedModel, request: TaskRequest) -> Proof:
+    """Return the proof of the least precision that is enough for the `min_precision` of a request.
+
+    Raise `UnsupportedTask` if so much is not proved.
+    """
+    min_precision = request.fields.min_precision or 0.0
+    covering = [served.proof for served in model.proofs if served.covers(request)]
+    sufficient = [proof for proof in covering if proof.min_precision >= min_precision]
+    if sufficient:
+        return min(sufficient, key=lambda proof: proof.min_precision)
+    texts: set[str] = set()
+    if covering:
+        texts = {f"{proof.min_precision:g}" for proof in covering}
+        proved = f"proved is {_joined(texts)}"
+    else:
+        for served in model.proofs:
+            if served.request.task is request.task:
+                texts.add(f"{served.proof.min_precision:g} with {shown(served.proof.fields)}")
+        proved = f"for {request.task.id} is proved: {_joined(texts) or 'nothing'}"
+    problem = f"min_precision is {min_precision:g}, which is not proved for {model.id}"
+    raise UnsupportedTask(f"{problem} and these fields; {proved}", "min_precision")
+
+
+def _joined(texts: set[str]) -> str:
+    more = f" and {len(texts) - _MAX_SHOWN} more" if len(texts) > _MAX_SHOWN else ""
+    return ", ".join(sorted(texts)[:_MAX_SHOWN]) + more
 
 
 def chosen_precisions(manifest: Manifest, settings: Settings) -> tuple[Precision, Precision]:
@@ -255,75 +452,3 @@ def served_precision(manifest: Manifest, settings: Settings) -> str:
 
 def _as_text(encoder: Precision, decoder: Precision) -> str:
     return encoder if encoder == decoder else f"encoder {encoder}, decoder {decoder}"
-
-
-def check_positions(manifest: Manifest, settings: Settings) -> None:
-    """Raise `SettingsError` if DIPTYCH_DECODER_MAX_POSITIONS has no room for image and prompt."""
-    allowed = settings.decoder_max_positions
-    if 0 < allowed <= manifest.num_image_tokens:
-        raise SettingsError(
-            f"DIPTYCH_DECODER_MAX_POSITIONS={allowed} is too low: an image alone takes"
-            f" {manifest.num_image_tokens} positions of {manifest.model_id}, to which prompt and"
-            " answer are added"
-        )
-
-
-class ServedModels:
-    """All served models by id; `unserved` are the other models of the catalog."""
-
-    def __init__(
-        self, models: Mapping[str, ServedModel], unserved: tuple[UnservedModel, ...] = ()
-    ) -> None:
-        self._models = models
-        self.unserved = unserved
-
-    def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._models.values())
-
-    def set_models(self, models: Mapping[str, ServedModel]) -> None:
-        """Replace the models; requests keep those that they have."""
-        self._models = models
-
-    def get(self, model_id: str, param: str = "model") -> ServedModel:
-        """Return the model of an id that came in the field `param`; raise `UnknownModel`."""
-        try:
-            return self._models[model_id]
-        except KeyError as error:
-            served = ", ".join(self._models)
-            problem = f"model {model_id[:80]!r} is not served{meant(model_id, self._models)}"
-            raise UnknownModel(f"{problem}; the served models are {served}", param) from error
-
-    def offering(self, task_id: str) -> tuple[ServedModel, ...]:
-        """Return all models that offer a task; raise `UnsupportedTask` if there is none."""
-        offering = tuple(
-            model for model in self._models.values() if task_id in model.entry.task_ids
-        )
-        if not offering:
-            raise UnsupportedTask(
-                f"no served model offers the task {task_id}; GET /v1/tasks lists the models of each"
-                " task",
-                "task",
-            )
-        return offering
-
-    def asked(self, model_id: str | None, task_id: str) -> ServedModel:
-        """Return the model of an id, by default the first that offers the task.
-
-        Raise `UnknownModel`, or `UnsupportedTask` if it does not offer the task.
-        """
-        if model_id is None:
-            return self.offering(task_id)[0]
-        model = self.get(model_id)
-        if task_id not in model.entry.task_ids:
-            raise UnsupportedTask(f"{model.id} does not offer the task {task_id}", "model")
-        return model
-
-    def compared(self, model_ids: Sequence[str] | None, task_id: str) -> tuple[ServedModel, ...]:
-        """Return the models of a comparison in catalog order, by default all that offer the task.
-
-        Raise `UnknownModel` or `UnsupportedTask`.
-        """
-        if model_ids is None:
-            return self.offering(task_id)
-        chosen = {self.get(model_id, "models").id for model_id in model_ids}
-        return tuple(model for model in self if model.id in chosen)

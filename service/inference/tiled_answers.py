@@ -2,226 +2,288 @@
 
 A tile is a view with its own image key, so that its features are cached. All views of a request are
 in the decoder's batch together, up to `max_in_flight`, which bounds the pixels in memory. A view
-that fails ends the others, and the answer.
+that fails ends the others, and the answer. Flat tiles, in which there is nothing to find, such as
+paper or an even sky, are not asked about.
 """
 
 import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import chain
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imaging.files import PixelBox
 from service.admission.quotas import Quota
 from service.errors import DeadlineExceeded, InvalidRequest
-from service.images.decoding import LazyImage, in_thread
-from service.images.flat_parts import flat_parts
-from service.images.views import ImageView
+from service.images.decoding import ImageView, LazyImage, in_thread
 from service.inference.prediction import (
     Answer,
-    Asked,
     OnPiece,
     Piece,
+    QueuedModel,
     StageTimes,
     TilesSummary,
 )
 from service.inference.request_fields import TaskRequest
-from service.runner_client.runner_client import WrittenAnswers
+from service.inference.runner_calls import WrittenAnswers
 from tasks.scores import refine
 from tasks.table import TASKS
-from tasks.tiles.grid import Grid, PixelBox, Tiling, grid_of, tile_boxes
+from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tasks.tiles.merging import Merged, View, merge
 from tasks.tiles.placement import placed
-from wire.runner_messages import CacheOutcome, FoundFeatures
+from wire.pixels import Pixels
 from wire.telemetry.tracing import span
 
 _LOCATED_OCR = "ocr_with_regions"
+_CELL_PX = 16
+_BLOCK_PX = 4
+_MAX_LEVELS = 8
+_MAX_NOISE_LEVELS = 24
+# A quarter of an image without an edge shows its noise; some squares have more of it by chance
+_QUIET_PERCENT = 25
+_NOISE_FACTOR = 2.5
+_STRIP_BYTES = 1_000_000  # larger memory is new, and zeroed, for each strip
 
-
-@dataclass(frozen=True, slots=True)
-class TileLimits:
-    """Limits of one answer."""
-
-    max_tiles: int
-    max_in_flight: int
+Busy = NDArray[np.bool_]  # (rows, columns) of cells: a square that begins there is not flat
+# (rows, columns, 6) of cells: an extreme of the channels of their pixels, then of their blocks
+Extremes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class TiledModel:
-    """A model that is asked about an image in tiles."""
+    """A model that answers about an image in tiles."""
 
-    asked: Asked
+    queued: QueuedModel
     quota: Quota
-    limits: TileLimits
-    # counts the memory of the decoded image, which is kept for later tiles; None keeps none
+    max_tiles: int
+    max_in_flight: int
+    # counts the memory of the decoded image, which is retained for later tiles; None retains none
     hold: Callable[[int], None] | None
 
-    async def plan(self, request: TaskRequest, image: LazyImage) -> "TilePlan":
+    async def answer(
+        self, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
+    ) -> Answer:
+        """Return the answer about an image in tiles; raise `ServiceError`.
+
+        `on_piece` receives the text about each view that is complete, the whole image first.
+        """
+        start_s = time.monotonic()
+        whole = image.whole if isinstance(image, ImageView) else image
+        whole.hold = self.hold
+        boxes, tiles = await self._tiles(request, image)
+        if not boxes:
+            answer = await self.queued.answer(request, image, on_piece)
+            return replace(answer, tiles=tiles)
+        planned_s = time.monotonic() - start_s
+        answers = await self._answers(request, image, boxes, on_piece)
+        is_fitted = (request.task.id, True) in self.queued.model.calibrations
+        merge_start_s = time.monotonic()
+        with span("merge"):
+            merged = await in_thread(_merged, request, answers, boxes)
+        now_s = time.monotonic()
+        slowest = StageTimes.slowest([answer.times for answer in answers])
+        times = replace(
+            slowest,
+            preprocess_s=slowest.preprocess_s + planned_s,
+            postprocess_s=slowest.postprocess_s + now_s - merge_start_s,
+            total_s=now_s - start_s + image.open_s,
+        )
+        return Answer(
+            self.queued.model,
+            request,
+            image.header.size_wh,
+            merged.result,
+            _joined([answer.written for answer in answers], is_cut=merged.num_left_out > 0),
+            times,
+            is_calibrated=answers[0].is_calibrated and is_fitted,
+            tiles=replace(tiles, merged=merged.num_merged),
+            num_views=len(answers),
+        )
+
+    async def _tiles(
+        self, request: TaskRequest, image: LazyImage
+    ) -> tuple[list[PixelBox], TilesSummary]:
         """Return the tiles to ask about, each counted as a request and an image of the key.
 
         Raise `InvalidRequest` above the maximum of tiles, `Overloaded` above a limit of the key or
         if the tiles would not be answered before the deadline, or the error of the image.
         """
-        self.asked.check_cost(request, image, 1)  # before the image is decoded
+        self.queued.check_cost(request, image, 1)  # before the image is decoded
         size_wh = image.header.size_wh
-        given = request.fields
-        tiling = Tiling(given.tiles, given.overlap, given.min_object_px)
-        share = self.asked.model.min_object_share(request.task.id)
-        grid = grid_of(tiling, size_wh, share, self.limits.max_tiles)
-        if grid.num_tiles > self.limits.max_tiles:
-            found = f"tiles has {grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
-            raise InvalidRequest(f"{found}; the service allows {self.limits.max_tiles}", "tiles")
-        boxes = tile_boxes(grid, size_wh, given.overlap)
+        fields = request.fields
+        tiling = Tiling(fields.tiles, fields.overlap, fields.min_object_px)
+        share = self.queued.model.min_object_share(request.task.id)
+        grid = grid_of(tiling, size_wh, share, self.max_tiles)
+        if grid.num_tiles > self.max_tiles:
+            size = f"{grid.rows} rows and {grid.columns} columns: {grid.num_tiles} tiles"
+            message = f"tiles has {size}; the service allows {self.max_tiles}"
+            raise InvalidRequest(message, "tiles")
+        boxes = tile_boxes(grid, size_wh, fields.overlap)
         are_flat: list[bool] = []
         if boxes:
             try:
-                async with asyncio.timeout(self.asked.deadline_s - time.monotonic()):
+                async with asyncio.timeout(self.queued.deadline_s - time.monotonic()):
                     are_flat = await flat_parts(image, boxes)
             except TimeoutError as error:
                 message = "the image was not decoded before the deadline"
                 raise DeadlineExceeded(message) from error
         uneven = [box for box, is_flat in zip(boxes, are_flat, strict=True) if not is_flat]
         if uneven:
-            self.asked.check_cost(request, image, 1 + len(uneven))
-            tiles = [ImageView.of(image, box) for box in uneven]
-            await self.quota.take_request(len(tiles))
-            await self.quota.take_pixels(sum(math.prod(tile.header.size_wh) for tile in tiles))
-        return TilePlan(grid, tuple(uneven), len(boxes) - len(uneven))
+            self.queued.check_cost(request, image, 1 + len(uneven))
+            await self.quota.take_request(len(uneven))
+            sizes = [ImageView.of(image, box).header.size_wh for box in uneven]
+            await self.quota.take_pixels(sum(map(math.prod, sizes)))
+        num_flat = len(boxes) - len(uneven)
+        return uneven, TilesSummary(grid.rows, grid.columns, len(uneven), num_flat, merged=0)
+
+    async def _answers(
+        self,
+        request: TaskRequest,
+        image: LazyImage,
+        boxes: Sequence[PixelBox],
+        on_piece: OnPiece | None,
+    ) -> list[Answer]:
+        """Return the answer about the image and about each tile, in pixels of the image."""
+        queued = self.queued
+        if request.task.id == "ocr" and _LOCATED_OCR in queued.model.entry.task_ids:
+            # Text of tiles is merged by the places of its lines
+            request = replace(request, task=TASKS[_LOCATED_OCR])
+        if fitted := queued.model.calibrations.get((request.task.id, True)):
+            # A calibration does not change which score is higher: it may precede the merge
+            calibrations = {(request.task.id, False): fitted}
+            queued = replace(queued, model=replace(queued.model, calibrations=calibrations))
+        in_flight = asyncio.Semaphore(self.max_in_flight)
+        size_wh = image.header.size_wh
+
+        async def answer_tile(box: PixelBox) -> Answer:
+            async with in_flight:
+                answer = await queued.answer(request, ImageView.of(image, box))
+            result = await in_thread(placed, answer.result, box, size_wh)
+            return replace(answer, result=result)
+
+        async def answer_whole() -> Answer:
+            async with in_flight:
+                return await queued.answer(request, image)
+
+        answers: list[Answer] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(answer_whole())]
+                running += [group.create_task(answer_tile(box)) for box in boxes]
+                for box, answering in zip([(0, 0, *size_wh), *boxes], running, strict=True):
+                    answer = await answering
+                    text = f"\n{answer.written.text}" if answers else answer.written.text
+                    answers.append(answer)
+                    if on_piece is not None:
+                        # Objects that are not proved are not shown before the answer either
+                        is_hidden = request.fields.min_precision is not None
+                        on_piece(Piece(text, None if is_hidden else View(box, answer.result)))
+        except ExceptionGroup as errors:  # the others are cancelled
+            raise errors.exceptions[0] from None
+        return answers
 
 
-@dataclass(frozen=True, slots=True)
-class TilePlan:
-    """The tiles that are asked about, and how many are not: they are flat."""
-
-    grid: Grid
-    boxes: tuple[PixelBox, ...]
-    num_skipped: int
-
-    def summary(self, num_merged: int) -> TilesSummary:
-        rows = self.grid.rows
-        columns = self.grid.columns
-        return TilesSummary(rows, columns, len(self.boxes), self.num_skipped, num_merged)
-
-
-async def answer_in_tiles(
-    tiled: TiledModel, request: TaskRequest, image: LazyImage, on_piece: OnPiece | None = None
-) -> Answer:
-    """Return the answer of a model about an image in tiles; raise `ServiceError`.
-
-    `on_piece` receives the text about each view that is complete, the whole image first.
-    """
-    start_s = time.monotonic()
-    whole = image.whole if isinstance(image, ImageView) else image
-    whole.hold = tiled.hold
-    plan = await tiled.plan(request, image)
-    if not plan.boxes:
-        answer = await tiled.asked.answer(request, image, on_piece)
-        return replace(answer, tiles=plan.summary(num_merged=0))
-    planned_s = time.monotonic() - start_s
-    answers = await _answers(tiled, request, image, plan.boxes, on_piece)
-    is_fitted = (request.task.id, True) in tiled.asked.model.calibrations
-    merge_start_s = time.monotonic()
-    with span("merge"):
-        merged = await in_thread(_merged, request, answers, plan)
-    now_s = time.monotonic()
-    slowest = StageTimes.slowest([answer.times for answer in answers])
-    times = replace(
-        slowest,
-        preprocess_s=slowest.preprocess_s + planned_s,
-        postprocess_s=slowest.postprocess_s + now_s - merge_start_s,
-        total_s=now_s - start_s + image.open_s,
-    )
-    return Answer(
-        tiled.asked.model,
-        request,
-        image.header.size_wh,
-        merged.result,
-        _written([answer.written for answer in answers], merged.num_left_out),
-        times,
-        is_calibrated=answers[0].is_calibrated and is_fitted,
-        tiles=plan.summary(merged.num_merged),
-        num_views=len(answers),
-    )
-
-
-async def _answers(
-    tiled: TiledModel,
-    request: TaskRequest,
-    image: LazyImage,
-    boxes: Sequence[PixelBox],
-    on_piece: OnPiece | None,
-) -> list[Answer]:
-    """Return the answer about the image and about each tile, in pixels of the image."""
-    asked = tiled.asked
-    if request.task.id == "ocr" and _LOCATED_OCR in asked.model.entry.task_ids:
-        # Text of tiles is merged by the places of its lines
-        request = replace(request, task=TASKS[_LOCATED_OCR])
-    calibrations = asked.model.calibrations
-    if fitted := calibrations.get((request.task.id, True)):
-        # A calibration does not change which score is higher: it may precede the merge
-        calibrations = {(request.task.id, False): fitted}
-        asked = replace(asked, model=replace(asked.model, calibrations=calibrations))
-    in_flight = asyncio.Semaphore(tiled.limits.max_in_flight)
-    size_wh = image.header.size_wh
-
-    async def answer(box: PixelBox) -> Answer:
-        async with in_flight:
-            found = await asked.answer(request, ImageView.of(image, box))
-        return replace(found, result=await in_thread(placed, found.result, box, size_wh))
-
-    async def answer_whole() -> Answer:
-        async with in_flight:
-            return await asked.answer(request, image)
-
-    answers: list[Answer] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(answer_whole())]
-            running += [group.create_task(answer(box)) for box in boxes]
-            for box, each in zip([(0, 0, *size_wh), *boxes], running, strict=True):
-                found = await each
-                text = f"\n{found.written.text}" if answers else found.written.text
-                answers.append(found)
-                if on_piece is not None:
-                    # Objects that are not proved are not shown before the answer either
-                    is_hidden = request.fields.min_precision is not None
-                    on_piece(Piece(text, None if is_hidden else View(box, found.result)))
-    except ExceptionGroup as errors:  # the others are cancelled
-        raise errors.exceptions[0] from None
-    return answers
-
-
-def _merged(request: TaskRequest, answers: Sequence[Answer], plan: TilePlan) -> Merged:
+def _merged(request: TaskRequest, answers: Sequence[Answer], boxes: Sequence[PixelBox]) -> Merged:
     size_wh = answers[0].image_size_wh
-    boxes = [(0, 0, *size_wh), *plan.boxes]
-    views = [View(box, answer.result) for box, answer in zip(boxes, answers, strict=True)]
+    results = [answer.result for answer in answers]
+    views = list(map(View, [(0, 0, *size_wh), *boxes], results))
     merged = merge(request.task.id, views, size_wh)
     if request.fields.nms_iou is None:
         return merged
     return replace(merged, result=refine(merged.result, None, 0.0, request.fields.nms_iou))
 
 
-def _written(parts: Sequence[WrittenAnswers], num_left_out: int) -> WrittenAnswers:
+def _joined(parts: Sequence[WrittenAnswers], is_cut: bool) -> WrittenAnswers:
     """Return the sequences of all views as one answer; it is cut if objects are left out."""
     outcomes = {part.features.outcome for part in parts}
-    outcome: CacheOutcome = "hit"
-    if outcomes != {"hit"}:
-        outcome = "miss" if "miss" in outcomes else "joined"
-    is_truncated = num_left_out > 0 or any(part.finish_reason == "length" for part in parts)
-    return WrittenAnswers(
-        sequences=tuple(chain.from_iterable(part.sequences for part in parts)),
-        text="\n".join(part.text for part in parts),
-        finish_reason="length" if is_truncated else "stop",
-        num_prompt_tokens=sum(part.num_prompt_tokens for part in parts),
-        num_generated_tokens=sum(part.num_generated_tokens for part in parts),
-        num_constrained_tokens=sum(part.num_constrained_tokens for part in parts),
-        features=FoundFeatures(
-            outcome=outcome,
-            encode_s=max(part.features.encode_s for part in parts),
-            queue_s=max(part.features.queue_s for part in parts),
-        ),
-        preprocess_s=max(part.preprocess_s for part in parts),
-        queue_s=max(part.queue_s for part in parts),
-        prefill_s=max(part.prefill_s for part in parts),
-        decode_s=max(part.decode_s for part in parts),
-    )
+    outcome = min(outcomes, key=("miss", "joined", "hit").index)
+    features = parts[0].features.model_copy(update={"outcome": outcome})
+    sequences = tuple(chain.from_iterable(part.sequences for part in parts))
+    return replace(parts[0], sequences=sequences, features=features, is_cut=is_cut)
+
+
+async def flat_parts(image: LazyImage, parts: Sequence[PixelBox]) -> list[bool]:
+    """Return which parts of an image are flat; decode it if none is known yet.
+
+    A part is flat if no square of 32 x 32 pixels that begins in it has an edge. Squares lie on a
+    grid of 16 pixels. In a flat square the levels of a colour channel differ by at most 8, so that
+    a shading passes. In a noisy image its pixels may differ by more, up to 24 levels as the noise
+    requires, but not the means of its blocks of 4 x 4 pixels: any thing of 8 pixels fills such a
+    block.
+    """
+    left = 0
+    top = 0
+    if isinstance(image, ImageView):
+        left, top, _, _ = image.box
+        image = image.whole
+    busy = image.decoder.busy_cells.get(image.header.digest)
+    if busy is None:
+        width, _ = image.header.size_wh
+        num_rows = max(1, _STRIP_BYTES // (width * 3 * _CELL_PX)) * _CELL_PX
+        lows: list[Extremes] = []
+        highs: list[Extremes] = []
+        async with aclosing(image.strips(num_rows)) as strips:
+            async for strip in strips:
+                low, high = await in_thread(_extremes, strip)
+                lows.append(low)
+                highs.append(high)
+        busy = await in_thread(busy_cells, np.concatenate(lows), np.concatenate(highs))
+        image.decoder.busy_cells[image.header.digest] = busy
+    flat: list[bool] = []
+    for x1, y1, x2, y2 in parts:
+        rows = slice((top + y1) // _CELL_PX, (top + y2 - 1) // _CELL_PX + 1)
+        columns = slice((left + x1) // _CELL_PX, (left + x2 - 1) // _CELL_PX + 1)
+        flat.append(not busy[rows, columns].any())
+    return flat
+
+
+def busy_cells(lows: Extremes, highs: Extremes) -> Busy:
+    """Return which squares of 2 x 2 cells are not flat."""
+    levels = _of_squares(highs, np.maximum) - _of_squares(lows, np.minimum)
+    of_pixels = levels[:, :, :3].max(axis=2)
+    of_blocks = levels[:, :, 3:].max(axis=2)
+    noise = _NOISE_FACTOR * np.percentile(of_pixels, _QUIET_PERCENT)
+    max_of_pixels = max(_MAX_LEVELS, min(_MAX_NOISE_LEVELS, noise))
+    busy: Busy = (of_pixels > max_of_pixels) | (of_blocks > _MAX_LEVELS)
+    return busy
+
+
+def _extremes(pixels: Pixels) -> tuple[Extremes, Extremes]:
+    """Return the least and the greatest levels in each cell of pixels (H, W, 3)."""
+    blocks: Pixels = np.asarray(Image.fromarray(pixels).reduce(_BLOCK_PX))
+    num_blocks = _CELL_PX // _BLOCK_PX
+    extremes: list[Extremes] = []
+    for extreme in (np.minimum, np.maximum):
+        of_pixels = _of_cells(pixels, _CELL_PX, extreme)
+        of_blocks = _of_cells(blocks, num_blocks, extreme)
+        extremes.append(np.concatenate([of_pixels, of_blocks], axis=2))
+    low, high = extremes
+    return low, high
+
+
+def _of_cells(pixels: Pixels, cell_px: int, extreme: np.ufunc) -> Pixels:
+    """Return the extreme of each cell of pixels (H, W, 3), as (rows, columns, 3)."""
+    height, width, _ = pixels.shape
+    num_full = height // cell_px
+    full, rest = np.split(pixels.reshape(height, -1), [num_full * cell_px])
+    # A reduction over an axis of known length is 20 times as fast as `reduceat`
+    rows = extreme.reduce(full.reshape(num_full, cell_px, 3 * width), axis=1)
+    if len(rest):
+        rows = np.concatenate([rows, extreme.reduce(rest, axis=0, keepdims=True)])
+    of_rows = rows.reshape(len(rows), width, 3)
+    cells: Pixels = extreme.reduceat(of_rows, range(0, width, cell_px), axis=1)
+    return cells
+
+
+def _of_squares(cells: Extremes, extreme: np.ufunc) -> NDArray[np.int16]:
+    """Return the extreme of each cell and its neighbours to the right and below."""
+    padded = np.pad(cells.astype(np.int16), ((0, 1), (0, 1), (0, 0)), mode="edge")
+    beside = extreme(padded[:, :-1], padded[:, 1:])
+    squares: NDArray[np.int16] = extreme(beside[:-1], beside[1:])
+    return squares

@@ -23,12 +23,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from service.admission.places import RequestContext
 from service.errors import InvalidRequest, UnsupportedTask
 from service.http.body import BodyMemory, parsed, read_bytes
 from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
 from service.http.json_values import json_object
 from service.images.decoding import in_thread
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core
 from service.inference.served_models import ServedModel
 from service.label_studio.batch import Batch, Plan, source_bytes, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
@@ -163,7 +164,9 @@ class LabelStudioApi:
         plan = await in_thread(_plan, _models(core, request), body.label_config, prompt)
         is_batch = prompt is None
         tasks = plan.sources(body.tasks)
-        core.keep(context, _PLAN_COPIES * len(body.label_config) + sum(map(source_bytes, tasks)))
+        core.places.shrink(
+            context, _PLAN_COPIES * len(body.label_config) + sum(map(source_bytes, tasks))
+        )
         del body, prompt  # all other data and annotations of the tasks: up to a million values
         images = TaskImages(core, self._host, request.state.label_studio_token)
         batch = Batch(core, plan, images, context)

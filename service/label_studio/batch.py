@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
 
+from service.admission.places import Place, RequestContext
 from service.errors import (
     DeadlineExceeded,
     InternalError,
@@ -27,7 +28,7 @@ from service.errors import (
 )
 from service.images.decoding import in_thread
 from service.inference.answer_places import AnswerPlaces
-from service.inference.core import Core, Fields, Place, RequestContext
+from service.inference.core import Core, Fields
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure
 from service.inference.served_models import ServedModel
@@ -123,7 +124,7 @@ class Batch:
         self._context = replace(
             context, deadline_s=min(context.deadline_s, time.monotonic() + MAX_CALL_S)
         )
-        self._places = AnswerPlaces(core)
+        self._places = AnswerPlaces(core.places)
         self._answers = asyncio.Semaphore(_MAX_ANSWERS)
         self._num_answers = 0
 
@@ -171,7 +172,7 @@ class Batch:
             for model_id, results in results_of.items():
                 predictions.append(prediction(self._plan.version([model_id]), results))
             outcome = await in_thread(_json, predictions)
-            self._core.hold(self._context, len(outcome))
+            self._core.places.hold(self._context, len(outcome))
         except Exception as error:  # a defect at one task must not fail the others
             return record_failure(error, self._context.api, self._context.request_id)
         return outcome
@@ -210,7 +211,7 @@ class Batch:
             sources.pop(key, None)
             yield image
         finally:
-            await self._core.leave(context)
+            await self._core.places.leave(context)
 
     async def _read(self, source: str | None, context: RequestContext) -> bytes:
         """Return an image; retry while there is no memory for it and the call has time."""
@@ -218,7 +219,7 @@ class Batch:
             try:
                 return await self._images.read(source, context)
             except Overloaded as error:
-                self._core.keep(context, 0)
+                self._core.places.shrink(context, 0)
                 await self._wait(error)
 
     async def _results(self, image: bytes, model_id: str, ask: Ask) -> list[JsonObject]:

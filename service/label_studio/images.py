@@ -16,13 +16,13 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 
+from service.admission.places import RequestContext
 from service.errors import InvalidRequest
 from service.http.body import parse_image
 from service.images.decoding import in_thread
-from service.images.fetching import FetchLimits, ImageFetcher, Receiver
-from service.images.host_addresses import SystemResolver
-from service.images.url_rules import MAX_URL_CHARS, AllowedHost, ImageUrl
-from service.inference.core import Core, RequestContext
+from service.images.fetching import FetchLimits, ImageFetcher, Receiver, SystemResolver
+from service.images.inputs import MAX_URL_CHARS, AllowedHost, ImageUrl
+from service.inference.core import Core
 from service.settings import Settings, variable
 from tasks.errors import shown
 
@@ -132,7 +132,7 @@ class TaskImages:
             raise InvalidRequest(f"{problem}; the maximum is {MAX_URL_CHARS}", "image")
         url = ImageUrl(self._host.origin + quote(path, safe=_SAFE_IN_PATHS))
         authorization = await self._header(self._host)
-        hold = partial(self._core.hold, context)
+        hold = partial(self._core.places.hold, context)
         receiver = Receiver(context.deadline_s, context.quota.name, hold, authorization)
         return await self._host.fetcher.fetch(url, receiver)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf.json_format import ParseDict
 
+from service.admission.places import RequestContext
 from service.errors import InvalidRequest, UnknownModel
-from service.inference.core import RequestContext
 from service.inference.prediction import Answer
 from service.open_inference.tensors import (
     API,

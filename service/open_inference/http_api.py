@@ -24,11 +24,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service.admission.places import RequestContext
 from service.errors import InvalidRequest
 from service.http.body import BodyMemory, off_loop, parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.http.json_values import json_object
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
 from service.open_inference.tensors import (

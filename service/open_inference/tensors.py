@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Self
 
+from service.admission.places import RequestContext, is_valid_request_id
 from service.errors import InvalidRequest, UnknownModel
 from service.http.body import RequestBody, missing_image, parse_image
-from service.images.handle_ids import file_or_handle
-from service.inference.core import RequestContext, is_valid_request_id
+from service.images.inputs import file_or_handle
 from service.inference.prediction import Answer
 from service.inference.request_fields import GenerationFields
 from service.inference.served_models import ServedModel, ServedModels

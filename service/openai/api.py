@@ -24,13 +24,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.admission.places import RequestContext
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.http.body import parse_image, read_json
 from service.http.boundary import Interface, RestBoundary
 from service.http.server_sent_events import event_stream, server_sent_event
 from service.images.decoding import in_thread
-from service.images.url_rules import ImageInput
-from service.inference.core import Core, Fields, RequestContext
+from service.images.inputs import ImageInput
+from service.inference.core import Core, Fields
 from service.inference.prediction import Answer, Piece
 from service.openai.wire import (
     AssistantMessage,
@@ -175,11 +176,12 @@ class ChunkStream:
 
 
 def _usage(answer: Answer) -> ChatUsage:
-    num_read = answer.model.manifest.num_image_tokens + answer.written.num_prompt_tokens
+    usage = answer.usage
+    num_read = usage.image_tokens + usage.prompt_tokens
     return ChatUsage(
         prompt_tokens=num_read,
-        completion_tokens=answer.written.num_generated_tokens,
-        total_tokens=num_read + answer.written.num_generated_tokens,
+        completion_tokens=usage.generated_tokens,
+        total_tokens=num_read + usage.generated_tokens,
     )
 
 

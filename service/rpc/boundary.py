@@ -25,29 +25,13 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 )
 
 from service.admission.api_keys import ApiKeys
+from service.admission.places import RequestContext, request_id_or_new
 from service.admission.quotas import UNLIMITED, Quota
-from service.errors import ErrorCode, Overloaded, ServiceError
-from service.inference.core import Core, RequestContext, request_id_or_new
+from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
-from service.rpc.incoming import Context, Incoming
+from service.rpc.incoming import CODES, Context, Incoming, abort, metadata_of
 from service.settings import Settings
 from wire.telemetry.tracing import request_trace, trace_id
-
-CODES: dict[ErrorCode, grpc.StatusCode] = {
-    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
-    "unauthorized": grpc.StatusCode.UNAUTHENTICATED,
-    "unknown_model": grpc.StatusCode.NOT_FOUND,
-    "not_found": grpc.StatusCode.NOT_FOUND,
-    "image_expired": grpc.StatusCode.NOT_FOUND,
-    "image_too_large": grpc.StatusCode.INVALID_ARGUMENT,
-    "payload_too_large": grpc.StatusCode.INVALID_ARGUMENT,
-    "unsupported_image": grpc.StatusCode.INVALID_ARGUMENT,
-    "unsupported_task": grpc.StatusCode.INVALID_ARGUMENT,
-    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "internal": grpc.StatusCode.INTERNAL,
-    "not_ready": grpc.StatusCode.UNAVAILABLE,
-    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 
 
 class GrpcApi:
@@ -61,7 +45,6 @@ class GrpcApi:
     health_methods: ClassVar[frozenset[str]] = frozenset()  # need one if `health_needs_key` is set
 
     def __init__(self, core: Core, api_keys: ApiKeys, settings: Settings) -> None:
-        self.entrance = core.drain_gate
         self._core = core
         self._api_keys = api_keys
         self._settings = settings
@@ -86,7 +69,7 @@ class GrpcApi:
             context.set_trailing_metadata((trace,))
             failure = call = None
             try:
-                self.entrance.check()
+                self._core.places.check_open()
                 quota = await self._quota(name, metadata.get("authorization"), incoming.address)
                 limit_s = self._settings.request_timeout_s
                 remaining_s = context.time_remaining()
@@ -103,7 +86,7 @@ class GrpcApi:
                 failure = record_failure(error, self.api, request_id)
             finally:
                 if call is not None:
-                    await self._core.leave(call)
+                    await self._core.places.leave(call)
             code = CODES[failure.code] if failure else grpc.StatusCode.OK
             span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
         if failure is not None:
@@ -122,8 +105,8 @@ class GrpcApi:
     async def _read(self, name: str, incoming: Incoming, call: RequestContext) -> Message:
         if name not in self.image_methods:
             return await incoming.read_small()
-        await self._core.take_place(call)
-        return await incoming.read(call.deadline_s, partial(self._core.hold, call))
+        await self._core.places.take(call)
+        return await incoming.read(call.deadline_s, partial(self._core.places.hold, call))
 
 
 AnswerT = TypeVar("AnswerT")
@@ -139,9 +122,8 @@ def method(
 
     @wraps(function)
     async def answer(api: ApiT, incoming: Incoming, context: Context) -> AnswerT:
-        with api.entrance.inside():
-            async with api.call(function.__name__, incoming, context) as (message, call):
-                return await function(api, message, call)
+        async with api.call(function.__name__, incoming, context) as (message, call):
+            return await function(api, message, call)
         raise AssertionError("context.abort() returned")
 
     return answer
@@ -156,32 +138,11 @@ def stream(
     async def answers(
         api: ApiT, incoming: Incoming, context: Context
     ) -> AsyncGenerator[AnswerT, None]:
-        with api.entrance.inside():
-            async with (
-                api.call(function.__name__, incoming, context) as (message, call),
-                aclosing(function(api, message, call)) as each,
-            ):
-                async for answer in each:
-                    yield answer
+        async with (
+            api.call(function.__name__, incoming, context) as (message, call),
+            aclosing(function(api, message, call)) as replies,
+        ):
+            async for reply in replies:
+                yield reply
 
     return answers
-
-
-def metadata_of(context: Context) -> dict[str, str]:
-    """Return the metadata by name; repeated values as a list, as in a header."""
-    found: dict[str, str] = {}
-    for name, value in context.invocation_metadata() or ():
-        found[name] = f"{found[name]}, {value}" if name in found else str(value)
-    return found
-
-
-async def abort(
-    context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...] = ()
-) -> None:
-    """End the call with the status of `error`; `context.abort` raises."""
-    trailing = [*ids, ("diptych-code", error.code)]
-    if error.param is not None:
-        trailing.append(("diptych-param", error.param))
-    if isinstance(error, Overloaded):
-        trailing.append(("retry-after", str(error.retry_after_s)))
-    await context.abort(CODES[error.code], error.message, tuple(trailing))

@@ -1,21 +1,95 @@
-"""Messages of gRPC calls, read when a method asks for them.
+"""The values of a protobuf message, counted on the wire before it is parsed.
 
-grpc reads the message of a call before it calls the method, so that anybody could send large ones.
-Each method is therefore registered as one that receives a stream of bytes, which is the same on the
-wire: a method checks the key and takes its place before it reads.
+An empty message takes two bytes on the wire and about a hundred when it is parsed: 20 MB of them
+would take gigabytes. Source of the format: Protocol Buffers, "Encoding".
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import unquote
 
+import grpc
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from service.admission.load import ClientSlots
-from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
-from service.rpc.wire_values import num_values
+from service.admission.fair_queue import ClientSlots
+from service.errors import (
+    DeadlineExceeded,
+    ErrorCode,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    ServiceError,
+)
+
+Descriptor = Any  # protobuf's Python or upb: they have no common type
+
+_VARINT = 0
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
+_MAX_VARINT_BYTES = 10
+_TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
+
+
+def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
+    """Return the number of fields, list elements and map entries, up to `maximum`.
+
+    A message that is cut or malformed is counted up to there: its parser refuses it.
+    """
+    found = 0
+    pending: list[tuple[Descriptor, int, int]] = [(descriptor, 0, len(data))]
+    while pending:
+        of_message, position, end = pending.pop()
+        while position < end and found <= maximum:
+            found += 1
+            tag, position = _varint(data, position)
+            kind = tag & 7
+            if kind != _BYTES:
+                if kind == _VARINT:
+                    _, position = _varint(data, position)
+                else:  # a group has its fields behind its start
+                    position += _FIXED_BYTES.get(kind, 0)
+                continue
+            length, position = _varint(data, position)
+            field = of_message.fields_by_number.get(tag >> 3)
+            if field is not None and field.message_type is not None:
+                pending.append((field.message_type, position, min(position + length, end)))
+            elif field is not None and field.type not in _TEXTS:
+                found += length  # packed numbers, of a byte or more
+            position += length
+    return found
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return a number and the position behind it."""
+    value = 0
+    for index, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, position + index + 1
+    return value, len(data)
+
+
+CODES: dict[ErrorCode, grpc.StatusCode] = {
+    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
+    "unauthorized": grpc.StatusCode.UNAUTHENTICATED,
+    "unknown_model": grpc.StatusCode.NOT_FOUND,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "image_expired": grpc.StatusCode.NOT_FOUND,
+    "image_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "payload_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported_image": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported_task": grpc.StatusCode.INVALID_ARGUMENT,
+    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "internal": grpc.StatusCode.INTERNAL,
+    "not_ready": grpc.StatusCode.UNAVAILABLE,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+}
 
 Context = Any  # grpc.aio.ServicerContext, which has no types
 
@@ -101,3 +175,92 @@ class Incoming:
             return self._message_class.FromString(message)
         except DecodeError as error:
             raise InvalidRequest("the message is malformed: it is not one of the method") from error
+
+
+Handler = Any  # grpc.RpcMethodHandler, which has no types
+Messages = AsyncIterator[bytes]
+
+
+class ReadOnDemand(grpc.aio.ServerInterceptor):
+    """Gives methods of `own` services an `Incoming`, and others a message it has read."""
+
+    def __init__(self, own: Collection[str]) -> None:
+        self._own = own
+        self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Handler:
+        """Return the handler of a call, or None for an unknown method."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        is_own = details.method.split("/")[1] in self._own
+        if handler.unary_unary is not None:
+
+            async def unary(messages: Messages, context: Context) -> Message:
+                incoming = self._incoming(handler, messages, context)
+                request = incoming if is_own else await _read(incoming, context)
+                reply: Message = await handler.unary_unary(request, context)
+                return reply
+
+            return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
+
+        async def write(messages: Messages, context: Context) -> None:
+            """Read for the stream of health, which writes."""
+            message = await _read(self._incoming(handler, messages, context), context)
+            await handler.unary_stream(message, context)
+
+        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
+            incoming = self._incoming(handler, messages, context)
+            async with aclosing(_each(incoming, context)) as requests:
+                replies = (
+                    handler.unary_stream(incoming, context)
+                    if is_own
+                    else handler.stream_stream(requests, context)  # reflection
+                )
+                async with aclosing(replies) as each:
+                    async for message in each:
+                        yield message
+
+        stream = answers if is_own or handler.unary_stream is None else write
+        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+    def _incoming(self, handler: Handler, messages: Messages, context: Context) -> Incoming:
+        message_class = handler.request_deserializer.__self__  # its method FromString
+        return Incoming(messages, message_class, self._small, str(context.peer()))
+
+
+async def _read(incoming: Incoming, context: Context) -> Message:
+    """Return the message of a call; end the call if there is none, or a malformed one."""
+    try:
+        return await incoming.read_small()
+    except NoMessage:
+        raise
+    except ServiceError as error:
+        await context.abort(CODES[error.code], error.message, (("diptych-code", error.code),))
+        raise AssertionError("context.abort() returned") from error
+
+
+async def _each(incoming: Incoming, context: Context) -> AsyncGenerator[Message, None]:
+    with suppress(NoMessage):
+        while True:
+            yield await _read(incoming, context)
+
+
+def metadata_of(context: Context) -> dict[str, str]:
+    """Return the metadata by name; repeated values as a list, as in a header."""
+    found: dict[str, str] = {}
+    for name, value in context.invocation_metadata() or ():
+        found[name] = f"{found[name]}, {value}" if name in found else str(value)
+    return found
+
+
+async def abort(
+    context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...] = ()
+) -> None:
+    """End the call with the status of `error`; `context.abort` raises."""
+    trailing = [*ids, ("diptych-code", error.code)]
+    if error.param is not None:
+        trailing.append(("diptych-param", error.param))
+    if isinstance(error, Overloaded):
+        trailing.append(("retry-after", str(error.retry_after_s)))
+    await context.abort(CODES[error.code], error.message, tuple(trailing))

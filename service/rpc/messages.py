@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from service.analysis.execution import Analysis, StepAnswer
 from service.errors import ServiceError
 from service.inference.core import Comparison
-from service.inference.listings import models_json, tasks_json
 from service.inference.prediction import Answer, Piece
 from service.inference.served_models import ServedModels
 from service.rpc.proto import vision_pb2 as pb
-from service.schema.rendering import answer_json, error_detail
+from service.schema.rendering import answer_json, error_detail, models_json, tasks_json
 from tasks.results import (
     BoxXyxy,
     DetectionsResult,
@@ -145,3 +145,36 @@ def _box(box: BoxXyxy) -> pb.Box:
 
 def _points(points: Iterable[PointXy]) -> list[pb.Point]:
     return [pb.Point(x=x, y=y) for x, y in points]
+
+
+def steps_document(request: pb.AnalyzeRequest) -> dict[str, object]:
+    """Return the field `steps` as it is in JSON."""
+    return {"steps": [request_fields(step) for step in request.steps]}
+
+
+def analysis_message(analysis: Analysis, request_id: str) -> pb.Analysis:
+    width, height = analysis.image_size_wh
+    steps = []
+    for step in analysis.steps:
+        answers = [_step_answer(answer, request_id) for answer in step.answers]
+        of_step = {"id": step.step.options.id, "task": step.step.task.id}
+        steps.append(pb.StepAnswers(**of_step, truncated=step.is_truncated, answers=answers))
+    return pb.Analysis(id=request_id, image=pb.Image(width=width, height=height), steps=steps)
+
+
+def analysis_event(event: StepAnswer | Analysis, request_id: str) -> pb.AnalyzeEvent:
+    if isinstance(event, Analysis):
+        return pb.AnalyzeEvent(analysis=analysis_message(event, request_id))
+    answer = pb.StepEvent(step=event.step_id, answer=_step_answer(event, request_id))
+    return pb.AnalyzeEvent(answer=answer)
+
+
+def _step_answer(answer: StepAnswer, request_id: str) -> pb.StepAnswer:
+    outcome = answer.outcome
+    message = pb.StepAnswer(of=answer.of, view=answer.view or (), model=answer.model.id)
+    if isinstance(outcome, ServiceError):
+        error = error_detail(outcome, request_id).model_dump()
+        message.error.CopyFrom(pb.Error(**error))
+    else:
+        message.answer.CopyFrom(answer_message(outcome, request_id))
+    return message

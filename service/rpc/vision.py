@@ -6,21 +6,22 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from service.admission.places import RequestContext
 from service.analysis.execution import analyze, stream_analysis
 from service.errors import InvalidRequest
-from service.images.handle_ids import file_or_handle
-from service.images.url_rules import ImageInput
+from service.images.inputs import ImageInput, file_or_handle
 from service.inference.answer_places import MAX_IMAGES, answer_each
-from service.inference.core import RequestContext
-from service.rpc.analysis_messages import analysis_event, analysis_message, steps_document
 from service.rpc.boundary import GrpcApi, method, stream
 from service.rpc.messages import (
+    analysis_event,
+    analysis_message,
     answer_message,
     comparison_message,
     event_message,
     models_message,
     request_fields,
     several_message,
+    steps_document,
     tasks_message,
 )
 from service.rpc.proto import vision_pb2 as pb

@@ -224,3 +224,54 @@ class ComparisonJson(Wire):
     task: str
     image: ImageJson
     answers: list[AnswerJson | ModelErrorJson]
+
+
+class AskedAbout(Wire):
+    """The object and the part of the image that an answer is about."""
+
+    of: int | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="index among the objects of the step that `each` names, over all its answers",
+    )
+    view: tuple[int, int, int, int] | None = Field(
+        None, exclude_if=_is_none, description="the crop in pixels: left, top, right, bottom"
+    )
+
+
+class StepAnswerJson(AnswerJson, AskedAbout):
+    """One model's answer in a step; its boxes are in pixels of the whole image."""
+
+
+class StepErrorJson(AskedAbout):
+    """A failed answer of a step; the others still answer."""
+
+    model: str
+    error: ErrorDetail
+
+
+class StepJson(Wire):
+    """The answers of a step: about the object with the best score first."""
+
+    id: str
+    task: str
+    truncated: bool = Field(description="true: more objects than `max_each` or the service allows")
+    answers: list[StepAnswerJson | StepErrorJson]
+
+
+class AnalysisJson(Wire):
+    """The answers of all steps, in the order of the request."""
+
+    id: str
+    image: ImageJson
+    steps: list[StepJson]
+
+
+OneJson = AnswerJson | ComparisonJson | AnalysisJson  # the body about one image
+
+
+class SeveralJson(Wire):
+    """The answers about several images, in order: each as if it were alone, or its error."""
+
+    id: str
+    answers: list[OneJson | ErrorJson]

@@ -1,24 +1,31 @@
-"""The checks of a start, before anything is served: settings, artifacts, and that they match."""
+"""The checks of a start, before anything is served, and the greeting once all is ready."""
+
+import ssl
+from collections.abc import Iterable
 
 from service.admission.api_keys import ApiKeys
 from service.batches.store import Store
 from service.inference.served_models import (
-    check_positions,
+    ServedModel,
     chosen_precisions,
+    local_models,
     served_entries,
     served_precision,
     served_scoring,
 )
 from service.settings import Settings, SettingsError, variable
 from service.supervision.roles import Role
-from service.tls import check_tls_files
+from wire.artifacts.devices import decoder_device
 from wire.artifacts.manifest import (
     FILES_OF_GATEWAY,
+    Manifest,
     files_of_runner,
     read_manifest,
     verify_files,
 )
 from wire.artifacts.model_store import artifact_folder, check_base
+
+_ANY_HOST = ("0.0.0.0", "::", "127.0.0.1", "::1")
 
 
 def check(role: Role, settings: Settings) -> None:
@@ -27,7 +34,7 @@ def check(role: Role, settings: Settings) -> None:
 
     Of a model, the files are hashed that the processes of this start read.
     """
-    role.check(settings)
+    check_runner_urls(role, settings)
     if settings.adapters is not None and not settings.adapters.is_dir():
         raise SettingsError(f"{variable('adapters')}={str(settings.adapters)!r} is not a folder")
     if not role.is_runner:
@@ -40,18 +47,70 @@ def check(role: Role, settings: Settings) -> None:
         manifest = read_manifest(folder)
         if entry.adapter_of is not None:
             check_base(manifest, read_manifest(artifact_folder(entry.adapter_of)))
-            own = (
-                files_of_runner(manifest, chosen_precisions(manifest, settings)[0])
-                if manifest.has_encoder
-                else None
-            )
-            verify_files(folder, manifest, own)
-            continue
-        encoder, _ = chosen_precisions(manifest, settings)
-        is_remote = settings.runner_url(entry.id) is not None
-        verify_files(
-            folder, manifest, FILES_OF_GATEWAY if is_remote else files_of_runner(manifest, encoder)
+        has_encoder = entry.adapter_of is None or manifest.has_encoder
+        files = None
+        if settings.runner_url(entry.id) is not None:
+            files = FILES_OF_GATEWAY
+        elif has_encoder:
+            encoder, _ = chosen_precisions(manifest, settings)
+            files = files_of_runner(manifest, encoder)
+        verify_files(folder, manifest, files)
+        if entry.adapter_of is None:
+            check_positions(manifest, settings)
+            if not role.is_runner:
+                served_scoring(manifest, folder, settings, served_precision(manifest, settings))
+
+
+def check_runner_urls(role: Role, settings: Settings) -> None:
+    """Raise `SettingsError` if a gateway alone has no URL for a runner."""
+    missing = local_models(served_entries(settings), settings)
+    if role.name == "gateway" and missing:
+        raise SettingsError(
+            f"{variable('runner_urls')} has no URL for {', '.join(missing)}; a gateway alone starts"
+            " no runner"
         )
-        check_positions(manifest, settings)
-        if not role.is_runner:
-            served_scoring(manifest, folder, settings, served_precision(manifest, settings))
+
+
+def check_positions(manifest: Manifest, settings: Settings) -> None:
+    """Raise `SettingsError` if DIPTYCH_DECODER_MAX_POSITIONS has no room for image and prompt."""
+    allowed = settings.decoder_max_positions
+    if 0 < allowed <= manifest.num_image_tokens:
+        raise SettingsError(
+            f"{variable('decoder_max_positions')}={allowed} is too low: an image alone takes"
+            f" {manifest.num_image_tokens} positions of {manifest.model_id}, to which prompt and"
+            " answer are added"
+        )
+
+
+def check_tls_files(settings: Settings) -> None:
+    """Raise `SettingsError` unless the files are a certificate and its key, or unset."""
+    certificate = settings.tls_certificate_file
+    key = settings.tls_key_file
+    if certificate is None or key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{variable('tls_certificate_file')}={str(certificate)!r} with"
+            f" {variable('tls_key_file')}={str(key)!r} must be a certificate and its key in PEM"
+            f" without a password: {error}"
+        ) from error
+
+
+def greeting(settings: Settings, models: Iterable[ServedModel]) -> list[str]:
+    """Return a line each for the page, REST, the contract, gRPC and the models."""
+    scheme = "http" if settings.tls_certificate_file is None else "https"
+    host = "localhost" if settings.host in _ANY_HOST else settings.host
+    url = f"{scheme}://{host}:{settings.port}"
+    served: list[str] = []
+    for model in models:
+        device, _ = settings.device_of(model.runner_id)
+        served.append(f"{model.id} ({decoder_device(device)}, {model.precision})")
+    return [
+        f"page    {url}/playground",
+        f"REST    {url}/v1/predict and /v1/compare",
+        f"docs    {url}/docs",
+        f"gRPC    {host}:{settings.grpc_port}" if settings.grpc_port else "gRPC    off",
+        f"models  {', '.join(served)}",
+    ]

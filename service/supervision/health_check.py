@@ -8,8 +8,7 @@ import ssl
 import sys
 from contextlib import closing
 
-from service.environment import settings
-from service.settings import Settings
+from service.settings import Settings, settings
 
 _TIMEOUT_S = 5
 _OK = 200

@@ -89,14 +89,3 @@ class Role:
         from service.inference.served_models import runner_processes, served_entries
 
         return list(map(runner_name, runner_processes(served_entries(values), values)))
-
-    def check(self, values: Settings) -> None:
-        """Raise `SettingsError` if a gateway alone has no URL for a runner."""
-        from service.inference.served_models import local_models, served_entries
-
-        missing = local_models(served_entries(values), values)
-        if self.name == "gateway" and missing:
-            name = variable("runner_urls")
-            raise SettingsError(
-                f"{name} has no URL for {', '.join(missing)}; a gateway alone starts no runner"
-            )

@@ -23,8 +23,7 @@ from typing import NoReturn
 
 from runners.bentoml_internals import keep_loggers, run_worker
 from runners.bentoml_internals import worker_environment as bentoml_environment
-from service.environment import settings
-from service.settings import SettingsError
+from service.settings import SettingsError, settings
 from service.supervision.roles import GATEWAY, Role
 from service.telemetry.logs import JsonLines, configure_logging
 from tasks.catalog import CatalogError

@@ -15,7 +15,6 @@ from service import VERSION
 from service.analysis.steps import StepFields
 from service.batches.uploads import MAX_FILE_BYTES, MAX_FORM_BYTES
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
-from service.image_settings import MAX_STEPS
 from service.inference.answer_places import MAX_IMAGES
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
@@ -24,14 +23,16 @@ from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.open_inference.http_api import PREFIX as OPEN_INFERENCE_PREFIX
 from service.open_inference.http_api import InferJson, OpenInferenceError
 from service.openai.wire import ChatCompletion, ChatError, ChatRequest
-from service.schema.analysis import AnalysisJson, SeveralJson
 from service.schema.wire import (
+    AnalysisJson,
     AnswerJson,
     ComparisonJson,
     DeletedImageJson,
     ErrorJson,
+    SeveralJson,
     StoredImageJson,
 )
+from service.settings import MAX_STEPS
 from service.validation import BOUNDED_BY_BODY
 from service.x_anylabeling.api import PREFIX as X_ANYLABELING_PREFIX
 from service.x_anylabeling.api import Call

@@ -13,9 +13,9 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
+from service.admission.places import RequestContext
 from service.http.boundary import RestBoundary
 from service.http.middleware import with_page_policy
-from service.inference.core import RequestContext
 from service.web.openapi import openapi_document
 
 _FOLDER = Path(__file__).parent

@@ -29,11 +29,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service.admission.places import RequestContext
 from service.http.body import read_body
 from service.http.boundary import Endpoint, Interface, RestBoundary
 from service.http.json_values import MAX_JSON_VALUES
 from service.images.decoding import in_thread
-from service.inference.core import RequestContext
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
 from service.schema.outlines import corners, outlines, simplified

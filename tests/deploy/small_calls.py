@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 KEY = "X-Diptych-Image-Key"
 PIXELS = bytes(3 * 192 * 192)  # more than HAProxy's buffer, as every model's
-PAUSE_S = 0.1  # service/runner_client/runner_client.py
+PAUSE_S = 0.1  # service/inference/runner_calls.py
 _MISSING = 404
 _BROKEN = (502, 503)
 

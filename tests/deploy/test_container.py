@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.environment import read_settings
+from service.settings import read_settings
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 
 CONTAINERFILE = (ROOT / "deploy" / "container" / "Containerfile").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
-from service.environment import read_settings
+from service.settings import read_settings
 from tests.support.export_cli import EMBEDDED
 from tests.support.haproxy import FRONT
 from tests.support.kubernetes import (

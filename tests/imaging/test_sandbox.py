@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from imaging.files import ImageLimits, decode_image
-from service.images.decoding_process import decoded_in_process
+from service.images.decoding import decoded_in_process
 from tests.support.attack_images import repeated_scans
 from tests.support.core_calls import run, until
 from tests.support.fake_service import encoded

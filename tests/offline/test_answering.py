@@ -21,9 +21,9 @@ from offline.answering import Answerer, LoadedModel, Steps
 from offline.filesystems import InputError
 from offline.output import Attempt, Output, Row, RowError
 from offline.shards import FilesShard, InputImage, Unreadable
-from service.inference.proofs import ServedProof
 from service.inference.request_fields import GenerationFields, PredictFields, parse_fields
-from service.runner_client.runner_client import RunnerClient
+from service.inference.runner_calls import RunnerClient
+from service.inference.served_models import ServedProof
 from service.settings import Settings
 from tasks.scores import Proof
 from tests.offline.test_output import JOB
@@ -41,7 +41,7 @@ from offline.answering import load_model
 from offline.job import Build, Job
 from wire.artifacts.manifest import ArtifactError
 from service.inference.served_models import load_served_models
-from service.environment import read_settings
+from service.settings import read_settings
 
 settings = read_settings({"DIPTYCH_MODELS": "florence-2-mini"})
 model = load_served_models(settings)["florence-2-mini"]

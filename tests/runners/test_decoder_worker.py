@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runners.decoder_worker import DecoderWorker
-from service.process_options import runner_options
+from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.export_cli import ModelStore
 from wire.artifacts.manifest import read_manifest

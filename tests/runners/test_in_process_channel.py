@@ -21,7 +21,7 @@ MODEL = "florence-2-mini"
 LOAD = f"""
 from dataclasses import replace
 from runners.in_process_channel import InProcessChannel, verify_artifacts
-from service.process_options import runner_options
+from service.inference.served_models import runner_options
 from service.settings import Settings
 from wire.artifacts.manifest import read_manifest
 from wire.artifacts.model_store import artifact_folder

@@ -18,7 +18,7 @@ from runners.decoder.scheduler import Scheduler
 from runners.decoder_worker import DecoderWorker
 from runners.encoder.worker import EncoderWorker
 from runners.model_worker import ModelWorker
-from service.process_options import runner_options
+from service.inference.served_models import runner_options
 from service.settings import Settings
 
 base_id = "florence-2-mini"

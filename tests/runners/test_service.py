@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from runners.service import make_runner_service
-from service.process_options import runner_options
+from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from service.environment import read_settings
-from service.process_options import max_running, max_slots, runner_options
+from service.inference.served_models import runner_options
+from service.settings import read_settings
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.telemetry.tracing import TraceOptions
@@ -27,7 +27,7 @@ def test_requests_in_flight_follow_the_slots(
     environment: dict[str, str], slots: int, running: int
 ) -> None:
     values = read_settings(environment)
-    assert (max_slots(values), max_running(values)) == (slots, running)
+    assert (values.max_slots, values.max_running) == (slots, running)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from docs.tables import settings_table
-from service.environment import read_settings
-from service.settings import Settings, SettingsError, variable
+from service.settings import Settings, SettingsError, read_settings, variable
 
 
 def test_empty_environment_gives_the_defaults() -> None:

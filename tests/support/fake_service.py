@@ -12,12 +12,14 @@ from typing import Any
 from PIL import Image
 
 from imaging.files import ImageLimits
+from service.admission.places import RequestContext
+from service.admission.quotas import UNLIMITED, Quota
 from service.admission.traffic_gaps import TrafficGaps
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore
-from service.inference.core import Core, CoreLimits, RequestContext
+from service.inference.core import Core, CoreLimits
+from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels
-from service.runner_client.runner_client import RunnerClient
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
@@ -134,9 +136,11 @@ def make_core(
     return Core(models, runners, limits, fetcher, gaps, handles)
 
 
-def context(request_id: str = "request-1", timeout_s: float = math.inf) -> RequestContext:
+def context(
+    request_id: str = "request-1", timeout_s: float = math.inf, quota: Quota = UNLIMITED
+) -> RequestContext:
     """Return the context of a request that has `timeout_s` left."""
-    return RequestContext(request_id, "test", time.monotonic() + timeout_s)
+    return RequestContext(request_id, "test", time.monotonic() + timeout_s, quota)
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:

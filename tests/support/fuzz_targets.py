@@ -34,13 +34,12 @@ from service.batches.uploads import read_upload
 from service.errors import ServiceError
 from service.http.body import read_images_body
 from service.http.json_values import json_object
-from service.images.handle_ids import HandleIds, ImageHandle, file_or_handle
-from service.images.url_rules import AllowedHost, check_url
+from service.images.inputs import AllowedHost, HandleIds, ImageHandle, check_url, file_or_handle
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.served_models import ServedModels
 from service.label_studio.labelling_config import parse_config
 from service.open_inference.http_api import read_request
-from service.rpc.analysis_messages import steps_document
+from service.rpc.messages import steps_document
 from service.rpc.proto import vision_pb2 as pb
 from service.settings import SettingsError
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes

@@ -17,8 +17,8 @@ from offline.filesystems import StoredFile
 from offline.job import Build, Job
 from offline.output import Row
 from offline.shards import FilesShard
-from service.environment import read_settings
 from service.inference.served_models import load_served_models
+from service.settings import read_settings
 
 
 async def answered(model: str, task: str, files: list[str]) -> list[Row]:

@@ -33,15 +33,18 @@ from imaging.files import ImageLimits
 from runners.options import encoder_batch_size
 from runners.runner_api import BodyGuard, BuildGuard, LoadedBuild, RunnerApi, TracedCalls
 from service.admission.api_keys import ApiKeys
-from service.environment import read_settings
 from service.http.boundary import RestBoundary
-from service.http.middleware import SecurityHeaders, TracedRequests
+from service.http.middleware import Middleware
 from service.http_app import rest_app
 from service.inference.core import Core, CoreLimits
-from service.inference.served_models import ServedModel, ServedModels, served_entries
-from service.process_options import runner_options
-from service.runner_client.runner_client import RunnerClient
-from service.settings import Settings
+from service.inference.runner_calls import RunnerClient
+from service.inference.served_models import (
+    ServedModel,
+    ServedModels,
+    runner_options,
+    served_entries,
+)
+from service.settings import Settings, read_settings
 from tasks.families import FAMILIES
 from tasks.parameters import TaskParameters
 from tests.support.catalog import FLORENCE, ROOT
@@ -132,7 +135,7 @@ async def _record_gateway(path: RequestPath, model: ServedModel, url: str) -> No
     limits = CoreLimits(ImageLimits(1_000_000), 2, 64, 24, 200_000, 1_000_000_000, 1_000_000_000)
     core = Core(ServedModels({model.id: model}), {model.id: runner}, limits)
     boundary.start(core, ApiKeys(None))
-    transport = httpx.ASGITransport(TracedRequests(SecurityHeaders(rest_app(boundary))))
+    transport = httpx.ASGITransport(Middleware(rest_app(boundary), boundary))
     async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
         await _predict(client, (200, 30, 30))
         with path.recorded():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import STATUSES, RestBoundary
-from service.http.middleware import TracedRequests
+from service.http.middleware import Middleware
 from service.http_app import rest_app
 from service.inference.core import Core
 from service.settings import Settings
@@ -33,7 +33,7 @@ class Client:
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(TracedRequests(rest_app(self.boundary)))
+            transport = httpx.ASGITransport(Middleware(rest_app(self.boundary), self.boundary))
             async with httpx.AsyncClient(transport=transport, base_url="http://diptych") as client:
                 return await client.request(method, path, **options)
 

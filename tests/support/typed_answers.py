@@ -4,7 +4,7 @@ from typing import cast
 
 from service.inference.prediction import Answer, StageTimes
 from service.inference.request_fields import PredictFields, parse_fields
-from service.runner_client.runner_client import WrittenAnswers
+from service.inference.runner_calls import WrittenAnswers
 from tasks.results import Result
 from tests.support.fake_service import FLORENCE_ID, served_models
 

@@ -10,7 +10,7 @@ import os
 import struct
 import sys
 
-from service.images.decoding_process import decoded_in_process
+from service.images.decoding import decoded_in_process
 from tests.support.attack_images import intact
 from tests.support.image_files import LIMITS
 

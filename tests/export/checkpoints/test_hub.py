@@ -127,7 +127,7 @@ with new_version(entry.id) as folder, Progress(entry.id, NUM_STEPS) as progress:
     make_artifacts(job, folder, progress, probe_plan=ProbePlan(2, 4))
 """
 _SERVED = f"""
-from service.environment import read_settings
+from service.settings import read_settings
 from service.inference.served_models import load_served_models
 models = load_served_models(read_settings({{"DIPTYCH_MODELS": "hf:{REPOSITORY}"}}))
 for model in models.values():

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runners.model_worker import ModelWorker
-from service.process_options import runner_options
+from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.fake_service import served

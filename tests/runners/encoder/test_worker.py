@@ -12,7 +12,7 @@ from export.scenes import render_scene, sample_scene
 from runners.encoder.features_cache import Encoding
 from runners.encoder.session import VisionEncoder
 from runners.encoder.worker import Encoders
-from service.process_options import runner_options
+from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.export_cli import EMBEDDED, ModelStore
 from wire.artifacts.manifest import read_manifest

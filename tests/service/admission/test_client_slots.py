@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from service.admission.load import ClientSlots
+from service.admission.fair_queue import ClientSlots
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run
 

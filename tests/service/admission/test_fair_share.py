@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission.load import FairShare
+from service.admission.fair_queue import FairShare
 from service.errors import Overloaded
 
 

@@ -81,7 +81,7 @@ def test_concurrent_requests_are_limited() -> None:
             transport=transport, base_url="http://diptych", headers=KEY
         ) as api:
             first = asyncio.create_task(api.post("/v1/predict", json=OCR))
-            while not core._pending.total:
+            while not core.places._pending.total:
                 await asyncio.sleep(0.001)
             second = await api.post("/v1/predict", json=OCR)
             released.set()

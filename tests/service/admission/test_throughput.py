@@ -1,6 +1,6 @@
 import pytest
 
-from service.admission.load import ThroughputEstimate
+from service.admission.fair_queue import ThroughputEstimate
 
 
 class Clock:

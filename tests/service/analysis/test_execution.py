@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from service.admission.places import RequestContext
 from service.admission.quotas import Quota, QuotaLimits
 from service.analysis.execution import (
     Analysis,
@@ -26,7 +27,7 @@ from service.errors import (
     UnsupportedImage,
     UnsupportedTask,
 )
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core
 from service.inference.prediction import Answer, TilesSummary
 from tasks.results import (
     DetectionsResult,
@@ -313,7 +314,7 @@ def test_cancelled_request_leaves_nothing() -> None:
             async with asyncio.timeout(10):
                 while len(asyncio.all_tasks()) > 1:
                     await asyncio.sleep(0)
-            assert (of.num_held_bytes, florence.num_waiting) == (0, 0)
+            assert (of.places.num_bytes, florence.num_waiting) == (0, 0)
             await request()
 
         assert await cancel_at_each_await(request, all_is_free) >= 4

@@ -162,22 +162,22 @@ def test_request_waits_for_memory(store: Store) -> None:
     async def scenario() -> None:
         core = make_core(max_bytes=num_bytes)
         online = context()
-        core.hold(online, 1)  # its client gets half of the memory
+        core.places.hold(online, 1)  # its client gets half of the memory
         batch = create(store, line("a"))
         async with working(store, core):
             await until(lambda: now(store, batch).status == "in_progress")
             await asyncio.sleep(0.1)
             assert now(store, batch).request_counts.completed == 0
-            await core.leave(online)
+            await core.places.leave(online)
             await until(ends(store, batch))
         assert now(store, batch).request_counts.completed == 1
-        assert core.num_held_bytes == 0
+        assert core.places.num_bytes == 0
         core, decoder = blocked()
         create(store, line("a"))
         async with working(store, core):
             await until(lambda: decoder.num_waiting)
-            assert core.num_held_bytes == num_bytes
-        assert core.num_held_bytes == 0
+            assert core.places.num_bytes == num_bytes
+        assert core.places.num_bytes == 0
 
     run(scenario())
 

@@ -1,7 +1,7 @@
 import pytest
 
 from service.errors import InvalidRequest, UnsupportedImage
-from service.images.url_rules import ImageUrl
+from service.images.inputs import ImageUrl
 from tests.support.request_bodies import (
     BASE64,
     FORM,

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.http.boundary import RestBoundary
-from service.http.middleware import KeyForPaths, SecurityHeaders, closed_paths
+from service.http.middleware import Middleware
 from service.settings import Settings
 from tests.support.api_keys import api_keys
 from tests.support.fake_service import make_core
@@ -42,53 +42,47 @@ def get(app: ASGIApp, path: str, headers: dict[str, str] | None = None) -> httpx
     return asyncio.run(send())
 
 
+def middleware(settings: Settings = SETTINGS) -> Middleware:
+    boundary = RestBoundary(settings)
+    boundary.start(make_core(), api_keys("mine", "requests_per_minute=1"))
+    return Middleware(INNER, boundary)
+
+
 @pytest.mark.parametrize("path", ["/", "/docs", "/v1/models", "/metrics"])
-def test_every_response_has_the_security_headers(path: str) -> None:
-    headers = get(SecurityHeaders(INNER), path).headers
+def test_every_response_has_security_headers(path: str) -> None:
+    headers = get(middleware(), path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["x-frame-options"] == "DENY"
     assert headers["content-security-policy"] == "frame-ancestors 'none'"
     assert headers.get("cache-control") == ("no-store" if path == "/v1/models" else None)
+    assert len(headers["x-trace-id"]) == 32
 
 
-def test_header_of_the_response_is_kept() -> None:
-    headers = get(SecurityHeaders(INNER), "/v1/page").headers
+def test_headers_of_the_response_stay() -> None:
+    headers = get(middleware(), "/v1/page").headers
     assert headers.get_list("content-security-policy") == [POLICY]
     assert headers["cache-control"] == "max-age=60"
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def guarded(*paths: str) -> KeyForPaths:
-    boundary = RestBoundary(SETTINGS)
-    boundary.start(make_core(), api_keys("mine", "requests_per_minute=1"))
-    return KeyForPaths(INNER, boundary, paths)
+NEEDS_KEY = Settings(metrics_need_key=True)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics?a=b", "/%6detrics", "/metrics%0a"])
-def test_closed_path_requires_a_key_in_any_spelling(path: str) -> None:
-    app = guarded("/metrics")
+def test_closed_path_requires_a_key(path: str) -> None:
+    app = middleware(NEEDS_KEY)
     assert error_of(get(app, path))["code"] == "unauthorized"
     assert get(app, path, {"Authorization": "Bearer another"}).status_code == 401
-    assert get(app, path, KEY).text == "reason"
-
-
-def test_closed_path_does_not_count_against_the_quota() -> None:
-    app = guarded("/metrics")
-    assert [get(app, "/metrics", KEY).status_code for _ in range(3)] == [200] * 3
-
-
-def test_other_paths_are_open() -> None:
-    assert [
-        get(guarded("/metrics"), path).text for path in ("/livez", "/metricsx", "/", "/v1/metrics")
-    ] == ["reason"] * 4
+    # it does not count against the quota of one request
+    assert [get(app, path, KEY).text for _ in range(3)] == ["reason"] * 3
 
 
 @pytest.mark.parametrize(
     ("settings", "closed", "others"),
     [
         (Settings(), (), ("/metrics", "/livez")),
-        (Settings(metrics_need_key=True), ("/metrics",), ("/livez", "/readyz", "/healthz")),
+        (NEEDS_KEY, ("/metrics",), ("/livez", "/readyz", "/metricsx", "/", "/v1/metrics")),
         (
             Settings(health_needs_key=True),
             ("/livez", "/readyz", "/healthz", "/v2/health/live"),
@@ -96,9 +90,9 @@ def test_other_paths_are_open() -> None:
         ),
     ],
 )
-def test_settings_determine_the_closed_paths(
+def test_settings_close_paths(
     settings: Settings, closed: tuple[str, ...], others: tuple[str, ...]
 ) -> None:
-    paths = closed_paths(settings)
-    assert set(closed) <= set(paths)
-    assert not set(others) & set(paths)
+    app = middleware(settings)
+    assert all(get(app, path).status_code == 401 for path in closed)
+    assert all(get(app, path).text == "reason" for path in others)

@@ -45,7 +45,7 @@ def test_a_request_holds_memory_and_gives_it_back(name: str) -> None:
     api = client(core)
     for _ in range(1 + ROOM // len(SMALL_PNG)):
         assert api.send("POST", path, **options).status_code == 200
-    assert core.num_held_bytes == 0
+    assert core.places.num_bytes == 0
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -55,7 +55,7 @@ def test_a_request_above_the_memory_is_refused(name: str) -> None:
     response = client(core).send("POST", path, **options)
     assert response.status_code == 429
     assert "bytes of requests in memory" in response.text
-    assert core.num_held_bytes == 0
+    assert core.places.num_bytes == 0
 
 
 def test_memory_of_parsed_values_is_counted() -> None:

@@ -12,7 +12,7 @@ import pytest
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
 from service.images.fetching import FetchLimits, ImageFetcher
-from service.images.url_rules import AllowedHost
+from service.images.inputs import AllowedHost
 from tests.support.api_keys import api_keys
 from tests.support.fake_service import FLORENCE_ID, PALIGEMMA_ID, make_core
 from tests.support.image_hosts import ImageHost, Names, listening, response

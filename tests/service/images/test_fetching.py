@@ -12,9 +12,8 @@ import pytest
 import trustme
 
 from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServiceError
-from service.images.fetching import FetchLimits, ImageFetcher, Receiver
-from service.images.host_addresses import Resolver, is_public
-from service.images.url_rules import AllowedHost, ImageUrl
+from service.images.fetching import FetchLimits, ImageFetcher, Receiver, Resolver, is_public
+from service.images.inputs import AllowedHost, ImageUrl
 from tests.support.attack_urls import ADDRESSES, INTERNAL, attacks
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
 

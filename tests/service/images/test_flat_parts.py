@@ -8,9 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from imaging.files import ImageLimits, PixelBox
-from service.images.decoding import ImageDecoder, LazyImage
-from service.images.flat_parts import flat_parts
-from service.images.views import ImageView
+from service.images.decoding import ImageDecoder, ImageView, LazyImage
+from service.inference.tiled_answers import flat_parts
 from tests.support.fake_service import encoded
 from wire.pixels import Pixels
 

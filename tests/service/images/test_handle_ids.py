@@ -1,6 +1,6 @@
 """An id belongs to one key and one content, and cannot be guessed."""
 
-from service.images.handle_ids import ID_CHARS, HandleIds, ImageHandle
+from service.images.inputs import ID_CHARS, HandleIds, ImageHandle
 
 IDS = HandleIds(b"secret")
 

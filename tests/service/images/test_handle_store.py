@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.errors import ImageExpired, NotFound, NotReady, PayloadTooLarge
-from service.images.handle_ids import ImageHandle
 from service.images.handle_store import HandleStore, ImageStore, StoreLimits
+from service.images.inputs import ImageHandle
 from service.settings import SettingsError
 
 KEPT_S = 100

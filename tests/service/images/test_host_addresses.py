@@ -7,7 +7,7 @@ import pytest
 from aiohttp.abc import ResolveResult
 
 from service.errors import Overloaded
-from service.images.host_addresses import (
+from service.images.fetching import (
     CheckedResolver,
     NoAllowedAddress,
     SystemResolver,

@@ -1,7 +1,7 @@
 import pytest
 
 from service.errors import InvalidRequest
-from service.images.url_rules import AllowedHost, CheckedUrl, check_url
+from service.images.inputs import AllowedHost, CheckedUrl, check_url
 
 ANY = [AllowedHost("*")]
 

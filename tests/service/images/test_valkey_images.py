@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from service.errors import ImageExpired, NotFound, NotReady, PayloadTooLarge
-from service.images.handle_ids import ImageHandle
-from service.images.handle_store import StoreLimits
+from service.images.handle_store import StoreLimits, image_store
+from service.images.inputs import ImageHandle
 from service.images.valkey_images import ValkeyImages
-from service.process_options import image_store
 from service.settings import Settings
 from tests.service.images.test_handle_store import SIZE_WH, added, kept
 from tests.support.valkey import Valkey, needs_valkey, running_valkey

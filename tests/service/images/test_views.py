@@ -9,8 +9,7 @@ from PIL import Image
 
 from imaging.files import ImageLimits, resize
 from service.errors import Overloaded
-from service.images.decoding import ImageDecoder, LazyImage
-from service.images.views import ImageView
+from service.images.decoding import ImageDecoder, ImageView, LazyImage
 from tests.support.fake_service import INPUT_SIZE_WH, encoded, served_models
 
 BOX = (100, 50, 300, 250)
@@ -59,7 +58,7 @@ def test_an_image_is_decoded_once_for_all_parts_if_there_is_memory(is_room: bool
     async def scenario() -> None:
         image = await opened(hold)
         first = await image.pixels(MANIFEST)
-        assert (image.kept is not None) == is_room
+        assert (image.decoded is not None) == is_room
         view = await ImageView.of(image, BOX).pixels(MANIFEST)
         assert first.shape == view.shape
         assert held == [400 * 300 * 4] * (1 if is_room else 2)

@@ -13,8 +13,8 @@ def test_an_answer_waits_for_whichever_place_is_given_back_first(which: str) -> 
     async def scenario() -> None:
         core = make_core(max_pending=2)
         call = context()
-        await core.take_place(call)
-        places = AnswerPlaces(core)
+        await core.places.take(call)
+        places = AnswerPlaces(core.places)
         async with AsyncExitStack() as lent, AsyncExitStack() as further, AsyncExitStack() as third:
             first = await lent.enter_async_context(places.place(call))
             second = await further.enter_async_context(places.place(call))
@@ -26,7 +26,7 @@ def test_an_answer_waits_for_whichever_place_is_given_back_first(which: str) -> 
             await (lent if which == "lent" else further).aclose()
             await until(waiting.done)
             assert waiting.result().needs_place is (which == "further")
-        await core.leave(call)
+        await core.places.leave(call)
 
     asyncio.run(scenario())
 
@@ -35,8 +35,8 @@ def test_an_answer_that_fails_or_is_cancelled_gives_its_place_back() -> None:
     async def scenario() -> None:
         core = make_core(max_pending=1)
         call = context()
-        await core.take_place(call)
-        places = AnswerPlaces(core)
+        await core.places.take(call)
+        places = AnswerPlaces(core.places)
         with pytest.raises(ZeroDivisionError):
             async with places.place(call):
                 raise ZeroDivisionError
@@ -55,9 +55,9 @@ def test_the_lent_place_stays_that_of_the_call() -> None:
     async def scenario() -> None:
         core = make_core(max_pending=1)
         call = context()
-        await core.take_place(call)
-        async with AnswerPlaces(core).place(call) as lent:
-            await core.leave(lent)
+        await core.places.take(call)
+        async with AnswerPlaces(core.places).place(call) as lent:
+            await core.places.leave(lent)
         assert call.place.is_taken
 
     asyncio.run(scenario())

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from service.inference.core import Core
-from service.inference.listings import models_json
+from service.schema.rendering import models_json
 from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.core_calls import codes, compare, run, until
 from tests.support.fake_runners import FakeDecoder

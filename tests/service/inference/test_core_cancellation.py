@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import pytest
 
+from service.admission.places import RequestContext
 from service.admission.quotas import Quota, QuotaLimits
 from service.admission.shared_limits import SharedQuota
 from service.admission.traffic_gaps import TrafficGaps
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeDecoder
@@ -65,7 +66,7 @@ async def compare(core: Core, context: RequestContext) -> object:
 
 
 async def stream(core: Core, context: RequestContext) -> None:
-    await core.take_place(context)  # before the body is read, as every interface does
+    await core.places.take(context)  # before the body is read, as every interface does
     async with aclosing(
         cast(AsyncGenerator[object, None], core.stream(PNG, FIELDS, context))
     ) as pieces:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from service.inference.hot_adapters import HotAdapters
+from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedModel, ServedModels
-from service.runner_client.runner_client import RunnerClient
 from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run

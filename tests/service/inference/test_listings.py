@@ -5,8 +5,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from service.errors import UnknownModel, UnsupportedTask
-from service.inference.listings import catalog_json, models_json, tasks_json
 from service.inference.served_models import ServedModels, served_entries, unserved_models
+from service.schema.rendering import catalog_json, models_json, tasks_json
 from service.settings import Settings, SettingsError
 from tasks.catalog import TaskOverride
 from tasks.table import TASKS

@@ -10,11 +10,10 @@ import pytest
 from service.analysis.execution import analyze
 from service.errors import InvalidRequest, UnsupportedTask
 from service.inference.core import Core
-from service.inference.listings import model_json
 from service.inference.prediction import Piece
-from service.inference.proofs import served_proofs
-from service.inference.served_models import ServedModels
-from service.settings import SettingsError
+from service.inference.served_models import ServedModels, served_scoring
+from service.schema.rendering import model_json
+from service.settings import Settings, SettingsError
 from tasks.results import DetectionsResult
 from tasks.scores import Calibration, calibration_key
 from tests.service.inference.test_core_predict import SCORE
@@ -61,7 +60,8 @@ def core_with(folder: Path, *rows: dict[str, Any], answer: str | None = None) ->
     path.write_text(json.dumps({"proofs": rows}))
     models = {model.id: model for model in core.models}
     florence = models[FLORENCE_ID]
-    proofs = served_proofs([path], florence.manifest, florence.precision, {})
+    settings = Settings(calibration=(str(path),))
+    _, proofs = served_scoring(florence.manifest, folder, settings, florence.precision)
     core.models = ServedModels(models | {FLORENCE_ID: replace(florence, proofs=proofs)})
     return core
 

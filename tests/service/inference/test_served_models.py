@@ -4,15 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from service.environment import read_settings
-from service.inference.listings import model_json
 from service.inference.served_models import (
     adapter_model,
-    check_positions,
     load_served_model,
     served_scoring,
 )
-from service.settings import Settings, SettingsError
+from service.schema.rendering import model_json
+from service.settings import Settings, SettingsError, read_settings
 from tests.support.catalog import CATALOG
 from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served_models
 from wire.artifacts.manifest import (
@@ -25,19 +23,6 @@ from wire.artifacts.manifest import (
 from wire.artifacts.part_precision import measured_agreement
 
 MANIFEST = served_models().get(FLORENCE_ID).manifest
-
-
-@pytest.mark.parametrize("max_positions", [0, MANIFEST.num_image_tokens + 1])
-def test_positions_for_more_than_an_image_are_accepted(max_positions: int) -> None:
-    check_positions(MANIFEST, Settings(decoder_max_positions=max_positions))
-
-
-def test_positions_for_an_image_only_prevent_the_start() -> None:
-    with pytest.raises(
-        SettingsError,
-        match=f"an image alone takes {MANIFEST.num_image_tokens} positions of {FLORENCE_ID}",
-    ):
-        check_positions(MANIFEST, Settings(decoder_max_positions=MANIFEST.num_image_tokens))
 
 
 def test_model_is_listed_with_the_agreement_of_the_precision_in_which_it_runs(

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from service.admission.places import RequestContext
 from service.admission.quotas import Quota, QuotaLimits
 from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
-from service.inference.core import Core, RequestContext
+from service.inference.core import Core
 from service.inference.prediction import Answer, Piece, TilesSummary
 from service.inference.served_models import ServedModels
 from tasks.results import DetectionsResult, InstancesResult, TextResult
@@ -306,7 +307,7 @@ def test_a_failed_tile_fails_the_answer_and_ends_the_others() -> None:
     with pytest.raises(Overloaded) as caught:
         asked(core)
     assert (caught.value.model, caught.value.task) == (FLORENCE_ID, "object_detection")
-    assert core.num_held_bytes == 0
+    assert core.places.num_bytes == 0
 
 
 def test_a_client_that_leaves_ends_all_views() -> None:
@@ -317,7 +318,7 @@ def test_a_client_that_leaves_ends_all_views() -> None:
         await until(lambda: decoder.num_waiting == 3)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        assert (decoder.num_waiting, decoder.num_cancelled, core.num_held_bytes) == (0, 3, 0)
+        assert (decoder.num_waiting, decoder.num_cancelled, core.places.num_bytes) == (0, 3, 0)
 
     run(scenario())
 

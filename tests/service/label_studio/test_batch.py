@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from service.admission.api_keys import ApiKeys
+from service.admission.places import RequestContext
 from service.errors import Overloaded
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
 from service.images.fetching import FetchLimits, ImageFetcher
-from service.images.url_rules import AllowedHost
-from service.inference.core import Core, RequestContext
+from service.images.inputs import AllowedHost
+from service.inference.core import Core
 from service.label_studio.batch import Batch, Plan, source_bytes
 from service.label_studio.images import TaskImages
 from service.label_studio.labelling_config import parse_config
@@ -158,10 +159,10 @@ def test_call_holds_its_images_only() -> None:
             calling = asyncio.create_task(client.post(f"{PATH}/predict", json=asked))
             await until(lambda: decoder.num_running)
             images = 3 * (len(data_url(PNG)) + len(PNG))
-            assert images < core.num_held_bytes < images + 10_000
+            assert images < core.places.num_bytes < images + 10_000
             released.set()
             assert num_results(await calling) == [2] * 3
-        assert core.num_held_bytes == 0
+        assert core.places.num_bytes == 0
 
     asyncio.run(scenario())
 
@@ -188,13 +189,13 @@ def test_fetched_images_are_counted() -> None:
             await until(lambda: decoder.num_running == 8)
             assert (
                 4 * len(PNG)
-                < core.num_held_bytes
+                < core.places.num_bytes
                 <= 4 * len(PNG) + 6 * source_bytes({"image": url})
             )
             assert len(host.requests) == 4
             released.set()
             assert num_results(await calling) == [2] * 6
-            assert core.num_held_bytes == 0
+            assert core.places.num_bytes == 0
 
     asyncio.run(scenario())
 
@@ -249,7 +250,7 @@ class RefusedOnce(TaskImages):
         self._num_read = 0
 
     async def read(self, source: str | None, context: RequestContext) -> bytes:
-        self._memory.hold(context, self._num_bytes)
+        self._memory.places.hold(context, self._num_bytes)
         self._num_read += 1
         if self._num_read == 1:
             raise Overloaded("no memory", 1)

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from service.environment import read_settings
 from service.errors import InvalidRequest, ServiceError
 from service.images.fetching import FetchLimits, ImageFetcher
-from service.images.url_rules import AllowedHost
+from service.images.inputs import AllowedHost
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, read_settings
 from tests.support.fake_service import PNG, context, data_url, make_core
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
 

@@ -168,7 +168,7 @@ def test_a_draining_service_admits_no_call(
     call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]],
 ) -> None:
     async def drained(channel: grpc.aio.Channel) -> Any:
-        await core.drain_gate.close()
+        await core.places.close()
         return await call(channel)
 
     core = make_core()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.admission.load import ClientSlots
+from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
 from service.rpc.incoming import MAX_SMALL_BYTES, Incoming, NoMessage
 from service.rpc.proto import vision_pb2 as pb

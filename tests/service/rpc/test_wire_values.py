@@ -10,12 +10,11 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission.load import ClientSlots
+from service.admission.fair_queue import ClientSlots
 from service.errors import InvalidRequest
-from service.rpc.incoming import Incoming
+from service.rpc.incoming import Incoming, num_values
 from service.rpc.proto import inference_pb2 as infer
 from service.rpc.proto import vision_pb2 as vision
-from service.rpc.wire_values import num_values
 
 PREDICT = vision.PredictRequest(
     image=b"\xff" * 1000,

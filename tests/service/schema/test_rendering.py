@@ -6,7 +6,7 @@ import pytest
 from service.errors import InvalidRequest, Overloaded
 from service.inference.prediction import Answer, StageTimes
 from service.inference.request_fields import PredictFields, parse_fields
-from service.runner_client.runner_client import written_answers
+from service.inference.runner_calls import FeaturesFound, written_answers
 from service.schema.rendering import RESULT, answer_json, error_detail
 from service.schema.wire import DetectionJson, ErrorJson, InstanceJson, TextRegionJson, Wire
 from tasks.results import (
@@ -22,7 +22,7 @@ from tasks.results import (
 )
 from tests.support.catalog import FLORENCE
 from tests.support.fake_service import NUM_IMAGE_TOKENS, served
-from wire.runner_messages import FinishReason, FoundFeatures, Outcomes, Written
+from wire.runner_messages import FinishReason, FoundFeatures, Written
 
 BOX = (1.5, 2.0, 30.25, 40.0)
 QUAD = ((1.0, 2.0), (3.0, 2.0), (3.0, 4.0), (1.0, 4.0))
@@ -56,12 +56,10 @@ def written(text: str, finish_reason: FinishReason = "stop") -> Written:
 
 def answer_of(result: Result, *sequences: Written) -> Answer:
     _, request = parse_fields(PredictFields, {"task": "object_detection"})
-    outcomes = Outcomes(
-        features=FoundFeatures(outcome="joined"), outcomes=list(sequences or (written("a"),))
-    )
-    return Answer(
-        served(FLORENCE), request, (640, 480), result, written_answers(outcomes, 0.0, 0.0), TIMES
-    )
+    found = FeaturesFound(FoundFeatures(outcome="joined"), 0.0)
+    outcomes = dict(enumerate(sequences or (written("a"),)))
+    answers = written_answers(outcomes, found, 0.0)
+    return Answer(served(FLORENCE), request, (640, 480), result, answers, TIMES)
 
 
 def answer(result: Result, *sequences: Written) -> dict[str, Any]:

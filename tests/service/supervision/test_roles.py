@@ -7,6 +7,7 @@ import yaml
 from service.__main__ import main
 from service.inference.served_models import served_entries
 from service.settings import Settings, SettingsError
+from service.supervision.checks import check_runner_urls
 from service.supervision.roles import USAGE, Role
 from tests.support.catalog import ROOT
 
@@ -72,9 +73,8 @@ def test_adapters_run_in_the_runner_of_their_base(tmp_path: Path) -> None:
     catalog.write_text(yaml.safe_dump({"models": [*rows, *tuned]}), encoding="utf-8")
     values = Settings(models=(B, "tuned-0", A), catalog=catalog)
     assert Role.parse(()).runners_behind(values) == [f"{A}-runner", f"{B}-runner"]
-    Role.parse(("gateway",)).check(
-        values.model_copy(update={"runner_urls": (f"{A}=http://x", f"{B}=http://y")})
-    )
+    urls = (f"{A}=http://x", f"{B}=http://y")
+    check_runner_urls(Role.parse(("gateway",)), values.model_copy(update={"runner_urls": urls}))
     environment = {"DIPTYCH_MODELS": ", ".join(values.models), "DIPTYCH_CATALOG": str(catalog)}
     assert Role.parse(("runner", A)).environment(environment)["DIPTYCH_MODELS"] == f"{A},tuned-0"
     assert Role.parse(("runner", B)).environment(environment)["DIPTYCH_MODELS"] == B
@@ -116,9 +116,9 @@ def test_runner_alone_keeps_its_own_device() -> None:
 def test_gateway_alone_needs_the_url_of_every_runner() -> None:
     values = Settings(models=MODELS, runner_urls=URLS)
     with pytest.raises(SettingsError, match="DIPTYCH_RUNNER_URLS has no URL for paligemma-mini"):
-        Role.parse(("gateway",)).check(values)
-    Role.parse(()).check(values)
-    Role.parse(("gateway",)).check(Settings(models=(A,), runner_urls=URLS))
+        check_runner_urls(Role.parse(("gateway",)), values)
+    check_runner_urls(Role.parse(()), values)
+    check_runner_urls(Role.parse(("gateway",)), Settings(models=(A,), runner_urls=URLS))
 
 
 @pytest.mark.parametrize("word", ["--help", "-h"])

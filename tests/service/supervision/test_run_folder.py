@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service.supervision.run_folder import run_folder
+from service.supervision.supervisor import run_folder
 from tests.support.export_cli import ROOT
 
 HOLDER = """
 import sys
-from service.supervision.run_folder import run_folder
+from service.supervision.supervisor import run_folder
 with run_folder() as folder:
     print(folder, flush=True)
     sys.stdin.read()

@@ -12,7 +12,14 @@ from PIL import Image
 from imaging.files import ImageLimits
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
-from service.runner_client.runner_client import RunnerClient, WrittenAnswers, written_answers
+from service.inference.runner_calls import (
+    CallEvent,
+    FeaturesFound,
+    RunnerClient,
+    StreamedText,
+    WrittenAnswers,
+    written_answers,
+)
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features
@@ -24,7 +31,16 @@ from wire.runner_channel import (
     RunnerUnavailable,
     RunnerUnreachable,
 )
-from wire.runner_messages import Failed, FoundFeatures, Outcomes, SequenceSpec, Written
+from wire.runner_messages import (
+    Failed,
+    FoundFeatures,
+    Outcome,
+    Outcomes,
+    SequenceEnd,
+    SequenceSpec,
+    TextPiece,
+    Written,
+)
 
 MANIFEST = served(FLORENCE).manifest
 SPEC = SequenceSpec(segments=[("what is it?", True)], timeout_s=1)
@@ -119,11 +135,12 @@ def test_the_time_of_an_answer_is_that_of_its_stages_and_the_rest_is_queueing() 
         )
 
     features = FoundFeatures(outcome="miss", encode_s=2.0, queue_s=4.0)
-    answered = Outcomes(features=features, outcomes=[written(1.0, 1.0), written(8.0, 16.0)])
-    answers = written_answers(answered, preprocess_s=32.0, elapsed_s=100.0)
+    outcomes: dict[int, Outcome] = {1: written(1.0, 1.0), 0: written(8.0, 16.0)}
+    found = FeaturesFound(features, preprocess_s=32.0)
+    answers = written_answers(outcomes, found, elapsed_s=100.0)
     assert (answers.prefill_s, answers.decode_s, answers.queue_s) == (8.0, 16.0, 38.0)
-    assert (answers.num_prompt_tokens, answers.num_generated_tokens) == (6, 4)
-    assert written_answers(answered, preprocess_s=32.0, elapsed_s=50.0).queue_s == 0
+    assert [sequence.prefill_s for sequence in answers.sequences] == [8.0, 1.0]
+    assert written_answers(outcomes, found, elapsed_s=50.0).queue_s == 0
 
 
 def test_preprocessing_is_a_part_of_the_elapsed_time() -> None:
@@ -243,3 +260,74 @@ def test_a_closed_client_has_closed_its_channel() -> None:
     channel = FakeChannel(FakeEncoder(), writer())
     run(RunnerClient(MANIFEST.model_id, channel).close())
     assert channel.is_closed
+
+
+BEGIN = FeaturesFound(FoundFeatures(outcome="hit"), 0.0)
+
+
+def piece(index: int, text: str) -> TextPiece:
+    return TextPiece(index=index, text=text)
+
+
+def end(index: int, text: str) -> SequenceEnd:
+    return SequenceEnd(index=index, outcome=sequence(text))
+
+
+def sequence(text: str) -> Written:
+    return Written(
+        text=text,
+        token_ends=[],
+        logprobs=[],
+        finish_reason="stop",
+        num_prompt_tokens=1,
+        num_generated_tokens=1,
+        queue_s=0,
+        prefill_s=0,
+        decode_s=0,
+    )
+
+
+def streamed(events: Sequence[CallEvent], num_sequences: int = 2) -> list[str]:
+    sent: list[str] = []
+    text = StreamedText(MANIFEST.model_id, num_sequences, sent.append)
+    for event in events:
+        text.receive(event)
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("events", "sent"),
+    [
+        ([piece(0, "a"), piece(0, "b"), end(0, "ab"), end(1, "")], ["a", "b", "\n"]),
+        ([piece(1, "x"), piece(0, "a"), end(1, "xy"), end(0, "a")], ["a", "\n", "xy"]),
+        ([end(0, "whole"), piece(1, "x"), end(1, "x and rest")], ["whole", "\n", "x", " and rest"]),
+        ([end(0, ""), end(1, "")], ["\n"]),
+        ([piece(0, "a")], ["a"]),
+    ],
+)
+def test_streamed_text_is_in_order(events: list[CallEvent], sent: list[str]) -> None:
+    assert streamed([BEGIN, *events]) == sent
+
+
+@pytest.mark.parametrize(
+    ("first", "repeated", "text"),
+    [
+        ([piece(0, "ab")], [piece(0, "a"), piece(0, "bc"), end(0, "abc"), end(1, "x")], "abc\nx"),
+        ([piece(0, "ab")], [piece(0, "abc"), end(0, "abc"), end(1, "x")], "abc\nx"),
+        ([end(0, "a"), piece(1, "x")], [end(1, "xy")], "a\nxy"),
+        ([end(0, ""), piece(1, "x")], [end(1, "x")], "\nx"),
+        # text received but not sent may differ
+        ([piece(1, "x")], [end(0, "a"), end(1, "z")], "a\nz"),
+    ],
+)
+def test_repeated_stream_sends_no_text_twice(
+    first: list[CallEvent], repeated: list[CallEvent], text: str
+) -> None:
+    assert "".join(streamed([BEGIN, *first, BEGIN, *repeated])) == text
+
+
+@pytest.mark.parametrize("event", [piece(0, "b"), piece(0, "ac"), end(0, "a")])
+@pytest.mark.parametrize("num_sequences", [1, 2])
+def test_repeated_stream_must_not_diverge(event: CallEvent, num_sequences: int) -> None:
+    with pytest.raises(NotReady, match="a sampled answer cannot be resumed"):
+        streamed([BEGIN, piece(0, "ab"), BEGIN, event], num_sequences)

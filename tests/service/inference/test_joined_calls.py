@@ -8,9 +8,8 @@ import pytest
 from imaging.files import ImageLimits
 from service.errors import InternalError, NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
+from service.inference.runner_calls import JoinedCalls, RunnerClient
 from service.inference.served_models import ServedModel
-from service.runner_client.joined_calls import JoinedCalls
-from service.runner_client.runner_client import RunnerClient
 from tests.support.catalog import FLORENCE
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder
 from tests.support.fake_service import PNG, served

@@ -1,0 +1,94 @@
+"""Requests in flight are counted once, for all limits, until they leave."""
+
+import asyncio
+
+import pytest
+
+from service.admission.places import Places
+from service.admission.quotas import Quota, QuotaLimits
+from service.admission.traffic_gaps import TrafficGaps
+from service.errors import NotReady, Overloaded
+from tests.support.fake_service import context, make_core
+from tests.support.rest_client import OCR, client, error_of
+
+
+def test_drain_waits_for_the_last_request() -> None:
+    async def scenario() -> None:
+        places = Places(8, 100, 100)
+        first = context()
+        second = context()
+        await places.take(first)
+        await places.take(second)
+        closing = [asyncio.create_task(places.close()) for _ in range(2)]
+        for leaving in (first, second):
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in closing)
+            await places.leave(leaving)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*closing, places.close())
+        with pytest.raises(NotReady, match="shutting down"):
+            places.check_open()
+
+    asyncio.run(scenario())
+
+
+def test_place_is_taken_and_left_once() -> None:
+    async def scenario() -> None:
+        places = Places(1, 100, 100, TrafficGaps())
+        request = context()
+        for _ in range(2):
+            await places.take(request)
+            await places.take(request)
+            places.hold(request, 60)
+            assert places.num_bytes == 60
+            places.shrink(request, 70)
+            places.shrink(request, 20)
+            assert places.num_bytes == 20
+            await places.leave(request)
+            await places.leave(request)
+        assert places.num_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_memory_has_a_limit_for_each_client() -> None:
+    places = Places(8, 100, 50)
+    request = context()
+    places.hold(request, 50)
+    with pytest.raises(Overloaded, match="this client has 50 of 50 bytes of requests in memory"):
+        places.hold(request, 1)
+
+
+def test_refused_request_holds_no_place() -> None:
+    """Whether the service or its key refuses it."""
+
+    async def scenario() -> None:
+        places = Places(2, 100, 100)
+        quota = Quota("one", QuotaLimits(max_concurrent=1))
+        first, refused = (context(quota=quota) for _ in range(2))
+        await places.take(first)
+        with pytest.raises(Overloaded, match="limit of 1 concurrent requests"):
+            await places.take(refused)
+        assert not refused.place.is_taken
+        await places.take(context())  # half of the limit, as of two clients
+        with pytest.raises(Overloaded, match="requests in flight or queued"):
+            await places.take(context())
+        await places.leave(first)
+        await places.take(refused)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks", "/docs", "/v2/health/ready"])
+def test_draining_service_closes_connections(path: str) -> None:
+    core = make_core()
+    asyncio.run(core.places.close())
+    response = client(core).get(path)
+    assert (response.status_code, response.headers["connection"]) == (503, "close")
+
+
+def test_draining_service_is_not_ready() -> None:
+    core = make_core()
+    assert "connection" not in client(core).predict(OCR).headers
+    asyncio.run(core.places.close())
+    assert error_of(client(core).predict(OCR))["code"] == "not_ready"

@@ -1,0 +1,83 @@
+"""What a start refuses, and what a service that is ready says."""
+
+from pathlib import Path
+
+import pytest
+import trustme
+
+from service.grpc_server import grpc_credentials
+from service.settings import Settings, SettingsError
+from service.supervision.checks import check_positions, check_tls_files, greeting
+from service.supervision.supervisor import bentoml_tls_options
+from tests.support.fake_service import FLORENCE_ID, served_models
+
+MODELS = list(served_models())
+MANIFEST = served_models().get(FLORENCE_ID).manifest
+
+
+def tls_settings(folder: Path, name: str = "first") -> Settings:
+    certificate = trustme.CA().issue_cert("diptych.test")
+    chain = folder / f"{name}.pem"
+    key = folder / f"{name}.key"
+    chain.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+    key.write_bytes(certificate.private_key_pem.bytes())
+    return Settings(tls_certificate_file=chain, tls_key_file=key)
+
+
+def test_tls_applies_to_both_ports(tmp_path: Path) -> None:
+    settings = tls_settings(tmp_path)
+    check_tls_files(settings)
+    paths = [str(settings.tls_certificate_file), str(settings.tls_key_file)]
+    assert bentoml_tls_options(settings) == ["--ssl-certfile", paths[0], "--ssl-keyfile", paths[1]]
+    assert grpc_credentials(settings) is not None
+
+
+def test_no_tls_without_files() -> None:
+    check_tls_files(Settings())
+    assert bentoml_tls_options(Settings()) == []
+    assert grpc_credentials(Settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("tls_certificate_file", "missing"),
+        ("tls_certificate_file", "text"),
+        ("tls_certificate_file", "."),
+        ("tls_key_file", "missing"),
+        ("tls_key_file", "text"),
+        ("tls_key_file", "second.key"),
+    ],
+)
+def test_invalid_tls_files_are_refused(tmp_path: Path, field: str, name: str) -> None:
+    (tmp_path / "text").write_text("no certificate")
+    tls_settings(tmp_path, "second")
+    settings = tls_settings(tmp_path).model_copy(update={field: tmp_path / name})
+    message = r"^DIPTYCH_TLS_CERTIFICATE_FILE=.* with DIPTYCH_TLS_KEY_FILE=.* must be a"
+    with pytest.raises(SettingsError, match=message):
+        check_tls_files(settings)
+
+
+def test_positions_must_hold_more_than_an_image() -> None:
+    num_image_tokens = MANIFEST.num_image_tokens
+    for max_positions in (0, num_image_tokens + 1):
+        check_positions(MANIFEST, Settings(decoder_max_positions=max_positions))
+    message = f"an image alone takes {num_image_tokens} positions of {FLORENCE_ID}"
+    with pytest.raises(SettingsError, match=message):
+        check_positions(MANIFEST, Settings(decoder_max_positions=num_image_tokens))
+
+
+def test_greeting_names_addresses_and_models() -> None:
+    lines = greeting(Settings(port=3100, grpc_port=3101, device="cpu"), MODELS)
+    models = [f"{model.id} (cpu, {model.precision})" for model in MODELS]
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["page", "http://localhost:3100/playground"],
+        ["REST", "http://localhost:3100/v1/predict and /v1/compare"],
+        ["docs", "http://localhost:3100/docs"],
+        ["gRPC", "localhost:3101"],
+        ["models", ", ".join(models)],
+    ]
+    tls = Settings(host="10.0.0.7", grpc_port=0, tls_certificate_file=Path("chain.pem"))
+    page, _, _, grpc, _ = greeting(tls, MODELS)
+    assert page.endswith("https://10.0.0.7:3000/playground")
+    assert grpc.endswith("off")
