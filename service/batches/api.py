@@ -11,7 +11,7 @@ shares it can answer.
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -24,10 +24,10 @@ from starlette.types import Receive, Scope, Send
 from service.admission.places import RequestContext
 from service.batches.store import Page, Store, new_id
 from service.batches.uploads import Upload, read_upload
-from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
+from service.batches.wire import Batch, BatchList, BatchRequest, FileList, FileObject
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.http.body import BodyMemory, read_json
-from service.http.boundary import Endpoint, RestBoundary
+from service.http.boundary import RestBoundary
 from service.images.decoding import in_thread
 from service.openai.api import OPENAI
 from service.settings import variable
@@ -42,6 +42,8 @@ _MAX_BATCHES = 100
 _USUAL_BATCHES = 20
 _PURPOSES = ("batch", "batch_output")
 _LIMIT = re.compile(r"[0-9]{1,5}")
+
+StoreEndpoint = Callable[[Store, Request, RequestContext], Awaitable[Response]]
 
 
 class _OpenFile(FileResponse):
@@ -66,35 +68,34 @@ class BatchesApi:
         self._store = None if folder is None else Store(folder)
 
     def routes(self) -> list[Route]:
-        def route(method: str, path: str, function: Endpoint) -> Route:
-            # an error of the disk, such as a full one, is `NotReady`
+        def route(method: str, path: str, function: StoreEndpoint) -> Route:
             async def answer(request: Request, context: RequestContext) -> Response:
+                if self._store is None:
+                    setting = variable("batches_folder")
+                    raise NotFound(f"files and batches are disabled: {setting} is not set")
                 try:
-                    return await function(request, context)
-                except OSError as error:
-                    logger.error(
-                        "request %s: the folder of batches fails: %s", context.request_id, error
-                    )
-                    raise NotReady(
-                        f"the disk of files and batches fails: {error.strerror}; try again later"
-                    ) from error
+                    return await function(self._store, request, context)
+                except OSError as error:  # such as a full disk
+                    request_id = context.request_id
+                    logger.error("request %s: the folder of batches fails: %s", request_id, error)
+                    problem = f"the disk of files and batches fails: {error.strerror}"
+                    raise NotReady(f"{problem}; try again later") from error
 
             return Route(path, self._boundary.endpoint(answer, OPENAI), methods=[method])
 
         return [
             route("POST", "/v1/files", self.upload),
             route("GET", "/v1/files", self.list_files),
-            route("GET", "/v1/files/{file_id}", self.show_file),
-            route("DELETE", "/v1/files/{file_id}", self.delete_file),
+            route("GET", "/v1/files/{file_id}", _object(Store.file)),
+            route("DELETE", "/v1/files/{file_id}", _object(Store.delete_file)),
             route("GET", "/v1/files/{file_id}/content", self.content),
             route("POST", "/v1/batches", self.create),
             route("GET", "/v1/batches", self.list_batches),
-            route("GET", "/v1/batches/{batch_id}", self.show_batch),
-            route("POST", "/v1/batches/{batch_id}/cancel", self.cancel),
+            route("GET", "/v1/batches/{batch_id}", _object(Store.batch)),
+            route("POST", "/v1/batches/{batch_id}/cancel", _object(Store.cancel)),
         ]
 
-    async def upload(self, request: Request, context: RequestContext) -> Response:
-        store = self._checked_store()
+    async def upload(self, store: Store, request: Request, context: RequestContext) -> Response:
         owner = context.quota.owner
         await in_thread(store.check_room, owner)
         file_id = new_id("file-")
@@ -105,8 +106,8 @@ class BatchesApi:
             content_type = request.headers.get("content-type", "")
             return await read_upload(content_type, request.stream(), path)
 
-        upload = await self._boundary.read(read, request, context)
         try:
+            upload = await self._boundary.read(read, request, context)
             kept_s = upload.fields.expires_after.seconds
             file = await in_thread(store.add_file, owner, file_id, upload.filename, kept_s)
         except BaseException:
@@ -114,9 +115,8 @@ class BatchesApi:
             raise
         return _json(file)
 
-    async def list_files(self, request: Request, context: RequestContext) -> Response:
+    async def list_files(self, store: Store, request: Request, context: RequestContext) -> Response:
         """List files, the newest first."""
-        store = self._checked_store()
         order = request.query_params.get("order", "desc")
         purpose = request.query_params.get("purpose")
         if order not in ("asc", "desc"):
@@ -129,51 +129,32 @@ class BatchesApi:
         files = await in_thread(store.files, context.quota.owner, page)
         return _json(FileList.model_validate(_list_fields(files, page.limit)))
 
-    async def show_file(self, request: Request, context: RequestContext) -> Response:
+    async def content(self, store: Store, request: Request, context: RequestContext) -> Response:
         file_id = request.path_params["file_id"]
-        store = self._checked_store()
-        return _json(await in_thread(store.file, context.quota.owner, file_id))
-
-    async def delete_file(self, request: Request, context: RequestContext) -> Response:
-        file_id = request.path_params["file_id"]
-        store = self._checked_store()
-        await in_thread(store.delete_file, context.quota.owner, file_id)
-        return _json(FileDeleted(id=file_id))
-
-    async def content(self, request: Request, context: RequestContext) -> Response:
-        file_id = request.path_params["file_id"]
-        store = self._checked_store()
         return _OpenFile(await in_thread(store.open, context.quota.owner, file_id))
 
-    async def create(self, request: Request, context: RequestContext) -> Response:
-        store = self._checked_store()
+    async def create(self, store: Store, request: Request, context: RequestContext) -> Response:
         body = await self._boundary.read(read_json, request, context)
         batch_request = validated(BatchRequest, body)
         return _json(await in_thread(store.create_batch, context.quota.owner, batch_request))
 
-    async def list_batches(self, request: Request, context: RequestContext) -> Response:
+    async def list_batches(
+        self, store: Store, request: Request, context: RequestContext
+    ) -> Response:
         """List batches, the newest first."""
-        store = self._checked_store()
         page = _page(request, _USUAL_BATCHES, _MAX_BATCHES)
         batches = await in_thread(store.batches, context.quota.owner, page)
         return _json(BatchList.model_validate(_list_fields(batches, page.limit)))
 
-    async def show_batch(self, request: Request, context: RequestContext) -> Response:
-        batch_id = request.path_params["batch_id"]
-        store = self._checked_store()
-        return _json(await in_thread(store.batch, context.quota.owner, batch_id))
 
-    async def cancel(self, request: Request, context: RequestContext) -> Response:
-        batch_id = request.path_params["batch_id"]
-        store = self._checked_store()
-        return _json(await in_thread(store.cancel, context.quota.owner, batch_id))
+def _object(method: Callable[[Store, str, str], BaseModel]) -> StoreEndpoint:
+    """Return an endpoint that calls a method of the store with the id in the path."""
 
-    def _checked_store(self) -> Store:
-        """Return the store; raise `NotFound` if there is none."""
-        if self._store is None:
-            setting = variable("batches_folder")
-            raise NotFound(f"files and batches are disabled: {setting} is not set")
-        return self._store
+    async def answer(store: Store, request: Request, context: RequestContext) -> Response:
+        (object_id,) = request.path_params.values()
+        return _json(await in_thread(method, store, context.quota.owner, object_id))
+
+    return answer
 
 
 def _page(request: Request, usual_limit: int, max_limit: int) -> Page:

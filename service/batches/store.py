@@ -17,7 +17,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -32,6 +32,7 @@ from service.batches.wire import (
     BatchError,
     BatchErrors,
     BatchRequest,
+    FileDeleted,
     FileObject,
     Status,
 )
@@ -184,7 +185,7 @@ class Store:
         file = _new_file(file_id, filename, "batch", num_bytes, kept_s)
         with self._transaction() as db:
             _check_room(db, owner, num_bytes)
-            _insert_file(db, owner, file)
+            _insert(db, "files", owner, file_id, file)
         return file
 
     def check_room(self, owner: str) -> None:
@@ -192,7 +193,7 @@ class Store:
         with self._transaction("BEGIN") as db:
             _check_room(db, owner, 1)
 
-    def delete_file(self, owner: str, file_id: str) -> None:
+    def delete_file(self, owner: str, file_id: str) -> FileDeleted:
         """Raise `NotFound`, or `InvalidRequest` for the input of an unfinished batch."""
         with self._transaction() as db:
             _file(db, owner, file_id)
@@ -202,10 +203,11 @@ class Store:
                 raise InvalidRequest(problem, "file_id")
             db.execute("DELETE FROM files WHERE id = ?", (file_id,))
         self.content(file_id).unlink(missing_ok=True)
+        return FileDeleted(id=file_id)
 
     def files(self, owner: str, page: Page) -> list[FileObject]:
         """Return one file more than the page has, if there is one."""
-        return [FileObject.model_validate_json(each) for each in self._page("files", owner, page)]
+        return list(map(FileObject.model_validate_json, self._page("files", owner, page)))
 
     def batches(self, owner: str, page: Page) -> list[Batch]:
         """Return one batch more than the page has, if there is one."""
@@ -220,17 +222,11 @@ class Store:
         if page.purpose is not None:
             query += " AND purpose = :purpose"
         query += f" ORDER BY id {order} LIMIT :limit + 1"
-        values = {
-            "owner": owner,
-            "after": page.after,
-            "purpose": page.purpose,
-            "limit": page.limit,
-        }
         with self._transaction("BEGIN") as db:
             if page.after is not None and _document(db, table, owner, page.after) is None:
                 problem = f"after is {shown(page.after)}; it must be an id in this list"
                 raise InvalidRequest(problem, "after")
-            return [document for (document,) in db.execute(query, values)]
+            return [document for (document,) in db.execute(query, {**asdict(page), "owner": owner})]
 
     def create_batch(self, owner: str, request: BatchRequest) -> Batch:
         """Raise `NotFound` for the input, or `Overloaded` above a limit of the key."""
@@ -260,10 +256,7 @@ class Store:
                 raise Overloaded(
                     f"{usage}; they are removed 30 days after they were created", DAY_S
                 )
-            db.execute(
-                "INSERT INTO batches (id, owner, document) VALUES (?, ?, ?)",
-                (batch.id, owner, state.model_dump_json()),
-            )
+            _insert(db, "batches", owner, batch.id, state)
         return batch
 
     def batch(self, owner: str, batch_id: str) -> Batch:
@@ -417,17 +410,12 @@ class Store:
         if not output.num_bytes:
             return None
         os.truncate(self.content(output.file_id), output.num_bytes)
-        kind = "output" if output is state.answers else "error"
-        file = _new_file(
-            output.file_id,
-            f"{batch.id}_{kind}.jsonl",
-            "batch_output",
-            output.num_bytes,
-            state.output_kept_s,
-        )
-        _insert_file(db, batch.owner, file)
+        file_id, num_bytes = output.file_id, output.num_bytes
+        name = f"{batch.id}_{'output' if output is state.answers else 'error'}.jsonl"
+        file = _new_file(file_id, name, "batch_output", num_bytes, state.output_kept_s)
+        _insert(db, "files", batch.owner, file_id, file)
         output.num_bytes = 0
-        return file.id
+        return file_id
 
     @contextmanager
     def _changed(self, batch: OpenBatch) -> Iterator[tuple[sqlite3.Connection, BatchState]]:
@@ -521,9 +509,11 @@ def _new_file(
     )
 
 
-def _insert_file(db: sqlite3.Connection, owner: str, file: FileObject) -> None:
-    query = "INSERT INTO files (id, owner, document) VALUES (?, ?, ?)"
-    db.execute(query, (file.id, owner, file.model_dump_json()))
+def _insert(
+    db: sqlite3.Connection, table: Table, owner: str, object_id: str, document: BaseModel
+) -> None:
+    query = f"INSERT INTO {table} (id, owner, document) VALUES (?, ?, ?)"
+    db.execute(query, (object_id, owner, document.model_dump_json()))
 
 
 def _state(db: sqlite3.Connection, owner: str, batch_id: str) -> BatchState:

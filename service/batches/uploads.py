@@ -118,20 +118,16 @@ async def read_upload(content_type: str, chunks: AsyncIterator[bytes], path: Pat
         raise InvalidRequest(
             f"Content-Type is {shown(content_type)}; it must be multipart/form-data with a boundary"
         )
-    try:
-        with path.open("xb") as target:
-            form = _Form(target)
-            await _parse(form, options[b"boundary"], chunks)
-            target.flush()
-            await in_thread(os.fsync, target.fileno())
-        if not form.is_complete:
-            raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
-        if form.filename is None:
-            raise InvalidRequest("file is missing: send a JSON Lines file", "file")
-        return Upload(form.filename, validated(FileFields, form.fields()))
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    with path.open("xb") as target:
+        form = _Form(target)
+        await _parse(form, options[b"boundary"], chunks)
+        target.flush()
+        await in_thread(os.fsync, target.fileno())
+    if not form.is_complete:
+        raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
+    if form.filename is None:
+        raise InvalidRequest("file is missing: send a JSON Lines file", "file")
+    return Upload(form.filename, validated(FileFields, form.fields()))
 
 
 async def _parse(form: _Form, boundary: bytes, chunks: AsyncIterator[bytes]) -> None:

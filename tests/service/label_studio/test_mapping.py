@@ -2,7 +2,7 @@
 pixels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from service.errors import InvalidRequest
 from service.inference.prediction import Answer
-from service.label_studio.labelling_config import Control
-from service.label_studio.mapping import Ask, RegionTags, brush_rle, prediction
+from service.label_studio.labelling_config import Control, parse_config
+from service.label_studio.mapping import (
+    Ask,
+    RegionTags,
+    brush_rle,
+    image_asks,
+    prediction,
+    prompt_asks,
+)
 from tasks.results import (
     BoxXyxy,
     Detection,
@@ -27,7 +35,7 @@ from tasks.results import (
     TextResult,
 )
 from tasks.run_length import encode_mask
-from tests.support.label_studio_config import brush_pixels, labelled, only_control
+from tests.support.label_studio_config import brush_pixels, labelled, only_control, view
 from tests.support.typed_answers import typed_answer
 
 BOX: BoxXyxy = (20, 10, 120, 60)
@@ -267,3 +275,82 @@ def test_brush_is_the_mask_in_every_channel(mask: NDArray[np.bool_]) -> None:
 def test_long_runs_are_split(value: bool) -> None:
     mask = np.full((300, 200), value)
     assert (brush_pixels(brush_rle(encode_mask(mask)), (300, 200)) == value * 255).all()
+
+
+DETECTION = {"task": "open_vocabulary_detection"}
+SEGMENTATION = {"task": "instance_segmentation", "mask_format": "polygon"}
+QUESTION = {"task": "visual_question_answering", "question": "what?"}
+PER_REGION = '<TextArea name="text" toName="image" perRegion="true"/>'
+SHAPES = '<Polygon name="p" toName="image"/><Rectangle name="r" toName="image"/>'
+
+
+def fields_of(*tags: str) -> list[Mapping[str, object]]:
+    return [ask.fields for ask in image_asks(parse_config(view(*tags)))]
+
+
+@pytest.mark.parametrize(
+    ("tags", "fields"),
+    [
+        (
+            labelled("RectangleLabels", *map(str, range(33))),
+            [
+                DETECTION | {"labels": list(map(str, range(32)))},
+                DETECTION | {"labels": ["32"]},
+            ],
+        ),
+        (labelled("RectangleLabels", "dog", "Dog"), [DETECTION | {"labels": ["Dog"]}]),
+        (
+            labelled("PolygonLabels", "dog", "cat", attributes='model_score_threshold="0.5"'),
+            [SEGMENTATION | {"min_score": 0.5, "phrase": phrase} for phrase in ("dog", "cat")],
+        ),
+        (labelled("BrushLabels", "dog", attributes='smartOnly="true"'), []),
+        (SHAPES, [{"task": "region_proposal"}]),
+        (SHAPES + PER_REGION, [{"task": "ocr_with_regions"}]),
+        (labelled("Choices", "dog", attributes='model_question="what?"'), [QUESTION]),
+        (
+            '<TextArea name="t" toName="image" model_question="what?" model_language="de"/>',
+            [QUESTION | {"language": "de"}],
+        ),
+        (
+            '<TextArea name="t" toName="image" model_detail="short" model_task="captioning"/>',
+            [{"task": "captioning", "detail": "short"}],
+        ),
+    ],
+)
+def test_tags_become_tasks(tags: str, fields: list[Mapping[str, object]]) -> None:
+    assert fields_of(tags) == fields
+
+
+def test_text_fills_the_first_shape_of_its_image() -> None:
+    other = '<Image name="other" value="$b"/><Rectangle name="of other" toName="other"/>'
+    (other_ask, ask) = image_asks(parse_config(view(other, SHAPES, PER_REGION)))[::-1]
+    assert other_ask.control.image == "other"
+    assert ask.region_tags is not None
+    assert ask.region_tags.shape.name == "r"
+
+
+@pytest.mark.parametrize(
+    ("box", "region"),
+    [((10, 20, 30, 40), [20, 20, 80, 60]), ((-10, -20, 210, 300), [0, 0, 200, 100])],
+)
+def test_drawn_box_is_a_region_of_the_image(box: tuple[int, ...], region: list[float]) -> None:
+    value = dict(zip(("x", "y", "width", "height"), box, strict=True))
+    controls = parse_config(view(labelled("PolygonLabels", "a", "b", "c")))
+    prompt = {"result": [{"value": value | {"brushlabels": ["c", "b"]}}]}
+    (ask,) = prompt_asks(controls, prompt)
+    assert ask.label == "b"
+    fields = ask.fields_of("model")
+    assert callable(fields)
+    assert fields((200, 100)) == SEGMENTATION | {"model": "model", "region": region}
+
+
+def test_drawn_box_is_read_or_described() -> None:
+    ocr = '<TextArea name="t" toName="image" model_task="ocr"/>'
+    controls = parse_config(view(ocr, '<TextArea name="d" toName="image"/>'))
+    box = {"x": 1, "y": 1, "width": 0.1, "height": 1}
+    details = [
+        ask.fields.get("detail") for ask in prompt_asks(controls, {"result": [{"value": box}]})
+    ]
+    assert details == ["text", None]
+    with pytest.raises(InvalidRequest, match="no points"):
+        prompt_asks(controls, {"result": [{"value": box | {"width": 0}}]})
