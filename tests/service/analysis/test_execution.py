@@ -294,7 +294,7 @@ def test_closed_stream_ends_sequences() -> None:
         await events.aclose()
         await until(lambda: not paligemma.num_waiting, timeout_s=5)
         assert paligemma.num_cancelled == 1
-        await until(lambda: not of.num_held_bytes, timeout_s=5)
+        await until(lambda: not of.places.num_bytes, timeout_s=5)
 
     run(scenario())
 
