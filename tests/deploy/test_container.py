@@ -7,8 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
-import venv
 from itertools import chain
 from pathlib import Path
 
@@ -50,14 +48,6 @@ def committed(*folders: str) -> set[str]:
     return set(
         subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     )
-
-
-def test_a_model_that_is_not_exported_is_named_before_the_build(
-    exported: ModelStore, tmp_path: Path
-) -> None:
-    run = exported.forked("-m", "export.bento", str(tmp_path / "bento"), "florence-2-base")
-    assert run.returncode == 1
-    assert run.stderr.startswith("python -m export.bento: no artifacts of florence-2-base in")
 
 
 def test_the_bento_has_the_code_that_serves_and_nothing_else(bento: Path) -> None:
@@ -112,11 +102,6 @@ def test_the_bento_has_the_newest_artifacts_of_the_embedded_models(
         )
 
 
-def test_a_bento_leaves_nothing_in_the_store(bento: Path, exported: ModelStore) -> None:
-    assert bento.is_dir()
-    assert not list((exported.home / "bentos").rglob("bento.yaml"))
-
-
 def test_what_is_copied_is_in_the_bento(bento: Path) -> None:
     copied = [value.split()[:-1] for name, value in INSTRUCTIONS if name == "COPY"]
     words = chain.from_iterable(copied)
@@ -134,48 +119,6 @@ def test_the_image_runs_the_service_as_nobody_in_particular() -> None:
     assert not [value for name, value in LAST_STAGE if name == "CMD"]
 
 
-def test_what_installs_stays_in_its_own_stage() -> None:
-    assert [value for name, value in INSTRUCTIONS if name == "FROM"] == [
-        "${BASE_IMAGE} AS packages",
-        "${BASE_IMAGE}",
-    ]
-    assert not [
-        value for name, value in LAST_STAGE if re.search(r"\bpip\b|\bapt", value) and name == "RUN"
-    ]
-    install, _ = [value for name, value in INSTRUCTIONS if "pip install" in value and name == "RUN"]
-    assert "--no-cache-dir" in install
-    assert install.endswith("pip uninstall --yes pip")
-
-
-def test_the_list_of_materials_is_of_the_environment_of_the_image() -> None:
-    (made,) = [value for name, value in INSTRUCTIONS if "cyclonedx-py" in value]
-    assert re.search(r"cyclonedx-bom==[\d.]+ ", made)
-    assert made.endswith("--output-file /opt/diptych/sbom.cdx.json /opt/diptych/venv")
-    copied = [value for name, value in LAST_STAGE if name == "COPY"]
-    assert "--from=packages /opt/diptych/sbom.cdx.json /opt/diptych/sbom.cdx.json" in copied
-
-
-def test_the_image_is_labelled_with_the_version_of_the_project() -> None:
-    assert "org.opencontainers.image.version=$VERSION" in instruction("LABEL")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert f"--build-arg VERSION={project['version']} " in made_image()
-
-
-def test_the_image_is_of_this_platform_or_of_a_given_one() -> None:
-    assert " --platform " not in made_image()
-    assert "podman build --format docker --platform linux/arm64 " in made_image(
-        "PLATFORM=linux/arm64"
-    )
-
-
-def made_image(*options: str) -> str:
-    """Return what `make image` would run."""
-    command = ["make", "--just-print", "-o", ".venv/installed-export", "image", "ENGINE=podman"]
-    return subprocess.run(
-        [*command, *options], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-
-
 def test_settings_of_the_image_are_settings() -> None:
     words = dict(word.split("=", 1) for word in instruction("ENV").split())
     given = {name: value for name, value in words.items() if name.startswith("DIPTYCH_")}
@@ -183,12 +126,6 @@ def test_settings_of_the_image_are_settings() -> None:
     settings = read_settings(given | {"DIPTYCH_MODELS": models.partition("=")[2]})
     assert (settings.host, settings.models) == ("0.0.0.0", EMBEDDED)
     assert {str(settings.port), str(settings.grpc_port)} == set(instruction("EXPOSE").split())
-
-
-def test_nothing_in_the_image_tells_its_makers_that_it_runs() -> None:
-    assert {"BENTOML_DO_NOT_TRACK=True", "ORT_DISABLE_TELEMETRY=1"} <= set(
-        instruction("ENV").split()
-    )
 
 
 def test_the_gpu_variant_has_another_onnx_runtime_and_a_newer_torch() -> None:
@@ -202,26 +139,6 @@ def test_the_gpu_variant_has_another_onnx_runtime_and_a_newer_torch() -> None:
     assert re.fullmatch(
         r"onnxruntime-gpu\[cuda,cudnn\]==[\d.]+ torch>=2\.14,<[\d.]+", " ".join(gpu_requirements())
     )
-
-
-@pytest.mark.long
-def test_the_gpu_requirements_lack_nothing_but_the_driver(tmp_path: Path) -> None:
-    """Install 1.1 GB into a separate environment; torch is left out, as it brings its own
-    libraries.
-    """
-    venv.create(tmp_path, with_pip=True)
-    runtime = [line for line in gpu_requirements() if line.startswith("onnxruntime")]
-    subprocess.run([tmp_path / "bin/pip", "install", "--quiet", *runtime], check=True)
-    command = "from wire.artifacts.devices import has_cuda_provider; print(has_cuda_provider())"
-    run = subprocess.run(
-        [tmp_path / "bin/python", "-c", command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    if run.stdout != "True\n":  # it loads if there is a driver
-        assert "libcuda.so.1: cannot open shared object file" in run.stderr
 
 
 def gpu_requirements() -> list[str]:
@@ -244,11 +161,3 @@ def test_compose_runs_the_image_as_confined_as_it_is_made() -> None:
         > defaults.max_pending_requests * defaults.max_body_bytes
     )
     assert int(service["stop_grace_period"].rstrip("s")) > defaults.request_timeout_s + 20
-
-
-def test_without_an_engine_make_image_ends_before_it_installs_or_exports(tmp_path: Path) -> None:
-    command = ["make", "--jobs=2", "image", "ENGINE=", f"VENV={tmp_path / 'venv'}"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert "found no docker, podman or buildah" in ended.stderr
-    assert not list(tmp_path.iterdir())

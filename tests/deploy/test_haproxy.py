@@ -224,15 +224,6 @@ def test_a_stream_comes_line_by_line(balancer: HaProxy) -> None:
     assert times_s[-1] - times_s[0] > 0.1  # buffered lines come together
 
 
-def test_the_sidecars_image_is_of_the_branch_that_is_tested() -> None:
-    manifest = (ROOT / "deploy" / "kubernetes" / "replicated" / "haproxy.yaml").read_text(
-        encoding="utf-8"
-    )
-    (image,) = re.findall(r"image: haproxy:(\d+\.\d+)\.\d+ ", manifest)
-    version = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout
-    assert version.startswith(f"HAProxy version {image}.")
-
-
 def test_without_any_runner_a_call_fails_at_once(
     balancer: HaProxy, runners: list[RunnerProcess]
 ) -> None:

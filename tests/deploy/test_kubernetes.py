@@ -2,19 +2,18 @@
 do together.
 """
 
-import shutil
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
 from service.settings import read_settings
 from tests.support.export_cli import EMBEDDED
 from tests.support.haproxy import FRONT
 from tests.support.kubernetes import (
     BUILDS,
-    FOLDER,
     REPLICATED,
     SINGLE,
     Object,
@@ -25,7 +24,6 @@ from tests.support.kubernetes import (
     environment,
     lets_in,
     model,
-    name_of,
     needs_kubectl,
     of_kind,
     pod_labels,
@@ -34,7 +32,6 @@ from tests.support.kubernetes import (
     sidecar,
     sidecars,
 )
-from tests.support.kubernetes_resources import RESOURCES
 
 pytestmark = needs_kubectl
 
@@ -43,6 +40,9 @@ OLDEST = "1.30"
 NEWEST = "1.37"
 STOP_S = 20  # time of the processes beside their requests (docs/reliability.md, "Faults")
 MIB = 1 << 20
+RESOURCES: dict[str, Object] = yaml.safe_load(
+    Path(__file__).with_name("custom_resources.yaml").read_text(encoding="utf-8")
+)
 STRANGER = Peer("default", {"app": "other"})
 
 
@@ -83,12 +83,6 @@ def test_objects_of_other_projects_have_only_fields_that_are_documented(kind: st
         jsonschema.validate(each, RESOURCES[kind])
 
 
-def test_everything_lies_in_one_namespace(objects: tuple[Object, ...]) -> None:
-    (namespace,) = of_kind(objects, "Namespace")
-    assert {each["metadata"].get("namespace", namespace) for each in objects} == {namespace}
-    assert len({name_of(each) for each in objects}) == len(objects)
-
-
 def test_every_embedded_model_has_its_runner(replicated: tuple[Object, ...]) -> None:
     deployments = of_kind(replicated, "Deployment")
     runners = {name: each for name, each in deployments.items() if component(each) != "gateway"}
@@ -102,16 +96,6 @@ def test_every_embedded_model_has_its_runner(replicated: tuple[Object, ...]) -> 
             == "metadata.labels['app.kubernetes.io/instance']"
         )
     assert container(deployments["gateway"])["args"] == ["gateway"]
-
-
-def test_the_single_overlay_is_one_pod_that_runs_everything() -> None:
-    objects = built(SINGLE)
-    (deployment,) = of_kind(objects, "Deployment").values()
-    assert deployment["spec"]["replicas"] == 1
-    assert "args" not in container(deployment)
-    assert [sidecar["name"] for sidecar in sidecars(deployment)] == ["front"]
-    assert not of_kind(objects, "ScaledObject")
-    assert not read_settings(environment(objects, deployment)).runner_urls
 
 
 def test_a_selector_selects_the_pods_of_its_own_deployment_and_no_others(
@@ -245,21 +229,6 @@ def mebibytes(quantity: str) -> int:
     return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
 
 
-def test_gateways_may_fill_every_runner_that_is_always_there(
-    replicated: tuple[Object, ...],
-) -> None:
-    settings = read_settings(environment(replicated, of_kind(replicated, "Deployment")["gateway"]))
-    scalers = of_kind(replicated, "ScaledObject")
-    num_gateways = scalers["gateway"]["spec"]["minReplicaCount"]
-    for model_id in EMBEDDED:
-        slots = (
-            scalers[f"{model_id}-runner"]["spec"]["minReplicaCount"]
-            * settings.decoder_max_batch_size
-        )
-        assert num_gateways * settings.max_running_requests >= 1.5 * slots
-    assert settings.max_pending_requests >= len(EMBEDDED) * settings.max_running_requests
-
-
 def test_a_pod_has_time_to_answer_what_it_has_accepted(
     objects: tuple[Object, ...], deployments: dict[str, Object]
 ) -> None:
@@ -299,17 +268,6 @@ def test_keys_come_from_a_secret_and_reach_the_gateway_alone(
         environment(objects, deployments["gateway"])["DIPTYCH_API_KEYS_FILE"]
         == f"{mount['mountPath']}/keys"
     )
-
-
-def test_runners_name_nvidias_runtime_where_its_component_is_added(tmp_path: Path) -> None:
-    copy = shutil.copytree(FOLDER.parent, tmp_path / "deploy")
-    overlay = copy / "kubernetes/overlays/gpu/kustomization.yaml"
-    both = "[../../replicated, ../../nvidia-runtime]"
-    overlay.write_text(overlay.read_text().replace("[../../replicated]", both))
-    for folder, expected in ((FOLDER / "overlays/gpu", None), (overlay.parent, "nvidia")):
-        for deployment in of_kind(built(str(folder)), "Deployment").values():
-            runtime = deployment["spec"]["template"]["spec"].get("runtimeClassName")
-            assert runtime == (None if component(deployment) == "gateway" else expected)
 
 
 def test_only_runners_of_the_gpu_overlay_take_a_card_each() -> None:

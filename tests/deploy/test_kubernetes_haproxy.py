@@ -13,9 +13,7 @@ from tests.support.kubernetes import (
     environment,
     needs_kubectl,
     of_kind,
-    pod_labels,
     ports,
-    selects,
     sidecar,
 )
 
@@ -28,18 +26,6 @@ STOP_S = 20  # allowed beside the requests' time (README.md, "Faults")
 @pytest.fixture(params=REPLICATED)
 def replicated(request: pytest.FixtureRequest) -> tuple[Object, ...]:
     return built(str(request.param))
-
-
-def test_prometheus_scrapes_haproxy_as_a_job_of_its_own(replicated: tuple[Object, ...]) -> None:
-    (monitor,) = of_kind(replicated, "ServiceMonitor").values()
-    service = of_kind(replicated, "Service")["haproxy"]["spec"]
-    gateway = of_kind(replicated, "Deployment")["gateway"]
-    (endpoint,) = [
-        each for each in monitor["spec"]["endpoints"] if each["port"] == service["ports"][0]["name"]
-    ]
-    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "haproxy"}]
-    assert selects({"matchLabels": service["selector"]}, pod_labels(gateway))
-    assert ports(gateway)[service["ports"][0]["targetPort"]] == service["ports"][0]["port"]
 
 
 def sections() -> dict[str, tuple[str, int, str, int]]:
@@ -73,14 +59,6 @@ def test_the_gateway_knows_haproxys_port_for_every_model_and_haproxy_the_service
         assert service == f"{name}-runner"
         assert domain == "${RUNNERS_DOMAIN}"
         assert [each["port"] for each in services[service]["spec"]["ports"]] == [port]
-
-
-def test_haproxy_has_room_for_every_pod_and_for_as_many_that_are_leaving(
-    replicated: tuple[Object, ...],
-) -> None:
-    scalers = of_kind(replicated, "ScaledObject")
-    for name, (_, num_servers, *_) in sections().items():
-        assert num_servers > scalers[f"{name}-runner"]["spec"]["maxReplicaCount"] * 1.5
 
 
 def test_haproxy_is_a_sidecar_with_the_shipped_configuration(

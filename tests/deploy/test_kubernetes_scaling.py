@@ -11,7 +11,6 @@ from tests.support.kubernetes import (
     Object,
     built,
     component,
-    environment,
     model,
     needs_kubectl,
     of_kind,
@@ -21,7 +20,6 @@ from tests.support.prometheus import needs_prometheus
 pytestmark = needs_kubectl
 
 CPU, GPU = REPLICATED
-ENCODER_BATCH_SIZES = {CPU: 2, GPU: 16}  # DIPTYCH_ENCODER_MAX_BATCH_SIZE=0
 
 
 @pytest.fixture(params=REPLICATED)
@@ -35,18 +33,6 @@ def queries(scaler: Object) -> list[str]:
         for each in scaler["spec"]["triggers"]
         if each["type"] == "prometheus"
     ]
-
-
-def threshold(scaler: Object, measured: str) -> int:
-    """Return the threshold of the one query with `measured` in it."""
-    (trigger,) = [
-        each for each in scaler["spec"]["triggers"] if measured in each["metadata"]["query"]
-    ]
-    return int(trigger["metadata"]["threshold"])
-
-
-def runner_scalers(objects: tuple[Object, ...]) -> list[Object]:
-    return [each for name, each in of_kind(objects, "ScaledObject").items() if name != "gateway"]
 
 
 def test_every_deployment_is_scaled_by_one_object_and_sets_no_number_itself(
@@ -82,34 +68,6 @@ def test_a_runner_is_scaled_by_what_is_measured_of_its_own_model(
             )
             stages = re.findall(r'stage=~?"([^"]*)"', " ".join(asked))
             assert sorted("|".join(stages).split("|")) == ["admission", "decode", "encode"]
-
-
-def test_the_gateways_processor_time_is_measured_without_the_sidecars(
-    objects: tuple[Object, ...],
-) -> None:
-    (trigger,) = of_kind(objects, "ScaledObject")["gateway"]["spec"]["triggers"]
-    assert trigger["metadata"]["containerName"] == "gateway"
-
-
-@pytest.mark.parametrize("folder", REPLICATED)
-def test_runners_are_added_at_70_percent_of_their_slots_and_when_a_second_batch_waits(
-    folder: str,
-) -> None:
-    objects = built(folder)
-    slots = int(
-        environment(objects, of_kind(objects, "Deployment")["gateway"])[
-            "DIPTYCH_DECODER_MAX_BATCH_SIZE"
-        ]
-    )
-    for scaler in runner_scalers(objects):
-        assert threshold(scaler, "slots_taken") == int(0.7 * slots)
-        assert threshold(scaler, 'stage="encode"') == 2 * ENCODER_BATCH_SIZES[folder]
-
-
-def test_no_card_is_idle_where_one_is_enough() -> None:
-    assert {each["spec"]["minReplicaCount"] for each in runner_scalers(built(GPU))} == {1}
-    assert {each["spec"]["fallback"]["replicas"] for each in runner_scalers(built(GPU))} == {1}
-    assert {each["spec"]["minReplicaCount"] for each in runner_scalers(built(CPU))} == {2}
 
 
 @needs_prometheus

@@ -287,9 +287,7 @@ FORMS = (
     Form(MICROSOFT, "one of the tied weights saved", _weights(_head_only)),
     Form(MICROSOFT, "head and embeddings differ", _weights(_plus_one(_LM_HEAD))),
     Form(
-        MICROSOFT,
-        "a bias of the logits",
-        _weights(_plus_one("language_model.final_logits_bias")),
+        MICROSOFT, "a bias of the logits", _weights(_plus_one("language_model.final_logits_bias"))
     ),
     Form(MICROSOFT, "weights of transformers' form", _weights(_without_weight("image_projection"))),
     Form(MICROSOFT, "tokenizer of another fine-tune", _weights(_fewer_rows)),

@@ -51,11 +51,6 @@ def of_kind(objects: tuple[Object, ...], kind: str) -> dict[str, Object]:
     return {each["metadata"]["name"]: each for each in objects if each["kind"] == kind}
 
 
-def name_of(value: Object) -> str:
-    """Return kind and name."""
-    return f"{value['kind']}/{value['metadata']['name']}"
-
-
 def pod_labels(deployment: Object) -> Labels:
     """Return the labels of a Deployment's pods."""
     labels: Labels = deployment["spec"]["template"]["metadata"]["labels"]

@@ -18,7 +18,7 @@ VISION_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "florence-2-mini": {
         "target_modules": (
             rf"{LAYERS}|.*vision_tower.*(qkv|proj|fc1|convs\.[0-9]\.conv)|.*image_projection"
-        ),
+        )
     },
     "paligemma-mini": {
         "target_modules": ["q_proj", "v_proj", "fc2", "patch_embedding"],

@@ -14,14 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from diptych_client import Client
 from export.checks.reference import Reference
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
 from tests.support.offline_runs import write_scenes
 from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import encoded, scene_image, scene_png
-from wire.artifacts.manifest import read_manifest
 
 BASE = "florence-2-mini"
 VISION = "shapes-vision"
@@ -147,50 +145,6 @@ def test_an_offline_run_answers_as_the_service(
             for file in files
         ]
     assert texts == [answer["raw_text"] for answer in answers]
-
-
-def test_listings_tasks_and_metrics_have_the_adapters(adapted_service: RunningService) -> None:
-    with adapted_service.client() as http:
-        listed = {model["id"]: model for model in http.get("/v1/models").json()["data"]}
-        tasks = {task["id"]: task["models"] for task in http.get("/v1/tasks").json()["data"]}
-        asked(http, "/v1/predict", scene_png(3), model=ADAPTERS[0])
-        metrics = http.get("/metrics").text
-    assert {model: row["adapter_of"] for model, row in listed.items()} == {
-        BASE: None
-    } | dict.fromkeys(ADAPTERS, BASE)
-    assert len({row["precision"] for row in listed.values()}) == 1
-    assert tasks["captioning"] == [BASE, *ADAPTERS]
-    assert tasks["ocr"] == [BASE]
-    assert f'diptych_requests_total{{api="rest",model="{ADAPTERS[0]}"' in metrics
-
-
-def test_the_client_reads_the_base_of_an_adapter_over_both_transports(
-    adapted_service: RunningService,
-) -> None:
-    for address in (adapted_service.url, f"grpc://{adapted_service.grpc_address}"):
-        with Client(address) as client:
-            bases = {model.id: model.adapter_of for model in client.models()}
-        assert bases == {BASE: None} | dict.fromkeys(ADAPTERS, BASE)
-
-
-def test_one_process_runs_a_base_and_its_adapters(adapted_service: RunningService) -> None:
-    log = adapted_service.log.read_text()
-    assert f"{BASE}-runner" in log
-    assert f"{ADAPTERS[0]}-runner" not in log
-
-
-def test_an_adapter_is_small_and_names_the_build_of_its_base(
-    tuned: tuple[ModelStore, Path],
-) -> None:
-    store, _ = tuned
-    adapter, base = (read_manifest(store.newest(model)) for model in (ADAPTERS[0], BASE))
-    assert (adapter.adapter_of, adapter.base_build_key) == (BASE, base.build_key)
-    assert sum(path.stat().st_size for path in store.newest(ADAPTERS[0]).iterdir()) < 1_000_000
-    assert [read_manifest(store.newest(each)).has_encoder for each in ADAPTERS] == [
-        False,
-        False,
-        True,
-    ]
 
 
 def test_a_second_export_is_skipped_and_one_over_another_base_is_refused_at_the_start(

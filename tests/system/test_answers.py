@@ -3,16 +3,13 @@
 import base64
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
 import httpx
-import pytest
 from pycocotools import mask as coco_mask
 
 from service.schema.wire import AnswerJson, ComparisonJson
-from tests.support.running_service import RunningService
 from tests.support.scene_images import encoded, scene_image, scene_png
 
 FLORENCE = "florence-2-mini"
@@ -54,6 +51,7 @@ REQUESTS: list[dict[str, Any]] = [
     },
     {"task": "dense_region_captioning", "constrained": False},
 ]
+FEW = [REQUESTS[index] for index in (1, 5, 12, 11, 16, 20)]  # each kind of result, both models
 
 
 def post_form(
@@ -77,38 +75,12 @@ def comparable(response: httpx.Response) -> dict[str, Any]:
     return {name: value for name, value in response.json().items() if name not in VARYING}
 
 
-@pytest.mark.parametrize("fields", REQUESTS, ids=lambda fields: fields["task"])
-def test_a_form_and_json_give_the_same_answer(client: httpx.Client, fields: dict[str, Any]) -> None:
-    image = scene_png()
-    answer = comparable(post_form(client, "/v1/predict", image, fields))
-    assert comparable(post_json(client, "/v1/predict", image, fields)) == answer
-    assert answer["image"] == {"width": 320, "height": 240}
-    assert answer["task"] == fields["task"]
-
-
 def test_answers_keep_to_the_schema(client: httpx.Client) -> None:
     for fields in REQUESTS:
-        AnswerJson.model_validate_json(
-            post_form(client, "/v1/predict", scene_png(), fields).content
-        )
-
-
-def test_a_crowd_of_mixed_requests_gets_the_answers_of_each_alone(service: RunningService) -> None:
-    jobs = [
-        (scene_png(seed, (240, 200 + 40 * seed)), fields)
-        for seed in range(3)
-        for fields in REQUESTS
-    ]
-    with service.client() as client:
-        alone = [comparable(post_form(client, "/v1/predict", *job)) for job in jobs]
-        with ThreadPoolExecutor(12) as pool:
-            together = list(
-                pool.map(lambda job: comparable(post_form(client, "/v1/predict", *job)), jobs)
-            )
-    assert [answer["raw_text"] for answer in together] == [answer["raw_text"] for answer in alone]
-    for one, other in zip(together, alone, strict=True):
-        # Sums in another order change a log-probability, and with it a score, in its last digits.
-        assert rounded(one) == rounded(other)
+        response = post_form(client, "/v1/predict", scene_png(), fields)
+        answer = AnswerJson.model_validate_json(response.content)
+        assert answer.task == fields["task"]
+        assert (answer.image.width, answer.image.height) == (320, 240)
 
 
 def rounded(answer: dict[str, Any]) -> Any:
@@ -166,27 +138,6 @@ def test_a_mask_and_its_polygons_cover_the_same_pixels(client: httpx.Client) -> 
         rings = [list(chain(*ring)) for ring in by_polygon["polygons"]]
         drawn = coco_mask.merge(coco_mask.frPyObjects(rings, 240, 320))
         assert coco_mask.iou([drawn], [by_mask["mask"]], [0])[0][0] > 0.9
-
-
-def test_an_answer_that_is_well_formed_anyway_is_the_same_unconstrained(
-    client: httpx.Client,
-) -> None:
-    for fields in (
-        {"task": "object_detection"},
-        {"task": "dense_region_captioning"},
-        {"task": "instance_segmentation", "phrase": "purple square", "model": PALIGEMMA},
-        {"task": "open_vocabulary_detection", "labels": ["purple square"], "model": PALIGEMMA},
-    ):
-        held, free = (
-            comparable(
-                post_form(
-                    client, "/v1/predict", scene_png(), {**fields, "constrained": constrained}
-                )
-            )
-            for constrained in (True, False)
-        )
-        assert free["raw_text"]
-        assert rounded(held) == rounded(free)
 
 
 def test_a_temperature_that_breaks_answers_cannot_break_their_form(client: httpx.Client) -> None:

@@ -76,8 +76,7 @@ def shares_right(
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         rows = list(
             pool.map(
-                lambda s: right_answers(client, model, s, task, is_constrained),
-                scenes(NUM_SCENES),
+                lambda s: right_answers(client, model, s, task, is_constrained), scenes(NUM_SCENES)
             )
         )
     means: dict[str, float] = {}
@@ -87,8 +86,7 @@ def shares_right(
 
 
 @pytest.mark.parametrize(
-    "task",
-    ["phrase_grounding", pytest.param("open_vocabulary_detection", marks=pytest.mark.long)],
+    "task", ["phrase_grounding", pytest.param("open_vocabulary_detection", marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize("model", MODELS)
 def test_phrases_without_an_article_find_their_objects(

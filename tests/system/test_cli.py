@@ -64,30 +64,6 @@ def test_predict_prints_a_table_and_draws_the_boxes(
         assert drawn.height > 240
 
 
-def test_task_parameters_are_options(service: RunningService, scene: Path) -> None:
-    words = (
-        "--labels",
-        "circle",
-        "--labels",
-        "square",
-        "--model",
-        "paligemma-mini",
-        "--max-new-tokens",
-        "30",
-    )
-    printed = json.loads(
-        run(
-            service, "predict", scene, "--task", "open_vocabulary_detection", *words, "--json"
-        ).stdout
-    )
-    assert printed["model"] == "paligemma-mini"
-    region = ("--region", "50", "100", "140", "180", "--unconstrained")
-    printed = json.loads(
-        run(service, "predict", scene, "--task", "region_description", *region, "--json").stdout
-    )
-    assert printed["result"]["text"]
-
-
 def test_compare_prints_all_answers_and_draws_a_panel_for_each(
     service: RunningService, scene: Path, tmp_path: Path
 ) -> None:
@@ -102,15 +78,6 @@ def test_compare_prints_all_answers_and_draws_a_panel_for_each(
         "florence-2-mini",
         "paligemma-mini",
     ]
-
-
-@pytest.mark.parametrize("name", ["models", "tasks"])
-def test_listings_are_printed(service: RunningService, name: str) -> None:
-    printed = json.loads(run(service, name, "--json").stdout)
-    shown = run(service, name).stdout
-    assert printed
-    for row in printed:
-        assert row["id"] in shown
 
 
 def test_an_error_is_one_line_and_exit_status_1(service: RunningService, scene: Path) -> None:
@@ -178,20 +145,6 @@ def wait_for_answers(process: subprocess.Popen[bytes], out: Path, count: int) ->
         time.sleep(0.01)
 
 
-def test_coco_contains_the_answers(service: RunningService, folder: Path) -> None:
-    words = ("annotate", folder, "--task", "instance_segmentation", "--phrase", "circle")
-    finished = run(service, *words)
-    assert finished.returncode == 0, finished.stderr
-    assert f"{NUM_IMAGES} images in" in finished.stderr
-    assert "images/s; 0 failed" in finished.stderr
-    coco: Any = COCO(folder.with_name("photos-annotations") / "annotations.json")
-    assert len(coco.imgs) == NUM_IMAGES
-    annotation = next(iter(coco.anns.values()))
-    assert coco.annToMask(annotation).shape == (64, 96)
-    assert coco.annToMask(annotation).any()
-    assert coco.cats[annotation["category_id"]]["name"] == "circle"
-
-
 def test_yolo_has_a_label_file_for_every_image(
     service: RunningService, folder: Path, tmp_path: Path
 ) -> None:
@@ -248,48 +201,3 @@ def test_failed_images_are_listed_and_retried_by_the_next_run(
     assert (out / "failures.jsonl").read_text() == ""
     assert Counter(journal_names(out)).most_common(1)[0][1] == 1
     assert len((out / "answers.jsonl").read_text().splitlines()) == NUM_IMAGES + 1
-
-
-def test_other_parameters_are_rejected_and_leave_the_journal_unchanged(
-    service: RunningService, folder: Path
-) -> None:
-    out = folder.with_name("out")
-    words = ("annotate", folder, "--task", "open_vocabulary_detection", "--out", out)
-    assert run(service, *words, "--labels", "circle").returncode == 0
-    journal = (out / "journal.jsonl").read_bytes()
-    rejected = run(service, *words, "--labels", "square")
-    assert rejected.returncode == 1
-    assert "belongs to another job" in rejected.stderr
-    assert (out / "journal.jsonl").read_bytes() == journal
-
-
-def test_an_error_that_affects_every_image_ends_the_run(
-    service: RunningService, folder: Path
-) -> None:
-    rejected = run(
-        service, "annotate", folder, "--task", "captioning", "--detail", "epic", "--format", "jsonl"
-    )
-    assert rejected.returncode == 1
-    assert "error: invalid_request: detail" in rejected.stderr
-
-
-def test_a_region_outside_of_one_image_fails_only_for_that_image(
-    service: RunningService, tmp_path: Path
-) -> None:
-    (tmp_path / "photos").mkdir()
-    for name, size_wh in (("large.png", (320, 240)), ("small.png", (40, 30))):
-        (tmp_path / "photos" / name).write_bytes(scene_png(3, size_wh))
-    words = (
-        "--task",
-        "region_description",
-        "--region",
-        "50",
-        "100",
-        "140",
-        "180",
-        "--format",
-        "jsonl",
-    )
-    failed = run(service, "annotate", tmp_path / "photos", *words)
-    assert failed.returncode == 1
-    assert "1 of 2 images are in" in failed.stdout

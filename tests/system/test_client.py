@@ -3,7 +3,6 @@ clients.
 """
 
 import io
-import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import product
@@ -12,21 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diptych_client import (
-    Answer,
-    AnswerOptions,
-    Comparison,
-    DeadlineExceeded,
-    DiptychError,
-    Overloaded,
-    TaskParameters,
-    Timings,
-)
+from diptych_client import Answer, AnswerOptions, DiptychError, TaskParameters, Timings
 from diptych_client.transports.rest_messages import answer_json
 from tests.support.both_clients import KINDS, call
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_image, scene_png
-from tests.system.test_answers import FLORENCE, PALIGEMMA, REQUESTS, rounded
+from tests.system.test_answers import FEW, FLORENCE, PALIGEMMA, rounded
 
 IMAGE = scene_png()
 NO_TIMES = Timings(**dict.fromkeys([field.name for field in fields(Timings)], 0.0))
@@ -71,7 +61,7 @@ def reproducible(answer: Answer) -> Any:
     return rounded(answer_json(replace(answer, id="", timings_ms=NO_TIMES, vision_cache="hit")))
 
 
-@pytest.mark.parametrize("request_fields", REQUESTS, ids=lambda request: request["task"])
+@pytest.mark.parametrize("request_fields", FEW, ids=lambda request: request["task"])
 def test_an_answer_is_the_same_every_way(
     service: RunningService, request_fields: dict[str, Any]
 ) -> None:
@@ -81,24 +71,6 @@ def test_an_answer_is_the_same_every_way(
     assert first["task"] == request_fields["task"]
     assert first["raw_text"]
     assert others == [first] * 3
-
-
-def test_a_comparison_is_the_same_every_way_with_the_error_of_a_model(
-    service: RunningService,
-) -> None:
-    def compare(client: Any) -> Any:
-        return client.compare(IMAGE, "object_detection", models=[PALIGEMMA, FLORENCE])
-
-    comparisons: list[Comparison] = every_way(service, compare)
-    for comparison in comparisons:
-        florence, paligemma = comparison.answers
-        assert isinstance(florence, Answer)
-        assert reproducible(florence) == reproducible(
-            call("sync", service.url, predict({"task": "object_detection"}))
-        )
-        assert not isinstance(paligemma, Answer)
-        assert (paligemma.model, paligemma.error.code) == (PALIGEMMA, "unsupported_task")
-        assert paligemma.error.request_id == comparison.id
 
 
 @pytest.mark.parametrize("method", ["models", "tasks"])
@@ -124,10 +96,6 @@ def test_pieces_of_a_stream_are_the_raw_text_and_its_end_the_answer(
     ("request_fields", "code"),
     [
         ({"task": "nothing"}, "invalid_request"),
-        ({"task": "phrase_grounding"}, "invalid_request"),
-        ({"task": "open_vocabulary_detection", "labels": ["a; b"]}, "invalid_request"),
-        ({"task": "ocr", "temperature": 9.0}, "invalid_request"),
-        ({"task": "ocr", "model": "gpt"}, "unknown_model"),
         ({"task": "object_detection", "model": PALIGEMMA}, "unsupported_task"),
     ],
 )
@@ -160,19 +128,6 @@ def test_an_invalid_or_too_large_image_is_the_same_error_every_way(
         with pytest.raises(DiptychError) as caught:
             call(kind, url, lambda client: client.predict(image, "ocr"))
         assert caught.value.code == code
-
-
-@pytest.mark.parametrize("ask", [predict, stream])
-def test_a_call_ends_at_its_deadline_every_way(
-    service: RunningService, ask: Callable[[dict[str, Any]], Any]
-) -> None:
-    request = {"task": "captioning", "detail": "paragraph", "model": FLORENCE, "num_beams": 10}
-    for url, kind in product((service.url, f"grpc://{service.grpc_address}"), KINDS):
-        start_s = time.monotonic()
-        # the service may reject what would be late
-        with pytest.raises((DeadlineExceeded, Overloaded)):
-            call(kind, url, ask(request), timeout_s=0.004)
-        assert time.monotonic() - start_s < 30
 
 
 def test_boxes_of_a_pil_image_are_in_its_own_pixels_despite_its_exif_orientation(

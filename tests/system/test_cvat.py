@@ -76,13 +76,6 @@ def test_rectangles_are_the_detections_of_the_client(service: RunningService) ->
     assert all(0 <= shape.score <= 1 for shape in shapes)
 
 
-def test_the_confidence_threshold_is_the_minimum_score(service: RunningService) -> None:
-    with function(service) as created:
-        scores = [shape.score for shape in annotated(created)]
-        kept = annotated(created, conf_threshold=max(scores) - 1e-6)
-    assert 0 < len(kept) < len(scores)
-
-
 def test_masks_are_those_of_the_client(service: RunningService) -> None:
     with function(service, shape="mask", model=PALIGEMMA) as created:
         shapes = annotated(created, shape="mask")
@@ -106,21 +99,6 @@ def test_masks_are_those_of_the_client(service: RunningService) -> None:
         np.testing.assert_array_equal(decoded, mask)
 
 
-@pytest.mark.parametrize(("shape", "to_polygons"), [("polygon", False), ("mask", True)])
-def test_polygons_are_within_the_image_and_few_points(
-    service: RunningService, shape: str, to_polygons: bool
-) -> None:
-    with function(service, shape=shape, model=PALIGEMMA) as created:
-        shapes = annotated(created, shape="polygon", conv_mask_to_poly=to_polygons)
-    assert {each.type.value for each in shapes} == {"polygon"}
-    for each in shapes:
-        xs = each.points[::2]
-        ys = each.points[1::2]
-        assert 3 <= len(xs) < 60
-        assert 0 <= min(xs) < max(xs) <= IMAGE.width
-        assert 0 <= min(ys) < max(ys) <= IMAGE.height
-
-
 def test_an_image_is_turned_upright(service: RunningService) -> None:
     turned = IMAGE.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -132,13 +110,3 @@ def test_an_image_is_turned_upright(service: RunningService) -> None:
 def test_an_error_of_the_service_ends_the_run(service: RunningService) -> None:
     with function(service) as created, pytest.raises(InvalidRequest, match="min_score"):
         annotated(created, conf_threshold=2.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"), [("labels", " ,", "labels must"), ("shape", "x", "shape must")]
-)
-def test_bad_parameters_are_rejected(
-    service: RunningService, name: str, value: str, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message), function(service, **{name: value}):
-        pass

@@ -1,4 +1,4 @@
-"""One contract: the same sixty requests over REST, gRPC and the client get equal answers, and
+"""One contract: the same requests over REST, gRPC and the client get equal answers, and
 errors that match.
 
 Open Inference has such requests in test_open_inference.py.
@@ -22,6 +22,7 @@ from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 from tests.system.test_answers import (
+    FEW,
     FLORENCE,
     PALIGEMMA,
     REQUESTS,
@@ -55,7 +56,8 @@ ERRORS: list[dict[str, Any]] = [
     {"task": "captioning", "mask_format": "png"},
 ]
 CASES: list[tuple[bytes, dict[str, Any]]] = [
-    *product((GOOD, OTHER), REQUESTS),
+    *product((GOOD,), REQUESTS),
+    *product((OTHER,), FEW),
     *((GOOD, fields) for fields in ERRORS),
     (NONE, {"task": "ocr"}),
 ]
@@ -117,11 +119,11 @@ def expected(service: RunningService) -> list[Outcome]:
 
 def test_the_requests_are_of_every_task_and_both_models_and_errors(service: RunningService) -> None:
     outcomes = expected(service)
-    assert len(outcomes) >= 60
+    assert len(outcomes) == len(CASES)
     answers = [outcome for outcome in outcomes if "result" in outcome]
     assert {outcome["model"] for outcome in answers} == {FLORENCE, PALIGEMMA}
     assert len({outcome["task"] for outcome in answers}) == 11
-    assert len(answers) == 2 * len(REQUESTS)
+    assert len(answers) == len(REQUESTS) + len(FEW)
     codes = {outcome["code"] for outcome in outcomes if "code" in outcome}
     assert codes == {"invalid_request", "unknown_model", "unsupported_task", "unsupported_image"}
 

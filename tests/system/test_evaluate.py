@@ -107,45 +107,6 @@ def test_a_failed_image_is_listed_and_the_status_is_1(
     assert "CIDEr" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_sample_is_the_same_for_the_same_seed(
-    service: RunningService, scenes: Path, tmp_path: Path
-) -> None:
-    def images(seed: str, out: str) -> set[str]:
-        words = (
-            "--task",
-            "captioning",
-            "--models",
-            "florence-2-mini",
-            "--sample",
-            "5",
-            "--seed",
-            seed,
-        )
-        finished = run(service, "evaluate", scenes, *words, "--out", tmp_path / out)
-        assert finished.returncode == 0, finished.stderr
-        return {
-            json.loads(line)["image"]
-            for line in (tmp_path / out / "answers.jsonl").read_text().splitlines()
-        }
-
-    first = images("1", "a")
-    assert len(first) == 5
-    assert images("1", "b") == first != images("2", "c")
-
-
-def test_a_model_that_does_not_offer_the_task_is_named(
-    service: RunningService, scenes: Path
-) -> None:
-    finished = run(
-        service, "evaluate", scenes, "--task", "object_detection", "--models", "paligemma-mini"
-    )
-    assert (finished.returncode, finished.stdout) == (1, "")
-    assert (
-        finished.stderr
-        == "error: paligemma-mini does not offer object_detection; offered by florence-2-mini\n"
-    )
-
-
 def test_a_missing_package_is_named(service: RunningService, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "jiwer.py").write_text("raise ImportError('hidden by the test', name='jiwer')\n")
     paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))

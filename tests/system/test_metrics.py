@@ -134,19 +134,6 @@ def test_nothing_is_live_or_waits_after_the_last_answer(
     assert set(samples["diptych_queue_depth"].values()) == {0}
 
 
-def test_served_models_are_told(samples: dict[str, dict[Labels, float]]) -> None:
-    told = [dict(key) for key in samples["diptych_model_info"]]
-    assert {(info["model"], info["family"]) for info in told} == {
-        (FLORENCE, "florence2"),
-        (PALIGEMMA, "paligemma"),
-    }
-    assert all(len(info["build_key"]) == 64 for info in told)
-
-
-def test_every_decoder_tells_its_slots(samples: dict[str, dict[Labels, float]]) -> None:
-    assert samples["diptych_slots"] == {labels(model=model): 16 for model in (FLORENCE, PALIGEMMA)}
-
-
 def test_every_part_tells_when_it_was_started(samples: dict[str, dict[Labels, float]]) -> None:
     parts = {labels(model=model, part="runner") for model in (FLORENCE, PALIGEMMA)}
     times = samples["diptych_start_time_seconds"]

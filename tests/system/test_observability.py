@@ -81,11 +81,6 @@ def test_what_is_shown_or_recorded_has_data(prometheus: Prometheus, title: str, 
     assert has_data(prometheus, query), f"{title}: {query} has {prometheus.values(query)}"
 
 
-@pytest.mark.parametrize(("title", "query"), queries())
-def test_every_query_is_one(prometheus: Prometheus, title: str, query: str) -> None:
-    assert prometheus.values(query) is not None, title
-
-
 def test_variables_offer_models_and_tasks(prometheus: Prometheus) -> None:
     offered = {
         label: set(prometheus.label_values(label, selector))

@@ -51,10 +51,7 @@ output.write_shard(0, [Row("a.png", given.model, given.task, error=error)])
 
 @pytest.mark.parametrize(
     ("model_id", "task"),
-    [
-        (FLORENCE, "object_detection"),
-        pytest.param(PALIGEMMA, "captioning", marks=pytest.mark.long),
-    ],
+    [(FLORENCE, "object_detection"), pytest.param(PALIGEMMA, "captioning", marks=pytest.mark.long)],
 )
 def test_the_model_of_an_actor_answers_as_the_service(
     exported: ModelStore, client: httpx.Client, model_id: str, task: str, tmp_path: Path
@@ -100,10 +97,7 @@ def test_a_run_answers_as_the_service_and_a_broken_image_is_a_row_with_an_error(
         ),
         (("--task", "captioning", "--model", FLORENCE, "-F", "labels=circle"), "labels"),
         (("--steps", "no.yaml", "--model", FLORENCE), "no.yaml cannot be read"),
-        (
-            ("--steps", "no.yaml", "--model", FLORENCE, "-F", "labels=a"),
-            "--field needs --task",
-        ),
+        (("--steps", "no.yaml", "--model", FLORENCE, "-F", "labels=a"), "--field needs --task"),
         (
             ("--task", "captioning", "--model", FLORENCE, "--format", "coco"),
             "coco needs a task with boxes or masks",

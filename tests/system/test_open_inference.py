@@ -11,7 +11,7 @@ import pytest
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_png
 from tests.support.triton_client import Infer, triton
-from tests.system.test_answers import FLORENCE, PALIGEMMA, REQUESTS, VARYING, post_form
+from tests.system.test_answers import FEW, FLORENCE, PALIGEMMA, VARYING, post_form
 
 TRANSPORTS = ["http", "grpc"]
 CODES = {
@@ -57,7 +57,7 @@ def comparable(answer: dict[str, Any]) -> dict[str, Any]:
 def test_the_answer_to_every_request_is_that_of_rest(
     service: RunningService, transport: str, form: dict[str, Any]
 ) -> None:
-    outcomes = ask(service, transport, *(infer(fields, **form) for fields in REQUESTS))
+    outcomes = ask(service, transport, *(infer(fields, **form) for fields in FEW))
     told = [comparable(outcome["value"]["result"]) for outcome in outcomes]
     assert told == expected(service)
 
@@ -67,7 +67,7 @@ def expected(service: RunningService) -> list[dict[str, Any]]:
     with service.client() as client:
         answers = [
             post_form(client, "/v1/predict", scene_png(), {"model": FLORENCE, **fields})
-            for fields in REQUESTS
+            for fields in FEW
         ]
     return [comparable(answer.json()) for answer in answers]
 
@@ -104,8 +104,6 @@ def test_server_and_models_are_there(service: RunningService, transport: str) ->
     ("fields", "image", "status"),
     [
         ({"task": "nothing"}, scene_png(), 400),
-        ({"task": "ocr", "temperature": 9.0}, scene_png(), 400),
-        ({"task": "ocr", "labels": ["a"]}, scene_png(), 400),
         ({"task": "object_detection", "model": PALIGEMMA}, scene_png(), 422),
         ({"task": "ocr", "model": "gpt"}, scene_png(), 404),
         ({"task": "ocr"}, b"no image", 415),
@@ -127,22 +125,6 @@ def test_an_error_is_that_of_rest(
     assert outcome["status"] == (
         str(status) if transport == "http" else f"StatusCode.{CODES[status]}"
     )
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_what_is_no_field_is_an_error_that_names_it(
-    service: RunningService, transport: str
-) -> None:
-    field, output, parameter = ask(
-        service,
-        transport,
-        infer({"task": "ocr", "boxes": ["a"]}),
-        infer({"task": "ocr"}, outputs=("boxes",)),
-        infer({"task": "ocr"}, options={"parameters": {"boxes": 1}}),
-    )
-    assert "unknown input 'boxes'" in field["error"]
-    assert "unknown output 'boxes'" in output["error"]
-    assert "unknown input 'boxes'" in parameter["error"]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

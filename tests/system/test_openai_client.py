@@ -1,6 +1,5 @@
 """OpenAI's own Python package against the running service: sync, async, streaming, errors."""
 
-import asyncio
 import base64
 from collections.abc import Iterator
 from typing import Any
@@ -96,38 +95,6 @@ def test_a_completion_is_the_text_of_predict(
     assert last.usage == whole.usage
 
 
-def test_a_region_of_location_tokens_is_that_region(
-    client: httpx.Client, openai_client: openai.OpenAI
-) -> None:
-    fields = {"task": "region_description", "detail": "category", "region": [50, 100, 140, 180]}
-    expected = post_form(client, "/v1/predict", scene_png(), {**fields, "model": FLORENCE}).json()[
-        "raw_text"
-    ]
-    text = "<REGION_TO_CATEGORY><loc_156><loc_416><loc_437><loc_750>"
-    whole = openai_client.chat.completions.create(model=FLORENCE, messages=messages(text))
-    assert whole.choices[0].message.content == expected
-
-
-def test_the_asynchronous_client_gets_the_same(
-    service: RunningService, openai_client: openai.OpenAI
-) -> None:
-    async def ask() -> tuple[str | None, str]:
-        async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
-            whole, stream = await asyncio.gather(
-                client.chat.completions.create(model=PALIGEMMA, messages=messages("describe en")),
-                client.chat.completions.create(
-                    model=PALIGEMMA, messages=messages("describe en"), stream=True
-                ),
-            )
-            pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
-        return whole.choices[0].message.content, "".join(pieces)
-
-    expected = openai_client.chat.completions.create(
-        model=PALIGEMMA, messages=messages("describe en")
-    )
-    assert asyncio.run(ask()) == (expected.choices[0].message.content,) * 2
-
-
 def test_a_model_of_pydantic_is_filled_from_the_typed_result(
     client: httpx.Client, openai_client: openai.OpenAI
 ) -> None:
@@ -172,28 +139,6 @@ def test_langchain_asks_follows_up_and_gets_typed_results(
     )
     assert followed.content == caption.json()["raw_text"]
     assert "".join(str(piece.content) for piece in chat.stream(asked)) == expected["raw_text"]
-
-
-def test_max_tokens_cuts_and_says_so(openai_client: openai.OpenAI) -> None:
-    whole = openai_client.chat.completions.create(
-        model=FLORENCE, messages=messages("<CAPTION>"), max_tokens=4
-    )
-    assert whole.choices[0].finish_reason == "length"
-    assert whole.usage is not None
-    assert whole.usage.completion_tokens == 4
-
-
-def test_the_same_seed_gives_the_same_text(openai_client: openai.OpenAI) -> None:
-    def text(seed: int) -> str | None:
-        asked = messages("describe en")
-        whole = openai_client.chat.completions.create(
-            model=PALIGEMMA, messages=asked, temperature=2, seed=seed
-        )
-        return whole.choices[0].message.content
-
-    texts = [text(seed) for seed in range(4)]
-    assert [text(seed) for seed in range(4)] == texts
-    assert len(set(texts)) > 1
 
 
 def test_errors_are_the_package_s_own(openai_client: openai.OpenAI) -> None:

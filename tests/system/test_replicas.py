@@ -85,28 +85,6 @@ def test_nothing_is_lost_when_a_runner_stands_still(stand: Stand, service: Runni
     assert set(asked.kinds()) == {"right"}, asked.others()
 
 
-@pytest.mark.long
-def test_the_share_of_cache_hits_is_that_of_one_runner(stand: Stand) -> None:
-    """Each image is asked about four times: of one runner three quarters are hits."""
-    before = [hits(stand, port) for port in stand.runners.ports]
-    with httpx.Client(base_url=stand.gateway.url, timeout=60) as client:
-        for _ in range(4):
-            for seed in range(100, 110):
-                ask(client, seed)
-    after = [hits(stand, port) for port in stand.runners.ports]
-    num_hits = sum(now[0] - then[0] for now, then in zip(after, before, strict=True))
-    num_requests = sum(now[1] - then[1] for now, then in zip(after, before, strict=True))
-    assert num_requests == 40
-    assert abs(num_hits / num_requests - 0.75) <= 0.05
-    assert all(now[1] > then[1] for now, then in zip(after, before, strict=True))  # both have work
-
-
-def hits(stand: Stand, port: int) -> tuple[float, float]:
-    name = "diptych_vision_cache_requests_total"
-    runner = stand.runners.running[port]
-    return metric(runner, name, outcome="hit"), metric(runner, name)
-
-
 def test_nothing_is_lost_when_a_runner_is_terminated(stand: Stand, service: RunningService) -> None:
     process = stand.runners.running[stand.runners.ports[0]].process
     with load(stand.gateway.url, NUM_CLIENTS, models=[MODEL], expected_from=service.url) as asked:

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import expect
 
 from tasks.table import TASKS
 from tests.support.browser import Playground
@@ -198,16 +198,3 @@ def test_options_are_sent_and_shown_in_the_link(
         answer["result"]["text"]
     )
     assert playground.page.url.endswith("#task=captioning&max_new_tokens=4&sample=mgql")
-
-
-def test_docs_work_under_their_policy(context: BrowserContext, playground: Playground) -> None:
-    page = context.new_page()
-    page.goto(f"{playground.url}/docs")
-    expect(page.locator("#operations-default-predict")).to_be_visible()
-
-
-def test_a_task_asks_with_the_examples_of_the_sample(playground: Playground) -> None:
-    playground.open()
-    playground.choose_task("open_vocabulary_detection")
-    chips = playground.page.locator(".chip span")
-    assert chips.all_text_contents() == example_fields(TASKS["open_vocabulary_detection"])["labels"]

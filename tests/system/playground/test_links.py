@@ -44,21 +44,6 @@ def test_an_image_of_the_person_is_not_in_the_link(playground: Playground) -> No
     expect(playground.page.locator("#run-bar")).to_contain_text("Copied without its image")
 
 
-def test_back_shows_the_run_before_without_asking_again(playground: Playground) -> None:
-    playground.open(task="ocr", sample=SAMPLE)
-    posts: list[str] = []
-    playground.page.on(
-        "request", lambda request: posts.append(request.url) if request.method == "POST" else None
-    )
-    playground.choose_task("captioning")
-    playground.run()
-    assert len(posts) == len(EMBEDDED)
-    playground.page.go_back()
-    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text("MGQL")
-    assert playground.page.locator("#task-ocr").is_checked()
-    assert len(posts) == len(EMBEDDED)
-
-
 def test_a_run_of_the_session_is_shown_again_as_it_was_answered(playground: Playground) -> None:
     playground.open(task="object_detection", sample=SAMPLE)
     before = playground.shapes(FLORENCE)
@@ -100,13 +85,6 @@ def test_the_model_table_shows_what_the_service_lists_and_runs_demos(
     expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(
         answer["result"]["text"]
     )
-
-
-def test_a_copied_link_is_that_of_the_run(playground: Playground) -> None:
-    playground.open(task="ocr", sample=SAMPLE)
-    playground.page.get_by_role("button", name="Copy link").click()
-    expect(playground.page.get_by_role("button", name="Copied")).to_be_visible()
-    assert playground.page.evaluate("navigator.clipboard.readText()") == playground.page.url
 
 
 def test_an_image_that_is_still_loading_is_the_one_that_is_asked_about(

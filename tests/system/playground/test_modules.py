@@ -47,11 +47,6 @@ def test_a_box_is_dragged_in_any_direction_and_ends_at_the_image(page: Playgroun
     ]
 
 
-def test_rings_become_one_path(page: Playground) -> None:
-    rings = "[[[0, 0], [4, 0], [4, 4]], [], [[1, 1], [2, 1], [2, 2]]]"
-    assert page.module("geometry", f"m.pathData({rings})") == "M0 0L4 0L4 4ZM1 1L2 1L2 2Z"
-
-
 @pytest.mark.parametrize(
     ("left", "right", "both", "only_left", "only_right"),
     [
@@ -187,21 +182,3 @@ def test_names_of_shapes_do_not_cover_each_other(page: Playground) -> None:
         assert 0 <= x <= 320 - 60
         assert 0 <= y <= 200 - 20
         assert not any(abs(x - u) < 60 and abs(y - v) < 20 for u, v in places[:index])
-
-
-def test_the_first_21_labels_look_different(page: Playground) -> None:
-    looks = page.module(
-        "label-styles",
-        "{const s = new m.LabelStyles(); return [...Array(22).keys()].map(i =>"
-        " JSON.stringify(s.of(`${i}`)))}",
-    )
-    assert len(set(looks[:21])) == 21
-    assert looks[21] == looks[0]
-
-
-def test_ids_are_shown_as_words(page: Playground) -> None:
-    for task_id, name in {
-        "ocr_with_regions": "OCR with regions",
-        "captioning": "Captioning",
-    }.items():
-        assert page.module("names", f"m.title({task_id!r})") == name
