@@ -16,11 +16,14 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from tests.support.sweep import LARGE_BYTES
+
 _TEXTS = ("a", " ", "\n", " ; ", "a;", "a.", "a,", "é😀", "<loc_1>", "detect a ; ", "[{(<", "1")
 _NUMBERS: Mapping[str, tuple[float, ...]] = {
     "float": (math.nan, math.inf, 1e300, 1e-300, -1.0),
     "int": (2**31 - 1, -1, 0),
 }
+_FEW_TEXTS = (" ; ", "é😀", "detect a ; ")
 _MAX_DEPTH = 3
 
 Field = Any  # a FieldDescriptor of protobuf's Python or of upb, which have no common type
@@ -107,7 +110,7 @@ class GrpcSweep:
             case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
                 yield "bytes", b"\xff" * self._num_bytes
             case FieldDescriptor.CPPTYPE_STRING:
-                for unit in _TEXTS:
+                for unit in _TEXTS if self._num_bytes >= LARGE_BYTES else _FEW_TEXTS:
                     yield unit, unit * (self._num_bytes // len(unit.encode()))
             case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
                 for number in _NUMBERS["float"]:

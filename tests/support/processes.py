@@ -49,14 +49,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process without mapped files: their pages come and go with
-    the page cache.
-    """
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
-
-
 def run_folder_of(supervisor: int) -> Path:
     """Return the folder that a running service writes to."""
     links = [fd.readlink() for fd in Path(f"/proc/{supervisor}/fd").iterdir()]

@@ -17,7 +17,6 @@ import pytest
 from export.checks.reference import Reference
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
-from tests.support.offline_runs import write_scenes
 from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import encoded, scene_image, scene_png
 
@@ -128,25 +127,6 @@ def test_images_that_base_and_adapter_encode_in_one_batch_give_the_answers_of_ea
             assert (alone["vision_cache"], alone["raw_text"]) == ("miss", answer["raw_text"])
 
 
-def test_an_offline_run_answers_as_the_service(
-    adapted_service: RunningService, tuned: tuple[ModelStore, Path], tmp_path: Path
-) -> None:
-    store, catalog = tuned
-    files = [str(file) for file in sorted(write_scenes(tmp_path / "scenes", 4).iterdir())]
-    environment = {"DIPTYCH_CATALOG": str(catalog), "DIPTYCH_MODELS": f"{BASE},{VISION}"}
-    run = store.forked(
-        "-m", "tests.support.offline_answers", VISION, "captioning", *files, **environment
-    )
-    assert run.returncode == 0, run.stderr
-    texts = [json.loads(line)["raw_text"] for line in run.stdout.splitlines()]
-    with adapted_service.client() as http:
-        answers = [
-            asked(http, "/v1/predict", Path(file).read_bytes(), model=VISION, detail="short")
-            for file in files
-        ]
-    assert texts == [answer["raw_text"] for answer in answers]
-
-
 def test_a_second_export_is_skipped_and_one_over_another_base_is_refused_at_the_start(
     tuned: tuple[ModelStore, Path], tmp_path: Path
 ) -> None:
@@ -161,18 +141,3 @@ def test_a_second_export_is_skipped_and_one_over_another_base_is_refused_at_the_
     start = other.forked("-m", "service.supervision.supervisor", **settings)
     assert start.returncode == 1
     assert f"export the adapter again: python -m export {ADAPTERS[0]}" in start.stderr
-
-
-def test_an_adapter_without_its_base_does_not_start(tuned: tuple[ModelStore, Path]) -> None:
-    store, catalog = tuned
-    start = store.forked(
-        "-m",
-        "service.supervision.supervisor",
-        DIPTYCH_CATALOG=str(catalog),
-        DIPTYCH_MODELS=ADAPTERS[0],
-    )
-    assert start.returncode == 1
-    assert (
-        f"{ADAPTERS[0]}, which is an adapter of {BASE} and runs in its runner; add {BASE}"
-        in start.stderr
-    )

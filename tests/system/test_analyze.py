@@ -100,15 +100,6 @@ def test_each_answer_has_the_tokens_of_the_single_call(client: httpx.Client) -> 
     assert num_compared > 40
 
 
-def test_a_stored_image_has_the_answers_of_the_file(client: httpx.Client) -> None:
-    (image, *_) = SCENES
-    stored = client.post("/v1/images", files={"image": image}).json()["id"]
-    for task in ("captioning", "ocr", "object_detection"):
-        by_id = client.post("/v1/predict", json={"image": stored, "task": task}).json()
-        by_file = client.post("/v1/predict", data={"task": task}, files={"image": image}).json()
-        assert by_id["raw_text"] == by_file["raw_text"]
-
-
 def texts(analysis: Analysis) -> dict[str, list[tuple[int | None, str]]]:
     found: dict[str, list[tuple[int | None, str]]] = {}
     for step in analysis.steps:

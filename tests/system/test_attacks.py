@@ -156,11 +156,6 @@ def least_heavy() -> bytes:
     return repeated_scans((5000, 5000), 1)
 
 
-def test_a_heavy_image_is_decoded_and_its_process_ends(attacked: Attacked) -> None:
-    assert attacked.post(POLITE, least_heavy()).status_code == 200
-    wait_until(lambda: not attacked.decoders())
-
-
 def test_decoding_ends_with_the_deadline_of_its_request(attacked: Attacked) -> None:
     answer = attacked.post(ATTACKER, heavy() + b"late", **{"X-Deadline-Ms": "300"})
     assert answer.status_code == 504

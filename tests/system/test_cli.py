@@ -64,30 +64,6 @@ def test_predict_prints_a_table_and_draws_the_boxes(
         assert drawn.height > 240
 
 
-def test_compare_prints_all_answers_and_draws_a_panel_for_each(
-    service: RunningService, scene: Path, tmp_path: Path
-) -> None:
-    words = ("compare", scene, "--task", "instance_segmentation", "--phrase", "purple square")
-    shown = run(service, *words, "--draw", tmp_path / "drawn.png")
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.index("florence-2-mini") < shown.stdout.index("paligemma-mini")
-    with Image.open(tmp_path / "drawn.png") as drawn:
-        assert drawn.width > 640
-    printed = json.loads(run(service, *words, "--json").stdout)
-    assert [answer["model"] for answer in printed["answers"]] == [
-        "florence-2-mini",
-        "paligemma-mini",
-    ]
-
-
-def test_an_error_is_one_line_and_exit_status_1(service: RunningService, scene: Path) -> None:
-    failed = run(service, "predict", scene, "--task", "nothing")
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr.startswith("error: invalid_request: ")
-    assert "'nothing'" in failed.stderr
-    assert failed.stderr.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     "stop", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGINT]
 )

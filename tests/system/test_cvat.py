@@ -9,14 +9,13 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
-import pytest
 from cvat_sdk import models
 from cvat_sdk.auto_annotation import DetectionFunctionSpec
 from cvat_sdk.auto_annotation.driver import _AnnotationMapper, _DetectionFunctionContextImpl
 from cvat_sdk.masks import decode_mask
 from PIL import Image
 
-from diptych_client import Client, InvalidRequest, TaskParameters
+from diptych_client import Client, TaskParameters
 from diptych_client.results import InstancesResult
 from tests.support.running_service import RunningService
 from tests.support.scene_images import scene_image
@@ -97,16 +96,3 @@ def test_masks_are_those_of_the_client(service: RunningService) -> None:
         assert shape.label_id == label_id
         decoded = decode_mask(shape.points, image_width=IMAGE.width, image_height=IMAGE.height)
         np.testing.assert_array_equal(decoded, mask)
-
-
-def test_an_image_is_turned_upright(service: RunningService) -> None:
-    turned = IMAGE.transpose(Image.Transpose.ROTATE_90)
-    turned.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
-    with function(service) as created:
-        upright = [shape.points for shape in annotated(created)]
-        assert [shape.points for shape in annotated(created, turned)] == upright != []
-
-
-def test_an_error_of_the_service_ends_the_run(service: RunningService) -> None:
-    with function(service) as created, pytest.raises(InvalidRequest, match="min_score"):
-        annotated(created, conf_threshold=2.0)

@@ -29,7 +29,7 @@ from tests.support.service_metrics import samples, total
 from tests.support.waiting import wait_until
 
 MODEL = "florence-2-mini"
-NUM_TOKENS = 280
+NUM_TOKENS = 160
 NUM_BEAMS = 4  # together these answers take some seconds
 # Some requests are queued in the gateway, and none finds its image encoded.
 SETTINGS = {"DIPTYCH_DECODER_MAX_BATCH_SIZE": "8", "DIPTYCH_VISION_CACHE_MB": "0"}

@@ -115,15 +115,6 @@ def kill(service: RunningService, part: str) -> None:
     os.kill(service.parts()[part], signal.SIGKILL)
 
 
-def test_a_killed_decoder_comes_back_and_its_request_is_answered(small: RunningService) -> None:
-    expected = asked(small, scene_png()).json()["raw_text"]
-    kill(small, "florence-2-mini-runner")
-    hurried = asked(small, scene_png(), **{"X-Deadline-Ms": "300"})
-    assert hurried.status_code in (504, 200)  # it may be back already
-    assert asked(small, scene_png()).json()["raw_text"] == expected
-    small.wait_until_ready()
-
-
 def test_a_decoder_that_cannot_be_reached_is_503(small: RunningService) -> None:
     """The last of that service, whose runner does not come back."""
     assert asked(small, scene_png()).status_code == 200
@@ -135,27 +126,10 @@ def test_a_decoder_that_cannot_be_reached_is_503(small: RunningService) -> None:
     assert "florence-2-mini" in error_of(response)["message"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"DIPTYCH_PROT": "3000"}, "DIPTYCH_PROT is not a setting"),
-        ({"DIPTYCH_MODELS": "florence-2-base"}, "no artifacts of florence-2-base"),
-        (
-            {"DIPTYCH_TLS_CERTIFICATE_FILE": "README.md", "DIPTYCH_TLS_KEY_FILE": "README.md"},
-            (
-                "DIPTYCH_TLS_CERTIFICATE_FILE='README.md' with DIPTYCH_TLS_KEY_FILE='README.md'"
-                " must be a certificate"
-            ),
-        ),
-    ],
-    ids=str,
-)
-def test_a_bad_setting_stops_the_start(
-    exported: ModelStore, settings: dict[str, str], message: str
-) -> None:
-    run = started(exported.home, settings)
+def test_a_bad_setting_stops_the_start(exported: ModelStore) -> None:
+    run = started(exported.home, {"DIPTYCH_PROT": "3000"})
     assert run.returncode != 0
-    assert message in run.stderr
+    assert "DIPTYCH_PROT is not a setting" in run.stderr
     assert "Traceback" not in run.stderr
 
 

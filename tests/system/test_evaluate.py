@@ -1,7 +1,6 @@
 """The command `diptych evaluate` against the running service."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -80,41 +79,3 @@ def test_a_killed_evaluation_is_resumed_without_asking_twice(
     assert "florence-2-mini and paligemma-mini: agreement" in finished.stdout
     assert "were answered in an earlier run" in finished.stderr
     assert json.loads((out / "report.json").read_text())["num_images"] == NUM_IMAGES
-
-
-def test_a_failed_image_is_listed_and_the_status_is_1(
-    service: RunningService, labels: Path, scenes: Path, tmp_path: Path
-) -> None:
-    words = (
-        "evaluate",
-        labels,
-        "--images",
-        scenes,
-        "--task",
-        "captioning",
-        "--out",
-        tmp_path / "out",
-    )
-    finished = run(service, *words)
-    assert finished.returncode == 1, finished.stderr
-    failures = [
-        json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
-    ]
-    assert [(each["image"], each["code"]) for each in failures] == [
-        ("none.png", "unreadable_file")
-    ] * 2
-    assert "4 samples of 4 images answered by every model; 2 requests failed" in finished.stdout
-    assert "CIDEr" in (tmp_path / "out" / "report.md").read_text()
-
-
-def test_a_missing_package_is_named(service: RunningService, scenes: Path, tmp_path: Path) -> None:
-    (tmp_path / "jiwer.py").write_text("raise ImportError('hidden by the test', name='jiwer')\n")
-    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    words = command(service, "evaluate", scenes, "--task", "ocr")
-    finished = subprocess.run(
-        words, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
-    )
-    assert finished.returncode == 1
-    assert (
-        finished.stderr == "error: evaluate needs jiwer: pip install 'diptych-client[evaluate]'\n"
-    )

@@ -40,7 +40,6 @@ MOST_GROWTH_BYTES = 300_000_000  # gateway and HAProxy together
 # and SETTINGS without values
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 PREDICT = "/diptych.v1.Vision/Predict"
-MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 HEALTH = "/grpc.health.v1.Health/Check"
 POLITE_TIMEOUT_S = 20
 
@@ -140,11 +139,6 @@ def test_silent_connections_are_bounded_and_closed_and_a_polite_client_is_served
         assert time.monotonic() - start_s < 60
 
 
-def test_http_1_is_refused_on_the_port_of_grpc(stand: Stand) -> None:
-    with pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(f"http://{stand.address}/v1/models")
-
-
 def has_ended(connection: socket.socket) -> bool:
     """Read what the server has sent; return True if it has closed the connection."""
     connection.setblocking(False)
@@ -201,7 +195,7 @@ def test_calls_that_are_begun_and_cancelled_leave_a_polite_client_its_turn(stand
         wait_until(lambda: len(took) > num_before + 10)
 
 
-@pytest.mark.parametrize("method", [PREDICT, MODEL_INFER, HEALTH])
+@pytest.mark.parametrize("method", [PREDICT, HEALTH])
 def test_unfinished_messages_without_a_key_take_no_memory(stand: Stand, method: str) -> None:
     before = stand.resident
     with ExitStack() as stack, polite_client(stand) as took:

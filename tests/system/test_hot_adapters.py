@@ -259,16 +259,3 @@ def test_the_same_adapters_come_back_after_a_restart_of_the_runner(hot: HotServi
     until(lambda: hot.running.parts().get(f"{BASE}-runner", runner) != runner)
     until(lambda: hot.ask(NAME).status_code == 200)
     assert hot.text(NAME) == answer
-
-
-def test_a_folder_that_does_not_exist_prevents_the_start(
-    exported: ModelStore, tmp_path: Path
-) -> None:
-    start = exported.forked(
-        "-m",
-        "service.supervision.supervisor",
-        DIPTYCH_MODELS=BASE,
-        DIPTYCH_ADAPTERS=str(tmp_path / "none"),
-    )
-    assert start.returncode == 1
-    assert f"DIPTYCH_ADAPTERS={str(tmp_path / 'none')!r} is not a folder" in start.stderr

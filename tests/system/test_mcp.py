@@ -14,7 +14,6 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import CallToolResult, TextContent, Tool
 
 from diptych_client import Client as DiptychClient
-from diptych_client import Task
 from diptych_client.transports.rest_messages import answer_json
 from tests.support.client_command import DIPTYCH
 from tests.support.running_service import RunningService, free_port
@@ -60,29 +59,11 @@ def text_of(result: CallToolResult) -> str:
     return content.text
 
 
-def properties_of(task: Task) -> Any:
-    return task.parameters["properties"]
-
-
 @pytest.fixture
 def scene(tmp_path: Path) -> str:
     path = tmp_path / "scene.png"
     path.write_bytes(scene_png())
     return str(path)
-
-
-def test_each_offered_task_is_a_tool(service: RunningService, rest: Agent) -> None:
-    tools = rest.tools()
-    with DiptychClient(service.url) as client:
-        tasks = {task.id: task for task in client.tasks() if task.models}
-    assert {tool.name for tool in tools} == {*tasks, "analyze"}
-    for tool in tools[:-1]:
-        names = {"image", "models", *properties_of(tasks[tool.name])}
-        if tasks[tool.name].result != "text":
-            names |= {"min_score", "min_precision", "nms_iou"}
-        assert set(tool.input_schema["properties"]) == names
-        assert tool.annotations is not None
-        assert tool.annotations.read_only_hint
 
 
 @pytest.mark.parametrize("interface", ["rest", "grpc"])
@@ -128,11 +109,6 @@ def test_errors_are_results_with_the_message_of_the_service(
     assert "image URLs are disabled" in text_of(url)
     (tmp_path / "broken.png").write_bytes(scene_png()[:100])
     assert "unsupported_image" in text_of(rest.call("ocr", image=str(tmp_path / "broken.png")))
-
-
-def test_an_unknown_tool_is_an_error_of_the_protocol(rest: Agent, scene: str) -> None:
-    with pytest.raises(MCPError, match="unknown tool 'paint'; the tools are captioning"):
-        rest.call("paint", image=scene)
 
 
 def test_the_server_starts_without_the_service() -> None:

@@ -92,11 +92,3 @@ def test_variables_offer_models_and_tasks(prometheus: Prometheus) -> None:
 
 def test_no_alert_fires_on_a_service_that_is_well(prometheus: Prometheus) -> None:
     assert prometheus.values('ALERTS{alertstate="firing"}') == []
-
-
-def test_slots_and_starts_are_those_of_the_service(
-    prometheus: Prometheus, service: RunningService
-) -> None:
-    assert prometheus.values("sum by (model) (diptych_slots)") == [16, 16]
-    started_s = prometheus.values("diptych_start_time_seconds")
-    assert len(started_s) == len(service.parts()) == 3

@@ -17,7 +17,6 @@ from diptych_client import (
     Client,
     DetectionsResult,
     TaskParameters,
-    UnsupportedTask,
 )
 from diptych_client.matching import pairwise_iou
 from export.scenes import SHAPES
@@ -75,12 +74,6 @@ def test_the_minimum_score_is_of_the_returned_scores(client: Client) -> None:
             assert scores(filtered) == [score for score in scores(plain) if score >= minimum]
 
 
-def test_a_precision_that_is_not_proved_is_refused(client: Client) -> None:
-    options = AnswerOptions(min_precision=0.95)
-    with pytest.raises(UnsupportedTask, match=rf"for {TASK} is proved: nothing"):
-        client.predict(IMAGE, TASK, LABELS, options=options)
-
-
 def test_suppressed_boxes_do_not_overlap(client: Client) -> None:
     for answer in answers(client, AnswerOptions(nms_iou=0.0)):
         assert isinstance(answer.result, DetectionsResult)
@@ -116,27 +109,6 @@ def test_a_calibration_of_another_checkpoint_prevents_the_start(
         "diptych does not start: DIPTYCH_CALIBRATION: the calibration of florence-2-mini"
         in started.stderr
     )
-
-
-def test_calibrated_scores_are_not_calibrated_again(
-    service: RunningService, tmp_path: Path
-) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(IMAGE)
-    words = (
-        "evaluate",
-        tmp_path / "images",
-        "--task",
-        TASK,
-        "--labels",
-        "circle",
-        "--calibrate",
-        tmp_path / "c.json",
-    )
-    refused = run(service, *words)
-    assert refused.returncode == 1
-    assert "florence-2-mini, paligemma-mini answers" in refused.stderr
-    assert "DIPTYCH_CALIBRATION=off" in refused.stderr
 
 
 def test_a_folder_is_labelled_by_consensus_and_resumed(

@@ -5,91 +5,57 @@ The bars are what the checkpoints are meant to reach, which over 1,000 scenes th
 laboratory.evaluation`).
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+import httpx
 import pytest
 
-from export.scenes import Scene, render_scene
-from laboratory.evaluation import SceneImage, encoded, evaluate
-from laboratory.evaluation.__main__ import main
-from laboratory.scoring import Measure, Scorecard
+from diptych_client.matching import LabelledBox
+from export.scenes import Scene, box_xyxy, render_scene
+from laboratory.evaluation import SceneImage, encoded, evaluate, evaluation_scene, predict
+from laboratory.questions import DetectionsTruth, Question
+from laboratory.scoring import Measure, Scorecard, match_boxes
+from tests.support.export_cli import EMBEDDED
 from tests.support.running_service import RunningService
 
 NUM_SCENES = 24
 NUM_CLIENTS = 4
 SIZES_WH = ((192, 192), (640, 480), (300, 500), (1000, 400))
+BARE_BAR = 0.95
 
-BARS: dict[str, dict[tuple[str, Measure], float]] = {
-    "florence-2-mini": {
-        ("captioning short", "exact"): 0.95,
-        ("captioning detailed", "exact"): 0.90,
-        ("object_detection", "f1_at_50"): 0.97,
-        ("object_detection", "f1_at_75"): 0.92,
-        ("dense_region_captioning", "f1_at_50"): 0.97,
-        ("dense_region_captioning", "f1_at_75"): 0.92,
-        ("region_proposal", "f1_at_50"): 0.97,
-        ("region_proposal", "f1_at_75"): 0.92,
-        ("open_vocabulary_detection shape", "f1_at_50"): 0.97,
-        ("open_vocabulary_detection shape", "f1_at_75"): 0.92,
-        ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.97,
-        ("open_vocabulary_detection coloured shape", "f1_at_75"): 0.92,
-        ("open_vocabulary_detection several", "f1_at_50"): 0.97,
-        ("open_vocabulary_detection several", "f1_at_75"): 0.92,
-        ("open_vocabulary_detection absent", "empty"): 0.90,
-        ("phrase_grounding caption", "f1_at_50"): 0.97,
-        ("phrase_grounding caption", "f1_at_75"): 0.92,
-        ("phrase_grounding phrases", "f1_at_50"): 0.97,
-        ("phrase_grounding phrases", "f1_at_75"): 0.92,
-        ("instance_segmentation phrase", "mask_iou"): 0.90,
-        ("instance_segmentation region", "mask_iou"): 0.90,
-        ("ocr", "exact"): 0.92,
-        ("ocr", "exact_if_any"): 0.90,
-        ("ocr_with_regions", "exact"): 0.92,
-        ("ocr_with_regions", "exact_if_any"): 0.90,
-        ("region_description text", "exact"): 0.90,
-        ("region_description category", "exact"): 0.95,
-        ("region_description description", "exact"): 0.95,
-        ("visual_question_answering color", "exact"): 0.95,
-        ("visual_question_answering presence", "exact"): 0.95,
-        ("visual_question_answering count", "exact"): 0.95,
-        ("visual_question_answering text", "exact"): 0.92,
-        ("ocr", "empty"): 0.90,
-        ("ocr_with_regions", "empty"): 0.90,
-        ("visual_question_answering text", "empty"): 0.90,
-        ("object_detection", "empty"): 0.90,
-        ("dense_region_captioning", "empty"): 0.90,
-        ("region_proposal", "empty"): 0.90,
-        ("open_vocabulary_detection no object", "empty"): 0.90,
-        ("captioning short", "empty"): 0.90,
-    },
-    "paligemma-mini": {
-        ("captioning short", "exact"): 0.90,
-        ("captioning detailed", "exact"): 0.85,
-        ("open_vocabulary_detection shape", "f1_at_50"): 0.92,
-        ("open_vocabulary_detection shape", "f1_at_75"): 0.80,
-        ("open_vocabulary_detection coloured shape", "f1_at_50"): 0.92,
-        ("open_vocabulary_detection coloured shape", "f1_at_75"): 0.80,
-        ("open_vocabulary_detection several", "f1_at_50"): 0.92,
-        ("open_vocabulary_detection several", "f1_at_75"): 0.80,
-        ("open_vocabulary_detection absent", "empty"): 0.90,
-        ("phrase_grounding phrases", "f1_at_50"): 0.92,
-        ("phrase_grounding phrases", "f1_at_75"): 0.80,
-        ("instance_segmentation phrase", "mask_iou"): 0.85,
-        ("ocr", "exact"): 0.85,
-        ("visual_question_answering color", "exact"): 0.92,
-        ("visual_question_answering presence", "exact"): 0.92,
-        ("visual_question_answering count", "exact"): 0.92,
-        ("visual_question_answering text", "exact"): 0.90,
-        ("ocr", "empty"): 0.90,
-        ("visual_question_answering text", "empty"): 0.90,
-        ("phrase_grounding caption", "f1_at_50"): 0.92,
-        ("phrase_grounding caption", "f1_at_75"): 0.80,
-        ("open_vocabulary_detection no object", "empty"): 0.90,
-        ("captioning short", "empty"): 0.90,
-    },
+FIND = "open_vocabulary_detection"
+ASK = "visual_question_answering"
+LABELS = [f"{FIND} {labels}" for labels in ("shape", "coloured shape", "several")]
+GROUNDED = ["phrase_grounding caption", "phrase_grounding phrases"]
+BOXES = ["object_detection", "dense_region_captioning", "region_proposal"]
+NOTHING = ["ocr", f"{ASK} text", "captioning short", f"{FIND} absent", f"{FIND} no object"]
+BARS: dict[str, list[tuple[Measure, float, list[str]]]] = {
+    "florence-2-mini": [
+        ("exact", 0.95, ["captioning short", f"{ASK} color", f"{ASK} presence", f"{ASK} count"]),
+        ("exact", 0.95, ["region_description category", "region_description description"]),
+        ("exact", 0.92, ["ocr", "ocr_with_regions", f"{ASK} text"]),
+        ("exact", 0.90, ["captioning detailed", "region_description text"]),
+        ("exact_if_any", 0.90, ["ocr", "ocr_with_regions"]),
+        ("f1_at_50", 0.97, [*BOXES, *LABELS, *GROUNDED]),
+        ("f1_at_75", 0.92, [*BOXES, *LABELS, *GROUNDED]),
+        ("mask_iou", 0.90, ["instance_segmentation phrase", "instance_segmentation region"]),
+        ("empty", 0.90, [*NOTHING, *BOXES, "ocr_with_regions"]),
+    ],
+    "paligemma-mini": [
+        ("exact", 0.92, [f"{ASK} color", f"{ASK} presence", f"{ASK} count"]),
+        ("exact", 0.90, ["captioning short", f"{ASK} text"]),
+        ("exact", 0.85, ["captioning detailed", "ocr"]),
+        ("f1_at_50", 0.92, [*LABELS, *GROUNDED]),
+        ("f1_at_75", 0.80, [*LABELS, *GROUNDED]),
+        ("mask_iou", 0.85, ["instance_segmentation phrase"]),
+        ("empty", 0.90, NOTHING),
+    ],
 }
 
 
-def in_turn(scene: Scene) -> SceneImage:
-    """The scene stretched to one of the sizes, which its seed decides."""
+def stretched(scene: Scene) -> SceneImage:
+    """Return the scene at one of the sizes, which its seed decides."""
     return encoded(render_scene(scene, 384).resize(SIZES_WH[scene.seed % len(SIZES_WH)]))
 
 
@@ -97,39 +63,60 @@ def in_turn(scene: Scene) -> SceneImage:
 def evaluations(service: RunningService) -> dict[str, Scorecard]:
     with service.client() as client:
         return {
-            model_id: evaluate(client, model_id, in_turn, NUM_SCENES, NUM_CLIENTS)
-            for model_id in BARS
+            model: evaluate(client, model, stretched, NUM_SCENES, NUM_CLIENTS) for model in BARS
         }
 
 
-@pytest.mark.parametrize(
-    ("model", "name", "measure"), [(m, *key) for m, bars in BARS.items() for key in bars]
-)
-def test_answers_are_as_true_as_the_checkpoint(
-    evaluations: dict[str, Scorecard], model: str, name: str, measure: Measure
-) -> None:
-    tally = evaluations[model].tally(name, measure)
-    assert tally.num_expected > 0 or measure == "empty"
-    assert tally.f1 >= BARS[model][name, measure]
+def test_answers_are_true(evaluations: dict[str, Scorecard], model_id: str) -> None:
+    below = {}
+    for measure, bar, names in BARS[model_id]:
+        for name in names:
+            tally = evaluations[model_id].tally(name, measure)
+            assert tally.num_expected > 0 or measure == "empty"
+            if tally.f1 < bar:
+                below[name, measure] = tally.f1
+    assert not below
 
 
 def test_every_offered_task_was_asked(
     service: RunningService, evaluations: dict[str, Scorecard]
 ) -> None:
     with service.client() as client:
-        models = {
-            model["id"]: set(model["tasks"]) for model in client.get("/v1/models").json()["data"]
-        }
+        models = client.get("/v1/models").json()["data"]
+    offered = {model["id"]: set(model["tasks"]) for model in models}
     asked = {}
     for model, scorecard in evaluations.items():
         asked[model] = {name.split(" ")[0] for name, _ in scorecard.tallies}
-    assert asked == models
+    assert asked == offered
 
 
-def test_the_command_prints_a_table_for_each_condition(
-    service: RunningService, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--url", service.url, "--scenes", "2", "--clients", "2"]
-    main([*options, "--conditions", "plain", "jpeg"])
-    headings = [line for line in capsys.readouterr().out.splitlines() if "scenes" in line]
-    assert headings == ["plain, 2 scenes", "jpeg, 2 scenes"]
+def bare_question(scene: Scene) -> Question:
+    """Return a question with shapes and coloured shapes without an article, of all objects."""
+    phrases = list(dict.fromkeys(drawn.name for drawn in scene.objects))
+    if scene.seed % 2:
+        phrases = [scene.objects[0].shape]
+    boxes = []
+    for phrase, drawn in product(phrases, scene.objects):
+        if phrase in (drawn.shape, drawn.name):
+            boxes.append(LabelledBox(phrase, box_xyxy(drawn)))
+    truth = DetectionsTruth(tuple(boxes))
+    return Question("bare", "phrase_grounding", {"phrases": phrases}, truth)
+
+
+def is_right(client: httpx.Client, model: str, scene: Scene) -> bool:
+    """Return True if exactly the true boxes were found, each with its phrase as label."""
+    image = stretched(scene)
+    question = bare_question(scene).scaled(image.size_wh)
+    response = predict(client, model, question, image, is_constrained=True)
+    assert response is not None
+    assert isinstance(question.truth, DetectionsTruth)
+    tally = match_boxes(response.json()["result"]["detections"], question.truth.boxes, 0.5)
+    return tally.num_right == tally.num_answered == tally.num_expected
+
+
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_phrases_without_an_article_find_their_objects(service: RunningService, model: str) -> None:
+    scenes = [scene for index in range(60) if (scene := evaluation_scene(index)).objects][:40]
+    with service.client() as client, ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        right = list(pool.map(lambda scene: is_right(client, model, scene), scenes))
+    assert sum(right) / len(right) >= BARE_BAR

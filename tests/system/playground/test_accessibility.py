@@ -109,21 +109,6 @@ def tab_to(page: Page, name: str) -> None:
     raise AssertionError(f"Tab never came to {name}")
 
 
-def test_the_theme_is_that_of_the_system_until_a_person_chooses(playground: Playground) -> None:
-    background = "getComputedStyle(document.documentElement).backgroundColor"
-    playground.page.emulate_media(color_scheme="light")
-    playground.open()
-    light = playground.page.evaluate(background)
-    playground.page.get_by_role("button", name="Dark", exact=True).click()
-    dark = playground.page.evaluate(background)
-    assert dark != light
-    playground.page.reload()
-    assert playground.page.evaluate(background) == dark
-    playground.page.emulate_media(color_scheme="dark")
-    playground.page.get_by_role("button", name="Light", exact=True).click()
-    assert playground.page.evaluate(background) == light
-
-
 def test_what_an_answer_says_is_told_to_a_screen_reader(playground: Playground) -> None:
     playground.open(task="object_detection", sample=SAMPLE)
     expect(playground.page.locator("#announcement[role=status]")).to_contain_text(

@@ -107,25 +107,6 @@ def test_shapes_lie_over_what_they_name_at_any_size_and_zoom(
         playground.page.get_by_role("button", name="Show the whole image").click()
 
 
-def test_a_picture_is_zoomed_and_moved_with_keys_and_the_other_follows(
-    playground: Playground,
-) -> None:
-    playground.open(task="captioning", sample=SAMPLE)
-    left, right = (playground.panel(model).locator(".picture") for model in EMBEDDED)
-    left.focus()
-    for _ in range(4):
-        playground.page.keyboard.press("+")
-    for _ in range(3):
-        playground.page.keyboard.press("ArrowRight")
-    position = "e => [e.scrollWidth / e.clientWidth, Math.round(e.scrollLeft)]"
-    expect(playground.page.locator(".zoom-percent")).to_have_text("244 %")
-    playground.page.wait_for_function(
-        "([a, b]) => a.scrollLeft > 0 && Math.abs(a.scrollLeft - b.scrollLeft) < 2",
-        arg=[left.element_handle(), right.element_handle()],
-    )
-    assert left.evaluate(position)[0] == pytest.approx(2.44, abs=0.01)
-
-
 def test_a_model_that_does_not_offer_the_task_says_what_it_offers(
     playground: Playground, client: httpx.Client
 ) -> None:
@@ -182,19 +163,3 @@ def test_parameters_and_options_are_those_that_the_service_lists(
     )
     common = set.intersection(*(set(each["properties"]) for each in alternatives))
     assert set(options) == common - {"image", "task", "model", "mask_format", "stream"}
-
-
-def test_options_are_sent_and_shown_in_the_link(
-    playground: Playground, client: httpx.Client
-) -> None:
-    playground.open()
-    playground.page.locator("#options summary").click()
-    playground.page.get_by_label("Max new tokens").fill("4")
-    playground.choose_task("captioning")
-    playground.run()
-    expect(playground.panel(FLORENCE).locator(".usage")).to_contain_text("at the token limit")
-    answer = api_answer(client, FLORENCE, "captioning", max_new_tokens=4)
-    expect(playground.panel(FLORENCE).locator(".answer-text")).to_have_text(
-        answer["result"]["text"]
-    )
-    assert playground.page.url.endswith("#task=captioning&max_new_tokens=4&sample=mgql")

@@ -8,16 +8,14 @@ import httpx
 import pytest
 from playwright.sync_api import BrowserContext, expect
 
-from tasks.table import TASKS
 from tests.service.inference.test_proofs import core_with, proof
 from tests.support.browser import Playground
 from tests.support.export_cli import EMBEDDED
 from tests.support.page_service import page_service
-from tests.support.playground_questions import SAMPLE, api_answer, example_answer, example_fields
+from tests.support.playground_questions import SAMPLE, example_answer
 
 FLORENCE, PALIGEMMA = EMBEDDED
 DETECTION = "open_vocabulary_detection"
-MIN_SCORE = 0.05  # view.js
 
 
 @pytest.fixture
@@ -74,24 +72,6 @@ def test_the_score_slider_hides_what_is_below_it(
         assert playground.panel(model).locator(".objects tbody tr:visible").count() == len(expected)
 
 
-def test_a_shape_of_almost_no_probability_is_hidden_until_the_slider_shows_it(
-    playground: Playground, client: httpx.Client
-) -> None:
-    labels = example_fields(TASKS[DETECTION])["labels"]
-    for seed in range(20):  # at this temperature, boxes of low scores soon appear
-        options = {"labels": labels, "temperature": "2", "seed": str(seed)}
-        found = api_answer(client, FLORENCE, DETECTION, **options)["result"]["detections"]
-        likely = [each["label"] for each in drawn(found)]
-        if len(likely) < len(found):
-            break
-    else:
-        raise AssertionError("no seed gives a box of almost no probability")
-    playground.open(task=DETECTION, sample=SAMPLE, **options)
-    assert [shape["label"] for shape in playground.shapes(FLORENCE)] == likely
-    playground.page.get_by_label("Score at least").fill("0")
-    assert len(playground.shapes(FLORENCE)) == len(found)
-
-
 def test_a_proved_precision_takes_the_place_of_the_score(
     context: BrowserContext, tmp_path: Path
 ) -> None:
@@ -125,33 +105,6 @@ def test_answers_are_dimmed_while_the_form_asks_another_question(playground: Pla
     expect(panels).to_have_attribute("data-stale", "")
     playground.run()
     expect(panels).not_to_have_attribute("data-stale", "")
-
-
-@pytest.mark.parametrize("size_wh", [(1280, 720), (1440, 900), (1024, 768)])
-def test_parameters_are_visible_above_the_bar_with_run(
-    playground: Playground, size_wh: tuple[int, int]
-) -> None:
-    width, height = size_wh
-    playground.page.set_viewport_size({"width": width, "height": height})
-    playground.open()
-    for task in (DETECTION, "instance_segmentation"):
-        playground.choose_task(task)
-        assert_visible_above_the_bar(playground)
-
-
-def assert_visible_above_the_bar(playground: Playground) -> None:
-    control = playground.page.locator("#parameters .field:visible :is(.chips, textarea, input)")
-    field = control.first.bounding_box()
-    bar = playground.page.locator("#run").bounding_box()
-    assert field is not None
-    assert bar is not None
-    assert playground.page.evaluate("scrollY") == 0
-    assert field["y"] + field["height"] <= bar["y"]
-
-
-def drawn(detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the detections that the page draws unless the slider is moved."""
-    return [each for each in detections if each["score"] >= MIN_SCORE]
 
 
 def test_text_appears_as_it_is_written(playground: Playground) -> None:

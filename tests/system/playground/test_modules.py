@@ -166,19 +166,3 @@ def test_the_recipes_are_those_of_the_client(page: Playground) -> None:
         for recipe in shipped_recipes()
     }
     assert page.module("recipes", "m.RECIPES") == shipped
-
-
-def test_names_of_shapes_do_not_cover_each_other(page: Playground) -> None:
-    tags = [
-        {"box": [x, y, x + 40, y + 40], "width": 60, "height": 20}
-        for x, y in ((0, 0), (0, 0), (10, 5), (300, 170))
-    ]
-    places = page.page.evaluate(
-        "async (tags) => (await import('/playground/js/tag-places.js')).placeTags(tags, {width:"
-        " 320, height: 200})",
-        tags,
-    )
-    for index, (x, y) in enumerate(places):
-        assert 0 <= x <= 320 - 60
-        assert 0 <= y <= 200 - 20
-        assert not any(abs(x - u) < 60 and abs(y - v) < 20 for u, v in places[:index])

@@ -2,18 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 import httpx
 import pytest
 import torch
 from playwright.sync_api import BrowserContext, FilePayload, expect
 
-from tasks.catalog import TaskOverride
-from tasks.table import TASKS
 from tests.service.inference.test_tiled_answers import RIGHT, LookingDecoder, box, picture
 from tests.support.browser import Playground
-from tests.support.catalog import PALIGEMMA as PALIGEMMA_ENTRY
 from tests.support.core_calls import OD_PROMPT
 from tests.support.export_cli import EMBEDDED
 from tests.support.fake_runners import FakeDecoder
@@ -38,17 +34,6 @@ def test_an_error_shows_its_message_and_leads_to_the_field(
     assert playground.page.evaluate("document.activeElement.value") == "paragraph"
 
 
-def test_what_may_be_given_instead_is_offered(playground: Playground) -> None:
-    playground.open(
-        task="phrase_grounding", caption="a red triangle and a green star", sample=SAMPLE
-    )
-    playground.panel(PALIGEMMA).get_by_role("button", name="Use phrases instead").click()
-    expect(playground.page.locator("[data-field=phrases]")).to_be_visible()
-    expect(playground.page.locator("[data-field=caption]")).to_be_hidden()
-    playground.run()
-    assert playground.shapes(PALIGEMMA)
-
-
 def test_a_missing_parameter_is_said_before_anything_is_sent(playground: Playground) -> None:
     requests: list[str] = []
     playground.page.on("request", lambda request: requests.append(request.method))
@@ -60,22 +45,6 @@ def test_a_missing_parameter_is_said_before_anything_is_sent(playground: Playgro
     expect(playground.page.locator("[data-field=question] .problem")).to_be_visible()
     expect(question).to_be_focused()
     assert "POST" not in requests
-
-
-def test_a_link_to_an_image_of_someone_else_asks_for_an_image(playground: Playground) -> None:
-    playground.page.goto(f"{playground.url}/playground#task=ocr&image=own")
-    expect(playground.page.locator("#image-problem")).to_contain_text("does not include its image")
-    assert playground.page.locator("#task-ocr").is_checked()
-    assert playground.page.locator(".panel").count() == 0
-
-
-def test_a_file_that_is_no_image_is_refused_and_the_image_stays(playground: Playground) -> None:
-    playground.open()
-    files = [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no image"}]
-    # a dict is a FilePayload
-    playground.page.locator("#file").set_input_files(files)  # type: ignore[arg-type]
-    expect(playground.page.locator("#image-problem")).to_contain_text("notes.txt is not an image")
-    expect(playground.page.locator("#preview img")).to_be_visible()
 
 
 def test_a_service_that_wants_a_key_is_given_one(context: BrowserContext) -> None:
@@ -170,20 +139,6 @@ def test_answers_of_a_recipe_are_there_before_its_last_and_stay_when_it_is_stopp
         expect(panel.locator(".panel-facts")).to_have_text("Stopped.")
         expect(panel.locator(".step-answers")).to_contain_text("a shape")
         assert [shape["label"] for shape in playground.shapes(FLORENCE_ID)] == ["red circle"]
-
-
-def test_a_service_with_one_model_has_one_panel_and_nothing_to_compare(
-    context: BrowserContext,
-) -> None:
-    dropped = {task: TaskOverride(None) for task in TASKS if task != "ocr"}
-    entry = replace(PALIGEMMA_ENTRY, tasks=dropped)
-    with page_service(entries=[entry]) as served:
-        playground = Playground(context.new_page(), served.url)
-        playground.open(task="ocr", sample=SAMPLE)
-        expect(playground.panel(PALIGEMMA).locator(".answer-text")).to_have_text("HELLO")
-        assert playground.page.locator(".panel").count() == 1
-        expect(playground.page.locator("#differences")).to_be_hidden()
-        assert playground.page.locator("#tasks input").count() == 1
 
 
 def test_a_service_that_is_gone_is_said_and_can_be_asked_again(playground: Playground) -> None:
