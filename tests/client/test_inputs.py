@@ -14,7 +14,7 @@ import pytest
 
 from diptych_client import inputs
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.inputs import Opening, Problems, open_images
+from diptych_client.inputs import Opening, Problems, find_images, open_images
 from diptych_client.long_runs import RunError
 from tests.support.evaluations import CLASSES, OBJECTS, write_coco, write_images
 
@@ -30,11 +30,11 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def names(given: list[str], opening: Opening) -> list[str]:
-    return [image.name for image in open_images(given, opening).images()[1]]
+def names(inputs: list[str], opening: Opening) -> list[str]:
+    return [image.name for image in open_images(inputs, opening).images()[1]]
 
 
-def test_a_folder_a_pattern_and_files_are_images(photos: Path, opening: Opening) -> None:
+def test_folder_pattern_and_files_are_images(photos: Path, opening: Opening) -> None:
     assert names([str(photos)], opening) == list(OBJECTS)
     assert names([f"{photos}/*.png"], opening) == list(OBJECTS)
     assert names([str(photos / "b.png"), str(photos / "a.png")], opening) == ["b.png", "a.png"]
@@ -48,7 +48,7 @@ def test_a_folder_a_pattern_and_files_are_images(photos: Path, opening: Opening)
         ("notes.md", "contains no JPEG, PNG or WebP file"),
     ],
 )
-def test_an_input_without_images_is_named(
+def test_input_without_images_is_named(
     name: str, message: str, photos: Path, opening: Opening
 ) -> None:
     (photos / "notes.md").touch()
@@ -70,7 +70,7 @@ def tarred(source: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_an_archive_is_read_as_its_folder_and_the_same_in_the_next_run(
+def test_archive_is_read_as_its_folder(
     pack: Callable[[Path, Path], Path], tmp_path: Path, opening: Opening
 ) -> None:
     archive = pack(write_coco(tmp_path / "data"), tmp_path / "packed")
@@ -82,9 +82,7 @@ def test_an_archive_is_read_as_its_folder_and_the_same_in_the_next_run(
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a\\..\\..\\outside.png"])
-def test_a_member_outside_the_archive_is_refused(
-    name: str, tmp_path: Path, opening: Opening
-) -> None:
+def test_member_outside_is_refused(name: str, tmp_path: Path, opening: Opening) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(name, b"")
     with pytest.raises(RunError, match="leads outside this folder"):
@@ -92,7 +90,7 @@ def test_a_member_outside_the_archive_is_refused(
     assert not (tmp_path / "outside.png").exists()
 
 
-def test_links_and_other_files_of_an_archive_are_left_out(tmp_path: Path, opening: Opening) -> None:
+def test_links_and_other_files_are_left_out(tmp_path: Path, opening: Opening) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         link = tarfile.TarInfo("a.png")
         link.type = tarfile.SYMTYPE
@@ -102,7 +100,7 @@ def test_links_and_other_files_of_an_archive_are_left_out(tmp_path: Path, openin
     assert not list(open_images([str(tmp_path / "x.tar")], opening).path.rglob("*"))
 
 
-def test_a_bomb_is_refused_before_the_disk_is_full(
+def test_bomb_is_refused_in_time(
     tmp_path: Path, opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "MIN_ARCHIVE_LIMIT_BYTES", 3_000_000)
@@ -114,7 +112,7 @@ def test_a_bomb_is_refused_before_the_disk_is_full(
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
-def test_a_damaged_archive_is_one_line(name: str, tmp_path: Path, opening: Opening) -> None:
+def test_damaged_archive_is_one_line(name: str, tmp_path: Path, opening: Opening) -> None:
     (tmp_path / name).write_bytes(b"PK\3\4 no archive")
     with pytest.raises(RunError, match="is not a readable archive"):
         open_images([str(tmp_path / name)], opening)
@@ -134,16 +132,14 @@ def write_video(path: Path, num_frames: int, rate: int) -> Path:
     return path
 
 
-def test_a_video_is_a_frame_every_so_many_seconds(tmp_path: Path) -> None:
+def test_video_is_a_frame_every_so_often(tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", num_frames=20, rate=10)
     opening = Opening(tmp_path / "work", Problems(), every_s=0.5)
     expected = [f"clip-{second:010.3f}.jpg" for second in (0, 0.5, 1, 1.5)]
     assert names([str(video)], opening) == expected
 
 
-def test_a_playlist_that_claims_to_be_a_video_reads_no_other_file(
-    tmp_path: Path, opening: Opening
-) -> None:
+def test_playlist_reads_no_other_file(tmp_path: Path, opening: Opening) -> None:
     video = write_video(tmp_path / "clip.mp4", num_frames=2, rate=1)
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{video}\n#EXT-X-ENDLIST\n"
     (tmp_path / "x.mp4").write_text(playlist)
@@ -166,9 +162,7 @@ def url(photos: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_list_of_urls_is_read_and_a_missing_one_is_named(
-    url: str, tmp_path: Path, opening: Opening
-) -> None:
+def test_list_of_urls_names_missing_ones(url: str, tmp_path: Path, opening: Opening) -> None:
     urls = [f"{url}/a.png", f"{url}/none.png", f"{url}/b.png?size=1", f"{url}/"]
     (tmp_path / "urls.txt").write_text("\n".join(urls))
     assert names([str(tmp_path / "urls.txt")], opening) == ["000001-a.png", "000003-b.png"]
@@ -179,7 +173,7 @@ def test_a_list_of_urls_is_read_and_a_missing_one_is_named(
     assert names([urls[0]], Opening(tmp_path / "one", Problems())) == ["000001-a.png"]
 
 
-def test_an_image_by_url_is_bounded(
+def test_image_by_url_is_bounded(
     url: str, opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "MAX_DOWNLOAD_BYTES", 10)
@@ -187,10 +181,41 @@ def test_an_image_by_url_is_bounded(
         open_images([f"{url}/a.png"], opening)
 
 
-def test_urls_of_which_none_can_be_read_are_named_and_not_the_folder_of_the_files(
-    url: str, tmp_path: Path, opening: Opening
-) -> None:
+def test_urls_without_an_image_are_named(url: str, tmp_path: Path, opening: Opening) -> None:
     (tmp_path / "urls.txt").write_text(f"{url}/\n{url}/none.png")
     rule = "/: not a JPEG, PNG or WebP file; none of the 2 URLs can be read$"
     with pytest.raises(RunError, match=f"^{url}{rule}"):
         open_images([str(tmp_path / "urls.txt")], opening)
+
+
+def test_only_images_are_found_in_subfolders(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a/c.png", "a/b/d.webp", "e.jpeg", "notes.txt", "a/f.gif", ".hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    (tmp_path / "folder.png").mkdir()
+    images = find_images(tmp_path)
+    assert [image.name for image in images] == ["a/b/d.webp", "a/c.png", "b.JPG", "e.jpeg"]
+    assert {image.size_bytes for image in images} == {5}
+
+
+def test_problems_are_counted_and_bounded() -> None:
+    problems = Problems()
+    for number in range(10_001):
+        problems.add("x", f"{number} {'y' * 600}", "left out")
+    assert (len(problems.lines), problems.counts["left out"]) == (10_000, 10_001)
+    assert max(map(len, problems.lines)) == 500 + len("; left out")
+    assert problems.summary() == "10001 x left out"
+    with problems.leaving_out("row", "file"):
+        raise KeyError("name")
+    assert problems.summary() == "10001 x left out, 1 x row left out"
+    with pytest.raises(RunError, match=r"^x: y$"):
+        Problems(is_strict=True).add("x", "y", "left out")
+
+
+def test_source_that_changed_is_unpacked_again(tmp_path: Path, photos: Path) -> None:
+    opening = Opening(tmp_path / "work", Problems())
+    archive = zipped(photos, tmp_path / "x")
+    assert len(names([str(archive)], opening)) == len(OBJECTS)
+    (photos / "a.png").unlink()
+    assert len(names([str(archive)], opening)) == len(OBJECTS)
+    assert len(names([str(zipped(photos, tmp_path / "x"))], opening)) == len(OBJECTS) - 1

@@ -1,62 +1,35 @@
 """`diptych annotate --labelled` over a scripted service: what is accepted, and what is refused."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from diptych_client import Answer, Detection, DetectionsResult, TextRegionsResult, TextResult
-from diptych_client.cli.annotate import annotate_images
-from diptych_client.cli.options import (
-    AnnotateOptions,
-    ConnectionOptions,
-    GuaranteeOptions,
-    InputOptions,
-    TaskOptions,
-)
 from diptych_client.evaluation.annotation.consensus import text_of
-from diptych_client.evaluation.formats.writing import DatasetFormat
 from diptych_client.evaluation.job import Record
 from diptych_client.inputs import ImageFile
-from diptych_client.long_runs import RunError
 from diptych_client.results import Result
 from diptych_client.transports.rest_messages import answer_from_json
 from tasks.scores import read_proofs
+from tests.client.cli.conftest import MODEL, Diptych
 from tests.support.client_answers import TEXT_REGIONS, answer
 from tests.support.scene_images import encoded
-from tests.support.scripted_services import Received, Script, serving_rest
+from tests.support.scripted_services import Received, Script
 
-MODEL: dict[str, object] = {
-    "id": "a",
-    "family": "",
-    "organization": "",
-    "category": "",
-    "modality": "",
-    "release_date": "",
-    "context_window": 1,
-    "parameters": 1,
-    "license": "",
-    "tasks": ["object_detection"],
-    "features": [],
-    "resolution": 1,
-    "precision": "int8",
-    "checkpoint": "sha",
-    "calibrated_tasks": [],
-    "calibration": "key",
-}
-ANY_FILE = ImageFile("any.jpg", 1, 1)
 PIXELS = encoded(Image.new("RGB", (16, 16)))
-CAR = [0.0, 0.0, 10.0, 10.0]
+CAR = (0.0, 0.0, 10.0, 10.0)
 SCORES = {b"sure": 0.9, b"unsure": 0.3}
-KINDS = ("sure", "unsure", "sure", "unsure")
-RESULT_KINDS = {
-    "object_detection": "detections",
-    "ocr": "text",
-    "ocr_with_regions": "text_regions",
-}
+RESULTS = {"object_detection": "detections", "ocr": "text", "ocr_with_regions": "text_regions"}
+TRUE_CAR = {"objects": [{"label": "car", "box": CAR}]}
+TRUE_DOG = {"objects": [{"label": "dog", "box": CAR}]}
+TRUTHS: Mapping[str, object] = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
+MANY = ["sure"] * 60 + ["unsure"] * 15
+JSON_LINES = ("--format", "jsonl")
+Captured = pytest.CaptureFixture[str]
 
 
 @dataclass(slots=True)
@@ -72,7 +45,7 @@ class MarkedScript(Script):
         return replace(answer(self.result or self.found(score)), task="ocr")
 
     def found(self, score: float) -> Result:
-        return DetectionsResult((Detection((0.0, 0.0, 10.0, 10.0), "car", score),))
+        return DetectionsResult((Detection(CAR, "car", score),))
 
 
 class ReadingScript(MarkedScript):
@@ -89,260 +62,224 @@ def write_image(folder: Path, name: str, kind: str) -> None:
     (folder / name).write_bytes(PIXELS + kind.encode())
 
 
-def labelled(folder: Path, kinds: list[str], true: dict[str, dict[str, object]]) -> Path:
-    """Write images with the true labels of their kinds."""
-    rows = []
+def write_images(folder: Path, kinds: Sequence[str]) -> Path:
     for number, kind in enumerate(kinds):
         write_image(folder, f"{number}.jpg", kind)
-        rows.append(json.dumps({"image": f"{number}.jpg", **true[kind]}) + "\n")
-    (folder / "labels.jsonl").write_text("".join(rows))
-    return folder / "labels.jsonl"
+    return folder
 
 
-TRUE_CAR: dict[str, object] = {"objects": [{"label": "car", "box": CAR}]}
-TRUE_DOG: dict[str, object] = {"objects": [{"label": "dog", "box": CAR}]}
+def write_labels(folder: Path, kinds: Sequence[str], truths: Mapping[str, object] = TRUTHS) -> Path:
+    """Write images with the true labels of their kinds."""
+    write_images(folder, kinds)
+    return write_lines(
+        folder / "labels.jsonl", {f"{n}.jpg": truths[k] for n, k in enumerate(kinds)}
+    )
+
+
+def write_lines(path: Path, truths: Mapping[str, object]) -> Path:
+    rows = [json.dumps({"image": name} | truth) for name, truth in truths.items()]  # type: ignore[operator]
+    path.write_text("\n".join(rows))
+    return path
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for number, kind in enumerate(KINDS):
-        write_image(tmp_path / "photos", f"{number}.jpg", kind)
-    return tmp_path / "photos"
+    return write_images(tmp_path / "photos", ["sure", "unsure", "sure", "unsure"])
 
 
 def annotate(
+    diptych: Diptych,
     photos: Path,
-    labels: Path | None,
-    script: Script,
+    labels: Path,
+    *words: object,
+    script: Script | None = None,
     task: str = "object_detection",
-    dataset_format: DatasetFormat = DatasetFormat.coco,
-    accept_score: float = 0.0,
-    **given: Any,
-) -> Path:
-    """Run the command and return its output folder."""
-    out = photos.with_name("out")
-    result = RESULT_KINDS[task]
-    row = {"id": task, "description": "", "result": result, "parameters": {}, "models": ["a"]}
-    script.listings = {"/v1/tasks": [row], "/v1/models": [MODEL]}
-    with serving_rest(script) as url:
-        annotate_images(
-            ConnectionOptions(url, None, 5.0, 0),
-            [str(photos)],
-            AnnotateOptions(accept_score=accept_score, dataset_format=dataset_format, out=out),
-            InputOptions(),
-            TaskOptions(task),
-            GuaranteeOptions(labels, confidence=0.9, **given),
-        )
-    return out
+    max_wrong: float = 0.1,
+) -> tuple[int, int]:
+    """Write a folder `out` beside the photos; return the status and the number of requests."""
+    script = script or MarkedScript([])
+    row = {"id": task, "description": "", "result": RESULTS[task], "parameters": {}}
+    script.listings = {"/v1/tasks": [row | {"models": ["first"]}], "/v1/models": [MODEL]}
+    out = ("--out", photos.with_name("out"), "--confidence", 0.9, "--max-wrong", max_wrong)
+    command = ("annotate", photos, "--task", task, "--labelled", labels, *out)
+    return diptych(script, *command, *words), len(script.received)
 
 
 def annotations(path: Path) -> list[tuple[str, float]]:
     document = json.loads(path.read_text())
-    names = {each["id"]: each["file_name"] for each in document["images"]}
-    return [(names[each["image_id"]], each["score"]) for each in document["annotations"]]
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    return [(names[row["image_id"]], row["score"]) for row in document["annotations"]]
 
 
-def test_proved_labels_are_accepted_and_the_others_reviewed(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_proved_labels_are_accepted(
+    diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60 + ["unsure"] * 15, true)
-    script = MarkedScript([])
-    out = annotate(photos, labels, script, max_wrong=0.1)
+    labels = write_labels(tmp_path / "labelled", MANY)
+    assert annotate(diptych, photos, labels) == (0, 75 + 4)
+    out = tmp_path / "out"
     assert annotations(out / "annotations.json") == [("0.jpg", 0.9), ("2.jpg", 0.9)]
     assert annotations(out / "review.json") == [("1.jpg", 0.3), ("3.jpg", 0.3)]
-    assert len(script.received) == 75 + len(KINDS)
-    proved = json.loads((out / "guarantee.json").read_text())["accepting"]
-    assert proved["rule"] == {"min_confidence": 0.9, "max_labels": 1}
-    assert (proved["share"], proved["coverage"], proved["num_images"]) == (0, 0.8, 75)
-    said = "at most 10 % of the accepted labels are wrong, with 90 % confidence"
-    assert said in capsys.readouterr().out
+    accepting = json.loads((out / "guarantee.json").read_text())["accepting"]
+    assert accepting["rule"] == {"min_confidence": 0.9, "max_labels": 1}
+    figures = (accepting["share"], accepting["coverage"], accepting["num_images"])
+    assert figures == (0, 0.8, 75)
+    output = capsys.readouterr().out
+    assert "at most 10 % of the accepted labels are wrong, with 90 % confidence" in output
+    assert f"2 images are to be reviewed, see {out / 'review.json'}" in output
 
 
-def test_the_review_list_leaves_out_what_few_objects_need(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    for number in range(12):
-        write_image(photos, f"{number}.jpg", "sure" if number else "unsure")
-    true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
-    labels = labelled(tmp_path / "labelled", ["sure"] * 70 + ["unsure"] * 5, true)
-    out = annotate(photos, labels, MarkedScript([]), max_wrong=0.1, max_missed=0.3)
-    assert annotations(out / "review.json") == []
+def test_review_list_may_miss_a_share(diptych: Diptych, tmp_path: Path) -> None:
+    photos = write_images(tmp_path / "photos", ["unsure"] + ["sure"] * 11)
+    labels = write_labels(tmp_path / "labelled", ["sure"] * 70 + ["unsure"] * 5)
+    assert annotate(diptych, photos, labels, "--max-missed", 0.3)[0] == 0
+    assert annotations(tmp_path / "out" / "review.json") == []
 
 
-def test_too_few_labelled_images_are_refused_before_a_request(photos: Path, tmp_path: Path) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"] * 5, {"sure": TRUE_CAR})
-    script = MarkedScript([])
-    with pytest.raises(RunError, match="with 5 labelled images no threshold can be proved"):
-        annotate(photos, labels, script)
-    assert script.received == []
+@pytest.mark.parametrize(
+    ("kinds", "truths", "words", "message", "is_sent"),
+    [
+        (["sure"] * 5, TRUTHS, (), "with 5 labelled images no threshold can be proved", False),
+        (MANY, dict.fromkeys(TRUTHS, TRUE_DOG), (), "100 % of all labels are wrong", True),
+        (["sure"] * 60, {"sure": {"text": "EXIT"}}, (), "has no true labels for object_det", False),
+        (["sure"] * 60, {"sure": {"objects": []}}, (), "no object in 60 labelled images", False),
+    ],
+)
+def test_labels_that_prove_nothing_are_refused(
+    diptych: Diptych,
+    photos: Path,
+    tmp_path: Path,
+    kinds: list[str],
+    truths: Mapping[str, object],
+    words: tuple[str, ...],
+    message: str,
+    is_sent: bool,
+    capsys: Captured,
+) -> None:
+    labels = write_labels(tmp_path / "labelled", kinds, truths)
+    status, num_sent = annotate(diptych, photos, labels, *words)
+    assert (status, num_sent > 0) == (1, is_sent)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "annotations.json").exists()
 
 
-def test_labels_that_are_too_often_wrong_are_not_written(photos: Path, tmp_path: Path) -> None:
-    true = {"sure": TRUE_DOG, "unsure": TRUE_DOG}
-    labels = labelled(tmp_path / "labelled", ["sure", "unsure"] * 30, true)
-    with pytest.raises(RunError, match="100 % of all labels are wrong"):
-        annotate(photos, labels, MarkedScript([]))
-    assert not (photos.with_name("out") / "annotations.json").exists()
-
-
-def test_texts_are_accepted_or_reviewed_as_a_whole(photos: Path, tmp_path: Path) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": {"text": "EXIT"}})
+def test_texts_are_accepted_or_reviewed_whole(
+    diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    labels = write_labels(tmp_path / "labelled", ["sure"] * 60, {"sure": {"text": "EXIT"}})
     script = MarkedScript([], result=TextResult("EXIT"))
-    out = annotate(photos, labels, script, "ocr", DatasetFormat.jsonl, max_wrong=0.1)
-    assert len((out / "answers.jsonl").read_text().splitlines()) == len(KINDS)
-    assert (out / "review.jsonl").read_text() == ""
+    assert annotate(diptych, photos, labels, *JSON_LINES, script=script, task="ocr")[0] == 0
+    assert len(lines_of(tmp_path / "out" / "answers.jsonl")) == 4
+    assert lines_of(tmp_path / "out" / "review.jsonl") == []
+    words = (*JSON_LINES, "--thresholds", tmp_path / "proofs.json")
+    assert annotate(diptych, photos, labels, *words, task="ocr")[0] == 1
+    assert "--thresholds needs scores, which the task's result" in capsys.readouterr().err
 
 
-def test_text_regions_are_accepted_by_their_scores(photos: Path, tmp_path: Path) -> None:
-    true: dict[str, dict[str, object]] = {
-        "sure": {"text": "HI\nEXIT"},
-        "unsure": {"text": "HI\nOTHER"},
-    }
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60 + ["unsure"] * 15, true)
+def test_text_regions_are_accepted_by_score(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
+    truths = {"sure": {"text": "HI\nEXIT"}, "unsure": {"text": "HI\nOTHER"}}
+    labels = write_labels(tmp_path / "labelled", MANY, truths)
     path = tmp_path / "proofs.json"
-    place = (photos, labels, ReadingScript([]), "ocr_with_regions", DatasetFormat.jsonl)
-    out = annotate(*place, max_wrong=0.08, thresholds=path)
-    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
-    texts = [text_of(Record(ANY_FILE, answer_from_json(row["answer"]))) for row in rows]
+    words = (*JSON_LINES, "--thresholds", path)
+    reading = ReadingScript([])
+    task = "ocr_with_regions"
+    assert (
+        annotate(diptych, photos, labels, *words, script=reading, task=task, max_wrong=0.08)[0] == 0
+    )
+    texts = []
+    for row in lines_of(tmp_path / "out" / "answers.jsonl"):
+        document = row["answer"]
+        assert isinstance(document, dict)
+        texts.append(text_of(Record(ImageFile("any.jpg", 1, 1), answer_from_json(document))))
     assert texts == ["EXIT\nHI", "HI"] * 2
-    review = [json.loads(line) for line in (out / "review.jsonl").read_text().splitlines()]
-    assert [row["image"] for row in review] == ["1.jpg", "3.jpg"]
+    review = [row["image"] for row in lines_of(tmp_path / "out" / "review.jsonl")]
+    assert review == ["1.jpg", "3.jpg"]
     best = read_proofs(path)[-1]
     assert (best.min_precision, best.min_score, best.max_labels) == (0.92, 0.9, 2)
 
 
-def test_nothing_is_accepted_in_a_folder_unlike_the_labelled_images(tmp_path: Path) -> None:
+def test_unlike_folder_is_not_accepted(diptych: Diptych, tmp_path: Path, capsys: Captured) -> None:
     photos = tmp_path / "photos"
     for number in range(12):
         write_image(photos, f"day/{number}.jpg", "sure")
         write_image(photos, f"night/{number}.jpg", "unsure")
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
-    out = annotate(photos, labels, MarkedScript([]), max_wrong=0.1)
-    accepted = [name for name, _ in annotations(out / "annotations.json")]
-    review = [name for name, _ in annotations(out / "review.json")]
-    assert sorted(accepted) == sorted(f"day/{number}.jpg" for number in range(12))
-    assert sorted(review) == sorted(f"night/{number}.jpg" for number in range(12))
+    labels = write_labels(tmp_path / "labelled", ["sure"] * 60)
+    assert annotate(diptych, photos, labels)[0] == 0
+    for name, folder in (("annotations.json", "day"), ("review.json", "night")):
+        names = {image for image, _ in annotations(tmp_path / "out" / name)}
+        assert names == {f"{folder}/{number}.jpg" for number in range(12)}
+    unlike = write_images(tmp_path / "other" / "photos", ["unsure"] * 12)
+    assert annotate(diptych, unlike, labels)[0] == 1
+    assert "most in answers: nothing is accepted" in capsys.readouterr().err
 
 
-def test_images_that_are_all_unlike_the_labelled_ones_are_refused(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    for number in range(12):
-        write_image(photos, f"{number}.jpg", "unsure")
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
-    with pytest.raises(RunError, match="most in answers: nothing is accepted"):
-        annotate(photos, labels, MarkedScript([]), max_wrong=0.1)
-
-
-def test_images_that_are_left_to_a_person_are_suggested_and_taken_back(
-    photos: Path, tmp_path: Path
-) -> None:
-    true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60 + ["unsure"] * 15, true)
-    out = annotate(photos, labels, MarkedScript([]), max_wrong=0.1, suggest=1)
+def test_suggested_images_are_taken_back(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labelled", MANY)
+    assert annotate(diptych, photos, labels, "--suggest", 1)[0] == 0
+    out = tmp_path / "out"
     assert annotations(out / "suggested_review.json") == [("1.jpg", 0.3)]
     assert len(json.loads((out / "suggested_label_studio.json").read_text())) == 1
-    reviewed = tmp_path / "reviewed.jsonl"
-    reviewed.write_text(json.dumps({"image": "1.jpg", **TRUE_DOG}) + "\n")
-    script = MarkedScript([])
-    annotate(photos, labels, script, max_wrong=0.1, suggest=1, reviewed=reviewed)
-    accepted = annotations(out / "annotations.json")
-    assert accepted == [("0.jpg", 0.9), ("1.jpg", 1.0), ("2.jpg", 0.9)]
+    reviewed = write_lines(tmp_path / "reviewed.jsonl", {"1.jpg": TRUE_DOG})
+    words = ("--suggest", 1, "--reviewed", reviewed)
+    assert annotate(diptych, photos, labels, *words) == (0, 0)
+    accepted = [("0.jpg", 0.9), ("1.jpg", 1.0), ("2.jpg", 0.9)]
+    assert annotations(out / "annotations.json") == accepted
     assert annotations(out / "review.json") == [("3.jpg", 0.3)]
     assert annotations(out / "suggested_review.json") == [("3.jpg", 0.3)]
-    proved = json.loads((out / "guarantee.json").read_text())["accepting"]
-    assert proved["num_images"] == 75  # a suggested image is not drawn at random
-    assert script.received == []
+    accepting = json.loads((out / "guarantee.json").read_text())["accepting"]
+    assert accepting["num_images"] == 75  # a suggested image is not drawn at random
+    assert [row["is_random"] for row in lines_of(out / "suggestions.jsonl")] == [False, False]
 
 
-def test_without_a_proof_images_are_drawn_at_random_and_their_labels_count(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    for number in range(203):
-        write_image(photos, f"{number}.jpg", "sure")
-    labels = labelled(tmp_path / "labelled", ["sure"] * 5, {"sure": TRUE_CAR})
-    script = MarkedScript([])
-    message = "with 5 labelled images .*; 2 images drawn at random are in"
-    with pytest.raises(RunError, match=message):
-        annotate(photos, labels, script, suggest=2)
-    assert len(script.received) == 2
-    out = photos.with_name("out")
-    drawn = [name for name, _ in annotations(out / "suggested_review.json")]
-    assert set(drawn).isdisjoint(json.loads((out / "pilot.json").read_text()))
-    reviewed = tmp_path / "reviewed.jsonl"
-    lines = [json.dumps({"image": name, **TRUE_CAR}) + "\n" for name in drawn]
-    reviewed.write_text("".join(lines))
-    with pytest.raises(RunError, match="with 7 labelled images"):
-        annotate(photos, labels, script, reviewed=reviewed)
-    reviewed.write_text(lines[0])
-    message = f"1 of 2 images drawn at random have no labels, such as {drawn[1]}; label all"
-    with pytest.raises(RunError, match=message):
-        annotate(photos, labels, script, reviewed=reviewed)
-
-
-def test_what_is_fixed_at_the_first_look_proves_nothing_later(photos: Path, tmp_path: Path) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"] * 5, {"sure": TRUE_CAR})
-    with pytest.raises(RunError, match="with 5 labelled images"):
-        annotate(photos, labels, MarkedScript([]))
-    rows = [json.dumps({"image": f"{number}.jpg", **TRUE_CAR}) + "\n" for number in range(4)]
-    (photos / "labels.jsonl").write_text("".join(rows))
-    with pytest.raises(RunError, match="there is no object in 0 labelled images"):
-        annotate(photos, photos / "labels.jsonl", MarkedScript([]))
-
-
-def test_labels_of_other_images_are_not_taken_back(photos: Path, tmp_path: Path) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
-    reviewed = tmp_path / "reviewed.jsonl"
-    reviewed.write_text(json.dumps({"image": "other.jpg", **TRUE_CAR}) + "\n")
-    with pytest.raises(RunError, match=r"reviewed\.jsonl labels no image of"):
-        annotate(photos, labels, MarkedScript([]), reviewed=reviewed)
-
-
-def test_what_is_proved_is_written_for_the_service(photos: Path, tmp_path: Path) -> None:
-    true = {"sure": TRUE_CAR, "unsure": TRUE_DOG}
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60 + ["unsure"] * 15, true)
-    path = tmp_path / "proofs.json"
-    annotate(photos, labels, MarkedScript([]), max_wrong=0.1, thresholds=path)
-    proofs = read_proofs(path)
-    assert [each.min_precision for each in proofs] == [0.8, 0.9]
-    assert {(each.min_score, each.max_labels, each.num_images) for each in proofs} == {(0.9, 1, 75)}
-    (first, _) = proofs
-    assert (first.model, first.checkpoint, first.precision) == ("a", "sha", "int8")
-    assert (first.calibration, first.fields) == ("key", {"task": "object_detection"})
-
-
-def test_thresholds_of_texts_are_refused(photos: Path, tmp_path: Path) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": {"text": "EXIT"}})
-    place = (photos, labels, MarkedScript([]), "ocr", DatasetFormat.jsonl)
-    with pytest.raises(RunError, match="--thresholds needs scores, which the task's result"):
-        annotate(*place, thresholds=tmp_path / "proofs.json")
-
-
-@pytest.mark.parametrize(
-    ("true", "message"),
-    [
-        ({"text": "EXIT"}, "has no true labels for object_detection"),
-        ({"objects": []}, "no object in 60 labelled images"),
-    ],
-)
-def test_labels_of_another_kind_are_refused(
-    photos: Path, tmp_path: Path, true: dict[str, object], message: str
+def test_random_suggestions_count_for_the_proof(
+    diptych: Diptych, tmp_path: Path, capsys: Captured
 ) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": true})
-    with pytest.raises(RunError, match=message):
-        annotate(photos, labels, MarkedScript([]))
+    photos = write_images(tmp_path / "photos", ["sure"] * 203)
+    labels = write_labels(tmp_path / "labelled", ["sure"] * 5)
+    assert annotate(diptych, photos, labels, "--suggest", 2) == (1, 2)
+    error = capsys.readouterr().err
+    assert "with 5 labelled images" in error
+    assert "; 2 images drawn at random are in" in error
+    out = tmp_path / "out"
+    drawn = [name for name, _ in annotations(out / "suggested_review.json")]
+    pilot = json.loads((out / "pilot.json").read_text())
+    assert len(pilot) == 200
+    assert set(drawn).isdisjoint(pilot)
+    reviewed = tmp_path / "reviewed.jsonl"
+    missing = f"1 of 2 images drawn at random have no labels, such as {drawn[1]}; label all"
+    for names, message in ((drawn, "with 7 labelled images"), (drawn[:1], missing)):
+        write_lines(reviewed, dict.fromkeys(names, TRUE_CAR))
+        assert annotate(diptych, photos, labels, "--reviewed", reviewed)[0] == 1
+        assert message in capsys.readouterr().err
 
 
-def test_images_that_are_all_labelled_are_refused(tmp_path: Path) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"] * 60, {"sure": TRUE_CAR})
-    with pytest.raises(RunError, match="all 60 images are labelled already"):
-        annotate(labels.parent, labels, MarkedScript([]))
+def test_pilot_and_other_images_prove_nothing(
+    diptych: Diptych, photos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    labels = write_labels(tmp_path / "labelled", ["sure"] * 5)
+    annotate(diptych, photos, labels)
+    piloted = write_lines(photos / "labels.jsonl", {f"{n}.jpg": TRUE_CAR for n in range(4)})
+    annotate(diptych, photos, piloted)
+    assert "there is no object in 0 labelled images" in capsys.readouterr().err
+    other = write_lines(tmp_path / "reviewed.jsonl", {"other.jpg": TRUE_CAR})
+    annotate(diptych, photos, labels, "--reviewed", other)
+    assert "reviewed.jsonl labels no image of" in capsys.readouterr().err
+    every = write_labels(tmp_path / "all", ["sure"] * 60)
+    annotate(diptych, every.parent, every, "--out", tmp_path / "out2")
+    assert "all 60 images are labelled already" in capsys.readouterr().err
 
 
-def test_a_score_of_ones_own_is_refused(photos: Path, tmp_path: Path) -> None:
-    labels = labelled(tmp_path / "labelled", ["sure"], {"sure": TRUE_CAR})
-    with pytest.raises(RunError, match="omit --accept-score and --min-precision"):
-        annotate(photos, labels, MarkedScript([]), accept_score=0.5)
-
-
-def test_a_share_without_labelled_images_is_refused(photos: Path) -> None:
-    with pytest.raises(RunError, match="--suggest and --reviewed need --labelled"):
-        annotate(photos, None, MarkedScript([]), max_wrong=0.05)
+def test_proofs_are_written_for_the_service(diptych: Diptych, photos: Path, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path / "labelled", MANY)
+    path = tmp_path / "proofs.json"
+    assert annotate(diptych, photos, labels, "--thresholds", path)[0] == 0
+    proofs = read_proofs(path)
+    assert [proof.min_precision for proof in proofs] == [0.8, 0.9]
+    figures = {(proof.min_score, proof.max_labels, proof.num_images) for proof in proofs}
+    assert figures == {(0.9, 1, 75)}
+    (first, _) = proofs
+    assert (first.model, first.checkpoint, first.precision) == ("first", "0" * 64, "int8")
+    assert (first.calibration, first.fields) == ("key", {"task": "object_detection"})

@@ -14,17 +14,17 @@ from diptych_client.results import Detection, DetectionsResult, ModelFailure, Ta
 from tests.support.client_answers import answer
 
 ESCAPE = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202eevil"
-SHOWN = r"\u001b]0;title\u0007\u001b[2J\u009b31m\u000d\u202eevil"
+ESCAPED = r"\u001b]0;title\u0007\u001b[2J\u009b31m\u000d\u202eevil"
 
 
-def shown(view: RenderableType) -> str:
+def printed(view: RenderableType) -> str:
     console = Console(width=500, color_system=None)
     with console.capture() as captured:
         console.print(view)
     return captured.get()
 
 
-def test_lines_and_tabs_stay_and_json_remains_the_same_document() -> None:
+def test_lines_tabs_and_json_stay() -> None:
     assert printable("größer\n\t二") == "größer\n\t二"
     document = json.dumps({"text": ESCAPE}, ensure_ascii=False)
     assert json.loads(printable(document)) == {"text": ESCAPE}
@@ -40,18 +40,18 @@ def test_lines_and_tabs_stay_and_json_remains_the_same_document() -> None:
         tasks_view([Task(ESCAPE, "description", "text", {}, ("m",))]),
     ],
 )
-def test_a_view_shows_control_characters_as_escapes(view: RenderableType) -> None:
-    assert SHOWN in shown(view)
-    assert not {"\x1b", "\x9b", "\x07", "\r", "\u202e"} & set(shown(view))
+def test_view_escapes_control_characters(view: RenderableType) -> None:
+    assert ESCAPED in printed(view)
+    assert not {"\x1b", "\x9b", "\x07", "\r", "\u202e"} & set(printed(view))
 
 
-def test_a_line_is_printed_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     echo(ESCAPE)
     echo(ESCAPE, is_error=True)
-    assert capsys.readouterr() == (f"{SHOWN}\n", f"{SHOWN}\n")
+    assert capsys.readouterr() == (f"{ESCAPED}\n", f"{ESCAPED}\n")
 
 
-def test_a_progress_bar_shows_a_name_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_has_a_name_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     async def run(advance: Callable[[], None]) -> None:
         advance()
 
@@ -59,7 +59,7 @@ def test_a_progress_bar_shows_a_name_as_it_is(capsys: pytest.CaptureFixture[str]
     assert r"[red]\u009b31m" in capsys.readouterr().err
 
 
-def test_a_progress_bar_has_the_rate_in_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_has_the_rate_in_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
     async def run(advance: Callable[[], None]) -> None:
         for _ in range(3):
             await asyncio.sleep(0.01)  # a rate needs two times

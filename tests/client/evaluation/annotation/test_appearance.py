@@ -31,7 +31,7 @@ def measured(image: Image.Image, result: Result = FOUND) -> Mapping[str, tuple[f
     return appearance((record,), file.getvalue(), LABELS).groups
 
 
-def test_what_is_answered_is_counted_by_label_with_its_scores() -> None:
+def test_answers_are_counted_with_scores() -> None:
     found = measured(Image.new("RGB", (100, 50)))
     assert found["size"] == (100, 50)
     number, *scores, size = found["answers"]
@@ -41,12 +41,12 @@ def test_what_is_answered_is_counted_by_label_with_its_scores() -> None:
     assert measured(Image.new("RGB", (100, 50)), DetectionsResult(()))["answers"] == (0,) * 5
 
 
-def test_a_text_has_its_length() -> None:
+def test_text_has_its_length() -> None:
     found = measured(Image.new("RGB", (8, 8)), TextResult("EXIT"))
     assert (found["answers"], found["labels"]) == ((4,), ())
 
 
-def test_brightness_colours_and_sharpness_are_measured() -> None:
+def test_pixels_are_measured() -> None:
     half_red = Image.new("RGB", (8, 8), (200, 200, 200))
     half_red.paste((255, 0, 0), (0, 0, 4, 8))
     red = measured(half_red)

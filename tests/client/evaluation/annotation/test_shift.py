@@ -21,12 +21,12 @@ def images(
     return found
 
 
-def test_images_of_one_kind_are_rarely_told_apart() -> None:
+def test_equal_images_are_rarely_told_apart() -> None:
     found = [find_shift(images(n, 50, "a"), images(n + 500, 40, "b")) for n in range(20)]
     assert sum(each is not None for each in found) <= 2
 
 
-def test_what_differs_everywhere_leaves_nothing() -> None:
+def test_difference_everywhere_leaves_nothing() -> None:
     shift = find_shift(images(0, 60, "labelled"), images(1, 40, "new", 4.0))
     assert shift is not None
     assert (shift.most, shift.parts) == ("sharpness", ())
@@ -35,7 +35,7 @@ def test_what_differs_everywhere_leaves_nothing() -> None:
     assert shift.sentence().endswith(f"nothing is accepted; label some of them, such as {shown}")
 
 
-def test_the_folder_that_differs_is_left_out() -> None:
+def test_differing_folder_is_left_out() -> None:
     others = [*images(1, 60, "day"), *images(2, 20, "night", 4.0)]
     shift = find_shift(images(0, 90, "labelled"), others)
     assert shift is not None
@@ -45,7 +45,7 @@ def test_the_folder_that_differs_is_left_out() -> None:
     assert "folder night (20 sampled images, such as night/0.jpg, " in shift.sentence()
 
 
-def test_a_folder_of_a_kind_that_is_labelled_is_like_the_labelled_images() -> None:
+def test_folder_of_a_labelled_kind_is_alike() -> None:
     """Folders differ from each other, but none from the labelled images of its kind."""
     labelled = [*images(0, 60, "labelled"), *images(1, 30, "labelled", 4.0)]
     others = [*images(2, 40, "day"), *images(3, 20, "night", 4.0)]
@@ -56,7 +56,7 @@ def test_a_folder_of_a_kind_that_is_labelled_is_like_the_labelled_images() -> No
     assert [part.name for part in shift.parts] == ["folder fog"]
 
 
-def test_within_one_folder_the_size_that_differs_is_left_out() -> None:
+def test_differing_size_is_left_out() -> None:
     others = [*images(1, 60, "all"), *images(2, 20, "all", size_px=22.0)]
     shift = find_shift(images(0, 90, "labelled"), others)
     assert shift is not None
@@ -65,7 +65,7 @@ def test_within_one_folder_the_size_that_differs_is_left_out() -> None:
     assert not shift.has(images(3, 1, "all", size_px=400.0)[0])
 
 
-def test_within_one_folder_and_size_a_cluster_is_left_out() -> None:
+def test_differing_cluster_is_left_out() -> None:
     others = [*images(1, 60, "all"), *images(2, 25, "all", 6.0)]
     shift = find_shift(images(0, 90, "labelled"), others)
     assert shift is not None
@@ -88,7 +88,7 @@ def coloured(seed: int, num: int, folder: str, first: int) -> list[Appearance]:
     return found
 
 
-def test_a_small_folder_of_other_colours_is_left_out() -> None:
+def test_small_folder_of_other_colours_is_left_out() -> None:
     others = [*coloured(1, 30, "day", 0), *coloured(2, 10, "tinted", 6)]
     shift = find_shift(coloured(0, 60, "labelled", 0), others)
     assert shift is not None
@@ -96,7 +96,7 @@ def test_a_small_folder_of_other_colours_is_left_out() -> None:
     assert [part.name for part in shift.parts] == ["folder tinted"]
 
 
-def test_a_small_folder_that_lies_between_the_labelled_images_is_left_out() -> None:
+def test_small_folder_between_others_is_left_out() -> None:
     labelled = [*images(0, 30, "labelled", -3.0), *images(1, 30, "labelled", 3.0)]
     others = [*images(2, 15, "day", -3.0), *images(3, 15, "day", 3.0), *images(4, 10, "fog")]
     shift = find_shift(labelled, others)

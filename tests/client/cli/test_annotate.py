@@ -1,0 +1,119 @@
+"""Runs of `diptych annotate`: notes, consensus, and what is refused before a file is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.cli.conftest import Diptych
+from tests.support.client_answers import DETECTIONS, answer
+from tests.support.evaluations import write_images
+from tests.support.scripted_services import Refusal, Script
+
+TASK: dict[str, Any] = {"id": "t", "description": "", "parameters": {}}
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images")
+    return tmp_path / "images"
+
+
+def annotate(
+    diptych: Diptych,
+    folder: Path,
+    *words: object,
+    models: tuple[str, ...] = ("a",),
+    result: str = "detections",
+    script: Script | None = None,
+) -> int:
+    script = script or Script([answer(DETECTIONS)] * 6)
+    script.listings = {"/v1/tasks": [TASK | {"result": result, "models": models}]}
+    return diptych(script, "annotate", folder, "--task", "t", *words)
+
+
+@pytest.mark.parametrize(("options", "is_noted"), [((), True), (("--quiet",), False)])
+def test_quiet_prints_results_alone(
+    diptych: Diptych, folder: Path, options: tuple[str, ...], is_noted: bool, capsys: Captured
+) -> None:
+    assert annotate(diptych, folder, "--json", *options) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {
+        "dataset": f"{folder}-annotations/annotations.json",
+        "images": 3,
+        "labelled": 3,
+        "failed": 0,
+        "left_out": {},
+    }
+    assert ("3 images in " in printed.err) == is_noted
+
+
+def test_failures_are_counted_and_retried(diptych: Diptych, folder: Path, capsys: Captured) -> None:
+    script = Script([answer(DETECTIONS), Refusal("overloaded"), answer(DETECTIONS)])
+    words = ("--concurrency", "1", "--max-retries", "0")
+    assert annotate(diptych, folder, *words, script=script) == 1
+    printed = capsys.readouterr()
+    assert "2 of 3 images are in " in printed.out
+    assert "1 failed, see " in printed.err
+    script = Script([answer(DETECTIONS)])
+    assert annotate(diptych, folder, *words, script=script) == 0
+    assert len(script.received) == 1
+    assert "3 of 3 images are in " in capsys.readouterr().out
+
+
+def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captured) -> None:
+    words = ("--consensus", "--out", folder.with_name("out"))
+    assert annotate(diptych, folder, *words, models=("a", "b", "c")) == 0
+    names = {path.name for path in folder.with_name("out").iterdir()}
+    assert {"journal-a.jsonl", "journal-b.jsonl", "review.json", "annotations.json"} <= names
+    assert "0 images have boxes to review, see " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "model", ["x/../../evil", "..", ".hidden", "a\\b", "a\0", "A", "", "a" * 201, "a\n"]
+)
+def test_model_id_that_is_no_file_name_is_refused(
+    diptych: Diptych, folder: Path, model: str, capsys: Captured
+) -> None:
+    assert annotate(diptych, folder, "--consensus", models=("good", model)) == 1
+    assert "cannot name a journal" in capsys.readouterr().err
+    assert [path.name for path in folder.parent.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("words", "result", "message"),
+    [
+        ((), "text", "coco holds boxes and masks, but the task's result is text: use --format"),
+        (("--consensus",), "detections", "--model must name two models with --consensus, else one"),
+        (("--max-wrong", ".1"), "detections", "--suggest and --reviewed need --labelled"),
+        (
+            ("--labelled", "x", "--accept-score", ".1"),
+            "detections",
+            "omit --accept-score and",
+        ),
+        (
+            ("--labelled", "x", "--min-precision", ".9"),
+            "detections",
+            "omit --accept-score and",
+        ),
+        (("--labelled", "x", "--thresholds", "y", "--consensus"), "detections", "omit --consensus"),
+        (("--out", "images/out"), "detections", "must be outside the image folder images"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    diptych: Diptych,
+    folder: Path,
+    words: tuple[str, ...],
+    result: str,
+    message: str,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    script = Script([])
+    assert annotate(diptych, Path("images"), *words, result=result, script=script) == 1
+    assert message in capsys.readouterr().err
+    assert script.received == []
+    assert [path.name for path in folder.parent.iterdir()] == ["images"]

@@ -1,0 +1,218 @@
+"""`diptych evaluate` and `reports` over a scripted service: files, and what is refused."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diptych_client import Answer, DetectionsResult
+from tests.client.cli.conftest import MODEL, Diptych
+from tests.support.client_answers import DETECTIONS, SIZE, answer
+from tests.support.scripted_services import Received, Script
+
+TASK = "object_detection"
+NAMES = ("first", "second")
+STAR = {"label": "star", "box": DETECTIONS.detections[0].box_xyxy}
+BOTH = [answer(DETECTIONS, model=name) for name in sorted(NAMES * 2)]  # to two images
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return two images in a folder."""
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "images" / name)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def out(folder: Path) -> Path:
+    return folder.with_name("out")
+
+
+def write_labels(folder: Path, names: Sequence[str]) -> None:
+    rows = [json.dumps({"image": name, "objects": [STAR]}) for name in names]
+    (folder / "labels.jsonl").write_text("\n".join(rows))
+
+
+def evaluate(
+    diptych: Diptych,
+    folder: Path,
+    *words: object,
+    models: Sequence[str] = NAMES,
+    calibrated: Sequence[str] = (),
+    answers: Sequence[Answer] = (),
+    script: Script | None = None,
+) -> tuple[int, list[Received]]:
+    """Return the exit status and the requests."""
+    script = script or Script(list(answers))
+    task = {"id": TASK, "description": "", "result": "detections", "parameters": {}}
+    rows = []
+    for name in models:
+        rows.append(MODEL | {"id": name, "calibrated_tasks": [TASK] * (name in calibrated)})
+    script.listings = {"/v1/tasks": [task | {"models": list(models)}], "/v1/models": rows}
+    common = ("--out", folder.with_name("out"), "--concurrency", 1, "--gallery", 2)
+    words = words if "--task" in words else ("--task", TASK, *words)
+    return diptych(script, "evaluate", folder, *common, *words), script.received
+
+
+def report_of(out: Path) -> dict[str, object]:
+    document: dict[str, object] = json.loads((out / "report.json").read_text())
+    return document
+
+
+def test_report_has_every_model(diptych: Diptych, folder: Path, out: Path) -> None:
+    status, received = evaluate(diptych, folder, answers=BOTH)
+    assert (status, len(received)) == (0, 4)
+    assert report_of(out)["models"] == list(NAMES)
+    assert "agreement" in (out / "report.md").read_text()
+    assert "a.png" in (out / "report.html").read_text()
+    assert evaluate(diptych, folder) == (0, [])  # a finished run is not sent again
+
+
+def test_tiles_are_compared_with_none(
+    diptych: Diptych, folder: Path, out: Path, capsys: Captured
+) -> None:
+    assert evaluate(diptych, folder, "--without-tiles", models=["first"])[0] == 1
+    assert "compares with tiles: give --tiles, such as auto" in capsys.readouterr().err
+    words = ("--without-tiles", "--tiles", "auto")
+    answers = [answer(DETECTIONS, model="first")] * 4
+    _, received = evaluate(diptych, folder, *words, models=["first"], answers=answers)
+    assert [b'name="tiles"' in one.body for one in received] == [True, True, False, False]
+    assert report_of(out)["models"] == ["first", "first without tiles"]
+
+
+@dataclass(slots=True)
+class UnequalScript(Script):
+    """Answers as one model that finds the star, and as one that finds nothing."""
+
+    def next_step(self, received: Received) -> Answer:
+        self.received.append(received)
+        found = DETECTIONS.detections[:1] if b"first" in received.body else ()
+        return answer(DetectionsResult(found), model="first")
+
+
+def test_race_ends_when_a_model_is_better(
+    diptych: Diptych, folder: Path, out: Path, capsys: Captured
+) -> None:
+    names = [f"{number}.png" for number in range(30)]
+    for name in names:
+        (folder / name).write_bytes((folder / "a.png").read_bytes())
+    write_labels(folder, ["a.png", *names])
+    words = ("--until-decided", "--json")
+    _, received = evaluate(diptych, folder, *words, script=UnequalScript([]))
+    assert len(received) < 2 * 31
+    verdict = f"first is better: decided after {len(received) // 2} of 31 images"
+    document = json.loads(capsys.readouterr().out)
+    assert document["decided"].startswith(verdict)
+    assert document["report"] == str(out / "report.html")
+    assert evaluate(diptych, folder, "--until-decided", models=["first"])[0] == 1
+    assert "compares two models; given are first" in capsys.readouterr().err
+
+
+def test_report_names_run_and_failures(
+    diptych: Diptych, folder: Path, out: Path, capsys: Captured
+) -> None:
+    (folder / "a.png").write_text("no image")
+    answers = [answer(DETECTIONS, model=name) for name in NAMES]
+    assert evaluate(diptych, folder, answers=answers)[0] == 1
+    assert "; 2 requests failed, see " in capsys.readouterr().out
+    run = json.loads((out / "report.json").read_text())["run"]
+    assert run["settings"]["models"] == list(NAMES)
+    assert run["settings"]["service"].startswith("http://127.0.0.1:")
+    failed = [(row["image"], row["model"]) for row in run["failed"]]
+    assert failed == [("a.png", name) for name in NAMES]
+    page = (out / "report.md").read_text()
+    assert "| date | 20" in page
+    assert "| first | int8, checkpoint 000000000000 |" in page
+    assert "| a.png | first | image must be a JPEG, PNG or WebP file" in page
+
+
+def test_report_of_other_options_is_kept(diptych: Diptych, folder: Path, out: Path) -> None:
+    evaluate(diptych, folder, answers=BOTH)
+    evaluate(diptych, folder)
+    assert not list(out.glob("report-*"))
+    before = (out / "report.md").read_bytes()
+    evaluate(diptych, folder, models=NAMES[:1])
+    (kept,) = out.glob("report-*.md")
+    assert kept.read_bytes() == before
+    assert len(list(out.glob("report-*"))) == 3
+
+
+def test_sample_and_split_name_the_dataset(diptych: Diptych, folder: Path, out: Path) -> None:
+    _, received = evaluate(diptych, folder, "--sample", 1, models=["first"], answers=BOTH[:1])
+    assert len(received) == 1
+    report = report_of(out)
+    assert (report["num_images"], report["dataset"]) == (1, "images")
+
+
+def test_index_has_a_row_for_each_report(
+    diptych: Diptych, folder: Path, out: Path, capsys: Captured
+) -> None:
+    evaluate(diptych, folder, answers=BOTH)
+    capsys.readouterr()
+    index = folder.with_name("index.html")
+    assert diptych(Script([]), "reports", out, "--out", index, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["task"], row["images"]) == (f"{TASK} on images", 2)
+    assert row["conclusion"] == "first and second: agreement 100.0 [100.0, 100.0] %."
+    page = index.read_text()
+    assert 'href="out/report.html"' in page
+    assert "agreement" in page
+    (folder / "x.json").write_text("{}")
+    for path, message in ((folder, "give a folder that `diptych"), (folder / "x.json", "is not a")):
+        assert diptych(Script([]), "reports", path, "--out", index) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_labelled_model_has_metrics_by_class(
+    diptych: Diptych, folder: Path, capsys: Captured
+) -> None:
+    write_labels(folder, ["a.png", "b.png"])
+    evaluate(diptych, folder, models=["first"], answers=BOTH[:2])
+    output = capsys.readouterr().out
+    assert "mAP50" in output
+    assert "star" in output
+    assert "2 samples of 2 images answered by every model\n" in output
+
+
+def test_calibration_is_written(diptych: Diptych, folder: Path) -> None:
+    write_labels(folder, ["a.png", "b.png"])
+    path = folder.with_name("c.json")
+    many = DetectionsResult(DETECTIONS.detections[:1] * 100)
+    answers = [answer(many, model="first")] * 2
+    words = ("--calibrate", path)
+    assert evaluate(diptych, folder, *words, models=["first"], answers=answers)[0] == 0
+    (row,) = json.loads(path.read_text())["calibrations"]
+    assert (row["model"], row["num_answers"], row["with_tiles"]) == ("first", 200, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "calibrated", "message"),
+    [
+        (
+            ("--calibrate", "c.json"),
+            NAMES,
+            f"error: first, second answers {TASK} with calibrated scores",
+        ),
+        (("--models", "none,first,other"), (), f"none, other does not offer {TASK}; offered by"),
+        (("--task", "ocr"), (), f"no model offers task 'ocr'; offered are {TASK}"),
+    ],
+)
+def test_models_and_tasks_that_do_not_fit_are_refused(
+    diptych: Diptych,
+    folder: Path,
+    out: Path,
+    words: tuple[str, ...],
+    calibrated: Sequence[str],
+    message: str,
+    capsys: Captured,
+) -> None:
+    status, received = evaluate(diptych, folder, *words, calibrated=calibrated)
+    assert (status, received) == (1, [])
+    assert message in capsys.readouterr().err
+    assert not out.exists()
