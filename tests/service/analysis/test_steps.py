@@ -34,10 +34,10 @@ def of(step: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], dict[str, A
     [({}, False), ({"view": "crop"}, True), ({"task": "captioning", "model": PALIGEMMA_ID}, True)],
 )
 def test_pixels_are_needed_again(fields: dict[str, Any], is_needed: bool) -> None:
-    things, what = of({"id": "things", "task": "object_detection"})
+    things, about = of({"id": "things", "task": "object_detection"})
     if "model" in fields:
-        del what["each"]
-    assert plan(things, what | fields).needs_pixels_again == is_needed
+        del about["each"]
+    assert plan(things, about | fields).needs_pixels_again == is_needed
 
 
 def test_steps_of_the_documentation() -> None:
@@ -147,8 +147,8 @@ def test_cycle_is_refused() -> None:
 
 
 def test_step_may_name_a_later_one() -> None:
-    source, each = of(THINGS)
-    assert [step.options.id for step in plan(each, source).steps] == ["each", "things"]
+    source, about_each = of(THINGS)
+    assert [step.options.id for step in plan(about_each, source).steps] == ["each", "things"]
 
 
 def test_number_of_steps_is_limited() -> None:

@@ -69,13 +69,13 @@ def error(response: httpx.Response, code: str, param: str | None = None) -> str:
 @pytest.mark.parametrize("size", [0, 10, 3_000_000])
 def test_file_comes_back(rest: Client, tmp_path: Path, size: int) -> None:
     content = b"\r\n--boundary\n" + b"x" * size
-    made = upload(rest, content)
-    assert fits(made.json(), "FileObject")
-    assert made.json()["bytes"] == len(content)
-    assert (made.json()["filename"], made.json()["purpose"]) == ("in.jsonl", "batch")
-    assert made.json()["expires_at"] - made.json()["created_at"] == 30 * 24 * 3600
-    path = f"/v1/files/{made.json()['id']}"
-    assert rest.get(path).json() == made.json()
+    created = upload(rest, content)
+    assert fits(created.json(), "FileObject")
+    assert created.json()["bytes"] == len(content)
+    assert (created.json()["filename"], created.json()["purpose"]) == ("in.jsonl", "batch")
+    assert created.json()["expires_at"] - created.json()["created_at"] == 30 * 24 * 3600
+    path = f"/v1/files/{created.json()['id']}"
+    assert rest.get(path).json() == created.json()
     assert rest.get(f"{path}/content").content == content
     assert [file.read_bytes() for file in contents(tmp_path)] == [content]
 
@@ -98,8 +98,8 @@ def test_input_in_use_is_not_deleted(rest: Client) -> None:
 
 
 def test_expiry_of_the_upload(rest: Client) -> None:
-    made = upload(rest, data=kept("3600")).json()
-    assert made["expires_at"] - made["created_at"] == 3600
+    created = upload(rest, data=kept("3600")).json()
+    assert created["expires_at"] - created["created_at"] == 3600
 
 
 @pytest.mark.parametrize(
@@ -237,12 +237,12 @@ def test_full_disk_refuses_a_batch(rest: Client) -> None:
 
 def test_new_batch_is_validating(rest: Client) -> None:
     file = file_id(rest)
-    made = create(rest, file, endpoint=CHAT, metadata={"job": "7"})
-    assert fits(made.json(), "Batch")
-    assert made.json()["status"] == "validating"
-    assert made.json()["metadata"] == {"job": "7"}
-    assert made.json()["expires_at"] - made.json()["created_at"] == 24 * 3600
-    assert rest.get(f"/v1/batches/{made.json()['id']}").json() == made.json()
+    created = create(rest, file, endpoint=CHAT, metadata={"job": "7"})
+    assert fits(created.json(), "Batch")
+    assert created.json()["status"] == "validating"
+    assert created.json()["metadata"] == {"job": "7"}
+    assert created.json()["expires_at"] - created.json()["created_at"] == 24 * 3600
+    assert rest.get(f"/v1/batches/{created.json()['id']}").json() == created.json()
 
 
 @pytest.mark.parametrize(
@@ -290,17 +290,17 @@ def test_lists_have_pages(rest: Client) -> None:
     ]:
         whole = rest.get(path).json()
         assert fits(whole, schema)
-        assert [each["id"] for each in whole["data"]] == ids[::-1]
+        assert [item["id"] for item in whole["data"]] == ids[::-1]
         assert not whole["has_more"]
         first = rest.get(f"{path}?limit=2").json()
-        assert [each["id"] for each in first["data"]] == [ids[2], ids[1]]
+        assert [item["id"] for item in first["data"]] == [ids[2], ids[1]]
         assert (first["first_id"], first["last_id"], first["has_more"]) == (ids[2], ids[1], True)
         rest_of_it = rest.get(f"{path}?limit=2&after={ids[1]}").json()
-        assert ([each["id"] for each in rest_of_it["data"]], rest_of_it["has_more"]) == (
+        assert ([item["id"] for item in rest_of_it["data"]], rest_of_it["has_more"]) == (
             [ids[0]],
             False,
         )
-    assert [each["id"] for each in rest.get("/v1/files?order=asc").json()["data"]] == files
+    assert [item["id"] for item in rest.get("/v1/files?order=asc").json()["data"]] == files
     assert rest.get("/v1/files?purpose=batch_output").json()["data"] == []
 
 
@@ -324,9 +324,9 @@ def test_key_sees_its_own_only(tmp_path: Path) -> None:
     rest = serving(tmp_path, keys)
     one, two = ({"headers": {"Authorization": f"Bearer {key}"}} for key in ("one", "two"))
     file = file_id(rest, **one)
-    asked = {"input_file_id": file, "endpoint": PREDICT, "completion_window": "24h"}
-    error(rest.send("POST", "/v1/batches", json=asked, **two), "not_found", "file_id")
-    batch = rest.send("POST", "/v1/batches", json=asked, **one).json()["id"]
+    body = {"input_file_id": file, "endpoint": PREDICT, "completion_window": "24h"}
+    error(rest.send("POST", "/v1/batches", json=body, **two), "not_found", "file_id")
+    batch = rest.send("POST", "/v1/batches", json=body, **one).json()["id"]
     for method, path in [
         ("GET", f"files/{file}"),
         ("GET", f"files/{file}/content"),

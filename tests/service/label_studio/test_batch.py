@@ -91,7 +91,7 @@ def body(*images: str, rest: Mapping[str, object] | None = None) -> dict[str, An
 
 
 def num_results(response: httpx.Response) -> list[int]:
-    """Return the number of results of each task."""
+    """Return the number of results of region task."""
     assert response.status_code == 200, response.text
     return [len(prediction["result"]) for (prediction,) in response.json()["results"]]
 
@@ -150,13 +150,13 @@ def test_call_holds_its_images_only() -> None:
         released = asyncio.Event()
         decoder = BusyDecoder(released)
         core = make_core(decoders={FLORENCE_ID: decoder})
-        asked = body(
+        call = body(
             *[data_url(PNG)] * 3,
             rest={"annotations": [[number] for number in range(1000)], "note": "a" * 9000},
         )
-        assert len(json.dumps(asked)) > 50_000
+        assert len(json.dumps(call)) > 50_000
         async with service(core) as client:
-            calling = asyncio.create_task(client.post(f"{PATH}/predict", json=asked))
+            calling = asyncio.create_task(client.post(f"{PATH}/predict", json=call))
             await until(lambda: decoder.num_running)
             images = 3 * (len(data_url(PNG)) + len(PNG))
             assert images < core.places.num_bytes < images + 10_000
@@ -277,5 +277,5 @@ def test_tag_has_its_own_image() -> None:
     )
     (outcome,) = asyncio.run(answering)
     (prediction,) = json.loads(outcome)
-    widths = [(each["from_name"], each["original_width"]) for each in prediction["result"]]
+    widths = [(region["from_name"], region["original_width"]) for region in prediction["result"]]
     assert widths == [("of first", IMAGE_SIZE_WH[0]), ("of second", 100)]

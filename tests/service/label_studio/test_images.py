@@ -50,10 +50,10 @@ def read(
             images = TaskImages(make_core(fetcher=fetcher), LabelStudioHost.of(settings), token)
             url = None if source is None else source.replace("PORT", str(host.port), 1)
             try:
-                found: bytes | ServiceError = await images.read(url, context(timeout_s=10))
+                outcome: bytes | ServiceError = await images.read(url, context(timeout_s=10))
             except ServiceError as error:
-                found = error
-            return found, host.requests
+                outcome = error
+            return outcome, host.requests
 
     return asyncio.run(scenario())
 
@@ -64,20 +64,20 @@ def headers_of(request: str) -> dict[str, str]:
     return {name.lower(): value for name, _, value in parts if name}
 
 
-def refusal(found: bytes | ServiceError) -> str:
-    assert isinstance(found, InvalidRequest)
-    assert found.param == "image"
-    assert LEGACY not in found.message
-    assert PERSONAL not in found.message
-    return found.message
+def refusal(outcome: bytes | ServiceError) -> str:
+    assert isinstance(outcome, InvalidRequest)
+    assert outcome.param == "image"
+    assert LEGACY not in outcome.message
+    assert PERSONAL not in outcome.message
+    return outcome.message
 
 
 @pytest.mark.parametrize(
     "source", ["/data/upload/1/a b.png", "http://127.0.0.1:PORT/data/upload/1/a%20b.png"]
 )
 def test_uploaded_file_is_fetched(source: str) -> None:
-    found, (request,) = read(source, answers={"/data/upload/1/a%20b.png": response(PNG)})
-    assert found == PNG
+    outcome, (request,) = read(source, answers={"/data/upload/1/a%20b.png": response(PNG)})
+    assert outcome == PNG
     assert headers_of(request)["authorization"] == f"Token {LEGACY}"
 
 
@@ -89,8 +89,8 @@ def test_local_file_has_its_query() -> None:
 
 def test_personal_token_is_exchanged() -> None:
     answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
-    found, (exchange, request) = read("/data/a.png", PERSONAL, answers)
-    assert found == PNG
+    outcome, (exchange, request) = read("/data/a.png", PERSONAL, answers)
+    assert outcome == PNG
     assert exchange.startswith("POST ")
     assert "authorization" not in headers_of(exchange)
     assert headers_of(request)["authorization"] == "Bearer short"
@@ -126,8 +126,8 @@ def test_exchanged_token_must_fit_a_header(access: object) -> None:
     exchanged = response(
         json.dumps({"access": access}).encode(), "200 OK", "Content-Type: application/json"
     )
-    found, requests = read("/data/a.png", PERSONAL, {"/api/token/refresh/": exchanged})
-    assert "does not accept the access token (status 200)" in refusal(found)
+    outcome, requests = read("/data/a.png", PERSONAL, {"/api/token/refresh/": exchanged})
+    assert "does not accept the access token (status 200)" in refusal(outcome)
     assert len(requests) == 1
 
 
@@ -137,14 +137,14 @@ def test_tokens_are_exchanged_below_the_path() -> None:
 
 
 def test_other_hosts_get_no_token() -> None:
-    found, (request,) = read("http://images.test:PORT/a.png", answers={"/a.png": response(PNG)})
-    assert found == PNG
+    outcome, (request,) = read("http://images.test:PORT/a.png", answers={"/a.png": response(PNG)})
+    assert outcome == PNG
     assert "authorization" not in headers_of(request)
 
 
 def test_redirect_gets_no_token() -> None:
-    found, requests = read("/a.png", answers={"/a.png": redirect("http://images.test:1/b.png")})
-    assert "image is a URL at images.test" in refusal(found)
+    outcome, requests = read("/a.png", answers={"/a.png": redirect("http://images.test:1/b.png")})
+    assert "image is a URL at images.test" in refusal(outcome)
     assert len(requests) == 1
 
 

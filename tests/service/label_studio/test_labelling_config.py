@@ -32,10 +32,10 @@ def test_label_of_the_nearest_control() -> None:
     inner = labelled("Choices", "x", name="inner")
     children = f'<Label value="a"/><Choice value="no label"/>{inner}<View><Label value="b"/></View>'
     text = f'<RectangleLabels name="box" toName="image">{children}</RectangleLabels>'
-    found = {}
+    labels = {}
     for control in parse_config(view(text)):
-        found[control.name] = [label.value for label in control.labels]
-    assert found == {"box": ["a", "b"], "inner": ["x"]}
+        labels[control.name] = [label.value for label in control.labels]
+    assert labels == {"box": ["a", "b"], "inner": ["x"]}
 
 
 def test_white_space_of_a_phrase() -> None:

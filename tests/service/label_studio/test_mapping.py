@@ -54,8 +54,8 @@ GROUP = only_control(labelled("Labels", "Text", "Other", name="label"))
 
 
 def detections(*objects: tuple[str, float], box: BoxXyxy = BOX) -> Answer:
-    found = tuple(Detection(box, label, score) for label, score in objects)
-    return typed_answer(DetectionsResult(found, is_parsed=True))
+    items = tuple(Detection(box, label, score) for label, score in objects)
+    return typed_answer(DetectionsResult(items, is_parsed=True))
 
 
 def outlines(*rings: Ring) -> Answer:
@@ -80,7 +80,7 @@ def results_of(
 
 
 def values(results: Iterable[dict[str, Any]]) -> list[Any]:
-    return [each["value"] for each in results]
+    return [result["value"] for result in results]
 
 
 def choices(*names: str, is_multiple: bool = False) -> Control:
@@ -118,7 +118,7 @@ def test_box_is_in_percent(box: BoxXyxy, percent: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "label", "expected"),
+    ("objects", "label", "expected"),
     [
         ("red car", None, ["c"]),
         ("BLUE Car", None, ["c"]),
@@ -130,9 +130,10 @@ def test_box_is_in_percent(box: BoxXyxy, percent: tuple[float, ...]) -> None:
         ("red car", "dog", ["dog"]),
     ],
 )
-def test_label_of_a_detection(found: str, label: str | None, expected: list[str] | None) -> None:
-    results = values(results_of(detections((found, 0.5)), RECTANGLES, label))
-    assert [each["rectanglelabels"] for each in results] == ([] if expected is None else [expected])
+def test_label_of_a_detection(objects: str, label: str | None, expected: list[str] | None) -> None:
+    results = values(results_of(detections((objects, 0.5)), RECTANGLES, label))
+    labels = [result["rectanglelabels"] for result in results]
+    assert labels == ([] if expected is None else [expected])
 
 
 @pytest.mark.parametrize(
@@ -186,18 +187,19 @@ def test_located_text_has_one_id(
     shape: Control, label: Control | None, types: list[str], labels: list[dict[str, Any]]
 ) -> None:
     results = list(results_of(located(), tags=RegionTags(shape, TEXT, label)))
-    assert [each["type"] for each in results] == types
-    assert len({each["id"] for each in results}) == 1
-    assert [each["score"] for each in results] == [0.5] * len(results)
+    assert [result["type"] for result in results] == types
+    assert len({result["id"] for result in results}) == 1
+    assert [result["score"] for result in results] == [0.5] * len(results)
     points = {"points": [[10, 10], [60, 10], [60, 60], [10, 60]], "closed": True}
     outline = points if shape is POLYGON else PERCENT
-    assert all(outline.items() <= each["value"].items() for each in results)
-    assert [each["value"].get("text") for each in results] == [*[None] * (len(types) - 1), ["HI"]]
-    found = []
-    for each in results:
-        value = each["value"]
-        found.append({name: value[name] for name in value if "labels" in name})
-    assert [each for each in found if each] == labels
+    assert all(outline.items() <= result["value"].items() for result in results)
+    assert results[-1]["value"]["text"] == ["HI"]
+    assert not any("text" in result["value"] for result in results[:-1])
+    objects = []
+    for result in results:
+        value = result["value"]
+        objects.append({name: value[name] for name in value if "labels" in name})
+    assert [result for result in objects if result] == labels
 
 
 def test_described_region_is_a_text() -> None:
@@ -208,8 +210,8 @@ def test_described_region_is_a_text() -> None:
 
 
 def test_two_texts_have_two_ids() -> None:
-    found = results_of(detections(("a", 0.5), ("b", 0.5)), tags=RegionTags(RECTANGLE, TEXT, None))
-    assert len({each["id"] for each in found}) == 2
+    objects = results_of(detections(("a", 0.5), ("b", 0.5)), tags=RegionTags(RECTANGLE, TEXT, None))
+    assert len({result["id"] for result in objects}) == 2
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_two_texts_have_two_ids() -> None:
 def test_blank_text_is_left_out(text: str, expected: list[Any]) -> None:
     results = list(results_of(typed_answer(TextResult(text, True)), TEXT))
     assert values(results) == expected
-    assert all("score" not in each for each in results)
+    assert all("score" not in result for result in results)
 
 
 @pytest.mark.parametrize(
@@ -228,11 +230,11 @@ def test_blank_text_is_left_out(text: str, expected: list[Any]) -> None:
 def test_answer_names_a_choice(text: str, expected: list[str] | None) -> None:
     results = list(results_of(typed_answer(TextResult(text, True)), choices("dog", "cat")))
     assert values(results) == ([] if expected is None else [{"choices": expected}])
-    assert all("score" not in each for each in results)
+    assert all("score" not in result for result in results)
 
 
 @pytest.mark.parametrize(
-    ("found", "is_multiple", "chosen", "score"),
+    ("objects", "is_multiple", "names", "score"),
     [
         ([("dog", 0.2), ("cat", 0.7), ("dog", 0.4)], False, ["cat"], 0.7),
         ([("dog", 0.2), ("cat", 0.7), ("dog", 0.9)], True, ["dog", "cat"], 0.9),
@@ -242,11 +244,14 @@ def test_answer_names_a_choice(text: str, expected: list[str] | None) -> None:
     ],
 )
 def test_objects_choose_best_or_all(
-    found: list[tuple[str, float]], is_multiple: bool, chosen: list[str] | None, score: float | None
+    objects: list[tuple[str, float]],
+    is_multiple: bool,
+    names: list[str] | None,
+    score: float | None,
 ) -> None:
-    results = list(results_of(detections(*found), choices("dog", "cat", is_multiple=is_multiple)))
-    assert values(results) == ([] if chosen is None else [{"choices": chosen}])
-    assert [each["score"] for each in results] == ([] if score is None else [score])
+    results = list(results_of(detections(*objects), choices("dog", "cat", is_multiple=is_multiple)))
+    assert values(results) == ([] if names is None else [{"choices": names}])
+    assert [result["score"] for result in results] == ([] if score is None else [score])
 
 
 @pytest.mark.parametrize(

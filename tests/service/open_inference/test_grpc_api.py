@@ -249,18 +249,18 @@ def test_disconnected_client_frees_its_slots() -> None:
 
 def test_metadata_and_health_need_no_key() -> None:
     keys = api_keys("my-key")
-    named = {"name": FLORENCE_ID}
+    names = {"name": FLORENCE_ID}
     assert call("ServerLive", pb.ServerLiveRequest(), keys=keys).live
     assert call("ServerReady", pb.ServerReadyRequest(), keys=keys).ready
     assert call("ServerMetadata", pb.ServerMetadataRequest(), keys=keys).name == "diptych"
     refused = [
-        call("ModelReady", pb.ModelReadyRequest(**named), keys=keys),
-        call("ModelMetadata", pb.ModelMetadataRequest(**named), keys=keys),
-        call("ModelConfig", pb.ModelConfigRequest(**named), keys=keys),
+        call("ModelReady", pb.ModelReadyRequest(**names), keys=keys),
+        call("ModelMetadata", pb.ModelMetadataRequest(**names), keys=keys),
+        call("ModelConfig", pb.ModelConfigRequest(**names), keys=keys),
         call("ModelInfer", raw_request(), keys=keys),
     ]
     assert [error.code() for error in refused] == [grpc.StatusCode.UNAUTHENTICATED] * 4
-    assert call("ModelReady", pb.ModelReadyRequest(**named), keys=keys, key="my-key").ready
+    assert call("ModelReady", pb.ModelReadyRequest(**names), keys=keys, key="my-key").ready
 
 
 def test_unknown_model_is_not_ready() -> None:

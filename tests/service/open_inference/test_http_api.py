@@ -212,15 +212,15 @@ def test_metadata_lists_inputs() -> None:
     metadata, config = (
         client().get(f"/v2/models/{FLORENCE_ID}{end}").json() for end in ("", "/config")
     )
-    shapes = {each["name"]: (each["datatype"], each["shape"]) for each in metadata["inputs"]}
+    shapes = {item["name"]: (item["datatype"], item["shape"]) for item in metadata["inputs"]}
     assert shapes["image"] == shapes["task"] == shapes["detail"] == ("BYTES", [1])
     assert shapes["labels"] == ("BYTES", [-1])
     assert shapes["region"] == ("FP64", [4])
     assert shapes["seed"] == ("INT64", [1])
     assert shapes["temperature"] == ("FP64", [1])
     assert shapes["constrained"] == ("BOOL", [1])
-    assert [each["name"] for each in config["input"] if not each["optional"]] == ["image", "task"]
-    assert [each["name"] for each in config["input"]] == list(shapes)
+    assert [item["name"] for item in config["input"] if not item["optional"]] == ["image", "task"]
+    assert [item["name"] for item in config["input"]] == list(shapes)
     assert config["max_batch_size"] == 0
 
 

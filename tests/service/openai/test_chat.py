@@ -141,24 +141,24 @@ def content_of(request_body: dict[str, Any]) -> str:
 
 
 def test_last_message_asks_about_latest_image() -> None:
-    asked = conversation(
+    chat = conversation(
         ("system", "You are a careful assistant."),
         ("user", [text("<OCR>"), IMAGE]),
         ("assistant", "HELLO"),
         ("user", "<CAPTION>"),
     )
-    assert content_of(asked) == "a red circle"
+    assert content_of(chat) == "a red circle"
 
 
 def test_number_of_messages_is_limited() -> None:
-    asked = ("user", [text("<OCR>"), IMAGE])
-    assert content_of(conversation(*[asked] * 64)) == "HELLO"
-    assert client().send("POST", PATH, json=conversation(*[asked] * 65)).status_code == 400
+    chat = ("user", [text("<OCR>"), IMAGE])
+    assert content_of(conversation(*[chat] * 64)) == "HELLO"
+    assert client().send("POST", PATH, json=conversation(*[chat] * 65)).status_code == 400
 
 
 def test_assistant_has_not_the_last_message() -> None:
-    asked = conversation(("user", [text("<OCR>"), IMAGE]), ("assistant", "HELLO"))
-    error = client().send("POST", PATH, json=asked).json()["error"]
+    chat = conversation(("user", [text("<OCR>"), IMAGE]), ("assistant", "HELLO"))
+    error = client().send("POST", PATH, json=chat).json()["error"]
     assert error["message"] == "the last message is of assistant; it must be of user"
 
 
@@ -191,11 +191,9 @@ def test_bounds_are_those_of_predict() -> None:
 
 def test_region_is_of_width_and_height() -> None:
     region = "<loc_100><loc_250><loc_900><loc_750>"
-    asked = [text(f"<REGION_TO_CATEGORY>{region}"), image(data_url(PNG))]
+    chat = [text(f"<REGION_TO_CATEGORY>{region}"), image(data_url(PNG))]
     prompt = f"What is the region {region}?"
-    spec = spec_of(
-        body() | {"messages": [{"role": "user", "content": asked}]}, {prompt: "a circle"}
-    )
+    spec = spec_of(body() | {"messages": [{"role": "user", "content": chat}]}, {prompt: "a circle"})
     assert "".join(segment for segment, _ in spec.segments) == prompt
 
 

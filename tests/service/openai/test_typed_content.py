@@ -36,8 +36,8 @@ EXPONENTIAL: dict[str, Any] = {
 
 
 def with_schema(schema: object) -> dict[str, Any]:
-    named = {"type": "json_schema", "json_schema": {"name": "found", "schema": schema}}
-    return body(DETECT, response_format=named)
+    response_format = {"type": "json_schema", "json_schema": {"name": "found", "schema": schema}}
+    return body(DETECT, response_format=response_format)
 
 
 def refusal(request_body: dict[str, Any]) -> str:
@@ -58,11 +58,11 @@ def test_content_is_the_result(request_body: dict[str, Any]) -> None:
 
 
 def test_streamed_result_is_one_piece() -> None:
-    asked = with_schema(SCHEMA)
-    response = client().send("POST", PATH, json={**asked, "stream": True})
+    chat = with_schema(SCHEMA)
+    response = client().send("POST", PATH, json={**chat, "stream": True})
     chunks = [json.loads(line[6:]) for line in response.text.splitlines() if "{" in line]
     pieces = [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
-    assert [piece for piece in pieces if piece] == [content_of(asked)]
+    assert [piece for piece in pieces if piece] == [content_of(chat)]
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_every_task_has_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "parameters"), [(task, one) for task, each in EXAMPLES.items() for one in each]
+    ("task", "parameters"), [(task, one) for task, examples in EXAMPLES.items() for one in examples]
 )
 @pytest.mark.parametrize(
     ("name", "fields_class", "extra"),

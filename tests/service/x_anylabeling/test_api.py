@@ -77,8 +77,8 @@ def test_tasks_have_known_widgets() -> None:
     for task in tasks:
         assert set(task["active_widgets"]) <= WIDGETS
         assert {"button_run", "button_send", "button_add_rect"} & set(task["active_widgets"])
-    shown = client().get(f"{PATH}/v1/models/{PALIGEMMA_ID}/info").json()["data"]
-    assert shown == {"model_id": PALIGEMMA_ID, **models[PALIGEMMA_ID]}
+    info = client().get(f"{PATH}/v1/models/{PALIGEMMA_ID}/info").json()["data"]
+    assert info == {"model_id": PALIGEMMA_ID, **models[PALIGEMMA_ID]}
 
 
 @pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
