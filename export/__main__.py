@@ -31,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Return the exit status, 1 at the first failure.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["doctor"]:
-        return doctor.main(given[1:])
-    if given[:1] == ["golden"]:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["doctor"]:
+        return doctor.main(words[1:])
+    if words[:1] == ["golden"]:
         from export import golden  # imports torch, which takes seconds
 
-        return golden.main(given[1:])
-    parsed = _parse(given)
+        return golden.main(words[1:])
+    parsed = _parse(words)
     options = ExportOptions(parsed.source, parsed.revision, parsed.mask_decoder, parsed.images)
     try:
         for entry in [find_entry(name, parsed.revision) for name in parsed.models]:
@@ -73,10 +73,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _export(entry: CatalogEntry, options: ExportOptions, if_changed: bool) -> None:
     start_s = time.monotonic()
     is_repository = options.source is None and not (ROOT / entry.source).is_dir()
-    if if_changed and is_repository and (folder_given := folder_of_current(entry)) is not None:
+    if if_changed and is_repository and (exported_from := folder_of_current(entry)) is not None:
         print(
-            f"{entry.id}: kept as exported from {folder_given}; python -m export {entry.id} exports"
-            f" {entry.source} instead"
+            f"{entry.id}: kept as exported from {exported_from}; python -m export {entry.id}"
+            f" exports {entry.source} instead"
         )
         return
     needs = needs_of(entry, num_cores())

@@ -89,7 +89,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
     from runners.adapters.peft import read_parts
 
     parts = read_parts(job.folder, job.base_folder / DECODER_FILE, AdapterLimits())
-    made = f"an adapter of {len(parts.language) // 2} layers of {job.base.model_id}"
+    summary = f"an adapter of {len(parts.language) // 2} layers of {job.base.model_id}"
     with new_version(entry.id) as folder:
         save_file(dict(parts.language), folder / ADAPTER_FILE)
         manifest = _manifest(job)
@@ -98,7 +98,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
                 manifest = _make_encoders(job, base.folder, parts.vision, folder, manifest)
             features = manifest.parity["image_features"]
             precisions = ", ".join(["float32", *manifest.parity["encoder"]])
-            made += (
+            summary += (
                 f" and {len(parts.vision.weights)} weights of its vision tower and projector, with"
                 f" its own encoders in {precisions}: image features of {features['num_images']}"
                 f" images: min cosine {features['min_cosine']:.6f}, max abs error"
@@ -110,7 +110,7 @@ def export_adapter(entry: CatalogEntry, options: ExportOptions, if_changed: bool
         files = file_hashes(folder)
         write_manifest(folder, replace(manifest, files=files))
         num_bytes = sum((folder / name).stat().st_size for name in files)
-    return f"{made}, {num_bytes / 1e6:.1f} MB"
+    return f"{summary}, {num_bytes / 1e6:.1f} MB"
 
 
 def plan_adapter(entry: CatalogEntry, options: ExportOptions) -> AdapterJob:
@@ -185,7 +185,9 @@ def _make_encoders(
     processor = load_processor(checkpoint)
     image_input = read_image_input(processor.image_processor)
     precisions = [
-        each for each in get_args(Precision) if vision_encoder_file(each) in job.base.files
+        precision
+        for precision in get_args(Precision)
+        if vision_encoder_file(precision) in job.base.files
     ]
     images = [probe.image for probe in make_probes(entry, image_input)]
     make = (
@@ -231,9 +233,9 @@ def _base_source(job: AdapterJob) -> Source:
             f"{job.entry.id} changes the vision tower or the projector, so that its export needs"
             f" the checkpoint of {base.model_id}: {error}"
         ) from error
-    if (found := key_of_hashes(source.hashes())) != base.checkpoint:
+    if (checkpoint_key := key_of_hashes(source.hashes())) != base.checkpoint:
         raise SourceError(
-            f"{base.source} is the checkpoint {found}; {base.model_id} was exported from"
+            f"{base.source} is the checkpoint {checkpoint_key}; {base.model_id} was exported from"
             f" {base.checkpoint}: export {base.model_id} again, then {job.entry.id}"
         )
     return source

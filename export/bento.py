@@ -54,9 +54,9 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="*", metavar="MODEL")
-    given = parser.parse_args()
+    parsed = parser.parse_args()
     try:
-        write_bento(given.folder, given.models)
+        write_bento(parsed.folder, parsed.models)
     except ArtifactError as error:
         sys.exit(f"python -m export.bento: {error}")
 

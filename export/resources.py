@@ -151,16 +151,10 @@ def available_memory_bytes(
 def _cgroup_rooms(proc: Path, cgroups: Path) -> list[float]:
     """Return the bytes left in each control group (version 2); page cache counts as free."""
     try:
-        own = (
-            (proc / "self" / "cgroup")
-            .read_text(encoding="ascii")
-            .splitlines()[0]
-            .rpartition(":")[2]
-            .strip("/")
-        )
+        line = (proc / "self" / "cgroup").read_text(encoding="ascii").splitlines()[0]
     except (OSError, IndexError):
         return []
-    folder = cgroups / own
+    folder = cgroups / line.rpartition(":")[2].strip("/")
     rooms = []
     for group in (folder, *folder.parents):
         try:

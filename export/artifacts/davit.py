@@ -133,7 +133,7 @@ class TokenRowsDavit(nn.Module):
         groups = (attention.groups, num_channels // attention.groups)
         leading = (num_tokens,) if self.is_for_one_image else (-1, num_tokens)
         query, key, value = (
-            each.reshape(*leading, *groups) for each in _queries_keys_values(attention.qkv, rows)
+            part.reshape(*leading, *groups) for part in _queries_keys_values(attention.qkv, rows)
         )
         # Scaled before the product, whose sums over all tokens leave the range of float16.
         # (B, A, D, D)
@@ -178,7 +178,8 @@ def _to_images(rows: Tensor, shape_chw: list[int]) -> Tensor:
 def _queries_keys_values(linear: nn.Linear, rows: Tensor) -> list[Tensor]:
     biases = (None,) * 3 if linear.bias is None else linear.bias.chunk(3)
     return [
-        functional.linear(rows, *each) for each in zip(linear.weight.chunk(3), biases, strict=True)
+        functional.linear(rows, weight, bias)
+        for weight, bias in zip(linear.weight.chunk(3), biases, strict=True)
     ]
 
 
@@ -186,7 +187,7 @@ def _products(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: 
     """Return the attention (W, S, C) of queries, keys and values of that shape."""
     num_tokens, num_channels = (int(side) for side in query.shape[1:])
     shape = (-1, num_tokens, num_heads, num_channels // num_heads)
-    query, key, value = (_heads_first(each.view(shape)) for each in (query * scale, key, value))
+    query, key, value = (_heads_first(part.view(shape)) for part in (query * scale, key, value))
     attended = (query @ key.transpose(-2, -1)).softmax(-1) @ value  # (W, A, S, D)
     return _heads_first(attended).reshape(-1, num_tokens, num_channels)
 

@@ -140,7 +140,7 @@ def write_at_precision(folder: Path, precision: Precision, config: Any) -> None:
 
 
 def write_int8(source: Path, output: Path, config: Any) -> None:
-    """Quantise with optimum, whose own configuration files are discarded."""
+    """Quantise with optimum, whose permuted configuration files are discarded."""
     # Attention multiplies two activations: quantising them would gain little and lose more
     # accuracy.
     graph = onnx.load(source, load_external_data=False).graph
@@ -203,7 +203,7 @@ def make_shapes_constant(file: Path) -> None:
 def shape_arithmetic(graph: GraphProto) -> set[str]:
     """Return the tensors that depend on the shape of the input and not on its values."""
     arithmetic = set[str]()
-    computed = {given.name for given in graph.input}
+    computed = {graph_input.name for graph_input in graph.input}
     for node in graph.node:
         if node.op_type == "Shape":
             arithmetic.update(node.output)
@@ -219,11 +219,11 @@ def inferred_shapes(model: ModelProto, batch_size: int) -> _Shapes:
     values.
     """
     graph = model.graph
-    (given,) = graph.input
-    sides = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
+    (graph_input,) = graph.input
+    sides = [dim.dim_value for dim in graph_input.type.tensor_type.shape.dim]
     inputs = [
         helper.make_tensor_value_info(
-            given.name, given.type.tensor_type.elem_type, [batch_size, *sides[1:]]
+            graph_input.name, graph_input.type.tensor_type.elem_type, [batch_size, *sides[1:]]
         )
     ]
     # Without the weights: a serialised model has at most 2 GB.
@@ -307,7 +307,7 @@ def fuse(model: ModelProto) -> None:
         fuse_attention(graph, softmax)
     graph.prune_graph()
     graph.topological_sort()
-    if all(each.domain != _DOMAIN for each in model.opset_import):
+    if all(opset.domain != _DOMAIN for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
 
 
@@ -315,7 +315,7 @@ def fuse_attention(graph: Any, softmax: NodeProto) -> None:
     """Replace an attention over heads; leave another, such as that over channels, as it is."""
     products = graph.get_children(softmax)
     scores = graph.get_parent(softmax, 0)
-    if scores is None or {each.op_type for each in (scores, *products)} != {"MatMul"}:
+    if scores is None or {node.op_type for node in (scores, *products)} != {"MatMul"}:
         return
     query = _split_heads(graph, scores.input[0], _HEADS_FIRST)
     key = _split_heads(graph, scores.input[1], _TRANSPOSED)
@@ -343,7 +343,7 @@ def fuse_attention(graph: Any, softmax: NodeProto) -> None:
 
 def _split_heads(graph: Any, name: str, permutation: tuple[int, ...]) -> _Heads | None:
     """Return the source of heads with that permutation of (B, S, A, D), or None."""
-    found = (0, 1, 2, 3)
+    axes = (0, 1, 2, 3)
     num_heads = 0
     scale = 1.0
     while (node := graph.output_name_to_node().get(name)) is not None:
@@ -355,8 +355,8 @@ def _split_heads(graph: Any, name: str, permutation: tuple[int, ...]) -> _Heads 
             name = node.input[1 - place]
             continue
         if node.op_type == "Transpose" and not num_heads:
-            own = graph.get_node_attribute(node, "perm")
-            found = tuple(own[axis] for axis in found)
+            permuted = graph.get_node_attribute(node, "perm")
+            axes = tuple(permuted[axis] for axis in axes)
         elif node.op_type == "Reshape" and not num_heads:
             shape = graph.get_constant_value(node.input[1])
             if shape is None or len(shape) != 4:
@@ -365,4 +365,4 @@ def _split_heads(graph: Any, name: str, permutation: tuple[int, ...]) -> _Heads 
         else:
             break
         name = node.input[0]
-    return _Heads(name, num_heads, scale) if num_heads and found == permutation else None
+    return _Heads(name, num_heads, scale) if num_heads and axes == permutation else None

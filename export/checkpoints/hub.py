@@ -27,8 +27,8 @@ def fetch_snapshot(repository: str, revision: str | None, patterns: Sequence[str
     """
     from huggingface_hub import snapshot_download
 
-    wanted = f"{repository} at {revision or 'its newest commit'}"
-    with _one_line_errors(repository, wanted, _COPY_CHECKPOINT):
+    subject = f"{repository} at {revision or 'its newest commit'}"
+    with _one_line_errors(repository, subject, _COPY_CHECKPOINT):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
 
 
@@ -38,12 +38,12 @@ def fetch_file(
     """Return one file of the newest commit, of at most `max_bytes`; raise `SourceError`."""
     from huggingface_hub import hf_hub_download
 
-    wanted = f"{file_name} of {repository}"
-    with _one_line_errors(repository, wanted):
-        found = hf_hub_download(repository, file_name, repo_type=repository_type, dry_run=True)
-    if (found.file_size or 0) > max_bytes:
-        raise SourceError(f"{wanted} has {found.file_size} bytes; at most {max_bytes} are allowed")
-    with _one_line_errors(repository, wanted):
+    subject = f"{file_name} of {repository}"
+    with _one_line_errors(repository, subject):
+        file = hf_hub_download(repository, file_name, repo_type=repository_type, dry_run=True)
+    if (file.file_size or 0) > max_bytes:
+        raise SourceError(f"{subject} has {file.file_size} bytes; at most {max_bytes} are allowed")
+    with _one_line_errors(repository, subject):
         return Path(hf_hub_download(repository, file_name, repo_type=repository_type))
 
 
@@ -59,7 +59,7 @@ def list_files(repository: str, revision: str) -> list[str]:
 
 
 @contextmanager
-def _one_line_errors(repository: str, wanted: str, remedy: str = "") -> Iterator[None]:
+def _one_line_errors(repository: str, subject: str, remedy: str = "") -> Iterator[None]:
     """Turn any failure of huggingface_hub into a `SourceError` of one line.
 
     Its exceptions have no base class: hf_xet, for one, raises RuntimeError for a broken download.
@@ -74,7 +74,9 @@ def _one_line_errors(repository: str, wanted: str, remedy: str = "") -> Iterator
         with warnings.catch_warnings(action="ignore"):
             yield
     except Exception as error:
-        raise SourceError(f"cannot fetch {wanted}: {_reason(error, repository, remedy)}") from error
+        raise SourceError(
+            f"cannot fetch {subject}: {_reason(error, repository, remedy)}"
+        ) from error
 
 
 def _reason(error: Exception, repository: str, remedy: str) -> str:

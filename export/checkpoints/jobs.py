@@ -194,9 +194,8 @@ def find_calibration(source: Source, checkpoint: str) -> Path | None:
     if not path.is_file():
         return None
     try:
-        return (
-            path if all(each.checkpoint == checkpoint for each in read_calibrations(path)) else None
-        )
+        checkpoints = {calibration.checkpoint for calibration in read_calibrations(path)}
+        return path if checkpoints <= {checkpoint} else None
     except CalibrationError as error:
         raise SourceError(str(error)) from error
 

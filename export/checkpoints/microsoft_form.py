@@ -133,18 +133,18 @@ def _write(name: str, folder: Path, weights: Sequence[Path], output: Path) -> No
     tokenizer = with_added_tokens(_read(folder, TOKENIZER_FILE))
     num_tokens = _num_tokens(tokenizer)
     num_rows = write_weights(name, weights, num_tokens, output / "model.safetensors")
-    given = config.get("text_config") or {}
-    text = {key: _given(given, key, default) for key, default in (_TEXT | _SPECIAL_IDS).items()}
+    source = config.get("text_config") or {}
+    text = {key: _value(source, key, default) for key, default in (_TEXT | _SPECIAL_IDS).items()}
     text |= {
         "model_type": "bart",
         "vocab_size": num_rows,
-        "decoder_start_token_id": _given(given, "decoder_start_token_id", _START_ID),
+        "decoder_start_token_id": _value(source, "decoder_start_token_id", _START_ID),
         "tie_word_embeddings": True,
     }
     image_token_id = next(
-        each["id"] for each in tokenizer["added_tokens"] if each["content"] == _IMAGE
+        token["id"] for token in tokenizer["added_tokens"] if token["content"] == _IMAGE
     )
-    ids = {each: text[each] for each in _SPECIAL_IDS}
+    ids = {name: text[name] for name in _SPECIAL_IDS}
     written = {
         CONFIG_FILE: {
             "architectures": ["Florence2ForConditionalGeneration"],
@@ -179,20 +179,20 @@ def _read(folder: Path, file_name: str) -> dict[str, Any]:
 def vision_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     vision = config.get("vision_config") or {}
     for key, (part, allowed) in _FIXED.items():
-        if (given := (vision.get(key) or {}).get(part, allowed)) != allowed:
-            raise SourceError(f"{name} has vision_config.{key}.{part} {given}; allowed: {allowed}")
-    features = _given(vision, "image_feature_source", _FEATURES)
+        if (value := (vision.get(key) or {}).get(part, allowed)) != allowed:
+            raise SourceError(f"{name} has vision_config.{key}.{part} {value}; allowed: {allowed}")
+    features = _value(vision, "image_feature_source", _FEATURES)
     if features != _FEATURES:
         raise SourceError(
             f"{name} has vision_config.image_feature_source {features}; allowed: {_FEATURES}"
         )
     temporal = vision.get("visual_temporal_embedding") or {}
     positions = vision.get("image_pos_embed") or {}
-    return {key: _given(vision, key, default) for key, default in _VISION.items()} | {
+    return {key: _value(vision, key, default) for key, default in _VISION.items()} | {
         "model_type": "florence_vision",
-        "embed_dim": _given(vision, "dim_embed", _EMBED_DIM),
-        "max_temporal_embeddings": _given(temporal, "max_temporal_embeddings", 100),
-        "max_position_embeddings": _given(positions, "max_pos_embeddings", 50),
+        "embed_dim": _value(vision, "dim_embed", _EMBED_DIM),
+        "max_temporal_embeddings": _value(temporal, "max_temporal_embeddings", 100),
+        "max_position_embeddings": _value(positions, "max_pos_embeddings", 50),
     }
 
 
@@ -207,11 +207,11 @@ def generation_rules(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     moved = {}
     if (folder / GENERATION_CONFIG_FILE).is_file():
         moved = _read(folder, GENERATION_CONFIG_FILE)
-    rules = {key: _given(text, key, _given(moved, key, default)) for key, default in _RULES.items()}
-    return rules | {"decoder_start_token_id": _given(text, "decoder_start_token_id", _START_ID)}
+    rules = {key: _value(text, key, _value(moved, key, default)) for key, default in _RULES.items()}
+    return rules | {"decoder_start_token_id": _value(text, "decoder_start_token_id", _START_ID)}
 
 
-def _given(values: Mapping[str, Any], key: str, default: Any) -> Any:
+def _value(values: Mapping[str, Any], key: str, default: Any) -> Any:
     """Return a value, the default in the place of null."""
     value = values.get(key)
     return default if value is None else value
@@ -220,20 +220,20 @@ def _given(values: Mapping[str, Any], key: str, default: Any) -> Any:
 def with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """Return BART's tokenizer with the tokens that Microsoft's processor adds, and `<image>`."""
     added = list(tokenizer.get("added_tokens") or [])
-    present = {each["content"] for each in added}
-    wanted: list[str] = []
+    present = {token["content"] for token in added}
+    tokens: list[str] = []
     if _FIRST_ADDED not in present:  # the order is that of processing_florence2.py
-        wanted += ["<od>", "</od>", "<ocr>", "</ocr>"]
-        wanted += [f"<loc_{index}>" for index in range(_NUM_LOCATIONS)]
+        tokens += ["<od>", "</od>", "<ocr>", "</ocr>"]
+        tokens += [f"<loc_{index}>" for index in range(_NUM_LOCATIONS)]
         for tag in _TAGS:
-            wanted.append(f"<{tag}>")
+            tokens.append(f"<{tag}>")
             if tag not in _WITHOUT_END:
-                wanted.append(f"</{tag}>")
+                tokens.append(f"</{tag}>")
     if _IMAGE not in present:
-        wanted.append(_IMAGE)
+        tokens.append(_IMAGE)
     first = _num_tokens(tokenizer)
     added += [
-        {"id": first + index, "content": token, **_FLAGS} for index, token in enumerate(wanted)
+        {"id": first + index, "content": token, **_FLAGS} for index, token in enumerate(tokens)
     ]
     return tokenizer | {"added_tokens": added, "truncation": None, "padding": None}
 
@@ -241,16 +241,16 @@ def with_added_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
 def _num_tokens(tokenizer: Mapping[str, Any]) -> int:
     """Return the number after the highest id."""
     ids = [*tokenizer["model"]["vocab"].values()]
-    ids += [each["id"] for each in tokenizer.get("added_tokens") or []]
+    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
     return int(max(ids)) + 1
 
 
 def processor_config(folder: Path) -> dict[str, Any]:
     """Return the settings of the image processor in the file of transformers' processor."""
     names = [PROCESSOR_CONFIG_FILE, "preprocessor_config.json"]
-    found = [_read(folder, name) for name in names if (folder / name).is_file()]
+    documents = [_read(folder, name) for name in names if (folder / name).is_file()]
     images = dict[str, Any]()
-    for values in found:
+    for values in documents:
         images |= values.get("image_processor") or values
     for key in ("auto_map", "_valid_processor_keys", "processor_class", "tokenizer"):
         images.pop(key, None)
@@ -337,6 +337,6 @@ def _resized(name: str, embeddings: Tensor, num_tokens: int) -> Tensor:
             f"{name} has embeddings of {num_rows} tokens; its tokenizer has {num_tokens - 1}: copy"
             " the tokenizer that was saved with the weights"
         )
-    wanted = max(num_rows, -(-num_tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE)
+    num_padded = max(num_rows, -(-num_tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE)
     mean = embeddings.float().mean(0, keepdim=True).to(embeddings.dtype)
-    return torch.cat([embeddings, mean.expand(wanted - num_rows, -1)])
+    return torch.cat([embeddings, mean.expand(num_padded - num_rows, -1)])

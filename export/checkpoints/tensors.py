@@ -73,7 +73,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
         self._places = {name: place for name, place in stored.items() if name not in self._tied}
         self._dtype = dtype
         text_config = model.config.get_text_config(decoder=True)
-        self.num_parameters = sum(each.numel() for each in model.parameters())  # tied ones once
+        self.num_parameters = sum(weight.numel() for weight in model.parameters())  # tied ones once
         self.context_window: int = text_config.max_position_embeddings
         self.vocabulary_size: int = text_config.vocab_size
 
@@ -85,7 +85,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
         """
         with torch.device("meta"):
             model = empty_model(folder)
-        expected = {name: tuple(each.shape) for name, each in model.state_dict().items()}
+        expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
         try:
             places = {
                 name: place for name, place in _places(folder, model, expected) if name in expected
@@ -198,11 +198,11 @@ def complete_rules(model: Any) -> None:
             setattr(rules, name, getattr(config, name, None))
     never_ends = (config.pad_token_id, config.bos_token_id)
     if model.config.model_type == "florence2" and rules.eos_token_id in never_ends:
-        given = {name: getattr(rules, name) for name in _SPECIAL_IDS}
+        stored = {name: getattr(rules, name) for name in _SPECIAL_IDS}
         expected = {name: getattr(config, name) for name in _SPECIAL_IDS}
         raise SourceError(
-            f"generation_config.json has {_listed(given)}; the model has {_listed(expected)}: write"
-            " these ids into the file, or remove the file"
+            f"generation_config.json has {_listed(stored)}; the model has {_listed(expected)}:"
+            " write these ids into the file, or remove the file"
         )
 
 

@@ -112,7 +112,7 @@ def multi_head_attention(
 ) -> tuple[Any, ...]:
     """Compute ONNX Runtime's attention, unfused: scores are scaled sums, rounded to float16."""
     shape = (*query.shape[:2], num_heads, -1)
-    q, k, v = (torch.from_numpy(each).view(shape).transpose(1, 2) for each in (query, key, value))
+    q, k, v = (torch.from_numpy(part).view(shape).transpose(1, 2) for part in (query, key, value))
     scores = (q.float() @ k.float().mT * scale).half()
     attended = (scores.softmax(-1).float() @ v.float()).half()
     return (attended.transpose(1, 2).reshape(query.shape).numpy(),)
@@ -127,12 +127,12 @@ def _float16_operator(op_type: str, function: Callable[..., Tensor]) -> type[Any
             results: tuple[Any, ...] = standard._run(self, *inputs, **attributes)
             return results
         tensors = (
-            None if each is None else torch.from_numpy(np.require(each, requirements="W"))
-            for each in inputs
+            None if value is None else torch.from_numpy(np.require(value, requirements="W"))
+            for value in inputs
         )
         # Not `attributes`: onnx hands none to an operator with one input.
-        own = {name: getattr(self, name) for name in self.attributes_names_}
-        return (function(*tensors, **own).numpy(),)
+        options = {name: getattr(self, name) for name in self.attributes_names_}
+        return (function(*tensors, **options).numpy(),)
 
     return type(op_type, (standard,), {"op_domain": "", "_run": run})
 

@@ -98,7 +98,9 @@ class Reference:
         layers = dict[str, nn.Module]()  # all stacks'
         for stack_name, stack in model.named_modules():
             if isinstance(stack, nn.ModuleList):
-                layers |= {f"{stack_name}.{index}": each for index, each in stack.named_children()}
+                layers |= {
+                    f"{stack_name}.{index}": layer for index, layer in stack.named_children()
+                }
 
         def drop(layer: nn.Module, _inputs: object, _output: object) -> None:
             layer.to("meta")
@@ -172,12 +174,12 @@ class Reference:
         answers = sequences[:, self._num_given(inputs) :].tolist()
         ends = self.model.generation_config.eos_token_id
         end_ids = set(ends if isinstance(ends, list) else [ends])
-        found = []
+        ended_answers = []
         for row, answer in enumerate(answers):
             ended = [index + 1 for index, token_id in enumerate(answer) if token_id in end_ids]
             num_tokens = ended[0] if ended else len(answer)  # padding follows
-            found.append(top_logits.answer(row, answer[:num_tokens]))
-        return tuple(found)
+            ended_answers.append(top_logits.answer(row, answer[:num_tokens]))
+        return tuple(ended_answers)
 
     def prompt_text(self, text: str) -> str:
         """Return the processor's prompt: Florence-2's adds the image token itself."""
@@ -250,8 +252,8 @@ class StreamedWeights(DecoderWeights):
     @property
     def num_bytes(self) -> int:
         """The size in float32."""
-        own = (tensor for name, tensor in self.source.items() if name.startswith(self.prefix))
-        return _FLOAT32_BYTES * sum(tensor.numel() for tensor in own)
+        tensors = (tensor for name, tensor in self.source.items() if name.startswith(self.prefix))
+        return _FLOAT32_BYTES * sum(tensor.numel() for tensor in tensors)
 
     def _allocate(self, names: Sequence[str], shape: Sequence[int]) -> Tensor:
         if self.buffers is None:

@@ -10,7 +10,7 @@ big_vision/pp/proj/paligemma/segmentation.py.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -41,6 +41,16 @@ from tasks.results import BoxXyxy
 from tasks.table import TASKS
 
 _SPLIT = "train"
+TUNED_TASKS = (
+    "captioning",
+    "object_detection",
+    "open_vocabulary_detection",
+    "phrase_grounding",
+    "region_proposal",
+    "ocr",
+    "region_description",
+    "visual_question_answering",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ class LabelledImage:
     captions: tuple[str, ...] = ()
     text: str | None = None
     region_xyxy: BoxXyxy | None = None
-    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # each with its answers
+    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()  # a question with its answers
     phrases: tuple[LabelledBox, ...] = ()
 
     @property
@@ -68,89 +78,6 @@ class Dataset:
 
     images: tuple[LabelledImage, ...]
     problems: Problems
-
-
-def read_labels(path: Path, work: Path, images: Path | None = None) -> Dataset:
-    """Read the split `train` of a dataset, or one without splits whole.
-
-    `work` is the folder for the files of an archive, `images` that of images elsewhere. Raise
-    `TuningError` for a missing or malformed dataset, and for one without a readable image.
-    """
-    problems = Problems()
-    try:
-        opened = open_images([str(path)], Opening(work, problems))
-        try:
-            found = read_dataset(opened.path, images, _SPLIT, problems)
-        except NoSuchSplit:
-            found = read_dataset(opened.path, images, None, problems)
-    except RunError as error:
-        raise TuningError(str(error)) from error
-    if not isinstance(found.store, Folder):
-        raise TuningError(f"{path} has its images in Parquet or Arrow files; write them as files")
-    sizes = _Sizes(problems)
-    labelled = []
-    for row in tqdm(found.images, desc="reading", unit=" images", leave=False, disable=None):
-        file = found.store.path / row.image.name
-        if size_wh := sizes.of(file):
-            labelled.append(_labelled(file, size_wh, row))
-    if not labelled:
-        raise TuningError(f"{path} has no image that can be read: {problems.lines[0]}")
-    if not any(image.has_labels for image in labelled):
-        raise TuningError(f"{path}: {found.note or f'no labels found for {len(labelled)} images'}")
-    return Dataset(tuple(labelled), problems)
-
-
-class _Sizes:
-    """Sizes of image files. Each file is decoded once: a damaged one is a problem."""
-
-    def __init__(self, problems: Problems) -> None:
-        self._problems = problems
-        self._sizes = dict[Path, tuple[int, int] | None]()
-
-    def of(self, path: Path) -> tuple[int, int] | None:
-        """Return the size of the upright image, or None if it cannot be read."""
-        if path not in self._sizes:
-            self._sizes[path] = None
-            try:
-                self._sizes[path] = read_image(path).size
-            except (OSError, ImageError) as error:
-                self._problems.add(path, f"it cannot be read: {error}", "image left out")
-        return self._sizes[path]
-
-
-def _labelled(path: Path, size_wh: tuple[int, int], row: evaluated.LabelledImage) -> LabelledImage:
-    phrases = [(each.phrase, each.box_xyxy) for each in row.phrases if each.box_xyxy is not None]
-    objects = None
-    if row.objects is not None:
-        own = [(each.label, each.box_xyxy) for each in row.objects if not each.is_crowd]
-        objects = _boxes(own)
-    return LabelledImage(
-        path,
-        size_wh,
-        objects,
-        captions=row.captions or (),
-        text=row.text,
-        region_xyxy=row.region,
-        questions=tuple((each.question, each.answers) for each in row.questions),
-        phrases=_boxes(phrases),
-    )
-
-
-def _boxes(labelled: Iterable[tuple[str, BoxXyxy]]) -> tuple[LabelledBox, ...]:
-    """Return boxes whose labels have single spaces, as a request's labels are read."""
-    return tuple(LabelledBox(" ".join(label.split()), box) for label, box in labelled)
-
-
-TUNED_TASKS = (
-    "captioning",
-    "object_detection",
-    "open_vocabulary_detection",
-    "phrase_grounding",
-    "region_proposal",
-    "ocr",
-    "region_description",
-    "visual_question_answering",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +95,80 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Request:
     """Parameters of a request, and the true objects or text of its answer."""
 
     values: Mapping[str, object]
     truth: Sequence[LabelledBox] | str
+
+
+def read_labels(path: Path, work: Path, images: Path | None = None) -> Dataset:
+    """Read the split `train` of a dataset, or one without splits whole.
+
+    `work` is the folder for the files of an archive, `images` that of images elsewhere. Raise
+    `TuningError` for a missing or malformed dataset, and for one without a readable image.
+    """
+    problems = Problems()
+    try:
+        opened = open_images([str(path)], Opening(work, problems))
+        try:
+            dataset = read_dataset(opened.path, images, _SPLIT, problems)
+        except NoSuchSplit:
+            dataset = read_dataset(opened.path, images, None, problems)
+    except RunError as error:
+        raise TuningError(str(error)) from error
+    if not isinstance(dataset.store, Folder):
+        raise TuningError(f"{path} has its images in Parquet or Arrow files; write them as files")
+    sizes = dict[Path, tuple[int, int] | None]()
+    labelled = []
+    for row in tqdm(dataset.images, desc="reading", unit=" images", leave=False, disable=None):
+        file = dataset.store.path / row.image.name
+        if file not in sizes:  # decoded once
+            sizes[file] = _size_of(file, problems)
+        if size_wh := sizes[file]:
+            labelled.append(_labelled(file, size_wh, row))
+    if not labelled:
+        raise TuningError(f"{path} has no image that can be read: {problems.lines[0]}")
+    if not any(image.has_labels for image in labelled):
+        note = dataset.note or f"no labels found for {len(labelled)} images"
+        raise TuningError(f"{path}: {note}")
+    return Dataset(tuple(labelled), problems)
+
+
+def _size_of(path: Path, problems: Problems) -> tuple[int, int] | None:
+    """Return the size of the upright image; a damaged one is a problem."""
+    try:
+        return read_image(path).size
+    except (OSError, ImageError) as error:
+        problems.add(path, f"it cannot be read: {error}", "image left out")
+        return None
+
+
+def _labelled(path: Path, size_wh: tuple[int, int], row: evaluated.LabelledImage) -> LabelledImage:
+    objects = None
+    if row.objects is not None:
+        objects = tuple(
+            _box(item.label, item.box_xyxy) for item in row.objects if not item.is_crowd
+        )
+    phrases = []
+    for item in row.phrases:
+        if item.box_xyxy is not None:
+            phrases.append(_box(item.phrase, item.box_xyxy))
+    return LabelledImage(
+        path,
+        size_wh,
+        objects,
+        captions=row.captions or (),
+        text=row.text,
+        region_xyxy=row.region,
+        questions=tuple((item.question, item.answers) for item in row.questions),
+        phrases=tuple(phrases),
+    )
+
+
+def _box(label: str, box: BoxXyxy) -> LabelledBox:
+    """Return a box whose label has single spaces, as a request's labels are read."""
+    return LabelledBox(" ".join(label.split()), box)
 
 
 def make_examples(
@@ -186,51 +182,52 @@ def make_examples(
         raise TuningError(f"no labels teach {task_id}; allowed are {', '.join(TUNED_TASKS)}")
     rng = default_rng(seed)
     objects = chain.from_iterable(image.objects or () for image in labelled)
-    classes = sorted({each.label for each in objects})
-    examples = []
+    classes = sorted({box.label for box in objects})
+    by_image = []
     for image in labelled:
-        own = list[Example]()
-        for asked in _requests(task_id, image, classes, rng):
-            own += _examples(entry, task_id, image, asked)
-        if own:
-            examples.append(own)
-    if not examples:
+        examples = list[Example]()
+        for request in _requests(task_id, image, classes, rng):
+            examples += _examples(entry, task_id, image, request)
+        if examples:
+            by_image.append(examples)
+    if not by_image:
         raise TuningError(
             f"the dataset has no labels of {task_id}; docs/evaluation.md lists the fields of each"
             " task"
         )
-    return examples
+    return by_image
 
 
 def _examples(
-    entry: CatalogEntry, task_id: str, image: LabelledImage, asked: _Asked
+    entry: CatalogEntry, task_id: str, image: LabelledImage, request: _Request
 ) -> Iterator[Example]:
     """Yield an example for each prompt of a request."""
+    truth = request.truth
     try:
-        if not isinstance(asked.truth, str):
+        if not isinstance(truth, str):
             # a label that a request for it could not have is refused
-            for label in {each.label for each in asked.truth if each.label}:
+            for label in {box.label for box in truth if box.label}:
                 parse_parameters(TASKS["open_vocabulary_detection"], {"labels": [label]})
-        parameters = parse_parameters(TASKS[task_id], asked.values)
+        parameters = parse_parameters(TASKS[task_id], request.values)
         prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, image.size_wh)
     except TaskError as error:
         raise TuningError(f"{image.path}: {error}") from error
-    if isinstance(asked.truth, str):
-        segments = [PromptSegment(asked.truth)]
+    if isinstance(truth, str):
+        segments = [PromptSegment(truth)]
         if image.region_xyxy is not None and entry.family == "florence2":  # repeats the box
             segments.append(_tokens(florence2_box_tokens(image.region_xyxy, image.size_wh)))
         yield Example(image.path, prompts[0], join_segments(*segments), parameters, image.size_wh)
         return
     names = asked_per_prompt(parameters) if len(prompts) > 1 else ((),)
-    for prompt, own in zip(prompts, names, strict=True):
-        boxes = [each for each in asked.truth if not own or each.label in own]
+    for prompt, labels in zip(prompts, names, strict=True):
+        boxes = [box for box in truth if not labels or box.label in labels]
         answer = _detections(entry, task_id, boxes, image.size_wh)
-        asked_here = parameters
-        if own and parameters.labels is not None:
-            asked_here = replace(parameters, labels=own)
-        elif own:
-            asked_here = replace(parameters, phrases=own)
-        yield Example(image.path, prompt, answer, asked_here, image.size_wh)
+        prompt_parameters = parameters
+        if labels and parameters.labels is not None:
+            prompt_parameters = replace(parameters, labels=labels)
+        elif labels:
+            prompt_parameters = replace(parameters, phrases=labels)
+        yield Example(image.path, prompt, answer, prompt_parameters, image.size_wh)
 
 
 def _detections(
@@ -238,17 +235,17 @@ def _detections(
 ) -> Prompt:
     """Return labels before (Florence-2) or after locations, joined by ` ; ` (PaliGemma)."""
     segments: list[PromptSegment] = []
-    for found in sorted(boxes, key=lambda each: each.box_xyxy[0] + each.box_xyxy[2]):
+    for box in sorted(boxes, key=lambda box: box.box_xyxy[0] + box.box_xyxy[2]):
         if entry.family == "florence2":
             # same label as in the prompt
             is_bare = entry.drops_articles and task_id != "object_detection"
-            label = without_article(found.label) if is_bare else found.label
-            locations = _tokens(florence2_box_tokens(found.box_xyxy, size_wh))
+            label = without_article(box.label) if is_bare else box.label
+            locations = _tokens(florence2_box_tokens(box.box_xyxy, size_wh))
             segments += (PromptSegment(label), locations)
         else:
             joint = " ; " if segments else ""
-            locations = _tokens(paligemma_box_tokens(found.box_xyxy, size_wh))
-            segments += (PromptSegment(joint), locations, PromptSegment(f" {found.label}"))
+            locations = _tokens(paligemma_box_tokens(box.box_xyxy, size_wh))
+            segments += (PromptSegment(joint), locations, PromptSegment(f" {box.label}"))
     return join_segments(*segments)
 
 
@@ -258,37 +255,40 @@ def _tokens(text: str) -> PromptSegment:
 
 def _requests(
     task_id: str, image: LabelledImage, classes: Sequence[str], rng: Generator
-) -> Iterator[_Asked]:
+) -> Iterator[_Request]:
     """Yield the requests of a task that an image's labels answer."""
     match task_id:
         case "captioning":
-            yield from (_Asked({}, caption) for caption in image.captions)
+            for caption in image.captions:
+                yield _Request({}, caption)
         case "object_detection" if image.objects is not None:
-            yield _Asked({}, image.objects)
+            yield _Request({}, image.objects)
         case "open_vocabulary_detection" if image.objects is not None:
             # Absent names, as many and at least one, teach the model to leave them out.
-            asked = sorted({each.label for each in image.objects})[:MAX_LABELS]
-            others = [name for name in classes if name not in asked]
-            num_others = min(len(others), max(1, len(asked)), MAX_LABELS - len(asked))
+            names = sorted({box.label for box in image.objects})[:MAX_LABELS]
+            others = [name for name in classes if name not in names]
+            num_others = min(len(others), max(1, len(names)), MAX_LABELS - len(names))
             if num_others:
-                asked += rng.choice(others, num_others, replace=False).tolist()
-            rng.shuffle(asked)
-            if asked:
-                found = [each for each in image.objects if each.label in asked]
-                yield _Asked({"labels": asked}, found)
+                names += rng.choice(others, num_others, replace=False).tolist()
+            rng.shuffle(names)
+            if names:
+                yield _Request({"labels": names}, _named(image.objects, names))
         case "phrase_grounding":
-            names = list(dict.fromkeys(each.label for each in image.phrases))
+            names = list(dict.fromkeys(box.label for box in image.phrases))
             for start in range(0, len(names), MAX_LABELS):
-                some = names[start : start + MAX_LABELS]
-                found = [each for each in image.phrases if each.label in some]
-                yield _Asked({"phrases": some}, found)
+                phrases = names[start : start + MAX_LABELS]
+                yield _Request({"phrases": phrases}, _named(image.phrases, phrases))
         case "region_proposal" if image.objects is not None:
-            yield _Asked({}, [LabelledBox("", each.box_xyxy) for each in image.objects])
+            yield _Request({}, [LabelledBox("", box.box_xyxy) for box in image.objects])
         case "ocr" if image.text is not None and image.region_xyxy is None:
-            yield _Asked({}, image.text)
+            yield _Request({}, image.text)
         case "region_description" if image.text is not None and image.region_xyxy is not None:
-            yield _Asked({"region": list(image.region_xyxy)}, image.text)
+            yield _Request({"region": list(image.region_xyxy)}, image.text)
         case "visual_question_answering":
             for question, answers in image.questions:
                 if answers:  # the most frequent answer is learnt
-                    yield _Asked({"question": question}, Counter(answers).most_common(1)[0][0])
+                    yield _Request({"question": question}, Counter(answers).most_common(1)[0][0])
+
+
+def _named(boxes: Sequence[LabelledBox], names: Sequence[str]) -> list[LabelledBox]:
+    return [box for box in boxes if box.label in names]
