@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from export.resources import memory_tables
-from laboratory.bench.history import history_table, read_history
 from laboratory.gpu_check.arithmetic import limits_table
 from service.settings import Settings, variable
 from tasks.catalog import CatalogEntry, load_catalog
@@ -21,14 +20,10 @@ PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob(
 
 _CATALOG = ROOT / "models" / "catalog.yaml"
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
-_BENCH = ROOT / "laboratory" / "results"
+_BENCH = ROOT / "laboratory" / "results" / "bench.md"
 _FORMS = ROOT / "tests" / "support" / "checkpoint_forms.json"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
-# The rows of the benchmark in README.md; docs/benchmarks.md has the others, so that no figure is on
-# two pages.
-_HEADLINES = ("| (a) mixed ", "| (d) single ")
-_HEADLINE_MEASURE = "| tokens/s |"
 
 
 def with_tables(text: str) -> str:
@@ -59,16 +54,6 @@ def _sections(report: Path, *titles: str) -> str:
     """Return the sections of a report in Markdown."""
     sections = dict(_SECTION.findall(report.read_text(encoding="utf-8")))
     return "\n\n".join(sections[title] for title in titles)
-
-
-def _ratios(is_headline: bool) -> str:
-    header, line, *rows = _sections(_BENCH / "bench.md", "Ours ÷ best peer").splitlines()
-    chosen = (
-        row
-        for row in rows
-        if (row.startswith(_HEADLINES) or _HEADLINE_MEASURE in row) == is_headline
-    )
-    return "\n".join([header, line, *chosen])
 
 
 def settings_table() -> str:
@@ -103,13 +88,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "memory": memory_tables,
     "gpu arithmetic": limits_table,
-    "bench headlines": lambda: _ratios(is_headline=True),
-    "bench facts": lambda: _sections(_BENCH / "bench.md", "Bench"),
-    "bench others": lambda: _ratios(is_headline=False),
-    "bench history": lambda: history_table(read_history(_BENCH / "history.jsonl")),
-    "bench stages": lambda: _sections(
-        _BENCH / "bench.md", "Where the time of a request goes, mean ms"
-    ),
+    "bench": lambda: _sections(_BENCH, "Ours ÷ best peer"),
+    "bench facts": lambda: _sections(_BENCH, "Bench"),
     "checkpoint forms": forms_table,
 }
 

@@ -69,7 +69,6 @@ BENTOML_ENTRY_POINTS = {
     "wire/artifacts/model_store.py",
     "export/artifacts/store.py",
     "export/bento.py",
-    "laboratory/bench/peers/bentoml_server.py",  # a peer, not one of our services
 }
 LINUX = re.compile(
     r"memfd_create|/proc/|/dev/shm|prctl|posix_fallocate|sched_getaffinity|pidfd_open|\"/proc\""

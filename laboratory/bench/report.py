@@ -1,188 +1,145 @@
-"""The report of a run: tables in Markdown, and a picture of latency against throughput."""
+"""The figures of a run, and its tables in Markdown: ours against the best peer, and every server.
 
+Rates are medians of the rounds, percentiles are over all answers.
+"""
+
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
-from matplotlib import color_sequences
-from matplotlib.figure import Figure
+from laboratory.bench.load import SHORT_TOKENS, WORKLOADS, Round, WorkloadName
+from laboratory.bench.servers import OURS, OURS_DEFAULT, Server
+from loadtest.figures import milliseconds, percentile, shown, table
 
-from laboratory.bench.measures import (
-    COLUMNS,
-    Numbers,
-    num_equal,
-    num_other_length,
-    numbers_of,
-    profile_of,
-)
-from laboratory.bench.results import MEASURES, TITLES, Run, comparisons, is_ours
-from laboratory.bench.rounds.workloads import NUM_CLIENTS, WorkloadName
-from loadtest.figures import milliseconds, shown, table
+Rounds = Mapping[tuple[str, Server, WorkloadName], Sequence[Round]]  # by model
 
-_LETTERS: dict[WorkloadName, str] = {
-    "mixed": "a",
-    "mixed_4": "a, 4 clients",
-    "one_image": "b",
-    "decode_heavy": "c",
-    "single": "d",
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Measures of a server under a workload."""
+
+    requests_per_s: float
+    tokens_per_s: float
+    p50_s: float
+    p95_s: float
+    short_p95_s: float  # answers of `SHORT_TOKENS`; NaN without any
+    cpu_s: float  # of a request, mean, server only
+
+
+# compared measures of a workload, by their names; of times, less is better
+_COMPARED: dict[WorkloadName, tuple[str, ...]] = {
+    "mixed": ("requests_per_s",),
+    "one_image": ("requests_per_s",),
+    "decode_heavy": ("tokens_per_s", "short_p95_s"),
+    "single": ("p50_s",),
 }
-_VERDICTS = {True: "met", False: "**missed**", None: ""}
-# the same requests, more and more clients
-_PLOTTED: tuple[WorkloadName, ...] = ("single", "mixed_4", "mixed")
-_PERCENTILES = ("p50_s", "p95_s")
-_PANEL_INCHES = (5.0, 4.0)
+_NAMES = {
+    "requests_per_s": "requests/s",
+    "tokens_per_s": "tokens/s",
+    "p50_s": "p50, ms",
+    "p95_s": "p95, ms",
+    "short_p95_s": "p95 of short ones, ms",
+    "cpu_s": "CPU, ms",
+}
+_RATES = ("requests_per_s", "tokens_per_s")
 
 
-def markdown(run: Run) -> str:
-    """Return all tables; docs/tables.py copies some of them by their titles."""
-    facts = "\n".join(f"- {name}: {value}" for name, value in run.facts.items())
-    cuts = []
-    for measurement in run.measurements:
-        for workload, rounds in measurement.rounds.items():
-            if any(one.is_cut for one in rounds):
-                named = f"{measurement.model}, {measurement.server.name}, {workload}"
-                cuts.append(f"- {named}: a round was cut at its time limit")
-    cuts += [f"- {one.model}, {one.server}: {one.reason}" for one in run.skipped]
+def numbers_of(rounds: Sequence[Round]) -> Numbers:
+    """Return the measures of rounds with at least one answer."""
+    samples = list(chain.from_iterable(one.samples for one in rounds))
+    rates = []
+    token_rates = []
+    for one in rounds:
+        rates.append(len(one.samples) / one.elapsed_s)
+        num_tokens = sum(sample.num_tokens for sample in one.samples)
+        token_rates.append(num_tokens / one.elapsed_s)
+    latencies = [sample.latency_s for sample in samples]
+    short = [sample.latency_s for sample in samples if sample.max_new_tokens == SHORT_TOKENS]
+    return Numbers(
+        requests_per_s=statistics.median(rates),
+        tokens_per_s=statistics.median(token_rates),
+        p50_s=percentile(latencies, 50),
+        p95_s=percentile(latencies, 95),
+        short_p95_s=percentile(short, 95),
+        cpu_s=sum(one.cpu_s for one in rounds) / len(samples),
+    )
+
+
+def markdown(rounds: Rounds, facts: Mapping[str, str], notes: Sequence[str]) -> str:
+    """Return the report; docs/tables.py copies its sections by their titles."""
+    lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     sections = {
-        "Ours ÷ best peer": ratio_table(run),
-        "Every server": _server_table(run),
-        "Same answers": _answers_table(run),
-        "Where the time of a request goes, mean ms": _profile_table(run),
-        "Not run, or cut": "\n".join(cuts) or "Nothing.",
+        "Ours ÷ best peer": ratio_table(rounds),
+        "Every server": server_table(rounds),
+        "Not run, or cut": "\n".join(f"- {note}" for note in notes) or "Nothing.",
     }
     bodies = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
-    return f"# Bench\n\n{facts}\n{bodies}"
+    return f"# Bench\n\n{lines}\n{bodies}"
 
 
-def ratio_table(run: Run) -> str:
-    header = ["workload", "model", "measure", "ours", "best peer", "peer"]
-    header += ["ours ÷ peer", "target", ""]
+def ratio_table(rounds: Rounds) -> str:
+    """Return a row for each measure of a workload that ours and a peer ran."""
     rows = []
-    for each in comparisons(run):
-        name, factor = MEASURES[each.target.measure]
-        is_default = each.target.precision == "default"
-        rows.append(
-            [
-                TITLES[each.target.workload],
-                f"{each.target.model}, default precision" if is_default else each.target.model,
-                name,
-                shown(each.our_value * factor),
-                shown(each.peer_value * factor),
-                each.best_peer,
-                f"{each.ratio:.2f}",
-                each.target.bound_text,
-                _VERDICTS[each.is_met],
-            ]
-        )
+    for (model, server, workload), server_rounds in rounds.items():
+        if server.module is not None:
+            continue
+        peers = {}
+        for (other_model, peer, other_workload), peer_rounds in rounds.items():
+            is_same = (other_model, other_workload) == (model, workload)
+            if is_same and peer.module is not None:
+                peers[peer.name] = numbers_of(peer_rounds)
+        label = f"{model}, default precision" if server == OURS_DEFAULT else model
+        ours = numbers_of(server_rounds)
+        for measure in _COMPARED[workload] if peers else ():
+            rows.append([WORKLOADS[workload], label, *_ratio_cells(measure, ours, peers)])
+    rows.sort(key=lambda row: row[0])
+    header = ["workload", "model", "measure", "ours", "best peer", "peer", "ours ÷ peer"]
     return table(header, rows)
 
 
-def _server_table(run: Run) -> str:
-    header = ["model", "server", "setting", "", "answered", "req/s", "tokens/s"]
-    header += ["p50 ms", "p95 ms", "p99 ms", "CPU ms"]
+def _ratio_cells(measure: str, ours: Numbers, peers: Mapping[str, Numbers]) -> list[str]:
+    values = {name: float(getattr(numbers, measure)) for name, numbers in peers.items()}
+    choose = max if measure in _RATES else min
+    best = choose(values, key=lambda name: values[name])
+    our_value = float(getattr(ours, measure))
+    cells = [_cell(measure, our_value), _cell(measure, values[best])]
+    return [_NAMES[measure], *cells, best, f"{our_value / values[best]:.2f}"]
+
+
+def server_table(rounds: Rounds) -> str:
+    """Return all measures of every server under each workload."""
+    measures = [field.name for field in fields(Numbers)]
+    header = ["model", "server", "setting", "workload", "rounds", "answers"]
     rows = []
-    for measurement in run.measurements:
-        server = measurement.server
-        for workload, rounds in measurement.rounds.items():
-            numbers = numbers_of(rounds)
-            times_s = (numbers.p50_s, numbers.p95_s, numbers.p99_s, numbers.cpu_s_per_request)
-            rows.append(
-                [
-                    measurement.model,
-                    server.name,
-                    server.description,
-                    _LETTERS[workload],
-                    f"{numbers.num_answered} of {numbers.num_requests}",
-                    shown(numbers.requests_per_s),
-                    shown(numbers.tokens_per_s),
-                    *map(milliseconds, times_s),
-                ]
-            )
-    return table(header, rows)
+    for (model, server, workload), server_rounds in rounds.items():
+        numbers = numbers_of(server_rounds)
+        num_answers = sum(len(one.samples) for one in server_rounds)
+        row = [model, server.name, server.setting, WORKLOADS[workload], str(len(server_rounds))]
+        cells = [_cell(measure, getattr(numbers, measure)) for measure in measures]
+        rows.append([*row, str(num_answers), *cells])
+    return table([*header, *(_NAMES[measure] for measure in measures)], rows)
 
 
-def _answers_table(run: Run) -> str:
-    """Return how many answers of each peer equal ours, and how many have the wrong length."""
-    header = ["model", "peer", "equal to ours", "not of the requested length, ours / peer"]
-    endless = {model.id for model in run.models if model.is_endless}
-    rows = []
-    for ours in run.ours():
-        for peer in run.peers_of(ours.model):
-            pairs = [num_equal(of, peer.rounds.get(name, ())) for name, of in ours.rounds.items()]
-            equal = f"{sum(equal for equal, _ in pairs)} of {sum(both for _, both in pairs)}"
-            lengths = ""
-            if ours.model in endless:
-                counts = (num_other_length(each.all_rounds) for each in (ours, peer))
-                lengths = " / ".join(map(str, counts))
-            name = f"{ours.model} ({ours.server.name})"
-            rows.append([name, peer.server.name, equal, lengths])
-    return table(header, rows)
+def _cell(measure: str, value: float) -> str:
+    return shown(value) if measure in _RATES else milliseconds(value)
 
 
-def _profile_table(run: Run) -> str:
-    rows = []
-    for measurement in run.ours():
-        server = measurement.server.name
-        model = measurement.model if server == "diptych" else f"{measurement.model}, {server}"
-        for workload, rounds in measurement.rounds.items():
-            profile = profile_of(list(chain.from_iterable(one.samples for one in rounds)))
-            means = [shown(profile.stages_ms[column]) for column in COLUMNS]
-            num_requests = str(profile.num_requests)
-            rows.append(
-                [model, _LETTERS[workload], num_requests, *means, shown(profile.latency_ms)]
-            )
-    return table(["model", "", "requests", *COLUMNS, "all"], rows)
+def num_equal(rounds: Rounds, model: str) -> tuple[int, int]:
+    """Return the numbers of peers' answers that equal ours, and of requests that both answered.
 
-
-def write_plot(run: Run, file: Path) -> None:
-    """Draw a panel per model and percentile, a line per server, a point per client count."""
-    lines: dict[str, dict[str, list[tuple[int, Numbers]]]] = {}
-    for each in run.measurements:
-        loads = [load for load in _PLOTTED if load in each.rounds]
-        if len(loads) > 1:
-            name = each.server.name
-            title = name if is_ours(each) else f"{name}: {each.server.description}"
-            points = [(NUM_CLIENTS[load], numbers_of(each.rounds[load])) for load in loads]
-            lines.setdefault(each.model, {})[title] = points
-    width, height = _PANEL_INCHES
-    figure = Figure(
-        figsize=(width * len(lines), height * len(_PERCENTILES) + 1), layout="constrained"
-    )
-    panels = figure.subplots(len(_PERCENTILES), len(lines), squeeze=False)
-    names = dict.fromkeys(chain.from_iterable(lines.values()))
-    colors = {name: color_sequences["tab20"][index % 20] for index, name in enumerate(names)}
-    drawn: dict[str, Any] = {}
-    for column, (model, of_model) in enumerate(lines.items()):
-        for row, percentile in enumerate(_PERCENTILES):
-            panel = panels[row][column]
-            drawn |= _draw(panel, percentile, of_model, colors)
-            panel.set_title(f"{model}, {percentile.removesuffix('_s')}", fontsize=10)
-    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(file, dpi=100)
-
-
-def _draw(
-    panel: Any,
-    percentile: str,
-    lines: Mapping[str, Sequence[tuple[int, Numbers]]],
-    colors: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Draw the lines of a model; return them by name."""
-    drawn: dict[str, Any] = {}
-    for name, points in lines.items():
-        throughput = [numbers.requests_per_s for _, numbers in points]
-        latency_ms = [getattr(numbers, percentile) * 1000 for _, numbers in points]
-        width = 3.0 if name.startswith("diptych") else 1.0
-        (drawn[name],) = panel.plot(
-            throughput, latency_ms, "o-", color=colors[name], linewidth=width
-        )
-        for (num_clients, _), x, y in zip(points, throughput, latency_ms, strict=True):
-            panel.annotate(
-                str(num_clients), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7
-            )
-    panel.set_xlabel("requests/s (beside a point: clients)")
-    panel.set_ylabel("ms")
-    panel.set_yscale("log")
-    panel.grid(visible=True, which="both", alpha=0.3)
-    return drawn
+    Servers of one model get the same requests in the same round of a workload.
+    """
+    num_same = 0
+    num_both = 0
+    for (other, peer, workload), peer_rounds in rounds.items():
+        our_rounds = rounds.get((model, OURS, workload), ())
+        if other != model or peer.module is None:
+            continue
+        for ours, theirs in zip(our_rounds, peer_rounds, strict=False):
+            if ours.is_cut or theirs.is_cut:
+                continue
+            for one, same in zip(ours.samples, theirs.samples, strict=True):
+                num_both += 1
+                num_same += one.text == same.text
+    return num_same, num_both

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from laboratory.bench.material.models import BENCH_MODELS, make_models
+from laboratory.bench.load import RANDOM_MODEL
+from laboratory.bench.material import make_models
 from laboratory.gpu_check.choices import check_choices
 from laboratory.gpu_check.exactness import check_features, check_tokens
 from laboratory.gpu_check.idle import check_idle
@@ -56,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger().addHandler(log := LoggedWarnings())
     served = list(map(Model.of, parsed.models))  # random weights have no catalog entry
     if parsed.widths:
-        random = [model for model in BENCH_MODELS if model.is_random]
         with tempfile.TemporaryDirectory() as folder:
-            parsed.models += make_models(random, Path(folder))
+            parsed.models += make_models(Path(folder), [RANDOM_MODEL])
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     verdicts = []
     for model_id, name, check in _all_checks(parsed, served):

@@ -2,8 +2,7 @@
 
 generation        transformers' processor and `generate`, for a batch of different images, prompts
                   and lengths
-bentoml_server    BentoML with adaptive batching
-litserve_server   LitServe with dynamic batching; the vision encoder in torch or in ONNX Runtime
+litserve_server   LitServe with dynamic batching
 fastapi_server    FastAPI with a lock
 
 All take a form with `image` (file), `prompt` (the exact string) and `max_new_tokens`, and answer

@@ -1,7 +1,5 @@
 """Answers of a transformers checkpoint to a batch of images and prompts, in float32 and greedy.
 
-The vision encoder is transformers' own, or its graph in ONNX Runtime.
-
 The answers of a batch equal those of single requests: prompts are padded on the tokenizer's side,
 with an attention mask, and each row stops at its own length.
 """
@@ -13,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 _Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 _Processor: Any = AutoProcessor
@@ -79,34 +75,15 @@ def use_onednn(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), own_name, to_mkldnn(layer))  # type: ignore[no-untyped-call]
 
 
-class OnnxEncoder:
-    """The graph of vision encoder and projector: pixels (B, 3, H, W) to features (B, N, C)."""
-
-    def __init__(self, graph: Path, num_threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        self._session = onnxruntime.InferenceSession(
-            graph, options, providers=["CPUExecutionProvider"]
-        )
-
-    def __call__(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """Return the features; transformers' `get_image_features` has further arguments."""
-        (features,) = self._session.run(["image_features"], {"pixel_values": pixel_values.numpy()})
-        return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(features))
-
-
 class Generator:
-    """A model with its processor; with `encoder_graph`, images are encoded by ONNX Runtime."""
+    """A model with its processor."""
 
-    def __init__(self, folder: Path, num_threads: int, encoder_graph: Path | None = None) -> None:
+    def __init__(self, folder: Path, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._processor = _Processor.from_pretrained(folder, local_files_only=True)
         self._model = _Model.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         ).eval()
-        if encoder_graph is not None:
-            self._model.model.get_image_features = OnnxEncoder(encoder_graph, num_threads)
-            del self._model.model.vision_tower, self._model.model.multi_modal_projector
         use_onednn(self._model)
         self._rules = self._model.generation_config
         self._is_florence2 = self._model.config.model_type == "florence2"

@@ -1,0 +1,113 @@
+"""The servers of the benchmark, how each is started, and its rounds.
+
+A peer runs under the workloads at which it was the best of eight settings of LitServe, BentoML and
+FastAPI, all over transformers' `generate` (laboratory/results/bench.md of commit 8b8b2a34).
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from laboratory.bench.load import (
+    RANDOM_MODEL,
+    Api,
+    Round,
+    WorkloadName,
+    checkpoint_folder,
+    drive,
+    num_clients,
+    read_scenes,
+    requests_of,
+)
+from loadtest.processes import NUM_CORES, Launch, cpu_s, free_port, running
+
+_NUM_WARM_UP = 2
+_WARM_UP_LIMIT_S = 120.0
+_EMBEDDED_FACTOR = 4  # small models answer as many more requests
+_CONCURRENT: tuple[WorkloadName, ...] = ("mixed", "one_image", "decode_heavy")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Server:
+    """One server at one setting; a key by its identity."""
+
+    name: str
+    setting: str
+    workloads: tuple[WorkloadName, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)  # our service's settings
+    module: str | None = None  # a peer's
+    arguments: tuple[str, ...] = ()  # a peer's command line
+
+
+_FLOAT32 = {"DIPTYCH_ENCODER_PRECISION": "float32", "DIPTYCH_DECODER_PRECISION": "float32"}
+OURS = Server("diptych", "float32, else default settings", ("single", *_CONCURRENT), _FLOAT32)
+OURS_DEFAULT = Server("diptych default", "default settings", ("single", *_CONCURRENT))
+FASTAPI = Server(
+    "fastapi",
+    f"lock, {NUM_CORES} threads",
+    ("single",),
+    module="fastapi_server",
+    arguments=("--threads", str(NUM_CORES)),
+)
+LITSERVE = Server(
+    "litserve workers",
+    f"batch 4, 10 ms, {NUM_CORES} workers of one thread",
+    _CONCURRENT,
+    module="litserve_server",
+    arguments=("--workers", str(NUM_CORES)),
+)
+
+
+def servers_of(model: str) -> tuple[Server, ...]:
+    """Return the servers that a model runs on; the embedded models' default is float32."""
+    if model == RANDOM_MODEL:
+        return (OURS, OURS_DEFAULT, FASTAPI, LITSERVE)
+    return (OURS, FASTAPI, LITSERVE)
+
+
+def launch_of(server: Server, model: str, folder: Path) -> Launch:
+    """Return a server's start with one model; `folder` has the catalog and the store."""
+    port = free_port()
+    if server.module is not None:
+        command = [sys.executable, "-m", f"laboratory.bench.peers.{server.module}"]
+        command += [str(checkpoint_folder(folder, model)), "--port", str(port), *server.arguments]
+        return Launch(tuple(command), port, "/health")
+    environment = {
+        "DIPTYCH_MODELS": model,
+        "DIPTYCH_CATALOG": str(folder / "catalog.yaml"),
+        "DIPTYCH_PORT": str(port),
+        "DIPTYCH_GRPC_PORT": "0",
+        "DIPTYCH_REQUEST_TIMEOUT_S": "900",  # slow machines exceed the default
+        "BENTOML_HOME": str(folder / "bentoml"),
+        **server.environment,
+    }
+    return Launch((sys.executable, "-m", "service"), port, "/readyz", environment)
+
+
+def rounds_of(
+    server: Server, model: str, folder: Path, run: int, deadline_s: float
+) -> Iterator[tuple[WorkloadName, Round]]:
+    """Start a server and yield a round of each workload; its log is in `folder`.
+
+    Random weights generate no well-formed answer: they run without constrained decoding.
+    """
+    is_random = model == RANDOM_MODEL
+    api = Api() if server.module else Api(model, is_constrained=not is_random)
+    scenes = read_scenes(folder, model)
+    factor = 1 if is_random else _EMBEDDED_FACTOR
+    launch = launch_of(server, model, folder)
+    with running(launch, folder / "logs" / f"{model}--{server.name}.log") as process_id:
+        warm_up = [scene[0] for scene in scenes[-_NUM_WARM_UP:]]
+        drive(launch.url, api, warm_up, 1, _WARM_UP_LIMIT_S)
+        for workload in server.workloads:
+            if workload == "decode_heavy" and not is_random:  # trained models end their answers
+                continue
+            requests = requests_of(workload, scenes, run, factor)
+            if workload == "decode_heavy":  # fills the features cache of a server that has one
+                drive(launch.url, api, requests[:1], 1, _WARM_UP_LIMIT_S)
+            before_s = cpu_s(process_id)
+            limit_s = max(1.0, deadline_s - time.monotonic())
+            driven = drive(launch.url, api, requests, num_clients(workload), limit_s)
+            yield workload, replace(driven, cpu_s=cpu_s(process_id) - before_s)
