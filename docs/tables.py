@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from export.resources import memory_tables
-from laboratory.gpu_check.arithmetic import limits_table
 from service.settings import Settings, variable
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.table import TASKS
@@ -87,7 +86,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks": lambda: task_table(load_catalog(_CATALOG)[name] for name in _EMBEDDED),
     "settings": settings_table,
     "memory": memory_tables,
-    "gpu arithmetic": limits_table,
     "bench": lambda: _sections(_BENCH, "Ours ÷ best peer"),
     "bench facts": lambda: _sections(_BENCH, "Bench"),
     "checkpoint forms": forms_table,

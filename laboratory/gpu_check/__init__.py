@@ -1,13 +1,9 @@
 """The check of a GPU: `python -m laboratory.gpu_check MODEL…` (`make gpu-check`) on its host.
 
-verdicts    a measurement with its aim, as a line of JSON and as a row of a table
+report      verdicts, their table, and gpu-report.json with the host and what missed aims may mean
 parts       a model's encoder and decoder on the device, and requests for them
-exactness   providers; features and tokens against float32 on the CPU
-choices     captured choices of tokens against eager ones
-speed       encoder, prefill, steps by number of rows, a sampled sequence among greedy ones,
-            throughput
-idle        share of a step in which the device waits for the host
-report      gpu-report.json, with the host, and what its missed aims may mean
+exactness   features, tokens and choices against the CPU and eager operations
+speed       encoder, prefill, steps by number of rows, the idle share of a step, throughput
 serving     the service with all models, adapters and a restart
 resources   transfers of a step, memory, and what happens without it or after a lost device
 

@@ -16,27 +16,18 @@ from pathlib import Path
 
 from laboratory.bench.load import RANDOM_MODEL
 from laboratory.bench.material import make_models
-from laboratory.gpu_check.choices import check_choices
-from laboratory.gpu_check.exactness import check_features, check_tokens
-from laboratory.gpu_check.idle import check_idle
+from laboratory.gpu_check import exactness, resources, speed
 from laboratory.gpu_check.parts import Model
-from laboratory.gpu_check.report import FILE, LoggedWarnings, read, write
-from laboratory.gpu_check.resources import (
-    check_lost_device,
-    check_memory,
-    check_out_of_memory,
-    check_provider,
-    check_transfers,
+from laboratory.gpu_check.report import (
+    FILE,
+    LoggedWarnings,
+    Verdict,
+    failed,
+    read,
+    verdict_table,
+    write,
 )
 from laboratory.gpu_check.serving import check_service
-from laboratory.gpu_check.speed import (
-    check_encoder,
-    check_prefill,
-    check_sampled_among_greedy,
-    check_step,
-    check_throughput,
-)
-from laboratory.gpu_check.verdicts import Verdict, failed, verdict_table
 from wire.artifacts.manifest import Device
 
 # Images per second with 30 tokens each, greedy, on an H100.
@@ -76,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _all_checks(
     parsed: argparse.Namespace, served: Sequence[Model]
 ) -> Iterator[tuple[str, str, Callable[[], Verdict]]]:
+    """Yield the model, the name and the call of each check."""
     for model_id in parsed.models:
         for name, check in _checks(Model.of(model_id), parsed.device, parsed.seconds):
             yield model_id, name, check
@@ -87,24 +79,24 @@ def _all_checks(
 def _checks(
     model: Model, device: Device, seconds: float
 ) -> Iterator[tuple[str, Callable[[], Verdict]]]:
-    yield "devices", partial(check_provider, model, device)
-    yield "features", partial(check_features, model, device)
+    yield "devices", partial(resources.check_provider, model, device)
+    yield "features", partial(exactness.check_features, model, device)
     for num_beams in (1, 3):
-        yield "tokens", partial(check_tokens, model, device, num_beams)
-    yield "choices", partial(check_choices, model, device)
-    yield "encoder", partial(check_encoder, model, device)
-    yield "prefill", partial(check_prefill, model, device)
-    yield "step", partial(check_step, model, device)
-    yield "one sampled row of 16", partial(check_sampled_among_greedy, model, device)
+        yield "tokens", partial(exactness.check_tokens, model, device, num_beams)
+    yield "choices", partial(exactness.check_choices, model, device)
+    yield "encoder", partial(speed.check_encoder, model, device)
+    yield "prefill", partial(speed.check_prefill, model, device)
+    yield "step", partial(speed.check_step, model, device)
+    yield "one sampled row of 16", partial(speed.check_sampled_among_greedy, model, device)
     images_per_s = _THROUGHPUT.get(model.id, _ANY_THROUGHPUT)
-    yield "throughput", partial(check_throughput, model, device, seconds, images_per_s)
+    yield "throughput", partial(speed.check_throughput, model, device, seconds, images_per_s)
     if device == "cuda":
         idle = _IDLE.get(model.id, _ANY_IDLE)
-        yield "idle share of a step", partial(check_idle, model, device, idle)
-        yield "traffic of a step", partial(check_transfers, model)
-        yield "memory", partial(check_memory, model)
-        yield "out of memory", partial(check_out_of_memory, model)
-        yield "lost device", partial(check_lost_device, model)
+        yield "idle share of a step", partial(speed.check_idle, model, device, idle)
+        yield "traffic of a step", partial(resources.check_transfers, model)
+        yield "memory", partial(resources.check_memory, model)
+        yield "out of memory", partial(resources.check_out_of_memory, model)
+        yield "lost device", partial(resources.check_lost_device, model)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

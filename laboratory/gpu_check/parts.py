@@ -33,6 +33,7 @@ _WORDS = (
     "What does the image show and where are all of its objects and texts on the left and the right"
 )
 _TIMEOUT_S = 300.0
+_MAX_PREFILL_TOKENS = 16384
 MAX_POSITIONS = 2048  # positions of a slot: the checks use few
 
 
@@ -57,31 +58,30 @@ class Model:
         self, device: Device, precision: Precision | None = None, cuda: CudaOptions | None = None
     ) -> VisionEncoder:
         """Load the encoder, by default in the device's precision."""
-        own = precision or self.manifest.precision[device]["encoder"]
-        encoder = VisionEncoder(self.folder, 0, own, device, cuda)
+        precision = precision or self.manifest.precision[device]["encoder"]
+        encoder = VisionEncoder(self.folder, 0, precision, device, cuda)
         encoder.load()
         return encoder
 
     def decoder(self, device: Device, precision: Precision | None = None) -> Decoder:
         """Load the decoder, by default in the device's precision."""
-        own = precision or self.manifest.precision[device]["decoder"]
-        num_image_tokens = self.manifest.num_image_tokens
         return load_decoder(
             self.folder,
             self.manifest.family,
-            own,
+            precision or self.manifest.precision[device]["decoder"],
             device,
             MAX_POSITIONS,
-            num_image_tokens=num_image_tokens,
+            num_image_tokens=self.manifest.num_image_tokens,
         )
 
     def images(self, num: int) -> NDArray[np.uint8]:
         """Return rendered scenes (num, H, W, 3) of the input size."""
         size_wh = self.manifest.image_size_wh
-        scenes = (render_scene(sample_scene(seed), max(size_wh)) for seed in range(num))
-        return np.stack(
-            [np.asarray(resize(scene, size_wh, self.manifest.resample)) for scene in scenes]
-        )
+        images = []
+        for seed in range(num):
+            scene = render_scene(sample_scene(seed), max(size_wh))
+            images.append(np.asarray(resize(scene, size_wh, self.manifest.resample)))
+        return np.stack(images)
 
     def features(self, device: Device) -> Tensor:
         """Return features (N, C) that need no encoder."""
@@ -89,11 +89,12 @@ class Model:
         return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def make_endless(decoder: Decoder) -> None:
+def endless(decoder: Decoder) -> Decoder:
     """Make answers end only at their limit, so that all measured steps have as many rows."""
     decoder.rules = replace(
         decoder.rules, eos_token_ids=frozenset({-1}), forced_eos_token_id=None, num_beams=1
     )
+    return decoder
 
 
 def requests(
@@ -102,14 +103,14 @@ def requests(
     """Return a request for each of `features`, with prompts of different lengths, that ends at
     `num_tokens` only.
     """
-    texts = [_WORDS[: 20 + 7 * index % 60] for index in range(len(features))]
-    specs = [
-        SequenceSpec(
-            segments=[(text, False)], max_new_tokens=num_tokens, timeout_s=_TIMEOUT_S, **options
+    made = []
+    for index, image_features in enumerate(features):
+        segments = [(_WORDS[: 20 + 7 * index % 60], False)]
+        spec = SequenceSpec(
+            segments=segments, max_new_tokens=num_tokens, timeout_s=_TIMEOUT_S, **options
         )
-        for text in texts
-    ]
-    return [to_request(decoder, each, spec) for each, spec in zip(features, specs, strict=True)]
+        made.append(to_request(decoder, image_features, spec))
+    return made
 
 
 def admitted(
@@ -123,10 +124,10 @@ def admitted(
     """Return a batch with a sequence for each of `options`, after the first of its more than
     `num_steps` steps.
     """
-    wanted: list[SequenceRequest] = []
-    for each in options:
-        wanted += requests(decoder, [model.features(device)], num_steps + 4, **each)
-    sequences = [start_sequence(request, decoder.rules) for request in wanted]
+    sequences = []
+    for of_sequence in options:
+        (request,) = requests(decoder, [model.features(device)], num_steps + 4, **of_sequence)
+        sequences.append(start_sequence(request, decoder.rules))
     batch = LiveBatch(decoder, sum(sequence.num_rows for sequence in sequences), make_engine)
     batch.admit(sequences)
     batch.step()
@@ -136,9 +137,8 @@ def admitted(
 @contextmanager
 def scheduler(decoder: Decoder, num_slots: int) -> Iterator[Scheduler]:
     """Run a scheduler over `decoder`."""
-    running = Scheduler(
-        decoder, "gpu check", SchedulerLimits(num_slots, 4 * num_slots, max_prefill_tokens=16384)
-    )
+    limits = SchedulerLimits(num_slots, 4 * num_slots, max_prefill_tokens=_MAX_PREFILL_TOKENS)
+    running = Scheduler(decoder, "gpu check", limits)
     running.start()
     try:
         yield running
@@ -146,9 +146,9 @@ def scheduler(decoder: Decoder, num_slots: int) -> Iterator[Scheduler]:
         running.stop()
 
 
-def write(running: Scheduler, wanted: Sequence[SequenceRequest]) -> list[WrittenSequence]:
+def write(running: Scheduler, batch: Sequence[SequenceRequest]) -> list[WrittenSequence]:
     """Generate all requests together."""
-    return [future.result(_TIMEOUT_S) for future in running.submit(wanted)]
+    return [future.result(_TIMEOUT_S) for future in running.submit(batch)]
 
 
 def synchronize(device: Device) -> None:
@@ -166,6 +166,12 @@ def elapsed_ms(work: Callable[[], object], device: Device) -> float:
     return (time.perf_counter() - start_s) * 1000
 
 
+def median_ms(work: Callable[[], object], device: Device, num: int = 7) -> float:
+    """Return the median duration of `num` runs, after one that is not counted."""
+    work()
+    return round(statistics.median(elapsed_ms(work, device) for _ in range(num)), 3)
+
+
 def memory_bytes_per_s(device: Device) -> float:
     """Return the bandwidth of the device's memory, measured by a copy, which reads and writes."""
     size = 2**30 if device == "cuda" else 2**26
@@ -174,9 +180,3 @@ def memory_bytes_per_s(device: Device) -> float:
     target.copy_(source)
     shortest_ms = min(elapsed_ms(partial(target.copy_, source), device) for _ in range(5))
     return 2 * size / (shortest_ms / 1000)
-
-
-def median_ms(work: Callable[[], object], device: Device, num: int = 7) -> float:
-    """Return the median duration of `num` runs, after one that is not counted."""
-    work()
-    return round(statistics.median(elapsed_ms(work, device) for _ in range(num)), 3)

@@ -1,12 +1,13 @@
-"""The report of a check: `gpu-report.json` with all verdicts, what the libraries logged, and the
-host; `--read FILE` prints its missed aims with what to try.
+"""Checks against their aims, and the report: `gpu-report.json` with all of them, what the libraries
+logged, and the host; `--read FILE` prints its missed aims with what to try.
 """
 
 import json
 import logging
 import subprocess
+import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import onnxruntime
 import torch
 from torch.backends import cudnn
 
-from laboratory.gpu_check.verdicts import Verdict, verdict_table
+from loadtest.figures import table
 
 FILE = Path("gpu-report.json")
+KERNELS = "kernel names"  # only in the report
+_TRACEBACK = "traceback"  # not in the table
 _SMI = ("nvidia-smi", "-q")  # driver, ECC, MIG, clocks, processes
 _TIMEOUT_S = 60
 _TO_TRY = {
@@ -39,6 +42,44 @@ _TO_TRY = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of one check of one model."""
+
+    check: str
+    model: str
+    measured: dict[str, Any]
+    aim: str
+    is_met: bool
+
+    def line(self) -> str:
+        """Return one line of JSON."""
+        measured = {name: value for name, value in self.measured.items() if name != KERNELS}
+        return json.dumps(asdict(self) | {"measured": measured})
+
+
+def failed(check: str, model: str, error: Exception) -> Verdict:
+    """Return the verdict on a check that raised `error`."""
+    measured = {
+        "error": f"{type(error).__name__}: {error}",
+        _TRACEBACK: "".join(traceback.format_exception(error)),
+    }
+    return Verdict(check, model, measured, "it runs", is_met=False)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts as a table in Markdown."""
+    rows = []
+    for verdict in verdicts:
+        texts = []
+        for name, value in verdict.measured.items():
+            if name not in (KERNELS, _TRACEBACK):
+                texts.append(f"{name} {value}")
+        is_met = "yes" if verdict.is_met else "NO"
+        rows.append([verdict.check, verdict.model, ", ".join(texts), verdict.aim, is_met])
+    return table(["check", "model", "measured", "aim", "met"], rows)
+
+
 class LoggedWarnings(logging.Handler):
     """Keeps the texts of warnings and errors."""
 
@@ -52,14 +93,15 @@ class LoggedWarnings(logging.Handler):
 
 def write(path: Path, verdicts: Sequence[Verdict], log: Sequence[str]) -> None:
     """Write the report."""
-    report = {"host": host(), "log": list(log), "verdicts": [asdict(each) for each in verdicts]}
+    rows = [asdict(verdict) for verdict in verdicts]
+    report = {"host": host(), "log": list(log), "verdicts": rows}
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> str:
     """Return the missed aims of a report, each with what to try."""
     report = json.loads(path.read_text(encoding="utf-8"))
-    missed = [Verdict(**each) for each in report["verdicts"] if not each["is_met"]]
+    missed = [Verdict(**row) for row in report["verdicts"] if not row["is_met"]]
     if not missed:
         return f"{path}: all {len(report['verdicts'])} aims are met"
     lines = [verdict_table(missed), ""]

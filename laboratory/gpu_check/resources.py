@@ -11,8 +11,8 @@ from typing import Any
 import onnxruntime
 import torch
 
-from laboratory.gpu_check.parts import Model, admitted, make_endless, requests, scheduler, write
-from laboratory.gpu_check.verdicts import Verdict
+from laboratory.gpu_check.parts import Model, admitted, endless, requests, scheduler, write
+from laboratory.gpu_check.report import Verdict
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.errors import EXIT_STATUS
@@ -31,6 +31,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "constrained": {"grammar": "start: /(?s:.)*/"},
     "3 beams": {"num_beams": 3},
 }
+_EVENTS = {  # parts of the profiler's names
+    "to host": "Memcpy DtoH",
+    "to device": "Memcpy HtoD",
+    "graphs": "cudaGraphLaunch",
+    "launches": "LaunchKernel",
+}
 _LOSES_THE_DEVICE = """
 import sys
 import torch
@@ -40,26 +46,24 @@ model = Model.of(sys.argv[1])
 decoder = model.decoder("cuda")
 with scheduler(decoder, 2) as running:
     engine = running._batch._engine
-    own_prefill, one = engine.prefill, torch.zeros(1, device="cuda")
-    engine.prefill = lambda *given: (one[one.long() + 10**6], own_prefill(*given))[1]
+    prefill = engine.prefill
+    one = torch.zeros(1, device="cuda")
+    engine.prefill = lambda *args: (one[one.long() + 10**6], prefill(*args))[1]
     write(running, requests(decoder, [model.features("cuda")], 8))
 """
 
 
 def check_transfers(model: Model) -> Verdict:
     """Count copies and launches of a step, by the choice of tokens and the number of sequences."""
-    decoder = model.decoder("cuda")
-    make_endless(decoder)
-    measured = {
-        f"{name}, {num}": _traffic(model, decoder, num, _OPTIONS[name])
-        for name, num in product(_OPTIONS, (1, 21))
-    }
-    is_met = all(
-        counts["to host"] <= _MAX_TO_HOST
-        and counts["to host"] + counts["to device"] <= _MAX_COPIES
-        and counts["launches"] <= _MAX_LAUNCHES
-        for counts in measured.values()
-    )
+    decoder = endless(model.decoder("cuda"))
+    measured = {}
+    is_met = True
+    for name, num in product(_OPTIONS, (1, 21)):
+        counts = _traffic(model, decoder, num, _OPTIONS[name])
+        measured[f"{name}, {num}"] = counts
+        num_copies = counts["to host"] + counts["to device"]
+        is_few = counts["to host"] <= _MAX_TO_HOST and num_copies <= _MAX_COPIES
+        is_met = is_met and is_few and counts["launches"] <= _MAX_LAUNCHES
     aim = f"to host <= {_MAX_TO_HOST}, copies <= {_MAX_COPIES}, launches <= {_MAX_LAUNCHES}"
     return Verdict("traffic of a step", model.id, measured, aim, is_met)
 
@@ -71,18 +75,12 @@ def _traffic(model: Model, decoder: Any, num: int, options: dict[str, Any]) -> d
     with torch.profiler.profile(activities=activities) as profiled:
         for _ in range(_NUM_STEPS):
             batch.step()
-    events = [(event.key, event.count) for event in profiled.key_averages()]
-    found = {
-        "to host": "Memcpy DtoH",
-        "to device": "Memcpy HtoD",
-        "graphs": "cudaGraphLaunch",
-        "launches": "LaunchKernel",
-    }
-    counts = dict[str, float]()
-    for name, part in found.items():
-        total = sum(count for key, count in events if part in key)
-        counts[name] = round(total / _NUM_STEPS, 2)
-    return counts
+    counts = dict.fromkeys(_EVENTS, 0.0)
+    for event in profiled.key_averages():
+        for name, part in _EVENTS.items():
+            if part in event.key:
+                counts[name] += event.count
+    return {name: round(count / _NUM_STEPS, 2) for name, count in counts.items()}
 
 
 def check_memory(model: Model) -> Verdict:
@@ -124,34 +122,35 @@ def check_out_of_memory(model: Model) -> Verdict:
     decoder = model.decoder("cuda")
     features = model.features("cuda")
     with scheduler(decoder, 16) as running:
-        wanted = requests(decoder, [features] * 16, 8)
-        expected = [each.sequence.token_ids for each in write(running, wanted)]
-        least = _needed_bytes(running, wanted[:1])
-        most = _needed_bytes(running, wanted)
+        batch = requests(decoder, [features] * 16, 8)
+        expected = [answer.sequence.token_ids for answer in write(running, batch)]
+        least = _needed_bytes(running, batch[:1])
+        most = _needed_bytes(running, batch)
         torch.cuda.empty_cache()
         num_bytes = torch.cuda.mem_get_info()[0] - (least + most) // 2
         ballast = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
-        num_equal = _num_equal(expected, write(running, wanted))
+        num_equal = _num_equal(expected, write(running, batch))
         del ballast
         torch.cuda.empty_cache()
-        num_equal_again = _num_equal(expected, write(running, wanted))
+        num_equal_again = _num_equal(expected, write(running, batch))
     measured = {"equal answers": num_equal, "equal afterwards": num_equal_again}
     return Verdict(
         "out of memory", model.id, measured, "16 and 16", num_equal == num_equal_again == 16
     )
 
 
-def _needed_bytes(running: Scheduler, wanted: Sequence[SequenceRequest]) -> int:
+def _needed_bytes(running: Scheduler, batch: Sequence[SequenceRequest]) -> int:
     """Return the memory that is allocated to answer requests, beside weights and slots."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     idle_bytes = torch.cuda.memory_reserved()
-    write(running, wanted)
+    write(running, batch)
     return torch.cuda.max_memory_reserved() - idle_bytes
 
 
 def _num_equal(expected: Sequence[tuple[int, ...]], written: Sequence[WrittenSequence]) -> int:
-    return sum(each.sequence.token_ids == ids for ids, each in zip(expected, written, strict=True))
+    token_ids = [answer.sequence.token_ids for answer in written]
+    return sum(one == other for one, other in zip(expected, token_ids, strict=True))
 
 
 def check_lost_device(model: Model) -> Verdict:

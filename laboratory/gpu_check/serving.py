@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from export.scenes import sample_scene
 from laboratory.evaluation.scenes import CONDITIONS
 from laboratory.gpu_check.parts import Model
-from laboratory.gpu_check.verdicts import Verdict
+from laboratory.gpu_check.report import Verdict
 from loadtest.processes import ROOT, Launch, free_port, part_ids, running
 from wire.artifacts.adapter_folder import CONFIG_FILE, ENTRY_FILE, WEIGHTS_FILE
 from wire.artifacts.manifest import DECODER_FILE, Device
@@ -103,7 +103,7 @@ def _wait_until_listed(url: str, ids: Sequence[str]) -> None:
     deadline_s = time.monotonic() + _TIMEOUT_S
     while True:
         answer = httpx.get(f"{url}/v1/models", trust_env=False).raise_for_status().json()
-        if set(ids) <= {each["id"] for each in answer["data"]}:
+        if set(ids) <= {model["id"] for model in answer["data"]}:
             return
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"the service does not list {ids}; see {_LOG}")
@@ -130,7 +130,7 @@ def _load(
         clients = [pool.submit(client, place) for place in range(_NUM_CLIENTS)]
         time.sleep(seconds / 2)
         os.kill(killed_id, signal.SIGKILL)
-        outcomes = sum((each.result() for each in clients), Counter[str]())
+        outcomes = sum((future.result() for future in clients), Counter[str]())
     with httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT_S, trust_env=False) as http:
         outcomes[_outcome(http, ids[0], images[0])] += 1  # answered after the restart
     return outcomes

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from laboratory.gpu_check.arithmetic import CHOICE_KERNELS, STEP_KERNELS
 from runners.errors import EXIT_STATUS
 from tests.support.export_cli import EMBEDDED, ROOT, ModelStore
 from tests.support.fake_cuda.environment import PYTHON, make, missing, variables
@@ -32,6 +31,9 @@ STEPS = {
     "adapter": STEP,
     "adapter, no place": STEP | {"replays": 1, "to_device": 2},  # and its launches
 }
+# kernels of a captured step with 3 and 5 layers, and of a greedy choice
+STEP_KERNELS = {"florence-2-mini": 90, "paligemma-mini": 142}
+CHOICE_KERNELS = 32
 # launches of eager passes with an adapter: a step; an admission, beside one for each sequence
 EAGER_STEP = {"florence-2-mini": 169, "paligemma-mini": 241}
 EAGER_ADMISSION = {"florence-2-mini": 301, "paligemma-mini": 245}

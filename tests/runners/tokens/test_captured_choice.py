@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from laboratory.gpu_check.choices import random_batch
+from laboratory.gpu_check.exactness import random_batch
 from runners.decoder.sequences import BeamSequence, SequenceRequest
 from runners.tokens.choice import (
     CAPTURED_KINDS,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from laboratory.gpu_check.idle import MarkedEngine
-from laboratory.gpu_check.report import read, write
-from laboratory.gpu_check.verdicts import Verdict, failed, verdict_table
+from laboratory.gpu_check.parts import endless
+from laboratory.gpu_check.report import Verdict, failed, read, verdict_table, write
+from laboratory.gpu_check.speed import MarkedEngine
 from runners.decoder.batch import LiveBatch, start_sequence
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
-from tests.support.device_traffic import capture_eagerly, make_endless
+from tests.support.device_traffic import capture_eagerly
 from tests.support.export_cli import ModelStore
 from wire.artifacts.manifest import read_manifest
 
@@ -94,24 +94,18 @@ def test_the_table_has_a_row_for_each_verdict() -> None:
 
 
 def test_the_idle_share_is_the_time_between_passes_and_choices(artifacts: Path) -> None:
-    own = load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", 64)
-    make_endless(own)
-    marked = MarkedEngine(own, 2, HostMark, capture_eagerly)
+    decoder = endless(
+        load_decoder(artifacts, read_manifest(artifacts).family, "float32", "cpu", 64)
+    )
+    engine = MarkedEngine(decoder, 2, HostMark, capture_eagerly)
     features = torch.zeros(16, read_manifest(artifacts).hidden_size)
-    request = SequenceRequest(features, own.text.prompt_ids([("abc", False)]), 20)
-    batch = LiveBatch(own, 2, lambda *_: marked)
-    batch.admit([start_sequence(request, own.rules) for _ in range(2)])
+    request = SequenceRequest(features, decoder.text.prompt_ids([("abc", False)]), 20)
+    batch = LiveBatch(decoder, 2, lambda *_: engine)
+    batch.admit([start_sequence(request, decoder.rules) for _ in range(2)])
     for _ in range(3):
         batch.step()
         time.sleep(0.02)
-    assert [name for name, _ in marked.marks] == [
-        "pass",
-        "choice",
-        "pass",
-        "choice",
-        "pass",
-        "choice",
-        "pass",
-    ]
-    idle_ms, all_ms = marked.times_ms()
+    names = [name for name, _ in engine.events]
+    assert names == [*["pass", "choice"] * 3, "pass"]
+    idle_ms, all_ms = engine.times_ms()
     assert 2 * 20 < idle_ms < all_ms
