@@ -23,14 +23,15 @@ import yaml
 from export.artifacts.store import has_current_version, new_version
 from export.checkpoints.bases import CATALOG_FILE, ROOT
 from export.checkpoints.jobs import ExportOptions, plan_job
-from export.checkpoints.random_weights import write_random_checkpoint
-from export.checks.probes import ProbePlan
+from export.checks.parity import ProbePlan
 from export.pipeline import make_artifacts
 from export.progress import NUM_STEPS, Progress
-from export.scenes import question_prompts, questions, render_scene
+from export.scenes import render_scene
 from laboratory.bench.load import RANDOM_MODEL, BenchQuestion, Scenes, checkpoint_folder
 from laboratory.evaluation import encoded, evaluation_scene
+from laboratory.questions import question_prompts, questions
 from tasks.catalog import CatalogEntry, load_catalog
+from tests.support.random_weights import write_random_checkpoint
 from wire.artifacts.manifest import CONFIG_FILE, GENERATION_CONFIG_FILE
 
 _BASE = "florence-2-base"

@@ -1,14 +1,13 @@
 """Training of the embedded checkpoints from scratch on rendered scenes.
 
-Command: `python -m laboratory.training MODEL`.
+    scenes -> pictures (parts, questions) -> examples (prompt, answer, the cells that each token
+    mentions) -> losses -> model -> models/MODEL
 
-    scenes -> pictures (parts, questions, image) -> examples (prompt, answer, the subject of each
-    token) -> losses -> model -> models/MODEL
-
-data/     pictures, vocabularies, true answers in each family's format, batches
-models/   Florence-2 and PaliGemma in training: configuration, first weights, forward pass
-runs/     recipes, losses, optimizer, the loop, validation, and the files of a run
-masks/    the VQ-VAE of PaliGemma's segmentation tokens
-
-A run is resumed by the command that started it.
+pictures   scenes with the subjects that each answer mentions
+answers    true answers in each family's format
+examples   the batch of a step: images with the contents of their cells, prompts, answers
+models     Florence-2 and PaliGemma in training: first weights, forward pass
+losses     of answers, attention and auxiliary heads
+loop       recipes, optimizers and the loop
+masks      the VQ-VAE of PaliGemma's segmentation tokens
 """

@@ -1,77 +1,46 @@
 """Train an embedded checkpoint from scratch: `python -m laboratory.training MODEL`.
 
-A stopped run resumes; --restart discards it. The checkpoint is written at the end. By
-torchrun, several processes share a run (see `runs/processes.py`).
+The weights of models/MODEL are replaced at the end; its configuration, vocabulary and image
+processor stay. A stopped run resumes; --restart discards it.
 """
 
 import argparse
+import copy
 import platform
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from transformers import AutoModelForImageTextToText
 
 from export.checkpoints.bases import ROOT
 from export.checkpoints.jobs import find_entry
-from laboratory.training.data.tokenizers import florence2_tokenizer, paligemma_tokenizer
-from laboratory.training.masks.autoencoder import MaskAutoencoder
-from laboratory.training.masks.training import (
-    mask_codes,
-    train_mask_autoencoder,
-)
-from laboratory.training.models import florence2, paligemma
-from laboratory.training.models.initialization import initialize
-from laboratory.training.runs.cell_heads import CellHeads
-from laboratory.training.runs.loop import Training
-from laboratory.training.runs.processes import await_processes, join_processes, process_index
-from laboratory.training.runs.recipes import RECIPES, StageName
-from laboratory.training.runs.results import draw_learning_curve, read_weights, write_checkpoint
-from laboratory.training.runs.run_folder import RunFolder
-from tasks.paligemma import MaskDecoder
+from laboratory.training.loop import RECIPES, Training
+from laboratory.training.losses import CellHeads
+from laboratory.training.masks import MaskAutoencoder, train_mask_autoencoder
+from laboratory.training.models import make_language, make_trainee
+
+_Model: Any = AutoModelForImageTextToText  # transformers' factories have no types
 
 _MODELS = ROOT / "models"
 _MASK_DECODER = _MODELS / "paligemma-mini" / "vae.npz"
-_TOKENIZERS = {"florence2": florence2_tokenizer, "paligemma": paligemma_tokenizer}
 
 
 def make_training(model_id: str, folder: Path, device: str, seed: int) -> Training:
-    """Return the run of a model with weights initialised from `seed`.
-
-    The vocabulary is kept with the run, because another one would give its weights another meaning.
-    """
+    """Return the run of a model with weights initialised from `seed`."""
     entry = find_entry(model_id)
-    vocabulary = folder / "tokenizer.json"
-    if vocabulary.exists():
-        tokenizer = Tokenizer.from_file(str(vocabulary))
-    else:
-        make_tokenizer = _TOKENIZERS[entry.family]
-        tokenizer = make_tokenizer(entry)
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(vocabulary))
+    checkpoint = _MODELS / model_id
     torch.manual_seed(seed)
-    if entry.family == "florence2":
-        parts = florence2.make_parts(entry, tokenizer, florence2.MINI)
-    else:
-        parts = paligemma.make_parts(
-            entry,
-            tokenizer,
-            paligemma.MINI,
-            partial(mask_codes, MaskAutoencoder.load_npz(_MASK_DECODER)),
-            MaskDecoder.load(_MASK_DECODER),
-        )
-    trainee = parts.trainee
-    initialize(trainee)
-    heads = CellHeads(trainee.embeddings.shape[1])
-    trainee.to(device)
+    trainee = make_trainee(entry, checkpoint)
+    encode_shape = MaskAutoencoder.load_npz(_MASK_DECODER).shape_codes
     return Training(
-        parts,
-        heads.to(device),
+        trainee.to(device),
+        make_language(entry, checkpoint, encode_shape),
+        CellHeads(trainee.embeddings.shape[1]).to(device),
         RECIPES[model_id],
-        RunFolder(folder),
+        folder,
         device,
         has_bfloat16(device),
     )
@@ -89,41 +58,36 @@ def has_bfloat16(device: str) -> bool:
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
+def write_weights(training: Training, folder: Path) -> None:
+    """Write the weights in half precision, with their configuration."""
+    model = copy.deepcopy(training.trainee.model).to("cpu", torch.float16)
+    model.save_pretrained(folder)
+
+
 def main() -> int:
     """Train one model and write its checkpoint; return the exit status."""
     parser = argparse.ArgumentParser("python -m laboratory.training", description=__doc__)
     add = parser.add_argument
-    runs = ROOT / "build" / "training"
     add("model", choices=[*RECIPES, "mask-decoder"])
+    runs = ROOT / "build" / "training"
     add("--runs", type=Path, default=runs, help="default: %(default)s")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    refine = "start at --stage, with its weights and vocabulary"
+    refine = "start at the last stage, with its weights"
     add("--refine", type=Path, metavar="CHECKPOINT", help=refine)
-    add("--stage", choices=get_args(StageName), default="refining", help="default: %(default)s")
     add("--restart", action="store_true", help="discard the stored run")
     arguments = parser.parse_args()
+    if arguments.model == "mask-decoder":
+        train_mask_autoencoder(_MASK_DECODER, device=arguments.device)
+        return 0
     folder: Path = arguments.runs / arguments.model
     if arguments.restart:
         shutil.rmtree(folder, ignore_errors=True)
-    if arguments.model == "mask-decoder":
-        train_mask_autoencoder(_MASK_DECODER, folder, device=arguments.device)
-        return 0
-    join_processes()
-    if process_index() > 0:
-        await_processes()  # for the vocabulary and the state that the first one writes
-    elif arguments.refine:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(arguments.refine / "tokenizer.json", folder)
-    training = make_training(arguments.model, folder, arguments.device, 0)
-    if process_index() == 0:
-        if arguments.refine:
-            training.begin(arguments.stage, read_weights(arguments.refine))
-        await_processes()
+    training = make_training(arguments.model, folder, arguments.device, seed=0)
+    if arguments.refine:
+        model = _Model.from_pretrained(arguments.refine, dtype=torch.float32)
+        training.refine(model.state_dict())
     training.run()
-    if process_index() > 0:
-        return 0
-    write_checkpoint(training.parts.trainee, _MODELS / arguments.model)
-    draw_learning_curve(training.folder, _MODELS / arguments.model / "learning_curve.png")
+    write_weights(training, _MODELS / arguments.model)
     return 0
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 from tokenizers import Tokenizer
@@ -11,9 +12,8 @@ from export import golden
 from export.checkpoints.bases import CATALOG_FILE
 from export.scenes import sample_scene
 from laboratory.questions import question_prompts
-from laboratory.training.data.florence2_answers import answer_pieces
-from laboratory.training.data.paligemma_answers import PaliGemmaAnswers
-from laboratory.training.data.shape_pictures import shape_picture
+from laboratory.training.answers import florence2_answer, paligemma_answer
+from laboratory.training.pictures import picture_of
 from runners.tokens.constraints import Constraints
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
@@ -25,8 +25,8 @@ from tests.support.grammar_states import EOS_ID
 from tests.support.random_answers import random_answer
 
 WRITERS = {
-    "florence2": answer_pieces,
-    "paligemma": PaliGemmaAnswers(lambda _: tuple(range(16))).answer_pieces,
+    "florence2": florence2_answer,
+    "paligemma": partial(paligemma_answer, lambda _: range(16)),
 }
 BOX = "<loc_1><loc_2><loc_3><loc_4>"
 QUAD = "<loc_1>" * 8
@@ -81,14 +81,14 @@ def languages() -> dict[Family, Language]:
 
 def true_answers(family: Family, model_id: str) -> Iterator[tuple[str, TaskParameters, str]]:
     for seed in range(40):
-        picture = shape_picture(sample_scene(seed, None if seed % 5 else 0))
-        for asked in picture.asked:
-            question = asked.question
+        picture = picture_of(sample_scene(seed, None if seed % 5 else 0))
+        for spanned in picture.questions:
+            question = spanned.question
             parameters = parse_parameters(TASKS[question.task], question.parameters)
             if FAMILIES[family].answer_grammar(RELEASED[family], question.task, parameters) is None:
                 continue
             for prompt in question_prompts(CATALOG[model_id], question):
-                pieces = WRITERS[family](picture, asked, prompt.labels)
+                pieces = WRITERS[family](picture, spanned, prompt.labels)
                 yield question.task, parameters, "".join(piece.text for piece in pieces)
 
 

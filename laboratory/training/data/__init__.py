@@ -1,1 +1,0 @@
-"""Training data: vocabularies, true answers in each family's format, examples and batches."""

@@ -1,0 +1,377 @@
+"""The training loop of both models, its optimizers, and their recipes.
+
+    for step: scenes -> image batch (and sequences) -> losses -> gradients -> Muon and Adam
+
+The encoder is trained alone on the contents of its cells, then the whole model on answers with
+auxiliary losses, then on answers alone, mostly on those that take longest to learn. A stopped run
+resumes from its folder; its scenes depend only on the step's number. A second thread draws the next
+step's scenes.
+
+state.pt     weights, optimizers and the next step
+log.jsonl    a line of losses for each tenth step
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from numpy.random import default_rng
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from laboratory.training.examples import Batch, Language, cell_targets, image_batch, sequence_batch
+from laboratory.training.losses import CellHeads, answer_losses, attention_loss, grid_bins
+from laboratory.training.models import Trainee
+from laboratory.training.pictures import WORD_SHARE, sample_picture
+
+_JOINT_FIRST_SEED = 100_000_000  # the encoder stage uses smaller seeds
+_ENCODER_IMAGES = 32  # per step
+_JOINT_IMAGES = 12
+_SEQUENCES_PER_IMAGE = 4
+_ENCODER_WORD_SHARE = 0.9  # characters take longest to learn
+_FULL_DIFFICULTY_SHARE = 0.15  # of the joint steps, until scenes have their full number of objects
+_SIGMAS = (1.0, 0.25)  # first and last width of a location's target in grid steps
+_MUON_RATE = 0.015
+_ADAM_RATE = 2e-3
+_EMBEDDING_RATE = 5e-4  # token embeddings, tied to the output head
+_FLAT_SHARE = 0.3  # of a stage's steps, before cosine down to `_FINAL_RATE`
+_FINAL_RATE = 0.02
+_WARM_UP_STEPS = 50
+_MAX_GRADIENT_NORM = 5.0
+_LOGGED_EVERY = 10
+_SAVED_EVERY = 200
+_LOSS_WEIGHTS = {"attention": 0.5, "preserved": 0.3, "retrieved": 0.3, "place": 0.3, "rank": 1.0}
+_CELL_WEIGHT = 0.5  # of the losses of cells, beside those of answers
+
+_WEIGHTS = {
+    "captioning short": 0.8,
+    "captioning detailed": 2.0,
+    "object_detection": 0.8,
+    "dense_region_captioning": 0.8,
+    "region_proposal": 0.5,
+    "open_vocabulary_detection shape": 0.8,
+    "open_vocabulary_detection coloured shape": 0.8,
+    "open_vocabulary_detection several": 1.2,
+    "open_vocabulary_detection absent": 0.5,
+    "phrase_grounding caption": 1.0,
+    "phrase_grounding phrases": 1.2,
+    "instance_segmentation phrase": 1.6,
+    "instance_segmentation region": 1.6,
+    "ocr": 1.6,
+    "ocr_with_regions": 1.4,
+    "region_description category": 0.6,
+    "region_description description": 1.0,
+    "region_description text": 1.2,
+    "visual_question_answering color": 0.6,
+    "visual_question_answering presence": 0.6,
+    "visual_question_answering count": 0.5,
+    "visual_question_answering text": 0.6,
+}
+# Polygons, the longest answers, take longest to learn; then the words in captions, and the outlines
+# of stars.
+_POLYGON_WEIGHTS = {"instance_segmentation phrase": 5.0, "instance_segmentation region": 5.0}
+_LAST_FLORENCE2_WEIGHTS = {
+    "captioning detailed": 6.0,
+    "ocr": 3.0,
+    "ocr_with_regions": 2.0,
+    "region_description text": 2.0,
+    "instance_segmentation phrase": 3.0,
+    "instance_segmentation region": 3.0,
+    "instance_segmentation phrase star": 15.0,
+    "instance_segmentation region star": 15.0,
+}
+# Reading takes longest to learn, mostly in small images.
+_LAST_PALIGEMMA_WEIGHTS = {
+    "captioning detailed": 6.0,
+    "ocr": 4.0,
+    "visual_question_answering text": 2.0,
+    "instance_segmentation phrase": 1.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a run with its own schedule of learning rates."""
+
+    num_steps: int
+    weights: Mapping[str, float] | None = None  # of questions; None: the encoder alone
+    rate: float = 1.0  # factor on all rates
+    vision_factor: float = 1.0  # on those of the vision part: answers would spoil its result
+
+
+# encoder, whole model, refining
+Recipe = tuple[Stage, Stage, Stage]
+RECIPES: dict[str, Recipe] = {
+    "florence-2-mini": (
+        Stage(1800),
+        Stage(4400, _WEIGHTS | _POLYGON_WEIGHTS, vision_factor=0.2),
+        Stage(3600, _WEIGHTS | _LAST_FLORENCE2_WEIGHTS, rate=0.3, vision_factor=0.2),
+    ),
+    "paligemma-mini": (
+        Stage(2600),
+        Stage(3000, _WEIGHTS, vision_factor=0.3),
+        Stage(3600, _WEIGHTS | _LAST_PALIGEMMA_WEIGHTS, rate=0.3, vision_factor=0.3),
+    ),
+}
+
+
+@dataclass(slots=True)
+class Training:
+    """One run: model, auxiliary heads, recipe and folder."""
+
+    trainee: Trainee
+    language: Language
+    heads: CellHeads
+    recipe: Recipe
+    folder: Path
+    device: str
+    is_bfloat16: bool = False  # matrix products only; weights and sums stay float32
+
+    def run(self, last_step: int | None = None) -> None:
+        """Train from the stored step to `last_step`, or to the recipe's last."""
+        optimizers = self._make_optimizers()
+        step = self._restore(optimizers)
+        last = last_step or sum(stage.num_steps for stage in self.recipe)
+        with tqdm(total=last, initial=step, smoothing=0.05) as bar, ThreadPoolExecutor(1) as thread:
+            data = self._read(step)
+            while step < last:
+                next_data = thread.submit(self._read, step + 1)
+                losses = self._take_step(step, *data, optimizers)
+                data = next_data.result()
+                step += 1
+                bar.update()
+                if step % _LOGGED_EVERY == 0:
+                    bar.set_postfix(loss=f"{sum(losses.values()):.2f}")
+                    with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                        log.write(json.dumps({"step": step, **losses}) + "\n")
+                if step % _SAVED_EVERY == 0 or step == last:
+                    self._save(step, optimizers)
+
+    def refine(self, weights: Mapping[str, Tensor]) -> None:
+        """Store a state at the start of refining with the weights of a checkpoint."""
+        self.trainee.model.load_state_dict(weights)
+        self._save(sum(stage.num_steps for stage in self.recipe[:2]), self._make_optimizers())
+
+    def _save(self, step: int, optimizers: Sequence[Optimizer]) -> None:
+        """Store the state before `step` atomically."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": step,
+            "modules": [module.state_dict() for module in self._modules],
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        }
+        torch.save(state, self.folder / "state.unfinished")
+        (self.folder / "state.unfinished").replace(self.folder / "state.pt")
+
+    def _restore(self, optimizers: Sequence[Optimizer]) -> int:
+        """Load the state; return the next step, or 0 without one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "state.pt"
+        if not file.exists():
+            return 0
+        state = torch.load(file, weights_only=True, map_location="cpu")
+        for module, values in zip(self._modules, state["modules"], strict=True):
+            module.load_state_dict(values)
+        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        return int(state["step"])
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        return [self.trainee.model, self.heads]
+
+    def stage_of(self, step: int) -> tuple[int, float]:
+        """Return the index of a step's stage, and the progress in it, 0 to 1."""
+        first = 0
+        for index, stage in enumerate(self.recipe):
+            if step < first + stage.num_steps:
+                return index, (step - first) / stage.num_steps
+            first += stage.num_steps
+        return len(self.recipe) - 1, 1.0
+
+    def _joint_progress(self, step: int) -> float:
+        """Return the progress of the second stage, 0 before and 1 after it."""
+        index, progress = self.stage_of(step)
+        return progress if index == 1 else float(index > 1)
+
+    def _read(self, step: int) -> tuple[Batch, Batch | None]:
+        """Draw the images of a step, and after the encoder's stage questions about them."""
+        index, _ = self.stage_of(step)
+        weights = self.recipe[index].weights
+        num = _ENCODER_IMAGES if weights is None else _JOINT_IMAGES
+        if weights is None:
+            first_seed = step * num
+            pictures = [
+                sample_picture(seed, word_share=_ENCODER_WORD_SHARE)
+                for seed in range(first_seed, first_seed + num)
+            ]
+        else:
+            first_seed = _JOINT_FIRST_SEED + (step - self.recipe[0].num_steps) * num
+            difficulty = min(1.0, self._joint_progress(step) / _FULL_DIFFICULTY_SHARE)
+            pictures = [
+                sample_picture(seed, difficulty, WORD_SHARE)
+                for seed in range(first_seed, first_seed + num)
+            ]
+        rng = default_rng((first_seed, 2))
+        targets = [cell_targets(picture) for picture in pictures]
+        images = image_batch(pictures, targets, rng)
+        if weights is None:
+            return images, None
+        sequences = sequence_batch(
+            self.language, pictures, targets, weights, _SEQUENCES_PER_IMAGE, rng
+        )
+        return images, sequences
+
+    def _take_step(
+        self, step: int, images: Batch, batch: Batch | None, optimizers: Sequence[Optimizer]
+    ) -> dict[str, float]:
+        """Descend the losses of a step and return them."""
+        index, progress = self.stage_of(step)
+        stage = self.recipe[index]
+        warm_up = min(1.0, (progress * stage.num_steps + 1) / _WARM_UP_STEPS)
+        factor = stage.rate * warm_up * cosine_factor(progress, _FLAT_SHARE, _FINAL_RATE)
+        set_rates(optimizers, factor, stage.vision_factor)
+        first_sigma, last_sigma = _SIGMAS
+        sigma = first_sigma + (last_sigma - first_sigma) * self._joint_progress(step)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.is_bfloat16):
+            losses = self._losses(images, batch, sigma, has_heads=index < 2)
+        loss = torch.stack(list(losses.values())).sum()
+        descend(loss, self._modules, optimizers, _MAX_GRADIENT_NORM)
+        return {name: round(loss.item(), 5) for name, loss in losses.items()}
+
+    def _losses(
+        self, images: Batch, batch: Batch | None, sigma: float, has_heads: bool
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses of a step."""
+        trainee = self.trainee
+        images = {name: values.to(self.device) for name, values in images.items()}
+        location_ids = trainee.location_ids.to(self.device)
+        locations = trainee.embeddings[location_ids[grid_bins(trainee.bins_per_px)]]
+        features = trainee.image_features(images["pixels"])
+        cells = features[:, trainee.num_pooled :]
+        if batch is None:
+            return self.heads.image_losses(cells, images, locations, sigma)
+        batch = {name: values.to(self.device) for name, values in batch.items()}
+        written = trainee.write(features[batch["image_index"]], batch)
+        losses = answer_losses(written.states, trainee.embeddings, batch, location_ids, sigma)
+        losses["attention"] = attention_loss(written.attentions, batch)
+        if has_heads:
+            losses |= self.heads.answer_losses(
+                written.cell_states, written.writer_states, batch, images, locations
+            )
+        for name, weight in _LOSS_WEIGHTS.items():
+            if name in losses:
+                losses[name] = losses[name] * weight
+        if has_heads:
+            for name, loss in self.heads.image_losses(cells, images, locations, sigma).items():
+                losses[name] = loss * _CELL_WEIGHT
+        return losses
+
+    def _make_optimizers(self) -> list[Optimizer]:
+        """Return Muon for the matrices of the model and Adam for the rest.
+
+        A parameter group has its `part` and its `top` rate.
+        """
+        embeddings = self.trainee.embeddings
+        muon = list[dict[str, object]]()
+        adam: list[dict[str, object]] = [{"params": [embeddings], "top": _EMBEDDING_RATE}]
+        adam.append({"params": list(self.heads.parameters()), "top": _ADAM_RATE})
+        parts = {"vision": self.trainee.vision_parts, "language": [self.trainee.language_model]}
+        for part, modules in parts.items():
+            matrices: list[Tensor] = []
+            others: list[Tensor] = []
+            for module in modules:
+                for layer in module.modules():
+                    if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight is embeddings:
+                        continue
+                    if getattr(layer, "groups", 1) == 1:
+                        matrices.append(layer.weight)
+                taken = {id(embeddings), *map(id, matrices)}
+                others += [value for value in module.parameters() if id(value) not in taken]
+            muon.append({"params": matrices, "top": _MUON_RATE, "part": part})
+            adam.append({"params": others, "top": _ADAM_RATE, "part": part})
+        dtype = torch.bfloat16 if self.is_bfloat16 else torch.float32
+        return [Muon(muon, dtype), torch.optim.Adam(adam, betas=(0.9, 0.98))]
+
+
+class Muon(Optimizer):
+    """SGD with Nesterov momentum whose updates are orthogonalised, in `dtype`.
+
+    Source: Keller Jordan et al., 2024, kellerjordan.github.io/posts/muon; the coefficients of the
+    Newton–Schulz step from there. torch.optim.Muon takes one matrix at a time, no convolutions, and
+    always bfloat16; this one batches matrices of the same shape.
+    """
+
+    def __init__(
+        self, groups: Sequence[dict[str, object]], dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(groups, {"lr": 0.02})
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Update all parameters that have a gradient."""
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, float]]] = defaultdict(list)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shape = (len(parameter), parameter[0].numel())
+                    by_shape[shape].append((parameter, group["lr"]))
+        for shape, parameters in by_shape.items():
+            momenta = [self._nesterov(parameter).view(shape) for parameter, _ in parameters]
+            updates = orthogonalized(torch.stack(momenta).to(self._dtype))
+            scale = max(1.0, shape[0] / shape[1]) ** 0.5
+            for (parameter, rate), update in zip(parameters, updates, strict=True):
+                parameter.add_(update.view_as(parameter), alpha=-rate * scale)
+
+    def _nesterov(self, parameter: Tensor, momentum: float = 0.95) -> Tensor:
+        gradient = parameter.grad
+        assert gradient is not None
+        average: Tensor = self.state[parameter].setdefault("average", torch.zeros_like(gradient))
+        average.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Return matrices (K, R, C) with all singular values near 1."""
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.transpose(1, 2) if is_tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.transpose(1, 2)
+        polynomial = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    result: Tensor = x.transpose(1, 2) if is_tall else x
+    return result
+
+
+def cosine_factor(progress: float, flat_share: float, final: float) -> float:
+    """Return 1 up to `flat_share` of a run, then a cosine down to `final`; `progress` is 0 to 1."""
+    fall = max(0.0, (progress - flat_share) / (1 - flat_share))
+    return final + (1 - final) * (1 + math.cos(math.pi * fall)) / 2
+
+
+def set_rates(optimizers: Sequence[Optimizer], factor: float, vision_factor: float = 1.0) -> None:
+    """Set the rates to `factor` times the top rates of the groups."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            of_part = vision_factor if group.get("part") == "vision" else 1.0
+            group["lr"] = group["top"] * factor * of_part
+
+
+def descend(
+    loss: Tensor, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], max_norm: float
+) -> None:
+    """Take a step down the gradients of `loss`, clipped in each module to `max_norm`."""
+    torch.autograd.backward(loss)
+    for module in modules:
+        nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()

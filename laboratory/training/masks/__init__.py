@@ -1,1 +1,0 @@
-"""The VQ-VAE of PaliGemma's segmentation tokens, and its training."""

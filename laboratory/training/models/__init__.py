@@ -1,1 +1,0 @@
-"""The models in training: configurations, first weights and forward passes of both families."""

@@ -1,1 +1,0 @@
-"""Training runs: recipes, losses, optimizer, the loop, validation, and the files of a run."""
