@@ -33,7 +33,7 @@ _CONDITIONS = ("plain", "blurred", "40px", "22px")
 _ALL = "all"
 _TILES = "tiles"  # large images, asked about in tiles
 _IN_TILES = ("--tiles", "4x5", "--concurrency", "2")  # more would be refused as overload
-_SCENES_OF_A_KIND = 1 / 15  # large images have many objects
+_LARGE_SHARE = 1 / 2  # large images have many objects
 _FIRST_FITTING_SCENE = 100_000  # scenes below it measure
 
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _write_images(folder: Path, num_scenes: int) -> None:
     """Write a dataset into `folder` for each fit and each measurement."""
     first = _FIRST_FITTING_SCENE
-    num_large = math.ceil(num_scenes * _SCENES_OF_A_KIND)
+    num_large = math.ceil(num_scenes * _LARGE_SHARE)
     datasets = {
         "fitting": rendered(_CONDITIONS, range(first, first + 2 * num_scenes)),
         "sizes": images_of_all_sizes(2 * num_scenes),

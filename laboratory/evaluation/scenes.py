@@ -32,15 +32,13 @@ from export.scenes import (
 from tasks.tiles.grid import Grid, PixelBox, tile_boxes
 
 PLAIN_PX = 384
-LARGE_KINDS = ("48 px", "80 px", "140 px", "250 px", "pairs", "large", "textured", "empty")
 _NO_OBJECT_EVERY = 10
 # Training uses smaller seeds only.
 _FIRST_SEED = 900_000_000
 _FIRST_LARGE_SEED = 950_000_000
 _LARGE_SIZE_WH = (2000, 1500)
-_PAIR_PX = 80  # size of a shape of a pair
-_PAIR_GAP_PX = 6
-_LARGE_SHAPE_PX = 600
+_LARGE_GRID = Grid(3, 4)
+_LARGE_SIZES_PX = (48.0, 400.0)
 _SIZED_SHARES = (0.03, 0.33)  # shapes of many sizes, as shares of the side; training has 0.11 on
 _SIZED_PX = 768
 
@@ -153,28 +151,27 @@ def write_coco(folder: Path, images: Iterable[Labelled], names: Sequence[str] = 
     (folder / "annotations.json").write_text(json.dumps(document), encoding="utf-8")
 
 
-def large_images(num_of_a_kind: int, seed: int) -> Iterator[Labelled]:
-    """Yield images of each of `LARGE_KINDS`; another seed yields others."""
-    for kind in LARGE_KINDS:
-        for rng, background in _backgrounds(num_of_a_kind, seed):
-            image = background.resize(_LARGE_SIZE_WH)
-            if kind == "textured":
-                width, height = image.size
-                levels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-                image = Image.blend(image, Image.fromarray(levels).resize(image.size), 0.3)
-            yield _drawn(image, _large_objects(rng, kind))
+def large_images(num_images: int, seed: int) -> Iterator[Labelled]:
+    """Yield images with a shape in each cell of a grid, every fourth textured and without any."""
+    for index, (rng, background) in enumerate(_backgrounds(num_images, seed)):
+        image = background.resize(_LARGE_SIZE_WH)
+        if index % 4 == 3:
+            levels = rng.integers(0, 256, (_LARGE_SIZE_WH[1] // 8, _LARGE_SIZE_WH[0] // 8, 3))
+            texture = Image.fromarray(levels.astype(np.uint8)).resize(image.size)
+            yield _drawn(Image.blend(image, texture, 0.3), [])
+        else:
+            cells = tile_boxes(_LARGE_GRID, image.size, 0.0)
+            yield _drawn(image, _in_cells(rng, cells, _LARGE_SIZES_PX))
 
 
 def images_of_all_sizes(num_images: int) -> Iterator[Labelled]:
     """Yield images with one to four shapes, each of another share of the side."""
-    low, high = np.log(_SIZED_SHARES)
     size_wh = (_SIZED_PX, _SIZED_PX)
+    sizes_px = (_SIZED_SHARES[0] * _SIZED_PX, _SIZED_SHARES[1] * _SIZED_PX)
     for rng, background in _backgrounds(num_images, seed=0):
         cells = rng.permutation(tile_boxes(Grid(2, 2), size_wh, 0.0))
-        objects = []
-        for cell in cells[: rng.integers(1, len(cells) + 1)].tolist():
-            objects.append(_in_cell(rng, cell, _SIZED_PX * float(np.exp(rng.uniform(low, high)))))
-        yield _drawn(background.resize(size_wh), objects)
+        chosen = cells[: rng.integers(1, len(cells) + 1)].tolist()
+        yield _drawn(background.resize(size_wh), _in_cells(rng, chosen, sizes_px))
 
 
 def _backgrounds(num_images: int, seed: int) -> Iterator[tuple[Generator, Image.Image]]:
@@ -185,40 +182,20 @@ def _backgrounds(num_images: int, seed: int) -> Iterator[tuple[Generator, Image.
         yield default_rng((first, index)), render_background(background, PLAIN_PX)
 
 
-def _large_objects(rng: Generator, kind: str) -> list[SceneObject]:
-    """Return the shapes of a kind, which do not touch: one in each cell of a grid."""
-    width, height = _LARGE_SIZE_WH
-    if kind in ("empty", "textured"):
-        return []
-    if kind == "large":
-        halves = tile_boxes(Grid(1, 2), _LARGE_SIZE_WH, 0.0)
-        return [_in_cell(rng, cell, _LARGE_SHAPE_PX) for cell in halves]
-    cells = tile_boxes(Grid(height // 600, width // 500), _LARGE_SIZE_WH, 0.0)
-    if kind != "pairs":
-        return [_in_cell(rng, cell, int(kind.partition(" ")[0])) for cell in cells]
+def _in_cells(
+    rng: Generator, cells: Iterable[PixelBox], sizes_px: tuple[float, float]
+) -> list[SceneObject]:
+    """Return a shape at a random place of each cell, so that none touch."""
     objects = []
-    half_px = (_PAIR_PX + _PAIR_GAP_PX) / 2
-    for cell in cells:
-        x, y = _in_cell(rng, cell, 2 * _PAIR_PX).center_xy
-        across, down = (half_px, 0.0) if rng.random() < 0.5 else (0.0, half_px)
-        objects.append(_shape(rng, (x - across, y - down), _PAIR_PX))
-        objects.append(_shape(rng, (x + across, y + down), _PAIR_PX))
+    for left, top, right, bottom in cells:
+        radius = float(np.exp(rng.uniform(*np.log(sizes_px)))) / 2
+        margin = radius + 4
+        x = float(rng.uniform(left + margin, right - margin))
+        y = float(rng.uniform(top + margin, bottom - margin))
+        color = COLORS[int(rng.integers(len(COLORS)))]
+        shape = SHAPES[int(rng.integers(len(SHAPES)))]
+        objects.append(SceneObject(color, shape, "small", COLOR_RGB[color], (x, y), radius))
     return objects
-
-
-def _in_cell(rng: Generator, cell: PixelBox, size_px: float) -> SceneObject:
-    """Return a shape at a random place of a cell."""
-    left, top, right, bottom = cell
-    margin = size_px / 2 + 4
-    x = float(rng.uniform(left + margin, right - margin))
-    y = float(rng.uniform(top + margin, bottom - margin))
-    return _shape(rng, (x, y), size_px)
-
-
-def _shape(rng: Generator, center_xy: tuple[float, float], size_px: float) -> SceneObject:
-    color = COLORS[int(rng.integers(len(COLORS)))]
-    shape = SHAPES[int(rng.integers(len(SHAPES)))]
-    return SceneObject(color, shape, "small", COLOR_RGB[color], center_xy, size_px / 2)
 
 
 def _drawn(image: Image.Image, objects: Sequence[SceneObject]) -> Labelled:

@@ -96,8 +96,9 @@ def read(model_id: str, question: Question, answers: list[list[Piece]]) -> dict[
         ends = (len(text),) if text else ()
         generated.append(GeneratedText(text, ends, (0.0,) * len(ends), "stop"))
     parameters = parse_parameters(TASKS[question.task], question.parameters)
-    result = FAMILIES[CATALOG[model_id].family].parse_answer(
-        question.task, parameters, generated, SIZE_WH, "polygon", MASK_DECODER
+    entry = CATALOG[model_id]
+    result = FAMILIES[entry.family].parse_answer(
+        entry, question.task, parameters, generated, SIZE_WH, "polygon", MASK_DECODER
     )
     return asdict(result, dict_factory=as_sent)
 

@@ -12,7 +12,7 @@ from export import golden
 from export.checkpoints.bases import CATALOG_FILE
 from export.scenes import sample_scene
 from laboratory.questions import question_prompts
-from laboratory.training.answers import florence2_answer, paligemma_answer
+from laboratory.training.answers import WriteAnswer, florence2_answer, paligemma_answer
 from laboratory.training.pictures import picture_of
 from runners.tokens.constraints import Constraints
 from tasks.catalog import CatalogEntry, load_catalog
@@ -24,7 +24,7 @@ from tests.support.export_cli import EMBEDDED, MODELS
 from tests.support.grammar_states import EOS_ID
 from tests.support.random_answers import random_answer
 
-WRITERS = {
+WRITERS: dict[Family, WriteAnswer] = {
     "florence2": florence2_answer,
     "paligemma": partial(paligemma_answer, lambda _: range(16)),
 }
