@@ -39,7 +39,7 @@ ARROWS = {
         "export",
         "loadtest.figures",
         "loadtest.processes",
-        "diptych_client",  # it simulates the client's guarantees
+        "diptych_client",  # it matches boxes
         "tests.support.random_weights",
         "runners",
         "wire",
