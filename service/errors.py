@@ -1,23 +1,7 @@
 """Errors that end a request.
 
-ServiceError
-├── InvalidRequest       unknown field or invalid value
-├── Unauthorized         missing or unknown API key
-├── UnknownModel         the model is not served
-├── NotFound             no such file, batch or image
-├── ImageExpired         a stored image is gone
-├── ImageTooLarge        more pixels than the limit
-├── PayloadTooLarge      more bytes than the limit
-├── UnsupportedImage     not a readable image file
-├── UnsupportedTask      the model does not offer the task, or not this variant of it
-├── Overloaded           a limit of load is reached; names the seconds until a retry
-├── NotReady             a runner is starting or unreachable, or the disk of files and batches is
-                         full
-├── DeadlineExceeded     the request's deadline passed
-└── InternalError        a defect of the service; the message has no details
-
-The tree knows no HTTP: `code` is the public name, and each interface maps it to its own statuses in
-one table. A message names the problem, the given value, the allowed values, and what to do.
+They know no HTTP: `code` is the public name, and each interface maps it to its own statuses in one
+table. A message names the problem, the given value, the allowed values, and what to do.
 """
 
 import math
@@ -139,6 +123,4 @@ class DeadlineExceeded(ServiceError):
 
 
 class InternalError(ServiceError):
-    """A defect of the service."""
-
-    code = "internal"
+    """A defect of the service; the message has no details."""

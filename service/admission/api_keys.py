@@ -103,15 +103,14 @@ class ApiKeys:
         self._reload_if_changed()
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode()).hexdigest()
-        # Every hash is compared: a search that stops at the first match would reveal its position
-        # by its time.
-        found = [
-            quota
-            for entry, quota in self._quotas.items()
-            if hmac.compare_digest(digest, entry.sha256)
-        ]
-        if found and scheme.lower() == "bearer":
-            return found[0]
+        # Every hash is compared: the time of a search that stops at the first match would reveal
+        # its position.
+        accepted: Quota | None = None
+        for entry, quota in self._quotas.items():
+            if hmac.compare_digest(digest, entry.sha256):
+                accepted = quota
+        if accepted is not None and scheme.lower() == "bearer":
+            return accepted
         problem = "no API key was sent"
         if key:
             self._wrong_keys.count(address)

@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from python_multipart.exceptions import MultipartParseError
@@ -85,37 +84,79 @@ class BodyMemory:
     hold: Callable[[int], None]
 
 
-async def read_body(
-    request: Request, memory: BodyMemory, max_images: int | None = None
-) -> RequestBody:
-    """Read a multipart or JSON body; raise `InvalidRequest` or `UnsupportedImage`.
-
-    With `max_images` it may have so many `images` in place of `image`.
-    """
-    content_type = _content_type(request, _FORM, _JSON)
-    if content_type == _FORM:
-        return await _from_form(
-            request, await read_bytes(request, memory, _FORM_COPIES), max_images
-        )
-
-    def from_json(body: bytes) -> RequestBody:
-        document = json_object(body)
-        if max_images is not None and "image" not in document and "images" in document:
-            given = document.pop("images")
-            if not isinstance(given, list) or not 1 <= len(given) <= max_images:
-                found = f"{len(given)} images" if isinstance(given, list) else shown(given)
-                message = f"images must be a list of 1 to {max_images} images, not {found}"
-                raise InvalidRequest(message, "images")
-            images = list(map(parse_image, given))
-            return RequestBody(images[0], document, images)
-        if "image" not in document:
-            raise missing_image()
-        return RequestBody(parse_image(document.pop("image")), document)
-
-    return await parsed(from_json, await read_bytes(request, memory), memory)
+async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
+    """Read a form or JSON with an `image`; raise `InvalidRequest` or `UnsupportedImage`."""
+    if _content_type(request, _FORM, _JSON) == _FORM:
+        return await _in_thread_if_large(_one_of_form, await _read_form(request, memory, 2))
+    return await parsed(_one_of_json, await read_bytes(request, memory), memory)
 
 
-read_images_body = partial(read_body, max_images=MAX_IMAGES)
+async def read_images_body(request: Request, memory: BodyMemory) -> RequestBody:
+    """Read a body as `read_body` does, which may have several `images` in place of `image`."""
+    if _content_type(request, _FORM, _JSON) == _FORM:
+        form = await _read_form(request, memory, MAX_IMAGES + 1)
+        is_one = "image" in form or "images" not in form
+        return await _in_thread_if_large(_one_of_form if is_one else _several_of_form, form)
+    return await parsed(_one_or_several_of_json, await read_bytes(request, memory), memory)
+
+
+def _one_of_json(body: bytes) -> RequestBody:
+    return _one_of_document(json_object(body))
+
+
+def _one_or_several_of_json(body: bytes) -> RequestBody:
+    document = json_object(body)
+    if "image" in document or "images" not in document:
+        return _one_of_document(document)
+    texts = document.pop("images")
+    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_IMAGES:
+        sent = f"{len(texts)} images" if isinstance(texts, list) else shown(texts)
+        message = f"images must be a list of 1 to {MAX_IMAGES} images, not {sent}"
+        raise InvalidRequest(message, "images")
+    images = list(map(parse_image, texts))
+    return RequestBody(images[0], document, images)
+
+
+def _one_of_document(document: dict[str, object]) -> RequestBody:
+    if "image" not in document:
+        raise missing_image()
+    return RequestBody(parse_image(document.pop("image")), document)
+
+
+# The values of each field of a form, in the order in which they were sent: files as bytes
+Form = dict[str, list[bytes | str]]
+
+
+def _one_of_form(form: Form) -> RequestBody:
+    images = form.pop("image", [])
+    if not images:
+        raise missing_image()
+    if len(images) > 1:
+        raise _repeated("image", len(images))
+    return RequestBody(_form_image(images[0]), _form_fields(form))
+
+
+def _several_of_form(form: Form) -> RequestBody:
+    images = list(map(_form_image, form.pop("images")))
+    if len(images) > MAX_IMAGES:
+        message = f"{len(images)} images are sent; at most {MAX_IMAGES} are allowed"
+        raise InvalidRequest(message, "images")
+    return RequestBody(images[0], _form_fields(form), images)
+
+
+def _form_image(image: bytes | str) -> ImageInput:
+    return image if isinstance(image, bytes) else parse_image(image)
+
+
+def _form_fields(form: Form) -> dict[str, object]:
+    return {name: form_value(name, values) for name, values in form.items()}
+
+
+async def _in_thread_if_large(parse: Callable[[Form], RequestBody], form: Form) -> RequestBody:
+    num_chars = 0
+    for values in form.values():
+        num_chars += sum(len(text) for text in values if isinstance(text, str))
+    return await in_thread(parse, form) if num_chars > LARGE_BYTES else parse(form)
 
 
 async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
@@ -147,13 +188,11 @@ def _content_type(request: Request, *allowed: str) -> str:
 
 async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> bytes:
     """Read a body of any content, and hold memory for so many copies of it."""
+    too_large = PayloadTooLarge(f"the request body exceeds the limit of {memory.max_bytes} bytes")
     declared = request.headers.get("content-length", "0")
-    if (
-        declared.isascii()
-        and declared.isdigit()
-        and (len(declared) > 20 or int(declared) > memory.max_bytes)
-    ):
-        raise _too_large(memory.max_bytes)
+    is_number = declared.isascii() and declared.isdigit()
+    if is_number and int(declared[:20]) > memory.max_bytes:
+        raise too_large
     body = bytearray()
     async for chunk in request.stream():
         if not chunk:  # the last chunk is empty
@@ -161,12 +200,8 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
         memory.hold(copies * len(chunk))
         body += chunk
         if len(body) > memory.max_bytes:
-            raise _too_large(memory.max_bytes)
+            raise too_large
     return bytes(body)
-
-
-def _too_large(max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the request body exceeds the limit of {max_bytes} bytes")
 
 
 def parse_image(image: object) -> ImageInput:
@@ -205,40 +240,28 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = sys.maxsize
 
 
-async def _from_form(request: Request, body: bytes, max_images: int | None) -> RequestBody:
+async def _read_form(request: Request, memory: BodyMemory, max_files: int) -> Form:
+    body = await read_bytes(request, memory, _FORM_COPIES)
     if not body.rstrip(b"\r\n").endswith(b"--"):
         raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
     headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
-    max_files = 2 if max_images is None else max_images + 1
-    part_limits = {
+    limits = {
         "max_files": max_files,
         "max_fields": _MAX_FORM_FIELDS,
         "max_part_size": len(body) + 1,
     }
     try:
-        form = await _InMemoryParser(headers, _chunks(body), **part_limits).parse()
+        parts = await _InMemoryParser(headers, _chunks(body), **limits).parse()
     except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {cut(error)}") from error
+    form: Form = {}
     try:
-        images = form.getlist("image")
-        several = form.getlist("images") if max_images is not None and not images else []
-        if len(images) != 1 and not 1 <= len(several) <= (max_images or 0):
-            if several:
-                message = f"{len(several)} images are sent; at most {max_images} are allowed"
-                raise InvalidRequest(message, "images")
-            raise _repeated("image", len(images)) if images else missing_image()
-        sent: list[ImageInput] = []
-        for image in images or several:
-            data = await image.read() if isinstance(image, UploadFile) else parse_image(image)
-            sent.append(data)
-        taken = ("image", "images") if several else ("image",)
-        given = {name: form.getlist(name) for name in form if name not in taken}
-        num_chars = sum(len(text) for _, text in form.multi_items() if isinstance(text, str))
-        fields = ((name, form_value(name, values)) for name, values in given.items())
-        document = await in_thread(dict, fields) if num_chars > LARGE_BYTES else dict(fields)
-        return RequestBody(sent[0], document, sent if several else None)
+        for name, value in parts.multi_items():
+            part = await value.read() if isinstance(value, UploadFile) else value
+            form.setdefault(name, []).append(part)
     finally:
-        await form.close()
+        await parts.close()
+    return form
 
 
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
@@ -249,41 +272,40 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
         yield body[start : start + PIECE_BYTES]
 
 
-def form_value(name: str, values: Sequence[UploadFile | str]) -> object:
+def form_value(name: str, values: Sequence[bytes | str]) -> object:
     """Return the values of a field as the JSON type of that field; raise `InvalidRequest`.
 
     A list is given as repeated fields, as one JSON array, or comma-separated; quotes hold a comma.
     """
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != len(values):
-        raise InvalidRequest(
-            f"{name[:_MAX_NAME_CHARS]} is a file; only image may be a file", name[:_MAX_NAME_CHARS]
-        )
+        name = name[:_MAX_NAME_CHARS]
+        raise InvalidRequest(f"{name} is a file; only image may be a file", name)
     schema = _TYPES.get(name, {"type": "string"})
     if schema["type"] == "array":
-        if len(texts) == 1 and texts[0].lstrip().startswith("["):
-            data = texts[0].encode(errors="surrogatepass")
-            document = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
-            check_texts(document, name)
-            return document
-        elements: list[str] = []
-        for text in texts:
-            # validation refuses longer lists
-            is_list = len(text) <= LARGE_BYTES and 0 < text.count(",") <= _MAX_FORM_FIELDS
-            found = _ELEMENT.finditer(text) if is_list else ()
-            split = [(match[1] or match[2] or "").strip() for match in found]
-            elements += list(filter(None, split)) or [text]
-        is_numeric = schema["items"]["type"] == "number"
-        return [_number(text) for text in elements] if is_numeric else elements
+        return _list_value(name, texts, schema["items"]["type"] == "number")
     if len(texts) > 1:
         raise _repeated(name, len(texts))
-    match schema["type"]:
-        case "boolean":
-            return _BOOLEANS.get(texts[0], texts[0])
-        case "integer" | "number":
-            return _number(texts[0])
-        case _:
-            return texts[0]
+    if schema["type"] == "boolean":
+        return _BOOLEANS.get(texts[0], texts[0])
+    return _number(texts[0]) if schema["type"] in ("integer", "number") else texts[0]
+
+
+def _list_value(name: str, texts: Sequence[str], is_numeric: bool) -> object:
+    if len(texts) == 1 and texts[0].lstrip().startswith("["):
+        data = texts[0].encode(errors="surrogatepass")
+        document = json_value(data, f"{name}, which starts with [,", MAX_JSON_VALUES, name)
+        check_texts(document, name)
+        return document
+    elements: list[str] = []
+    for text in texts:
+        split: list[str] = []
+        # validation refuses longer lists
+        if len(text) <= LARGE_BYTES and 0 < text.count(",") <= _MAX_FORM_FIELDS:
+            matches = _ELEMENT.finditer(text)
+            split = [(match[1] or match[2] or "").strip() for match in matches]
+        elements += list(filter(None, split)) or [text]
+    return list(map(_number, elements)) if is_numeric else elements
 
 
 def _number(text: str) -> object:

@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 
 from service.errors import InvalidRequest
 from service.validation import lone_surrogate
@@ -68,14 +67,16 @@ def _has_wide_texts(data: bytes) -> bool:
     return not data.isascii() or b"\\u" in data
 
 
-def json_value(data: bytes, what: str, max_values: int, param: str | None = None) -> object:
-    """Return a JSON value of bounded size; raise `InvalidRequest` about `what`."""
+def json_value(data: bytes, subject: str, max_values: int, param: str | None = None) -> object:
+    """Return a JSON value of bounded size; raise `InvalidRequest` about `subject`."""
     if _num_occurrences(data, _VALUE_MARKS, max_values) > max_values:
-        raise InvalidRequest(f"{what} has more than {max_values} values, lists and objects", param)
+        raise InvalidRequest(
+            f"{subject} has more than {max_values} values, lists and objects", param
+        )
     if _num_occurrences(data, (b"\\",), _MAX_JSON_ESCAPES) > _MAX_JSON_ESCAPES:
-        raise InvalidRequest(f"{what} has more than {_MAX_JSON_ESCAPES} escapes", param)
+        raise InvalidRequest(f"{subject} has more than {_MAX_JSON_ESCAPES} escapes", param)
     if _has_long_number(data):
-        raise InvalidRequest(f"a number of {what} has more than {MAX_DIGITS} characters", param)
+        raise InvalidRequest(f"a number of {subject} has more than {MAX_DIGITS} characters", param)
     try:
         value: object = json.loads(
             data, parse_float=_float, parse_constant=refuse_constant, object_pairs_hook=_unique
@@ -83,19 +84,25 @@ def json_value(data: bytes, what: str, max_values: int, param: str | None = None
         if num_levels(value) > _MAX_LEVELS:
             raise ValueError(f"it has more than {_MAX_LEVELS} levels of lists and objects")
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{what} is not JSON: {cut(error)}", param) from error
+        raise InvalidRequest(f"{subject} is not JSON: {cut(error)}", param) from error
     return value
 
 
 def num_levels(value: object) -> int:
     """Return the number of levels of lists and objects in a JSON value."""
-    num_found = 0
+    depth = 0
     level = [value]
-    while nested := [each for each in level if isinstance(each, dict | list)]:
-        children = (each.values() if isinstance(each, dict) else each for each in nested)
-        level = list(chain.from_iterable(children))
-        num_found += 1
-    return num_found
+    while True:
+        children: list[object] = []
+        is_nested = False
+        for parent in level:
+            if isinstance(parent, dict | list):
+                is_nested = True
+                children += parent.values() if isinstance(parent, dict) else parent
+        if not is_nested:
+            return depth
+        level = children
+        depth += 1
 
 
 def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:

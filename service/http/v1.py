@@ -74,8 +74,10 @@ class RestApi:
             events = core.stream(single_image(body), body.fields, context)
             return await event_stream(request, context, REST, events, form)
 
-        async def ask(image: ImageInput, own: RequestContext) -> AnswerJson:
-            return answer_json(await core.predict(image, body.fields, own), own.request_id)
+        async def ask(image: ImageInput, image_context: RequestContext) -> AnswerJson:
+            return answer_json(
+                await core.predict(image, body.fields, image_context), image_context.request_id
+            )
 
         return await answered(core, request, context, body, ask)
 
@@ -84,8 +86,10 @@ class RestApi:
         core = self._boundary.core()
         body = await self._boundary.read(read_images_body, request, context)
 
-        async def ask(image: ImageInput, own: RequestContext) -> ComparisonJson:
-            return comparison_json(await core.compare(image, body.fields, own), own.request_id)
+        async def ask(image: ImageInput, image_context: RequestContext) -> ComparisonJson:
+            return comparison_json(
+                await core.compare(image, body.fields, image_context), image_context.request_id
+            )
 
         return await answered(core, request, context, body, ask)
 
@@ -135,8 +139,10 @@ class AnalysisApi:
             events = stream_analysis(core, single_image(body), body.fields, context)
             return await event_stream(request, context, REST, events, form)
 
-        async def ask(image: ImageInput, own: RequestContext) -> AnalysisJson:
-            return analysis_json(await analyze(core, image, body.fields, own), own.request_id)
+        async def ask(image: ImageInput, image_context: RequestContext) -> AnalysisJson:
+            return analysis_json(
+                await analyze(core, image, body.fields, image_context), image_context.request_id
+            )
 
         return await answered(core, request, context, body, ask)
 
@@ -165,8 +171,8 @@ class StoredImagesApi:
             raise InvalidRequest(f"unknown field {shown(name)}; the only field is image", name[:80])
         async with core.opened(body.image, context) as image:
             size_wh = image.header.size_wh
-            found = await in_thread(images.add, context.quota.owner, image.data, size_wh)
-        return _json(found)
+            stored_image = await in_thread(images.add, context.quota.owner, image.data, size_wh)
+        return _json(stored_image)
 
     async def show(self, request: Request, context: RequestContext) -> Response:
         images = stored(self._boundary.core().handles)

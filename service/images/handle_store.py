@@ -205,8 +205,8 @@ class HandleStore:
         num_bytes: dict[str, int] = {}
         for owner, entries in by_owner.items():
             # the next to go is at the end
-            entries.sort(key=lambda each: (each.path == str(added), each.used_s), reverse=True)
-            num_bytes[owner] = sum(each.num_bytes for each in entries)
+            entries.sort(key=lambda entry: (entry.path == str(added), entry.used_s), reverse=True)
+            num_bytes[owner] = sum(entry.num_bytes for entry in entries)
         while num_bytes:
             largest = max(num_bytes, key=lambda owner: (num_bytes[owner], len(by_owner[owner])))
             num_images = sum(map(len, by_owner.values()))

@@ -209,6 +209,6 @@ def parse_fields(
     elif unused := {"overlap", "min_object_px"} & values.model_fields_set:
         raise InvalidRequest(f"{min(unused)} needs tiles, which is off", min(unused))
     if values.temperature > 0 and (values.num_beams or 1) > 1:
-        given = f"num_beams={values.num_beams} with temperature={values.temperature}"
-        raise InvalidRequest(f"{given}: beam search needs temperature 0", "num_beams")
+        problem = f"num_beams={values.num_beams} with temperature={values.temperature}"
+        raise InvalidRequest(f"{problem}: beam search needs temperature 0", "num_beams")
     return values, TaskRequest(task, parameters, values)

@@ -84,14 +84,14 @@ class WrittenAnswers:
 
 
 @dataclass(frozen=True, slots=True)
-class FeaturesFound:
+class CallBegun:
     """The runner has the features of a call's image; the sequences that have not ended begin."""
 
     features: FoundFeatures
     preprocess_s: float
 
 
-CallEvent = FeaturesFound | TextPiece | SequenceEnd
+CallEvent = CallBegun | TextPiece | SequenceEnd
 
 
 class RunnerClient:
@@ -121,13 +121,13 @@ class RunnerClient:
         send = self._whole if on_text is None else self._channel.stream
         async with aclosing(self._events(send, manifest, image, specs)) as events:
             async for event in events:
-                if isinstance(event, FeaturesFound):
-                    found = event
+                if isinstance(event, CallBegun):
+                    begun = event
                 elif isinstance(event, SequenceEnd):
                     outcomes[event.index] = event.outcome
                 if text is not None:
                     text.receive(event)
-        return written_answers(outcomes, found, time.monotonic() - start_s)
+        return written_answers(outcomes, begun, time.monotonic() - start_s)
 
     def events(
         self, manifest: Manifest, image: LazyImage, specs: Sequence[SequenceSpec]
@@ -178,7 +178,7 @@ class RunnerClient:
                     async for event in events:
                         if isinstance(event, FoundFeatures):
                             self._known_images[image_key] = None
-                            yield FeaturesFound(event, preprocess_s)
+                            yield CallBegun(event, preprocess_s)
                             continue
                         event.index = indices[event.index]
                         if isinstance(event, SequenceEnd):
@@ -218,7 +218,7 @@ class StreamedText:
 
         Raise `NotReady` if a repeated call writes another text than was sent.
         """
-        if isinstance(event, FeaturesFound):
+        if isinstance(event, CallBegun):
             for index, has_ended in enumerate(self._has_ended):
                 if not has_ended:
                     self._texts[index] = ""
@@ -251,7 +251,7 @@ class StreamedText:
 
 
 def written_answers(
-    outcomes: Mapping[int, Outcome], found: FeaturesFound, elapsed_s: float
+    outcomes: Mapping[int, Outcome], begun: CallBegun, elapsed_s: float
 ) -> WrittenAnswers:
     """Return a call's sequences; raise the error of the first that failed."""
     sequences: list[Written] = []
@@ -263,13 +263,13 @@ def written_answers(
     slowest = max(
         sequences, key=lambda written: written.queue_s + written.prefill_s + written.decode_s
     )
-    features = found.features
-    known_s = found.preprocess_s + features.encode_s + features.queue_s
+    features = begun.features
+    known_s = begun.preprocess_s + features.encode_s + features.queue_s
     known_s += slowest.prefill_s + slowest.decode_s
     return WrittenAnswers(
         tuple(sequences),
         features,
-        preprocess_s=found.preprocess_s,
+        preprocess_s=begun.preprocess_s,
         queue_s=max(0.0, elapsed_s - known_s),
         prefill_s=slowest.prefill_s,
         decode_s=slowest.decode_s,
@@ -324,14 +324,14 @@ class _JoinedPart:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     answered: "asyncio.Future[WrittenAnswers]" = field(default_factory=asyncio.Future)
 
-    def end(self, index: int, outcome: Outcome, found: FeaturesFound) -> None:
+    def end(self, index: int, outcome: Outcome, begun: CallBegun) -> None:
         """Take the outcome of a sequence; answer with the last."""
         self.outcomes[index] = outcome
         if len(self.outcomes) < len(self.specs) or self.answered.done():
             return
         try:
             elapsed_s = time.monotonic() - self.begun_s
-            self.answered.set_result(written_answers(self.outcomes, found, elapsed_s))
+            self.answered.set_result(written_answers(self.outcomes, begun, elapsed_s))
         except ServiceError as error:
             self.answered.set_exception(error)
 
@@ -397,12 +397,12 @@ class JoinedCalls:
         try:
             async with aclosing(self._runner.events(manifest, image, specs)) as events:
                 async for event in events:
-                    if isinstance(event, FeaturesFound):
-                        found = event
+                    if isinstance(event, CallBegun):
+                        begun = event
                         has_features.set()
                     elif isinstance(event, SequenceEnd):
                         part, index = sequences[event.index]
-                        part.end(index, event.outcome, found)
+                        part.end(index, event.outcome, begun)
         except Exception as error:  # a defect, too, is raised by the callers
             for part in parts:
                 if not part.answered.done():

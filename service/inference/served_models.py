@@ -175,8 +175,8 @@ class ServedModels:
         """
         if model_ids is None:
             return self.offering(task_id)
-        chosen = {self.get(model_id, "models").id for model_id in model_ids}
-        return tuple(model for model in self if model.id in chosen)
+        compared = {self.get(model_id, "models").id for model_id in model_ids}
+        return tuple(model for model in self if model.id in compared)
 
 
 def served_entries(settings: Settings) -> tuple[CatalogEntry, ...]:

@@ -41,12 +41,12 @@ def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
 
     A message that is cut or malformed is counted up to there: its parser refuses it.
     """
-    found = 0
+    count = 0
     pending: list[tuple[Descriptor, int, int]] = [(descriptor, 0, len(data))]
     while pending:
         of_message, position, end = pending.pop()
-        while position < end and found <= maximum:
-            found += 1
+        while position < end and count <= maximum:
+            count += 1
             tag, position = _varint(data, position)
             kind = tag & 7
             if kind != _BYTES:
@@ -60,9 +60,9 @@ def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
             if field is not None and field.message_type is not None:
                 pending.append((field.message_type, position, min(position + length, end)))
             elif field is not None and field.type not in _TEXTS:
-                found += length  # packed numbers, of a byte or more
+                count += length  # packed numbers, of a byte or more
             position += length
-    return found
+    return count
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
@@ -130,11 +130,14 @@ class Incoming:
     async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message:
         """Return the next message, of a call that has a place.
 
-        Raise `InvalidRequest` or `DeadlineExceeded`.
-
-        `hold` counts its bytes until the call ends.
+        Raise `InvalidRequest` or `DeadlineExceeded`. `hold` counts its bytes until the call ends.
         """
-        message = await self._next(deadline_s)
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                message = await self._next()
+        except TimeoutError as error:
+            problem = "the call's message was not received before the deadline"
+            raise DeadlineExceeded(problem) from error
         count = num_values(message, self._message_class.DESCRIPTOR, _MAX_VALUES)
         if count > _MAX_VALUES:
             raise InvalidRequest(
@@ -145,30 +148,23 @@ class Incoming:
 
     async def read_small(self) -> Message:
         """Return the next message of a call without a place, within seconds."""
-        deadline_s = time.monotonic() + _SMALL_TIMEOUT_S
         try:
             async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
-                message = await self._next(deadline_s)
+                message = await self._next()
         except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
-            ) from error
+            problem = f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
+            raise DeadlineExceeded(problem) from error
         if len(message) > MAX_SMALL_BYTES:
             raise PayloadTooLarge(
                 f"the message has {len(message)} bytes; at most {MAX_SMALL_BYTES} are allowed"
             )
         return self._parsed(message)
 
-    async def _next(self, deadline_s: float) -> bytes:
+    async def _next(self) -> bytes:
         try:
-            async with asyncio.timeout(deadline_s - time.monotonic()):
-                return await anext(self._messages)
+            return await anext(self._messages)
         except StopAsyncIteration:
             raise NoMessage("the call has no message") from None
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                "the call's message was not received before the deadline"
-            ) from error
 
     def _parsed(self, message: bytes) -> Message:
         try:
@@ -182,10 +178,10 @@ Messages = AsyncIterator[bytes]
 
 
 class ReadOnDemand(grpc.aio.ServerInterceptor):
-    """Gives methods of `own` services an `Incoming`, and others a message it has read."""
+    """Gives methods of `services` an `Incoming`, and others a message it has read."""
 
-    def __init__(self, own: Collection[str]) -> None:
-        self._own = own
+    def __init__(self, services: Collection[str]) -> None:
+        self._services = services
         self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Handler:
@@ -193,7 +189,7 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             return None
-        is_own = details.method.split("/")[1] in self._own
+        is_own = details.method.split("/")[1] in self._services
         if handler.unary_unary is not None:
 
             async def unary(messages: Messages, context: Context) -> Message:
@@ -211,15 +207,15 @@ class ReadOnDemand(grpc.aio.ServerInterceptor):
 
         async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
             incoming = self._incoming(handler, messages, context)
-            async with aclosing(_each(incoming, context)) as requests:
+            async with aclosing(_messages(incoming, context)) as requests:
                 replies = (
                     handler.unary_stream(incoming, context)
                     if is_own
                     else handler.stream_stream(requests, context)  # reflection
                 )
-                async with aclosing(replies) as each:
-                    async for message in each:
-                        yield message
+                async with aclosing(replies):
+                    async for reply in replies:
+                        yield reply
 
         stream = answers if is_own or handler.unary_stream is None else write
         return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
@@ -236,11 +232,11 @@ async def _read(incoming: Incoming, context: Context) -> Message:
     except NoMessage:
         raise
     except ServiceError as error:
-        await context.abort(CODES[error.code], error.message, (("diptych-code", error.code),))
+        await abort(context, error)
         raise AssertionError("context.abort() returned") from error
 
 
-async def _each(incoming: Incoming, context: Context) -> AsyncGenerator[Message, None]:
+async def _messages(incoming: Incoming, context: Context) -> AsyncGenerator[Message, None]:
     with suppress(NoMessage):
         while True:
             yield await _read(incoming, context)
@@ -248,10 +244,10 @@ async def _each(incoming: Incoming, context: Context) -> AsyncGenerator[Message,
 
 def metadata_of(context: Context) -> dict[str, str]:
     """Return the metadata by name; repeated values as a list, as in a header."""
-    found: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     for name, value in context.invocation_metadata() or ():
-        found[name] = f"{found[name]}, {value}" if name in found else str(value)
-    return found
+        metadata[name] = f"{metadata[name]}, {value}" if name in metadata else str(value)
+    return metadata
 
 
 async def abort(

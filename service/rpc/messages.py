@@ -33,13 +33,12 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 def request_fields(request: Message) -> dict[str, object]:
     """Return the fields that are set, except images, in the types that they have in JSON."""
-    given = {field.name: value for field, value in request.ListFields()}
-    for name in ("image", "images"):
-        given.pop(name, None)
-    return {
-        name: list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
-        for name, value in given.items()
-    }
+    fields: dict[str, object] = {}
+    for field, value in request.ListFields():
+        if field.name not in ("image", "images"):
+            is_list = isinstance(value, Iterable) and not isinstance(value, str)
+            fields[field.name] = list(value) if is_list else value
+    return fields
 
 
 def answer_message(answer: Answer, request_id: str) -> pb.Answer:
@@ -112,23 +111,26 @@ def _result_fields(result: Result) -> dict[str, Any]:
         case TextResult():
             return {"text": result.text}
         case DetectionsResult():
-            found = [
-                pb.Detection(box=_box(d.box), label=d.label, score=d.score)
-                for d in result.detections
-            ]
-            return {"detections": pb.Detections(detections=found)}
+            detections: list[pb.Detection] = []
+            for detection in result.detections:
+                box = _box(detection.box)
+                label = detection.label
+                detections.append(pb.Detection(box=box, label=label, score=detection.score))
+            return {"detections": pb.Detections(detections=detections)}
         case InstancesResult():
             instances: list[pb.Instance] = []
-            for each in result.instances:
-                if each.mask is None:
-                    rings = [pb.Ring(points=_points(ring)) for ring in each.polygons or ()]
+            for instance in result.instances:
+                if instance.mask is None:
+                    rings = [pb.Ring(points=_points(ring)) for ring in instance.polygons or ()]
                     shape: dict[str, Any] = {"polygons": pb.Polygons(rings=rings)}
                 else:
-                    height, width = each.mask.size_hw
-                    counts = each.mask.counts
+                    height, width = instance.mask.size_hw
+                    counts = instance.mask.counts
                     shape = {"mask": pb.RunLengths(height=height, width=width, counts=counts)}
-                box = _box(each.box)
-                instances.append(pb.Instance(box=box, label=each.label, score=each.score, **shape))
+                box = _box(instance.box)
+                instances.append(
+                    pb.Instance(box=box, label=instance.label, score=instance.score, **shape)
+                )
             return {"instances": pb.Instances(instances=instances)}
         case TextRegionsResult():
             regions = [

@@ -42,8 +42,10 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
     async def Predict(self, request: pb.PredictRequest, context: RequestContext) -> pb.Answer:
         fields = request_fields(request)
 
-        async def ask(image: ImageInput, own: RequestContext) -> pb.Answer:
-            return answer_message(await self._core.predict(image, fields, own), own.request_id)
+        async def ask(image: ImageInput, image_context: RequestContext) -> pb.Answer:
+            return answer_message(
+                await self._core.predict(image, fields, image_context), image_context.request_id
+            )
 
         return await self._answered(pb.Answer, request, context, ask)
 
@@ -61,9 +63,9 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
     async def Compare(self, request: pb.CompareRequest, context: RequestContext) -> pb.Comparison:
         fields = request_fields(request)
 
-        async def ask(image: ImageInput, own: RequestContext) -> pb.Comparison:
-            comparison = await self._core.compare(image, fields, own)
-            return comparison_message(comparison, own.request_id)
+        async def ask(image: ImageInput, image_context: RequestContext) -> pb.Comparison:
+            comparison = await self._core.compare(image, fields, image_context)
+            return comparison_message(comparison, image_context.request_id)
 
         return await self._answered(pb.Comparison, request, context, ask)
 
@@ -71,8 +73,10 @@ class VisionApi(GrpcApi, pb_grpc.VisionServicer):
     async def Analyze(self, request: pb.AnalyzeRequest, context: RequestContext) -> pb.Analysis:
         document = steps_document(request)
 
-        async def ask(image: ImageInput, own: RequestContext) -> pb.Analysis:
-            return analysis_message(await analyze(self._core, image, document, own), own.request_id)
+        async def ask(image: ImageInput, image_context: RequestContext) -> pb.Analysis:
+            return analysis_message(
+                await analyze(self._core, image, document, image_context), image_context.request_id
+            )
 
         return await self._answered(pb.Analysis, request, context, ask)
 

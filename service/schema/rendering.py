@@ -95,14 +95,7 @@ def error_detail(error: ServiceError, request_id: str) -> ErrorDetail:
     )
 
 
-_PROOF_FIELDS = (
-    "fields",
-    "min_precision",
-    "confidence",
-    "min_score",
-    "max_labels",
-    "num_images",
-)
+_PROOF_FIELDS = ["fields", "min_precision", "confidence", "min_score", "max_labels", "num_images"]
 
 
 def models_json(models: ServedModels) -> dict[str, Any]:
@@ -143,8 +136,8 @@ def tasks_json(models: ServedModels) -> dict[str, Any]:
 
 def model_json(model: ServedModel) -> dict[str, Any]:
     proofs = []
-    for each in model.proofs:
-        proofs.append({name: getattr(each.proof, name) for name in _PROOF_FIELDS})
+    for served_proof in model.proofs:
+        proofs.append({name: getattr(served_proof.proof, name) for name in _PROOF_FIELDS})
     served = {
         "checkpoint": model.manifest.checkpoint,
         "calibrated_tasks": sorted(task for task, tiled in model.calibrations if not tiled),

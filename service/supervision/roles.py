@@ -58,24 +58,21 @@ class Role:
         if not self.is_runner:
             return dict(environment)
         others = (variable("runner_urls"), variable("devices"), variable("processes"))
-        kept = {name: value for name, value in environment.items() if name not in others}
+        common = {name: value for name, value in environment.items() if name not in others}
         models = ",".join([self.model_id, *self._adapters(environment)])
-        devices = [pair.strip() for pair in environment.get(variable("devices"), "").split(",")]
-        own = {
-            variable("devices"): pair for pair in devices if pair.partition("=")[0] == self.model_id
-        }
-        return kept | own | {variable("models"): models}
+        for pair in environment.get(variable("devices"), "").split(","):
+            if pair.strip().partition("=")[0] == self.model_id:
+                common[variable("devices")] = pair.strip()
+        return common | {variable("models"): models}
 
     def _adapters(self, environment: Mapping[str, str]) -> list[str]:
         """Return the adapters of a runner's model among the served models of `environment`."""
         from service.inference.served_models import adapters_of
 
-        named = environment.get(variable("models"), "").split(",")
-        served = [model_id_of(model.strip()) for model in named]
-        catalog = load_catalog(
-            Path(environment.get(variable("catalog")) or Settings.model_fields["catalog"].default),
-            served,
-        )
+        models = environment.get(variable("models"), "").split(",")
+        served = [model_id_of(model.strip()) for model in models]
+        path = environment.get(variable("catalog")) or Settings.model_fields["catalog"].default
+        catalog = load_catalog(Path(path), served)
         return [model for model in adapters_of(self.model_id, catalog.values()) if model in served]
 
     def front(self) -> str:

@@ -13,8 +13,8 @@ from imaging.files import ImageLimits
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage
 from service.inference.runner_calls import (
+    CallBegun,
     CallEvent,
-    FeaturesFound,
     RunnerClient,
     StreamedText,
     WrittenAnswers,
@@ -136,7 +136,7 @@ def test_the_time_of_an_answer_is_that_of_its_stages_and_the_rest_is_queueing() 
 
     features = FoundFeatures(outcome="miss", encode_s=2.0, queue_s=4.0)
     outcomes: dict[int, Outcome] = {1: written(1.0, 1.0), 0: written(8.0, 16.0)}
-    found = FeaturesFound(features, preprocess_s=32.0)
+    found = CallBegun(features, preprocess_s=32.0)
     answers = written_answers(outcomes, found, elapsed_s=100.0)
     assert (answers.prefill_s, answers.decode_s, answers.queue_s) == (8.0, 16.0, 38.0)
     assert [sequence.prefill_s for sequence in answers.sequences] == [8.0, 1.0]
@@ -262,7 +262,7 @@ def test_a_closed_client_has_closed_its_channel() -> None:
     assert channel.is_closed
 
 
-BEGIN = FeaturesFound(FoundFeatures(outcome="hit"), 0.0)
+BEGIN = CallBegun(FoundFeatures(outcome="hit"), 0.0)
 
 
 def piece(index: int, text: str) -> TextPiece:
