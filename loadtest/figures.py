@@ -32,11 +32,6 @@ def shown(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def percent(value: float) -> str:
-    """Return `62 %`, and `2.8 %` below ten."""
-    return f"{value * 100:.{0 if value >= 0.1 else 1}f} %"
-
-
 def milliseconds(seconds: float) -> str:
     return shown(seconds * 1000)
 

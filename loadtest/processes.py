@@ -107,19 +107,11 @@ def free_port() -> int:
 
 def cpu_s(process_id: int) -> float:
     """Return the user and kernel time of a process and its descendants, also ended ones."""
-    return sum(cpu_s_by_process(process_id).values())
-
-
-def cpu_s_by_process(process_id: int) -> dict[int, float]:
-    """Return the time of a process and of each descendant by process id.
-
-    Each includes its own ended children.
-    """
-    times_s = {}
+    time_s = 0.0
     for process in _tree(process_id):
         with suppress(psutil.NoSuchProcess):
-            times_s[process.pid] = sum(process.cpu_times()[_TIMES])
-    return times_s
+            time_s += sum(process.cpu_times()[_TIMES])
+    return time_s
 
 
 def machine_cpu_s() -> float:

@@ -50,16 +50,6 @@ class ImageSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
-    """Sizes, and the share of new images."""
-
-    __pydantic_config__ = _STRICT
-
-    fresh: Annotated[float, Field(ge=0, le=1)]
-    sizes: Annotated[tuple[ImageSize, ...], Field(min_length=1)]
-
-
-@dataclass(frozen=True, slots=True)
 class TaskShare:
     """A task with its parameters and its weight."""
 
@@ -77,15 +67,11 @@ class TrafficMix:
     __pydantic_config__ = _STRICT
 
     apis: dict[Api, Annotated[int, Field(ge=0)]]
-    images: Images
+    new_images: Annotated[float, Field(ge=0, le=1)]  # share
+    image_sizes: Annotated[tuple[ImageSize, ...], Field(min_length=1)]
     tasks: Annotated[tuple[TaskShare, ...], Field(min_length=1)]
-    deadline_ms: _Positive
+    deadline_s: _Positive  # after the due time of a request
     answers_repeat: bool = True
-
-    @property
-    def deadline_s(self) -> float:
-        """Seconds from the due time of a request to its deadline."""
-        return self.deadline_ms / 1000
 
 
 def read_mix(file: Path) -> TrafficMix:
@@ -174,7 +160,7 @@ class Questions:
         self._mix = mix
         self._tasks = offered_tasks(mix, listing)
         self._rng = rng
-        self._drawn = [_draw(size.size_wh, rng) for size in mix.images.sizes]
+        self._drawn = [_draw(size.size_wh, rng) for size in mix.image_sizes]
         numbers = itertools.count()
         self._repeated = []
         for scenes in self._drawn:
@@ -199,9 +185,9 @@ class Questions:
 
     def _image(self) -> SentImage:
         """Return an image, its size chosen by weight."""
-        weights = [size.weight for size in self._mix.images.sizes]
+        weights = [size.weight for size in self._mix.image_sizes]
         (size,) = self._rng.choices(range(len(weights)), weights)
-        if self._rng.random() >= self._mix.images.fresh:
+        if self._rng.random() >= self._mix.new_images:
             return self._rng.choice(self._repeated[size])
         image = self._rng.choice(self._drawn[size]).copy()
         width, height = (round(side * _PATCH) for side in image.size)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from loadtest.figures import percent, percentile, shown, table
+from loadtest.figures import percentile, shown, table
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,6 @@ def test_no_values_have_no_percentile() -> None:
 )
 def test_three_significant_digits_are_shown(value: float, expected: str) -> None:
     assert shown(value) == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"), [(0.618, "62 %"), (0.0284, "2.8 %"), (1.5, "150 %")]
-)
-def test_percentages_below_ten_have_a_decimal(value: float, expected: str) -> None:
-    assert percent(value) == expected
 
 
 def test_columns_after_the_first_are_right_aligned() -> None:

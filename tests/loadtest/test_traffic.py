@@ -26,9 +26,10 @@ def mix_file(folder: Path, **changes: Any) -> Path:
     """Write a small mix with changed parts; None removes a part."""
     parts: dict[str, Any] = {
         "apis": {"rest": 1},
-        "images": {"fresh": 0.5, "sizes": [{"width": 64, "height": 48, "weight": 1}]},
+        "new_images": 0.5,
+        "image_sizes": [{"width": 64, "height": 48, "weight": 1}],
         "tasks": [OCR],
-        "deadline_ms": 400,
+        "deadline_s": 0.4,
     }
     file = folder / "mix.yaml"
     remaining = {name: part for name, part in (parts | changes).items() if part is not None}
@@ -49,13 +50,13 @@ def test_committed_mix_has_every_interface() -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"images": None}, "images: Field required"),
+        ({"new_images": None}, "new_images: Field required"),
         ({"colour": "red"}, "colour: "),
         ({"apis": {"soap": 1}}, "soap"),
         ({"apis": {"rest": -1}}, "apis.rest: Input should be greater than or equal to 0"),
         ({"apis": {"rest": 0}}, "apis: one of rest, grpc, stream, compare must have a weight"),
         ({"tasks": [OCR | {"weight": 0}]}, "tasks.0.weight: Input should be greater than 0"),
-        ({"deadline_ms": 0}, "deadline_ms: Input should be greater than 0, given '0'"),
+        ({"deadline_s": 0}, "deadline_s: Input should be greater than 0, given '0'"),
     ],
 )
 def test_invalid_mix_is_refused(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:

@@ -1,27 +1,22 @@
 """Recorded states of constrained decoding: a grammar, the tokens generated so far, and the tokens
 allowed next.
 
-    python -m tests.support.grammar_states [--time]
-
-records them again, or times the masks. Half of each vocabulary's states come from constrained
-answers of the embedded models, greedy and with beams; the others from random answers.
+`python -m tests.support.grammar_states` records them again. Half of each vocabulary's states come
+from constrained answers of the embedded models, greedy and with beams; the others from random
+answers.
 """
 
-import argparse
 import hashlib
 import json
 import random
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tokenizers import Tokenizer
 
 from export.checkpoints.tensors import CheckpointTensors, write_decoder_weights
@@ -38,7 +33,7 @@ from tasks.table import TASKS, Family
 from tests.support.catalog import CATALOG, RELEASED
 from tests.support.export_cli import MODELS
 from tests.support.real_tokenizers import fetch_tokenizer
-from tests.support.token_choices import allowed_ids, masked
+from tests.support.token_choices import allowed_ids
 from wire.artifacts.manifest import DECODER_FILE
 
 TokenizerName = Literal["florence-2-mini", "paligemma-mini", "bart", "gemma"]
@@ -232,49 +227,6 @@ def _random_prefixes(
         yield GrammarState(name, task, start.parameters, written)
 
 
-def _time() -> None:
-    """Print the time of a mask in the recorded states, the first time and later, on one thread."""
-    torch.set_num_threads(1)
-    print(
-        "| vocabulary | tokens | compile, ms | first mask, ms | later, ms |\n|---|---|---|---|---|"
-    )
-    for name, family in FAMILY_OF.items():
-        definition = tokenizer_definition(name)
-        assert definition is not None, f"the tokenizer {name} cannot be fetched"
-        constraints = Constraints(definition, {EOS_ID[family]})
-        logprobs = torch.zeros(constraints.num_tokens)
-        compiled = list[float]()
-        first = list[float]()
-        later = list[float]()
-        for state in recorded_states(name):
-            constraints.get.cache_clear()
-            # called at once
-            compiled.append(_milliseconds(lambda: constraints.get(grammar_of(state))))  # noqa: B023
-            constraint = constraints.get(grammar_of(state))
-            here = state_after(constraint, state.token_ids)
-            times = [_milliseconds(lambda: masked(constraint, here, logprobs)) for _ in range(6)]  # noqa: B023
-            first.append(times[0])
-            later.append(statistics.median(times[1:]))
-        columns = [
-            f"{statistics.median(times):.3f} (max {max(times):.3f})"
-            for times in (compiled, first, later)
-        ]
-        print(f"| {name} | {len(logprobs)} | {' | '.join(columns)} |")
-
-
-def _milliseconds(call: Callable[[], object]) -> float:
-    start_s = time.perf_counter()
-    call()
-    return (time.perf_counter() - start_s) * 1000
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m tests.support.grammar_states", description=__doc__)
-    parser.add_argument(
-        "--time", action="store_true", help="time the masks instead of recording them"
-    )
-    if parser.parse_args().time:
-        _time()
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            _record(Path(temporary))
+    with tempfile.TemporaryDirectory() as temporary:
+        _record(Path(temporary))

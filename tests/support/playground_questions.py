@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 
 from tasks.table import TASKS, Task
-from tests.support.playground_samples import FOLDER
+from tests.support.export_cli import ROOT
 
+FOLDER = ROOT / "service/web/playground/samples"
 SAMPLES: dict[str, dict[str, Any]] = {
     sample["id"]: sample
     for sample in json.loads((FOLDER / "samples.json").read_text(encoding="utf-8"))

@@ -116,19 +116,10 @@ def test_both_ports_speak_tls_and_nothing_else(closed: ClosedService, client: ht
     assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/metrics",
-        "/livez",
-        "/readyz",
-        "/healthz",
-        "/metrics%0a",
-        "/v2/health/live",
-        "/v2/health/ready",
-        "/v1/models",
-    ],
-)
+PROTECTED = ("/metrics", "/livez", "/readyz", "/healthz", "/metrics%0a", "/v2/health/live")
+
+
+@pytest.mark.parametrize("path", [*PROTECTED, "/v2/health/ready", "/v1/models"])
 def test_metrics_and_health_need_a_key(client: httpx.Client, path: str) -> None:
     for headers in ({"Authorization": ""}, bearer(WRONG_KEY)):
         response = client.get(path, headers=headers)
@@ -243,33 +234,18 @@ def test_the_log_holds_no_image_prompt_answer_key_or_url(
         client.get(f"/v1/models?{token}", headers=bearer(WRONG_KEY)),
     ]
     events = parse_events(ask(client, detail="detailed", stream="true").text)
-    content = [
+    parts = [
         {"type": "text", "text": QUESTION},
         {"type": "image_url", "image_url": {"url": "data:,"}},
     ]
-    client.post(
-        "/v1/chat/completions",
-        json={"model": MODEL, "messages": [{"role": "user", "content": content}]},
-    )
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": parts}]}
+    client.post("/v1/chat/completions", json=chat)
     told = [answers[0].json()["result"]["text"], events[-1][1]["result"]["text"]]
     assert all(len(text) > 20 for text in told)
     log = closed.service.log.read_text()
     assert log.count("request ") > len(answers)
-    secrets = [
-        KEY,
-        LIMITED_KEY,
-        LATER_KEY,
-        WRONG_KEY,
-        *map(hash_of, (KEY, LIMITED_KEY, LATER_KEY, WRONG_KEY)),
-    ]
-    for secret in (
-        *secrets,
-        QUESTION,
-        LABEL,
-        UNKNOWN,
-        token,
-        *told,
-        encoded_image[:40],
-        repr(image)[2:42],
-    ):
+    keys = [KEY, LIMITED_KEY, LATER_KEY, WRONG_KEY]
+    fields = [QUESTION, LABEL, UNKNOWN, token]
+    content = [*told, encoded_image[:40], repr(image)[2:42]]
+    for secret in (*keys, *map(hash_of, keys), *fields, *content):
         assert secret not in log, secret

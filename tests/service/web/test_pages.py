@@ -1,11 +1,9 @@
 """The files of the pages over HTTP, without a browser."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops
 
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
@@ -15,15 +13,7 @@ from tasks.table import TASKS
 from tests.support.catalog import PALIGEMMA
 from tests.support.export_cli import ROOT
 from tests.support.fake_service import make_core
-from tests.support.playground_samples import (
-    FOLDER,
-    PHOTOGRAPH,
-    PHOTOGRAPH_ENTRY,
-    SIZES_WH,
-    sample_entry,
-    sample_id,
-    sample_image,
-)
+from tests.support.playground_questions import SAMPLES
 from tests.support.rest_client import Client, client, error_of
 
 PAGE = ROOT / "service/web/playground"
@@ -100,21 +90,9 @@ def test_page_needs_no_key_and_no_start() -> None:
     assert error_of(locked.get("/v1/tasks"))["code"] == "unauthorized"
 
 
-def test_samples_are_generated() -> None:
-    assert json.loads((FOLDER / "samples.json").read_text(encoding="utf-8")) == [
-        *(sample_entry(seed) for seed in SIZES_WH),
-        PHOTOGRAPH_ENTRY,
-    ]
-    photograph = ROOT / "models/photographs" / PHOTOGRAPH
-    assert (FOLDER / PHOTOGRAPH).read_bytes() == photograph.read_bytes()
-    for seed in SIZES_WH:
-        with Image.open(FOLDER / f"{sample_id(seed)}.png") as stored:
-            assert ImageChops.difference(stored, sample_image(seed)).getbbox() is None
-
-
 def test_samples_have_every_parameter() -> None:
     needed = {p.name for task in TASKS.values() for p in task.parameters if p.default is None}
-    for entry in (*map(sample_entry, SIZES_WH), PHOTOGRAPH_ENTRY):
+    for entry in SAMPLES.values():
         assert set(entry["examples"]) == needed
 
 

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from tests.support.browser import Playground
 from tests.support.export_cli import EMBEDDED
-from tests.support.playground_samples import FOLDER
+from tests.support.playground_questions import FOLDER
 from tests.support.scene_images import encoded, scene_image, scene_png
 
 FLORENCE, PALIGEMMA = EMBEDDED
