@@ -4,7 +4,6 @@ The text between `<!-- table: NAME -->` and `<!-- end -->` is the value of `TABL
 tests/test_docs.py checks it.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +19,6 @@ PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob(
 _CATALOG = ROOT / "models" / "catalog.yaml"
 _EMBEDDED = ("florence-2-mini", "paligemma-mini")
 _BENCH = ROOT / "laboratory" / "results" / "bench.md"
-_FORMS = ROOT / "tests" / "support" / "checkpoint_forms.json"
 _BLOCK = re.compile(r"<!-- table: (?P<name>[\w -]+) -->\n.*?<!-- end -->", re.DOTALL)
 _SECTION = re.compile(r"^##? (.+?)\n\n(.+?)\n(?=\n## |\Z)", re.DOTALL | re.MULTILINE)
 
@@ -74,21 +72,12 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
-def forms_table() -> str:
-    """Return what the export does with each form of checkpoint, as its test has seen it."""
-    rows = ["| family | form | outcome |", "|---|---|---|"]
-    for family, forms in json.loads(_FORMS.read_text(encoding="utf-8")).items():
-        rows += [f"| {family} | {name} | {given} |" for name, given in forms.items()]
-    return "\n".join(rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "tasks": lambda: task_table(load_catalog(_CATALOG)[name] for name in _EMBEDDED),
     "settings": settings_table,
     "memory": memory_tables,
     "bench": lambda: _sections(_BENCH, "Ours ÷ best peer"),
     "bench facts": lambda: _sections(_BENCH, "Bench"),
-    "checkpoint forms": forms_table,
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m tests.support.form_outcomes` builds every form of checkpoint and adapter.
 
-The outcomes are written into checkpoint_forms.json, which docs/models.md shows.
+The outcomes are written into checkpoint_forms.json, for the test to compare.
 """
 
 import json

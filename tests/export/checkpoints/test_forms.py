@@ -1,4 +1,4 @@
-"""Every form of checkpoint loads exactly, or is refused with the words in docs/models.md."""
+"""Every form of checkpoint loads exactly, or is refused with its words."""
 
 from pathlib import Path
 
