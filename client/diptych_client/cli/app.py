@@ -301,7 +301,7 @@ def index_reports(
     overwrite: Overwrite = False,
 ) -> None:
     """Write one page over several reports: tasks, models, what can be told apart."""
-    from diptych_client.evaluation.report.page import write_index
+    from diptych_client.evaluation.report import write_index
 
     rows = write_index(reports, out, overwrite)
     echo(json.dumps(rows, indent=2, ensure_ascii=False) if as_json else f"the page is {out}")

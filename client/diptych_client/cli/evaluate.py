@@ -36,9 +36,8 @@ from diptych_client.evaluation.questions import (
     Sample,
 )
 from diptych_client.evaluation.race import Race, check_two, shuffled
-from diptych_client.evaluation.report.gallery import Gallery
-from diptych_client.evaluation.report.page import report_files, write_report
-from diptych_client.evaluation.report.tables import json_document, sentences, tables
+from diptych_client.evaluation.report import Gallery, report_files, write_report
+from diptych_client.evaluation.tables import json_document, sentences, tables
 from diptych_client.inputs import Problems, open_images
 from diptych_client.long_runs import FailureLog, Outputs, RunError
 from diptych_client.requests import non_null_fields

@@ -24,7 +24,6 @@ from rapidfuzz.distance import Levenshtein
 
 from diptych_client.evaluation.dataset import Dataset, TruePhrase
 from diptych_client.evaluation.objects import ObjectsMeasure, encoded_mask, run_lengths
-from diptych_client.evaluation.outcomes import Details, Outcome
 from diptych_client.evaluation.questions import (
     WITHOUT_TILES,
     AnswerLog,
@@ -36,7 +35,14 @@ from diptych_client.evaluation.questions import (
     TextsTruth,
     Truth,
 )
-from diptych_client.evaluation.statistics import Estimates, Metric, Ratio, estimates
+from diptych_client.evaluation.statistics import (
+    Details,
+    Estimates,
+    Metric,
+    Outcome,
+    Ratio,
+    estimates,
+)
 from diptych_client.evaluation.texts import TextsMeasure
 from diptych_client.long_runs import FailureLog, RunError
 from diptych_client.matching import SAME_OBJECT_IOU, Kind, LabelledBox, match, pairwise_iou

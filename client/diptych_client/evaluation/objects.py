@@ -27,9 +27,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from diptych_client.evaluation.dataset import TrueObject
-from diptych_client.evaluation.outcomes import Confusion, Curve, Details, Outcome
 from diptych_client.evaluation.questions import ClassNames, ObjectsTruth, Prediction, Truth
-from diptych_client.evaluation.statistics import Metric, Ratio
+from diptych_client.evaluation.statistics import Confusion, Curve, Details, Metric, Outcome, Ratio
 from diptych_client.geometry import BoxXyxy, ImageSize, Mask
 from diptych_client.long_runs import RunError
 from diptych_client.matching import Floats, LabelledBox, match

@@ -1,4 +1,4 @@
-"""Figures about images: bootstrap intervals, paired differences, and evidence by betting.
+"""Figures of models: metrics with bootstrap intervals, paired differences, evidence by betting.
 
 Intervals: images are drawn with replacement (Efron and Tibshirani, An Introduction to the
 Bootstrap, 1993, chapters 6 and 13: percentile intervals); all samples of a drawn image count, and
@@ -16,7 +16,7 @@ Shapes: I images, R rules (one null hypothesis each), B bets.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Protocol
 
@@ -55,6 +55,45 @@ class Metric:
     name: str
     estimator: Estimator
     is_error: bool = False  # lower is better
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The error of an answer, from 0 to 1, with its kinds of error and its classes."""
+
+    error: float
+    kinds: frozenset[str] = frozenset()
+    classes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points of a line."""
+
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Counts by true class (rows) and answered class (columns); the last of both is "none"."""
+
+    labels: Sequence[str]
+    counts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Tables and curves of one model; values in hundredths like the metrics."""
+
+    by_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    by_size: Mapping[str, float] = field(default_factory=dict)
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    confusion: Confusion | None = None
+    precision_by_recall: Curve | None = None
+    precision_by_score: Curve | None = None
+    recall_by_score: Curve | None = None
+    precision_by_recall_of: Mapping[str, Curve] = field(default_factory=dict)  # keyed by class
 
 
 @dataclass(frozen=True, slots=True)

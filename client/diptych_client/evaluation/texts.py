@@ -19,9 +19,8 @@ import jiwer
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from diptych_client.evaluation.outcomes import Details, Outcome
 from diptych_client.evaluation.questions import Prediction, TextsTruth, Truth
-from diptych_client.evaluation.statistics import Metric, Ratio
+from diptych_client.evaluation.statistics import Details, Metric, Outcome, Ratio
 from diptych_client.matching import Floats
 
 ANLS_THRESHOLD = 0.5

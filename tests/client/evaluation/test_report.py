@@ -15,16 +15,20 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from diptych_client import AnswerOptions, DetectionsResult, TextResult
+from diptych_client import (
+    AnswerOptions,
+    DetectionsResult,
+    Instance,
+    InstancesResult,
+    TextResult,
+)
 from diptych_client.evaluation.dataset import Dataset
 from diptych_client.evaluation.evaluator import Evaluation, Evaluator
 from diptych_client.evaluation.formats.reading import read_dataset
-from diptych_client.evaluation.outcomes import Curve
 from diptych_client.evaluation.questions import AnswerLog, Prompts, Questionnaire
-from diptych_client.evaluation.report.gallery import Gallery
-from diptych_client.evaluation.report.page import IntervalAxis, Line, write_report
-from diptych_client.evaluation.report.tables import json_document, markdown
-from diptych_client.evaluation.statistics import Interval
+from diptych_client.evaluation.report import Gallery, IntervalAxis, Line, write_report
+from diptych_client.evaluation.statistics import Curve, Interval
+from diptych_client.evaluation.tables import json_document, markdown
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import Outputs
 from diptych_client.requests import TaskParameters
@@ -203,6 +207,28 @@ def test_card_has_a_small_image(tmp_path: Path) -> None:
     kind, _, data = card["image"].partition(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(b64decode(data))).size == (400, 200)
+
+
+def test_masks_are_filled_outlines(tmp_path: Path) -> None:
+    write_images(tmp_path / "data")
+    ring = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0]
+    crowd = {"label": "car", "box": [0, 0, 99, 79], "iscrowd": True}
+    objects = [{"label": "car", "box": [10, 10, 40, 30], "segmentation": [ring]}, crowd]
+    (tmp_path / "data" / "x.jsonl").write_text(json.dumps({"image": "a.png", "objects": objects}))
+    points = ((10.0, 10.0), (40.0, 10.0), (40.0, 30.0))
+    mask = InstancesResult((Instance((10, 10, 40, 30), "car", 0.9, (points,)),))
+    answers = [(mask, InstancesResult(()))]
+    evaluated(tmp_path / "out", "instance_segmentation", read_dataset(tmp_path / "data"), answers)
+    page = (tmp_path / "out" / "report.html").read_text()
+    cards = re.search(r'id="cards">(.*?)</script>', page, re.S)
+    assert cards is not None
+    truth, first, second = json.loads(cards[1])[0]["panels"]
+    rings = [[[10, 10], [40, 10], [40, 30]]]
+    outline = {"rings": rings, "is_filled": True}
+    assert truth["shapes"][0] == {"label": "car", "kind": "missed"} | outline
+    assert (truth["shapes"][1]["kind"], truth["shapes"][1]["is_filled"]) == ("truth", False)
+    assert first["shapes"] == [{"label": "car 0.90", "kind": "right"} | outline]
+    assert second["shapes"] == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

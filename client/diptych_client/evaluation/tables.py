@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from diptych_client.evaluation.evaluator import Evaluation
-from diptych_client.evaluation.outcomes import Details
+from diptych_client.evaluation.statistics import Details
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MARKDOWN = re.compile(r"[\\`|]|\](?=[(\[:])")
