@@ -102,11 +102,11 @@ def restored(result: ResultT, original: ImageSize | None) -> ResultT:
     if original is None:
         return result
     if isinstance(result, Comparison):
-        answers = tuple(restored(each, original) for each in result.answers)
+        answers = tuple(restored(answer, original) for answer in result.answers)
         scaled = replace(result, image=original, answers=answers)
     elif isinstance(result, Answer):
-        found = _scaled(result.result, result.image, original)
-        scaled = replace(result, image=original, result=found)
+        original_result = _scaled(result.result, result.image, original)
+        scaled = replace(result, image=original, result=original_result)
     return scaled  # type: ignore[return-value]
 
 
@@ -122,13 +122,16 @@ def _scaled(result: Result, sent: ImageSize, original: ImageSize) -> Result:
         return (x1 * kx, y1 * ky, x2 * kx, y2 * ky)
 
     match result:
-        case DetectionsResult(found):
-            return DetectionsResult(tuple(replace(each, box_xyxy=box(each)) for each in found))
+        case DetectionsResult(detections):
+            boxes = [replace(detection, box_xyxy=box(detection)) for detection in detections]
+            return DetectionsResult(tuple(boxes))
         case InstancesResult(instances):
             scaled = []
-            for each in instances:
-                rings = None if each.polygons_xy is None else tuple(map(points, each.polygons_xy))
-                mask = each.mask
+            for instance in instances:
+                rings = instance.polygons_xy
+                if rings is not None:
+                    rings = tuple(map(points, rings))
+                mask = instance.mask
                 if mask is not None:
                     small = run_length_mask(mask)
                     rows = np.arange(original.height) * small.shape[0] // original.height
@@ -136,7 +139,7 @@ def _scaled(result: Result, sent: ImageSize, original: ImageSize) -> Result:
                     runs = uncompressed_run_lengths(small[rows][:, columns])
                     size_hw = (original.height, original.width)
                     mask = RunLengthMask(size_hw, compressed_run_lengths(runs))
-                scaled.append(Instance(box(each), each.label, each.score, rings, mask))
+                scaled.append(Instance(box(instance), instance.label, instance.score, rings, mask))
             return InstancesResult(tuple(scaled))
         case TextRegionsResult(regions):
             quads = []

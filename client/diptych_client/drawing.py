@@ -58,9 +58,9 @@ def draw_answer(image: Image.Image, answer: Answer) -> Image.Image:
 
 def draw_comparison(image: Image.Image, comparison: Comparison) -> Image.Image:
     """Return a picture with one panel for each model, side by side."""
-    results = [each.result for each in comparison.answers if isinstance(each, Answer)]
+    results = [answer.result for answer in comparison.answers if isinstance(answer, Answer)]
     colors = _colors(chain.from_iterable(map(items_of, results)))
-    panels = [_panel(image, each, colors) for each in comparison.answers]
+    panels = [_panel(image, answer, colors) for answer in comparison.answers]
     gap = _line_width(image) * 4
     width = sum(panel.width + gap for panel in panels) - gap
     picture = Image.new("RGB", (width, max(panel.height for panel in panels)), _WHITE)

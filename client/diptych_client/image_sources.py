@@ -98,8 +98,8 @@ def _from_array(array: NDArray[Any], bgr: bool) -> Image.Image:
         low = float(array.min())
         high = float(array.max())
         if not (low >= 0 and high <= 1):
-            found = f"floats from {low:.3g} to {high:.3g}"
-            raise _refusal("invalid_request", f"an array of floats must be 0 to 1, got {found}")
+            values = f"floats from {low:.3g} to {high:.3g}"
+            raise _refusal("invalid_request", f"an array of floats must be 0 to 1, got {values}")
         array = np.round(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         expected = "uint8, or floats from 0 to 1"

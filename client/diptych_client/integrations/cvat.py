@@ -56,9 +56,10 @@ class DiptychFunction:
             parameters = TaskParameters(labels=list(self._label_ids))
             answer = predict("open_vocabulary_detection", parameters)
             assert isinstance(answer.result, DetectionsResult)
-            for found in answer.result.detections:
-                label_id = self._label_ids[found.label]
-                shapes.append(cvataa.rectangle(label_id, list(found.box_xyxy), score=found.score))
+            for detection in answer.result.detections:
+                label_id = self._label_ids[detection.label]
+                box = list(detection.box_xyxy)
+                shapes.append(cvataa.rectangle(label_id, box, score=detection.score))
             return shapes
         is_mask = self._shape == "mask" and not context.conv_mask_to_poly
         for label, label_id in self._label_ids.items():

@@ -92,18 +92,21 @@ class ToolServer:
             if tool.name == ANALYZE:
                 analysis = await self._client.analyze(call.image, call.steps)
                 return _answered(analysis_content(analysis))
-            asked = (call.image, tool.name, call.parameters)
+            question = (call.image, tool.name, call.parameters)
             if call.models is None:
-                answer = await self._client.predict(*asked, options=call.options)
+                answer = await self._client.predict(*question, options=call.options)
                 return _answered(content_of(answer.image, [answer]))
             models = call.models
-            comparison = await self._client.compare(*asked, models=models, options=call.options)
+            comparison = await self._client.compare(*question, models=models, options=call.options)
         except (DiptychError, OSError, ValueError) as error:
             return _failed(str(error))
-        if any(isinstance(each, Answer) for each in comparison.answers):
+        if any(isinstance(answer, Answer) for answer in comparison.answers):
             return _answered(content_of(comparison.image, comparison.answers))
-        failures = [each for each in comparison.answers if isinstance(each, ModelFailure)]
-        causes = [f"{each.model}: {each.error.code}: {each.error.message}" for each in failures]
+        causes = []
+        for failure in comparison.answers:
+            if isinstance(failure, ModelFailure):
+                detail = failure.error
+                causes.append(f"{failure.model}: {detail.code}: {detail.message}")
         return _failed("; ".join(causes))
 
 

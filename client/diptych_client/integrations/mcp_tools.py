@@ -274,5 +274,5 @@ def analysis_content(analysis: Analysis) -> dict[str, Any]:
 def _rounded(value: Any) -> Any:
     """Return labels unchanged, and numbers in lists of any depth to a tenth of a pixel."""
     if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
+        return [_rounded(element) for element in value]
     return round(value, _DECIMALS) if isinstance(value, float) else value
