@@ -1,10 +1,14 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from export.artifacts.encoders import (
     load_vision_model,
@@ -12,19 +16,22 @@ from export.artifacts.encoders import (
     run_in_child,
     write_merged,
 )
-from export.artifacts.vision_module import ImageInput, VisionEncoderModule
+from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
 from export.checkpoints.sources import resolve_source
-from export.errors import EncoderError, SourceError
+from export.checks.reference import Reference
+from export.errors import EncoderError, ImageProcessorError, SourceError
 from runners.adapters.peft import Product, VisionPart
 from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import MODELS
 
 PROJECTOR = "model.multi_modal_projector.linear"
+# Features are up to about 6; sums of some hundred terms have another order.
+FLOAT32_ROUNDING = 1e-4
 INPUT = ImageInput((192, 192), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.long
-def test_the_child_takes_merged_weights_in_the_place_of_those_of_the_checkpoint(
+def test_the_child_takes_merged_weights(
     tmp_path: Path,
 ) -> None:
     checkpoint = MODELS / "paligemma-mini"
@@ -34,18 +41,18 @@ def test_the_child_takes_merged_weights_in_the_place_of_those_of_the_checkpoint(
     encoder = VisionEncoder(tmp_path)
     encoder.load()
     pixels = np.random.default_rng(0).integers(0, 256, (1, 192, 192, 3), dtype=np.uint8)
-    found = encoder.encode(pixels)
+    features = encoder.encode(pixels)
     expected, base = (
-        VisionEncoderModule(load_vision_model(checkpoint, each), INPUT)(
+        VisionEncoderModule(load_vision_model(checkpoint, weights), INPUT)(
             torch.from_numpy(pixels)
         ).detach()
-        for each in (merged, None)
+        for weights in (merged, None)
     )
-    assert (found - expected).abs().max() < 1e-3
-    assert (found - base).abs().min() > 1
+    assert (features - expected).abs().max() < 1e-3
+    assert (features - base).abs().min() > 1
 
 
-def test_merged_weights_are_those_of_the_checkpoint_with_the_changes_of_the_adapter(
+def test_merged_weights_have_the_adapters_changes(
     tmp_path: Path,
 ) -> None:
     checkpoint = MODELS / "paligemma-mini"
@@ -69,7 +76,7 @@ def test_failure_of_the_child_is_one_line() -> None:
         run_in_child(exec, 'raise ValueError("the graph\\n  is too large")')
 
 
-def test_error_of_the_export_is_raised_from_the_child_as_it_is(tmp_path: Path) -> None:
+def test_an_error_of_the_export_is_raised_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is neither a folder nor a hub id"):
         run_in_child(resolve_source, "a/b/c", None, "florence2", tmp_path)
 
@@ -77,3 +84,57 @@ def test_error_of_the_export_is_raised_from_the_child_as_it_is(tmp_path: Path) -
 def test_killed_child_is_one_line() -> None:
     with pytest.raises(EncoderError, match="was killed, probably by the kernel for lack of memory"):
         run_in_child(os._exit, 9)
+
+
+@pytest.fixture
+def encoder(artifacts: Path) -> VisionEncoder:
+    encoder = VisionEncoder(artifacts)
+    encoder.load()
+    return encoder
+
+
+def random_pixels(num_images: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (num_images, 192, 192, 3), dtype=np.uint8)
+
+
+def test_features_are_transformers_in_any_batch(encoder: VisionEncoder, checkpoint: Path) -> None:
+    pixels = random_pixels(3)
+    images = [Image.fromarray(image) for image in pixels]
+    expected = Reference.load(checkpoint).image_features(images)
+    singles = torch.cat([encoder.encode(image[None]) for image in pixels])
+    for features in (encoder.encode(pixels), singles):
+        np.testing.assert_allclose(features, expected, atol=FLOAT32_ROUNDING)
+
+
+def test_generation_from_features_equals_generation_from_pixels(checkpoint: Path) -> None:
+    reference = Reference.load(checkpoint)
+    image = Image.fromarray(random_pixels(1)[0])
+    (features,) = reference.image_features([image])
+    answer = reference.generate("caption en", image, features, 8)
+    text = reference.prompt_text("caption en")
+    inputs = reference.processor(images=image, text=text, return_tensors="pt")
+    inputs.pop("labels", None)
+    with torch.inference_mode():
+        ids = reference.model.generate(**inputs, max_new_tokens=8, num_beams=1, do_sample=False)
+    assert tuple(ids[0, -len(answer.token_ids) :].tolist()) == answer.token_ids
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (CLIPImageProcessor(size={"height": 192, "width": 192}), "do_center_crop"),
+        (CLIPImageProcessor(size={"shortest_edge": 192}, do_center_crop=False), "shortest_edge"),
+        (SiglipImageProcessor(do_normalize=False), "do_normalize"),
+    ],
+)
+def test_other_steps_of_an_image_processor_are_refused(processor: Any, message: str) -> None:
+    with pytest.raises(ImageProcessorError, match=message):
+        read_image_input(processor)
+
+
+def test_an_image_input_has_the_processors_settings() -> None:
+    size = {"height": 224, "width": 448}
+    image_input = read_image_input(SiglipImageProcessor(size=size, image_std=[0.5, 0.6, 0.7]))
+    assert image_input.size_wh == (448, 224)
+    assert image_input.std == (0.5, 0.6, 0.7)
+    assert image_input.resample == Image.Resampling.BICUBIC

@@ -9,16 +9,38 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from export.tune import INTERRUPTED, MAX_LINES, RUN_FOLDER, how_to_continue, main
-from export.tuning.training import CURVE_FILE
+from export.tuning.examples import Example
+from export.tuning.held_out import HeldOutScore, SampleAnswer
+from export.tuning.training import (
+    CURVE_FILE,
+    Epoch,
+    TuningJob,
+    TuningOptions,
+    best_epoch,
+    draw_curve,
+    duration,
+    epoch_line,
+    epochs_of,
+    sample_line,
+    score_text,
+    split,
+    write_card,
+)
 from laboratory.tuning import write_named_shapes
 from runners.adapters.peft import read_adapter
+from tasks.parameters import TaskParameters
+from tests.support.catalog import CATALOG
 from tests.support.export_cli import ROOT
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE
@@ -212,3 +234,91 @@ def test_an_option_out_of_its_range_is_refused(
     with pytest.raises(SystemExit):
         main([*command(data, "florence-2-mini", Path("out")), *option])
     assert message in capsys.readouterr().err
+
+
+SCORE = HeldOutScore(0.5, 0.25, 0.75, 5, (SampleAnswer("Locate the cat", "cat<loc_1>", "dog"),))
+EPOCHS = [Epoch(1, 2.0, 3.0, SCORE), Epoch(2, 1.0, 2.5, SCORE), Epoch(3, 0.5, 2.5, SCORE)]
+NUMBERS = "held out 2.5000, F1 0.500 [0.250, 0.750]"
+
+
+def test_epochs_are_read_from_the_trainers_log() -> None:
+    log: list[dict[str, Any]] = []
+    for epoch in EPOCHS:
+        log.append({"loss": epoch.loss, "epoch": float(epoch.number)})
+        row = {"eval_loss": epoch.held_out_loss, "epoch": float(epoch.number)}
+        log.append({**row, "score": asdict(epoch.score)})
+    log.append({"train_loss": 1.0, "epoch": 3.0})
+    assert epochs_of(log) == EPOCHS
+    assert best_epoch(EPOCHS) is EPOCHS[1]
+
+
+def test_a_line_has_losses_f1_and_time_left() -> None:
+    line = epoch_line(EPOCHS[1], 3, is_best=True, left_s=120.0)
+    assert line == f"epoch 2 of 3: loss 1.0000, {NUMBERS}, kept; 2 min left"
+    line = epoch_line(EPOCHS[2], 3, is_best=False, left_s=0.0)
+    assert line == f"epoch 3 of 3: loss 0.5000, {NUMBERS}"
+    assert score_text(replace(SCORE, num_images=4)) == "F1 0.500"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(99.4, "99 s"), (100.0, "2 min"), (5940.0, "99 min"), (9000.0, "2.5 h")]
+)
+def test_a_duration_has_a_fitting_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_long_answer_is_cut() -> None:
+    line = sample_line(SampleAnswer("caption en", "a" * 100, "b" * 101))
+    assert line == f"'caption en': expected '{'a' * 100}', got '{'b' * 100}…'"
+
+
+def test_the_curve_is_a_picture(tmp_path: Path) -> None:
+    draw_curve(EPOCHS, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size == (700, 400)
+        colors = image.convert("RGB").getcolors(1 << 20) or []
+    lines = {(31, 119, 180), (255, 127, 14), (44, 160, 44)}
+    assert lines <= {color for _, color in colors}
+
+
+def test_a_card_has_data_quality_recipe_and_entry(tmp_path: Path) -> None:
+    output = tmp_path / "my-shapes"
+    output.mkdir()
+    example = Example(Path("a.png"), (), (), TaskParameters(), (9, 9))
+    images = [[example, example], *[[example]] * 38]
+    options = TuningOptions(3, 16, 1e-3, 8, 0.1, 0)
+    base = CATALOG["florence-2-base"]
+    job = TuningJob(base, "object_detection", images, output, output / "run", options)
+    entry_lines = "  - id: my-shapes\n"
+    write_card(job, Path("data/my-labels"), "3 x image left out", EPOCHS, entry_lines)
+    card = (output / "README.md").read_text()
+    _, header, text = card.split("---\n", 2)
+    assert yaml.safe_load(header)["base_model"] == base.source
+    assert yaml.safe_load(header)["license"] == base.license
+    for part in (
+        "# my-shapes\n",
+        f"for `object_detection`, tuned on {date.today()}.",
+        "`my-labels`: 40 examples about 39 images; 3 x image left out. The share 0.1 of",
+        "Epoch 2 of 3 is kept: held-out loss 2.5000, F1 0.500 [0.250, 0.750] of boxes at IoU 0.5",
+        "on 5 held-out images",
+        "- 'Locate the cat': expected 'cat<loc_1>', got 'dog'",
+        "| learning_rate | 0.001 |",
+        "`DIPTYCH_MODELS=florence-2-base DIPTYCH_ADAPTERS=FOLDER make serve`",
+        "```yaml\n  - id: my-shapes\n```",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("num_images", "share", "num_held_out"), [(2, 0.9, 1), (2, 0.01, 1), (20, 0.1, 2)]
+)
+def test_some_images_are_held_out_whole(num_images: int, share: float, num_held_out: int) -> None:
+    images = []
+    for index in range(num_images):
+        example = Example(Path(str(index)), (), (), TaskParameters(), (9, 9))
+        images.append([example, example])
+    held_out, trained = split(images, TuningOptions(1, 1, 1e-3, 1, share, 0))
+    held_out_paths = {example.image for example in held_out}
+    assert (len(held_out_paths), len(held_out)) == (num_held_out, 2 * num_held_out)
+    assert held_out_paths.isdisjoint(example.image for example in trained)
+    assert len(trained) == 2 * (num_images - num_held_out)
