@@ -131,7 +131,9 @@ class _Run:
     context: RequestContext
     on_answer: OnAnswer
     num_left: int  # answers that the request may still have
-    objects: "dict[str, asyncio.Future[list[StepObject]]]" = field(default_factory=dict)  # by step
+    objects: "dict[str, asyncio.Future[list[StepObject]]]" = field(
+        default_factory=dict
+    )  # key: step id
     views: dict[PixelBox, ImageView] = field(default_factory=dict)
     joined: dict[str, JoinedCalls] = field(default_factory=dict)  # key: runner
     is_first: bool = True

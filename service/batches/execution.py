@@ -65,7 +65,7 @@ class Executor:
         self.timeout_s = settings.request_timeout_s
         self.max_line_bytes = settings.max_body_bytes
         self._turn = asyncio.Lock()  # its waiters are served in their order
-        self._turns: dict[str, asyncio.Lock] = {}  # of each API key
+        self._turns: dict[str, asyncio.Lock] = {}  # key: owner
 
     def input_file(self, batch: Batch) -> InputFile:
         return InputFile(self.store.content(batch.input_file_id), self.max_line_bytes)
@@ -93,7 +93,7 @@ class BatchRun:
         self._places: Iterator[LinePlace] = iter(())
         self._is_read = False
         self._is_stopped = _is_to_end(current)
-        self._failure: Exception | None = None  # of a request or the input file
+        self._failure: Exception | None = None  # a request or the input file failed
         self._put_back = deque[LinePlace]()
         self._in_flight: dict[asyncio.Task[None], LinePlace] = {}
         self._output: list[RenderedLine] = []

@@ -94,7 +94,7 @@ class NoRoom(Exception):
 class RenderedLine:
     """A line of an output file, or else of an error file."""
 
-    number: int  # of its request in the input file
+    number: int  # the line of its request in the input file
     is_answer: bool
     data: bytes
 

@@ -48,11 +48,11 @@ class BatchWorker:
     def __init__(self, store: Store, core: Core, gaps: TrafficGaps, settings: Settings) -> None:
         self._store = store
         self._executor = Executor(store, core, gaps, settings)
-        self._tasks: dict[str, asyncio.Task[None]] = {}  # by the ids of batches
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # key: batch id
         self._starting: dict[str, str] = {}  # the batch of each API key that starts its requests
         self._is_checking = False
         self._num_checks = 0
-        self._last_check: dict[str, int] = {}  # of each API key
+        self._last_check: dict[str, int] = {}  # key: owner
         self._changed = asyncio.Event()
         self._leading: asyncio.Task[None] | None = None
 

@@ -123,7 +123,7 @@ def parse_config(text: str) -> tuple[Control, ...]:
     tags = _control_tags(root)
     if len(tags) > _MAX_CONTROLS:
         raise _invalid(f"has {len(tags)} control tags; the maximum is {_MAX_CONTROLS}")
-    values: dict[str, str] = {}  # of each Image by its name: the last one of a name counts
+    values: dict[str, str] = {}  # key: name of an Image, whose last one counts
     for element in root.iter("Image"):
         values[element.attrib.get("name", "")] = element.attrib.get("value", "")
     image_keys: dict[str, str] = {}

@@ -93,9 +93,9 @@ class Ask:
 
     control: Control
     fields: Mapping[str, object]  # without model
-    label: str | None = None  # of all objects; else of their phrases
+    label: str | None = None  # all objects have it; None: that of their phrases
     region_tags: RegionTags | None = None
-    box: Sequence[float] = ()  # that the user drew: corner, width and height in percent
+    box: Sequence[float] = ()  # drawn by the user: corner, width and height in percent
 
     @property
     def task(self) -> str:

@@ -83,7 +83,7 @@ _LABELS_PLACEHOLDER = "Objects to detect: red circle, blue square"
 _RUN = _Input(("button_run",), "default")
 # a batch has no rectangles
 _RECTANGLE = _Input(("button_add_rect", "button_clear", "button_finish_object"), None)
-_INPUTS = {  # of the other tasks: _RUN
+_INPUTS = {  # all other tasks: _RUN
     "open_vocabulary_detection": _text_input(
         "labels", "Objects to detect: red circle, blue square"
     ),
@@ -93,7 +93,7 @@ _INPUTS = {  # of the other tasks: _RUN
     "region_description": _RECTANGLE,
 }
 _SCORE_WIDGETS = ("input_conf", "edit_conf", "input_iou", "edit_iou")
-_RESULT_WIDGETS = {  # by the kind of result
+_RESULT_WIDGETS = {  # key: kind of result
     "text": (),
     "detections": _SCORE_WIDGETS,
     "text_regions": _SCORE_WIDGETS,
