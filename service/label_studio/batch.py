@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -43,6 +43,7 @@ _TASK_BYTES = 1000  # a task's dictionary and its outcome
 _MAX_ID_CHARS = 56  # the call's id is cut here; a number is appended to it
 
 Sources = dict[str, str]  # keys of a task's data: where its images are
+Question = tuple[str, Ask]  # the id of the model that is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +62,28 @@ class Plan:
     def of(cls, models: Sequence[ServedModel], asks: tuple[Ask, ...]) -> Self:
         """Return a plan; raise `UnsupportedTask` if no model offers any of the tasks."""
         plan = cls(tuple(models), asks)
-        if asks and not plan.by_model():
+        if asks and not plan.questions():
             names = ", ".join(model.id for model in models)
             tasks = ", ".join(sorted({ask.task for ask in asks}))
             problem = f"the labelling configuration needs {tasks}, which {names} does not offer"
             raise UnsupportedTask(problem, "label_config")
         return plan
 
-    def by_model(self) -> dict[str, list[Ask]]:
-        """Return the ids of the models that offer a task, each with all that it offers."""
-        planned: dict[str, list[Ask]] = {}
+    def questions(self) -> list[Question]:
+        """Return each task with every model that offers it, model by model."""
+        questions: list[Question] = []
         for model in self.models:
             for ask in self.asks:
                 if ask.task in model.entry.task_ids:
-                    planned.setdefault(model.id, []).append(ask)
-        return planned
+                    questions.append((model.id, ask))
+        return questions
+
+    def first_questions(self) -> list[Question]:
+        """Return each task with the first model that offers it."""
+        first: dict[int, Question] = {}
+        for model_id, ask in self.questions():
+            first.setdefault(self.asks.index(ask), (model_id, ask))
+        return [first[index] for index in sorted(first)]
 
     def sources(self, tasks: Iterable[Mapping[str, object]]) -> list[Sources]:
         """Return the images that tasks of Label Studio name, without the rest of their data."""
@@ -89,18 +97,9 @@ class Plan:
             sources.append(images)
         return sources
 
-    def by_first_model(self) -> dict[str, list[Ask]]:
-        """Return each task with the first model that offers it."""
-        planned: dict[str, list[Ask]] = {}
-        for ask in self.asks:
-            offering = [model.id for model in self.models if ask.task in model.entry.task_ids]
-            if offering:
-                planned.setdefault(offering[0], []).append(ask)
-        return planned
-
-    def version(self, planned: Iterable[str]) -> str:
-        """Return the version of the first of the planned models, or of all if none is."""
-        first = next(iter(planned), self.models[0].id)
+    def version(self, model_ids: Iterable[str]) -> str:
+        """Return the version of the first of these models, or of all if there is none."""
+        first = next(iter(model_ids), self.models[0].id)
         return next(version_of(model) for model in self.models if model.id == first)
 
 
@@ -135,14 +134,14 @@ class Batch:
 
         Tasks are dropped as they are answered.
         """
-        planned = self._plan.by_model()
+        questions = self._plan.questions()
         pending = deque(enumerate(tasks))
         outcomes: list[bytes | ServiceError] = [b""] * len(pending)
 
         async def answer_next() -> None:
             while pending:
                 index, sources = pending.popleft()
-                outcomes[index] = await self._outcome(sources, planned)
+                outcomes[index] = await self._outcome(sources, questions)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(_MAX_TASKS):
@@ -162,12 +161,12 @@ class Batch:
         return predictions
 
     async def _outcome(
-        self, sources: Sources, planned: Mapping[str, Sequence[Ask]]
+        self, sources: Sources, questions: Sequence[Question]
     ) -> bytes | ServiceError:
         if time.monotonic() >= self._context.deadline_s:
             return DeadlineExceeded(f"the call ended after {MAX_CALL_S} s, before this task")
         try:
-            results_of = await self._results_of(sources, planned)
+            results_of = await self._results_of(sources, questions)
             predictions: list[JsonObject] = []
             for model_id, results in results_of.items():
                 predictions.append(prediction(self._plan.version([model_id]), results))
@@ -179,23 +178,24 @@ class Batch:
 
     async def prompted(self, sources: Sources) -> list[bytes]:
         """Return the one prediction for a prompt as JSON; raise `ServiceError`."""
-        results_of = await self._results_of(sources, self._plan.by_first_model())
+        results_of = await self._results_of(sources, self._plan.first_questions())
         results = chain(*results_of.values())
         return [await in_thread(_json, prediction(self._plan.version(results_of), results))]
 
     async def _results_of(
-        self, sources: Sources, planned: Mapping[str, Sequence[Ask]]
+        self, sources: Sources, questions: Sequence[Question]
     ) -> dict[str, list[JsonObject]]:
         """Return the results of each model, image by image; raise `ServiceError`."""
-        results_of: dict[str, list[JsonObject]] = {model_id: [] for model_id in planned}
+        results_of: dict[str, list[JsonObject]] = {model_id: [] for model_id, _ in questions}
         for key in self._plan.image_keys:
             async with self._image(sources, key) as image:
                 running: list[tuple[str, asyncio.Task[list[JsonObject]]]] = []
                 try:
                     async with asyncio.TaskGroup() as group:
-                        for model_id, ask in _pairs(planned, key):
-                            task = group.create_task(self._results(image, model_id, ask))
-                            running.append((model_id, task))
+                        for model_id, ask in questions:
+                            if ask.control.image_key == key:
+                                task = group.create_task(self._results(image, model_id, ask))
+                                running.append((model_id, task))
                 except ExceptionGroup as errors:
                     raise errors.exceptions[0] from None
                 for model_id, task in running:
@@ -250,14 +250,6 @@ class Batch:
         if time.monotonic() + error.retry_after_s >= self._context.deadline_s:
             raise error
         await asyncio.sleep(error.retry_after_s)
-
-
-def _pairs(planned: Mapping[str, Sequence[Ask]], key: str) -> Iterator[tuple[str, Ask]]:
-    """Yield the tasks about one image, each with its model."""
-    for model_id, asks in planned.items():
-        for ask in asks:
-            if ask.control.image_key == key:
-                yield model_id, ask
 
 
 def _json(value: object) -> bytes:
