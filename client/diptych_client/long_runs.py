@@ -282,7 +282,6 @@ class Outputs:
 
 
 def refusal(path: Path) -> RunError:
-    """Return the error of a file that must not be replaced."""
     return RunError(
         f"{path} exists and is not as this command wrote it: move it or choose another place, or"
         " give --overwrite to replace it"

@@ -114,6 +114,16 @@ def items_of(result: Result) -> tuple[Item, ...]:
             return ()
 
 
+def text_of(result: Result) -> str | None:
+    """Return the text of a result; text regions are its lines, and objects have none."""
+    match result:
+        case TextResult(text):
+            return text
+        case TextRegionsResult(regions):
+            return "\n".join(region.text for region in regions)
+    return None
+
+
 def label_of(item: Item) -> str:
     """Return the label of an object, or the text of a text region."""
     return item.text if isinstance(item, TextRegion) else item.label

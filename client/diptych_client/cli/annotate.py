@@ -127,7 +127,6 @@ def annotate_images(
 def _check_options(
     options: AnnotateOptions, task_options: TaskOptions, guarantee: GuaranteeOptions
 ) -> None:
-    """Raise `RunError` for options that exclude each other."""
     if guarantee.labelled is None:
         if replace(guarantee, confidence=NO_GUARANTEE.confidence) != NO_GUARANTEE:
             names = "--max-wrong, --max-missed, --thresholds, --suggest and --reviewed"
@@ -148,7 +147,6 @@ def _label_with_guarantee(
     options: AnnotateOptions,
     guarantee: GuaranteeOptions,
 ) -> tuple[list[Records], Path, list[str]]:
-    """Label the images; return the answers, the path of the dataset and what to say about it."""
     try:
         from diptych_client.cli.guaranteed import GuaranteedRun, promises_of
     except ImportError as error:
@@ -168,7 +166,6 @@ def _write(
     answers: Sequence[Records],
     job: Job,
 ) -> tuple[Path, list[str]]:
-    """Write the dataset; return its path and what to say about it."""
     if not options.consensus:
         records = [records[0] for records in answers]
         return write_dataset(options.dataset_format, outputs, folder, records, job), []

@@ -104,7 +104,6 @@ class EvaluationRun:
         return failures.num_failures
 
     def _models(self) -> tuple[Model, ...]:
-        """Return the models of the run; raise `RunError` for those that do not fit."""
         with self.connection.client() as client:
             task = offered_task(client.tasks(), self.task)
             served = {model.id: model for model in client.models()}
@@ -155,7 +154,6 @@ class EvaluationRun:
         questionnaire: Questionnaire,
         samples: list[Sample],
     ) -> tuple[list[Sample], str]:
-        """Return the samples that were sent, and the verdict of a race."""
         if not self.options.until_decided:
             for name in names:
                 self._ask(asker, samples, name)
@@ -188,7 +186,6 @@ class EvaluationRun:
         run_with_progress(num_unanswered, run, model, "requests")
 
     def _settings(self, verdict: str) -> dict[str, object]:
-        """Return the settings that decide the results."""
         fields = non_null_fields(self.task_options.parameters(), self.task_options.answer_options())
         return {
             **fields,

@@ -12,7 +12,7 @@ extra `evaluate`.
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -202,15 +202,20 @@ class GuaranteedRun:
         """Write proved labels and a person's, none in unlike images; list the rest for review."""
         out = self.outputs.folder
         self.outputs.write(out / "guarantee.json", json.dumps(guarantee.document(), indent=1))
-        labels = AcceptedLabels(guarantee, unlike, {i.name: t for i, t in self.reviewed.items()})
         if any(has_text(records[0]) for records in answers):
-            accepted = [record for records in answers if (record := labels.text(records))]
-            review = [records for records in answers if labels.leaves_text(records)]
+            accepted = []
+            review = []
+            for records in answers:
+                record, is_complete = self._accepted_text(records, guarantee, unlike)
+                if record is not None:
+                    accepted.append(record)
+                if not is_complete:
+                    review.append(records)
             path = self._write_texts("review.jsonl", review)
             folder = self.folder.path
             dataset = write_dataset(dataset_format, self.outputs, folder, accepted, self.job)
         else:
-            agreements = [labels.boxes(records) for records in answers]
+            agreements = [self._accepted_boxes(one, guarantee, unlike) for one in answers]
             review = [image.records for image in agreements if image.differing]
             path = out / "review.json"
             folder = self.folder.path
@@ -218,8 +223,31 @@ class GuaranteedRun:
         self.sentences.append(f"{len(review)} images are to be reviewed, see {path}")
         return dataset
 
+    def _accepted_boxes(
+        self, records: Records, guarantee: Guarantee, unlike: set[str]
+    ) -> Agreement:
+        image = records[0].image
+        truth = self.reviewed.get(image)
+        if isinstance(truth, ObjectsTruth):
+            return _true_boxes(records, truth)
+        if image.name in unlike:
+            return refused(records, guarantee.tolerance)
+        return guarantee.accept(records)
+
+    def _accepted_text(
+        self, records: Records, guarantee: Guarantee, unlike: set[str]
+    ) -> tuple[Record | None, bool]:
+        """Return the record of an accepted text or regions; False if a text is left to a person."""
+        record = records[0]
+        truth = self.reviewed.get(record.image)
+        if isinstance(truth, TextsTruth):
+            answer = replace(record.answer, result=TextResult(truth.texts[0]))
+            return replace(record, answer=answer), True
+        if record.image.name in unlike:
+            return None, False
+        return guarantee.accept_text(records), not guarantee.left_texts(records)
+
     def _write_texts(self, name: str, answers: Sequence[Records]) -> Path:
-        """Write the answers to images for review, a line for each image."""
         lines = ""
         for records in answers:
             texts = [answer_json(record.answer) for record in records]
@@ -279,7 +307,6 @@ class GuaranteedRun:
         self.outputs.write(self.outputs.folder / "suggestions.jsonl", lines)
 
     def _write_suggested(self, answers: Sequence[Records]) -> Path:
-        """Write images for a person and return where they are."""
         if answers and has_text(answers[0][0]):
             return self._write_texts("suggested.jsonl", answers)
         review = [refused(records, self.promises.tolerance) for records in answers]
@@ -316,44 +343,7 @@ def read_truths(path: Path, images: Path | None, job: Job) -> tuple[Truths, Imag
     return truths, dataset.store
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedLabels:
-    """Accepts proved labels, except in images unlike the labelled ones, and those of a person."""
-
-    guarantee: Guarantee
-    unlike: set[str]
-    reviewed: Mapping[str, Truth]
-
-    def boxes(self, records: Records) -> Agreement:
-        name = records[0].image.name
-        truth = self.reviewed.get(name)
-        if isinstance(truth, ObjectsTruth):
-            return _true_boxes(records, truth)
-        if name in self.unlike:
-            return refused(records, self.guarantee.tolerance)
-        return self.guarantee.accept(records)
-
-    def text(self, records: Records) -> Record | None:
-        """Return the record whose text or text regions are accepted, if any."""
-        record = records[0]
-        truth = self.reviewed.get(record.image.name)
-        if isinstance(truth, TextsTruth):
-            answer = replace(record.answer, result=TextResult(truth.texts[0]))
-            return replace(record, answer=answer)
-        if record.image.name in self.unlike:
-            return None
-        return self.guarantee.accept_text(records)
-
-    def leaves_text(self, records: Records) -> bool:
-        """Return True if a text or a text region is left to a person."""
-        name = records[0].image.name
-        if name in self.reviewed:
-            return False
-        return name in self.unlike or bool(self.guarantee.left_texts(records))
-
-
 def _true_boxes(records: Records, truth: ObjectsTruth) -> Agreement:
-    """Return the true objects of an image in place of the answered ones."""
     answer = records[0].answer
     boxes: list[Box] = []
     for true in truth.objects:

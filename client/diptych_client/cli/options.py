@@ -43,7 +43,6 @@ class ConnectionOptions:
         return Client(self.url, **self._settings())
 
     def models(self) -> tuple[Model, ...]:
-        """Return the served models."""
         with self.client() as client:
             return client.models()
 

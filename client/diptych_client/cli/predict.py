@@ -70,7 +70,6 @@ def predict_images(
 
     With several, `draw` is a folder, and JSON has a line for each: `image` and `answer` or `error`.
     """
-    num_failed = 0
     with TemporaryDirectory(prefix="diptych-") as work, connection.client() as client:
         opening = input_options.opening(Path(work))
         opened = open_images(inputs, opening)
@@ -90,6 +89,7 @@ def predict_images(
             options=task_options.answer_options(),
             progress=not is_one and sys.stderr.isatty() and not sys.stdout.isatty(),
         )
+        num_failed = 0
         for image, answer in zip(images, answers, strict=True):
             if isinstance(answer, Answer):
                 _print_answer(image.name, answer, is_one, input_options.as_json)

@@ -125,7 +125,6 @@ def rotated(label: str, box: BoxXyxy, degrees: float, pivot: PointXy) -> TrueObj
 
 
 def classes_of(labelled_images: Iterable[LabelledImage]) -> tuple[str, ...]:
-    """Return the labels of all objects, sorted."""
     labels = set[str]()
     for labelled in labelled_images:
         labels.update(true.label for true in labelled.objects or ())
@@ -133,7 +132,6 @@ def classes_of(labelled_images: Iterable[LabelledImage]) -> tuple[str, ...]:
 
 
 def read_json(path: Path) -> Any:
-    """Return the document of a JSON file; raise `RunError`."""
     text = read_text(path, MAX_JSON_BYTES)
     if not text.strip():
         raise RunError(f"{path} is empty; expected JSON")
@@ -142,7 +140,6 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the document of a YAML file; raise `RunError`."""
     text = read_text(path, MAX_YAML_BYTES)
     with _readable_as("YAML", path):
         return _LoaderWithoutAliases(text).get_single_data()

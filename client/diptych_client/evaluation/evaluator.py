@@ -76,7 +76,6 @@ class JudgedPhrase:
 
 
 def judge_phrases(truth: PhrasesTruth, prediction: Prediction) -> list[JudgedPhrase]:
-    """Return the best answer to each phrase."""
     judged = []
     for phrase in truth.phrases:
         name = phrase.phrase.casefold()
@@ -143,7 +142,6 @@ Measure = ObjectsMeasure | PhrasesMeasure | TextsMeasure
 
 
 def measure_for(truth: Truth, task: str, names: ClassNames, by_size: bool = False) -> Measure:
-    """Return an empty measure for this kind of truth."""
     match truth:
         case ObjectsTruth():
             return ObjectsMeasure(names, by_size)
@@ -248,7 +246,6 @@ class RunRecord:
         failures: FailureLog,
         left_out: Mapping[str, int],
     ) -> "RunRecord":
-        """Return the record of a run that ends now."""
         address = urlsplit(url)
         host = address.netloc.rpartition("@")[2]  # without credentials
         names = [model.id for model in models]
@@ -276,7 +273,6 @@ class RunRecord:
         )
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return name and value of each property."""
         rows = [("date", self.date)]
         rows += [(name, _typed(value)) for name, value in self.settings.items()]
         for model in self.models:

@@ -43,7 +43,6 @@ class Job:
     options: AnswerOptions
 
     def fields(self) -> dict[str, object]:
-        """Return the job in JSON's types."""
         request_fields = non_null_fields(self.parameters, self.options)
         text = json.dumps({"task": self.task, "model": self.model, **request_fields})
         fields: dict[str, object] = json.loads(text)
@@ -107,7 +106,6 @@ class Journal:
     @classmethod
     @contextmanager
     def open(cls, path: Path, job: Job) -> Iterator[Self]:
-        """Open or create the journal of a job."""
         with AppendLog.open(path, "job") as log:
             yield cls(log, job)
 

@@ -51,13 +51,12 @@ _MIN_RECALL_SHARE = 0.95  # recall, as a share of the larger half's
 _NUM_BINS = 15  # Guo et al., 2017, "On Calibration of Modern Neural Networks", section 4
 
 
-def _xywh(box: BoxXyxy) -> list[float]:
+def xywh(box: BoxXyxy) -> list[float]:
     x1, y1, x2, y2 = box
     return [x1, y1, x2 - x1, y2 - y1]
 
 
 def run_lengths(segmentation: Any, image: ImageSize) -> Any:
-    """Return a segmentation of COCO as its compressed run lengths."""
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, image.height, image.width))
     if isinstance(segmentation["counts"], list):
@@ -70,8 +69,7 @@ def encoded_mask(mask: Mask) -> Any:
 
 
 def truth_row(true: TrueObject, image: ImageSize) -> dict[str, Any]:
-    """Return a true object as an annotation of COCO."""
-    box = _xywh(true.box_xyxy)
+    box = xywh(true.box_xyxy)
     area = box[2] * box[3] if true.area is None else true.area
     row = {"bbox": box, "area": area, "iscrowd": int(true.is_crowd)}
     if true.segmentation is not None:
@@ -81,7 +79,7 @@ def truth_row(true: TrueObject, image: ImageSize) -> dict[str, Any]:
 
 def answer_row(item: Item, image: ImageSize) -> dict[str, Any]:
     """Return an answer as COCO.loadRes would: its area decides the size for which it counts."""
-    box = _xywh(box_of(item))
+    box = xywh(box_of(item))
     row = {"bbox": box, "area": box[2] * box[3], "score": item.score, "iscrowd": 0}
     if isinstance(item, Instance):
         mask = item.to_mask(image)
@@ -153,7 +151,6 @@ class CocoScores:
 
     @cached_property
     def matches(self) -> "tuple[ClassMatches, ...]":
-        """Return COCOeval's matches of each class."""
         return self.matches_of("all")
 
     def matches_of(self, area: str) -> "tuple[ClassMatches, ...]":

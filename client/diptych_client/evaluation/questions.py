@@ -36,10 +36,9 @@ from diptych_client.results import (
     Answer,
     Instance,
     Item,
-    TextRegionsResult,
-    TextResult,
     items_of,
     label_of,
+    text_of,
 )
 from diptych_client.transports.rest_messages import answer_from_json, answer_json
 
@@ -131,7 +130,6 @@ class Prompts:
         return tuple(self.of_label.get(label, (label,))[0] for label in labels)
 
     def names(self, classes: Sequence[str]) -> ClassNames:
-        """Return the classes by all of their names."""
         class_of = {}
         for label in classes:
             for name in (label, *self.of_label.get(label, ())):
@@ -266,7 +264,6 @@ class AnswerLog:
     @classmethod
     @contextmanager
     def open(cls, path: Path, task: str, options: AnswerOptions) -> Iterator[Self]:
-        """Open or create the log; raise `RunError` if another process has it open."""
         with AppendLog.open(path, "key") as log:
             yield cls(log, task, options)
 
@@ -324,15 +321,9 @@ class AnswerLog:
                 if isinstance(item, Instance) and phrase is not None:
                     item = replace(item, label=phrase)
                 items.append(item)
-        text: str | None = None
-        match answers[0].result:
-            case TextResult():
-                text = answers[0].result.text
-            case TextRegionsResult(regions):
-                text = "\n".join(region.text for region in regions)
         return Prediction(
             tuple(items),
-            text,
+            text_of(answers[0].result),
             answers[0].image,
             latency_s,
             occupied_s,
@@ -357,7 +348,6 @@ class Asker:
         model: str,
         advance: Callable[[], None],
     ) -> None:
-        """Send one model all requests that it has not answered."""
 
         async def send(request: ModelRequest) -> None:
             image = request.sample.image

@@ -34,7 +34,6 @@ class Decision:
     difference: float  # mean error of the first minus that of the second
 
     def sentence(self, models: Sequence[str], num_all: int) -> str:
-        """Return the decision in words."""
         first, second = models
         better = {"first": first, "second": second}.get(self.verdict)
         verdict = f"{better} is better" if better else f"{first} and {second} are equal"
@@ -64,13 +63,11 @@ def decide(errors: Sequence[tuple[float, float]], margin: float | None) -> Decis
 
 
 def check_two(models: Sequence[str]) -> None:
-    """Raise `RunError` unless there are two models."""
     if len(models) != 2:
         raise RunError(f"--until-decided compares two models; given are {', '.join(models)}")
 
 
 def shuffled(dataset: Dataset, seed: int) -> Dataset:
-    """Return the dataset with its images in a random order."""
     images = list(dataset.images)
     random.Random(seed).shuffle(images)
     return replace(dataset, images=images)
@@ -111,7 +108,6 @@ class Race:
         return list(chain(*by_image[:num_sent]))
 
     def sentence(self, num_all: int) -> str:
-        """Return the decision in words."""
         if self.decision is None:
             return f"{' and '.join(self.models)} are not told apart by {len(self.errors)} images"
         return self.decision.sentence(self.models, num_all)

@@ -137,7 +137,6 @@ class IntervalAxis:
 
 
 def line_plots(all_details: Mapping[str, Details]) -> list[LinePlot]:
-    """Return the curves of all models, and of each model's largest classes."""
     by_recall = []
     by_score = []
     by_class = []
@@ -171,7 +170,6 @@ class Gallery:
     models: Sequence[str]
 
     def card(self, sample: Sample, ranked: RankedSample) -> dict[str, Any]:
-        """Return one sample with the truth, if it has one, and the answer of each model."""
         panels = []
         predictions = []
         for model in self.models:
@@ -245,7 +243,6 @@ class Gallery:
     def _kinds(
         self, objects: Sequence[TrueObject], prediction: Prediction
     ) -> tuple[list[str], list[str]]:
-        """Return the kind of each true object and of each answer."""
         truths = [LabelledBox(true.label, true.box_xyxy, true.is_crowd) for true in objects]
         answers = [LabelledBox(self.names.label(item), box_of(item)) for item in prediction.items]
         true_kinds: list[str] = ["ignored"] * len(truths)
@@ -285,7 +282,6 @@ def _rounded(rings: Iterable[Any]) -> list[list[list[float]]]:
 
 
 def report_files(out: Path) -> tuple[Path, Path, Path]:
-    """Return the files of a report: HTML, Markdown, JSON."""
     return out / "report.html", out / "report.md", out / "report.json"
 
 
@@ -379,7 +375,6 @@ def write_index(
 
 
 def _index_rows(path: Path, document: Any) -> list[dict[str, Any]]:
-    """Return a row for each two models, or for one model alone, by the main metric."""
     measured = document["measured"] or document["agreed"]
     if not measured:
         return []

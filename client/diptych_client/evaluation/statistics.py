@@ -139,7 +139,6 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Return True if the interval excludes zero."""
         return self.interval.low > 0 or self.interval.high < 0
 
     @property

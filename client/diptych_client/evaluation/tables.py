@@ -47,7 +47,6 @@ def sentences(evaluation: Evaluation) -> list[str]:
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Return the tables that have rows."""
     all_tables = [
         *_metrics(evaluation),
         _speed(evaluation),
@@ -163,7 +162,6 @@ def _number(value: float) -> str:
 
 
 def heading(evaluation: Evaluation) -> str:
-    """Return how much was evaluated."""
     count = f"{evaluation.num_images} images"
     if evaluation.num_samples != evaluation.num_images:
         count += f", {evaluation.num_samples} questions"
@@ -177,7 +175,6 @@ def heading(evaluation: Evaluation) -> str:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """Return the report as Markdown."""
     parts = [f"# {_inline(heading(evaluation))}", *map(_inline, sentences(evaluation))]
     for table in tables(evaluation):
         lines = [_row(table.header), "|---" * len(table.header) + "|", *map(_row, table.rows)]

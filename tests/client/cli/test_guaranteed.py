@@ -9,10 +9,7 @@ import pytest
 from PIL import Image
 
 from diptych_client import Answer, Detection, DetectionsResult, TextRegionsResult, TextResult
-from diptych_client.evaluation.annotation.consensus import text_of
-from diptych_client.evaluation.job import Record
-from diptych_client.inputs import ImageFile
-from diptych_client.results import Result
+from diptych_client.results import Result, text_of
 from diptych_client.transports.rest_messages import answer_from_json
 from tasks.scores import read_proofs
 from tests.client.cli.conftest import MODEL, Diptych
@@ -193,7 +190,7 @@ def test_text_regions_are_accepted_by_score(diptych: Diptych, photos: Path, tmp_
     for row in lines_of(tmp_path / "out" / "answers.jsonl"):
         document = row["answer"]
         assert isinstance(document, dict)
-        texts.append(text_of(Record(ImageFile("any.jpg", 1, 1), answer_from_json(document))))
+        texts.append(text_of(answer_from_json(document).result))
     assert texts == ["EXIT\nHI", "HI"] * 2
     review = [row["image"] for row in lines_of(tmp_path / "out" / "review.jsonl")]
     assert review == ["1.jpg", "3.jpg"]

@@ -28,7 +28,7 @@ from diptych_client.evaluation.formats.writing import DatasetFormat, class_indic
 from diptych_client.evaluation.job import Box, Job, Record
 from diptych_client.long_runs import Outputs
 from diptych_client.matching import SAME_OBJECT_IOU, greedy_pairs, pairwise_iou
-from diptych_client.results import Result, TextRegion, TextRegionsResult, TextResult
+from diptych_client.results import Result, TextRegion, TextRegionsResult, text_of
 
 Records = tuple[Record, ...]  # the answers to one image, one of each model
 NEVER = float("inf")  # a confidence that no label has
@@ -52,7 +52,6 @@ class Agreement:
     differing: tuple[tuple[str, Box], ...]
 
     def record(self, boxes: Sequence[Box]) -> Record:
-        """Return the first record with these boxes as its answer."""
         first = self.records[0]
         kind: Any = type(first.answer.result)  # its boxes are of one kind
         result: Result = kind(tuple(boxes))
@@ -154,17 +153,7 @@ class Proposal:
 
 
 def has_text(record: Record) -> bool:
-    return isinstance(record.answer.result, TextResult | TextRegionsResult)
-
-
-def text_of(record: Record) -> str:
-    """Return the text of an answer; regions are its lines."""
-    match record.answer.result:
-        case TextResult(text):
-            return text
-        case TextRegionsResult(regions):
-            return "\n".join(region.text for region in regions)
-    raise ValueError(f"{type(record.answer.result).__name__} has no text")
+    return text_of(record.answer.result) is not None
 
 
 def regions_of(records: Records) -> tuple[TextRegion, ...] | None:
@@ -183,6 +172,6 @@ def proposals_of(records: Records, min_iou: float) -> tuple[Proposal, ...]:
         return tuple(Proposal(region.text, region.score) for region in regions)
     from rapidfuzz.distance import Levenshtein  # of the extra `evaluate`
 
-    first, *others = map(text_of, records)
+    first, *others = [text_of(record.answer.result) or "" for record in records]
     similarities = [Levenshtein.normalized_similarity(first, other) for other in others]
     return (Proposal(first, min(similarities, default=1.0)),)

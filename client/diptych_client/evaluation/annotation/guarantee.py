@@ -311,7 +311,6 @@ class Guarantee:
         return rule.min_confidence if num_labels <= rule.max_labels else NEVER
 
     def sentences(self) -> list[str]:
-        """Return what is proved, in words."""
         promise = self.accepting.promise
         rule = self.accepting.rule
         sentences = [
@@ -334,7 +333,6 @@ class Guarantee:
         return sentences
 
     def document(self) -> dict[str, object]:
-        """Return what is proved, as JSON."""
         reviewing = None if self.reviewing is None else asdict(self.reviewing)
         proofs = {"accepting": asdict(self.accepting), "reviewing": reviewing}
         return proofs | {"tolerance": asdict(self.tolerance)}
@@ -355,7 +353,6 @@ class Guarantee:
 
 
 def refused(records: Records, tolerance: Tolerance) -> Agreement:
-    """Return all boxes of an image as its review list."""
     return agreement(records, tolerance.min_iou, NEVER)
 
 

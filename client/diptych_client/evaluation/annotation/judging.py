@@ -24,10 +24,10 @@ from diptych_client.evaluation.annotation.consensus import (
 )
 from diptych_client.evaluation.dataset import LabelledImage, TrueObject
 from diptych_client.evaluation.job import Box, Job
-from diptych_client.evaluation.objects import encoded_mask, run_lengths
+from diptych_client.evaluation.objects import encoded_mask, run_lengths, xywh
 from diptych_client.evaluation.questions import ObjectsTruth, TextsTruth
 from diptych_client.evaluation.texts import character_edits, normalized, vqa_normalized
-from diptych_client.geometry import BoxXyxy, ImageSize
+from diptych_client.geometry import ImageSize
 from diptych_client.matching import SAME_OBJECT_IOU, Floats
 from diptych_client.results import Instance
 
@@ -146,8 +146,8 @@ def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageS
         return np.zeros((len(boxes), len(objects)))
     labels = np.array([box.label.casefold() for box in boxes], dtype=object)[:, None]
     names = np.array([true.label.casefold() for true in objects], dtype=object)
-    answered: Any = _xywh([box.box_xyxy for box in boxes])
-    expected: Any = _xywh([true.box_xyxy for true in objects])
+    answered: Any = [xywh(box.box_xyxy) for box in boxes]
+    expected: Any = [xywh(true.box_xyxy) for true in objects]
     instances = [box for box in boxes if isinstance(box, Instance)]
     outlines = [true.segmentation for true in objects if true.segmentation is not None]
     if len(instances) == len(boxes) and len(outlines) == len(objects):
@@ -156,11 +156,6 @@ def _overlaps(boxes: Sequence[Box], objects: Sequence[TrueObject], image: ImageS
     is_crowd = [int(true.is_crowd) for true in objects]
     iou = np.asarray(coco_mask.iou(answered, expected, is_crowd))
     return np.where((labels == names) | (labels == ""), iou, -1.0)
-
-
-def _xywh(boxes: Sequence[BoxXyxy]) -> Floats:
-    corners = np.asarray(boxes, dtype=np.float64)
-    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 def _take_objects(

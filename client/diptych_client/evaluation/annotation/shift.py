@@ -303,7 +303,6 @@ class _Pool:
     parts: tuple[NDArray[np.str_], ...]  # (N,) of each kind
 
     def members(self, kind: int, part: str) -> Indices:
-        """Return the other images of a part."""
         return np.flatnonzero((self.parts[kind] == part) & ~self.is_labelled)
 
     def large_parts(self) -> Iterator[tuple[int, str, Indices]]:

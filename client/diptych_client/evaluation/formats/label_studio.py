@@ -35,7 +35,6 @@ _LOCAL_FILES = "/data/local-files/?d="  # local storage, relative to its documen
 
 
 def is_label_studio(document: Any) -> bool:
-    """Return True if a document is a list of tasks."""
     if not isinstance(document, list) or not document or not isinstance(document[0], Mapping):
         return False
     return "annotations" in document[0] or "image" in document[0]
@@ -44,7 +43,6 @@ def is_label_studio(document: Any) -> bool:
 def read_label_studio(
     path: Path, document: Any, problems: Problems, images: Path | None = None
 ) -> Dataset:
-    """Read the tasks of an export."""
     store = Folder(images or path.parent)
     labelled_images = []
     for number, task in enumerate(document, 1):

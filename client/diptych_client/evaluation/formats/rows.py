@@ -165,7 +165,6 @@ class ArrowImages:
     places: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # file, block, row in it
 
     def labelled_images(self, problems: Problems) -> Iterator[LabelledImage]:
-        """Yield the labels of every row, without its image."""
         class_names = self.class_names()
         for file_index, path in enumerate(self.files):
             stat = path.stat()

@@ -79,7 +79,6 @@ def write_dataset(
     records: Sequence[Record],
     job: Job,
 ) -> Path:
-    """Write the dataset and return the path of its main file."""
     if dataset_format is DatasetFormat.jsonl:
         lines = ""
         for record in records:

@@ -194,7 +194,6 @@ def _object(names: Names | None, index: int, text: str, size_wh: tuple[int, int]
 
 
 def check_yolo_names(images: Sequence[ImageFile]) -> None:
-    """Raise `RunError` for names that a YOLO dataset cannot have."""
     for image in images:  # trainers replace the last `images` of a path
         if "images" in PurePosixPath(image.name).parent.parts:
             rule = "a subfolder must not be named images in a YOLO dataset: rename it"

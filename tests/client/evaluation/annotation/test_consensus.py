@@ -36,6 +36,7 @@ DOG_9 = Detection(CAR, "dog", 0.9)
 FAR_9 = Detection(FAR, "car", 0.9)
 VEHICLE_8 = Detection(CAR, "vehicle", 0.8)
 HALF_9 = Detection(HALF, "car", 0.9)
+HALF_DOG = Detection(HALF, "dog", 0.2)
 RULE = AgreementRule()
 
 Boxes = tuple[Detection, ...]
@@ -56,6 +57,7 @@ def answered(model: str, result: Result, name: str = "a.png") -> Record:
         ((CAR_5,), (HALF_9,), RULE, (HALF_9,), ()),  # IoU 0.5
         # one model also calls it otherwise
         ((CAR_9, DOG_2), (CAR_9,), RULE, (), (("a", CAR_9), ("a", DOG_2), ("b", CAR_9))),
+        ((CAR_9, HALF_DOG), (CAR_9,), RULE, (), (("a", CAR_9), ("a", HALF_DOG), ("b", CAR_9))),
         # both models give both labels
         ((CAR_9, VEHICLE_8), (CAR_9, VEHICLE_8), RULE, (CAR_9, VEHICLE_8), ()),
         # one box agrees with one other
