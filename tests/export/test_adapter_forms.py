@@ -12,9 +12,7 @@ from tests.support.adapter_forms import (
     outcome,
     write_base,
 )
-from tests.support.form_outcomes import read_outcomes
-
-OUTCOMES = read_outcomes()
+from tests.support.checkpoint_forms import OUTCOMES
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """The forms in which people have checkpoints, and what the export does with each.
 
-A test builds each and compares its outcome with the documented one (form_outcomes.py). A form is
-exact if it gives the weights, generation rules and vocabulary of its base, whose answers are those
-of transformers or of Microsoft's code (tests/export/checkpoints/).
+A test builds each and compares its outcome with that of checkpoint_forms.json. A form is exact if
+it gives the weights, generation rules and vocabulary of its base, whose answers are those of
+transformers or of Microsoft's code (tests/export/checkpoints/).
 """
 
 import json
@@ -40,6 +40,9 @@ Base = Literal["Florence-2, Microsoft's form", "Florence-2", "PaliGemma"]
 MICROSOFT: Base = "Florence-2, Microsoft's form"
 FLORENCE: Base = "Florence-2"
 PALIGEMMA: Base = "PaliGemma"
+OUTCOMES: dict[str, dict[str, str]] = json.loads(
+    Path(__file__).with_name("checkpoint_forms.json").read_text(encoding="utf-8")
+)
 ADDED_TOKENS = ("<DocVQA>", "<my_label>")
 PICKLED_FILE = "pytorch_model.bin"
 GENERATION_FILE = "generation_config.json"

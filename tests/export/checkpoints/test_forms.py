@@ -13,6 +13,7 @@ from tests.support.checkpoint_forms import (
     FLORENCE,
     FORMS,
     MICROSOFT,
+    OUTCOMES,
     PALIGEMMA,
     Base,
     Form,
@@ -21,9 +22,6 @@ from tests.support.checkpoint_forms import (
     read,
     write_base,
 )
-from tests.support.form_outcomes import read_outcomes
-
-OUTCOMES = read_outcomes()
 
 
 @pytest.fixture(scope="module")

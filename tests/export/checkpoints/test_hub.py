@@ -63,9 +63,7 @@ def plan(store: ModelStore, hub: LocalHub, cache: Path, *revision: str, **enviro
     return run.stdout.strip()
 
 
-def test_checkpoint_has_its_commit_and_nothing_executable_is_fetched(
-    hub: LocalHub, store: ModelStore, tmp_path: Path
-) -> None:
+def test_nothing_executable_is_fetched(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
     code = (
         "from export.checkpoints.jobs import ExportOptions, find_entry, plan_job; source ="
         f" plan_job(find_entry('florence-2-mini'), ExportOptions({REPOSITORY!r},"
@@ -90,7 +88,7 @@ def test_checkpoint_has_its_commit_and_nothing_executable_is_fetched(
         ("hf_any", "the account of the token has not accepted its terms, or the token may not"),
     ],
 )
-def test_missing_token_and_terms_that_were_not_accepted_are_two_messages(
+def test_gated_repositories_name_the_remedy(
     token: str, message: str, store: ModelStore, tmp_path: Path
 ) -> None:
     with running_hub(CHECKPOINT, "gated") as hub:
@@ -99,9 +97,7 @@ def test_missing_token_and_terms_that_were_not_accepted_are_two_messages(
 
 
 @pytest.mark.long
-def test_repository_without_an_entry_is_exported_by_its_name_and_stores_its_entry(
-    hub: LocalHub, store: ModelStore, tmp_path: Path
-) -> None:
+def test_a_repository_stores_its_entry(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
     environment = hub.environment(tmp_path / "cache")
     run = store.python("-c", _EXPORT, **environment)
     assert run.returncode == 0, run.stderr
@@ -200,9 +196,7 @@ def test_cached_checkpoint_needs_no_network(
     assert hub.requested == []
 
 
-def test_broken_download_is_not_taken_for_a_cached_checkpoint_and_resumes(
-    store: ModelStore, tmp_path: Path
-) -> None:
+def test_a_broken_download_resumes(store: ModelStore, tmp_path: Path) -> None:
     with running_hub(CHECKPOINT, "cut off") as hub:
         texts = (COMMIT, "the download failed (RemoteProtocolError", "the same command resumes it")
         assert_refused(export(store, hub, tmp_path / "cache"), store, *texts)
@@ -212,7 +206,7 @@ def test_broken_download_is_not_taken_for_a_cached_checkpoint_and_resumes(
         assert plan(store, hub, tmp_path / "cache") == COMMIT
 
 
-def test_a_file_of_the_hub_with_another_hash_is_refused_with_both(
+def test_a_file_with_another_hash_is_refused(
     hub: LocalHub, store: ModelStore, tmp_path: Path
 ) -> None:
     actual = sha256_of(CHECKPOINT / "config.json")
@@ -234,9 +228,7 @@ for expected in ({actual!r}, {"0" * 64!r}):
     assert f"config.json has sha256 {actual}; the catalog expects 000" in refused
 
 
-def test_checkpoint_of_another_family_is_refused_before_its_weights_are_fetched(
-    store: ModelStore, tmp_path: Path
-) -> None:
+def test_another_family_is_refused_before_its_weights(store: ModelStore, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
     update_json(folder / "config.json", model_type="bart")
     with running_hub(folder) as hub:
@@ -245,9 +237,7 @@ def test_checkpoint_of_another_family_is_refused_before_its_weights_are_fetched(
         assert not any(path.endswith(".safetensors") for path in hub.requested)
 
 
-def test_pickled_weights_are_fetched_where_there_are_no_others(
-    store: ModelStore, tmp_path: Path
-) -> None:
+def test_pickled_weights_are_fetched_last(store: ModelStore, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
     (folder / "model.safetensors").rename(folder / "model_ema.safetensors")
     with running_hub(folder) as hub:
@@ -256,7 +246,7 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(
         assert not any(path.endswith((".py", "_ema.safetensors")) for path in hub.requested)
 
 
-def test_adapter_of_a_catalog_model_needs_no_entry(exported: ModelStore, tmp_path: Path) -> None:
+def test_an_adapter_needs_no_entry(exported: ModelStore, tmp_path: Path) -> None:
     adapter = write_adapter(Reference.load(CHECKPOINT).model, tmp_path / "adapter", 0)
     update_json(adapter / "adapter_config.json", base_model_name_or_path="florence-2-mini")
     store = ModelStore(Path(shutil.copytree(exported.home, tmp_path / "bentoml", symlinks=True)))
@@ -273,9 +263,7 @@ def test_adapter_of_a_catalog_model_needs_no_entry(exported: ModelStore, tmp_pat
     assert run.stdout.splitlines()[1:] == ["tests--florence-2-mini 2610240"], run.stderr
 
 
-def test_repository_of_other_files_is_refused_by_their_name(
-    store: ModelStore, tmp_path: Path
-) -> None:
+def test_other_files_are_named(store: ModelStore, tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / "tune.gguf").write_bytes(b"")
     with running_hub(tmp_path / "repository") as hub:
@@ -284,9 +272,7 @@ def test_repository_of_other_files_is_refused_by_their_name(
     assert_refused(run, store, text)
 
 
-def test_full_disk_of_the_cache_is_one_line(
-    hub: LocalHub, store: ModelStore, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_one_line(hub: LocalHub, store: ModelStore, tmp_path: Path) -> None:
     small = tmp_path / "small"
     run = export(replace(store, prefix=small_disk(small, 2)), hub, small)
     assert_refused(run, store, f"no space left on the disk of {small}", "HF_HOME")

@@ -150,6 +150,8 @@ def test_averaged_weights_beside_the_model_are_not_read(checkpoint: Path) -> Non
     averaged = {name: tensor + 1 for name, tensor in tensors.items()}
     for name in ("model_ema.safetensors", "model-00001-of-00001.safetensors"):
         save_file(averaged, checkpoint / name)
+    index = {"weight_map": dict.fromkeys(averaged, "model-00001-of-00001.safetensors")}
+    (checkpoint / WEIGHTS_INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
     assert source.hashes() == hashes
     found = CheckpointTensors.open(checkpoint)
     assert found.keys() == expected.keys()
@@ -196,6 +198,17 @@ def test_checkpoint_without_one_of_its_shards_is_refused(checkpoint: Path) -> No
         json.dumps({"weight_map": shards}), encoding="utf-8"
     )
     with pytest.raises(SourceError, match=r"lacks model-00002-of-00002\.safetensors$"):
+        resolve_source(str(checkpoint), None, "florence2", ROOT)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{", "[]", '{"weight_map": {"a": "../other.safetensors"}}', '{"weight_map": {"a": 1}}'],
+)
+def test_an_invalid_index_is_refused(checkpoint: Path, index: str) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / WEIGHTS_INDEX_FILE).write_text(index, encoding="utf-8")
+    with pytest.raises(SourceError, match=f"^{WEIGHTS_INDEX_FILE} is not an index of weights: "):
         resolve_source(str(checkpoint), None, "florence2", ROOT)
 
 
