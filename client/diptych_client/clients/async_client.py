@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 
 from tenacity import AsyncRetrying
 
-from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Caller, Options, Parameters
+from diptych_client.clients.caller import DEFAULT_CONCURRENCY, Bar, Caller, Options, Parameters
 from diptych_client.downscaling import restored
 from diptych_client.errors import (
     DiptychError,
@@ -23,7 +23,6 @@ from diptych_client.errors import (
     affects_every_image,
 )
 from diptych_client.image_sources import ImageSource, encoded_image
-from diptych_client.progress import Bar
 from diptych_client.requests import (
     DEFAULT_OPTIONS,
     NO_PARAMETERS,

@@ -7,10 +7,11 @@ deadline is not waited for.
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from tenacity import (
@@ -46,6 +47,10 @@ from diptych_client.requests import (
 )
 from diptych_client.transports.operations import Call, Operation
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PassedT = TypeVar("PassedT")
 ResultT = TypeVar("ResultT")
 SentT = TypeVar("SentT")
 TransportT = TypeVar("TransportT")
@@ -155,3 +160,38 @@ def _delay_s(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     retry_after = error.retry_after_s if isinstance(error, DiptychError) else None
     return BACKOFF(state) if retry_after is None else retry_after
+
+
+class Bar:
+    """A progress bar on stderr, or none; of images without a length the total is unknown."""
+
+    def __init__(self, images: Iterable[object], is_shown: bool) -> None:
+        self._total = len(images) if isinstance(images, Sized) else None
+        self._is_shown = is_shown
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self._is_shown:
+            # imported when needed: it takes longer than the rest of the client
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._progress = Progress(console=Console(stderr=True))
+            self._progress.add_task("", total=self._total)
+            self._progress.start()
+        return self
+
+    def passed(self, result: PassedT) -> PassedT:
+        """Count a result and return it."""
+        if self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0])
+        return result
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
