@@ -51,8 +51,8 @@ class DetectionsTruth:
     def scaled(self, scale_x: float, scale_y: float) -> "DetectionsTruth":
         """Return the same boxes, each axis multiplied by its factor."""
         boxes = []
-        for each in self.boxes:
-            boxes.append(LabelledBox(each.label, _scaled_box(each.box_xyxy, scale_x, scale_y)))
+        for box in self.boxes:
+            boxes.append(LabelledBox(box.label, _scaled_box(box.box_xyxy, scale_x, scale_y)))
         return DetectionsTruth(tuple(boxes))
 
 
@@ -64,7 +64,7 @@ class InstancesTruth:
 
     def scaled(self, scale_x: float, scale_y: float) -> "InstancesTruth":
         """Return the same outlines, each axis multiplied by its factor."""
-        scaled = (_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines)
+        scaled = [_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines]
         return InstancesTruth(tuple(scaled))
 
 
@@ -84,10 +84,10 @@ class TextRegionsTruth:
 
     def scaled(self, scale_x: float, scale_y: float) -> "TextRegionsTruth":
         """Return the same words, each axis multiplied by its factor."""
-        words = (
-            (each.text, _scaled_ring(each.quad_xy, scale_x, scale_y)) for each in self.text_regions
-        )
-        return TextRegionsTruth(tuple(QuadText(*each) for each in words))
+        words = []
+        for word in self.text_regions:
+            words.append(QuadText(word.text, _scaled_ring(word.quad_xy, scale_x, scale_y)))
+        return TextRegionsTruth(tuple(words))
 
 
 Truth = TextTruth | DetectionsTruth | InstancesTruth | TextRegionsTruth
@@ -133,46 +133,44 @@ _NUMBER_WORDS = ("no", "one", "two", "three", "four")
 
 
 def questions(scene: Scene) -> tuple[Question, ...]:
-    """Return the questions of every task.
+    """Return the questions of every task."""
+    return tuple(_every_question(scene))
 
-    The object of a question about one is drawn from the scene's seed.
-    """
+
+def _every_question(scene: Scene) -> Iterator[Question]:
+    """Yield all questions; the object of a question about one is drawn from the scene's seed."""
     rng = default_rng((scene.seed, len(scene.objects)))
     chosen = scene.objects[int(rng.integers(len(scene.objects)))] if scene.objects else None
     known = {drawn.name for drawn in scene.objects}
-    every = (f"{color} {shape}" for color, shape in product(COLORS, SHAPES))
-    absent = [name for name in every if name not in known]
+    names = [f"{color} {shape}" for color, shape in product(COLORS, SHAPES)]
+    absent = [name for name in names if name not in known]
     absent_name = absent[int(rng.integers(len(absent)))]
-    asked = [
-        _text("captioning", short_caption(scene), detail="short"),
-        _text("captioning", detailed_caption(scene), detail="detailed"),
-    ]
+    yield _text("captioning", short_caption(scene), detail="short")
+    yield _text("captioning", detailed_caption(scene), detail="detailed")
     for task, label in (("object_detection", "shape"), ("dense_region_captioning", "description")):
         boxes = ((getattr(drawn, label), drawn) for drawn in scene.objects)
-        asked.append(Question(task, task, {}, _boxes(boxes)))
+        yield Question(task, task, {}, _boxes(boxes))
     regions = _boxes(("", drawn) for drawn in scene.objects)
-    asked.append(Question("region_proposal", "region_proposal", {}, regions))
-    asked += open_vocabulary_detection(scene, chosen, absent_name, rng)
-    asked += phrase_grounding(scene, rng)
+    yield Question("region_proposal", "region_proposal", {}, regions)
+    yield from open_vocabulary_detection(scene, chosen, absent_name, rng)
+    yield from phrase_grounding(scene, rng)
     if chosen:
         task = "instance_segmentation"
         outline = InstancesTruth((outline_xy(chosen),))
         box = list(box_xyxy(chosen))
-        asked.append(Question(f"{task} phrase", task, {"phrase": chosen.name}, outline))
-        asked.append(Question(f"{task} region", task, {"region": box}, outline))
+        yield Question(f"{task} phrase", task, {"phrase": chosen.name}, outline)
+        yield Question(f"{task} region", task, {"region": box}, outline)
     word = scene.word
-    asked.append(Question("ocr", "ocr", {}, TextTruth(word.text if word else "")))
+    yield Question("ocr", "ocr", {}, TextTruth(word.text if word else ""))
     words = (QuadText(word.text, quad_xy(word.box_xyxy)),) if word else ()
-    asked.append(Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsTruth(words)))
+    yield Question("ocr_with_regions", "ocr_with_regions", {}, TextRegionsTruth(words))
+    task = "region_description"
     if word:
-        word_box = list(word.box_xyxy)
-        asked.append(_text("region_description", word.text, detail="text", region=word_box))
+        yield _text(task, word.text, detail="text", region=list(word.box_xyxy))
     if chosen:
-        task = "region_description"
-        asked.append(_text(task, chosen.shape, detail="category", region=box))
-        asked.append(_text(task, chosen.description, detail="description", region=box))
-    asked += question_answering(scene, chosen, absent_name)
-    return tuple(asked)
+        yield _text(task, chosen.shape, detail="category", region=box)
+        yield _text(task, chosen.description, detail="description", region=box)
+    yield from question_answering(scene, chosen, absent_name)
 
 
 def open_vocabulary_detection(
@@ -298,6 +296,4 @@ def question_prompts(
         return ()
     labels = parameters.labels or ()
     per_prompt = asked_per_prompt(parameters) if len(prompts) > 1 else (labels,)
-    return tuple(
-        QuestionPrompt(segments, own) for segments, own in zip(prompts, per_prompt, strict=True)
-    )
+    return tuple(map(QuestionPrompt, prompts, per_prompt))

@@ -1,10 +1,15 @@
-"""Scores the `result` of a REST answer against the true answer, and sums scores over questions.
+"""Scores the `result` of a REST answer against the true answer, sums scores over questions, and
+shows them as tables of task-level measures.
 
 Labels and texts must be equal; boxes, masks and quads are compared by intersection over union
 (IoU), polygons and quads rasterised by pycocotools. Results have the wire format: `text`,
 `detections`, `instances` or `text_regions`.
+
+A task-level measure pools the variants of its questions: right, answered and expected are summed
+before they are divided. A cell of a table is `-` if nothing was measured.
 """
 
+import math
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -22,6 +27,8 @@ from laboratory.questions import (
     TextTruth,
     Truth,
 )
+from loadtest.figures import table
+from tasks.table import TASKS
 
 Result = Mapping[str, Any]
 Measure = Literal[
@@ -85,8 +92,10 @@ class Scorecard:
 
     def __add__(self, other: "Scorecard") -> "Scorecard":
         """Return the sum of both scorecards."""
-        keys = [*self.tallies, *(key for key in other.tallies if key not in self.tallies)]
-        return Scorecard({key: self.tally(*key) + other.tally(*key) for key in keys})
+        tallies = dict(self.tallies)
+        for key, tally in other.tallies.items():
+            tallies[key] = self.tally(*key) + tally
+        return Scorecard(tallies)
 
     def tally(self, name: str, measure: Measure) -> Tally:
         """Return a tally, an empty one if there is none."""
@@ -112,11 +121,10 @@ def score_answer(result: Result, question: Question, image_size_wh: tuple[int, i
             measures = {"mask_iou": Tally(mask_iou(answer, outlines, image_size_wh), 1, 1)}
         case TextRegionsTruth(words):
             # the same words in order, each quad with an IoU of at least 0.5
-            is_exact = len(answer) == len(words) and all(
-                region["text"] == word.text
-                and quad_iou(region["quad"], word.quad_xy, image_size_wh) >= 0.5
-                for region, word in zip(answer, words, strict=True)
-            )
+            is_exact = len(answer) == len(words)
+            for region, word in zip(answer, words, strict=False):
+                iou = quad_iou(region["quad"], word.quad_xy, image_size_wh)
+                is_exact = is_exact and region["text"] == word.text and iou >= 0.5
             measures = _exactness(is_exact, answer, words)
     return Scorecard({(question.name, measure): tally for measure, tally in measures.items()})
 
@@ -151,11 +159,14 @@ def match_boxes(
     """Match each detection, best score first, with the best unmatched box of its label."""
     free = list(boxes)
     for detection in sorted(detections, key=lambda detection: -detection["score"]):
-        candidates = [box for box in free if box.label == (detection["label"] or "")]
-        best = max(
-            candidates, key=lambda box: box_iou(box.box_xyxy, detection["box"]), default=None
-        )
-        if best is not None and box_iou(best.box_xyxy, detection["box"]) >= min_iou:
+        best = None
+        best_iou = min_iou
+        for box in free:
+            iou = box_iou(box.box_xyxy, detection["box"])
+            if box.label == (detection["label"] or "") and iou >= best_iou:
+                best = box
+                best_iou = iou
+        if best is not None:
             free.remove(best)
     return Tally(len(boxes) - len(free), len(detections), len(boxes))
 
@@ -197,8 +208,8 @@ def mask_iou(
     masks = []
     for instance in instances:
         if "mask" in instance:
-            given = instance["mask"]
-            masks.append({"size": given["size"], "counts": given["counts"].encode()})
+            mask = instance["mask"]
+            masks.append({"size": mask["size"], "counts": mask["counts"].encode()})
         else:
             masks.append(_rasterised(instance["polygons"], image_size_wh))
     return _mask_iou(coco_mask.merge(masks), _rasterised(rings, image_size_wh)) if masks else 0.0
@@ -207,8 +218,10 @@ def mask_iou(
 def _rasterised(rings: Sequence[Points], image_size_wh: tuple[int, int]) -> RunLengths:
     """Return the union of the rings; a ring of fewer than three points has no area."""
     width, height = image_size_wh
-    closed = [ring for ring in rings if len(ring) >= 3]
-    flat = [list(map(float, chain.from_iterable(ring))) for ring in closed]
+    flat = []
+    for ring in rings:
+        if len(ring) >= 3:
+            flat.append(list(map(float, chain.from_iterable(ring))))
     if not flat:
         return coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))
     return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
@@ -223,3 +236,100 @@ def _mask_iou(first: RunLengths, second: RunLengths) -> float:
 
 def _area(box: Sequence[float]) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One measure of all questions of some tasks or variants, such as `captioning short`."""
+
+    label: str
+    measure: Measure
+    names: tuple[str, ...]
+
+    def value(self, scorecard: Scorecard) -> float | None:
+        """Return F1, accuracy or mean IoU, or None without anything to measure."""
+        starts = tuple(f"{name} " for name in self.names)
+        total = Tally()
+        for (name, measure), tally in scorecard.tallies.items():
+            if measure == self.measure and f"{name} ".startswith(starts):
+                total += tally
+        return total.f1 if total.num_answered + total.num_expected else None
+
+
+def _variants(task: str, *variants: str) -> tuple[Pool, ...]:
+    return tuple(Pool(variant, "exact", (f"{task} {variant}",)) for variant in variants)
+
+
+def _boxes(task: str) -> tuple[Pool, ...]:
+    return (Pool("0.5", "f1_at_50", (task,)), Pool("0.75", "f1_at_75", (task,)))
+
+
+def _reading(task: str) -> tuple[Pool, ...]:
+    """Return accuracy over all images and over those with a word: the other half is easier."""
+    with_word = Pool("images with a word", "exact_if_any", (task,))
+    return (Pool("all images", "exact", (task,)), with_word)
+
+
+_FREE_DETECTION = ("object_detection", "dense_region_captioning", "region_proposal")
+_DETECTION = (*_FREE_DETECTION, "open_vocabulary_detection", "phrase_grounding")
+_NO_OBJECT = (*_FREE_DETECTION, "open_vocabulary_detection no object")
+_NO_WORD = ("ocr", "ocr_with_regions", "visual_question_answering text")
+
+TASK_MEASURES: dict[str, tuple[Pool, ...]] = {
+    "captioning, exact": _variants("captioning", "short", "detailed"),
+    **{f"{task}, F1 at IoU": _boxes(task) for task in _DETECTION},
+    "instance_segmentation, mean mask IoU": (Pool("", "mask_iou", ("instance_segmentation",)),),
+    "ocr, exact": _reading("ocr"),
+    "ocr_with_regions, exact and quad IoU ≥ 0.5": _reading("ocr_with_regions"),
+    "region_description, exact": _variants("region_description", "category", "description", "text"),
+    "visual_question_answering, exact": (Pool("", "exact", ("visual_question_answering",)),),
+    "no object: no box": (Pool("", "empty", _NO_OBJECT),),
+    "no word: no text": (Pool("", "empty", _NO_WORD),),
+    "absent label: no box": (Pool("", "empty", ("open_vocabulary_detection absent",)),),
+    f"boxes with score ≥ {CONFIDENT_SCORE}": (
+        Pool("precision", "confident_at_50", _DETECTION),
+        Pool("share of boxes", "confident", _DETECTION),
+    ),
+}
+
+
+def task_accuracy(scorecard: Scorecard) -> dict[str, float]:
+    """Return a task's numbers by row and label, such as `ocr, exact: all images`."""
+    accuracy = {}
+    for title, pools in TASK_MEASURES.items():
+        if title.partition(",")[0] not in TASKS:
+            continue
+        for pool in pools:
+            value = pool.value(scorecard)
+            if value is not None:
+                accuracy[f"{title}: {pool.label}" if pool.label else title] = value
+    return accuracy
+
+
+def accuracy_table(scorecards: Mapping[str, Scorecard]) -> str:
+    """Return a table with a row per task-level measure and a column per model."""
+    rows = []
+    for title, pools in TASK_MEASURES.items():
+        labels = " / ".join(pool.label for pool in pools)
+        cells = []
+        for scorecard in scorecards.values():
+            cells.append(_cell([pool.value(scorecard) for pool in pools]))
+        rows.append([f"{title}: {labels}" if labels else title, *cells])
+    return table(["measure", *scorecards], rows)
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    """Return `0.98 / 0.95`, or one dash if there is no value at all.
+
+    Values are rounded down, so that a shown bar is reached.
+    """
+    if all(value is None for value in values):
+        return "-"
+    texts = []
+    for value in values:
+        if value is None:
+            texts.append("-")
+        else:
+            hundredths = math.floor(100 * value + 1e-9)  # forgives float error
+            texts.append(f"{hundredths / 100:.2f}")
+    return " / ".join(texts)

@@ -3,6 +3,5 @@
 material    checkpoints, artifacts and questions of a run
 load        the workloads, and the client that sends them
 servers     our service and the peers, and how each is started
-report      figures and tables of a run
-peers/      the other servers
+peers       the other servers
 """

@@ -37,8 +37,7 @@ class Server:
     setting: str
     workloads: tuple[WorkloadName, ...]
     environment: Mapping[str, str] = field(default_factory=dict)  # our service's settings
-    module: str | None = None  # a peer's
-    arguments: tuple[str, ...] = ()  # a peer's command line
+    peer: str | None = None  # its name in `peers`
 
 
 _FLOAT32 = {"DIPTYCH_ENCODER_PRECISION": "float32", "DIPTYCH_DECODER_PRECISION": "float32"}
@@ -48,15 +47,13 @@ FASTAPI = Server(
     "fastapi",
     f"lock, {NUM_CORES} threads",
     ("single",),
-    module="fastapi_server",
-    arguments=("--threads", str(NUM_CORES)),
+    peer="fastapi",
 )
 LITSERVE = Server(
     "litserve workers",
     f"batch 4, 10 ms, {NUM_CORES} workers of one thread",
     _CONCURRENT,
-    module="litserve_server",
-    arguments=("--workers", str(NUM_CORES)),
+    peer="litserve",
 )
 
 
@@ -70,9 +67,10 @@ def servers_of(model: str) -> tuple[Server, ...]:
 def launch_of(server: Server, model: str, folder: Path) -> Launch:
     """Return a server's start with one model; `folder` has the catalog and the store."""
     port = free_port()
-    if server.module is not None:
-        command = [sys.executable, "-m", f"laboratory.bench.peers.{server.module}"]
-        command += [str(checkpoint_folder(folder, model)), "--port", str(port), *server.arguments]
+    if server.peer is not None:
+        command = [sys.executable, "-m", "laboratory.bench.peers", server.peer]
+        command += [str(checkpoint_folder(folder, model)), "--port", str(port)]
+        command += ["--cores", str(NUM_CORES)]
         return Launch(tuple(command), port, "/health")
     environment = {
         "DIPTYCH_MODELS": model,
@@ -94,7 +92,7 @@ def rounds_of(
     Random weights generate no well-formed answer: they run without constrained decoding.
     """
     is_random = model == RANDOM_MODEL
-    api = Api() if server.module else Api(model, is_constrained=not is_random)
+    api = Api() if server.peer else Api(model, is_constrained=not is_random)
     scenes = read_scenes(folder, model)
     factor = 1 if is_random else _EMBEDDED_FACTOR
     launch = launch_of(server, model, folder)

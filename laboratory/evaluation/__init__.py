@@ -3,14 +3,13 @@ laboratory.evaluation`.
 
 scenes              the image file of a scene under a condition, and datasets with COCO labels
 client              questions about scenes over REST, and the score of each answer
-accuracy_tables     task-level measures, and evaluations as Markdown
 precision           command: accuracy at each precision
 calibration         command: calibrations of the scores
 """
 
-from laboratory.evaluation.accuracy_tables import accuracy_table, task_accuracy
 from laboratory.evaluation.client import evaluate, predict
 from laboratory.evaluation.scenes import CONDITIONS, SceneImage, encoded, evaluation_scene
+from laboratory.scoring import accuracy_table, task_accuracy
 
 __all__ = [
     "CONDITIONS",

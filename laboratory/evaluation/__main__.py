@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import track
 
-from laboratory.evaluation.accuracy_tables import accuracy_table
 from laboratory.evaluation.client import answer_scenes, connected, served_models
 from laboratory.evaluation.scenes import CONDITIONS
-from laboratory.scoring import Scorecard
+from laboratory.scoring import Scorecard, accuracy_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,9 +25,9 @@ from export.checkpoints.precision_record import (
 )
 from export.checkpoints.sources import resolve_source
 from export.errors import ExportError
-from laboratory.evaluation.accuracy_tables import accuracy_table, task_accuracy
 from laboratory.evaluation.client import evaluate, service_process
 from laboratory.evaluation.scenes import CONDITIONS
+from laboratory.scoring import accuracy_table, task_accuracy
 from tasks.catalog import CatalogEntry, CatalogError
 from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest
 from wire.artifacts.model_store import artifact_folder

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from laboratory.bench.__main__ import Rounds, markdown, num_equal, numbers_of, ratio_table
 from laboratory.bench.load import (
     RANDOM_MODEL,
     SHORT_TOKENS,
@@ -24,8 +25,7 @@ from laboratory.bench.load import (
     requests_of,
 )
 from laboratory.bench.material import make_scenes, write_catalog
-from laboratory.bench.peers.generation import Generator, PromptedImage, use_onednn
-from laboratory.bench.report import Rounds, markdown, num_equal, numbers_of, ratio_table
+from laboratory.bench.peers import Generator, PromptedImage, use_onednn
 from laboratory.bench.servers import (
     FASTAPI,
     LITSERVE,
@@ -217,6 +217,6 @@ def test_each_workload_of_ours_has_a_peer() -> None:
         ours, *others = servers_of(model)
         workloads = set[str]()
         for server in others:
-            if server.module is not None:
+            if server.peer is not None:
                 workloads |= set(server.workloads)
         assert workloads == set(ours.workloads) == set(WORKLOADS)

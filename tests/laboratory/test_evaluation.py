@@ -24,7 +24,6 @@ from laboratory.evaluation import (
     evaluation_scene,
     task_accuracy,
 )
-from laboratory.evaluation.accuracy_tables import TASK_MEASURES
 from laboratory.evaluation.client import MAX_ATTEMPTS
 from laboratory.evaluation.scenes import (
     Boxes,
@@ -34,7 +33,7 @@ from laboratory.evaluation.scenes import (
     write_coco,
 )
 from laboratory.questions import Question, questions
-from laboratory.scoring import Measure, Scorecard, Tally, score_answer
+from laboratory.scoring import TASK_MEASURES, Measure, Scorecard, Tally, score_answer
 from tasks.table import TASKS
 from tests.support.true_results import true_result, wrong_result
 

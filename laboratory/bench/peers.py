@@ -1,17 +1,27 @@
-"""Answers of a transformers checkpoint to a batch of images and prompts, in float32 and greedy.
+"""The servers that ours is compared with, as an experienced user of transformers would write them:
+`python -m laboratory.bench.peers litserve|fastapi CHECKPOINT --port PORT`.
+
+LitServe batches dynamically over transformers' `generate`, FastAPI has a lock. Both take a form
+with `image` (file), `prompt` (the exact string) and `max_new_tokens`, and answer `{"text",
+"generated_tokens"}`, in float32 and greedy.
 
 The answers of a batch equal those of single requests: prompts are padded on the tokenizer's side,
 with an attention mask, and each row stops at its own length.
 """
 
+import argparse
 import io
+import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import litserve
 import torch
+import uvicorn
+from fastapi import FastAPI, File, Form, Request
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -126,3 +136,90 @@ class Generator:
         written = [token_id for token_id in row[: num_tokens - is_full] if token_id not in framing]
         text: str = self._processor.tokenizer.decode(written, clean_up_tokenization_spaces=False)
         return GeneratedAnswer(text, num_tokens)
+
+
+_MAX_BATCH_SIZE = 4
+_BATCH_TIMEOUT_S = 0.01
+
+
+class GenerateApi(litserve.LitAPI):  # type: ignore[misc]  # LitServe has no types
+    """Answers a batch of requests in a worker process."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(max_batch_size=_MAX_BATCH_SIZE, batch_timeout=_BATCH_TIMEOUT_S)
+        self._checkpoint = checkpoint
+
+    def setup(self, device: str) -> None:  # noqa: ARG002  # LitServe's signature
+        self._generator = Generator(self._checkpoint, num_threads=1)
+
+    def decode_request(self, request: Request) -> PromptedImage:
+        """Read the form that LitServe has parsed; it requires the annotation `Request`."""
+        form: Any = request
+        return PromptedImage.decode(
+            form["image"].file.read(), form["prompt"], int(form["max_new_tokens"])
+        )
+
+    def batch(self, inputs: list[PromptedImage]) -> list[PromptedImage]:
+        """Return the requests unchanged: the processor pads and stacks them."""
+        return inputs
+
+    def predict(self, requests: Sequence[PromptedImage]) -> list[GeneratedAnswer]:
+        return self._generator.answer(requests)
+
+    def unbatch(self, output: list[GeneratedAnswer]) -> list[GeneratedAnswer]:
+        return output
+
+    def encode_response(self, output: GeneratedAnswer) -> dict[str, Any]:
+        return asdict(output)
+
+
+def make_app(generator: Generator) -> FastAPI:
+    """Return the application; its plain functions wait for the lock in FastAPI's threads."""
+    app = FastAPI()
+    lock = threading.Lock()
+
+    @app.get("/health")
+    def health() -> str:
+        return "ok"
+
+    @app.post("/predict")
+    def predict(
+        image: Annotated[bytes, File()],
+        prompt: Annotated[str, Form()],
+        max_new_tokens: Annotated[int, Form()],
+    ) -> GeneratedAnswer:
+        request = PromptedImage.decode(image, prompt, max_new_tokens)
+        with lock:
+            return generator.answer([request])[0]
+
+    return app
+
+
+def main() -> None:
+    """Serve one peer."""
+    summary = (__doc__ or "").partition("\n\n")[0]
+    parser = argparse.ArgumentParser("python -m laboratory.bench.peers", description=summary)
+    add = parser.add_argument
+    add("peer", choices=["litserve", "fastapi"])
+    add("checkpoint", type=Path)
+    add("--port", type=int, required=True)
+    add("--cores", type=int, required=True, help="threads, of LitServe workers of one thread")
+    parsed = parser.parse_args()
+    if parsed.peer == "fastapi":
+        app = make_app(Generator(parsed.checkpoint, parsed.cores))
+        uvicorn.run(app, host="127.0.0.1", port=parsed.port, log_level="warning")
+        return
+    # LitServe 0.2.19 starts an MCP server where `mcp` is installed, but imports its parts only
+    # where `fastmcp` is.
+    litserve.server._MCP_AVAILABLE = False
+    server = litserve.LitServer(
+        GenerateApi(parsed.checkpoint),
+        accelerator="cpu",
+        workers_per_device=parsed.cores,
+        timeout=False,
+    )
+    server.run(host="127.0.0.1", port=parsed.port, num_api_servers=1, generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()
