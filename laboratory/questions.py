@@ -64,8 +64,10 @@ class InstancesTruth:
 
     def scaled(self, scale_x: float, scale_y: float) -> "InstancesTruth":
         """Return the same outlines, each axis multiplied by its factor."""
-        scaled = [_scaled_ring(outline, scale_x, scale_y) for outline in self.outlines]
-        return InstancesTruth(tuple(scaled))
+        outlines = []
+        for outline in self.outlines:
+            outlines.append(_scaled_ring(outline, scale_x, scale_y))
+        return InstancesTruth(tuple(outlines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +143,22 @@ def _every_question(scene: Scene) -> Iterator[Question]:
     """Yield all questions; the object of a question about one is drawn from the scene's seed."""
     rng = default_rng((scene.seed, len(scene.objects)))
     chosen = scene.objects[int(rng.integers(len(scene.objects)))] if scene.objects else None
-    known = {drawn.name for drawn in scene.objects}
-    names = [f"{color} {shape}" for color, shape in product(COLORS, SHAPES)]
-    absent = [name for name in names if name not in known]
+    names = [drawn.name for drawn in scene.objects]
+    absent = []
+    for color, shape in product(COLORS, SHAPES):
+        if f"{color} {shape}" not in names:
+            absent.append(f"{color} {shape}")
     absent_name = absent[int(rng.integers(len(absent)))]
     yield _text("captioning", short_caption(scene), detail="short")
     yield _text("captioning", detailed_caption(scene), detail="detailed")
-    for task, label in (("object_detection", "shape"), ("dense_region_captioning", "description")):
-        boxes = ((getattr(drawn, label), drawn) for drawn in scene.objects)
-        yield Question(task, task, {}, _boxes(boxes))
-    regions = _boxes(("", drawn) for drawn in scene.objects)
-    yield Question("region_proposal", "region_proposal", {}, regions)
+    shapes = [drawn.shape for drawn in scene.objects]
+    descriptions = [drawn.description for drawn in scene.objects]
+    for task, labels in (
+        ("object_detection", shapes),
+        ("dense_region_captioning", descriptions),
+        ("region_proposal", [""] * len(shapes)),
+    ):
+        yield Question(task, task, {}, _boxes(zip(labels, scene.objects, strict=True)))
     yield from open_vocabulary_detection(scene, chosen, absent_name, rng)
     yield from phrase_grounding(scene, rng)
     if chosen:
@@ -192,9 +199,11 @@ def open_vocabulary_detection(
 
 def _labels(variant: str, labels: list[str], scene: Scene) -> Question:
     task = "open_vocabulary_detection"
-    pairs = product(labels, scene.objects)
-    boxes = _boxes((label, drawn) for label, drawn in pairs if label in (drawn.shape, drawn.name))
-    return Question(f"{task} {variant}", task, {"labels": labels}, boxes)
+    pairs = []
+    for label, drawn in product(labels, scene.objects):
+        if label in (drawn.shape, drawn.name):
+            pairs.append((label, drawn))
+    return Question(f"{task} {variant}", task, {"labels": labels}, _boxes(pairs))
 
 
 def phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
@@ -206,9 +215,9 @@ def phrase_grounding(scene: Scene, rng: Generator) -> Iterator[Question]:
     all_boxes = _boxes(zip(phrases, scene.objects, strict=True))
     yield Question(f"{task} caption", task, {"caption": joined(phrases)}, all_boxes)
     some = rng.permutation(len(phrases))[: int(rng.integers(1, len(phrases) + 1))]
-    some_boxes = _boxes((phrases[index], scene.objects[index]) for index in some)
-    some_phrases = [phrases[index] for index in some]
-    yield Question(f"{task} phrases", task, {"phrases": some_phrases}, some_boxes)
+    pairs = [(phrases[index], scene.objects[index]) for index in some]
+    some_phrases = [phrase for phrase, _ in pairs]
+    yield Question(f"{task} phrases", task, {"phrases": some_phrases}, _boxes(pairs))
 
 
 def question_answering(
@@ -260,8 +269,9 @@ def object_phrases(scene: Scene) -> tuple[str, ...]:
 def short_caption(scene: Scene) -> str:
     """Return the objects, then ` with text` for a word; only `text` without objects."""
     objects = joined(object_phrases(scene))
-    text = "text" if scene.word else ""
-    return " with ".join(part for part in (objects, text) if part)
+    if not scene.word:
+        return objects
+    return f"{objects} with text" if objects else "text"
 
 
 def detailed_caption(scene: Scene) -> str:

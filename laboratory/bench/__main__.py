@@ -13,8 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 
 from laboratory.bench.load import MODELS, RANDOM_MODEL, SHORT_TOKENS, WORKLOADS, Round, WorkloadName
@@ -132,22 +131,28 @@ _RATES = ("requests_per_s", "tokens_per_s")
 
 def numbers_of(rounds: Sequence[Round]) -> Numbers:
     """Return the measures of rounds with at least one answer."""
-    samples = list(chain.from_iterable(one.samples for one in rounds))
     rates = []
     token_rates = []
+    latencies = []
+    short = []
+    cpu_s = 0.0
     for one in rounds:
+        num_tokens = 0
+        for sample in one.samples:
+            num_tokens += sample.num_tokens
+            latencies.append(sample.latency_s)
+            if sample.max_new_tokens == SHORT_TOKENS:
+                short.append(sample.latency_s)
         rates.append(len(one.samples) / one.elapsed_s)
-        num_tokens = sum(sample.num_tokens for sample in one.samples)
         token_rates.append(num_tokens / one.elapsed_s)
-    latencies = [sample.latency_s for sample in samples]
-    short = [sample.latency_s for sample in samples if sample.max_new_tokens == SHORT_TOKENS]
+        cpu_s += one.cpu_s
     return Numbers(
         requests_per_s=statistics.median(rates),
         tokens_per_s=statistics.median(token_rates),
         p50_s=percentile(latencies, 50),
         p95_s=percentile(latencies, 95),
         short_p95_s=percentile(short, 95),
-        cpu_s=sum(one.cpu_s for one in rounds) / len(samples),
+        cpu_s=cpu_s / len(latencies),
     )
 
 
@@ -184,17 +189,17 @@ def ratio_table(rounds: Rounds) -> str:
 
 
 def _ratio_cells(measure: str, ours: Numbers, peers: Mapping[str, Numbers]) -> list[str]:
-    values = {name: float(getattr(numbers, measure)) for name, numbers in peers.items()}
     choose = max if measure in _RATES else min
-    best = choose(values, key=lambda name: values[name])
+    best = choose(peers, key=lambda name: float(getattr(peers[name], measure)))
     our_value = float(getattr(ours, measure))
-    cells = [_cell(measure, our_value), _cell(measure, values[best])]
-    return [_NAMES[measure], *cells, best, f"{our_value / values[best]:.2f}"]
+    value = float(getattr(peers[best], measure))
+    cells = [_cell(measure, our_value), _cell(measure, value)]
+    return [_NAMES[measure], *cells, best, f"{our_value / value:.2f}"]
 
 
 def server_table(rounds: Rounds) -> str:
     """Return all measures of every server under each workload."""
-    measures = [field.name for field in fields(Numbers)]
+    measures = list(_NAMES)
     header = ["model", "server", "setting", "workload", "rounds", "answers"]
     rows = []
     for (model, server, workload), server_rounds in rounds.items():
@@ -203,7 +208,7 @@ def server_table(rounds: Rounds) -> str:
         row = [model, server.name, server.setting, WORKLOADS[workload], str(len(server_rounds))]
         cells = [_cell(measure, getattr(numbers, measure)) for measure in measures]
         rows.append([*row, str(num_answers), *cells])
-    return table([*header, *(_NAMES[measure] for measure in measures)], rows)
+    return table([*header, *_NAMES.values()], rows)
 
 
 def _cell(measure: str, value: float) -> str:

@@ -101,16 +101,14 @@ class Generator:
     @torch.inference_mode()
     def answer(self, requests: Sequence[PromptedImage]) -> list[GeneratedAnswer]:
         lengths = [request.max_new_tokens for request in requests]
-        inputs = self._processor(
-            images=[request.image for request in requests],
-            # Florence-2's processor adds the image token itself.
-            text=[
-                request.prompt if self._is_florence2 else f"<image>{request.prompt}"
-                for request in requests
-            ],
-            padding=True,
-            return_tensors="pt",
-        )
+        # Florence-2's processor adds the image token itself.
+        image_token = "" if self._is_florence2 else "<image>"
+        images = []
+        prompts = []
+        for request in requests:
+            images.append(request.image)
+            prompts.append(image_token + request.prompt)
+        inputs = self._processor(images=images, text=prompts, padding=True, return_tensors="pt")
         num_before = 1 if self._is_florence2 else inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList([RowLengths(num_before, lengths)])
         token_ids = self._model.generate(

@@ -205,19 +205,15 @@ class Training:
         index, _ = self.stage_of(step)
         weights = self.recipe[index].weights
         num = _ENCODER_IMAGES if weights is None else _JOINT_IMAGES
-        if weights is None:
-            first_seed = step * num
-            pictures = [
-                sample_picture(seed, word_share=_ENCODER_WORD_SHARE)
-                for seed in range(first_seed, first_seed + num)
-            ]
-        else:
+        first_seed = step * num
+        difficulty = 1.0
+        word_share = _ENCODER_WORD_SHARE
+        if weights is not None:
             first_seed = _JOINT_FIRST_SEED + (step - self.recipe[0].num_steps) * num
             difficulty = min(1.0, self._joint_progress(step) / _FULL_DIFFICULTY_SHARE)
-            pictures = [
-                sample_picture(seed, difficulty, WORD_SHARE)
-                for seed in range(first_seed, first_seed + num)
-            ]
+            word_share = WORD_SHARE
+        seeds = range(first_seed, first_seed + num)
+        pictures = [sample_picture(seed, difficulty, word_share) for seed in seeds]
         rng = default_rng((first_seed, 2))
         targets = [cell_targets(picture) for picture in pictures]
         images = image_batch(pictures, targets, rng)
@@ -250,14 +246,14 @@ class Training:
     ) -> dict[str, Tensor]:
         """Return the weighted losses of a step."""
         trainee = self.trainee
-        images = {name: values.to(self.device) for name, values in images.items()}
+        images = _moved(images, self.device)
         location_ids = trainee.location_ids.to(self.device)
         locations = trainee.embeddings[location_ids[grid_bins(trainee.bins_per_px)]]
         features = trainee.image_features(images["pixels"])
         cells = features[:, trainee.num_pooled :]
         if batch is None:
             return self.heads.image_losses(cells, images, locations, sigma)
-        batch = {name: values.to(self.device) for name, values in batch.items()}
+        batch = _moved(batch, self.device)
         written = trainee.write(features[batch["image_index"]], batch)
         losses = answer_losses(written.states, trainee.embeddings, batch, location_ids, sigma)
         losses["attention"] = attention_loss(written.attentions, batch)
@@ -298,6 +294,10 @@ class Training:
             adam.append({"params": others, "top": _ADAM_RATE, "part": part})
         dtype = torch.bfloat16 if self.is_bfloat16 else torch.float32
         return [Muon(muon, dtype), torch.optim.Adam(adam, betas=(0.9, 0.98))]
+
+
+def _moved(batch: Batch, device: str) -> Batch:
+    return {name: values.to(device) for name, values in batch.items()}
 
 
 class Muon(Optimizer):

@@ -212,7 +212,7 @@ def train_mask_autoencoder(
     autoencoder = MaskAutoencoder().to(device)
     parameters = list(autoencoder.parameters())
     matrices = [value for value in parameters if value.ndim == 4 and 1 not in value.shape[:2]]
-    taken = {id(value) for value in matrices}
+    taken = set(map(id, matrices))
     others = [value for value in parameters if id(value) not in taken]
     optimizers = [
         Muon([{"params": matrices, "top": _MUON_RATE}]),
@@ -318,8 +318,11 @@ def _cut_side(image: Image.Image, rng: Generator) -> None:
     middle = _FINE_SIDE / 2
     far = 2.0 * _FINE_SIDE
     corners = ((offset, -far), (far, -far), (far, far), (offset, far))
-    rotated = [_rotated(corner, angle) for corner in corners]
-    ImageDraw.Draw(image).polygon([(middle + x, middle + y) for x, y in rotated], fill=0)
+    beyond = []
+    for corner in corners:
+        x, y = _rotated(corner, angle)
+        beyond.append((middle + x, middle + y))
+    ImageDraw.Draw(image).polygon(beyond, fill=0)
 
 
 def _shape_ring(shape: Shape) -> Ring:

@@ -22,6 +22,7 @@ from laboratory.questions import (
     TextRegionsTruth,
     TextTruth,
     detailed_caption,
+    object_phrases,
     questions,
     short_caption,
 )
@@ -204,3 +205,16 @@ def test_scaling_stretches_truth_and_region_to_the_image() -> None:
     assert word.text_regions[0].quad_xy[2] == (180.0, 84.0)
     caption = named(scene, "captioning short")
     assert caption.scaled((384, 96)) == caption
+
+
+def test_phrases_are_one_or_more_of_the_objects() -> None:
+    counts = set()
+    for seed in range(40):
+        scene = sample_scene(seed, 3)
+        question = named(scene, "phrase_grounding phrases")
+        assert isinstance(question.truth, DetectionsTruth)
+        labels = [box.label for box in question.truth.boxes]
+        assert question.parameters["phrases"] == labels
+        assert set(labels) <= set(object_phrases(scene))
+        counts.add(len(set(labels)))
+    assert counts == {1, 2, 3}

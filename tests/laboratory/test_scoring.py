@@ -50,7 +50,7 @@ def tally(result: dict[str, Any], truth: Truth, measure: Measure) -> Tally:
         ([detection("circle", BOX), detection("circle", BOX)], Tally(1, 2, 2)),
         ([detection("circle", FAR), detection("star", BOX)], Tally(0, 2, 2)),
         ([detection("circle", (10, 10, 30, 19))], Tally(0, 1, 2)),
-        ([detection("circle", (10, 10, 30, 21))], Tally(1, 1, 2)),
+        ([detection("circle", (10, 10, 30, 20))], Tally(1, 1, 2)),  # an IoU of 0.5
         ([detection("circle", (30, 30, 10, 10))], Tally(0, 1, 2)),
     ],
 )
