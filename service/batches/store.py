@@ -453,7 +453,9 @@ def _disk_errors() -> Iterator[None]:
 
 def _connected(path: Path, timeout_s: float) -> sqlite3.Connection:
     # transactions are explicit, and several threads use a connection one after the other
-    return sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA synchronous = FULL")  # what was accepted outlives a loss of power
+    return db
 
 
 def _number(db: sqlite3.Connection, query: str, owner: str) -> int:

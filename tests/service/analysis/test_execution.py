@@ -1,7 +1,7 @@
 """A plan's answers are those of single calls; failures end only what depends on them."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from itertools import chain, product
 from typing import Any
@@ -11,9 +11,11 @@ from PIL import Image
 
 from service.admission.places import RequestContext
 from service.admission.quotas import Quota, QuotaLimits
+from service.analysis import execution
 from service.analysis.execution import (
     Analysis,
     StepAnswer,
+    StepObject,
     analyze,
     crop_around,
     objects_of,
@@ -33,6 +35,7 @@ from tasks.results import (
     DetectionsResult,
     Instance,
     InstancesResult,
+    Result,
     TextRegion,
     TextRegionsResult,
     TextResult,
@@ -173,9 +176,14 @@ def test_failure_ends_what_depends_on_it() -> None:
     }
 
 
-def test_best_objects_are_first() -> None:
+def test_best_objects_are_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_rising_scores(result: Result) -> Iterator[StepObject]:
+        for index, item in enumerate(objects_of(result)):
+            yield replace(item, score=index / 10)
+
+    monkeypatch.setattr(execution, "objects_of", with_rising_scores)
     analysis = run(answered(core(), THINGS, WHAT | {"max_each": 1}))
-    assert [answer.of for answer in analysis.steps[1].answers] == [0]
+    assert [answer.of for answer in analysis.steps[1].answers] == [1]
     assert [step.is_truncated for step in analysis.steps] == [False, True]
 
 
@@ -189,12 +197,42 @@ def test_number_of_answers_is_limited() -> None:
     ]
 
 
+def test_answers_of_all_models_are_counted() -> None:
+    of = core()
+    of.limits = replace(of.limits, max_step_answers=3)
+    both = {"task": "captioning", "models": [FLORENCE_ID, PALIGEMMA_ID]}
+    analysis = run(answered(of, both | {"id": "one"}, both | {"id": "two"}))
+    assert [len(step.answers) for step in analysis.steps] == [2, 0]
+
+
 def test_answers_count_for_the_key() -> None:
     limited = Quota("key", QuotaLimits(requests_per_minute=2))
     request = RequestContext("request-1", "test", context().deadline_s, limited)
     analysis = run(answered(core(), THINGS, WHAT | {"model": FLORENCE_ID}, MASK, request=request))
     answers = chain.from_iterable(outcomes(analysis).values())
     assert [text for *_, text in answers].count("overloaded") == 2
+
+
+def test_crops_count_for_the_key() -> None:
+    limited = Quota("key", QuotaLimits(megapixels_per_minute=1))
+    request = RequestContext("request-1", "test", context().deadline_s, limited)
+    image = encoded(Image.new("RGB", (1000, 900)))
+    analysis = run(answered(core(), THINGS, CROP, image=image, request=request))
+    assert [text for *_, text in outcomes(analysis)["text"]] == ["overloaded", "HELLO"]
+
+
+def test_region_is_that_of_the_crop() -> None:
+    prompt = "What does the region <loc_85><loc_83><loc_916><loc_914> describe?"
+    florence = FakeDecoder(FLORENCE_TEXTS | {prompt: "a circle in a crop"})
+    analysis = run(answered(core(florence), THINGS, WHAT | {"view": "crop", "max_each": 1}))
+    assert outcomes(analysis)["what"] == [(0, FLORENCE_ID, "a circle in a crop")]
+
+
+def test_variant_of_one_model_of_several_is_an_answer() -> None:
+    models = [FLORENCE_ID, PALIGEMMA_ID]
+    step = {"id": "all", "task": "captioning", "detail": "paragraph", "models": models}
+    texts = {model_id: text for _, model_id, text in outcomes(run(answered(core(), step)))["all"]}
+    assert texts[PALIGEMMA_ID] == "unsupported_task"
 
 
 @pytest.mark.parametrize(
