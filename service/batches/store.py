@@ -433,6 +433,7 @@ class Store:
     ) -> Iterator[sqlite3.Connection]:
         """Connect for one transaction, which an exception rolls back: processes may be forked."""
         with _disk_errors(), closing(_connected(self._database, _BUSY_S)) as db:
+            db.execute("PRAGMA synchronous = FULL")  # what was accepted outlives a loss of power
             db.execute(begin)
             yield db
             db.execute("COMMIT")
@@ -453,9 +454,7 @@ def _disk_errors() -> Iterator[None]:
 
 def _connected(path: Path, timeout_s: float) -> sqlite3.Connection:
     # transactions are explicit, and several threads use a connection one after the other
-    db = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA synchronous = FULL")  # what was accepted outlives a loss of power
-    return db
+    return sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
 
 
 def _number(db: sqlite3.Connection, query: str, owner: str) -> int:

@@ -282,8 +282,8 @@ def test_long_runs_are_split(value: bool) -> None:
     assert (brush_pixels(brush_rle(encode_mask(mask)), (300, 200)) == value * 255).all()
 
 
-DETECTION = {"task": "open_vocabulary_detection"}
-SEGMENTATION = {"task": "instance_segmentation", "mask_format": "polygon"}
+DETECTION: dict[str, object] = {"task": "open_vocabulary_detection"}
+SEGMENTATION: dict[str, object] = {"task": "instance_segmentation", "mask_format": "polygon"}
 QUESTION = {"task": "visual_question_answering", "question": "what?"}
 PER_REGION = '<TextArea name="text" toName="image" perRegion="true"/>'
 SHAPES = '<Polygon name="p" toName="image"/><Rectangle name="r" toName="image"/>'
