@@ -46,8 +46,7 @@ from export.errors import ExportError, SourceError
 from export.progress import silence_transformers
 from export.resources import needs_of
 from imaging.errors import ImageError
-from imaging.files import resize
-from imaging.local_files import read_image
+from imaging.files import read_image, resize
 from runners.decoder.answers import to_request
 from runners.decoder.batch import generate_all
 from runners.decoder.protocol import Decoder

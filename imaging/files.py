@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from blake3 import blake3
 from PIL import Image, ImageFile
@@ -170,3 +171,11 @@ def _decoding_errors(container: Container) -> Iterator[None]:
         # file may lack.
         message = f"the {container.format} image is damaged or truncated and cannot be decoded"
         raise UnreadableImage(message) from error
+
+
+_LIMITS = ImageLimits(max_pixels=178_956_970)  # Pillow's limit
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return the upright image in mode RGB; raise `ImageError` or `OSError`."""
+    return decode_image(path.read_bytes(), _LIMITS)

@@ -6,9 +6,9 @@ from typing import Protocol
 import tasks.florence2
 import tasks.paligemma
 from tasks.catalog import CatalogEntry
-from tasks.generation import GeneratedText
 from tasks.paligemma import MaskDecoder
 from tasks.parameters import TaskParameters
+from tasks.parsing import GeneratedText
 from tasks.prompts import AskedTask, Prompt
 from tasks.results import MaskFormat, Result
 from tasks.table import Family

@@ -31,8 +31,7 @@ from export.checks.reference import load_for_checks
 from export.errors import ParityError, SourceError
 from export.scenes import render_scene, sample_scene
 from imaging.errors import ImageError
-from imaging.files import resize
-from imaging.local_files import read_image
+from imaging.files import read_image, resize
 from runners.decoder.answers import AnswerText, to_request
 from runners.decoder.batch import generate_each
 from runners.decoder.protocol import Decoder
@@ -41,9 +40,9 @@ from runners.encoder.session import VisionEncoder
 from runners.errors import SequenceError
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
-from tasks.generation import GeneratedText
 from tasks.paligemma import MaskDecoder
 from tasks.parameters import TaskParameters, parse_parameters
+from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Detection, DetectionsResult, Instance, InstancesResult, Result, TextResult
 from tasks.table import TASKS

@@ -24,8 +24,7 @@ from export.artifacts.vision_module import ImageInput, read_image_input
 from export.errors import TuningError
 from export.tuning.examples import Example
 from imaging.errors import ImageError
-from imaging.files import resize
-from imaging.local_files import read_image
+from imaging.files import read_image, resize
 from runners.tokens.text import PromptTokenizer
 from tasks.prompts import Prompt
 from wire.artifacts.manifest import TOKENIZER_FILE

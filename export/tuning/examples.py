@@ -26,7 +26,7 @@ from diptych_client.long_runs import RunError
 from diptych_client.matching import LabelledBox
 from export.errors import TuningError
 from imaging.errors import ImageError
-from imaging.local_files import read_image
+from imaging.files import read_image
 from tasks.catalog import CatalogEntry
 from tasks.errors import TaskError
 from tasks.families import FAMILIES

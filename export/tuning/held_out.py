@@ -18,7 +18,7 @@ from export.tuning.batches import Batches
 from export.tuning.examples import Example
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
-from tasks.generation import GeneratedText
+from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import DetectionsResult, Result, TextResult
 

@@ -31,7 +31,7 @@ from tasks.results import (
     TextRegionsResult,
     TextResult,
 )
-from tasks.tiles.placement import placed
+from tasks.tiles.merging import placed
 from wire.telemetry.tracing import span
 
 _RESTART_S = 15.0  # a killed runner is ready again before

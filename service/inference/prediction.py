@@ -17,7 +17,7 @@ from service.inference.runner_calls import JoinedCalls, RunnerClient, WrittenAns
 from service.inference.served_models import ServedModel, proof_for
 from tasks.errors import ParameterError, UnsupportedVariant
 from tasks.errors import UnsupportedTask as TaskNotOffered
-from tasks.generation import GeneratedText
+from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Result, TextResult
 from tasks.scores import Calibration, Guarantee, keep_proved, refine

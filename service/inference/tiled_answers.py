@@ -35,8 +35,7 @@ from service.inference.runner_calls import WrittenAnswers
 from tasks.scores import refine
 from tasks.table import TASKS
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
-from tasks.tiles.merging import Merged, View, merge
-from tasks.tiles.placement import placed
+from tasks.tiles.merging import Merged, View, merge, placed
 from wire.pixels import Pixels
 from wire.telemetry.tracing import span
 

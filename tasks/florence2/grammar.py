@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tasks.catalog import CatalogEntry
-from tasks.generation import Span
 from tasks.parameters import TaskParameters
-from tasks.parsing import Location, Locations, spellings
+from tasks.parsing import Location, Locations, Span, spellings
 
 _LABELLED_BOXES = "(TEXT boxes)*"
 _ANSWERS = {

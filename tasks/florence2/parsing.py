@@ -30,9 +30,9 @@ from tasks.florence2.grammar import (
 )
 from tasks.florence2.locations import dequantize
 from tasks.florence2.prompts import asked_per_prompt
-from tasks.generation import GeneratedText
 from tasks.parameters import TaskParameters
 from tasks.parsing import (
+    GeneratedText,
     Locations,
     bounding_box,
     in_pieces,

@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.catalog import CatalogEntry
-from tasks.generation import Span
 from tasks.paligemma.prompts import asked_names
 from tasks.parameter_kinds import SEPARATOR
 from tasks.parameters import TaskParameters
-from tasks.parsing import Location, spellings
+from tasks.parsing import Location, Span, spellings
 
 # A label and the separator after it are one lexeme: llguidance's lexer is greedy and does not give
 # back what it read.

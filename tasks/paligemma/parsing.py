@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tasks.catalog import CatalogEntry
-from tasks.generation import GeneratedText
 from tasks.paligemma.grammar import split_entries, text_without_tokens
 from tasks.paligemma.locations import dequantize
-from tasks.paligemma.mask_placement import mask_in_image, rings_in_box
-from tasks.paligemma.masks import NUM_CODES, MaskDecoder
+from tasks.paligemma.masks import NUM_CODES, MaskDecoder, mask_in_image, rings_in_box
 from tasks.paligemma.prompts import asked_per_prompt
 from tasks.parameters import TaskParameters
 from tasks.parsing import (
+    GeneratedText,
     Locations,
     in_pieces,
     named_as_requested,

@@ -3,7 +3,8 @@
 A part is joined with the one on the other side of an inner edge that cuts both. Of the boxes of one
 object the one that no inner edge cuts is kept, then the one with the best score. Two boxes of one
 view are never the same object: the model distinguished them. A part within a box that is not cut
-is dropped whatever its label: a model names a part of a circle otherwise.
+is dropped whatever its label: a model names a part of a circle otherwise. So are parts that hardly
+overlap the box of their object, before boxes are compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,11 @@ EDGE_SHARE = 0.02  # share of a tile's longer side
 _MIN_IOU = 0.5
 _MIN_COVERED = 0.8  # share of the smaller box
 _MIN_ACROSS = 0.5  # IoU of two parts along the edge that cuts both
-MIN_AREA_RATIO = 0.25  # a whole object within another one that is larger than that is another one
+# A box that ends this close to an inner edge may be a part that the model moved.
+NEAR_SHARE = 0.1  # share of a tile's longer side
+_MIN_MOVED = 0.1  # shared by a moved part, stretched to the edge, and the object; of the smaller
+_MAX_PART = 0.85  # area of a moved part; of the object's
+_MIN_AREA_RATIO = 0.25  # a whole object within another one that is larger than that is another one
 _BLOCK = 64  # boxes that are looked up together: their neighbours are in memory
 
 _X = 0
@@ -59,20 +64,81 @@ def cut_sides(
     )
 
 
-def parts_of_objects(found: Sequence[FoundBox], slack_px: float, is_text: bool) -> list[list[int]]:
+def seen_whole(
+    boxes: Sequence[FoundBox],
+    tiles: Sequence[PixelBox],
+    image_size_wh: tuple[int, int],
+    slack_px: float,
+) -> NDArray[np.bool_]:
+    """Return which boxes that an inner edge cuts are within a tile, off its inner edges."""
+    arrays = BoxArrays.of(boxes)
+    size = np.asarray(image_size_wh)
+    are_seen = np.zeros(len(boxes), dtype=np.bool_)
+    for tile in tiles:
+        start = np.asarray(tile[:2])
+        end = np.asarray(tile[2:])
+        # an edge of the image cuts nothing
+        starts_inside = (arrays.low > start + slack_px) | ((start == 0) & (arrays.low >= 0))
+        ends_inside = (arrays.high < end - slack_px) | ((end == size) & (arrays.high <= size))
+        are_seen |= (starts_inside & ends_inside).all(axis=1)
+    return are_seen & arrays.are_cut.any(axis=1)
+
+
+def moved_parts(
+    boxes: Sequence[FoundBox],
+    views: Sequence[PixelBox],
+    image_size_wh: tuple[int, int],
+    near_px: float,
+) -> NDArray[np.bool_]:
+    """Return which boxes are parts, near an inner edge, of objects that another view sees whole.
+
+    Models that are trained on whole objects move a part away from the edge that cuts it. The box is
+    stretched to the edge again, and is a part if it then shares enough with a larger box that goes
+    on there. Two objects in a row are not parts: the view would have the second one, too.
+    """
+    arrays = BoxArrays.of(boxes)
+    view_boxes = [views[min(box.views)] for box in boxes]
+    near_sides: list[tuple[bool, bool, bool, bool]] = []
+    for box, view_box in zip(boxes, view_boxes, strict=True):
+        near_sides.append(cut_sides(box.box, view_box, image_size_wh, near_px))
+    are_near = np.asarray(near_sides, dtype=np.bool_).reshape(-1, 4)
+    edges = np.asarray(view_boxes).reshape(-1, 4)
+    low = np.where(are_near[:, :2], edges[:, :2], arrays.low)
+    high = np.where(are_near[:, 2:], edges[:, 2:], arrays.high)
+    part, whole = arrays.best_of_each_view(low, high)
+    starts_before = arrays.low[whole] < arrays.low[part]
+    ends_after = arrays.high[whole] > arrays.high[part]
+    goes_on = np.concatenate([starts_before, ends_after], axis=1)
+    is_moved = (are_near[part] & goes_on).any(axis=1)
+    is_moved &= arrays.areas[part] < _MAX_PART * arrays.areas[whole]
+    is_moved &= ~arrays.overlap(part, whole)  # one object, of which the better box stays
+    # A part often has another label than its object, which is surer then. Without a common label a
+    # small box may be an object in front of the larger one.
+    scores = np.asarray([box.score for box in boxes])
+    are_named = np.asarray([bool(box.label) for box in boxes], dtype=np.bool_)
+    has_its_label = arrays.labels[part] == arrays.labels[whole]
+    is_large = arrays.areas[part] >= _MIN_AREA_RATIO * arrays.areas[whole]
+    is_surer = scores[part] < scores[whole]
+    is_moved &= (has_its_label & are_named[part]) | ((has_its_label | is_surer) & is_large)
+    are_parts = np.zeros(len(boxes), dtype=np.bool_)
+    are_parts[part[is_moved]] = True
+    return are_parts
+
+
+def parts_of_objects(boxes: Sequence[FoundBox], slack_px: float, is_text: bool) -> list[list[int]]:
     """Return the indices of the boxes in groups, each the parts of one object, mostly one.
 
     A group has at most one part of each view; the parts that fit best come first. A line of text
     continues to the left and right only. Its parts may end at a word before the edge: they overlap.
     """
-    arrays = BoxArrays.of(found)
-    may_overlap = np.asarray([is_text and 0 not in each.views for each in found], dtype=np.bool_)
+    arrays = BoxArrays.of(boxes)
+    may_overlap = np.asarray([is_text and 0 not in box.views for box in boxes], dtype=np.bool_)
     pairs = arrays.continuations(_X, slack_px, may_overlap)
     if not is_text:
         pairs = np.concatenate([pairs, arrays.continuations(_Y, slack_px, may_overlap)])
     best_first = np.lexsort(pairs.T[::-1])[::-1]
-    groups = {index: [index] for index in range(len(found))}  # key: the first part
-    views = [each.views for each in found]  # key: the first part, too
+    groups = {index: [index] for index in range(len(boxes))}  # key: the first part
+    views = [box.views for box in boxes]  # key: the first part, too
     first_parts = list(groups)
     for one, other in pairs[best_first, 1:].astype(np.intp).tolist():
         first = first_parts[one]
@@ -101,7 +167,7 @@ def joined(parts: Sequence[FoundBox]) -> FoundBox:
     return FoundBox((x1, y1, x2, y2), first.label, score, views, cut, is_joined=True)
 
 
-def survivors(found: Sequence[FoundBox], is_text: bool) -> list[int]:
+def survivors(boxes: Sequence[FoundBox], is_text: bool) -> list[int]:
     """Return the indices of the boxes that are kept, one for each object, in order.
 
     Joined parts of an object yield to a view that saw all of it. Joined lines of text do not: a
@@ -109,19 +175,19 @@ def survivors(found: Sequence[FoundBox], is_text: bool) -> list[int]:
     """
 
     def rank(index: int) -> tuple[bool, bool, float]:
-        each = found[index]
-        return each.is_cut, each.is_joined and not is_text, -each.score
+        box = boxes[index]
+        return box.is_cut, box.is_joined and not is_text, -box.score
 
-    order = sorted(range(len(found)), key=rank)
-    arrays = BoxArrays.of([found[index] for index in order])
-    min_area_ratio = 0.0 if is_text else MIN_AREA_RATIO
-    are_kept = np.ones(len(found), dtype=np.bool_)
+    order = sorted(range(len(boxes)), key=rank)
+    arrays = BoxArrays.of([boxes[index] for index in order])
+    min_area_ratio = 0.0 if is_text else _MIN_AREA_RATIO
+    are_kept = np.ones(len(boxes), dtype=np.bool_)
     for better, worse in near_pairs(arrays.low, arrays.high, are_kept):
         are_others = arrays.views[better] != arrays.views[worse]
         pair = better[are_others], worse[are_others]
         is_same = arrays.same_objects(*pair, min_area_ratio)
         for one, other in zip(*(indices[is_same].tolist() for indices in pair), strict=True):
-            if are_kept[one] and found[order[one]].views.isdisjoint(found[order[other]].views):
+            if are_kept[one] and boxes[order[one]].views.isdisjoint(boxes[order[other]].views):
                 are_kept[other] = False
     return sorted(order[index] for index in np.flatnonzero(are_kept))
 
@@ -166,15 +232,15 @@ class BoxArrays:
     are_cut: NDArray[np.bool_]  # (N, 4)
 
     @classmethod
-    def of(cls, found: Sequence[FoundBox]) -> "BoxArrays":
-        corners = np.asarray([each.box for each in found], dtype=np.float64).reshape(-1, 4)
+    def of(cls, boxes: Sequence[FoundBox]) -> "BoxArrays":
+        corners = np.asarray([box.box for box in boxes], dtype=np.float64).reshape(-1, 4)
         numbers: dict[str | frozenset[int], int] = {}
-        labels = [numbers.setdefault(each.label, len(numbers)) for each in found]
-        views = [numbers.setdefault(each.views, len(numbers)) for each in found]
+        labels = [numbers.setdefault(box.label, len(numbers)) for box in boxes]
+        views = [numbers.setdefault(box.views, len(numbers)) for box in boxes]
         low = corners[:, :2]
         high = corners[:, 2:]
         areas = (high - low).prod(axis=1)
-        are_cut = np.asarray([each.cut for each in found], dtype=np.bool_).reshape(-1, 4)
+        are_cut = np.asarray([box.cut for box in boxes], dtype=np.bool_).reshape(-1, 4)
         return cls(low, high, areas, np.asarray(labels), np.asarray(views), are_cut)
 
     def shared(self, ones: Indices, others: Indices) -> NDArray[np.float64]:
@@ -184,6 +250,30 @@ class BoxArrays:
         """Return which pairs are about the same box."""
         shared = self.shared(ones, others)
         return shared >= _MIN_IOU * (self.areas[ones] + self.areas[others] - shared)
+
+    def best_of_each_view(
+        self, low: NDArray[np.float64], high: NDArray[np.float64]
+    ) -> tuple[Indices, Indices]:
+        """Return pairs of a box, stretched to `low` and `high`, and a whole box of another view.
+
+        Of the boxes of a view at the place of a whole box it is the one with the highest IoU.
+        """
+        areas = (high - low).prod(axis=1)
+        are_whole = ~self.are_cut.any(axis=1)
+        rows = [np.empty((0, 4))]  # view, whole, -IoU, part
+        for pair in near_pairs(low, high, np.ones(len(low), dtype=np.bool_)):
+            for part, whole in (pair, pair[::-1]):
+                shared = shared_areas(low[part], high[part], self.low[whole], self.high[whole])
+                either = areas[part] + self.areas[whole] - shared
+                is_there = are_whole[whole] & (self.views[part] != self.views[whole])
+                is_there &= shared > _MIN_MOVED * np.minimum(areas[part], self.areas[whole])
+                columns = (self.views[part], whole, -shared / np.where(either, either, 1), part)
+                rows.append(np.column_stack(columns)[is_there])
+        pairs = np.concatenate(rows)
+        best_first = pairs[np.lexsort(pairs.T[::-1])]
+        _, first = np.unique(best_first[:, :2], axis=0, return_index=True)
+        best = best_first[first].astype(np.intp)
+        return best[:, 3], best[:, 1]
 
     def continuations(
         self, axis: int, slack_px: float, may_overlap: NDArray[np.bool_]
@@ -196,7 +286,7 @@ class BoxArrays:
         reached = self.high.copy()
         reached[:, axis] += 2 * slack_px
         are_cut = self.are_cut[:, axis] | self.are_cut[:, axis + 2] | may_overlap
-        found = [np.empty((0, 3))]
+        continuations = [np.empty((0, 3))]
         for pair in near_pairs(self.low, reached, are_cut):
             for one, other in (pair, pair[::-1]):
                 goes_on = self.are_cut[one, axis + 2] & self.are_cut[other, axis]
@@ -213,25 +303,27 @@ class BoxArrays:
                 goes_on &= (shared >= _MIN_ACROSS * either) & (either > 0)
                 rows = np.column_stack([shared, one, other])[goes_on]
                 rows[:, 0] /= either[goes_on]
-                found.append(rows)
-        return np.concatenate(found)
+                continuations.append(rows)
+        return np.concatenate(continuations)
 
     def same_objects(
         self, better: Indices, worse: Indices, min_area_ratio: float
     ) -> NDArray[np.bool_]:
         """Return which pairs are of one object; a box that is cut is never the better of others."""
         shared = self.shared(better, worse)
-        areas = self.areas[better]
-        own_areas = self.areas[worse]
-        smaller = np.minimum(areas, own_areas)
+        better_areas = self.areas[better]
+        worse_areas = self.areas[worse]
+        smaller = np.minimum(better_areas, worse_areas)
         are_cut = np.any(self.are_cut, axis=1)
-        own_is_smaller = own_areas <= areas
-        smaller_is_cut = np.where(own_is_smaller, are_cut[worse], are_cut[better])
+        worse_is_smaller = worse_areas <= better_areas
+        smaller_is_cut = np.where(worse_is_smaller, are_cut[worse], are_cut[better])
         is_covered = shared >= _MIN_COVERED * smaller
-        is_part = smaller_is_cut | (smaller >= min_area_ratio * np.maximum(areas, own_areas))
+        is_part = smaller_is_cut | (
+            smaller >= min_area_ratio * np.maximum(better_areas, worse_areas)
+        )
         is_same: NDArray[np.bool_] = self.overlap(better, worse) | (is_covered & is_part)
         is_same &= self.labels[better] == self.labels[worse]
         # a part looks like something else
-        is_same |= is_covered & own_is_smaller & are_cut[worse] & ~are_cut[better]
+        is_same |= is_covered & worse_is_smaller & are_cut[worse] & ~are_cut[better]
         is_same &= shared > 0
         return is_same

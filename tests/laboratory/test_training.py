@@ -58,7 +58,7 @@ from laboratory.training.pictures import (
     sample_picture,
 )
 from tasks.families import FAMILIES
-from tasks.generation import GeneratedText
+from tasks.parsing import GeneratedText
 from tasks.paligemma import MaskDecoder
 from tasks.parameters import parse_parameters
 from tasks.table import TASKS

@@ -23,8 +23,8 @@ from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
 from tasks.families import FAMILIES
 from tasks.florence2.locations import box_tokens
-from tasks.generation import GeneratedText
 from tasks.parameters import parse_parameters
+from tasks.parsing import GeneratedText
 from tasks.table import TASKS, Family
 from tests.support.answers import generated
 from tests.support.catalog import CATALOG, FLORENCE, MASK_DECODER, PALIGEMMA, ROOT

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from tasks.generation import GeneratedText
+from tasks.parsing import GeneratedText
 
 _TOKEN = re.compile(r"<[^<>\s]*>|\s?[^<>\s]+|.", re.DOTALL)
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tasks.generation import GeneratedText
+from tasks.parsing import GeneratedText
 
 TEXT = GeneratedText("red ün<loc_1>", (4, 4, 5, 6, 13), (-1.0, -2.0, -4.0, -8.0, -16.0), "stop")
 

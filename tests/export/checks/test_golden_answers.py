@@ -17,7 +17,7 @@ from export.errors import SourceError
 from export.golden import Question
 from tasks.catalog import load_catalog
 from tasks.families import FAMILIES
-from tasks.generation import GeneratedText
+from tasks.parsing import GeneratedText
 
 GOLDEN = read_golden()
 CATALOG = load_catalog(CATALOG_FILE, GOLDEN.answers)

@@ -10,7 +10,7 @@ from export.checks.reference import Reference
 from export.errors import TuningError
 from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
-from imaging.local_files import read_image
+from imaging.files import read_image
 from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment
 from tests.support.export_cli import MODELS

@@ -11,8 +11,8 @@ from export.errors import TuningError
 from export.tuning.examples import TUNED_TASKS, Example, LabelledImage, make_examples
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES
-from tasks.generation import GeneratedText
 from tasks.parameters import TaskParameters
+from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import BoxXyxy, DetectionsResult
 from tests.support.catalog import CATALOG

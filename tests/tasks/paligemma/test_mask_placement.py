@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
-from tasks.paligemma.mask_placement import mask_in_image, rings_in_box
+from tasks.paligemma.masks import mask_in_image, rings_in_box
 from tasks.results import BoxXyxy, Ring
 
 IMAGE_WH = (400, 300)

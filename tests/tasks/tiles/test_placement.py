@@ -13,7 +13,7 @@ from tasks.results import (
     TextResult,
 )
 from tasks.run_length import decode_mask, encode_mask
-from tasks.tiles.placement import placed
+from tasks.tiles.merging import placed
 
 WHOLE_WH = (640, 480)
 CROP = (100, 50, 140, 90)
