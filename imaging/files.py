@@ -47,6 +47,7 @@ _READERS: dict[ImageFormat, type[ImageFile.ImageFile]] = {
     "PNG": PngImageFile,
     "WEBP": WebPImageFile,
 }
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})  # of names, in lower case
 _BACKGROUND_RGB = (255, 255, 255)  # behind transparent pixels
 # A JPEG may repeat a scan at will, and each one is decoded over all pixels. Usual are up to 10:
 # libjpeg's progression.
@@ -147,17 +148,17 @@ def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.I
     with _decoding_errors(container):
         image = _READERS[container.format](io.BytesIO(file))
     width, height = image.size
-    found = f"the image has {width} x {height}"
+    size = f"the image has {width} x {height}"
     if width * height > limits.max_pixels:
-        message = f"{found} = {width * height} pixels; the maximum is {limits.max_pixels}"
+        message = f"{size} = {width * height} pixels; the maximum is {limits.max_pixels}"
         raise OversizedImage(message, _upright(image.size, container))
     if max(image.size) > limits.max_side_px:
-        message = f"{found} pixels; the maximum of a side is {limits.max_side_px}"
+        message = f"{size} pixels; the maximum of a side is {limits.max_side_px}"
         raise OversizedImage(message, _upright(image.size, container))
     allowed = _MAX_FULL_SCANS * limits.max_pixels // (width * height)
     if container.num_scans > allowed:
-        found = f"the JPEG has {container.num_scans} scans of {width} x {height} pixels"
-        raise OversizedImage(f"{found}; the maximum is {allowed}")
+        size = f"the JPEG has {container.num_scans} scans of {width} x {height} pixels"
+        raise OversizedImage(f"{size}; the maximum is {allowed}")
     return image
 
 

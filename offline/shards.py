@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
+from imaging.files import IMAGE_SUFFIXES
 from offline.filesystems import InputError, StoredFile, list_files
 
-_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _ROWS_READ_AT_ONCE = 16
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zlib.error, pa.ArrowException)
@@ -165,7 +165,7 @@ def plan_shards(inputs: Sequence[str], column: str, shard_size: int) -> tuple[Sh
     for uri in inputs:
         readable = [file for file in list_files(uri) if _is_readable(file.path)]
         if not readable:
-            allowed = ", ".join((*sorted(_IMAGES), ".parquet", *_ARCHIVES))
+            allowed = ", ".join((*sorted(IMAGE_SUFFIXES), ".parquet", *_ARCHIVES))
             raise InputError(f"{uri}: there is no file with one of the endings {allowed}")
         files |= {file.key: file for file in readable}
     images = [file for file in files.values() if _is_image(file.path)]
@@ -208,7 +208,7 @@ def _is_readable(path: str) -> bool:
 
 
 def _is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in _IMAGES
+    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _unreadable(key: str, message: str) -> InputImage:

@@ -35,8 +35,7 @@ from runners.options import (
 from runners.tokens.choice import choice_bytes
 from runners.watchdog import Watchdog
 from wire.artifacts.devices import num_threads
-from wire.artifacts.manifest import ADAPTER_FILE, Device, Manifest
-from wire.artifacts.part_precision import choose_precision
+from wire.artifacts.manifest import ADAPTER_FILE, Device, Manifest, choose_precision
 from wire.runner_messages import (
     Failed,
     Outcome,

@@ -14,9 +14,14 @@ from runners.model_worker import ModelWorker
 from runners.options import RunnerOptions, encoder_batch_size
 from runners.watchdog import Watchdog, bounded_start, end_process_when_stuck
 from wire.artifacts.devices import encoder_device
-from wire.artifacts.manifest import ArtifactError, Manifest, files_of_runner, verify_files
+from wire.artifacts.manifest import (
+    ArtifactError,
+    Manifest,
+    choose_precision,
+    files_of_runner,
+    verify_files,
+)
 from wire.artifacts.model_store import artifact_folder, read_adapters
-from wire.artifacts.part_precision import choose_precision
 from wire.runner_channel import FeaturesMissing, RunnerCall
 from wire.runner_messages import (
     AdapterStates,

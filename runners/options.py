@@ -5,8 +5,7 @@ from pathlib import Path
 
 from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.devices import DeviceSetting, may_have_cuda
-from wire.artifacts.manifest import Device
-from wire.artifacts.part_precision import WantedPrecision
+from wire.artifacts.manifest import Device, WantedPrecision
 from wire.telemetry.tracing import TraceOptions
 
 _CUDA_POSITIONS = 1024  # prompt and answer

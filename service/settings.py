@@ -22,7 +22,7 @@ from tasks.catalog import model_id_of
 from tasks.errors import meant
 from tasks.tiles.grid import MAX_TILES
 from wire.artifacts.devices import DeviceSetting, model_device
-from wire.artifacts.part_precision import WantedPrecision
+from wire.artifacts.manifest import WantedPrecision
 from wire.host import is_portable, num_cores, use_portable_ways
 from wire.telemetry.tracing import TraceOptions
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import yaml
 
@@ -35,10 +35,6 @@ _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _NOT_IN_ID = re.compile(r"[^a-z0-9.-]+")
 _ANY = "*"  # wildcard in the id and source of an entry for many repositories
 _OF_BASE = {"aliases", "family", "resolution", "context_window", "precision", "mask_decoder"}
-_PRECISIONS: dict[Device, dict[Part, tuple[Precision, ...]]] = {
-    "cpu": {"encoder": ("float32", "int8"), "decoder": ("float32", "int8", "bfloat16")},
-    "cuda": {"encoder": ("float32", "float16"), "decoder": ("float32", "bfloat16", "float16")},
-}
 
 
 class CatalogError(ValueError):
@@ -175,11 +171,11 @@ def hub_model_id(repository: str) -> str:
     return _NOT_IN_ID.sub("-", repository.lower().replace("/", HUB_SEPARATOR))
 
 
-def load_catalog(path: Path, wanted: Collection[str] = ()) -> dict[str, CatalogEntry]:
+def load_catalog(path: Path, model_ids: Collection[str] = ()) -> dict[str, CatalogEntry]:
     """Read the catalog in file order.
 
     An entry whose id has a `*` stands for many repositories: it is read once for each id of
-    `wanted` that it matches.
+    `model_ids` that it matches.
 
     Raise `CatalogError` for unknown, missing, invalid or duplicate entries.
     """
@@ -192,7 +188,7 @@ def load_catalog(path: Path, wanted: Collection[str] = ()) -> dict[str, CatalogE
         raise CatalogError(f"{path} must contain a list under the single key models")
     entries: dict[str, CatalogEntry] = {}
     bases: dict[str, Mapping[str, object]] = {}
-    for row in _expanded(rows, wanted):
+    for row in _expanded(rows, model_ids):
         if isinstance(row, dict) and "adapter_of" in row:
             entry = parse_entry(_with_base(row, bases))
         else:
@@ -215,7 +211,7 @@ def _check_aliases(entries: Mapping[str, CatalogEntry]) -> None:
                 raise CatalogError(f"{entry.id}: aliases has {alias!r}, a name of {other}")
 
 
-def _expanded(rows: Sequence[object], wanted: Collection[str]) -> Iterator[object]:
+def _expanded(rows: Sequence[object], model_ids: Collection[str]) -> Iterator[object]:
     """Yield the rows; of one with a `*`, one for each id that matches."""
     bases = {row.get("adapter_of") for row in rows if isinstance(row, dict)}
     for row in rows:
@@ -228,7 +224,7 @@ def _expanded(rows: Sequence[object], wanted: Collection[str]) -> Iterator[objec
         for name in variants or ("x",):  # also checked when none matches
             parse_entry(_variant_row(row, name, variants))
         pattern = re.compile(re.escape(str(row["id"])).replace(r"\*", "([a-z0-9-]+)"))
-        for model_id in sorted({*wanted, *filter(None, bases)}):
+        for model_id in sorted({*model_ids, *filter(None, bases)}):
             if match := pattern.fullmatch(str(model_id)):
                 yield _variant_row(row, match[1], variants)
 
@@ -298,13 +294,13 @@ def adapter_entry(
     """
     if fixed := sorted({"id", "source"} & row.keys()):
         raise CatalogError(f"{model_id}: {fixed[0]} is not allowed; it follows from the folder")
-    own = {**row, "id": model_id, "source": source, "adapter_of": base.id}
-    return parse_entry(_with_base(own, {base.id: entry_row(base)}))
+    adapter_row = {**row, "id": model_id, "source": source, "adapter_of": base.id}
+    return parse_entry(_with_base(adapter_row, {base.id: entry_row(base)}))
 
 
 def entry_row(entry: CatalogEntry) -> dict[str, object]:
     """Return the entry as `parse_entry` reads it, without `adapter_of`."""
-    names = [each.name for each in fields(entry) if each.init and each.name != "adapter_of"]
+    names = [key.name for key in fields(entry) if key.init and key.name != "adapter_of"]
     row = {name: getattr(entry, name) for name in names}
     tasks = {task: override.row() for task, override in entry.tasks.items()}
     return row | {"features": [*entry.features], "aliases": [*entry.aliases], "tasks": tasks}
@@ -316,14 +312,14 @@ def parse_entry(row: object) -> CatalogEntry:
     if not isinstance(row, dict) or not isinstance(entry_id, str) or not _ID.fullmatch(entry_id):
         allowed = "a mapping with an id of lower-case letters, digits, '.' and '-'"
         raise CatalogError(f"an entry must be {allowed}, not {row!r}")
-    keys = [each for each in fields(CatalogEntry) if each.init]
-    known = {each.name for each in keys}
+    keys = [key for key in fields(CatalogEntry) if key.init]
+    known = {key.name for key in keys}
     if unknown := set(row) - known:
         raise CatalogError(
             f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}"
         )
     optional = {
-        each.name for each in keys if (each.default, each.default_factory) != (MISSING, MISSING)
+        key.name for key in keys if (key.default, key.default_factory) != (MISSING, MISSING)
     }
     if missing := known - optional - set(row):
         raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
@@ -343,14 +339,16 @@ def parse_entry(row: object) -> CatalogEntry:
 
 
 def _is_precision(value: object) -> bool:
-    """Return True if `value` has exactly one allowed precision for each part on each device."""
-    if not isinstance(value, dict) or value.keys() != _PRECISIONS.keys():
+    """Return True if `value` has one precision for each part on each device.
+
+    Which of them can run is known to the export.
+    """
+    if not isinstance(value, dict) or value.keys() != {*get_args(Device)}:
         return False
-    for device, allowed in _PRECISIONS.items():
-        parts = value[device]
-        if not isinstance(parts, dict) or parts.keys() != allowed.keys():
+    for parts in value.values():
+        if not isinstance(parts, dict) or parts.keys() != {*get_args(Part)}:
             return False
-        if any(parts[part] not in precisions for part, precisions in allowed.items()):
+        if not all(precision in get_args(Precision) for precision in parts.values()):
             return False
     return True
 
@@ -383,7 +381,8 @@ _RULES: dict[str, _Rule] = {
     "family": (lambda value: value in FAMILY_NAMES, f"one of {', '.join(FAMILY_NAMES)}"),
     "precision": (
         _is_precision,
-        f"a mapping {{device: {{part: precision}}}} with one each of {_PRECISIONS}",
+        f"a mapping {{device: {{part: precision}}}} of devices {get_args(Device)}, parts"
+        f" {get_args(Part)} and precisions {get_args(Precision)}",
     ),
     "parameters": _COUNT,
     "context_window": _COUNT,

@@ -47,7 +47,7 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"
 
 
-def meant(given: str, allowed: Iterable[str]) -> str:
-    """Return " (did you mean …?)" with the allowed name closest to `given`, or nothing."""
-    found = get_close_matches(given[:_MAX_SHOWN_CHARS], allowed, 1)
-    return f" (did you mean {found[0]}?)" if found else ""
+def meant(name: str, allowed: Iterable[str]) -> str:
+    """Return " (did you mean …?)" with the allowed name closest to `name`, or nothing."""
+    matches = get_close_matches(name[:_MAX_SHOWN_CHARS], allowed, 1)
+    return f" (did you mean {matches[0]}?)" if matches else ""

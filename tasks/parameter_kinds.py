@@ -59,9 +59,9 @@ class TextListParameter:
             allowed = f"a list of 1 to {self.max_items} strings"
             raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")
         texts: dict[str, str] = {}  # keyed by the form that must be unique
-        for index, given in enumerate(value):
+        for index, item in enumerate(value):
             name = f"{self.name}[{index}]"
-            text = _parse_text(name, given, self.max_chars, is_phrase=True, param=self.name)
+            text = _parse_text(name, item, self.max_chars, is_phrase=True, param=self.name)
             if text.casefold() in texts:
                 message = f"{self.name} must be unique ignoring case; {text!r} is repeated"
                 raise ParameterError(self.name, message)
@@ -86,8 +86,8 @@ class BoxParameter:
     def parse(self, value: object) -> BoxXyxy:
         """Return the box; raise `ParameterError`. The image's size is not known here."""
         corners = value if isinstance(value, list | tuple) else ()
-        numbers = [each for each in corners if isinstance(each, float) or type(each) is int]
-        in_range = [0 <= each <= MAX_COORDINATE_PX for each in numbers]  # false for NaN
+        numbers = [number for number in corners if isinstance(number, float) or type(number) is int]
+        in_range = [0 <= number <= MAX_COORDINATE_PX for number in numbers]  # false for NaN
         if len(corners) != 4 or len(numbers) != 4 or not all(in_range):
             allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
             raise ParameterError(self.name, f"{self.name} must be {allowed}, not {shown(value)}")

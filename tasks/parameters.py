@@ -30,11 +30,11 @@ def parse_parameters(task: Task, values: Mapping[str, object]) -> TaskParameters
             allowed = f"allowed are {', '.join(by_name)}" if by_name else "it has no parameters"
             raise ParameterError(name, f"{name} is not a parameter of {task.id}; {allowed}")
     if task.exactly_one_of:
-        given = [name for name in task.exactly_one_of if name in values]
-        if len(given) != 1:
-            param = given[-1] if given else task.exactly_one_of[0]
+        present = [name for name in task.exactly_one_of if name in values]
+        if len(present) != 1:
+            param = present[-1] if present else task.exactly_one_of[0]
             allowed = ", ".join(task.exactly_one_of)
-            got = " and ".join(given) or "none"
+            got = " and ".join(present) or "none"
             raise ParameterError(param, f"{task.id} requires exactly one of {allowed}; got {got}")
     for name in task.required:
         if name not in values:

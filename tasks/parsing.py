@@ -1,4 +1,4 @@
-"""Shared by both parsers: the generated text, its location tokens, the box that they span, labels."""
+"""Shared by both parsers: the generated text, its location tokens, boxes, labels."""
 
 import json
 import math
@@ -31,9 +31,9 @@ class GeneratedText:
                 f"{len(self.token_ends)} token ends for {len(self.logprobs)} log-probabilities"
             )
 
-    def is_read_as(self, found: Sequence[object]) -> bool:
-        """Return True if something was found, or the text is blank."""
-        return bool(found) or not self.text.strip()
+    def is_read_as(self, results: Sequence[object]) -> bool:
+        """Return True if something was results, or the text is blank."""
+        return bool(results) or not self.text.strip()
 
     def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
         """Return the label's probability times the geometric mean of the locations', 0 to 1.

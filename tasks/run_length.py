@@ -50,7 +50,7 @@ def place_mask(
 
 def unite_masks(masks: Sequence[RunLengthMask]) -> RunLengthMask:
     """Return the union of masks of one image."""
-    encoded = [{"size": list(each.size_hw), "counts": each.counts.encode()} for each in masks]
+    encoded = [{"size": list(mask.size_hw), "counts": mask.counts.encode()} for mask in masks]
     return _typed(coco.merge(encoded))
 
 

@@ -113,8 +113,8 @@ class Proof:
     def __post_init__(self) -> None:
         task = TASKS.get(str(self.fields.get("task")))
         if task is None or task.result_kind == "text":
-            given = self.fields.get("task")
-            raise ValueError(f"task is {given!r}; it must be a task that returns scores")
+            task_id = self.fields.get("task")
+            raise ValueError(f"task is {task_id!r}; it must be a task that returns scores")
         if not (0 < self.min_precision < 1 and 0 < self.confidence < 1):
             raise ValueError("min_precision and confidence must be between 0 and 1")
         if not (0 <= self.min_score <= 1 and self.max_labels >= 1 and self.num_images >= 1):
@@ -214,10 +214,12 @@ def refine(
     """Return the objects that suppression keeps, with calibrated scores from `min_score`."""
 
     def refined(items: tuple[ItemT, ...]) -> tuple[ItemT, ...]:
-        kept = items if nms_iou is None else suppress(items, nms_iou)
+        remaining = items if nms_iou is None else suppress(items, nms_iou)
         if calibration is not None:
-            kept = tuple(replace(item, score=calibration.probability(item.score)) for item in kept)
-        return tuple(item for item in kept if item.score >= min_score)
+            remaining = tuple(
+                replace(item, score=calibration.probability(item.score)) for item in remaining
+            )
+        return tuple(item for item in remaining if item.score >= min_score)
 
     match result:
         case DetectionsResult():
@@ -232,29 +234,29 @@ def refine(
 
 def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:
     """Return a result with the objects that a proof keeps."""
-    kept = refine(result, None, proof.min_score, None)
-    if len(objects_of(kept)) > proof.max_labels:
-        kept = refine(result, None, math.inf, None)
+    proved = refine(result, None, proof.min_score, None)
+    if len(objects_of(proved)) > proof.max_labels:
+        proved = refine(result, None, math.inf, None)
     guarantee = Guarantee(
         min_precision=proof.min_precision,
         confidence=proof.confidence,
         min_score=proof.min_score,
         max_labels=proof.max_labels,
         images=proof.num_images,
-        left_out=len(objects_of(result)) - len(objects_of(kept)),
+        left_out=len(objects_of(result)) - len(objects_of(proved)),
     )
-    return kept, guarantee
+    return proved, guarantee
 
 
 def suppress(items: tuple[ItemT, ...], max_iou: float) -> tuple[ItemT, ...]:
     """Return the items, in order, that overlap no better one of their label by more."""
     overlaps = _overlaps([box_of(item) for item in items]) > max_iou
-    kept: list[int] = []
+    best: list[int] = []
     for index in sorted(range(len(items)), key=lambda index: -items[index].score):
-        rivals = [other for other in kept if _label(items[other]) == _label(items[index])]
+        rivals = [other for other in best if _label(items[other]) == _label(items[index])]
         if not overlaps[index, rivals].any():
-            kept.append(index)
-    return tuple(items[index] for index in sorted(kept))
+            best.append(index)
+    return tuple(items[index] for index in sorted(best))
 
 
 def _label(item: Detection | Instance | TextRegion) -> str:

@@ -42,14 +42,16 @@ class Task:
     required: tuple[str, ...] = field(init=False)  # parameters that every request must have
 
     def __post_init__(self) -> None:
-        needed = [each.name for each in self.parameters if each.default is None]
+        needed = [parameter.name for parameter in self.parameters if parameter.default is None]
         required = tuple(name for name in needed if name not in self.exactly_one_of)
         object.__setattr__(self, "required", required)
 
     def json_schema(self) -> JsonSchema:
         schema: JsonSchema = {
             "type": "object",
-            "properties": {each.name: each.json_schema() for each in self.parameters},
+            "properties": {
+                parameter.name: parameter.json_schema() for parameter in self.parameters
+            },
             "required": list(self.required),
             "additionalProperties": False,
         }

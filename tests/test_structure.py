@@ -57,6 +57,7 @@ ARROWS = {
         "service.settings",
         "runners.in_process_channel",
         "wire",
+        "imaging",
         "tasks",
     },
     "loadtest": set[str](),  # it speaks to servers over the network

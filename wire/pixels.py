@@ -79,10 +79,10 @@ def read_call(
         call = _parse(body)
         return ReceivedCall(call, None if call.pixels is None else _mapped(call.pixels, shape_hwc))
     if not message_bytes.isdecimal() or len(message_bytes) > len(str(len(body))):
-        given = message_bytes[:20]
+        length_text = message_bytes[:20]
         raise BadCall(
-            f"{MESSAGE_BYTES_HEADER} is {given!r}; it must be a length within the body, {len(body)}"
-            " bytes"
+            f"{MESSAGE_BYTES_HEADER} is {length_text!r}; it must be a length within the body,"
+            f" {len(body)} bytes"
         )
     length = int(message_bytes)
     return ReceivedCall(_parse(body[:length]), _shaped(memoryview(body)[length:], shape_hwc))

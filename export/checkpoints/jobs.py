@@ -22,12 +22,14 @@ from export.checkpoints.sources import (
     resolve_source,
 )
 from export.errors import SourceError
+from imaging.files import IMAGE_SUFFIXES
 from tasks.catalog import HUB_PREFIX, CatalogEntry, CatalogError, load_catalog
 from tasks.errors import meant
 from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
 from tasks.scores import CalibrationError, read_calibrations
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
+    RUNNABLE,
     Device,
     Part,
     Precision,
@@ -38,7 +40,6 @@ from wire.artifacts.manifest import (
 PHOTOGRAPHS = ROOT / "models" / "photographs"
 EXPORT_FORMAT = 10  # increment when an export writes other files than before
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LIBRARIES = (
     "numpy",
     "onnx",
@@ -108,6 +109,7 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     The catalog's folders are relative to the repository, those of `options` to the working
     directory.
     """
+    _check_precision(entry)
     if options.source is None:
         source = resolve_source(
             entry.source, options.revision or entry.revision, entry.family, ROOT
@@ -141,6 +143,18 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
         photographs,
         own_images,
     )
+
+
+def _check_precision(entry: CatalogEntry) -> None:
+    """Raise `SourceError` for a precision in which a part cannot run on a device."""
+    for device, parts in entry.precision.items():
+        for part, precision in parts.items():
+            allowed = RUNNABLE[device][part]
+            if precision not in allowed:
+                raise SourceError(
+                    f"{entry.id}: precision.{device}.{part} is {precision}; the {part} runs in"
+                    f" {', '.join(allowed)} on {device}"
+                )
 
 
 def library_versions() -> dict[str, str]:
@@ -180,10 +194,10 @@ def check_pinned(entry: CatalogEntry, hashes: Mapping[str, str]) -> None:
 
 
 def _find_images(folder: Path) -> tuple[Path, ...]:
-    images = sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    images = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise SourceError(
-            f"{folder} is not a folder with images; allowed are {', '.join(_IMAGE_SUFFIXES)}"
+            f"{folder} is not a folder with images; allowed are {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return tuple(images)
 

@@ -29,9 +29,8 @@ from laboratory.evaluation.client import evaluate, service_process
 from laboratory.evaluation.scenes import CONDITIONS
 from laboratory.scoring import accuracy_table, task_accuracy
 from tasks.catalog import CatalogEntry, CatalogError
-from wire.artifacts.manifest import Device, Manifest, Precision, read_manifest
+from wire.artifacts.manifest import Device, Manifest, Precision, possible_precisions, read_manifest
 from wire.artifacts.model_store import artifact_folder
-from wire.artifacts.part_precision import possible_precisions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,8 +24,7 @@ from runners.errors import exit_if_device_lost
 from runners.options import RunnerOptions, encoder_batch_size, encoder_bytes
 from runners.watchdog import Watchdog
 from wire.artifacts.devices import encoder_device, num_threads
-from wire.artifacts.manifest import Device, Manifest
-from wire.artifacts.part_precision import choose_precision
+from wire.artifacts.manifest import Device, Manifest, choose_precision
 from wire.runner_messages import EncodedImage, Failed
 from wire.telemetry.runner_metrics import BATCH_SIZE
 from wire.telemetry.tracing import past_span

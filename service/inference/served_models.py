@@ -49,10 +49,11 @@ from wire.artifacts.manifest import (
     PROCESSOR_CONFIG_FILE,
     ArtifactError,
     Manifest,
+    choose_precision,
+    measured_agreement,
     read_manifest,
 )
 from wire.artifacts.model_store import artifact_folder, check_base
-from wire.artifacts.part_precision import choose_precision, measured_agreement
 
 # keyed by task, and whether the image is asked about in tiles
 Calibrations = Mapping[tuple[str, bool], Calibration]

@@ -114,5 +114,5 @@ def _phrase(
         else:
             instances.append([[]])
     located = [tuple(map(tuple, filter(None, instance))) for instance in instances]
-    if found := tuple(instance for instance in located if instance):
-        yield Phrase(label, spans, found)
+    if instances_of_phrase := tuple(instance for instance in located if instance):
+        yield Phrase(label, spans, instances_of_phrase)

@@ -109,7 +109,7 @@ def read_banned_phrases(processor_config: Path) -> frozenset[str]:
 
 
 def _detections(
-    answer: GeneratedText, asked: Sequence[str], is_named: bool, image_size_wh: tuple[int, int]
+    answer: GeneratedText, names: Sequence[str], is_named: bool, image_size_wh: tuple[int, int]
 ) -> Iterator[Detection]:
     """Yield the boxes; if boxes are named, those without a name are dropped.
 
@@ -117,7 +117,7 @@ def _detections(
     """
     is_polygon = "<poly>" in answer.text
     for phrase in split_phrases(answer.text):
-        label = resolve_label(phrase.label, asked) if is_named else ""
+        label = resolve_label(phrase.label, names) if is_named else ""
         if is_named and not label:
             continue
         polygons = [*filter(None, map(_polygons, phrase.instances))]
@@ -131,7 +131,7 @@ def _detections(
 
 def _instances(
     answer: GeneratedText,
-    asked: Sequence[str],
+    names: Sequence[str],
     image_size_wh: tuple[int, int],
     mask_format: MaskFormat,
 ) -> Iterator[Instance]:
@@ -140,7 +140,7 @@ def _instances(
             rings = tuple(_ring(polygon, image_size_wh) for polygon in polygons)
             if box := bounding_box(chain(*rings)):
                 score = answer.score(phrase.label_spans, list(map(span_of, polygons)))
-                label = resolve_label(phrase.label, asked)
+                label = resolve_label(phrase.label, names)
                 mask = encode_rings(rings, image_size_wh) if mask_format == "rle" else None
                 yield Instance(box, label, score, rings if mask is None else None, mask)
 
@@ -168,6 +168,6 @@ def _polygons(instance: Sequence[Locations]) -> list[Locations]:
 def _ring(locations: Locations, image_size_wh: tuple[int, int]) -> Ring:
     """Return the points of an even number of locations."""
     width, height = image_size_wh
-    xs = (dequantize(each.bin_index, width) for each in locations[0::2])
-    ys = (dequantize(each.bin_index, height) for each in locations[1::2])
+    xs = (dequantize(location.bin_index, width) for location in locations[0::2])
+    ys = (dequantize(location.bin_index, height) for location in locations[1::2])
     return tuple(zip(xs, ys, strict=True))

@@ -66,9 +66,9 @@ def parse_tiles(value: object) -> Tiles:
             return word
         case int(number) if not isinstance(number, bool) and 1 <= number <= MAX_TILES:
             return number
-        case Mapping() as given if given.keys() == {"rows", "columns"}:
-            rows = given["rows"]
-            columns = given["columns"]
+        case Mapping() as sides if sides.keys() == {"rows", "columns"}:
+            rows = sides["rows"]
+            columns = sides["columns"]
             if type(rows) is int and type(columns) is int and min(rows, columns) > 0:
                 grid = Grid(rows, columns)
                 if grid.num_tiles <= MAX_TILES:

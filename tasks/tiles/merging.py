@@ -74,15 +74,19 @@ def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -
     merging = _Merging(views, image_size_wh, task_id)
     match results[0]:
         case DetectionsResult():
-            items = [each.detections for each in results if isinstance(each, DetectionsResult)]
-            found, *counts = merging.merged(items)
-            return Merged(DetectionsResult(found, is_parsed), *counts)
+            detections = [
+                result.detections for result in results if isinstance(result, DetectionsResult)
+            ]
+            merged_detections, *counts = merging.merged(detections)
+            return Merged(DetectionsResult(merged_detections, is_parsed), *counts)
         case InstancesResult():
-            masks = [each.instances for each in results if isinstance(each, InstancesResult)]
+            masks = [result.instances for result in results if isinstance(result, InstancesResult)]
             instances, *counts = merging.merged(masks)
             return Merged(InstancesResult(instances, is_parsed), *counts)
         case TextRegionsResult():
-            texts = [each.text_regions for each in results if isinstance(each, TextRegionsResult)]
+            texts = [
+                result.text_regions for result in results if isinstance(result, TextRegionsResult)
+            ]
             regions, *counts = merging.merged(texts)
             lines = reading_order([box_of(region) for region in regions])
             if task_id == "ocr":
@@ -119,32 +123,34 @@ class _Merging:
         for index, of_view in enumerate(items):
             of_views += [(index, item) for item in of_view]
         surest = sorted(range(len(of_views)), key=lambda number: -of_views[number][1].score)
-        found: list[FoundBox] = []
+        found_boxes: list[FoundBox] = []
         flat: list[ItemT] = []
         for number in sorted(surest[:MAX_OBJECTS]):
             index, item = of_views[number]
             box = box_of(item)
             cut = cut_sides(box, views[index], size_wh, slack_px)
-            found.append(FoundBox(box, self._label(item), item.score, frozenset({index}), cut))
+            found_boxes.append(
+                FoundBox(box, self._label(item), item.score, frozenset({index}), cut)
+            )
             flat.append(item)
-        num_found = len(found)
+        num_found = len(found_boxes)
         is_text = any(isinstance(item, TextRegion) for item in flat)
         are_parts = np.zeros(num_found, dtype=np.bool_)
         if not is_text:
-            are_parts |= moved_parts(found, views, size_wh, NEAR_SHARE * tile_px)
-            are_parts |= seen_whole(found, views[1:], size_wh, slack_px)
+            are_parts |= moved_parts(found_boxes, views, size_wh, NEAR_SHARE * tile_px)
+            are_parts |= seen_whole(found_boxes, views[1:], size_wh, slack_px)
         others = np.flatnonzero(~are_parts).tolist()
-        found = [found[index] for index in others]
+        found_boxes = [found_boxes[index] for index in others]
         flat = [flat[index] for index in others]
         boxes: list[FoundBox] = []
         joined_items: list[ItemT] = []
-        for group in parts_of_objects(found, slack_px, is_text):
-            parts = sorted(group, key=lambda index: found[index].box)
-            box_of_parts = joined([found[index] for index in parts])
+        for group in parts_of_objects(found_boxes, slack_px, is_text):
+            parts = sorted(group, key=lambda index: found_boxes[index].box)
+            box_of_parts = joined([found_boxes[index] for index in parts])
             boxes.append(box_of_parts)
             joined_items.append(joined_item([flat[index] for index in parts], box_of_parts))
-        kept = tuple(joined_items[index] for index in survivors(boxes, is_text))
-        return kept, num_found - len(kept), len(of_views) - num_found
+        survivors_of_views = tuple(joined_items[index] for index in survivors(boxes, is_text))
+        return survivors_of_views, num_found - len(survivors_of_views), len(of_views) - num_found
 
     def _label(self, item: Detection | Instance | TextRegion) -> str:
         if isinstance(item, TextRegion) or self.task_id == _TASK_OF_CAPTIONS:
@@ -156,7 +162,7 @@ def _text(regions: Sequence[TextRegion], line: Sequence[int]) -> str:
     return " ".join(regions[index].text for index in line)
 
 
-def joined_item(parts: Sequence[ItemT], found: FoundBox) -> ItemT:
+def joined_item(parts: Sequence[ItemT], box: FoundBox) -> ItemT:
     """Return the object of parts that are in order from left to right."""
     first = parts[0]
     last = parts[-1]
@@ -169,14 +175,14 @@ def joined_item(parts: Sequence[ItemT], found: FoundBox) -> ItemT:
         top_left, _, _, bottom_left = first.quad
         _, top_right, bottom_right, _ = last.quad
         quad = (top_left, top_right, bottom_right, bottom_left)
-        return replace(first, quad=quad, text=text, score=found.score)
+        return replace(first, quad=quad, text=text, score=box.score)
     if isinstance(first, Instance):
         masks = [part.mask for part in parts if part.mask is not None]
         rings = [part.polygons for part in parts if part.polygons is not None]
         mask = unite_masks(masks) if masks else None
         polygons = unite_rings(rings) if rings else None
-        return replace(first, box=found.box, score=found.score, polygons=polygons, mask=mask)
-    return replace(first, box=found.box, score=found.score)
+        return replace(first, box=box.box, score=box.score, polygons=polygons, mask=mask)
+    return replace(first, box=box.box, score=box.score)
 
 
 def unite_rings(shapes: Sequence[tuple[Ring, ...]]) -> tuple[Ring, ...]:

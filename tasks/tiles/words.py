@@ -43,11 +43,11 @@ def merged_text(whole: str, rows: Sequence[Mapping[int, str]]) -> str:
         beside: list[int] = []  # lines of the last tile
         for left, text in sorted(row.items()):
             above = tiles_above.get(left, "").splitlines()
-            own = text.splitlines()
-            num_shared = min(len(above), len(own))  # lines that both tiles see
-            while above[len(above) - num_shared :] != own[:num_shared]:
+            lines_of_tile = text.splitlines()
+            num_shared = min(len(above), len(lines_of_tile))  # lines that both tiles see
+            while above[len(above) - num_shared :] != lines_of_tile[:num_shared]:
                 num_shared -= 1
-            beside = _continue_lines(of_row, beside, own[num_shared:])
+            beside = _continue_lines(of_row, beside, lines_of_tile[num_shared:])
         lines += of_row
         tiles_above = row
     if not any(lines):

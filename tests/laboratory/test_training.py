@@ -58,9 +58,9 @@ from laboratory.training.pictures import (
     sample_picture,
 )
 from tasks.families import FAMILIES
-from tasks.parsing import GeneratedText
 from tasks.paligemma import MaskDecoder
 from tasks.parameters import parse_parameters
+from tasks.parsing import GeneratedText
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG, MASK_DECODER, MASK_DECODER_FILE
 from tests.support.export_cli import EMBEDDED, MODELS

@@ -170,15 +170,18 @@ class AdapterScan:
             self._is_readable = False
             return dict(self._settled)
         self._is_readable = True
-        found = {
-            path.name: AdapterFolder(path, files) for path in paths if (files := _version(path))
-        }
-        settled = {
-            name: each if self._is_settled(each) else self._settled.get(name)
-            for name, each in found.items()
-        }
-        self._seen = found
-        self._settled = {name: each for name, each in settled.items() if each is not None}
+        adapters: dict[str, AdapterFolder] = {}
+        settled: dict[str, AdapterFolder] = {}
+        for path in paths:
+            if not (files := _version(path)):
+                continue
+            adapter = adapters[path.name] = AdapterFolder(path, files)
+            if self._is_settled(adapter):
+                settled[path.name] = adapter
+            elif path.name in self._settled:
+                settled[path.name] = self._settled[path.name]
+        self._seen = adapters
+        self._settled = settled
         return dict(self._settled)
 
     def _is_settled(self, adapter: AdapterFolder) -> bool:
@@ -203,12 +206,12 @@ def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
     """Open a regular file of at most `max_bytes` without waiting; raise `AdapterError`."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise AdapterError(f"{path} must be a regular file")
-            if found.st_size > max_bytes:
+            if status.st_size > max_bytes:
                 raise AdapterError(
-                    f"{path} has {found.st_size} bytes; at most {max_bytes} are"
+                    f"{path} has {status.st_size} bytes; at most {max_bytes} are"
                     f" allowed{share_of_copies(file)}"
                 )
             yield file
@@ -282,12 +285,12 @@ def _version(path: Path) -> tuple[tuple[str, _FileVersion], ...]:
     versions: dict[str, _FileVersion] = {}
     for name in (CONFIG_FILE, WEIGHTS_FILE, ENTRY_FILE):
         try:
-            found = _stat(path / name)
+            status = _stat(path / name)
         except OSError:
             if name != ENTRY_FILE:
                 return ()
             continue
-        versions[name] = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+        versions[name] = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
     return tuple(versions.items())
 
 

@@ -37,6 +37,14 @@ Part = Literal["encoder", "decoder"]
 # int8: weights and the inputs of their products
 Precision = Literal["float32", "int8", "bfloat16", "float16"]
 
+WantedPrecision = Literal["auto", "float32", "int8", "bfloat16", "float16"]
+
+# the precisions in which a part can run
+RUNNABLE: Mapping[Device, Mapping[Part, tuple[Precision, ...]]] = {
+    "cpu": {"encoder": ("float32", "int8"), "decoder": ("float32", "int8", "bfloat16")},
+    "cuda": {"encoder": ("float32", "float16"), "decoder": ("float32", "bfloat16", "float16")},
+}
+
 MANIFEST_FILE = "manifest.json"
 DECODER_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
@@ -160,3 +168,49 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the checkpoint's `config.json`."""
     config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return config
+
+
+def possible_precisions(manifest: Manifest, part: Part, device: Device) -> tuple[Precision, ...]:
+    """Return the precisions of `part` on `device`; an encoder's must be exported."""
+    return tuple(
+        precision
+        for precision in RUNNABLE[device][part]
+        if part == "decoder" or vision_encoder_file(precision) in manifest.files
+    )
+
+
+def choose_precision(
+    manifest: Manifest, part: Part, device: Device, setting: WantedPrecision
+) -> Precision:
+    """Return the precision of `part` on `device`; raise `ArtifactError` if it cannot run in it."""
+    precision = manifest.precision[device][part] if setting == "auto" else setting
+    possible = possible_precisions(manifest, part, device)
+    if precision not in possible:
+        raise ArtifactError(
+            f"the {part} of {manifest.model_id} cannot run in {precision} on {device}; its"
+            f" artifacts allow {', '.join(possible)}; models/catalog.yaml lists those that are"
+            " exported"
+        )
+    return precision
+
+
+def measured_agreement(
+    manifest: Manifest, encoder: Precision, decoder: Precision
+) -> dict[str, Any] | None:
+    """Return the export's measurements of answers at two precisions, or None without any.
+
+    Answers at float32 are not measured: they are the reference.
+    """
+    answers = manifest.parity.get("answers", {"runs": ()})
+    for run in answers["runs"]:
+        if (run["encoder"], run["decoder"], run["pictures"]) == (
+            encoder,
+            decoder,
+            answers["decided_by"],
+        ):
+            return {
+                "pictures": run["pictures"],
+                "num_pictures": run["num_pictures"],
+                **run["agreement"],
+            }
+    return None

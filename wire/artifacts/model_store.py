@@ -32,10 +32,10 @@ def artifact_folder(model_id: str) -> Path:
 def read_adapters(adapter_ids: Sequence[str], base: Manifest) -> list[tuple[Path, Manifest]]:
     """Return folder and manifest of each adapter; raise `ArtifactError` for another base."""
     folders = [artifact_folder(adapter_id) for adapter_id in adapter_ids]
-    found = [(folder, read_manifest(folder)) for folder in folders]
-    for _, manifest in found:
+    adapters = [(folder, read_manifest(folder)) for folder in folders]
+    for _, manifest in adapters:
         check_base(manifest, base)
-    return found
+    return adapters
 
 
 def check_base(adapter: Manifest, base: Manifest) -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,11 @@ def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(SourceError, match="is not a folder with images; allowed are"):
             plan_job(CATALOG["florence-2-mini"], ExportOptions(images=folder))
+
+
+def test_a_precision_in_which_a_part_cannot_run_is_refused() -> None:
+    entry = CATALOG["florence-2-mini"]
+    precision = {**entry.precision, "cuda": {"encoder": "int8", "decoder": "float16"}}
+    message = "precision.cuda.encoder is int8; the encoder runs in float32, float16 on cuda"
+    with pytest.raises(SourceError, match=message):
+        plan_job(replace(entry, precision=precision), ExportOptions())

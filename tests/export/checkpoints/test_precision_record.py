@@ -18,8 +18,7 @@ from laboratory.evaluation.precision import pairs
 from tasks.catalog import load_catalog, parse_entry
 from tests.support.catalog import CATALOG, FLORENCE, ROOT
 from tests.support.fake_service import served
-from wire.artifacts.manifest import Precision, vision_encoder_file
-from wire.artifacts.part_precision import RUNNABLE
+from wire.artifacts.manifest import RUNNABLE, Precision, vision_encoder_file
 
 CHECKPOINT = "a" * 64
 INT8 = replace(

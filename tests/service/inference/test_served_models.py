@@ -18,9 +18,9 @@ from wire.artifacts.manifest import (
     VISION_ENCODER_FILE,
     ArtifactError,
     Manifest,
+    measured_agreement,
     read_manifest,
 )
-from wire.artifacts.part_precision import measured_agreement
 
 MANIFEST = served_models().get(FLORENCE_ID).manifest
 

@@ -6,17 +6,15 @@ from pathlib import Path
 import pytest
 
 from wire.artifacts.manifest import (
+    RUNNABLE,
     ArtifactError,
     Device,
     Part,
-    read_manifest,
-    vision_encoder_file,
-)
-from wire.artifacts.part_precision import (
-    RUNNABLE,
     WantedPrecision,
     choose_precision,
     measured_agreement,
+    read_manifest,
+    vision_encoder_file,
 )
 
 
