@@ -259,7 +259,7 @@ class BoxArrays:
         Of the boxes of a view at the place of a whole box it is the one with the highest IoU.
         """
         areas = (high - low).prod(axis=1)
-        are_whole = ~self.are_cut.any(axis=1)
+        are_whole = ~np.any(self.are_cut, axis=1)
         rows = [np.empty((0, 4))]  # view, whole, -IoU, part
         for pair in near_pairs(low, high, np.ones(len(low), dtype=np.bool_)):
             for part, whole in (pair, pair[::-1]):

@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,7 +135,8 @@ def test_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_a_precision_in_which_a_part_cannot_run_is_refused() -> None:
     entry = CATALOG["florence-2-mini"]
-    precision = {**entry.precision, "cuda": {"encoder": "int8", "decoder": "float16"}}
+    on_cuda: dict[Part, Precision] = {"encoder": "int8", "decoder": "float16"}
+    precision: dict[Device, Any] = {**entry.precision, "cuda": on_cuda}
     message = "precision.cuda.encoder is int8; the encoder runs in float32, float16 on cuda"
     with pytest.raises(SourceError, match=message):
         plan_job(replace(entry, precision=precision), ExportOptions())
