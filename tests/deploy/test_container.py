@@ -80,28 +80,6 @@ def test_gpu_check_installs_the_packages_of_the_gpu_image() -> None:
     assert "$(GPU)/bin/python -m laboratory.gpu_check" in makefile
 
 
-def test_the_bento_has_the_newest_artifacts_of_the_embedded_models(
-    bento: Path, exported: ModelStore
-) -> None:
-    folders = {path.parent for path in (bento / "models").rglob("manifest.json")}
-    newest = {model_id: exported.newest(model_id) for model_id in EMBEDDED}
-    assert folders == {
-        bento / "models" / model_id / folder.name for model_id, folder in newest.items()
-    }
-    for model_id, folder in newest.items():
-        assert (bento / "models" / model_id / "latest").read_text(
-            encoding="utf-8"
-        ).strip() == folder.name
-        copied = json.loads(
-            (bento / "models" / model_id / folder.name / "manifest.json").read_text(
-                encoding="utf-8"
-            )
-        )
-        assert all(
-            (bento / "models" / model_id / folder.name / name).is_file() for name in copied["files"]
-        )
-
-
 def test_what_is_copied_is_in_the_bento(bento: Path) -> None:
     copied = [value.split()[:-1] for name, value in INSTRUCTIONS if name == "COPY"]
     words = chain.from_iterable(copied)
@@ -126,24 +104,6 @@ def test_settings_of_the_image_are_settings() -> None:
     settings = read_settings(given | {"DIPTYCH_MODELS": models.partition("=")[2]})
     assert (settings.host, settings.models) == ("0.0.0.0", EMBEDDED)
     assert {str(settings.port), str(settings.grpc_port)} == set(instruction("EXPOSE").split())
-
-
-def test_the_gpu_variant_has_another_onnx_runtime_and_a_newer_torch() -> None:
-    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    builds = re.findall(r"^(onnxruntime|torch)[=>]=", requirements, re.MULTILINE)
-    assert set(builds) == {"onnxruntime", "torch"}
-    (replaced,) = [
-        value for name, value in INSTRUCTIONS if "requirements-gpu.txt" in value and name == "RUN"
-    ]
-    assert "/^(onnxruntime|torch)[=>]=/d" in replaced
-    assert re.fullmatch(
-        r"onnxruntime-gpu\[cuda,cudnn\]==[\d.]+ torch>=2\.14,<[\d.]+", " ".join(gpu_requirements())
-    )
-
-
-def gpu_requirements() -> list[str]:
-    lines = (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line[0] != "#"]
 
 
 def test_compose_runs_the_image_as_confined_as_it_is_made() -> None:

@@ -135,21 +135,6 @@ def test_every_port_that_is_named_is_one_of_the_pods(
         assert service.get("clusterIP") == (None if name == "gateway" else "None")
 
 
-def test_prometheus_scrapes_every_pod_as_the_job_of_the_rules(
-    objects: tuple[Object, ...], deployments: dict[str, Object]
-) -> None:
-    (monitor,) = of_kind(objects, "ServiceMonitor").values()
-    services = of_kind(objects, "Service")
-    for service in services.values():
-        labels = service["metadata"]["labels"]
-        assert selects(monitor["spec"]["selector"], labels)
-        assert labels[monitor["spec"]["jobLabel"]] == "diptych"
-    for name in deployments:
-        named = [port["name"] for port in services[name]["spec"]["ports"]]
-        (endpoint,) = [each for each in monitor["spec"]["endpoints"] if each["port"] in named]
-        assert "relabelings" not in endpoint
-
-
 def test_settings_of_every_deployment_are_settings(
     objects: tuple[Object, ...], deployments: dict[str, Object]
 ) -> None:

@@ -4,7 +4,6 @@ import pytest
 
 from tests.support.kubernetes import (
     REPLICATED,
-    SINGLE,
     Object,
     Peer,
     built,
@@ -57,15 +56,6 @@ def test_only_gateway_and_prometheus_reach_a_runner(objects: tuple[Object, ...])
         assert not lets_in(objects, runner, "grpc", peer(gateway))
 
 
-def test_everyone_reaches_the_gateway(objects: tuple[Object, ...]) -> None:
-    (gateway,) = pods(objects, "gateway")
-    assert all(
-        lets_in(objects, gateway, port, each)
-        for port in ("http", "grpc")
-        for each in (PROMETHEUS, *STRANGERS)
-    )
-
-
 def test_only_prometheus_reaches_haproxy(objects: tuple[Object, ...]) -> None:
     (gateway,) = pods(objects, "gateway")
     assert lets_in(objects, gateway, "haproxy", PROMETHEUS)
@@ -98,16 +88,4 @@ def test_a_pod_that_no_policy_names_is_isolated(objects: tuple[Object, ...]) -> 
     assert not any(
         lets_in(objects, other, "http", each) or lets_out(objects, other, 53, each)
         for each in everyone
-    )
-
-
-def test_a_whole_service_in_one_pod_is_reached_by_everyone_and_reaches_nobody() -> None:
-    objects = built(SINGLE)
-    (gateway,) = pods(objects, "gateway")
-    everyone = (DNS, PROMETHEUS, *STRANGERS)
-    assert all(
-        lets_in(objects, gateway, port, each) for port in ("http", "grpc") for each in everyone
-    )
-    assert not any(
-        lets_out(objects, gateway, port, each) for port in ("http", 53, 443) for each in everyone
     )

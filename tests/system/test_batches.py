@@ -1,5 +1,5 @@
 """OpenAI's own Python package with files and batches of a running service, whose processes are
-killed meanwhile. The service has a proof, which its batches and other interfaces keep.
+killed meanwhile.
 """
 
 import base64
@@ -14,13 +14,7 @@ import openai
 import pytest
 from openai.types import Batch
 
-from diptych_client import Answer, AnswerOptions, Client, DetectionsResult, UnsupportedTask
-from diptych_client.transports.rest_messages import answer_from_json
-from service.inference.served_models import load_served_model
-from service.settings import Settings
-from tasks.scores import calibration_key
 from tests.support.api_keys import hash_of
-from tests.support.catalog import CATALOG
 from tests.support.export_cli import ModelStore
 from tests.support.running_service import Access, RunningService, forked_service
 from tests.support.scene_images import scene_png
@@ -35,10 +29,6 @@ PREDICT = "/v1/predict"
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "cancelled", "expired")
 END_S = 120
-FIND = "object_detection"
-PROVED = 0.9
-PROVED_SCORE = 0.99
-UNSURE_SEED = 3  # an image in which some objects have less
 
 
 @pytest.fixture(scope="module")
@@ -48,38 +38,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(exported: ModelStore, folder: Path) -> Iterator[RunningService]:
-    """A service with two gateways, two API keys and a proof."""
+    """A service with two gateways and two API keys."""
     keys = folder / "keys"
     keys.write_text(f"{hash_of('one')}\n{hash_of('two')}\n")
     settings = {
         "DIPTYCH_API_KEYS_FILE": str(keys),
         "DIPTYCH_BATCHES_FOLDER": str(folder / "store"),
         "DIPTYCH_GATEWAY_WORKERS": "2",
-        "DIPTYCH_CALIBRATION": str(write_proof(folder / "proofs.json", exported)),
     }
     with forked_service(
         exported.home, folder / "service.log", Access(key="one"), **settings
     ) as running:
         yield running
-
-
-def write_proof(path: Path, exported: ModelStore) -> Path:
-    """Write a calibration file with a proof about the exported model."""
-    model = load_served_model(CATALOG[FLORENCE], exported.newest(FLORENCE), Settings(device="cpu"))
-    proof = {
-        "model": FLORENCE,
-        "checkpoint": model.manifest.checkpoint,
-        "precision": model.precision,
-        "calibration": calibration_key(model.calibrations),
-        "fields": {"task": FIND},
-        "min_precision": PROVED,
-        "confidence": 0.95,
-        "min_score": PROVED_SCORE,
-        "max_labels": 4,
-        "num_images": 80,
-    }
-    path.write_text(json.dumps({"proofs": [proof]}))
-    return path
 
 
 @pytest.fixture
@@ -172,36 +142,6 @@ def test_the_answers_are_those_of_the_online_endpoints(
         assert answers[custom_id]["response"]["body"]["choices"] == online["choices"]
     assert metric(service, "diptych_requests_total", api="batch", status="ok") == 60
     wait_until(lambda: metric(service, "diptych_batch_requests_waiting") == 0)
-
-
-def test_every_interface_keeps_what_is_proved(
-    service: RunningService, client: openai.OpenAI
-) -> None:
-    image = scene_png(UNSURE_SEED)
-    body = {"image": URLS[UNSURE_SEED], "task": FIND, "min_precision": PROVED}
-    line = {"custom_id": "one", "method": "POST", "url": PREDICT, "body": body}
-    batch = ended(client, create(client, [line]))
-    answers = [answer_from_json(output(client, batch.output_file_id)["one"]["response"]["body"])]
-    kept = AnswerOptions(min_precision=PROVED)
-    more = AnswerOptions(min_precision=0.95)
-    for url in (service.url, f"grpc://{service.grpc_address}"):
-        with Client(url, api_key="one") as asking:
-            everything = asking.predict(image, FIND).result
-            compared = asking.compare(image, FIND, options=kept)
-            step = {"id": "things", "task": FIND, "min_precision": PROVED}
-            (analyzed,) = asking.analyze(image, [step]).step("things").of()
-            outcomes = [asking.predict(image, FIND, options=kept), analyzed, *compared.answers]
-            answers += [each for each in outcomes if isinstance(each, Answer)]
-            with pytest.raises(UnsupportedTask, match=r"not proved for .*; proved is 0\.9$"):
-                asking.predict(image, FIND, options=more)
-    assert len(answers) == 7
-    assert isinstance(everything, DetectionsResult)
-    sure = tuple(each for each in everything.detections if each.score >= PROVED_SCORE)
-    assert 0 < len(sure) < len(everything.detections)
-    for answer in answers:
-        assert answer.result == DetectionsResult(sure)
-        assert answer.guarantee is not None
-        assert answer.guarantee.left_out == len(everything.detections) - len(sure)
 
 
 def kill(service: RunningService, part: str) -> None:

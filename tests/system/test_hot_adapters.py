@@ -159,24 +159,6 @@ def test_an_adapter_is_in_every_listing_with_the_keys_of_its_entry(hot: HotServi
     assert hot.ask(NAME).json()["vision_cache"] == "hit"
 
 
-def test_a_folder_that_is_copied_slowly_is_taken_once_it_is_complete(hot: HotService) -> None:
-    source = hot.written[0]
-    target = hot.folder / "slow"
-    target.mkdir()
-    (target / "diptych.yaml").write_text(ENTRY)
-    shutil.copy(source / "adapter_config.json", target)
-    data = (source / "adapter_model.safetensors").read_bytes()
-    with (target / "adapter_model.safetensors").open("wb") as file:
-        for start in range(0, len(data), len(data) // 24):
-            file.write(data[start : start + len(data) // 24])
-            file.flush()
-            time.sleep(0.1)
-            assert "slow" not in hot.models()
-    until(lambda: "slow" in hot.models())
-    assert not hot.log_lines("slow", "refused")
-    assert hot.text("slow") != hot.text(BASE)
-
-
 def test_bad_adapters_are_refused_once_with_the_reason_and_others_stay(hot: HotService) -> None:
     hot.put(hot.written[0])
     until(lambda: NAME in hot.models())

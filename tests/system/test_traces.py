@@ -38,7 +38,6 @@ KEPT_BACK = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}  # ms
 GRPC_TRACE, STREAM_TRACE, COMPARE_TRACE, FAILED_TRACE = (digit * 32 for digit in "abcd")
 QUESTION = "is-there-a-xylophone"
 LABEL = "a-heptagon-of-felt"
-CLOCK_S = 0.05  # two clocks that are read one after the other may differ by this
 # Idle service: two seconds for the spans of each process, on a busy machine.
 STOP_S = 30
 
@@ -179,25 +178,6 @@ def test_a_stream_a_call_and_a_comparison_are_one_trace_each(told: Told) -> None
         f"{model}-runner" for model in EMBEDDED
     }
     assert told.stages(FAILED_TRACE) == {f"{CALLER_ID} / POST /v1/predict"}
-
-
-def test_every_span_lies_within_its_parent_and_its_request(told: Told) -> None:
-    parents = {span.span_id: span for span in told.spans}
-    requests = {span.trace_id: span for span in told.spans if span.parent_id == CALLER_ID}
-    inner = [span for span in told.spans if span.parent_id in parents]
-    assert len(inner) > 40
-    for span in inner:
-        # it ends after its last byte, if only just
-        is_answered_call = parents[span.parent_id].part != span.part
-        for around in (parents[span.parent_id], requests[span.trace_id]):
-            last_s = span.start_s if is_answered_call else span.end_s
-            assert around.start_s - CLOCK_S <= span.start_s <= last_s <= around.end_s + CLOCK_S, (
-                span,
-                around,
-            )
-    for answer in (span for span in told.spans if span.name.startswith("generate_content")):
-        stages = [span.duration_s for span in told.spans if span.parent_id == answer.span_id]
-        assert 0 < sum(stages) <= answer.duration_s + CLOCK_S
 
 
 def test_an_answers_span_counts_its_tokens(told: Told) -> None:
