@@ -28,7 +28,6 @@ else:
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 30
 _TIMES = slice(4)  # user and kernel time of the process and of its ended children
-_MACHINE_TIMES = ("user", "nice", "system", "irq", "softirq")  # macOS has the first three
 
 
 class ServerError(Exception):
@@ -83,21 +82,6 @@ def running(launch: Launch, log: Path) -> Iterator[int]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def suspended(process_id: int) -> Iterator[None]:
-    """Suspend a process and its descendants: a server that polls its queues takes processor time
-    when it is idle.
-    """
-    processes = _tree(process_id)
-    for process in processes:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.resume()
-
-
 def free_port() -> int:
     """Return a TCP port of this host that is not in use."""
     with socket.socket() as listener:
@@ -112,12 +96,6 @@ def cpu_s(process_id: int) -> float:
         with suppress(psutil.NoSuchProcess):
             time_s += sum(process.cpu_times()[_TIMES])
     return time_s
-
-
-def machine_cpu_s() -> float:
-    """Return the processor time of all processes since the machine started."""
-    times = psutil.cpu_times()
-    return sum(getattr(times, name, 0.0) for name in _MACHINE_TIMES)
 
 
 def part_ids(process_id: int) -> dict[str, int]:

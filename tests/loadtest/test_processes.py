@@ -2,12 +2,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 
-from loadtest.processes import cpu_s, suspended
+from loadtest.processes import cpu_s
 from tests.support.waiting import wait_until
 
 PROGRAM = """
@@ -22,19 +21,12 @@ with running(Launch(command, port, "/"), Path(sys.argv[1])) as process_id:
 """
 
 
-def test_suspended_processes_take_no_processor_time() -> None:
+def test_processor_time_includes_children() -> None:
     busy = [sys.executable, "-c", "while True: pass"]
     parent = [sys.executable, "-c", f"import subprocess; subprocess.run({busy!r})"]
     with subprocess.Popen(parent, start_new_session=True) as server:
         try:
-            wait_until(lambda: cpu_s(server.pid) > 0.3)
-            with suspended(server.pid):
-                children = psutil.Process(server.pid).children()
-                wait_until(lambda: {child.status() for child in children} == {"stopped"})
-                before_s = cpu_s(server.pid)
-                time.sleep(0.2)
-                assert cpu_s(server.pid) == before_s
-            wait_until(lambda: cpu_s(server.pid) > before_s + 0.1)
+            wait_until(lambda: cpu_s(server.pid) > 1)
         finally:
             os.killpg(server.pid, signal.SIGKILL)
 

@@ -43,7 +43,7 @@ def test_pieces_of_a_stream_are_the_raw_text(url: str, kind: Any) -> None:
     assert answer.result == whole.result
 
 
-@pytest.mark.parametrize(("kind", "method"), product(KINDS, ["predict", "stream"]))
+@pytest.mark.parametrize(("kind", "method"), list(product(KINDS, ["predict", "stream"])))
 def test_error_is_that_of_the_service(url: str, kind: Any, method: str) -> None:
     with pytest.raises(DiptychError, match=f"{PALIGEMMA} does not offer") as caught:
         call(
