@@ -96,6 +96,12 @@ def test_steps_of_the_documentation() -> None:
         ),
         (({**THINGS, "view": "crop"},), "invalid_request", "steps[0].view", "needs each"),
         (({**THINGS, "max_each": 3},), "invalid_request", "steps[0].max_each", "needs each"),
+        (
+            of(THINGS, min_precision=0.9),
+            "invalid_request",
+            "steps[1].min_precision",
+            "proved about images",
+        ),
         (of(THINGS, margin=2), "invalid_request", "steps[1].margin", "margin is 2"),
         (of(THINGS, max_each=0), "invalid_request", "steps[1].max_each", "max_each is 0"),
         (of(THINGS, view="tile"), "invalid_request", "steps[1].view", "view is 'tile'"),

@@ -155,6 +155,7 @@ def test_redirect_gets_no_token() -> None:
         ("/data/a.png", "x.y", "no access token of it was sent"),
         ("/data/a.png", PERSONAL, "does not accept the access token (status 404)"),
         ("/data/a.png", LEGACY, "answers with status 404"),
+        ("/" + "a" * 2047, LEGACY, "image must be an http(s) URL"),
         ("//images.test/a.png", LEGACY, "is a file of Label Studio"),
         ("http://elsewhere.test/a.png", LEGACY, "the allowed hosts are images.test"),
         ("s3://bucket/a.png", LEGACY, "image must be an http(s) URL"),

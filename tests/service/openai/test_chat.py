@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import STATUSES, RestBoundary
@@ -21,6 +22,7 @@ from tests.support.fake_service import (
     PALIGEMMA_ID,
     PNG,
     data_url,
+    encoded,
     make_core,
 )
 from tests.support.rest_client import OCR, SETTINGS, client, fits
@@ -148,6 +150,22 @@ def test_last_message_asks_about_latest_image() -> None:
         ("user", "<CAPTION>"),
     )
     assert content_of(chat) == "a red circle"
+
+
+def test_latest_of_two_images_is_sent() -> None:
+    def features(*messages: tuple[str, object]) -> list[float]:
+        decoder = FakeDecoder(FLORENCE_ANSWERS)
+        api = client(make_core(decoders={FLORENCE_ID: decoder}))
+        assert api.send("POST", PATH, json=conversation(*messages)).status_code == 200
+        return [float(value) for value in decoder.image_features[0].ravel()]
+
+    red, blue = (
+        image(data_url(encoded(Image.new("RGB", (8, 8), color)))) for color in ("red", "blue")
+    )
+    about_red = ("user", [text("<OCR>"), red])
+    about_blue = ("user", [text("<OCR>"), blue])
+    assert features(about_red, about_blue, ("user", "<OCR>")) == features(about_blue)
+    assert features(about_red) != features(about_blue)
 
 
 def test_number_of_messages_is_limited() -> None:
