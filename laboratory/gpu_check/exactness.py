@@ -93,6 +93,22 @@ def check_choices(model: Model, device: Device) -> Verdict:
         chosen: Chosen[None] = graphs.choose(step, conditions, sequences)
         captured += chain.from_iterable(chosen.choices)
         eager += chain.from_iterable(choose_tokens(step, conditions, sequences))
+    share, difference = _compared(captured, eager)
+    measured = {
+        "graphs": graphs.num_captured,
+        "choices": len(eager),
+        "equal": share,
+        "max difference": difference,
+    }
+    is_equal = share >= _MIN_EQUAL_CHOICES and difference <= _MAX_DIFFERENCE
+    is_met = is_equal and (device == "cpu" or graphs.num_captured > 0)
+    return Verdict("choices", model.id, measured, f"equal >= {_MIN_EQUAL_CHOICES}", is_met)
+
+
+def _compared(captured: Sequence[Choice], eager: Sequence[Choice]) -> tuple[float, float]:
+    """Return the share of equal tokens among possible ones, and the largest difference of their
+    log-probabilities.
+    """
     num_possible = 0
     differences = []
     for choice, expected in zip(captured, eager, strict=True):
@@ -100,16 +116,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
             num_possible += 1
             if (choice.row, choice.token_id) == (expected.row, expected.token_id):
                 differences.append(abs(choice.logprob - expected.logprob))
-    share = len(differences) / num_possible
-    measured = {
-        "graphs": graphs.num_captured,
-        "choices": num_possible,
-        "equal": share,
-        "max difference": max(differences),
-    }
-    is_equal = share >= _MIN_EQUAL_CHOICES and max(differences) <= _MAX_DIFFERENCE
-    is_met = is_equal and (device == "cpu" or graphs.num_captured > 0)
-    return Verdict("choices", model.id, measured, f"equal >= {_MIN_EQUAL_CHOICES}", is_met)
+    return len(differences) / num_possible, max(differences)
 
 
 def _computed(compute: Callable[[], Tensor]) -> CudaGraph:

@@ -83,9 +83,10 @@ def florence2_answer(
                 subject = picture.subject_of_box(question.parameters["region"])
                 pieces += _florence2_box(picture.parts[subject].box_xyxy, subject)
         case DetectionsTruth(boxes):
+            has_phrases = "phrases" in question.parameters
             for box in _expected(boxes, labels):
                 subject = picture.subject_of_box(list(box.box_xyxy))
-                has_phrases = "phrases" in question.parameters  # same label as in the prompt
+                # same label as in the prompt
                 label = without_article(box.label) if has_phrases else box.label
                 pieces.append(Piece(label, Mention(subject)))
                 pieces += _florence2_box(box.box_xyxy, subject)

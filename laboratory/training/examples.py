@@ -36,7 +36,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from export.scenes import CANVAS_PX, COLORS, SHAPES, SIZES, BoxXYXY, render_scene
 from imaging.files import resize
-from laboratory.questions import InstancesTruth, question_prompts
+from laboratory.questions import InstancesTruth, Question, question_prompts
 from laboratory.training.answers import Mention, Piece, WriteAnswer, ranked_subjects
 from laboratory.training.pictures import CHARACTERS, WORD, Part, Picture, SpannedQuestion
 from runners.tokens.text import PromptTokenizer
@@ -216,24 +216,14 @@ def _sampled(
     num: int,
     rng: Generator,
 ) -> list[Arrays]:
-    """Return up to `num` examples of different prompts.
-
-    A weight may be that of a segmentation question with a shape (`instance_segmentation phrase
-    star`).
-    """
+    """Return up to `num` examples of different prompts."""
     choices = []
     shares = []
     for spanned in picture.questions:
-        question = spanned.question
-        weight = weights.get(question.name, _OTHER_WEIGHT)
-        if isinstance(question.truth, InstancesTruth):
-            drawn = picture.parts[picture.segmented_subject(question)].drawn
-            assert drawn is not None
-            weight = weights.get(f"{question.name} {drawn.shape}", weight)
-        prompts = question_prompts(language.entry, question)
+        prompts = question_prompts(language.entry, spanned.question)
         for prompt in prompts:
             choices.append((spanned, prompt))
-            shares.append(weight / len(prompts))
+            shares.append(_weight(picture, spanned.question, weights) / len(prompts))
     chances = np.array(shares) / np.sum(shares)
     drawn_indices = rng.choice(len(choices), min(num, len(choices)), replace=False, p=chances)
     examples = []
@@ -248,6 +238,18 @@ def _sampled(
     return examples
 
 
+def _weight(picture: Picture, question: Question, weights: Mapping[str, float]) -> float:
+    """Return a question's weight; that of a segmentation may be of its shape, as in
+    `instance_segmentation phrase star`.
+    """
+    weight = weights.get(question.name, _OTHER_WEIGHT)
+    if not isinstance(question.truth, InstancesTruth):
+        return weight
+    drawn = picture.parts[picture.segmented_subject(question)].drawn
+    assert drawn is not None
+    return weights.get(f"{question.name} {drawn.shape}", weight)
+
+
 def answer_arrays(
     language: Language,
     picture: Picture,
@@ -257,17 +259,10 @@ def answer_arrays(
 ) -> Arrays:
     """Return the arrays of one answer, with a row for each token but `ranks`, of the cells."""
     pieces = [piece for piece in language.write_answer(picture, spanned, labels) if piece.text]
-    text = "".join(piece.text for piece in pieces)
-    encoding = language.tokenizer.encode(text, add_special_tokens=False)
-    # the piece that contains each token's last character
-    ends = np.cumsum([len(piece.text) for piece in pieces])
-    tokens: list[Piece | None] = [None] * len(language.answer_start)
-    for _, end in encoding.offsets:
-        tokens.append(pieces[int(np.searchsorted(ends, end))])
-    tokens += [None] * len(language.answer_end)
+    ids, tokens = _tokens(language, pieces)
     num = len(tokens)
     arrays: Arrays = {
-        "answer_ids": np.array([*language.answer_start, *encoding.ids, *language.answer_end]),
+        "answer_ids": np.array(ids),
         "mentioned": np.zeros((num, GRID * GRID), bool),
         "coordinates": np.full(num, -1),
         "positions": np.zeros(num, np.float32),
@@ -289,3 +284,15 @@ def answer_arrays(
     for rank, subject in enumerate(ranked_subjects(spanned, pieces), start=1):
         arrays["ranks"][targets.arrays["subject"] == subject] = rank
     return arrays
+
+
+def _tokens(language: Language, pieces: Sequence[Piece]) -> tuple[list[int], list[Piece | None]]:
+    """Return the ids of an answer, and the piece with each token's last character."""
+    text = "".join(piece.text for piece in pieces)
+    encoding = language.tokenizer.encode(text, add_special_tokens=False)
+    ends = np.cumsum([len(piece.text) for piece in pieces])
+    tokens: list[Piece | None] = [None] * len(language.answer_start)
+    for _, end in encoding.offsets:
+        tokens.append(pieces[int(np.searchsorted(ends, end))])
+    tokens += [None] * len(language.answer_end)
+    return [*language.answer_start, *encoding.ids, *language.answer_end], tokens

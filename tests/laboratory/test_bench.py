@@ -67,6 +67,7 @@ def test_requests_of_each_workload() -> None:
     mixed = requests_of("mixed", SCENES, 0, factor=1)
     assert [request.fields["task"] for request in mixed[:3]] == ["captioning", "ocr", "captioning"]
     assert len(mixed) == 16
+    assert len(requests_of("mixed", SCENES, 1, factor=4)) == 64
     one_image = requests_of("one_image", SCENES, 0, factor=1)
     assert [request.fields["task"] for request in one_image] == ["captioning", "ocr"]
     lengths = [r.max_new_tokens for r in requests_of("decode_heavy", SCENES, 0, factor=1)]
