@@ -1,5 +1,4 @@
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,14 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tasks.catalog import CatalogError, adapter_entry, load_catalog, model_id_of, parse_entry
+from tasks.catalog import (
+    CatalogError,
+    adapter_entry,
+    entry_row,
+    load_catalog,
+    model_id_of,
+    parse_entry,
+)
 from tasks.table import TASKS
 from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA, ROOT
 
@@ -34,47 +40,6 @@ ROW: dict[str, Any] = {
 
 
 RELEASED = [entry for entry in CATALOG.values() if entry.organization != "Diptych"]
-BASES = [entry for entry in RELEASED if "base for fine-tuning" in entry.features]
-
-
-def test_the_catalog_lists_the_embedded_models_and_then_every_published_size() -> None:
-    assert list(CATALOG)[:2] == ["florence-2-mini", "paligemma-mini"]
-    kinds = [
-        f"{kind}-{side}"
-        for kind, sides in (("mix", (224, 448)), ("pt", (224, 448, 896)))
-        for side in sides
-    ]
-    assert sorted(entry.source for entry in RELEASED) == sorted(
-        [
-            *(
-                f"florence-community/Florence-2-{size}"
-                for size in ("base", "large", "base-ft", "large-ft")
-            ),
-            *(f"google/paligemma-3b-{kind}" for kind in kinds),
-            *(
-                f"google/paligemma2-{size}-{kind}"
-                for size in ("3b", "10b", "28b")
-                for kind in kinds
-            ),
-            *(f"google/paligemma2-{size}-ft-docci-448" for size in ("3b", "10b")),
-        ]
-    )
-
-
-def test_pt_checkpoints_are_bases_for_fine_tuning_and_come_last() -> None:
-    assert (
-        BASES == [entry for entry in RELEASED if "-pt-" in entry.source] == RELEASED[-len(BASES) :]
-    )
-
-
-def test_first_paligemma_is_fetched_in_bfloat16_and_known_commits_are_pinned() -> None:
-    pinned = {e.source for e in RELEASED if re.fullmatch("[0-9a-f]{40}", e.revision or "")}
-    assert pinned == {
-        *(e.source for e in RELEASED if e.family == "florence2"),
-        "google/paligemma2-3b-mix-224",
-    }
-    others = {(e.source.split("-")[0], e.revision) for e in RELEASED if e.source not in pinned}
-    assert others == {("google/paligemma", "bfloat16"), ("google/paligemma2", None)}
 
 
 @pytest.mark.parametrize("side", [224, 448, 896])
@@ -331,3 +296,30 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="cannot be read"):
         load_catalog(tmp_path / "catalog.yaml")
+
+
+@pytest.mark.parametrize(
+    "aliases", ["a/b", ["a b"], ["a" * 201], [""], [f"a/{index}" for index in range(21)]]
+)
+def test_bad_aliases_are_refused(aliases: object) -> None:
+    allowed = "aliases must be a list of at most 20 names of 1 to 200 characters"
+    with pytest.raises(CatalogError, match=allowed):
+        parse_entry(entry_row(FLORENCE) | {"aliases": aliases})
+
+
+@pytest.mark.parametrize("alias", ["some-model", "owner/name", "an/alias"])
+def test_an_alias_names_one_entry(tmp_path: Path, alias: str) -> None:
+    path = tmp_path / "catalog.yaml"
+    row = entry_row(FLORENCE) | {"id": "some-model", "source": "owner/name"}
+    other = row | {"id": "other", "source": "owner/other", "aliases": [alias]}
+    rows = [row | {"aliases": ["an/alias"]}, other]
+    path.write_text(yaml.safe_dump({"models": rows}))
+    with pytest.raises(CatalogError, match=f"other: aliases has '{alias}', a name of some-model"):
+        load_catalog(path)
+
+
+def test_adapters_of_microsofts_repositories_find_their_base() -> None:
+    aliases = {alias: entry.source for entry in CATALOG.values() for alias in entry.aliases}
+    for size in ("base", "large", "base-ft", "large-ft"):
+        name = f"Florence-2-{size}"
+        assert aliases[f"microsoft/{name}"] == f"florence-community/{name}"

@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from tasks.parsing import resolve_label
+from tasks.parsing import GeneratedText, resolve_label
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,38 @@ def test_a_label_is_the_name_that_was_asked_for(
     written: str, asked: list[str], expected: str
 ) -> None:
     assert resolve_label(written, asked) == expected
+
+
+TEXT = GeneratedText("red ün<loc_1>", (4, 4, 5, 6, 13), (-1.0, -2.0, -4.0, -8.0, -16.0), "stop")
+
+
+@pytest.mark.parametrize(
+    ("spans", "logprobs"),
+    [
+        (((0, 4),), [-1]),
+        (((0, 3),), [-1]),
+        (((4, 5),), [-2, -4]),  # the token of no width is a byte of ü
+        (((0, 5),), [-1, -2, -4]),
+        (((5, 6),), [-8]),
+        (((6, 13),), [-16]),
+        (((0, 4), (6, 13)), [-1, -16]),
+        (((0, 4), (1, 2)), [-1]),  # a token counts once
+        (((0, 13),), [-1, -2, -4, -8, -16]),
+    ],
+)
+def test_score_is_the_probability_of_the_label_times_the_geometric_mean_of_the_locations(
+    spans: tuple[tuple[int, int], ...], logprobs: list[float]
+) -> None:
+    mean = sum(logprobs) / len(logprobs)
+    assert TEXT.score((), spans) == pytest.approx(math.exp(mean))
+    assert TEXT.score(spans, ()) == pytest.approx(math.exp(sum(logprobs)))
+    assert TEXT.score(spans, spans) == pytest.approx(math.exp(sum(logprobs) + mean))
+
+
+def test_score_is_at_most_one_despite_rounding() -> None:
+    assert GeneratedText("a", (1,), (1e-7,), "length").score((), [(0, 1)]) == 1.0
+
+
+def test_ends_without_logprobs_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 token ends for 0"):
+        GeneratedText("a", (1,), (), "stop")

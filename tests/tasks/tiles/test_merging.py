@@ -1,7 +1,4 @@
-"""Each object of the views of an image is returned once.
-
-The image has 180 x 100 pixels and two tiles of 100 x 100, which share the pixels from 80 to 100.
-"""
+"""Results of views in pixels of the image, each object once; two tiles of 100 x 100."""
 
 from collections.abc import Callable
 
@@ -20,7 +17,7 @@ from tasks.results import (
     TextResult,
 )
 from tasks.run_length import decode_mask, encode_mask
-from tasks.tiles.merging import MAX_OBJECTS, Merged, View, merge, unite_rings
+from tasks.tiles.merging import MAX_OBJECTS, Merged, View, merge, placed, unite_rings
 
 SIZE_WH = (180, 100)
 WHOLE = (0, 0, 180, 100)
@@ -48,71 +45,11 @@ def detected(
     return list(merged.result.detections)
 
 
-def test_of_an_object_that_several_views_found_the_best_box_is_kept() -> None:
-    best = box(85, 10, 95, 20, 0.9)
-    assert detected([box(84, 9, 96, 21)], [best], [box(85, 11, 95, 20, 0.8)]) == [best]
-
-
-def test_objects_of_other_labels_and_places_are_kept() -> None:
-    whole = [box(10, 10, 20, 20)]
-    left = [box(10, 10, 20, 20, label="b"), box(30, 10, 40, 20)]
-    assert detected(whole, left, []) == whole + left
-
-
 @pytest.mark.parametrize("task", ["dense_region_captioning", "region_proposal"])
 def test_boxes_with_captions_or_without_labels_are_compared_with_all(task: str) -> None:
     labels = ("a red cat", "a cat") if task == "dense_region_captioning" else ("", "")
     whole = [box(10, 10, 20, 20, 0.9, labels[0])]
     assert detected(whole, [box(10, 11, 20, 20, label=labels[1])], [], task) == whole
-
-
-def test_boxes_of_one_view_are_different_objects() -> None:
-    pair = [box(10, 10, 20, 20), box(10, 11, 20, 20, 0.9)]
-    assert detected([], pair, []) == pair
-
-
-def test_a_box_that_an_inner_edge_cuts_yields_to_a_worse_one_that_is_whole() -> None:
-    cut = box(80, 10, 95, 20, 0.9)  # the right tile begins at 80
-    whole = box(70, 10, 95, 20, 0.4)
-    assert detected([], [whole], [cut]) == [whole]
-    assert detected([whole], [], [cut]) == [whole]
-
-
-def test_a_part_of_an_object_that_is_named_otherwise_is_dropped() -> None:
-    whole = box(70, 10, 95, 20, 0.4)
-    part = box(80, 10, 95, 20, 0.9, label="b")
-    beside = box(85, 15, 94, 19, 0.3, label="b")  # not cut
-    assert detected([], [whole], [part, beside]) == [whole, beside]
-
-
-def test_a_box_at_an_edge_of_the_image_is_not_cut() -> None:
-    outer = box(0, 10, 12, 20, 0.9)
-    assert detected([box(0, 10, 11, 20, 0.4)], [outer], []) == [outer]
-
-
-def test_a_box_near_an_inner_edge_of_a_lower_tile_is_not_cut() -> None:
-    worse = box(10, 83, 20, 96, 0.4)
-    best = box(10, 84, 20, 95, 0.9)  # the tile begins at 80; 2 pixels count as its edge
-    views = [
-        View((0, 0, 100, 180), DetectionsResult((worse,), True)),
-        View((0, 0, 100, 100), DetectionsResult((), True)),
-        View((0, 80, 100, 180), DetectionsResult((best,), True)),
-    ]
-    merged = merge("object_detection", views, (100, 180))
-    assert merged.result == DetectionsResult((best,), True)
-
-
-def test_a_small_part_of_a_large_object_is_dropped_and_a_small_object_in_it_is_kept() -> None:
-    large = box(20, 5, 170, 95, 0.4)
-    part = box(80, 5, 100, 20, 0.9)
-    inside = box(40, 40, 50, 50, 0.9)
-    assert detected([large], [inside], [part]) == [large, inside]
-
-
-def test_a_box_mostly_within_a_larger_one_is_the_same_object() -> None:
-    assert detected([box(10, 10, 30, 30, 0.9)], [box(10, 10, 22, 28)], []) == [
-        box(10, 10, 30, 30, 0.9)
-    ]
 
 
 def test_parts_on_both_sides_of_a_seam_are_one_object() -> None:
@@ -132,11 +69,6 @@ def test_parts_that_a_seam_without_overlap_divides_are_one_object() -> None:
     )
 
 
-def test_joined_parts_yield_to_a_view_that_saw_all_of_the_object() -> None:
-    whole = box(41, 11, 139, 49, 0.5)
-    assert detected([whole], [box(40, 10, 99, 50, 0.9)], [box(81, 12, 140, 50, 0.9)]) == [whole]
-
-
 def test_joined_parts_are_kept_rather_than_a_surer_part() -> None:
     tiles = [(0, 0, 100, 100), (80, 0, 180, 100), (80, 80, 180, 180)]
     found = [box(40, 50, 99, 96), box(81, 50, 140, 96), box(81, 81, 140, 96, 0.9)]
@@ -145,20 +77,6 @@ def test_joined_parts_are_kept_rather_than_a_surer_part() -> None:
         views.append(View(tile, DetectionsResult((part,), True)))
     merged = merge("object_detection", views, (180, 180))
     assert merged.result == DetectionsResult((box(40, 50, 140, 96),), True)
-
-
-@pytest.mark.parametrize(
-    "right",
-    [
-        box(81, 60, 140, 95),  # beside, not in line
-        box(81, 45, 140, 95),  # hardly in line
-        box(81, 12, 140, 50, label="b"),
-        box(110, 12, 140, 50),  # not cut
-    ],
-)
-def test_parts_of_different_objects_are_not_joined(right: Detection) -> None:
-    left = box(40, 10, 99, 50)
-    assert detected([], [left], [right]) == [left, right]
 
 
 def test_a_part_is_joined_with_one_of_each_view_that_fits_best() -> None:
@@ -189,32 +107,6 @@ def test_a_part_that_a_model_moved_off_the_edge_is_dropped() -> None:
     assert detected([], [box(80, 10, 91, 20, 0.9)], [whole]) == [whole]
     below = box(70, 10, 84, 20, 0.9)  # 16 pixels from the edge
     assert detected([], [below], [whole]) == [below, whole]
-
-
-@pytest.mark.parametrize(
-    "right",
-    [
-        box(92, 10, 106, 20, label="b"),
-        box(92, 10, 102, 20),  # not larger than the part
-        box(98, 10, 118, 20),  # too far away
-        box(92, 10, 179, 20),  # cut, too
-    ],
-)
-def test_a_box_near_an_edge_is_kept_beside_another_object(right: Detection) -> None:
-    near = box(80, 10, 91, 20)
-    views = [
-        View((0, 0, 280, 100), DetectionsResult((), True)),
-        View(LEFT, DetectionsResult((near,), True)),
-        View(RIGHT, DetectionsResult((right,), True)),
-    ]
-    merged = merge("object_detection", views, (280, 100))
-    assert merged.result == DetectionsResult((near, right), True)
-
-
-def test_of_two_objects_in_a_row_only_the_one_at_the_edge_is_a_part() -> None:
-    first = box(80, 10, 91, 20)
-    second = box(92, 10, 112, 20)
-    assert detected([], [first, box(92, 10, 97, 20)], [second]) == [first, second]
 
 
 @pytest.mark.parametrize("task", ["dense_region_captioning", "region_proposal"])
@@ -343,3 +235,48 @@ def test_a_result_is_parsed_if_that_of_every_view_is(
     views = [View(WHOLE, make(True)), View(LEFT, make(False))]
     assert not merge("object_detection", views, SIZE_WH).result.is_parsed
     assert merge("object_detection", views[:1], SIZE_WH).result == make(True)
+
+
+WHOLE_WH = (640, 480)
+CROP = (100, 50, 140, 90)
+QUAD = ((0.0, 0.0), (4.0, 0.0), (4.0, 3.0), (0.0, 3.0))
+
+
+def test_boxes_rings_and_quads_come_back_in_pixels_of_the_whole() -> None:
+    detections = DetectionsResult((Detection((1.0, 2.0, 3.5, 4.0), "a", 0.5),), True)
+    assert placed(detections, CROP, WHOLE_WH) == DetectionsResult(
+        (Detection((101.0, 52.0, 103.5, 54.0), "a", 0.5),), True
+    )
+    instances = InstancesResult(
+        (Instance((1.0, 2.0, 3.0, 4.0), "a", 0.5, (((1.0, 2.0), (3.0, 2.0), (3.0, 4.0)),), None),),
+        True,
+    )
+    (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
+    assert instance.polygons == (((101.0, 52.0), (103.0, 52.0), (103.0, 54.0)),)
+    regions = TextRegionsResult((TextRegion(QUAD, "a", 0.5),), True)
+    (region,) = placed(regions, CROP, WHOLE_WH).text_regions  # type: ignore[union-attr]
+    assert region.quad == ((100.0, 50.0), (104.0, 50.0), (104.0, 53.0), (100.0, 53.0))
+    assert placed(TextResult("a", True), CROP, WHOLE_WH) == TextResult("a", True)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        np.s_[5:7, 10:30],
+        np.s_[:, 3:9],  # runs that fill their columns, and touch each other
+        np.s_[0:0, 0:0],
+        np.s_[::2, ::3],
+    ],
+)
+def test_a_mask_comes_back_as_a_mask_of_the_whole(part: tuple[slice, slice]) -> None:
+    mask = np.zeros((40, 40), dtype=np.bool_)
+    mask[part] = True
+    instances = InstancesResult(
+        (Instance((0.0, 0.0, 1.0, 1.0), "a", 0.5, None, encode_mask(mask)),), True
+    )
+    (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
+    assert instance.mask is not None
+    whole = decode_mask(instance.mask)
+    assert whole.shape == (480, 640)
+    assert np.array_equal(whole[50:90, 100:140], mask)
+    assert whole.sum() == mask.sum()
