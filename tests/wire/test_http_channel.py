@@ -4,8 +4,9 @@ the body.
 
 import asyncio
 import os
+import socket as socket_module
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +229,27 @@ def test_a_call_that_takes_longer_than_its_limit_has_timed_out(tmp_path: Path) -
             runner.released.set()
 
     run(scenario())
+
+
+def test_host_that_does_not_answer_is_unreachable() -> None:
+    """A connection has less time than a call: the one below would take a minute."""
+
+    async def scenario(port: int) -> None:
+        channel = HttpChannel(f"http://127.0.0.1:{port}", "build", timeout_s=60)
+        async with asyncio.timeout(20):
+            with pytest.raises(RunnerUnreachable):
+                await channel.write(RunnerCall("key", SPECS))
+        await channel.close()
+
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket_module.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(2):  # fill the backlog: the kernel drops what comes next
+            client = stack.enter_context(socket_module.socket())
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                client.connect(address)
+        run(scenario(address[1]))
 
 
 def test_readiness_and_adapters_are_those_that_the_runner_reports(socket: Path | None) -> None:
