@@ -8,7 +8,7 @@ unless DIPTYCH_PROCESSES=one has the gateway load them.
 import asyncio
 import ctypes
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -90,26 +90,25 @@ class _Gateway:
         self._shared_limits = await _connected_shared_limits(_SETTINGS)
         api_keys = ApiKeys.load(_SETTINGS.api_keys_file, shared=self._shared_limits)
         models = load_served_models(_SETTINGS)
-        self._runners = {
-            model_id: RunnerClient(model_id, channel)
-            for model_id, channel in open_channels(models, _SETTINGS).items()
-        }
+        self._runners: dict[str, RunnerClient] = {}
+        for model_id, channel in open_channels(models, _SETTINGS).items():
+            self._runners[model_id] = RunnerClient(model_id, channel)
         served = ServedModels(models, unserved_models(_SETTINGS))
         gaps = None if _SETTINGS.batches_folder is None else TrafficGaps()
-        limits = core_limits(_SETTINGS)
-        fetcher = image_fetcher(_SETTINGS)
         handles = image_store(_SETTINGS)
-        core = Core(served, self._runners, limits, fetcher, gaps, handles)
-        self._removing = None
-        if handles is not None:
-            self._removing = asyncio.create_task(handles.remove_regularly())
+        core = Core(
+            served, self._runners, core_limits(_SETTINGS), image_fetcher(_SETTINGS), gaps, handles
+        )
         for model in models.values():
             _publish(model)
-        self._adapters = self._watching = None
+        background: list[Coroutine[Any, Any, None]] = [self._greet(models.values())]
+        if handles is not None:
+            background.append(handles.remove_regularly())
+        self._adapters = None
         if _SETTINGS.adapters is not None:
             scan = AdapterScan(_SETTINGS.adapters)
             self._adapters = HotAdapters(scan, served, self._runners, _SETTINGS, _publish)
-            self._watching = asyncio.create_task(self._adapters.watch())
+            background.append(self._adapters.watch())
         _REST.start(core, api_keys)
         self._places = core.places
         self._grpc = GrpcServer(core, api_keys, _SETTINGS, self.__is_ready__)
@@ -124,17 +123,14 @@ class _Gateway:
             await asyncio.gather(self._grpc.set_not_serving(), self._places.close(), *stopping)
 
         drain_before_stop(drain)
-        self._greeting = asyncio.create_task(self._greet(models.values()))
+        self._background = list(map(asyncio.create_task, background))
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Finish the gRPC calls in flight, then close."""
         self._loop_watch.stop()
-        if self._removing is not None:
-            self._removing.cancel()
-        self._greeting.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._background:
+            task.cancel()
         if _SETTINGS.grpc_port:
             await self._grpc.stop(_SETTINGS.request_timeout_s)
         await asyncio.gather(*(runner.close() for runner in self._runners.values()))
@@ -210,17 +206,11 @@ def open_channels(models: Mapping[str, ServedModel], values: Settings) -> dict[s
 
 def _make_gateway() -> Any:
     """Return the gateway service, whose dependencies are the runners of this host."""
-    dependencies = {
-        f"runner_{index}": bentoml.depends(
-            make_runner_service(model_id, runner_options(model_id, _SETTINGS, _ENTRIES))
-        )
-        for index, model_id in enumerate(runner_processes(_ENTRIES, _SETTINGS))
-    }
-    inner = type(
-        "Gateway",
-        (_Gateway,),
-        {"__doc__": _Gateway.__doc__, "__module__": __name__, **dependencies},
-    )
+    members: dict[str, Any] = {"__doc__": _Gateway.__doc__, "__module__": __name__}
+    for index, model_id in enumerate(runner_processes(_ENTRIES, _SETTINGS)):
+        options = runner_options(model_id, _SETTINGS, _ENTRIES)
+        members[f"runner_{index}"] = bentoml.depends(make_runner_service(model_id, options))
+    inner = type("Gateway", (_Gateway,), members)
     service = bentoml.service(
         name=GATEWAY,
         workers=_SETTINGS.gateway_workers,  # read by `bentoml serve`

@@ -49,11 +49,11 @@ def printed() -> list[str]:
     return run.stdout.split()
 
 
-def test_bentoml_keeps_no_metrics_whose_labels_are_paths_that_clients_write(
+def test_bentoml_keeps_no_metrics(
     printed: list[str],
 ) -> None:
     assert printed[0] == "False"
 
 
-def test_freed_bodies_and_pixels_are_returned_to_the_system(printed: list[str]) -> None:
+def test_freed_memory_is_returned(printed: list[str]) -> None:
     assert printed[1:] == ["0", "16"]

@@ -55,7 +55,7 @@ async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     return int(answer.status)
 
 
-def test_health_is_that_of_the_runners_until_the_server_drains() -> None:
+def test_health_of_the_server() -> None:
     async def scenario() -> None:
         for are_ready, state in ((True, STATES.SERVING), (False, STATES.NOT_SERVING)):
             async with started(make_core(), Runners(are_ready)) as (server, channel):
@@ -67,7 +67,7 @@ def test_health_is_that_of_the_runners_until_the_server_drains() -> None:
     asyncio.run(scenario())
 
 
-def test_calls_in_flight_are_answered_while_the_server_stops() -> None:
+def test_calls_in_flight_end_before_a_stop() -> None:
     async def scenario() -> list[str]:
         released = asyncio.Event()
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)

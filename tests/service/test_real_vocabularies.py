@@ -213,7 +213,7 @@ def test_cases_cover_every_task() -> None:
         assert {task for task, *_ in PROMPTS[family]} == set(entry.task_ids)
 
 
-def test_prompts_are_those_of_the_processor(vocabulary: RealVocabulary) -> None:
+def test_prompts_of_the_processor(vocabulary: RealVocabulary) -> None:
     entry = ENTRIES[vocabulary.family]
     processor = _Processor.from_pretrained(vocabulary.folder)
     for task, values, written in PROMPTS[vocabulary.family]:
@@ -237,7 +237,7 @@ def prompt_ids(
     return [[2, *ids, *tokenizer.encode([("\n", False)])] for ids in own]
 
 
-def test_answers_are_allowed_detokenized_and_read_as_they_are_written(
+def test_answers_of_the_vocabulary(
     vocabulary: RealVocabulary,
 ) -> None:
     language = FAMILIES[vocabulary.family]

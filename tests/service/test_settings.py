@@ -1,12 +1,18 @@
+"""Options of runners, from the settings."""
+
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from docs.tables import settings_table
+from service.inference.served_models import runner_options
 from service.settings import Settings, SettingsError, read_settings, variable
+from tests.support.catalog import FLORENCE, PALIGEMMA
+from wire.artifacts.adapter_folder import AdapterLimits
+from wire.telemetry.tracing import TraceOptions
 
 
-def test_empty_environment_gives_the_defaults() -> None:
+def test_defaults() -> None:
     assert read_settings({}) == Settings()
 
 
@@ -15,7 +21,7 @@ def test_every_default_is_valid() -> None:
     assert Settings.model_validate(defaults) == Settings()
 
 
-def test_every_default_can_be_set_in_the_environment() -> None:
+def test_defaults_from_the_environment() -> None:
     def text(value: object) -> str:
         return ",".join(value) if isinstance(value, tuple) else str(value)
 
@@ -27,12 +33,12 @@ def test_every_default_can_be_set_in_the_environment() -> None:
     assert read_settings(written) == Settings()
 
 
-def test_variables_of_other_programs_are_ignored() -> None:
+def test_other_variables_are_ignored() -> None:
     assert read_settings({"PATH": "/bin", "BENTOML_HOME": "x", "XDIPTYCH_PORT": "y"}) == Settings()
 
 
 @pytest.mark.parametrize("name", ["DIPTYCH_PROT", "DIPTYCH_port"])
-def test_unknown_variable_prevents_the_start(name: str) -> None:
+def test_unknown_variable(name: str) -> None:
     with pytest.raises(
         SettingsError,
         match=rf"^{name} is not a setting \(did you mean DIPTYCH_PORT\?\);"
@@ -105,9 +111,7 @@ def test_unknown_variable_prevents_the_start(name: str) -> None:
         ),
     ],
 )
-def test_invalid_value_is_reported_with_the_allowed_ones(
-    name: str, value: str, allowed: str
-) -> None:
+def test_invalid_value(name: str, value: str, allowed: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read_settings({name: value})
     assert str(caught.value).startswith(f"{name}={value!r} is invalid: ")
@@ -117,7 +121,7 @@ def test_invalid_value_is_reported_with_the_allowed_ones(
 @pytest.mark.parametrize(
     "name", ["DIPTYCH_MAX_REQUEST_MEMORY_MB", "DIPTYCH_MAX_REQUEST_MEMORY_MB_PER_KEY"]
 )
-def test_memory_of_requests_has_room_for_the_largest_body(name: str) -> None:
+def test_memory_holds_the_largest_body(name: str) -> None:
     read_settings({name: "120"})
     with pytest.raises(
         SettingsError, match=f"{name}=119 is too small; .*_MAX_BODY_BYTES=20000000 requires .* 120"
@@ -133,7 +137,7 @@ def test_memory_of_requests_has_room_for_the_largest_body(name: str) -> None:
         ("DIPTYCH_SHARED_LIMITS_URL", "redis://:se/cret@a"),
     ],
 )
-def test_credentials_of_an_invalid_url_are_not_reported(name: str, url: str) -> None:
+def test_credentials_are_not_reported(name: str, url: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name}='[a-z]+://…@a") as caught:
         read_settings({name: url})
     assert "cret" not in str(caught.value)
@@ -149,9 +153,7 @@ def test_credentials_of_an_invalid_url_are_not_reported(name: str, url: str) -> 
         ("DIPTYCH_TLS_KEY_FILE", "a.pem", "DIPTYCH_TLS_CERTIFICATE_FILE"),
     ],
 )
-def test_setting_without_the_one_it_requires_prevents_the_start(
-    name: str, value: str, other: str
-) -> None:
+def test_required_settings(name: str, value: str, other: str) -> None:
     with pytest.raises(
         SettingsError, match=f"^{name} is set and requires {other}, which is not set$"
     ):
@@ -164,7 +166,7 @@ def test_setting_without_the_one_it_requires_prevents_the_start(
     [{"DIPTYCH_GATEWAY_WORKERS": "2"}, {"DIPTYCH_DEVICES": "paligemma-mini=cpu"}],
     ids=str,
 )
-def test_one_process_is_that_of_one_gateway_on_one_device(other: dict[str, str]) -> None:
+def test_one_process_excludes(other: dict[str, str]) -> None:
     one = {"DIPTYCH_PROCESSES": "one"}
     message = "DIPTYCH_PROCESSES=one excludes several DIPTYCH_GATEWAY_WORKERS and DIPTYCH_DEVICES"
     with pytest.raises(SettingsError, match=message):
@@ -172,7 +174,7 @@ def test_one_process_is_that_of_one_gateway_on_one_device(other: dict[str, str])
     assert read_settings(one).is_one_process
 
 
-def test_the_portable_service_has_one_gateway() -> None:
+def test_portable_service_has_one_gateway() -> None:
     portable = {"DIPTYCH_PORTABLE": "true"}
     with pytest.raises(SettingsError, match="DIPTYCH_GATEWAY_WORKERS=2 requires Linux, without"):
         read_settings(portable | {"DIPTYCH_GATEWAY_WORKERS": "2"})
@@ -188,7 +190,7 @@ def test_runner_url_belongs_to_its_model() -> None:
     assert read_settings({}).runner_url("paligemma-mini") is None
 
 
-def test_a_model_has_the_device_that_is_set_for_it() -> None:
+def test_device_of_a_model() -> None:
     values = read_settings({"DIPTYCH_DEVICES": "florence-2-mini=cuda:1", "DIPTYCH_DEVICE": "cpu"})
     assert values.device_of("florence-2-mini") == ("cuda", 1)
     assert values.device_of("paligemma-mini") == ("cpu", None)
@@ -207,12 +209,12 @@ def test_a_model_has_the_device_that_is_set_for_it() -> None:
         ("b=cpu", r"^DIPTYCH_DEVICES names b, but DIPTYCH_MODELS=a$"),
     ],
 )
-def test_an_invalid_device_of_a_model_prevents_the_start(devices: str, reason: str) -> None:
+def test_invalid_device_of_a_model(devices: str, reason: str) -> None:
     with pytest.raises(SettingsError, match=reason):
         read_settings({"DIPTYCH_MODELS": "a", "DIPTYCH_DEVICES": devices})
 
 
-def test_runner_url_of_an_unserved_model_prevents_the_start() -> None:
+def test_url_of_an_unserved_model() -> None:
     with pytest.raises(SettingsError, match=r"^DIPTYCH_RUNNER_URLS names b, but DIPTYCH_MODELS=a$"):
         read_settings({"DIPTYCH_MODELS": "a", "DIPTYCH_RUNNER_URLS": "a=http://h:1,b=http://h:2"})
 
@@ -236,17 +238,67 @@ def test_values_have_their_types() -> None:
     assert (values.port, values.api_keys_file, values.device) == (8080, Path("keys"), "cpu")
 
 
-def test_table_has_a_row_for_every_setting_with_default_and_range() -> None:
-    rows = settings_table().splitlines()
-    assert rows[0] == "| variable | default | meaning |"
-    assert [row.split("`")[1] for row in rows[2:]] == [
-        variable(name) for name in Settings.model_fields
-    ]
-    text = "\n".join(rows)
-    assert "| `DIPTYCH_PORT` | `3000` | REST port. 1 to 65535. |" in text
-    assert "| `DIPTYCH_API_KEYS_FILE` | unset |" in text
-    assert "`florence-2-mini,paligemma-mini`" in text
-    assert "| `DIPTYCH_METRICS_NEED_KEY` | `false` |" in text
-    assert "| `DIPTYCH_URL_HOSTS` | unset |" in text
-    assert "One of auto, cpu, cuda." in text
-    assert all(row.count("|") == 4 for row in rows)
+ENTRIES = (FLORENCE, PALIGEMMA)
+
+
+@pytest.mark.parametrize(
+    ("environment", "slots", "running"),
+    [
+        ({"DIPTYCH_DEVICE": "cpu"}, 16, 24),
+        ({"DIPTYCH_DEVICE": "cuda"}, 64, 96),
+        ({"DIPTYCH_DEVICE": "cpu", "DIPTYCH_DEVICES": f"{FLORENCE.id}=cuda:0"}, 64, 96),
+        ({"DIPTYCH_DEVICE": "cuda", "DIPTYCH_DECODER_MAX_BATCH_SIZE": "8"}, 8, 12),
+        ({"DIPTYCH_DEVICE": "cuda", "DIPTYCH_MAX_RUNNING_REQUESTS": "7"}, 64, 7),
+    ],
+)
+def test_slots_bound_requests(environment: dict[str, str], slots: int, running: int) -> None:
+    values = read_settings(environment)
+    assert (values.max_slots, values.max_running) == (slots, running)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 2),
+        ({"DIPTYCH_DEVICES": f"{FLORENCE.id}=cuda:0,{PALIGEMMA.id}=cuda:1"}, 1),
+        ({"DIPTYCH_DEVICES": f"{FLORENCE.id}=cuda:1,{PALIGEMMA.id}=cuda:1"}, 2),
+        ({"DIPTYCH_DEVICES": f"{PALIGEMMA.id}=cuda:0"}, 2),
+        ({"DIPTYCH_DEVICES": f"{PALIGEMMA.id}=cpu"}, 1),
+        ({"DIPTYCH_DEVICE": "auto", "DIPTYCH_DEVICES": f"{PALIGEMMA.id}=cuda:0"}, 2),
+        ({"DIPTYCH_RUNNER_URLS": f"{PALIGEMMA.id}=http://10.0.0.1:3000"}, 1),
+    ],
+)
+def test_runners_share_a_gpu(environment: dict[str, str], expected: int) -> None:
+    options = runner_options(
+        FLORENCE.id, read_settings({"DIPTYCH_DEVICE": "cuda", **environment}), ENTRIES
+    )
+    assert options.num_sharing_gpu == expected
+    assert options.limits.num_slots == 0
+
+
+def test_adapter_and_start_limits() -> None:
+    environment = {
+        "DIPTYCH_MAX_ADAPTER_RANK": "8",
+        "DIPTYCH_MAX_ADAPTER_MB": "2",
+        "DIPTYCH_ADAPTERS_MB": "3",
+    }
+    options = runner_options(
+        FLORENCE.id, read_settings({"DIPTYCH_START_TIMEOUT_S": "5", **environment}), ENTRIES
+    )
+    assert options.adapter_limits == AdapterLimits(
+        max_rank=8, max_bytes=2_000_000, max_total_bytes=3_000_000
+    )
+    assert options.start_timeout_s == 5
+    assert runner_options(FLORENCE.id, read_settings({}), ENTRIES).adapter_limits == AdapterLimits()
+
+
+def test_aliases_of_a_runner() -> None:
+    entries = (PALIGEMMA, replace(FLORENCE, aliases=("an/alias",)))
+    options = [runner_options(each.id, read_settings({}), entries) for each in entries]
+    assert [each.aliases for each in options] == [(), ("an/alias",)]
+
+
+def test_traces_of_a_runner() -> None:
+    environment = {"DIPTYCH_OTLP_ENDPOINT": "http://a:4318", "DIPTYCH_TRACE_SAMPLE": "0.5"}
+    options = runner_options(FLORENCE.id, read_settings(environment), ENTRIES)
+    assert options.traces == TraceOptions("http://a:4318", 0.5)

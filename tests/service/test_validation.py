@@ -1,8 +1,11 @@
+"""Errors that every interface answers with."""
+
 from typing import Annotated
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.errors import Overloaded
 from service.validation import lone_surrogate, rejected_field
 
 
@@ -35,9 +38,7 @@ class Document(BaseModel):
         ),
     ],
 )
-def test_first_rejected_field_has_path_and_message(
-    document: dict[str, object], name: str, message: str
-) -> None:
+def test_first_rejected_field(document: dict[str, object], name: str, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Document.model_validate(document)
     rejected = rejected_field(caught.value)
@@ -46,7 +47,7 @@ def test_first_rejected_field_has_path_and_message(
     assert len(rejected.message) < 300
 
 
-def test_name_with_a_lone_surrogate_can_be_encoded() -> None:
+def test_surrogate_in_a_field_name() -> None:
     with pytest.raises(ValidationError) as caught:
         Document.model_validate({"name": "a", "\ud800": 1})
     rejected = rejected_field(caught.value)
@@ -64,12 +65,23 @@ def test_name_with_a_lone_surrogate_can_be_encoded() -> None:
         ({"x" * 10_000: "\ud800"}, "x" * 80),
     ],
 )
-def test_lone_surrogate_is_found_by_its_path(document: object, path: str | None) -> None:
+def test_path_of_a_surrogate(document: object, path: str | None) -> None:
     assert lone_surrogate(document) == path
 
 
-def test_lone_surrogate_is_found_at_any_depth() -> None:
+def test_surrogate_at_any_depth() -> None:
     document: object = "\ud800"
     for _ in range(10_000):
         document = [document]
     assert lone_surrogate(document) == ".".join("0" * 10_000)[:80]
+
+
+def test_retry_takes_at_least_a_second() -> None:
+    assert Overloaded("full").retry_after_s == 1
+
+
+@pytest.mark.parametrize(("given_s", "whole_s"), [(0, 1), (0.2, 1), (1, 1), (1.2, 2), (60, 60)])
+def test_retry_is_in_whole_seconds(given_s: float, whole_s: int) -> None:
+    error = Overloaded("full", given_s)
+    assert error.retry_after_s == whole_s
+    assert error.message == f"full; retry after {whole_s} s"

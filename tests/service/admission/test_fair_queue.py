@@ -1,17 +1,205 @@
+"""Slots that clients wait for: a client has its own maximum, and one that leaves at any moment
+keeps none.
+"""
+
 import asyncio
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.admission.fair_queue import FairQueue, QueuedRequest
+from service.admission.fair_queue import (
+    ClientSlots,
+    FairQueue,
+    FairShare,
+    QueuedRequest,
+    ThroughputEstimate,
+)
 from service.errors import DeadlineExceeded, Overloaded
 from tests.support.api_keys import FakeClock
 from tests.support.cancellation import cancel_at_each_await
 from tests.support.core_calls import run, until
 from wire.telemetry.runner_metrics import QUEUE_DEPTH
+
+
+def test_single_client_uses_the_limit() -> None:
+    shares = FairShare(10)
+    shares.add("a", 7)
+    assert shares.excess("a", 3) == 0
+    assert shares.excess("a", 4) == 1
+
+
+def test_limit_of_a_single_client() -> None:
+    shares = FairShare(10, max_of_client=4)
+    shares.take("a", 4, "things")
+    with pytest.raises(
+        Overloaded, match="this client has 4 of 4 things, all clients together 4 of 20"
+    ):
+        shares.take("a", 1, "things")
+    shares.take("b", 4, "things")
+    assert shares.total == 8
+
+
+def test_heavy_client_locks_out_no_other() -> None:
+    shares = FairShare(10)
+    shares.add("heavy", 10)
+    assert shares.excess("light", 5) <= 0
+    assert shares.excess("light", 6) > 0
+    shares.add("light", 1)
+    assert shares.excess("heavy", 1) > 0
+    shares.remove("heavy", 6)
+    assert shares.excess("heavy", 1) <= 0
+
+
+def test_idle_client_is_forgotten() -> None:
+    shares = FairShare(10)
+    shares.add("a", 2)
+    shares.remove("a", 2)
+    assert shares.num_clients_with("b") == 1
+    assert shares.total == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 5))))
+def test_overcommit_is_limited_to_twice(requests: list[tuple[str, int]]) -> None:
+    shares = FairShare(10)
+    for client, amount in requests:
+        if shares.excess(client, amount) <= 0:
+            shares.add(client, amount)
+    assert shares.total <= 20
+
+
+async def hold(slots: ClientSlots, client: str, num_turns: int = 3) -> None:
+    async with slots.slot(client):
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+
+
+def test_client_leaves_a_slot_to_others() -> None:
+    async def scenario() -> None:
+        slots = ClientSlots(3, 2)
+        async with AsyncExitStack() as held:
+            for _ in range(2):
+                await held.enter_async_context(slots.slot("heavy"))
+            third = asyncio.ensure_future(hold(slots, "heavy"))
+            await asyncio.sleep(0)  # it waits
+            async with asyncio.timeout(5):
+                await hold(slots, "light")
+            assert not third.done()
+        async with asyncio.timeout(5):
+            await third
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("holder", ["a", "b"], ids=["waits for its own slot", "waits for any slot"])
+def test_cancelled_client_keeps_no_slot(holder: str) -> None:
+    async def scenario() -> None:
+        slots = ClientSlots(1, 1)
+
+        async def held() -> asyncio.Task[None]:
+            holding = asyncio.ensure_future(hold(slots, holder))
+            await asyncio.sleep(0)
+            return holding
+
+        async def all_are_free() -> None:
+            await holdings.pop()
+            async with asyncio.timeout(5):
+                await hold(slots, "a")
+                await hold(slots, "c")
+            holdings.append(await held())
+
+        holdings = [await held()]
+        assert await cancel_at_each_await(lambda: hold(slots, "a"), all_are_free) >= 4
+        await holdings.pop()
+
+    run(scenario())
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_no_estimate_without_measurements() -> None:
+    assert ThroughputEstimate(Clock()).seconds_for(1000) == 0
+
+
+def test_concurrent_work_adds_up() -> None:
+    clock = Clock()
+    throughput = ThroughputEstimate(clock)
+    for _ in range(4):
+        throughput.begin()
+    clock.now_s += 2
+    for _ in range(4):
+        throughput.end(10)
+    assert throughput.seconds_for(20) == pytest.approx(1)
+
+
+def test_idle_time_does_not_count() -> None:
+    clock = Clock()
+    throughput = ThroughputEstimate(clock)
+    for _ in range(2):
+        throughput.begin()
+        clock.now_s += 1
+        throughput.end(10)
+        clock.now_s += 1000
+    assert throughput.seconds_for(10) == pytest.approx(1)
+
+
+def test_recent_work_weighs_most() -> None:
+    clock = Clock()
+    throughput = ThroughputEstimate(clock)
+    for work_s in [1.0] * 100 + [0.1] * 400:
+        throughput.begin()
+        clock.now_s += work_s
+        throughput.end(10)
+    assert throughput.seconds_for(10) == pytest.approx(0.1, rel=0.2)
+
+
+def test_failed_work_counts_as_busy_time() -> None:
+    clock = Clock()
+    throughput = ThroughputEstimate(clock)
+    throughput.begin()
+    throughput.begin()
+    clock.now_s += 1
+    throughput.end(0)
+    throughput.end(10)
+    assert throughput.seconds_for(10) == pytest.approx(1)
+
+
+def test_burst_is_no_estimate_at_first() -> None:
+    clock = Clock()
+    throughput = ThroughputEstimate(clock)
+    for _ in range(8):
+        throughput.begin()
+    clock.now_s += 2
+    seconds = []
+    for _ in range(8):
+        throughput.end(10)
+        throughput.begin()
+        seconds.append(throughput.seconds_for(80))
+    assert seconds == [0] * 6 + [pytest.approx(80 * 2 / 70), pytest.approx(2)]
+
+
+def test_quiet_time_forgets_the_past() -> None:
+    clock = Clock()
+    throughput = ThroughputEstimate(clock)
+    throughput.begin()
+    clock.now_s += 60
+    throughput.end(10)
+    assert throughput.seconds_for(10) == pytest.approx(60)
+    clock.now_s += 11
+    throughput.begin()
+    assert throughput.seconds_for(10) == 0
 
 
 def fair_queue(max_running: int = 1, max_waiting_cost: int = 1000) -> FairQueue:
@@ -71,7 +259,7 @@ def test_running_requests_are_limited() -> None:
     ("waiting", "order"),
     [("aaab", "abaa"), ("aaaabbbb", "abababab"), ("abcabc", "abcabc"), ("aabbbc", "abcabb")],
 )
-def test_clients_alternate_whichever_came_first(waiting: str, order: str) -> None:
+def test_clients_alternate(waiting: str, order: str) -> None:
     async def scenario() -> str:
         queue = fair_queue()
         served = list[str]()
@@ -83,7 +271,7 @@ def test_clients_alternate_whichever_came_first(waiting: str, order: str) -> Non
     assert run(scenario()) == order
 
 
-def test_client_of_expensive_requests_is_served_less_often() -> None:
+def test_expensive_requests_wait_longer() -> None:
     async def scenario() -> str:
         queue = fair_queue()
         served = list[str]()
@@ -98,7 +286,7 @@ def test_client_of_expensive_requests_is_served_less_often() -> None:
     assert served[:6].count("c") >= 4
 
 
-def test_request_that_would_miss_its_deadline_is_refused_with_the_seconds_to_wait() -> None:
+def test_late_request_is_refused_at_once() -> None:
     async def scenario() -> Overloaded:
         clock = FakeClock()
         queue = await measured_queue(clock, 200)
@@ -114,7 +302,7 @@ def test_request_that_would_miss_its_deadline_is_refused_with_the_seconds_to_wai
     assert 2 <= run(scenario()).retry_after_s <= 5
 
 
-def test_light_client_is_admitted_while_a_heavy_one_waits() -> None:
+def test_light_client_passes_a_heavy_one() -> None:
     async def scenario() -> list[str]:
         clock = FakeClock()
         queue = await measured_queue(clock, 1)
@@ -138,9 +326,7 @@ def test_light_client_is_admitted_while_a_heavy_one_waits() -> None:
     # 1.25 of 10 + 40, 10 + 120 and 10 + 300 tokens
     [("light", 20, 62.5), ("heavy", 20, 162.5), ("light", 200, 387.5)],
 )
-def test_the_expected_time_counts_what_runs_and_the_turns_of_the_others(
-    client: str, cost: int, needed_s: float
-) -> None:
+def test_expected_time_of_a_request(client: str, cost: int, needed_s: float) -> None:
     async def scenario() -> None:
         clock = FakeClock()
         queue = await measured_queue(clock, 1)
@@ -157,7 +343,7 @@ def test_the_expected_time_counts_what_runs_and_the_turns_of_the_others(
     run(scenario())
 
 
-def test_the_order_of_the_others_stays_when_requests_leave_the_queue() -> None:
+def test_order_stays_when_requests_leave() -> None:
     async def scenario(cancelled: int) -> tuple[list[str], list[str]]:
         queue = fair_queue()
         served = list[str]()
@@ -186,7 +372,7 @@ def test_the_order_of_the_others_stays_when_requests_leave_the_queue() -> None:
         assert served == expected
 
 
-def test_tokens_queued_by_a_client_are_limited() -> None:
+def test_queued_tokens_are_limited() -> None:
     async def scenario() -> None:
         queue = fair_queue(max_waiting_cost=100)
         async with queue.admitted(queued()):
@@ -201,7 +387,7 @@ def test_tokens_queued_by_a_client_are_limited() -> None:
     run(scenario())
 
 
-def test_deadline_ends_the_wait_in_the_queue() -> None:
+def test_deadline_ends_the_wait() -> None:
     async def scenario() -> None:
         queue = fair_queue()
         async with queue.admitted(queued()):
@@ -213,7 +399,7 @@ def test_deadline_ends_the_wait_in_the_queue() -> None:
 
 
 @pytest.mark.parametrize("is_admitted", [False, True], ids=["waiting", "just admitted"])
-def test_cancelled_request_is_replaced_by_the_next(is_admitted: bool) -> None:
+def test_cancelled_request_is_replaced(is_admitted: bool) -> None:
     async def scenario() -> list[str]:
         queue = fair_queue()
         served = list[str]()
@@ -232,7 +418,7 @@ def test_cancelled_request_is_replaced_by_the_next(is_admitted: bool) -> None:
     assert run(scenario()) == ["c"]
 
 
-def test_a_request_cancelled_at_any_moment_leaves_the_queue_empty() -> None:
+def test_cancelled_requests_empty_the_queue() -> None:
     async def scenario() -> None:
         queue = fair_queue(max_waiting_cost=10)
 
@@ -264,7 +450,7 @@ def test_a_request_cancelled_at_any_moment_leaves_the_queue_empty() -> None:
     run(scenario())
 
 
-def test_the_depth_of_the_queue_is_a_metric_of_its_model() -> None:
+def test_queue_depth_is_a_metric() -> None:
     async def scenario() -> list[float]:
         queue = fair_queue()
         depth = QUEUE_DEPTH.labels("a-model", "admission")
@@ -279,7 +465,7 @@ def test_the_depth_of_the_queue_is_a_metric_of_its_model() -> None:
     assert (waiting - before, after - before) == (2, 0)
 
 
-def test_failed_request_is_replaced_by_the_next() -> None:
+def test_failed_request_is_replaced() -> None:
     async def scenario() -> None:
         queue = fair_queue()
         with pytest.raises(ValueError, match="broken"):

@@ -51,7 +51,7 @@ def test_place_is_taken_and_left_once() -> None:
     asyncio.run(scenario())
 
 
-def test_memory_has_a_limit_for_each_client() -> None:
+def test_client_has_a_limit_of_memory() -> None:
     places = Places(8, 100, 50)
     request = context()
     places.hold(request, 50)
@@ -80,7 +80,7 @@ def test_refused_request_holds_no_place() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/tasks", "/docs", "/v2/health/ready"])
-def test_draining_service_closes_connections(path: str) -> None:
+def test_drain_closes_connections(path: str) -> None:
     core = make_core()
     asyncio.run(core.places.close())
     response = client(core).get(path)

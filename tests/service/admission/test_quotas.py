@@ -16,7 +16,7 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def test_bucket_holds_one_minute_and_refills_evenly(clock: FakeClock) -> None:
+def test_bucket_refills_evenly(clock: FakeClock) -> None:
     bucket = TokenBucket(60, clock)
     assert [bucket.take(1) for _ in range(60)] == [0] * 60
     assert bucket.take(1) == pytest.approx(1)
@@ -29,7 +29,7 @@ def test_bucket_holds_one_minute_and_refills_evenly(clock: FakeClock) -> None:
     assert bucket.take(0.001) > 0
 
 
-def test_request_above_the_rate_is_refused_with_the_seconds_to_wait(clock: FakeClock) -> None:
+def test_requests_above_the_rate(clock: FakeClock) -> None:
     quota = Quota("batch", QuotaLimits(requests_per_minute=2), clock)
     run(quota.take_request())
     run(quota.take_request())
@@ -43,7 +43,7 @@ def test_request_above_the_rate_is_refused_with_the_seconds_to_wait(clock: FakeC
     run(quota.take_request())
 
 
-def test_image_above_the_megapixel_rate_is_refused_with_the_seconds_to_wait(
+def test_megapixels_above_the_rate(
     clock: FakeClock,
 ) -> None:
     quota = Quota("batch", QuotaLimits(megapixels_per_minute=6), clock)
@@ -56,7 +56,7 @@ def test_image_above_the_megapixel_rate_is_refused_with_the_seconds_to_wait(
     run(quota.take_pixels(3 * MEGAPIXEL))
 
 
-def test_image_above_the_quota_of_a_minute_is_too_large(clock: FakeClock) -> None:
+def test_image_above_the_minute(clock: FakeClock) -> None:
     quota = Quota("batch", QuotaLimits(megapixels_per_minute=6), clock)
     with pytest.raises(
         ImageTooLarge, match=r"has 6\.5 megapixels; the key 'batch' may send 6 per minute"
@@ -65,7 +65,7 @@ def test_image_above_the_quota_of_a_minute_is_too_large(clock: FakeClock) -> Non
     assert caught.value.param == "image"
 
 
-def test_concurrent_requests_are_limited_and_released(clock: FakeClock) -> None:
+def test_concurrent_requests_of_a_quota(clock: FakeClock) -> None:
     quota = Quota("batch", QuotaLimits(max_concurrent=2), clock)
     for _ in range(3):
         run(quota.begin_request(60))
@@ -87,7 +87,7 @@ class Store:
         return self.answer
 
 
-def test_a_request_that_the_store_refuses_does_not_change_the_count_of_the_process(
+def test_refusal_of_the_store_counts_nothing(
     clock: FakeClock,
 ) -> None:
     store = Store()

@@ -67,7 +67,7 @@ async def num_admitted(quotas: list[Quota], num_requests: int) -> int:
     return admitted
 
 
-def test_gateways_together_admit_the_requests_of_one_minute(store: Valkey) -> None:
+def test_gateways_share_a_minute(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "requests_per_minute=10", FakeClock(), 3) as quotas:
             assert await num_admitted(quotas, 30) == 10
@@ -80,7 +80,7 @@ def test_gateways_together_admit_the_requests_of_one_minute(store: Valkey) -> No
     asyncio.run(send())
 
 
-def test_concurrent_calls_take_each_request_once(store: Valkey) -> None:
+def test_concurrent_calls_take_once(store: Valkey) -> None:
     async def send() -> None:
         # a request refills in 12 s
         async with gateways(store.url, "requests_per_minute=5", FakeClock(), 4) as quotas:
@@ -94,7 +94,7 @@ def test_concurrent_calls_take_each_request_once(store: Valkey) -> None:
     asyncio.run(send())
 
 
-def test_a_shared_bucket_refills_evenly_and_forgets_after_a_minute(store: Valkey) -> None:
+def test_shared_bucket_refills(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "requests_per_minute=600", FakeClock()) as quotas:
             start_s = time.monotonic()
@@ -112,7 +112,7 @@ def test_a_shared_bucket_refills_evenly_and_forgets_after_a_minute(store: Valkey
     asyncio.run(send())
 
 
-def test_megapixels_are_shared_and_an_image_above_the_minute_is_too_large(store: Valkey) -> None:
+def test_megapixels_are_shared(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "megapixels_per_minute=6", FakeClock()) as (first, second):
             await first.take_pixels(5 * MEGAPIXEL)
@@ -126,7 +126,7 @@ def test_megapixels_are_shared_and_an_image_above_the_minute_is_too_large(store:
     asyncio.run(send())
 
 
-def test_concurrent_requests_are_shared_and_released(store: Valkey) -> None:
+def test_concurrent_requests_are_shared(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "max_concurrent=2", FakeClock()) as (first, second):
             for _ in range(3):
@@ -141,7 +141,7 @@ def test_concurrent_requests_are_shared_and_released(store: Valkey) -> None:
     asyncio.run(send())
 
 
-def test_leases_of_a_gateway_that_is_gone_expire_with_their_deadlines(store: Valkey) -> None:
+def test_leases_of_a_dead_gateway_expire(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "max_concurrent=1", FakeClock()) as (killed, other):
             start_s = time.monotonic()
@@ -159,7 +159,7 @@ def test_leases_of_a_gateway_that_is_gone_expire_with_their_deadlines(store: Val
     asyncio.run(send())
 
 
-def test_a_cancelled_request_leaves_no_lease(store: Valkey) -> None:
+def test_cancelled_request_leaves_no_lease(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "max_concurrent=1", FakeClock(), 1) as (quota,):
 
@@ -177,7 +177,7 @@ def test_a_cancelled_request_leaves_no_lease(store: Valkey) -> None:
     asyncio.run(send())
 
 
-def test_a_request_cancelled_while_the_store_answers_leaves_no_lease(store: Valkey) -> None:
+def test_cancelled_call_leaves_no_lease(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "max_concurrent=1", FakeClock(), 1) as (quota,):
             await quota.end_request(await quota.begin_request(60))
@@ -193,7 +193,7 @@ def test_a_request_cancelled_while_the_store_answers_leaves_no_lease(store: Valk
     assert store.client.keys("*") == []
 
 
-def test_a_short_lease_does_not_end_a_longer_one(store: Valkey) -> None:
+def test_short_lease_ends_no_longer_one(store: Valkey) -> None:
     async def send() -> None:
         async with gateways(store.url, "max_concurrent=2", FakeClock()) as (first, second):
             await first.begin_request(600)
@@ -204,7 +204,7 @@ def test_a_short_lease_does_not_end_a_longer_one(store: Valkey) -> None:
     asyncio.run(send())
 
 
-def test_a_changed_limit_applies_to_what_is_used(store: Valkey) -> None:
+def test_changed_limit_applies(store: Valkey) -> None:
     async def send() -> None:
         clock = FakeClock()
         async with gateways(store.url, "requests_per_minute=10", clock) as quotas:
@@ -220,7 +220,7 @@ def unanswered() -> float:
 
 
 @pytest.mark.parametrize("is_hanging", [False, True], ids=["killed", "hanging"])
-def test_without_the_store_each_process_applies_its_own_limits(
+def test_process_limits_without_the_store(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, is_hanging: bool
 ) -> None:
     """One attempt a second waits; what the process had admitted before counts on."""
@@ -276,9 +276,7 @@ def test_without_the_store_each_process_applies_its_own_limits(
     assert "the store of the shared limits answers again" in caplog.messages
 
 
-def test_a_refusing_store_is_one_that_fails_and_no_password_is_logged(
-    store: Valkey, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_refusing_store_logs_no_password(store: Valkey, caplog: pytest.LogCaptureFixture) -> None:
     async def send() -> None:
         url = store.url.replace("//", f"//somebody:{PASSWORD}@")
         async with gateways(url, "requests_per_minute=2", FakeClock()) as quotas:
@@ -289,7 +287,7 @@ def test_a_refusing_store_is_one_that_fails_and_no_password_is_logged(
     assert PASSWORD not in caplog.text
 
 
-def test_a_restarted_store_is_used_at_once(store: Valkey) -> None:
+def test_restarted_store_is_used_at_once(store: Valkey) -> None:
     """Its scripts and the connections to it are gone; no request notices."""
 
     async def send() -> None:
@@ -304,7 +302,7 @@ def test_a_restarted_store_is_used_at_once(store: Valkey) -> None:
     asyncio.run(send())
 
 
-def test_a_late_loop_is_not_a_failing_store(store: Valkey) -> None:
+def test_late_loop_is_no_failure(store: Valkey) -> None:
     """When the time is over, the answer lies in the socket, wherever the loop was blocked."""
     timeout_s = 0.5
 

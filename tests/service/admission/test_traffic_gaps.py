@@ -70,7 +70,7 @@ def play(scenario: Scenario, max_running: int = 3) -> None:
     run(scene())
 
 
-def test_one_starts_and_each_that_ends_makes_room_for_one_more_up_to_the_maximum() -> None:
+def test_background_requests_ramp_up() -> None:
     async def scenario(_gaps: TrafficGaps, background: Background, _clock: FakeClock) -> None:
         counts = []
         for _ in range(4):
@@ -81,7 +81,7 @@ def test_one_starts_and_each_that_ends_makes_room_for_one_more_up_to_the_maximum
     play(scenario)
 
 
-def test_an_online_request_cancels_what_runs_and_starts_nothing() -> None:
+def test_online_request_cancels_others() -> None:
     async def scenario(gaps: TrafficGaps, background: Background, clock: FakeClock) -> None:
         clock.now_s += SHORT_S
         await background.end_one()
@@ -94,9 +94,7 @@ def test_an_online_request_cancels_what_runs_and_starts_nothing() -> None:
 
 
 @pytest.mark.parametrize(("quiet_s", "num_running"), [(0.01, 0), (0.06, 1)])
-def test_a_gap_begins_after_a_moment_without_online_requests(
-    quiet_s: float, num_running: int
-) -> None:
+def test_gap_begins_after_a_moment(quiet_s: float, num_running: int) -> None:
     async def scenario(gaps: TrafficGaps, background: Background, clock: FakeClock) -> None:
         clock.now_s += SHORT_S
         await background.end_one()
@@ -114,7 +112,7 @@ def test_a_gap_begins_after_a_moment_without_online_requests(
     play(scenario)
 
 
-def test_traffic_without_gaps_leaves_one_in_fifty_parts_of_the_time() -> None:
+def test_share_amid_traffic_is_small() -> None:
     async def scenario(gaps: TrafficGaps, background: Background, clock: FakeClock) -> None:
         clock.now_s += 2
         await background.end_one()  # it took 2 s
@@ -133,7 +131,7 @@ def test_traffic_without_gaps_leaves_one_in_fifty_parts_of_the_time() -> None:
     play(scenario)
 
 
-def test_the_gap_is_found_on_the_real_clock() -> None:
+def test_gap_on_the_real_clock() -> None:
     async def scenario() -> None:
         gaps = TrafficGaps()
         start_s = time.monotonic()

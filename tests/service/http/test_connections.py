@@ -79,9 +79,7 @@ def assert_is_closed(connection: socket.socket, dripped: bytes = b"") -> None:
 @pytest.mark.parametrize(
     ("sent", "dripped"), [(b"", b""), (HEAD, b""), (HEAD + b"X: ", b"a"), (b"", b"\r\n")]
 )
-def test_connection_without_a_whole_head_is_closed(
-    served: ServedApp, sent: bytes, dripped: bytes
-) -> None:
+def test_slow_head_is_closed(served: ServedApp, sent: bytes, dripped: bytes) -> None:
     with connect(served) as connection:
         connection.sendall(sent)
         assert_is_closed(connection, dripped)
@@ -95,14 +93,14 @@ def test_second_head_has_the_same_time(served: ServedApp) -> None:
         assert_is_closed(connection, b"X")
 
 
-def test_body_of_a_refused_request_is_not_awaited_for_long(served: ServedApp) -> None:
+def test_refused_body_is_not_awaited(served: ServedApp) -> None:
     with connect(served) as connection:
         connection.sendall(b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 429")
         assert_is_closed(connection, b"a")
 
 
-def test_slow_body_and_slow_client_are_served(served: ServedApp) -> None:
+def test_slow_clients_are_served(served: ServedApp) -> None:
     with connect(served) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n")
         for _ in range(4):
@@ -112,9 +110,7 @@ def test_slow_body_and_slow_client_are_served(served: ServedApp) -> None:
 
 
 @pytest.mark.parametrize(("num_of_other", "is_kept"), [(0, False), (1, True)])
-def test_a_connection_too_many_is_closed_after_its_answer(
-    served: ServedApp, num_of_other: int, is_kept: bool
-) -> None:
+def test_gateway_balances_connections(served: ServedApp, num_of_other: int, is_kept: bool) -> None:
     wait_until(lambda: GATEWAYS[0] == 0)
     with connect(served), connect(served) as second:
         wait_until(lambda: GATEWAYS[0] == 2)
@@ -156,12 +152,12 @@ def test_large_head_is_refused(served: ServedApp, head: bytes) -> None:
     assert answer.startswith(b"HTTP/1.1 400") or (not answer and len(head) > MOST_READ_BYTES)
 
 
-def test_head_below_the_bounds_is_accepted(served: ServedApp) -> None:
+def test_head_at_the_bounds(served: ServedApp) -> None:
     headers = {f"X-{number}": "a" * 600 for number in range(90)}
     assert httpx.post(served.url, content=bytes(3_000_000), headers=headers).text == "3000000"
 
 
-def test_connections_are_bounded_for_each_address_and_in_total() -> None:
+def test_connections_are_bounded() -> None:
     limits = replace(LIMITS, head_timeout_s=3)  # enough to open and count them
     with (
         serving_app(APP, bounded_connection(limits, GATEWAYS[:1], 0)) as served,

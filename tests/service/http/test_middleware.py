@@ -49,7 +49,7 @@ def middleware(settings: Settings = SETTINGS) -> Middleware:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/v1/models", "/metrics"])
-def test_every_response_has_security_headers(path: str) -> None:
+def test_security_headers(path: str) -> None:
     headers = get(middleware(), path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"

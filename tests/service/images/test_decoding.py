@@ -2,23 +2,46 @@
 
 import asyncio
 import gc
+import os
+import signal
+import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
+import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
-from imaging.files import ImageLimits
-from service.errors import DeadlineExceeded, ImageTooLarge, ServiceError, UnsupportedImage
-from service.images.decoding import ImageDecoder, LazyImage
+from imaging.errors import UnreadableImage
+from imaging.files import ImageLimits, decode_image, read_header, resize
+from service.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    UnsupportedImage,
+)
+from service.images.decoding import (
+    ImageDecoder,
+    ImageView,
+    LazyImage,
+    decoded_in_process,
+    in_thread,
+)
 from tests.support.attack_images import repeated_scans
-from tests.support.catalog import FLORENCE
+from tests.support.catalog import FLORENCE, PALIGEMMA
 from tests.support.core_calls import run, until
-from tests.support.fake_service import encoded, served
+from tests.support.fake_service import INPUT_SIZE_WH, encoded, served, served_models
 from tests.support.image_files import LIMITS, colour_steps
+from tests.support.processes import image_decoders
+from tests.support.waiting import wait_until
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +50,7 @@ DAMAGED = "the PNG image is damaged or truncated and cannot be decoded"
 
 
 @pytest.mark.parametrize("is_heavy", [False, True])
-def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_there_are_places(
+def test_client_leaves_a_place_to_decode(
     is_heavy: bool,
 ) -> None:
     """Heavy images together never take all places, either."""
@@ -54,7 +77,7 @@ def test_one_client_never_takes_all_places_and_no_more_images_are_decoded_than_t
     assert len(running) == 8 + is_heavy
 
 
-def test_one_client_never_takes_all_places_to_read_headers_and_its_deadline_ends_the_wait() -> None:
+def test_client_leaves_a_place_for_headers() -> None:
     """Only large files are read in places."""
 
     async def scenario() -> None:
@@ -83,7 +106,7 @@ def test_headers_do_not_wait_for_pixels() -> None:
     run(scenario())
 
 
-def test_a_decoded_image_is_freed_with_its_last_reference() -> None:
+def test_decoded_image_is_freed() -> None:
     async def scenario() -> None:
         image = LazyImage(encoded(Image.new("RGB", (64, 32))), ImageDecoder(LIMITS, 2), "test")
         await image.open()
@@ -101,7 +124,7 @@ def test_a_decoded_image_is_freed_with_its_last_reference() -> None:
         gc.enable()
 
 
-def test_a_small_image_takes_one_thread_once() -> None:
+def test_small_image_takes_one_thread() -> None:
     class CountedThreads(ThreadPoolExecutor):
         num_calls = 0
 
@@ -143,17 +166,313 @@ async def pixels_of(data: bytes, limits: ImageLimits) -> None:
     ],
     ids=["format", "header", "pixels", "size", "scans"],
 )
-def test_an_image_that_is_not_decoded_is_refused_by_its_field(
-    data: bytes, kind: type[ServiceError], message: str
-) -> None:
+def test_refused_images(data: bytes, kind: type[ServiceError], message: str) -> None:
     with pytest.raises(kind) as caught:
         run(pixels_of(data, LIMITS))
     assert (caught.value.message, caught.value.param) == (message, "image")
 
 
-def test_a_heavy_image_that_is_damaged_is_refused_by_its_field() -> None:
+def test_damaged_heavy_image() -> None:
     """A process decodes it."""
     noise = encoded(Image.effect_noise((4000, 3100), 50).convert("1"))
     with pytest.raises(UnsupportedImage) as caught:
         run(pixels_of(noise[: len(noise) // 2], ImageLimits(50_000_000)))
     assert (caught.value.message, caught.value.param) == (DAMAGED, "image")
+
+
+LARGE_LIMITS = ImageLimits(2_000_000_000)
+SLOW = repeated_scans((5000, 5000), 900)  # 15 s
+# 0.3 s of a low priority
+HEAVY = repeated_scans((5000, 5000), 10)
+QUICK = encoded(colour_steps(), "PNG")
+
+
+async def decoder() -> psutil.Process:
+    """Return the decoder's process once it runs."""
+    await until(image_decoders)
+    return image_decoders()[0]
+
+
+async def opened(data: bytes, images: ImageDecoder, client: str = "test") -> LazyImage:
+    image = LazyImage(data, images, client)
+    await image.open()
+    return image
+
+
+async def others_ended() -> None:
+    """Wait for the tasks that kill decoders: the event loop would be closed before the pipes of
+    these are.
+    """
+    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+    while image_decoders():
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "image_format", "options", "is_heavy"),
+    [
+        ((4000, 3000), "JPEG", {}, False),
+        ((2500, 2000), "JPEG", {"progressive": True}, False),
+        ((4000, 3000), "PNG", {"compress_level": 1}, False),
+        ((6000, 5000), "JPEG", {"progressive": True}, True),
+        ((5000, 4000), "PNG", {"compress_level": 1}, True),
+        ((5000, 4000), "WEBP", {"lossless": True, "quality": 0, "method": 0}, True),
+    ],
+)
+def test_heavy_images(
+    size_wh: tuple[int, int], image_format: str, options: dict[str, int], is_heavy: bool
+) -> None:
+    data = encoded(Image.new("RGB", size_wh), image_format, **options)
+    assert read_header(data, LARGE_LIMITS).is_heavy is is_heavy
+
+
+def test_process_decodes_as_a_thread() -> None:
+    async def scenario() -> None:
+        async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
+            sizes = [(30, 50), (7, 9), (30, 50)]
+            resized = await asyncio.gather(
+                *(image.resized(size, Image.Resampling.BICUBIC) for size in sizes)
+            )
+        rgb = decode_image(QUICK, LARGE_LIMITS)
+        for size, pixels in zip(sizes, resized, strict=True):
+            assert np.array_equal(pixels, np.asarray(rgb.resize(size, Image.Resampling.BICUBIC)))
+        assert not image_decoders()
+
+    run(scenario())
+
+
+def test_cancelled_caller_leaves_no_pixels() -> None:
+    async def scenario() -> None:
+        async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
+            first = asyncio.ensure_future(image.resized((500, 500), Image.Resampling.BICUBIC))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            first.cancel()
+            pixels = await image.resized((7, 9), Image.Resampling.BICUBIC)
+        expected = decode_image(QUICK, LARGE_LIMITS).resize((7, 9), Image.Resampling.BICUBIC)
+        assert np.array_equal(pixels, np.asarray(expected))
+
+    run(scenario())
+
+
+def test_process_refuses_a_damaged_image() -> None:
+    async def scenario() -> None:
+        async with decoded_in_process(damaged, LARGE_LIMITS):
+            pytest.fail("it was decoded")
+
+    damaged = QUICK[: len(QUICK) // 2]
+    with pytest.raises(UnreadableImage, match="the PNG image is damaged or truncated"):
+        run(scenario())
+
+
+def test_process_ends_with_its_deadline() -> None:
+    async def scenario() -> None:
+        images = ImageDecoder(LARGE_LIMITS, 2)
+        image = await opened(SLOW, images)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await image.pixels(served(FLORENCE).manifest)
+        start_s = time.monotonic()
+        async with images.slot("test", is_heavy=True):
+            assert time.monotonic() - start_s < 8  # SLOW takes longer; the machine is shared
+        assert not image_decoders()
+
+    run(scenario())
+
+
+def test_killed_process_fails_its_request() -> None:
+    async def scenario() -> None:
+        images = ImageDecoder(LARGE_LIMITS, 2)
+        image = await opened(SLOW, images)
+        pixels = [
+            asyncio.ensure_future(image.pixels(served(each).manifest))
+            for each in (FLORENCE, PALIGEMMA)
+        ]
+        (await decoder()).kill()
+        for failed in await asyncio.gather(*pixels, return_exceptions=True):
+            assert isinstance(failed, NotReady)
+            assert "ended with status -9" in failed.message
+        async with (
+            images.slot("test", is_heavy=True),
+            decoded_in_process(QUICK, LARGE_LIMITS) as other,
+        ):
+            assert (await other.resized((7, 9), 3)).shape == (9, 7, 3)
+
+    run(scenario())
+
+
+def test_requests_share_a_decoding() -> None:
+    async def scenario() -> None:
+        images = ImageDecoder(LARGE_LIMITS, 4)
+        manifest = served(FLORENCE).manifest
+        first, second = [
+            asyncio.ensure_future((await opened(HEAVY, images)).pixels(manifest)) for _ in range(2)
+        ]
+        shared = await decoder()
+        first.cancel()
+        other = await (await opened(QUICK, images)).pixels(manifest)
+        assert set(image_decoders()) <= {shared}
+        pixels = await second
+        assert pixels.shape == other.shape
+        assert not np.array_equal(pixels, other)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await others_ended()
+
+    run(scenario())
+
+
+def test_retained_process_serves_parts() -> None:
+    async def scenario() -> None:
+        images = ImageDecoder(LARGE_LIMITS, 2)
+        image = await opened(QUICK, images)
+        image.header = replace(image.header, is_heavy=True)
+        held: list[int] = []
+        image.hold = held.append
+        manifest = served(FLORENCE).manifest
+        first = await image.pixels(manifest, (0, 0, 32, 32))
+        started = image_decoders()
+        async with images.slot("test", is_heavy=True):
+            second = await image.pixels(manifest, (32, 0, 64, 32))
+        assert not np.array_equal(first, second)
+        assert (image_decoders(), held) == (started, [4 * 64 * 32])
+        await image.aclose()
+        assert not image_decoders()
+
+    run(scenario())
+
+
+def test_clients_do_not_share_a_decoding() -> None:
+    """Each waits for its own slots only."""
+
+    async def scenario() -> None:
+        images = ImageDecoder(LARGE_LIMITS, 4)
+        manifest = served(FLORENCE).manifest
+        pending = [
+            asyncio.ensure_future((await opened(SLOW, images, each)).pixels(manifest))
+            for each in ("a", "b")
+        ]
+        await until(lambda: len(image_decoders()) == len(pending))
+        for each in pending:
+            each.cancel()
+        await others_ended()
+
+    run(scenario())
+
+
+def test_process_killed_between_models() -> None:
+    async def scenario() -> None:
+        async with decoded_in_process(QUICK, LARGE_LIMITS) as image:
+            await image.resized((7, 9), 3)
+            image_decoders()[0].kill()
+            with pytest.raises(NotReady):
+                await image.resized((7, 9), 3)
+
+    run(scenario())
+
+
+def test_a_decoder_ends_with_its_parent() -> None:
+    async def scenario() -> None:
+        async with decoded_in_process(SLOW, LARGE_LIMITS):
+            await asyncio.sleep(60)
+
+    if (parent := os.fork()) == 0:
+        with suppress(BaseException):
+            asyncio.run(scenario())
+        os._exit(1)
+    try:
+        # set behind the guard
+        wait_until(lambda: [each for each in image_decoders(parent) if each.nice() >= 10])
+        started = image_decoders(parent)
+    finally:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+    wait_until(lambda: not any(is_running(each) for each in started))
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Return False also for a zombie: an orphan may have no parent that waits for it."""
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
+def test_in_thread_returns_or_raises() -> None:
+    assert run(in_thread(int, "7")) == 7
+    with pytest.raises(ValueError, match="invalid literal"):
+        run(in_thread(int, "seven"))
+
+
+@pytest.mark.parametrize("failure", [None, ValueError("broken")])
+def test_cancelled_thread_is_awaited(failure: Exception | None) -> None:
+    def work() -> None:
+        started.set()
+        released.wait(60)
+        if failure is not None:
+            raise failure
+
+    async def cancel() -> None:
+        waiting = asyncio.ensure_future(in_thread(work))
+        await asyncio.to_thread(started.wait, 60)
+        waiting.cancel()
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    started = threading.Event()
+    released = threading.Event()
+    run(cancel())
+
+
+BOX = (100, 50, 300, 250)
+NOISE = Image.fromarray(
+    np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8), "RGB"
+)
+MANIFEST = next(iter(served_models())).manifest
+
+
+async def opened_views(hold: Callable[[int], None] | None = None) -> LazyImage:
+    image = LazyImage(encoded(NOISE), ImageDecoder(ImageLimits(1_000_000), 2), "a")
+    await image.open()
+    image.hold = hold
+    return image
+
+
+def test_view_has_full_resolution() -> None:
+    async def scenario() -> None:
+        view = ImageView.of(await opened_views(), BOX)
+        assert view.header.size_wh == (200, 200)
+        expected = resize(NOISE.crop(BOX), INPUT_SIZE_WH, MANIFEST.resample)
+        assert np.array_equal(await view.pixels(MANIFEST), np.asarray(expected))
+
+    asyncio.run(scenario())
+
+
+def test_key_of_a_view() -> None:
+    async def scenario() -> None:
+        image = await opened_views()
+        keys = {image.key(MANIFEST), *(ImageView.of(image, box).key(MANIFEST) for box in [BOX] * 2)}
+        assert len(keys) == 2
+        assert ImageView.of(image, (100, 50, 300, 249)).key(MANIFEST) not in keys
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_room", [True, False])
+def test_image_is_decoded_once_for_parts(is_room: bool) -> None:
+    held: list[int] = []
+
+    def hold(num_bytes: int) -> None:
+        held.append(num_bytes)
+        if not is_room:
+            raise Overloaded("no memory")
+
+    async def scenario() -> None:
+        image = await opened_views(hold)
+        first = await image.pixels(MANIFEST)
+        assert (image.decoded is not None) == is_room
+        view = await ImageView.of(image, BOX).pixels(MANIFEST)
+        assert first.shape == view.shape
+        assert held == [400 * 300 * 4] * (1 if is_room else 2)
+
+    asyncio.run(scenario())

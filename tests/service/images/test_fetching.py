@@ -3,16 +3,35 @@ connect.
 """
 
 import asyncio
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trustme
+from aiohttp.abc import ResolveResult
 
-from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServiceError
-from service.images.fetching import FetchLimits, ImageFetcher, Receiver, Resolver, is_public
+from service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    ServiceError,
+)
+from service.images.fetching import (
+    CheckedResolver,
+    FetchLimits,
+    ImageFetcher,
+    NoAllowedAddress,
+    Receiver,
+    Resolver,
+    SystemResolver,
+    is_public,
+)
 from service.images.inputs import AllowedHost, ImageUrl
 from tests.support.attack_urls import ADDRESSES, INTERNAL, attacks
 from tests.support.image_hosts import ImageHost, Names, listening, redirect, response
@@ -78,7 +97,7 @@ def test_image_is_fetched() -> None:
     assert fetched({"/a.png?b=%20c": response(BODY)}, "/a.png?b=%20c#d") == BODY
 
 
-def test_request_has_no_cookies_or_credentials() -> None:
+def test_request_carries_no_credentials() -> None:
     async def scenario() -> tuple[str, int]:
         async with listening(
             ImageHost({"/": response(BODY, "200 OK", "Set-Cookie: a=b")}), OUTSIDE
@@ -102,7 +121,7 @@ def test_request_has_no_cookies_or_credentials() -> None:
     }
 
 
-def test_no_attack_reaches_an_internal_host() -> None:
+def test_attacks_reach_no_internal_host() -> None:
     async def fetch_all(internal: ImageHost, urls: list[str]) -> None:
         image_fetcher = fetcher("*", f"*:{internal.port}")
         for url in urls:
@@ -124,7 +143,7 @@ def test_no_attack_reaches_an_internal_host() -> None:
     assert asyncio.run(listen()) >= 40
 
 
-def test_no_redirect_reaches_an_internal_host() -> None:
+def test_redirects_reach_no_internal_host() -> None:
     async def scenario() -> None:
         async with (
             listening(ImageHost(), INTERNAL) as internal,
@@ -142,7 +161,7 @@ def test_no_redirect_reaches_an_internal_host() -> None:
     asyncio.run(scenario())
 
 
-def test_connection_goes_to_the_checked_address() -> None:
+def test_checked_address_is_connected() -> None:
     async def scenario() -> None:
         answers = {"/": response(BODY), "/again": redirect("/")}
         async with (
@@ -161,7 +180,7 @@ def test_connection_goes_to_the_checked_address() -> None:
     asyncio.run(scenario())
 
 
-def test_error_of_an_internal_name_equals_that_of_a_missing_one() -> None:
+def test_internal_names_are_not_revealed() -> None:
     async def scenario() -> list[str]:
         image_fetcher = fetcher("*")
         return [
@@ -195,11 +214,11 @@ def test_redirects_are_limited() -> None:
 @pytest.mark.parametrize(
     "location", ["", "//", "http://[", "http://other.example/", "/a b", "/\u00e4", "mailto:a@b"]
 )
-def test_redirect_to_an_invalid_url_is_refused(location: str) -> None:
+def test_redirect_to_an_invalid_url(location: str) -> None:
     assert refused(fetched({"/a.png": redirect(location)}))
 
 
-def test_redirect_to_a_forbidden_host_is_refused() -> None:
+def test_redirect_to_a_forbidden_host() -> None:
     async def scenario() -> None:
         async with listening(ImageHost(), OUTSIDE) as host:
             host.answers = {"/": redirect(f"http://other.test:{host.port}/a"), "/a": response(BODY)}
@@ -226,7 +245,7 @@ def test_compressed_body_is_refused(encoding: str) -> None:
     )
 
 
-def test_size_is_limited_by_header_and_by_body() -> None:
+def test_fetched_size_is_limited() -> None:
     max_bytes = LIMITS.max_bytes
     chunk = b"a\r\n" + b"x" * 10 + b"\r\n"
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -247,7 +266,7 @@ def test_stalled_host_times_out(sent: bytes) -> None:
     assert time.monotonic() - start_s < 30
 
 
-def test_deadline_of_the_request_ends_the_fetch() -> None:
+def test_deadline_ends_the_fetch() -> None:
     async def scenario() -> bytes | ServiceError:
         async with listening(ImageHost({"/": [b""]}), OUTSIDE) as host:
             return await outcome(
@@ -279,7 +298,7 @@ def test_refused_connection_is_reported() -> None:
     assert "is unreachable" in refused(asyncio.run(scenario()))
 
 
-def test_certificate_is_verified_for_the_host_name() -> None:
+def test_certificate_is_verified() -> None:
     names: list[str | None] = []
 
     def note_name(_socket: object, name: str | None, _context: object) -> None:
@@ -300,10 +319,146 @@ def test_certificate_is_verified_for_the_host_name() -> None:
     assert names == ["images.test"]
 
 
-def test_proxy_and_netrc_of_the_environment_are_ignored(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_environment_proxy_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text("default login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert fetched({"/a.png": response(BODY)}) == BODY
+
+
+V4 = "93.184.215.14"
+V6 = "2606:2800:21f::1"
+
+
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", V4, "223.255.255.255", "172.32.0.1", "100.128.0.1", V6, "2a00::1"]
+)
+def test_internet_address_is_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.255.255.255",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.255.255.255",
+        ),
+        *(
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.192",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.0.1",
+        ),
+        *(
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+        ),
+        *("255.255.255.255", "168.63.129.16"),
+        *(
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:1.1.1.1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::101:101",
+            "64:ff9b:1::1",
+        ),
+        *(
+            "100::1",
+            "2001::1",
+            "2001:db8::1",
+            "2002:101:101::",
+            "3fff::1",
+            "5f00::1",
+            "fc00::1",
+            "fd00:ec2::254",
+        ),
+        *(
+            "fe80::1",
+            "fe80::1%eth0",
+            "fec0::1",
+            "ff02::1",
+            "2606:2800::1%eth0",
+            "4000::1",
+            "",
+            "localhost",
+            "1.1.1",
+        ),
+    ],
+)
+def test_special_address_is_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+def resolve(addresses: list[str]) -> list[ResolveResult]:
+    resolver = CheckedResolver(Names({"a.test": addresses}), is_public, "test")
+    return asyncio.run(resolver.resolve("a.test", 80))
+
+
+def test_allowed_addresses_are_numbers() -> None:
+    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    assert resolve([V4, V6]) == [
+        ResolveResult(
+            hostname="a.test", host=V4, port=80, family=socket.AF_INET, proto=0, flags=numeric
+        ),
+        ResolveResult(
+            hostname="a.test", host=V6, port=80, family=socket.AF_INET6, proto=0, flags=numeric
+        ),
+    ]
+
+
+@pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], [V4, "127.0.0.1"], ["::1", V6]])
+def test_forbidden_name_is_refused(addresses: list[str]) -> None:
+    with pytest.raises(NoAllowedAddress):
+        resolve(addresses)
+
+
+def test_system_resolver() -> None:
+    assert "127.0.0.1" in asyncio.run(SystemResolver().addresses("localhost", "test"))
+    with pytest.raises(socket.gaierror):
+        asyncio.run(SystemResolver().addresses("nothing.invalid", "test"))
+
+
+def test_hanging_names_leave_room() -> None:
+    def look_up(host: str) -> list[str]:
+        if host == "silent.test":
+            answered.wait(60)
+        return [V4]
+
+    async def scenario() -> None:
+        resolver = SystemResolver(look_up)
+        attack = [
+            asyncio.create_task(resolver.addresses("silent.test", "attacker")) for _ in range(100)
+        ]
+        done, waiting = await asyncio.wait(attack, timeout=0.2)
+        assert (len(done), len(waiting)) == (84, 16)
+        assert {type(each.exception()) for each in done} == {Overloaded}
+        for each in waiting:
+            each.cancel()
+        with pytest.raises(Overloaded):  # the threads are still busy
+            await resolver.addresses("images.test", "attacker")
+        assert await resolver.addresses("images.test", "polite") == [V4]
+        answered.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        while True:
+            with suppress(Overloaded):  # until a thread is free
+                assert await resolver.addresses("images.test", "attacker") == [V4]
+                break
+            await asyncio.sleep(0.001)
+
+    answered = threading.Event()
+    asyncio.run(scenario())

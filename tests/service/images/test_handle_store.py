@@ -4,17 +4,19 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from service.errors import ImageExpired, NotFound, NotReady, PayloadTooLarge
-from service.images.handle_store import HandleStore, ImageStore, StoreLimits
+from service.images.handle_store import HandleStore, ImageStore, StoreLimits, image_store
 from service.images.inputs import ImageHandle
-from service.settings import SettingsError
+from service.images.valkey_images import ValkeyImages
+from service.settings import Settings, SettingsError
+from tests.support.valkey import Valkey, needs_valkey, running_valkey
 
 KEPT_S = 100
 SIZE_WH = (640, 480)
@@ -57,7 +59,7 @@ def added(images: ImageStore, owner: str, data: bytes) -> ImageHandle:
     return ImageHandle(images.add(owner, data, SIZE_WH).id)
 
 
-def test_an_image_is_read_by_its_key_from_any_process(tmp_path: Path) -> None:
+def test_stored_image_is_read(tmp_path: Path) -> None:
     clock = Clock()
     first = store(tmp_path / "images", clock)
     second = store(tmp_path / "images", clock)
@@ -71,7 +73,7 @@ def test_an_image_is_read_by_its_key_from_any_process(tmp_path: Path) -> None:
     assert os.stat(tmp_path / "images").st_mode & 0o777 == 0o700
 
 
-def test_the_same_bytes_are_kept_once_and_from_the_last_time(tmp_path: Path) -> None:
+def test_same_bytes_are_stored_once(tmp_path: Path) -> None:
     clock = Clock()
     images = store(tmp_path, clock)
     first = images.add("one", b"image", SIZE_WH)
@@ -105,7 +107,7 @@ def test_a_removed_image_is_gone(tmp_path: Path) -> None:
         images.read("one", handle)
 
 
-def test_a_key_loses_the_image_that_it_used_longest_ago(tmp_path: Path) -> None:
+def test_least_used_image_is_evicted(tmp_path: Path) -> None:
     clock = Clock()
     images = store(tmp_path, clock, max_of_key=300)
     handles = []
@@ -121,9 +123,7 @@ def test_a_key_loses_the_image_that_it_used_longest_ago(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_bytes": 500}, {"max_images": 5}])
-def test_a_key_with_few_images_loses_none_to_one_with_many(
-    tmp_path: Path, limit: dict[str, int]
-) -> None:
+def test_small_key_loses_nothing(tmp_path: Path, limit: dict[str, int]) -> None:
     clock = Clock()
     images = store(tmp_path, clock, **limit)
     few = [added(images, "few", bytes([number]) * 92) for number in range(2)]
@@ -135,26 +135,26 @@ def test_a_key_with_few_images_loses_none_to_one_with_many(
     assert len(list((tmp_path / "many").iterdir())) == 3
 
 
-def test_an_image_above_a_limit_is_refused(tmp_path: Path) -> None:
+def test_image_above_a_limit(tmp_path: Path) -> None:
     images = store(tmp_path, Clock(), max_of_key=4)
     with pytest.raises(PayloadTooLarge, match="at most 4 are stored"):
         images.add("one", b"12345", SIZE_WH)
 
 
-def test_an_error_of_the_disk_is_one_that_passes(tmp_path: Path) -> None:
+def test_disk_error_is_temporary(tmp_path: Path) -> None:
     images = store(tmp_path, Clock())
     (tmp_path / "one").touch()
     with pytest.raises(NotReady, match="the disk of stored images fails"):
         images.add("one", b"image", SIZE_WH)
 
 
-def test_a_folder_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
+def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="DIPTYCH_IMAGES_FOLDER"):
         store(tmp_path / "file" / "images", Clock())
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+def test_killed_writer_leaves_nothing(tmp_path: Path) -> None:
     clock = Clock()
     images = store(tmp_path, clock)
     added(images, "one", b"image")
@@ -187,7 +187,7 @@ def test_processes_share_the_limits(tmp_path: Path) -> None:
     assert sum(map(sum, known)) == len(left)  # the ids of both processes are of one secret
 
 
-def test_a_killed_process_leaves_whole_images_and_no_lock(tmp_path: Path) -> None:
+def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=fill, args=(tmp_path, 0))
     process.start()
@@ -200,3 +200,92 @@ def test_a_killed_process_leaves_whole_images_and_no_lock(tmp_path: Path) -> Non
     left = [path for path in owner.iterdir() if "." not in path.name]
     assert all(path.stat().st_size == 100 for path in left)
     fill(tmp_path, 1)  # the lock is free
+
+
+pytestmark = needs_valkey
+LIMITS = StoreLimits(10_000, 10_000, 100, 1_000)
+PREFIX = "diptych:images:"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with running_valkey(tmp_path_factory.mktemp("valkey")) as running:
+        yield running
+
+
+@pytest.fixture
+def valkey(server: Valkey) -> Valkey:
+    server.client.flushall()
+    return server
+
+
+def test_valkey_image_is_read(valkey: Valkey) -> None:
+    first = ValkeyImages(valkey.url, LIMITS)
+    second = ValkeyImages(valkey.url, LIMITS)
+    stored = first.add("one", b"\0image\xff", SIZE_WH)
+    handle = ImageHandle(stored.id)
+    assert second.read("one", handle) == b"\0image\xff"
+    assert (second.describe("one", handle), stored.num_bytes) == (stored, 7)
+    assert first.add("one", b"\0image\xff", SIZE_WH).id == stored.id
+    assert valkey.client.hgetall(f"{PREFIX}bytes") == {b"one": b"15"}
+    with pytest.raises(NotFound):
+        second.read("two", handle)
+    second.remove("one", handle)
+    for call in (first.read, first.describe, first.remove):
+        with pytest.raises(ImageExpired, match="send it again"):
+            call("one", handle)
+    assert valkey.client.keys() == [f"{PREFIX}secret".encode()]
+
+
+def test_valkey_evicts_the_least_used(valkey: Valkey) -> None:
+    images = ValkeyImages(valkey.url, replace(LIMITS, max_bytes_of_key=300))
+    handles = [added(images, "one", bytes([number]) * 92) for number in range(3)]
+    other = added(images, "two", b"2" * 92)
+    images.read("one", handles[0])
+    handles.append(added(images, "one", b"3" * 92))
+    assert kept(images, "one", *handles) == [True, False, True, True]
+    assert kept(images, "two", other) == [True]
+    with pytest.raises(PayloadTooLarge, match="at most 300"):
+        images.add("one", bytes(301), SIZE_WH)
+
+
+@pytest.mark.parametrize("limits", [replace(LIMITS, max_bytes=500), replace(LIMITS, max_images=5)])
+def test_valkey_small_key_loses_nothing(valkey: Valkey, limits: StoreLimits) -> None:
+    images = ValkeyImages(valkey.url, limits)
+    few = [added(images, "few", bytes([number]) * 92) for number in range(2)]
+    many = [added(images, "many", bytes([number]) * 92) for number in range(10)]
+    assert kept(images, "few", *few) == [True, True]
+    assert kept(images, "many", *many) == [False] * 7 + [True] * 3
+
+
+def test_valkey_image_expires(valkey: Valkey) -> None:
+    images = ValkeyImages(valkey.url, LIMITS)
+    handle = added(images, "one", b"image")
+    (image,) = valkey.client.keys(f"{PREFIX}image:*")
+    assert 0 < valkey.client.ttl(image) <= LIMITS.kept_s
+    valkey.client.delete(image)
+    valkey.client.zadd(f"{PREFIX}expiry", {f"one/{handle.text[4:36]}": 1})
+    assert kept(images, "one", handle) == [False]
+    added(images, "two", b"image")
+    assert valkey.client.hgetall(f"{PREFIX}bytes") == {b"two": b"13"}
+
+
+def test_valkey_failures_are_temporary(
+    tmp_path: Path,
+) -> None:
+    with running_valkey(tmp_path) as valkey:
+        images = image_store(Settings(images_folder=valkey.url))
+        assert isinstance(images, ValkeyImages)
+        handle = added(images, "one", b"image")
+        valkey.client.flushall()
+        with pytest.raises(NotFound):
+            images.read("one", handle)
+        assert kept(images, "one", added(images, "one", b"image")) == [True]
+        valkey.kill()
+        with pytest.raises(NotReady, match="send the image itself"):
+            images.read("one", handle)
+
+
+def test_valkey_url_is_checked() -> None:
+    with pytest.raises(ValueError, match="it must be redis"):
+        Settings(images_folder="redis://host:no")

@@ -9,7 +9,7 @@ from tests.support.fake_service import context, make_core
 
 
 @pytest.mark.parametrize("which", ["lent", "further"])
-def test_an_answer_waits_for_whichever_place_is_given_back_first(which: str) -> None:
+def test_answer_waits_for_any_place(which: str) -> None:
     async def scenario() -> None:
         core = make_core(max_pending=2)
         call = context()
@@ -31,7 +31,7 @@ def test_an_answer_waits_for_whichever_place_is_given_back_first(which: str) -> 
     asyncio.run(scenario())
 
 
-def test_an_answer_that_fails_or_is_cancelled_gives_its_place_back() -> None:
+def test_failed_answer_returns_its_place() -> None:
     async def scenario() -> None:
         core = make_core(max_pending=1)
         call = context()
@@ -51,7 +51,7 @@ def test_an_answer_that_fails_or_is_cancelled_gives_its_place_back() -> None:
     asyncio.run(scenario())
 
 
-def test_the_lent_place_stays_that_of_the_call() -> None:
+def test_lent_place_stays_the_calls() -> None:
     async def scenario() -> None:
         core = make_core(max_pending=1)
         call = context()

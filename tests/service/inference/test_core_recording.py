@@ -37,7 +37,7 @@ def metric(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(f"diptych_{name}", labels) or 0.0
 
 
-def test_answer_is_counted_by_model_and_task() -> None:
+def test_answer_is_counted() -> None:
     labels = {"model": FLORENCE_ID, "task": "object_detection"}
     names = [
         ("requests_total", {"api": "test", "status": "ok"}),
@@ -76,7 +76,7 @@ def test_answer_is_counted_by_model_and_task() -> None:
     assert ENCODE_S + PREFILL_S < to_first_token_s < ENCODE_S + PREFILL_S + took_s
 
 
-def test_each_model_of_a_comparison_is_counted_with_its_status() -> None:
+def test_comparison_is_counted() -> None:
     def counts() -> list[float]:
         return [
             metric("requests_total", api="test", model=model, task="ocr", status=status)
@@ -92,7 +92,7 @@ def test_each_model_of_a_comparison_is_counted_with_its_status() -> None:
     assert (np.array(counts()) - before).tolist() == [0, 1, 1]
 
 
-def test_unparsed_text_is_a_result_and_is_counted() -> None:
+def test_unparsed_text_is_counted() -> None:
     labels = {"model": FLORENCE_ID, "task": "object_detection"}
     before = metric("unparsed_outputs_total", **labels)
     core = make_core(decoders={FLORENCE_ID: FakeDecoder({OD_PROMPT: "nothing of the kind"})})
@@ -102,7 +102,7 @@ def test_unparsed_text_is_a_result_and_is_counted() -> None:
     assert metric("unparsed_outputs_total", **labels) - before == 1
 
 
-def test_queue_depth_is_zero_again_after_failures() -> None:
+def test_queue_depth_after_failures() -> None:
     for failure in (None, RunnerUnreachable("refused"), RuntimeError("a")):
         compare(make_core(encoders={FLORENCE_ID: FakeEncoder(failure=failure)}), task="ocr")
         assert metric("queue_depth", model=FLORENCE_ID, stage="encode") == 0
@@ -132,7 +132,7 @@ def test_log_has_one_line_per_model(caplog: pytest.LogCaptureFixture) -> None:
     assert len(lines) == 2
 
 
-def test_log_has_no_image_prompt_or_answer(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_has_no_contents(caplog: pytest.LogCaptureFixture) -> None:
     secret = "purple-elephant"
     answers = {
         f"detect {secret}": f"<loc0200><loc0100><loc0600><loc0500> {secret}",
@@ -155,7 +155,7 @@ def test_log_has_no_image_prompt_or_answer(caplog: pytest.LogCaptureFixture) -> 
     assert "PNG" not in caplog.text
 
 
-def test_defect_is_logged_with_request_id_and_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_defect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InternalError):
         predict(florence_fails(RuntimeError("a defect")), task="ocr")
     (record,) = [record for record in caplog.records if record.exc_info]

@@ -86,7 +86,7 @@ def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path)
 
 
-def test_an_adapter_is_listed_once_its_runner_has_loaded_it(watched: Watched) -> None:
+def test_adapter_is_listed_once_loaded(watched: Watched) -> None:
     key = watched.write("tuned")
     assert watched.update() == BOTH
     assert not watched.published
@@ -102,7 +102,7 @@ def test_an_adapter_is_listed_once_its_runner_has_loaded_it(watched: Watched) ->
     assert watched.published == [("tuned", True)]
 
 
-def test_an_adapter_may_name_its_base_by_an_alias(watched: Watched) -> None:
+def test_adapter_names_a_base_alias(watched: Watched) -> None:
     base = watched.models.get(FLORENCE_ID)
     named = replace(base, entry=replace(base.entry, aliases=("an/alias",)))
     watched.models.set_models({model.id: model for model in watched.models} | {base.id: named})
@@ -119,7 +119,7 @@ def test_a_removed_adapter_is_not_listed(watched: Watched) -> None:
     assert watched.published == [("tuned", True), ("tuned", False)]
 
 
-def test_the_version_before_is_listed_until_the_runner_has_loaded_the_next(
+def test_version_before_stays_until_loaded(
     watched: Watched,
 ) -> None:
     first = watched.write("tuned")
@@ -133,7 +133,7 @@ def test_the_version_before_is_listed_until_the_runner_has_loaded_the_next(
     assert watched.models.get("tuned").adapter_key == second
 
 
-def test_a_version_that_the_runner_refuses_is_not_listed_nor_the_one_before(
+def test_refused_version_is_not_listed(
     watched: Watched,
 ) -> None:
     first = watched.write("tuned")
@@ -143,7 +143,7 @@ def test_a_version_that_the_runner_refuses_is_not_listed_nor_the_one_before(
     assert watched.update() == BOTH
 
 
-def test_while_a_runner_does_not_answer_its_listed_adapters_stay(watched: Watched) -> None:
+def test_silent_runner_keeps_its_adapters(watched: Watched) -> None:
     watched.answer(watched.write("tuned"))
     watched.update()
     watched.channels[FLORENCE_ID].adapter_states = None
@@ -151,7 +151,7 @@ def test_while_a_runner_does_not_answer_its_listed_adapters_stay(watched: Watche
     assert watched.update() == [*BOTH, "tuned"]
 
 
-def test_a_changed_entry_is_served_without_another_build(watched: Watched) -> None:
+def test_changed_entry_is_served(watched: Watched) -> None:
     key = watched.write("tuned")
     watched.answer(key)
     watched.update()
@@ -218,7 +218,7 @@ def put_special(name: str, kind: str) -> Callable[[Path], object]:
     ],
     ids=range(8 + 2 * len(SPECIAL_FILES)),
 )
-def test_files_that_no_reader_takes_are_refused_in_one_line_and_the_others_are_served(
+def test_unreadable_files_are_refused(
     watched: Watched, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], object], reason: str
 ) -> None:
     watched.answer(watched.write("bad"), good := watched.write("good", b"others"))
@@ -233,9 +233,7 @@ def test_files_that_no_reader_takes_are_refused_in_one_line_and_the_others_are_s
     assert not record.exc_info
 
 
-def test_the_limit_of_an_adapter_is_that_of_the_settings(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_adapter_limit_of_the_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched(tmp_path, Settings(max_adapter_mb=1))
     watched.answer(
         watched.write("large", bytes(1_000_001)), watched.write("small", bytes(1_000_000))
@@ -261,7 +259,7 @@ def test_the_limit_of_an_adapter_is_that_of_the_settings(
         (PALIGEMMA_ID, FLORENCE_ID, "", f"the catalog has a model '{PALIGEMMA_ID}'"),
     ],
 )
-def test_a_bad_entry_is_refused_once_with_its_reason(
+def test_bad_entry_is_refused_once(
     watched: Watched,
     caplog: pytest.LogCaptureFixture,
     name: str,
@@ -280,9 +278,7 @@ def test_a_bad_entry_is_refused_once_with_its_reason(
     assert reason in line
 
 
-def test_a_calibration_of_another_checkpoint_refuses_the_adapter(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_stale_calibration_of_an_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     points = {"scores": [0.5], "probabilities": [0.5]}
     row = {"model": "tuned", "checkpoint": "of another", "task": "object_detection", **points}
     (tmp_path / "calibration.json").write_text(json.dumps({"calibrations": [row]}))
@@ -295,7 +291,7 @@ def test_a_calibration_of_another_checkpoint_refuses_the_adapter(
     assert "is of the checkpoint of another" in caplog.text
 
 
-def test_the_start_is_over_once_every_runner_that_is_needed_has_answered(watched: Watched) -> None:
+def test_start_waits_for_every_runner(watched: Watched) -> None:
     watched.write("tuned", base=FLORENCE.source)
     watched.channels[FLORENCE_ID].adapter_states = None
     watched.update()

@@ -16,7 +16,7 @@ from service.schema.rendering import model_json
 from service.settings import Settings, SettingsError
 from tasks.results import DetectionsResult
 from tasks.scores import Calibration, calibration_key
-from tests.service.inference.test_core_predict import SCORE
+from tests.service.inference.test_core import SCORE
 from tests.service.inference.test_tiled_answers import picture
 from tests.support.core_calls import OD_PROMPT, codes, compare, predict, run
 from tests.support.fake_runners import FakeDecoder
@@ -66,7 +66,7 @@ def core_with(folder: Path, *rows: dict[str, Any], answer: str | None = None) ->
     return core
 
 
-def test_objects_of_the_proved_score_are_kept_and_the_proof_is_named(tmp_path: Path) -> None:
+def test_proved_objects(tmp_path: Path) -> None:
     core = core_with(tmp_path, proof(0.9, SCORE - 0.01), proof(0.99, SCORE + 0.01))
     kept = predict(core, **OD, min_precision=0.5)
     assert isinstance(kept.result, DetectionsResult)
@@ -81,7 +81,7 @@ def test_objects_of_the_proved_score_are_kept_and_the_proof_is_named(tmp_path: P
     assert predict(core, **OD).guarantee is None
 
 
-def test_an_image_with_more_objects_than_the_proof_is_about_keeps_none(tmp_path: Path) -> None:
+def test_too_many_objects_for_a_proof(tmp_path: Path) -> None:
     core = core_with(tmp_path, proof(0.9), answer=FLORENCE_ANSWERS[OD_PROMPT] * 2)
     answer = predict(core, **OD, min_precision=0.9)
     assert isinstance(answer.result, DetectionsResult)
@@ -101,9 +101,7 @@ def test_an_image_with_more_objects_than_the_proof_is_about_keeps_none(tmp_path:
         ({"task": "ocr", "min_precision": 0.9}, "for ocr is proved: nothing"),
     ],
 )
-def test_another_request_is_refused_with_what_is_proved(
-    tmp_path: Path, fields: dict[str, Any], proved: str
-) -> None:
+def test_unproved_request(tmp_path: Path, fields: dict[str, Any], proved: str) -> None:
     core = core_with(tmp_path, proof(0.9), proof(0.95))
     with pytest.raises(
         UnsupportedTask, match=f"is not proved for {FLORENCE_ID}.*{proved}"
@@ -112,19 +110,19 @@ def test_another_request_is_refused_with_what_is_proved(
     assert caught.value.param == "min_precision"
 
 
-def test_a_score_beside_a_precision_is_refused() -> None:
+def test_min_score_with_min_precision() -> None:
     with pytest.raises(InvalidRequest, match="min_precision chooses the score itself"):
         predict(make_core(), **OD, min_precision=0.9, min_score=0.0)
 
 
-def test_the_models_of_a_comparison_that_have_a_proof_answer(tmp_path: Path) -> None:
+def test_proof_in_a_comparison(tmp_path: Path) -> None:
     answers = codes(
         compare(core_with(tmp_path, proof(0.9, fields=FIND)), **FIND, min_precision=0.9)
     )
     assert answers == {FLORENCE_ID: "ok", "paligemma-mini": "unsupported_task"}
 
 
-def test_objects_that_are_not_proved_are_not_streamed(tmp_path: Path) -> None:
+def test_unproved_objects_are_not_streamed(tmp_path: Path) -> None:
     tiled = OD | {"tiles": "1x2"}
     core = core_with(tmp_path, proof(0.9, SCORE + 0.01, fields=tiled))
 
@@ -136,7 +134,7 @@ def test_objects_that_are_not_proved_are_not_streamed(tmp_path: Path) -> None:
     assert run(views(min_precision=0.9)) == [False] * 3
 
 
-def test_a_step_about_the_boxes_of_another_cannot_be_proved(tmp_path: Path) -> None:
+def test_proof_in_an_analysis(tmp_path: Path) -> None:
     core = core_with(tmp_path, proof(0.9))
     steps = [{"id": "a", **OD, "min_precision": 0.9}]
     analysis = run(analyze(core, PNG, {"steps": steps}, context()))
@@ -158,14 +156,12 @@ def test_a_step_about_the_boxes_of_another_cannot_be_proved(tmp_path: Path) -> N
         ({"min_precision": 2}, "is not a valid calibration file"),
     ],
 )
-def test_a_proof_about_another_model_prevents_the_start(
-    tmp_path: Path, change: dict[str, Any], reason: str
-) -> None:
+def test_proof_of_another_model(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(SettingsError, match=f"^DIPTYCH_CALIBRATION: .*{reason}"):
         core_with(tmp_path, proof(0.9, **change))
 
 
-def test_what_is_proved_is_listed_with_the_key_of_the_calibrations(tmp_path: Path) -> None:
+def test_proofs_are_listed(tmp_path: Path) -> None:
     model = core_with(tmp_path, proof(0.9)).models.get(FLORENCE_ID)
     calibration = Calibration(FLORENCE_ID, CHECKPOINT, "object_detection", (0.0,), (0.5,))
     listed = model_json(replace(model, calibrations={("object_detection", False): calibration}))

@@ -78,14 +78,12 @@ def test_every_field_is_parsed() -> None:
         ),
     ],
 )
-def test_parameters_are_passed_to_the_task(
-    fields: dict[str, Any], expected: TaskParameters
-) -> None:
+def test_task_parameters(fields: dict[str, Any], expected: TaskParameters) -> None:
     assert parse_fields(PredictFields, fields)[1].parameters == expected
 
 
 @pytest.mark.parametrize("fields_class", [PredictFields, CompareFields])
-def test_unknown_field_lists_the_allowed_ones(fields_class: type[GenerationFields]) -> None:
+def test_unknown_field(fields_class: type[GenerationFields]) -> None:
     error = refusal({"task": "ocr", "labls": ["dog"]}, fields_class)
     assert error.param == "labls"
     assert "unknown field 'labls' (did you mean labels?)" in error.message
@@ -93,13 +91,13 @@ def test_unknown_field_lists_the_allowed_ones(fields_class: type[GenerationField
         assert allowed in error.message.partition("the fields are ")[2].split(", ")
 
 
-def test_predict_takes_model_and_compare_takes_models() -> None:
+def test_model_and_models() -> None:
     assert refusal({"task": "ocr", "model": "a"}, CompareFields).param == "model"
     assert refusal({"task": "ocr", "models": ["a"]}, PredictFields).param == "models"
 
 
 @pytest.mark.parametrize("name", ["", "ä", "\ud800", "x" * 5000, "__class__", "self", "task\0"])
-def test_error_of_any_unknown_name_can_be_encoded(name: str) -> None:
+def test_unknown_name_can_be_encoded(name: str) -> None:
     error = refusal({"task": "ocr", name: 1})
     assert "unknown field" in error.message
     assert len(error.message) < 500
@@ -137,7 +135,7 @@ def test_unknown_task_lists_the_tasks(task: str) -> None:
         ("model", ["a", None]),
     ],
 )
-def test_values_within_the_bounds_are_accepted(name: str, allowed: list[object]) -> None:
+def test_values_within_bounds(name: str, allowed: list[object]) -> None:
     for value in allowed:
         values, _ = parse_fields(PredictFields, {"task": "ocr", name: value})
         assert getattr(values, name) == value
@@ -178,9 +176,7 @@ def test_values_within_the_bounds_are_accepted(name: str, allowed: list[object])
         ("task", [1, None, True, ["ocr"]]),
     ],
 )
-def test_values_out_of_bounds_or_of_wrong_types_are_refused(
-    name: str, refused: list[object]
-) -> None:
+def test_values_out_of_bounds(name: str, refused: list[object]) -> None:
     for value in refused:
         error = refusal({"task": "ocr", name: value})
         assert error.param == name, value
@@ -188,13 +184,13 @@ def test_values_out_of_bounds_or_of_wrong_types_are_refused(
         assert len(error.message) < 300
 
 
-def test_temperature_below_the_least_names_the_allowed_range() -> None:
+def test_smallest_temperature() -> None:
     assert refusal({"task": "ocr", "temperature": 1e-300}).message == (
         "temperature is 1e-300: it must be 0 or from 1e-06 to 2"
     )
 
 
-def test_tiles_are_refused_where_a_task_has_none() -> None:
+def test_tiles_need_a_task_with_boxes() -> None:
     error = refusal({"task": "captioning", "tiles": "auto"})
     assert error.param == "tiles"
     assert error.message == ("captioning is about the whole image; tiles are for objects and text")
@@ -215,11 +211,11 @@ def test_beam_search_needs_temperature_0() -> None:
 
 
 @pytest.mark.parametrize("models", [[], ["a"] * 33, "a", [1], [None], {}, True])
-def test_models_of_a_comparison_are_1_to_32_ids(models: object) -> None:
+def test_comparison_takes_1_to_32_models(models: object) -> None:
     assert refusal({"task": "ocr", "models": models}, CompareFields).param == "models"
 
 
-def test_models_of_a_comparison_are_parsed() -> None:
+def test_models_of_a_comparison() -> None:
     values, _ = parse_fields(CompareFields, {"task": "ocr", "models": ["b", "a"]})
     assert values.models == ["b", "a"]
 
@@ -238,13 +234,13 @@ def test_models_of_a_comparison_are_parsed() -> None:
         ({"task": "captioning", "detail": "text"}, "detail"),
     ],
 )
-def test_invalid_task_parameters_are_refused(fields: dict[str, Any], param: str) -> None:
+def test_invalid_task_parameters(fields: dict[str, Any], param: str) -> None:
     error = refusal(fields)
     assert error.param == param
     assert param in error.message
 
 
-def test_long_values_are_truncated_in_messages() -> None:
+def test_long_values_are_cut() -> None:
     for fields in (
         {"model": ["x" * 10_000]},
         {"mask_format": "x" * 10_000},
@@ -272,8 +268,6 @@ def refused_with(fields: dict[str, Any]) -> InvalidRequest | None:
 
 
 @given(st.sampled_from(list(TASKS)), st.dictionaries(NAMES, JSON_VALUES, max_size=4))
-def test_any_fields_are_a_request_or_an_error_that_can_be_encoded(
-    task: str, fields: dict[str, Any]
-) -> None:
+def test_any_fields_parse_or_fail(task: str, fields: dict[str, Any]) -> None:
     error = refused_with({"task": task, **fields})
     assert error is None or (error.message + str(error.param)).encode()

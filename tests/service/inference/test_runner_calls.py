@@ -1,8 +1,10 @@
+"""Simultaneous questions of a request to one runner are one call, with the same answers."""
+
 import asyncio
 import dataclasses
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,21 @@ from service.images.decoding import ImageDecoder, LazyImage
 from service.inference.runner_calls import (
     CallBegun,
     CallEvent,
+    JoinedCalls,
     RunnerClient,
     StreamedText,
     WrittenAnswers,
     written_answers,
 )
+from service.inference.served_models import ServedModel
 from tests.support.catalog import FLORENCE
 from tests.support.core_calls import run, until
 from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, fake_features
-from tests.support.fake_service import INPUT_SIZE_WH, encoded, served
+from tests.support.fake_service import INPUT_SIZE_WH, PNG, encoded, served
 from wire.runner_channel import (
     CallFailed,
     CallTimedOut,
+    FeaturesMissing,
     RunnerCall,
     RunnerUnavailable,
     RunnerUnreachable,
@@ -68,7 +73,7 @@ async def write(
     return await client.write(MANIFEST, await opened(picture(seed)), specs)
 
 
-def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
+def test_pixels_only_without_features() -> None:
     async def outcomes() -> list[str]:
         return [(await write(client, seed)).features.outcome for seed in (0, 0, 1)]
 
@@ -86,7 +91,7 @@ def test_pixels_are_sent_only_if_the_runner_has_no_features() -> None:
     assert np.array_equal(first, fake_features(np.asarray(Image.open(io.BytesIO(picture())))))
 
 
-def test_pixels_are_sent_again_if_the_runner_has_forgotten_them() -> None:
+def test_forgotten_pixels_are_sent_again() -> None:
     async def outcomes() -> list[str]:
         return [(await write(client)).features.outcome for _ in range(2)]
 
@@ -96,7 +101,7 @@ def test_pixels_are_sent_again_if_the_runner_has_forgotten_them() -> None:
     assert [call.pixels is not None for call in channel.calls] == [True, False, True]
 
 
-def test_an_image_that_takes_a_while_to_decode_is_asked_for_first() -> None:
+def test_slow_image_is_asked_for_first() -> None:
     """Another gateway may have sent it."""
 
     async def scenario() -> None:
@@ -120,7 +125,7 @@ def test_cache_hit_decodes_nothing() -> None:
     run(scenario())
 
 
-def test_the_time_of_an_answer_is_that_of_its_stages_and_the_rest_is_queueing() -> None:
+def test_times_of_an_answer() -> None:
     def written(prefill_s: float, decode_s: float) -> Written:
         return Written(
             text="a cat",
@@ -143,7 +148,7 @@ def test_the_time_of_an_answer_is_that_of_its_stages_and_the_rest_is_queueing() 
     assert written_answers(outcomes, found, elapsed_s=50.0).queue_s == 0
 
 
-def test_preprocessing_is_a_part_of_the_elapsed_time() -> None:
+def test_preprocessing_is_elapsed_time() -> None:
     async def scenario() -> None:
         start_s = time.monotonic()
         answers = await write(client)
@@ -153,7 +158,7 @@ def test_preprocessing_is_a_part_of_the_elapsed_time() -> None:
     run(scenario())
 
 
-def test_image_key_depends_on_file_build_and_resolution() -> None:
+def test_image_key() -> None:
     async def key(data: bytes, **changed: Any) -> str:
         return (await opened(data)).key(dataclasses.replace(MANIFEST, **changed))
 
@@ -167,7 +172,7 @@ def test_image_key_depends_on_file_build_and_resolution() -> None:
     assert run(key(picture())) == keys[0]
 
 
-def test_image_key_of_an_adapter_is_that_of_its_base_unless_it_has_an_encoder() -> None:
+def test_image_key_of_an_adapter() -> None:
     async def key(**changed: Any) -> str:
         return (await opened(picture())).key(dataclasses.replace(MANIFEST, **changed))
 
@@ -193,9 +198,7 @@ def test_image_key_of_an_adapter_is_that_of_its_base_unless_it_has_an_encoder() 
     ],
     ids=repr,
 )
-def test_failure_of_a_call_is_a_service_error(
-    failure: Exception, expected: type[ServiceError]
-) -> None:
+def test_failed_call_is_a_service_error(failure: Exception, expected: type[ServiceError]) -> None:
     client = RunnerClient(MANIFEST.model_id, FakeChannel(FakeEncoder(failure=failure), writer()))
     with pytest.raises(expected, match="runner of florence-2-mini"):
         run(write(client))
@@ -218,7 +221,7 @@ def test_broken_call_is_repeated_once() -> None:
     assert channel.num_broken == 1
 
 
-def test_image_that_failed_to_encode_is_not_cached() -> None:
+def test_failed_encoding_is_not_cached() -> None:
     async def scenario() -> None:
         with pytest.raises(InternalError, match="the vision encoder failed"):
             await write(client)
@@ -230,7 +233,7 @@ def test_image_that_failed_to_encode_is_not_cached() -> None:
     run(scenario())
 
 
-def test_cancelled_call_is_cancelled_at_the_runner() -> None:
+def test_cancelled_call_ends_at_the_runner() -> None:
     async def scenario() -> None:
         decoder.released = asyncio.Event()
         writing = asyncio.ensure_future(write(client))
@@ -245,7 +248,7 @@ def test_cancelled_call_is_cancelled_at_the_runner() -> None:
     assert decoder.num_cancelled == 1
 
 
-def test_a_streamed_call_sends_its_text_and_has_the_features_of_its_image() -> None:
+def test_streamed_call() -> None:
     async def answers() -> WrittenAnswers:
         return await client.write(MANIFEST, await opened(picture()), [SPEC], sent.append)
 
@@ -256,7 +259,7 @@ def test_a_streamed_call_sends_its_text_and_has_the_features_of_its_image() -> N
     assert "".join(sent) == streamed.sequences[0].text
 
 
-def test_a_closed_client_has_closed_its_channel() -> None:
+def test_close_closes_the_channel() -> None:
     channel = FakeChannel(FakeEncoder(), writer())
     run(RunnerClient(MANIFEST.model_id, channel).close())
     assert channel.is_closed
@@ -320,7 +323,7 @@ def test_streamed_text_is_in_order(events: list[CallEvent], sent: list[str]) -> 
         ([piece(1, "x")], [end(0, "a"), end(1, "z")], "a\nz"),
     ],
 )
-def test_repeated_stream_sends_no_text_twice(
+def test_repeated_text_is_not_sent_twice(
     first: list[CallEvent], repeated: list[CallEvent], text: str
 ) -> None:
     assert "".join(streamed([BEGIN, *first, BEGIN, *repeated])) == text
@@ -331,3 +334,188 @@ def test_repeated_stream_sends_no_text_twice(
 def test_repeated_stream_must_not_diverge(event: CallEvent, num_sequences: int) -> None:
     with pytest.raises(NotReady, match="a sampled answer cannot be resumed"):
         streamed([BEGIN, piece(0, "ab"), BEGIN, event], num_sequences)
+
+
+MODEL: ServedModel = served(FLORENCE)
+ANSWERS: dict[str, str | Failed] = {
+    "a": "one",
+    "b": "two",
+    "c": "three",
+    "bad": Failed(code="overloaded", message="full"),
+}
+
+
+class BreakingChannel(FakeChannel):
+    """Breaks the first calls after an outcome."""
+
+    num_broken = 0
+
+    async def stream(self, call: RunnerCall):  # type: ignore[no-untyped-def]
+        events = super().stream(call)
+        num_ends = 0
+        async for event in events:
+            yield event
+            num_ends += event.kind == "end"
+            if num_ends == 1 and self.num_broken:
+                self.num_broken -= 1
+                raise RunnerUnreachable("killed")
+
+
+def spec(text: str) -> SequenceSpec:
+    return SequenceSpec(segments=[(text, False)], timeout_s=60)
+
+
+async def opened_joined_calls() -> LazyImage:
+    image = LazyImage(PNG, ImageDecoder(ImageLimits(1_000_000), 2), "a")
+    await image.open()
+    return image
+
+
+def run_joined(
+    scenario: Callable[[JoinedCalls, FakeChannel, LazyImage], Awaitable[None]],
+    decoder: FakeDecoder | None = None,
+    num_broken: int = 0,
+) -> None:
+    async def whole() -> None:
+        channel = BreakingChannel(FakeEncoder(), decoder or FakeDecoder(ANSWERS))
+        channel.num_broken = num_broken
+        joined = JoinedCalls(RunnerClient(MODEL.id, channel))
+        try:
+            await scenario(joined, channel, await opened_joined_calls())
+        finally:
+            await JoinedCalls.close([joined])
+
+    asyncio.run(whole())
+
+
+async def written(joined: JoinedCalls, image: LazyImage, *texts: str) -> list[str | ServiceError]:
+    """Return what each of the callers gets that ask at the same time."""
+
+    async def ask(text: str) -> str | ServiceError:
+        try:
+            answers = await joined.write(MODEL.manifest, image, list(map(spec, text.split())))
+        except ServiceError as error:
+            return error
+        return answers.text
+
+    return list(await asyncio.gather(*map(ask, texts)))
+
+
+def with_pixels(calls: Sequence[RunnerCall]) -> list[int]:
+    """Return the number of sequences of each call with pixels."""
+    return [len(call.sequences) for call in calls if call.pixels is not None]
+
+
+def test_simultaneous_callers_share_a_call() -> None:
+    async def scenario(joined: JoinedCalls, channel: FakeChannel, image: LazyImage) -> None:
+        assert await written(joined, image, "a", "b c", "b") == ["one", "two\nthree", "two"]
+        assert with_pixels(channel.calls) == [4]
+        assert await written(joined, image, "c", "a") == ["three", "one"]
+        assert with_pixels(channel.calls) == [4]
+        assert len(channel.calls[-1].sequences) == 2
+
+    run_joined(scenario)
+
+
+def test_later_callers_wait_for_features() -> None:
+    encoder_released = asyncio.Event()
+
+    async def scenario(joined: JoinedCalls, channel: FakeChannel, image: LazyImage) -> None:
+        first = asyncio.create_task(written(joined, image, "a"))
+        while not channel.calls:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(written(joined, image, "b"))
+        third = asyncio.create_task(written(joined, image, "c"))
+        encoder_released.set()
+        assert [*await first, *await second, *await third] == ["one", "two", "three"]
+        assert with_pixels(channel.calls) == [1]
+
+    run_joined(scenario)
+
+
+def test_failed_sequence_fails_its_caller() -> None:
+    async def scenario(joined: JoinedCalls, _: FakeChannel, image: LazyImage) -> None:
+        one, failed, both = await written(joined, image, "a", "bad", "a bad")
+        assert one == "one"
+        assert isinstance(failed, ServiceError)
+        assert isinstance(both, ServiceError)
+        assert (failed.code, both.code) == ("overloaded", "overloaded")
+
+    run_joined(scenario)
+
+
+def test_unfinished_sequences_are_repeated() -> None:
+    decoder = FakeDecoder(ANSWERS)
+
+    async def scenario(joined: JoinedCalls, channel: FakeChannel, image: LazyImage) -> None:
+        assert await written(joined, image, "a", "b", "c") == ["one", "two", "three"]
+        sequences = [len(call.sequences) for call in channel.calls]
+        assert sequences[-2:] == [3, 2]
+
+    run_joined(scenario, decoder, num_broken=1)
+
+
+def test_second_break_fails_the_rest() -> None:
+    async def scenario(joined: JoinedCalls, _: FakeChannel, image: LazyImage) -> None:
+        outcomes = await written(joined, image, "a", "b", "c")
+        failures = [each for each in outcomes if isinstance(each, NotReady)]
+        assert len(failures) == 1  # each of the two calls ended one sequence
+
+    run_joined(scenario, num_broken=2)
+
+
+def test_close_ends_sequences() -> None:
+    async def whole() -> None:
+        decoder = FakeDecoder(ANSWERS, released=asyncio.Event())
+        joined = JoinedCalls(RunnerClient(MODEL.id, FakeChannel(FakeEncoder(), decoder)))
+        asking = asyncio.create_task(written(joined, await opened_joined_calls(), "a", "b"))
+        while not decoder.num_waiting:
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await JoinedCalls.close([joined])
+        assert (decoder.num_waiting, decoder.num_cancelled) == (0, 1)
+
+    asyncio.run(whole())
+
+
+def test_a_defect_reaches_every_caller() -> None:
+    async def scenario(joined: JoinedCalls, _: FakeChannel, image: LazyImage) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await joined.write(MODEL.manifest, image, [spec("a")])
+
+    run_joined(scenario, FakeDecoder(ANSWERS, failure=ZeroDivisionError()))
+
+
+def asked_once(channel: FakeChannel) -> None:
+    async def whole() -> None:
+        joined = JoinedCalls(RunnerClient(MODEL.id, channel))
+        await joined.write(MODEL.manifest, await opened_joined_calls(), [spec("a")])
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+def test_short_stream_is_an_error() -> None:
+    class ShortChannel(FakeChannel):
+        """Ends without outcomes."""
+
+        async def stream(self, call: RunnerCall):  # type: ignore[no-untyped-def]
+            async for event in super().stream(call):
+                yield event
+                return
+
+    with pytest.raises(InternalError, match="before the answer was complete"):
+        asked_once(ShortChannel(FakeEncoder(), FakeDecoder(ANSWERS)))
+
+
+def test_forgetful_runner_is_an_error() -> None:
+    class ForgettingChannel(FakeChannel):
+        """Has no features after any number of calls."""
+
+        async def stream(self, call: RunnerCall):  # type: ignore[no-untyped-def]
+            for _ in call.sequences:
+                raise FeaturesMissing
+            yield
+
+    with pytest.raises(NotReady):
+        asked_once(ForgettingChannel(FakeEncoder(), FakeDecoder(ANSWERS)))

@@ -1,17 +1,25 @@
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
+from service.errors import UnknownModel, UnsupportedTask
 from service.inference.served_models import (
+    ServedModels,
     adapter_model,
     load_served_model,
+    served_entries,
     served_scoring,
+    unserved_models,
 )
-from service.schema.rendering import model_json
+from service.schema.rendering import catalog_json, model_json, models_json, tasks_json
 from service.settings import Settings, SettingsError, read_settings
-from tests.support.catalog import CATALOG
+from tasks.catalog import TaskOverride
+from tasks.table import TASKS
+from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA, ROOT
 from tests.support.fake_service import CHECKPOINT, FLORENCE_ID, PALIGEMMA_ID, served_models
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
@@ -25,9 +33,7 @@ from wire.artifacts.manifest import (
 MANIFEST = served_models().get(FLORENCE_ID).manifest
 
 
-def test_model_is_listed_with_the_agreement_of_the_precision_in_which_it_runs(
-    artifacts: Path, model_id: str
-) -> None:
+def test_agreement_of_the_served_precision(artifacts: Path, model_id: str) -> None:
     entry = CATALOG[model_id]
     listed = model_json(
         load_served_model(entry, artifacts, Settings(device="cpu", encoder_precision="int8"))
@@ -58,9 +64,7 @@ def adapter_manifest(*files: str) -> Manifest:
     [([], "the base's"), ([VISION_ENCODER_FILE], "encoder float32, decoder bfloat16")],
     ids=["encoder of the base", "its own"],
 )
-def test_an_adapter_has_the_precision_of_the_encoder_that_runs(
-    tmp_path: Path, files: list[str], precision: str
-) -> None:
+def test_precision_of_an_adapter(tmp_path: Path, files: list[str], precision: str) -> None:
     base = replace(served_models().get(FLORENCE_ID), precision="the base's")
     entry = replace(base.entry, id="tuned", adapter_of=FLORENCE_ID)
     assert (
@@ -71,7 +75,7 @@ def test_an_adapter_has_the_precision_of_the_encoder_that_runs(
     )
 
 
-def test_an_encoder_of_an_adapter_that_lacks_the_precision_of_the_settings_prevents_the_start(
+def test_adapter_encoder_lacks_a_precision(
     tmp_path: Path,
 ) -> None:
     base = served_models().get(FLORENCE_ID)
@@ -107,7 +111,7 @@ def probabilities(folder: Path, *files: Path | str) -> dict[str, float]:
     return found
 
 
-def test_the_files_of_the_settings_replace_the_calibrations_of_the_artifacts_by_task(
+def test_calibrations_of_the_settings(
     tmp_path: Path,
 ) -> None:
     write(tmp_path / CALIBRATION_FILE, calibration(0.1), calibration(0.2, REGIONS))
@@ -122,11 +126,11 @@ def test_the_files_of_the_settings_replace_the_calibrations_of_the_artifacts_by_
     assert probabilities(tmp_path, tiled) == {OD: 0.1, REGIONS: 0.2, f"{OD} with tiles": 0.5}
 
 
-def test_artifacts_without_a_calibration_have_none(tmp_path: Path) -> None:
+def test_no_calibration(tmp_path: Path) -> None:
     assert served_scoring(MANIFEST, tmp_path, Settings(), "float32") == ({}, ())
 
 
-def test_a_calibration_of_another_checkpoint_prevents_the_start(tmp_path: Path) -> None:
+def test_calibration_of_another_checkpoint(tmp_path: Path) -> None:
     write(tmp_path / CALIBRATION_FILE)
     stale = write(tmp_path / "a.json", calibration(0.1, checkpoint="before"))
     message = (
@@ -137,9 +141,157 @@ def test_a_calibration_of_another_checkpoint_prevents_the_start(tmp_path: Path) 
         probabilities(tmp_path, stale)
 
 
-def test_an_unreadable_calibration_prevents_the_start(tmp_path: Path) -> None:
+def test_unreadable_calibration(tmp_path: Path) -> None:
     write(tmp_path / CALIBRATION_FILE)
     with pytest.raises(
         SettingsError, match=r"DIPTYCH_CALIBRATION: .*none\.json is not a valid calibration file"
     ):
         probabilities(tmp_path, tmp_path / "none.json")
+
+
+COMPARISON = {
+    *(
+        "family",
+        "organization",
+        "category",
+        "modality",
+        "release_date",
+        "context_window",
+        "parameters",
+        "license",
+    ),
+    *(
+        "tasks",
+        "features",
+        "resolution",
+        "precision",
+        "agreement",
+        "checkpoint",
+        "calibrated_tasks",
+        "calibration",
+        "proofs",
+        "adapter_of",
+    ),
+}
+
+
+def test_models_in_openais_format() -> None:
+    listing = models_json(served_models())
+    assert listing["object"] == "list"
+    assert [model["id"] for model in listing["data"]] == ["florence-2-mini", "paligemma-mini"]
+    for model in listing["data"]:
+        assert model["object"] == "model"
+        assert model["owned_by"] == model["organization"]
+        assert isinstance(model["created"], int)
+
+
+def test_models_have_their_metadata() -> None:
+    for entry, model in zip(
+        (FLORENCE, PALIGEMMA), models_json(served_models())["data"], strict=True
+    ):
+        assert set(model) == {"id", "object", "created", "owned_by"} | COMPARISON
+        assert model["tasks"] == list(entry.task_ids)
+        assert (model["family"], model["resolution"]) == (entry.family, entry.resolution)
+        assert (model["parameters"], model["license"]) == (entry.parameters, entry.license)
+
+
+def test_created_is_the_release_month() -> None:
+    entry = dataclasses.replace(FLORENCE, release_date="2024-06")
+    (model,) = models_json(served_models(entry))["data"]
+    assert model["created"] == 1717200000  # 2024-06-01T00:00:00Z
+
+
+def test_catalog_can_be_listed() -> None:
+    listing = json.loads(json.dumps(models_json(served_models(*CATALOG.values()))))
+    assert [model["id"] for model in listing["data"]] == list(CATALOG)
+
+
+def test_catalog_lists_unserved_models() -> None:
+    values = Settings(
+        models=(PALIGEMMA.id,), catalog=ROOT / "models" / "catalog.yaml", device="cpu"
+    )
+    models = ServedModels(
+        {model.id: model for model in served_models(PALIGEMMA)}, unserved_models(values)
+    )
+    served, *unserved = json.loads(json.dumps(catalog_json(models)))["data"]
+    (plain,) = models_json(models)["data"]
+    assert served == plain | {"served": True, "serve_command": None}
+    assert [model["id"] for model in unserved] == [
+        model_id for model_id in CATALOG if model_id != PALIGEMMA.id
+    ]
+    for model in unserved:
+        assert set(model) == set(served)
+        assert (model["served"], model["serve_command"]) == (
+            False,
+            f'make serve MODELS="{model["id"]}"',
+        )
+    precision = {model["id"]: model["precision"] for model in unserved}
+    assert precision["florence-2-base"] == "int8"
+    assert precision["paligemma-2-28b-pt-896"] == "encoder float32, decoder bfloat16"
+
+
+def test_tasks_list_their_models() -> None:
+    listing = json.loads(json.dumps(tasks_json(served_models())))
+    assert [task["id"] for task in listing["data"]] == list(TASKS)
+    models = {task["id"]: task["models"] for task in listing["data"]}
+    assert models["captioning"] == ["florence-2-mini", "paligemma-mini"]
+    assert models["object_detection"] == ["florence-2-mini"]
+    assert models["visual_question_answering"] == ["florence-2-mini", "paligemma-mini"]
+    assert {task["object"] for task in listing["data"]} == {"task"}
+
+
+def test_unoffered_task_is_listed() -> None:
+    listing = tasks_json(served_models(PALIGEMMA))
+    assert [task["models"] for task in listing["data"] if task["id"] == "object_detection"] == [[]]
+
+
+def test_entry_changes_its_tasks() -> None:
+    overrides = {
+        "ocr": TaskOverride(None),
+        "visual_question_answering": TaskOverride("<DocVQA>{question}"),
+    }
+    listing = tasks_json(served_models(dataclasses.replace(FLORENCE, tasks=overrides)))
+    models = {task["id"]: task["models"] for task in listing["data"]}
+    assert (models["ocr"], models["visual_question_answering"]) == ([], ["florence-2-mini"])
+
+
+def test_task_schemas_are_json_schema() -> None:
+    for task in tasks_json(served_models())["data"]:
+        Draft202012Validator.check_schema(task["parameters"])
+        assert all(schema["description"] for schema in task["parameters"]["properties"].values())
+        assert task["description"]
+        assert task["result"] in ("text", "detections", "instances", "text_regions")
+
+
+def test_served_entries_in_catalog_order() -> None:
+    values = Settings(
+        models=("paligemma-mini", "florence-2-mini"), catalog=ROOT / "models" / "catalog.yaml"
+    )
+    assert served_entries(values) == (FLORENCE, PALIGEMMA)
+
+
+def test_unknown_model_of_the_settings() -> None:
+    values = Settings(models=("florence-2-min",), catalog=ROOT / "models" / "catalog.yaml")
+    with pytest.raises(
+        SettingsError,
+        match=r"'florence-2-min' \(did you mean florence-2-mini\?\); the catalog has flor",
+    ):
+        served_entries(values)
+
+
+def test_unknown_model() -> None:
+    with pytest.raises(
+        UnknownModel,
+        match=r"model 'paligemma' is not served \(did you mean paligemma-mini\?\);"
+        " the served models are florence-2-mini, paligemma-mini",
+    ) as caught:
+        served_models().get("paligemma")
+    assert caught.value.param == "model"
+
+
+def test_task_without_a_model() -> None:
+    with pytest.raises(
+        UnsupportedTask, match="no served model offers the task region_proposal"
+    ) as caught:
+        served_models(PALIGEMMA).offering("region_proposal")
+    assert caught.value.param == "task"

@@ -2,19 +2,23 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from imaging.files import ImageLimits, PixelBox
 from service.admission.places import RequestContext
 from service.admission.quotas import Quota, QuotaLimits
 from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
+from service.images.decoding import ImageDecoder, ImageView, LazyImage
 from service.inference.core import Core
 from service.inference.prediction import Answer, Piece, TilesSummary
 from service.inference.served_models import ServedModels
+from service.inference.tiled_answers import flat_parts
 from tasks.results import DetectionsResult, InstancesResult, TextResult
 from tasks.scores import Calibration
 from tasks.tiles.merging import View
@@ -28,6 +32,7 @@ from tests.support.fake_service import (
     encoded,
     make_core,
 )
+from wire.pixels import Pixels
 from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 OCR_PROMPT = "What is the text in the image, with regions?"
@@ -101,7 +106,7 @@ def asked(core: Core, **fields: Any) -> Answer:
     return predict(core, picture(), **(COUNTED | fields))
 
 
-def test_the_boxes_of_all_views_come_back_once_in_pixels_of_the_image() -> None:
+def test_boxes_of_all_views() -> None:
     core = core_of(
         box("cat", 100, 100, 300, 500),
         box("cat", 201, 99, 602, 501) + box("dog", 500, 500, 600, 600),
@@ -126,7 +131,7 @@ def test_a_flat_tile_is_not_asked_about() -> None:
     assert answer.tiles == TilesSummary(1, 2, asked=1, skipped=1, merged=0)
 
 
-def test_an_image_of_one_tile_or_without_any_edge_is_asked_about_as_it_is() -> None:
+def test_image_without_tiles() -> None:
     flat = encoded(Image.new("RGB", (800, 400), (LEFT, 0, 0)))
     for image, tiles, skipped in ((picture(), 1, 0), (flat, "1x2", 2)):
         cat = box("cat", 1, 1, 5, 5)
@@ -137,7 +142,7 @@ def test_an_image_of_one_tile_or_without_any_edge_is_asked_about_as_it_is() -> N
         assert (answer.tiles.asked, answer.tiles.skipped, answer.num_views) == (0, skipped, 1)
 
 
-def test_each_tile_is_encoded_once_for_all_tasks() -> None:
+def test_tiles_are_encoded_once() -> None:
     encoder = FakeEncoder()
     core = make_core({FLORENCE_ID: encoder})
     outcomes = [asked(core).written.features.outcome for _ in range(2)]
@@ -150,7 +155,7 @@ def test_each_tile_is_encoded_once_for_all_tasks() -> None:
     assert asked(core, **words).written.features.outcome == "hit"
 
 
-def test_the_text_of_tiles_is_read_with_its_places() -> None:
+def test_text_of_tiles() -> None:
     def line(text: str, x1: int, x2: int) -> str:
         return text + "".join(f"<loc_{bin}>" for bin in (x1, 100, x2, 100, x2, 200, x1, 200))
 
@@ -162,7 +167,7 @@ def test_the_text_of_tiles_is_read_with_its_places() -> None:
     assert asked(overlapping, task="ocr").result == TextResult("HELLO world", True)
 
 
-def test_a_model_without_places_of_text_reads_tile_by_tile() -> None:
+def test_text_of_tiles_without_places() -> None:
     answer = asked(make_core(), task="ocr", model=PALIGEMMA_ID)
     assert answer.result == TextResult("HELLO", True)
 
@@ -197,7 +202,7 @@ def calibrated(core: Core, *probabilities: float, min_object_share: float | None
     core.models = ServedModels({model.id: dataclasses.replace(model, calibrations=points)})
 
 
-def test_merged_scores_are_calibrated_by_answers_in_tiles() -> None:
+def test_merged_scores_are_calibrated() -> None:
     core = core_of("", box("cat", 100, 100, 300, 500), "")
     calibrated(core, 0.5, 0.25)
     for fields in ({"min_score": 0.25}, {"temperature": 1.0}):
@@ -208,7 +213,7 @@ def test_merged_scores_are_calibrated_by_answers_in_tiles() -> None:
     assert boxes(asked(core, min_score=0.3)) == []
 
 
-def test_a_calibration_without_tiles_only_orders_scores() -> None:
+def test_calibration_without_tiles() -> None:
     core = core_of("", box("cat", 100, 100, 300, 500), "")
     calibrated(core, 0.5)
     answer = asked(core)
@@ -217,7 +222,7 @@ def test_a_calibration_without_tiles_only_orders_scores() -> None:
     assert predict(core, picture(), **TASK).is_calibrated
 
 
-def test_both_models_of_a_comparison_answer_in_tiles() -> None:
+def test_comparison_in_tiles() -> None:
     labels: dict[str, Any] = {
         "task": "open_vocabulary_detection",
         "labels": ["red circle"],
@@ -230,7 +235,7 @@ def test_both_models_of_a_comparison_answer_in_tiles() -> None:
         assert answer.tiles.asked == 2
 
 
-def test_each_view_is_streamed_with_its_text_and_its_objects_in_pixels_of_the_image() -> None:
+def test_views_are_streamed() -> None:
     cat = box("cat", 100, 100, 300, 500)
     dog = box("dog", 500, 500, 600, 600)
     core = core_of(cat, "", dog)
@@ -254,7 +259,7 @@ def test_each_view_is_streamed_with_its_text_and_its_objects_in_pixels_of_the_im
     run(scenario())
 
 
-def test_more_tiles_than_the_service_allows_are_refused_and_auto_takes_fewer() -> None:
+def test_too_many_tiles() -> None:
     with pytest.raises(InvalidRequest, match=r"9 rows and 9 columns: 81 tiles; .* allows 64"):
         asked(make_core(), tiles="9x9")
     answer = asked(make_core(max_image_pixels=1_000_000), tiles="auto", min_object_px=1)
@@ -262,7 +267,7 @@ def test_more_tiles_than_the_service_allows_are_refused_and_auto_takes_fewer() -
     assert answer.tiles.rows * answer.tiles.columns <= 64
 
 
-def test_auto_makes_the_smallest_object_as_large_as_the_model_needs() -> None:
+def test_auto_fits_the_smallest_object() -> None:
     core = make_core()
     calibrated(core, 0.5)
     asked_for = {"tiles": "auto", "min_object_px": 50}
@@ -287,7 +292,7 @@ def limited(**limits: int) -> RequestContext:
         ({"megapixels_per_minute": 1}, None, ""),
     ],
 )
-def test_each_tile_counts_as_a_request_and_an_image_of_the_key(
+def test_tiles_count_for_the_key(
     limits: dict[str, int], error: type[ServiceError] | None, message: str
 ) -> None:
     core = make_core()
@@ -301,7 +306,7 @@ def test_each_tile_counts_as_a_request_and_an_image_of_the_key(
         run(core.predict(picture(), COUNTED, own))
 
 
-def test_a_failed_tile_fails_the_answer_and_ends_the_others() -> None:
+def test_failed_tile_ends_the_others() -> None:
     failed = Failed(code="overloaded", message="full")
     core = core_of("", failed, "")
     with pytest.raises(Overloaded) as caught:
@@ -310,7 +315,7 @@ def test_a_failed_tile_fails_the_answer_and_ends_the_others() -> None:
     assert core.places.num_bytes == 0
 
 
-def test_a_client_that_leaves_ends_all_views() -> None:
+def test_gone_client_ends_all_views() -> None:
     async def scenario() -> None:
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
         core = make_core(decoders={FLORENCE_ID: decoder})
@@ -323,7 +328,7 @@ def test_a_client_that_leaves_ends_all_views() -> None:
     run(scenario())
 
 
-def test_no_more_views_are_in_flight_than_the_runner_takes() -> None:
+def test_views_in_flight_are_limited() -> None:
     async def scenario() -> None:
         released = asyncio.Event()
         decoder = FakeDecoder(FLORENCE_ANSWERS, released=released)
@@ -340,3 +345,90 @@ def test_no_more_views_are_in_flight_than_the_runner_takes() -> None:
         assert answer.num_views == 1 + answer.tiles.asked > 3
 
     run(scenario())
+
+
+SIZE_WH = (200, 100)
+HALVES = ((0, 0, 100, 100), (100, 0, 200, 100))
+PAPER = Image.new("RGB", SIZE_WH, (250, 248, 246))
+
+
+def drawn(box: PixelBox, fill: tuple[int, int, int]) -> Image.Image:
+    image = PAPER.copy()
+    ImageDraw.Draw(image).rectangle(box, fill)
+    return image
+
+
+def flat(
+    image: Image.Image, parts: Sequence[PixelBox] = HALVES, within: PixelBox | None = None
+) -> list[bool]:
+    async def scenario() -> list[bool]:
+        whole = LazyImage(encoded(image), ImageDecoder(ImageLimits(1_000_000), 2), "a")
+        await whole.open()
+        return await flat_parts(whole if within is None else ImageView.of(whole, within), parts)
+
+    return asyncio.run(scenario())
+
+
+def test_part_without_an_edge_is_flat() -> None:
+    assert flat(PAPER) == [True, True]
+    assert flat(drawn((150, 40, 153, 43), (0, 0, 0))) == [True, False]
+    assert flat(drawn((150, 40, 150, 40), (250, 248, 237))) == [True, False]  # one channel by 9
+    assert flat(drawn((150, 40, 150, 40), (250, 248, 238))) == [True, True]
+
+
+@pytest.mark.parametrize("height", [1, 7, 16, 17])
+def test_an_image_of_any_height_is_read(height: int) -> None:
+    image = PAPER.resize((200, height))
+    image.putpixel((150, height - 1), (0, 0, 0))
+    assert flat(image, ((0, 0, 100, height), (100, 0, 200, height))) == [True, False]
+
+
+@pytest.mark.parametrize("x", [144, 159, 160, 161])
+def test_an_edge_between_cells_is_seen(x: int) -> None:
+    assert flat(drawn((x, 0, 200, 100), (0, 0, 0))) == [True, False]
+
+
+def test_shading_is_flat_and_noise_is_not() -> None:
+    shaded = np.zeros((100, 200, 3), dtype=np.uint8)
+    shaded += (np.arange(200) // 4).astype(np.uint8)[None, :, None]  # 50 levels over the image
+    assert flat(Image.fromarray(shaded)) == [True, True]
+    noise = np.random.default_rng(0).integers(0, 30, (100, 200, 3), dtype=np.uint8)
+    assert flat(Image.fromarray(noise)) == [False, False]
+
+
+def test_sensor_noise_is_flat() -> None:
+    levels = np.random.default_rng(0).normal(128, 1.5, (100, 200, 3))
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, True]
+    levels[40:48, 150:158] += 10
+    assert np.ptp(levels) < 24  # noise may differ as much; means of blocks may not
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, False]
+    levels[:, 128:] += np.random.default_rng(1).normal(0, 9, (100, 72, 3))
+    assert flat(Image.fromarray(levels.astype(np.uint8))) == [True, False]
+
+
+def test_parts_of_a_view() -> None:
+    dotted = drawn((150, 40, 153, 43), (0, 0, 0))
+    assert flat(dotted, ((0, 0, 20, 100), (40, 0, 100, 100)), within=HALVES[1]) == [True, False]
+
+
+class Undecodable(LazyImage):
+    """An image whose pixels must not be read."""
+
+    def strips(self, num_rows: int) -> AsyncGenerator[Pixels, None]:
+        raise AssertionError(num_rows)
+
+
+def test_large_image_is_read_in_strips() -> None:
+    image = Image.new("RGB", (4000, 1000))  # 12 MB of pixels
+    ImageDraw.Draw(image).rectangle((3000, 900, 3005, 905), (255, 255, 255))
+    data = encoded(image, compress_level=1)
+    parts = ((0, 0, 4000, 800), (0, 800, 4000, 1000), (2000, 800, 2900, 1000))
+
+    async def scenario() -> None:
+        decoder = ImageDecoder(ImageLimits(10_000_000), 2)
+        for kind in (LazyImage, Undecodable):
+            lazy = kind(data, decoder, "a")
+            await lazy.open()
+            assert await flat_parts(lazy, parts) == [True, False, True]
+
+    asyncio.run(scenario())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from tests.service.http.test_rest_gone_client import leave, num_gone
+from tests.service.http.test_boundary import leave, num_gone
 from tests.service.openai.test_chat import PATH, body
 from tests.support.fake_runners import FakeDecoder
 from tests.support.fake_service import FLORENCE_ANSWERS, FLORENCE_ID, make_core

@@ -87,13 +87,13 @@ RING_MESSAGE = {"points": [{"x": x, "y": y} for x, y in RING]}
         ),
     ],
 )
-def test_result_is_the_one_member_of_its_kind(result: Result, kind: str, expected: Any) -> None:
+def test_result_messages(result: Result, kind: str, expected: Any) -> None:
     message = answer_message(answer_of(result), "id-1")
     assert message.WhichOneof("result") == kind
     assert MessageToDict(message, preserving_proto_field_name=True)[kind] == expected
 
 
-def test_message_has_the_other_fields_of_the_json() -> None:
+def test_other_fields_of_a_message() -> None:
     message = answer_message(answer_of(TextResult("a", True)), "id-1")
     assert (message.id, message.model, message.task, message.raw_text) == (
         "id-1",
@@ -126,7 +126,7 @@ def test_tiles_are_those_of_the_json() -> None:
     assert not answer_message(untiled, "id-1").HasField("tiles")
 
 
-def test_the_text_about_a_view_has_its_objects() -> None:
+def test_message_about_a_view() -> None:
     found = DetectionsResult((Detection(BOX, "a", 0.5),), True)
     event = event_message(Piece("a", View((1, 2, 30, 40), found)), "id-1")
     assert event.WhichOneof("event") == "text"
@@ -140,7 +140,7 @@ def test_the_text_about_a_view_has_its_objects() -> None:
     assert not event_message(Piece("a"), "id-1").HasField("view")
 
 
-def test_what_is_proved_is_that_of_the_json() -> None:
+def test_guarantee_message() -> None:
     sent = PredictRequest(task="ocr", min_precision=0.9)
     assert parse_fields(PredictFields, request_fields(sent))[1].fields.min_precision == 0.9
     proved = Guarantee(0.9, 0.95, 0.5, 4, 80, 2)
@@ -151,7 +151,7 @@ def test_what_is_proved_is_that_of_the_json() -> None:
     assert {name: float(value) for name, value in given.items()} == asdict(proved)
 
 
-def test_comparison_has_answers_and_errors() -> None:
+def test_comparison_message() -> None:
     _, request = parse_fields(PredictFields, {"task": "object_detection"})
     outcomes = (
         (served(FLORENCE), answer_of(TextResult("a", True))),

@@ -96,18 +96,18 @@ def answer(result: Result, *sequences: Written) -> dict[str, Any]:
         ),
     ],
 )
-def test_result_has_the_one_key_of_its_kind(result: Result, expected: dict[str, Any]) -> None:
+def test_result_has_one_key(result: Result, expected: dict[str, Any]) -> None:
     assert answer(result)["result"] == expected
 
 
-def test_instance_with_polygons_has_no_mask() -> None:
+def test_instance_with_polygons() -> None:
     result = InstancesResult((Instance(BOX, "a", 0.5, (RING, RING), None),), True)
     ring = [[1, 2], [3, 2], [3, 4]]
     expected = {"box": list(BOX), "label": "a", "score": 0.5, "polygons": [ring, ring]}
     assert answer(result)["result"] == {"instances": [expected]}
 
 
-def test_instance_with_a_mask_has_no_polygons() -> None:
+def test_instance_with_a_mask() -> None:
     result = InstancesResult(
         (Instance(BOX, "a", 0.5, None, RunLengthMask((480, 640), "abc")),), True
     )
@@ -120,7 +120,7 @@ def test_instance_with_a_mask_has_no_polygons() -> None:
     assert answer(result)["result"] == {"instances": [expected]}
 
 
-def test_instance_without_a_ring_has_empty_polygons() -> None:
+def test_instance_without_a_ring() -> None:
     result = InstancesResult((Instance(BOX, "a", 0.5, (), None),), True)
     assert answer(result)["result"]["instances"][0]["polygons"] == []
 
@@ -154,7 +154,7 @@ def test_body_is_that_of_the_contract() -> None:
     }
 
 
-def test_usage_is_summed_over_the_prompts_of_a_task() -> None:
+def test_usage_is_summed() -> None:
     body = answer(TextResult("", True), written("a"), written("b", "length"), written("c"))
     assert body["raw_text"] == "a\nb\nc"
     assert body["finish_reason"] == "length"
@@ -166,13 +166,13 @@ def test_usage_is_summed_over_the_prompts_of_a_task() -> None:
     }
 
 
-def test_error_has_code_message_param_and_request_id() -> None:
+def test_error_detail() -> None:
     detail = error_detail(InvalidRequest("no", "task"), "id-1")
     expected = {"code": "invalid_request", "message": "no", "param": "task", "request_id": "id-1"}
     assert json.loads(ErrorJson(error=detail).model_dump_json()) == {"error": expected}
 
 
-def test_error_without_a_field_has_param_null() -> None:
+def test_error_without_a_field() -> None:
     assert json.loads(error_detail(Overloaded("no"), "id-1").model_dump_json())["param"] is None
 
 
@@ -192,6 +192,6 @@ def test_every_kind_of_result_is_rendered() -> None:
 
 
 @pytest.mark.parametrize("found", [DetectionJson, InstanceJson, TextRegionJson])
-def test_the_contract_says_that_scores_are_from_0_to_1(found: type[Wire]) -> None:
+def test_scores_of_the_contract(found: type[Wire]) -> None:
     score = found.model_json_schema()["properties"]["score"]
     assert (score["minimum"], score["maximum"]) == (0, 1)

@@ -58,7 +58,7 @@ def test_invalid_tls_files_are_refused(tmp_path: Path, field: str, name: str) ->
         check_tls_files(settings)
 
 
-def test_positions_must_hold_more_than_an_image() -> None:
+def test_positions_hold_more_than_an_image() -> None:
     num_image_tokens = MANIFEST.num_image_tokens
     for max_positions in (0, num_image_tokens + 1):
         check_positions(MANIFEST, Settings(decoder_max_positions=max_positions))
@@ -67,7 +67,7 @@ def test_positions_must_hold_more_than_an_image() -> None:
         check_positions(MANIFEST, Settings(decoder_max_positions=num_image_tokens))
 
 
-def test_greeting_names_addresses_and_models() -> None:
+def test_greeting() -> None:
     lines = greeting(Settings(port=3100, grpc_port=3101, device="cpu"), MODELS)
     models = [f"{model.id} (cpu, {model.precision})" for model in MODELS]
     assert [line.split(maxsplit=1) for line in lines] == [

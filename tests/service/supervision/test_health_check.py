@@ -47,7 +47,7 @@ def test_only_200_is_healthy(status: int, expected: str | None) -> None:
         assert problem(Settings(port=port)) == expected
 
 
-def test_service_that_requires_a_key_is_healthy() -> None:
+def test_healthy_with_a_required_key() -> None:
     with answering(401) as port:
         assert (
             problem(Settings(port=port, health_needs_key=True, api_keys_file=Path("keys"))) is None
@@ -59,7 +59,7 @@ def test_service_that_requires_a_key_is_healthy() -> None:
         )
 
 
-def test_certificate_for_another_host_is_accepted() -> None:
+def test_certificate_of_another_host() -> None:
     files = {"tls_certificate_file": Path("certificate.pem"), "tls_key_file": Path("key.pem")}
     with answering(200, trustme.CA().issue_cert("diptych.example.org")) as port:
         assert problem(Settings(port=port, **files)) is None

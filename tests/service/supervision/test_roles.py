@@ -24,7 +24,7 @@ def test_arguments_round_trip(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "arguments", [("a",), ("runner",), ("gateway", "a"), ("runner", "a", "b"), ("encoder", "a")]
 )
-def test_other_arguments_are_rejected_with_the_usage(arguments: tuple[str, ...]) -> None:
+def test_unknown_arguments(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError, match=r"is not a role; usage: python -m service \[gateway"):
         Role.parse(arguments)
 
@@ -53,7 +53,7 @@ def test_one_process_has_no_runner_behind() -> None:
     assert Role.parse(()).runners_behind(Settings(models=MODELS, processes="one")) == []
 
 
-def test_runner_alone_serves_its_model_on_this_host() -> None:
+def test_runner_alone() -> None:
     environment = {
         "DIPTYCH_MODELS": "b",
         "DIPTYCH_RUNNER_URLS": "b=http://x",
@@ -66,7 +66,7 @@ def test_runner_alone_serves_its_model_on_this_host() -> None:
     assert Role.parse(("gateway",)).environment(environment) == environment
 
 
-def test_adapters_run_in_the_runner_of_their_base(tmp_path: Path) -> None:
+def test_adapters_run_with_their_base(tmp_path: Path) -> None:
     catalog = tmp_path / "catalog.yaml"
     rows = yaml.safe_load((ROOT / "models" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
     tuned = [{"id": f"tuned-{index}", "adapter_of": A, "source": "tuned"} for index in range(2)]
@@ -96,7 +96,7 @@ def test_adapters_run_in_the_runner_of_their_base(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_adapter_has_no_runner_of_its_own(
+def test_adapter_has_no_runner(
     tmp_path: Path, models: str, settings: dict[str, str], message: str
 ) -> None:
     catalog = tmp_path / "catalog.yaml"
@@ -108,12 +108,12 @@ def test_an_adapter_has_no_runner_of_its_own(
         served_entries(values)
 
 
-def test_runner_alone_keeps_its_own_device() -> None:
+def test_device_of_a_runner_alone() -> None:
     environment = {"DIPTYCH_DEVICES": "b=cuda:1, a=cuda:0"}
     assert Role.parse(("runner", "a")).environment(environment)["DIPTYCH_DEVICES"] == "a=cuda:0"
 
 
-def test_gateway_alone_needs_the_url_of_every_runner() -> None:
+def test_gateway_alone_needs_urls() -> None:
     values = Settings(models=MODELS, runner_urls=URLS)
     with pytest.raises(SettingsError, match="DIPTYCH_RUNNER_URLS has no URL for paligemma-mini"):
         check_runner_urls(Role.parse(("gateway",)), values)
@@ -122,7 +122,7 @@ def test_gateway_alone_needs_the_url_of_every_runner() -> None:
 
 
 @pytest.mark.parametrize("word", ["--help", "-h"])
-def test_help_is_the_usage_and_not_an_error(
+def test_help(
     word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["service", word])

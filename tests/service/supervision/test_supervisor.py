@@ -2,12 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from service.supervision.supervisor import run_folder
+from service.supervision.worker_process import Part, WorkerProcess, runner_part
 from tests.support.export_cli import ROOT
 
 Process = subprocess.Popen[str]
@@ -40,7 +45,7 @@ def pids(lines: list[str], name: str) -> list[int]:
     return [int(line.split()[2]) for line in lines if line.startswith(f"{name} starts")]
 
 
-def test_a_process_that_fails_is_restarted_without_another_signal(tmp_path: Path) -> None:
+def test_failed_process_is_restarted(tmp_path: Path) -> None:
     with supervised(tmp_path) as process:
         lines = lines_until(process, "starts", 4)
     assert len(pids(lines, "gateway")) == 2
@@ -48,7 +53,7 @@ def test_a_process_that_fails_is_restarted_without_another_signal(tmp_path: Path
     assert any("ended with status 3 and is restarted" in line for line in lines)
 
 
-def test_runners_stop_after_the_gateways_have_drained_whatever_dies_meanwhile(
+def test_runners_stop_last(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "failed").touch()
@@ -71,3 +76,77 @@ def test_runners_stop_after_the_gateways_have_drained_whatever_dies_meanwhile(
     assert "stopped" in lines[-1]
     assert not gauge.exists()
     assert not list(tmp_path.glob(f"*-{first}/"))
+
+
+HOLDER = """
+import sys
+from service.supervision.supervisor import run_folder
+with run_folder() as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder() -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", HOLDER]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def folder_of(process: "subprocess.Popen[str]") -> Path:
+    assert process.stdout is not None
+    return Path(process.stdout.readline().strip())
+
+
+def test_run_folder_is_private() -> None:
+    with run_folder() as folder:
+        (folder / "file").write_text("x")
+        assert folder.parent == Path("/dev/shm")
+        assert folder.stat().st_mode & 0o077 == 0
+    assert not folder.exists()
+
+
+def test_abandoned_folders_are_removed() -> None:
+    with holder() as killed, holder() as living:
+        left = folder_of(killed)
+        in_use = folder_of(living)
+        (left / "file").write_text("x")
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait(30)
+        assert left.exists()
+        with run_folder():
+            assert not left.exists()
+            assert in_use.exists()
+        living.communicate("", timeout=30)
+    assert not in_use.exists()
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Iterator[Part]:
+    part = runner_part("a-runner", tmp_path)
+    yield part
+    part.listener.close()
+
+
+def test_connections_wait_for_a_runner(part: Part) -> None:
+    path = part.url.removeprefix("file://")
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        for client in (first, second):
+            client.connect(path)
+            client.sendall(b"x")
+        accepted, _ = part.listener.accept()
+        with accepted:
+            assert accepted.recv(1) == b"x"
+
+
+def test_stopped_process_stays_stopped(part: Part) -> None:
+    process = WorkerProcess(part, 0, [])
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        process.pid = child.pid
+        process.stop(signal.SIGTERM)
+        assert child.wait(30) == -signal.SIGTERM
+        process.stop(signal.SIGKILL)  # it has ended
+    process.note_end(signal.SIGTERM)
+    process.start_if_due()
+    assert process.pid is None

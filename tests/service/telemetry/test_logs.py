@@ -46,7 +46,7 @@ def lines(written: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in written.getvalue().splitlines()]
 
 
-def test_line_is_an_object_with_time_level_logger_process_and_message(written: io.StringIO) -> None:
+def test_json_line(written: io.StringIO) -> None:
     logging.getLogger("service.some").warning("%d of\n%s “things”", 2, "many")
     (line,) = lines(written)
     assert set(line) == {"time", "level", "logger", "process", "message"}
@@ -58,7 +58,7 @@ def test_line_is_an_object_with_time_level_logger_process_and_message(written: i
     assert line["time"].endswith("+00:00")
 
 
-def test_logged_fields_and_exception_are_fields_of_the_line(written: io.StringIO) -> None:
+def test_logged_fields_and_exception(written: io.StringIO) -> None:
     try:
         raise ValueError("broken")
     except ValueError:
@@ -71,7 +71,7 @@ def test_logged_fields_and_exception_are_fields_of_the_line(written: io.StringIO
     assert line["exception"].endswith("ValueError: broken")
 
 
-def test_line_of_an_answer_has_ids_sizes_and_times_as_fields(written: io.StringIO) -> None:
+def test_line_of_an_answer(written: io.StringIO) -> None:
     with request_trace({"traceparent": TRACEPARENT}, "test", None):
         predict(make_core(), task="ocr", model=FLORENCE_ID)
     (line,) = lines(written)
@@ -100,7 +100,7 @@ def test_line_of_an_answer_has_ids_sizes_and_times_as_fields(written: io.StringI
     assert (line["encode_ms"], line["decode_ms"]) == (250, 1000)
 
 
-def test_lines_of_an_internal_error_have_the_ids_of_its_request(written: io.StringIO) -> None:
+def test_lines_of_an_internal_error(written: io.StringIO) -> None:
     with request_trace({"traceparent": TRACEPARENT}, "test", None):
         with pytest.raises(InternalError, match=FLORENCE_ID) as caught:
             predict(florence_fails(RuntimeError("a defect")), task="ocr", model=FLORENCE_ID)

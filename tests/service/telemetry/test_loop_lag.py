@@ -78,7 +78,7 @@ def log_of(
     return [record.message for record in caplog.records if "event loop" in record.message]
 
 
-def test_the_request_that_blocks_the_loop_is_named_with_its_line(
+def test_blocking_request_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def block(loop: Loop) -> None:
@@ -93,7 +93,7 @@ def test_the_request_that_blocks_the_loop_is_named_with_its_line(
     assert num_late() == before + 1
 
 
-def test_a_request_whose_thread_keeps_the_interpreters_lock_is_named(
+def test_request_with_the_lock_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nobody notices what holds the loop meanwhile."""
@@ -110,7 +110,7 @@ def test_a_request_whose_thread_keeps_the_interpreters_lock_is_named(
     assert any("slow-2" in line for line in log_of("slow-2", hold, caplog))
 
 
-def test_a_loop_that_stays_late_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+def test_late_loop_is_logged_each_second(caplog: pytest.LogCaptureFixture) -> None:
     async def block_twice(loop: Loop) -> None:
         for _ in range(2):
             await loop.block(LATE_S)
@@ -128,7 +128,7 @@ def test_a_loop_in_time_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert log_of("quick", wait, caplog) == []
 
 
-def test_only_the_request_that_blocks_now_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_blocking_request_is_named(caplog: pytest.LogCaptureFixture) -> None:
     async def block_beside_others(loop: Loop) -> None:
         # late, but within the promise: noted and not logged
         await asyncio.create_task(loop.block(0.09), name="request earlier")
@@ -141,7 +141,7 @@ def test_only_the_request_that_blocks_now_is_named(caplog: pytest.LogCaptureFixt
     assert "request later at" in line
 
 
-def test_a_busy_machine_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_busy_machine_is_logged_rarely(caplog: pytest.LogCaptureFixture) -> None:
     async def late_without_a_request(loop: Loop) -> None:
         for late_s in (LATE_S, 2.0):
             now_s = loop.clock.now_s + DUE_S + late_s

@@ -86,7 +86,7 @@ def sent(collector: Collector) -> dict[str, CollectedSpan]:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_every_http_response_has_its_trace_id(name: str) -> None:
+def test_http_responses_have_trace_ids(name: str) -> None:
     method, path, fields, status = REQUESTS[name]
     options = {} if fields is None else {"json": fields}
     response = client().send(method, path, headers={"traceparent": TRACEPARENT}, **options)
@@ -133,7 +133,7 @@ def test_every_grpc_call_has_its_trace_id() -> None:
     assert without != TRACE_ID
 
 
-def test_answer_over_http_has_the_spans_of_its_stages(collector: Collector) -> None:
+def test_spans_of_an_answer(collector: Collector) -> None:
     fields = {**OCR, "model": FLORENCE_ID}
     client().predict(fields, traceparent=TRACEPARENT, X_Request_Id="mine")
     made = sent(collector)
@@ -170,7 +170,7 @@ def test_answer_over_http_has_the_spans_of_its_stages(collector: Collector) -> N
     }
 
 
-def test_span_of_a_stream_lasts_until_its_last_event(collector: Collector) -> None:
+def test_span_of_a_stream(collector: Collector) -> None:
     response = client().predict({**OCR, "model": FLORENCE_ID, "stream": True})
     made = sent(collector)
     assert {span.trace_id for span in made.values()} == {response.headers["x-trace-id"]}
@@ -178,7 +178,7 @@ def test_span_of_a_stream_lasts_until_its_last_event(collector: Collector) -> No
     assert made[ANSWER].parent_id == made["POST /v1/predict"].span_id
 
 
-def test_comparison_has_a_span_for_each_model(collector: Collector) -> None:
+def test_spans_of_a_comparison(collector: Collector) -> None:
     client(florence_fails(RunnerUnreachable("refused"))).compare(OCR)
     made = sent(collector)
     answers = [made[f"generate_content {model}"] for model in (FLORENCE_ID, PALIGEMMA_ID)]
@@ -198,7 +198,7 @@ def test_comparison_has_a_span_for_each_model(collector: Collector) -> None:
         (RuntimeError("purple-elephant"), {}, 500, "internal", True),
     ],
 )
-def test_only_faults_of_the_service_are_failed_spans(
+def test_failed_spans(
     collector: Collector,
     failure: Exception | None,
     fields: dict[str, str],
@@ -215,7 +215,7 @@ def test_only_faults_of_the_service_are_failed_spans(
     assert not any(b"purple-elephant" in span.bytes for span in collector.spans)
 
 
-def test_grpc_call_has_a_span_with_method_and_status(collector: Collector) -> None:
+def test_span_of_a_grpc_call(collector: Collector) -> None:
     async def ask() -> None:
         async with grpc_channel(make_core(), ApiKeys(None)) as channel:
             stub: Any = VisionStub(channel)
@@ -243,7 +243,7 @@ def test_grpc_call_has_a_span_with_method_and_status(collector: Collector) -> No
     )
 
 
-def test_probes_and_pages_have_no_spans_and_spans_are_named_by_route(collector: Collector) -> None:
+def test_spans_are_named_by_route(collector: Collector) -> None:
     for path in (
         "/v2/health/live",
         "/playground",
@@ -263,7 +263,7 @@ def test_probes_and_pages_have_no_spans_and_spans_are_named_by_route(collector: 
     )
 
 
-def test_trace_does_not_leak_into_the_next_request(collector: Collector) -> None:
+def test_traces_do_not_leak(collector: Collector) -> None:
     with request_trace({"traceparent": TRACEPARENT}, "first", {}):
         assert tracing.trace_id() == TRACE_ID
     assert tracing.trace_id() == "0" * 32
@@ -272,7 +272,7 @@ def test_trace_does_not_leak_into_the_next_request(collector: Collector) -> None
     assert sent(collector)["second"].parent_id == ""
 
 
-def test_no_span_is_made_without_a_collector() -> None:
+def test_no_span_without_a_collector() -> None:
     headers = httpx.Headers({"traceparent": TRACEPARENT})
     with (
         request_trace(headers, "POST", {}),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -12,12 +13,16 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from service.admission.api_keys import ApiKeys
+from service.errors import Unauthorized
 from service.inference.core import Core
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto.vision_pb2_grpc import VisionStub
 from tests.support.api_keys import api_keys
-from tests.support.fake_service import PNG, make_core
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import FLORENCE_ID, PNG, make_core
 from tests.support.grpc_channel import grpc_channel
+from tests.support.trace_collector import TRACE_ID, TRACEPARENT
+from wire.runner_messages import Failed
 
 OCR = pb.PredictRequest(image=PNG, task="ocr")
 
@@ -64,14 +69,14 @@ async def analyzed(channel: grpc.aio.Channel) -> pb.Analysis:
     return analysis
 
 
-def test_an_analysis_has_the_answers_of_its_steps() -> None:
+def test_analysis_over_grpc() -> None:
     things, text = called(analyzed).steps
     assert (things.id, len(things.answers), things.truncated) == ("things", 1, False)
     (answer,) = text.answers
     assert (answer.of, list(answer.view), answer.answer.text) == (0, [38, 77, 346, 308], "HELLO")
 
 
-def test_a_wrong_step_is_an_invalid_argument() -> None:
+def test_wrong_step_over_grpc() -> None:
     async def wrong(channel: grpc.aio.Channel) -> Any:
         steps = [pb.Step(id="a", task="ocr", each="b")]
         return await VisionStub(channel).Analyze(pb.AnalyzeRequest(image=PNG, steps=steps))
@@ -82,7 +87,7 @@ def test_a_wrong_step_is_an_invalid_argument() -> None:
     assert trailing["diptych-param"] == "steps[0].each"
 
 
-def test_the_bytes_of_an_id_are_the_stored_image() -> None:
+def test_stored_image_over_grpc() -> None:
     async def named(channel: grpc.aio.Channel) -> Any:
         request = pb.PredictRequest(image=b"img_" + b"0" * 48, task="ocr")
         return await VisionStub(channel).Predict(request)
@@ -98,9 +103,7 @@ def test_the_bytes_of_an_id_are_the_stored_image() -> None:
         ("Analyze", pb.AnalyzeRequest(steps=[pb.Step(id="text", task="ocr")]), "analysis"),
     ],
 )
-def test_each_of_several_images_has_its_answer_or_its_error(
-    name: str, request_message: Any, kind: str
-) -> None:
+def test_several_images_over_grpc(name: str, request_message: Any, kind: str) -> None:
     async def several(channel: grpc.aio.Channel) -> list[Any]:
         method = getattr(VisionStub(channel), name)
         request_message.images.extend([PNG, b"none", PNG])
@@ -142,7 +145,7 @@ async def healthy(channel: grpc.aio.Channel) -> Any:
     return (await stub.Check(HealthCheckRequest())).status
 
 
-def test_a_stream_is_the_text_and_then_the_answer() -> None:
+def test_stream_over_grpc() -> None:
     async def events(channel: grpc.aio.Channel) -> list[pb.PredictEvent]:
         return [event async for event in VisionStub(channel).PredictStream(OCR)]
 
@@ -151,11 +154,11 @@ def test_a_stream_is_the_text_and_then_the_answer() -> None:
     assert all(event.WhichOneof("event") == "text" for event in texts)
 
 
-def test_lists_are_answered_without_an_image() -> None:
+def test_lists_over_grpc() -> None:
     assert len(called(listed).models) == 2
 
 
-def test_a_list_needs_a_key_and_health_does_not() -> None:
+def test_list_needs_a_key() -> None:
     keys = api_keys("secret")
     assert refused(listed, keys=keys).code() == grpc.StatusCode.UNAUTHENTICATED
     assert called(healthy, keys=keys) == HealthCheckResponse.SERVING
@@ -164,7 +167,7 @@ def test_a_list_needs_a_key_and_health_does_not() -> None:
 @pytest.mark.parametrize(
     "call", [listed, lambda channel: VisionStub(channel).Predict(OCR)], ids=["list", "predict"]
 )
-def test_a_draining_service_admits_no_call(
+def test_draining_admits_no_call(
     call: Callable[[grpc.aio.Channel], Coroutine[Any, Any, Any]],
 ) -> None:
     async def drained(channel: grpc.aio.Channel) -> Any:
@@ -178,7 +181,7 @@ def test_a_draining_service_admits_no_call(
 
 
 @pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "diptych.v1.Vision/ListModels"])
-def test_bytes_of_no_message_are_an_invalid_argument(method: str) -> None:
+def test_malformed_message(method: str) -> None:
     async def malformed(channel: grpc.aio.Channel) -> Any:
         call: Any = channel.unary_unary(f"/{method}")
         return await call(b"\xff")
@@ -188,7 +191,7 @@ def test_bytes_of_no_message_are_an_invalid_argument(method: str) -> None:
     assert ("diptych-code", "invalid_request") in list(error.trailing_metadata())
 
 
-def test_reflection_answers_every_message_of_a_call_and_ends_with_it() -> None:
+def test_reflection() -> None:
     async def reflected(channel: grpc.aio.Channel) -> list[Any]:
         async def requests() -> AsyncIterator[ServerReflectionRequest]:
             for _ in range(3):
@@ -202,3 +205,92 @@ def test_reflection_answers_every_message_of_a_call_and_ends_with_it() -> None:
     assert len(answers) == 3
     names = {service.name for service in answers[2].list_services_response.service}
     assert {"diptych.v1.Vision", "grpc.health.v1.Health"} <= names
+
+
+KEY = "secret"
+
+
+@asynccontextmanager
+async def vision(core: Core, api_keys: ApiKeys) -> AsyncIterator[Any]:
+    async with grpc_channel(core, api_keys) as channel:
+        yield VisionStub(channel)
+
+
+def error(
+    core: Core | None = None, keys: ApiKeys | None = None, authorization: str | None = None
+) -> grpc.aio.AioRpcError:
+    """Return the error of a call, which is the same for Predict and PredictStream."""
+
+    async def ask() -> list[grpc.aio.AioRpcError]:
+        metadata = [("x-request-id", "mine"), ("traceparent", TRACEPARENT)]
+        if authorization:
+            metadata.append(("authorization", authorization))
+        async with vision(core or make_core(), keys or ApiKeys(None)) as stub:
+            with pytest.raises(grpc.aio.AioRpcError) as whole:
+                await stub.Predict(OCR, metadata=metadata)
+            with pytest.raises(grpc.aio.AioRpcError) as streamed:
+                [_ async for _ in stub.PredictStream(OCR, metadata=metadata)]
+            return [whole.value, streamed.value]
+
+    whole, streamed = asyncio.run(ask())
+    assert (whole.code(), whole.details()) == (streamed.code(), streamed.details())
+    assert trailing(whole) == trailing(streamed)
+    return whole
+
+
+def trailing(caught: grpc.aio.AioRpcError) -> dict[str, str]:
+    return {str(name): str(value) for name, value in caught.trailing_metadata()}
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", f"Basic {KEY}", KEY])
+def test_call_requires_an_accepted_key(authorization: str | None) -> None:
+    keys = api_keys(KEY)
+    refused = error(keys=keys, authorization=authorization)
+    assert refused.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert trailing(refused)["diptych-code"] == "unauthorized"
+
+
+def test_wrong_keys_by_address() -> None:
+    keys = api_keys(KEY)
+    for guess in range(10):
+        with pytest.raises(Unauthorized):
+            keys.check(f"Bearer {guess}", "127.0.0.1")
+    refused = error(keys=keys, authorization="Bearer wrong")
+    assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert 1 <= int(trailing(refused)["retry-after"]) <= 6
+
+
+def test_accepted_key_of_a_call() -> None:
+    async def ask() -> pb.Answer:
+        async with vision(make_core(), api_keys(KEY)) as stub:
+            answer: pb.Answer = await stub.Predict(
+                OCR, metadata=[("authorization", f"Bearer {KEY}")]
+            )
+            return answer
+
+    assert asyncio.run(ask()).text == "HELLO"
+
+
+def test_overload_has_retry_after() -> None:
+    refused = error(make_core(max_pending=0))
+    assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert trailing(refused) == {
+        "x-request-id": "mine",
+        "x-trace-id": TRACE_ID,
+        "diptych-code": "overloaded",
+        "retry-after": "1",
+    }
+
+
+def test_failed_sequence_has_its_code() -> None:
+    failed = Failed(code="non_finite_logits", message="NaN")
+    decoder = FakeDecoder({"What is the text in the image?": failed})
+    assert error(make_core(decoders={FLORENCE_ID: decoder})).code() == grpc.StatusCode.INTERNAL
+
+
+def test_internal_error_reveals_no_cause() -> None:
+    broken = error(
+        make_core(decoders={FLORENCE_ID: FakeDecoder({}, failure=ValueError("a secret"))})
+    )
+    assert broken.code() == grpc.StatusCode.INTERNAL
+    assert "secret" not in str(broken.details())

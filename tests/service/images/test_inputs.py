@@ -1,7 +1,16 @@
+"""An id belongs to one key and one content, and cannot be guessed."""
+
 import pytest
 
 from service.errors import InvalidRequest
-from service.images.inputs import AllowedHost, CheckedUrl, check_url
+from service.images.inputs import (
+    ID_CHARS,
+    AllowedHost,
+    CheckedUrl,
+    HandleIds,
+    ImageHandle,
+    check_url,
+)
 
 ANY = [AllowedHost("*")]
 
@@ -74,7 +83,7 @@ def test_url_is_built_from_its_parts() -> None:
         ),
     ],
 )
-def test_anything_but_a_plain_http_url_is_refused(text: str) -> None:
+def test_other_urls_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="must be an http") as caught:
         check_url(text, ANY)
     assert caught.value.param == "image"
@@ -112,3 +121,39 @@ def test_host_and_port_must_be_allowed(allowed: str, url: str, is_allowed: bool)
 def test_invalid_allowed_host_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a host name, an IP address or"):
         AllowedHost.parse(text)
+
+
+IDS = HandleIds(b"secret")
+
+
+def test_same_bytes_have_the_same_id() -> None:
+    made = IDS.make("one", b"image")
+    assert made == IDS.make("one", b"image")
+    assert len({made, IDS.make("two", b"image"), IDS.make("one", b"other")}) == 3
+    assert HandleIds(b"another").make("one", b"image") != made
+    assert (made[:4], len(made)) == ("img_", ID_CHARS)
+
+
+def test_an_id_is_valid_for_its_key_alone() -> None:
+    handle = ImageHandle(IDS.make("one", b"image"))
+    assert IDS.name("one", handle) == handle.text[4:36]
+    assert IDS.name("two", handle) is None
+
+
+def test_changed_id_is_invalid() -> None:
+    text = IDS.make("one", b"image")
+    changed = [
+        f"{text[:index]}{'0' if text[index] != '0' else '1'}{text[index + 1 :]}"
+        for index in range(4, len(text))
+    ]
+    for other in [
+        *changed,
+        "",
+        "img_",
+        text[:-1],
+        f"{text}0",
+        text.upper(),
+        f"{text}\n",
+        "../../a",
+    ]:
+        assert IDS.name("one", ImageHandle(other)) is None

@@ -1,0 +1,541 @@
+import asyncio
+import base64
+import contextlib
+import json
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Message
+
+from service.errors import InvalidRequest, PayloadTooLarge, ServiceError, UnsupportedImage
+from service.http.body import RequestBody, read_body
+from service.http.json_values import json_object
+from service.images.inputs import ImageUrl
+from tests.support.request_bodies import (
+    BASE64,
+    FORM,
+    IMAGE,
+    JSON,
+    MAX_BYTES,
+    file_part,
+    form,
+    memory,
+    part,
+    read,
+    read_form,
+    read_json,
+    request,
+)
+
+FIELDS: dict[str, Any] = {
+    "task": "open_vocabulary_detection",
+    "model": "florence-2-mini",
+    "labels": ["red circle", "Käfer"],
+    "region": [1, 2.5, 30, 40],
+    "max_new_tokens": 12,
+    "temperature": 0.5,
+    "seed": 7,
+    "num_beams": 1,
+    "top_p": 0.9,
+    "constrained": False,
+    "question": "7",
+}
+
+
+def parts_of(name: str, value: object, is_json: bool) -> Sequence[bytes]:
+    if isinstance(value, list):
+        return (
+            [part(name, json.dumps(value))]
+            if is_json
+            else [part(name, str(item)) for item in value]
+        )
+    return [part(name, value if isinstance(value, str) else json.dumps(value))]
+
+
+@pytest.mark.parametrize(
+    "is_json", [True, False], ids=["lists as JSON", "lists as repeated fields"]
+)
+def test_form_and_json_are_equal(is_json: bool) -> None:
+    parts = [one for name, value in FIELDS.items() for one in parts_of(name, value, is_json)]
+    from_form = read_form(*parts)
+    from_json = read_json(image=BASE64, **FIELDS)
+    assert from_form == from_json == RequestBody(IMAGE, FIELDS)
+    assert [type(v) for v in from_form.fields.values()] == [
+        type(v) for v in from_json.fields.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels"),
+    [
+        (["circle,square"], ["circle", "square"]),
+        (["circle, red square ,"], ["circle", "red square"]),
+        (["a", "b,c"], ["a", "b", "c"]),
+        (['"a red car, parked", dog'], ["a red car, parked", "dog"]),
+        (['["a, b"]'], ["a, b"]),
+        ([","], [","]),
+        (['a,"b'], ["a", '"b']),
+        (["x,y" * 201], ["x,y" * 201]),
+    ],
+)
+def test_list_of_a_form_is_split(texts: list[str], labels: list[str]) -> None:
+    fields = read_form(*[part("labels", text) for text in texts]).fields
+    assert fields == {"labels": labels}
+    numbers = read_form(part("region", "1, 2.5,30,40"), part("models", "a,b")).fields
+    assert numbers == {"region": [1, 2.5, 30, 40], "models": ["a", "b"]}
+
+
+def test_body_in_many_chunks_is_the_body() -> None:
+    body = form(file_part("image", IMAGE), part("task", "ocr"))
+    chunks = [body[i : i + 1] for i in range(len(body))]
+    assert asyncio.run(read_body(request(chunks, FORM), memory())) == RequestBody(
+        IMAGE, {"task": "ocr"}
+    )
+
+
+@pytest.mark.parametrize(
+    "content_type", [JSON, "APPLICATION/JSON", "application/json; charset=utf-8"]
+)
+def test_json_content_type_has_options(content_type: str) -> None:
+    assert read(json.dumps({"image": BASE64}).encode(), content_type) == RequestBody(IMAGE, {})
+
+
+@pytest.mark.parametrize(
+    "value", ["twelve", "1e", "", "true", "null", "[1]", "NaN", "Infinity", "0x10", "9" * 5000]
+)
+def test_invalid_number_stays_text(value: str) -> None:
+    assert read_form(part("seed", value)).fields == {"seed": value}
+
+
+@pytest.mark.parametrize("value", ["True", "1", "", "yes", "null"])
+def test_invalid_boolean_stays_text(value: str) -> None:
+    assert read_form(part("constrained", value)).fields == {"constrained": value}
+
+
+@pytest.mark.parametrize("value", ["true", "12", "null", '{"a": 1}'])
+def test_text_of_a_form_stays_text(value: str) -> None:
+    assert read_form(part("question", value)).fields == {"question": value}
+
+
+def test_single_label_of_a_form_is_a_list() -> None:
+    assert read_form(part("labels", "dog")).fields == {"labels": ["dog"]}
+
+
+@pytest.mark.parametrize("value", ["[1, 2", "[NaN]", "[Infinity, 1, 2, 3]", "[" * 50_000])
+def test_malformed_list_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest, match="region") as caught:
+        read_form(part("region", value))
+    assert caught.value.param == "region"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("[" + "{}," * 10_000 + "{}]", "has more than 10000 values, lists and objects"),
+        ('["' + r"\/" * 2_000_001 + '"]', "has more than 2000000 escapes"),
+        ('[{"a": 1, "a": 2}]', "'a' occurs 2 times"),
+        (r'["\ud800"]', "contains a lone surrogate"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_json_list_has_limits(value: str, reason: str) -> None:
+    body = form(file_part("image", IMAGE), part("labels", value))
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        asyncio.run(read_body(request([body], FORM), memory(len(body))))
+    assert (caught.value.param, caught.value.message[:6]) == ("labels", "labels")
+
+
+def test_large_form_leaves_the_loop() -> None:
+    async def scenario() -> None:
+        reading = asyncio.ensure_future(read_body(request([body], FORM), memory(len(body))))
+        while not reading.done():
+            names.update(thread.name for thread in threading.enumerate())
+            await asyncio.sleep(0)
+        assert (await reading).fields == {"labels": ["a" * 300_000]}
+
+    names: set[str] = set()
+    body = form(file_part("image", IMAGE), part("labels", json.dumps(["a" * 300_000])))
+    asyncio.run(scenario())
+    assert any(name.startswith("asyncio_") for name in names)  # threads of the loop's executor
+
+
+@pytest.mark.parametrize("name", ["task", "seed", "question", "unknown"])
+def test_repeated_field_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} occurs 2 times") as caught:
+        read_form(part(name, "1"), part(name, "2"))
+    assert caught.value.param == name
+
+
+def test_repeated_json_name_is_rejected() -> None:
+    with pytest.raises(InvalidRequest, match="task"):
+        read(b'{"image": "QUJD", "task": "ocr", "task": "captioning"}', JSON)
+
+
+@pytest.mark.parametrize("name", ["task", "labels", "seed"])
+def test_other_file_is_refused(name: str) -> None:
+    with pytest.raises(
+        InvalidRequest, match=f"{name} is a file; only image may be a file"
+    ) as caught:
+        read_form(file_part(name, b"x"))
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        BASE64,
+        f"data:image/png;base64,{BASE64}",
+        f"DATA:image/webp;charset=x;BASE64,{BASE64}",
+        f"data:;base64,{BASE64}",
+    ],
+)
+def test_image_is_base64(image: str) -> None:
+    assert read_json(image=image).image == IMAGE
+    assert read(form(part("image", image)), FORM).image == IMAGE
+
+
+@pytest.mark.parametrize(
+    "image", ["data:image/png,abc", "data:image/png;utf8,abc", "data:image/png;base64", "data:"]
+)
+def test_data_url_must_be_base64(image: str) -> None:
+    with pytest.raises(InvalidRequest, match="not base64") as caught:
+        read_json(image=image)
+    assert caught.value.param == "image"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "http://example.org/a.png",
+        "HTTPS://example.org",
+        "file:///etc/passwd",
+        " gopher:x",
+        "a+b.c-1:",
+    ],
+)
+def test_other_url_is_not_read(image: str) -> None:
+    assert read_json(image=image).image == ImageUrl(image)
+    assert read(form(part("image", image)), FORM).image == ImageUrl(image)
+
+
+@pytest.mark.parametrize(
+    "image", ["QUJ", "Q!JD", "QUJD\u00e4", "//host/a.png", "_-_-", "a,b", "=", "a" * 102 + ":"]
+)
+def test_invalid_base64_is_refused(image: str) -> None:
+    with pytest.raises(UnsupportedImage, match="not base64") as caught:
+        read_json(image=image)
+    assert caught.value.param == "image"
+
+
+@pytest.mark.parametrize("image", [None, 1, True, ["QUJD"], {"url": "x"}])
+def test_image_in_json_must_be_a_string(image: object) -> None:
+    with pytest.raises(InvalidRequest, match="image must be a string"):
+        read_json(image=image)
+
+
+def test_missing_image_is_reported() -> None:
+    for body, content_type in [(b"{}", JSON), (form(part("task", "ocr")), FORM), (form(), FORM)]:
+        with pytest.raises(InvalidRequest, match="image is missing") as caught:
+            read(body, content_type)
+        assert caught.value.param == "image"
+
+
+def test_empty_file_is_an_empty_image() -> None:
+    assert read(form(file_part("image", b"")), FORM).image == b""
+
+
+@pytest.mark.parametrize("second", [file_part("image", IMAGE), part("image", BASE64)])
+def test_second_image_is_rejected(second: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="image occurs 2 times") as caught:
+        read_form(second)
+    assert caught.value.param == "image"
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "image/png"]
+)
+def test_other_content_types_are_refused(content_type: str | None) -> None:
+    with pytest.raises(InvalidRequest, match="multipart/form-data or application/json"):
+        read(b"{}", content_type)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (form(file_part("image", IMAGE)), "multipart/form-data"),
+        (form(file_part("image", IMAGE)), "multipart/form-data; boundary="),
+        (form(file_part("image", IMAGE)), f"multipart/form-data; boundary={'b' * 5000}"),
+        (form(file_part("image", IMAGE)), "multipart/form-data; boundary=\xe9"),
+        (b"not multipart at all", FORM),
+        (b"--b\r\n\r\n\r\nx\r\n--b--\r\n", FORM),
+        (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", FORM),
+        (b"--b\r\n" + b"A: b\r\n" * 10_000, FORM),
+        (form(*[part(f"f{i}", "x") for i in range(500)]), FORM),
+        (b"", FORM),
+    ],
+)
+def test_malformed_multipart_is_rejected(body: bytes, content_type: str) -> None:
+    with pytest.raises(InvalidRequest):
+        read(body, content_type)
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.7, 0.85, 0.95])
+def test_truncated_multipart_is_rejected(kept: float) -> None:
+    """The missing part may be a required field."""
+    body = form(
+        file_part("image", IMAGE),
+        part("task", "captioning"),
+        part("detail", "paragraph"),
+        part("seed", "1"),
+    )
+    with pytest.raises(InvalidRequest):
+        read(body[: int(len(body) * kept)], FORM)
+
+
+def test_charset_cannot_slow_down_parsing() -> None:
+    """Python's punycode decoder needs quadratic time, and would block the event loop."""
+    body = form(part("image", IMAGE, '; filename="a"'), part("ab", b"abc-" + b"ab1c" * 150_000))
+    start_s = time.process_time()
+    with contextlib.suppress(InvalidRequest):  # refused is as good as read
+        asyncio.run(read_body(request([body], f"{FORM}; charset=punycode"), memory(2 * len(body))))
+    assert time.process_time() - start_s < 4  # 12 s with it
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b"\xff\xfe\xff",
+        b'{"image": "QUJD"} x',
+        b"[" * 9_000,
+        b'{"image": "QUJD", "task": ' + b"[" * 600 + b"]" * 600 + b"}",
+        b'{"a":' * 9_000,
+        b'{"image": "QUJD", "seed": ' + b"9" * 5000 + b"}",
+        b'{"image": "QUJD", "seed": NaN}',
+        b'{"image": "QUJD", "region": [Infinity, -Infinity, 1, 2]}',
+    ],
+)
+def test_invalid_json_is_rejected(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="the body is not JSON") as caught:
+        read(body, JSON)
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("document", ["[]", "1", "null", '"text"'])
+def test_json_must_be_an_object(document: str) -> None:
+    with pytest.raises(InvalidRequest, match="must be a JSON object"):
+        read(document.encode(), JSON)
+
+
+@pytest.mark.parametrize("filling", [b"{},", b"[],", b"1,", b'{"a":0},'])
+def test_json_values_are_limited(filling: bytes) -> None:
+    body = b'{"image": "QUJD", "labels": [' + filling * (19_000_000 // len(filling)) + b"1]}"
+    start_s = time.process_time()
+    with pytest.raises(InvalidRequest, match="more than 10000 values, lists and objects"):
+        json_object(body)
+    assert time.process_time() - start_s < 5  # 8 s to parse
+
+
+def test_values_of_all_pieces_count() -> None:
+    spread = b'{"image": "QUJD", "labels": [' + (b"1," + b" " * 500) * 9_990 + b"1]}"
+    assert len(json_object(spread)["labels"]) == 9_991  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="more than 10000 values"):
+        json_object(spread.replace(b"1]}", b"1" + b",1" * 20 + b"]}"))
+
+
+@pytest.mark.parametrize("content_type", [JSON, FORM])
+def test_declared_size_is_limited(content_type: str) -> None:
+    async def never() -> Message:
+        raise AssertionError("the body was read")
+
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(MAX_BYTES + 1).encode()),
+    ]
+    unread = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, never)
+    with pytest.raises(PayloadTooLarge, match=f"exceeds the limit of {MAX_BYTES} bytes"):
+        asyncio.run(read_body(unread, memory()))
+
+
+def test_streamed_size_is_limited() -> None:
+    num_read = 0
+
+    async def read_endless() -> None:
+        async def chunks() -> AsyncGenerator[Message, None]:
+            nonlocal num_read
+            while True:
+                num_read += 1
+                yield {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+
+        endless = chunks()
+        headers = [(b"content-type", JSON.encode())]
+        streamed = Request(
+            {"type": "http", "method": "POST", "path": "/", "headers": headers}, endless.__anext__
+        )
+        try:
+            await read_body(streamed, memory())
+        finally:
+            await endless.aclose()
+
+    with pytest.raises(PayloadTooLarge):
+        asyncio.run(read_endless())
+    assert num_read == MAX_BYTES // 1000 + 1
+
+
+def test_body_at_the_limit_is_read() -> None:
+    body = json.dumps({"image": BASE64}).encode().ljust(MAX_BYTES)
+    assert read(body, JSON, str(MAX_BYTES)).image == IMAGE
+
+
+@pytest.mark.parametrize("num_bytes", [499_999, 500_000, 500_001, 1_500_000])
+def test_large_base64_is_decoded(num_bytes: int) -> None:
+    image = bytes(range(256)) * (num_bytes // 256 + 1)
+    body = json.dumps({"image": base64.b64encode(image).decode()}).encode()
+    assert asyncio.run(read_body(request([body], JSON), memory(len(body)))).image == image
+
+
+@pytest.mark.parametrize(
+    "text", ["A" * 499_996 + "AA==" + "AAAA", "A" * 500_000 + "A", "A" * 499_999 + "é" + "AAAA"]
+)
+def test_large_text_is_no_base64(text: str) -> None:
+    body = json.dumps({"image": text}).encode()
+    with pytest.raises(UnsupportedImage, match="not base64"):
+        asyncio.run(read_body(request([body], JSON), memory(len(body))))
+
+
+def test_json_escapes_are_limited() -> None:
+    body = b'{"image": "' + rb"\/\/\/\/" * 400_000 + b'"}'
+    assert (
+        asyncio.run(read_body(request([body], JSON), memory(len(body)))).image
+        == b"\xff" * 1_200_000
+    )
+    body = b'{"image": "' + rb"\/\/\/\/" * 600_000 + b'"}'
+    with pytest.raises(InvalidRequest, match="more than 2000000 escapes"):
+        asyncio.run(read_body(request([body], JSON), memory(len(body))))
+
+
+@pytest.mark.parametrize(
+    "before", [b'{"image": "', b'{"seed":', b'{"a": "' + b"A" * 499_990 + b'", "seed": ', b"["]
+)
+@pytest.mark.parametrize(
+    "number",
+    [b"1" * 1001, b"0." + b"3" * 1000, b"-1e" + b"9" * 1000],
+    ids=["int", "float", "exponent"],
+)
+def test_long_number_is_refused(before: bytes, number: bytes) -> None:
+    is_string = before.endswith(b'"')
+    body = before + number + (b'"' if is_string else b"") + b', "rest": "' + b"A" * 300_000 + b'"}'
+    with pytest.raises((InvalidRequest, UnsupportedImage)) as raised:
+        asyncio.run(read_body(request([body], JSON), memory(len(body))))
+    assert (
+        "a number of the body has more than 1000 characters" in str(raised.value)
+    ) is not is_string
+
+
+def test_long_number_at_the_start() -> None:
+    with pytest.raises(InvalidRequest, match="a number of the body has more than 1000 characters"):
+        json_object(b"1" * 300_000)
+
+
+def test_form_is_parsed_in_pieces() -> None:
+    async def scenario() -> None:
+        reading = asyncio.ensure_future(read_body(request([body], FORM), memory(len(body))))
+        while not reading.done():
+            turns.append(None)
+            await asyncio.sleep(0)
+        assert (await reading).fields == {"task": "a" * 10_000_000}
+
+    turns: list[None] = []
+    body = form(part("task", "a" * 10_000_000), file_part("image", IMAGE))
+    asyncio.run(scenario())
+    assert len(turns) >= 20
+
+
+@pytest.mark.parametrize("declared", ["-1", "many", "1e9", "", "\xb2", "9" * 5000])
+def test_any_content_length_is_handled(declared: str) -> None:
+    try:
+        assert read(json.dumps({"image": BASE64}).encode(), JSON, declared).image == IMAGE
+    except PayloadTooLarge:
+        assert int(declared[:10]) > MAX_BYTES
+
+
+@pytest.mark.parametrize("charset", ["undefined", "\0", "base64", "utf-16", "\xe4", ""])
+def test_any_charset_is_handled(charset: str) -> None:
+    assert is_read_or_refused(form(file_part("image", IMAGE)), f"{FORM}; charset={charset}")
+
+
+FORM_PIECES = st.sampled_from(
+    [
+        *(
+            b"--b",
+            b"--b--",
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"--",
+            b"\0",
+            b"\xff",
+            b": ",
+            b"name=",
+            b'"',
+            b"[1",
+            b'["a"]',
+        ),
+        *(b'Content-Disposition: form-data; name="image"', b'; filename="f"'),
+        b'Content-Disposition: form-data; name="labels"',
+    ]
+)
+JSON_PIECES = st.sampled_from(
+    [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"image"',
+        b":",
+        b",",
+        b'"QUJD"',
+        b'"task"',
+        b"1",
+        b"1e999",
+        b"NaN",
+        b"null",
+        b'"\\ud800"',
+    ]
+)
+
+
+def is_read_or_refused(body: bytes, content_type: str) -> bool:
+    """Return True for a body or a `ServiceError`; other exceptions escape."""
+    try:
+        return isinstance(read(body, content_type), RequestBody)
+    except ServiceError as error:
+        return bool(error.message)
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.binary(max_size=200), st.lists(FORM_PIECES, max_size=30).map(b"".join)))
+@example(b'--b\r\nContent-Disposition: form-data; name="image"; filename="f"\r\n\r\n')
+def test_any_bytes_as_a_form(body: bytes) -> None:
+    assert is_read_or_refused(body, FORM)
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.binary(max_size=200), st.lists(JSON_PIECES, max_size=30).map(b"".join)))
+@example(b'{"image": "\\ud800"}')
+def test_any_bytes_as_json(body: bytes) -> None:
+    assert is_read_or_refused(body, JSON)
+
+
+@settings(max_examples=200)
+@given(st.text(st.characters(max_codepoint=255), max_size=60))
+def test_any_content_type(options: str) -> None:
+    assert is_read_or_refused(form(file_part("image", IMAGE)), f"multipart/form-data;{options}")

@@ -1,0 +1,669 @@
+"""A client that disconnects before its answer."""
+
+import asyncio
+import bisect
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from prometheus_client import REGISTRY
+from starlette.routing import Route
+from starlette.types import Message
+
+from imaging.files import ImageLimits
+from service.admission.api_keys import ApiKeys
+from service.errors import ErrorCode
+from service.http.boundary import STATUSES, RestBoundary
+from service.http.json_values import parsed_bytes
+from service.http_app import rest_app
+from service.inference.core import Comparison, Core, CoreLimits
+from service.inference.prediction import Answer
+from service.settings import Settings
+from tests.support.core_calls import until
+from tests.support.fake_runners import FakeDecoder, FakeEncoder
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    PALIGEMMA_ANSWERS,
+    PALIGEMMA_ID,
+    PNG,
+    data_url,
+    encoded,
+    make_core,
+    served_models,
+)
+from tests.support.rest_client import (
+    MAX_BODY_BYTES,
+    OCR,
+    SETTINGS,
+    SMALL_PNG,
+    Client,
+    client,
+    error_of,
+)
+from wire.runner_channel import CallTimedOut, RunnerUnreachable
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    code: ErrorCode
+    fields: dict[str, Any]
+    param: str | None = None
+
+
+REFUSED = [
+    Refused("invalid_request", {**OCR, "labls": []}, "labls"),
+    Refused("invalid_request", {**OCR, "max_new_tokens": "5"}, "max_new_tokens"),
+    Refused("invalid_request", {"image": OCR["image"]}, "task"),
+    Refused("invalid_request", {"task": "ocr"}, "image"),
+    Refused("invalid_request", {**OCR, "image": "https://example.org/a.png"}, "image"),
+    Refused(
+        "invalid_request", {**OCR, "task": "region_description", "region": [0, 0, 9, 5]}, "region"
+    ),
+    Refused("unknown_model", {**OCR, "model": "florence-3"}, "model"),
+    Refused(
+        "image_too_large",
+        {**OCR, "image": data_url(encoded(Image.new("1", (2000, 1000))))},
+        "image",
+    ),
+    Refused("payload_too_large", {**OCR, "question": "x" * MAX_BODY_BYTES}),
+    Refused(
+        "unsupported_image",
+        {**OCR, "image": data_url(encoded(Image.new("1", (9, 9)), "GIF"))},
+        "image",
+    ),
+    Refused("unsupported_image", {**OCR, "image": "!"}, "image"),
+    Refused("unsupported_task", {**OCR, "task": "object_detection", "model": PALIGEMMA_ID}, "task"),
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case.code} {case.param}")
+def test_refused_request_has_an_error_body(case: Refused) -> None:
+    error = error_of(client().predict(case.fields))
+    assert (error["code"], error["param"]) == (case.code, case.param)
+    assert len(error["message"]) < 600
+
+
+def failing(failure: Exception) -> Core:
+    return make_core(decoders={FLORENCE_ID: FakeDecoder(FLORENCE_ANSWERS, failure=failure)})
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (RunnerUnreachable("refused"), "not_ready"),
+        (CallTimedOut("late"), "deadline_exceeded"),
+        (RuntimeError("secret detail"), "internal"),
+    ],
+)
+def test_failed_runner_has_an_error_body(failure: Exception, code: str) -> None:
+    response = client(failing(failure)).predict(OCR)
+    assert error_of(response)["code"] == code
+    assert str(failure) not in response.text
+
+
+def test_overload_has_retry_after() -> None:
+    response = client(make_core(max_pending=0)).predict(OCR)
+    assert error_of(response)["code"] == "overloaded"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_statuses_of_the_contract() -> None:
+    assert {code: status for code, status in STATUSES.items() if code != "internal"} == {
+        "invalid_request": 400,
+        "unauthorized": 401,
+        "unknown_model": 404,
+        "not_found": 404,
+        "image_expired": 410,
+        "image_too_large": 413,
+        "payload_too_large": 413,
+        "unsupported_image": 415,
+        "unsupported_task": 422,
+        "overloaded": 429,
+        "not_ready": 503,
+        "deadline_exceeded": 504,
+    }
+
+
+class BrokenCore(Core):
+    """A core that raises an unexpected exception."""
+
+    async def predict(self, *_: object) -> Answer:
+        raise RuntimeError("secret detail")
+
+    async def compare(self, *_: object) -> Comparison:
+        raise RuntimeError("secret detail")
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/compare"])
+def test_internal_error_hides_its_cause(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    broken = client(
+        BrokenCore(served_models(), {}, CoreLimits(ImageLimits(1), 2, 1, 1, 1, 10_000, 10_000))
+    )
+    response = broken.send("POST", path, json=OCR, headers={"X-Request-Id": "my-id"})
+    error = error_of(response)
+    assert (error["code"], error["message"]) == (
+        "internal",
+        "the service failed; the cause is in its log under the request id",
+    )
+    assert "secret" not in response.text
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.getMessage() == "request my-id failed"
+
+
+def test_not_ready_before_the_start() -> None:
+    api = Client(RestBoundary(SETTINGS))
+    responses = [
+        api.get("/v1/models"),
+        api.get("/v1/tasks"),
+        api.get("/openapi.json"),
+        api.predict(OCR),
+        api.compare(OCR),
+    ]
+    assert [error_of(response)["code"] for response in responses] == ["not_ready"] * 5
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/predict"), ("POST", "/v1/models"), ("GET", "/v1/nothing")]
+)
+def test_unknown_path_or_method(method: str, path: str) -> None:
+    response = client().send(method, path)
+    assert response.status_code in (404, 405)
+    assert set(response.json()["error"]) == {"code", "message", "param", "request_id"}
+
+
+def test_error_of_a_model_is_counted_once() -> None:
+    def count(model: str) -> float:
+        labels = {
+            "api": "rest",
+            "model": model,
+            "task": "ocr" if model != "none" else "none",
+            "status": "not_ready",
+        }
+        return REGISTRY.get_sample_value("diptych_requests_total", labels) or 0.0
+
+    before = count(FLORENCE_ID), count("none")
+    client(failing(RunnerUnreachable("refused"))).predict(OCR)
+    assert (count(FLORENCE_ID), count("none")) == (before[0] + 1, before[1])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/predict", "/v1/compare", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"],
+)
+def test_full_service_reads_no_body(path: str) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        raise AssertionError("the body is read")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": headers,
+    }
+    asyncio.run(rest_app(client(make_core(max_pending=0)).boundary)(scope, receive, send))
+    assert sent[0]["status"] == 429
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/predict", "/v1/chat/completions", "/v2/models/florence-2-mini/infer"]
+)
+def test_failed_request_leaves_its_place(path: str) -> None:
+    one_place = client(make_core(max_pending=1))
+    assert {one_place.send("POST", path, json={}).status_code for _ in range(3)} == {400}
+    assert one_place.predict(OCR).status_code == 200
+
+
+@pytest.mark.parametrize("request_id", ["a", "A-1_b.2", "x" * 64])
+def test_request_id_of_the_client_is_kept(request_id: str) -> None:
+    for response in (
+        client().predict(OCR, X_Request_Id=request_id),
+        client().predict({}, X_Request_Id=request_id),
+    ):
+        assert response.headers["x-request-id"] == request_id
+    assert client().predict(OCR, X_Request_Id=request_id).json()["id"] == request_id
+
+
+@pytest.mark.parametrize("request_id", [None, "", "a b", "x" * 65, "a\tb", "<script>", "\xe4"])
+def test_invalid_request_id_is_replaced(request_id: str | None) -> None:
+    headers = {"X-Request-Id": request_id.encode("latin-1")} if request_id is not None else {}
+    ids = [
+        client().send("POST", "/v1/predict", json=OCR, headers=headers).headers["x-request-id"]
+        for _ in range(2)
+    ]
+    assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in ids)
+    assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize(
+    "deadline", ["0", "-1", "1.5", "soon", "", "1e3", "\xb2", "00", "9" * 16, "9" * 400, "9" * 5000]
+)
+def test_invalid_deadline_is_rejected(deadline: str) -> None:
+    response = client().send(
+        "POST", "/v1/predict", json=OCR, headers={"X-Deadline-Ms": deadline.encode("latin-1")}
+    )
+    error = error_of(response)
+    assert error["code"] == "invalid_request"
+    assert "X-Deadline-Ms must be a whole number of milliseconds" in error["message"]
+
+
+def test_request_ends_at_its_deadline() -> None:
+    never = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
+    start_s = time.monotonic()
+    assert error_of(client(never).predict(OCR, X_Deadline_Ms="100"))["code"] == "deadline_exceeded"
+    assert 0.1 <= time.monotonic() - start_s < 30
+
+
+def test_deadline_is_at_most_the_setting() -> None:
+    never = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
+    impatient = client(never, values=Settings(request_timeout_s=1))
+    start_s = time.monotonic()
+    assert (
+        error_of(impatient.predict(OCR, X_Deadline_Ms="999999999999"))["code"]
+        == "deadline_exceeded"
+    )
+    assert time.monotonic() - start_s < 30
+
+
+PUBLIC = {
+    "/",
+    "/metrics",  # unless `metrics_need_key` is set: test_middleware.py
+    *("/docs", "/docs/start.js", "/openapi.json", "/playground", "/playground/{file:path}"),
+    *("/v2", "/v2/health/live", "/v2/health/ready"),
+    # Label Studio sends webhook events without a key; the other path repeats the message in its own
+    # URL.
+    *(
+        f"/integrations/label-studio/{path}"
+        for path in ("webhook", "{model}/webhook", "failed/{status}")
+    ),
+}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> ApiKeys:
+    file = tmp_path / "keys"
+    file.write_text(hashlib.sha256(b"my-key").hexdigest())
+    return ApiKeys.load(file)
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic my-key"])
+def test_every_route_requires_a_key(keys: ApiKeys, authorization: str | None) -> None:
+    headers = {"Authorization": authorization} if authorization else {}
+    api = client(keys=keys)
+    for method, path in [
+        ("POST", "/v1/predict"),
+        ("POST", "/v1/compare"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/tasks"),
+    ]:
+        response = api.send(method, path, headers=headers)
+        assert error_of(response)["code"] == "unauthorized"
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_open_routes(keys: ApiKeys) -> None:
+    api = client(keys=keys)
+    routes = [route for route in rest_app(api.boundary).routes if isinstance(route, Route)]
+    served = [
+        (method, route.path)
+        for route in routes
+        for method in route.methods or ()
+        if "{path" not in route.path
+    ]
+    statuses = {
+        path: api.send(method, path).status_code for method, path in served if method != "HEAD"
+    }
+    assert {path for path, status in statuses.items() if status != 401} == PUBLIC
+    assert len(statuses) > len(PUBLIC) + 10
+
+
+def test_accepted_key_is_answered(keys: ApiKeys) -> None:
+    api = client(keys=keys)
+    assert api.predict(OCR, Authorization="Bearer my-key").status_code == 200
+    assert api.get("/v1/models", headers={"Authorization": "Bearer my-key"}).status_code == 200
+
+
+def test_contract_pages_need_no_key(keys: ApiKeys) -> None:
+    assert [client(keys=keys).get(path).status_code for path in ("/docs", "/openapi.json")] == [
+        200,
+        200,
+    ]
+
+
+def test_wrong_keys_get_429(keys: ApiKeys) -> None:
+    api = client(keys=keys)
+    refused = [
+        api.get("/v1/models", headers={"Authorization": f"Bearer {guess}"}) for guess in range(12)
+    ]
+    assert [response.status_code for response in refused] == [401] * 10 + [429] * 2
+    assert error_of(refused[-1])["code"] == "overloaded"
+    assert 1 <= int(refused[-1].headers["retry-after"]) <= 6
+    assert api.get("/v1/models", headers={"Authorization": "Bearer my-key"}).status_code == 200
+
+
+def post(body: bytes, content_type: str) -> httpx.Response:
+    return client().send(
+        "POST", "/v1/predict", content=body, headers={"Content-Type": content_type}
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"\ud800": 1},
+        {"task": "\ud800"},
+        {"model": "\ud800"},
+        {"image": "\ud800"},
+        {"models": ["\ud800"]},
+        {"task": "open_vocabulary_detection", "labels": ["\ud800"]},
+        {"task": "visual_question_answering", "question": "\udfff"},
+        {"x\0": 1},
+        {"temperature": 10**400},
+        {"seed": 10**4000},
+        {"task": "region_description", "region": [10**400, 1, 2, 3]},
+        {"": 1},
+    ],
+    ids=lambda fields: ascii(fields)[:40],
+)
+def test_unusual_json_is_refused(fields: dict[str, Any]) -> None:
+    response = post(json.dumps({**OCR, **fields}).encode(), "application/json")
+    assert 400 <= response.status_code < 500
+    assert error_of(response)["message"]
+
+
+@pytest.mark.parametrize("name", ["task", "model", "image", "labels", "x", "mask_format"])
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\ude00\ud83d"])
+def test_surrogate_in_a_value(name: str, text: str) -> None:
+    for value in (text, [{"a": text}]):
+        error = error_of(post(json.dumps({**OCR, name: value}).encode(), "application/json"))
+        assert (error["code"], error["param"].partition(".")[0]) == ("invalid_request", name)
+        assert "contains a lone surrogate" in error["message"]
+    raw = json.dumps({**OCR, name: text}, ensure_ascii=False).encode(errors="surrogatepass")
+    assert error_of(post(raw, "application/json"))["param"] == name
+
+
+def test_surrogate_in_a_name() -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="'
+    body = (
+        head
+        + b'image"; filename="a"\r\n\r\n'
+        + PNG
+        + b"\r\n"
+        + head
+        + b'+2AA-"\r\n\r\n1\r\n--b--\r\n'
+    )
+    response = post(body, "multipart/form-data; boundary=b; charset=utf-7")
+    assert error_of(response)["code"] == "invalid_request"
+
+
+def nested(task: str, name: str, depth: int, bracket: str) -> httpx.Response:
+    opening, closing = ("[", "]") if bracket == "[]" else ('{"a":', "}")
+    fields = json.dumps({**OCR, "task": task}).removesuffix("}")
+    return post(
+        f'{fields}, "{name}": {opening * depth}1{closing * depth}}}'.encode(), "application/json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("ocr", "model"), ("open_vocabulary_detection", "labels"), ("region_description", "region")],
+)
+@pytest.mark.parametrize("bracket", ["[]", "{}"])
+def test_deep_nesting_is_refused(task: str, name: str, bracket: str) -> None:
+    """At the greatest depth that json can parse, later steps may overflow the stack."""
+    depths = range(1, 2000)
+    most = bisect.bisect_left(
+        depths, True, key=lambda depth: "not JSON" in nested(task, name, depth, bracket).text
+    )
+    for depth in range(depths[most] - 8, depths[most] + 1):
+        assert error_of(nested(task, name, depth, bracket))["code"] == "invalid_request", depth
+
+
+TEXTS = st.text(st.sampled_from("aB1 \0\n;ä\ud800😀"), max_size=8)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(TEXTS, children, max_size=3),
+)
+FIELD_NAMES = st.sampled_from(
+    [
+        "task",
+        "model",
+        "labels",
+        "region",
+        "phrase",
+        "seed",
+        "temperature",
+        "mask_format",
+        "detail",
+        "x",
+    ]
+)
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(FIELD_NAMES, JSON_VALUES, max_size=4))
+def test_no_json_causes_a_500(fields: dict[str, Any]) -> None:
+    response = post(json.dumps({**OCR, **fields}).encode(), "application/json")
+    assert response.status_code == 200 or error_of(response)["code"] != "internal"
+
+
+@settings(max_examples=60)
+@given(st.integers(0, len(SMALL_PNG) - 1), st.binary(min_size=1, max_size=4))
+def test_no_image_causes_a_500(place: int, replacement: bytes) -> None:
+    image = SMALL_PNG[:place] + replacement + SMALL_PNG[place + len(replacement) :]
+    response = client().send(
+        "POST", "/v1/predict", files={"image": ("a.png", image)}, data={"task": "ocr"}
+    )
+    assert response.status_code == 200 or error_of(response)["code"] in (
+        "unsupported_image",
+        "image_too_large",
+    )
+
+
+def test_disconnection_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    messages = iter(
+        [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"diptych")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "query_string": b"",
+        "headers": headers,
+    }
+    with contextlib.suppress(StopIteration):
+        asyncio.run(rest_app(client().boundary)(scope, receive, send))
+    assert sent[0]["status"] == 499
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+TENSORS = [
+    {"name": name, "datatype": "BYTES", "shape": [1], "data": [value]}
+    for name, value in OCR.items()
+]
+
+
+def num_gone(api: str) -> float:
+    labels = {"api": api, "model": "none", "task": "none", "status": "client_gone"}
+    return REGISTRY.get_sample_value("diptych_requests_total", labels) or 0.0
+
+
+async def leave(path: str, fields: object, decoders: dict[str, FakeDecoder]) -> list[Message]:
+    """Send a request, disconnect once every decoder is busy, and return the messages sent
+    afterwards.
+    """
+    boundary = RestBoundary(SETTINGS)
+    boundary.start(make_core(decoders=decoders), ApiKeys(None))
+    body = json.dumps(fields).encode()
+    received: asyncio.Queue[Message] = asyncio.Queue()
+    received.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": headers,
+        "root_path": "",
+    }
+    answering = asyncio.ensure_future(rest_app(boundary)(scope, received.get, send))
+    await until(lambda: all(decoder.specs for decoder in decoders.values()))
+    if isinstance(fields, dict) and "steps" in fields:  # the first answer is not held
+        await until(lambda: any(b"event: " in message.get("body", b"") for message in sent))
+    received.put_nowait({"type": "http.disconnect"})
+    await asyncio.wait_for(answering, 60)
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "model_ids", "api"),
+    [
+        ("/v1/predict", OCR, [FLORENCE_ID], "rest"),
+        ("/v1/compare", OCR, [FLORENCE_ID, PALIGEMMA_ID], "rest"),
+        (f"/v2/models/{PALIGEMMA_ID}/infer", {"inputs": TENSORS}, [PALIGEMMA_ID], "oip"),
+    ],
+    ids=["predict", "compare", "infer"],
+)
+def test_gone_client_cancels_decoding(
+    path: str, fields: object, model_ids: list[str], api: str
+) -> None:
+    async def ask() -> list[Message]:
+        for decoder in decoders.values():
+            decoder.released = asyncio.Event()
+        return await leave(path, fields, decoders)
+
+    answers = {FLORENCE_ID: FLORENCE_ANSWERS, PALIGEMMA_ID: PALIGEMMA_ANSWERS}
+    decoders = {model_id: FakeDecoder(answers[model_id]) for model_id in model_ids}
+    before = num_gone(api)
+    sent = asyncio.run(ask())
+    assert [decoder.num_cancelled for decoder in decoders.values()] == [1] * len(model_ids)
+    assert num_gone(api) == before + 1
+    assert sent[0]["status"] == 499  # nobody reads it
+
+
+def test_gone_client_of_several_images() -> None:
+    """The server cancels the stream again and again until it has ended."""
+    held = FakeDecoder(PALIGEMMA_ANSWERS)
+    steps = [
+        {"id": "answered", "task": "ocr"},
+        {"id": "held", "task": "ocr", "model": PALIGEMMA_ID},
+    ]
+
+    async def ask() -> None:
+        held.released = asyncio.Event()
+        fields = {"image": OCR["image"], "steps": steps, "stream": True}
+        await leave("/v1/analyze", fields, {PALIGEMMA_ID: held})
+        await until(lambda: not held.num_waiting)
+
+    before = num_gone("rest")
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    assert held.num_cancelled == 1
+    assert num_gone("rest") == before + 1
+
+
+ROOM = 20_000
+JSON = {"Content-Type": "application/json"}
+
+
+def binary_infer() -> dict[str, Any]:
+    size = {"binary_data_size": len(SMALL_PNG) + 4}
+    image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": size}
+    task = {"name": "task", "shape": [1], "datatype": "BYTES", "data": ["ocr"]}
+    head = json.dumps({"inputs": [image, task]}).encode()
+    tensor = np.uint32(len(SMALL_PNG)).tobytes() + SMALL_PNG
+    return {
+        "content": head + tensor,
+        "headers": {"Inference-Header-Content-Length": str(len(head))},
+    }
+
+
+CALLS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "json": ("/v1/predict", {"json": OCR}),
+    "form": ("/v1/predict", {"data": {"task": "ocr"}, "files": {"image": SMALL_PNG}}),
+    "compare": ("/v1/compare", {"json": OCR}),
+    "stream": ("/v1/predict", {"json": {**OCR, "stream": True}}),
+    "open inference": ("/v2/models/florence-2-mini/infer", binary_infer()),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_memory_is_given_back(name: str) -> None:
+    path, options = CALLS[name]
+    core = make_core(max_bytes=ROOM)
+    api = client(core)
+    for _ in range(1 + ROOM // len(SMALL_PNG)):
+        assert api.send("POST", path, **options).status_code == 200
+    assert core.places.num_bytes == 0
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_memory_is_limited(name: str) -> None:
+    path, options = CALLS[name]
+    core = make_core(max_bytes=100)
+    response = client(core).send("POST", path, **options)
+    assert response.status_code == 429
+    assert "bytes of requests in memory" in response.text
+    assert core.places.num_bytes == 0
+
+
+def test_parsed_values_take_memory() -> None:
+    body = '{"image": "", "task": "ocr", "labels": [' + ",".join(["{}"] * 4_000) + "]}"
+    api = client(make_core(max_bytes=10 * len(body)))
+    response = api.send("POST", "/v1/predict", content=body, headers=JSON)
+    assert error_of(response)["code"] == "overloaded"
+
+
+def test_wide_character_takes_memory() -> None:
+    narrow = b'"' + b"a" * 1000 + b'"'
+    assert parsed_bytes(narrow) == 2 * len(narrow)
+    for wide in ("é".encode(), rb"\ud83d\ude00"):
+        widened = narrow.replace(b"a", wide, 1)
+        assert parsed_bytes(widened) == 4 * len(widened)
+
+
+def test_body_is_not_read_beyond_memory() -> None:
+    num_read = 0
+
+    async def endless() -> AsyncGenerator[bytes, None]:
+        nonlocal num_read
+        while True:
+            num_read += 1
+            yield b"x" * 1000
+
+    core = make_core(max_bytes=5_000)
+    response = client(core).send("POST", "/v1/predict", content=endless(), headers=JSON)
+    assert error_of(response)["code"] == "overloaded"
+    assert num_read == 6

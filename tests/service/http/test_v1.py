@@ -1,0 +1,687 @@
+"""`stream: true` over fake runners: events, errors, and clients that disconnect."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+from starlette.types import Message
+
+from service.admission.api_keys import ApiKeys
+from service.http.boundary import RestBoundary
+from service.http_app import rest_app
+from service.images.fetching import FetchLimits, ImageFetcher
+from service.images.handle_store import HandleStore, StoreLimits
+from service.images.inputs import AllowedHost
+from tests.service.inference.test_tiled_answers import picture
+from tests.support.api_keys import FakeClock, api_keys, hash_of
+from tests.support.core_calls import until
+from tests.support.fake_runners import FakeDecoder
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    PALIGEMMA_ID,
+    PNG,
+    data_url,
+    make_core,
+)
+from tests.support.image_hosts import ImageHost, Names, listening, response
+from tests.support.rest_client import OCR, SETTINGS, SMALL_PNG, Client, client, error_of, fits
+from tests.support.server_sent_events import parse_events
+from wire.runner_channel import RunnerUnreachable
+from wire.runner_messages import Failed
+
+
+def test_predict_from_json() -> None:
+    response = client().predict(
+        {"image": data_url(PNG), "task": "object_detection"}, X_Request_Id="my-id"
+    )
+    body = response.json()
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert fits(body, "AnswerJson")
+    assert (body["id"], body["model"], body["task"]) == ("my-id", FLORENCE_ID, "object_detection")
+    (detection,) = body["result"]["detections"]
+    assert detection["box"] == pytest.approx([64.32, 96.24, 320.32, 288.24])
+    assert body["raw_text"] == "red circle<loc_100><loc_200><loc_500><loc_600>"
+
+
+def test_predict_from_a_form() -> None:
+    fields = {
+        "task": "open_vocabulary_detection",
+        "labels": ["red circle", "blue square"],
+        "max_new_tokens": 50,
+    }
+    form = client().send("POST", "/v1/predict", files={"image": ("a.png", PNG)}, data=fields)
+    from_json = client().predict({"image": data_url(PNG), **fields})
+    assert form.status_code == from_json.status_code == 200
+    assert form.json()["result"] == from_json.json()["result"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "captioning"},
+        {"task": "open_vocabulary_detection", "labels": ["red circle"]},
+        {"task": "instance_segmentation", "phrase": "red circle"},
+        {"task": "instance_segmentation", "phrase": "red circle", "mask_format": "rle"},
+        {"task": "ocr_with_regions"},
+        {"task": "visual_question_answering", "question": "what is it?"},
+    ],
+)
+def test_answers_match_the_openapi(fields: dict[str, Any]) -> None:
+    prediction = client().predict({"image": data_url(PNG), **fields})
+    comparison = client().compare({"image": data_url(PNG), **fields})
+    assert (prediction.status_code, comparison.status_code) == (200, 200)
+    assert fits(prediction.json(), "AnswerJson")
+    assert fits(comparison.json(), "ComparisonJson")
+    assert len(prediction.json()["result"]) == 1
+
+
+def test_compare_orders_models() -> None:
+    fields = {
+        "image": data_url(PNG),
+        "task": "object_detection",
+        "models": [PALIGEMMA_ID, FLORENCE_ID],
+    }
+    response = client().compare(fields, X_Request_Id="my-id")
+    body = response.json()
+    assert response.status_code == 200
+    assert fits(body, "ComparisonJson")
+    assert (body["id"], body["task"], body["image"]) == (
+        "my-id",
+        "object_detection",
+        {"width": 640, "height": 480},
+    )
+    florence, paligemma = body["answers"]
+    assert (florence["id"], florence["model"]) == ("my-id", FLORENCE_ID)
+    assert set(paligemma) == {"model", "error"}
+    assert paligemma["model"] == PALIGEMMA_ID
+    assert {name: paligemma["error"][name] for name in ("code", "param", "request_id")} == {
+        "code": "unsupported_task",
+        "param": "task",
+        "request_id": "my-id",
+    }
+
+
+def test_listings_and_document_are_served() -> None:
+    api = client()
+    assert [model["id"] for model in api.get("/v1/models").json()["data"]] == [
+        FLORENCE_ID,
+        PALIGEMMA_ID,
+    ]
+    assert len(api.get("/v1/tasks").json()["data"]) == 11
+    assert api.get("/openapi.json").json()["openapi"].startswith("3.1")
+
+
+def test_catalog_parameter() -> None:
+    api = client()
+    assert all(
+        "served" not in model for model in api.get("/v1/models?catalog=false").json()["data"]
+    )
+    assert [model["served"] for model in api.get("/v1/models?catalog=true").json()["data"]] == [
+        True,
+        True,
+    ]
+    response = api.get("/v1/models?catalog=yes")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "catalog"
+    assert "catalog must be true or false, not 'yes'" in response.json()["error"]["message"]
+
+
+STREAMED = {**OCR, "stream": True}
+
+
+def florence(**values: Any) -> FakeDecoder:
+    return FakeDecoder(FLORENCE_ANSWERS, **values)
+
+
+def count(status: str) -> float:
+    return sum(
+        sample.value
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name == "diptych_requests_total" and sample.labels["status"] == status
+    )
+
+
+@pytest.mark.parametrize("task", ["ocr", "object_detection"])
+def test_stream_of_text_and_answer(task: str) -> None:
+    fields = {**STREAMED, "task": task}
+    response = client().predict(fields)
+    *tokens, (name, answer) = parse_events(response.text)
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["x-request-id"] == answer["id"]
+    assert {each for each, _ in tokens} == {"token"}
+    assert "".join(data["text"] for _, data in tokens) == answer["raw_text"]
+    assert name == "result"
+    assert fits(answer, "AnswerJson")
+    whole = client().predict({**fields, "stream": False}).json()
+    assert answer["result"] == whole["result"]
+
+
+def test_piece_about_a_view() -> None:
+    fields = STREAMED | {"task": "object_detection", "tiles": "1x2", "image": data_url(picture())}
+    *tokens, _ = parse_events(client().predict(fields).text)
+    assert {name for name, _ in tokens} == {"token"}
+    whole, _, right = [data for _, data in tokens]
+    assert (whole["view"], right["view"]) == ([0, 0, 800, 400], [356, 0, 800, 400])
+    (found,) = right["result"]["detections"]
+    assert found["box"][0] > right["view"][0]
+
+
+def test_form_can_request_a_stream() -> None:
+    form = {
+        name: (None, str(value).lower() if value is True else value)
+        for name, value in STREAMED.items()
+    }
+    assert parse_events(client().send("POST", "/v1/predict", files=form).text)[-1][0] == "result"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"stream": "yes"}, "invalid_request"),
+        ({"stream": True, "temperature": 9}, "invalid_request"),
+        ({"stream": True, "model": "gpt"}, "unknown_model"),
+        ({"stream": True, "image": "bm8gaW1hZ2U="}, "unsupported_image"),
+    ],
+)
+def test_error_before_the_first_event(fields: dict[str, Any], code: str) -> None:
+    assert error_of(client().predict({**OCR, **fields}))["code"] == code
+
+
+def test_comparison_cannot_be_streamed() -> None:
+    assert error_of(client().compare(STREAMED))["param"] == "stream"
+
+
+def test_error_after_the_first_event() -> None:
+    broken = florence(broken=RunnerUnreachable("the decoder died"))
+    response = client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED)
+    (first, _), (name, body) = parse_events(response.text)
+    assert (first, name) == ("token", "error")
+    assert fits(body, "ErrorJson")
+    assert body["error"]["code"] == "not_ready"
+    assert body["error"]["request_id"] == response.headers["x-request-id"]
+
+
+def test_stream_resumes_after_a_death() -> None:
+    whole = parse_events(client().predict(STREAMED).text)
+    broken = florence(broken=RunnerUnreachable("the decoder died"), num_broken=1)
+    again = parse_events(client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED).text)
+    assert [data for _, data in again[:-1]] == [data for _, data in whole[:-1]]
+    assert again[-1][1]["result"] == whole[-1][1]["result"]
+    assert len(broken.specs) == 2
+
+
+def test_failed_sequence_in_a_stream() -> None:
+    failed = Failed(code="deadline_exceeded", message="the time ran out")
+    decoder = FakeDecoder(FLORENCE_ANSWERS | {"Locate blue square in the image.": failed})
+    fields = {
+        **STREAMED,
+        "task": "open_vocabulary_detection",
+        "labels": ["red circle", "blue square"],
+    }
+    *tokens, (name, body) = parse_events(
+        client(make_core(decoders={FLORENCE_ID: decoder})).predict(fields).text
+    )
+    assert "".join(data["text"] for _, data in tokens).startswith("red circle<loc_100>")
+    assert (name, body["error"]["code"]) == ("error", "deadline_exceeded")
+
+
+async def leave_after(num_bodies: int, decoder: FakeDecoder) -> list[Message]:
+    """Request a stream, disconnect after `num_bodies` parts, and return the sent messages."""
+    boundary = RestBoundary(SETTINGS)
+    boundary.start(make_core(decoders={FLORENCE_ID: decoder}), ApiKeys(None))
+    body = json.dumps({**STREAMED, "task": "object_detection"}).encode()
+    received: asyncio.Queue[Message] = asyncio.Queue()
+    received.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if num_bodies and sum(each["type"] == "http.response.body" for each in sent) == num_bodies:
+            received.put_nowait({"type": "http.disconnect"})
+            await asyncio.Event().wait()  # a full socket
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "query_string": b"",
+        "headers": headers,
+    }
+    answering = asyncio.ensure_future(rest_app(boundary)(scope, received.get, send))
+    if num_bodies == 0:
+        await until(lambda: decoder.specs)
+        received.put_nowait({"type": "http.disconnect"})
+    await asyncio.wait_for(answering, SETTINGS.request_timeout_s / 2)
+    return sent
+
+
+@pytest.mark.parametrize("num_bodies", [0, 1, 2])
+def test_gone_client_of_a_stream(num_bodies: int) -> None:
+    async def ask() -> FakeDecoder:
+        decoder = florence(
+            released=asyncio.Event() if num_bodies == 0 else None, ended=asyncio.Event()
+        )
+        await leave_after(num_bodies, decoder)
+        # not by its deadline
+        await until(lambda: decoder.num_cancelled, SETTINGS.request_timeout_s / 2)
+        return decoder
+
+    before = count("client_gone")
+    assert asyncio.run(ask()).num_cancelled == 1
+    assert count("client_gone") == before + 1
+
+
+KEY = {"Authorization": "Bearer mine"}
+T = TypeVar("T")
+Ask = Callable[[httpx.AsyncClient, ImageHost, str], Awaitable[T]]
+
+
+def with_host(ask: Ask[T], answer: bytes, options: str = "") -> T:
+    """Return the result of `ask` with a client, an allowed image host, and the URL of an image
+    there.
+    """
+
+    async def run() -> T:
+        async with listening(ImageHost({"/a.png": answer})) as host:
+            allowed = [AllowedHost.parse(f"images.test:{host.port}")]
+            limits = FetchLimits(max_bytes=SETTINGS.max_body_bytes, timeout_s=5)
+            names = Names({"images.test": ["127.0.0.1"]})
+            fetcher = ImageFetcher(allowed, limits, names, lambda address: address == "127.0.0.1")
+            boundary = RestBoundary(SETTINGS)
+            boundary.start(make_core(fetcher=fetcher), api_keys("mine", options))
+            transport = httpx.ASGITransport(rest_app(boundary))
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://diptych", headers=KEY
+            ) as api:
+                return await ask(api, host, f"http://images.test:{host.port}/a.png")
+
+    return asyncio.run(run())
+
+
+def chat(url: str, text: str, model: str = FLORENCE_ID) -> dict[str, Any]:
+    content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
+    return {"model": model, "messages": [{"role": "user", "content": content}]}
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/a.png", "https://example.org/", "file:///etc/passwd"]
+)
+def test_urls_need_allowed_hosts(url: str) -> None:
+    error = error_of(client().predict({**OCR, "image": url}))
+    assert (error["code"], error["param"]) == ("invalid_request", "image")
+    assert "image URLs are disabled; send a data: URL, base64 or a file" in error["message"]
+    completion = client().send("POST", "/v1/chat/completions", json=chat(url, "<OCR>"))
+    assert (completion.status_code, completion.json()["error"]["param"]) == (400, "image")
+
+
+def test_every_interface_takes_a_url() -> None:
+    async def ask(api: httpx.AsyncClient, _host: ImageHost, url: str) -> list[httpx.Response]:
+        return [
+            await api.post("/v1/predict", json={**OCR, "image": url}),
+            await api.post("/v1/predict", files={"task": (None, "ocr"), "image": (None, url)}),
+            await api.post("/v1/predict", json={**OCR, "image": url, "stream": True}),
+            await api.post("/v1/compare", json={**OCR, "image": url}),
+            await api.post("/v1/chat/completions", json=chat(url, "<OCR>")),
+        ]
+
+    for answer in with_host(ask, response(SMALL_PNG)):
+        assert answer.status_code == 200, answer.text
+        assert "HELLO" in answer.text
+
+
+def test_url_is_fetched_once() -> None:
+    async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> tuple[httpx.Response, int]:
+        prompt = "<REGION_TO_CATEGORY><loc_100><loc_100><loc_900><loc_900>"
+        return await api.post("/v1/chat/completions", json=chat(url, prompt)), host.num_connections
+
+    answer, num_connections = with_host(ask, response(SMALL_PNG))
+    assert (answer.status_code, num_connections) == (200, 1), answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/v1/predict", {"labls": []}, 400),
+        ("/v1/predict", {"task": "nothing"}, 400),
+        ("/v1/predict", {"model": "florence-9"}, 404),
+        ("/v1/compare", {"models": ["florence-9"]}, 404),
+    ],
+)
+def test_rejected_request_fetches_no_url(path: str, fields: dict[str, Any], status: int) -> None:
+    async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> None:
+        assert (await api.post(path, json={**OCR, "image": url, **fields})).status_code == status
+        assert (
+            await api.post("/v1/chat/completions", json=chat(url, "<OCR>", "gpt"))
+        ).status_code == 404
+        strange = {"Authorization": "Bearer another"}
+        assert (
+            await api.post("/v1/predict", json={**OCR, "image": url}, headers=strange)
+        ).status_code == 401
+        assert host.num_connections == 0
+
+    with_host(ask, response(SMALL_PNG))
+
+
+def test_fetching_is_a_concurrent_request() -> None:
+    async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> str:
+        host.answers["/a.png"] = [b""]  # nothing comes
+        reading = asyncio.create_task(api.post("/v1/predict", json={**OCR, "image": url}))
+        while not host.requests:
+            await asyncio.sleep(0.001)
+        second = error_of(await api.post("/v1/predict", json={**OCR, "model": PALIGEMMA_ID}))
+        reading.cancel()
+        return str(second["message"])
+
+    assert "has reached its limit of 1 concurrent requests" in with_host(
+        ask, b"", "max_concurrent=1"
+    )
+
+
+IMAGE = data_url(SMALL_PNG)
+BROKEN = "bm9uZQ=="
+
+
+def send(path: str, **fields: Any) -> Any:
+    return client(make_core(max_pending=2)).send("POST", path, json=fields)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/v1/predict", "AnswerJson"), ("/v1/compare", "ComparisonJson")]
+)
+def test_several_images_answer_or_fail(path: str, name: str) -> None:
+    images = [IMAGE, BROKEN, *[IMAGE] * 6]  # more than there are places
+    document = send(path, images=images, task="ocr").json()
+    assert fits(document, "SeveralJson")
+    assert [("error" in each) for each in document["answers"]] == [False, True, *[False] * 6]
+    assert all(fits(each, name) for each in document["answers"] if "error" not in each)
+
+
+def test_several_files_of_a_form() -> None:
+    files = [("images", SMALL_PNG), ("images", b"none"), ("images", SMALL_PNG)]
+    response = client().send("POST", "/v1/predict", data={"task": "ocr"}, files=files)
+    assert [("error" in each) for each in response.json()["answers"]] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"images": []}, "invalid_request", "images"),
+        ({"images": [IMAGE] * 33}, "invalid_request", "images"),
+        ({"images": IMAGE}, "invalid_request", "images"),
+        ({"images": [3]}, "invalid_request", "image"),
+        ({"images": [IMAGE], "image": IMAGE}, "invalid_request", "images"),
+        ({"images": [IMAGE] * 2, "stream": True}, "invalid_request", "stream"),
+        ({"images": [IMAGE] * 2, "labels": ["a"]}, "invalid_request", "labels"),
+        ({"images": [IMAGE] * 2, "model": "gpt"}, "unknown_model", "model"),
+    ],
+)
+def test_wrong_field_of_several_images(fields: dict[str, Any], code: str, param: str) -> None:
+    error = error_of(send("/v1/predict", task="ocr", **fields))
+    assert (error["code"], error["param"]) == (code, param)
+
+
+def test_number_of_images_is_limited() -> None:
+    files = [("images", SMALL_PNG)] * 33
+    response = client().send("POST", "/v1/predict", data={"task": "ocr"}, files=files)
+    assert error_of(response)["code"] == "invalid_request"
+
+
+def test_each_image_counts_as_a_request(tmp_path: Any) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{hash_of('my-key')} requests_per_minute=2 max_concurrent=1")
+    api = client(keys=ApiKeys.load(keys))
+    headers = {"Authorization": "Bearer my-key"}
+    body = {"images": [IMAGE] * 3, "task": "ocr"}
+    response = api.send("POST", "/v1/predict", json=body, headers=headers)
+    codes = [each.get("error", {}).get("code") for each in response.json()["answers"]]
+    assert sorted(map(str, codes)) == ["None", "None", "overloaded"]
+
+
+DESCRIBED = FLORENCE_ANSWERS | {
+    "What does the region <loc_100><loc_200><loc_500><loc_600> describe?": "a circle"
+}
+STEPS: list[dict[str, Any]] = [
+    {"id": "things", "task": "object_detection"},
+    {"id": "what", "task": "region_description", "each": "things"},
+    {"id": "all", "task": "ocr", "models": [FLORENCE_ID, PALIGEMMA_ID]},
+]
+
+
+def analyze(steps: object = STEPS, **fields: Any) -> Any:
+    body = {"image": data_url(PNG), "steps": steps} | fields
+    return api().send("POST", "/v1/analyze", json=body)
+
+
+def api(max_steps: int = 16, max_step_answers: int = 256) -> Any:
+    core = make_core(decoders={FLORENCE_ID: FakeDecoder(DESCRIBED)})
+    core.limits = replace(core.limits, max_steps=max_steps, max_step_answers=max_step_answers)
+    return client(core)
+
+
+def test_analysis_has_all_steps() -> None:
+    response = analyze()
+    document = response.json()
+    assert response.status_code == 200
+    assert fits(document, "AnalysisJson")
+    assert document["image"] == {"width": 640, "height": 480}
+    things, what, everything = document["steps"]
+    assert (things["id"], things["task"], things["truncated"]) == (
+        "things",
+        "object_detection",
+        False,
+    )
+    assert "of" not in things["answers"][0]
+    (answer,) = what["answers"]
+    assert (answer["of"], answer["result"], answer["id"]) == (
+        0,
+        {"text": "a circle"},
+        document["id"],
+    )
+    assert [each["model"] for each in everything["answers"]] == [FLORENCE_ID, PALIGEMMA_ID]
+
+
+def texts_of(document: Any) -> list[str]:
+    answers = chain.from_iterable(step["answers"] for step in document["steps"])
+    return [answer["raw_text"] for answer in answers]
+
+
+def test_analysis_is_streamed() -> None:
+    response = analyze(stream=True)
+    events = parse_events(response.text)
+    names = [name for name, _ in events]
+    assert names == ["answer"] * 4 + ["result"]
+    assert fits(events[-1][1], "AnalysisJson")
+    streamed = {each["step"] for _, each in events[:-1]}
+    assert streamed == {"things", "what", "all"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "param"),
+    [
+        ([{"id": "a", "task": "ocr", "each": "b"}], "invalid_request", "steps[0].each"),
+        ([{"id": "a", "task": "nothing"}], "invalid_request", "steps[0].task"),
+        ([{"id": "a", "task": "ocr", "model": "gpt"}], "unknown_model", "steps[0].model"),
+        ([], "invalid_request", "steps"),
+        ("steps", "invalid_request", "steps"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_wrong_step_is_refused(steps: object, code: str, param: str, stream: bool) -> None:
+    error = error_of(analyze(steps, stream=stream))
+    assert (error["code"], error["param"]) == (code, param)
+
+
+def test_settings_limit_steps_and_answers() -> None:
+    limited = api(max_steps=2, max_step_answers=1)
+    body = {"image": data_url(PNG), "steps": STEPS}
+    assert error_of(limited.send("POST", "/v1/analyze", json=body))["param"] == "steps"
+    body["steps"] = STEPS[:2]
+    things, what = limited.send("POST", "/v1/analyze", json=body).json()["steps"]
+    assert (len(things["answers"]), what["answers"], what["truncated"]) == (1, [], True)
+
+
+def test_analysis_of_several_images() -> None:
+    images = [data_url(PNG), "bm9uZQ==", data_url(PNG)]
+    document = api().send("POST", "/v1/analyze", json={"images": images, "steps": STEPS}).json()
+    assert fits(document, "SeveralJson")
+    first, broken, last = document["answers"]
+    assert broken["error"]["code"] == "unsupported_image"
+    assert [step["id"] for step in first["steps"]] == [step["id"] for step in last["steps"]]
+    error = error_of(
+        api().send("POST", "/v1/analyze", json={"images": images, "steps": STEPS, "stream": True})
+    )
+    assert error["param"] == "stream"
+
+
+KEPT_S = 100
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def api_stored_images(tmp_path: Path, clock: FakeClock) -> Client:
+    keys = tmp_path / "keys"
+    keys.write_text("\n".join(map(hash_of, ("one", "two"))))
+    store = HandleStore(tmp_path / "images", StoreLimits(10_000, 10_000, 100, KEPT_S), clock)
+    store.prepare()
+    return client(make_core(handles=store), ApiKeys.load(keys))
+
+
+def send_stored_images(
+    api_stored_images: Client, method: str, path: str, key: str = "one", **options: Any
+) -> Any:
+    return api_stored_images.send(
+        method, path, headers={"Authorization": f"Bearer {key}"}, **options
+    )
+
+
+def stored(api_stored_images: Client, key: str = "one") -> Any:
+    response = send_stored_images(
+        api_stored_images, "POST", "/v1/images", key, json={"image": data_url(PNG)}
+    )
+    assert response.status_code == 200
+    return response.json()
+
+
+def test_image_is_stored_and_deleted(api_stored_images: Client) -> None:
+    image = stored(api_stored_images)
+    assert fits(image, "StoredImageJson")
+    assert image == {
+        "id": image["id"],
+        "expires_at": 1_000 + KEPT_S,
+        "bytes": len(PNG),
+        "width": 640,
+        "height": 480,
+    }
+    assert (
+        send_stored_images(api_stored_images, "POST", "/v1/images", files={"image": PNG}).json()
+        == image
+    )
+    path = f"/v1/images/{image['id']}"
+    assert send_stored_images(api_stored_images, "GET", path).json() == image
+    assert send_stored_images(api_stored_images, "DELETE", path).json() == {
+        "id": image["id"],
+        "deleted": True,
+    }
+    assert error_of(send_stored_images(api_stored_images, "GET", path))["code"] == "image_expired"
+
+
+def test_every_request_takes_the_id(api_stored_images: Client) -> None:
+    image = stored(api_stored_images)["id"]
+    fields = {"image": image, "task": "ocr"}
+    for path, body in [
+        ("/v1/predict", fields),
+        ("/v1/compare", fields),
+        ("/v1/analyze", {"image": image, "steps": [{"id": "a", "task": "ocr"}]}),
+        ("/v1/predict", {"images": [image, data_url(PNG)], "task": "ocr"}),
+        (
+            "/v1/chat/completions",
+            {
+                "model": "florence-2-mini",
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "<OCR>"},
+                            {"type": "image_url", "image_url": {"url": image}},
+                        ],
+                    }
+                ],
+            },
+        ),
+    ]:
+        response = send_stored_images(api_stored_images, "POST", path, json=body)
+        assert response.status_code == 200, response.text
+        assert "HELLO" in response.text
+    form = {name: (None, value) for name, value in fields.items()}
+    assert "HELLO" in send_stored_images(api_stored_images, "POST", "/v1/predict", files=form).text
+
+
+def test_id_of_another_key(api_stored_images: Client) -> None:
+    image = stored(api_stored_images)["id"]
+    body = {"image": image, "task": "ocr"}
+    for method, path, options in [
+        ("GET", f"/v1/images/{image}", {}),
+        ("DELETE", f"/v1/images/{image}", {}),
+        ("POST", "/v1/predict", {"json": body}),
+    ]:
+        error = error_of(send_stored_images(api_stored_images, method, path, "two", **options))
+        assert error["code"] == "not_found"
+    assert stored(api_stored_images, "two")["id"] != image
+    assert (
+        send_stored_images(api_stored_images, "POST", "/v1/predict", json=body).status_code == 200
+    )
+
+
+def test_expired_image(api_stored_images: Client, clock: FakeClock) -> None:
+    image = stored(api_stored_images)["id"]
+    clock.now_s += KEPT_S
+    error = error_of(
+        send_stored_images(
+            api_stored_images, "POST", "/v1/predict", json={"image": image, "task": "ocr"}
+        )
+    )
+    assert (error["code"], error["param"]) == ("image_expired", "image")
+    assert "send_stored_images it again" in error["message"]
+    assert stored(api_stored_images)["id"] == image
+    assert send_stored_images(api_stored_images, "GET", f"/v1/images/{image}").status_code == 200
+
+
+def test_only_an_image_is_stored(api_stored_images: Client) -> None:
+    assert error_of(
+        send_stored_images(api_stored_images, "POST", "/v1/images", json={"image": "bm9uZQ=="})
+    )["code"] == ("unsupported_image")
+    body = {"image": data_url(PNG), "task": "ocr"}
+    assert (
+        error_of(send_stored_images(api_stored_images, "POST", "/v1/images", json=body))["param"]
+        == "task"
+    )
+    assert (
+        error_of(send_stored_images(api_stored_images, "POST", "/v1/images", json={}))["param"]
+        == "image"
+    )
+
+
+def test_no_folder_stores_nothing() -> None:
+    api_stored_images = client()
+    for method, path in [("POST", ""), ("GET", "/a"), ("DELETE", "/a")]:
+        response = api_stored_images.send(
+            method, f"/v1/images{path}", json={"image": data_url(PNG)}
+        )
+        assert error_of(response)["code"] == "not_found"
+    body = {"image": "img_" + "0" * 48, "task": "ocr"}
+    assert error_of(api_stored_images.predict(body))["code"] == "not_found"

@@ -1,0 +1,608 @@
+"""Adapters in the core: separate models that share the runner of their base, and so its queue."""
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from prometheus_client import REGISTRY
+
+from service.admission.places import RequestContext
+from service.admission.quotas import Quota, QuotaLimits
+from service.admission.shared_limits import SharedQuota
+from service.admission.traffic_gaps import TrafficGaps
+from service.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    InternalError,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    UnknownModel,
+    UnsupportedImage,
+    UnsupportedTask,
+)
+from service.inference.core import Comparison, Core
+from service.inference.prediction import Answer
+from service.inference.served_models import ServedModels
+from tasks.catalog import TaskOverride
+from tasks.results import BoxXyxy, Detection, DetectionsResult, InstancesResult, TextResult
+from tasks.scores import Calibration
+from tests.support.cancellation import cancel_at_each_await
+from tests.support.catalog import FLORENCE, PALIGEMMA
+from tests.support.core_calls import OD_PROMPT, codes, compare, florence_fails, predict, run, until
+from tests.support.fake_runners import (
+    DECODE_S,
+    ENCODE_S,
+    NUM_PROMPT_TOKENS,
+    PREFILL_S,
+    FakeDecoder,
+    FakeEncoder,
+)
+from tests.support.fake_service import (
+    FLORENCE_ANSWERS,
+    FLORENCE_ID,
+    IMAGE_SIZE_WH,
+    INPUT_SIZE_WH,
+    PALIGEMMA_ID,
+    PNG,
+    context,
+    make_core,
+)
+from wire.runner_channel import CallFailed, CallTimedOut, RunnerUnreachable
+from wire.runner_messages import Failed, FailureCode
+
+LABELS: dict[str, Any] = {"task": "open_vocabulary_detection", "labels": ["red circle"]}
+
+# A fake decoder answers two words and four locations, each with exp(-0.5).
+SCORE = math.exp(-0.5 * 3)
+
+
+def test_answer_is_in_image_pixels() -> None:
+    answer = predict(make_core(), task="object_detection")
+    assert isinstance(answer.result, DetectionsResult)
+    (detection,) = answer.result.detections
+    assert detection.label == "red circle"
+    # bins 100, 200, 500, 600 of 640 x 480
+    assert detection.box == pytest.approx((64.32, 96.24, 320.32, 288.24))
+    assert detection.score == pytest.approx(SCORE)
+    assert not answer.is_calibrated
+    assert answer.image_size_wh == IMAGE_SIZE_WH
+
+
+def test_families_answer_in_one_frame() -> None:
+    boxes: list[BoxXyxy] = []
+    for _, answer in compare(make_core(), **LABELS).answers:
+        assert isinstance(answer, Answer)
+        assert isinstance(answer.result, DetectionsResult)
+        boxes.extend(detection.box for detection in answer.result.detections)
+    assert boxes == [
+        pytest.approx((64.32, 96.24, 320.32, 288.24)),
+        pytest.approx((62.56, 93.84, 312.81, 281.52), abs=0.01),  # 100, 200, 500, 600 of 1023
+    ]
+
+
+@pytest.mark.parametrize("model", [FLORENCE_ID, PALIGEMMA_ID])
+def test_mask_formats(model: str) -> None:
+    for mask_format, has_mask in (("polygon", False), ("rle", True)):
+        fields = {
+            "task": "instance_segmentation",
+            "phrase": "red circle",
+            "mask_format": mask_format,
+            "model": model,
+        }
+        result = run(make_core().predict(PNG, fields, context())).result
+        assert isinstance(result, InstancesResult)
+        (instance,) = result.instances
+        assert (instance.mask is not None, instance.polygons is None) == (has_mask, has_mask)
+        assert instance.mask is None or instance.mask.size_hw == IMAGE_SIZE_WH[::-1]
+
+
+def test_image_is_resized() -> None:
+    encoder = FakeEncoder()
+    predict(make_core(encoders={FLORENCE_ID: encoder}), task="ocr")
+    assert encoder.shapes == [(INPUT_SIZE_WH[1], INPUT_SIZE_WH[0], 3)]
+
+
+def test_generation_fields_reach_the_decoder() -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    predict(core, timeout_s=20, task="ocr", max_new_tokens=7, temperature=0.5, seed=3)
+    (spec,) = decoder.specs
+    assert (spec.max_new_tokens, spec.temperature, spec.seed) == (7, 0.5, 3)
+    assert 19 < spec.timeout_s <= 20
+
+
+def test_prompts_share_an_encoding() -> None:
+    encoder = FakeEncoder()
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    core = make_core(encoders={FLORENCE_ID: encoder}, decoders={FLORENCE_ID: decoder})
+    answer = predict(core, task="open_vocabulary_detection", labels=["red circle", "blue square"])
+    assert (len(encoder.shapes), len(decoder.specs), len(answer.written.sequences)) == (1, 2, 2)
+    assert isinstance(answer.result, DetectionsResult)
+    assert [detection.label for detection in answer.result.detections] == ["red circle"]
+
+
+def test_user_text_is_no_control() -> None:
+    decoder = FakeDecoder({"Locate <loc_5> in the image with mask": ""})
+    predict(
+        make_core(decoders={FLORENCE_ID: decoder}), task="instance_segmentation", phrase="<loc_5>"
+    )
+    assert [is_control for _, is_control in decoder.specs[0].segments] == [False]
+
+
+def test_times_are_reported_by_stage() -> None:
+    times = predict(make_core(), task="ocr").times
+    assert (times.encode_s, times.prefill_s, times.decode_s) == (ENCODE_S, PREFILL_S, DECODE_S)
+    assert min(times.preprocess_s, times.postprocess_s, times.total_s) > 0
+    # the fakes report more than the call took
+    assert (times.encode_queue_s, times.decode_queue_s) == (0, 0)
+
+
+def test_default_model() -> None:
+    answer = predict(make_core(), task="visual_question_answering", question="what is it?")
+    assert (answer.model.id, answer.result) == (FLORENCE_ID, TextResult("a circle", True))
+    without_questions = dataclasses.replace(
+        FLORENCE, tasks={"visual_question_answering": TaskOverride(None)}
+    )
+    core = make_core(entries=(without_questions, PALIGEMMA))
+    answer = predict(core, task="visual_question_answering", question="what is it?")
+    assert (answer.model.id, answer.result) == (PALIGEMMA_ID, TextResult("circle", True))
+
+
+def test_unknown_model_is_named() -> None:
+    with pytest.raises(UnknownModel, match="'florence-3'"):
+        predict(make_core(), task="ocr", model="florence-3")
+    with pytest.raises(UnknownModel, match="'florence-3'") as caught:
+        compare(make_core(), task="ocr", models=[FLORENCE_ID, "florence-3"])
+    assert caught.value.param == "models"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"task": "object_detection", "model": PALIGEMMA_ID}, UnsupportedTask, "task"),
+        (
+            {"task": "captioning", "detail": "paragraph", "model": PALIGEMMA_ID},
+            UnsupportedTask,
+            "detail",
+        ),
+        ({"task": "captioning", "language": "fr"}, UnsupportedTask, "language"),
+        ({"task": "region_description", "region": [0, 0, 641, 480]}, InvalidRequest, "region"),
+    ],
+)
+def test_unsupported_request(fields: dict[str, Any], error: type[ServiceError], param: str) -> None:
+    encoder = FakeEncoder()
+    with pytest.raises(error) as caught:
+        predict(make_core(encoders={FLORENCE_ID: encoder, PALIGEMMA_ID: encoder}), **fields)
+    assert caught.value.param == param
+    assert encoder.shapes == []  # refused before any work
+
+
+def test_region_within_the_upright_image() -> None:
+    decoder = FakeDecoder(
+        {"What does the region <loc_0><loc_0><loc_999><loc_999> describe?": "all"}
+    )
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    assert predict(core, task="region_description", region=[0, 0, 640, 480]).result == TextResult(
+        "all", True
+    )
+
+
+def test_prompt_tokens_are_the_decoders() -> None:
+    assert (
+        predict(make_core(), task="ocr").written.sequences[0].num_prompt_tokens == NUM_PROMPT_TOKENS
+    )
+
+
+def test_running_requests_of_a_runner() -> None:
+    def num_waiting() -> float | None:
+        return REGISTRY.get_sample_value(
+            "diptych_queue_depth", {"model": FLORENCE_ID, "stage": "admission"}
+        )
+
+    async def predict_eight() -> int:
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+        core = make_core(decoders={FLORENCE_ID: decoder}, max_running=2)
+        tasks = [
+            asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context())) for _ in range(8)
+        ]
+        await until(lambda: num_waiting() == 6 and len(decoder.specs) >= 2)
+        num_running = len(decoder.specs)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return num_running
+
+    assert run(predict_eight()) == 2
+
+
+def detections(core: Core, **fields: Any) -> tuple[Detection, ...]:
+    result = predict(core, **{"task": "object_detection"} | fields).result
+    assert isinstance(result, DetectionsResult)
+    return result.detections
+
+
+def test_min_score() -> None:
+    assert len(detections(make_core(), min_score=SCORE - 0.01)) == 1
+    assert detections(make_core(), min_score=SCORE + 0.01) == ()
+
+
+def test_overlapping_objects() -> None:
+    twice = FLORENCE_ANSWERS[OD_PROMPT] * 2
+    core = make_core(decoders={FLORENCE_ID: FakeDecoder({OD_PROMPT: twice})})
+    assert len(detections(core)) == 2
+    assert len(detections(core, nms_iou=0.5)) == 1
+
+
+def test_calibrated_scores() -> None:
+    core = make_core()
+    model = core.models.get(FLORENCE_ID)
+    calibration = Calibration(
+        model.id, model.manifest.checkpoint, "object_detection", (0.0, 1.0), (0.0, 0.5)
+    )
+    model = dataclasses.replace(model, calibrations={("object_detection", False): calibration})
+    core.models = ServedModels({model.id: model})
+    answer, sampled = (
+        predict(core, task="object_detection", temperature=value, seed=1) for value in (0.0, 1.0)
+    )
+    (detection,) = cast("DetectionsResult", answer.result).detections
+    assert (answer.is_calibrated, sampled.is_calibrated) == (True, False)
+    assert detection.score == pytest.approx(SCORE / 2)
+    assert not predict(core, **LABELS).is_calibrated
+
+
+def test_comparison_order() -> None:
+    for models in (None, [PALIGEMMA_ID, FLORENCE_ID], [PALIGEMMA_ID, FLORENCE_ID, PALIGEMMA_ID]):
+        comparison = compare(make_core(), task="ocr", models=models)
+        assert list(codes(comparison)) == [FLORENCE_ID, PALIGEMMA_ID]
+        assert comparison.image_size_wh == IMAGE_SIZE_WH
+
+
+def test_comparison_of_all_models() -> None:
+    assert codes(compare(make_core(), task="object_detection")) == {FLORENCE_ID: "ok"}
+
+
+def test_comparison_with_an_unoffered_task() -> None:
+    comparison = compare(make_core(), task="object_detection", models=[FLORENCE_ID, PALIGEMMA_ID])
+    assert codes(comparison) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "unsupported_task"}
+
+
+def test_comparison_with_an_unoffered_variant() -> None:
+    comparison = compare(
+        make_core(
+            decoders={
+                FLORENCE_ID: FakeDecoder(
+                    {"Describe with a paragraph what is shown in the image.": "a"}
+                )
+            }
+        ),
+        task="captioning",
+        detail="paragraph",
+    )
+    assert codes(comparison) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "unsupported_task"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (RunnerUnreachable("refused"), "not_ready"),
+        (CallTimedOut("late"), "deadline_exceeded"),
+        (CallFailed("status 500"), "internal"),
+        (RuntimeError("a defect"), "internal"),
+    ],
+)
+def test_failed_model_of_a_comparison(failure: Exception, code: str) -> None:
+    assert codes(compare(florence_fails(failure), task="ocr")) == {
+        FLORENCE_ID: code,
+        PALIGEMMA_ID: "ok",
+    }
+
+
+def test_comparison_is_concurrent() -> None:
+    """Each encoder waits until the other is called."""
+
+    async def both() -> Comparison:
+        released = asyncio.Event()
+        waiting = FakeEncoder(released=released)
+        core = make_core(encoders={FLORENCE_ID: waiting, PALIGEMMA_ID: waiting})
+        task = asyncio.create_task(core.compare(PNG, {"task": "ocr"}, context()))
+        while len(waiting.shapes) < 2:
+            await asyncio.sleep(0.001)
+        released.set()
+        return await task
+
+    assert codes(run(asyncio.wait_for(both(), 60))) == {FLORENCE_ID: "ok", PALIGEMMA_ID: "ok"}
+
+
+def test_slow_model_of_a_comparison() -> None:
+    async def one_never_answers() -> Comparison:
+        core = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
+        return await core.compare(PNG, {"task": "ocr"}, context(timeout_s=2))
+
+    assert codes(run(one_never_answers())) == {FLORENCE_ID: "deadline_exceeded", PALIGEMMA_ID: "ok"}
+
+
+def test_comparison_refused_by_all() -> None:
+    async def compare_twice() -> Comparison:
+        encoders = {
+            model_id: FakeEncoder(released=asyncio.Event())
+            for model_id in (FLORENCE_ID, PALIGEMMA_ID)
+        }
+        core = make_core(encoders=encoders, max_running=1, max_waiting_tokens=1)
+        first = asyncio.create_task(core.compare(PNG, {"task": "ocr"}, context()))
+        await until(lambda: all(encoder.shapes for encoder in encoders.values()))
+        try:
+            return await core.compare(PNG, {"task": "ocr"}, context())
+        finally:
+            first.cancel()
+
+    with pytest.raises(Overloaded, match="tokens queued for florence-2-mini"):
+        run(asyncio.wait_for(compare_twice(), 60))
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (RunnerUnreachable("refused"), NotReady),
+        (CallTimedOut("late"), DeadlineExceeded),
+        (RuntimeError("secret detail"), InternalError),
+    ],
+)
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_runner_failures_are_errors(
+    failure: Exception, error: type[ServiceError], part: str
+) -> None:
+    encoder = FakeEncoder(failure=failure if part == "encoder" else None)
+    decoder = FakeDecoder(FLORENCE_ANSWERS, failure=failure if part == "decoder" else None)
+    with pytest.raises(error) as caught:
+        predict(make_core({FLORENCE_ID: encoder}, {FLORENCE_ID: decoder}), task="ocr")
+    assert FLORENCE_ID in caught.value.message
+    assert str(failure) not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "error", "param"),
+    [
+        (
+            "sequence_too_long",
+            "max_new_tokens is 9; after this prompt up to 5 fit",
+            InvalidRequest,
+            "max_new_tokens",
+        ),
+        ("sequence_too_long", "the prompt is too long", InvalidRequest, None),
+        ("deadline_exceeded", "the time ran out", DeadlineExceeded, None),
+        ("overloaded", "too many wait", Overloaded, None),
+        ("unknown_adapter", "no adapter of the build", NotReady, None),
+        ("unknown_token", "<VQA> is not a token", InvalidRequest, "messages"),
+        ("non_finite_logits", "not finite", InternalError, None),
+        ("internal", "failed", InternalError, None),
+    ],
+)
+def test_failed_sequences_are_errors(
+    code: FailureCode, message: str, error: type[ServiceError], param: str | None
+) -> None:
+    decoder = FakeDecoder({**FLORENCE_ANSWERS, OD_PROMPT: Failed(code=code, message=message)})
+    with pytest.raises(error, match=message) as caught:
+        predict(make_core(decoders={FLORENCE_ID: decoder}), task="object_detection")
+    assert caught.value.param == param
+
+
+def test_unreadable_image_of_a_comparison() -> None:
+    with pytest.raises(UnsupportedImage):
+        compare(make_core(), b"no image", task="ocr")
+
+
+def test_too_many_pixels() -> None:
+    with pytest.raises(ImageTooLarge):
+        predict(make_core(max_image_pixels=IMAGE_SIZE_WH[0] * IMAGE_SIZE_WH[1] - 1), task="ocr")
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "late"),
+    [
+        (-1, "the header of the image was not read"),
+        (0, "the header of the image was not read"),
+        (1, "florence-2-mini did not answer"),
+    ],
+)
+def test_deadline_ends_a_request(timeout_s: float, late: str) -> None:
+    async def never_answers() -> Answer:
+        core = make_core(encoders={FLORENCE_ID: FakeEncoder(released=asyncio.Event())})
+        return await core.predict(PNG, {"task": "ocr"}, context(timeout_s=timeout_s))
+
+    with pytest.raises(DeadlineExceeded, match=f"{late} before the deadline"):
+        run(asyncio.wait_for(never_answers(), 60))
+
+
+def test_pending_requests_are_limited() -> None:
+    async def three_requests() -> str:
+        released = asyncio.Event()
+        encoder = FakeEncoder(released=released)
+        core = make_core(encoders={FLORENCE_ID: encoder}, max_pending=1)
+        first = asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context()))
+        while not encoder.shapes:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Overloaded, match="this client has 1 of 1 requests in flight or queued"):
+            await core.predict(PNG, {"task": "ocr"}, context())
+        with pytest.raises(Overloaded):
+            await core.compare(PNG, {"task": "ocr"}, context())
+        released.set()
+        await first
+        return (await core.predict(PNG, {"task": "ocr"}, context())).model.id
+
+    assert run(asyncio.wait_for(three_requests(), 60)) == FLORENCE_ID
+
+
+@pytest.mark.parametrize("image", [PNG, b"no image"])
+def test_failed_requests_are_released(image: bytes) -> None:
+    async def fail_then_answer() -> str:
+        released = asyncio.Event()
+        encoder = FakeEncoder(released=released)
+        core = make_core(encoders={FLORENCE_ID: encoder}, max_pending=1)
+        task = asyncio.create_task(core.predict(image, {"task": "ocr"}, context()))
+        while not encoder.shapes and not task.done():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or isinstance(task.exception(), UnsupportedImage)
+        released.set()
+        return (await core.predict(PNG, {"task": "ocr"}, context())).model.id
+
+    assert run(asyncio.wait_for(fail_then_answer(), 60)) == FLORENCE_ID
+
+
+ADAPTERS = tuple(
+    replace(FLORENCE, id=f"tuned-{index}", adapter_of=FLORENCE_ID) for index in range(3)
+)
+ENTRIES = (FLORENCE, *ADAPTERS, PALIGEMMA)
+
+
+def test_adapters_share_a_queue() -> None:
+    """With a queue each, four requests would be at the runner at the same time."""
+
+    async def largest_number_in_flight() -> int:
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+        core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES, max_running=2)
+        asked = [asyncio.create_task(_ask(core, entry.id)) for entry in (FLORENCE, *ADAPTERS)]
+        await until(lambda: len(decoder.specs) == 2)
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        found = len(decoder.specs)
+        assert decoder.released is not None
+        decoder.released.set()
+        await asyncio.gather(*asked)
+        assert len(decoder.specs) == len(asked)
+        return found
+
+    assert run(largest_number_in_flight()) == 2
+
+
+def test_adapter_waits_for_its_base_only() -> None:
+    async def answered() -> list[str]:
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+        core = make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES, max_running=1)
+        waiting = [
+            asyncio.create_task(_ask(core, model_id)) for model_id in (FLORENCE_ID, ADAPTERS[0].id)
+        ]
+        await until(lambda: decoder.specs)
+        answers = [await _ask(core, PALIGEMMA_ID)]
+        assert decoder.released is not None
+        decoder.released.set()
+        return answers + [await each for each in waiting]
+
+    assert run(answered()) == [PALIGEMMA_ID, FLORENCE_ID, ADAPTERS[0].id]
+
+
+def test_comparison_names_adapters() -> None:
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    found = codes(
+        compare(
+            make_core(decoders={FLORENCE_ID: decoder}, entries=ENTRIES), task="object_detection"
+        )
+    )
+    assert found == dict.fromkeys([FLORENCE_ID, *(each.id for each in ADAPTERS)], "ok")
+    assert sorted(spec.adapter is None for spec in decoder.specs) == [False, False, False, True]
+
+
+async def _ask(core: Core, model_id: str) -> str:
+    return (await core.predict(PNG, {"task": "ocr", "model": model_id}, context())).model.id
+
+
+FIELDS = {"task": "object_detection"}
+
+
+class SharedLeases:
+    """A store of leases that answers between two turns of the event loop, as a store over the
+    network does.
+    """
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self._releases: set[asyncio.Task[None]] = set()
+
+    # the interface has it
+    async def lease(self, max_leases: int, lease: str, seconds: float) -> bool:  # noqa: ARG002
+        await asyncio.sleep(0)
+        assert len(self.held) < max_leases
+        self.held.add(lease)
+        await asyncio.sleep(0)
+        return True
+
+    def release(self, lease: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._release(lease))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+        return task
+
+    async def released(self) -> None:
+        await asyncio.gather(*self._releases)
+
+    async def _release(self, lease: str) -> None:
+        await asyncio.sleep(0)
+        self.held.discard(lease)
+
+
+Call = Callable[[Core, RequestContext], Coroutine[Any, Any, object]]
+
+
+async def call_predict(core: Core, context: RequestContext) -> object:
+    return await core.predict(PNG, FIELDS, context)
+
+
+async def call_compare(core: Core, context: RequestContext) -> object:
+    return await core.compare(PNG, {"task": "captioning"}, context)
+
+
+async def call_stream(core: Core, context: RequestContext) -> None:
+    await core.places.take(context)  # before the body is read, as every interface does
+    async with aclosing(
+        cast(AsyncGenerator[object, None], core.stream(PNG, FIELDS, context))
+    ) as pieces:
+        async for _ in pieces:
+            pass
+
+
+@pytest.mark.parametrize("call", [call_predict, call_compare, call_stream])
+def test_gone_client_frees_all_limits(call: Call) -> None:
+    async def scenario() -> None:
+        leases = SharedLeases()
+        gaps = TrafficGaps()
+        quota = Quota("key", QuotaLimits(max_concurrent=1), shared=cast(SharedQuota, leases))
+        core = make_core(max_pending=1, max_running=1, gaps=gaps)
+
+        async def request() -> None:
+            await call(core, RequestContext("request-1", "test", math.inf, quota))
+
+        async def all_is_free() -> None:
+            async with asyncio.timeout(10):
+                while len(asyncio.all_tasks()) > 1:
+                    await asyncio.sleep(0)
+                await leases.released()
+                assert leases.held == set()
+                await gaps.wait()
+                await request()
+
+        assert await cancel_at_each_await(request, all_is_free) >= 6
+
+    run(scenario())
+
+
+def test_cancelled_stream_ends_sequences() -> None:
+    async def scenario() -> None:
+        decoder.released = asyncio.Event()
+        streaming = asyncio.create_task(call_stream(core, context()))
+        await until(lambda: decoder.specs)
+        streaming.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await streaming
+        await until(lambda: decoder.num_cancelled == 1)
+
+    decoder = FakeDecoder(FLORENCE_ANSWERS)
+    core = make_core(decoders={FLORENCE_ID: decoder})
+    run(scenario())
