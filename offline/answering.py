@@ -18,9 +18,9 @@ from offline.job import Build, Job, differences
 from offline.output import Attempt, Row, RowError
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
+from service.admission.api_keys import UNLIMITED
 from service.admission.fair_queue import FairQueue
 from service.admission.places import RequestContext
-from service.admission.quotas import UNLIMITED
 from service.analysis.execution import analyze
 from service.errors import ImageTooLarge, ServiceError
 from service.images.decoding import ImageDecoder, LazyImage, in_thread

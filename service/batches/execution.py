@@ -17,9 +17,8 @@ from functools import partial
 
 from pydantic import BaseModel
 
-from service.admission.places import RequestContext
-from service.admission.quotas import NO_LIMITS, Quota
-from service.admission.traffic_gaps import TrafficGaps
+from service.admission.api_keys import NO_LIMITS, Quota
+from service.admission.places import RequestContext, TrafficGaps
 from service.analysis.execution import analyze
 from service.batches.input_file import InputFile, LinePlace, parse_line
 from service.batches.store import NO_ROOM, NoRoom, OpenBatch, RenderedLine, Store
@@ -32,9 +31,8 @@ from service.batches.wire import (
     OutputResponse,
 )
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
-from service.http.body import BodyMemory, missing_image, parse_image, parsed
+from service.http.body import BodyMemory, check_texts, missing_image, parse_image, parsed
 from service.http.boundary import STATUSES, error_json
-from service.http.json_values import check_texts
 from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.recording import record_failure

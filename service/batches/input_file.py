@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from service.batches.wire import BatchError, BatchLine, Endpoint
 from service.errors import InvalidRequest
-from service.http.json_values import unchecked_object
+from service.http.body import unchecked_object
 from service.images.decoding import in_thread
 from service.validation import validated
 from tasks.errors import shown

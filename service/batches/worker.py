@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-from service.admission.traffic_gaps import TrafficGaps
+from service.admission.places import TrafficGaps
 from service.batches.execution import BatchRun, Executor
 from service.batches.input_file import Checked, check_file
 from service.batches.store import OpenBatch, Store

@@ -1,12 +1,15 @@
 """The boundary around every HTTP endpoint: request id, deadline, API key, and errors as responses.
 
 An interface (the service's own, OpenAI's, Open Inference) has a label and a form of its error
-bodies; the statuses are the same for all.
+bodies; the statuses are the same for all. Streams are server-sent events (WHATWG HTML): a failure
+before the first event is an ordinary error response.
 """
 
 import asyncio
+import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -14,10 +17,11 @@ from typing import Any, TypeVar
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from service.admission.api_keys import ApiKeys
+from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.places import RequestContext, request_id_or_new
-from service.admission.quotas import UNLIMITED, Quota
+from service.analysis.execution import Analysis, StepAnswer
 from service.errors import (
     DeadlineExceeded,
     ErrorCode,
@@ -28,11 +32,10 @@ from service.errors import (
 )
 from service.http.body import BodyMemory, RequestBody
 from service.images.inputs import ImageInput
-from service.inference.answer_places import answer_each
-from service.inference.core import Core
+from service.inference.core import Core, answer_each
+from service.inference.prediction import Answer, Piece
 from service.inference.recording import record_failure, record_gone_client
-from service.schema.rendering import error_detail, several_json
-from service.schema.wire import ErrorJson, OneJson, SeveralJson
+from service.schema.rendering import ErrorJson, OneJson, SeveralJson, error_detail, several_json
 from service.settings import Settings
 from tasks.errors import shown
 from wire.disconnection import while_connected
@@ -227,3 +230,71 @@ async def answered(
         outcomes = await while_connected(request.receive, answering)
         rendered = several_json(outcomes, context.request_id)
     return Response(rendered.model_dump_json(), media_type="application/json")
+
+
+# the latter: nginx does not buffer
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+EventT = TypeVar("EventT", Piece | Answer, StepAnswer | Analysis)
+# The result of `Core.stream` or `stream_analysis`
+Events = AsyncGenerator[EventT, None]
+Form = Callable[[EventT], Iterable[str]]
+
+
+def server_sent_event(data: str, name: str | None = None) -> str:
+    """Return one event; `data` is one line."""
+    return f"data: {data}\n\n" if name is None else f"event: {name}\ndata: {data}\n\n"
+
+
+class _ClosingResponse(StreamingResponse):
+    """Closes its body when the client disconnects, also during a send: Starlette 1.10 does not."""
+
+    def __init__(self, body: AsyncGenerator[str, None]) -> None:
+        super().__init__(body, headers=_HEADERS, media_type="text/event-stream")
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._body):
+            await super().__call__(scope, receive, send)
+
+
+async def event_stream(
+    request: Request,
+    context: RequestContext,
+    interface: Interface,
+    events: Events[EventT],
+    form: Form[EventT],
+) -> Response:
+    """Return the response that sends each of `events`, rendered by `form`, as it arrives.
+
+    A disconnect closes `events`. An error after the first event is sent as an event `error`.
+    """
+    first = await while_connected(request.receive, anext(events))
+    return _ClosingResponse(_body(first, events, form, context, interface))
+
+
+async def _body(
+    first: EventT,
+    events: Events[EventT],
+    form: Form[EventT],
+    context: RequestContext,
+    interface: Interface,
+) -> AsyncGenerator[str, None]:
+    is_ended = False
+    event: EventT | None = first
+    try:
+        async with aclosing(events):
+            while event is not None:
+                is_ended = isinstance(event, Answer | Analysis)
+                for text in form(event):
+                    yield text
+                event = await anext(events, None)
+    except Exception as error:
+        is_ended = True
+        failure = record_failure(error, interface.api, context.request_id)
+        yield server_sent_event(
+            json.dumps(interface.error_form(failure, context.request_id)), "error"
+        )
+    finally:
+        if not is_ended:
+            record_gone_client(interface.api, context.request_id)

@@ -15,13 +15,24 @@ from service.admission.places import RequestContext
 from service.analysis.execution import Analysis, StepAnswer, analyze, stream_analysis
 from service.errors import InvalidRequest
 from service.http.body import read_body, read_images_body
-from service.http.boundary import REST, RestBoundary, answered, single_image
-from service.http.server_sent_events import event_stream, server_sent_event
+from service.http.boundary import (
+    REST,
+    RestBoundary,
+    answered,
+    event_stream,
+    server_sent_event,
+    single_image,
+)
 from service.images.decoding import in_thread
 from service.images.handle_store import StoredImage, stored
 from service.images.inputs import ImageHandle, ImageInput
 from service.inference.prediction import Answer, Piece
 from service.schema.rendering import (
+    AnalysisJson,
+    AnswerJson,
+    ComparisonJson,
+    DeletedImageJson,
+    StoredImageJson,
     analysis_json,
     answer_json,
     catalog_json,
@@ -31,13 +42,6 @@ from service.schema.rendering import (
     piece_json,
     step_answer_json,
     tasks_json,
-)
-from service.schema.wire import (
-    AnalysisJson,
-    AnswerJson,
-    ComparisonJson,
-    DeletedImageJson,
-    StoredImageJson,
 )
 from tasks.errors import shown
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imaging.files import PixelBox
-from service.admission.quotas import Quota
+from service.admission.api_keys import Quota
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.images.decoding import ImageView, LazyImage, in_thread
 from service.inference.prediction import (

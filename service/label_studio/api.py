@@ -25,9 +25,8 @@ from starlette.routing import Route
 
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest, UnsupportedTask
-from service.http.body import BodyMemory, parsed, read_bytes
+from service.http.body import BodyMemory, json_object, parsed, read_bytes
 from service.http.boundary import STATUSES, Endpoint, Interface, RestBoundary
-from service.http.json_values import json_object
 from service.images.decoding import in_thread
 from service.inference.core import Core
 from service.inference.served_models import ServedModel
@@ -35,7 +34,7 @@ from service.label_studio.batch import Batch, Plan, source_bytes, version_of
 from service.label_studio.images import LabelStudioHost, TaskImages, is_token
 from service.label_studio.labelling_config import MAX_CONFIG_CHARS, parse_config
 from service.label_studio.mapping import image_asks, prompt_asks
-from service.schema.wire import ErrorDetail, ErrorJson
+from service.schema.rendering import ErrorDetail, ErrorJson
 from service.validation import ModelT, validated
 from tasks.errors import shown
 from wire.disconnection import while_connected

@@ -27,8 +27,7 @@ from service.errors import (
     UnsupportedTask,
 )
 from service.images.decoding import in_thread
-from service.inference.answer_places import AnswerPlaces
-from service.inference.core import Core, Fields
+from service.inference.core import AnswerPlaces, Core, Fields
 from service.inference.prediction import Answer
 from service.inference.recording import record_failure
 from service.inference.served_models import ServedModel

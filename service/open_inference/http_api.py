@@ -26,9 +26,8 @@ from starlette.routing import Route
 
 from service.admission.places import RequestContext
 from service.errors import InvalidRequest
-from service.http.body import BodyMemory, off_loop, parsed, read_bytes
+from service.http.body import BodyMemory, json_object, off_loop, parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
-from service.http.json_values import json_object
 from service.inference.core import Core
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel

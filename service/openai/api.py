@@ -27,8 +27,7 @@ from starlette.routing import Route
 from service.admission.places import RequestContext
 from service.errors import ErrorCode, InvalidRequest, ServiceError
 from service.http.body import parse_image, read_json
-from service.http.boundary import Interface, RestBoundary
-from service.http.server_sent_events import event_stream, server_sent_event
+from service.http.boundary import Interface, RestBoundary, event_stream, server_sent_event
 from service.images.decoding import in_thread
 from service.images.inputs import ImageInput
 from service.inference.core import Core, Fields

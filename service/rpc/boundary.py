@@ -24,9 +24,8 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
     RPC_SYSTEM_NAME,
 )
 
-from service.admission.api_keys import ApiKeys
+from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
 from service.admission.places import RequestContext, request_id_or_new
-from service.admission.quotas import UNLIMITED, Quota
 from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
 from service.rpc.incoming import CODES, Context, Incoming, abort, metadata_of

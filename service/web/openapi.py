@@ -15,7 +15,7 @@ from service import VERSION
 from service.analysis.steps import StepFields
 from service.batches.uploads import MAX_FILE_BYTES, MAX_FORM_BYTES
 from service.batches.wire import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
-from service.inference.answer_places import MAX_IMAGES
+from service.inference.core import MAX_IMAGES
 from service.inference.request_fields import CompareFields, GenerationFields, PredictFields
 from service.inference.served_models import ServedModels
 from service.label_studio.api import MAX_JSON_VALUES, PredictBody, SetupBody
@@ -23,7 +23,7 @@ from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.open_inference.http_api import PREFIX as OPEN_INFERENCE_PREFIX
 from service.open_inference.http_api import InferJson, OpenInferenceError
 from service.openai.wire import ChatCompletion, ChatError, ChatRequest
-from service.schema.wire import (
+from service.schema.rendering import (
     AnalysisJson,
     AnswerJson,
     ComparisonJson,

@@ -30,9 +30,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
-from service.http.body import read_body
+from service.http.body import MAX_JSON_VALUES, read_body
 from service.http.boundary import Endpoint, Interface, RestBoundary
-from service.http.json_values import MAX_JSON_VALUES
 from service.images.decoding import in_thread
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel

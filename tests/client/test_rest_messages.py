@@ -33,7 +33,7 @@ from diptych_client.transports.rest_messages import (
     comparison_json,
     error_from_response,
 )
-from service.schema.wire import AnswerJson
+from service.schema.rendering import AnswerJson
 from tests.support.client_answers import DETECTIONS, RESULTS, SIZE, answer
 
 

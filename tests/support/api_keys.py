@@ -2,8 +2,7 @@
 
 import hashlib
 
-from service.admission.api_keys import ApiKeys, parse_keys
-from service.admission.quotas import Clock
+from service.admission.api_keys import ApiKeys, Clock, parse_keys
 
 
 class FakeClock:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from service.admission.traffic_gaps import TrafficGaps
+from service.admission.places import TrafficGaps
 from service.batches.store import Store, new_id
 from service.batches.wire import ENDED, Batch, BatchRequest
 from service.batches.worker import BatchWorker

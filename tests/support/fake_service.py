@@ -12,9 +12,8 @@ from typing import Any
 from PIL import Image
 
 from imaging.files import ImageLimits
-from service.admission.places import RequestContext
-from service.admission.quotas import UNLIMITED, Quota
-from service.admission.traffic_gaps import TrafficGaps
+from service.admission.api_keys import UNLIMITED, Quota
+from service.admission.places import RequestContext, TrafficGaps
 from service.images.fetching import ImageFetcher
 from service.images.handle_store import ImageStore
 from service.inference.core import Core, CoreLimits

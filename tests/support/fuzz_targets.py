@@ -32,15 +32,14 @@ from service.analysis.steps import BoxOf, parse_plan
 from service.batches.input_file import parse_line
 from service.batches.uploads import read_upload
 from service.errors import ServiceError
-from service.http.body import read_images_body
-from service.http.json_values import json_object
+from service.http.body import json_object, read_images_body
 from service.images.inputs import AllowedHost, HandleIds, ImageHandle, check_url, file_or_handle
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.served_models import ServedModels
 from service.label_studio.labelling_config import parse_config
 from service.open_inference.http_api import read_request
-from service.rpc.messages import steps_document
 from service.rpc.proto import vision_pb2 as pb
+from service.rpc.vision import steps_document
 from service.settings import SettingsError
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tests.support.fake_service import encoded, served_models

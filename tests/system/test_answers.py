@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from pycocotools import mask as coco_mask
 
-from service.schema.wire import AnswerJson, ComparisonJson
+from service.schema.rendering import AnswerJson, ComparisonJson
 from tests.support.scene_images import encoded, scene_image, scene_png
 
 FLORENCE = "florence-2-mini"

@@ -9,8 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.admission.api_keys import ApiKeys, KeyEntry, parse_keys
-from service.admission.quotas import QuotaLimits
+from service.admission.api_keys import ApiKeys, KeyEntry, QuotaLimits, parse_keys
 from service.errors import Overloaded, Unauthorized
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app

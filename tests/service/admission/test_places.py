@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
-from service.admission.places import Places
-from service.admission.quotas import Quota, QuotaLimits
-from service.admission.traffic_gaps import TrafficGaps
+from service.admission.api_keys import Quota, QuotaLimits
+from service.admission.places import Places, TrafficGaps
 from service.errors import NotReady, Overloaded
 from tests.support.fake_service import context, make_core
 from tests.support.rest_client import OCR, client, error_of

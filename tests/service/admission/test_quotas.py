@@ -3,7 +3,7 @@ from typing import cast
 
 import pytest
 
-from service.admission.quotas import UNLIMITED, Quota, QuotaLimits, TokenBucket
+from service.admission.api_keys import UNLIMITED, Quota, QuotaLimits, TokenBucket
 from service.admission.shared_limits import SharedQuota
 from service.errors import ImageTooLarge, Overloaded
 from tests.support.api_keys import FakeClock

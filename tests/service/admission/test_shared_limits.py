@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.admission.api_keys import ApiKeys, parse_keys
-from service.admission.quotas import Quota
+from service.admission.api_keys import ApiKeys, Quota, parse_keys
 from service.admission.shared_limits import SharedLimits
 from service.errors import ImageTooLarge, Overloaded
 from service.telemetry.metrics import SHARED_LIMITS_UNANSWERED

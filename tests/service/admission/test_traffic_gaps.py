@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.admission.traffic_gaps import TrafficGaps
+from service.admission.places import TrafficGaps
 from tests.support.api_keys import FakeClock
 from tests.support.core_calls import run
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from service.admission.api_keys import Quota, QuotaLimits
 from service.admission.places import RequestContext
-from service.admission.quotas import Quota, QuotaLimits
 from service.analysis import execution
 from service.analysis.execution import (
     Analysis,

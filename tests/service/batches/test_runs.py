@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from service.admission.traffic_gaps import MAX_RUNNING, TrafficGaps
+from service.admission.places import MAX_RUNNING, TrafficGaps
 from service.batches import execution, input_file
 from service.batches import store as store_module
 from service.batches.execution import Executor
 from service.batches.store import MAX_BYTES_PER_KEY, OpenBatch, Store
 from service.batches.wire import Batch
 from service.errors import DeadlineExceeded
-from service.http.json_values import parsed_bytes
+from service.http.body import parsed_bytes
 from service.telemetry.metrics import BATCH_REQUESTS_WAITING
 from tests.support.batch_runs import (
     CHAT,

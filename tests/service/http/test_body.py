@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from service.errors import InvalidRequest, PayloadTooLarge, ServiceError, UnsupportedImage
-from service.http.body import RequestBody, read_body
-from service.http.json_values import json_object
+from service.http.body import RequestBody, json_object, read_body
 from service.images.inputs import ImageUrl
 from tests.support.request_bodies import (
     BASE64,

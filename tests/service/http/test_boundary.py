@@ -25,8 +25,8 @@ from starlette.types import Message
 from imaging.files import ImageLimits
 from service.admission.api_keys import ApiKeys
 from service.errors import ErrorCode
+from service.http.body import parsed_bytes
 from service.http.boundary import STATUSES, RestBoundary
-from service.http.json_values import parsed_bytes
 from service.http_app import rest_app
 from service.inference.core import Comparison, Core, CoreLimits
 from service.inference.prediction import Answer

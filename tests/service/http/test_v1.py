@@ -553,7 +553,7 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def api_stored_images(tmp_path: Path, clock: FakeClock) -> Client:
+def images_api(tmp_path: Path, clock: FakeClock) -> Client:
     keys = tmp_path / "keys"
     keys.write_text("\n".join(map(hash_of, ("one", "two"))))
     store = HandleStore(tmp_path / "images", StoreLimits(10_000, 10_000, 100, KEPT_S), clock)
@@ -561,24 +561,18 @@ def api_stored_images(tmp_path: Path, clock: FakeClock) -> Client:
     return client(make_core(handles=store), ApiKeys.load(keys))
 
 
-def send_stored_images(
-    api_stored_images: Client, method: str, path: str, key: str = "one", **options: Any
-) -> Any:
-    return api_stored_images.send(
-        method, path, headers={"Authorization": f"Bearer {key}"}, **options
-    )
+def send_to(images_api: Client, method: str, path: str, key: str = "one", **options: Any) -> Any:
+    return images_api.send(method, path, headers={"Authorization": f"Bearer {key}"}, **options)
 
 
-def stored(api_stored_images: Client, key: str = "one") -> Any:
-    response = send_stored_images(
-        api_stored_images, "POST", "/v1/images", key, json={"image": data_url(PNG)}
-    )
+def stored(images_api: Client, key: str = "one") -> Any:
+    response = send_to(images_api, "POST", "/v1/images", key, json={"image": data_url(PNG)})
     assert response.status_code == 200
     return response.json()
 
 
-def test_image_is_stored_and_deleted(api_stored_images: Client) -> None:
-    image = stored(api_stored_images)
+def test_image_is_stored_and_deleted(images_api: Client) -> None:
+    image = stored(images_api)
     assert fits(image, "StoredImageJson")
     assert image == {
         "id": image["id"],
@@ -587,21 +581,18 @@ def test_image_is_stored_and_deleted(api_stored_images: Client) -> None:
         "width": 640,
         "height": 480,
     }
-    assert (
-        send_stored_images(api_stored_images, "POST", "/v1/images", files={"image": PNG}).json()
-        == image
-    )
+    assert send_to(images_api, "POST", "/v1/images", files={"image": PNG}).json() == image
     path = f"/v1/images/{image['id']}"
-    assert send_stored_images(api_stored_images, "GET", path).json() == image
-    assert send_stored_images(api_stored_images, "DELETE", path).json() == {
+    assert send_to(images_api, "GET", path).json() == image
+    assert send_to(images_api, "DELETE", path).json() == {
         "id": image["id"],
         "deleted": True,
     }
-    assert error_of(send_stored_images(api_stored_images, "GET", path))["code"] == "image_expired"
+    assert error_of(send_to(images_api, "GET", path))["code"] == "image_expired"
 
 
-def test_every_request_takes_the_id(api_stored_images: Client) -> None:
-    image = stored(api_stored_images)["id"]
+def test_every_request_takes_the_id(images_api: Client) -> None:
+    image = stored(images_api)["id"]
     fields = {"image": image, "task": "ocr"}
     for path, body in [
         ("/v1/predict", fields),
@@ -624,64 +615,52 @@ def test_every_request_takes_the_id(api_stored_images: Client) -> None:
             },
         ),
     ]:
-        response = send_stored_images(api_stored_images, "POST", path, json=body)
+        response = send_to(images_api, "POST", path, json=body)
         assert response.status_code == 200, response.text
         assert "HELLO" in response.text
     form = {name: (None, value) for name, value in fields.items()}
-    assert "HELLO" in send_stored_images(api_stored_images, "POST", "/v1/predict", files=form).text
+    assert "HELLO" in send_to(images_api, "POST", "/v1/predict", files=form).text
 
 
-def test_id_of_another_key(api_stored_images: Client) -> None:
-    image = stored(api_stored_images)["id"]
+def test_id_of_another_key(images_api: Client) -> None:
+    image = stored(images_api)["id"]
     body = {"image": image, "task": "ocr"}
     for method, path, options in [
         ("GET", f"/v1/images/{image}", {}),
         ("DELETE", f"/v1/images/{image}", {}),
         ("POST", "/v1/predict", {"json": body}),
     ]:
-        error = error_of(send_stored_images(api_stored_images, method, path, "two", **options))
+        error = error_of(send_to(images_api, method, path, "two", **options))
         assert error["code"] == "not_found"
-    assert stored(api_stored_images, "two")["id"] != image
-    assert (
-        send_stored_images(api_stored_images, "POST", "/v1/predict", json=body).status_code == 200
-    )
+    assert stored(images_api, "two")["id"] != image
+    assert send_to(images_api, "POST", "/v1/predict", json=body).status_code == 200
 
 
-def test_expired_image(api_stored_images: Client, clock: FakeClock) -> None:
-    image = stored(api_stored_images)["id"]
+def test_expired_image(images_api: Client, clock: FakeClock) -> None:
+    image = stored(images_api)["id"]
     clock.now_s += KEPT_S
     error = error_of(
-        send_stored_images(
-            api_stored_images, "POST", "/v1/predict", json={"image": image, "task": "ocr"}
-        )
+        send_to(images_api, "POST", "/v1/predict", json={"image": image, "task": "ocr"})
     )
     assert (error["code"], error["param"]) == ("image_expired", "image")
-    assert "send_stored_images it again" in error["message"]
-    assert stored(api_stored_images)["id"] == image
-    assert send_stored_images(api_stored_images, "GET", f"/v1/images/{image}").status_code == 200
+    assert "send it again" in error["message"]
+    assert stored(images_api)["id"] == image
+    assert send_to(images_api, "GET", f"/v1/images/{image}").status_code == 200
 
 
-def test_only_an_image_is_stored(api_stored_images: Client) -> None:
-    assert error_of(
-        send_stored_images(api_stored_images, "POST", "/v1/images", json={"image": "bm9uZQ=="})
-    )["code"] == ("unsupported_image")
+def test_only_an_image_is_stored(images_api: Client) -> None:
+    assert error_of(send_to(images_api, "POST", "/v1/images", json={"image": "bm9uZQ=="}))[
+        "code"
+    ] == ("unsupported_image")
     body = {"image": data_url(PNG), "task": "ocr"}
-    assert (
-        error_of(send_stored_images(api_stored_images, "POST", "/v1/images", json=body))["param"]
-        == "task"
-    )
-    assert (
-        error_of(send_stored_images(api_stored_images, "POST", "/v1/images", json={}))["param"]
-        == "image"
-    )
+    assert error_of(send_to(images_api, "POST", "/v1/images", json=body))["param"] == "task"
+    assert error_of(send_to(images_api, "POST", "/v1/images", json={}))["param"] == "image"
 
 
 def test_no_folder_stores_nothing() -> None:
-    api_stored_images = client()
+    images_api = client()
     for method, path in [("POST", ""), ("GET", "/a"), ("DELETE", "/a")]:
-        response = api_stored_images.send(
-            method, f"/v1/images{path}", json={"image": data_url(PNG)}
-        )
+        response = images_api.send(method, f"/v1/images{path}", json={"image": data_url(PNG)})
         assert error_of(response)["code"] == "not_found"
     body = {"image": "img_" + "0" * 48, "task": "ocr"}
-    assert error_of(api_stored_images.predict(body))["code"] == "not_found"
+    assert error_of(images_api.predict(body))["code"] == "not_found"

@@ -3,7 +3,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from service.inference.answer_places import AnswerPlaces
+from service.inference.core import AnswerPlaces
 from tests.support.core_calls import until
 from tests.support.fake_service import context, make_core
 

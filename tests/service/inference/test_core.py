@@ -11,10 +11,9 @@ from typing import Any, cast
 import pytest
 from prometheus_client import REGISTRY
 
-from service.admission.places import RequestContext
-from service.admission.quotas import Quota, QuotaLimits
+from service.admission.api_keys import Quota, QuotaLimits
+from service.admission.places import RequestContext, TrafficGaps
 from service.admission.shared_limits import SharedQuota
-from service.admission.traffic_gaps import TrafficGaps
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from imaging.files import ImageLimits, PixelBox
+from service.admission.api_keys import Quota, QuotaLimits
 from service.admission.places import RequestContext
-from service.admission.quotas import Quota, QuotaLimits
 from service.errors import ImageTooLarge, InvalidRequest, Overloaded, ServiceError
 from service.images.decoding import ImageDecoder, ImageView, LazyImage
 from service.inference.core import Core

@@ -7,8 +7,16 @@ from service.errors import InvalidRequest, Overloaded
 from service.inference.prediction import Answer, StageTimes
 from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import CallBegun, written_answers
-from service.schema.rendering import RESULT, answer_json, error_detail
-from service.schema.wire import DetectionJson, ErrorJson, InstanceJson, TextRegionJson, Wire
+from service.schema.rendering import (
+    RESULT,
+    DetectionJson,
+    ErrorJson,
+    InstanceJson,
+    TextRegionJson,
+    Wire,
+    answer_json,
+    error_detail,
+)
 from tasks.results import (
     Detection,
     DetectionsResult,
