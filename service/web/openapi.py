@@ -186,62 +186,67 @@ def openapi_document(models: ServedModels) -> JsonObject:
 
 
 def _own_paths() -> JsonObject:
-    def answering(name: str, summary: str, *answers: type[BaseModel]) -> JsonObject:
-        body = {_FORM: _reference(name), _JSON: _reference(name)}
-        return {"post": _operation(name, summary, _answer(*answers), body)}
-
-    def listing(name: str, summary: str) -> JsonObject:
-        properties = {"object": {"const": "list"}, "data": {"type": "array"}}
-        response = _response("the list", {"type": "object", "properties": properties})
-        return _operation(name, summary, response, error_statuses=_LISTING_ERRORS)
-
-    of_base = {"type": ["string", "null"], "description": "of a LoRA adapter: the id of its base"}
-    entry = {"type": "object", "properties": {"adapter_of": of_base}}
-    model = _operation(
-        "showModel",
-        "One entry of the list of models.",
-        _response("the entry", entry),
-        error_statuses=(*_LISTING_ERRORS, "404"),
-    )
-    stored = _response("the image", _reference(StoredImageJson.__name__))
-    deleted = _response("its id", _reference(DeletedImageJson.__name__))
-    image_path = "/v1/images/{image_id}"
-    of_image = {
-        "parameters": _path_parameters(image_path),
-        "description": "An image of another API key is not found.",
-    }
-    chat = _operation(
-        "createChatCompletion",
-        "Answer a chat message of one image and one text, as OpenAI does.",
-        _answer(ChatCompletion),
-        {_JSON: _reference(ChatRequest.__name__)},
-        error=ChatError,
-    )
-    models = listing("listModels", "The served models and their comparison table.")
     return {
-        "/v1/predict": answering("predict", "Answer with one model.", AnswerJson, SeveralJson),
-        "/v1/compare": answering(
+        "/v1/predict": _answering("predict", "Answer with one model.", AnswerJson, SeveralJson),
+        "/v1/compare": _answering(
             "compare", "Answer with several models concurrently.", ComparisonJson, SeveralJson
         ),
-        "/v1/analyze": answering(
+        "/v1/analyze": _answering(
             "analyze", "Answer many questions about one image.", AnalysisJson, SeveralJson
         ),
-        "/v1/images": answering(
+        "/v1/images": _answering(
             "storeImage", "Store an image, which requests then name.", StoredImageJson
         ),
-        image_path: {
-            "get": _operation("showImage", "Describe a stored image.", stored) | of_image,
-            "delete": _operation("deleteImage", "Delete a stored image.", deleted) | of_image,
+        "/v1/images/{image_id}": _image_operations("/v1/images/{image_id}"),
+        "/v1/chat/completions": {
+            "post": _operation(
+                "createChatCompletion",
+                "Answer a chat message of one image and one text, as OpenAI does.",
+                _answer(ChatCompletion),
+                {_JSON: _reference(ChatRequest.__name__)},
+                error=ChatError,
+            )
         },
-        "/v1/chat/completions": {"post": chat},
-        "/v1/models": {"get": models | {"parameters": [_CATALOG]}},
-        "/v1/models/{model_id}": {
-            "get": model | {"parameters": _path_parameters("/v1/models/{model_id}")}
-        },
-        "/v1/tasks": {
-            "get": listing("listTasks", "All tasks with the schemas of their parameters.")
-        },
+        **_listing_paths(),
     }
+
+
+def _answering(name: str, summary: str, *answers: type[BaseModel]) -> JsonObject:
+    body = {_FORM: _reference(name), _JSON: _reference(name)}
+    return {"post": _operation(name, summary, _answer(*answers), body)}
+
+
+def _image_operations(path: str) -> JsonObject:
+    stored = _response("the image", _reference(StoredImageJson.__name__))
+    deleted = _response("its id", _reference(DeletedImageJson.__name__))
+    of_image = {
+        "parameters": _path_parameters(path),
+        "description": "An image of another API key is not found.",
+    }
+    return {
+        "get": _operation("showImage", "Describe a stored image.", stored) | of_image,
+        "delete": _operation("deleteImage", "Delete a stored image.", deleted) | of_image,
+    }
+
+
+def _listing_paths() -> JsonObject:
+    properties = {"object": {"const": "list"}, "data": {"type": "array"}}
+    listing = _response("the list", {"type": "object", "properties": properties})
+    of_base = {"type": ["string", "null"], "description": "of a LoRA adapter: the id of its base"}
+    entry = _response("the entry", {"type": "object", "properties": {"adapter_of": of_base}})
+    rows = (
+        ("", "listModels", "The served models and their comparison table.", listing),
+        ("/{model_id}", "showModel", "One entry of the list of models.", entry),
+    )
+    paths: JsonObject = {}
+    for end, name, summary, response in rows:
+        statuses = (*_LISTING_ERRORS, "404") if end else _LISTING_ERRORS
+        operation = _operation(name, summary, response, error_statuses=statuses)
+        operation["parameters"] = _path_parameters(end) or [_CATALOG]
+        paths[f"/v1/models{end}"] = {"get": operation}
+    summary = "All tasks with the schemas of their parameters."
+    tasks = _operation("listTasks", summary, listing, error_statuses=_LISTING_ERRORS)
+    return paths | {"/v1/tasks": {"get": tasks}}
 
 
 def _batch_paths() -> JsonObject:
