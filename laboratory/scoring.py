@@ -68,16 +68,6 @@ class Tally:
         )
 
     @property
-    def precision(self) -> float:
-        """Share of right answers among the given; 1 if none was given."""
-        return self.num_right / self.num_answered if self.num_answered else 1.0
-
-    @property
-    def recall(self) -> float:
-        """Share of right answers among the expected; 1 if none was expected."""
-        return self.num_right / self.num_expected if self.num_expected else 1.0
-
-    @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall; the accuracy if each question has one answer."""
         total = self.num_answered + self.num_expected

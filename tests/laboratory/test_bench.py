@@ -175,10 +175,12 @@ def test_a_running_peer_has_the_answers_of_its_model(server: Server, tmp_path: P
         assert sample.text == generator.answer([request])[0].text
 
 
-def one_round(elapsed_s: float, text: str = "a", **changes: bool) -> Round:
+def one_round(
+    elapsed_s: float, text: str = "a", token_s: float = 0.01, is_cut: bool = False
+) -> Round:
     lengths = (SHORT_TOKENS, 64)
-    samples = tuple(Sample(length, length / 100, text, length) for length in lengths)
-    return Round(elapsed_s, samples, changes.get("is_cut", False), cpu_s=0.4)
+    samples = tuple(Sample(length, length * token_s, text, length) for length in lengths)
+    return Round(elapsed_s, samples, is_cut, cpu_s=0.4)
 
 
 def test_rates_are_medians_and_percentiles_over_all_answers() -> None:
@@ -195,7 +197,10 @@ def test_ours_is_compared_with_the_best_peer() -> None:
         ("base", OURS, workload): [one_round(1.0), one_round(1.0, "b")],
         ("base", OURS_DEFAULT, workload): [one_round(0.5)],
         ("base", FASTAPI, workload): [one_round(4.0), one_round(4.0)],
-        ("base", LITSERVE, workload): [one_round(2.0), one_round(2.0, is_cut=True)],
+        ("base", LITSERVE, workload): [
+            one_round(2.0, token_s=0.02),
+            one_round(2.0, token_s=0.02, is_cut=True),
+        ],
         ("other", LITSERVE, workload): [one_round(0.1)],
     }
     rows = [line.split(" | ") for line in ratio_table(rounds).splitlines()[2:]]

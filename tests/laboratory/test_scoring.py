@@ -188,8 +188,7 @@ def test_scorecards_add_up_by_question_and_measure() -> None:
     other = Scorecard({("b", "f1_at_50"): Tally(1, 3, 2)})
     total = right + wrong + other
     assert total.tally("a", "exact").f1 == 0.5
-    both = total.tally("b", "f1_at_50")
-    assert (both.precision, both.recall, both.f1) == pytest.approx((1 / 3, 1 / 2, 2 / 5))
+    assert total.tally("b", "f1_at_50").f1 == pytest.approx(2 / 5)
 
 
 @pytest.mark.parametrize("image_size_wh", [(192, 192), (640, 427)])
