@@ -10,7 +10,10 @@ Commands, each with `--help`:
     python -m laboratory.gpu_check       check that models run on this host's GPU (make gpu-check)
 
     training/      the embedded checkpoints from scratch
-    evaluation/    accuracy of a running service on scenes, by precision; calibrations; guarantees
+    questions      questions of every task about a scene, with their true answers and prompts
+    scoring        answers against the truth, and tables of them
+    evaluation/    accuracy of a running service on scenes, by precision; calibrations
+    tuning         scenes for the examples of docs/fine-tuning.md
     bench/         the benchmark against other servers; its results are in results/
     gpu_check/     checks of a GPU
 
