@@ -54,12 +54,49 @@ def test_an_entry_with_a_star_stands_for_every_repository_that_matches(side: int
     assert "paligemma-3b-ft-vqav2-300" not in load_catalog(path, ["paligemma-3b-ft-vqav2-300"])
 
 
-@pytest.mark.parametrize("change", [{"source": "a/b"}, {"id": "*-*"}, {"parameters": 0}])
-def test_an_invalid_entry_with_a_star_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "a/b"}, r"some-\*: id and source must have one \* each"),
+        ({"id": "*-*"}, r"\*-\*: id and source must have one \* each"),
+        ({"parameters": 0}, "some-x: parameters must be a whole number above 0"),
+        ({"variants": ["x"]}, r"some-\*: variants must map names to tasks; not \['x'\]"),
+        ({"variants": {"vqa": None}}, r"variants.vqa must be a mapping of task ids; not None"),
+        ({"variants": {"vqa": {"ocr": {}}}}, "some-vqa: tasks.ocr must be null, or for"),
+    ],
+)
+def test_an_invalid_entry_with_a_star_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     row = ROW | {"id": "some-*", "source": "owner/some-*"} | change
     (tmp_path / "catalog.yaml").write_text(yaml.safe_dump({"models": [row]}))
-    with pytest.raises(CatalogError, match=r"must have one \*|parameters must be"):
+    with pytest.raises(CatalogError, match=message):
         load_catalog(tmp_path / "catalog.yaml")
+
+
+def test_a_name_in_place_of_a_star_offers_the_tasks_of_its_variant(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.yaml"
+    overrides = {
+        "instance_segmentation": {"template": "{phrase}", "labels": False},
+        "visual_question_answering": {"template": "{question}", "separator": " | "},
+    }
+    row = ROW | {"id": "some-*", "source": "owner/some-*", "variants": {"seg": overrides}}
+    path.write_text(yaml.safe_dump({"models": [row]}))
+    entry = load_catalog(path, ["some-seg"])["some-seg"]
+    assert (entry.source, entry.task_ids) == ("owner/some-seg", tuple(overrides))
+    assert not entry.has_labels("instance_segmentation")
+    assert entry.tasks["visual_question_answering"].separator == " | "
+    assert parse_entry(entry_row(entry)) == entry
+    with pytest.raises(CatalogError, match=r"some-other is not in the catalog: .* one of seg"):
+        load_catalog(path, ["some-other"])
+
+
+def test_names_are_forced_only_where_the_entry_says_so() -> None:
+    base = parse_entry(ROW | {"forced_names": True})
+    assert base.forced_names
+    assert not parse_entry(ROW).forced_names
+    assert not adapter_entry("tuned", "folder", {}, base).forced_names
+    assert adapter_entry("tuned", "folder", {"forced_names": True}, base).forced_names
 
 
 @pytest.mark.parametrize(
@@ -157,6 +194,8 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         ({"license": " "}, "license must be a non-blank string"),
         ({"license": None}, "license must be a non-blank string"),
         ({"one_name_per_prompt": "yes"}, "one_name_per_prompt must be true or false, not 'yes'"),
+        ({"forced_names": 1}, "forced_names must be true or false, not 1"),
+        ({"drops_articles": None}, "drops_articles must be true or false, not None"),
         ({"tasks": None}, "tasks must be a mapping"),
         (
             {"tasks": {"counting": None}},
@@ -170,6 +209,14 @@ def test_an_entry_widens_and_narrows_its_familys_tasks() -> None:
         (
             {"tasks": {"visual_question_answering": {"prompt": "{question}"}}},
             "that contains {question} once",
+        ),
+        (
+            {"tasks": {"captioning": {"template": "{language} {language}"}}},
+            "captioning must be null, or {template: a string}, not",
+        ),
+        (
+            {"tasks": {"instance_segmentation": {"template": "{phrase}", "labels": "no"}}},
+            "must be null, or {template: a string that contains {phrase} once, labels: …}, not",
         ),
         ({"weights_sha256": "1" * 63}, "weights_sha256 must be 64 hexadecimal digits"),
         ({"mask_decoder": "vae.npz"}, "mask_decoder must be set for paligemma models"),

@@ -52,6 +52,8 @@ def test_a_repository_without_an_entry_gets_one_from_its_configuration() -> None
         "see https://huggingface.co/Someone/My_Tune",
     )
     assert (entry.revision, entry.weights_sha256) == (None, None)
+    assert base_entry(microsoft_config()).forced_names
+    assert not entry.forced_names  # it may write labels of its own
     assert is_hub_entry(entry)
     assert parse_entry(entry_row(entry)) == entry
     assert not any(map(is_hub_entry, CATALOG.values()))
@@ -62,6 +64,15 @@ def test_a_repository_of_the_catalog_keeps_its_entry() -> None:
     entry = hub_entry(released.source, florence_config(d_model=768))
     assert entry.id == "florence-community--florence-2-base"
     assert (entry.revision, entry.license) == (released.revision, "MIT")
+
+
+def test_a_fine_tune_of_google_keeps_the_task_that_it_was_trained_on() -> None:
+    config = paligemma_config(2048, 224)
+    entry = hub_entry("google/paligemma-3b-ft-refcoco-seg-224", config)
+    assert entry.task_ids == ("instance_segmentation",)
+    assert not entry.has_labels("instance_segmentation")
+    of_another = hub_entry("someone/paligemma-3b-ft-refcoco-seg-224", config)
+    assert of_another.task_ids == CATALOG["paligemma-3b-pt-224"].task_ids
 
 
 def test_a_name_that_is_too_long_for_the_store_is_refused() -> None:

@@ -127,6 +127,18 @@ def test_prompts_share_an_encoding() -> None:
     assert [detection.label for detection in answer.result.detections] == ["red circle"]
 
 
+def test_own_token_of_a_fine_tune() -> None:
+    untuned = dataclasses.replace(FLORENCE, tasks={})
+    decoder = FakeDecoder({"<GENERATE_TAGS>": "cat, sofa"})
+    core = make_core(entries=(untuned,), decoders={FLORENCE_ID: decoder})
+    fields = {"task": "visual_question_answering", "question": "<GENERATE_TAGS>"}
+    answer = predict(core, **fields, model=FLORENCE_ID)
+    assert answer.result == TextResult("cat, sofa", True)
+    (spec,) = decoder.specs
+    assert (spec.segments, spec.own_token) == ([("<GENERATE_TAGS>", True)], "<GENERATE_TAGS>")
+    assert spec.grammar is None
+
+
 def test_user_text_is_no_control() -> None:
     decoder = FakeDecoder({"Locate <loc_5> in the image with mask": ""})
     predict(

@@ -100,6 +100,7 @@ def test_text_selects_the_task(model: str, prompt: str, written: str) -> None:
         (message(IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>")), "invalid_request", "messages"),
         (message(text("<OCR>"), text("<OD>"), IMAGE), "invalid_request", "messages"),
+        (message(text("<GENERATE_TAGS>"), IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, IMAGE), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, role="system"), "invalid_request", "messages"),
         (message(text("<OCR>"), IMAGE, role="tool"), "invalid_request", "messages.0.role"),
