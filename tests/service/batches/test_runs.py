@@ -5,7 +5,7 @@ however often its process did.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from service.admission.places import MAX_RUNNING, TrafficGaps
 from service.batches import execution, input_file
 from service.batches import store as store_module
 from service.batches.execution import Executor
-from service.batches.store import MAX_BYTES_PER_KEY, OpenBatch, Store
+from service.batches.store import MAX_BYTES_PER_KEY, OpenBatch, RenderedLine, Store
 from service.batches.wire import Batch
 from service.errors import DeadlineExceeded
 from service.http.body import parsed_bytes
@@ -450,9 +450,19 @@ def test_cancelled_batch_runs_no_more(store: Store) -> None:
     run(scenario())
 
 
-def pass_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+async def pass_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until the running batch has saved once and noticed its end."""
     real = time.time
+    append = Store.append
+    saves: list[None] = []
+
+    def counted(store: Store, batch: OpenBatch, lines: Sequence[RenderedLine]) -> Batch:
+        saves.append(None)
+        return append(store, batch, lines)
+
     monkeypatch.setattr(time, "time", lambda: real() + 24 * 3600)
+    monkeypatch.setattr(Store, "append", counted)
+    await until(lambda: len(saves) > 2)
 
 
 def test_unanswered_requests_expire(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,8 +473,7 @@ def test_unanswered_requests_expire(store: Store, monkeypatch: pytest.MonkeyPatc
         batch = create(store, *(line(str(number)) for number in range(20)))
         async with working(store, core):
             await until(lambda: decoder.specs)
-            pass_a_day(monkeypatch)
-            await asyncio.sleep(0.5)
+            await pass_a_day(monkeypatch)
             release(decoder)
             await until(ends(store, batch))
         ended = now(store, batch)
@@ -498,8 +507,7 @@ def test_batch_without_room_fails(
             max_bytes = num_bytes() + 10_000
             monkeypatch.setattr(store_module, "MAX_BYTES_PER_KEY", max_bytes)
             if is_expired:
-                pass_a_day(monkeypatch)
-                await asyncio.sleep(0.5)
+                await pass_a_day(monkeypatch)
             release(decoder)
             await until(ends(store, batch))
         ended = now(store, batch)
