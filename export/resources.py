@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoints.bases import CATALOG_FILE
-from export.errors import ResourceError
+from export.errors import ExportError
 from runners.options import CUDA_RESERVE_BYTES, default_positions, slots_that_fit
 from tasks.catalog import CatalogEntry, Device, Part, Precision, load_catalog
 from wire.artifacts.model_store import store_home
@@ -66,16 +66,16 @@ class Needs:
         )
 
     def check(self, memory_bytes: float | None, disks: Mapping[Path, float]) -> None:
-        """Raise `ResourceError` if memory or disk is too small; unknown memory is None."""
+        """Raise `ExportError` if memory or disk is too small; unknown memory is None."""
         if memory_bytes is not None and memory_bytes < self.memory_bytes:
-            raise ResourceError(
+            raise ExportError(
                 f"the export needs {_size(self.memory_bytes)} of memory; {_size(memory_bytes)} are"
                 " available here: stop other processes, raise the container's limit, or export on"
                 " a larger host and copy BENTOML_HOME"
             )
         for folder, free_bytes in disks.items():
             if free_bytes < self.disk_bytes:
-                raise ResourceError(
+                raise ExportError(
                     f"the export needs {_size(self.disk_bytes)} of disk; {_size(free_bytes)} are"
                     f" free in {folder}: free some, or set BENTOML_HOME and TMPDIR to a larger disk"
                 )
@@ -116,7 +116,7 @@ def needs_of(entry: CatalogEntry, num_cores: int) -> Needs:
 
 
 def check_host(needs: Needs) -> None:
-    """Raise `ResourceError` if this host has too little memory or disk."""
+    """Raise `ExportError` if this host has too little memory or disk."""
     folders = {Path(tempfile.gettempdir()), store_home()}
     needs.check(
         available_memory_bytes(), {folder: free_disk_bytes(folder) for folder in sorted(folders)}

@@ -93,18 +93,14 @@ _FOLDER = Path(__file__).with_name("dejavu")
 _FONT_FILES: dict[FontFace, str] = {"regular": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf"}
 
 
-class FontMissingError(RuntimeError):
-    """Pillow was built without FreeType."""
-
-
 @lru_cache(maxsize=128)
 def load_font(font_face: FontFace, font_size_px: float) -> ImageFont.FreeTypeFont:
-    """Return the font at a size; raise `FontMissingError` if Pillow has no scalable font."""
+    """Return the font at a size; raise RuntimeError if Pillow has no scalable font."""
     if font_face != "pillow":
         return ImageFont.truetype(_FOLDER / _FONT_FILES[font_face], font_size_px)
     font = ImageFont.load_default(font_size_px)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise FontMissingError("Pillow's scalable default font needs a Pillow built with FreeType")
+        raise RuntimeError("Pillow's scalable default font needs a Pillow built with FreeType")
     return font
 
 

@@ -22,7 +22,7 @@ from export.checkpoints.bases import ROOT
 from export.checkpoints.forms import in_transformers_form
 from export.checkpoints.jobs import find_entry
 from export.checkpoints.sources import resolve_source
-from export.errors import ExportError, TuningError
+from export.errors import ExportError
 from export.tuning.examples import TUNED_TASKS, make_examples, read_labels
 from tasks.catalog import CatalogEntry, CatalogError, TaskOverride
 from wire.artifacts.adapter_folder import CONFIG_FILE
@@ -98,21 +98,21 @@ def tune_adapter(parsed: argparse.Namespace, work: Path) -> None:
 def checkpoint_to_resume(output: Path, resume: bool, overwrite: bool = False) -> str | None:
     """Return the last complete checkpoint of an interrupted run.
 
-    Raise `TuningError` if the output does not fit, or has files that are not of such a run.
+    Raise `ExportError` if the output does not fit, or has files that are not of such a run.
     """
     run = output / RUN_FOLDER
     hint = "give another --output, or --overwrite to replace its files"
     if not overwrite and (output / CONFIG_FILE).exists():
-        raise TuningError(f"{output} already has an adapter; {hint}")
+        raise ExportError(f"{output} already has an adapter; {hint}")
     if run.exists() and not resume:
-        raise TuningError(
+        raise ExportError(
             f"{output} has an interrupted run; --resume continues it, removing {run} discards it"
         )
     if not run.exists():
         if resume:
-            raise TuningError(f"{output} has no interrupted run to resume")
+            raise ExportError(f"{output} has no interrupted run to resume")
         if not overwrite and output.exists() and any(output.iterdir()):
-            raise TuningError(f"{output} has files that are not of an interrupted run; {hint}")
+            raise ExportError(f"{output} has files that are not of an interrupted run; {hint}")
         return None
     complete = [path for path in run.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
     newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
@@ -154,7 +154,7 @@ def tuned_entry(model_id: str, task_id: str, template: str | None) -> CatalogEnt
     """Return the entry of the base, with the prompt that it will be tuned on."""
     entry = find_entry(model_id)
     if entry.adapter_of is not None:
-        raise TuningError(f"--base {model_id} is an adapter; tune its base {entry.adapter_of}")
+        raise ExportError(f"--base {model_id} is an adapter; tune its base {entry.adapter_of}")
     if template is None:
         return entry
     if (
@@ -163,7 +163,7 @@ def tuned_entry(model_id: str, task_id: str, template: str | None) -> CatalogEnt
         or template.count("{question}") != 1
     ):
         allowed = f"for {_TEMPLATE_TASK} of a Florence-2 model, with {{question}} once"
-        raise TuningError(f"--template is {template!r}; allowed only {allowed}")
+        raise ExportError(f"--template is {template!r}; allowed only {allowed}")
     return dataclasses.replace(entry, tasks={**entry.tasks, _TEMPLATE_TASK: TaskOverride(template)})
 
 

@@ -25,7 +25,7 @@ from export.artifacts.onnx_graphs import (
 )
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule
 from export.checkpoints.tensors import VISION_PREFIXES, CheckpointTensors, empty_model
-from export.errors import EncoderError, ExportError
+from export.errors import ExportError
 from runners.adapters.peft import VisionPart
 from wire.artifacts.adapter_folder import AdapterError
 from wire.artifacts.manifest import Precision, vision_encoder_file
@@ -122,7 +122,7 @@ def make_encoders_in_child(
 ) -> None:
     """Like `make_encoders`, in a separate process.
 
-    Raise `EncoderError` if it fails or is killed.
+    Raise `ExportError` if it fails or is killed.
     """
     run_in_child(make_encoders, checkpoint, image_input, precisions, folder, merged)
 
@@ -130,7 +130,7 @@ def make_encoders_in_child(
 def run_in_child(make: Callable[..., object], *arguments: object) -> None:
     """Call `make` in a separate process.
 
-    Raise its `ExportError`, and `EncoderError` for any other failure.
+    Raise its `ExportError`, and `ExportError` for any other failure.
     """
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -142,9 +142,9 @@ def run_in_child(make: Callable[..., object], *arguments: object) -> None:
             "the process that makes the vision encoders was killed, probably by the kernel for lack"
             " of memory"
         )
-        raise EncoderError(f"{message} (see dmesg)") from error
+        raise ExportError(f"{message} (see dmesg)") from error
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise EncoderError(
+        raise ExportError(
             f"the vision encoders cannot be made: {type(error).__name__}: {reason}"
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bentoml
 
-from export.errors import DiskFullError, is_disk_full
+from export.errors import ExportError, is_disk_full
 from tasks.catalog import CatalogEntry
 from wire.artifacts.manifest import ArtifactError, read_manifest, verify_files
 from wire.artifacts.model_store import artifact_folder, store_home
@@ -21,7 +21,7 @@ def new_version(model_id: str) -> Iterator[Path]:
     """Yield an empty folder that becomes the newest version of `model_id`, unless the block raises.
 
     BentoML copies the folder to the store, and removes it with its object of the model. Raise
-    `DiskFullError` if the disk has no room for the folder, or for its copy in the store.
+    `ExportError` if the disk has no room for the folder, or for its copy in the store.
     """
     try:
         with bentoml.models.create(model_id) as model:
@@ -29,7 +29,7 @@ def new_version(model_id: str) -> Iterator[Path]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        raise DiskFullError(
+        raise ExportError(
             f"no space left for the artifacts of {model_id}; they are made in"
             f" {tempfile.gettempdir()} (TMPDIR) and stored in {store_home()} (BENTOML_HOME): free"
             " some, or set the variable to a larger disk"

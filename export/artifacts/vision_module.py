@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.errors import ImageProcessorError
+from export.errors import SourceError
 
 _REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize")
 _UNSUPPORTED_STEPS = ("do_center_crop", "do_pad")
@@ -32,13 +32,13 @@ class ImageInput:
 def read_image_input(image_processor: Any) -> ImageInput:
     """Read the settings of a transformers image processor.
 
-    Raise `ImageProcessorError` if a step is unsupported.
+    Raise `SourceError` if a step is unsupported.
     """
     missing = [step for step in _REQUIRED_STEPS if not getattr(image_processor, step, False)]
     extra = [step for step in _UNSUPPORTED_STEPS if getattr(image_processor, step, False)]
     size = dict(image_processor.size)
     if missing or extra or not {"height", "width"} <= size.keys():
-        raise ImageProcessorError(
+        raise SourceError(
             f"the image processor has size {size}, disabled steps {missing}, unsupported steps"
             f" {extra}; allowed: resizing to one height and width, rescaling and normalisation"
         )

@@ -104,7 +104,7 @@ def find_entry(name: str, revision: str | None = None) -> CatalogEntry:
 def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     """Find the files of an export, fetching those on the hub.
 
-    Raise `SourceError` or `PrecisionError`.
+    Raise `SourceError`.
 
     The catalog's folders are relative to the repository, those of `options` to the working
     directory.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from export.checkpoints.sources import Source
-from export.errors import PrecisionError
+from export.errors import SourceError
 from tasks.catalog import CatalogEntry
 from wire.artifacts.manifest import Device, Precision, key_of_hashes
 
@@ -51,7 +51,7 @@ class PrecisionRecord:
         """
         original = self.find(run.device, "float32", "float32")
         if original is None:
-            raise PrecisionError(
+            raise SourceError(
                 f"the precision record has no float32 run on {run.device} to compare with"
             )
         return {
@@ -59,7 +59,7 @@ class PrecisionRecord:
         }
 
     def check(self, entry: CatalogEntry) -> None:
-        """Raise `PrecisionError` if a default precision of the catalog loses more than
+        """Raise `SourceError` if a default precision of the catalog loses more than
         `MAX_LOST_POINTS`.
 
         A default without a run passes, because a model is exported before it can be measured.
@@ -68,7 +68,7 @@ class PrecisionRecord:
             run = self.find(device, parts["encoder"], parts["decoder"])
             for name, points in (self.lost_points(run) if run else {}).items():
                 if points > MAX_LOST_POINTS:
-                    raise PrecisionError(
+                    raise SourceError(
                         f"{entry.id} on {device}: encoder {parts['encoder']}, decoder"
                         f" {parts['decoder']} loses {points:.1f} points of {name}; at most"
                         f" {MAX_LOST_POINTS:.0f} is allowed: choose another precision in"
@@ -89,7 +89,7 @@ def checkpoint_key(source: Source) -> str:
 def read_record(path: Path, checkpoint: str) -> PrecisionRecord | None:
     """Return the record at `path`, or None if missing or of another checkpoint.
 
-    Raise `PrecisionError` if invalid.
+    Raise `SourceError` if invalid.
     """
     if not path.is_file():
         return None
@@ -98,7 +98,7 @@ def read_record(path: Path, checkpoint: str) -> PrecisionRecord | None:
         runs = tuple(PrecisionRun(**run) for run in values.pop("runs"))
         record = PrecisionRecord(runs=runs, **values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PrecisionError(f"{path} is not a valid precision record: {error!r}") from error
+        raise SourceError(f"{path} is not a valid precision record: {error!r}") from error
     return record if record.checkpoint == checkpoint else None
 
 

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from export.artifacts.vision_module import ImageInput, read_image_input
-from export.errors import TuningError
+from export.errors import ExportError
 from export.tuning.examples import Example
 from imaging.errors import ImageError
 from imaging.files import read_image, resize
@@ -66,7 +66,7 @@ class Batches:
     def tokenized(self, example: Example) -> TokenizedExample:
         """Return the ids of an example.
 
-        Raise `TuningError` if it has more tokens than the model has positions.
+        Raise `ExportError` if it has more tokens than the model has positions.
         """
         prompt = self._encoded(example.prompt)
         answer = (*self._encoded(example.answer), self._eos_id)
@@ -83,7 +83,7 @@ class Batches:
             )
             longest = self._num_image_tokens + len(ids.prompt_ids) + len(ids.answer_ids)
         if longest > (limit := self._model.config.text_config.max_position_embeddings):
-            raise TuningError(
+            raise ExportError(
                 f"{example.image}: image, prompt and answer need {longest} positions; the model has"
                 f" {limit}"
             )
@@ -158,7 +158,7 @@ class Batches:
             try:
                 image = read_image(path)
             except (OSError, ImageError) as error:
-                raise TuningError(f"the image {path} cannot be read: {error}") from error
+                raise ExportError(f"the image {path} cannot be read: {error}") from error
             resized = resize(image, self._image_input.size_wh, self._image_input.resample)
             features = self._encode(self._pixel_values(resized))[0]
             if self._num_cached_bytes + features.nbytes > _MAX_CACHED_BYTES:

@@ -24,7 +24,7 @@ from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.inputs import Folder, Opening, Problems, open_images
 from diptych_client.long_runs import RunError
 from diptych_client.matching import LabelledBox
-from export.errors import TuningError
+from export.errors import ExportError
 from imaging.errors import ImageError
 from imaging.files import read_image
 from tasks.catalog import CatalogEntry
@@ -106,7 +106,7 @@ def read_labels(path: Path, work: Path, images: Path | None = None) -> Dataset:
     """Read the split `train` of a dataset, or one without splits whole.
 
     `work` is the folder for the files of an archive, `images` that of images elsewhere. Raise
-    `TuningError` for a missing or malformed dataset, and for one without a readable image.
+    `ExportError` for a missing or malformed dataset, and for one without a readable image.
     """
     problems = Problems()
     try:
@@ -116,9 +116,9 @@ def read_labels(path: Path, work: Path, images: Path | None = None) -> Dataset:
         except NoSuchSplit:
             dataset = read_dataset(opened.path, images, None, problems)
     except RunError as error:
-        raise TuningError(str(error)) from error
+        raise ExportError(str(error)) from error
     if not isinstance(dataset.store, Folder):
-        raise TuningError(f"{path} has its images in Parquet or Arrow files; write them as files")
+        raise ExportError(f"{path} has its images in Parquet or Arrow files; write them as files")
     sizes = dict[Path, tuple[int, int] | None]()
     labelled = []
     for row in tqdm(dataset.images, desc="reading", unit=" images", leave=False, disable=None):
@@ -128,10 +128,10 @@ def read_labels(path: Path, work: Path, images: Path | None = None) -> Dataset:
         if size_wh := sizes[file]:
             labelled.append(_labelled(file, size_wh, row))
     if not labelled:
-        raise TuningError(f"{path} has no image that can be read: {problems.lines[0]}")
+        raise ExportError(f"{path} has no image that can be read: {problems.lines[0]}")
     if not any(image.has_labels for image in labelled):
         note = dataset.note or f"no labels found for {len(labelled)} images"
-        raise TuningError(f"{path}: {note}")
+        raise ExportError(f"{path}: {note}")
     return Dataset(tuple(labelled), problems)
 
 
@@ -176,10 +176,10 @@ def make_examples(
 ) -> list[list[Example]]:
     """Return the examples of each image that has labels of the task.
 
-    Raise `TuningError` for a task without labels of its kind, or a label that no request may have.
+    Raise `ExportError` for a task without labels of its kind, or a label that no request may have.
     """
     if task_id not in TUNED_TASKS:
-        raise TuningError(f"no labels teach {task_id}; allowed are {', '.join(TUNED_TASKS)}")
+        raise ExportError(f"no labels teach {task_id}; allowed are {', '.join(TUNED_TASKS)}")
     rng = default_rng(seed)
     objects = chain.from_iterable(image.objects or () for image in labelled)
     classes = sorted({box.label for box in objects})
@@ -191,7 +191,7 @@ def make_examples(
         if examples:
             by_image.append(examples)
     if not by_image:
-        raise TuningError(
+        raise ExportError(
             f"the dataset has no labels of {task_id}; docs/evaluation.md lists the fields of each"
             " task"
         )
@@ -211,7 +211,7 @@ def _examples(
         parameters = parse_parameters(TASKS[task_id], request.values)
         prompts = FAMILIES[entry.family].task_prompts(entry, task_id, parameters, image.size_wh)
     except TaskError as error:
-        raise TuningError(f"{image.path}: {error}") from error
+        raise ExportError(f"{image.path}: {error}") from error
     if isinstance(truth, str):
         segments = [PromptSegment(truth)]
         if image.region_xyxy is not None and entry.family == "florence2":  # repeats the box

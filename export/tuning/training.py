@@ -38,7 +38,7 @@ from transformers import (
 
 from export.checkpoints.tensors import load_checkpoint
 from export.checks.reference import load_processor
-from export.errors import TuningError
+from export.errors import ExportError
 from export.tuning.batches import Batches
 from export.tuning.examples import Example
 from export.tuning.held_out import HeldOut, HeldOutScore, SampleAnswer
@@ -92,7 +92,7 @@ def tune(job: TuningJob, base: Path, checkpoint: str | None) -> list[Epoch]:
     """Train an adapter of the checkpoint `base` and write it to the output with its curve.
 
     Return the epochs; the adapter is that of `best_epoch`. A run continues at `checkpoint`. Raise
-    `TuningError`.
+    `ExportError`.
     """
     options = job.options
     held_out, trained = split(job.images, options)
@@ -130,7 +130,7 @@ def split(
 ) -> tuple[list[Example], list[Example]]:
     """Return held-out examples and the others; all examples of an image are on one side."""
     if len(images) < 2:
-        raise TuningError(
+        raise ExportError(
             f"the dataset has labels of the task for {len(images)} image; at least 2 are needed"
         )
     shuffled = random.Random(options.seed).sample(images, len(images))

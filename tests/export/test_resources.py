@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from export.checkpoints.bases import CATALOG_FILE
-from export.errors import ResourceError
+from export.errors import ExportError
 from export.resources import Needs, available_memory_bytes, check_host, needs_of
 from tasks.catalog import load_catalog
 
@@ -25,13 +25,13 @@ def test_host_with_enough_passes() -> None:
 
 
 def test_too_little_memory_is_refused_with_both_numbers() -> None:
-    with pytest.raises(ResourceError, match=r"needs 4\.0 GB of memory; 3\.9 GB are available here"):
+    with pytest.raises(ExportError, match=r"needs 4\.0 GB of memory; 3\.9 GB are available here"):
         NEEDS.check(3.9e9, {Path("/"): 2e9})
 
 
 def test_too_little_disk_is_refused_with_both_numbers_and_the_folder() -> None:
     with pytest.raises(
-        ResourceError, match=r"needs 2\.0 GB of disk; 1\.9 GB are free in /some/where"
+        ExportError, match=r"needs 2\.0 GB of disk; 1\.9 GB are free in /some/where"
     ):
         NEEDS.check(4e9, {Path("/some"): 2e9, Path("/some/where"): 1.9e9})
 
@@ -99,7 +99,7 @@ def test_system_that_does_not_tell_is_unknown(tmp_path: Path) -> None:
 
 
 def test_this_host_has_less_than_a_petabyte_of_memory_and_of_disk() -> None:
-    with pytest.raises(ResourceError, match="of memory"):
+    with pytest.raises(ExportError, match="of memory"):
         check_host(replace(NEEDS, memory_bytes=1e15))
-    with pytest.raises(ResourceError, match="of disk"):
+    with pytest.raises(ExportError, match="of disk"):
         check_host(replace(NEEDS, memory_bytes=0, disk_bytes=1e15))

@@ -19,7 +19,7 @@ from export.artifacts.encoders import (
 from export.artifacts.vision_module import ImageInput, VisionEncoderModule, read_image_input
 from export.checkpoints.sources import resolve_source
 from export.checks.reference import Reference
-from export.errors import EncoderError, ImageProcessorError, SourceError
+from export.errors import ExportError, SourceError
 from runners.adapters.peft import Product, VisionPart
 from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import MODELS
@@ -70,7 +70,7 @@ def test_merged_weights_have_the_adapters_changes(
 
 def test_failure_of_the_child_is_one_line() -> None:
     with pytest.raises(
-        EncoderError,
+        ExportError,
         match=r"^the vision encoders cannot be made: ValueError: the graph is too large$",
     ):
         run_in_child(exec, 'raise ValueError("the graph\\n  is too large")')
@@ -82,7 +82,7 @@ def test_an_error_of_the_export_is_raised_as_it_is(tmp_path: Path) -> None:
 
 
 def test_killed_child_is_one_line() -> None:
-    with pytest.raises(EncoderError, match="was killed, probably by the kernel for lack of memory"):
+    with pytest.raises(ExportError, match="was killed, probably by the kernel for lack of memory"):
         run_in_child(os._exit, 9)
 
 
@@ -128,7 +128,7 @@ def test_generation_from_features_equals_generation_from_pixels(checkpoint: Path
     ],
 )
 def test_other_steps_of_an_image_processor_are_refused(processor: Any, message: str) -> None:
-    with pytest.raises(ImageProcessorError, match=message):
+    with pytest.raises(SourceError, match=message):
         read_image_input(processor)
 
 

@@ -10,11 +10,11 @@ def test_full_disk_of_the_store_leaves_nothing_on_either_disk(tmp_path: Path) ->
 import os
 from pathlib import Path
 from export.artifacts.store import new_version
-from export.errors import DiskFullError
+from export.errors import ExportError
 try:
     with new_version("some-model") as folder:
         (folder / "weights").write_bytes(bytes(3_000_000))
-except DiskFullError as error:
+except ExportError as error:
     print(error)
 stored = Path(os.environ["BENTOML_HOME"], "models").rglob("*")
 print([str(path) for path in stored if path.is_file()])

@@ -13,7 +13,7 @@ from export.checkpoints.precision_record import (
     write_record,
 )
 from export.checkpoints.sources import resolve_source
-from export.errors import PrecisionError
+from export.errors import SourceError
 from laboratory.evaluation.precision import pairs
 from tasks.catalog import load_catalog, parse_entry
 from tests.support.catalog import CATALOG, FLORENCE, ROOT
@@ -46,7 +46,7 @@ def test_a_default_that_loses_more_than_a_point_of_any_task_is_refused() -> None
         "encoder int8, decoder int8 loses 1.1 points of ocr; at most 1 is allowed: choose another"
         " precision"
     )
-    with pytest.raises(PrecisionError, match=message):
+    with pytest.raises(SourceError, match=message):
         found.check(INT8)
 
 
@@ -61,7 +61,7 @@ def test_default_without_a_run_is_accepted() -> None:
 
 
 def test_record_without_a_float32_run_is_refused() -> None:
-    with pytest.raises(PrecisionError, match="no float32 run on cpu to compare with"):
+    with pytest.raises(SourceError, match="no float32 run on cpu to compare with"):
         record(run("int8", "int8", ocr=0.8)).check(INT8)
 
 
@@ -84,7 +84,7 @@ def test_record_of_another_checkpoint_is_ignored(tmp_path: Path) -> None:
 )
 def test_invalid_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "precision.json").write_text(text)
-    with pytest.raises(PrecisionError, match="is not a valid precision record"):
+    with pytest.raises(SourceError, match="is not a valid precision record"):
         read_record(tmp_path / "precision.json", CHECKPOINT)
 
 

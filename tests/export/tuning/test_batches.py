@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from export.checks.reference import Reference
-from export.errors import TuningError
+from export.errors import ExportError
 from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
 from imaging.files import read_image
@@ -98,12 +98,12 @@ def test_a_damaged_image_is_named(batches: Batches, examples: list[Example]) -> 
     path = examples[0].image
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(
-        TuningError, match=rf"{path.name} cannot be read: the PNG image is damaged or truncated"
+        ExportError, match=rf"{path.name} cannot be read: the PNG image is damaged or truncated"
     ):
         batches.stack([batches.tokenized(examples[0])])
 
 
 def test_an_answer_without_room_is_refused(batches: Batches, examples: list[Example]) -> None:
     endless = replace(examples[0], answer=(PromptSegment("star " * 2000),))
-    with pytest.raises(TuningError, match=r"need \d+ positions; the model has \d+"):
+    with pytest.raises(ExportError, match=r"need \d+ positions; the model has \d+"):
         batches.tokenized(endless)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diptych_client.matching import LabelledBox
-from export.errors import TuningError
+from export.errors import ExportError
 from export.tuning import examples
 from export.tuning.examples import Dataset, LabelledImage
 from tasks.results import BoxXyxy
@@ -88,7 +88,7 @@ def test_every_field_of_json_lines_is_read(name: str, tmp_path: Path) -> None:
 def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "labels")
     images = (folder / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(TuningError, match="give its folder with --images"):
+    with pytest.raises(ExportError, match="give its folder with --images"):
         read_labels(folder)
     assert read_labels(folder, images).images[0].path == images / "a.png"
 
@@ -112,13 +112,13 @@ def test_images_may_lie_in_another_folder(tmp_path: Path) -> None:
 def test_a_dataset_without_one_good_label_is_refused_by_its_first_problem(
     lines: list[str], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(ExportError, match=message):
         read_labels(write_rows(tmp_path, *lines))
 
 
 def test_a_folder_without_labels_names_what_was_looked_for(tmp_path: Path) -> None:
     write_images(tmp_path / "photos")
-    with pytest.raises(TuningError, match=r"no labels found: looked for data\.yaml or labels/"):
+    with pytest.raises(ExportError, match=r"no labels found: looked for data\.yaml or labels/"):
         read_labels(tmp_path / "photos")
 
 
@@ -149,7 +149,7 @@ def test_a_yaml_without_a_training_split_is_refused(tmp_path: Path) -> None:
     folder = yolo_to_train_on(tmp_path / "data")
     yaml = folder / "data.yaml"
     yaml.write_text(yaml.read_text().replace("train:", "test:"))
-    with pytest.raises(TuningError, match="has no split train"):
+    with pytest.raises(ExportError, match="has no split train"):
         read_labels(folder)
 
 
@@ -182,5 +182,5 @@ def test_images_without_any_label_file_are_refused(
     monkeypatch.chdir(folder)
     assert any(each.objects for each in read_labels(Path("data.yaml")).images)
     shutil.rmtree(folder / "labels")
-    with pytest.raises(TuningError, match="no labels found for 3 images"):
+    with pytest.raises(ExportError, match="no labels found for 3 images"):
         read_labels(folder)

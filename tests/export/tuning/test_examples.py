@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diptych_client.matching import LabelledBox
-from export.errors import TuningError
+from export.errors import ExportError
 from export.tuning.examples import TUNED_TASKS, Example, LabelledImage, make_examples
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES
@@ -193,7 +193,7 @@ def test_labels_are_never_control_tokens() -> None:
 def test_what_cannot_be_learnt_is_refused(
     entry: CatalogEntry, task: str, image: LabelledImage, message: str
 ) -> None:
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(ExportError, match=message):
         examples(entry, task, image)
 
 
