@@ -41,15 +41,6 @@ _NUM_TOP_LOGITS = 8  # tokens beyond these are not near ties
 
 
 @dataclass(frozen=True, slots=True)
-class ReferenceAnswer:
-    """The output of `generate`, end token included."""
-
-    token_ids: tuple[int, ...]
-    logits: Tensor  # (T, V) float32, after the checkpoint's generation rules; empty with beams
-    score: float | None = None  # best beam's, as `generate` ranks them; None without beams
-
-
-@dataclass(frozen=True, slots=True)
 class GreedyAnswer:
     """A greedy answer with its end token, and the best candidates of each step."""
 
@@ -122,38 +113,16 @@ class Reference:
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Return image features (B, N, C) of images that already have the model's input size."""
         inputs = self.processor.image_processor(list(images), do_resize=False, return_tensors="pt")
-        features = [
-            self.model.get_image_features(one[None]).pooler_output for one in inputs["pixel_values"]
-        ]
+        features = []
+        for pixel_values in inputs["pixel_values"]:
+            features.append(self.model.get_image_features(pixel_values[None]).pooler_output)
         return torch.cat(features)
 
     def prompt_ids(self, text: str, image: Image.Image) -> tuple[int, ...]:
         """Return the processor's token ids of a prompt, without the image tokens."""
         image_token_id = self.model.config.image_token_id
-        ids: list[int] = self._inputs([text], [image])["input_ids"][0].tolist()
+        ids: list[int] = self.inputs([text], [image])["input_ids"][0].tolist()
         return tuple(token_id for token_id in ids if token_id != image_token_id)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        text: str,
-        image: Image.Image,
-        image_features: Tensor,
-        max_new_tokens: int,
-        num_beams: int = 1,
-    ) -> ReferenceAnswer:
-        """Answer a prompt by greedy or beam search; `image_features` (N, C) are `image`'s."""
-        inputs = self._inputs([text], [image])
-        output = self.model.generate(
-            **self._arguments(inputs, image_features[None], max_new_tokens),
-            num_beams=num_beams,
-            output_scores=True,
-            return_dict_in_generate=True,
-        )
-        token_ids = tuple(output.sequences[0, self._num_given(inputs) :].tolist())
-        if num_beams > 1:
-            return ReferenceAnswer(token_ids, torch.empty(0), float(output.sequences_scores[0]))
-        return ReferenceAnswer(token_ids, torch.cat(output.scores).float())
 
     @torch.inference_mode()
     def generate_all(
@@ -164,20 +133,21 @@ class Reference:
         max_new_tokens: int,
     ) -> tuple[GreedyAnswer, ...]:
         """Answer prompts greedily in a batch; `image_features` (B, N, C) are `images`'."""
-        inputs = self._inputs(texts, images)
+        inputs = self.inputs(texts, images)
         top_logits = _TopLogits()
         sequences = self.model.generate(
-            **self._arguments(inputs, image_features, max_new_tokens),
+            **self.arguments(inputs, image_features, max_new_tokens),
             num_beams=1,
             logits_processor=LogitsProcessorList([top_logits]),
         )
-        answers = sequences[:, self._num_given(inputs) :].tolist()
+        answers = sequences[:, self.num_prompt_tokens(inputs) :].tolist()
         ends = self.model.generation_config.eos_token_id
         end_ids = set(ends if isinstance(ends, list) else [ends])
         ended_answers = []
         for row, answer in enumerate(answers):
-            ended = [index + 1 for index, token_id in enumerate(answer) if token_id in end_ids]
-            num_tokens = ended[0] if ended else len(answer)  # padding follows
+            num_tokens = 1
+            while num_tokens < len(answer) and answer[num_tokens - 1] not in end_ids:
+                num_tokens += 1  # padding follows
             ended_answers.append(top_logits.answer(row, answer[:num_tokens]))
         return tuple(ended_answers)
 
@@ -185,7 +155,7 @@ class Reference:
         """Return the processor's prompt: Florence-2's adds the image token itself."""
         return text if self.model.config.model_type == "florence2" else f"<image>{text}"
 
-    def _inputs(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Any:
+    def inputs(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Any:
         """Return the processor's inputs, padded on the left for decoders that continue them."""
         self.processor.tokenizer.padding_side = (
             "right" if self.model.config.is_encoder_decoder else "left"
@@ -193,22 +163,20 @@ class Reference:
         prompts = [self.prompt_text(text) for text in texts]
         return self.processor(images=list(images), text=prompts, padding=True, return_tensors="pt")
 
-    def _arguments(
-        self, inputs: Any, image_features: Tensor, max_new_tokens: int
-    ) -> dict[str, Any]:
+    def arguments(self, inputs: Any, image_features: Tensor, max_new_tokens: int) -> dict[str, Any]:
         """Return the arguments of `generate` that do not depend on the search."""
         vision_output = BaseModelOutputWithPooling(pooler_output=image_features)
-        return {
-            name: inputs[name]
-            for name in ("input_ids", "attention_mask", "token_type_ids")
-            if name in inputs
-        } | {
+        arguments = {
             "mm_encoder_outputs": {"image": vision_output},
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
         }
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            if name in inputs:
+                arguments[name] = inputs[name]
+        return arguments
 
-    def _num_given(self, inputs: Any) -> int:
+    def num_prompt_tokens(self, inputs: Any) -> int:
         """Return the number of tokens that `generate` returns before the answer."""
         return 1 if self.model.config.is_encoder_decoder else int(inputs["input_ids"].shape[1])
 

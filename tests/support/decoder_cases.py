@@ -85,8 +85,13 @@ class Case:
         place = index % NUM_SCENES
         features = self.features[place]
         limit = request.max_new_tokens
-        expected = self.reference.generate(
-            self._prompt(index), self.images[place], features, limit, request.num_beams
+        expected = reference_answer(
+            self.reference,
+            self._prompt(index),
+            self.images[place],
+            features,
+            limit,
+            request.num_beams,
         )
         if written == expected.token_ids:
             return True

@@ -102,7 +102,9 @@ def test_answers_of_an_adapter_with_a_vision_part_are_those_of_the_merged_model(
                 max_new_tokens="24",
                 num_beams="1",
             )
-            written = reference.generate(PARAGRAPH, image, reference.image_features([image])[0], 24)
+            written = reference_answer(
+                reference, PARAGRAPH, image, reference.image_features([image])[0], 24
+            )
             expected = reference.processor.tokenizer.decode(
                 written.token_ids, skip_special_tokens=True
             )

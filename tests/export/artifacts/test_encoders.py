@@ -23,6 +23,7 @@ from export.errors import ExportError, SourceError
 from runners.adapters.peft import Product, VisionPart
 from runners.encoder.session import VisionEncoder
 from tests.support.export_cli import MODELS
+from tests.support.reference_answers import reference_answer
 
 PROJECTOR = "model.multi_modal_projector.linear"
 # Features are up to about 6; sums of some hundred terms have another order.
@@ -110,7 +111,7 @@ def test_generation_from_features_equals_generation_from_pixels(checkpoint: Path
     reference = Reference.load(checkpoint)
     image = Image.fromarray(random_pixels(1)[0])
     (features,) = reference.image_features([image])
-    answer = reference.generate("caption en", image, features, 8)
+    answer = reference_answer(reference, "caption en", image, features, 8)
     text = reference.prompt_text("caption en")
     inputs = reference.processor(images=image, text=text, return_tensors="pt")
     inputs.pop("labels", None)

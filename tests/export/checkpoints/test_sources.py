@@ -142,6 +142,11 @@ def test_an_adapter_is_refused_with_its_entry(base: str, adapter_of: str, tmp_pa
     )
 
 
+def test_an_adapters_configuration_beside_weights_is_ignored(checkpoint: Path) -> None:
+    (checkpoint / "adapter_config.json").write_text("{}")
+    assert resolve_source(str(checkpoint), None, "florence2", ROOT).folder == checkpoint
+
+
 def test_averaged_weights_beside_the_model_are_not_read(checkpoint: Path) -> None:
     expected = CheckpointTensors.open(checkpoint)
     source = resolve_source(str(checkpoint), None, "florence2", ROOT)

@@ -12,6 +12,7 @@ from runners.decoder.engines import EagerEngine
 from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from runners.models.weights import DecoderWeights
+from tests.support.reference_answers import reference_answer
 from wire.artifacts.manifest import read_manifest
 
 PROMPTS = ("detect red circle", "caption en")
@@ -42,7 +43,7 @@ def test_answers_of_a_batch_are_those_of_each_prompt_alone(checkpoint: Path) -> 
     features = reference.image_features(IMAGES)
     together = reference.generate_all(PROMPTS, IMAGES, features, NUM_TOKENS)
     for answer, prompt, image, own in zip(together, PROMPTS, IMAGES, features, strict=True):
-        alone = reference.generate(prompt, image, own, NUM_TOKENS)
+        alone = reference_answer(reference, prompt, image, own, NUM_TOKENS)
         assert answer.token_ids == alone.token_ids
         for step, top in enumerate(answer.top_logits):
             assert max(top.values()) == pytest.approx(float(alone.logits[step].max()), abs=1e-4)

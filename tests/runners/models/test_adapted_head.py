@@ -22,6 +22,7 @@ from runners.models.load import load_decoder
 from tests.support.decoder_cases import NUM_SCENES, Case, make_case
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import LAYERS, unmerged, write_adapter
+from tests.support.reference_answers import reference_answer
 from wire.artifacts.adapter_folder import WEIGHTS_FILE, AdapterError, AdapterLimits, NoRoomError
 from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 
@@ -58,7 +59,9 @@ class Headed:
         rules.forced_bos_token_id = None
         prompt = self.case.prompts[index % len(self.case.prompts)]
         place = index % NUM_SCENES
-        answer = reference.generate(prompt, self.case.images[place], self.case.features[place], 2)
+        answer = reference_answer(
+            reference, prompt, self.case.images[place], self.case.features[place], 2
+        )
         rules.forced_bos_token_id = forced
         return answer.logits[0]
 

@@ -38,8 +38,8 @@ def test_a_batch_gives_the_tokens_of_each_sequence_alone(
 
 def test_log_probabilities_equal_the_reference(case: Case) -> None:
     written = generate_all(case.decoder, [case.request(1)])[0]
-    expected = case.reference.generate(
-        case.prompts[1], case.images[1], case.features[1], MAX_NEW_TOKENS
+    expected = reference_answer(
+        case.reference, case.prompts[1], case.images[1], case.features[1], MAX_NEW_TOKENS
     )
     scores = case.reference.model.compute_transition_scores(
         torch.tensor([expected.token_ids]), tuple(expected.logits[:, None]), normalize_logits=True

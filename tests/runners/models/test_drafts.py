@@ -23,6 +23,7 @@ from tasks.table import TASKS
 from tests.support.decoder_cases import MAX_NEAR_TIES, NEAR_TIE_LOGITS
 from tests.support.drafted_answers import Asked, asked, generate, generate_without_drafts
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
+from tests.support.reference_answers import reference_answer
 from wire.artifacts.manifest import read_manifest
 
 NUM_SCENES = 14
@@ -66,7 +67,7 @@ def differs_at_near_tie(asked_one: Asked, answer: GeneratedSequence, reference: 
     """Return False for the tokens of `generate`, True at a near tie; fail for any others."""
     limit = asked_one.request.max_new_tokens
     features = asked_one.request.image_features
-    expected = reference.generate(asked_one.prompt, asked_one.image, features, limit)
+    expected = reference_answer(reference, asked_one.prompt, asked_one.image, features, limit)
     if answer.token_ids == expected.token_ids:
         return False
     step = next(i for i, (a, b) in enumerate(zip(answer.token_ids, expected.token_ids)) if a != b)  # noqa: B905
