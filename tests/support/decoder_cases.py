@@ -16,6 +16,7 @@ from runners.decoder.sequences import SequenceRequest
 from runners.models.load import load_decoder
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.random_checkpoints import RandomKind, write_random_checkpoint
+from tests.support.reference_answers import reference_answer
 from wire.artifacts.manifest import DECODER_FILE, GENERATION_CONFIG_FILE, Family, read_manifest
 
 PROMPTS: dict[Family, tuple[str, ...]] = {

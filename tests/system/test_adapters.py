@@ -17,6 +17,7 @@ import pytest
 from export.checks.reference import Reference
 from tests.support.export_cli import MODELS, ModelStore
 from tests.support.lora import VISION_OPTIONS, merged, write_adapter, write_catalog
+from tests.support.reference_answers import reference_answer
 from tests.support.running_service import RunningService, forked_service
 from tests.support.scene_images import encoded, scene_image, scene_png
 

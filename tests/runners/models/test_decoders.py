@@ -11,6 +11,7 @@ from runners.decoder.batch import LiveBatch, generate_all, start_sequence
 from runners.decoder.sequences import GeneratedSequence
 from tests.support.decoder_cases import CASE_NAMES, MAX_NEW_TOKENS, Case, make_case
 from tests.support.export_cli import ModelStore
+from tests.support.reference_answers import reference_answer
 from tests.support.token_choices import is_failure
 
 
