@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from service.batches.api import BatchesApi
 from service.http.boundary import REST, RestBoundary, no_such_path
-from service.http.v1 import AnalysisApi, RestApi, StoredImagesApi
+from service.http.v1 import RestApi
 from service.label_studio.api import PREFIX as LABEL_STUDIO_PREFIX
 from service.label_studio.api import LabelStudioApi
 from service.open_inference.http_api import OPEN_INFERENCE, PREFIX, OpenInferenceRest
@@ -27,8 +27,6 @@ def rest_app(boundary: RestBoundary) -> Starlette:
     return Starlette(
         routes=[
             *RestApi(boundary).routes(),
-            *AnalysisApi(boundary).routes(),
-            *StoredImagesApi(boundary).routes(),
             *OpenAiApi(boundary).routes(),
             *BatchesApi(boundary).routes(),
             *OpenInferenceRest(boundary).routes(),

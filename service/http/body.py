@@ -220,6 +220,10 @@ class BodyMemory:
     # counts bytes of the body, and of what is parsed of it, until the request ends
     hold: Callable[[int], None]
 
+    def check(self, num_bytes: int) -> None:
+        if num_bytes > self.max_bytes:
+            raise PayloadTooLarge(f"the request body exceeds the limit of {self.max_bytes} bytes")
+
 
 async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
     """Read a form or JSON with an `image`; raise `InvalidRequest` or `UnsupportedImage`."""
@@ -325,19 +329,16 @@ def _content_type(request: Request, *allowed: str) -> str:
 
 async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> bytes:
     """Read a body of any content, and hold memory for so many copies of it."""
-    too_large = PayloadTooLarge(f"the request body exceeds the limit of {memory.max_bytes} bytes")
     declared = request.headers.get("content-length", "0")
-    is_number = declared.isascii() and declared.isdigit()
-    if is_number and int(declared[:20]) > memory.max_bytes:
-        raise too_large
+    if declared.isascii() and declared.isdigit():
+        memory.check(int(declared[:20]))
     body = bytearray()
     async for chunk in request.stream():
         if not chunk:  # the last chunk is empty
             continue
         memory.hold(copies * len(chunk))
         body += chunk
-        if len(body) > memory.max_bytes:
-            raise too_large
+        memory.check(len(body))
     return bytes(body)
 
 

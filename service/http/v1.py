@@ -1,7 +1,8 @@
 """The service's own HTTP interface.
 
-POST /v1/predict                 POST /v1/compare
+POST /v1/predict    POST /v1/compare    POST /v1/analyze
 GET /v1/models[?catalog=true]    GET /v1/models/{model}    GET /v1/tasks
+POST /v1/images    GET /v1/images/{image_id}    DELETE /v1/images/{image_id}
 """
 
 import json
@@ -47,19 +48,24 @@ from tasks.errors import shown
 
 
 class RestApi:
-    """The endpoints under /v1."""
+    """The endpoints under /v1; a key sees its own stored images alone."""
 
     def __init__(self, boundary: RestBoundary) -> None:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
         endpoint = self._boundary.endpoint
+        image = "/v1/images/{image_id}"
         return [
             Route("/v1/predict", endpoint(self.predict), methods=["POST"]),
             Route("/v1/compare", endpoint(self.compare), methods=["POST"]),
             Route("/v1/models", endpoint(self.list_models), methods=["GET"]),
             Route("/v1/models/{model_id}", endpoint(self.show_model), methods=["GET"]),
             Route("/v1/tasks", endpoint(self.list_tasks), methods=["GET"]),
+            Route("/v1/analyze", endpoint(self.analyze), methods=["POST"]),
+            Route("/v1/images", endpoint(self.store), methods=["POST"]),
+            Route(image, endpoint(self.show), methods=["GET"]),
+            Route(image, endpoint(self.delete), methods=["DELETE"]),
         ]
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
@@ -79,9 +85,8 @@ class RestApi:
             return await event_stream(request, context, REST, events, form)
 
         async def ask(image: ImageInput, image_context: RequestContext) -> AnswerJson:
-            return answer_json(
-                await core.predict(image, body.fields, image_context), image_context.request_id
-            )
+            answer = await core.predict(image, body.fields, image_context)
+            return answer_json(answer, image_context.request_id)
 
         return await answered(core, request, context, body, ask)
 
@@ -91,39 +96,10 @@ class RestApi:
         body = await self._boundary.read(read_images_body, request, context)
 
         async def ask(image: ImageInput, image_context: RequestContext) -> ComparisonJson:
-            return comparison_json(
-                await core.compare(image, body.fields, image_context), image_context.request_id
-            )
+            comparison = await core.compare(image, body.fields, image_context)
+            return comparison_json(comparison, image_context.request_id)
 
         return await answered(core, request, context, body, ask)
-
-    async def list_models(self, request: Request, _context: RequestContext) -> Response:
-        """List the served models as OpenAI does; `catalog=true` adds the catalog's others."""
-        models = self._boundary.core().models
-        catalog = request.query_params.get("catalog", "false")
-        if catalog not in ("true", "false"):
-            raise InvalidRequest(f"catalog must be true or false, not {shown(catalog)}", "catalog")
-        return JSONResponse(catalog_json(models) if catalog == "true" else models_json(models))
-
-    async def show_model(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(
-            model_json(self._boundary.core().models.get(request.path_params["model_id"]))
-        )
-
-    async def list_tasks(self, _request: Request, _context: RequestContext) -> Response:
-        """List every task with the schema of its parameters and the models that offer it."""
-        return JSONResponse(tasks_json(self._boundary.core().models))
-
-
-class AnalysisApi:
-    """The endpoint of analyses."""
-
-    def __init__(self, boundary: RestBoundary) -> None:
-        self._boundary = boundary
-
-    def routes(self) -> list[Route]:
-        endpoint = self._boundary.endpoint
-        return [Route("/v1/analyze", endpoint(self.analyze), methods=["POST"])]
 
     async def analyze(self, request: Request, context: RequestContext) -> Response:
         """Answer all steps: a body, or a stream of the answers and then the body."""
@@ -144,27 +120,26 @@ class AnalysisApi:
             return await event_stream(request, context, REST, events, form)
 
         async def ask(image: ImageInput, image_context: RequestContext) -> AnalysisJson:
-            return analysis_json(
-                await analyze(core, image, body.fields, image_context), image_context.request_id
-            )
+            analysis = await analyze(core, image, body.fields, image_context)
+            return analysis_json(analysis, image_context.request_id)
 
         return await answered(core, request, context, body, ask)
 
+    async def list_models(self, request: Request, _context: RequestContext) -> Response:
+        """List the served models as OpenAI does; `catalog=true` adds the catalog's others."""
+        models = self._boundary.core().models
+        catalog = request.query_params.get("catalog", "false")
+        if catalog not in ("true", "false"):
+            raise InvalidRequest(f"catalog must be true or false, not {shown(catalog)}", "catalog")
+        return JSONResponse(catalog_json(models) if catalog == "true" else models_json(models))
 
-class StoredImagesApi:
-    """The endpoints of stored images; a key sees its own alone."""
+    async def show_model(self, request: Request, _context: RequestContext) -> Response:
+        models = self._boundary.core().models
+        return JSONResponse(model_json(models.get(request.path_params["model_id"])))
 
-    def __init__(self, boundary: RestBoundary) -> None:
-        self._boundary = boundary
-
-    def routes(self) -> list[Route]:
-        endpoint = self._boundary.endpoint
-        path = "/v1/images/{image_id}"
-        return [
-            Route("/v1/images", endpoint(self.store), methods=["POST"]),
-            Route(path, endpoint(self.show), methods=["GET"]),
-            Route(path, endpoint(self.delete), methods=["DELETE"]),
-        ]
+    async def list_tasks(self, _request: Request, _context: RequestContext) -> Response:
+        """List every task with the schema of its parameters and the models that offer it."""
+        return JSONResponse(tasks_json(self._boundary.core().models))
 
     async def store(self, request: Request, context: RequestContext) -> Response:
         """Store an image; the same bytes of a key have the same id."""

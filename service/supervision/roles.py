@@ -40,12 +40,6 @@ class Role:
         raise SettingsError(f"{' '.join(arguments)!r} is not a role; usage: {USAGE}")
 
     @property
-    def arguments(self) -> tuple[str, ...]:
-        """The arguments of this role for `parse`."""
-        words = () if self.name == "all" else (self.name, self.model_id)
-        return tuple(word for word in words if word)
-
-    @property
     def is_runner(self) -> bool:
         """True for a runner alone."""
         return self.name == "runner"

@@ -72,6 +72,13 @@ def test_overcommit_is_limited_to_twice(requests: list[tuple[str, int]]) -> None
     assert shares.total <= 20
 
 
+def test_many_clients_share_twice_the_limit() -> None:
+    shares = FairShare(10)
+    for client, amount in (("a", 10), ("b", 5), ("c", 3), ("d", 2)):
+        shares.take(client, amount, "tokens")
+    assert shares.excess("e", 1) == 1  # within its share of 2
+
+
 async def hold(slots: ClientSlots, client: str, num_turns: int = 3) -> None:
     async with slots.slot(client):
         for _ in range(num_turns):

@@ -16,11 +16,6 @@ A, B = MODELS
 URLS = (f"{A}=http://10.0.0.1:3000",)
 
 
-@pytest.mark.parametrize("arguments", [(), ("gateway",), ("runner", "a")])
-def test_arguments_round_trip(arguments: tuple[str, ...]) -> None:
-    assert Role.parse(arguments).arguments == arguments
-
-
 @pytest.mark.parametrize(
     "arguments", [("a",), ("runner",), ("gateway", "a"), ("runner", "a", "b"), ("encoder", "a")]
 )
