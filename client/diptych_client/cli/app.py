@@ -353,12 +353,12 @@ class Recipe:
 
 def shipped_recipes() -> list[Recipe]:
     """Return the recipes of the client, by name."""
-    paths = sorted(_SHIPPED_RECIPES.iterdir(), key=lambda path: path.name)
-    return [
-        _parse_recipe(path.name.removesuffix(".yaml"), path.read_text(encoding="utf-8"))
-        for path in paths
-        if path.name.endswith(".yaml")
-    ]
+    recipes = []
+    for path in sorted(_SHIPPED_RECIPES.iterdir(), key=lambda path: path.name):
+        if path.name.endswith(".yaml"):
+            name = path.name.removesuffix(".yaml")
+            recipes.append(_parse_recipe(name, path.read_text(encoding="utf-8")))
+    return recipes
 
 
 def read_recipe(name_or_path: str) -> Recipe:

@@ -1,6 +1,7 @@
 """Runs of `diptych annotate`: notes, consensus, and what is refused before a file is written."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ def test_consensus_has_both_models(diptych: Diptych, folder: Path, capsys: Captu
     names = {path.name for path in folder.with_name("out").iterdir()}
     assert {"journal-a.jsonl", "journal-b.jsonl", "review.json", "annotations.json"} <= names
     assert "0 images have boxes to review, see " in capsys.readouterr().out
+
+
+def test_missing_extra_is_named(
+    diptych: Diptych, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setitem(sys.modules, "diptych_client.cli.guaranteed", None)
+    assert annotate(diptych, folder, "--labelled", folder / "labels.jsonl") == 1
+    assert "annotate --labelled needs diptych_client.cli.guaranteed: pip" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -194,8 +194,11 @@ def find_shift(labelled: Sequence[Appearance], others: Sequence[Appearance]) -> 
     space = _Space.of(images)
     kinds: list[PartOf] = [_any_part, Appearance.folder, Appearance.about_size]
     kinds += [partial(space.cluster_of, group) for group in space.clustered_groups()]
-    parts = tuple(np.array([part_of(image) for image in images]) for part_of in kinds)
-    pool = _Pool(space.vectors(images), np.arange(len(images)) < len(compared), parts)
+    parts = []
+    for part_of in kinds:
+        parts.append(np.array(list(map(part_of, images))))
+    is_labelled = np.arange(len(images)) < len(compared)
+    pool = _Pool(space.vectors(images), is_labelled, tuple(parts))
     differences = _differences(pool, space.columns)
     if not differences:
         return None

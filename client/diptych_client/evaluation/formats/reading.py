@@ -45,9 +45,10 @@ def read_dataset(
     problems = Problems() if problems is None else problems
     inner = path
     while inner.is_dir():  # an unpacked archive often has one folder
-        inside = [
-            entry for entry in inner.iterdir() if not entry.name.startswith((".", "__MACOSX"))
-        ]
+        inside = []
+        for entry in inner.iterdir():
+            if not entry.name.startswith((".", "__MACOSX")):
+                inside.append(entry)
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name == "Annotations":
             break
         inner = inside[0]

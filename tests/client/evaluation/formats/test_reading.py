@@ -67,6 +67,21 @@ def test_every_format_has_the_same_objects(write: Write, tmp_path: Path) -> None
             assert image.convert("RGB").getpixel((0, 0)) == (index * 40, 90, 120)
 
 
+def test_coco_has_captions(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    images = [{"id": number, "file_name": name} for number, name in enumerate(OBJECTS)]
+    annotations = [{"image_id": 0, "caption": text} for text in ("one", "two")]
+    document = {"images": images, "annotations": annotations}
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    labels = [(one.captions, one.objects) for one in read_dataset(tmp_path).images]
+    assert labels == [(("one", "two"), None), (None, None), (None, None)]
+    damaged = document | {"categories": [{"id": 1}]}
+    (tmp_path / "x.json").write_text(json.dumps(damaged))
+    problems = Problems()
+    read_dataset(tmp_path, problems=problems)
+    assert "category 1: no key name; category left out" in problems.lines[0]
+
+
 def test_coco_triangle_is_a_polygon(tmp_path: Path) -> None:
     triangle = [[10, 10, 40, 10, 40, 30]]
     edit(write_coco(tmp_path) / "annotations.json", '"area": 1.0', f'"segmentation": {triangle}')

@@ -20,6 +20,7 @@ from diptych_client import (
     TaskParameters,
 )
 from diptych_client.evaluation.formats.coco import coco_document
+from diptych_client.evaluation.formats.label_studio import label_studio_task
 from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.formats.writing import (
     DatasetFormat,
@@ -34,6 +35,7 @@ from diptych_client.evaluation.job import Job, Record
 from diptych_client.geometry import polygons_mask
 from diptych_client.inputs import ImageFile
 from diptych_client.long_runs import Outputs, RunError
+from diptych_client.results import Result, box_of, items_of, label_of
 from diptych_client.transports.rest_messages import answer_from_json
 from tests.support.client_answers import (
     DETECTIONS,
@@ -153,6 +155,20 @@ def test_written_dataset_is_read_back(tmp_path: Path, dataset_format: DatasetFor
     for true, box in zip(labelled.objects or (), DETECTIONS.detections, strict=True):
         assert true.label == box.label
         assert true.box_xyxy == pytest.approx(box.box_xyxy, abs=1e-4)
+
+
+@pytest.mark.parametrize("result", [DETECTIONS, INSTANCES])
+def test_label_studio_task_is_read_back(tmp_path: Path, result: Result) -> None:
+    Image.new("RGB", (SIZE.width, SIZE.height)).save(tmp_path / "a.png")
+    task = label_studio_task((record(result, "a.png"),))
+    (prediction,) = task["predictions"]
+    export = [{"data": task["data"], "annotations": [{"result": prediction["result"]}]}]
+    (tmp_path / "x.json").write_text(json.dumps(export))
+    (labelled,) = read_dataset(tmp_path).images
+    assert labelled.image.name == "a.png"
+    for true, item in zip(labelled.objects or (), items_of(result), strict=True):
+        assert true.label == label_of(item)
+        assert true.box_xyxy == pytest.approx(box_of(item))
 
 
 def test_json_lines_have_a_line_for_each_image(tmp_path: Path) -> None:
