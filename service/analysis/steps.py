@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.errors import InvalidRequest, ServiceError
 from service.inference.prediction import task_prompts
@@ -25,7 +25,7 @@ from service.inference.request_fields import (
     parse_fields,
 )
 from service.inference.served_models import ServedModel, ServedModels
-from service.validation import validated
+from service.validation import StrictModel, validated
 from tasks.errors import shown
 from tasks.parameter_kinds import TextListParameter, TextParameter
 from tasks.results import BoxXyxy
@@ -49,10 +49,8 @@ _TEXT_FIELDS = frozenset(
 )
 
 
-class StepFields(BaseModel):
+class StepFields(StrictModel):
     """Fields of a step besides those of its predict or compare."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     id: str = Field(
         pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_ID_CHARS}}}$",

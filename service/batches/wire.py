@@ -5,7 +5,9 @@ Source of names and meaning: OpenAI's API reference, "Files" and "Batches".
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from service.validation import StrictModel
 
 DAY_S = 24 * 3600
 _MAX_ID_CHARS = 100
@@ -121,25 +123,21 @@ class BatchList(BaseModel):
     has_more: bool
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ExpiresAfter(_Strict):
+class ExpiresAfter(StrictModel):
     """How long a file is kept."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=_MIN_KEPT_S, le=MAX_KEPT_S)
 
 
-class FileFields(_Strict):
+class FileFields(StrictModel):
     """Fields of POST /v1/files other than the file."""
 
     purpose: Literal["batch"]
     expires_after: ExpiresAfter = ExpiresAfter(anchor="created_at", seconds=MAX_KEPT_S)
 
 
-class BatchRequest(_Strict):
+class BatchRequest(StrictModel):
     """Body of POST /v1/batches."""
 
     input_file_id: str = Field(max_length=_MAX_ID_CHARS)
@@ -151,7 +149,7 @@ class BatchRequest(_Strict):
     output_expires_after: ExpiresAfter = ExpiresAfter(anchor="created_at", seconds=MAX_KEPT_S)
 
 
-class BatchLine(_Strict):
+class BatchLine(StrictModel):
     """One request: a line of the input file."""
 
     custom_id: str = Field(min_length=1, max_length=512)

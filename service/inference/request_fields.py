@@ -10,8 +10,6 @@ from itertools import chain
 from typing import Annotated, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     PlainValidator,
@@ -20,7 +18,7 @@ from pydantic import (
 )
 
 from service.errors import InvalidRequest
-from service.validation import rejected_field
+from service.validation import StrictModel, rejected_field
 from tasks.errors import ParameterError, meant, shown
 from tasks.parameters import TaskParameters, parse_parameters
 from tasks.results import MaskFormat
@@ -57,10 +55,8 @@ _TILES_SCHEMA: dict[str, JsonValue] = {
 }
 
 
-class GenerationFields(BaseModel):
+class GenerationFields(StrictModel):
     """Fields of all endpoints, except the parameters of the task."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     task: str = Field(description="Task id; GET /v1/tasks lists them.")
     max_new_tokens: int | None = Field(

@@ -19,7 +19,7 @@ import json
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -49,7 +49,7 @@ from service.open_inference.tensors import (
     result_text,
     server_metadata,
 )
-from service.validation import BOUNDED_BY_BODY, validated
+from service.validation import BOUNDED_BY_BODY, StrictModel, validated
 from tasks.errors import shown
 from wire.disconnection import while_connected
 
@@ -60,15 +60,11 @@ _MAX_DIMENSIONS = 8
 _DATA: dict[str, JsonValue] = {"maxItems": MAX_ELEMENTS, "items": BOUNDED_BY_BODY}
 
 
-class _Json(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _InputParameters(_Json):
+class _InputParameters(StrictModel):
     binary_data_size: int | None = Field(None, ge=0)
 
 
-class _Input(_Json):
+class _Input(StrictModel):
     name: str = Field(max_length=MAX_ID_CHARS)
     datatype: str = Field(max_length=MAX_ID_CHARS)
     shape: list[int] = Field(max_length=_MAX_DIMENSIONS)
@@ -93,16 +89,16 @@ class _Input(_Json):
         raise InvalidRequest(f"input {shown(self.name)} {problem}", "inputs")
 
 
-class _OutputParameters(_Json):
+class _OutputParameters(StrictModel):
     binary_data: bool | None = None
 
 
-class _Output(_Json):
+class _Output(StrictModel):
     name: str = Field(max_length=MAX_ID_CHARS)
     parameters: _OutputParameters = _OutputParameters()
 
 
-class InferJson(_Json):
+class InferJson(StrictModel):
     """Body of a request, or its JSON part."""
 
     id: str = Field("", json_schema_extra={"maxLength": MAX_ID_CHARS})
@@ -123,7 +119,7 @@ class InferJson(_Json):
         return any(default if is_raw is None else is_raw for is_raw in flags)
 
 
-class OpenInferenceError(_Json):
+class OpenInferenceError(StrictModel):
     """Body of an error response."""
 
     error: str

@@ -10,14 +10,13 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     model_validator,
 )
 
 from service.errors import ErrorCode
 from service.inference.request_fields import MAX_NAME_CHARS, MAX_NEW_TOKENS, MAX_TEMPERATURE
-from service.validation import BOUNDED_BY_BODY
+from service.validation import BOUNDED_BY_BODY, StrictModel
 from tasks.parameter_kinds import MAX_GIVEN_CHARS
 
 _IGNORED = "Accepted and ignored."
@@ -33,11 +32,7 @@ _MAX_TOOLS = 128  # OpenAI's own limit
 _Text = Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ImageUrl(_Strict):
+class ImageUrl(StrictModel):
     """URL of the image."""
 
     url: str = Field(
@@ -47,14 +42,14 @@ class ImageUrl(_Strict):
     detail: Literal["auto", "low", "high"] = Field("auto", description=_IGNORED)
 
 
-class ImagePart(_Strict):
+class ImagePart(StrictModel):
     """The image of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class TextPart(_Strict):
+class TextPart(StrictModel):
     """The text of a message."""
 
     type: Literal["text"]
@@ -83,7 +78,7 @@ def _as_parts(content: object) -> object:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-class ChatMessage(_Strict):
+class ChatMessage(StrictModel):
     """A message; the last one is the user's and asks. Models have no instructions or memory."""
 
     role: Literal["user", "system", "developer", "assistant"] = Field(
@@ -122,7 +117,7 @@ def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-class TypedSchema(_Strict):
+class TypedSchema(StrictModel):
     """The schema that the typed result must match."""
 
     name: str = Field(max_length=MAX_NAME_CHARS, description=_IGNORED)
@@ -138,7 +133,7 @@ class TypedSchema(_Strict):
     strict: bool | None = Field(None, description=_IGNORED)
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(StrictModel):
     """The form of the content: the generated text, or the typed result as JSON."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -153,7 +148,7 @@ class ResponseFormat(_Strict):
         return self
 
 
-class StreamOptions(_Strict):
+class StreamOptions(StrictModel):
     """Options of a stream."""
 
     include_usage: bool = False
@@ -162,7 +157,7 @@ class StreamOptions(_Strict):
 _Tool = Annotated[dict[str, Any], Field(json_schema_extra=BOUNDED_BY_BODY)]
 
 
-class ChatRequest(_Strict):
+class ChatRequest(StrictModel):
     """Body of POST /v1/chat/completions."""
 
     model: str = Field(max_length=MAX_NAME_CHARS, description="Model id; see GET /v1/models.")
