@@ -387,10 +387,7 @@ class Settings(BaseModel):
         " host; for several hosts the `redis(s)://` URL of a Redis or Valkey. Unset: disabled.",
     )
     images_mb: int = Field(
-        1_000,
-        ge=0,
-        le=10_000_000,
-        description="Maximum size of stored images, MB; 0: disabled.",
+        1_000, ge=0, le=10_000_000, description="Maximum size of stored images, MB; 0: disabled."
     )
     images_mb_per_key: int = Field(
         0,

@@ -78,15 +78,16 @@ class FairShare:
 
     def excess(self, client: str, amount: float) -> float:
         """Return by how much a further `amount` exceeds share or overcommit; <= 0 if it fits."""
-        over_share = self.of(client) + amount - self._share(client)
+        over_share = self._pending.get(client, 0) + amount - self._share(client)
         return max(over_share, self.total + amount - self._limit * _MAX_OVERCOMMIT)
 
     def _share(self, client: str) -> float:
-        return min(self._limit / self.num_clients_with(client), self._max_of_client)
+        num_clients = len(self._pending) + (client not in self._pending)
+        return min(self._limit / num_clients, self._max_of_client)
 
     def add(self, client: str, amount: float) -> None:
         """Count `amount` of a client as pending."""
-        self._pending[client] = self.of(client) + amount
+        self._pending[client] = self._pending.get(client, 0) + amount
         self.total += amount
 
     def remove(self, client: str, amount: float) -> None:

@@ -168,10 +168,6 @@ class RestApi:
 def _json(image: StoredImage) -> Response:
     width, height = image.size_wh
     body = StoredImageJson(
-        id=image.id,
-        expires_at=image.expires_at,
-        bytes=image.num_bytes,
-        width=width,
-        height=height,
+        id=image.id, expires_at=image.expires_at, bytes=image.num_bytes, width=width, height=height
     )
     return JSONResponse(body.model_dump())

@@ -6,7 +6,7 @@ It knows no HTTP.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import chain
 
 from service.admission.fair_queue import FairQueue, QueuedRequest
@@ -47,7 +47,7 @@ class StageTimes:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds of each stage by its name without unit."""
-        return {name.removesuffix("_s"): seconds for name, seconds in asdict(self).items()}
+        return {stage.name.removesuffix("_s"): getattr(self, stage.name) for stage in fields(self)}
 
     @property
     def ms(self) -> dict[str, float]:

@@ -259,10 +259,8 @@ def written_answers(
         if isinstance(outcome, Failed):
             raise _outcome_error(outcome)
         sequences.append(outcome)
-    # all of them run at the same time
-    slowest = max(
-        sequences, key=lambda written: written.queue_s + written.prefill_s + written.decode_s
-    )
+    totals_s = [written.queue_s + written.prefill_s + written.decode_s for written in sequences]
+    slowest = sequences[totals_s.index(max(totals_s))]  # all of them run at the same time
     features = begun.features
     known_s = begun.preprocess_s + features.encode_s + features.queue_s
     known_s += slowest.prefill_s + slowest.decode_s

@@ -1,7 +1,12 @@
-"""The values of a protobuf message, counted on the wire before it is parsed.
+"""Messages of gRPC calls, read when a method asks for them.
 
-An empty message takes two bytes on the wire and about a hundred when it is parsed: 20 MB of them
-would take gigabytes. Source of the format: Protocol Buffers, "Encoding".
+grpc reads the message of a call before it calls the method, so that anybody could send large ones.
+Each method is therefore registered as one that receives a stream of bytes, which is the same on the
+wire: a method checks the key and takes its place before it reads.
+
+Values are counted on the wire before a message is parsed: an empty message takes two bytes there
+and about a hundred when it is parsed, so that 20 MB of them would take gigabytes. Source of the
+format: Protocol Buffers, "Encoding".
 """
 
 import asyncio

@@ -1,10 +1,18 @@
-"""The one folder that a running service writes to: sockets, metrics, request bodies.
+"""Starts, restarts and stops the processes without losing an accepted request.
 
-It is in memory where the host has a folder for that.
+    start   the gateway and the runner of each model, or one of them (service/supervision/roles.py)
+    stop    on SIGTERM or SIGINT: the processes on the service's port drain, then the runners stop
 
-A full or read-only disk therefore does not affect the service; with prometheus_client's mapped
-files it would die of SIGBUS. The owner holds a lock on its folder until it ends, however it ends;
-the next start removes unlocked folders.
+The supervisor owns the listening sockets: connections to a process that died wait in the backlog
+for the next one.
+
+`bentoml serve` does the same with circus, but (BentoML 1.4.40,
+bentoml/_internal/utils/circus/__init__.py)
+
+- looks for dead processes only every 10 s; SIGCHLD restarts one here at once;
+- stops all processes at once, so the gateway drains without its runners;
+- imports everything in each process, torch included: seconds for every restart, and nothing is
+  shared in memory.
 """
 
 import fcntl
@@ -39,32 +47,6 @@ from wire.host import is_portable, memory_folder
 from wire.telemetry.metric_files import remove_live_gauges, use_metric_files
 
 _PREFIX = "diptych-"
-
-
-@contextmanager
-def run_folder() -> Iterator[Path]:
-    """Yield a new folder in memory or the temporary folder; remove it afterwards."""
-    parent = memory_folder()
-    # folders of killed supervisors
-    for abandoned in parent.glob(f"{_PREFIX}*/"):
-        with suppress(OSError):  # another user's, or in use
-            abandoned_fd = os.open(abandoned, os.O_RDONLY)
-            try:
-                fcntl.flock(abandoned_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(abandoned)
-            finally:
-                os.close(abandoned_fd)
-    # Other starts ignore its first name, under which it is not yet locked.
-    unlocked = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
-    folder = parent / unlocked.name.removeprefix(".")
-    fd = os.open(unlocked, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    unlocked.rename(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(fd)
 
 
 # __name__ is __main__, whose logger is not configured
@@ -111,11 +93,8 @@ class Supervisor:
         deadline_s = time.monotonic() + limit_s
         while left := [process for process in processes if process.pid is not None]:
             if time.monotonic() > deadline_s:
-                logger.error(
-                    "killed after %g s: %s",
-                    limit_s,
-                    ", ".join(process.part.name for process in left),
-                )
+                names = ", ".join(process.part.name for process in left)
+                logger.error("killed after %g s: %s", limit_s, names)
                 for process in left:
                     process.stop(signal.SIGKILL)
             self._next_signal()
@@ -194,6 +173,37 @@ def main(role: Role) -> None:
         Supervisor(front, runners, folder / METRICS_FOLDER).run(values.request_timeout_s)
 
 
+@contextmanager
+def run_folder() -> Iterator[Path]:
+    """Yield the one folder that a running service writes to; remove it afterwards.
+
+    It is in memory where the host has a folder for that: a full or read-only disk does not affect
+    the service; with prometheus_client's mapped files it would die of SIGBUS. The owner holds a
+    lock on its folder until it ends, however it ends; the next start removes unlocked folders.
+    """
+    parent = memory_folder()
+    # folders of killed supervisors
+    for abandoned in parent.glob(f"{_PREFIX}*/"):
+        with suppress(OSError):  # another user's, or in use
+            abandoned_fd = os.open(abandoned, os.O_RDONLY)
+            try:
+                fcntl.flock(abandoned_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(abandoned)
+            finally:
+                os.close(abandoned_fd)
+    # Other starts ignore its first name, under which it is not yet locked.
+    unlocked = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
+    folder = parent / unlocked.name.removeprefix(".")
+    fd = os.open(unlocked, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    unlocked.rename(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
 def _front(role: Role, values: Settings) -> Part:
     tls_options = () if role.is_runner else tuple(bentoml_tls_options(values))
     url = f"{'https' if tls_options else 'http'}://{values.host}:{values.port}"
@@ -204,12 +214,8 @@ def bentoml_tls_options(settings: Settings) -> list[str]:
     """Return the options of BentoML's worker for the HTTP port."""
     if settings.tls_certificate_file is None:
         return []
-    return [
-        "--ssl-certfile",
-        str(settings.tls_certificate_file),
-        "--ssl-keyfile",
-        str(settings.tls_key_file),
-    ]
+    certificate = str(settings.tls_certificate_file)
+    return ["--ssl-certfile", certificate, "--ssl-keyfile", str(settings.tls_key_file)]
 
 
 def _listen(host: str, port: int, field: str) -> socket.socket:

@@ -49,9 +49,7 @@ def printed() -> list[str]:
     return run.stdout.split()
 
 
-def test_bentoml_keeps_no_metrics(
-    printed: list[str],
-) -> None:
+def test_bentoml_keeps_no_metrics(printed: list[str]) -> None:
     assert printed[0] == "False"
 
 

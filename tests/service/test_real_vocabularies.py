@@ -165,11 +165,7 @@ ANSWERS: dict[Family, list[tuple[str, dict[str, Any], str]]] = {
             {"phrases": ["a 🙂", "犬と猫"]},
             f"{_YX_BOX} a 🙂 ; {_YX_BOX} 犬と猫 ; {_YX_BOX} a 🙂",
         ),
-        (
-            "instance_segmentation",
-            {"phrase": "ün {text}"},
-            _YX_BOX + _CODES + " ün {text}",
-        ),
+        ("instance_segmentation", {"phrase": "ün {text}"}, _YX_BOX + _CODES + " ün {text}"),
         (
             "instance_segmentation",
             {"phrases": ["a cat", "犬"]},
@@ -237,9 +233,7 @@ def prompt_ids(
     return [[2, *ids, *tokenizer.encode([("\n", False)])] for ids in own]
 
 
-def test_answers_of_the_vocabulary(
-    vocabulary: RealVocabulary,
-) -> None:
+def test_answers_of_the_vocabulary(vocabulary: RealVocabulary) -> None:
     language = FAMILIES[vocabulary.family]
     entry = ENTRIES[vocabulary.family]
     eos = EOS_ID[vocabulary.family]

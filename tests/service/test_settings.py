@@ -162,9 +162,7 @@ def test_required_settings(name: str, value: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
-    [{"DIPTYCH_GATEWAY_WORKERS": "2"}, {"DIPTYCH_DEVICES": "paligemma-mini=cpu"}],
-    ids=str,
+    "other", [{"DIPTYCH_GATEWAY_WORKERS": "2"}, {"DIPTYCH_DEVICES": "paligemma-mini=cpu"}], ids=str
 )
 def test_one_process_excludes(other: dict[str, str]) -> None:
     one = {"DIPTYCH_PROCESSES": "one"}
@@ -220,12 +218,7 @@ def test_url_of_an_unserved_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("a", ("a",)),
-        ("a,b", ("a", "b")),
-        (" a , b ,", ("a", "b")),
-    ],
+    ("value", "expected"), [("a", ("a",)), ("a,b", ("a", "b")), (" a , b ,", ("a", "b"))]
 )
 def test_models_are_comma_separated(value: str, expected: tuple[str, ...]) -> None:
     assert read_settings({"DIPTYCH_MODELS": value}).models == expected

@@ -31,11 +31,7 @@ class Document(BaseModel):
             "inner.values.1 is -2: Input should",
         ),
         ({"name": ["x" * 10_000]}, "name", "name is ['xxx"),
-        (
-            {"name": "a", "x" * 10_000: 1},
-            "x" * 80,
-            "unknown field 'xxx",
-        ),
+        ({"name": "a", "x" * 10_000: 1}, "x" * 80, "unknown field 'xxx"),
     ],
 )
 def test_first_rejected_field(document: dict[str, object], name: str, message: str) -> None:

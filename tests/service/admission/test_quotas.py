@@ -5,7 +5,7 @@ import pytest
 
 from service.admission.api_keys import UNLIMITED, Quota, QuotaLimits, TokenBucket
 from service.admission.shared_limits import SharedQuota
-from service.errors import ImageTooLarge, Overloaded
+from service.errors import ImageTooLarge, InvalidRequest, Overloaded
 from tests.support.api_keys import FakeClock
 
 MEGAPIXEL = 1_000_000
@@ -43,9 +43,14 @@ def test_requests_above_the_rate(clock: FakeClock) -> None:
     run(quota.take_request())
 
 
-def test_megapixels_above_the_rate(
-    clock: FakeClock,
-) -> None:
+def test_requests_of_a_minute_at_once(clock: FakeClock) -> None:
+    quota = Quota("batch", QuotaLimits(requests_per_minute=2), clock)
+    run(quota.take_request(2))
+    with pytest.raises(InvalidRequest, match="its tiles count as 3 requests"):
+        run(quota.take_request(3))
+
+
+def test_megapixels_above_the_rate(clock: FakeClock) -> None:
     quota = Quota("batch", QuotaLimits(megapixels_per_minute=6), clock)
     run(quota.take_pixels(5 * MEGAPIXEL))
     with pytest.raises(Overloaded, match="6 megapixels per minute; retry after 20 s") as caught:
@@ -87,9 +92,7 @@ class Store:
         return self.answer
 
 
-def test_refusal_of_the_store_counts_nothing(
-    clock: FakeClock,
-) -> None:
+def test_refusal_of_the_store_counts_nothing(clock: FakeClock) -> None:
     store = Store()
     quota = Quota("batch", QuotaLimits(max_concurrent=2), clock, cast(SharedQuota, store))
     run(quota.begin_request(60))

@@ -43,10 +43,7 @@ def other_gateway() -> None:
 
 
 APP = Starlette(
-    routes=[
-        Route("/", length, methods=["GET", "POST"]),
-        Route("/refuse", refuse, methods=["POST"]),
-    ]
+    routes=[Route("/", length, methods=["GET", "POST"]), Route("/refuse", refuse, methods=["POST"])]
 )
 
 

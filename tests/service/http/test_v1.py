@@ -584,10 +584,7 @@ def test_image_is_stored_and_deleted(images_api: Client) -> None:
     assert send_to(images_api, "POST", "/v1/images", files={"image": PNG}).json() == image
     path = f"/v1/images/{image['id']}"
     assert send_to(images_api, "GET", path).json() == image
-    assert send_to(images_api, "DELETE", path).json() == {
-        "id": image["id"],
-        "deleted": True,
-    }
+    assert send_to(images_api, "DELETE", path).json() == {"id": image["id"], "deleted": True}
     assert error_of(send_to(images_api, "GET", path))["code"] == "image_expired"
 
 

@@ -50,9 +50,7 @@ DAMAGED = "the PNG image is damaged or truncated and cannot be decoded"
 
 
 @pytest.mark.parametrize("is_heavy", [False, True])
-def test_client_leaves_a_place_to_decode(
-    is_heavy: bool,
-) -> None:
+def test_client_leaves_a_place_to_decode(is_heavy: bool) -> None:
     """Heavy images together never take all places, either."""
 
     async def decode(decoder: ImageDecoder, client: str, is_heavy: bool) -> None:
@@ -62,7 +60,7 @@ def test_client_leaves_a_place_to_decode(
 
     async def scenario() -> None:
         decoder = ImageDecoder(LIMITS, 3)
-        heavy = ("bombs",) * 6 + ("more bombs",) * is_heavy
+        heavy = ("bombs",) * 6 + ("more bombs", "other bombs") * is_heavy
         tasks = [asyncio.create_task(decode(decoder, client, is_heavy)) for client in heavy]
         tasks += [asyncio.create_task(decode(decoder, "polite", False)) for _ in range(2)]
         for _ in range(5):
@@ -74,7 +72,7 @@ def test_client_leaves_a_place_to_decode(
     running = list[str]()
     end = asyncio.Event()
     run(scenario())
-    assert len(running) == 8 + is_heavy
+    assert len(running) == 8 + 2 * is_heavy
 
 
 def test_client_leaves_a_place_for_headers() -> None:

@@ -270,9 +270,7 @@ def test_valkey_image_expires(valkey: Valkey) -> None:
     assert valkey.client.hgetall(f"{PREFIX}bytes") == {b"two": b"13"}
 
 
-def test_valkey_failures_are_temporary(
-    tmp_path: Path,
-) -> None:
+def test_valkey_failures_are_temporary(tmp_path: Path) -> None:
     with running_valkey(tmp_path) as valkey:
         images = image_store(Settings(images_folder=valkey.url))
         assert isinstance(images, ValkeyImages)

@@ -119,9 +119,7 @@ def test_a_removed_adapter_is_not_listed(watched: Watched) -> None:
     assert watched.published == [("tuned", True), ("tuned", False)]
 
 
-def test_version_before_stays_until_loaded(
-    watched: Watched,
-) -> None:
+def test_version_before_stays_until_loaded(watched: Watched) -> None:
     first = watched.write("tuned")
     watched.answer(first)
     watched.update()
@@ -133,9 +131,7 @@ def test_version_before_stays_until_loaded(
     assert watched.models.get("tuned").adapter_key == second
 
 
-def test_refused_version_is_not_listed(
-    watched: Watched,
-) -> None:
+def test_refused_version_is_not_listed(watched: Watched) -> None:
     first = watched.write("tuned")
     watched.answer(first)
     watched.update()

@@ -75,9 +75,7 @@ def test_precision_of_an_adapter(tmp_path: Path, files: list[str], precision: st
     )
 
 
-def test_adapter_encoder_lacks_a_precision(
-    tmp_path: Path,
-) -> None:
+def test_adapter_encoder_lacks_a_precision(tmp_path: Path) -> None:
     base = served_models().get(FLORENCE_ID)
     entry = replace(base.entry, id="tuned", adapter_of=FLORENCE_ID)
     settings = Settings(device="cpu", encoder_precision="int8")
@@ -111,9 +109,7 @@ def probabilities(folder: Path, *files: Path | str) -> dict[str, float]:
     return found
 
 
-def test_calibrations_of_the_settings(
-    tmp_path: Path,
-) -> None:
+def test_calibrations_of_the_settings(tmp_path: Path) -> None:
     write(tmp_path / CALIBRATION_FILE, calibration(0.1), calibration(0.2, REGIONS))
     other = calibration(0.9, model=PALIGEMMA_ID, checkpoint="of another model")
     first = write(tmp_path / "a.json", other, calibration(0.3))

@@ -9,12 +9,7 @@ from service.inference.core import Comparison
 from service.inference.prediction import Piece, TilesSummary
 from service.inference.request_fields import PredictFields, parse_fields
 from service.rpc.proto.vision_pb2 import PredictRequest
-from service.rpc.vision import (
-    answer_message,
-    comparison_message,
-    event_message,
-    request_fields,
-)
+from service.rpc.vision import answer_message, comparison_message, event_message, request_fields
 from tasks.results import (
     Detection,
     DetectionsResult,

@@ -53,9 +53,7 @@ def test_failed_process_is_restarted(tmp_path: Path) -> None:
     assert any("ended with status 3 and is restarted" in line for line in lines)
 
 
-def test_runners_stop_last(
-    tmp_path: Path,
-) -> None:
+def test_runners_stop_last(tmp_path: Path) -> None:
     (tmp_path / "failed").touch()
     gauge = tmp_path / "metrics" / "gauge_livesum_gateway-0.db"
     with supervised(tmp_path) as process:

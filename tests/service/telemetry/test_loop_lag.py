@@ -78,9 +78,7 @@ def log_of(
     return [record.message for record in caplog.records if "event loop" in record.message]
 
 
-def test_blocking_request_is_named(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_blocking_request_is_named(caplog: pytest.LogCaptureFixture) -> None:
     async def block(loop: Loop) -> None:
         await loop.block(LATE_S)
 
@@ -93,9 +91,7 @@ def test_blocking_request_is_named(
     assert num_late() == before + 1
 
 
-def test_request_with_the_lock_is_named(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_request_with_the_lock_is_named(caplog: pytest.LogCaptureFixture) -> None:
     """Nobody notices what holds the loop meanwhile."""
 
     async def hold(loop: Loop) -> None:
