@@ -258,6 +258,18 @@ def test_fetched_size_is_limited() -> None:
     assert fetched({"/a.png": response(bytes(max_bytes))}) == bytes(max_bytes)
 
 
+def test_fetched_bytes_are_counted() -> None:
+    async def scenario() -> list[int]:
+        counted: list[int] = []
+        async with listening(ImageHost({"/": response(BODY)}), OUTSIDE) as host:
+            receiver = Receiver(time.monotonic() + 60, "client", counted.append)
+            url = ImageUrl(f"http://images.test:{host.port}")
+            await fetcher(f"*:{host.port}").fetch(url, receiver)
+        return counted
+
+    assert sum(asyncio.run(scenario())) == len(BODY)
+
+
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n12"])
 def test_stalled_host_times_out(sent: bytes) -> None:
     start_s = time.monotonic()

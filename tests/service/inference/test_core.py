@@ -131,7 +131,7 @@ def test_own_token_of_a_fine_tune() -> None:
     untuned = dataclasses.replace(FLORENCE, tasks={})
     decoder = FakeDecoder({"<GENERATE_TAGS>": "cat, sofa"})
     core = make_core(entries=(untuned,), decoders={FLORENCE_ID: decoder})
-    fields = {"task": "visual_question_answering", "question": "<GENERATE_TAGS>"}
+    fields: dict[str, Any] = {"task": "visual_question_answering", "question": "<GENERATE_TAGS>"}
     answer = predict(core, **fields, model=FLORENCE_ID)
     assert answer.result == TextResult("cat, sofa", True)
     (spec,) = decoder.specs
