@@ -12,7 +12,7 @@ from service.admission.api_keys import ApiKeys
 from service.errors import ServiceError
 from service.inference.core import Core
 from service.open_inference.grpc_api import OpenInferenceApi
-from service.rpc.incoming import Context, ReadOnDemand, abort, address_of, metadata_of
+from service.rpc.boundary import Context, ReadOnDemand, abort, address_of, metadata_of
 from service.rpc.proto.inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.proto.vision_pb2_grpc import add_VisionServicer_to_server
 from service.rpc.vision import VisionApi

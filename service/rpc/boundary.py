@@ -1,6 +1,10 @@
 """The boundary around every gRPC method: request id, deadline, API key, and errors as statuses.
 
-Key and place of a call are checked before its message is read.
+Key and place of a call are checked before its message is read: grpc reads it before it calls the
+method, so that anybody could send large ones. Each method is therefore registered as one that
+receives a stream of bytes, which is the same on the wire. Values are counted there before a message
+is parsed: an empty message takes two bytes on the wire and about a hundred when it is parsed, so
+that 20 MB of them would take gigabytes. Source of the format: Protocol Buffers, "Encoding".
 
 Metadata of a call: `authorization` (Bearer KEY), `traceparent`, and `x-request-id`, which a
 message's own `id` overrides. The deadline of a call is the request's, and cancelling a call cancels
@@ -10,14 +14,16 @@ in REST), `diptych-param` and, if a retry may succeed, `retry-after` in seconds.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import unquote
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
     RPC_METHOD,
     RPC_RESPONSE_STATUS_CODE,
@@ -25,12 +31,256 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 )
 
 from service.admission.api_keys import UNLIMITED, ApiKeys, Quota
+from service.admission.fair_queue import ClientSlots
 from service.admission.places import RequestContext, request_id_or_new
+from service.errors import (
+    DeadlineExceeded,
+    ErrorCode,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    ServiceError,
+)
 from service.inference.core import Core
 from service.inference.recording import record_failure, record_gone_client
-from service.rpc.incoming import CODES, Context, Incoming, abort, metadata_of
 from service.settings import Settings
 from wire.telemetry.tracing import request_trace, trace_id
+
+Descriptor = Any  # protobuf's Python or upb: they have no common type
+
+_VARINT = 0
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
+_MAX_VARINT_BYTES = 10
+_TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
+
+
+def num_values(data: bytes, descriptor: Descriptor, maximum: int) -> int:
+    """Return the number of fields, list elements and map entries, up to `maximum`.
+
+    A message that is cut or malformed is counted up to there: its parser refuses it.
+    """
+    count = 0
+    pending: list[tuple[Descriptor, int, int]] = [(descriptor, 0, len(data))]
+    while pending:
+        of_message, position, end = pending.pop()
+        while position < end and count <= maximum:
+            count += 1
+            tag, position = _varint(data, position)
+            kind = tag & 7
+            if kind != _BYTES:
+                if kind == _VARINT:
+                    _, position = _varint(data, position)
+                else:  # a group has its fields behind its start
+                    position += _FIXED_BYTES.get(kind, 0)
+                continue
+            length, position = _varint(data, position)
+            field = of_message.fields_by_number.get(tag >> 3)
+            if field is not None and field.message_type is not None:
+                pending.append((field.message_type, position, min(position + length, end)))
+            elif field is not None and field.type not in _TEXTS:
+                count += length  # packed numbers, of a byte or more
+            position += length
+    return count
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return a number and the position behind it."""
+    value = 0
+    for index, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, position + index + 1
+    return value, len(data)
+
+
+CODES: dict[ErrorCode, grpc.StatusCode] = {
+    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
+    "unauthorized": grpc.StatusCode.UNAUTHENTICATED,
+    "unknown_model": grpc.StatusCode.NOT_FOUND,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "image_expired": grpc.StatusCode.NOT_FOUND,
+    "image_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "payload_too_large": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported_image": grpc.StatusCode.INVALID_ARGUMENT,
+    "unsupported_task": grpc.StatusCode.INVALID_ARGUMENT,
+    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "internal": grpc.StatusCode.INTERNAL,
+    "not_ready": grpc.StatusCode.UNAVAILABLE,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+Context = Any  # grpc.aio.ServicerContext, which has no types
+
+_MAX_VALUES = 10_000  # the limit of a JSON body
+_VALUE_BYTES = 100
+_COPIES = 3  # the message, its parsed fields, and the image taken out of them
+# Messages of lists, health and reflection have names only.
+MAX_SMALL_BYTES = 65_536
+SMALL_SLOTS = 8
+SMALL_SLOTS_OF_ADDRESS = 2
+_SMALL_TIMEOUT_S = 10.0
+
+
+def address_of(peer: str) -> str:
+    """Return the address in a peer of grpc: ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
+class NoMessage(InvalidRequest):
+    """The caller has sent all its messages."""
+
+
+class Incoming:
+    """The messages of one call, which comes from `peer`."""
+
+    def __init__(
+        self,
+        messages: AsyncIterator[bytes],
+        message_class: type[Message],
+        small: ClientSlots,
+        peer: str,
+    ) -> None:
+        self._messages = messages
+        self._message_class = message_class
+        self._small = small
+        self.address = address_of(peer)
+
+    async def read(self, deadline_s: float, hold: Callable[[int], None]) -> Message:
+        """Return the next message, of a call that has a place.
+
+        Raise `InvalidRequest` or `DeadlineExceeded`. `hold` counts its bytes until the call ends.
+        """
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                message = await self._next()
+        except TimeoutError as error:
+            problem = "the call's message was not received before the deadline"
+            raise DeadlineExceeded(problem) from error
+        count = num_values(message, self._message_class.DESCRIPTOR, _MAX_VALUES)
+        if count > _MAX_VALUES:
+            raise InvalidRequest(
+                f"the message has more than {_MAX_VALUES} fields, elements and entries"
+            )
+        hold(_COPIES * len(message) + _VALUE_BYTES * count)
+        return self._parsed(message)
+
+    async def read_small(self) -> Message:
+        """Return the next message of a call without a place, within seconds."""
+        try:
+            async with asyncio.timeout(_SMALL_TIMEOUT_S), self._small.slot(self.address):
+                message = await self._next()
+        except TimeoutError as error:
+            problem = f"the call's message was not received within {_SMALL_TIMEOUT_S:g} s"
+            raise DeadlineExceeded(problem) from error
+        if len(message) > MAX_SMALL_BYTES:
+            raise PayloadTooLarge(
+                f"the message has {len(message)} bytes; at most {MAX_SMALL_BYTES} are allowed"
+            )
+        return self._parsed(message)
+
+    async def _next(self) -> bytes:
+        try:
+            return await anext(self._messages)
+        except StopAsyncIteration:
+            raise NoMessage("the call has no message") from None
+
+    def _parsed(self, message: bytes) -> Message:
+        try:
+            return self._message_class.FromString(message)
+        except DecodeError as error:
+            raise InvalidRequest("the message is malformed: it is not one of the method") from error
+
+
+Handler = Any  # grpc.RpcMethodHandler, which has no types
+Messages = AsyncIterator[bytes]
+
+
+class ReadOnDemand(grpc.aio.ServerInterceptor):
+    """Gives methods of `services` an `Incoming`, and others a message it has read."""
+
+    def __init__(self, services: Collection[str]) -> None:
+        self._services = services
+        self._small = ClientSlots(SMALL_SLOTS, SMALL_SLOTS_OF_ADDRESS)
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Handler:
+        """Return the handler of a call, or None for an unknown method."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        is_own = details.method.split("/")[1] in self._services
+        if handler.unary_unary is not None:
+
+            async def unary(messages: Messages, context: Context) -> Message:
+                incoming = self._incoming(handler, messages, context)
+                request = incoming if is_own else await _read(incoming, context)
+                reply: Message = await handler.unary_unary(request, context)
+                return reply
+
+            return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
+
+        async def write(messages: Messages, context: Context) -> None:
+            """Read for the stream of health, which writes."""
+            message = await _read(self._incoming(handler, messages, context), context)
+            await handler.unary_stream(message, context)
+
+        async def answers(messages: Messages, context: Context) -> AsyncGenerator[Message, None]:
+            incoming = self._incoming(handler, messages, context)
+            async with aclosing(_messages(incoming, context)) as requests:
+                replies = (
+                    handler.unary_stream(incoming, context)
+                    if is_own
+                    else handler.stream_stream(requests, context)  # reflection
+                )
+                async with aclosing(replies):
+                    async for reply in replies:
+                        yield reply
+
+        stream = answers if is_own or handler.unary_stream is None else write
+        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+    def _incoming(self, handler: Handler, messages: Messages, context: Context) -> Incoming:
+        message_class = handler.request_deserializer.__self__  # its method FromString
+        return Incoming(messages, message_class, self._small, str(context.peer()))
+
+
+async def _read(incoming: Incoming, context: Context) -> Message:
+    """Return the message of a call; end the call if there is none, or a malformed one."""
+    try:
+        return await incoming.read_small()
+    except NoMessage:
+        raise
+    except ServiceError as error:
+        await abort(context, error)
+        raise AssertionError("context.abort() returned") from error
+
+
+async def _messages(incoming: Incoming, context: Context) -> AsyncGenerator[Message, None]:
+    with suppress(NoMessage):
+        while True:
+            yield await _read(incoming, context)
+
+
+def metadata_of(context: Context) -> dict[str, str]:
+    """Return the metadata by name; repeated values as a list, as in a header."""
+    metadata: dict[str, str] = {}
+    for name, value in context.invocation_metadata() or ():
+        metadata[name] = f"{metadata[name]}, {value}" if name in metadata else str(value)
+    return metadata
+
+
+async def abort(
+    context: Context, error: ServiceError, ids: tuple[tuple[str, str], ...] = ()
+) -> None:
+    """End the call with the status of `error`; `context.abort` raises."""
+    trailing = [*ids, ("diptych-code", error.code)]
+    if error.param is not None:
+        trailing.append(("diptych-param", error.param))
+    if isinstance(error, Overloaded):
+        trailing.append(("retry-after", str(error.retry_after_s)))
+    await context.abort(CODES[error.code], error.message, tuple(trailing))
 
 
 class GrpcApi:

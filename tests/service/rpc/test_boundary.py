@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
-from service.rpc.incoming import MAX_SMALL_BYTES, Incoming, NoMessage, num_values
+from service.rpc.boundary import MAX_SMALL_BYTES, Incoming, NoMessage, num_values
 from service.rpc.proto import inference_pb2 as infer
 from service.rpc.proto import vision_pb2 as pb
 from service.rpc.proto import vision_pb2 as vision
