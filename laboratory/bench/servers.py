@@ -1,7 +1,7 @@
 """The servers of the benchmark, how each is started, and its rounds.
 
-A peer runs under the workloads at which it was the best of eight settings of LitServe, BentoML and
-FastAPI, all over transformers' `generate` (laboratory/results/bench.md of commit 8b8b2a34).
+A peer, over transformers' `generate`, runs under the workloads at which it was the best of a longer
+bench (laboratory/results/bench.md of commit 8b8b2a34).
 """
 
 import sys

@@ -142,6 +142,9 @@ def test_a_batch_has_the_answers_of_single_requests() -> None:
         together = generator.answer(requests)
         assert together == [generator.answer([request])[0] for request in requests]
         assert together[1].generated_tokens == 3
+        text_ids = generator._processor.tokenizer.encode(together[0].text, add_special_tokens=False)
+        num_framing = 2 if entry is FLORENCE else 1  # start and end, or the end alone
+        assert together[0].generated_tokens == len(text_ids) + num_framing
         assert "<" not in together[0].text or "<loc" in together[0].text
 
 

@@ -136,6 +136,9 @@ def test_captions_mention_each_object_where_it_is_named(detail: str) -> None:
             subjects = [p.mention.subject for p in pieces if p.mention and p.text.endswith(name)]
             assert subjects == [subject]
         assert ranked_subjects(spanned, pieces)[: len(objects)] == objects
+        for piece, span in zip(pieces, spanned.spans, strict=False):
+            if len(span.subjects) > 1:  # a count mentions the last of its objects
+                assert piece == Piece(span.text, Mention(span.subjects[-1]))
 
 
 def test_characters_and_places_of_locations() -> None:

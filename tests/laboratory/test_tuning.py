@@ -35,8 +35,11 @@ def test_boxes_are_on_the_trained_grid(tmp_path: Path) -> None:
 def test_every_third_shape_is_an_x(tmp_path: Path) -> None:
     write_new_shape(tmp_path, 30)
     shares = {}
+    images = list[bytes]()
     for folder in tmp_path.iterdir():
         _, labels = read_coco(folder)
         shares[folder.name] = labels.count(X) / len(labels)
+        images += [path.read_bytes() for path in (folder / "images").iterdir()]
+    assert len(set(images)) == len(images) == 120  # no scene is in two of them
     assert shares.pop("known") == 0
     assert shares == pytest.approx({"train": 1 / 3, "test": 1 / 3}, abs=0.15)
