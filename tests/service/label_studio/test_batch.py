@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from PIL import Image
 
 from service.admission.api_keys import ApiKeys
 from service.admission.places import RequestContext
-from service.errors import Overloaded
+from service.errors import DeadlineExceeded, Overloaded
 from service.http.boundary import RestBoundary
 from service.http_app import rest_app
 from service.images.fetching import FetchLimits, ImageFetcher
@@ -279,3 +280,12 @@ def test_tag_has_its_own_image() -> None:
     (prediction,) = json.loads(outcome)
     widths = [(region["from_name"], region["original_width"]) for region in prediction["result"]]
     assert widths == [("of first", IMAGE_SIZE_WH[0]), ("of second", 100)]
+
+
+def test_task_after_the_deadline_is_not_read() -> None:
+    tasks = [{"image": data_url(PNG)}]
+    late = batch(make_core())
+    late._context = replace(late._context, deadline_s=0)
+    with pytest.raises(DeadlineExceeded, match="before this task"):
+        asyncio.run(late.outcomes(tasks))
+    assert tasks == [{"image": data_url(PNG)}]

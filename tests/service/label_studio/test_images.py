@@ -121,6 +121,19 @@ def test_token_exchange_follows_no_redirect(status: str) -> None:
     asyncio.run(scenario())
 
 
+def test_token_is_exchanged_once_a_call() -> None:
+    async def scenario() -> None:
+        answers = {"/api/token/refresh/": EXCHANGED, "/data/a.png": response(PNG)}
+        async with listening(ImageHost(answers)) as host:
+            settings = Settings(label_studio_url=f"http://127.0.0.1:{host.port}")
+            images = TaskImages(make_core(), LabelStudioHost.of(settings), PERSONAL)
+            reads = (images.read("/data/a.png", context(timeout_s=10)) for _ in range(3))
+            assert await asyncio.gather(*reads) == [PNG] * 3
+            assert len(host.requests) == 1 + 3
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("access", [None, 5, "", "a b", "a\r\nX: y", "ä", "x" * 4097])
 def test_exchanged_token_must_fit_a_header(access: object) -> None:
     exchanged = response(
