@@ -153,6 +153,16 @@ def url(photos: Path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Print nothing."""
 
+        def do_GET(self) -> None:
+            """Redirect /0 to /1, and so on up to /9, an image; serve other files."""
+            if self.path[1:].isdigit() and self.path != "/9":
+                self.send_response(302)
+                self.send_header("Location", f"/{int(self.path[1:]) + 1}")
+                self.end_headers()
+                return
+            self.path = self.path.replace("/9", "/a.png")
+            super().do_GET()
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos)))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -171,6 +181,31 @@ def test_list_of_urls_names_missing_ones(url: str, tmp_path: Path, opening: Open
     assert line.endswith("; image left out")
     assert other == f"{url}/: not a JPEG, PNG or WebP file; image left out"
     assert names([urls[0]], Opening(tmp_path / "one", Problems())) == ["000001-a.png"]
+
+
+def test_redirects_are_bounded(url: str, opening: Opening) -> None:
+    assert names([f"{url}/4"], opening) == ["000001-4.jpg"]
+    with pytest.raises(RunError, match="maximum allowed redirects"):
+        open_images([f"{url}/3"], opening)
+
+
+def test_numbers_of_files_are_bounded(
+    tmp_path: Path, photos: Path, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MAX_ARCHIVE_FILES", "MAX_FRAMES", "MAX_URLS"):
+        monkeypatch.setattr(inputs, name, 2)
+    archive = zipped(photos, tmp_path / "x")
+    video = write_video(tmp_path / "clip.mp4", num_frames=3, rate=1)
+    (tmp_path / "urls.txt").write_text("http://a/b\n" * 3)
+    for path, message in (
+        (archive, "holds more than 100,000,000 bytes or 2 files"),
+        (video, "has more than 2 frames: use --every"),
+        (tmp_path / "urls.txt", "has 3 URLs; at most 2 are allowed"),
+    ):
+        with pytest.raises(RunError, match=message):
+            open_images([str(path)], opening)
+    monkeypatch.setattr(inputs, "MAX_FRAMES", 3)
+    assert len(names([str(video)], opening)) == 3
 
 
 def test_image_by_url_is_bounded(

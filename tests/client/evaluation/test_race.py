@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -138,12 +139,14 @@ def test_race_ends_when_decided(tmp_path: Path) -> None:
 
 
 def test_race_leaves_out_incomplete_images(tmp_path: Path) -> None:
-    """An image that one model did not answer counts for neither; an image counts once."""
-    samples = [sample(0), sample(0, False), *(sample(number) for number in range(1, 6))]
+    """An image that one model did not answer wholly counts for neither; an image counts once."""
+    samples = [sample(0), replace(sample(0), requests=(TaskParameters(detail="short"),))]
+    samples += [sample(1), replace(sample(1, False), requests=(TaskParameters(detail="short"),))]
+    samples += [sample(number) for number in range(2, 6)]
     race, num_sent = raced(
-        tmp_path, samples, lambda index, model: None if index == 2 and model == "B" else True
+        tmp_path, samples, lambda index, model: None if index == 1 and model == "B" else True
     )
-    assert (race.errors, num_sent) == ([(0.0, 0.0)] * 5, 7)
+    assert (race.errors, num_sent) == ([(0.0, 0.0)] * 5, 8)
     assert race.sentence(6) == "A and B are not told apart by 5 images"
 
 
