@@ -19,7 +19,7 @@ from laboratory.scoring import Measure, Scorecard, match_boxes
 from tests.support.export_cli import EMBEDDED
 from tests.support.running_service import RunningService
 
-NUM_SCENES = 16
+NUM_SCENES = 24
 NUM_CLIENTS = 4
 SIZES_WH = ((192, 192), (640, 480), (300, 500), (1000, 400))
 BARE_BAR = 0.95
