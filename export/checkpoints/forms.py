@@ -36,7 +36,7 @@ def in_transformers_form(source: Source) -> Iterator[Source]:
     weights = source.weights()
     is_pickled = weights[0].suffix == ".bin"
     is_microsoft = is_microsoft_form(source)
-    if not is_pickled and not is_microsoft and not wrapper_of(_names(weights), is_microsoft):
+    if not is_pickled and not is_microsoft and not wrapper_of(_names(weights)):
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="diptych-checkpoint-") as scratch:
@@ -44,7 +44,7 @@ def in_transformers_form(source: Source) -> Iterator[Source]:
         folder.mkdir()
         if is_pickled:
             weights = _unpickled(weights, Path(scratch) / "unpickled")
-        if wrapper := wrapper_of(_names(weights), is_microsoft):
+        if wrapper := wrapper_of(_names(weights)):
             weights = _unwrapped(weights, wrapper, Path(scratch) / "unwrapped")
         if is_microsoft:
             # imports torch, which takes seconds
@@ -56,15 +56,13 @@ def in_transformers_form(source: Source) -> Iterator[Source]:
         yield replace(source, folder=folder)
 
 
-def wrapper_of(names: Sequence[str], is_microsoft: bool) -> str:
+def wrapper_of(names: Sequence[str]) -> str:
     """Return the wrappers that all names begin with, such as `_orig_mod.module.`."""
     is_plain = all(name.startswith(_PARTS) for name in names)
     is_plain = is_plain and not any(name.startswith(_WRAPPED_DECODER) for name in names)
-    for wrapper in _WRAPPERS:
-        is_own = wrapper == "model." and is_plain and not is_microsoft
-        if names and not is_own and all(name.startswith(wrapper) for name in names):
-            rests = [name.removeprefix(wrapper) for name in names]
-            return wrapper + wrapper_of(rests, is_microsoft)
+    for wrapper in () if is_plain else _WRAPPERS:
+        if all(name.startswith(wrapper) for name in names):
+            return wrapper + wrapper_of([name.removeprefix(wrapper) for name in names])
     return ""
 
 

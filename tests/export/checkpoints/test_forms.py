@@ -84,17 +84,18 @@ def test_wrappers_of_all_names_are_taken_off(
 
 
 @pytest.mark.parametrize(
-    ("names", "is_microsoft", "wrapper"),
+    ("names", "wrapper"),
     [
-        (["model.vision_tower.a", "model.language_model.layers.0"], False, ""),
-        (["model.vision_tower.a", "model.language_model.model.layers.0"], False, "model."),
-        (["model.vision_tower.a", "model.language_model.model.shared"], True, "model."),
-        (["module.lm_head.weight", "image_projection"], True, ""),
-        ([], False, ""),
+        (["model.vision_tower.a", "model.language_model.layers.0"], ""),
+        (["model.vision_tower.a", "model.language_model.model.layers.0"], "model."),
+        (["model.vision_tower.a", "model.image_projection"], "model."),
+        (["module.model.vision_tower.a", "module.model.language_model.b"], "module."),
+        (["module.lm_head.weight", "image_projection"], ""),
+        ([], ""),
     ],
 )
-def test_a_wrapper_is_told_from_a_part(names: list[str], is_microsoft: bool, wrapper: str) -> None:
-    assert wrapper_of(names, is_microsoft) == wrapper
+def test_a_wrapper_is_told_from_a_part(names: list[str], wrapper: str) -> None:
+    assert wrapper_of(names) == wrapper
 
 
 def test_every_documented_form_is_built() -> None:
