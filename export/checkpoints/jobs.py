@@ -1,5 +1,4 @@
-"""Plans an export: its checkpoint, its precision record, and the build key that identifies the
-result.
+"""Plans an export: its checkpoint, its other files, and the build key that identifies the result.
 
 Two exports with the same build key produce the same artifacts, so the second can be skipped.
 Imports neither torch nor transformers: an export with nothing to do starts fast.
@@ -8,12 +7,11 @@ Imports neither torch nor transformers: an export with nothing to do starts fast
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from export.checkpoints.bases import ROOT, served_catalog
-from export.checkpoints.precision_record import PrecisionRecord, read_record, record_file
 from export.checkpoints.sources import (
     WEIGHTS_FILE,
     Source,
@@ -72,7 +70,6 @@ class ExportJob:
     checkpoint: str  # sha256 over its files, hexadecimal
     mask_decoder: Path | None
     calibration: Path | None  # fitted on this checkpoint
-    record: PrecisionRecord | None  # measured on this checkpoint
     versions: dict[str, str]
     build_key: str
     # shipped photographs; without any, precisions are not compared by answers
@@ -81,8 +78,8 @@ class ExportJob:
 
     @property
     def knows_scenes_only(self) -> bool:
-        """True for a model whose accuracy was measured on rendered scenes."""
-        return self.record is not None
+        """True for the embedded models, which this repository has trained on scenes."""
+        return (ROOT / self.entry.source).is_dir() and not Path(self.entry.source).is_absolute()
 
 
 def find_entry(name: str, revision: str | None = None) -> CatalogEntry:
@@ -104,10 +101,8 @@ def find_entry(name: str, revision: str | None = None) -> CatalogEntry:
 def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
     """Find the files of an export, fetching those on the hub.
 
-    Raise `SourceError`.
-
     The catalog's folders are relative to the repository, those of `options` to the working
-    directory.
+    directory. Raise `SourceError`.
     """
     _check_precision(entry)
     if options.source is None:
@@ -122,22 +117,18 @@ def plan_job(entry: CatalogEntry, options: ExportOptions) -> ExportJob:
         check_pinned(entry, hashes)
     checkpoint = key_of_hashes(hashes)
     calibration = find_calibration(source, checkpoint)
-    record = read_record(record_file(ROOT, entry.id), checkpoint)
-    if record is not None:
-        record.check(entry)
     versions = library_versions()
     photographs = _find_images(PHOTOGRAPHS)
     own_images = _find_images(options.images) if options.images else ()
     others = [*filter(None, (mask_decoder, calibration)), *photographs, *own_images]
     files = [*hashes.items(), *((path.name, sha256_of(path)) for path in others)]
-    key = build_key(files, entry.precision, record, versions)
+    key = build_key(files, entry.precision, versions)
     return ExportJob(
         entry,
         source,
         checkpoint,
         mask_decoder,
         calibration,
-        record,
         versions,
         key,
         photographs,
@@ -165,7 +156,6 @@ def library_versions() -> dict[str, str]:
 def build_key(
     files: Sequence[tuple[str, str]],
     precision: Mapping[Device, Mapping[Part, Precision]],
-    record: PrecisionRecord | None,
     versions: dict[str, str],
 ) -> str:
     """Return the sha256, hexadecimal, over everything that decides the content of the artifacts.
@@ -176,7 +166,6 @@ def build_key(
         "export_format": EXPORT_FORMAT,
         "files": files,
         "precision": precision,
-        "record": record and asdict(record),
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from export.checkpoints.jobs import ExportOptions, build_key, library_versions, plan_job
-from export.checkpoints.precision_record import PrecisionRecord
 from export.errors import SourceError
 from tasks.catalog import load_catalog
 from tasks.scores import read_calibrations
@@ -104,23 +103,20 @@ def test_same_content_elsewhere_has_the_same_key(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
-def test_content_precision_record_and_versions_each_change_the_key() -> None:
+def test_content_precision_and_versions_change_the_key() -> None:
     files = [("config.json", "0" * 64)]
     other_files = [("config.json", "1" * 64)]
     keys = {
-        build_key(files, PRECISION, None, VERSIONS),
-        build_key(other_files, PRECISION, None, VERSIONS),
+        build_key(files, PRECISION, VERSIONS),
+        build_key(other_files, PRECISION, VERSIONS),
         build_key(
             files,
             PRECISION | {"cuda": {"encoder": "float32", "decoder": "bfloat16"}},
-            None,
             VERSIONS,
         ),
-        build_key(files, PRECISION, PrecisionRecord("0" * 64, 500, ()), VERSIONS),
-        build_key(files, PRECISION, PrecisionRecord("0" * 64, 400, ()), VERSIONS),
-        build_key(files, PRECISION, None, {"torch": "2.14.0"}),
+        build_key(files, PRECISION, {"torch": "2.14.0"}),
     }
-    assert len(keys) == 6
+    assert len(keys) == 4
 
 
 def test_versions_include_the_export_libraries() -> None:

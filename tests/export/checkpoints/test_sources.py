@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from export.checkpoints.precision_record import RECORD_FILE
 from export.checkpoints.sources import (
     WEIGHTS_INDEX_FILE,
     Source,
@@ -28,7 +27,7 @@ def test_folder_is_found_relative_to_the_root() -> None:
     source = resolve_source("models/florence-2-mini", None, "florence2", ROOT)
     assert source == Source("models/florence-2-mini", None, MODELS / "florence-2-mini")
     # model card, its pictures, measurements
-    of_ours = (".md", ".png", RECORD_FILE, CALIBRATION_FILE)
+    of_ours = (".md", ".png", CALIBRATION_FILE)
     names = [path.name for path in (MODELS / "florence-2-mini").iterdir()]
     read = sorted(name for name in names if not name.endswith(of_ours))
     assert [path.name for path in source.files()] == read

@@ -304,7 +304,8 @@ def test_a_larger_model_answers_fewer_prompts_and_all_about_own_images(
     job = plan_job(replace(FLORENCE, parameters=parameters), options)
     assert job.build_key != plan_job(FLORENCE, ExportOptions()).build_key
     manifest = replace(read_manifest(folder), num_image_tokens=256)
-    check = AnswerCheck.of(replace(job, record=None), folder, manifest)
+    released = replace(job.entry, source="owner/name")
+    check = AnswerCheck.of(replace(job, entry=released), folder, manifest)
     subjects = [picture.subject for picture in check.pictures]
     assert (len(subjects), subjects[-1]) == (num_photographs + 1, "red wall")
     assert (check.kind, len(check.questions)) == ("photographs", num_prompts + 1)
