@@ -1,3 +1,1 @@
-"""Inputs of an export: checkpoint sources, precision records, planned jobs, and random
-checkpoints.
-"""
+"""Inputs of an export: checkpoint sources and their forms, tensors, planned jobs."""
