@@ -82,6 +82,10 @@ def test_unfit_schema_is_refused(schema: dict[str, Any], problem: str) -> None:
     assert problem in refusal(with_schema(schema))
 
 
+def test_schema_is_checked_before_a_stream() -> None:
+    assert "is not a JSON Schema" in refusal({**with_schema({"type": "thing"}), "stream": True})
+
+
 def test_largest_schema_is_accepted() -> None:
     assert "does not match" in refusal(with_schema({"enum": list(range(1_998))}))
 
