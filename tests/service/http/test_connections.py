@@ -150,7 +150,7 @@ def test_large_head_is_refused(served: ServedApp, head: bytes) -> None:
 
 
 def test_head_at_the_bounds(served: ServedApp) -> None:
-    headers = {f"X-{number}": "a" * 600 for number in range(90)}
+    headers = {f"X-{number}": "a" * 600 for number in range(94)}  # 100 with those of httpx
     assert httpx.post(served.url, content=bytes(3_000_000), headers=headers).text == "3000000"
 
 

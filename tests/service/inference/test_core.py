@@ -353,8 +353,17 @@ def test_comparison_refused_by_all() -> None:
         finally:
             first.cancel()
 
+    def counts() -> list[float]:
+        labels = {"api": "test", "task": "ocr", "status": "overloaded"}
+        name = "diptych_requests_total"
+        models = (FLORENCE_ID, PALIGEMMA_ID)
+        return [REGISTRY.get_sample_value(name, labels | {"model": id}) or 0 for id in models]
+
+    before = counts()
     with pytest.raises(Overloaded, match="tokens queued for florence-2-mini"):
         run(asyncio.wait_for(compare_twice(), 60))
+    # an interface records the error that is raised
+    assert counts() == [before[0], before[1] + 1]
 
 
 @pytest.mark.parametrize(

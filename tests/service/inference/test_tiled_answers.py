@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ from tests.support.fake_runners import FakeChannel, FakeDecoder, FakeEncoder, wr
 from tests.support.fake_service import (
     FLORENCE_ANSWERS,
     FLORENCE_ID,
+    NUM_IMAGE_TOKENS,
     PALIGEMMA_ID,
+    PNG,
     context,
     encoded,
     make_core,
@@ -304,6 +307,26 @@ def test_tiles_count_for_the_key(
     run(core.predict(picture(), COUNTED, own))  # 0.32 megapixels, and as many of its tiles
     with pytest.raises((Overloaded, ImageTooLarge)):
         run(core.predict(picture(), COUNTED, own))
+
+
+def test_tiles_are_refused_together() -> None:
+    """Their tokens are counted before any of them waits."""
+
+    async def scenario() -> str:
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=asyncio.Event())
+        core = make_core(decoders={FLORENCE_ID: decoder}, max_running=1, max_waiting_tokens=600)
+        running = asyncio.create_task(core.predict(PNG, {"task": "ocr"}, context()))
+        await until(lambda: decoder.num_waiting)
+        try:
+            with pytest.raises(Overloaded) as caught:
+                await core.predict(picture(), COUNTED, context())
+        finally:
+            running.cancel()
+        return caught.value.message
+
+    num_tokens = re.search(r"this request needs (\d+)", run(scenario()))
+    assert num_tokens is not None
+    assert int(num_tokens[1]) > 3 * (NUM_IMAGE_TOKENS + 256)
 
 
 def test_failed_tile_ends_the_others() -> None:
