@@ -234,7 +234,7 @@ class AdaptedLinear:
             product = layer_adapters.product
         if layout is None or product is None:
             return output
-        return output.add_(product(hidden_states, layout).to(output.dtype))
+        return output.add_(product(hidden_states, layout))
 
     @property
     def column_bytes(self) -> int:

@@ -344,14 +344,11 @@ class CapturedSteps:
         """
         inputs = inputs or NextInputs(range(len(logits)), [0] * len(logits))
         num_rows = max(len(logits), len(inputs.rows))
-        key = (
-            is_first,
-            _at_least(self._row_counts, num_rows),
-            ChoiceKind.captured(conditions, inputs),
-        )
+        kind = ChoiceKind.captured(conditions, inputs)
+        key = is_first, _at_least(self._row_counts, num_rows), kind
         if key not in self._choices or not fits(conditions):
             return Chosen(choose_tokens(logits, conditions, sequences))
-        self._conditions.write(conditions, sequences, inputs)
+        self._conditions.write(conditions, sequences, kind, inputs)
         self._choices[key].replay()
         results, ahead = self._read(self._choices[key].output[: len(logits)], look_ahead)
         choices = unpack(results, conditions, sequences)

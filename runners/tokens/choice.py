@@ -118,7 +118,8 @@ class ChoiceKind:
 
     has_sampled: bool
     has_beams: bool
-    has_rules: bool = True  # forced tokens, or banned ones of non-beam rows
+    has_forced: bool = True
+    has_banned: bool = True  # banned tokens of non-beam rows
     has_masks: bool = True  # constraints, or banned tokens of beams
     num_candidates: int = MAX_CANDIDATES
     nucleus_size: int = _USUAL_NUCLEUS  # 0: no row is drawn from a nucleus
@@ -136,13 +137,13 @@ class ChoiceKind:
         """Return the parts that rows need which are all beams, all sampled alike, or all greedy."""
         first = conditions[0]
         has_beams = first.beam_score is not None
-        has_forced = any(row.forced is not None for row in conditions)
         has_banned = any(row.banned for row in conditions)
         has_allowed = any(row.allowed is not None for row in conditions)
         return cls(
             has_sampled=first.temperature > 0,
             has_beams=has_beams,
-            has_rules=has_forced or (has_banned and not has_beams),
+            has_forced=any(row.forced is not None for row in conditions),
+            has_banned=has_banned and not has_beams,
             has_masks=has_allowed or (has_banned and has_beams),
             num_candidates=first.num_candidates,
             nucleus_size=nucleus_size if first.top_p < 1 else 0,
@@ -181,12 +182,15 @@ class PackedConditions:
     ) -> None:
         self.num_tokens = num_tokens
         self._layout = _row_layout(num_tokens, max_banned, max_beams)
-        size = (num_rows, self._layout.itemsize)
-        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._rows = self._host.numpy().view(self._layout)[:, 0]
+        self._rows = np.zeros(num_rows, self._layout)
+        memory = self._rows.view(np.uint8).reshape(num_rows, -1)
+        self._host = torch.from_numpy(memory)
         self._on_device = self._host
         if device.type != "cpu":
-            self._on_device = torch.zeros(size, dtype=torch.uint8, device=device)
+            self._on_device = torch.zeros(memory.shape, dtype=torch.uint8, device=device)
+        if device.type == "cuda":
+            self._host = self._host.pin_memory()
+            self._rows = self._host.numpy().view(self._layout)[:, 0]
 
     @property
     def num_bytes(self) -> int:
@@ -196,29 +200,41 @@ class PackedConditions:
         self,
         conditions: Sequence[RowConditions],
         sequences: Sequence[Sequence[int]],
+        kind: ChoiceKind,
         inputs: NextInputs | None = None,
     ) -> None:
-        """Write the conditions of the first rows, and start one transfer to the device.
+        """Write what a choice of `kind` reads of the first rows; start one transfer to the device.
 
         The sequences of a pass may have moved to other slots since it was launched, and others have
         no row in it: `inputs` say what the next pass reads.
         """
-        rows = self._rows[: len(conditions)]
-        rows["banned"] = -1
-        rows["beams"] = -1
-        for packed, row in zip(rows, conditions, strict=True):
-            packed["temperature"] = row.temperature
-            packed["top_p"] = row.top_p
-            packed["uniform"] = row.uniform
-            packed["beam_score"] = row.beam_score or 0.0
-            packed["forced"] = -1 if row.forced is None else row.forced
-            _write_tokens(packed, row)
-        for sequence_rows in sequences:
-            if conditions[sequence_rows[0]].beam_score is not None:
-                for place, index in enumerate(sequence_rows):
-                    rows["beams"][index, : len(sequence_rows)] = sequence_rows
-                    rows["place"][index] = place
         num_rows = len(conditions)
+        rows = self._rows[:num_rows]
+        if kind.has_sampled:
+            for name in ("temperature", "top_p", "uniform"):
+                rows[name] = [getattr(row, name) for row in conditions]
+        if kind.has_forced:
+            rows["forced"] = [-1 if row.forced is None else row.forced for row in conditions]
+        if kind.has_banned:
+            banned = rows["banned"]
+            banned[:] = -1
+            for index, row in enumerate(conditions):
+                if row.banned and row.forced is None and row.beam_score is None:
+                    banned[index] = row.banned[0]  # repeated where there are fewer than others
+                    banned[index, : len(row.banned)] = row.banned
+        if kind.has_masks:
+            masks = rows["allowed"]
+            for index, row in enumerate(conditions):
+                _write_mask(masks[index], row)
+        if kind.has_beams:
+            rows["beam_score"] = [row.beam_score or 0.0 for row in conditions]
+            beams = rows["beams"]
+            beams[:] = -1
+            for sequence_rows in sequences:
+                if conditions[sequence_rows[0]].beam_score is not None:
+                    for place, index in enumerate(sequence_rows):
+                        beams[index, : len(sequence_rows)] = sequence_rows
+                        rows["place"][index] = place
         if inputs is not None:
             num_rows = max(num_rows, len(inputs.rows))
             self._write_inputs(inputs)
@@ -259,20 +275,15 @@ def _row_layout(num_tokens: int, max_banned: int, max_beams: int) -> "np.dtype[n
     return np.dtype(fields)
 
 
-def _write_tokens(packed: "np.void", row: RowConditions) -> None:
-    """Write the banned and the allowed tokens; what a beam's rules ban is not allowed."""
-    mask: NDArray[np.uint8] = packed["allowed"]
+def _write_mask(mask: NDArray[np.uint8], row: RowConditions) -> None:
+    """Write the allowed tokens; what a beam's rules ban is not allowed."""
     if row.allowed is None:
         mask[:] = 255
     else:
         num_bytes = min(len(mask), len(row.allowed))
         mask[:num_bytes] = row.allowed[:num_bytes]
         mask[num_bytes:] = 0
-    if not row.banned or row.forced is not None:
-        return
-    if row.beam_score is None:
-        packed["banned"][: len(row.banned)] = row.banned
-    else:
+    if row.banned and row.forced is None and row.beam_score is not None:
         banned = np.asarray(row.banned)
         np.bitwise_and.at(mask, banned >> 3, ~(1 << (banned & 7)).astype(np.uint8))
 
@@ -317,8 +328,8 @@ def _choose_alike(
     packed = PackedConditions(
         len(rows), num_tokens, logits.device, max_banned or 1, max(map(len, sequences))
     )
-    packed.write(conditions, sequences)
     kind = ChoiceKind.eager(conditions, min(nucleus_size, num_tokens))
+    packed.write(conditions, sequences, kind)
     results = choose(packed, logits, kind).cpu().numpy()
     choices = unpack(results, conditions, sequences)
     for place in with_wider_nucleus(results, sequences):
@@ -336,7 +347,7 @@ def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Te
     """
     logprobs, preferred = _allowed_logprobs(conditions, logits, kind)
     token_ids = logprobs.argmax(dim=-1, keepdim=True)  # faster than `max`, which returns both
-    is_wider = torch.zeros_like(token_ids)
+    is_wider = torch.zeros(len(logits), 1, device=logits.device)
     if kind.has_sampled:
         drawn, is_wider = _draw(conditions, logprobs, kind)
         is_sampled = conditions.field("temperature", len(logits)) > 0
@@ -359,23 +370,25 @@ def _allowed_logprobs(
     """
     num_rows = len(logits)
     scores = logits.float()
-    forced = conditions.field("forced", num_rows)
-    if kind.has_rules:
-        banned = conditions.field("banned", num_rows)
-        bounds = torch.full_like(banned, math.inf, dtype=torch.float32)
-        bounds.masked_fill_(banned >= 0, -math.inf)
-        scores = scores.scatter_reduce(1, banned.clamp(min=0), bounds, "amin")
+    if kind.has_banned:
+        scores = _with_values(scores.clone(), conditions.field("banned", num_rows), -math.inf)
     logprobs = torch.log_softmax(scores, dim=-1)
-    if kind.has_rules:
+    if kind.has_forced:
+        forced = conditions.field("forced", num_rows)
         logprobs.masked_fill_(forced >= 0, -math.inf)
-        bounds = torch.full_like(forced, -math.inf, dtype=torch.float32)
-        bounds.masked_fill_(forced >= 0, 0.0)
-        logprobs.scatter_reduce_(1, forced.clamp(min=0), bounds, "amax")
+        _with_values(logprobs, forced, 0.0)
     if not kind.has_masks:
-        return logprobs, torch.zeros_like(forced)
+        return logprobs, torch.zeros(num_rows, 1, device=logits.device)
     preferred = logprobs.argmax(dim=-1, keepdim=True)
     bounds = token_bounds(conditions.field("allowed", num_rows), conditions.num_tokens)
     return torch.minimum(logprobs, bounds, out=logprobs), preferred
+
+
+def _with_values(scores: Tensor, token_ids: Tensor, value: float) -> Tensor:
+    """Set the scores (R, V) of tokens (R, N) in place; rows of -1 keep theirs."""
+    places = token_ids.clamp(min=0)
+    values = scores.gather(1, places).masked_fill_(token_ids >= 0, value)
+    return scores.scatter_(1, places, values)
 
 
 def _draw(
@@ -495,32 +508,30 @@ def _continued(
 
 def with_wider_nucleus(results: Results, sequences: Sequence[Sequence[int]]) -> list[int]:
     """Return the places of the sequences with a row that was drawn from too few tokens."""
-    return [place for place, rows in enumerate(sequences) if results[rows, -1].any()]
+    is_wider = results[:, -1].tolist()
+    return [place for place, rows in enumerate(sequences) if any(is_wider[row] for row in rows)]
 
 
 def unpack(
     results: Results, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
 ) -> list[list[Choice]]:
     """Return the choices of each sequence from the results of all rows."""
+    singles = results[:, :_NUM_SINGLE].tolist()
     choices: list[list[Choice]] = []
     for rows in sequences:
-        flags = [conditions[row].is_constrained(int(results[row, 2])) for row in rows]
+        flags = [conditions[row].is_constrained(int(singles[row][2])) for row in rows]
+        sequence_choices: list[Choice] = []
+        choices.append(sequence_choices)
         first = conditions[rows[0]]
         if first.beam_score is None:
-            singles = results[rows, :2].tolist()
-            choices.append(
-                [
-                    Choice(0, int(token), logprob, logprob, flag)
-                    for (token, logprob), flag in zip(singles, flags, strict=True)
-                ]
-            )
+            for row, flag in zip(rows, flags, strict=True):
+                token, logprob, _ = singles[row]
+                sequence_choices.append(Choice(0, int(token), logprob, logprob, flag))
             continue
         candidates = results[rows[0], _NUM_SINGLE:-1].reshape(_NUM_OF_CANDIDATE, -1)
-        beams: list[Choice] = []
-        choices.append(beams)
         for token, logprob, score, beam in candidates[:, : first.num_candidates].T.tolist():
             place = int(beam)
             # an impossible candidate may be of a beam that is not there
             flag = place < len(rows) and flags[place]
-            beams.append(Choice(place, int(token), logprob, score, flag))
+            sequence_choices.append(Choice(place, int(token), logprob, score, flag))
     return choices

@@ -54,8 +54,9 @@ def captured(
 ) -> list[list[Choice]]:
     """Return what a captured step chooses, with as many rows in its buffers as there may be."""
     packed = PackedConditions(MAX_ROWS, logits.shape[1], DEVICE)
-    packed.write(conditions, sequences, NO_INPUTS)
-    results = choose(packed, logits, kind or ChoiceKind.captured(conditions, NO_INPUTS)).numpy()
+    kind = kind or ChoiceKind.captured(conditions, NO_INPUTS)
+    packed.write(conditions, sequences, kind)
+    results = choose(packed, logits, kind).numpy()
     assert not with_wider_nucleus(results, sequences)
     assert len(results[0]) <= MAX_RESULTS
     return unpack(results, conditions, sequences)
@@ -135,7 +136,7 @@ def test_a_nucleus_wider_than_the_usual_one_is_reported() -> None:
         ([wide, wide, wide], [0, 2]),
         ([RowConditions(), wide, RowConditions(top_p=0.9)], []),
     ):
-        packed.write(conditions, [[0], [1], [2]], NO_INPUTS)
+        packed.write(conditions, [[0], [1], [2]], ChoiceKind(True, False))
         results = choose(packed, logits, ChoiceKind(True, False)).numpy()
         assert with_wider_nucleus(results, [[0], [1], [2]]) == wider
 
@@ -150,8 +151,8 @@ def test_conditions_of_an_earlier_step_are_overwritten() -> None:
     plain = RowConditions()
     rows = [[0], [1]]
     kind = ChoiceKind(True, True)
-    packed.write([strict, mask], rows, NextInputs([1, 1], [0, 0], {0: [1, 0], 1: [1, 0]}))
-    packed.write([plain, plain], rows, NextInputs([1, None], [0, 7]))
+    packed.write([strict, mask], rows, kind, NextInputs([1, 1], [0, 0], {0: [1, 0], 1: [1, 0]}))
+    packed.write([plain, plain], rows, kind, NextInputs([1, None], [0, 7]))
     found = choose(packed, logits, kind)
     assert unpack(found.numpy(), [plain] * 2, rows) == choose_tokens(logits, [plain] * 2, rows)
     assert next_tokens(packed, found, kind, torch.tensor([2])).tolist() == [int(found[1, 0]), 7]
@@ -194,12 +195,13 @@ def test_beams_continue_on_the_device_as_the_host_decides(end_token_ids: set[int
             for row, slot in enumerate(slots, 1):
                 inputs[slot] = row
             packed = PackedConditions(MAX_ROWS, size, DEVICE)
+            kind = ChoiceKind.captured(conditions, NO_INPUTS)
             packed.write(
                 conditions,
                 [[0], [1, 2, 3]],
+                kind,
                 NextInputs(inputs, [9] * MAX_ROWS, dict.fromkeys(slots, slots)),
             )
-            kind = ChoiceKind.captured(conditions, NO_INPUTS)
             ends = torch.tensor(sorted(end_token_ids))
             results = choose(packed, torch.cat([logits, torch.zeros(MAX_ROWS - 4, size)]), kind)
             parents = sequence.advance(unpack(results.numpy(), conditions, [[1, 2, 3]])[0])
@@ -245,7 +247,7 @@ def test_a_choice_takes_no_more_memory_than_is_counted_for_it(kind: ChoiceKind) 
     num_tokens = 50_000
     packed = PackedConditions(num_rows, num_tokens, DEVICE)
     logits = torch.zeros(num_rows, num_tokens)
-    packed.write([RowConditions()] * num_rows, [[row] for row in range(num_rows)], NO_INPUTS)
+    packed.write([RowConditions()] * num_rows, [[row] for row in range(num_rows)], kind)
     with PeakMemory() as memory:
         choose(packed, logits, kind)
     counted = num_rows * choice_bytes(num_tokens)
