@@ -120,8 +120,8 @@ def default_positions(device: Device, num_image_tokens: int) -> int:
 
 def default_prefill_tokens(device: Device, hidden_size: int) -> int:
     """Return the limit of the tokens of a prefill where none is set."""
-    own = _MAX_PREFILL_TOKENS if device == "cuda" else _CPU_PREFILL // hidden_size
-    return min(own, _MAX_PREFILL_TOKENS)
+    num_tokens = _MAX_PREFILL_TOKENS if device == "cuda" else _CPU_PREFILL // hidden_size
+    return min(num_tokens, _MAX_PREFILL_TOKENS)
 
 
 def runner_name(model_id: str) -> str:

@@ -53,52 +53,48 @@ MAX_BODY_BYTES = 16_000_000
 _CALLS = ("/write", "/stream")
 
 
-class BodyGuard:
-    """Refuses unread bodies: another type (415), without a length (411), too long (413)."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if scope["type"] == "http" and scope["method"] == "POST":
-            headers = Headers(scope=scope)
-            length = headers.get("content-length", "")
-            content_type = headers.get("content-type", "")
-            allowed = (JSON, BYTES) if scope["path"] in _CALLS else (JSON,)
-            if content_type not in allowed:
-                types = " or ".join(allowed)
-                message = f"Content-Type is {content_type[:80]!r}; it must be {types}"
-                app = PlainTextResponse(message, 415)
-            elif not length.isdecimal() or "transfer-encoding" in headers:
-                message = "Content-Length is missing or malformed; it must be the bytes of the body"
-                app = PlainTextResponse(message, 411)
-            elif int(length) > MAX_BODY_BYTES:
-                message = f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed"
-                app = PlainTextResponse(message, 413)
-        await app(scope, receive, send)
-
-
 class LoadedBuild:
     """The key of the build that a runner has loaded, or None before."""
 
     key: str | None = None
 
 
-class BuildGuard:
-    """Refuses calls and probes for another build by 503: a proxy then tries the next runner."""
+class CallGuard:
+    """Refuses unread bodies: another type (415), without a length (411), too long (413); and calls
+    and probes for another build by 503: a proxy then tries the next runner.
+    """
 
     def __init__(self, app: ASGIApp, loaded: LoadedBuild) -> None:
         self._app = app
         self._loaded = loaded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wanted = Headers(scope=scope).get(BUILD_HEADER) if scope["type"] == "http" else None
-        if wanted is None or wanted == self._loaded.key:
-            await self._app(scope, receive, send)
-            return
-        message = f"{BUILD_HEADER} is {wanted[:80]!r}; this runner has loaded {self._loaded.key!r}"
-        await PlainTextResponse(message, HTTPStatus.SERVICE_UNAVAILABLE)(scope, receive, send)
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        headers = Headers(scope=scope)
+        build_key = headers.get(BUILD_HEADER)
+        if build_key is not None and build_key != self._loaded.key:
+            loaded = f"this runner has loaded {self._loaded.key!r}"
+            message = f"{BUILD_HEADER} is {build_key[:80]!r}; {loaded}"
+            return PlainTextResponse(message, HTTPStatus.SERVICE_UNAVAILABLE)
+        if scope["method"] != "POST":
+            return None
+        length = headers.get("content-length", "")
+        content_type = headers.get("content-type", "")
+        allowed = (JSON, BYTES) if scope["path"] in _CALLS else (JSON,)
+        if content_type not in allowed:
+            types = " or ".join(allowed)
+            message = f"Content-Type is {content_type[:80]!r}; it must be {types}"
+            return PlainTextResponse(message, 415)
+        if not length.isdecimal() or "transfer-encoding" in headers:
+            message = "Content-Length is missing or malformed; it must be the bytes of the body"
+            return PlainTextResponse(message, 411)
+        if int(length) > MAX_BODY_BYTES:
+            message = f"the body has {length} bytes; at most {MAX_BODY_BYTES} are allowed"
+            return PlainTextResponse(message, 413)
+        return None
 
 
 class TracedCalls:

@@ -12,7 +12,7 @@ import bentoml
 
 from runners.bentoml_internals import batcher, dispatch_at_once
 from runners.options import RunnerOptions, encoder_batch_size, runner_name
-from runners.runner_api import BodyGuard, BuildGuard, LoadedBuild, RunnerApi, TracedCalls
+from runners.runner_api import CallGuard, LoadedBuild, RunnerApi, TracedCalls
 from runners.watchdog import bounded_start, end_process_when_stuck
 from wire.artifacts.devices import select_gpu
 from wire.drain import CallsInFlight, drain_before_stop
@@ -85,7 +85,6 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
         tracing=NO_TRACING,
     )(Runner)
     service.add_asgi_middleware(TracedCalls)
-    service.add_asgi_middleware(BuildGuard, loaded=loaded)
-    service.add_asgi_middleware(BodyGuard)
+    service.add_asgi_middleware(CallGuard, loaded=loaded)
     service.mount_asgi_app(calls.middleware(api.app()))
     return service

@@ -103,12 +103,16 @@ class HotAdapters:
     def update(self, loaded: Adapters) -> None:
         """Add new adapters to `loaded`, and remove those that no call can name any more."""
         known = self._keys
-        found = self._scan.scan().values()
-        self._keys = {each: known[each] if each in known else self._key(each) for each in found}
-        wanted = {key: adapter for adapter, key in self._keys.items() if key is not None}
-        self._refused = {key: reason for key, reason in self._refused.items() if key in wanted}
-        self._remove_gone(loaded, wanted)
-        for key, adapter in wanted.items():
+        self._keys = {}
+        folders: dict[str, AdapterFolder] = {}  # those of this base, by key
+        for folder in self._scan.scan().values():
+            key = known[folder] if folder in known else self._key(folder)
+            self._keys[folder] = key
+            if key is not None:
+                folders[key] = folder
+        self._refused = {key: reason for key, reason in self._refused.items() if key in folders}
+        self._remove_gone(loaded, folders)
+        for key, adapter in folders.items():
             if not (key in self._added or key in self._refused or key in loaded.keys):
                 self._add(loaded, key, adapter)
 
@@ -131,10 +135,10 @@ class HotAdapters:
             )
             return None
 
-    def _remove_gone(self, loaded: Adapters, wanted: Mapping[str, AdapterFolder]) -> None:
+    def _remove_gone(self, loaded: Adapters, folders: Mapping[str, AdapterFolder]) -> None:
         now_s = self._now()
         for key, gone_s in list(self._added.items()):
-            if key in wanted:
+            if key in folders:
                 self._added[key] = None
             elif gone_s is None:
                 self._added[key] = now_s

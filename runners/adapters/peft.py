@@ -195,9 +195,10 @@ def _check_supported(values: Mapping[str, Any]) -> None:
 def _patterns(
     key: str, values: Mapping[str, Any], read: Callable[[str, Any], float]
 ) -> LayerPatterns:
-    given = values.get(key) or {}
-    _require(key, given, isinstance(given, dict), "a mapping by patterns of layers")
-    return LayerPatterns.compile(key, {pattern: read(key, each) for pattern, each in given.items()})
+    patterns = values.get(key) or {}
+    _require(key, patterns, isinstance(patterns, dict), "a mapping by patterns of layers")
+    numbers = {pattern: read(key, value) for pattern, value in patterns.items()}
+    return LayerPatterns.compile(key, numbers)
 
 
 HEAD = "lm_head"
@@ -231,11 +232,11 @@ class BaseWeights:
 
     def layer_of(self, layer: str) -> str:
         """Return a layer's name in a decoder; raise `AdapterError` outside the language model."""
-        own = transformers_name(f"{layer}.weight").removesuffix(".weight")
-        is_layer = own.startswith(_LANGUAGE_MODEL) and own.rpartition(".")[2] not in _NOT_ADAPTED
-        if own != HEAD and not is_layer:
+        name = transformers_name(f"{layer}.weight").removesuffix(".weight")
+        is_layer = name.startswith(_LANGUAGE_MODEL) and name.rpartition(".")[2] not in _NOT_ADAPTED
+        if name != HEAD and not is_layer:
             raise self.not_supported([layer])
-        return own
+        return name
 
     def shape_of(self, layer: str) -> tuple[int, ...] | None:
         return self._shape(f"{layer}.weight")
@@ -260,8 +261,8 @@ class BaseWeights:
         if stored not in self.shapes:
             return False
         with safe_open(self.file, framework="pt") as tensors:
-            own: Tensor = tensors.get_tensor(stored)[: len(tensor)]
-        return torch.equal(own.to(tensor.dtype).float(), tensor.float())
+            base_rows: Tensor = tensors.get_tensor(stored)[: len(tensor)]
+        return torch.equal(base_rows.to(tensor.dtype).float(), tensor.float())
 
     def not_supported(self, names: Sequence[str]) -> AdapterError:
         """Return the error for weights of an adapter, with the memory that copies would take."""
@@ -323,19 +324,19 @@ class Product:
         """Raise `AdapterError` unless it fits a weight of that shape; no layer has None."""
         if weight is None:
             raise AdapterError(f"the adapter changes {self.layer}, which its base does not have")
-        found = tuple(self.down.shape), tuple(self.up.shape)
+        shapes = tuple(self.down.shape), tuple(self.up.shape)
         is_convolution = len(weight) > 2
-        if is_convolution and found[0][1:2] != weight[1:2]:
+        if is_convolution and shapes[0][1:2] != weight[1:2]:
             raise AdapterError(
                 f"the adapter changes {self.layer}, a convolution in groups, which is not"
                 " supported: PEFT does not merge it either; train without this layer"
             )
         expected = (self.rank, *weight[1:]), (weight[0], self.rank, *(1 for _ in weight[2:]))
-        if found != expected:
+        if shapes != expected:
             raise AdapterError(
-                f"lora_A and lora_B of {self.layer} have the shapes {found[0]} and {found[1]}; with"
-                f" rank {self.rank} and the base's weight of {weight} they must be {expected[0]}"
-                f" and {expected[1]}"
+                f"lora_A and lora_B of {self.layer} have the shapes {shapes[0]} and {shapes[1]};"
+                f" with rank {self.rank} and the base's weight of {weight} they must be"
+                f" {expected[0]} and {expected[1]}"
             )
 
     def added_to(self, weight: Tensor) -> Tensor:

@@ -48,12 +48,12 @@ def to_request(
         raise SequenceError(
             "sequence_too_long", f"max_new_tokens is {spec.max_new_tokens}; {allowed}"
         )
-    wanted = spec.max_new_tokens or decoder.rules.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    max_new_tokens = spec.max_new_tokens or decoder.rules.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     default_beams = decoder.rules.num_beams if spec.temperature == 0 else 1
     return SequenceRequest(
         image_features,
         prompt_ids,
-        max_new_tokens=min(wanted, limit),
+        max_new_tokens=min(max_new_tokens, limit),
         temperature=spec.temperature,
         seed=spec.seed,
         top_p=spec.top_p,

@@ -72,15 +72,15 @@ class LaunchedPass(Generic[SequenceT, PassT]):
         rows: list[int | None] = [None] * num_slots
         tokens = [0] * num_slots
         parents = dict[int, Sequence[int]]()
-        for sequence, own in slots.items():
-            for place, slot in enumerate(own):
+        for sequence, sequence_slots in slots.items():
+            for place, slot in enumerate(sequence_slots):
                 if sequence in self.rows:
                     rows[slot] = self.rows[sequence][place]
                 else:
                     tokens[slot] = last_tokens[sequence][place]
-                if len(own) > 1:
+                if len(sequence_slots) > 1:
                     # after a prefill all beams have the same keys
-                    parents[slot] = own if sequence in self.rows else [slot]
+                    parents[slot] = sequence_slots if sequence in self.rows else [slot]
         return NextInputs(rows, tokens, parents)
 
 
@@ -157,7 +157,9 @@ class LiveBatch:
             self._slots.take(sequence)
         for sequence in sequences:
             self._slots.take(sequence, sequence.num_rows - 1)
-        launched = self._engine.prefill([each.request for each in sequences], first_slot, drafts)
+        launched = self._engine.prefill(
+            [sequence.request for sequence in sequences], first_slot, drafts
+        )
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
         num_rows = len(sequences) * width_of(drafts)
         by_sequence = dict(zip(sequences, drafts, strict=True))
@@ -179,14 +181,14 @@ class LiveBatch:
         if chosen.ahead is not None:
             self._pipeline.put(LaunchedPass(chosen.ahead, self._slots.num_used, rows))
             redrawn = [sequences[place] for place in chosen.redrawn]
-            self._roll_back([each for each in redrawn if not each.has_ended])
+            self._roll_back([sequence for sequence in redrawn if not sequence.has_ended])
         elif moves:
             sources, targets = zip(*moves, strict=True)
             self._cache.reorder(sources, targets)
 
     def _launch(self) -> _Launched:
         """Launch a pass over the last tokens of all live sequences, and the drafts that pay."""
-        last = self._slots.by_slot(lambda each: each.last_token_ids)
+        last = self._slots.by_slot(lambda sequence: sequence.last_token_ids)
         owners = self._slots.slot_owners()
         drafts = self._engine.drafts(owners)
         tokens = [[token_id, *draft] for token_id, draft in zip(last, drafts, strict=True)]
@@ -202,15 +204,18 @@ class LiveBatch:
         """Choose the next token of each row of each sequence of a pass."""
         conditions = [_PADDING] * launched.num_rows
         for sequence, rows in launched.rows.items():
-            own = sequence.conditions(launched.drafts.get(sequence, ()))
-            for row, each in zip(rows, own, strict=True):
-                conditions[row] = each
-        is_useful = is_step and not all(each.has_one_token_left for each in self.live)
+            draft = launched.drafts.get(sequence, ())
+            for row, row_conditions in zip(rows, sequence.conditions(draft), strict=True):
+                conditions[row] = row_conditions
+        is_useful = is_step and not all(sequence.has_one_token_left for sequence in self.live)
 
         def following() -> NextInputs:
             rows = self._slots.rows()
-            waiting = [each for each in rows if each not in launched.rows]
-            return launched.next_inputs(rows, {each: each.last_token_ids for each in waiting})
+            last_tokens: dict[LiveSequence, Sequence[int]] = {}
+            for sequence in rows:
+                if sequence not in launched.rows:
+                    last_tokens[sequence] = sequence.last_token_ids
+            return launched.next_inputs(rows, last_tokens)
 
         return self._engine.choose(
             launched.launched,

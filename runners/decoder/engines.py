@@ -51,8 +51,8 @@ from runners.decoder.captured_passes import (
 )
 from runners.decoder.protocol import Decoder, Engine, NewEngine
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.kv_cache.slot_cache import SlotCache
-from runners.staging import array_into
+from runners.kv_cache.slot_cache import PrefixReads, SlotCache, TokenPlaces
+from runners.staging import array_into, to_device
 from runners.tokens.choice import MAX_BEAMS, Chosen, NextInputs, RowConditions, choose_tokens
 
 # tokens that take as long as a pass without any, measured at commit 290efa6
@@ -98,6 +98,29 @@ def slots_from(first_slot: int, requests: Sequence[SequenceRequest]) -> list[Seq
     ]
 
 
+def stack_requests(
+    requests: Sequence[SequenceRequest], embed: Callable[[Tensor], Tensor], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return images and prompts (B, S, C), padded on the right, and their lengths (B,).
+
+    An image may have any number of features. `embed` returns the embeddings (S, C) of the token ids
+    of all prompts (S,), both on `device`.
+    """
+    tokens: list[tuple[int, int, int]] = []  # id, row and position of each token of a prompt
+    for row, request in enumerate(requests):
+        start = len(request.image_features)
+        for position, token_id in enumerate(request.prompt_ids, start):
+            tokens.append((token_id, row, position))
+    token_ids, rows, positions = to_device(tokens, device, torch.long).view(-1, 3).T
+    prompts = embed(token_ids)
+    lengths = [request.num_prefix_tokens for request in requests]
+    embeds = prompts.new_zeros(len(requests), max(lengths), prompts.shape[-1])
+    for row_embeds, request in zip(embeds, requests, strict=True):
+        row_embeds[: len(request.image_features)] = request.image_features
+    embeds[rows, positions] = prompts
+    return embeds, to_device(lengths, device)
+
+
 class EagerEngine:
     """The engine of a CPU; a launched pass is its logits (R, V)."""
 
@@ -109,7 +132,9 @@ class EagerEngine:
         self, sequences: Sequence[LiveSequence], is_first: bool = False
     ) -> list[Sequence[int]]:
         """Return the drafts that pay."""
-        can_draft = self._decoder.can_draft_first if is_first else self._decoder.can_draft
+        can_draft = self._decoder.can_draft
+        if is_first and self._decoder.start_token_id is None:
+            can_draft = False
         if not can_draft or len(sequences) > MAX_SLOTS:
             return [()] * len(sequences)
         return paying([sequence.propose() for sequence in sequences])
@@ -122,11 +147,20 @@ class EagerEngine:
     ) -> Tensor:
         slots_of = slots_from(first_slot, requests)
         adapters = [request.adapter for request in requests]
-        self.cache.begin(slots_of, [each.num_prefix_tokens for each in requests], adapters)
+        self.cache.begin(slots_of, [request.num_prefix_tokens for request in requests], adapters)
         self._decoder.adapters.select(adapters)
         slots = range(first_slot, first_slot + len(requests))
-        logits = self._decoder.prefill(self.cache, requests, slots, drafts or [()] * len(requests))
-        self.cache.add_beams({own[0]: own[1:] for own in slots_of})
+        embeds, lengths = stack_requests(requests, self._decoder.embed, self._decoder.shape.device)
+        first = None
+        start = self._decoder.start_token_id
+        if start is not None:
+            drafts = drafts or [()] * len(requests)
+            first = self.cache.places([[start, *draft] for draft in drafts], first_slot)
+        where = slice(slots.start, slots.stop)
+        logits = self._decoder.prefill(self.cache, embeds, lengths, where, first)
+        if first is not None:
+            self.cache.grow(slots)
+        self.cache.add_beams({first: beams for first, *beams in slots_of})
         return logits
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -207,11 +241,11 @@ class GraphEngine:
             logits = self._eager.prefill(requests, first_slot, drafts)
             return GraphPass(self.graphs.store(logits, is_first=True), is_first=True)
         slots_of = slots_from(first_slot, requests)
-        lengths = [each.num_prefix_tokens for each in requests]
+        lengths = [request.num_prefix_tokens for request in requests]
         claimed = self.cache.claim(slots_of, lengths, [None] * len(requests))
         self.prefills.run(requests, claimed)
         if self.cache.prefixes is None:  # not captured: every prefill would copy whole prompts
-            self.cache.add_beams({own[0]: own[1:] for own in slots_of})
+            self.cache.add_beams({first: beams for first, *beams in slots_of})
         else:  # the start token is in the slots
             self.cache.grow(range(first_slot, 1 + max(chain.from_iterable(slots_of))))
         return GraphPass(self.graphs.first_logits(len(requests)), is_first=True)
@@ -223,7 +257,14 @@ class GraphEngine:
         slots, _, prefixes, _, _ = inputs.claimed[:, 0].T
         embeds = inputs.embeds(self._decoder.embed(inputs.token_ids.clamp(min=0)))
         lengths = inputs.num_prefix_tokens
-        logits = self._decoder.prefill_fixed(self.cache, embeds, lengths, slots, prefixes)
+        first = None
+        start = self._decoder.start_token_id
+        if start is not None:
+            tokens = torch.full_like(slots, start)[:, None]
+            reads = PrefixReads(prefixes)
+            positions = torch.zeros_like(tokens)
+            first = TokenPlaces(tokens, slots, positions, 1, reads, embeds.shape[1])
+        logits = self._decoder.prefill(self.cache, embeds, lengths, slots, first)
         if self.cache.prefixes is not None:
             targets = inputs.claimed[..., 0]
             sources = slots[:, None].expand_as(targets)

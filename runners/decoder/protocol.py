@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.kv_cache.memory import DecoderShape
+from runners.kv_cache.memory import DecoderShape, Slots
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.tokens.choice import Chosen, NextInputs, RowConditions
 from runners.tokens.rules import GenerationRules
@@ -29,39 +29,28 @@ class Decoder(Protocol):
     text: CheckpointText
     shape: DecoderShape
     can_draft: bool  # False: read one token of each slot, as a measurement compares
-    can_draft_first: bool  # a prefill can read drafts too
+    # begins every answer: a prefill reads it, and drafts after it; None: no such token
+    start_token_id: int | None
 
     @property
     def adapters(self) -> Adapters:
         """The adapters that requests may name."""
 
-    def prefill(
-        self,
-        cache: SlotCache,
-        requests: Sequence[SequenceRequest],
-        slots: range,
-        drafts: Sequence[Sequence[int]],
-    ) -> Tensor:
-        """Process images and prompts into `slots`, which already have their prefix lengths.
-
-        Return the logits (R, V) of each next token; rows are those of `rows_of(drafts)`.
-        """
-
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return the embeddings (…, C) of a prompt's tokens."""
 
-    def prefill_fixed(
+    def prefill(
         self,
         cache: SlotCache,
         embeds: Tensor,
         num_prefix_tokens: Tensor,
-        slots: Tensor,
-        prefixes: Tensor,
+        slots: Slots,
+        first: TokenPlaces | None,
     ) -> Tensor:
-        """Process images and prompts (B, S, C) of `num_prefix_tokens` (B,) into `slots` (B,), whose
-        prefixes have the numbers `prefixes` (B,), using no value of the host.
+        """Process images and prompts (B, S, C) of `num_prefix_tokens` (B,) into `slots`, and the
+        start tokens with their drafts at `first`, using no value of the host.
 
-        Return the logits (B, V) of each next token.
+        Return the logits (R, V) of each next token.
         """
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:

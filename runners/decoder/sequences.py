@@ -351,11 +351,11 @@ class BeamSequence(LiveSequence):
                     "non_finite_logits", f"the logits of token {self.num_tokens} are not finite"
                 )
             possible = [choice for choice in choices if choice.score > -math.inf]
-            kept = self._keep_best([self._extended(choice) for choice in possible])
+            candidates = self._keep_best([self._extended(choice) for choice in possible])
         except SequenceError as error:
             self.error = error
             return ()
-        return [candidate.parent for candidate in kept]
+        return [candidate.parent for candidate in candidates]
 
     def _extended(self, choice: Choice) -> Candidate:
         before = self.beams[choice.row]
@@ -374,15 +374,16 @@ class BeamSequence(LiveSequence):
         them can improve.
         """
         self._add_finished(candidates[: self.num_rows])
-        kept = [each for each in candidates if each.finish_reason is None][: self.num_rows]
-        if kept:
+        rows = [candidate for candidate in candidates if candidate.finish_reason is None]
+        del rows[self.num_rows :]
+        if rows:
             # a forced token or a constraint can leave fewer candidates than rows
-            unused = replace(kept[0], beam=replace(kept[0].beam, score=_UNUSED_ROW_SCORE))
-            kept += [unused] * (self.num_rows - len(kept))
-            self.beams = [candidate.beam for candidate in kept]
-        if not kept or not self._may_improve():
+            unused = replace(rows[0], beam=replace(rows[0].beam, score=_UNUSED_ROW_SCORE))
+            rows += [unused] * (self.num_rows - len(rows))
+            self.beams = [candidate.beam for candidate in rows]
+        if not rows or not self._may_improve():
             self.finish_reason = self.finished[0].finish_reason if self.finished else "length"
-        return kept
+        return rows
 
     def _add_finished(self, candidates: Sequence[Candidate]) -> None:
         """Add those that have ended and keep the best `num_beams`; early stopping closes a full
@@ -390,10 +391,11 @@ class BeamSequence(LiveSequence):
         """
         if self._is_full and self.rules.early_stopping is True:
             return
-        for beam, reason in [(each.beam, each.finish_reason) for each in candidates]:
-            if reason is not None:
+        for candidate in candidates:
+            beam = candidate.beam
+            if candidate.finish_reason is not None:
                 score = beam.score / len(beam.token_ids) ** self.rules.length_penalty
-                self.finished.append(FinishedBeam(beam, score, reason))
+                self.finished.append(FinishedBeam(beam, score, candidate.finish_reason))
         # stable: equal scores keep their order
         self.finished.sort(key=lambda finished: -finished.score)
         del self.finished[self.num_rows :]

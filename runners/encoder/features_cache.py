@@ -42,7 +42,7 @@ class CachedFeatures:
     """The features (N, C) of a call's image, and their source."""
 
     tensor: Tensor
-    found: FoundFeatures
+    source: FoundFeatures
 
 
 class VisionCache:
@@ -116,5 +116,5 @@ class VisionCache:
         self, features: Tensor, outcome: CacheOutcome, encode_s: float = 0.0, queue_s: float = 0.0
     ) -> CachedFeatures:
         VISION_CACHE_REQUESTS.labels(self._model_id, outcome).inc()
-        found = FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
-        return CachedFeatures(features, found)
+        source = FoundFeatures(outcome=outcome, encode_s=encode_s, queue_s=queue_s)
+        return CachedFeatures(features, source)

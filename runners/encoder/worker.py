@@ -77,7 +77,7 @@ class EncoderWorker:
             if len(batch) == 1:  # a view, which may be in shared memory
                 pixels = batch[0].pixels[np.newaxis]
             else:
-                pixels = np.stack([each.pixels for each in batch])
+                pixels = np.stack([encoding.pixels for encoding in batch])
             features = self._encoder.encode(pixels)
         except Exception as error:  # any exception must reach the calls whose images caused it
             exit_if_device_lost(error, self._name)
@@ -91,8 +91,8 @@ class EncoderWorker:
             return list(chain.from_iterable(self._encode([encoding]) for encoding in batch))
         for encoding, row in zip(batch, features, strict=True):
             # A copy: a cached view would keep the features of the whole batch in memory.
-            own = row if len(batch) == 1 else row.clone()
-            encoding.features = own.to(self._features_device)
+            features_row = row if len(batch) == 1 else row.clone()
+            encoding.features = features_row.to(self._features_device)
         return [None] * len(batch)
 
 

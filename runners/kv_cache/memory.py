@@ -90,8 +90,8 @@ class KeyValueCache:
 
     def read(self, layer: int, slots: Slots, num_positions: int) -> tuple[Tensor, Tensor]:
         """Return keys and values (B, A, num_positions, D): views, if `slots` are consecutive."""
-        found = self._memory[layer, :, slots, :, :num_positions]
-        return found[0], found[1]
+        keys, values = self._memory[layer, :, slots, :, :num_positions]
+        return keys, values
 
     def clear(self, slot: int, positions: slice = slice(None)) -> None:
         """Zero positions of a slot: a masked NaN would still reach the slot's next sequence."""

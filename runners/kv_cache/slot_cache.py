@@ -134,8 +134,8 @@ class PrefixTable:
 
     def reads(self, slots: slice) -> PrefixReads:
         """Return what the rows of a pass over `slots` read."""
-        if (own := self.own(slots)) is not None:
-            return PrefixReads(own)
+        if (prefixes := self.own(slots)) is not None:
+            return PrefixReads(prefixes)
         return self.grouped(slots.stop, self.num_prefixes, self.width)
 
     def grouped(self, num_rows: int, num_prefixes: int, width: int) -> PrefixReads:
@@ -250,8 +250,8 @@ class SlotCache:
             for slot in slots:
                 self._starts[slot] = in_slot
                 self.adapters[slot] = adapter
-            own = [(slot, in_slot, prefix, place, length) for place, slot in enumerate(slots)]
-            claimed.append(own)
+            rows = [(slot, in_slot, prefix, place, length) for place, slot in enumerate(slots)]
+            claimed.append(rows)
         return claimed
 
     def write_claimed(self, claimed: Tensor) -> None:
@@ -271,10 +271,13 @@ class SlotCache:
         slots = range(first_slot, first_slot + len(tokens))
         lengths = self.num_tokens.of(slots)
         width = max(map(len, tokens))
-        token_ids = [[*own, *[own[-1]] * (width - len(own))] for own in tokens]
-        positions = []
-        for length, own in zip(lengths, tokens, strict=True):
-            positions.append([length + min(index, len(own) - 1) for index in range(width)])
+        token_ids: list[list[int]] = []
+        positions: list[list[int]] = []
+        for length, row in zip(lengths, tokens, strict=True):
+            num_padding = width - len(row)
+            last = length + len(row) - 1
+            token_ids.append([*row, *[row[-1]] * num_padding])
+            positions.append([*range(length, last + 1), *[last] * num_padding])
         both = to_device([token_ids, positions], self._shape.device)
         longest = 1 + max(map(max, positions))
         where = slice(slots.start, slots.stop)
@@ -339,9 +342,9 @@ class SlotCache:
         """Add beams in `targets_of`, by the first slot of their sequence, after its prefill."""
         sources: list[int] = []
         targets: list[int] = []
-        for source, own in targets_of.items():
-            sources += [source] * len(own)
-            targets += own
+        for source, beam_slots in targets_of.items():
+            sources += [source] * len(beam_slots)
+            targets += beam_slots
         if not targets:
             return
         self._copy(sources, targets)
@@ -373,8 +376,8 @@ class SlotCache:
 
     def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy everything but the prefixes of slots, pairwise."""
-        held = slice(0, max(self.num_tokens.of(sources)))
-        self.self_attention.copy(sources, targets, held)
+        tokens = slice(0, max(self.num_tokens.of(sources)))
+        self.self_attention.copy(sources, targets, tokens)
         self.num_tokens.copy(sources, targets)
         _copy_values(self._starts, sources, targets)
         _copy_values(self.adapters, sources, targets)

@@ -7,7 +7,7 @@ batch, S image and prompt (of a decode step: prefixes), W rows of a prefix, P po
 T tokens of a row, C hidden, A heads, D head size, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from runners.decoder.sequences import SequenceRequest
-from runners.kv_cache.memory import DecoderShape, KeyValueCache
-from runners.kv_cache.slot_cache import PrefixReads, SlotCache, TokenPlaces
+from runners.kv_cache.memory import DecoderShape, KeyValueCache, Slots
+from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.layers import (
     LayerNorm,
     Linear,
@@ -26,7 +25,6 @@ from runners.models.layers import (
     merge_heads,
     split_heads,
     split_parts,
-    stack_requests,
 )
 from runners.models.weights import DecoderCheckpoint, DecoderWeights
 from runners.tokens.text import CheckpointText
@@ -209,8 +207,11 @@ class Bart:
         states = self._encoder_norm(inputs_embeds + positions)
         for layer in self._encoder_layers:
             states = layer.feed_forward(layer.attention.encode(states, prefix_mask))
-        kv = [layer.cross.kv(states) for layer in self._decoder_layers]
-        return [split_parts(each, 2, self.head_size) for each in kv]
+        keys_and_values: list[Tensor] = []
+        for decoder_layer in self._decoder_layers:
+            kv = decoder_layer.cross.kv(states)
+            keys_and_values.append(split_parts(kv, 2, self.head_size))
+        return keys_and_values
 
     def decode_step(
         self,
@@ -261,9 +262,9 @@ class Florence2Decoder:
         )
         self.adapters = checkpoint.adapters
         self.can_draft = True
-        self.can_draft_first = True  # after the start token
-        start = rules.decoder_start_token_id
-        self._start_token_id: int = text["decoder_start_token_id"] if start is None else start
+        self.start_token_id: int | None = rules.decoder_start_token_id
+        if self.start_token_id is None:
+            self.start_token_id = text["decoder_start_token_id"]
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self._bart.embed(token_ids)
@@ -271,39 +272,16 @@ class Florence2Decoder:
     def prefill(
         self,
         cache: SlotCache,
-        requests: Sequence[SequenceRequest],
-        slots: range,
-        drafts: Sequence[Sequence[int]],
-    ) -> Tensor:
-        """Encode image features and prompts, then decode start tokens and drafts."""
-        inputs = stack_requests(requests, self.embed, self._device)
-        tokens = [[self._start_token_id, *draft] for draft in drafts]
-        first = cache.places(tokens, slots.start)
-        logits = self._prefill(cache, inputs.embeds, inputs.num_prefix_tokens, first)
-        cache.grow(slots)
-        return logits
-
-    def prefill_fixed(
-        self,
-        cache: SlotCache,
         embeds: Tensor,
         num_prefix_tokens: Tensor,
-        slots: Tensor,
-        prefixes: Tensor,
+        slots: Slots,  # noqa: ARG002  # those of `first`
+        first: TokenPlaces | None,
     ) -> Tensor:
-        """Like `prefill`, of embedded images and prompts, without a value of the host."""
-        tokens = torch.full_like(slots, self._start_token_id)[:, None]
-        positions = torch.zeros_like(tokens)
-        reads = PrefixReads(prefixes)
-        first = TokenPlaces(tokens, slots, positions, 1, reads, embeds.shape[1])
-        return self._prefill(cache, embeds, num_prefix_tokens, first)
-
-    def _prefill(
-        self, cache: SlotCache, embeds: Tensor, num_prefix_tokens: Tensor, first: TokenPlaces
-    ) -> Tensor:
+        """Encode image features and prompts, then decode start tokens and drafts."""
         prefix_mask = _is_before(num_prefix_tokens[:, None], embeds.shape[1])
         encoded = self._bart.encode(embeds, as_bias(prefix_mask, embeds.dtype))
         assert cache.prefixes is not None
+        assert first is not None
         assert first.prefixes is not None
         for layer, keys_and_values in enumerate(encoded):
             cache.prefixes.memory.write_prefix(layer, first.prefixes.prefixes, keys_and_values)

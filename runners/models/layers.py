@@ -1,4 +1,4 @@
-"""Operations of both families: linear layers, normalisation, attention, inputs of a prefill.
+"""Operations of both families: linear layers, normalisation, attention.
 
 A linear layer is made by precision and device; another precision is a line of `_DTYPES` and, with
 kernels of its own, a class and a line of `linear_layer`.
@@ -32,7 +32,7 @@ K key-value heads, D head size.
 """
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -40,8 +40,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
 
-from runners.decoder.sequences import SequenceRequest
-from runners.staging import to_device
 from wire.artifacts.manifest import Precision
 
 # Rows x weights: below this, oneDNN's call takes longer than MKL's product; measured at 63dee10.
@@ -230,35 +228,6 @@ def max_weight() -> int:
 
 
 _MASK_ALIGNMENT = 8  # strides of a mask in torch's memory-efficient attention
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillInputs:
-    """Images and prompts of a batch, padded on the right."""
-
-    embeds: Tensor  # (B, S, C)
-    num_prefix_tokens: Tensor  # (B,) image and prompt tokens, without padding
-
-
-def stack_requests(
-    requests: Sequence[SequenceRequest], embed: Callable[[Tensor], Tensor], device: torch.device
-) -> PrefillInputs:
-    """Return the inputs of a batch, features and prompts of any lengths.
-
-    `embed` returns the embeddings (S, C) of the token ids of all prompts (S,), both on `device`.
-    """
-    tokens: list[tuple[int, int, int]] = []  # id, row and position of each token of a prompt
-    for row, request in enumerate(requests):
-        start = len(request.image_features)
-        tokens += [(each, row, start + index) for index, each in enumerate(request.prompt_ids)]
-    token_ids, rows, positions = to_device(tokens, device, torch.long).view(-1, 3).T
-    prompts = embed(token_ids)
-    lengths = [request.num_prefix_tokens for request in requests]
-    embeds = prompts.new_zeros(len(requests), max(lengths), prompts.shape[-1])
-    for own, request in zip(embeds, requests, strict=True):
-        own[: len(request.image_features)] = request.image_features
-    embeds[rows, positions] = prompts
-    return PrefillInputs(embeds, to_device(lengths, device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ positions, P positions attended to, C hidden, A heads, K key-value heads, D head
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, rms_norm
 
-from runners.decoder.sequences import SequenceRequest
 from runners.kv_cache.memory import DecoderShape, KeyValueCache, Slots
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.models.layers import (
@@ -27,7 +26,6 @@ from runners.models.layers import (
     attend_capped,
     merge_heads,
     split_parts,
-    stack_requests,
 )
 from runners.models.weights import DecoderCheckpoint, DecoderWeights
 from runners.tokens.text import CheckpointText
@@ -276,7 +274,7 @@ class PaliGemmaDecoder:
         )
         self.adapters = checkpoint.adapters
         self.can_draft = True
-        self.can_draft_first = False  # an answer never starts with a token that is known
+        self.start_token_id: int | None = None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self._gemma.embed(token_ids)
@@ -284,33 +282,16 @@ class PaliGemmaDecoder:
     def prefill(
         self,
         cache: SlotCache,
-        requests: Sequence[SequenceRequest],
-        slots: range,
-        drafts: Sequence[Sequence[int]],  # noqa: ARG002  # there are none
+        embeds: Tensor,
+        num_prefix_tokens: Tensor,
+        slots: Slots,
+        first: TokenPlaces | None,  # noqa: ARG002  # there is none
     ) -> Tensor:
         """Run Gemma over image features and prompts.
 
-        Return the logits (B, V) of each first token. A sliding window does not apply within the
-        prefix: transformers joins the prefix block to the window's mask.
+        A sliding window does not apply within the prefix: transformers joins the prefix block to
+        the window's mask.
         """
-        inputs = stack_requests(requests, self.embed, self._device)
-        where = slice(slots.start, slots.stop)
-        return self._prefill(cache, inputs.embeds, inputs.num_prefix_tokens, where)
-
-    def prefill_fixed(
-        self,
-        cache: SlotCache,
-        embeds: Tensor,
-        num_prefix_tokens: Tensor,
-        slots: Tensor,
-        prefixes: Tensor,  # noqa: ARG002  # there are none
-    ) -> Tensor:
-        """Like `prefill`, of embedded images and prompts, without a value of the host."""
-        return self._prefill(cache, embeds, num_prefix_tokens, slots)
-
-    def _prefill(
-        self, cache: SlotCache, embeds: Tensor, num_prefix_tokens: Tensor, slots: Slots
-    ) -> Tensor:
         positions = torch.arange(embeds.shape[1], device=self._device)
         is_visible = positions < num_prefix_tokens[:, None]
         mask = self._gemma.mask(is_visible[:, None, None])

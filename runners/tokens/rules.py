@@ -32,7 +32,7 @@ class GenerationRules:
     def of(cls, config: dict[str, Any]) -> Self:
         """Return the rules for the parsed values of a generation_config.json."""
         eos = config["eos_token_id"]
-        names = [each.name for each in fields(cls) if config.get(each.name) is not None]
+        names = [rule.name for rule in fields(cls) if config.get(rule.name) is not None]
         eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])
         return cls(eos_token_ids, **{name: config[name] for name in names})
 

@@ -60,8 +60,8 @@ class PromptTokenizer:
             # A control segment without a control token of this checkpoint is text like its
             # neighbours, with which it is tokenized: BPE depends on context.
             text, is_control = segment
-            found = self._tokenizer.encode(text, add_special_tokens=False).ids if is_control else ()
-            return not self._control_ids.isdisjoint(found)
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids if is_control else ()
+            return not self._control_ids.isdisjoint(ids)
 
         for is_control, group in groupby(segments, key=has_control):
             tokenizer = self._tokenizer if is_control else self._plain_tokenizer
@@ -107,12 +107,15 @@ class PromptWords:
         written yet are preferred.
         """
         spellings = [*enumerate(self.first_ids, 1), *enumerate(self.token_ids, 1)]
+        runs: list[list[int]] = []
         if int(np.bitwise_count(allowed).sum()) <= _FEW_ALLOWED:
-            starts = [each for each in spellings if allowed[each[1] >> 3] >> (each[1] & 7) & 1]
-            runs = [[token_id, *self.token_ids[end:]] for end, token_id in starts]
+            for end, token_id in spellings:
+                if allowed[token_id >> 3] >> (token_id & 7) & 1:
+                    runs.append([token_id, *self.token_ids[end:]])
         else:
-            ends = [end for end, token_id in spellings if written[-1:] == [token_id]]
-            runs = [[*self.token_ids[end : end + _MAX_COPIED]] for end in ends]
+            for end, token_id in spellings:
+                if written[-1:] == [token_id]:
+                    runs.append([*self.token_ids[end : end + _MAX_COPIED]])
         best = min(filter(None, runs), key=lambda run: run[0] in written, default=[])
         return best[: state.validate_tokens(best)]
 

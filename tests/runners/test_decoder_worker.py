@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runners.decoder_worker import DecoderWorker
+from runners.model_worker import DecoderWorker
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from tests.support.export_cli import ModelStore

@@ -15,7 +15,7 @@ from wire.artifacts.manifest import ADAPTER_FILE, VISION_ENCODER_FILE
 from wire.artifacts.manifest import read_manifest, sha256_of, write_manifest
 from wire.artifacts.model_store import artifact_folder
 from runners.decoder.scheduler import Scheduler
-from runners.decoder_worker import DecoderWorker
+from runners.model_worker import DecoderWorker
 from runners.encoder.worker import EncoderWorker
 from runners.model_worker import ModelWorker
 from service.inference.served_models import runner_options

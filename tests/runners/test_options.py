@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from runners.decoder_worker import DecoderWorker
 from runners.kv_cache.memory import DecoderShape
+from runners.model_worker import DecoderWorker
 from runners.models.layers import FloatLinear
 from runners.options import (
     CUDA_RESERVE_BYTES,

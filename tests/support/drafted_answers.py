@@ -84,9 +84,9 @@ def generate_without_drafts(
     decoder: Decoder, requests: Sequence[SequenceRequest], num_clients: int
 ) -> list[GeneratedSequence]:
     """Like `generate`, one token of each sequence at a time."""
-    usual = decoder.can_draft, decoder.can_draft_first
-    decoder.can_draft = decoder.can_draft_first = False
+    usual = decoder.can_draft
+    decoder.can_draft = False
     try:
         return generate(decoder, requests, num_clients)
     finally:
-        decoder.can_draft, decoder.can_draft_first = usual
+        decoder.can_draft = usual

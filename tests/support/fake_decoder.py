@@ -1,7 +1,7 @@
 """A decoder with the real interface whose answer is its prompt.
 
 Token t of the answer is `prompt_ids[t]`; the end token follows the last. The prompt is in the keys
-of its slot, its length and that of the prefix in the values.
+of its slot, its length and the position of the first logits in the values.
 """
 
 import json
@@ -14,8 +14,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
-from runners.decoder.engines import width_of
-from runners.decoder.sequences import SequenceRequest
 from runners.kv_cache.memory import DecoderShape, Slots
 from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
 from runners.tokens.constraints import Constraints
@@ -31,6 +29,9 @@ POISON = 48
 CRASH = 49
 MAX_POSITIONS = 64
 
+HIDDEN_SIZE = 4
+_EMBEDDED = 1000  # tells a token from a feature
+START = 46  # begins every answer
 MAX_PREFILL = 2  # sequences; a larger prefill with SHORT_OF_MEMORY in a prompt runs out of memory
 FAKE_RULES = GenerationRules(frozenset({EOS}))
 FAKE_TOKENIZER = tiny_tokenizer(
@@ -72,47 +73,36 @@ class FakeDecoder:
     step_sizes: list[int] = field(default_factory=list)
     draft_widths: list[int] = field(default_factory=list)  # widths of the steps that read drafts
     can_draft: bool = True
-    can_draft_first: bool = True
+    start_token_id: int | None = START
     step_s: float = 0.0
     failing_step: int | None = None  # the number of a step that raises
 
     def prefill(
         self,
         cache: SlotCache,
-        requests: Sequence[SequenceRequest],
-        slots: range,
-        drafts: Sequence[Sequence[int]],
-    ) -> Tensor:
-        self.batch_sizes.append(len(requests))
-        if any(CRASH in request.prompt_ids for request in requests):
-            raise RuntimeError("the batch crashed")
-        if len(requests) > MAX_PREFILL and any(
-            SHORT_OF_MEMORY in request.prompt_ids for request in requests
-        ):
-            raise torch.OutOfMemoryError
-        for slot, request in zip(slots, requests, strict=True):
-            stored = torch.zeros(1, MAX_POSITIONS, 2, 1, 1)
-            stored[0, : len(request.prompt_ids), 0, 0, 0] = torch.tensor(request.prompt_ids)
-            stored[0, :2, 1, 0, 0] = torch.tensor(
-                [len(request.prompt_ids), request.num_prefix_tokens]
-            )
-            cache.self_attention.write_prefix(0, slice(slot, slot + 1), stored)
-        starts = torch.tensor(cache.num_tokens.of(slots))[:, None]
-        positions = starts - 1 + torch.arange(width_of(drafts))
-        return self._logits(cache, slice(slots.start, slots.stop), positions)
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def prefill_fixed(
-        self,
-        cache: SlotCache,
         embeds: Tensor,
         num_prefix_tokens: Tensor,
-        slots: Tensor,
-        prefixes: Tensor,
+        slots: Slots,
+        first: TokenPlaces | None,
     ) -> Tensor:
-        raise NotImplementedError
+        self.batch_sizes.append(len(embeds))
+        ids = (embeds[..., 0].long() - _EMBEDDED).clamp(min=0)  # 0: an image or padding
+        if (ids == CRASH).any():
+            raise RuntimeError("the batch crashed")
+        if len(embeds) > MAX_PREFILL and (ids == SHORT_OF_MEMORY).any():
+            raise torch.OutOfMemoryError
+        stored = torch.zeros(len(embeds), MAX_POSITIONS, 2, 1, 1)
+        for row, row_ids, prefix in zip(stored, ids, num_prefix_tokens, strict=True):
+            prompt_ids = row_ids[row_ids > 0]
+            row[: len(prompt_ids), 0, 0, 0] = prompt_ids
+            row[0, 1] = len(prompt_ids)
+            row[1, 1] = prefix - 1 if first is None else prefix
+        cache.self_attention.write_prefix(0, slots, stored)
+        positions = num_prefix_tokens[:, None] - 1 if first is None else first.positions
+        return self._logits(cache, slots, positions)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return (_EMBEDDED + token_ids)[:, None].float().expand(-1, HIDDEN_SIZE)
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
         self.step_sizes.append(len(places.token_ids))
@@ -134,7 +124,7 @@ class FakeDecoder:
             positions.tolist(),
             strict=True,
         ):
-            rows += [_row([*prompt[:size], EOS], position + 1 - prefix) for position in own]
+            rows += [_row([*prompt[:size], EOS], position - prefix) for position in own]
         return torch.stack(rows)
 
 

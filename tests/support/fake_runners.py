@@ -140,14 +140,14 @@ class FakeChannel:
                 features=FoundFeatures(outcome="miss"), outcomes=[features for _ in call.sequences]
             )
         outcomes = await self._decoder.write(features.tensor, call.sequences)
-        return Outcomes(features=features.found, outcomes=outcomes)
+        return Outcomes(features=features.source, outcomes=outcomes)
 
     async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
         """Yield the events of the decoder, or fail."""
         features = await self._features(call)
         if isinstance(features, Failed):
             raise AssertionError("no test streams an image that fails")
-        yield features.found
+        yield features.source
         async for event in self._decoder.stream(features.tensor, call.sequences):
             yield event
 

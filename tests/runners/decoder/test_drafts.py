@@ -125,7 +125,7 @@ def num_steps(decoder: FakeDecoder, *requests: SequenceRequest) -> int:
     """Return the number of steps after the prefill, and check that the answers are those without
     drafts.
     """
-    plain = FakeDecoder(can_draft=False, can_draft_first=False, rules=decoder.rules)
+    plain = FakeDecoder(can_draft=False, start_token_id=None, rules=decoder.rules)
     assert generate_all(decoder, requests) == generate_all(plain, requests)
     assert plain.draft_widths == []
     return len(decoder.step_sizes)
@@ -165,7 +165,7 @@ def test_an_end_token_within_a_draft_ends_the_answer() -> None:
 
 
 def test_sampled_and_beam_sequences_are_not_drafted_beside_one_that_is() -> None:
-    decoder = FakeDecoder(can_draft_first=False)
+    decoder = FakeDecoder(start_token_id=None)
     sampled = request(ANSWER, temperature=0.5, seed=1)
     beams = request(ANSWER, num_beams=2)
     num_steps(decoder, sampled, beams)
@@ -196,7 +196,7 @@ def test_nan_within_a_draft_fails_its_sequence_only() -> None:
 
 def test_a_listener_receives_a_draft_at_once() -> None:
     received: list[tuple[int, ...]] = []
-    scheduler = Scheduler(FakeDecoder(can_draft_first=False), "fake", LIMITS)
+    scheduler = Scheduler(FakeDecoder(start_token_id=None), "fake", LIMITS)
     (future,) = scheduler.submit(
         [request((6, 7, 8), on_tokens=lambda ids: received.append(tuple(ids)))]
     )

@@ -54,7 +54,7 @@ class Encoder:
 async def outcome(cache: VisionCache, key: str) -> str:
     found = await cache.get(key, PIXELS)
     assert isinstance(found, CachedFeatures)
-    return found.found.outcome
+    return found.source.outcome
 
 
 def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
@@ -65,10 +65,10 @@ def test_the_second_call_is_a_hit_that_needs_no_pixels() -> None:
     encoder = Encoder()
     missing, first, second = run(call())
     assert missing is None
-    assert (first.found.outcome, second.found.outcome) == ("miss", "hit")
+    assert (first.source.outcome, second.source.outcome) == ("miss", "hit")
     assert second.tensor is first.tensor
     assert torch.equal(first.tensor, encoder.features)
-    assert (second.found.encode_s, second.found.queue_s) == (0.0, 0.0)
+    assert (second.source.encode_s, second.source.queue_s) == (0.0, 0.0)
     assert encoder.num_encoded == 1
 
 
@@ -85,7 +85,7 @@ def test_concurrent_calls_encode_once_and_the_others_need_no_pixels() -> None:
         return await asyncio.gather(*waiting)
 
     encoder = Encoder()
-    found = [each.found for each in run(call())]
+    found = [each.source for each in run(call())]
     assert [each.outcome for each in found] == ["miss", *["joined"] * 4]
     assert encoder.num_encoded == 1
     assert (found[0].encode_s, found[1].encode_s) == (0.005, 0.0)
@@ -98,7 +98,7 @@ def test_the_queue_is_the_time_beyond_the_encoding_and_never_negative() -> None:
         return await asyncio.gather(cache.get("1", PIXELS), cache.get("1", None))
 
     encoder = Encoder(encode_s=60.0)  # longer than the call took
-    miss, joined = [each.found for each in run(call())]
+    miss, joined = [each.source for each in run(call())]
     assert (miss.encode_s, miss.queue_s) == (60.0, 0.0)
     assert joined.encode_s == 0.0
     assert 0 < joined.queue_s < 60

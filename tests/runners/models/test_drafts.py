@@ -52,7 +52,6 @@ class CountedDecoder:
         self.num_passes = 0
         self.num_drafted = 0
         self.can_draft = decoder.can_draft
-        self.can_draft_first = decoder.can_draft_first
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
