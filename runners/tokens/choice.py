@@ -347,7 +347,7 @@ def choose(conditions: PackedConditions, logits: Tensor, kind: ChoiceKind) -> Te
     """
     logprobs, preferred = _allowed_logprobs(conditions, logits, kind)
     token_ids = logprobs.argmax(dim=-1, keepdim=True)  # faster than `max`, which returns both
-    is_wider = torch.zeros(len(logits), 1, device=logits.device)
+    is_wider = _no_value(logits)
     if kind.has_sampled:
         drawn, is_wider = _draw(conditions, logprobs, kind)
         is_sampled = conditions.field("temperature", len(logits)) > 0
@@ -378,10 +378,14 @@ def _allowed_logprobs(
         logprobs.masked_fill_(forced >= 0, -math.inf)
         _with_values(logprobs, forced, 0.0)
     if not kind.has_masks:
-        return logprobs, torch.zeros(num_rows, 1, device=logits.device)
+        return logprobs, _no_value(logits)
     preferred = logprobs.argmax(dim=-1, keepdim=True)
     bounds = token_bounds(conditions.field("allowed", num_rows), conditions.num_tokens)
     return torch.minimum(logprobs, bounds, out=logprobs), preferred
+
+
+def _no_value(logits: Tensor) -> Tensor:
+    return torch.zeros(len(logits), 1, dtype=torch.float64, device=logits.device)
 
 
 def _with_values(scores: Tensor, token_ids: Tensor, value: float) -> Tensor:

@@ -28,8 +28,7 @@ from tasks.parsing import GeneratedText
 from tasks.table import TASKS, Family
 from tests.support.answers import generated
 from tests.support.catalog import CATALOG, FLORENCE, MASK_DECODER, PALIGEMMA, ROOT
-from tests.support.grammar_states import EOS_ID
-from tests.support.real_tokenizers import MISSING_NPM, fetch_tokenizer
+from tests.support.real_tokenizers import EOS_ID, MISSING_NPM, fetch_tokenizer
 from tests.support.token_choices import allowed_ids
 
 _Processor: Any = AutoProcessor  # untyped in transformers

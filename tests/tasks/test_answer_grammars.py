@@ -21,8 +21,8 @@ from tasks.parameters import TaskParameters, parse_parameters
 from tasks.table import TASKS, Family
 from tests.support.catalog import CATALOG, RELEASED
 from tests.support.export_cli import EMBEDDED, MODELS
-from tests.support.grammar_states import EOS_ID
 from tests.support.random_answers import random_answer
+from tests.support.real_tokenizers import EOS_ID
 
 WRITERS: dict[Family, WriteAnswer] = {
     "florence2": florence2_answer,
