@@ -45,7 +45,6 @@ class InProcessChannel:
         self._worker = ModelWorker(manifest.model_id, options, batcher.encoded)
 
     def load(self) -> None:
-        """Load the artifacts and warm up; raise `ArtifactError`."""
         self._worker.load()
         expected = self._manifest.build_key
         if self._worker.build_key != expected:
@@ -56,7 +55,6 @@ class InProcessChannel:
 
     @property
     def watchdogs(self) -> Sequence[Watchdog]:
-        """The watchdogs of its threads."""
         return self._worker.watchdogs
 
     async def write(self, call: RunnerCall) -> Outcomes:

@@ -179,7 +179,6 @@ class DecoderWorker:
         self._scheduler.stop()
 
     async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
-        """Return the outcomes of sequences over features (N, C); cancellation ends all."""
         return await asyncio.gather(*self._submit(image_features, specs, [None] * len(specs)))
 
     async def stream(
@@ -251,7 +250,6 @@ class DecoderWorker:
 
 
 def _record_spans(written: WrittenSequence) -> None:
-    """Make the spans of a sequence that has just ended."""
     end_s = time.monotonic()
     prefilled_s = end_s - written.decode_s
     admitted_s = prefilled_s - written.prefill_s
@@ -332,7 +330,6 @@ class ModelWorker:
             self._hot_adapters.watch(self._decoder.adapters)
 
     def adapters(self) -> AdapterStates:
-        """Return the adapters that are loaded, and those that are refused."""
         refused = {} if self._hot_adapters is None else dict(self._hot_adapters.refused)
         return AdapterStates(loaded=self._decoder.adapters.keys, refused=refused)
 

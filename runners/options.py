@@ -65,7 +65,6 @@ class RunnerOptions:
 
 
 def encoder_batch_size(options: RunnerOptions) -> int:
-    """Return the maximum number of images in a batch of the vision encoder."""
     default = _CUDA_BATCH_SIZE if may_have_cuda(options.device) else _CPU_BATCH_SIZE
     return options.max_batch_size or default
 
@@ -119,7 +118,6 @@ def default_positions(device: Device, num_image_tokens: int) -> int:
 
 
 def default_prefill_tokens(device: Device, hidden_size: int) -> int:
-    """Return the limit of the tokens of a prefill where none is set."""
     num_tokens = _MAX_PREFILL_TOKENS if device == "cuda" else _CPU_PREFILL // hidden_size
     return min(num_tokens, _MAX_PREFILL_TOKENS)
 

@@ -138,7 +138,6 @@ class RunnerApi:
     """The routes of one model; `start` must be called before the process listens."""
 
     def start(self, worker: "ModelWorker") -> None:
-        """Set the worker that answers the calls."""
         self._worker = worker
 
     def app(self) -> Starlette:

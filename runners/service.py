@@ -55,7 +55,6 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
         @bentoml.on_shutdown
         def stop(self) -> None:
-            """Finish all accepted sequences."""
             self._worker.stop()
             tracing.stop()
 

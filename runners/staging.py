@@ -23,7 +23,6 @@ def array_to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
 
 
 def array_into(target: Tensor, array: NDArray[Any]) -> None:
-    """Copy an array's values into memory of a device."""
     target.copy_(_pinned(torch.from_numpy(array), target.device), non_blocking=True)
 
 

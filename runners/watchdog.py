@@ -38,7 +38,6 @@ class Watchdog:
             self._started_s = None
 
     def is_in_time(self) -> bool:
-        """Return False while an iteration exceeds the limit."""
         return self._elapsed_s() <= self._limit_s
 
     def report(self) -> None:

@@ -153,18 +153,15 @@ class AdapterPool:
         self._columns = {**self._columns, adapter: columns}
 
     def remove(self, adapter: str) -> None:
-        """Free the columns of an adapter, if it has any."""
         others = dict(self._columns)
         columns = others.pop(adapter, range(0))
         self._columns = others
         self._owners[columns.start : columns.stop] = _FREE
 
     def have_places(self, by_row: Sequence[str | None]) -> bool:
-        """Return True if the adapters of all rows have places."""
         return all(adapter is None or adapter in self._columns for adapter in by_row)
 
     def places(self, by_row: Sequence[str | None]) -> list[int]:
-        """Return the place of each row's adapter."""
         places: list[int] = []
         for adapter in by_row:
             columns = None if adapter is None else self._columns.get(adapter)
@@ -238,7 +235,6 @@ class AdaptedLinear:
 
     @property
     def column_bytes(self) -> int:
-        """The size of a column of both matrices."""
         return (self.width + sum(self.sizes)) * _FLOAT32_BYTES
 
     def num_bytes_with(self, tensors: Mapping[str, Tensor]) -> int:

@@ -130,7 +130,6 @@ class PeftConfig:
 
     @classmethod
     def read(cls, folder: Path, max_rank: int) -> "PeftConfig":
-        """Read `folder`; raise `AdapterError` if it is malformed or not supported."""
         values = read_config(folder)
 
         def rank(key: str, value: Any) -> int:
@@ -160,7 +159,6 @@ class PeftConfig:
         return int(self.ranks.value_of(layer, self.rank))
 
     def factor_of(self, layer: str, rank: int) -> float:
-        """Return the factor of the product of a layer of this rank."""
         divisor = math.sqrt(rank) if self.is_rank_stabilized else rank
         return self.alphas.value_of(layer, self.alpha) / divisor
 
@@ -315,7 +313,6 @@ class Product:
 
     @classmethod
     def of(cls, layer: str, sides: Mapping[str, Tensor], config: PeftConfig) -> Self:
-        """Return the product of a file's matrices, by their sides "A" and "B"."""
         rank = config.rank_of(layer)
         up = sides["B"].float() * config.factor_of(layer, rank)
         return cls(layer, rank, sides["A"].float().contiguous(), up.contiguous())
@@ -340,7 +337,6 @@ class Product:
             )
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """Return `weight` in float32 plus the product."""
         return weight.float() + (self.up.flatten(1) @ self.down.flatten(1)).view(weight.shape)
 
 
@@ -353,7 +349,6 @@ class VisionPart:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The names of all changed weights."""
         return (*self.products, *self.replaced)
 
 
@@ -493,6 +488,5 @@ def _replaced(
 
 
 def _vision_name(name: str) -> str | None:
-    """Return the name in transformers 5 of a weight of the vision part, or None."""
     match = _VISION.fullmatch(transformers_name(name))
     return None if match is None else f"model.{match[1]}.{match[2]}"

@@ -85,7 +85,6 @@ class AnswerText:
         return token_id not in self._framing
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Return the text that the next tokens add."""
         before = len(self.text)
         for token_id in filter(self.has, token_ids):
             self.text += self._stream.push(token_id)

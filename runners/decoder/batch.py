@@ -136,7 +136,6 @@ class LiveBatch:
 
     @property
     def live(self) -> list[LiveSequence]:
-        """The live sequences, in order of admission."""
         return self._slots.owners
 
     @property
@@ -149,7 +148,6 @@ class LiveBatch:
 
     @torch.inference_mode()
     def admit(self, sequences: Sequence[LiveSequence]) -> None:
-        """Prefill sequences into free slots and choose their first tokens."""
         drafts = self._engine.drafts(sequences, is_first=True)
         first_slot = self._slots.num_used
         # before what may fail, so that slots are freed with their sequence
@@ -242,7 +240,6 @@ class LiveBatch:
         return moves
 
     def _roll_back(self, sequences: Sequence[LiveSequence]) -> None:
-        """Remove `sequences` from the pass launched ahead."""
         for sequence in sequences:
             if self._pipeline.drop(sequence):
                 for slot in self._slots.of(sequence):

@@ -159,7 +159,6 @@ def _at_least(values: Sequence[int], minimum: int) -> int:
 
 
 def row_counts(num_slots: int) -> list[int]:
-    """Return the captured numbers of rows, ascending."""
     powers = (1 << power for power in range(num_slots.bit_length()))
     return sorted({num_slots, *powers})
 
@@ -234,7 +233,6 @@ class CapturedSteps:
 
     @property
     def can_choose(self) -> bool:
-        """True once all choices are captured."""
         return len(self._choices) == 2 * len(self._row_counts) * len(CAPTURED_KINDS)
 
     def moves(self, num_moves: int) -> Tensor:
@@ -266,7 +264,6 @@ class CapturedSteps:
             logger.exception("no CUDA graph for %s", name)
 
     def _store_logits(self, shape: StepShape) -> Tensor:
-        """Compute a step's logits into the pool."""
         logits = self._step(self._inputs[0, : shape.num_rows], shape)
         return self._logits[: shape.num_rows].copy_(logits)
 
@@ -323,7 +320,6 @@ class CapturedSteps:
         return logits
 
     def first_logits(self, num_rows: int) -> Tensor:
-        """Return the logits (R, V) of the first rows of a prefill."""
         return self._first_logits[:num_rows]
 
     def choose(
@@ -397,7 +393,6 @@ class FixedPrefill:
     claimed: Tensor  # (B, W, 5): all slots of each sequence, some maybe repeated
 
     def embeds(self, of_tokens: Tensor) -> Tensor:
-        """Return features and embedded tokens (B, S, C) at their positions."""
         is_image = (self.token_ids < 0)[..., None]
         return torch.where(is_image, self.features.to(of_tokens.dtype), of_tokens)
 
@@ -455,7 +450,6 @@ class CapturedPrefills:
         self._lengths = sorted(shape.length for shape in self._graphs if shape.num_sequences == 1)
 
     def hold(self, requests: Sequence[SequenceRequest]) -> bool:
-        """Return True if all `requests` can be prefilled by captured passes."""
         for request in requests:
             if request.adapter or request.num_beams > self._max_beams:
                 return False
@@ -504,7 +498,6 @@ class CapturedPrefills:
         requests: Sequence[SequenceRequest],
         claimed: Sequence[Sequence[ClaimedSlot]],
     ) -> None:
-        """Copy the inputs of the requests `part`."""
         inputs = self._inputs(shape)
         numbers = np.zeros((len(part), self._num_columns(shape)), dtype=np.int64)
         for row, features, index in zip(numbers, inputs.features, part, strict=True):

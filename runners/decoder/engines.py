@@ -131,7 +131,6 @@ class EagerEngine:
     def drafts(
         self, sequences: Sequence[LiveSequence], is_first: bool = False
     ) -> list[Sequence[int]]:
-        """Return the drafts that pay."""
         can_draft = self._decoder.can_draft
         if is_first and self._decoder.start_token_id is None:
             can_draft = False
@@ -299,7 +298,6 @@ class GraphEngine:
         return self.launch(len(inputs.rows))
 
     def launch(self, num_slots: int) -> GraphPass:
-        """Launch a pass over the pool's tokens."""
         slots = range(num_slots)
         length = min(1 + max(self.cache.num_tokens.of(slots)), self._decoder.shape.num_positions)
         num_prefixes, _ = self.cache.shared_prefixes(num_slots)
@@ -324,7 +322,6 @@ class GraphEngine:
         return True
 
     def _is_captured(self, num_slots: int) -> bool:
-        """Return True if passes over the first slots are captured."""
         _, num_beams = self.cache.shared_prefixes(num_slots)
         adapters = self.cache.adapters[:num_slots]
         pool = self._decoder.adapters.pool

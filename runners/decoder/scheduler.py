@@ -81,7 +81,6 @@ class ScheduledSequence:
             self.num_notified = len(settled)
 
     def finish(self) -> None:
-        """Resolve the future of a sequence that has ended."""
         if self.sequence.error is not None:
             self.resolve(self.sequence.error)
             return
@@ -134,7 +133,6 @@ class Scheduler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish all accepted sequences, then end the thread."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()

@@ -48,7 +48,6 @@ class SequenceRequest:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """The number of image and prompt tokens."""
         return len(self.image_features) + len(self.prompt_ids)
 
 
@@ -74,7 +73,6 @@ class LiveSequence(ABC):
 
     @property
     def num_rows(self) -> int:
-        """The number of slots that the sequence takes."""
         return self.request.num_beams
 
     @property
@@ -84,7 +82,6 @@ class LiveSequence(ABC):
 
     @property
     def has_one_token_left(self) -> bool:
-        """True if the next token reaches `max_new_tokens`."""
         return self.num_tokens + 1 >= self.request.max_new_tokens
 
     @property
@@ -134,14 +131,12 @@ class LiveSequence(ABC):
         """Return the sequence as it is now, with `finish_reason`."""
 
     def check_deadline(self) -> None:
-        """Raise `SequenceError` if the deadline has passed."""
         if time.monotonic() > self.request.deadline_s:
             raise SequenceError(
                 "deadline_exceeded", f"the deadline passed after {self.num_tokens} tokens"
             )
 
     def forced_token(self, position: int) -> int | None:
-        """Return the only token that the rules allow at `position`, if there is one."""
         return self.rules.forced_token(position, self.request.max_new_tokens)
 
     def finish_reason_of(self, token_ids: Sequence[int]) -> FinishReason | None:
@@ -405,7 +400,6 @@ class BeamSequence(LiveSequence):
         return len(self.finished) == self.num_rows
 
     def _may_improve(self) -> bool:
-        """Return True if an open beam can still beat the worst finished one."""
         if not self._is_full:
             return True
         if self.rules.early_stopping is True:

@@ -133,7 +133,6 @@ class BoundSession:
         self._bindings: dict[int, onnxruntime.IOBinding] = {}
 
     def empty_features(self, num_images: int) -> Tensor:
-        """Return memory for features (B, N, C) on the device."""
         return torch.empty((num_images, *self._features.shape[1:]), device=self._device)
 
     def encode(self, pixels: Pixels) -> Tensor:
@@ -300,7 +299,6 @@ class VisionEncoder:
         return encode_splitting(self.backend.encode, pixels)
 
     def open(self, with_graphs: bool) -> onnxruntime.InferenceSession:
-        """Open a session for the backend."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._num_threads
         # Spinning idle threads would take cores from the decoder and from other models.

@@ -110,7 +110,6 @@ class Encoders:
         return tuple(worker.watchdog for worker in self._workers.values())
 
     def add(self, adapter: str | None, manifest: Manifest, folder: Path) -> None:
-        """Load the encoder in an artifact folder."""
         self._workers[adapter] = EncoderWorker(manifest, self._options, self._features_device)
         self._workers[adapter].load(folder, self._num_cores)
 

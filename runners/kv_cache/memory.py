@@ -43,7 +43,6 @@ class DecoderShape:
 
     @property
     def slot_bytes(self) -> int:
-        """The memory of a slot: keys and values of self-attention and, if any, cross-attention."""
         num_values = 2 * self.num_layers * self.num_heads * self.num_positions * self.head_size
         return num_values * self.dtype.itemsize * (1 + self.has_prefixes)
 
@@ -147,7 +146,6 @@ class SlotLengths:
         self.set(slots, list(map(operator.add, self.of(slots), amounts)))
 
     def increment(self, slots: range) -> None:
-        """Add one token to each of `slots`."""
         for slot in slots:
             self._on_host[slot] += 1
         self.on_device[slots.start : slots.stop].add_(1)
@@ -159,7 +157,6 @@ class SlotLengths:
         return self._on_host[slot]
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the lengths of the slots `sources` to `targets`, pairwise."""
         if len(sources) == 1:  # without a transfer, which would wait for the device
             self._on_host[targets[0]] = self._on_host[sources[0]]
             self.on_device[targets[0]] = self.on_device[sources[0]]

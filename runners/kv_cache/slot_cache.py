@@ -65,11 +65,9 @@ class PrefixTable:
 
     @property
     def width(self) -> int:
-        """The number of places that a pass needs."""
         return max(max(places.values()) for places in self._slots) + 1
 
     def of(self, slot: int) -> int:
-        """Return the prefix of a slot in use."""
         prefix = self._of_slot[slot]
         assert prefix is not None
         return prefix
@@ -162,7 +160,6 @@ class PrefixCache:
         return max(self.lengths.of(self.table.of(slot) for slot in slots))
 
     def clear(self, slot: int) -> None:
-        """Zero the prefix that a slot reads."""
         self.memory.clear(self.table.of(slot))
 
     def release(self, slot: int) -> None:
@@ -193,7 +190,6 @@ class TokenPlaces:
     prefix_length: int = 0  # the longest of these
 
     def rows(self) -> Tensor:
-        """Return the slots (B, 1), on the device."""
         if isinstance(self.slots, Tensor):
             return self.slots[:, None]
         device = self.positions.device
@@ -213,7 +209,6 @@ class SlotCache:
 
     @property
     def num_bytes(self) -> int:
-        """The memory of keys and values."""
         of_prefixes = 0 if self.prefixes is None else self.prefixes.memory.num_bytes
         return self.self_attention.num_bytes + of_prefixes
 

@@ -61,7 +61,6 @@ class SelfAttention:
         return cls(qkv, attention.linear("out_proj"), norm, head_size)
 
     def encode(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
-        """Return the states (B, S, C) after attention to all others."""
         parts = split_parts(self.qkv(hidden_states), 3, self.head_size)
         queries, keys, values = parts.permute(2, 0, 3, 1, 4)
         return self._finish(hidden_states, queries, keys, values, mask)
@@ -146,7 +145,6 @@ class FeedForward:
         )
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        """Return the states (…, C) after the block."""
         return self.norm(hidden_states + self.down(gelu(self.up(hidden_states))))
 
 
@@ -196,7 +194,6 @@ class Bart:
         )
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return the embeddings (…, C)."""
         return self.embeddings[token_ids]
 
     def encode(self, inputs_embeds: Tensor, prefix_mask: Tensor) -> list[Tensor]:
@@ -219,7 +216,6 @@ class Bart:
         self_attention: KeyValueCache,
         cross_attention: KeyValueCache,
     ) -> Tensor:
-        """Process tokens and append them to `self_attention`; return the next logits (B * T, V)."""
         places = metadata.places
         embeds = self.embeddings[places.token_ids] + self._decoder_positions[places.positions]
         states = self._decoder_norm(embeds)  # (B, T, C)
@@ -288,7 +284,6 @@ class Florence2Decoder:
         return self.decode_step(cache, first)
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
-        """Process tokens; return the logits (B * T, V) of each next token."""
         prefixes = cache.prefixes
         assert prefixes is not None
         assert places.prefixes is not None

@@ -151,7 +151,6 @@ class Int8Linear:
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
-        """Quantize a float32 matrix (out, in)."""
         integers, scales = quantize_rows(weight, max_weight(), _ROW_END)
         packed = _onednn.qlinear_prepack(integers, None)
         zero_points = torch.zeros(len(scales), dtype=torch.int32)
@@ -192,7 +191,6 @@ class Int8WeightLinear:
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
-        """Quantize a float32 matrix (out, in)."""
         return cls(*quantize_rows(weight, _MOST), bias)
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
@@ -239,7 +237,6 @@ class LayerNorm:
     epsilon: float
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        """Return the normalised states (…, C)."""
         return layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 

@@ -39,7 +39,6 @@ class RootMeanSquareNorm:
     epsilon: float
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        """Return the normalised states (…, C)."""
         normed = rms_norm(hidden_states.float(), self.factor.shape, self.factor, self.epsilon)
         return normed.to(hidden_states.dtype)
 
@@ -80,7 +79,6 @@ class GemmaLayer:
         )
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the states (B, T, C) after the feed-forward block."""
         gate, up = self.gate_up(self.feed_forward_norm(hidden_states)).chunk(2, dim=-1)
         output = self.down(gelu(gate, approximate="tanh") * up)
         if self.after_feed_forward is not None:
@@ -185,7 +183,6 @@ class Gemma:
         places: TokenPlaces,
         cache: KeyValueCache,
     ) -> Tensor:
-        """Process tokens (B, T, C), stored at their places; return the last layer's states."""
         rows = places.rows()
         for index, layer in enumerate(self._layers):
             queries, keys_and_values = self._project(layer, hidden_states, metadata)
@@ -227,7 +224,6 @@ class Gemma:
         values: Tensor,
         metadata: GemmaAttentionMetadata,
     ) -> Tensor:
-        """Return the states (B, T, C) after attention and feed-forward."""
         mask = metadata.window_mask if layer.has_window else metadata.mask
         if self._attention_cap is None:
             attended = attend(queries, keys, values, mask, self._scale)
@@ -302,7 +298,6 @@ class PaliGemmaDecoder:
         return self._gemma.logits(states)
 
     def decode_step(self, cache: SlotCache, places: TokenPlaces) -> Tensor:
-        """Process tokens; return the logits (B * T, V) of each next token."""
         positions = torch.arange(places.length, device=self._device)
         distance = places.positions[..., None] - positions  # (B, T, P)
         is_visible = distance >= 0

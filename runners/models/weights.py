@@ -48,7 +48,6 @@ class DecoderWeights:
         return replace(self, prefix=f"{self.prefix}{name}.")
 
     def layers(self, num_layers: int, build: Callable[[int, Self], LayerT]) -> Sequence[LayerT]:
-        """Return a stack of layers, each built of its index and its weights."""
         return [build(index, self.at(f"layers.{index}")) for index in range(num_layers)]
 
     def has(self, name: str) -> bool:
@@ -87,7 +86,6 @@ class DecoderWeights:
         return linear_layer(weight, bias, self.precision)
 
     def _join(self, names: Sequence[str]) -> Tensor:
-        """Read tensors, concatenated along their first dimension."""
         keys = [self.prefix + name for name in names]
         sizes = [len(self.source[key]) for key in keys]
         shape = (sum(sizes), *self.source[keys[0]].shape[1:])

@@ -519,7 +519,6 @@ def with_wider_nucleus(results: Results, sequences: Sequence[Sequence[int]]) -> 
 def unpack(
     results: Results, conditions: Sequence[RowConditions], sequences: Sequence[Sequence[int]]
 ) -> list[list[Choice]]:
-    """Return the choices of each sequence from the results of all rows."""
     singles = results[:, :_NUM_SINGLE].tolist()
     choices: list[list[Choice]] = []
     for rows in sequences:

@@ -39,7 +39,6 @@ class Constraint:
         self._eos_token_ids = eos_token_ids
 
     def start(self) -> ConstraintState:
-        """Return the state of an empty answer."""
         return self._start
 
     def after(self, state: ConstraintState, token_id: int) -> ConstraintState:

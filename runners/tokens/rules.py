@@ -30,7 +30,6 @@ class GenerationRules:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Self:
-        """Return the rules for the parsed values of a generation_config.json."""
         eos = config["eos_token_id"]
         names = [rule.name for rule in fields(cls) if config.get(rule.name) is not None]
         eos_token_ids = frozenset(eos if isinstance(eos, list) else [eos])

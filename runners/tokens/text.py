@@ -32,7 +32,6 @@ class TextStream:
         self._stream = DecodeStream(skip_special_tokens=False)
 
     def push(self, token_id: int) -> str:
-        """Return the text that the next token adds, control tokens included."""
         return self._stream.step(self._tokenizer, token_id) or ""
 
 
