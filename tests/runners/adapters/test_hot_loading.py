@@ -95,15 +95,6 @@ def test_a_replaced_adapter_is_another_build_beside_the_one_before(watched: Watc
     assert watched.update(CALL_TIMEOUT_S + 1) == {after}
 
 
-def test_two_folders_with_the_same_files_are_one_build(watched: Watched) -> None:
-    key = watched.write("a")
-    assert watched.write("b") == key
-    watched.update()
-    shutil.rmtree(watched.folder / "a")
-    for _ in range(3):
-        assert watched.update(CALL_TIMEOUT_S) == {key}
-
-
 def test_an_adapter_may_name_its_base_by_an_alias(watched: Watched) -> None:
     key = watched.write("a", base_model_name_or_path="an/alias")
     assert watched.update() == frozenset()
@@ -250,15 +241,6 @@ def test_an_adapter_whose_files_hang_is_refused_and_the_others_are_loaded(
     assert line == "the adapter a is refused: its files could not be read within 2 s"
 
 
-def test_the_start_returns_when_the_adapters_are_loaded(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
-    keys = {watched.write("a"), watched.write("b", 2.0)}
-    watched.adapters.watch(watched.loaded)
-    assert watched.loaded.keys == keys
-    assert not caplog.records  # an error would be logged after the read timeout
-
-
 def test_an_adapter_that_takes_too_long_does_not_hold_the_start(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,30 +252,6 @@ def test_an_adapter_that_takes_too_long_does_not_hold_the_start(
     assert f"the adapters of {FLORENCE.id} are not all loaded after 0.2 s" in caplog.messages[-1]
     watched.loaded.released.set()
     wait_until(lambda: watched.loaded.keys == {key})
-
-
-def test_the_log_has_the_adapter_that_is_freed(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
-    key = watched.write("a")
-    watched.update()
-    shutil.rmtree(watched.folder / "a")
-    watched.update()
-    caplog.set_level(logging.INFO)
-    watched.update(CALL_TIMEOUT_S * 2)
-    assert caplog.messages == [f"an adapter of {watched.base.model_id} is freed: build {key[:8]}"]
-
-
-def test_the_log_has_the_adapter_that_is_loaded(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    key = watched.write("a")
-    for _ in range(2):
-        watched.update()
-    assert caplog.messages == [
-        f"the adapter a of {watched.base.model_id} is loaded: build {key[:8]}"
-    ]
 
 
 def test_a_runner_waits_for_adapters_half_of_its_start_at_most(

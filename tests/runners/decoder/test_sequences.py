@@ -89,11 +89,6 @@ def test_sampling_is_repeatable_by_seed() -> None:
     assert len(set(others)) > 10
 
 
-def test_low_temperature_gives_the_greedy_tokens() -> None:
-    written = write(FREE, request(temperature=0.01, seed=0), preferring(4, 5))
-    assert written.token_ids == (4,) * 8
-
-
 def test_log_probabilities_do_not_depend_on_the_temperature() -> None:
     greedy = write(FREE, request(1), preferring(4))
     sampled = write(FREE, request(1, temperature=0.01, seed=0), preferring(4))
@@ -121,20 +116,3 @@ def test_tokens_that_the_grammar_chose_against_the_model_are_counted() -> None:
 def test_past_deadline_fails() -> None:
     with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
         write(FREE, request(deadline_s=time.monotonic() - 1), preferring(4))
-
-
-def test_top_p_keeps_the_most_probable_tokens_only() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05] + [0.0] * 6).log()
-    drawn = {
-        write(FREE, request(1, temperature=1.0, top_p=0.6, seed=seed), logits).token_ids[0]
-        for seed in range(60)
-    }
-    assert drawn == {0, 1}  # 0.5 is not enough, 0.5 + 0.3 is
-
-
-def test_the_most_probable_token_is_always_kept() -> None:
-    drawn = {
-        write(FREE, request(1, temperature=1.0, top_p=0.0, seed=seed), preferring(4)).token_ids
-        for seed in range(9)
-    }
-    assert drawn == {(4,)}

@@ -222,12 +222,6 @@ def test_all_threads_run_batches_in_the_one_that_captured(encoder_file: str) -> 
     assert threading.get_ident() not in sessions.session.threads
 
 
-def test_pixels_may_be_read_only(encoder_file: str) -> None:
-    pixels = random_pixels(1)
-    pixels.flags.writeable = False  # like pixels in shared memory
-    assert loaded(Sessions(encoder_file), 1).encode(pixels).isfinite().all()
-
-
 def test_a_session_that_refuses_graphs_is_opened_without(
     encoder_file: str, caplog: pytest.LogCaptureFixture
 ) -> None:

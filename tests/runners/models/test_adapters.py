@@ -134,20 +134,6 @@ def test_adapters_change_the_answers_of_the_base(tuned: Tuned) -> None:
     assert 2 <= num_equal <= 10  # two requests are of the base
 
 
-def test_sequences_that_enter_and_leave_keep_their_adapters(tuned: Tuned) -> None:
-    requests = [
-        replace(tuned.request(index, 1 + index % 3), max_new_tokens=2 + 5 * index % 23)
-        for index in range(40)
-    ]
-    alone = [generate_all(tuned.case.decoder, [request])[0].token_ids for request in requests]
-    scheduler = Scheduler(tuned.case.decoder, "adapters", SchedulerLimits(7, 100, 800))
-    scheduler.start()
-    futures = [scheduler.submit([request])[0] for request in requests]
-    written = [future.result(TIMEOUT_S).sequence.token_ids for future in futures]
-    scheduler.stop()
-    assert written == alone
-
-
 def test_adapters_in_captured_passes_give_the_tokens_of_eager_ones(tuned: Tuned) -> None:
     decoder = adapted_decoder(tuned.artifacts, tuned.tensors, pool_rank=96, max_positions=512)
     requests = [replace(tuned.request(index), max_new_tokens=12) for index in range(9)]

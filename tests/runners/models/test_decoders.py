@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from runners.decoder.batch import LiveBatch, generate_all, start_sequence
-from runners.decoder.sequences import GeneratedSequence
 from tests.support.decoder_cases import CASE_NAMES, MAX_NEW_TOKENS, Case, make_case
 from tests.support.export_cli import ModelStore
 from tests.support.reference_answers import reference_answer
@@ -20,21 +19,6 @@ def case(
     request: pytest.FixtureRequest, exported: ModelStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Case:
     return make_case(request.param, exported, tmp_path_factory.mktemp("case"))
-
-
-@pytest.fixture(scope="module")
-def alone(case: Case) -> list[GeneratedSequence]:
-    """Return the answer to each request in a separate batch."""
-    return [generate_all(case.decoder, [request])[0] for request in case.requests()]
-
-
-def test_a_batch_gives_the_tokens_of_each_sequence_alone(
-    case: Case, alone: list[GeneratedSequence]
-) -> None:
-    together = generate_all(case.decoder, case.requests())
-    assert [written.token_ids for written in together] == [written.token_ids for written in alone]
-    for one, other in zip(together, alone, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_log_probabilities_equal_the_reference(case: Case) -> None:
@@ -57,15 +41,6 @@ def test_seeded_sampling_is_the_same_alone_and_in_a_batch(case: Case) -> None:
     assert len(alone.token_ids) > 1
 
 
-def test_a_sequence_that_ends_early_does_not_change_the_others(case: Case) -> None:
-    short = replace(case.request(1), max_new_tokens=1)
-    long = case.request(1)
-    cut, whole = generate_all(case.decoder, [short, long])
-    assert isinstance(whole, GeneratedSequence)
-    assert whole.token_ids == generate_all(case.decoder, [long])[0].token_ids
-    assert len(cut.token_ids) == 1
-
-
 def test_nan_in_one_sequence_changes_neither_its_neighbours_nor_its_successor(case: Case) -> None:
     poisoned = replace(case.request(0), image_features=torch.full_like(case.features[0], torch.nan))
     batch = LiveBatch(case.decoder, 2)
@@ -83,23 +58,5 @@ def test_nan_in_one_sequence_changes_neither_its_neighbours_nor_its_successor(ca
         case.decoder, [case.request(2)]
     )
     assert [beside.result().token_ids, after.result().token_ids] == [
-        each.token_ids for each in alone
-    ]
-
-
-def test_sequences_that_enter_and_leave_give_the_tokens_of_each_alone(
-    case: Case, alone: list[GeneratedSequence]
-) -> None:
-    waiting = [start_sequence(request, case.decoder.rules) for request in case.requests()]
-    sequences = list(waiting)
-    batch = LiveBatch(case.decoder, 5)
-    while waiting or batch.live:
-        batch.remove_ended()
-        if waiting and batch.num_free_slots:
-            batch.admit([waiting.pop(0) for _ in range(min(len(waiting), batch.num_free_slots, 2))])
-            batch.remove_ended()
-        if batch.live:
-            batch.step()
-    assert [sequence.result().token_ids for sequence in sequences] == [
         each.token_ids for each in alone
     ]

