@@ -2,8 +2,6 @@
 model.
 """
 
-import math
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from export.checks.reference import Reference
-from runners.adapters.low_rank import Adapters, LayerAdapters
+from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
 from runners.decoder.batch import generate_all
 from runners.decoder.engines import EagerEngine
@@ -21,7 +19,6 @@ from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
-from runners.models.layers import FloatLinear
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tests.support.catalog import CATALOG
@@ -30,7 +27,7 @@ from tests.support.drafted_answers import asked, generate, generate_without_draf
 from tests.support.export_cli import EMBEDDED, MODELS, ModelStore
 from tests.support.lora import merged, write_adapter
 from tests.support.passes import Passes
-from wire.artifacts.adapter_folder import AdapterError, AdapterLimits, NoRoomError
+from wire.artifacts.adapter_folder import AdapterLimits
 from wire.artifacts.manifest import DECODER_FILE, Precision, read_manifest
 
 NUM_ADAPTERS = 8
@@ -167,75 +164,6 @@ def test_adapters_that_come_and_go_while_others_are_decoded_change_no_answer(tun
     expected = [generate_all(tuned.case.decoder, [request])[0].token_ids for request in named]
     assert [future.result(TIMEOUT_S).sequence.token_ids for future in futures] == expected
     scheduler.stop()
-
-
-def pair(rank: int, **widths: int) -> dict[str, torch.Tensor]:
-    """Return the tensors of an adapter of layers with inputs of 6 and these outputs."""
-    tensors: dict[str, torch.Tensor] = {}
-    for layer, width in widths.items():
-        tensors |= {f"{layer}.down": torch.ones(rank, 6), f"{layer}.up": torch.ones(width, rank)}
-    return tensors
-
-
-def test_an_adapter_without_room_changes_nothing() -> None:
-    adapters = Adapters()
-    joined = adapters.over(FloatLinear(torch.zeros(9, 6), None), ["q", "k"], [4, 5], 6)
-    num_columns = 0
-    for key, added, rank in [
-        ("a", pair(2, q=4), 2),
-        ("b", pair(1, q=4, k=5), 2),
-        ("c", pair(3, q=4, k=5), 6),
-    ]:
-        num_columns += rank
-        needed_bytes = num_columns * (6 + 4 + 5) * 4
-        before = joined.layer_adapters
-        with pytest.raises(NoRoomError, match="DIPTYCH_ADAPTERS_MB"):
-            adapters.add(key, added, needed_bytes - 1)
-        assert joined.layer_adapters is before
-        assert key not in adapters.keys
-        adapters.add(key, added, needed_bytes)
-        product = joined.layer_adapters.product
-        assert product is not None
-        assert product.down.nbytes + product.up.nbytes == needed_bytes
-    adapters.add("elsewhere", pair(9, v=4), needed_bytes)
-
-
-def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
-    adapters = Adapters()
-    base = FloatLinear(torch.zeros(4, 6), None)
-    layers = [adapters.over(base, ["good"], [4], 6), adapters.over(base, ["bad"], [5], 6)]
-    with pytest.raises(RuntimeError):
-        adapters.add("a", pair(2, good=4, bad=4))
-    assert [layer.layer_adapters for layer in layers] == [LayerAdapters()] * 2
-    assert adapters.keys == frozenset()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_an_adapter_with_values_that_are_not_finite_is_refused(value: float) -> None:
-    """Its products, times a masked zero, would reach the rows of others."""
-    adapters = Adapters()
-    adapters.over(FloatLinear(torch.zeros(4, 6), None), ["layer"], [4], 6)
-    tensors = pair(2, layer=4)
-    tensors["layer.up"][1, 1] = value
-    with pytest.raises(AdapterError, match=r"layer\.up has values that are not finite"):
-        adapters.add("a", tensors)
-    assert adapters.keys == frozenset()
-
-
-def test_a_removed_adapter_leaves_no_weights() -> None:
-    adapters = Adapters()
-    linear = adapters.over(FloatLinear(torch.zeros(4, 6), None), ["layer"], [4], 6)
-    for key, rank in (("a", 2), ("b", 1), ("c", 3)):
-        adapters.add(key, pair(rank, layer=4))
-    assert linear.layer_adapters.product is not None
-    freed = weakref.ref(linear.layer_adapters.product.down)
-    adapters.remove("b")
-    assert freed() is None
-    assert linear.layer_adapters.columns == (("a", 2), ("c", 3))
-    assert linear.layer_adapters.product.down.shape == (5, 6)
-    adapters.remove("a")
-    adapters.remove("c")
-    assert linear.layer_adapters == LayerAdapters()
 
 
 def test_constrained_answers_of_adapters_are_those_without_drafts(tuned: Tuned) -> None:

@@ -1,0 +1,166 @@
+"""Products of adapters in mixed rows, their places in a pool, and the memory that they take."""
+
+import math
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+
+from runners.adapters.low_rank import AdaptedLinear, AdapterPool, Adapters, LayerAdapters
+from runners.models.layers import FloatLinear
+from wire.artifacts.adapter_folder import AdapterError, NoRoomError
+
+WIDTH = 6
+SIZES = {"q": 4, "k": 5}
+COLUMN_BYTES = 2 * (6 + 4 + 5) * 4
+
+
+def tensors(rank: int, *layers: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    found: dict[str, Tensor] = {}
+    for layer in layers:
+        found[f"{layer}.down"] = torch.randn(rank, WIDTH, generator=generator)
+        found[f"{layer}.up"] = torch.randn(SIZES[layer], rank, generator=generator)
+    return found
+
+
+def pooled_layer(num_columns: int) -> tuple[Adapters, AdapterPool, AdaptedLinear]:
+    """Return a layer that joins two, open to adapters of a pool."""
+    adapters = Adapters()
+    base = FloatLinear(torch.ones(sum(SIZES.values()), WIDTH), None)
+    layer = adapters.over(base, list(SIZES), list(SIZES.values()), WIDTH)
+    adapters.open_pool(num_columns, num_columns * COLUMN_BYTES)
+    assert adapters.pool is not None
+    return adapters, adapters.pool, layer
+
+
+def outputs(adapters: Adapters, layer: AdaptedLinear, by_row: list[str | None]) -> list[Tensor]:
+    """Return the outputs of rows by the pool, and by their adapters' own matrices."""
+    assert adapters.pool is not None
+    hidden_states = torch.randn(len(by_row), 1, WIDTH, generator=torch.Generator().manual_seed(0))
+    found = []
+    for is_captured in (True, False):
+        adapters.select(by_row)
+        if is_captured:
+            adapters.select_places(torch.tensor(adapters.pool.places(by_row)))
+        found.append(layer(hidden_states))
+    return found
+
+
+def test_rows_get_the_products_of_their_adapters_after_others_came_and_went() -> None:
+    adapters, pool, layer = pooled_layer(6)
+    adapters.add("a", tensors(2, "q", "k"))
+    adapters.add("b", tensors(3, "q"))
+    adapters.remove("a")
+    adapters.add("c", tensors(1, "k"))  # takes the columns of the first
+    adapters.add("d", tensors(1, "q", "k"))
+    by_row = ["c", None, "b", "d", "c"]
+    assert pool.have_places(by_row)
+    assert len(set(pool.places(by_row))) == 4
+    captured, eager = outputs(adapters, layer, by_row)
+    assert torch.allclose(captured, eager, atol=1e-5)
+    assert captured[1].equal(eager[1])  # the base's
+
+
+def test_each_row_gets_base_and_its_own_products() -> None:
+    """In every mixture: one adapter of several, consecutive columns or not, rows of the base."""
+    adapters, _, layer = pooled_layer(6)
+    stored = {key: tensors(rank, *SIZES) for rank, key in enumerate("abc", 1)}
+    for key, pair_of in stored.items():
+        adapters.add(key, pair_of)
+    states = torch.randn(4, 2, WIDTH, generator=torch.Generator().manual_seed(1))
+    mixtures: list[list[str | None]] = [["b"] * 4, ["a", None, "c", "a"], ["b", "c", None, "b"]]
+    for by_row in mixtures:
+        adapters.select(by_row)
+        expected = layer.base(states)
+        for row, adapter in enumerate(by_row):
+            if adapter is not None:
+                pair_of = stored[adapter]
+                parts = [
+                    states[row] @ pair_of[f"{name}.down"].T @ pair_of[f"{name}.up"].T
+                    for name in SIZES
+                ]
+                expected[row] += torch.cat(parts, dim=-1)
+        torch.testing.assert_close(layer(states), expected)
+
+
+def test_an_adapter_for_which_no_columns_are_free_has_no_place() -> None:
+    adapters, pool, _ = pooled_layer(4)
+    adapters.add("large", tensors(5, "q"))
+    adapters.add("a", tensors(3, "q"))
+    adapters.add("b", tensors(2, "q"))
+    assert [pool.have_places([key, None]) for key in ("large", "a", "b")] == [False, True, False]
+    adapters.remove("a")
+    assert not pool.have_places(["a"])
+    adapters.add("c", tensors(4, "k"))
+    assert pool.have_places(["c"])
+
+
+def pair(rank: int, **widths: int) -> dict[str, Tensor]:
+    """Return the tensors of an adapter of layers with inputs of 6 and these outputs."""
+    tensors: dict[str, Tensor] = {}
+    for layer, width in widths.items():
+        tensors |= {f"{layer}.down": torch.ones(rank, 6), f"{layer}.up": torch.ones(width, rank)}
+    return tensors
+
+
+def test_an_adapter_without_room_changes_nothing() -> None:
+    adapters = Adapters()
+    joined = adapters.over(FloatLinear(torch.zeros(9, 6), None), ["q", "k"], [4, 5], 6)
+    num_columns = 0
+    for key, added, rank in [
+        ("a", pair(2, q=4), 2),
+        ("b", pair(1, q=4, k=5), 2),
+        ("c", pair(3, q=4, k=5), 6),
+    ]:
+        num_columns += rank
+        needed_bytes = num_columns * (6 + 4 + 5) * 4
+        before = joined.layer_adapters
+        with pytest.raises(NoRoomError, match="DIPTYCH_ADAPTERS_MB"):
+            adapters.add(key, added, needed_bytes - 1)
+        assert joined.layer_adapters is before
+        assert key not in adapters.keys
+        adapters.add(key, added, needed_bytes)
+        product = joined.layer_adapters.product
+        assert product is not None
+        assert product.down.nbytes + product.up.nbytes == needed_bytes
+    adapters.add("elsewhere", pair(9, v=4), needed_bytes)
+
+
+def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
+    adapters = Adapters()
+    base = FloatLinear(torch.zeros(4, 6), None)
+    layers = [adapters.over(base, ["good"], [4], 6), adapters.over(base, ["bad"], [5], 6)]
+    with pytest.raises(RuntimeError):
+        adapters.add("a", pair(2, good=4, bad=4))
+    assert [layer.layer_adapters for layer in layers] == [LayerAdapters()] * 2
+    assert adapters.keys == frozenset()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_adapter_with_values_that_are_not_finite_is_refused(value: float) -> None:
+    """Its products, times a masked zero, would reach the rows of others."""
+    adapters = Adapters()
+    adapters.over(FloatLinear(torch.zeros(4, 6), None), ["layer"], [4], 6)
+    tensors = pair(2, layer=4)
+    tensors["layer.up"][1, 1] = value
+    with pytest.raises(AdapterError, match=r"layer\.up has values that are not finite"):
+        adapters.add("a", tensors)
+    assert adapters.keys == frozenset()
+
+
+def test_a_removed_adapter_leaves_no_weights() -> None:
+    adapters = Adapters()
+    linear = adapters.over(FloatLinear(torch.zeros(4, 6), None), ["layer"], [4], 6)
+    for key, rank in (("a", 2), ("b", 1), ("c", 3)):
+        adapters.add(key, pair(rank, layer=4))
+    assert linear.layer_adapters.product is not None
+    freed = weakref.ref(linear.layer_adapters.product.down)
+    adapters.remove("b")
+    assert freed() is None
+    assert linear.layer_adapters.columns == (("a", 2), ("c", 3))
+    assert linear.layer_adapters.product.down.shape == (5, 6)
+    adapters.remove("a")
+    adapters.remove("c")
+    assert linear.layer_adapters == LayerAdapters()
