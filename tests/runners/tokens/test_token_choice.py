@@ -87,6 +87,13 @@ def test_a_token_is_constrained_if_the_mask_forbids_the_preferred_one(
     assert {choice.is_constrained for choice in searched} == {expected}
 
 
+def test_tokens_beyond_a_shorter_mask_are_not_allowed() -> None:
+    """A vocabulary may be padded beyond the tokenizer's."""
+    logits = torch.arange(float(SIZE))[None]
+    (choice,) = singles(logits, [RowConditions(allowed=np.full(4, 255, np.uint8))])
+    assert (choice.token_id, choice.is_constrained) == (31, True)
+
+
 def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
     probabilities = torch.tensor([0.05, 0.6, 0.0, 0.25, 0.1])
     assert draw(probabilities, 1.0).tolist() == pytest.approx(probabilities.tolist(), abs=0.001)
