@@ -152,9 +152,8 @@ class Settings(BaseModel):
         4_000,
         ge=1,
         le=1_000_000,
-        description="Maximum memory of the adapters of a runner with one more of the folder, MB;"
-        " each takes the highest rank among them. On a GPU their pool counts, and a quarter of the"
-        " free memory is the limit.",
+        description="Maximum memory of the adapters of a runner with one more of the folder, MB."
+        " On a GPU their pool counts, and a quarter of the free memory is the limit.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on, for REST and gRPC.")
     port: int = Field(3000, ge=1, le=65535, description="REST port.")

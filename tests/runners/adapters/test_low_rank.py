@@ -93,8 +93,11 @@ def test_an_adapter_for_which_no_columns_are_free_has_no_place() -> None:
     assert [pool.have_places([key, None]) for key in ("large", "a", "b")] == [False, True, False]
     adapters.remove("a")
     assert not pool.have_places(["a"])
-    adapters.add("c", tensors(4, "k"))
-    assert pool.have_places(["c"])
+    adapters.add("c", tensors(1, "k"))
+    adapters.add("d", tensors(3, "k"))
+    adapters.remove("c")
+    adapters.add("e", tensors(1, "k"))  # fits exactly before another
+    assert pool.have_places(["d", "e"])
 
 
 def pair(rank: int, **widths: int) -> dict[str, Tensor]:
