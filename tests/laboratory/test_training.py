@@ -37,7 +37,15 @@ from laboratory.training.examples import (
     augmented_pixels,
     cell_targets,
 )
-from laboratory.training.loop import RECIPES, Muon, Stage, Training, cosine_factor, orthogonalized
+from laboratory.training.loop import (
+    RECIPES,
+    Muon,
+    Stage,
+    Training,
+    cosine_factor,
+    orthogonalized,
+    set_rates,
+)
 from laboratory.training.losses import answer_losses, attention_loss
 from laboratory.training.masks import (
     Codebook,
@@ -227,10 +235,10 @@ def batch(answer_ids: list[int], positions: list[float], steps: list[int]) -> Ba
     }
 
 
-def location_loss(written_id: int, position: float, sigma: float) -> torch.Tensor:
+def location_loss(written_id: int, position: float, sigma: float, step: int = 8) -> torch.Tensor:
     logits = torch.full((1, 1, 40), -100.0)
     logits[0, 0, written_id] = 100.0
-    one = batch([written_id], [position], [8])
+    one = batch([written_id], [position], [step])
     return answer_losses(logits, HEAD, one, LOCATION_IDS, sigma)["location"]
 
 
@@ -246,6 +254,7 @@ def test_locations_have_soft_targets_on_their_grid() -> None:
     torch.testing.assert_close(location_loss(18, 12.0, 0.3), location_loss(26, 12.0, 0.3))
     assert location_loss(22, 12.0, 0.3) > location_loss(18, 12.0, 0.3)  # beside the grid
     assert torch.isfinite(location_loss(10, 0.0, 2.0))  # at the edge
+    assert location_loss(29, 16.0, 2.0, step=4) > 199  # no target beyond the last bin
 
 
 def test_attention_to_mentioned_cells_has_no_loss() -> None:
@@ -359,6 +368,18 @@ def test_stages_follow_each_other() -> None:
     assert [index for index, _ in places] == [0, 0, 1, 1, 2, 2, 2]
     assert [progress for _, progress in places][:5] == [0, 0.5, 0, 0.5, 0]
     assert all(recipe[0].weights is None for recipe in RECIPES.values())
+
+
+def test_refining_starts_after_the_joint_stage(tmp_path: Path) -> None:
+    training = make_training("florence-2-mini", tmp_path, "cpu", seed=0)
+    training.refine(weights(training))
+    optimizers = training._make_optimizers()
+    assert training._restore(optimizers) == 6200
+    set_rates(optimizers, 0.5, vision_factor=0.2)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            factor = 0.1 if group.get("part") == "vision" else 0.5
+            assert group["lr"] == pytest.approx(factor * group["top"])
 
 
 @pytest.mark.long
