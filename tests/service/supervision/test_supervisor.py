@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,11 @@ def pids(lines: list[str], name: str) -> list[int]:
 
 def test_failed_process_is_restarted(tmp_path: Path) -> None:
     with supervised(tmp_path) as process:
-        lines = lines_until(process, "starts", 4)
+        lines = lines_until(process, "starts", 3)
+        failed_s = time.monotonic()
+        lines += lines_until(process, "starts", 1)
+        pause_s = time.monotonic() - failed_s
+    assert pause_s > 0.5  # after a short life
     assert len(pids(lines, "gateway")) == 2
     assert len(set(pids(lines, "runner"))) == 2
     assert any("ended with status 3 and is restarted" in line for line in lines)
