@@ -33,7 +33,8 @@ QUAD = "<loc_1>" * 8
 FOUR = "<loc0001><loc0002><loc0003><loc0004>"
 SIXTEEN = "<seg001>" * 16
 ASKED = TaskParameters(labels=("red circle", "star"))
-ODD = TaskParameters(labels=('a "b" \\ % {4}', "<loc0005>", "größe 日本 🙂", "red", "red circle"))
+ODD_LABELS = ('a "b" \\ % {4}', "<loc0005>", "größe 日本 🙂", "red", "red circle")
+ODD = TaskParameters(labels=ODD_LABELS)
 PHRASE = TaskParameters(phrase="star")
 
 
@@ -120,117 +121,103 @@ def test_every_answer_that_parses_whole_is_well_formed(
             assert languages[family].is_well_formed(answer.task_id, answer.parameters, text), answer
 
 
-@pytest.mark.parametrize(
-    ("family", "task_id", "parameters", "text", "expected"),
-    [
-        ("florence2", "object_detection", TaskParameters(), f"star{BOX}{BOX}circle{BOX}", True),
-        ("florence2", "object_detection", TaskParameters(), f"star{BOX}<loc_5>", False),
-        ("florence2", "object_detection", TaskParameters(), "star", False),
-        ("florence2", "object_detection", TaskParameters(), BOX, False),
-        ("florence2", "region_proposal", TaskParameters(), f"{BOX}{BOX}", True),
-        ("florence2", "region_proposal", TaskParameters(), f"star{BOX}", False),
-        (
-            "florence2",
-            "open_vocabulary_detection",
-            ASKED,
-            f"star<poly>{BOX}<loc_5><loc_6></poly>",
-            True,
-        ),
-        ("florence2", "open_vocabulary_detection", ASKED, f"red circle{BOX}a star{BOX}{BOX}", True),
-        ("florence2", "open_vocabulary_detection", ASKED, f"a blue star{BOX}", False),
-        ("florence2", "open_vocabulary_detection", ASKED, f"red{BOX}", False),
-        ("florence2", "open_vocabulary_detection", ASKED, "", True),
-        (
-            "florence2",
-            "phrase_grounding",
-            TaskParameters(caption="a star"),
-            f"a blue star{BOX}",
-            True,
-        ),
-        (
-            "florence2",
-            "phrase_grounding",
-            TaskParameters(phrases=("A star",)),
-            f"A star{BOX} star{BOX}",
-            True,
-        ),
-        (
-            "florence2",
-            "phrase_grounding",
-            TaskParameters(phrases=("A star",)),
-            f"A stars{BOX}",
-            False,
-        ),
-        *(
-            ("florence2", "phrase_grounding", ODD, f"{label}{BOX}red{BOX}red circle{BOX}", True)
-            for label in (ODD.labels or ())
-        ),
-        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6>", True),
-        (
-            "florence2",
-            "instance_segmentation",
-            PHRASE,
-            f"{BOX}<loc_5><loc_6><sep>{BOX}<loc_5><loc_6>",
-            True,
-        ),
-        ("florence2", "instance_segmentation", PHRASE, f"{BOX}<loc_5><loc_6><loc_7>", False),
-        ("florence2", "instance_segmentation", PHRASE, BOX, False),
-        ("florence2", "ocr_with_regions", TaskParameters(), f"AB{QUAD}", True),
-        ("florence2", "ocr_with_regions", TaskParameters(), f"AB{BOX}", False),
-        ("florence2", "region_description", TaskParameters(), f"a star{BOX}", True),
-        ("florence2", "region_description", TaskParameters(), "a star", True),
-        ("florence2", "region_description", TaskParameters(), "a star<loc_1>", False),
-        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} star ; {FOUR} red circle", True),
-        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} star;{FOUR}star", True),
-        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} red", False),
-        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR} circle", False),
-        ("paligemma", "open_vocabulary_detection", ASKED, f"{FOUR}<loc0005> star", False),
-        ("paligemma", "open_vocabulary_detection", ASKED, "star", False),
-        ("paligemma", "open_vocabulary_detection", ASKED, "", True),
-        *(
-            (
-                "paligemma",
-                "phrase_grounding",
-                ODD,
-                f"{FOUR} {label} ; {FOUR} red ; {FOUR} red circle",
-                True,
-            )
-            for label in (ODD.labels or ())
+DETECTION = "open_vocabulary_detection"
+GROUNDING = "phrase_grounding"
+MASKS = "instance_segmentation"
+NONE = TaskParameters()
+CAT_OR_STAR = TaskParameters(phrases=("star", "cat"))
+TRIANGLE = f"{BOX}<loc_5><loc_6>"
+MASK = f"{FOUR}{SIXTEEN}"
+# family, task and parameters -> answers that are well-formed, and others
+FORMS: list[tuple[Family, str, TaskParameters, list[str], list[str]]] = [
+    (
+        "florence2",
+        "object_detection",
+        NONE,
+        [f"star{BOX}{BOX}circle{BOX}"],
+        [f"star{BOX}<loc_5>", "star", BOX],
+    ),
+    ("florence2", "region_proposal", NONE, [f"{BOX}{BOX}"], [f"star{BOX}"]),
+    (
+        "florence2",
+        DETECTION,
+        ASKED,
+        ["", f"star<poly>{TRIANGLE}</poly>", f"red circle{BOX}a star{BOX}{BOX}"],
+        [f"a blue star{BOX}", f"red{BOX}"],
+    ),
+    ("florence2", GROUNDING, TaskParameters(caption="a star"), [f"a blue star{BOX}"], []),
+    (
+        "florence2",
+        GROUNDING,
+        TaskParameters(phrases=("A star",)),
+        [f"A star{BOX} star{BOX}"],
+        [f"A stars{BOX}"],
+    ),
+    (
+        "florence2",
+        GROUNDING,
+        ODD,
+        [f"{label}{BOX}red{BOX}red circle{BOX}" for label in ODD_LABELS],
+        [],
+    ),
+    (
+        "florence2",
+        MASKS,
+        PHRASE,
+        [TRIANGLE, f"{TRIANGLE}<sep>{TRIANGLE}"],
+        [f"{TRIANGLE}<loc_7>", BOX],
+    ),
+    ("florence2", MASKS, CAT_OR_STAR, [TRIANGLE, f"dog{TRIANGLE}"], [f"star{BOX}"]),
+    ("florence2", "ocr_with_regions", NONE, [f"AB{QUAD}"], [f"AB{BOX}"]),
+    ("florence2", "region_description", NONE, [f"a star{BOX}", "a star"], ["a star<loc_1>"]),
+    (
+        "paligemma",
+        DETECTION,
+        ASKED,
+        ["", f"{FOUR} star ; {FOUR} red circle", f"{FOUR} star;{FOUR}star"],
+        [f"{FOUR} red", f"{FOUR} circle", f"{FOUR}<loc0005> star", "star"],
+    ),
+    (
+        "paligemma",
+        GROUNDING,
+        ODD,
+        [
+            f"{FOUR} {label} ; {FOUR} red ; {FOUR} red circle"
+            for label in ODD_LABELS
             if label != "<loc0005>"
-        ),
-        ("paligemma", "phrase_grounding", ODD, f"{FOUR}<loc0005>", False),
-        (
-            "paligemma",
-            "instance_segmentation",
-            PHRASE,
-            f"{FOUR}{SIXTEEN} star ; {FOUR}{SIXTEEN} star",
-            True,
-        ),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} a Star", True),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN} a stars", False),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR} {SIXTEEN} star", True),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}  {SIXTEEN} star", False),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN}", False),
-        (
-            "paligemma",
-            "instance_segmentation",
-            TaskParameters(phrases=("star", "cat")),
-            f"{FOUR} {SIXTEEN} cat ; {FOUR} {SIXTEEN} star ; {FOUR} {SIXTEEN} cat",
-            True,
-        ),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR}{SIXTEEN}<seg001> star", False),
-        ("paligemma", "instance_segmentation", PHRASE, f"{FOUR} star", False),
-    ],
-)
-def test_what_is_well_formed(
+        ],
+        [f"{FOUR}<loc0005>"],
+    ),
+    (
+        "paligemma",
+        MASKS,
+        PHRASE,
+        [f"{MASK} star ; {MASK} star", f"{MASK} a Star", f"{FOUR} {SIXTEEN} star"],
+        [
+            f"{MASK} a stars",
+            f"{MASK}<seg001> star",
+            f"{FOUR} star",
+            f"{FOUR}  {SIXTEEN} star",
+            MASK,
+        ],
+    ),
+    ("paligemma", MASKS, CAT_OR_STAR, [f"{MASK} cat ; {FOUR} {SIXTEEN} star ; {MASK} cat"], []),
+]
+
+
+@pytest.mark.parametrize(("family", "task_id", "parameters", "well_formed", "others"), FORMS)
+def test_forms_of_answers(
     languages: dict[Family, Language],
     family: Family,
     task_id: str,
     parameters: TaskParameters,
-    text: str,
-    expected: bool,
+    well_formed: list[str],
+    others: list[str],
 ) -> None:
-    assert languages[family].is_well_formed(task_id, parameters, text) == expected
+    for text in well_formed:
+        assert languages[family].is_well_formed(task_id, parameters, text), text
+    for text in others:
+        assert not languages[family].is_well_formed(task_id, parameters, text), text
 
 
 @pytest.mark.parametrize("task_id", ["captioning", "ocr", "visual_question_answering"])
