@@ -179,6 +179,10 @@ def test_contradictory_message_is_rejected(fields: dict[str, Any], reason: str) 
         read_request(raw_request(**fields))
 
 
+def test_longest_list_is_read() -> None:
+    assert len(read_request(raw_request(outputs=[Output()] * 100)).outputs) == 100
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "name", "param"),
     [
