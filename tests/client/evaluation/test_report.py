@@ -28,7 +28,7 @@ from diptych_client.evaluation.formats.reading import read_dataset
 from diptych_client.evaluation.questions import AnswerLog, Prompts, Questionnaire
 from diptych_client.evaluation.report import Gallery, IntervalAxis, Line, write_report
 from diptych_client.evaluation.statistics import Curve, Interval
-from diptych_client.evaluation.tables import json_document, markdown
+from diptych_client.evaluation.tables import heading, json_document, markdown
 from diptych_client.geometry import ImageSize
 from diptych_client.long_runs import Outputs
 from diptych_client.requests import TaskParameters
@@ -123,6 +123,15 @@ def test_markdown_and_json_have_the_same_numbers(evaluation: Evaluation) -> None
     assert "first-model is better by 100.0 mAP" in text
     assert document["measured"]["intervals"]["first-model"]["mAP"]["value"] == pytest.approx(100)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_heading_counts_samples(evaluation: Evaluation) -> None:
+    task = f"open_vocabulary_detection on {HOSTILE}: "
+    assert heading(evaluation) == f"{task}3 images"
+    questions = replace(evaluation, num_samples=5, num_labelled=4, num_unanswered=1)
+    counts = "3 images, 5 questions, 4 of them labelled; 1 not answered by every model"
+    assert heading(questions) == f"{task}{counts}"
+    assert heading(replace(evaluation, num_labelled=0)) == f"{task}3 images without labels"
 
 
 def test_unclear_difference_is_marked(evaluation: Evaluation) -> None:

@@ -51,6 +51,8 @@ def test_pixels_are_measured() -> None:
     half_red.paste((255, 0, 0), (0, 0, 4, 8))
     red = measured(half_red)
     assert red["brightness"][2] == 0.5
+    half_red.putpixel((0, 0), (0, 0, 255))  # a colour of 1 in 32 coloured pixels is an edge's
+    assert [share for share in measured(half_red)[COLOURS] if share] == [31 / 32]
     assert max(red[COLOURS]) == 1
     assert measured(Image.new("RGB", (8, 8), (0, 0, 255)))[COLOURS] != red[COLOURS]
     white = measured(Image.new("RGB", (1, 1), (255, 255, 255)))

@@ -97,6 +97,11 @@ def test_arrow_texts_and_other_columns(tmp_path: Path) -> None:
         read_dataset(tmp_path, problems=problems)
 
 
+def test_yolo_box_of_a_rounded_file_is_read(tmp_path: Path) -> None:
+    edit(write_yolo(tmp_path) / "labels" / "val" / "b.txt", "0.1 ", "1.01 ")
+    assert len(read_dataset(tmp_path).images[1].objects or ()) == 1
+
+
 def test_yolo_notes_its_split(tmp_path: Path) -> None:
     folder = write_yolo(tmp_path)
     assert read_dataset(folder).note == "the split val is read; --split reads train"
@@ -352,6 +357,8 @@ YOLO_LINE = "1 0.1 0.125 0.2 0.25"
         (write_yolo, YOLO_LINE, f"9{YOLO_LINE[1:]}", "class 9 is not one of the 2 classes", 2),
         (write_yolo, "0.2 ", "-0.2 ", " has no area; object left out", 2),
         (write_yolo, "0.1 ", "50 ", "must be parts of the image, 0 to 1", 2),
+        (write_yolo, "0.1 ", "1.02 ", "must be parts of the image, 0 to 1", 2),
+        (write_yolo, " 0.25", " 0", " has no area; object left out", 2),
         (write_yolo, YOLO_LINE, "1 0.5 0.5", "expected a box or an outline after the class", 2),
         (write_voc, "<xmax>20.0<", "<xmax>-3<", "b.xml, object 1: the box [1.0, 1.0, -3, 20.0]", 2),
         (write_voc, "</annotation>", "", "b.xml: is not readable as XML", 2),
