@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from runners.adapters.peft import BaseWeights
 from tests.support.peft_folders import EMBEDDINGS, IN, OUT, converted, pair, parts
 from wire.artifacts.adapter_folder import AdapterError
 
@@ -64,3 +65,9 @@ def test_microsofts_modules_to_save_become_the_projectors(tmp_path: Path) -> Non
         f"{projector}.image_proj_norm.weight",
         f"{projector}.image_position_embed.row_embeddings.weight",
     }
+
+
+@pytest.mark.parametrize(("num_missing", "num_rows"), [(0, 10), (1, 11), (63, 73), (64, 10)])
+def test_a_head_is_padded_by_what_an_export_rounds_up(num_missing: int, num_rows: int) -> None:
+    base = BaseWeights(Path("none"), {"lm_head.weight": (10 + num_missing, IN)}, "none")
+    assert len(base.padded(torch.ones(10, 2))) == num_rows
