@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from runners.adapters import hot_loading
+from runners.adapters.peft import read_adapter
 from runners.model_worker import ModelWorker
 from service.inference.served_models import runner_options
 from service.settings import Settings
@@ -93,6 +95,23 @@ def test_a_replaced_adapter_is_another_build_beside_the_one_before(watched: Watc
     after = watched.write("a", 2.0)
     assert watched.update() == {before, after}
     assert watched.update(CALL_TIMEOUT_S + 1) == {after}
+
+
+def test_an_adapter_that_changes_while_it_is_read_is_not_loaded(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.write("a")
+    keys: list[str] = []
+
+    def read_and_replace(*arguments: Any) -> dict[str, torch.Tensor]:
+        tensors = read_adapter(*arguments)
+        if not keys:
+            keys.append(watched.write("a", 2.0))
+        return tensors
+
+    monkeypatch.setattr(hot_loading, "read_adapter", read_and_replace)
+    assert watched.update() == frozenset()
+    assert watched.update() == set(keys)
 
 
 def test_an_adapter_may_name_its_base_by_an_alias(watched: Watched) -> None:
