@@ -131,7 +131,7 @@ def forked_service(
         program = (
             "from service.supervision.roles import Role;"
             "from service.supervision.supervisor import main;"
-            f"main(Role.parse({parsed.arguments}))"
+            f"main(Role.parse({[*role]!r}))"
         )
         process = fork(("-c", program), environment, output.fileno(), output.fileno())
     with _served_by(process, environment, log, access) as service:
