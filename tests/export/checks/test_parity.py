@@ -68,6 +68,15 @@ def test_different_features_fail(features: np.ndarray) -> None:
         compare_features(features, FEATURES)
 
 
+def test_a_small_token_in_another_direction_fails() -> None:
+    expected = FEATURES.copy()
+    expected[0, 0] *= 1e-4
+    features = expected.copy()
+    features[0, 0] *= -1
+    with pytest.raises(ParityError, match="image features differ"):
+        compare_features(features, expected)
+
+
 def test_nan_of_both_sides_fails() -> None:
     nothing = np.full_like(FEATURES, np.nan)
     with pytest.raises(ParityError):
