@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runners.errors import SequenceError
 from runners.kv_cache.memory import DecoderShape, KeyValueCache, SlotLengths
 
 CPU = torch.device("cpu")
@@ -123,3 +124,11 @@ def test_lengths_are_the_same_on_host_and_device() -> None:
     check(3, 6, 1, 8)
     lengths.copy([3, 0], [0, 1])
     check(8, 3, 1, 8)
+
+
+@pytest.mark.parametrize(("has_prefixes", "limit", "left"), [(False, 4, 1), (True, 5, 5)])
+def test_image_and_prompt_leave_room_for_a_token(has_prefixes: bool, limit: int, left: int) -> None:
+    shape = replace(SHAPE, has_prefixes=has_prefixes)
+    assert shape.max_new_tokens(limit) == left
+    with pytest.raises(SequenceError, match=f"have {limit + 1} tokens; at most {limit} are"):
+        shape.max_new_tokens(limit + 1)
