@@ -236,11 +236,8 @@ def _specs(
     model: ServedModel, request: TaskRequest, prompts: Sequence[Prompt], timeout_s: float
 ) -> list[SequenceSpec]:
     options = request.fields
-    grammar = None
-    if options.constrained:
-        grammar = model.language.answer_grammar(model.entry, request.task.id, request.parameters)
     specs: list[SequenceSpec] = []
-    for prompt in prompts:
+    for prompt, grammar in zip(prompts, _grammars(model, request, len(prompts)), strict=True):
         spec = SequenceSpec(
             segments=[(segment.text, segment.is_control) for segment in prompt],
             max_new_tokens=options.max_new_tokens,
@@ -255,6 +252,22 @@ def _specs(
         )
         specs.append(spec)
     return specs
+
+
+def _grammars(model: ServedModel, request: TaskRequest, num_prompts: int) -> Sequence[str | None]:
+    """Return the grammar of each prompt; one that asks for a mask has the names of that alone."""
+    if not request.fields.constrained:
+        return [None] * num_prompts
+    prompt_parameters = [request.parameters] * num_prompts
+    phrases = request.parameters.phrases or ()
+    if request.task.id == "instance_segmentation" and len(phrases) == num_prompts:
+        prompt_parameters = [
+            replace(request.parameters, phrases=None, phrase=phrase) for phrase in phrases
+        ]
+    return [
+        model.language.answer_grammar(model.entry, request.task.id, parameters)
+        for parameters in prompt_parameters
+    ]
 
 
 def _parse(

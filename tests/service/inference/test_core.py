@@ -127,6 +127,21 @@ def test_prompts_share_an_encoding() -> None:
     assert [detection.label for detection in answer.result.detections] == ["red circle"]
 
 
+def test_masks_of_single_names_have_that_name() -> None:
+    decoder = FakeDecoder({"segment star": "", "segment red circle": ""})
+    core = make_core(
+        entries=(FLORENCE, dataclasses.replace(PALIGEMMA, one_name_per_prompt=True)),
+        decoders={PALIGEMMA_ID: decoder},
+    )
+    question: dict[str, Any] = {"task": "instance_segmentation", "model": PALIGEMMA_ID}
+    predict(core, **question, phrases=["star", "red circle"])
+    grammars = [spec.grammar for spec in decoder.specs]
+    for phrase in ("star", "red circle"):
+        predict(core, **question, phrase=phrase)
+    assert grammars == [spec.grammar for spec in decoder.specs[2:]]
+    assert grammars[0] != grammars[1]
+
+
 def test_own_token_of_a_fine_tune() -> None:
     untuned = dataclasses.replace(FLORENCE, tasks={})
     decoder = FakeDecoder({"<GENERATE_TAGS>": "cat, sofa"})
