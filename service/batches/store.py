@@ -201,8 +201,8 @@ class Store:
             for (batch_id,) in db.execute(query, (owner, file_id)):
                 problem = f"{file_id} is the input of {batch_id}, which has not ended"
                 raise InvalidRequest(problem, "file_id")
+            self.content(file_id).unlink(missing_ok=True)  # first: a full disk has room then
             db.execute("DELETE FROM files WHERE id = ?", (file_id,))
-        self.content(file_id).unlink(missing_ok=True)
         return FileDeleted(id=file_id)
 
     def files(self, owner: str, page: Page) -> list[FileObject]:
@@ -356,11 +356,13 @@ class Store:
                 " AND json_extract(document, '$.batch.created_at') < ?",
                 (now_s - MAX_KEPT_S,),
             )
-            query = (
-                "DELETE FROM files WHERE expires_at < ? AND id NOT IN"
-                f" (SELECT input_id FROM batches WHERE {_IS_OPEN}) RETURNING id"
+            is_expired = (
+                f"expires_at < ? AND id NOT IN (SELECT input_id FROM batches WHERE {_IS_OPEN})"
             )
-            expired = {file_id for (file_id,) in db.execute(query, (now_s,))}
+            query = f"SELECT id FROM files WHERE {is_expired}"
+            for (file_id,) in db.execute(query, (now_s,)):
+                self.content(file_id).unlink(missing_ok=True)  # first: a full disk has room then
+            db.execute(f"DELETE FROM files WHERE {is_expired}", (now_s,))
             used = {file_id for (file_id,) in db.execute("SELECT id FROM files")}
             for (document,) in db.execute(f"SELECT document FROM batches WHERE {_IS_OPEN}"):
                 state = BatchState.model_validate_json(document)
@@ -369,8 +371,7 @@ class Store:
             for entry in entries:
                 file_id = entry.name.removesuffix(".jsonl")
                 with suppress(FileNotFoundError):  # deleted by its client meanwhile
-                    is_left = file_id not in used and entry.stat().st_mtime + DAY_S < now_s
-                    if is_left or file_id in expired:
+                    if file_id not in used and entry.stat().st_mtime + DAY_S < now_s:
                         os.unlink(entry)
 
     def lock(self) -> sqlite3.Connection | None:
