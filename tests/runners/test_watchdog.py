@@ -141,7 +141,7 @@ def test_a_process_with_a_stuck_thread_ends_and_shows_its_stack(work: str) -> No
 
 
 def test_a_process_whose_iteration_ends_late_goes_on() -> None:
-    late = iterating("time.sleep(1)", 60)
+    late = iterating("while not watchdog._is_reported: time.sleep(0.01)", 60)
     assert (late.returncode, late.stdout) == (0, "went on idle\n")
     assert "the decoder of x is stuck" in late.stderr
 

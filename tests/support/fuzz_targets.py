@@ -334,6 +334,6 @@ TARGETS = {
         _dataset("data.yaml"), _DATASET_ERRORS, (b"path: .\ntrain: images\nnames:\n  0: cat\n",)
     ),
     "parquet": Target(_dataset("a.parquet"), _DATASET_ERRORS, (_parquet_seed(),)),
-    "journal": Target(_journal, (RunError,), (b'{"image": "a.png", "answer": {}}\n',)),
+    "journal": Target(_journal, (RunError,), (b'{"job": {}}\n{"image": "a.png", "answer": {}}\n',)),
     "archive": Target(_archive, (Unreadable, OSError), (_tar_seed(),)),
 }
