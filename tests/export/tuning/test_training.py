@@ -136,6 +136,7 @@ def test_a_stopped_and_a_killed_run_resume_and_write_the_adapter_of_one_that_was
     )
     assert not run.exists()
     (entry,) = yaml.safe_load(printed.partition(":\n\n")[2])
+    assert entry.pop("forced_names", False) == (model_id == "paligemma-mini")  # asked for names
     assert entry == {"id": "killed", "adapter_of": model_id, "source": str(killed)}
     assert (
         json.loads((killed / "adapter_config.json").read_text())["base_model_name_or_path"]
