@@ -2,7 +2,7 @@
 
 Both follow from the catalog, before anything is downloaded. A model is large if its float32 weights
 would not fit beside an export: its encoders are made in a child process and its float32 decoder and
-reference run layer by layer. `python -m export.resources` prints the tables of docs/operations.md.
+reference run layer by layer. `python -m export.resources` prints the table of docs/operations.md.
 Sizes are counted on the published configurations; the other constants are estimates.
 """
 
@@ -213,8 +213,8 @@ SIZES = {
     ),
 }
 _LISTED = re.compile(r"florence-2-(base|large)(-ft)?|paligemma-.*-(mix-...|pt-896)")
+_RESOLUTION = re.compile(r"-(mix|pt)-\d+$")
 _SIGLIP_WIDTH = 1152
-_NUM_SLOTS = 16  # the default of DIPTYCH_DECODER_MAX_BATCH_SIZE on a CPU
 _MAX_SLOTS = 256  # the largest value of that setting
 # Per card, beside the runner's own reserve: CUDA contexts. Estimated, not measured.
 _CONTEXT_BYTES = 500_000_000
@@ -267,33 +267,27 @@ class ServedMemory:
 
         return self.slot_bytes("cuda") + choice_bytes(self.size.vocabulary)
 
-    @property
-    def card_weights_bytes(self) -> int:
-        """The weights of both parts on a card."""
-        return self.weights_bytes("encoder", "cuda") + self.weights_bytes("decoder", "cuda")
+    def model_bytes(self, device: Device) -> int:
+        """Return the size of the weights of both parts."""
+        return self.weights_bytes("encoder", device) + self.weights_bytes("decoder", device)
 
     def num_slots(self, card_gb: float) -> int:
         """Return the number of slots that fit on a card beside the weights and the allowance."""
-        free_bytes = int(card_gb * _GB) - self.card_weights_bytes - _CONTEXT_BYTES
+        free_bytes = int(card_gb * _GB) - self.model_bytes("cuda") - _CONTEXT_BYTES
         return slots_that_fit(
             free_bytes, CUDA_RESERVE_BYTES, self.card_slot_bytes, limit=_MAX_SLOTS
         )
 
     def row(self) -> list[str]:
-        """Return the cells of the first table."""
-        cells = [self.entry.id]
-        for device, precisions in self.entry.precision.items():
-            for part, precision in precisions.items():
-                cells.append(f"{precision} {self.weights_bytes(part, device) / _GB:.2f}")
+        """Return the cells of the table, without the model's id."""
+        cells = list[str]()
+        for device in self.entry.precision:
+            cells.append(f"{self.model_bytes(device) / _GB:.1f}")
             cells.append(f"{self.slot_bytes(device) / _GB:.3f}")
-        return [*cells, f"{self.size.pool_bytes / _GB:.2f}"]
-
-    def card_row(self) -> list[str]:
-        """Return the cells of the second table."""
-        reserve_bytes = _CONTEXT_BYTES + CUDA_RESERVE_BYTES
-        num_bytes = self.card_weights_bytes + _NUM_SLOTS * self.card_slot_bytes + reserve_bytes
-        slots = [str(self.num_slots(card_gb) or "none") for card_gb in _CARDS_GB.values()]
-        return [self.entry.id, f"{num_bytes / _GB:.1f}", *slots]
+        cells.append(f"{self.size.pool_bytes / _GB:.2f}")
+        for card_gb in _CARDS_GB.values():
+            cells.append(str(self.num_slots(card_gb) or "none"))
+        return cells
 
 
 def released_models() -> list[ServedMemory]:
@@ -306,22 +300,28 @@ def released_models() -> list[ServedMemory]:
     return models
 
 
-def memory_tables() -> str:
-    """Return both tables as Markdown, in GB of 10^9 bytes."""
-    header = ["model", "encoder, CPU", "decoder, CPU", "a full slot, CPU"]
-    header += ["encoder, CUDA", "decoder, CUDA", "a slot, CUDA", "pool of adapters, CUDA"]
-    cards_header = ["model", f"with {_NUM_SLOTS} slots, GB"]
-    cards_header += [f"slots on {card}" for card in _CARDS_GB]
-    models = released_models()
-    rows = [model.row() for model in models]
-    card_rows = [model.card_row() for model in models]
-    return f"{_table(header, rows)}\n\n{_table(cards_header, card_rows)}"
+def memory_table() -> str:
+    """Return a row for each size as Markdown, in GB of 10^9 bytes.
 
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|---" + "|---:" * (len(header) - 1) + "|", *lines[1:]])
+    A cell has one value for each resolution, or one that all share.
+    """
+    header = ["model", "weights, CPU", "slot, CPU", "weights, CUDA", "slot, CUDA", "adapters, CUDA"]
+    header += [f"slots on {card}" for card in _CARDS_GB]
+    sizes = dict[str, list[ServedMemory]]()
+    for model in released_models():
+        sizes.setdefault(_RESOLUTION.sub("", model.entry.id), []).append(model)
+    rows = dict[str, str]()  # cells -> name of the first size that has them
+    for name, models in sizes.items():
+        resolutions = "/".join(str(model.entry.resolution) for model in models)
+        cells = list[str]()
+        for column in zip(*(model.row() for model in models), strict=True):
+            values = column if len(set(column)) > 1 else column[:1]
+            cells.append("/".join(values))
+        rows.setdefault(" | ".join(cells), f"{name}, {resolutions} px")
+    lines = [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    lines += [f"| {name} | {row} |" for row, name in rows.items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(memory_tables())
+    print(memory_table())

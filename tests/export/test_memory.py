@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from export.resources import SIZES, memory_tables, released_models
+from export.resources import SIZES, memory_table, released_models
 from runners.adapters.low_rank import POOL_RANK, Adapters
 from runners.models.florence2 import Bart
 from runners.models.paligemma import Gemma
@@ -57,7 +57,7 @@ def _num_matrix_weights(module: nn.Module) -> int:
 def test_parts_sum_to_the_entrys_parameters(model_id: str) -> None:
     (memory,) = [model for model in released_models() if model.entry.id == model_id]
     parts = [memory.weights_bytes(part, "cuda") for part in ("encoder", "decoder")]
-    assert sum(parts) == 2 * memory.entry.parameters == memory.card_weights_bytes
+    assert sum(parts) == 2 * memory.entry.parameters == memory.model_bytes("cuda")
 
 
 def test_int8_keeps_other_weights_in_float32_and_adds_the_head() -> None:
@@ -67,6 +67,6 @@ def test_int8_keeps_other_weights_in_float32_and_adds_the_head() -> None:
     assert base.weights_bytes("decoder", "cpu") == expected
 
 
-def test_operations_guide_has_the_current_tables() -> None:
+def test_operations_guide_has_the_current_table() -> None:
     assert len(released_models()) == 16
-    assert memory_tables() in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert memory_table() in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
