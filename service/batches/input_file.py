@@ -73,34 +73,23 @@ def parse_line(data: bytes) -> BatchLine:
     return validated(BatchLine, unchecked_object(data))
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """The number of requests of a file, and the first errors."""
-
-    num_requests: int
-    errors: list[BatchError]
-
-
-async def check_file(source: InputFile, endpoint: Endpoint) -> Checked:
+async def check_file(source: InputFile, endpoint: Endpoint) -> "FileChecks":
     """Check the input file of a batch; raise `OSError`."""
     with source.path.open("rb") as file:
-        checks = _Checks(source, file, endpoint)
+        checks = FileChecks(source, file, endpoint)
         while await in_thread(checks.check_piece):
             await asyncio.sleep(_PAUSE_S)
-    errors = checks.errors[:_MAX_ERRORS]
-    if not errors and checks.is_too_long:
-        message = (
-            f"The file has more than {MAX_REQUESTS} requests or {MAX_BLANK_LINES} blank lines."
-        )
-        errors = [BatchError(code="too_many_tasks", line=None, message=message)]
-    elif not errors and not checks.num_requests:
-        message = "The file has no requests."
-        errors = [BatchError(code="empty_file", line=None, message=message)]
-    return Checked(checks.num_requests, errors)
+    del checks.errors[_MAX_ERRORS:]
+    if not checks.errors and checks.is_too_long:
+        limits = f"{MAX_REQUESTS} requests or {MAX_BLANK_LINES} blank lines"
+        checks.report(None, "too_many_tasks", f"The file has more than {limits}.")
+    elif not checks.errors and not checks.num_requests:
+        checks.report(None, "empty_file", "The file has no requests.")
+    return checks
 
 
-class _Checks:
-    """The checks of one file so far."""
+class FileChecks:
+    """The checks of one file so far: the number of its requests, and the first errors."""
 
     def __init__(self, source: InputFile, file: BinaryIO, endpoint: Endpoint) -> None:
         self.num_requests = 0
@@ -134,24 +123,24 @@ class _Checks:
     def _check(self, number: int, data: bytes) -> None:
         if len(data) > self._max_line_bytes:
             problem = f"The line has more bytes than a request may have, {self._max_line_bytes}."
-            self._report(number, "invalid_request", problem)
+            self.report(number, "invalid_request", problem)
             return
         try:
             line = parse_line(data)
         except InvalidRequest as error:
             code = "invalid_request" if error.param else "invalid_json_line"
             problem = error.message.replace("the body", "it", 1)
-            self._report(number, code, f"The line is not a request: {problem}.", error.param)
+            self.report(number, code, f"The line is not a request: {problem}.", error.param)
             return
         if line.url != self._endpoint:
             problem = f"The url is {shown(line.url)}, the batch's endpoint {self._endpoint}."
-            self._report(number, "url_mismatch", problem, "url")
+            self.report(number, "url_mismatch", problem, "url")
         # 64 bits: two of 50,000 ids have the same with a probability below 1e-10
         id_hash = blake2b(line.custom_id.encode(), digest_size=8).digest()
         if id_hash in self._id_hashes:
             problem = "The custom_id is also that of an earlier line."
-            self._report(number, "duplicate_custom_id", problem, "custom_id")
+            self.report(number, "duplicate_custom_id", problem, "custom_id")
         self._id_hashes.add(id_hash)
 
-    def _report(self, number: int, code: str, message: str, param: str | None = None) -> None:
+    def report(self, number: int | None, code: str, message: str, param: str | None = None) -> None:
         self.errors.append(BatchError(code=code, line=number, message=message, param=param))

@@ -5,22 +5,18 @@ reading a large body holds the interpreter's lock, or the event loop, for more t
 of a second.
 """
 
-import asyncio
 import binascii
 import json
 import re
-import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from python_multipart.exceptions import MultipartParseError
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
+from service.http.forms import FORM, FormParser, Sink
 from service.images.decoding import in_thread
 from service.images.inputs import ID_CHARS, ID_PREFIX, ImageHandle, ImageInput, ImageUrl
 from service.inference.core import MAX_IMAGES
@@ -85,40 +81,40 @@ def _has_wide_texts(data: bytes) -> bool:
 
 def json_value(data: bytes, subject: str, max_values: int, param: str | None = None) -> object:
     """Return a JSON value of bounded size; raise `InvalidRequest` about `subject`."""
-    if _num_occurrences(data, _VALUE_MARKS, max_values) > max_values:
-        raise InvalidRequest(
-            f"{subject} has more than {max_values} values, lists and objects", param
-        )
-    if _num_occurrences(data, (b"\\",), _MAX_JSON_ESCAPES) > _MAX_JSON_ESCAPES:
-        raise InvalidRequest(f"{subject} has more than {_MAX_JSON_ESCAPES} escapes", param)
+    for noun, marks, maximum in (
+        ("values, lists and objects", _VALUE_MARKS, max_values),
+        ("escapes", (b"\\",), _MAX_JSON_ESCAPES),
+    ):
+        if _num_occurrences(data, marks, maximum) > maximum:
+            raise InvalidRequest(f"{subject} has more than {maximum} {noun}", param)
     if _has_long_number(data):
         raise InvalidRequest(f"a number of {subject} has more than {MAX_DIGITS} characters", param)
     try:
         value: object = json.loads(
-            data, parse_float=_float, parse_constant=refuse_constant, object_pairs_hook=_unique
+            data,
+            # a Python function, so that threads may switch: 300,000 numbers take 0.1 s
+            parse_float=lambda text: float(text),
+            parse_constant=_refuse,
+            object_pairs_hook=_unique,
         )
-        if num_levels(value) > _MAX_LEVELS:
+        if _num_levels(value) > _MAX_LEVELS:
             raise ValueError(f"it has more than {_MAX_LEVELS} levels of lists and objects")
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{subject} is not JSON: {cut(error)}", param) from error
+        problem = f"{subject} is not JSON: {str(error)[:_MAX_ERROR_CHARS]}"
+        raise InvalidRequest(problem, param) from error
     return value
 
 
-def num_levels(value: object) -> int:
+def _num_levels(value: object) -> int:
     """Return the number of levels of lists and objects in a JSON value."""
     depth = 0
     level = [value]
-    while True:
-        children: list[object] = []
-        is_nested = False
-        for parent in level:
-            if isinstance(parent, dict | list):
-                is_nested = True
-                children += parent.values() if isinstance(parent, dict) else parent
-        if not is_nested:
-            return depth
-        level = children
+    while parents := [parent for parent in level if isinstance(parent, dict | list)]:
         depth += 1
+        level = []
+        for parent in parents:
+            level += parent.values() if isinstance(parent, dict) else parent
+    return depth
 
 
 def _num_occurrences(body: bytes, marks: Sequence[bytes], maximum: int) -> int:
@@ -150,12 +146,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return document
 
 
-def _float(text: str) -> float:
-    """Parse a number where threads may switch: json holds its lock for 300,000 in 0.1 s."""
-    return float(text)
-
-
-def refuse_constant(name: str) -> float:
+def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
@@ -170,19 +161,12 @@ def parsed_bytes(body: bytes) -> int:
     return len(body) * (_WIDE_CHAR_BYTES if is_wide else 2) + num_values * _VALUE_BYTES
 
 
-def cut(error: Exception) -> str:
-    """Return the message of a parser, cut."""
-    return str(error)[:_MAX_ERROR_CHARS]
-
-
 _LARGE_PARSED_BYTES = 2 * LARGE_BYTES  # size of a parsed body; many small values take long, too
-_FORM = "multipart/form-data"
 _JSON = "application/json"
-_MAX_FORM_FIELDS = 200
+_MAX_FORM_PARTS = 240
+_MAX_ELEMENTS = 200  # longer lists are not split: validation refuses them
 _FORM_COPIES = 3  # the body, its parts, and the image taken out of them
 _MAX_NAME_CHARS = 80  # a field's name in messages is cut here
-# Removed, as forms are UTF-8: some of Python's decoders need quadratic time.
-_CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 # Bounded, as base64 looks like a scheme: 20 MB of it held the interpreter's lock for 0.2 s.
 _SCHEME = re.compile(r"\s{0,100}([A-Za-z][A-Za-z0-9+.-]{0,100}):")
 # Quoted, or without a comma; each character is read once.
@@ -227,28 +211,34 @@ class BodyMemory:
 
 async def read_body(request: Request, memory: BodyMemory) -> RequestBody:
     """Read a form or JSON with an `image`; raise `InvalidRequest` or `UnsupportedImage`."""
-    if _content_type(request, _FORM, _JSON) == _FORM:
-        return await _in_thread_if_large(_one_of_form, await _read_form(request, memory, 2))
-    return await parsed(_one_of_json, await read_bytes(request, memory), memory)
+    return await _read(request, memory, _with_image)
 
 
 async def read_images_body(request: Request, memory: BodyMemory) -> RequestBody:
     """Read a body as `read_body` does, which may have several `images` in place of `image`."""
-    if _content_type(request, _FORM, _JSON) == _FORM:
-        form = await _read_form(request, memory, MAX_IMAGES + 1)
-        is_one = "image" in form or "images" not in form
-        return await _in_thread_if_large(_one_of_form if is_one else _several_of_form, form)
-    return await parsed(_one_or_several_of_json, await read_bytes(request, memory), memory)
+    return await _read(request, memory, _with_images)
 
 
-def _one_of_json(body: bytes) -> RequestBody:
-    return _one_of_document(json_object(body))
+async def _read(
+    request: Request, memory: BodyMemory, split: Callable[[dict[str, object]], RequestBody]
+) -> RequestBody:
+    if _content_type(request, FORM, _JSON) == _JSON:
+        body = await read_bytes(request, memory)
+        return await parsed(lambda data: split(json_object(data)), body, memory)
+    content_type = request.headers["content-type"]
+    body = await read_bytes(request, memory, _FORM_COPIES)
+    return await off_loop(lambda data: split(_form_document(data, content_type)), body)
 
 
-def _one_or_several_of_json(body: bytes) -> RequestBody:
-    document = json_object(body)
+def _with_image(document: dict[str, object]) -> RequestBody:
+    if "image" not in document:
+        raise missing_image()
+    return RequestBody(parse_image(document.pop("image")), document)
+
+
+def _with_images(document: dict[str, object]) -> RequestBody:
     if "image" in document or "images" not in document:
-        return _one_of_document(document)
+        return _with_image(document)
     texts = document.pop("images")
     if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_IMAGES:
         sent = f"{len(texts)} images" if isinstance(texts, list) else shown(texts)
@@ -258,46 +248,25 @@ def _one_or_several_of_json(body: bytes) -> RequestBody:
     return RequestBody(images[0], document, images)
 
 
-def _one_of_document(document: dict[str, object]) -> RequestBody:
-    if "image" not in document:
-        raise missing_image()
-    return RequestBody(parse_image(document.pop("image")), document)
+def _form_document(body: bytes, content_type: str) -> dict[str, object]:
+    """Return the fields of a form in their JSON types, and files as bytes."""
+    parts: list[tuple[str, str | None, bytearray]] = []
 
+    def begin_part(name: str, filename: str | None) -> Sink:
+        content = bytearray()
+        parts.append((name, filename, content))
+        if len(parts) > _MAX_FORM_PARTS:
+            raise InvalidRequest(f"the form has more than {_MAX_FORM_PARTS} parts")
+        return content.extend
 
-# The values of each field of a form, in the order in which they were sent: files as bytes
-Form = dict[str, list[bytes | str]]
-
-
-def _one_of_form(form: Form) -> RequestBody:
-    images = form.pop("image", [])
-    if not images:
-        raise missing_image()
-    if len(images) > 1:
-        raise _repeated("image", len(images))
-    return RequestBody(_form_image(images[0]), _form_fields(form))
-
-
-def _several_of_form(form: Form) -> RequestBody:
-    images = list(map(_form_image, form.pop("images")))
-    if len(images) > MAX_IMAGES:
-        message = f"{len(images)} images are sent; at most {MAX_IMAGES} are allowed"
-        raise InvalidRequest(message, "images")
-    return RequestBody(images[0], _form_fields(form), images)
-
-
-def _form_image(image: bytes | str) -> ImageInput:
-    return image if isinstance(image, bytes) else parse_image(image)
-
-
-def _form_fields(form: Form) -> dict[str, object]:
-    return {name: form_value(name, values) for name, values in form.items()}
-
-
-async def _in_thread_if_large(parse: Callable[[Form], RequestBody], form: Form) -> RequestBody:
-    num_chars = 0
-    for values in form.values():
-        num_chars += sum(len(text) for text in values if isinstance(text, str))
-    return await in_thread(parse, form) if num_chars > LARGE_BYTES else parse(form)
+    parser = FormParser(content_type, begin_part)
+    parser.write(body)
+    parser.finish()
+    values: dict[str, list[bytes | str]] = {}
+    for name, filename, content in parts:
+        value = content.decode(errors="replace") if filename is None else bytes(content)
+        values.setdefault(name, []).append(value)
+    return {name: form_value(name, values[name]) for name in values}
 
 
 async def read_json(request: Request, memory: BodyMemory) -> dict[str, object]:
@@ -343,10 +312,12 @@ async def read_bytes(request: Request, memory: BodyMemory, copies: int = 1) -> b
 
 
 def parse_image(image: object) -> ImageInput:
-    """Return the bytes of a `data:` URL or base64, or else another URL or the id of an image.
+    """Return a file, the bytes of a `data:` URL or base64, another URL, or the id of an image.
 
-    Raise `InvalidRequest`.
+    Raise `InvalidRequest` or `UnsupportedImage`.
     """
+    if isinstance(image, bytes):
+        return image
     if not isinstance(image, str):
         raise InvalidRequest(
             "image must be a string: a data: URL, base64, an http(s) URL or the id of an image",
@@ -372,58 +343,25 @@ def parse_image(image: object) -> ImageInput:
         raise UnsupportedImage(f"image is not base64: {error}", "image") from error
 
 
-class _InMemoryParser(MultiPartParser):
-    """Keeps files in memory, where they are counted; Starlette's parser uses TMPDIR."""
-
-    spool_max_size = sys.maxsize
-
-
-async def _read_form(request: Request, memory: BodyMemory, max_files: int) -> Form:
-    body = await read_bytes(request, memory, _FORM_COPIES)
-    if not body.rstrip(b"\r\n").endswith(b"--"):
-        raise InvalidRequest("the multipart body is truncated: its closing boundary is missing")
-    headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
-    limits = {
-        "max_files": max_files,
-        "max_fields": _MAX_FORM_FIELDS,
-        "max_part_size": len(body) + 1,
-    }
-    try:
-        parts = await _InMemoryParser(headers, _chunks(body), **limits).parse()
-    except (MultiPartException, MultipartParseError, KeyError, ValueError) as error:
-        raise InvalidRequest(f"the multipart body is malformed: {cut(error)}") from error
-    form: Form = {}
-    try:
-        for name, value in parts.multi_items():
-            part = await value.read() if isinstance(value, UploadFile) else value
-            form.setdefault(name, []).append(part)
-    finally:
-        await parts.close()
-    return form
-
-
-async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield a body in pieces; parsing 20 MB at once would stop the loop for 0.1 s."""
-    for start in range(0, len(body), PIECE_BYTES):
-        if start:
-            await asyncio.sleep(0)
-        yield body[start : start + PIECE_BYTES]
-
-
 def form_value(name: str, values: Sequence[bytes | str]) -> object:
     """Return the values of a field as the JSON type of that field; raise `InvalidRequest`.
 
     A list is given as repeated fields, as one JSON array, or comma-separated; quotes hold a comma.
     """
+    if name == "images":
+        return list(values)
+    if name == "image" and len(values) == 1:
+        return values[0]
     texts = [value for value in values if isinstance(value, str)]
-    if len(texts) != len(values):
+    if len(texts) != len(values) and name != "image":
         name = name[:_MAX_NAME_CHARS]
         raise InvalidRequest(f"{name} is a file; only image may be a file", name)
     schema = _TYPES.get(name, {"type": "string"})
     if schema["type"] == "array":
         return _list_value(name, texts, schema["items"]["type"] == "number")
-    if len(texts) > 1:
-        raise _repeated(name, len(texts))
+    if len(values) > 1:
+        name = name[:_MAX_NAME_CHARS]
+        raise InvalidRequest(f"{name} occurs {len(values)} times; send it once", name)
     if schema["type"] == "boolean":
         return _BOOLEANS.get(texts[0], texts[0])
     return _number(texts[0]) if schema["type"] in ("integer", "number") else texts[0]
@@ -438,8 +376,7 @@ def _list_value(name: str, texts: Sequence[str], is_numeric: bool) -> object:
     elements: list[str] = []
     for text in texts:
         split: list[str] = []
-        # validation refuses longer lists
-        if len(text) <= LARGE_BYTES and 0 < text.count(",") <= _MAX_FORM_FIELDS:
+        if len(text) <= LARGE_BYTES and 0 < text.count(",") <= _MAX_ELEMENTS:
             matches = _ELEMENT.finditer(text)
             split = [(match[1] or match[2] or "").strip() for match in matches]
         elements += list(filter(None, split)) or [text]
@@ -451,15 +388,10 @@ def _number(text: str) -> object:
     if len(text) > MAX_DIGITS:
         return text
     try:
-        number = json.loads(text, parse_constant=refuse_constant)
+        number = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return text
     return number if isinstance(number, int | float) and not isinstance(number, bool) else text
-
-
-def _repeated(name: str, count: int) -> InvalidRequest:
-    name = name[:_MAX_NAME_CHARS]
-    return InvalidRequest(f"{name} occurs {count} times; send it once", name)
 
 
 def missing_image() -> InvalidRequest:

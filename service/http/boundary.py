@@ -30,12 +30,11 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
-from service.http.body import BodyMemory, RequestBody
-from service.images.inputs import ImageInput
-from service.inference.core import Core, answer_each
+from service.http.body import BodyMemory
+from service.inference.core import Core
 from service.inference.prediction import Answer, Piece
 from service.inference.recording import record_failure, record_gone_client
-from service.schema.rendering import ErrorJson, OneJson, SeveralJson, error_detail, several_json
+from service.schema.rendering import ErrorJson, error_detail
 from service.settings import Settings
 from tasks.errors import shown
 from wire.disconnection import while_connected
@@ -205,31 +204,6 @@ def _error_response(
     return JSONResponse(
         interface.error_form(failure, request_id), status or STATUSES[failure.code], headers
     )
-
-
-def single_image(body: RequestBody) -> ImageInput:
-    """Return the image of a request whose answers are streamed; raise `InvalidRequest`."""
-    if body.images is not None:
-        raise InvalidRequest("stream is true, which needs image; images is given", "stream")
-    return body.image
-
-
-async def answered(
-    core: Core,
-    request: Request,
-    context: RequestContext,
-    body: RequestBody,
-    ask: Callable[[ImageInput, RequestContext], Awaitable[OneJson]],
-) -> Response:
-    """Return what `ask` returns about the image or each of several; end it with the connection."""
-    rendered: OneJson | SeveralJson
-    if body.images is None:
-        rendered = await while_connected(request.receive, ask(body.image, context))
-    else:
-        answering = answer_each(core, body.images, context, ask)
-        outcomes = await while_connected(request.receive, answering)
-        rendered = several_json(outcomes, context.request_id)
-    return Response(rendered.model_dump_json(), media_type="application/json")
 
 
 # the latter: nginx does not buffer

@@ -6,45 +6,45 @@ POST /v1/images    GET /v1/images/{image_id}    DELETE /v1/images/{image_id}
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.admission.places import RequestContext
-from service.analysis.execution import Analysis, StepAnswer, analyze, stream_analysis
+from service.analysis.execution import stream_analysis
 from service.errors import InvalidRequest
 from service.http.body import read_body, read_images_body
-from service.http.boundary import (
-    REST,
-    RestBoundary,
-    answered,
-    event_stream,
-    server_sent_event,
-    single_image,
-)
+from service.http.boundary import REST, Endpoint, RestBoundary, event_stream, server_sent_event
 from service.images.decoding import in_thread
 from service.images.handle_store import StoredImage, stored
 from service.images.inputs import ImageHandle, ImageInput
-from service.inference.prediction import Answer, Piece
+from service.inference.core import Core
 from service.schema.rendering import (
-    AnalysisJson,
-    AnswerJson,
-    ComparisonJson,
+    Answering,
     DeletedImageJson,
+    JsonObject,
     StoredImageJson,
-    analysis_json,
-    answer_json,
+    analysis_event,
+    analyzed,
+    answered_each,
     catalog_json,
-    comparison_json,
+    compared,
     model_json,
     models_json,
-    piece_json,
-    step_answer_json,
+    predicted,
+    prediction_event,
     tasks_json,
 )
 from tasks.errors import shown
+from wire.disconnection import while_connected
+
+Fields = Mapping[str, object]
+Stream = Callable[[Core, ImageInput, Fields, RequestContext], AsyncGenerator[Any, None]]
+EventJson = Callable[[Any, str], tuple[str, JsonObject]]
 
 
 class RestApi:
@@ -55,75 +55,49 @@ class RestApi:
 
     def routes(self) -> list[Route]:
         endpoint = self._boundary.endpoint
+        predict = self._answering(predicted, Core.stream)
+        analyze = self._answering(analyzed, stream_analysis, analysis_event)
         image = "/v1/images/{image_id}"
         return [
-            Route("/v1/predict", endpoint(self.predict), methods=["POST"]),
-            Route("/v1/compare", endpoint(self.compare), methods=["POST"]),
+            Route("/v1/predict", endpoint(predict), methods=["POST"]),
+            Route("/v1/compare", endpoint(self._answering(compared)), methods=["POST"]),
             Route("/v1/models", endpoint(self.list_models), methods=["GET"]),
             Route("/v1/models/{model_id}", endpoint(self.show_model), methods=["GET"]),
             Route("/v1/tasks", endpoint(self.list_tasks), methods=["GET"]),
-            Route("/v1/analyze", endpoint(self.analyze), methods=["POST"]),
+            Route("/v1/analyze", endpoint(analyze), methods=["POST"]),
             Route("/v1/images", endpoint(self.store), methods=["POST"]),
             Route(image, endpoint(self.show), methods=["GET"]),
             Route(image, endpoint(self.delete), methods=["DELETE"]),
         ]
 
-    async def predict(self, request: Request, context: RequestContext) -> Response:
-        """Answer with one model: a body, or a stream of its text and then the answer."""
-        core = self._boundary.core()
-        body = await self._boundary.read(read_images_body, request, context)
-        if body.fields.get("stream") is True:
+    def _answering(
+        self,
+        answering: Answering,
+        stream: Stream | None = None,
+        event_json: EventJson = prediction_event,
+    ) -> Endpoint:
+        """Return an endpoint that answers with a body, or with a stream that ends with the body."""
 
-            def form(event: Piece | Answer) -> Iterator[str]:
-                if isinstance(event, Piece):
-                    yield server_sent_event(piece_json(event).model_dump_json(), "token")
-                else:
-                    answer = answer_json(event, context.request_id)
-                    yield server_sent_event(answer.model_dump_json(), "result")
+        async def answer(request: Request, context: RequestContext) -> Response:
+            core = self._boundary.core()
+            body = await self._boundary.read(read_images_body, request, context)
+            if stream is not None and body.fields.get("stream") is True:
+                if body.images is not None:
+                    message = "stream is true, which needs image; images is given"
+                    raise InvalidRequest(message, "stream")
+                events = stream(core, body.image, body.fields, context)
+                form = partial(_event_texts, event_json, context.request_id)
+                return await event_stream(request, context, REST, events, form)
+            answer_one = partial(answering, core, body.fields)
+            answered = (
+                answer_one(body.image, context)
+                if body.images is None
+                else answered_each(core, body.images, context, answer_one)
+            )
+            rendered = await while_connected(request.receive, answered)
+            return Response(rendered.model_dump_json(), media_type="application/json")
 
-            events = core.stream(single_image(body), body.fields, context)
-            return await event_stream(request, context, REST, events, form)
-
-        async def ask(image: ImageInput, image_context: RequestContext) -> AnswerJson:
-            answer = await core.predict(image, body.fields, image_context)
-            return answer_json(answer, image_context.request_id)
-
-        return await answered(core, request, context, body, ask)
-
-    async def compare(self, request: Request, context: RequestContext) -> Response:
-        """Answer with several models concurrently."""
-        core = self._boundary.core()
-        body = await self._boundary.read(read_images_body, request, context)
-
-        async def ask(image: ImageInput, image_context: RequestContext) -> ComparisonJson:
-            comparison = await core.compare(image, body.fields, image_context)
-            return comparison_json(comparison, image_context.request_id)
-
-        return await answered(core, request, context, body, ask)
-
-    async def analyze(self, request: Request, context: RequestContext) -> Response:
-        """Answer all steps: a body, or a stream of the answers and then the body."""
-        core = self._boundary.core()
-        body = await self._boundary.read(read_images_body, request, context)
-        if body.fields.get("stream") is True:
-
-            def form(event: StepAnswer | Analysis) -> Iterator[str]:
-                if isinstance(event, StepAnswer):
-                    answer = step_answer_json(event, context.request_id).model_dump(mode="json")
-                    text = json.dumps({"step": event.step_id, **answer})
-                    yield server_sent_event(text, "answer")
-                else:
-                    analysis = analysis_json(event, context.request_id)
-                    yield server_sent_event(analysis.model_dump_json(), "result")
-
-            events = stream_analysis(core, single_image(body), body.fields, context)
-            return await event_stream(request, context, REST, events, form)
-
-        async def ask(image: ImageInput, image_context: RequestContext) -> AnalysisJson:
-            analysis = await analyze(core, image, body.fields, image_context)
-            return analysis_json(analysis, image_context.request_id)
-
-        return await answered(core, request, context, body, ask)
+        return answer
 
     async def list_models(self, request: Request, _context: RequestContext) -> Response:
         """List the served models as OpenAI does; `catalog=true` adds the catalog's others."""
@@ -163,6 +137,11 @@ class RestApi:
         handle = ImageHandle(request.path_params["image_id"])
         await in_thread(images.remove, context.quota.owner, handle)
         return JSONResponse(DeletedImageJson(id=handle.text).model_dump())
+
+
+def _event_texts(event_json: EventJson, request_id: str, event: Any) -> list[str]:
+    name, document = event_json(event, request_id)
+    return [server_sent_event(json.dumps(document), name)]
 
 
 def _json(image: StoredImage) -> Response:

@@ -153,9 +153,7 @@ class LabelStudioApi:
         core = self._boundary.core()
         setup = await self._read(_parser(SetupBody), request, context)
         plan = await in_thread(_plan, _models(core, request), setup.label_config, None)
-        return JSONResponse(
-            {"model_version": plan.version(model_id for model_id, _ in plan.questions())}
-        )
+        return JSONResponse({"model_version": plan.version(plan.questions())})
 
     async def predict(self, request: Request, context: RequestContext) -> Response:
         """Return the predictions of each task by each model, or the one for a prompt."""

@@ -7,6 +7,7 @@ shows and filters by, is the error.
 """
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -42,7 +43,7 @@ _TASK_BYTES = 1000  # a task's dictionary and its outcome
 _MAX_ID_CHARS = 56  # the call's id is cut here; a number is appended to it
 
 Sources = dict[str, str]  # keys of a task's data: where its images are
-Question = tuple[str, Ask]  # the id of the model that is asked
+Question = tuple[ServedModel, Ask]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +71,16 @@ class Plan:
 
     def questions(self) -> list[Question]:
         """Return each task with every model that offers it, model by model."""
-        questions: list[Question] = []
-        for model in self.models:
-            for ask in self.asks:
-                if ask.task in model.entry.task_ids:
-                    questions.append((model.id, ask))
-        return questions
+        pairs = itertools.product(self.models, self.asks)
+        return [(model, ask) for model, ask in pairs if ask.task in model.entry.task_ids]
 
     def first_questions(self) -> list[Question]:
         """Return each task with the first model that offers it."""
-        first: dict[int, Question] = {}
-        for model_id, ask in self.questions():
-            first.setdefault(self.asks.index(ask), (model_id, ask))
-        return [first[index] for index in sorted(first)]
+        questions: list[Question] = []
+        for ask in self.asks:
+            offering = [model for model in self.models if ask.task in model.entry.task_ids]
+            questions += [(model, ask) for model in offering[:1]]
+        return questions
 
     def sources(self, tasks: Iterable[Mapping[str, object]]) -> list[Sources]:
         """Return the images that tasks of Label Studio name, without the rest of their data."""
@@ -96,10 +94,9 @@ class Plan:
             sources.append(images)
         return sources
 
-    def version(self, model_ids: Iterable[str]) -> str:
-        """Return the version of the first of these models, or of all if there is none."""
-        first = next(iter(model_ids), self.models[0].id)
-        return next(version_of(model) for model in self.models if model.id == first)
+    def version(self, questions: Sequence[Question]) -> str:
+        """Return the version of the first model that is asked, or of all if there is none."""
+        return version_of(questions[0][0] if questions else self.models[0])
 
 
 def source_bytes(sources: Sources) -> int:
@@ -127,11 +124,9 @@ class Batch:
         self._num_answers = 0
 
     async def outcomes(self, tasks: Iterable[Sources]) -> list[bytes]:
-        """Return the predictions of each task as JSON.
+        """Return the predictions of each task, which is dropped when it is answered, as JSON.
 
         Raise the first error if every task had a temporary one.
-
-        Tasks are dropped as they are answered.
         """
         questions = self._plan.questions()
         pending = deque(enumerate(tasks))
@@ -166,9 +161,7 @@ class Batch:
             return DeadlineExceeded(f"the call ended after {MAX_CALL_S} s, before this task")
         try:
             results_of = await self._results_of(sources, questions)
-            predictions: list[JsonObject] = []
-            for model_id, results in results_of.items():
-                predictions.append(prediction(self._plan.version([model_id]), results))
+            predictions = [prediction(version, results_of[version]) for version in results_of]
             outcome = await in_thread(_json, predictions)
             self._core.places.hold(self._context, len(outcome))
         except Exception as error:  # a defect at one task must not fail the others
@@ -177,28 +170,28 @@ class Batch:
 
     async def prompted(self, sources: Sources) -> list[bytes]:
         """Return the one prediction for a prompt as JSON; raise `ServiceError`."""
-        results_of = await self._results_of(sources, self._plan.first_questions())
-        results = chain(*results_of.values())
-        return [await in_thread(_json, prediction(self._plan.version(results_of), results))]
+        questions = self._plan.first_questions()
+        results = chain(*(await self._results_of(sources, questions)).values())
+        return [await in_thread(_json, prediction(self._plan.version(questions), results))]
 
     async def _results_of(
         self, sources: Sources, questions: Sequence[Question]
     ) -> dict[str, list[JsonObject]]:
-        """Return the results of each model, image by image; raise `ServiceError`."""
-        results_of: dict[str, list[JsonObject]] = {model_id: [] for model_id, _ in questions}
+        """Return the results of each version of a model, image by image; raise `ServiceError`."""
+        results_of: dict[str, list[JsonObject]] = {version_of(model): [] for model, _ in questions}
         for key in self._plan.image_keys:
             async with self._image(sources, key) as image:
-                running: list[tuple[str, asyncio.Task[list[JsonObject]]]] = []
+                running: list[tuple[ServedModel, asyncio.Task[list[JsonObject]]]] = []
                 try:
                     async with asyncio.TaskGroup() as group:
-                        for model_id, ask in questions:
+                        for model, ask in questions:
                             if ask.control.image_key == key:
-                                task = group.create_task(self._results(image, model_id, ask))
-                                running.append((model_id, task))
+                                task = group.create_task(self._results(image, model.id, ask))
+                                running.append((model, task))
                 except ExceptionGroup as errors:
                     raise errors.exceptions[0] from None
-                for model_id, task in running:
-                    results_of[model_id] += task.result()
+                for model, task in running:
+                    results_of[version_of(model)] += task.result()
         return results_of
 
     @asynccontextmanager

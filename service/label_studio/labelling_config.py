@@ -14,27 +14,16 @@ this backend. Source of the tags and of `predicted_values`: HumanSignal/label-st
 docs/source/tags, and HumanSignal/label-studio-ml-backend@d02cedf label_studio_ml/examples/yolo.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Self, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from service.errors import InvalidRequest
 from tasks.errors import shown
 from tasks.parameter_kinds import MAX_LABELS
 
-LabelsTag = Literal["RectangleLabels", "PolygonLabels", "BrushLabels"]
-ShapeTag = Literal["Rectangle", "Polygon"]
-TextTag = Literal["TextArea", "Choices"]
-ControlTag = LabelsTag | ShapeTag | TextTag | Literal["Labels"]
-
-LABELS_TAGS: tuple[LabelsTag, ...] = get_args(LabelsTag)
-_CONTROL_TAGS: tuple[ControlTag, ...] = (
-    *LABELS_TAGS,
-    *get_args(ShapeTag),
-    *get_args(TextTag),
-    "Labels",
-)
+LABELS_TAGS = ("RectangleLabels", "PolygonLabels", "BrushLabels")
+_CONTROL_TAGS = (*LABELS_TAGS, "Rectangle", "Polygon", "TextArea", "Choices", "Labels")
 MAX_CONFIG_CHARS = 500_000
 _MAX_TAGS = 10_000  # opening and closing ones
 _MAX_NESTING = 50
@@ -44,6 +33,9 @@ _MAX_PHRASES = MAX_LABELS  # per label
 _MAX_NAME_CHARS = 200
 # a TextArea whose name starts with it is the user's prompt, as in Label Studio's own examples
 _PROMPT = "prompt"
+
+# A control tag, and the labels and choices that have no nearer control around them
+_Tag = tuple[ElementTree.Element, list[ElementTree.Element]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +50,13 @@ class Label:
 class Control:
     """A control tag over an image."""
 
-    tag: ControlTag
+    tag: str
     name: str
     image: str  # name of the object tag
     image_key: str  # key in a task's data
     labels: tuple[Label, ...]
     attributes: Mapping[str, str]
     label_by_phrase: Mapping[str, str]  # folded phrase: its label
-
-    @classmethod
-    def of(cls, control: "_Tag", image: str, image_key: str) -> Self:
-        """Return the control of a tag; raise `InvalidRequest`."""
-        attributes = {name.lower(): value for name, value in control.element.attrib.items()}
-        # the caller has checked it
-        tag: ControlTag = control.element.tag  # type: ignore[assignment]
-        child = "Choice" if tag == "Choices" else "Label"
-        labels = tuple(_labels(element for element in control.children if element.tag == child))
-        if tag in ("Choices", *LABELS_TAGS) and not labels:
-            raise _invalid(f"gives {tag} no labels; a model must be asked for some")
-        by_phrase: dict[str, str] = {}
-        for label in labels:
-            for phrase in label.phrases:
-                by_phrase.setdefault(phrase.casefold(), label.value)
-        name = _name(attributes.get("name", ""))
-        return cls(tag, name, image, image_key, labels, attributes, by_phrase)
 
     @property
     def result_type(self) -> str:
@@ -93,28 +68,12 @@ class Control:
         """True for a text written by the user, not by a model."""
         return self.tag == "TextArea" and self.name.startswith(_PROMPT)
 
-    @property
-    def is_per_region(self) -> bool:
-        return self._is_set("perregion")
-
-    @property
-    def is_interactive_only(self) -> bool:
-        return self._is_set("smartonly")
-
-    def _is_set(self, attribute: str) -> bool:
+    def is_set(self, attribute: str) -> bool:
         return self.attributes.get(attribute, "false").lower() == "true"
 
     def label_of(self, phrase: str) -> str | None:
         """Return the label that a phrase means, regardless of case."""
         return self.label_by_phrase.get(phrase.casefold())
-
-
-@dataclass(frozen=True, slots=True)
-class _Tag:
-    """A control tag, and the labels and choices that have no nearer control around them."""
-
-    element: ElementTree.Element
-    children: list[ElementTree.Element] = field(default_factory=list)
 
 
 def parse_config(text: str) -> tuple[Control, ...]:
@@ -131,12 +90,12 @@ def parse_config(text: str) -> tuple[Control, ...]:
         if name and value.startswith("$"):
             image_keys[_name(name)] = _name(value[1:])
     controls: list[Control] = []
-    for tag in tags:
-        image = tag.element.attrib["toName"]
-        if tag.element.tag in _CONTROL_TAGS and image in image_keys:
-            controls.append(Control.of(tag, image, image_keys[image]))
+    for element, children in tags:
+        image = element.attrib["toName"]
+        if element.tag in _CONTROL_TAGS and image in image_keys:
+            controls.append(_control(element, children, image, image_keys[image]))
     if all(control.is_prompt for control in controls):
-        names = sorted({tag.element.tag for tag in tags})
+        names = sorted({element.tag for element, _ in tags})
         supported = f"of those over an Image, {', '.join(_CONTROL_TAGS)} can be filled"
         raise _invalid(f"has the control tags {shown(names)}; {supported}")
     num_labels = sum(len(control.labels) for control in controls)
@@ -162,21 +121,37 @@ def _parse(text: str) -> ElementTree.Element:
 def _control_tags(root: ElementTree.Element) -> list[_Tag]:
     """Return the control tags in the order of the text."""
     tags: list[_Tag] = []
-    pending: list[tuple[ElementTree.Element, int, _Tag | None]] = [(root, 1, None)]
+    pending: list[tuple[ElementTree.Element, int, list[ElementTree.Element]]] = [(root, 1, [])]
     while pending:
-        element, depth, control = pending.pop()
+        element, depth, children = pending.pop()
         if depth > _MAX_NESTING:
             raise _invalid(f"nests tags {depth} deep; the maximum is {_MAX_NESTING}")
         if "toName" in element.attrib:
-            control = _Tag(element)
-            tags.append(control)
-        elif control is not None and element.tag in ("Label", "Choice"):
-            control.children.append(element)
-        pending += [(child, depth + 1, control) for child in reversed(element)]
+            children = []
+            tags.append((element, children))
+        elif element.tag in ("Label", "Choice"):
+            children.append(element)
+        pending += [(child, depth + 1, children) for child in reversed(element)]
     return tags
 
 
-def _labels(elements: Iterable[ElementTree.Element]) -> Iterable[Label]:
+def _control(
+    element: ElementTree.Element, children: list[ElementTree.Element], image: str, image_key: str
+) -> Control:
+    attributes = {name.lower(): value for name, value in element.attrib.items()}
+    child_tag = "Choice" if element.tag == "Choices" else "Label"
+    labels = tuple(_labels(child for child in children if child.tag == child_tag))
+    if element.tag in ("Choices", *LABELS_TAGS) and not labels:
+        raise _invalid(f"gives {element.tag} no labels; a model must be asked for some")
+    by_phrase: dict[str, str] = {}
+    for label in labels:
+        for phrase in label.phrases:
+            by_phrase.setdefault(phrase.casefold(), label.value)
+    name = _name(attributes.get("name", ""))
+    return Control(element.tag, name, image, image_key, labels, attributes, by_phrase)
+
+
+def _labels(elements: Iterable[ElementTree.Element]) -> Iterator[Label]:
     for element in elements:
         value = element.attrib.get("value", "")
         predicted = element.attrib.get("predicted_values")

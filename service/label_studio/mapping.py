@@ -14,26 +14,29 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, Field
 
 from service.errors import InvalidRequest
 from service.inference.core import Fields
 from service.inference.prediction import Answer
 from service.inference.request_fields import PredictFields, parse_fields
-from service.label_studio.labelling_config import LABELS_TAGS, Control, ControlTag
+from service.label_studio.labelling_config import LABELS_TAGS, Control
 from service.schema.outlines import corners, outlines, simplified
+from service.validation import validated
 from tasks.errors import shown
 from tasks.parameter_kinds import MAX_GIVEN_CHARS, MAX_LABELS
 from tasks.results import (
     BoxXyxy,
+    Detection,
     DetectionsResult,
     Instance,
     InstancesResult,
     PointXy,
-    Result,
     RunLengthMask,
+    TextRegion,
     TextRegionsResult,
     TextResult,
 )
@@ -45,9 +48,9 @@ _QUESTION = "visual_question_answering"
 _REGION_TEXT_TASKS = ("ocr_with_regions", "dense_region_captioning")
 _TASK_OPTIONS = {"captioning": ("detail", "language"), _QUESTION: ("question", "language")}
 MAX_ASKS = 500  # per image
-_MAX_PERCENT = 1_000_000  # a drawn box may extend beyond the image
+# a drawn box may extend beyond the image
+_Percent = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e6, le=1e6)]
 _MAX_LINES = 100  # lines of a prompt: Label Studio sends the texts of a TextArea
-_BOX = ("x", "y", "width", "height")
 _SHAPES = ("Rectangle", "Polygon", "RectangleLabels", "PolygonLabels")
 _TOLERANCE_PX = 1.0
 # rle-pack: 32 bits number of bytes, 5 word size - 1, 4 x 4 field widths - 1, then the runs: 1 bit
@@ -68,7 +71,7 @@ class _Tag:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-_TAGS: Mapping[ControlTag, _Tag] = {
+_TAGS = {
     "RectangleLabels": _Tag(("open_vocabulary_detection",), "labels"),
     "PolygonLabels": _Tag(("instance_segmentation",), "phrase", {"mask_format": "polygon"}),
     "BrushLabels": _Tag(("instance_segmentation",), "phrase", {"mask_format": "rle"}),
@@ -103,56 +106,67 @@ class Ask:
 
     def fields_of(self, model_id: str) -> Fields:
         """Return the fields with a model, and with the drawn box in pixels within the image."""
+        fields = {**self.fields, "model": model_id}
         if not self.box:
-            return {**self.fields, "model": model_id}
+            return fields
         x, y, width, height = self.box
         edges = (x, y, x + width, y + height)
 
         def with_region(size_wh: tuple[int, int]) -> Mapping[str, object]:
-            region: list[float] = []
-            for percent, side in zip(edges, size_wh * 2, strict=True):
-                region.append(min(max(percent, 0), 100) * side / 100)
-            return {**self.fields, "model": model_id, "region": region}
+            sides = zip(edges, size_wh * 2, strict=True)
+            region = [min(max(percent, 0), 100) * side / 100 for percent, side in sides]
+            return fields | {"region": region}
 
         return with_region
 
     def results(self, answer: Answer) -> Iterator[JsonObject]:
         """Yield the results of an answer."""
         canvas = _Canvas(answer.image_size_wh)
-        if self.region_tags is not None:
-            yield from _located_texts(canvas, answer.result, self.region_tags)
-            return
+        control = self.control
         match answer.result:
+            case TextRegionsResult(regions) if self.region_tags is not None:
+                for region in regions:
+                    yield from canvas.located(region.quad, region.text, region, self.region_tags)
+            case DetectionsResult(detections) if self.region_tags is not None:
+                for box in detections:
+                    yield from canvas.located(corners(box.box), box.label, box, self.region_tags)
             case TextResult(text):
-                yield from _text_results(canvas, text, self.control)
-            case DetectionsResult() if self.control.tag == "Choices":
-                yield from _object_choices(canvas, answer.result, self.control)
-            case DetectionsResult():
-                yield from _boxes(canvas, answer.result, self.control, self.label)
+                if control.tag == "Choices":
+                    name = control.label_of(text.strip().rstrip("."))
+                    value = None if name is None else {"choices": [name]}
+                else:
+                    value = {"text": [text]} if text.strip() else None
+                if value is not None:
+                    yield canvas.region(control, value, None)
+            case DetectionsResult(detections) if control.tag == "Choices":
+                yield from _object_choices(canvas, detections, control)
+            case DetectionsResult(detections):
+                for detection in detections:
+                    name = self.label or control.label_of(detection.label)
+                    labels = {} if name is None else {control.result_type: [name]}
+                    if labels or not control.labels:
+                        value = canvas.box(detection.box) | labels
+                        yield canvas.region(control, value, detection.score)
             case InstancesResult(instances):
                 for instance in instances:
-                    for shape in _mask_values(canvas, instance, self.control):
-                        labels = {self.control.result_type: [self.label]}
-                        yield canvas.region(self.control, shape | labels, instance.score)
+                    for shape in _mask_values(canvas, instance, control):
+                        value = shape | {control.result_type: [self.label]}
+                        yield canvas.region(control, value, instance.score)
 
 
 def image_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
     """Return the tasks of an image; raise `InvalidRequest` for an invalid label or option."""
-    filled: list[Control] = []
-    for control in controls:
-        if not (control.is_prompt or control.is_interactive_only):
-            filled.append(control)
+    filled = [c for c in controls if not (c.is_prompt or c.is_set("smartonly"))]
     asks: list[Ask] = []
     for text in list(filled):
-        if text.tag == "TextArea" and text.is_per_region:
+        if text.tag == "TextArea" and text.is_set("perregion"):
             tags = _region_tags(text, filled)
-            filled = [
-                control for control in filled if control not in (text, tags.shape, tags.label)
-            ]
+            used = (text, tags.shape, tags.label)
+            filled = [control for control in filled if control not in used]
             task = _chosen_task(text, _REGION_TEXT_TASKS)
             asks.append(Ask(text, _fields(text, task), region_tags=tags))
     for control in filled:
-        if not control.is_per_region:
+        if not control.is_set("perregion"):
             asks += _control_asks(control)
     if len(asks) > MAX_ASKS:
         problem = f"the labelling configuration needs {len(asks)} predictions of an image"
@@ -165,18 +179,17 @@ def image_asks(controls: Sequence[Control]) -> tuple[Ask, ...]:
 
 def _region_tags(text: Control, controls: Sequence[Control]) -> RegionTags:
     """Return the tags of a perRegion text: the first shape over its image, and a label."""
-    shapes: list[Control] = []
-    labels: list[Control] = []
-    for control in controls:
-        if control.image == text.image and control.tag in _SHAPES:
-            shapes.append(control)
-        elif control.image == text.image and control.tag == "Labels" and control.labels:
-            labels.append(control)
-    if not shapes:
-        problem = f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}"
-        raise InvalidRequest(problem, "label_config")
-    shape = min(shapes, key=lambda control: _SHAPES.index(control.tag))
-    return RegionTags(shape, text, shape if shape.labels else next(iter(labels), None))
+    over_image = [control for control in controls if control.image == text.image]
+    for tag in _SHAPES:
+        shape = next((control for control in over_image if control.tag == tag), None)
+        if shape is None:
+            continue
+        if shape.labels:
+            return RegionTags(shape, text, shape)
+        labels = (control for control in over_image if control.tag == "Labels" and control.labels)
+        return RegionTags(shape, text, next(labels, None))
+    problem = f"TextArea {text.name} is perRegion and needs one of {', '.join(_SHAPES)}"
+    raise InvalidRequest(problem, "label_config")
 
 
 def _control_asks(control: Control) -> Iterator[Ask]:
@@ -231,6 +244,33 @@ def _fields(control: Control, task: str) -> dict[str, object]:
     return fields
 
 
+class _Text(BaseModel):
+    text: Annotated[
+        list[str],
+        Field(max_length=_MAX_LINES),
+        BeforeValidator(lambda text: [text] if isinstance(text, str) else text),
+    ]
+
+
+class _DrawnBox(BaseModel):
+    x: _Percent
+    y: _Percent
+    width: _Percent
+    height: _Percent
+
+
+class _TextPrompt(BaseModel):
+    """The last prompt, a text of the user."""
+
+    context: dict[str, _Text]
+
+
+class _BoxPrompt(BaseModel):
+    """The last prompt, a box that the user drew: its corner, width and height in percent."""
+
+    context: dict[str, _DrawnBox]
+
+
 def prompt_asks(controls: Sequence[Control], context: Mapping[str, object]) -> tuple[Ask, ...]:
     """Return the tasks of the last prompt, a text or a drawn box; raise `InvalidRequest`."""
     regions = context.get("result")
@@ -241,39 +281,22 @@ def prompt_asks(controls: Sequence[Control], context: Mapping[str, object]) -> t
     if not isinstance(value, dict):
         problem = "an entry of context.result must be a region with a value"
         raise InvalidRequest(problem, "context.result")
+    document = {"context": {"result": value}}
     if value.get("text") is not None:
-        return tuple(_text_asks(controls, _prompt(value["text"])))
-    if all(name in value for name in _BOX):
-        box = [_percent(name, value[name]) for name in _BOX]
-        if box[2] > 0:
-            return tuple(_box_asks(controls, value, box))
+        prompt = " ".join(validated(_TextPrompt, document).context["result"].text)
+        if len(prompt) > MAX_GIVEN_CHARS:
+            problem = f"the text of a prompt has {len(prompt)} characters"
+            maximum = f"the maximum is {MAX_GIVEN_CHARS}"
+            raise InvalidRequest(f"{problem}; {maximum}", "context.result.text")
+        return tuple(_text_asks(controls, prompt))
+    if all(name in value for name in _DrawnBox.model_fields):
+        box = validated(_BoxPrompt, document).context["result"]
+        if box.width > 0:
+            edges = (box.x, box.y, box.width, box.height)
+            return tuple(_box_asks(controls, value, edges))
     problem = f"the prompt is of type {shown(region.get('type'))}"
     advice = "it must be a text or a rectangle: models take no points"
     raise InvalidRequest(f"{problem}; {advice}", "context.result")
-
-
-def _prompt(text: object) -> str:
-    lines = [text] if isinstance(text, str) else text
-    if isinstance(lines, list) and len(lines) <= _MAX_LINES:
-        prompt = " ".join(line for line in lines if isinstance(line, str))
-        if len(prompt) <= MAX_GIVEN_CHARS and all(isinstance(line, str) for line in lines):
-            return prompt
-    problem = f"the text of a prompt is {shown(text)}"
-    allowed = (
-        f"a string or a list of at most {_MAX_LINES} strings, of at most {MAX_GIVEN_CHARS}"
-        " characters together"
-    )
-    raise InvalidRequest(f"{problem}; it must be {allowed}", "context.result.text")
-
-
-def _percent(name: str, value: object) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # false for NaN
-    if is_number and -_MAX_PERCENT <= value <= _MAX_PERCENT:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
-    problem = f"{name} of a drawn box is {shown(value)}"
-    allowed = f"a number of percent from -{_MAX_PERCENT} to {_MAX_PERCENT}"
-    raise InvalidRequest(f"{problem}; it must be {allowed}", f"context.result.{name}")
 
 
 def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
@@ -290,24 +313,20 @@ def _text_asks(controls: Sequence[Control], prompt: str) -> Iterator[Ask]:
 
 
 def _is_text(control: Control) -> bool:
-    return control.tag == "TextArea" and not (control.is_prompt or control.is_per_region)
+    return control.tag == "TextArea" and not (control.is_prompt or control.is_set("perregion"))
 
 
 def _box_asks(
     controls: Sequence[Control], value: Mapping[str, Any], box: Sequence[float]
 ) -> Iterator[Ask]:
-    box_labels: object = []
-    for tag in LABELS_TAGS:
-        if tag.lower() in value:
-            box_labels = value[tag.lower()]
-            break
+    tags = [tag.lower() for tag in LABELS_TAGS if tag.lower() in value]
+    box_labels = value[tags[0]] if tags else []
     for control in controls:
         if control.tag in ("PolygonLabels", "BrushLabels"):
-            name = control.labels[0].value
-            for label in reversed(control.labels):
-                if isinstance(box_labels, list) and label.value in box_labels:
-                    name = label.value
-            yield Ask(control, _fields(control, "instance_segmentation"), name, box=box)
+            names = [label.value for label in control.labels]
+            chosen = [name for name in names if isinstance(box_labels, list) and name in box_labels]
+            label = (chosen or names)[0]
+            yield Ask(control, _fields(control, "instance_segmentation"), label, box=box)
         elif _is_text(control):
             fields = {"task": "region_description"}
             if control.attributes.get("model_task") == "ocr":
@@ -317,30 +336,28 @@ def _box_asks(
 
 @dataclass(frozen=True, slots=True)
 class _Canvas:
-    """The image under the regions."""
+    """The image under the regions, whose values are in percent and within it."""
 
     size_wh: tuple[int, int]
 
     def box(self, box: BoxXyxy) -> JsonObject:
-        """Return a box as corner, width and height in percent."""
         x1, y1 = self.point(box[:2])
         x2, y2 = self.point(box[2:])
         return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
 
-    def point(self, point: PointXy) -> tuple[float, float]:
-        """Return a point in percent, within the image as Label Studio requires."""
-        width, height = self.size_wh
-        return _share(point[0], width), _share(point[1], height)
+    def point(self, point: PointXy) -> list[float]:
+        sides = zip(point, self.size_wh, strict=True)
+        return [min(max(100 * position / side, 0.0), 100.0) for position, side in sides]
 
     def polygon(self, points: Sequence[PointXy]) -> JsonObject:
-        return {"points": [list(self.point(point)) for point in points], "closed": True}
+        return {"points": [self.point(point) for point in points], "closed": True}
 
     def region(
         self, control: Control, value: JsonObject, score: float | None, region_id: str = ""
     ) -> JsonObject:
         """Return one result of a control."""
         width, height = self.size_wh
-        return {
+        result = {
             "id": region_id or _new_id(),
             "from_name": control.name,
             "to_name": control.image,
@@ -349,30 +366,30 @@ class _Canvas:
             "original_height": height,
             "image_rotation": 0,
             "value": value,
-            **({} if score is None else {"score": score}),
         }
+        return result if score is None else result | {"score": score}
 
-
-def _share(position: float, side: int) -> float:
-    return min(max(100 * position / side, 0.0), 100.0)
+    def located(
+        self, quad: Sequence[PointXy], text: str, source: Detection | TextRegion, tags: RegionTags
+    ) -> Iterator[JsonObject]:
+        """Yield the results of a piece of text, which share an id: shape, label, transcription."""
+        if tags.shape.tag in ("Polygon", "PolygonLabels"):
+            outline = self.polygon(quad)
+        else:
+            xs, ys = zip(*quad, strict=True)
+            outline = self.box((min(xs), min(ys), max(xs), max(ys)))
+        values = [] if tags.label is tags.shape else [(tags.shape, outline)]
+        if tags.label is not None:
+            labels = {tags.label.result_type: [tags.label.labels[0].value]}
+            values.append((tags.label, outline | labels))
+        values.append((tags.text, outline | {"text": [text]}))
+        region_id = _new_id()
+        for control, value in values:
+            yield self.region(control, value, source.score, region_id)
 
 
 def _new_id() -> str:
     return uuid.uuid4().hex[:10]
-
-
-def _boxes(
-    canvas: _Canvas, result: DetectionsResult, control: Control, label: str | None
-) -> Iterator[JsonObject]:
-    """Yield the detections, if the control has labels under those that their phrases mean."""
-    for detection in result.detections:
-        value = canvas.box(detection.box)
-        if control.labels:
-            name = label or control.label_of(detection.label)
-            if name is None:
-                continue
-            value[control.result_type] = [name]
-        yield canvas.region(control, value, detection.score)
 
 
 def _mask_values(canvas: _Canvas, instance: Instance, control: Control) -> Iterator[JsonObject]:
@@ -383,50 +400,12 @@ def _mask_values(canvas: _Canvas, instance: Instance, control: Control) -> Itera
         yield {"format": "rle", "rle": brush_rle(instance.mask)}
 
 
-def _located_texts(canvas: _Canvas, result: Result, tags: RegionTags) -> Iterator[JsonObject]:
-    """Yield the results of each piece of text, which share an id: shape, label, transcription."""
-    pieces: list[tuple[Sequence[PointXy], str, float]] = []
-    if isinstance(result, TextRegionsResult):
-        for region in result.text_regions:
-            pieces.append((region.quad, region.text, region.score))
-    elif isinstance(result, DetectionsResult):
-        for detection in result.detections:
-            pieces.append((corners(detection.box), detection.label, detection.score))
-    for quad, text, score in pieces:
-        region_id = _new_id()
-        if tags.shape.tag in ("Polygon", "PolygonLabels"):
-            outline = canvas.polygon(quad)
-        else:
-            xs, ys = zip(*quad, strict=True)
-            outline = canvas.box((min(xs), min(ys), max(xs), max(ys)))
-        values = [(tags.shape, outline)]
-        if tags.label is not None:
-            labelled = outline | {tags.label.result_type: [tags.label.labels[0].value]}
-            if tags.label is tags.shape:
-                values = [(tags.shape, labelled)]
-            else:
-                values.append((tags.label, labelled))
-        values.append((tags.text, outline | {"text": [text]}))
-        for control, value in values:
-            yield canvas.region(control, value, score, region_id)
-
-
-def _text_results(canvas: _Canvas, text: str, control: Control) -> Iterator[JsonObject]:
-    """Yield the text of the image or the choice that it names; nothing for any other answer."""
-    if control.tag == "Choices":
-        choice = control.label_of(text.strip().rstrip("."))
-        if choice is not None:
-            yield canvas.region(control, {"choices": [choice]}, None)
-    elif text.strip():
-        yield canvas.region(control, {"text": [text]}, None)
-
-
 def _object_choices(
-    canvas: _Canvas, result: DetectionsResult, control: Control
+    canvas: _Canvas, detections: Sequence[Detection], control: Control
 ) -> Iterator[JsonObject]:
     """Yield the choice detected with the highest score; all in a multiple choice."""
     scores: dict[str, float] = {}
-    for detection in sorted(result.detections, key=lambda detection: -detection.score):
+    for detection in sorted(detections, key=lambda detection: -detection.score):
         choice = control.label_of(detection.label)
         if choice is not None:
             scores.setdefault(choice, detection.score)

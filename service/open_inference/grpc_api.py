@@ -15,10 +15,9 @@ from service.inference.prediction import Answer
 from service.open_inference.tensors import (
     API,
     MAX_TENSORS,
-    OUTPUT,
-    VERSION,
     InferRequest,
     Tensor,
+    answer_document,
     model_config,
     model_metadata,
     model_of,
@@ -133,13 +132,7 @@ def read_request(request: pb.ModelInferRequest) -> InferRequest:
 
 def write_answer(answer: Answer, request: InferRequest, request_id: str) -> pb.ModelInferResponse:
     """Return the message of an answer, its result raw or typed."""
-    output = pb.ModelInferResponse.InferOutputTensor(name=OUTPUT, datatype="BYTES", shape=[1])
-    response = pb.ModelInferResponse(
-        model_name=answer.model.id,
-        model_version=VERSION,
-        id=request.id or request_id,
-        outputs=[output],
-    )
+    response = ParseDict(answer_document(answer, request, request_id), pb.ModelInferResponse())
     if request.wants_raw:
         response.raw_output_contents.append(raw_result(answer, request_id))
     else:

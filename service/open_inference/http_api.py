@@ -28,7 +28,6 @@ from service.admission.places import RequestContext
 from service.errors import InvalidRequest
 from service.http.body import BodyMemory, json_object, off_loop, parsed, read_bytes
 from service.http.boundary import Endpoint, Interface, RestBoundary
-from service.inference.core import Core
 from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
 from service.open_inference.tensors import (
@@ -36,10 +35,9 @@ from service.open_inference.tensors import (
     MAX_ELEMENTS,
     MAX_ID_CHARS,
     MAX_TENSORS,
-    OUTPUT,
-    VERSION,
     InferRequest,
     Tensor,
+    answer_document,
     model_config,
     model_metadata,
     model_of,
@@ -147,10 +145,8 @@ class OpenInferenceRest:
             route(f"{PREFIX}/health/live", self.is_live, is_public=True),
             route(f"{PREFIX}/health/ready", self.is_ready, is_public=True),
         ]
-        for model in (
-            f"{PREFIX}/models/{{model}}",
-            f"{PREFIX}/models/{{model}}/versions/{{version}}",
-        ):
+        models = f"{PREFIX}/models/{{model}}"
+        for model in (models, f"{models}/versions/{{version}}"):
             routes += [
                 route(model, self.model),
                 route(f"{model}/config", self.config),
@@ -171,20 +167,24 @@ class OpenInferenceRest:
         return JSONResponse({"ready": True})
 
     async def model(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(model_metadata(_model(self._boundary.core(), request)))
+        return JSONResponse(model_metadata(self._model(request)))
 
     async def config(self, request: Request, _context: RequestContext) -> Response:
-        return JSONResponse(model_config(_model(self._boundary.core(), request)))
+        return JSONResponse(model_config(self._model(request)))
 
     async def is_model_ready(self, request: Request, _context: RequestContext) -> Response:
-        core = self._boundary.core()
-        model = _model(core, request)
-        await core.check_ready([model])
+        model = self._model(request)
+        await self._boundary.core().check_ready([model])
         return JSONResponse({"name": model.id, "ready": True})
+
+    def _model(self, request: Request) -> ServedModel:
+        models = self._boundary.core().models
+        parameters = request.path_params
+        return model_of(models, parameters["model"], parameters.get("version", ""))
 
     async def infer(self, request: Request, context: RequestContext) -> Response:
         core = self._boundary.core()
-        model = _model(core, request)
+        model = self._model(request)
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise InvalidRequest(
@@ -206,12 +206,6 @@ class OpenInferenceRest:
             request.receive, core.predict(body.image, body.fields, context)
         )
         return write_answer(answer, infer, context.request_id)
-
-
-def _model(core: Core, request: Request) -> ServedModel:
-    return model_of(
-        core.models, request.path_params["model"], request.path_params.get("version", "")
-    )
 
 
 def read_request(body: bytes, json_length: str | None) -> InferRequest:
@@ -238,18 +232,13 @@ def read_request(body: bytes, json_length: str | None) -> InferRequest:
     return InferRequest(document.id, tuple(tensors), parameters, outputs, document.wants_raw())
 
 
-def write_answer(answer: Answer, infer: InferRequest, request_id: str) -> Response:
+def write_answer(answer: Answer, request: InferRequest, request_id: str) -> Response:
     """Return an answer with its result raw or as JSON."""
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
-    document = {
-        "model_name": answer.model.id,
-        "model_version": VERSION,
-        "id": infer.id or request_id,
-        "outputs": [output],
-    }
-    if not infer.wants_raw:
+    document = answer_document(answer, request, request_id)
+    (output,) = document["outputs"]
+    if not request.wants_raw:
         output["data"] = [result_text(answer, request_id)]
-        return Response(json.dumps(document), media_type="application/json")
+        return JSONResponse(document)
     raw = raw_result(answer, request_id)
     output["parameters"] = {"binary_data_size": len(raw)}
     head = json.dumps(document).encode()

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Self
+from typing import Any
 
 from service.admission.places import RequestContext, is_valid_request_id
 from service.errors import InvalidRequest, UnknownModel
@@ -45,11 +45,8 @@ _FOR_TRITON = "triton_"  # prefix of parameters that clients address to Triton i
 _LENGTH = struct.Struct("<I")
 # format characters of struct
 _ELEMENTS = {"BOOL": "?", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d"}
-_CONFIG_TYPES = {
-    "BYTES": "TYPE_STRING",
-    "INT64": "TYPE_INT64",
-    "FP64": "TYPE_FP64",
-    "BOOL": "TYPE_BOOL",
+_CONFIG_TYPES = {"BYTES": "TYPE_STRING"} | {
+    name: f"TYPE_{name}" for name in ("INT64", "FP64", "BOOL")
 }
 # Accepted datatypes for each JSON type; metadata names the first.
 _DATATYPES = {
@@ -71,15 +68,6 @@ class InputSpec:
     length: int | None = 1  # None allows any
     is_list: bool = False
     is_required: bool = False
-
-    @classmethod
-    def of(cls, name: str, schema: dict[str, Any]) -> Self:
-        """Return the form of a field with this JSON schema."""
-        value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other one is null
-        if value["type"] != "array":
-            return cls(name, _DATATYPES[value["type"]], is_required=name == "task")
-        length = value["maxItems"] if value["minItems"] == value["maxItems"] else None
-        return cls(name, _DATATYPES[value["items"]["type"]], length, is_list=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +91,26 @@ class InferRequest:
     wants_raw: bool  # the result as raw bytes
 
 
-def input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
+def _input_specs(tasks: Iterable[Task]) -> dict[str, InputSpec]:
     """Return the inputs by name: the image, the common fields, and the parameters of `tasks`."""
-    fields = GenerationFields.model_json_schema()["properties"]
-    parameters = chain.from_iterable(task.parameters for task in tasks)
-    schemas = fields | {parameter.name: parameter.json_schema() for parameter in parameters}
-    image = InputSpec("image", _DATATYPES["string"], is_required=True)
-    return {image.name: image} | {
-        name: InputSpec.of(name, schema) for name, schema in schemas.items()
-    }
+    schemas: JsonObject = {"image": {"type": "string"}}
+    schemas |= GenerationFields.model_json_schema()["properties"]
+    for parameter in chain.from_iterable(task.parameters for task in tasks):
+        schemas[parameter.name] = parameter.json_schema()
+    specs: dict[str, InputSpec] = {}
+    for name, schema in schemas.items():
+        value = schema["anyOf"][0] if "anyOf" in schema else schema  # the other one is null
+        if value["type"] == "array":
+            length = value["maxItems"] if value["minItems"] == value["maxItems"] else None
+            datatypes = _DATATYPES[value["items"]["type"]]
+            specs[name] = InputSpec(name, datatypes, length, is_list=True)
+        else:
+            is_required = name in ("image", "task")
+            specs[name] = InputSpec(name, _DATATYPES[value["type"]], is_required=is_required)
+    return specs
 
 
-_INPUTS = input_specs(TASKS.values())
+_INPUTS = _input_specs(TASKS.values())
 
 
 def model_of(models: ServedModels, name: str, version: str) -> ServedModel:
@@ -167,10 +163,15 @@ def request_body(request: InferRequest, model: ServedModel) -> RequestBody:
     return RequestBody(image, {**fields, "model": model.id})
 
 
-def raw_result(answer: Answer, request_id: str) -> bytes:
-    """Return the result as a raw BYTES tensor."""
-    text = result_text(answer, request_id).encode()
-    return _LENGTH.pack(len(text)) + text
+def answer_document(answer: Answer, request: InferRequest, request_id: str) -> JsonObject:
+    """Return a response, whose output has no data yet."""
+    output = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
+    return {
+        "model_name": answer.model.id,
+        "model_version": VERSION,
+        "id": request.id or request_id,
+        "outputs": [output],
+    }
 
 
 def result_text(answer: Answer, request_id: str) -> str:
@@ -178,8 +179,13 @@ def result_text(answer: Answer, request_id: str) -> str:
     return answer_json(answer, request_id).model_dump_json()
 
 
+def raw_result(answer: Answer, request_id: str) -> bytes:
+    """Return the result as a raw BYTES tensor."""
+    text = result_text(answer, request_id).encode()
+    return _LENGTH.pack(len(text)) + text
+
+
 def _value(tensor: Tensor) -> object:
-    """Return the value of a field; raise `InvalidRequest` for a tensor of another form."""
     spec = _INPUTS[tensor.name]
     if tensor.datatype not in spec.datatypes:
         allowed = " or ".join(spec.datatypes)
@@ -249,31 +255,25 @@ def server_metadata() -> JsonObject:
 
 def model_metadata(model: ServedModel) -> JsonObject:
     """Return the output of a model and the inputs of all its tasks."""
-    inputs = [
-        {"name": spec.name, "datatype": spec.datatypes[0], "shape": _shape(spec)}
-        for spec in _specs(model).values()
-    ]
+    inputs: list[JsonObject] = []
+    for spec in _specs(model):
+        inputs.append({"name": spec.name, "datatype": spec.datatypes[0], "shape": _shape(spec)})
     output = {"name": OUTPUT, "datatype": "BYTES", "shape": [1]}
     return {**_names(model), "versions": [VERSION], "inputs": inputs, "outputs": [output]}
 
 
 def model_config(model: ServedModel) -> JsonObject:
     """Return the part of Triton's model configuration that its load tools read."""
-    inputs = [
-        {
-            "name": spec.name,
-            "data_type": _CONFIG_TYPES[spec.datatypes[0]],
-            "dims": _shape(spec),
-            "optional": not spec.is_required,
-        }
-        for spec in _specs(model).values()
-    ]
+    inputs: list[JsonObject] = []
+    for spec in _specs(model):
+        config = {"name": spec.name, "data_type": _CONFIG_TYPES[spec.datatypes[0]]}
+        inputs.append({**config, "dims": _shape(spec), "optional": not spec.is_required})
     output = {"name": OUTPUT, "data_type": "TYPE_STRING", "dims": [1]}
     return {**_names(model), "max_batch_size": 0, "input": inputs, "output": [output]}
 
 
-def _specs(model: ServedModel) -> dict[str, InputSpec]:
-    return input_specs(TASKS[task_id] for task_id in model.entry.task_ids)
+def _specs(model: ServedModel) -> Iterable[InputSpec]:
+    return _input_specs(TASKS[task_id] for task_id in model.entry.task_ids).values()
 
 
 def _shape(spec: InputSpec) -> list[int]:

@@ -10,10 +10,10 @@ A client's schema is untrusted: keywords that run its regular expressions are re
 is followed within the schema only, and alternatives are tried for a bounded number of steps.
 """
 
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 from jsonschema import Draft202012Validator, SchemaError, ValidationError
@@ -35,17 +35,14 @@ from service.inference.prediction import Answer, Piece
 from service.openai.wire import (
     AssistantMessage,
     ChatChoice,
-    ChatChunk,
     ChatCompletion,
     ChatError,
     ChatErrorDetail,
     ChatRequest,
     ChatUsage,
-    ChunkChoice,
     ErrorType,
     ImagePart,
     ResponseFormat,
-    StreamOptions,
     TextPart,
 )
 from service.schema.rendering import RESULT
@@ -91,27 +88,21 @@ class OpenAiApi:
         self._boundary = boundary
 
     def routes(self) -> list[Route]:
-        return [
-            Route(
-                "/v1/chat/completions", self._boundary.endpoint(self.chat, OPENAI), methods=["POST"]
-            )
-        ]
+        endpoint = self._boundary.endpoint(self.chat, OPENAI)
+        return [Route("/v1/chat/completions", endpoint, methods=["POST"])]
 
     async def chat(self, request: Request, context: RequestContext) -> Response:
         """Answer the last message of a conversation: a completion, or a stream of chunks."""
         core = self._boundary.core()
         body = await self._boundary.read(read_json, request, context)
         chat = validated(ChatRequest, body)
-        if chat.stream:
-            await _check_format(chat.response_format)
-            options = chat.stream_options or StreamOptions()
-            chunks = ChunkStream(
-                context.request_id, chat.model, options.include_usage, chat.response_format
-            )
-            events = core.stream(image_of(chat), fields_of(chat, core), context)
-            return await event_stream(request, context, OPENAI, events, chunks.events)
-        completion = await while_connected(request.receive, complete(chat, core, context))
-        return Response(completion.model_dump_json(), media_type="application/json")
+        if not chat.stream:
+            completion = await while_connected(request.receive, complete(chat, core, context))
+            return Response(completion.model_dump_json(), media_type="application/json")
+        await _check_format(chat.response_format)
+        events = core.stream(image_of(chat), fields_of(chat, core), context)
+        form = _chunk_form(chat, context.request_id)
+        return await event_stream(request, context, OPENAI, events, form)
 
 
 async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> ChatCompletion:
@@ -121,14 +112,12 @@ async def complete(chat: ChatRequest, core: Core, context: RequestContext) -> Ch
     content = answer.written.text
     if chat.response_format.type != "text":
         content = await in_thread(typed_content, answer, chat.response_format)
-    choice = ChatChoice(
-        message=AssistantMessage(content=content), finish_reason=answer.written.finish_reason
-    )
+    message = AssistantMessage(content=content)
     return ChatCompletion(
         id=context.request_id,
         created=int(time.time()),
         model=answer.model.id,
-        choices=[choice],
+        choices=[ChatChoice(message=message, finish_reason=answer.written.finish_reason)],
         usage=_usage(answer),
     )
 
@@ -138,40 +127,38 @@ async def _check_format(response_format: ResponseFormat) -> None:
         await in_thread(check_schema, response_format.json_schema.schema_)
 
 
-@dataclass(slots=True)
-class ChunkStream:
-    """Renders the events of one streamed completion; typed content is one piece at the end."""
+def _chunk_form(chat: ChatRequest, request_id: str) -> Callable[[Piece | Answer], Iterator[str]]:
+    """Return what renders the events of one stream; typed content is one piece at the end."""
+    head = {"id": request_id, "object": "chat.completion.chunk", "created": int(time.time())}
+    is_typed = chat.response_format.type != "text"
+    has_begun = False
 
-    request_id: str
-    model: str
-    has_usage: bool
-    response_format: ResponseFormat
-    created: int = field(default_factory=lambda: int(time.time()))
-    has_begun: bool = False
+    def chunk(choices: list[dict[str, Any]], usage: ChatUsage | None = None) -> str:
+        document = {**head, "model": chat.model, "choices": choices}
+        document["usage"] = None if usage is None else usage.model_dump()
+        return server_sent_event(json.dumps(document))
 
-    def events(self, event: Piece | Answer) -> Iterator[str]:
-        """Yield the server-sent events for a piece of text, or for the end."""
-        if not self.has_begun:
-            self.has_begun = True
-            yield self._chunk([ChunkChoice(delta={"role": "assistant", "content": ""})])
-        is_typed = self.response_format.type != "text"
+    def choice(finish_reason: str | None = None, **delta: str) -> str:
+        reasons = {"logprobs": None, "finish_reason": finish_reason}
+        return chunk([{"index": 0, "delta": delta, **reasons}])
+
+    def form(event: Piece | Answer) -> Iterator[str]:
+        nonlocal has_begun
+        if not has_begun:
+            has_begun = True
+            yield choice(role="assistant", content="")
         if isinstance(event, Piece):
             if not is_typed:
-                yield self._chunk([ChunkChoice(delta={"content": event.text})])
+                yield choice(content=event.text)
             return
         if is_typed:
-            content = typed_content(event, self.response_format)
-            yield self._chunk([ChunkChoice(delta={"content": content})])
-        yield self._chunk([ChunkChoice(delta={}, finish_reason=event.written.finish_reason)])
-        if self.has_usage:
-            yield self._chunk([], _usage(event))
+            yield choice(content=typed_content(event, chat.response_format))
+        yield choice(event.written.finish_reason)
+        if chat.stream_options is not None and chat.stream_options.include_usage:
+            yield chunk([], _usage(event))
         yield server_sent_event("[DONE]")
 
-    def _chunk(self, choices: list[ChunkChoice], usage: ChatUsage | None = None) -> str:
-        chunk = ChatChunk(
-            id=self.request_id, created=self.created, model=self.model, choices=choices, usage=usage
-        )
-        return server_sent_event(chunk.model_dump_json())
+    return form
 
 
 def _usage(answer: Answer) -> ChatUsage:
@@ -233,9 +220,7 @@ def fields_of(chat: ChatRequest, core: Core) -> Fields:
     return with_region
 
 
-def _counted(keyword: str) -> Any:
-    check = Draft202012Validator.VALIDATORS[keyword]
-
+def _counted(check: Any) -> Any:
     def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
         if next(_steps.get(), None) is None:
             raise RecursionError
@@ -251,7 +236,7 @@ def _refused(keyword: str) -> Any:
     return refuse
 
 
-_KEYWORDS = {name: _counted(name) for name in Draft202012Validator.VALIDATORS}
+_KEYWORDS = {name: _counted(check) for name, check in Draft202012Validator.VALIDATORS.items()}
 _KEYWORDS |= {name: _refused(name) for name in _REFUSED}
 _Validator = extend(Draft202012Validator, _KEYWORDS)  # type: ignore[no-untyped-call]
 
@@ -273,16 +258,17 @@ def typed_content(answer: Answer, response_format: ResponseFormat) -> str:
         return content
     _steps.set(iter(range(_MAX_STEPS)))
     validator = _Validator(response_format.json_schema.schema_, registry=Registry())
+    problem = ""
     try:
         validator.validate(result.model_dump(mode="json"))
     except ValidationError as error:
-        problem = f"the result of {answer.request.task.id} does not match {_PARAM}"
         where = f"{error.json_path} breaks {error.validator!r}"
         form = "its form is that of `result` of POST /v1/predict"
-        raise InvalidRequest(f"{problem}: {where}; {form}", _PARAM) from error
-    except Unresolvable as error:
-        raise InvalidRequest(f"{_PARAM} refers to something outside itself", _PARAM) from error
-    except RecursionError as error:
-        problem = f"{_PARAM} has too many alternatives or refers to itself"
-        raise InvalidRequest(problem, _PARAM) from error
+        problem = f"does not match the result of {answer.request.task.id}: {where}; {form}"
+    except Unresolvable:
+        problem = "refers to something outside itself"
+    except RecursionError:
+        problem = "has too many alternatives or refers to itself"
+    if problem:
+        raise InvalidRequest(f"{_PARAM} {problem}", _PARAM)
     return content

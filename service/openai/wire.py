@@ -6,13 +6,7 @@ completion chunk object".
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from service.errors import ErrorCode
 from service.inference.request_fields import MAX_NAME_CHARS, MAX_NEW_TOKENS, MAX_TEMPERATURE
@@ -27,7 +21,6 @@ _MAX_SCHEMA_CHARS = 20_000
 _MAX_SCHEMA_LEVELS = 32
 _MAX_USER_CHARS = 1000
 _MAX_TOOLS = 128  # OpenAI's own limit
-
 
 _Text = Annotated[str, Field(max_length=MAX_GIVEN_CHARS)]
 
@@ -69,8 +62,6 @@ def _with_known_type(part: object) -> object:
 Part = Annotated[
     ImagePart | TextPart, Field(discriminator="type"), BeforeValidator(_with_known_type)
 ]
-
-
 _Parts = Annotated[list[Part], Field(max_length=_MAX_PARTS)]
 
 
@@ -221,26 +212,6 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: ChatUsage
-
-
-class ChunkChoice(BaseModel):
-    """A piece of the only choice."""
-
-    index: Literal[0] = 0
-    delta: dict[str, Any]
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"] | None = None
-
-
-class ChatChunk(BaseModel):
-    """One event of a stream; the last event is [DONE]."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: ChatUsage | None = None
 
 
 ErrorType = Literal[

@@ -6,21 +6,24 @@ the original image.
 
 import calendar
 import operator
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter
 
-from service.analysis.execution import Analysis, StepAnswer, StepAnswers
+from service.admission.places import RequestContext
+from service.analysis.execution import Analysis, StepAnswer, analyze
 from service.errors import ErrorCode, ServiceError
-from service.inference.core import Comparison
+from service.images.inputs import ImageInput
+from service.inference.core import Comparison, Core, Fields, answer_each
 from service.inference.prediction import Answer, Piece
 from service.inference.served_models import ServedModel, ServedModels
 from tasks.catalog import CatalogEntry
 from tasks.scores import calibration_key
 from tasks.table import TASKS
 
+JsonObject = dict[str, Any]
 Point = tuple[float, float]
 
 _is_none = partial(operator.is_, None)
@@ -168,18 +171,6 @@ class GuaranteeJson(Wire):
     left_out: int = Field(description="objects that are not returned")
 
 
-class PieceJson(Wire):
-    """A piece of a stream's text; with `tiles` the text about one view, and its result."""
-
-    text: str
-    view: tuple[int, int, int, int] | None = Field(
-        None, exclude_if=_is_none, description="the view in pixels: left, top, right, bottom"
-    )
-    result: ResultJson | None = Field(
-        None, exclude_if=_is_none, description="in pixels of the whole image, not merged"
-    )
-
-
 class AnswerJson(Wire):
     """One model's answer."""
 
@@ -293,52 +284,43 @@ RESULT: TypeAdapter[ResultJson] = TypeAdapter(ResultJson)
 
 def answer_json(answer: Answer, request_id: str) -> AnswerJson:
     timings_ms = answer.times.ms
-    parameters = answer.request.parameters
-    names = parameters.labels or parameters.phrases
-    tiles = answer.tiles
-    guarantee = answer.guarantee
     queue_ms = timings_ms.pop("encode_queue") + timings_ms.pop("decode_queue")
-    return AnswerJson(
-        id=request_id,
-        model=answer.model.id,
-        task=answer.request.task.id,
-        labels=None if names is None else list(names),
-        result=RESULT.validate_python(answer.result),
-        raw_text=answer.written.text,
-        finish_reason=answer.written.finish_reason,
-        calibrated=answer.is_calibrated,
-        tiles=None if tiles is None else TilesJson.model_validate(tiles),
-        guarantee=None if guarantee is None else GuaranteeJson.model_validate(guarantee),
-        image=image_json(answer.image_size_wh),
-        usage=UsageJson.model_validate(answer.usage),
-        vision_cache=answer.written.features.outcome,
-        timings_ms=TimingsJson(**timings_ms, queue=round(queue_ms, 3)),
-    )
+    parameters = answer.request.parameters
+    document = {
+        "id": request_id,
+        "model": answer.model.id,
+        "task": answer.request.task.id,
+        "labels": parameters.labels or parameters.phrases,
+        "result": answer.result,
+        "raw_text": answer.written.text,
+        "finish_reason": answer.written.finish_reason,
+        "calibrated": answer.is_calibrated,
+        "tiles": answer.tiles,
+        "guarantee": answer.guarantee,
+        "image": _image_json(answer.image_size_wh),
+        "usage": answer.usage,
+        "vision_cache": answer.written.features.outcome,
+        "timings_ms": {**timings_ms, "queue": round(queue_ms, 3)},
+    }
+    return AnswerJson.model_validate(document)
 
 
-def image_json(size_wh: tuple[int, int]) -> ImageJson:
+def _image_json(size_wh: tuple[int, int]) -> ImageJson:
     width, height = size_wh
     return ImageJson(width=width, height=height)
 
 
-def piece_json(piece: Piece) -> PieceJson:
-    if piece.view is None:
-        return PieceJson(text=piece.text)
-    result = RESULT.validate_python(piece.view.result)
-    return PieceJson(text=piece.text, view=piece.view.box, result=result)
-
-
 def comparison_json(comparison: Comparison, request_id: str) -> ComparisonJson:
-    answers = [
-        ModelErrorJson(model=model.id, error=error_detail(outcome, request_id))
-        if isinstance(outcome, ServiceError)
-        else answer_json(outcome, request_id)
-        for model, outcome in comparison.answers
-    ]
-    image = image_json(comparison.image_size_wh)
-    return ComparisonJson(
-        id=request_id, task=comparison.request.task.id, image=image, answers=answers
-    )
+    answers: list[AnswerJson | ModelErrorJson] = []
+    for model, outcome in comparison.answers:
+        if isinstance(outcome, ServiceError):
+            error = error_detail(outcome, request_id)
+            answers.append(ModelErrorJson(model=model.id, error=error))
+        else:
+            answers.append(answer_json(outcome, request_id))
+    image = _image_json(comparison.image_size_wh)
+    task_id = comparison.request.task.id
+    return ComparisonJson(id=request_id, task=task_id, image=image, answers=answers)
 
 
 def error_detail(error: ServiceError, request_id: str) -> ErrorDetail:
@@ -347,84 +329,7 @@ def error_detail(error: ServiceError, request_id: str) -> ErrorDetail:
     )
 
 
-_PROOF_FIELDS = ["fields", "min_precision", "confidence", "min_score", "max_labels", "num_images"]
-
-
-def models_json(models: ServedModels) -> dict[str, Any]:
-    """Return the served models in the list format of the OpenAI API."""
-    return {"object": "list", "data": [model_json(model) for model in models]}
-
-
-def catalog_json(models: ServedModels) -> dict[str, Any]:
-    """Return the served models, then the catalog's others with their serve commands."""
-    served = [model_json(model) | {"served": True, "serve_command": None} for model in models]
-    unserved = [
-        _row(model.entry, model.precision)
-        | {"checkpoint": None, "calibrated_tasks": [], "calibration": "", "proofs": []}
-        | {"agreement": None}
-        | {"served": False, "serve_command": f'make serve MODELS="{model.entry.id}"'}
-        for model in models.unserved
-    ]
-    return {"object": "list", "data": served + unserved}
-
-
-def tasks_json(models: ServedModels) -> dict[str, Any]:
-    """Return every task with the JSON Schema of its parameters and the models that offer it."""
-    rows: list[dict[str, Any]] = []
-    for task in TASKS.values():
-        offering = [model.id for model in models if task.id in model.entry.task_ids]
-        rows.append(
-            {
-                "id": task.id,
-                "object": "task",
-                "description": task.description,
-                "result": task.result_kind,
-                "parameters": task.json_schema(),
-                "models": offering,
-            }
-        )
-    return {"object": "list", "data": rows}
-
-
-def model_json(model: ServedModel) -> dict[str, Any]:
-    proofs = []
-    for served_proof in model.proofs:
-        proofs.append({name: getattr(served_proof.proof, name) for name in _PROOF_FIELDS})
-    served = {
-        "checkpoint": model.manifest.checkpoint,
-        "calibrated_tasks": sorted(task for task, tiled in model.calibrations if not tiled),
-        "calibration": calibration_key(model.calibrations),
-        "proofs": proofs,
-        "agreement": model.agreement,
-    }
-    return _row(model.entry, model.precision) | served
-
-
-def _row(entry: CatalogEntry, precision: str) -> dict[str, Any]:
-    """Return the columns of the comparison table."""
-    year, month = map(int, entry.release_date.split("-"))
-    return {
-        "id": entry.id,
-        "object": "model",
-        "created": calendar.timegm((year, month, 1, 0, 0, 0)),
-        "owned_by": entry.organization,
-        "family": entry.family,
-        "organization": entry.organization,
-        "category": entry.category,
-        "modality": entry.modality,
-        "release_date": entry.release_date,
-        "context_window": entry.context_window,
-        "parameters": entry.parameters,
-        "license": entry.license,
-        "tasks": list(entry.task_ids),
-        "features": list(entry.features),
-        "resolution": entry.resolution,
-        "precision": precision,
-        "adapter_of": entry.adapter_of,
-    }
-
-
-def step_answer_json(answer: StepAnswer, request_id: str) -> StepAnswerJson | StepErrorJson:
+def _step_answer_json(answer: StepAnswer, request_id: str) -> StepAnswerJson | StepErrorJson:
     outcome = answer.outcome
     if isinstance(outcome, ServiceError):
         error = error_detail(outcome, request_id)
@@ -432,26 +337,136 @@ def step_answer_json(answer: StepAnswer, request_id: str) -> StepAnswerJson | St
     return StepAnswerJson(of=answer.of, view=answer.view, **dict(answer_json(outcome, request_id)))
 
 
-def step_json(step: StepAnswers, request_id: str) -> StepJson:
-    return StepJson(
-        id=step.step.options.id,
-        task=step.step.task.id,
-        truncated=step.is_truncated,
-        answers=[step_answer_json(answer, request_id) for answer in step.answers],
-    )
-
-
 def analysis_json(analysis: Analysis, request_id: str) -> AnalysisJson:
-    steps = [step_json(step, request_id) for step in analysis.steps]
-    return AnalysisJson(id=request_id, image=image_json(analysis.image_size_wh), steps=steps)
+    steps: list[StepJson] = []
+    for step in analysis.steps:
+        answers = [_step_answer_json(answer, request_id) for answer in step.answers]
+        task_id = step.step.task.id
+        steps.append(
+            StepJson(
+                id=step.step.options.id, task=task_id, truncated=step.is_truncated, answers=answers
+            )
+        )
+    return AnalysisJson(id=request_id, image=_image_json(analysis.image_size_wh), steps=steps)
 
 
-def several_json(outcomes: Iterable[OneJson | ServiceError], request_id: str) -> SeveralJson:
-    """Return the outcomes about several images, in order."""
+Answering = Callable[[Core, Mapping[str, object], ImageInput, RequestContext], Awaitable[OneJson]]
+
+
+async def predicted(
+    core: Core, fields: Fields, image: ImageInput, context: RequestContext
+) -> AnswerJson:
+    return answer_json(await core.predict(image, fields, context), context.request_id)
+
+
+async def compared(
+    core: Core, fields: Mapping[str, object], image: ImageInput, context: RequestContext
+) -> ComparisonJson:
+    return comparison_json(await core.compare(image, fields, context), context.request_id)
+
+
+async def analyzed(
+    core: Core, fields: Mapping[str, object], image: ImageInput, context: RequestContext
+) -> AnalysisJson:
+    return analysis_json(await analyze(core, image, fields, context), context.request_id)
+
+
+async def answered_each(
+    core: Core,
+    images: Sequence[ImageInput],
+    context: RequestContext,
+    answer: Callable[[ImageInput, RequestContext], Awaitable[OneJson]],
+) -> SeveralJson:
+    """Return what `answer` returns or raises for each image, in order."""
     answers: list[OneJson | ErrorJson] = []
-    for outcome in outcomes:
+    for outcome in await answer_each(core, images, context, answer):
         if isinstance(outcome, ServiceError):
-            answers.append(ErrorJson(error=error_detail(outcome, request_id)))
+            answers.append(ErrorJson(error=error_detail(outcome, context.request_id)))
         else:
             answers.append(outcome)
-    return SeveralJson(id=request_id, answers=answers)
+    return SeveralJson(id=context.request_id, answers=answers)
+
+
+def prediction_event(event: Piece | Answer, request_id: str) -> tuple[str, JsonObject]:
+    """Return the name and the data of an event; with `tiles`, a text about a view has its result.
+
+    `view` is left, top, right and bottom; its result is in pixels of the whole image, not merged.
+    """
+    if isinstance(event, Answer):
+        return "result", answer_json(event, request_id).model_dump()
+    if event.view is None:
+        return "token", {"text": event.text}
+    result = RESULT.validate_python(event.view.result).model_dump()
+    return "token", {"text": event.text, "view": event.view.box, "result": result}
+
+
+def analysis_event(event: StepAnswer | Analysis, request_id: str) -> tuple[str, JsonObject]:
+    """Return the name and the data of an event."""
+    if isinstance(event, Analysis):
+        return "result", analysis_json(event, request_id).model_dump()
+    answer = _step_answer_json(event, request_id).model_dump()
+    return "answer", {"step": event.step_id, **answer}
+
+
+_COLUMNS = (
+    *("family", "organization", "category", "modality", "release_date", "context_window"),
+    *("parameters", "license", "features", "resolution", "adapter_of"),
+)
+_PROOF_FIELDS = ("fields", "min_precision", "confidence", "min_score", "max_labels", "num_images")
+
+
+def models_json(models: ServedModels) -> JsonObject:
+    """Return the served models in the list format of the OpenAI API."""
+    return {"object": "list", "data": [model_json(model) for model in models]}
+
+
+def catalog_json(models: ServedModels) -> JsonObject:
+    """Return the served models, then the catalog's others with their serve commands."""
+    rows = [model_json(model) | {"served": True, "serve_command": None} for model in models]
+    for model in models.unserved:
+        row = _row(model.entry, model.precision)
+        row |= {"checkpoint": None, "calibrated_tasks": [], "calibration": "", "proofs": []}
+        command = f'make serve MODELS="{model.entry.id}"'
+        rows.append(row | {"agreement": None, "served": False, "serve_command": command})
+    return {"object": "list", "data": rows}
+
+
+def tasks_json(models: ServedModels) -> JsonObject:
+    """Return every task with the JSON Schema of its parameters and the models that offer it."""
+    rows: list[JsonObject] = []
+    for task in TASKS.values():
+        row = {"id": task.id, "object": "task", "description": task.description}
+        offering = [model.id for model in models if task.id in model.entry.task_ids]
+        parameters = task.json_schema()
+        rows.append(
+            {**row, "result": task.result_kind, "parameters": parameters, "models": offering}
+        )
+    return {"object": "list", "data": rows}
+
+
+def model_json(model: ServedModel) -> JsonObject:
+    proofs: list[JsonObject] = []
+    for served_proof in model.proofs:
+        proofs.append({name: getattr(served_proof.proof, name) for name in _PROOF_FIELDS})
+    return {
+        **_row(model.entry, model.precision),
+        "checkpoint": model.manifest.checkpoint,
+        "calibrated_tasks": sorted(task for task, tiled in model.calibrations if not tiled),
+        "calibration": calibration_key(model.calibrations),
+        "proofs": proofs,
+        "agreement": model.agreement,
+    }
+
+
+def _row(entry: CatalogEntry, precision: str) -> JsonObject:
+    """Return the columns of the comparison table."""
+    year, month = map(int, entry.release_date.split("-"))
+    return {
+        "id": entry.id,
+        "object": "model",
+        "created": calendar.timegm((year, month, 1, 0, 0, 0)),
+        "owned_by": entry.organization,
+        **{name: getattr(entry, name) for name in _COLUMNS},
+        "tasks": list(entry.task_ids),
+        "precision": precision,
+    }

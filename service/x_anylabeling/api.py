@@ -74,21 +74,17 @@ class _Input:
     placeholder: str = ""
 
 
-def _text_input(parameter: str, placeholder: str) -> _Input:
-    return _Input(("edit_text", "button_send"), "text_prompt", parameter, placeholder)
-
-
-_LABELS_PLACEHOLDER = "Objects to detect: red circle, blue square"
+_TEXT = ("edit_text", "button_send"), "text_prompt"
 _RUN = _Input(("button_run",), "default")
 # a batch has no rectangles
 _RECTANGLE = _Input(("button_add_rect", "button_clear", "button_finish_object"), None)
 _INPUTS = {  # all other tasks: _RUN
-    "open_vocabulary_detection": _text_input(
-        "labels", "Objects to detect: red circle, blue square"
+    "open_vocabulary_detection": _Input(
+        *_TEXT, "labels", "Objects to detect: red circle, blue square"
     ),
-    "phrase_grounding": _text_input("caption", "Caption or phrase to locate"),
-    "instance_segmentation": _text_input("phrase", "Object to segment"),
-    "visual_question_answering": _text_input("question", "Question about the image"),
+    "phrase_grounding": _Input(*_TEXT, "caption", "Caption or phrase to locate"),
+    "instance_segmentation": _Input(*_TEXT, "phrase", "Object to segment"),
+    "visual_question_answering": _Input(*_TEXT, "question", "Question about the image"),
     "region_description": _RECTANGLE,
 }
 _SCORE_WIDGETS = ("input_conf", "edit_conf", "input_iou", "edit_iou")
@@ -217,11 +213,7 @@ def request_fields(call: Call, task_ids: tuple[str, ...]) -> JsonObject:
     params = call.params
     task_id = params.current_task or task_ids[0]
     task_input = _INPUTS.get(task_id, _RUN)
-    fields: JsonObject = {
-        "model": call.model,
-        "task": task_id,
-        "min_score": params.conf_threshold,
-    }
+    fields: JsonObject = {"model": call.model, "task": task_id, "min_score": params.conf_threshold}
     if 0 < params.iou_threshold < 1:
         fields["nms_iou"] = params.iou_threshold
     rectangles = [mark.data for mark in params.marks if mark.type == "rectangle"]
@@ -238,13 +230,10 @@ def request_fields(call: Call, task_ids: tuple[str, ...]) -> JsonObject:
 
 
 def shapes_json(answer: Answer, epsilon_factor: float, region: BoxXyxy | None) -> JsonObject:
-    """Return the data of a call.
+    """Return the data of a call; `region` is the box that the answer describes.
 
-    Args:
-        answer: has polygons if it has masks.
-        epsilon_factor: tolerance of simplified polygons, as a share of their perimeter (OpenCV's
-            approxPolyDP).
-        region: the box that the answer describes.
+    `epsilon_factor` is the tolerance of simplified polygons, as a share of their perimeter
+    (OpenCV's approxPolyDP).
     """
     if isinstance(answer.result, TextResult) and region is None:
         # True would delete the shapes

@@ -39,7 +39,7 @@ from service.inference.served_models import ServedModels
 from service.label_studio.labelling_config import parse_config
 from service.open_inference.http_api import read_request
 from service.rpc.proto import vision_pb2 as pb
-from service.rpc.vision import steps_document
+from service.rpc.vision import request_fields
 from service.settings import SettingsError
 from tasks.tiles.grid import Tiling, grid_of, tile_boxes
 from tests.support.fake_service import encoded, served_models
@@ -284,7 +284,7 @@ TARGETS = {
         lambda data: _plan(json_object(data)), (ServiceError,), (json.dumps(_STEPS).encode(),)
     ),
     "steps_message": Target(
-        lambda data: _plan(steps_document(pb.AnalyzeRequest.FromString(data))),
+        lambda data: _plan(request_fields(pb.AnalyzeRequest.FromString(data))),
         (ServiceError, DecodeError),
         (pb.AnalyzeRequest(image=IMAGE, images=[IMAGE], **_STEPS).SerializeToString(),),
     ),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batches import execution, worker
+from service.batches import worker
 from service.batches.store import Store
 
 
@@ -15,8 +15,8 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
         (worker, "_SCAN_S"),
         (worker, "_RETRY_S"),
         (worker, "_LOCK_S"),
-        (execution, "_SAVE_S"),
-        (execution, "_RETRY_AFTER_S"),
+        (worker, "_SAVE_S"),
+        (worker, "_RETRY_AFTER_S"),
     ]:
         monkeypatch.setattr(module, name, 0.01)
 

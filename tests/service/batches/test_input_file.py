@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.batches import input_file
-from service.batches.input_file import Checked, InputFile, check_file
+from service.batches.input_file import InputFile, check_file
+from service.batches.wire import BatchError
 from tests.support.batch_runs import CHAT, PREDICT, jsonl, line
 from tests.support.core_calls import run
 
@@ -21,17 +22,19 @@ def source(folder: Path, content: bytes) -> InputFile:
     return InputFile(path, MAX_LINE_BYTES)
 
 
-def check(folder: Path, content: bytes) -> Checked:
-    return run(check_file(source(folder, content), PREDICT))
+def check(folder: Path, content: bytes) -> tuple[int, list[BatchError]]:
+    checks = run(check_file(source(folder, content), PREDICT))
+    return checks.num_requests, checks.errors
 
 
-def codes(checked: Checked) -> list[tuple[str, int | None]]:
-    return [(error.code, error.line) for error in checked.errors]
+def codes(folder: Path, content: bytes) -> list[tuple[str, int | None]]:
+    _, errors = check(folder, content)
+    return [(error.code, error.line) for error in errors]
 
 
 def test_blank_lines_are_not_requests(tmp_path: Path) -> None:
     content = jsonl(line("a")) + b"\n  \r\n" + jsonl(line("b")).rstrip(b"\n")
-    assert check(tmp_path, content) == Checked(2, [])
+    assert check(tmp_path, content) == (2, [])
 
 
 def padded(num_bytes: int) -> bytes:
@@ -65,22 +68,22 @@ def padded(num_bytes: int) -> bytes:
     ],
 )
 def test_invalid_line_has_number(tmp_path: Path, bad: bytes, code: str, param: str | None) -> None:
-    errors = check(tmp_path, jsonl(line("a")) + b"\n" + bad).errors
+    errors = check(tmp_path, jsonl(line("a")) + b"\n" + bad)[1]
     assert (errors[0].line, errors[0].code, errors[0].param) == (3, code, param)
     assert errors[0].message.endswith(".")
 
 
 def test_longest_line_is_accepted(tmp_path: Path) -> None:
     body = jsonl(line("a", body={"\ud800": "\ud800", "seed": 10**400}))
-    assert check(tmp_path, body + padded(MAX_LINE_BYTES)) == Checked(2, [])
+    assert check(tmp_path, body + padded(MAX_LINE_BYTES)) == (2, [])
 
 
 def test_file_needs_requests(tmp_path: Path) -> None:
-    assert codes(check(tmp_path, b"\n\n")) == [("empty_file", None)]
+    assert codes(tmp_path, b"\n\n") == [("empty_file", None)]
 
 
 def test_errors_are_limited(tmp_path: Path) -> None:
-    assert codes(check(tmp_path, b"{\n" * 1000)) == [
+    assert codes(tmp_path, b"{\n" * 1000) == [
         ("invalid_json_line", number) for number in range(1, 101)
     ]
 
@@ -89,13 +92,13 @@ def test_errors_are_limited(tmp_path: Path) -> None:
 def test_lines_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(input_file, name, 3)
     content = jsonl(*map(line, "abc")) + b"\n" * 3
-    assert codes(check(tmp_path, content)) == []
-    assert codes(check(tmp_path, content + jsonl(line("d")) + b"\n")) == [("too_many_tasks", None)]
+    assert codes(tmp_path, content) == []
+    assert codes(tmp_path, content + jsonl(line("d")) + b"\n") == [("too_many_tasks", None)]
 
 
 def test_large_file_is_checked_in_pieces(tmp_path: Path) -> None:
     lines = [line(str(number), body={"image": "x" * 4000}) for number in range(600)]
-    assert check(tmp_path, jsonl(*lines)) == Checked(600, [])
+    assert check(tmp_path, jsonl(*lines)) == (600, [])
 
 
 def test_ids_take_little_memory(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_ids_take_little_memory(tmp_path: Path) -> None:
     file = source(tmp_path, "".join(f"{document}\n" for document in documents).encode())
     tracemalloc.start()
     try:
-        assert run(check_file(file, PREDICT)) == Checked(5000, [])
+        assert run(check_file(file, PREDICT)).num_requests == 5000
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from service.admission.places import MAX_RUNNING, TrafficGaps
-from service.batches import execution, input_file
+from service.batches import input_file
 from service.batches import store as store_module
-from service.batches.execution import Executor
+from service.batches import worker as worker_module
 from service.batches.store import MAX_BYTES_PER_KEY, OpenBatch, RenderedLine, Store
 from service.batches.wire import Batch
+from service.batches.worker import BatchWorker
 from service.errors import DeadlineExceeded
 from service.http.body import parsed_bytes
 from service.telemetry.metrics import BATCH_REQUESTS_WAITING
@@ -149,7 +150,7 @@ def test_late_request_has_three_attempts(store: Store, monkeypatch: pytest.Monke
         attempts.append(None)
         raise DeadlineExceeded("late")
 
-    monkeypatch.setattr(execution, "_answer_body", is_late)
+    monkeypatch.setattr(worker_module, "_answer_body", is_late)
     batch = completed(store, create(store, line("a")))
     assert output(store, batch.error_file_id)["a"]["response"]["status_code"] == 504
     assert len(attempts) == 3
@@ -185,11 +186,11 @@ def test_request_waits_for_memory(store: Store) -> None:
 def test_keys_take_turns(store: Store) -> None:
     async def scenario() -> None:
         gaps = TrafficGaps()
-        executor = Executor(store, make_core(), gaps, SETTINGS)
+        worker = BatchWorker(store, make_core(), gaps, SETTINGS)
         order: list[str] = []
 
         async def start(owner: str) -> None:
-            async with executor.turn(owner):
+            async with worker.turn(owner):
                 order.append(owner)
 
         gaps.begin_online()
@@ -417,7 +418,7 @@ def test_next_process_continues(store: Store) -> None:
 
 
 def test_answers_are_written_at_the_stop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_SAVE_S", 60)
+    monkeypatch.setattr(worker_module, "_SAVE_S", 60)
 
     async def scenario() -> None:
         core, decoder = blocked()
@@ -466,7 +467,7 @@ async def pass_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unanswered_requests_expire(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_EXPIRED_AT_A_TIME", 4)
+    monkeypatch.setattr(worker_module, "_EXPIRED_AT_A_TIME", 4)
 
     async def scenario() -> None:
         core, decoder = blocked()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -47,27 +47,20 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def parts_of(name: str, value: object, is_json: bool) -> Sequence[bytes]:
-    if isinstance(value, list):
-        return (
-            [part(name, json.dumps(value))]
-            if is_json
-            else [part(name, str(item)) for item in value]
-        )
+def parts_of(name: str, value: object, is_json: bool) -> list[bytes]:
+    if isinstance(value, list) and not is_json:
+        return [part(name, str(item)) for item in value]
     return [part(name, value if isinstance(value, str) else json.dumps(value))]
 
 
-@pytest.mark.parametrize(
-    "is_json", [True, False], ids=["lists as JSON", "lists as repeated fields"]
-)
+@pytest.mark.parametrize("is_json", [True, False], ids=["JSON lists", "repeated fields"])
 def test_form_and_json_are_equal(is_json: bool) -> None:
-    parts = [one for name, value in FIELDS.items() for one in parts_of(name, value, is_json)]
+    parts = chain.from_iterable(parts_of(name, FIELDS[name], is_json) for name in FIELDS)
     from_form = read_form(*parts)
     from_json = read_json(image=BASE64, **FIELDS)
     assert from_form == from_json == RequestBody(IMAGE, FIELDS)
-    assert [type(v) for v in from_form.fields.values()] == [
-        type(v) for v in from_json.fields.values()
-    ]
+    types = [list(map(type, body.fields.values())) for body in (from_form, from_json)]
+    assert types[0] == types[1]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +74,7 @@ def test_form_and_json_are_equal(is_json: bool) -> None:
         ([","], [","]),
         (['a,"b'], ["a", '"b']),
         (["x,y" * 201], ["x,y" * 201]),
+        (["dog"], ["dog"]),
     ],
 )
 def test_list_of_a_form_is_split(texts: list[str], labels: list[str]) -> None:
@@ -93,37 +87,26 @@ def test_list_of_a_form_is_split(texts: list[str], labels: list[str]) -> None:
 def test_body_in_many_chunks_is_the_body() -> None:
     body = form(file_part("image", IMAGE), part("task", "ocr"))
     chunks = [body[i : i + 1] for i in range(len(body))]
-    assert asyncio.run(read_body(request(chunks, FORM), memory())) == RequestBody(
-        IMAGE, {"task": "ocr"}
-    )
+    read = asyncio.run(read_body(request(chunks, FORM), memory()))
+    assert read == RequestBody(IMAGE, {"task": "ocr"})
 
 
-@pytest.mark.parametrize(
-    "content_type", [JSON, "APPLICATION/JSON", "application/json; charset=utf-8"]
-)
+@pytest.mark.parametrize("content_type", ["APPLICATION/JSON", "application/json; charset=utf-8"])
 def test_json_content_type_has_options(content_type: str) -> None:
     assert read(json.dumps({"image": BASE64}).encode(), content_type) == RequestBody(IMAGE, {})
 
 
 @pytest.mark.parametrize(
-    "value", ["twelve", "1e", "", "true", "null", "[1]", "NaN", "Infinity", "0x10", "9" * 5000]
+    ("name", "text"),
+    [
+        *(("seed", text) for text in ("twelve", "1e", "", "true", "null", "[1]", "NaN", "0x10")),
+        *(("seed", text) for text in ("Infinity", "9" * 5000)),
+        *(("constrained", text) for text in ("True", "1", "", "null")),
+        *(("question", text) for text in ("true", "12", '{"a": 1}')),
+    ],
 )
-def test_invalid_number_stays_text(value: str) -> None:
-    assert read_form(part("seed", value)).fields == {"seed": value}
-
-
-@pytest.mark.parametrize("value", ["True", "1", "", "yes", "null"])
-def test_invalid_boolean_stays_text(value: str) -> None:
-    assert read_form(part("constrained", value)).fields == {"constrained": value}
-
-
-@pytest.mark.parametrize("value", ["true", "12", "null", '{"a": 1}'])
-def test_text_of_a_form_stays_text(value: str) -> None:
-    assert read_form(part("question", value)).fields == {"question": value}
-
-
-def test_single_label_of_a_form_is_a_list() -> None:
-    assert read_form(part("labels", "dog")).fields == {"labels": ["dog"]}
+def test_other_value_of_a_form_stays_text(name: str, text: str) -> None:
+    assert read_form(part(name, text)).fields == {name: text}
 
 
 @pytest.mark.parametrize("value", ["[1, 2", "[NaN]", "[Infinity, 1, 2, 3]", "[" * 50_000])
@@ -164,25 +147,26 @@ def test_large_form_leaves_the_loop() -> None:
     assert any(name.startswith("asyncio_") for name in names)  # threads of the loop's executor
 
 
-@pytest.mark.parametrize("name", ["task", "seed", "question", "unknown"])
-def test_repeated_field_is_refused(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"{name} occurs 2 times") as caught:
-        read_form(part(name, "1"), part(name, "2"))
-    assert caught.value.param == name
+@pytest.mark.parametrize(
+    ("parts", "reason", "param"),
+    [
+        ([part("seed", "1"), part("seed", "2")], "seed occurs 2 times", "seed"),
+        ([part("unknown", "1"), part("unknown", "2")], "unknown occurs 2 times", "unknown"),
+        ([part("image", BASE64)], "image occurs 2 times", "image"),
+        ([file_part("image", IMAGE)], "image occurs 2 times", "image"),
+        ([file_part("labels", b"x")], "labels is a file; only image may be a file", "labels"),
+        ([file_part("seed", b"x")], "seed is a file; only image may be a file", "seed"),
+    ],
+)
+def test_refused_part_of_a_form(parts: list[bytes], reason: str, param: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        read_form(*parts)
+    assert caught.value.param == param
 
 
 def test_repeated_json_name_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match="task"):
         read(b'{"image": "QUJD", "task": "ocr", "task": "captioning"}', JSON)
-
-
-@pytest.mark.parametrize("name", ["task", "labels", "seed"])
-def test_other_file_is_refused(name: str) -> None:
-    with pytest.raises(
-        InvalidRequest, match=f"{name} is a file; only image may be a file"
-    ) as caught:
-        read_form(file_part(name, b"x"))
-    assert caught.value.param == name
 
 
 @pytest.mark.parametrize(
@@ -209,14 +193,7 @@ def test_data_url_must_be_base64(image: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "image",
-    [
-        "http://example.org/a.png",
-        "HTTPS://example.org",
-        "file:///etc/passwd",
-        " gopher:x",
-        "a+b.c-1:",
-    ],
+    "image", ["http://example.org/a.png", "HTTPS://example.org", " gopher:x", "a+b.c-1:"]
 )
 def test_other_url_is_not_read(image: str) -> None:
     assert read_json(image=image).image == ImageUrl(image)
@@ -249,13 +226,6 @@ def test_empty_file_is_an_empty_image() -> None:
     assert read(form(file_part("image", b"")), FORM).image == b""
 
 
-@pytest.mark.parametrize("second", [file_part("image", IMAGE), part("image", BASE64)])
-def test_second_image_is_rejected(second: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="image occurs 2 times") as caught:
-        read_form(second)
-    assert caught.value.param == "image"
-
-
 @pytest.mark.parametrize(
     "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "image/png"]
 )
@@ -284,17 +254,13 @@ def test_malformed_multipart_is_rejected(body: bytes, content_type: str) -> None
         read(body, content_type)
 
 
-@pytest.mark.parametrize("kept", [0.2, 0.5, 0.7, 0.85, 0.95])
-def test_truncated_multipart_is_rejected(kept: float) -> None:
+def test_truncated_multipart_is_rejected() -> None:
     """The missing part may be a required field."""
-    body = form(
-        file_part("image", IMAGE),
-        part("task", "captioning"),
-        part("detail", "paragraph"),
-        part("seed", "1"),
-    )
-    with pytest.raises(InvalidRequest):
-        read(body[: int(len(body) * kept)], FORM)
+    parts = [file_part("image", IMAGE), part("task", "captioning"), part("seed", "1")]
+    body = form(*parts)
+    for num_bytes in range(len(body) - 2):
+        with pytest.raises(InvalidRequest):
+            read(body[:num_bytes], FORM)
 
 
 def test_charset_cannot_slow_down_parsing() -> None:
@@ -355,11 +321,9 @@ def test_declared_size_is_limited(content_type: str) -> None:
     async def never() -> Message:
         raise AssertionError("the body was read")
 
-    headers = [
-        (b"content-type", content_type.encode()),
-        (b"content-length", str(MAX_BYTES + 1).encode()),
-    ]
-    unread = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, never)
+    declared = str(MAX_BYTES + 1).encode()
+    headers = [(b"content-type", content_type.encode()), (b"content-length", declared)]
+    unread = Request({"type": "http", "headers": headers}, never)
     with pytest.raises(PayloadTooLarge, match=f"exceeds the limit of {MAX_BYTES} bytes"):
         asyncio.run(read_body(unread, memory()))
 
@@ -367,25 +331,14 @@ def test_declared_size_is_limited(content_type: str) -> None:
 def test_streamed_size_is_limited() -> None:
     num_read = 0
 
-    async def read_endless() -> None:
-        async def chunks() -> AsyncGenerator[Message, None]:
-            nonlocal num_read
-            while True:
-                num_read += 1
-                yield {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+    async def receive() -> Message:
+        nonlocal num_read
+        num_read += 1
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
 
-        endless = chunks()
-        headers = [(b"content-type", JSON.encode())]
-        streamed = Request(
-            {"type": "http", "method": "POST", "path": "/", "headers": headers}, endless.__anext__
-        )
-        try:
-            await read_body(streamed, memory())
-        finally:
-            await endless.aclose()
-
+    scope = {"type": "http", "headers": [(b"content-type", JSON.encode())]}
     with pytest.raises(PayloadTooLarge):
-        asyncio.run(read_endless())
+        asyncio.run(read_body(Request(scope, receive), memory()))
     assert num_read == MAX_BYTES // 1000 + 1
 
 
@@ -473,42 +426,13 @@ def test_any_charset_is_handled(charset: str) -> None:
 
 FORM_PIECES = st.sampled_from(
     [
-        *(
-            b"--b",
-            b"--b--",
-            b"\r\n",
-            b"\n",
-            b"\r",
-            b"--",
-            b"\0",
-            b"\xff",
-            b": ",
-            b"name=",
-            b'"',
-            b"[1",
-            b'["a"]',
-        ),
-        *(b'Content-Disposition: form-data; name="image"', b'; filename="f"'),
-        b'Content-Disposition: form-data; name="labels"',
+        *(b"--b", b"--b--", b"\r\n", b"\n", b"\r", b"--", b"\0", b"\xff", b": ", b"name="),
+        *(b'"', b"[1", b'["a"]', b'; filename="f"'),
+        *(b'Content-Disposition: form-data; name="%s"' % name for name in (b"image", b"labels")),
     ]
 )
 JSON_PIECES = st.sampled_from(
-    [
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b'"image"',
-        b":",
-        b",",
-        b'"QUJD"',
-        b'"task"',
-        b"1",
-        b"1e999",
-        b"NaN",
-        b"null",
-        b'"\\ud800"',
-    ]
+    b'{ } [ ] "image" : , "QUJD" "task" 1 1e999 NaN null "\\ud800"'.split()
 )
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,6 @@ from prometheus_client import REGISTRY
 from starlette.types import Message
 
 from service.admission.api_keys import ApiKeys
-from service.http.boundary import RestBoundary
 from service.http_app import rest_app
 from service.images.fetching import FetchLimits, ImageFetcher
 from service.images.handle_store import HandleStore, StoreLimits
@@ -32,36 +30,29 @@ from tests.support.fake_service import (
     make_core,
 )
 from tests.support.image_hosts import ImageHost, Names, listening, response
-from tests.support.rest_client import OCR, SETTINGS, SMALL_PNG, Client, client, error_of, fits
+from tests.support.rest_client import (
+    OCR,
+    SETTINGS,
+    SMALL_PNG,
+    Client,
+    client,
+    error_of,
+    fits,
+    json_scope,
+)
 from tests.support.server_sent_events import parse_events
 from wire.runner_channel import RunnerUnreachable
-from wire.runner_messages import Failed
 
 
 def test_predict_from_json() -> None:
-    response = client().predict(
-        {"image": data_url(PNG), "task": "object_detection"}, X_Request_Id="my-id"
-    )
+    fields = {"image": data_url(PNG), "task": "object_detection"}
+    response = client().predict(fields, X_Request_Id="my-id")
     body = response.json()
-    assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
-    assert fits(body, "AnswerJson")
     assert (body["id"], body["model"], body["task"]) == ("my-id", FLORENCE_ID, "object_detection")
     (detection,) = body["result"]["detections"]
     assert detection["box"] == pytest.approx([64.32, 96.24, 320.32, 288.24])
     assert body["raw_text"] == "red circle<loc_100><loc_200><loc_500><loc_600>"
-
-
-def test_predict_from_a_form() -> None:
-    fields = {
-        "task": "open_vocabulary_detection",
-        "labels": ["red circle", "blue square"],
-        "max_new_tokens": 50,
-    }
-    form = client().send("POST", "/v1/predict", files={"image": ("a.png", PNG)}, data=fields)
-    from_json = client().predict({"image": data_url(PNG), **fields})
-    assert form.status_code == from_json.status_code == 200
-    assert form.json()["result"] == from_json.json()["result"]
 
 
 @pytest.mark.parametrize(
@@ -72,74 +63,47 @@ def test_predict_from_a_form() -> None:
         {"task": "instance_segmentation", "phrase": "red circle"},
         {"task": "instance_segmentation", "phrase": "red circle", "mask_format": "rle"},
         {"task": "ocr_with_regions"},
-        {"task": "visual_question_answering", "question": "what is it?"},
     ],
 )
 def test_answers_match_the_openapi(fields: dict[str, Any]) -> None:
     prediction = client().predict({"image": data_url(PNG), **fields})
     comparison = client().compare({"image": data_url(PNG), **fields})
-    assert (prediction.status_code, comparison.status_code) == (200, 200)
     assert fits(prediction.json(), "AnswerJson")
     assert fits(comparison.json(), "ComparisonJson")
     assert len(prediction.json()["result"]) == 1
 
 
 def test_compare_orders_models() -> None:
-    fields = {
-        "image": data_url(PNG),
-        "task": "object_detection",
-        "models": [PALIGEMMA_ID, FLORENCE_ID],
-    }
-    response = client().compare(fields, X_Request_Id="my-id")
-    body = response.json()
-    assert response.status_code == 200
+    fields = {"task": "object_detection", "models": [PALIGEMMA_ID, FLORENCE_ID]}
+    body = client().compare({"image": data_url(PNG), **fields}, X_Request_Id="my-id").json()
     assert fits(body, "ComparisonJson")
-    assert (body["id"], body["task"], body["image"]) == (
-        "my-id",
-        "object_detection",
-        {"width": 640, "height": 480},
-    )
+    assert (body["id"], body["task"]) == ("my-id", "object_detection")
+    assert body["image"] == {"width": 640, "height": 480}
     florence, paligemma = body["answers"]
     assert (florence["id"], florence["model"]) == ("my-id", FLORENCE_ID)
     assert set(paligemma) == {"model", "error"}
-    assert paligemma["model"] == PALIGEMMA_ID
-    assert {name: paligemma["error"][name] for name in ("code", "param", "request_id")} == {
-        "code": "unsupported_task",
-        "param": "task",
-        "request_id": "my-id",
-    }
+    assert (paligemma["model"], paligemma["error"]["code"]) == (PALIGEMMA_ID, "unsupported_task")
+    assert paligemma["error"]["request_id"] == "my-id"
 
 
-def test_listings_and_document_are_served() -> None:
+def test_lists_of_tasks_and_models() -> None:
     api = client()
-    assert [model["id"] for model in api.get("/v1/models").json()["data"]] == [
-        FLORENCE_ID,
-        PALIGEMMA_ID,
-    ]
     assert len(api.get("/v1/tasks").json()["data"]) == 11
-    assert api.get("/openapi.json").json()["openapi"].startswith("3.1")
-
-
-def test_catalog_parameter() -> None:
-    api = client()
-    assert all(
-        "served" not in model for model in api.get("/v1/models?catalog=false").json()["data"]
-    )
-    assert [model["served"] for model in api.get("/v1/models?catalog=true").json()["data"]] == [
-        True,
-        True,
-    ]
-    response = api.get("/v1/models?catalog=yes")
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "catalog"
-    assert "catalog must be true or false, not 'yes'" in response.json()["error"]["message"]
+    assert api.get(f"/v1/models/{PALIGEMMA_ID}").json()["id"] == PALIGEMMA_ID
+    for query, flags in [
+        ("", [None] * 2),
+        ("?catalog=false", [None] * 2),
+        ("?catalog=true", [True] * 2),
+    ]:
+        rows = api.get(f"/v1/models{query}").json()["data"]
+        assert [row["id"] for row in rows] == [FLORENCE_ID, PALIGEMMA_ID]
+        assert [row.get("served") for row in rows] == flags
+    error = error_of(api.get("/v1/models?catalog=yes"))
+    assert error["param"] == "catalog"
+    assert "catalog must be true or false, not 'yes'" in error["message"]
 
 
 STREAMED = {**OCR, "stream": True}
-
-
-def florence(**values: Any) -> FakeDecoder:
-    return FakeDecoder(FLORENCE_ANSWERS, **values)
 
 
 def count(status: str) -> float:
@@ -151,14 +115,13 @@ def count(status: str) -> float:
     )
 
 
-@pytest.mark.parametrize("task", ["ocr", "object_detection"])
-def test_stream_of_text_and_answer(task: str) -> None:
-    fields = {**STREAMED, "task": task}
+def test_stream_of_text_and_answer() -> None:
+    fields = {**STREAMED, "task": "object_detection"}
     response = client().predict(fields)
     *tokens, (name, answer) = parse_events(response.text)
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["x-request-id"] == answer["id"]
-    assert {each for each, _ in tokens} == {"token"}
+    assert {token_name for token_name, _ in tokens} == {"token"}
     assert "".join(data["text"] for _, data in tokens) == answer["raw_text"]
     assert name == "result"
     assert fits(answer, "AnswerJson")
@@ -177,10 +140,7 @@ def test_piece_about_a_view() -> None:
 
 
 def test_form_can_request_a_stream() -> None:
-    form = {
-        name: (None, str(value).lower() if value is True else value)
-        for name, value in STREAMED.items()
-    }
+    form = {name: (None, str(value).replace("True", "true")) for name, value in STREAMED.items()}
     assert parse_events(client().send("POST", "/v1/predict", files=form).text)[-1][0] == "result"
 
 
@@ -189,7 +149,6 @@ def test_form_can_request_a_stream() -> None:
     [
         ({"stream": "yes"}, "invalid_request"),
         ({"stream": True, "temperature": 9}, "invalid_request"),
-        ({"stream": True, "model": "gpt"}, "unknown_model"),
         ({"stream": True, "image": "bm8gaW1hZ2U="}, "unsupported_image"),
     ],
 )
@@ -202,7 +161,7 @@ def test_comparison_cannot_be_streamed() -> None:
 
 
 def test_error_after_the_first_event() -> None:
-    broken = florence(broken=RunnerUnreachable("the decoder died"))
+    broken = FakeDecoder(FLORENCE_ANSWERS, broken=RunnerUnreachable("the decoder died"))
     response = client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED)
     (first, _), (name, body) = parse_events(response.text)
     assert (first, name) == ("token", "error")
@@ -213,65 +172,41 @@ def test_error_after_the_first_event() -> None:
 
 def test_stream_resumes_after_a_death() -> None:
     whole = parse_events(client().predict(STREAMED).text)
-    broken = florence(broken=RunnerUnreachable("the decoder died"), num_broken=1)
+    death = RunnerUnreachable("the decoder died")
+    broken = FakeDecoder(FLORENCE_ANSWERS, broken=death, num_broken=1)
     again = parse_events(client(make_core(decoders={FLORENCE_ID: broken})).predict(STREAMED).text)
     assert [data for _, data in again[:-1]] == [data for _, data in whole[:-1]]
     assert again[-1][1]["result"] == whole[-1][1]["result"]
     assert len(broken.specs) == 2
 
 
-def test_failed_sequence_in_a_stream() -> None:
-    failed = Failed(code="deadline_exceeded", message="the time ran out")
-    decoder = FakeDecoder(FLORENCE_ANSWERS | {"Locate blue square in the image.": failed})
-    fields = {
-        **STREAMED,
-        "task": "open_vocabulary_detection",
-        "labels": ["red circle", "blue square"],
-    }
-    *tokens, (name, body) = parse_events(
-        client(make_core(decoders={FLORENCE_ID: decoder})).predict(fields).text
-    )
-    assert "".join(data["text"] for _, data in tokens).startswith("red circle<loc_100>")
-    assert (name, body["error"]["code"]) == ("error", "deadline_exceeded")
-
-
-async def leave_after(num_bodies: int, decoder: FakeDecoder) -> list[Message]:
-    """Request a stream, disconnect after `num_bodies` parts, and return the sent messages."""
-    boundary = RestBoundary(SETTINGS)
-    boundary.start(make_core(decoders={FLORENCE_ID: decoder}), ApiKeys(None))
-    body = json.dumps({**STREAMED, "task": "object_detection"}).encode()
+async def leave_after(num_bodies: int, decoder: FakeDecoder) -> None:
+    """Request a stream, and disconnect after `num_bodies` parts."""
     received: asyncio.Queue[Message] = asyncio.Queue()
+    body = json.dumps({**STREAMED, "task": "object_detection"}).encode()
     received.put_nowait({"type": "http.request", "body": body, "more_body": False})
-    sent: list[Message] = []
+    num_sent = 0
 
     async def send(message: Message) -> None:
-        sent.append(message)
-        if num_bodies and sum(each["type"] == "http.response.body" for each in sent) == num_bodies:
+        nonlocal num_sent
+        num_sent += message["type"] == "http.response.body"
+        if num_bodies and num_sent == num_bodies:
             received.put_nowait({"type": "http.disconnect"})
             await asyncio.Event().wait()  # a full socket
 
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/predict",
-        "query_string": b"",
-        "headers": headers,
-    }
-    answering = asyncio.ensure_future(rest_app(boundary)(scope, received.get, send))
+    app = rest_app(client(make_core(decoders={FLORENCE_ID: decoder})).boundary)
+    answering = asyncio.ensure_future(app(json_scope("/v1/predict", body), received.get, send))
     if num_bodies == 0:
         await until(lambda: decoder.specs)
         received.put_nowait({"type": "http.disconnect"})
     await asyncio.wait_for(answering, SETTINGS.request_timeout_s / 2)
-    return sent
 
 
 @pytest.mark.parametrize("num_bodies", [0, 1, 2])
 def test_gone_client_of_a_stream(num_bodies: int) -> None:
     async def ask() -> FakeDecoder:
-        decoder = florence(
-            released=asyncio.Event() if num_bodies == 0 else None, ended=asyncio.Event()
-        )
+        released = asyncio.Event() if num_bodies == 0 else None
+        decoder = FakeDecoder(FLORENCE_ANSWERS, released=released, ended=asyncio.Event())
         await leave_after(num_bodies, decoder)
         # not by its deadline
         await until(lambda: decoder.num_cancelled, SETTINGS.request_timeout_s / 2)
@@ -288,9 +223,7 @@ Ask = Callable[[httpx.AsyncClient, ImageHost, str], Awaitable[T]]
 
 
 def with_host(ask: Ask[T], answer: bytes, options: str = "") -> T:
-    """Return the result of `ask` with a client, an allowed image host, and the URL of an image
-    there.
-    """
+    """Return what `ask` returns for a client, an allowed image host and the URL of its image."""
 
     async def run() -> T:
         async with listening(ImageHost({"/a.png": answer})) as host:
@@ -298,13 +231,11 @@ def with_host(ask: Ask[T], answer: bytes, options: str = "") -> T:
             limits = FetchLimits(max_bytes=SETTINGS.max_body_bytes, timeout_s=5)
             names = Names({"images.test": ["127.0.0.1"]})
             fetcher = ImageFetcher(allowed, limits, names, lambda address: address == "127.0.0.1")
-            boundary = RestBoundary(SETTINGS)
-            boundary.start(make_core(fetcher=fetcher), api_keys("mine", options))
-            transport = httpx.ASGITransport(rest_app(boundary))
-            async with httpx.AsyncClient(
-                transport=transport, base_url="http://diptych", headers=KEY
-            ) as api:
-                return await ask(api, host, f"http://images.test:{host.port}/a.png")
+            api = client(make_core(fetcher=fetcher), api_keys("mine", options))
+            transport = httpx.ASGITransport(rest_app(api.boundary))
+            options_of_client: Any = {"transport": transport, "base_url": "http://diptych"}
+            async with httpx.AsyncClient(**options_of_client, headers=KEY) as http:
+                return await ask(http, host, f"http://images.test:{host.port}/a.png")
 
     return asyncio.run(run())
 
@@ -314,15 +245,11 @@ def chat(url: str, text: str, model: str = FLORENCE_ID) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": content}]}
 
 
-@pytest.mark.parametrize(
-    "url", ["http://example.org/a.png", "https://example.org/", "file:///etc/passwd"]
-)
-def test_urls_need_allowed_hosts(url: str) -> None:
-    error = error_of(client().predict({**OCR, "image": url}))
-    assert (error["code"], error["param"]) == ("invalid_request", "image")
-    assert "image URLs are disabled; send a data: URL, base64 or a file" in error["message"]
-    completion = client().send("POST", "/v1/chat/completions", json=chat(url, "<OCR>"))
-    assert (completion.status_code, completion.json()["error"]["param"]) == (400, "image")
+def test_urls_need_allowed_hosts() -> None:
+    for url in ("http://example.org/a.png", "https://example.org/", "file:///etc/passwd"):
+        error = error_of(client().predict({**OCR, "image": url}))
+        assert (error["code"], error["param"]) == ("invalid_request", "image")
+        assert "image URLs are disabled; send a data: URL, base64 or a file" in error["message"]
 
 
 def test_every_interface_takes_a_url() -> None:
@@ -377,15 +304,13 @@ def test_fetching_is_a_concurrent_request() -> None:
     async def ask(api: httpx.AsyncClient, host: ImageHost, url: str) -> str:
         host.answers["/a.png"] = [b""]  # nothing comes
         reading = asyncio.create_task(api.post("/v1/predict", json={**OCR, "image": url}))
-        while not host.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: host.requests)
         second = error_of(await api.post("/v1/predict", json={**OCR, "model": PALIGEMMA_ID}))
         reading.cancel()
         return str(second["message"])
 
-    assert "has reached its limit of 1 concurrent requests" in with_host(
-        ask, b"", "max_concurrent=1"
-    )
+    message = with_host(ask, b"", "max_concurrent=1")
+    assert "has reached its limit of 1 concurrent requests" in message
 
 
 IMAGE = data_url(SMALL_PNG)
@@ -403,14 +328,14 @@ def test_several_images_answer_or_fail(path: str, name: str) -> None:
     images = [IMAGE, BROKEN, *[IMAGE] * 6]  # more than there are places
     document = send(path, images=images, task="ocr").json()
     assert fits(document, "SeveralJson")
-    assert [("error" in each) for each in document["answers"]] == [False, True, *[False] * 6]
-    assert all(fits(each, name) for each in document["answers"] if "error" not in each)
+    assert ["error" in answer for answer in document["answers"]] == [False, True, *[False] * 6]
+    assert all(fits(answer, name) for answer in document["answers"] if "error" not in answer)
 
 
 def test_several_files_of_a_form() -> None:
     files = [("images", SMALL_PNG), ("images", b"none"), ("images", SMALL_PNG)]
     response = client().send("POST", "/v1/predict", data={"task": "ocr"}, files=files)
-    assert [("error" in each) for each in response.json()["answers"]] == [False, True, False]
+    assert ["error" in answer for answer in response.json()["answers"]] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -431,20 +356,11 @@ def test_wrong_field_of_several_images(fields: dict[str, Any], code: str, param:
     assert (error["code"], error["param"]) == (code, param)
 
 
-def test_number_of_images_is_limited() -> None:
-    files = [("images", SMALL_PNG)] * 33
-    response = client().send("POST", "/v1/predict", data={"task": "ocr"}, files=files)
-    assert error_of(response)["code"] == "invalid_request"
-
-
-def test_each_image_counts_as_a_request(tmp_path: Any) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text(f"{hash_of('my-key')} requests_per_minute=2 max_concurrent=1")
-    api = client(keys=ApiKeys.load(keys))
-    headers = {"Authorization": "Bearer my-key"}
+def test_each_image_counts_as_a_request() -> None:
+    api = client(keys=api_keys("mine", "requests_per_minute=2 max_concurrent=1"))
     body = {"images": [IMAGE] * 3, "task": "ocr"}
-    response = api.send("POST", "/v1/predict", json=body, headers=headers)
-    codes = [each.get("error", {}).get("code") for each in response.json()["answers"]]
+    response = api.send("POST", "/v1/predict", json=body, headers=KEY)
+    codes = [answer.get("error", {}).get("code") for answer in response.json()["answers"]]
     assert sorted(map(str, codes)) == ["None", "None", "overloaded"]
 
 
@@ -463,47 +379,32 @@ def analyze(steps: object = STEPS, **fields: Any) -> Any:
     return api().send("POST", "/v1/analyze", json=body)
 
 
-def api(max_steps: int = 16, max_step_answers: int = 256) -> Any:
+def api(**limits: Any) -> Any:
     core = make_core(decoders={FLORENCE_ID: FakeDecoder(DESCRIBED)})
-    core.limits = replace(core.limits, max_steps=max_steps, max_step_answers=max_step_answers)
+    core.limits = replace(core.limits, **limits)
     return client(core)
 
 
 def test_analysis_has_all_steps() -> None:
-    response = analyze()
-    document = response.json()
-    assert response.status_code == 200
+    document = analyze().json()
     assert fits(document, "AnalysisJson")
     assert document["image"] == {"width": 640, "height": 480}
     things, what, everything = document["steps"]
-    assert (things["id"], things["task"], things["truncated"]) == (
-        "things",
-        "object_detection",
-        False,
-    )
+    named = (things["id"], things["task"], things["truncated"])
+    assert named == ("things", "object_detection", False)
     assert "of" not in things["answers"][0]
     (answer,) = what["answers"]
-    assert (answer["of"], answer["result"], answer["id"]) == (
-        0,
-        {"text": "a circle"},
-        document["id"],
-    )
-    assert [each["model"] for each in everything["answers"]] == [FLORENCE_ID, PALIGEMMA_ID]
-
-
-def texts_of(document: Any) -> list[str]:
-    answers = chain.from_iterable(step["answers"] for step in document["steps"])
-    return [answer["raw_text"] for answer in answers]
+    assert (answer["of"], answer["result"]) == (0, {"text": "a circle"})
+    assert answer["id"] == document["id"]
+    assert [answer["model"] for answer in everything["answers"]] == [FLORENCE_ID, PALIGEMMA_ID]
 
 
 def test_analysis_is_streamed() -> None:
     response = analyze(stream=True)
     events = parse_events(response.text)
-    names = [name for name, _ in events]
-    assert names == ["answer"] * 4 + ["result"]
+    assert [name for name, _ in events] == ["answer"] * 4 + ["result"]
     assert fits(events[-1][1], "AnalysisJson")
-    streamed = {each["step"] for _, each in events[:-1]}
-    assert streamed == {"things", "what", "all"}
+    assert {answer["step"] for _, answer in events[:-1]} == {"things", "what", "all"}
 
 
 @pytest.mark.parametrize(
@@ -596,25 +497,9 @@ def test_every_request_takes_the_id(images_api: Client) -> None:
         ("/v1/compare", fields),
         ("/v1/analyze", {"image": image, "steps": [{"id": "a", "task": "ocr"}]}),
         ("/v1/predict", {"images": [image, data_url(PNG)], "task": "ocr"}),
-        (
-            "/v1/chat/completions",
-            {
-                "model": "florence-2-mini",
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "text", "text": "<OCR>"},
-                            {"type": "image_url", "image_url": {"url": image}},
-                        ],
-                    }
-                ],
-            },
-        ),
+        ("/v1/chat/completions", chat(image, "<OCR>")),
     ]:
-        response = send_to(images_api, "POST", path, json=body)
-        assert response.status_code == 200, response.text
-        assert "HELLO" in response.text
+        assert "HELLO" in send_to(images_api, "POST", path, json=body).text
     form = {name: (None, value) for name, value in fields.items()}
     assert "HELLO" in send_to(images_api, "POST", "/v1/predict", files=form).text
 
@@ -645,13 +530,19 @@ def test_expired_image(images_api: Client, clock: FakeClock) -> None:
     assert send_to(images_api, "GET", f"/v1/images/{image}").status_code == 200
 
 
-def test_only_an_image_is_stored(images_api: Client) -> None:
-    assert error_of(send_to(images_api, "POST", "/v1/images", json={"image": "bm9uZQ=="}))[
-        "code"
-    ] == ("unsupported_image")
-    body = {"image": data_url(PNG), "task": "ocr"}
-    assert error_of(send_to(images_api, "POST", "/v1/images", json=body))["param"] == "task"
-    assert error_of(send_to(images_api, "POST", "/v1/images", json={}))["param"] == "image"
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        ({"image": "bm9uZQ=="}, "unsupported_image", "image"),
+        (OCR, "invalid_request", "task"),
+        ({}, "invalid_request", "image"),
+    ],
+)
+def test_only_an_image_is_stored(
+    images_api: Client, body: dict[str, str], code: str, param: str
+) -> None:
+    error = error_of(send_to(images_api, "POST", "/v1/images", json=body))
+    assert (error["code"], error["param"]) == (code, param)
 
 
 def test_no_folder_stores_nothing() -> None:
