@@ -58,9 +58,8 @@ from tasks.catalog import CatalogEntry, CatalogError, load_catalog, model_id_of,
 from tasks.errors import TaskError
 from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder
-from tasks.parameters import TaskParameters, parse_parameters
 from tasks.prompts import Prompt, PromptSegment
-from tasks.table import TASKS, Family
+from tasks.table import TASKS, Family, TaskParameters, parse_parameters
 from wire.artifacts.devices import decoder_device, encoder_device
 from wire.artifacts.manifest import (
     ENTRY_FILE,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from imaging.errors import OversizedImage, UnreadableImage
+from imaging.errors import ImageError, OversizedImage
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP"]
 FORMATS: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WEBP")
@@ -69,7 +69,7 @@ class Container:
 
 
 def read_container(data: bytes) -> Container:
-    """Read the structure of an image file; raise `UnreadableImage` or `OversizedImage`."""
+    """Read the structure of an image file; raise `ImageError` or `OversizedImage`."""
     if data.startswith(_JPEG_START + b"\xff"):
         return _jpeg(data)
     if data.startswith(_PNG_START):
@@ -77,31 +77,32 @@ def read_container(data: bytes) -> Container:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp(data)
     allowed = f"a file in one of the formats {', '.join(FORMATS)}"
-    raise UnreadableImage(f"the image cannot be read; it must be {allowed}")
+    raise ImageError(f"the image cannot be read; it must be {allowed}")
 
 
 def _jpeg(data: bytes) -> Container:
-    kept = [_JPEG_START]
+    header_parts = [_JPEG_START]
     exif = b""
     position = len(_JPEG_START)
     for _ in range(_MAX_PARTS):
         marker = _JPEG_MARKER.search(data, position, position + _MAX_FILL_BYTES)
         if marker is None or marker[1][0] == _END_OF_IMAGE:
-            found = f"ends or has more than {_MAX_FILL_BYTES} bytes between two segments"
-            message = f"the JPEG {found} before its first scan; it must be a complete image file"
-            raise UnreadableImage(message)
+            problem = f"ends or has more than {_MAX_FILL_BYTES} bytes between two segments"
+            raise ImageError(
+                f"the JPEG {problem} before its first scan; it must be a complete image file"
+            )
         position = _segment_end(data, marker)
         kind = marker[1][0]
         segment = data[marker.start() : position]
         if kind not in _JPEG_METADATA:
-            kept.append(segment)
+            header_parts.append(segment)
         elif kind == _APP1 and not exif and segment.startswith(_EXIF_START, 4):
             exif = segment[4:]
         if kind == _START_OF_SCAN:
-            tables = b"".join(kept)
+            tables = b"".join(header_parts)
             if len(tables) > _MAX_TABLES_BYTES:
-                found = f"the JPEG has {len(tables)} bytes of tables before its first scan"
-                raise OversizedImage(f"{found}; the maximum is {_MAX_TABLES_BYTES}")
+                problem = f"has {len(tables)} bytes of tables before its first scan"
+                raise OversizedImage(f"the JPEG {problem}; the maximum is {_MAX_TABLES_BYTES}")
             rest = (memoryview(data)[position:],)
             num_scans = _num_scans(data, position)
             return Container("JPEG", tables, rest, exif_orientation(exif), num_scans)
@@ -139,7 +140,7 @@ def _num_scans(data: bytes, position: int) -> int:
 
 def _png(data: bytes) -> Container:
     """Keep header, palette, transparency and the first run of pixels; EXIF may be behind them."""
-    kept = [_PNG_START]
+    header_parts = [_PNG_START]
     exif = b""
     position = len(_PNG_START)
     pixels = slice(0, 0)
@@ -156,19 +157,19 @@ def _png(data: bytes) -> Container:
         elif kind == b"eXIf" and not exif:
             exif = data[position + 8 : end - 4]
         elif kind in _PNG_KEPT and not pixels.stop:
-            kept.append(data[position:end])
+            header_parts.append(data[position:end])
         position = end
     else:
         raise _too_many_parts("PNG", "chunks")
     body = pixels.start + 8
-    header = b"".join((*kept, data[pixels.start : body]))
+    header = b"".join((*header_parts, data[pixels.start : body]))
     rest = memoryview(data)[body : pixels.stop], memoryview(_PNG_END)
     return Container("PNG", header, rest, exif_orientation(exif))
 
 
 def _webp(data: bytes) -> Container:
     """Keep what has pixels, of an animation the first frame."""
-    kept = [b"WEBP"]
+    header_parts = [b"WEBP"]
     exif = b""
     has_frame = False
     for kind, start, end in _riff_chunks(
@@ -178,12 +179,12 @@ def _webp(data: bytes) -> Container:
             has_frame = True
             for _ in _riff_chunks(data, start + _ANMF_PIXELS, end):
                 pass  # counted
-            kept.append(data[start:end])
+            header_parts.append(data[start:end])
         elif kind in _WEBP_KEPT:
-            kept.append(data[start:end])
+            header_parts.append(data[start:end])
         elif kind == b"EXIF" and not exif:
             exif = data[start + 8 : end]
-    content = b"".join(kept)
+    content = b"".join(header_parts)
     return Container(
         "WEBP", b"RIFF" + struct.pack("<I", len(content)) + content, (), exif_orientation(exif)
     )

@@ -1,20 +1,11 @@
-"""Errors of an image file.
+"""Errors of an image file; they know no HTTP.
 
-ImageError
-├── UnreadableImage   not a complete file of an allowed format
-└── OversizedImage    more pixels, scans, tables or parts than the limit
-
-The message names the problem, the given value and the allowed values. The service gives each error
-its public name in `service/images/decoding.py`, the export adds the file.
+`service/images/decoding.py` gives each its public name, the export adds the file.
 """
 
 
 class ImageError(Exception):
-    """Base of the errors of an image file."""
-
-
-class UnreadableImage(ImageError):
-    """Not a complete file of an allowed format."""
+    """Not a complete file of an allowed format; the message says what is allowed."""
 
 
 class OversizedImage(ImageError):

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from imaging.containers import Container, ImageFormat, read_container
-from imaging.errors import OversizedImage, UnreadableImage
+from imaging.errors import ImageError, OversizedImage
 
 # Pillow's warnings quote foreign files, thousands of times for one file
 warnings.filterwarnings("ignore", module="PIL")
@@ -84,7 +84,7 @@ class ImageHeader:
 
 
 def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
-    """Read header and hash; raise `UnreadableImage` or `OversizedImage`."""
+    """Read header and hash; raise `ImageError` or `OversizedImage`."""
     container = read_container(data)
     image = _open(container.header, container, limits)
     width, height = image.size
@@ -101,7 +101,7 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Return the upright image in mode RGB; raise `UnreadableImage` or `OversizedImage`."""
+    """Return the upright image in mode RGB; raise `ImageError` or `OversizedImage`."""
     container = read_container(data)
     image = _open(b"".join((container.header, *container.rest)), container, limits)
     # One block: a long run of fill bytes would be read again with each block.
@@ -164,14 +164,14 @@ def _open(file: bytes, container: Container, limits: ImageLimits) -> ImageFile.I
 
 @contextmanager
 def _decoding_errors(container: Container) -> Iterator[None]:
-    """Raise `UnreadableImage` for the exceptions of Pillow on a damaged file."""
+    """Raise `ImageError` for the exceptions of Pillow on a damaged file."""
     try:
         yield
     except (OSError, ValueError, SyntaxError, EOFError, AssertionError) as error:
         # AssertionError: Pillow 13 asserts that a palette image has its palette, which a damaged
         # file may lack.
         message = f"the {container.format} image is damaged or truncated and cannot be decoded"
-        raise UnreadableImage(message) from error
+        raise ImageError(message) from error
 
 
 _LIMITS = ImageLimits(max_pixels=178_956_970)  # Pillow's limit

@@ -25,12 +25,11 @@ from export.scenes import (
     quad_xy,
 )
 from tasks.catalog import CatalogEntry
-from tasks.errors import UnsupportedVariant
+from tasks.errors import UnsupportedTask
 from tasks.families import FAMILIES
 from tasks.florence2.prompts import asked_per_prompt
-from tasks.parameters import parse_parameters
 from tasks.prompts import Prompt
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 
 Parameters = Mapping[str, str | list[str] | list[float]]
 
@@ -302,7 +301,7 @@ def question_prompts(
         prompts = FAMILIES[entry.family].task_prompts(
             entry, question.task, parameters, image_size_wh
         )
-    except UnsupportedVariant:
+    except UnsupportedTask:
         return ()
     labels = parameters.labels or ()
     per_prompt = asked_per_prompt(parameters) if len(prompts) > 1 else (labels,)

@@ -29,7 +29,7 @@ from export.scenes import (
     sample_scene,
 )
 from laboratory.evaluation.scenes import PLAIN_PX, Labelled, encoded, scaled, write_coco
-from tasks.florence2.locations import NUM_BINS
+from tasks.florence2.grammar import NUM_BINS
 
 X = "X"
 _X_SHARE = 1 / 3

@@ -19,8 +19,7 @@ import yaml
 from tqdm import tqdm
 
 from offline.filesystems import InputError, is_within
-from offline.job import Build, Job, OutputFormat
-from offline.output import COCO_NAME, Output, write_coco
+from offline.output import COCO_NAME, Build, Job, Output, OutputFormat, write_coco
 from offline.shards import Shard, digest_of, plan_shards
 from service.analysis.steps import parse_plan
 from service.errors import ServiceError
@@ -31,7 +30,7 @@ from service.inference.served_models import ServedModel, ServedModels, load_serv
 from service.settings import PREFIX, Settings, SettingsError, read_settings
 from tasks.catalog import CatalogError, load_catalog
 from tasks.errors import meant
-from tasks.parameter_kinds import MAX_COORDINATE_PX
+from tasks.table import MAX_COORDINATE_PX
 from wire.artifacts.manifest import ArtifactError
 from wire.host import process_environment
 
@@ -72,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.format == "coco" and not has_coco:
         write_coco(output)
     output.remove_incomplete()
-    totals = output.totals()
-    print(f"{totals.num_images} images in {options.output}; {totals.num_failed} failed")
-    return 1 if totals.num_failed else 0
+    num_images, num_failed = output.counts()
+    print(f"{num_images} images in {options.output}; {num_failed} failed")
+    return 1 if num_failed else 0
 
 
 def _answer(

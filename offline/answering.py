@@ -8,25 +8,21 @@ by image, and nothing beside it.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from offline.job import Build, Job, differences
-from offline.output import Attempt, Row, RowError
+from offline.output import Attempt, Build, Job, Row, RowError, differences
 from offline.shards import InputImage, Shard, Unreadable, images_of
 from runners.in_process_channel import load_channels, verify_artifacts
-from service.admission.api_keys import UNLIMITED
-from service.admission.fair_queue import FairQueue
 from service.admission.places import RequestContext
 from service.analysis.execution import analyze
 from service.errors import ImageTooLarge, ServiceError
-from service.images.decoding import ImageDecoder, LazyImage, in_thread
+from service.images.decoding import in_thread
 from service.inference.core import Core, core_limits
-from service.inference.prediction import Answer, QueuedModel, proved
-from service.inference.request_fields import GenerationFields, TaskRequest, parse_fields
+from service.inference.request_fields import GenerationFields, parse_fields
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import (
     ServedModel,
@@ -35,17 +31,13 @@ from service.inference.served_models import (
     runner_options,
     served_entries,
 )
-from service.inference.tiled_answers import TiledModel
 from service.schema.rendering import RESULT, analysis_json
 from service.settings import Settings
 from wire.artifacts.manifest import ArtifactError
 
 logger = logging.getLogger(__name__)
 
-TASK = "analyze"  # of rows that answer steps
-Steps = Sequence[Mapping[str, Any]]
-
-_CLIENT = "offline"  # the only one; it may have all places of the decoder of images but one
+STEPS_TASK = "analyze"  # of rows that answer steps
 _UNBOUNDED = 1_000_000  # sequences queued: the places bound the images
 _UNLIMITED = 1 << 60  # tokens and bytes: the places of the run bound what is in progress
 _IMAGES_PER_SLOT = 2
@@ -54,16 +46,7 @@ _RUN_FIELDS = {"id", "task", "image", "usage", "vision_cache", "timings_ms", "la
 _MAX_DEATHS = 2  # workers that died at the same image
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model with its runner, and the request made for every image, or the steps."""
-
-    model: ServedModel
-    runner: RunnerClient
-    request: TaskRequest | Steps
-
-
-def load_model(job: Job, settings: Settings) -> LoadedModel:
+def load_answerer(job: Job, settings: Settings) -> "Answerer":
     """Load the artifacts; raise `ArtifactError` if this host would not answer as the job's."""
     models = load_served_models(settings)
     model = models[job.build.model]
@@ -77,28 +60,36 @@ def load_model(job: Job, settings: Settings) -> LoadedModel:
     options = replace(options, limits=limits, max_cache_bytes=0, adapters_folder=None)
     verify_artifacts(base, options)
     (channel,) = load_channels([(base, options)])
-    runner = RunnerClient(base.model_id, channel)
-    if "steps" in job.fields:
-        return LoadedModel(model, runner, job.fields["steps"])
-    _, request = parse_fields(GenerationFields, job.fields)
-    return LoadedModel(model, runner, request)
+    return Answerer(model, RunnerClient(base.model_id, channel), job.fields, settings)
 
 
 class Answerer:
     """Processes shards; must be created and used in one event loop."""
 
-    def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        runner: RunnerClient,
+        fields: Mapping[str, Any],
+        settings: Settings,
+    ) -> None:
         num_places = settings.max_slots * _IMAGES_PER_SLOT
-        self._loaded = loaded
-        self._task = TASK
-        if isinstance(loaded.request, TaskRequest):
-            self._task = loaded.request.task.id
-        else:
-            self._analyzer = Analyzer(loaded.request, loaded.model, loaded.runner, settings)
-        self._decoder = ImageDecoder(core_limits(settings).images, settings.max_decoded + 1)
-        self._max_tiles = settings.max_tiles
-        # An image may have many tiles: together they have as many places as images
-        self._queue = FairQueue(loaded.model.id, num_places, _UNLIMITED)
+        limits = replace(
+            core_limits(settings),
+            # there is one client; it may have all but one
+            max_decoded_images=settings.max_decoded + 1,
+            max_pending=_UNLIMITED,
+            # an image may have many tiles: together they have as many places as images
+            max_running=num_places,
+            max_waiting_tokens=_UNLIMITED,
+            max_bytes=_UNLIMITED,
+            max_bytes_of_client=_UNLIMITED,
+        )
+        self._core = Core(ServedModels({model.id: model}), {model.runner_id: runner}, limits)
+        self._model = model
+        self._fields = fields
+        self._request = None if "steps" in fields else parse_fields(GenerationFields, fields)[1]
+        self._task = STEPS_TASK if self._request is None else self._request.task.id
         self._num_places = num_places
         self._places = asyncio.Semaphore(num_places)
         self._alone = asyncio.Lock()
@@ -151,22 +142,17 @@ class Answerer:
 
     async def _answered(self, image: InputImage) -> Row:
         """Return the row of an image, also for an error of the image or the model."""
-        model = self._loaded.model.id
-        request = self._loaded.request
-        width = height = None
+        row = Row(image.key, self._model.id, self._task)
         try:
             data = await in_thread(image.read)
-            if not isinstance(request, TaskRequest):
-                return await self._analyzer.row(image.key, data)
-            opened = LazyImage(data, self._decoder, _CLIENT)
-            await opened.open()
-            width, height = opened.header.size_wh
-            answer = await self._answer(request, opened)
-            return Row(
-                image.key,
-                answer.model.id,
-                answer.request.task.id,
-                *answer.image_size_wh,
+            context = RequestContext(image.key, "offline", math.inf, needs_place=False)
+            if self._request is None:
+                return await self._analyzed(row, data, context)
+            async with self._core.opened(data, context) as opened:
+                row = _sized(row, opened.header.size_wh)
+                answer = await self._core.answer(self._model, self._request, opened, context)
+            return replace(
+                row,
                 result=RESULT.dump_python(RESULT.validate_python(answer.result), mode="json"),
                 raw_text=answer.written.text,
                 finish_reason=answer.written.finish_reason,
@@ -174,66 +160,32 @@ class Answerer:
                 left_out=None if answer.guarantee is None else answer.guarantee.left_out,
             )
         except (Unreadable, OSError) as error:
-            failed = RowError("unreadable_input", str(error))
+            return replace(row, error=RowError("unreadable_input", str(error)))
         except ServiceError as error:
-            failed = RowError(error.code, error.message)
             if isinstance(error, ImageTooLarge) and error.size_wh is not None:
-                width, height = error.size_wh
+                row = _sized(row, error.size_wh)
+            return replace(row, error=RowError(error.code, error.message))
         except Exception as error:  # a defect must not end the run
             logger.exception("%s failed", image.key)
-            message = f"{model} failed: {type(error).__name__}; the log has the cause"
-            failed = RowError("internal", message)
-        return Row(image.key, model, self._task, width, height, error=failed)
+            problem = f"{self._model.id} failed: {type(error).__name__}; the log has the cause"
+            return replace(row, error=RowError("internal", problem))
+
+    async def _analyzed(self, row: Row, data: bytes, context: RequestContext) -> Row:
+        """Return the row of the answers to all steps."""
+        analysis = await analyze(self._core, data, self._fields, context)
+        steps = analysis_json(analysis, "").model_dump(mode="json")["steps"]
+        for step in steps:
+            for answer in step["answers"]:
+                for name in _RUN_FIELDS & answer.keys():
+                    del answer[name]
+        return replace(_sized(row, analysis.image_size_wh), result={"steps": steps})
 
     def _lost(self, key: str) -> Row:
         """Return the row of an image that is not answered again."""
         message = "its worker died twice: among other images, and with this image alone"
-        error = RowError("worker_died", message)
-        return Row(key, self._loaded.model.id, self._task, error=error)
-
-    async def _answer(self, request: TaskRequest, image: LazyImage) -> Answer:
-        model = self._loaded.model
-        queued = QueuedModel(model, self._loaded.runner, self._queue, _CLIENT, math.inf)
-        if request.fields.tiles == "off":
-            answer = await queued.answer(request, image)
-        else:
-            tiled = TiledModel(queued, UNLIMITED, self._max_tiles, self._num_places, None)
-            answer = await tiled.answer(request, image)
-        return answer if request.fields.min_precision is None else proved(answer)
+        return Row(key, self._model.id, self._task, error=RowError("worker_died", message))
 
 
-class Analyzer:
-    """Answers the steps about images, without a limit on how many; used in one event loop."""
-
-    def __init__(
-        self,
-        steps: Steps,
-        model: ServedModel,
-        runner: RunnerClient,
-        settings: Settings,
-    ) -> None:
-        limits = replace(
-            core_limits(settings),
-            max_decoded_images=settings.max_decoded + 1,
-            max_pending=_UNLIMITED,
-            max_running=2 * settings.max_slots,  # an image may have many tiles
-            max_waiting_tokens=_UNLIMITED,
-            max_bytes=_UNLIMITED,
-            max_bytes_of_client=_UNLIMITED,
-        )
-        self._model = model
-        models = ServedModels({model.id: model})
-        self._core = Core(models, {model.runner_id: runner}, limits)
-        self._steps = steps
-
-    async def row(self, key: str, data: bytes) -> Row:
-        """Return the row of an image; raise the error of the image."""
-        context = RequestContext(key, "offline", math.inf, needs_place=False)
-        analysis = await analyze(self._core, data, {"steps": self._steps}, context)
-        document = analysis_json(analysis, "").model_dump(mode="json")
-        for step in document["steps"]:
-            for answer in step["answers"]:
-                for name in _RUN_FIELDS & answer.keys():
-                    del answer[name]
-        size_wh = analysis.image_size_wh
-        return Row(key, self._model.id, TASK, *size_wh, result={"steps": document["steps"]})
+def _sized(row: Row, size_wh: tuple[int, int]) -> Row:
+    width, height = size_wh
+    return replace(row, width=width, height=height)

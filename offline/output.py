@@ -1,6 +1,6 @@
-"""The output folder of a job: its manifest, its rows, and the attempts at shards.
+"""A job, and its output folder: the manifest, the rows, and the attempts at shards.
 
-    job.json                 the manifest (offline/job.py)
+    job.json                 the manifest, by which a later run recognises the job
     part-00000012.parquet    the rows of one shard, in the order of the input; or .jsonl
     annotations.json         COCO only: all shards, written at the end
     .incomplete/             files being written, and attempts at shards:
@@ -22,16 +22,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import IO, Any, Self
+from functools import partial
+from typing import IO, Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from offline.filesystems import InputError, file_system
-from offline.job import Job, ShardFormat
+from service.inference.served_models import ServedModel
+from service.settings import Settings
 from tasks.results import RunLengthMask
 from tasks.run_length import decode_mask
 
+OutputFormat = Literal["parquet", "jsonl", "coco"]
+ShardFormat = Literal["parquet", "jsonl"]
+_VERSION = 2
 _MANIFEST = "job.json"
 _INCOMPLETE = ".incomplete"
 _PREFIX = "part-"
@@ -53,6 +59,86 @@ _SCHEMA = pa.schema(
         pa.field("error", _ERROR),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Everything of a host that determines its answers: artifacts, catalog, settings."""
+
+    model: str
+    build_key: str  # the model's artifacts
+    precision: str  # encoder and decoder
+    calibration: str | None  # hash of those of the tasks, and of what is proved
+    template: str | None  # the catalog's own prompts for the tasks, one a line
+    one_name_per_prompt: bool
+    max_image_pixels: int
+    max_image_side_px: int
+    decoder_max_positions: int
+    max_tiles: int
+
+    @classmethod
+    def of(cls, model: ServedModel, fields: Mapping[str, Any], settings: Settings) -> Self:
+        """Return the build that answers the fields of a job."""
+        tasks = [str(step["task"]) for step in fields.get("steps", [fields])]
+        calibrations = ""
+        for (task, _), calibration in sorted(model.calibrations.items()):  # without and with tiles
+            if task in tasks:
+                calibrations += repr(calibration)
+        if "min_precision" in json.dumps(fields):
+            calibrations += "".join(repr(proof.proof) for proof in model.proofs)
+        digest = blake3(calibrations.encode()).hexdigest() if calibrations else None
+        templates = filter(None, map(model.entry.template, tasks))
+        return cls(
+            model=model.id,
+            build_key=model.manifest.build_key,
+            precision=model.precision,
+            calibration=digest,
+            template="\n".join(templates) or None,
+            one_name_per_prompt=model.entry.one_name_per_prompt,
+            max_image_pixels=settings.max_image_pixels,
+            max_image_side_px=settings.max_image_side_px,
+            decoder_max_positions=settings.decoder_max_positions,
+            max_tiles=settings.max_tiles,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that determines the rows of the output, and which shard has them."""
+
+    build: Build
+    fields: Mapping[str, Any]  # the request's: task included, or steps
+    output_format: OutputFormat
+    shard_size: int
+    num_shards: int
+    images: str  # hash of which images are in which shard
+
+    @property
+    def shard_format(self) -> ShardFormat:
+        return "jsonl" if self.output_format == "jsonl" else "parquet"
+
+    def manifest(self) -> str:
+        values = asdict(self)
+        document = {"version": _VERSION, **values.pop("build"), **values}
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+    def check(self, manifest: str, place: str) -> None:
+        """Raise `InputError` if a manifest is that of another job, with the values that differ."""
+        try:
+            theirs: dict[str, Any] = dict(json.loads(manifest))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{place} is not a manifest: {error}") from error
+        if differing := differences(theirs, json.loads(self.manifest())):
+            raise InputError(
+                f"the output is of another job ({differing}); choose another folder: {place}"
+            )
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """Return the values that differ, by name; empty if there are none."""
+    text_of = partial(json.dumps, ensure_ascii=False)
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return "; ".join(f"{n}: {text_of(before.get(n))}, now {text_of(now.get(n))}" for n in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +164,6 @@ class Row:
     calibrated: bool | None = None
     left_out: int | None = None  # objects that `min_precision` did not keep
     error: RowError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """The number of images of the output, and of those that failed."""
-
-    num_images: int
-    num_failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +230,10 @@ class Output:
                     number += 1
                     yield number, row
 
-    def totals(self) -> Totals:
-        num_images = num_failed = 0
-        for _, row in self.rows():
-            num_images += 1
-            num_failed += row.error is not None
-        return Totals(num_images, num_failed)
+    def counts(self) -> tuple[int, int]:
+        """Return the number of images, and of those that failed."""
+        are_failed = [row.error is not None for _, row in self.rows()]
+        return len(are_failed), sum(are_failed)
 
     def _name(self, index: int) -> str:
         return f"{_PREFIX}{index:08}.{self.job.shard_format}"

@@ -2,7 +2,7 @@
 
 An actor that dies is started again by Ray, and its shards are answered again: a shard is written at
 once, so that none of its images is in the output twice. An image that kills its actor is left out
-(offline/attempts.py). Without an address, Ray runs on this host, listens on 127.0.0.1 only, and
+(offline/output.py). Without an address, Ray runs on this host, listens on 127.0.0.1 only, and
 ends with this process.
 """
 
@@ -20,9 +20,8 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from offline.answering import Answerer, load_model
-from offline.job import Job
-from offline.output import Attempt, Output
+from offline.answering import Answerer, load_answerer
+from offline.output import Attempt, Job, Output
 from offline.shards import Shard
 from service.settings import Settings
 from wire.host import num_cores
@@ -53,7 +52,7 @@ class ShardActor:
         threading.Thread(target=self._loop.run_forever, name="answers", daemon=True).start()
 
         async def load() -> Answerer:
-            return Answerer(load_model(job, settings), settings)
+            return load_answerer(job, settings)
 
         self._answerer = asyncio.run_coroutine_threadsafe(load(), self._loop).result()
 

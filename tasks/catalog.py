@@ -3,26 +3,15 @@
 An entry is data about a checkpoint; its files and artifacts are not known here.
 """
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from tasks.table import FAMILY_NAMES, TASKS, Family, Task
-
-# tasks that an entry may give a prompt of its own, with the fields of the prompt: the first, if
-# required, is in every one
-TEMPLATE_FIELDS: dict[str, tuple[str, ...]] = {
-    "captioning": ("{language}",),
-    "instance_segmentation": ("{phrase}",),
-    "region_description": ("{region}",),
-    "visual_question_answering": ("{question}", "{language}"),
-}
-_OPTIONAL_FIELD = "{language}"
+from tasks.table import TASKS, Family, Task
 
 Device = Literal["cpu", "cuda"]
 Part = Literal["encoder", "decoder"]
@@ -31,9 +20,17 @@ Precision = Literal["float32", "int8", "bfloat16", "float16"]
 HUB_PREFIX = "hf:"  # prefix of a model named by its repository: hf:owner/name
 HUB_SEPARATOR = "--"  # replaces the slash in the id of such a model: owner--name
 
-_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# tasks that an entry may give a prompt of its own: the keys of the change, and the field that its
+# template must have once; it may have a language, too
+_OWN_PROMPTS: dict[str, tuple[dict[str, type], str]] = {
+    "captioning": ({"template": str}, ""),
+    "instance_segmentation": ({"template": str, "labels": bool}, "{phrase}"),
+    "region_description": ({"template": str}, "{region}"),
+    "visual_question_answering": ({"template": str, "separator": str}, "{question}"),
+}
 _NOT_IN_ID = re.compile(r"[^a-z0-9.-]+")
 _ANY = "*"  # wildcard in the id and source of an entry for many repositories
+_MAX_ITEMS = 20  # of a list
 _OF_BASE = {"aliases", "family", "resolution", "context_window", "precision", "mask_decoder"}
 
 
@@ -46,77 +43,31 @@ class TaskOverride:
     """An entry's change to a task of its family; without a template the task is not offered."""
 
     template: str | None
-    has_labels: bool = True  # a label follows the locations of the answer
+    labels: bool = True  # a label follows the locations of the answer
     separator: str | None = None  # replaces " ; " in a question
 
-    @classmethod
-    def parse(cls, entry_id: str, task_id: object, value: object) -> Self:
-        """Return the change `value` of the entry; raise `CatalogError`."""
-        if not isinstance(task_id, str) or task_id not in TASKS:
-            allowed = ", ".join(TASKS)
-            raise CatalogError(
-                f"{entry_id}: tasks has the unknown task {task_id!r}; allowed are {allowed}"
-            )
-        if value is None:
-            return cls(None)
-        fields_of_task = TEMPLATE_FIELDS.get(task_id, ())
-        keys: dict[str, type] = {"template": str}
-        if task_id == "instance_segmentation":
-            keys["labels"] = bool
-        if task_id == "visual_question_answering":
-            keys["separator"] = str
-        row = value if isinstance(value, dict) and fields_of_task else {}
-        template = row.get("template")
-        are_known = all(isinstance(row[key], keys.get(key, ())) for key in row)
-        if not (are_known and isinstance(template, str) and _has_fields(template, fields_of_task)):
-            raise CatalogError(
-                f"{entry_id}: tasks.{task_id} must be {_allowed_override(task_id, keys)}, not"
-                f" {value!r}"
-            )
-        return cls(template, row.get("labels", True), row.get("separator"))
 
-    def row(self) -> dict[str, object] | None:
-        """Return the value that `parse` reads."""
-        if self.template is None:
-            return None
-        row: dict[str, object] = {"template": self.template}
-        if not self.has_labels:
-            row["labels"] = False
-        if self.separator is not None:
-            row["separator"] = self.separator
-        return row
-
-
-def _has_fields(template: str, fields_of_task: Sequence[str]) -> bool:
-    """Return True if the template has each field once; a language may be missing."""
-    counts = {name: template.count(name) for name in fields_of_task}
-    return all(
-        count == 1 or (count == 0 and name == _OPTIONAL_FIELD) for name, count in counts.items()
-    )
-
-
-def _allowed_override(task_id: str, keys: Collection[str]) -> str:
-    if task_id not in TEMPLATE_FIELDS:
-        return f"null, or for {', '.join(TEMPLATE_FIELDS)} a mapping with a template"
-    required = [name for name in TEMPLATE_FIELDS[task_id] if name != _OPTIONAL_FIELD]
-    field_rule = f" that contains {required[0]} once" if required else ""
-    others = [name for name in keys if name != "template"]
-    return f"null, or {{template: a string{field_rule}{''.join(f', {key}: …' for key in others)}}}"
+# Texts of a form: a regular expression, and what it allows
+_Id = Annotated[str, r"[a-z0-9][a-z0-9.-]*", "lower-case letters, digits, '.' and '-'"]
+_Alias = Annotated[str, r"\S{1,200}", "a name of 1 to 200 characters without blanks"]
+_Month = Annotated[str, r"[0-9]{4}-[0-9]{2}", "YYYY-MM"]
+_Revision = Annotated[str, r"[\w.-]+", "a commit, branch or tag"]
+_Sha256 = Annotated[str, r"[0-9a-f]{64}", "64 hexadecimal digits"]
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One model: a checkpoint of a family."""
+    """One model: a checkpoint of a family. The types of its fields are the rules of the file."""
 
-    id: str
+    id: _Id
     family: Family
     source: str  # folder relative to the root of the repository, or hub id
-    revision: str | None  # commit, branch or tag of a hub source; default: main
+    revision: _Revision | None  # of a hub source; default: main
     organization: str
     category: str
     modality: str
     license: str
-    release_date: str  # YYYY-MM
+    release_date: _Month
     parameters: int
     context_window: int  # tokens, image tokens included
     resolution: int  # side of the square that images are resized to, px
@@ -132,11 +83,11 @@ class CatalogEntry:
     # Florence-2's; otherwise names are sent as they are
     drops_articles: bool = False
     tasks: Mapping[str, TaskOverride] = field(default_factory=dict)
-    weights_sha256: str | None = None  # hash of model.safetensors at `revision`, hexadecimal
+    weights_sha256: _Sha256 | None = None  # hash of model.safetensors at `revision`
     # the id of the base, if the source is a LoRA adapter in PEFT's format
     adapter_of: str | None = None
     # other names by which adapters of this checkpoint name their base
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[_Alias, ...] = ()
     # the tasks that this model offers, in the table's order
     task_ids: tuple[str, ...] = field(init=False)
 
@@ -157,7 +108,7 @@ class CatalogEntry:
     def has_labels(self, task_id: str) -> bool:
         """Return True if objects of the task's answers have labels."""
         override = self.tasks.get(task_id)
-        return override is None or override.has_labels
+        return override is None or override.labels
 
 
 def model_id_of(name: str) -> str:
@@ -187,63 +138,49 @@ def load_catalog(path: Path, model_ids: Collection[str] = ()) -> dict[str, Catal
     if not isinstance(rows, list):
         raise CatalogError(f"{path} must contain a list under the single key models")
     entries: dict[str, CatalogEntry] = {}
-    bases: dict[str, Mapping[str, object]] = {}
+    bases: dict[str, CatalogEntry] = {}
     for row in _expanded(rows, model_ids):
         if isinstance(row, dict) and "adapter_of" in row:
-            entry = parse_entry(_with_base(row, bases))
+            entry = _entry_of_adapter(row, bases)
         else:
             entry = parse_entry(row)
-            bases[entry.id] = entry_row(entry)
+            bases[entry.id] = entry
         if entry.id in entries:
             raise CatalogError(f"{path} has more than one entry {entry.id!r}")
         entries[entry.id] = entry
-    _check_aliases(entries)
+    names = {base.id: base.id for base in bases.values()}
+    names |= {base.source: base.id for base in bases.values()}
+    for base in bases.values():
+        for alias in base.aliases:
+            if (other := names.setdefault(alias, base.id)) != base.id:
+                raise CatalogError(f"{base.id}: aliases has {alias!r}, a name of {other}")
     return entries
-
-
-def _check_aliases(entries: Mapping[str, CatalogEntry]) -> None:
-    """Raise `CatalogError` if an alias is also a name of another entry."""
-    bases = [entry for entry in entries.values() if entry.adapter_of is None]
-    named = {entry.id: entry.id for entry in bases} | {entry.source: entry.id for entry in bases}
-    for entry in bases:
-        for alias in entry.aliases:
-            if (other := named.setdefault(alias, entry.id)) != entry.id:
-                raise CatalogError(f"{entry.id}: aliases has {alias!r}, a name of {other}")
 
 
 def _expanded(rows: Sequence[object], model_ids: Collection[str]) -> Iterator[object]:
     """Yield the rows; of one with a `*`, one for each id that matches."""
-    bases = {row.get("adapter_of") for row in rows if isinstance(row, dict)}
+    names = {*model_ids, *(row.get("adapter_of") for row in rows if isinstance(row, dict))}
     for row in rows:
         if not isinstance(row, dict) or _ANY not in str(row.get("id")):
             yield row
             continue
         if row["id"].count(_ANY) != 1 or str(row.get("source")).count(_ANY) != 1:
             raise CatalogError(f"{row['id']}: id and source must have one {_ANY} each")
-        variants = _variants(row)
+        variants = row.get("variants", {})
+        tasks = variants.values() if isinstance(variants, dict) else [None]
+        if not all(isinstance(task, dict) for task in tasks):
+            allowed = "must map names to mappings of task ids"
+            raise CatalogError(f"{row['id']}: variants {allowed}; not {variants!r}")
         for name in variants or ("x",):  # also checked when none matches
             parse_entry(_variant_row(row, name, variants))
         pattern = re.compile(re.escape(str(row["id"])).replace(r"\*", "([a-z0-9-]+)"))
-        for model_id in sorted({*model_ids, *filter(None, bases)}):
+        for model_id in sorted(filter(None, names)):
             if match := pattern.fullmatch(str(model_id)):
                 yield _variant_row(row, match[1], variants)
 
 
-def _variants(row: Mapping[str, object]) -> Mapping[str, Mapping[str, object]]:
-    """Return the tasks of each name that may replace the `*`; empty if all names are alike."""
-    variants = row.get("variants", {})
-    if not isinstance(variants, dict):
-        raise CatalogError(f"{row['id']}: variants must map names to tasks; not {variants!r}")
-    for name, tasks in variants.items():
-        if not isinstance(tasks, dict):
-            raise CatalogError(
-                f"{row['id']}: variants.{name} must be a mapping of task ids; not {tasks!r}"
-            )
-    return variants
-
-
 def _variant_row(
-    row: Mapping[str, object], name: str, variants: Mapping[str, Mapping[str, object]]
+    row: Mapping[str, Any], name: str, variants: Mapping[str, Mapping[str, object]]
 ) -> dict[str, object]:
     """Return the row of one repository, which offers the tasks of its variant only."""
     variant_row = {key: value for key, value in row.items() if key != "variants"}
@@ -261,30 +198,6 @@ def _variant_row(
     return {**variant_row, "tasks": {**dict.fromkeys(TASKS), **variants[name]}}
 
 
-def _with_base(
-    row: Mapping[str, object], bases: Mapping[str, Mapping[str, object]]
-) -> dict[str, object]:
-    """Return the row of an adapter with the keys of its base, which comes before it."""
-    entry_id = row.get("id")
-    base = row["adapter_of"]
-    if not isinstance(base, str) or base not in bases:
-        allowed = f"a model before it that is not an adapter: {', '.join(bases)}"
-        raise CatalogError(f"{entry_id}: adapter_of must be {allowed}; not {base!r}")
-    if fixed := ", ".join(sorted(_OF_BASE & row.keys())):
-        raise CatalogError(
-            f"{entry_id}: an adapter shares {fixed} with its base {base}; remove the keys"
-        )
-    if "source" not in row:
-        raise CatalogError(f"{entry_id} misses the keys ['source']")
-    not_inherited: dict[str, object] = {
-        "revision": None,
-        "weights_sha256": None,
-        "aliases": [],
-        "forced_names": False,  # tuned to write labels of its own, perhaps
-    }
-    return {**bases[base], **not_inherited, **row}
-
-
 def adapter_entry(
     model_id: str, source: str, row: Mapping[str, object], base: CatalogEntry
 ) -> CatalogEntry:
@@ -294,43 +207,43 @@ def adapter_entry(
     """
     if fixed := sorted({"id", "source"} & row.keys()):
         raise CatalogError(f"{model_id}: {fixed[0]} is not allowed; it follows from the folder")
-    adapter_row = {**row, "id": model_id, "source": source, "adapter_of": base.id}
-    return parse_entry(_with_base(adapter_row, {base.id: entry_row(base)}))
+    row = {**row, "id": model_id, "source": source, "adapter_of": base.id}
+    return _entry_of_adapter(row, {base.id: base})
+
+
+def _entry_of_adapter(row: Mapping[str, Any], bases: Mapping[str, CatalogEntry]) -> CatalogEntry:
+    """Return the entry of an adapter, whose other keys are those of a base before it."""
+    entry_id = row.get("id")
+    base = row["adapter_of"]
+    if not isinstance(base, str) or base not in bases:
+        allowed = f"a model before it that is not an adapter: {', '.join(bases)}"
+        raise CatalogError(f"{entry_id}: adapter_of must be {allowed}; not {base!r}")
+    if fixed := ", ".join(sorted(_OF_BASE & row.keys())):
+        raise CatalogError(
+            f"{entry_id}: an adapter shares {fixed} with its base {base}; remove the keys"
+        )
+    # tuned to write labels of its own, perhaps
+    own: dict[str, Any] = {"revision": None, "weights_sha256": None, "forced_names": False}
+    return _checked(replace(bases[base], aliases=(), **own | _parsed_values(row, {"id", "source"})))
 
 
 def entry_row(entry: CatalogEntry) -> dict[str, object]:
     """Return the entry as `parse_entry` reads it, without `adapter_of`."""
-    names = [key.name for key in fields(entry) if key.init and key.name != "adapter_of"]
-    row = {name: getattr(entry, name) for name in names}
-    tasks = {task: override.row() for task, override in entry.tasks.items()}
-    return row | {"features": [*entry.features], "aliases": [*entry.aliases], "tasks": tasks}
+    row = {key: value for key, value in asdict(entry).items() if key in _RULES}
+    del row["adapter_of"]
+    unchanged = asdict(TaskOverride(None))
+    for task_id, override in row["tasks"].items():
+        changes = {key: value for key, value in override.items() if value != unchanged[key]}
+        row["tasks"][task_id] = changes or None
+    return row | {"features": [*entry.features], "aliases": [*entry.aliases]}
 
 
 def parse_entry(row: object) -> CatalogEntry:
     """Return one entry of the catalog; raise `CatalogError`."""
-    entry_id = row.get("id") if isinstance(row, dict) else None
-    if not isinstance(row, dict) or not isinstance(entry_id, str) or not _ID.fullmatch(entry_id):
-        allowed = "a mapping with an id of lower-case letters, digits, '.' and '-'"
-        raise CatalogError(f"an entry must be {allowed}, not {row!r}")
-    keys = [key for key in fields(CatalogEntry) if key.init]
-    known = {key.name for key in keys}
-    if unknown := set(row) - known:
-        raise CatalogError(
-            f"{entry_id} has unknown keys {sorted(map(str, unknown))}; allowed are {sorted(known)}"
-        )
-    optional = {
-        key.name for key in keys if (key.default, key.default_factory) != (MISSING, MISSING)
-    }
-    if missing := known - optional - set(row):
-        raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
-    for key, value in row.items():
-        is_right, allowed = _RULES.get(key, _NON_BLANK)
-        if not is_right(value):
-            raise CatalogError(f"{entry_id}: {key} must be {allowed}, not {value!r}")
-    tasks = row.get("tasks", {}).items()
-    overrides = {task_id: TaskOverride.parse(entry_id, task_id, value) for task_id, value in tasks}
-    lists = {"features": tuple(row["features"]), "aliases": tuple(row.get("aliases", ()))}
-    entry = CatalogEntry(**{**row, **lists, "tasks": overrides})
+    return _checked(CatalogEntry(**_parsed_values(row, _REQUIRED)))
+
+
+def _checked(entry: CatalogEntry) -> CatalogEntry:
     needs = entry.family == "paligemma" and "instance_segmentation" in entry.task_ids
     if needs != (entry.mask_decoder is not None):
         rule = "set for paligemma models that offer instance_segmentation, and for no others"
@@ -338,65 +251,96 @@ def parse_entry(row: object) -> CatalogEntry:
     return entry
 
 
-def _is_precision(value: object) -> bool:
-    """Return True if `value` has one precision for each part on each device.
+def _parsed_values(row: object, required: Collection[str]) -> dict[str, Any]:
+    """Return the typed values of an entry by its keys."""
+    entry_id = row.get("id") if isinstance(row, dict) else None
+    is_id, allowed = _RULES["id"]
+    if not isinstance(row, dict) or not is_id(entry_id):
+        raise CatalogError(f"an entry must be a mapping with an id of {allowed}, not {row!r}")
+    if unknown := set(row) - _RULES.keys():
+        names = sorted(map(str, unknown))
+        raise CatalogError(f"{entry_id} has unknown keys {names}; allowed are {sorted(_RULES)}")
+    if missing := set(required) - set(row):
+        raise CatalogError(f"{entry_id} misses the keys {sorted(missing)}")
+    values: dict[str, Any] = {}
+    overrides: dict[str, TaskOverride] = {}
+    for key, value in row.items():
+        is_right, allowed = _RULES[key]
+        if not is_right(value):
+            raise CatalogError(f"{entry_id}: {key} must be {allowed}, not {value!r}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    for task_id, value in values.get("tasks", {}).items():
+        overrides[task_id] = _override(row["id"], task_id, value)
+    return values | {"tasks": overrides} if "tasks" in values else values
 
-    Which of them can run is known to the export.
-    """
-    if not isinstance(value, dict) or value.keys() != {*get_args(Device)}:
-        return False
-    for parts in value.values():
-        if not isinstance(parts, dict) or parts.keys() != {*get_args(Part)}:
-            return False
-        if not all(precision in get_args(Precision) for precision in parts.values()):
-            return False
-    return True
+
+def _override(entry_id: str, task_id: object, value: object) -> TaskOverride:
+    """Return the change of an entry to a task; raise `CatalogError`."""
+    if not isinstance(task_id, str) or task_id not in TASKS:
+        allowed = ", ".join(TASKS)
+        message = f"tasks has the unknown task {task_id!r}; allowed are {allowed}"
+        raise CatalogError(f"{entry_id}: {message}")
+    if value is None:
+        return TaskOverride(None)
+    types, required = _OWN_PROMPTS.get(task_id, ({}, ""))
+    row = value if isinstance(value, dict) else {}
+    template = row.get("template")
+    are_known = all(isinstance(row[key], types.get(key, ())) for key in row)
+    if are_known and isinstance(template, str):
+        has_field = not required or template.count(required) == 1
+        if has_field and template.count("{language}") <= 1:
+            return TaskOverride(**row)
+    rule = f" that contains {required} once" if required else ""
+    others = "".join(f", {key}: …" for key in types if key != "template")
+    allowed = f"{{template: a string{rule}{others}}}"
+    if not types:
+        allowed = f"for {', '.join(_OWN_PROMPTS)} a mapping with a template"
+    raise CatalogError(f"{entry_id}: tasks.{task_id} must be null, or {allowed}, not {value!r}")
 
 
 _Rule = tuple[Callable[[object], bool], str]  # a test of a value, and what is allowed
 
 
-def _text(pattern: str, allowed: str, or_null: bool = False) -> _Rule:
-    matches = re.compile(pattern).fullmatch
+def _rule(hint: Any) -> _Rule:
+    """Return the rule of a field's type."""
+    options = get_args(hint)
+    if type(None) in options:
+        is_right, allowed = _rule(options[0])
+        return lambda value: value is None or is_right(value), f"null, or {allowed}"
+    if get_origin(hint) is Annotated:
+        _, pattern, allowed = options
+        return lambda v: isinstance(v, str) and bool(re.fullmatch(pattern, v)), allowed
+    if get_origin(hint) is Literal:
+        return lambda value: value in options, f"one of {', '.join(options)}"
+    if get_origin(hint) is tuple:
+        is_item, allowed = _rule(options[0])
 
-    def is_right(value: object) -> bool:
-        return bool(matches(value)) if isinstance(value, str) else or_null and value is None
+        def is_list(value: object) -> bool:
+            return isinstance(value, list) and len(value) <= _MAX_ITEMS and all(map(is_item, value))
 
-    return is_right, allowed
+        return is_list, f"a list of at most {_MAX_ITEMS}, each {allowed}"
+    if get_origin(hint) is Mapping and (keys := get_args(options[0])):
+        is_item, allowed = _rule(options[1])
+
+        def is_mapping(value: object) -> bool:
+            if not isinstance(value, dict) or value.keys() != {*keys}:
+                return False
+            return all(map(is_item, value.values()))
+
+        return is_mapping, f"a mapping of {' and '.join(keys)} to {allowed}"
+    return _RULES_OF_TYPES[get_origin(hint) or hint]
 
 
-def _texts(pattern: str, max_texts: float, allowed: str) -> _Rule:
-    is_text, _ = _text(pattern, allowed)
-
-    def is_right(value: object) -> bool:
-        return isinstance(value, list) and len(value) <= max_texts and all(map(is_text, value))
-
-    return is_right, allowed
-
-
-_NON_BLANK = _text(r".*\S.*", "a non-blank string")
-_BOOLEAN: _Rule = (lambda value: isinstance(value, bool), "true or false")
-_COUNT: _Rule = (lambda value: type(value) is int and value > 0, "a whole number above 0")
-_RULES: dict[str, _Rule] = {
-    "family": (lambda value: value in FAMILY_NAMES, f"one of {', '.join(FAMILY_NAMES)}"),
-    "precision": (
-        _is_precision,
-        f"a mapping {{device: {{part: precision}}}} of devices {get_args(Device)}, parts"
-        f" {get_args(Part)} and precisions {get_args(Precision)}",
-    ),
-    "parameters": _COUNT,
-    "context_window": _COUNT,
-    "resolution": _COUNT,
-    "features": _texts("(?s:.*)", math.inf, "a list of strings"),
-    "aliases": _texts(
-        r"\S{1,200}", 20, "a list of at most 20 names of 1 to 200 characters without blanks"
-    ),
-    "forced_names": _BOOLEAN,
-    "one_name_per_prompt": _BOOLEAN,
-    "drops_articles": _BOOLEAN,
-    "tasks": (lambda value: isinstance(value, dict), "a mapping of task ids"),
-    "release_date": _text("[0-9]{4}-[0-9]{2}", "YYYY-MM"),
-    "revision": _text(r"[\w.-]+", "null, or a commit, branch or tag", or_null=True),
-    "mask_decoder": _text(r".*\S.*", "a non-blank string", or_null=True),
-    "weights_sha256": _text("[0-9a-f]{64}", "64 hexadecimal digits", or_null=True),
+_RULES_OF_TYPES: dict[object, _Rule] = {
+    str: (lambda v: isinstance(v, str) and bool(v.strip()), "a non-blank string"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (lambda value: type(value) is int and value > 0, "a whole number above 0"),
+    Mapping: (lambda value: isinstance(value, dict), "a mapping of task ids"),
+}
+_HINTS = get_type_hints(CatalogEntry, include_extras=True)
+_RULES = {key.name: _rule(_HINTS[key.name]) for key in fields(CatalogEntry) if key.init}
+_REQUIRED = {
+    key.name
+    for key in fields(CatalogEntry)
+    if key.init and key.default is MISSING and key.default_factory is MISSING
 }

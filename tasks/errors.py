@@ -1,9 +1,9 @@
-"""Errors of a request for a task.
+"""Errors of a request for a task, and of the files of a checkpoint.
 
-TaskError
+TaskError                 has the parameter that it concerns
 ├── ParameterError        a parameter is missing, unknown or has a bad value
-├── UnsupportedVariant    this model offers the task, but not with this value of the parameter
-└── UnsupportedTask       this model does not offer the task
+└── UnsupportedTask       this model does not offer the task, or not with this value
+CheckpointFileError       a file of a checkpoint is invalid
 """
 
 import reprlib
@@ -18,25 +18,21 @@ _NESTED.fillvalue = "…"
 class TaskError(ValueError):
     """The task cannot be performed; the message has what is wrong, given and allowed."""
 
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
 
 class ParameterError(TaskError):
     """A parameter is missing, unknown or has a bad value."""
 
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
-
-
-class UnsupportedVariant(TaskError):
-    """The model offers the task, but not with this value of the parameter."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
-
 
 class UnsupportedTask(TaskError):
-    """The model does not offer the task."""
+    """The model does not offer the task (`param` is "task"), or not with this parameter."""
+
+
+class CheckpointFileError(ValueError):
+    """A file is not a calibration, or not a mask decoder, of the checkpoint's model."""
 
 
 def shown(value: object) -> str:

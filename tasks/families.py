@@ -7,11 +7,10 @@ import tasks.florence2
 import tasks.paligemma
 from tasks.catalog import CatalogEntry
 from tasks.paligemma import MaskDecoder
-from tasks.parameters import TaskParameters
 from tasks.parsing import GeneratedText
 from tasks.prompts import AskedTask, Prompt
 from tasks.results import MaskFormat, Result
-from tasks.table import Family
+from tasks.table import Family, TaskParameters
 
 
 class FamilyLanguage(Protocol):
@@ -24,10 +23,7 @@ class FamilyLanguage(Protocol):
         parameters: TaskParameters,
         image_size_wh: tuple[int, int],
     ) -> tuple[Prompt, ...]:
-        """Return the prompts of a task, usually one.
-
-        Raise `UnsupportedTask`, `UnsupportedVariant`, or `ParameterError` (region outside image).
-        """
+        """Return the prompts of a task, usually one; raise `TaskError`."""
 
     def read_prompt(self, entry: CatalogEntry, text: str) -> AskedTask | None:
         """Return the task that a prompt requests, None for free text; raise `ParameterError`."""
@@ -37,8 +33,7 @@ class FamilyLanguage(Protocol):
     ) -> str | None:
         """Return the grammar of the answer to each prompt, or None if any text is valid.
 
-        A grammar is Lark as llguidance reads it, with the rules `location` and `segmentation`
-        defined elsewhere.
+        It is Lark as llguidance reads it, without the rules `location` and `segmentation`.
         """
 
     def parse_answer(
@@ -54,8 +49,7 @@ class FamilyLanguage(Protocol):
     ) -> Result:
         """Return the typed result of the answers, given in the order of the prompts.
 
-        `mask_decoder` and `banned_phrases` are of the checkpoint: the former PaliGemma's, the
-        latter Florence-2's.
+        PaliGemma's checkpoints have a `mask_decoder`, Florence-2's `banned_phrases`.
         """
 
 

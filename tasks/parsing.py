@@ -4,11 +4,19 @@ import json
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.results import BoxXyxy, Detection, PointXy
+from tasks.results import (
+    Detection,
+    DetectionsResult,
+    FoundObject,
+    InstancesResult,
+    Result,
+    TextRegionsResult,
+)
+from tasks.table import ResultKind
 
 _ARTICLE = re.compile(r"^(?:an?|the) ", re.IGNORECASE)
 
@@ -32,7 +40,7 @@ class GeneratedText:
             )
 
     def is_read_as(self, results: Sequence[object]) -> bool:
-        """Return True if something was results, or the text is blank."""
+        """Return True if there are results, or the text is blank."""
         return bool(results) or not self.text.strip()
 
     def score(self, label: Sequence[Span], locations: Sequence[Span]) -> float:
@@ -85,17 +93,38 @@ def in_pieces(locations: Locations, num_locations: int) -> Iterator[Locations]:
         yield locations[start : start + num_locations]
 
 
-def ordered_box(x1: float, y1: float, x2: float, y2: float) -> BoxXyxy | None:
-    """Return the box between two opposite corners in any order, or None if it has no area."""
-    if x1 == x2 or y1 == y2:
-        return None
-    return (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+_RESULTS: dict[ResultKind, type[DetectionsResult | InstancesResult | TextRegionsResult]] = {
+    "detections": DetectionsResult,
+    "instances": InstancesResult,
+    "text_regions": TextRegionsResult,
+}
 
 
-def bounding_box(points_xy: Iterable[PointXy]) -> BoxXyxy | None:
-    """Return the smallest box around one or more points, or None if it has no area."""
-    xs, ys = zip(*points_xy, strict=True)
-    return ordered_box(min(xs), min(ys), max(xs), max(ys))
+def read_objects(
+    kind: ResultKind,
+    answers: Sequence[GeneratedText],
+    names_per_prompt: Sequence[Sequence[str]],
+    read: Callable[[GeneratedText, Sequence[str]], Iterable[FoundObject]],
+    is_strict: bool,
+    banned: frozenset[str] = frozenset(),
+) -> Result:
+    """Return the objects that `read` finds in each answer, for the names of its prompt.
+
+    If `is_strict`, boxes with other labels than these names are dropped: for a name that is not in
+    the image a model may write another one. Only the raw text keeps it.
+    """
+    objects: list[FoundObject] = []
+    is_parsed = True
+    for answer, names in zip(answers, names_per_prompt, strict=True):
+        written = tuple(read(answer, names))
+        is_parsed &= answer.is_read_as(written)
+        for found in written:
+            if isinstance(found, Detection):
+                is_other = is_strict and bool(names) and found.label not in names
+                if is_other or found.label in banned:
+                    continue
+            objects.append(found)
+    return _RESULTS[kind](tuple(objects), is_parsed)  # type: ignore[arg-type]  # of the kind
 
 
 def resolve_label(written: str, names: Sequence[str]) -> str:
@@ -114,16 +143,6 @@ def spellings(names: Iterable[str]) -> str:
     """Return a grammar (Lark) of the texts that `resolve_label` reads as one of `names`."""
     bare = " | ".join(f"{json.dumps(without_article(name))}i" for name in names)
     return f'" "? ("a "i | "an "i | "the "i)? ({bare})'
-
-
-def named_as_requested(
-    detections: Iterable[Detection], names: Sequence[str]
-) -> tuple[Detection, ...]:
-    """Return all detections if no `names` were requested, else those with one of them.
-
-    For a name that is not in the image a model may write another one: only the raw text keeps it.
-    """
-    return tuple(detection for detection in detections if not names or detection.label in names)
 
 
 def without_article(name: str) -> str:

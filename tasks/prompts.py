@@ -5,15 +5,15 @@ are the runner's.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 
 from tasks.catalog import CatalogEntry
-from tasks.errors import ParameterError, UnsupportedVariant
-from tasks.parameters import TaskParameters
+from tasks.errors import ParameterError, UnsupportedTask
 from tasks.results import BoxXyxy
+from tasks.table import TaskParameters
 
 _PARTS = re.compile(r"(\{[a-z]+\}|<[^<>\s]+>)")  # fields and tags of a template
 
@@ -41,29 +41,57 @@ class AskedTask:
 
 
 def entry_template(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str | None:
-    """Return the entry's own template for the task, or None.
+    """Return the entry's own template for a task that it offers, or None.
 
-    It asks in one way: raise `UnsupportedVariant` for another detail or language.
+    It asks in one way. Raise `UnsupportedTask` for another task, detail or language.
     """
+    if task_id not in entry.task_ids:
+        offered = ", ".join(entry.task_ids)
+        raise UnsupportedTask("task", f"{entry.id} does not offer {task_id}; it offers {offered}")
     template = entry.template(task_id)
     if template is None or (task_id == "instance_segmentation" and parameters.region is not None):
         return None
     default_detail = "description" if task_id == "region_description" else "short"
     if parameters.detail not in (None, default_detail):
-        message = f"{entry.id} supports detail {default_detail} only, not {parameters.detail}"
-        raise UnsupportedVariant("detail", message)
+        raise unsupported(entry, "detail", default_detail, parameters.detail)
     if parameters.language not in (None, "en") and "{language}" not in template:
-        message = f"{entry.id} supports language en only, not {parameters.language}"
-        raise UnsupportedVariant("language", message)
+        raise unsupported(entry, "language", "en", parameters.language)
     return template
 
 
-def check_region(region: BoxXyxy, image_size_wh: tuple[int, int]) -> None:
-    """Raise `ParameterError` if the region is not within the image."""
-    width, height = image_size_wh
-    if region[2] > width or region[3] > height:
-        allowed = f"within the image: x from 0 to {width}, y from 0 to {height}"
-        raise ParameterError("region", f"region must be {allowed}; it is {list(region)}")
+def unsupported(
+    entry: CatalogEntry, param: str, allowed: str, value: str | None
+) -> UnsupportedTask:
+    return UnsupportedTask(param, f"{entry.id} supports {param} {allowed} only, not {value}")
+
+
+def fill_prompts(
+    template: str,
+    parameters: TaskParameters,
+    names: Iterable[str],
+    image_size_wh: tuple[int, int],
+    box_tokens: Callable[[BoxXyxy, tuple[int, int]], str],
+) -> tuple[Prompt, ...]:
+    """Return the template filled for each of `names`, which replace `{phrase}`.
+
+    Raise `ParameterError` if the region is not within the image.
+    """
+    values = {
+        "{language}": PromptSegment(parameters.language or "en"),
+        "{question}": PromptSegment(parameters.question or ""),
+        "{caption}": PromptSegment(parameters.caption or ""),
+    }
+    if (region := parameters.region) is not None:
+        width, height = image_size_wh
+        if region[2] > width or region[3] > height:
+            allowed = f"within the image: x from 0 to {width}, y from 0 to {height}"
+            raise ParameterError("region", f"region must be {allowed}; it is {list(region)}")
+        values["{region}"] = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
+    prompts: list[Prompt] = []
+    for name in names:
+        values["{phrase}"] = PromptSegment(name)
+        prompts.append(fill_template(template, values))
+    return tuple(prompts)
 
 
 def fill_template(template: str, values: Mapping[str, PromptSegment]) -> Prompt:

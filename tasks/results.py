@@ -4,6 +4,7 @@
 answer, which means that nothing was found, is parsed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,12 +89,45 @@ class TextRegionsResult:
 
 
 Result = TextResult | DetectionsResult | InstancesResult | TextRegionsResult
+FoundObject = Detection | Instance | TextRegion
 
 
-def objects_of(result: Result) -> tuple[Detection | Instance | TextRegion, ...]:
+def objects_of(result: Result) -> tuple[FoundObject, ...]:
     """Return the objects of a result; a text has none."""
     match result:
         case DetectionsResult(objects) | InstancesResult(objects) | TextRegionsResult(objects):
             return objects
         case TextResult():
             return ()
+
+
+def with_objects(result: Result, objects: Iterable[FoundObject]) -> Result:
+    """Return a result with other objects of its kind; a text stays as it is."""
+    if isinstance(result, TextResult):
+        return result
+    return type(result)(tuple(objects), result.is_parsed)  # type: ignore[arg-type]  # of its kind
+
+
+def bounding_box(points_xy: Iterable[PointXy]) -> BoxXyxy | None:
+    """Return the smallest box around one or more points, or None if it has no area."""
+    xs, ys = zip(*points_xy, strict=True)
+    return ordered_box(min(xs), min(ys), max(xs), max(ys))
+
+
+def ordered_box(x1: float, y1: float, x2: float, y2: float) -> BoxXyxy | None:
+    """Return the box between two opposite corners in any order, or None if it has no area."""
+    if x1 == x2 or y1 == y2:
+        return None
+    return (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+
+
+def box_of(found: FoundObject) -> BoxXyxy:
+    """Return the box of an object, or the one around a text region."""
+    if not isinstance(found, TextRegion):
+        return found.box
+    return bounding_box(found.quad) or (0.0, 0.0, 0.0, 0.0)
+
+
+def label_of(found: FoundObject) -> str:
+    """Return the label of an object, or the text of a region."""
+    return found.text if isinstance(found, TextRegion) else found.label

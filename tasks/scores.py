@@ -24,38 +24,31 @@ objects have the score is not part of the proof: none of its objects is kept.
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.parsing import bounding_box
+from tasks.errors import CheckpointFileError
 from tasks.results import (
     BoxXyxy,
-    Detection,
-    DetectionsResult,
-    Instance,
-    InstancesResult,
+    FoundObject,
     Result,
-    TextRegion,
-    TextRegionsResult,
-    TextResult,
+    box_of,
+    label_of,
     objects_of,
+    with_objects,
 )
 from tasks.table import TASKS
 
 MAX_PROOFS = 1000  # a file
 
-ItemT = TypeVar("ItemT", Detection, Instance, TextRegion)
-
-
-class CalibrationError(ValueError):
-    """A calibration file is invalid, or of another checkpoint; the message says what is allowed."""
+ObjectT = TypeVar("ObjectT", bound=FoundObject)
+RowT = TypeVar("RowT", "Calibration", "Proof")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,99 +137,70 @@ def calibration_key(calibrations: Mapping[tuple[str, bool], Calibration]) -> str
 
 
 def read_calibrations(path: Path) -> tuple[Calibration, ...]:
-    """Read the calibrations of a file; raise `CalibrationError`."""
-    rows = read_rows(path, "calibrations")
-    try:
-        calibrations: list[Calibration] = []
-        for row in rows:
-            scores = tuple(map(float, row["scores"]))
-            probabilities = tuple(map(float, row["probabilities"]))
-            owner = (row["model"], row["checkpoint"], row["task"])
-            with_tiles = row.get("with_tiles", False)
-            share = row.get("min_object_share")
-            if share is not None:
-                share = float(share)
-            points = (scores, probabilities)
-            calibrations.append(Calibration(*owner, *points, with_tiles, share))
-        return tuple(calibrations)
-    except (ValueError, KeyError, TypeError) as error:
-        raise invalid_file(path, error) from error
+    """Read the calibrations of a file; raise `CheckpointFileError`."""
+    return _read(path, "calibrations", Calibration)
 
 
 def read_proofs(path: Path) -> tuple[Proof, ...]:
-    """Return the proofs of a calibration file; raise `CalibrationError`."""
-    rows = read_rows(path, "proofs")
-    if len(rows) > MAX_PROOFS:
-        raise CalibrationError(f"{path} has {len(rows)} proofs; at most {MAX_PROOFS} are allowed")
+    """Read the proofs of a calibration file; raise `CheckpointFileError`."""
+    return _read(path, "proofs", Proof)
+
+
+def _read(path: Path, kind: str, row_type: type[RowT]) -> tuple[RowT, ...]:
+    """Return the rows of one kind of a calibration file, which has at least one kind."""
     try:
-        return tuple(_proof(row) for row in rows)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise invalid_file(path, error) from error
-
-
-def _proof(row: Mapping[str, Any]) -> Proof:
-    return Proof(
-        model=str(row["model"]),
-        checkpoint=str(row["checkpoint"]),
-        precision=str(row["precision"]),
-        calibration=str(row["calibration"]),
-        fields=dict(row["fields"]),
-        min_precision=float(row["min_precision"]),
-        confidence=float(row["confidence"]),
-        min_score=float(row["min_score"]),
-        max_labels=int(row["max_labels"]),
-        num_images=int(row["num_images"]),
-    )
-
-
-def read_rows(path: Path, kind: Literal["calibrations", "proofs"]) -> list[Any]:
-    """Return the rows of one kind of a calibration file, which has at least one kind.
-
-    Raise `CalibrationError`.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {name: document[name] for name in ("calibrations", "proofs") if name in document}
-        if not kinds:
+        document = dict(json.loads(path.read_text(encoding="utf-8")))
+        if not {"calibrations", "proofs"} & document.keys():
             raise KeyError(kind)
-        return list(kinds.get(kind, ()))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise invalid_file(path, error) from error
+        rows = list(document.get(kind, ()))
+        if kind == "proofs" and len(rows) > MAX_PROOFS:
+            raise ValueError(f"it has {len(rows)} proofs; at most {MAX_PROOFS} are allowed")
+        return tuple(row_type(**_values(row, row_type)) for row in rows)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        problem = f"{path} is not a valid calibration file: {error!r}"
+        raise CheckpointFileError(problem) from error
 
 
-def invalid_file(path: Path, error: Exception) -> CalibrationError:
-    return CalibrationError(f"{path} is not a valid calibration file: {error!r}")
+def _values(row: Mapping[str, Any], row_type: type[RowT]) -> dict[str, Any]:
+    """Return the values of a row, each converted to the type of its field."""
+    values: dict[str, Any] = {}
+    for field in fields(row_type):
+        if field.name in row or field.default is MISSING:
+            values[field.name] = _CONVERSIONS[field.type](row[field.name])
+    return values
+
+
+_CONVERSIONS: dict[object, Callable[[Any], Any]] = {
+    str: str,
+    float: float,
+    int: int,
+    bool: lambda value: value,  # its class checks it
+    float | None: lambda value: None if value is None else float(value),
+    tuple[float, ...]: lambda values: tuple(map(float, values)),
+    Mapping[str, object]: dict,
+}
 
 
 def refine(
     result: Result, calibration: Calibration | None, min_score: float, nms_iou: float | None
 ) -> Result:
     """Return the objects that suppression keeps, with calibrated scores from `min_score`."""
-
-    def refined(items: tuple[ItemT, ...]) -> tuple[ItemT, ...]:
-        remaining = items if nms_iou is None else suppress(items, nms_iou)
-        if calibration is not None:
-            remaining = tuple(
-                replace(item, score=calibration.probability(item.score)) for item in remaining
-            )
-        return tuple(item for item in remaining if item.score >= min_score)
-
-    match result:
-        case DetectionsResult():
-            return replace(result, detections=refined(result.detections))
-        case InstancesResult():
-            return replace(result, instances=refined(result.instances))
-        case TextRegionsResult():
-            return replace(result, text_regions=refined(result.text_regions))
-        case TextResult():
-            return result
+    objects = objects_of(result)
+    if nms_iou is not None:
+        objects = suppress(objects, nms_iou)
+    refined: list[FoundObject] = []
+    for found in objects:
+        score = found.score if calibration is None else calibration.probability(found.score)
+        if score >= min_score:
+            refined.append(replace(found, score=score))
+    return with_objects(result, refined)
 
 
 def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:
     """Return a result with the objects that a proof keeps."""
     proved = refine(result, None, proof.min_score, None)
     if len(objects_of(proved)) > proof.max_labels:
-        proved = refine(result, None, math.inf, None)
+        proved = with_objects(result, ())
     guarantee = Guarantee(
         min_precision=proof.min_precision,
         confidence=proof.confidence,
@@ -248,26 +212,16 @@ def keep_proved(result: Result, proof: Proof) -> tuple[Result, Guarantee]:
     return proved, guarantee
 
 
-def suppress(items: tuple[ItemT, ...], max_iou: float) -> tuple[ItemT, ...]:
-    """Return the items, in order, that overlap no better one of their label by more."""
-    overlaps = _overlaps([box_of(item) for item in items]) > max_iou
+def suppress(objects: tuple[ObjectT, ...], max_iou: float) -> tuple[ObjectT, ...]:
+    """Return the objects, in order, that overlap no better one of their label by more."""
+    overlaps = _overlaps(list(map(box_of, objects))) > max_iou
+    labels = list(map(label_of, objects))
     best: list[int] = []
-    for index in sorted(range(len(items)), key=lambda index: -items[index].score):
-        rivals = [other for other in best if _label(items[other]) == _label(items[index])]
+    for index in sorted(range(len(objects)), key=lambda index: -objects[index].score):
+        rivals = [other for other in best if labels[other] == labels[index]]
         if not overlaps[index, rivals].any():
             best.append(index)
-    return tuple(items[index] for index in sorted(best))
-
-
-def _label(item: Detection | Instance | TextRegion) -> str:
-    return item.text if isinstance(item, TextRegion) else item.label
-
-
-def box_of(item: Detection | Instance | TextRegion) -> BoxXyxy:
-    """Return the box of an object, or the one around a text region."""
-    if not isinstance(item, TextRegion):
-        return item.box
-    return bounding_box(item.quad) or (0.0, 0.0, 0.0, 0.0)
+    return tuple(objects[index] for index in sorted(best))
 
 
 def _overlaps(boxes: Sequence[BoxXyxy]) -> NDArray[np.float64]:

@@ -1,20 +1,17 @@
 """The task table: every task with its parameters, result kind and the families that support it.
 
-It drives validation, JSON Schema, documentation, page and metrics. It knows no prompts.
+It drives validation, JSON Schema, documentation, page and metrics. It knows neither prompts nor
+the size of an image. In strings every run of white space becomes one space (a newline ends
+PaliGemma's prompt); control characters are rejected.
 """
 
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from tasks.parameter_kinds import (
-    MAX_LABEL_CHARS,
-    BoxParameter,
-    ChoiceParameter,
-    JsonSchema,
-    Parameter,
-    TextListParameter,
-    TextParameter,
-)
+from tasks.errors import ParameterError, shown
+from tasks.results import BoxXyxy
 
 Family = Literal["florence2", "paligemma"]
 ResultKind = Literal["text", "detections", "instances", "text_regions"]
@@ -27,6 +24,138 @@ _CODES = (
     " tr uk vi zh"
 )
 LANGUAGES = tuple(_CODES.split())
+
+MAX_LABELS = 32
+MAX_LABEL_CHARS = 200
+MAX_TEXT_CHARS = 1000  # a caption or a question
+MAX_GIVEN_CHARS = 10_000  # any text, before white space is collapsed to single spaces
+MAX_COORDINATE_PX = 1_000_000
+SEPARATOR = ";"  # between the names in a PaliGemma prompt: within a name it would split it
+
+JsonSchema = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class TextParameter:
+    """A string."""
+
+    name: str
+    description: str
+    max_chars: int = MAX_TEXT_CHARS
+    is_phrase: bool = False  # names an object: must not contain the separator
+    default: None = None
+
+    def json_schema(self) -> JsonSchema:
+        return {"description": self.description, **_text_schema(self.max_chars, self.is_phrase)}
+
+    def parse(self, value: object) -> str:
+        """Return the normalized string; raise `ParameterError`."""
+        return _parse_text(self.name, value, self.max_chars, self.is_phrase)
+
+
+@dataclass(frozen=True, slots=True)
+class TextListParameter:
+    """A list of unique object names."""
+
+    name: str
+    description: str
+    default: None = None
+
+    def json_schema(self) -> JsonSchema:
+        items = _text_schema(MAX_LABEL_CHARS, is_phrase=True)
+        limits: JsonSchema = {"minItems": 1, "maxItems": MAX_LABELS, "uniqueItems": True}
+        return {"description": self.description, "type": "array", "items": items, **limits}
+
+    def parse(self, value: object) -> tuple[str, ...]:
+        """Return the normalized strings; raise `ParameterError`."""
+        if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_LABELS:
+            raise _refusal(self.name, f"a list of 1 to {MAX_LABELS} strings", value)
+        texts: dict[str, str] = {}  # keyed by the form that must be unique
+        for index, item in enumerate(value):
+            text = _parse_text(f"{self.name}[{index}]", item, MAX_LABEL_CHARS, is_phrase=True)
+            if text.casefold() in texts:
+                message = f"{self.name} must be unique ignoring case; {text!r} is repeated"
+                raise ParameterError(self.name, message)
+            texts[text.casefold()] = text
+        return tuple(texts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class BoxParameter:
+    """A box `[x1, y1, x2, y2]` in pixels of the original image."""
+
+    name: str
+    description: str
+    default: None = None
+
+    def json_schema(self) -> JsonSchema:
+        """Return the JSON Schema of the value; it cannot express x1 < x2 and y1 < y2."""
+        number = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE_PX}
+        array: JsonSchema = {"type": "array", "items": number, "minItems": 4, "maxItems": 4}
+        return {"description": self.description, **array}
+
+    def parse(self, value: object) -> BoxXyxy:
+        """Return the box; raise `ParameterError`. The image's size is not known here."""
+        corners = value if isinstance(value, list | tuple) else ()
+        numbers = [number for number in corners if isinstance(number, float) or type(number) is int]
+        in_range = [0 <= number <= MAX_COORDINATE_PX for number in numbers]  # false for NaN
+        if len(corners) != 4 or len(numbers) != 4 or not all(in_range):
+            allowed = f"4 numbers [x1, y1, x2, y2] from 0 to {MAX_COORDINATE_PX}"
+            raise _refusal(self.name, allowed, value)
+        x1, y1, x2, y2 = map(float, numbers)
+        if not (x1 < x2 and y1 < y2):
+            raise _refusal(self.name, "a box with x1 < x2 and y1 < y2", value)
+        return (x1, y1, x2, y2)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceParameter:
+    """One of a closed set of words."""
+
+    name: str
+    description: str
+    choices: tuple[str, ...]
+    default: str
+
+    def json_schema(self) -> JsonSchema:
+        choice: JsonSchema = {"type": "string", "enum": list(self.choices), "default": self.default}
+        return {"description": self.description, **choice}
+
+    def parse(self, value: object) -> str:
+        if not isinstance(value, str) or value not in self.choices:
+            raise _refusal(self.name, f"one of {', '.join(self.choices)}", value)
+        return value
+
+
+Parameter = TextParameter | TextListParameter | BoxParameter | ChoiceParameter
+
+
+def _refusal(name: str, allowed: str, value: object) -> ParameterError:
+    """Return the error of a parameter, or of an item of it such as `labels[1]`."""
+    param = name.partition("[")[0]
+    return ParameterError(param, f"{name} must be {allowed}, not {shown(value)}")
+
+
+def _text_schema(max_chars: int, is_phrase: bool) -> JsonSchema:
+    schema: JsonSchema = {"type": "string", "minLength": 1, "maxLength": max_chars}
+    return schema | {"pattern": f"^[^{SEPARATOR}]*$"} if is_phrase else schema
+
+
+def _parse_text(name: str, value: object, max_chars: int, is_phrase: bool) -> str:
+    if not isinstance(value, str):
+        raise _refusal(name, "a string", value)
+    if len(value) > MAX_GIVEN_CHARS:
+        allowed = f"a string of at most {MAX_GIVEN_CHARS} characters, white space included"
+        raise _refusal(name, allowed, value)
+    text = " ".join(value.split())
+    if not 1 <= len(text) <= max_chars or not any(c.isprintable() for c in text.replace(" ", "")):
+        allowed = f"a string of 1 to {max_chars} characters, at least one of them visible"
+        raise _refusal(name, allowed, value)
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise _refusal(name, "a string without control characters and lone surrogates", value)
+    if is_phrase and SEPARATOR in text:
+        raise _refusal(name, f"a string without {SEPARATOR!r}, which separates names", value)
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +178,7 @@ class Task:
     def json_schema(self) -> JsonSchema:
         schema: JsonSchema = {
             "type": "object",
-            "properties": {
-                parameter.name: parameter.json_schema() for parameter in self.parameters
-            },
+            "properties": {param.name: param.json_schema() for param in self.parameters},
             "required": list(self.required),
             "additionalProperties": False,
         }
@@ -127,3 +254,38 @@ _ROWS = (
 )
 
 TASKS: dict[str, Task] = {task.id: task for task in _ROWS}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskParameters:
+    """The validated parameters of one request; those not given are None."""
+
+    labels: tuple[str, ...] | None = None
+    caption: str | None = None
+    phrases: tuple[str, ...] | None = None
+    phrase: str | None = None
+    region: BoxXyxy | None = None
+    detail: str | None = None
+    language: str | None = None
+    question: str | None = None
+
+
+def parse_parameters(task: Task, values: Mapping[str, object]) -> TaskParameters:
+    """Validate JSON values and return the typed parameters; raise `ParameterError`."""
+    by_name = {parameter.name: parameter for parameter in task.parameters}
+    for name in values:
+        if name not in by_name:
+            allowed = f"allowed are {', '.join(by_name)}" if by_name else "it has no parameters"
+            raise ParameterError(name, f"{name} is not a parameter of {task.id}; {allowed}")
+    if task.exactly_one_of:
+        present = [name for name in task.exactly_one_of if name in values]
+        if len(present) != 1:
+            param = present[-1] if present else task.exactly_one_of[0]
+            allowed = ", ".join(task.exactly_one_of)
+            got = " and ".join(present) or "none"
+            raise ParameterError(param, f"{task.id} requires exactly one of {allowed}; got {got}")
+    for name in task.required:
+        if name not in values:
+            raise ParameterError(name, f"{task.id} requires {name}: {by_name[name].description}")
+    parsed = {n: p.parse(values[n]) if n in values else p.default for n, p in by_name.items()}
+    return TaskParameters(**parsed)  # type: ignore[arg-type]  # each name has the type of its kind

@@ -22,9 +22,9 @@ from export.checkpoints.sources import (
 from export.errors import SourceError
 from imaging.files import IMAGE_SUFFIXES
 from tasks.catalog import HUB_PREFIX, CatalogEntry, CatalogError, load_catalog
-from tasks.errors import meant
-from tasks.paligemma.masks import MaskDecoder, MaskDecoderError
-from tasks.scores import CalibrationError, read_calibrations
+from tasks.errors import CheckpointFileError, meant
+from tasks.paligemma.masks import MaskDecoder
+from tasks.scores import read_calibrations
 from wire.artifacts.manifest import (
     CALIBRATION_FILE,
     RUNNABLE,
@@ -199,7 +199,7 @@ def find_calibration(source: Source, checkpoint: str) -> Path | None:
     try:
         checkpoints = {calibration.checkpoint for calibration in read_calibrations(path)}
         return path if checkpoints <= {checkpoint} else None
-    except CalibrationError as error:
+    except CheckpointFileError as error:
         raise SourceError(str(error)) from error
 
 
@@ -213,6 +213,6 @@ def find_mask_decoder(entry: CatalogEntry, options: ExportOptions, source: Sourc
     path = options.mask_decoder or resolve_file(entry.mask_decoder, source)
     try:
         MaskDecoder.load(path)
-    except MaskDecoderError as error:
+    except CheckpointFileError as error:
         raise SourceError(str(error)) from error
     return path

@@ -41,11 +41,10 @@ from runners.errors import SequenceError
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder
-from tasks.parameters import TaskParameters, parse_parameters
 from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import Detection, DetectionsResult, Instance, InstancesResult, Result, TextResult
-from tasks.table import TASKS
+from tasks.table import TASKS, TaskParameters, parse_parameters
 from wire.artifacts.devices import num_threads
 from wire.artifacts.manifest import Device, Manifest, Part, Precision, vision_encoder_file
 from wire.runner_messages import SequenceSpec

@@ -38,11 +38,10 @@ from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import VisionEncoder
 from runners.errors import SequenceError
 from tasks.catalog import CatalogEntry
-from tasks.errors import UnsupportedVariant
+from tasks.errors import UnsupportedTask
 from tasks.families import FAMILIES
-from tasks.parameters import parse_parameters
 from tasks.prompts import Prompt
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from wire.artifacts.manifest import Part, Precision, vision_encoder_file
 
 logger = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ def make_probes(
         for task_id, values in _requests(scene):
             if task_id in entry.task_ids:
                 parameters = parse_parameters(TASKS[task_id], values)
-                with suppress(UnsupportedVariant):
+                with suppress(UnsupportedTask):
                     prompts += FAMILIES[entry.family].task_prompts(
                         entry, task_id, parameters, rendered.size
                     )[:1]

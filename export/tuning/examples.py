@@ -30,15 +30,13 @@ from imaging.files import read_image
 from tasks.catalog import CatalogEntry
 from tasks.errors import TaskError
 from tasks.families import FAMILIES
-from tasks.florence2.locations import box_tokens as florence2_box_tokens
+from tasks.florence2.grammar import box_tokens as florence2_box_tokens
 from tasks.florence2.prompts import asked_per_prompt
-from tasks.paligemma.locations import box_tokens as paligemma_box_tokens
-from tasks.parameter_kinds import MAX_LABELS
-from tasks.parameters import TaskParameters, parse_parameters
+from tasks.paligemma.grammar import box_tokens as paligemma_box_tokens
 from tasks.parsing import without_article
 from tasks.prompts import Prompt, PromptSegment, join_segments
 from tasks.results import BoxXyxy
-from tasks.table import TASKS
+from tasks.table import MAX_LABELS, TASKS, TaskParameters, parse_parameters
 
 _SPLIT = "train"
 TUNED_TASKS = (

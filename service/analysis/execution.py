@@ -22,7 +22,6 @@ from service.inference.prediction import Answer
 from service.inference.recording import record_error
 from service.inference.runner_calls import JoinedCalls
 from service.inference.served_models import ServedModel
-from tasks.parsing import bounding_box
 from tasks.results import (
     BoxXyxy,
     DetectionsResult,
@@ -30,6 +29,7 @@ from tasks.results import (
     Result,
     TextRegionsResult,
     TextResult,
+    bounding_box,
 )
 from tasks.tiles.merging import placed
 from wire.telemetry.tracing import span

@@ -27,9 +27,8 @@ from service.inference.request_fields import (
 from service.inference.served_models import ServedModel, ServedModels
 from service.validation import StrictModel, validated
 from tasks.errors import shown
-from tasks.parameter_kinds import TextListParameter, TextParameter
 from tasks.results import BoxXyxy
-from tasks.table import TASKS, ResultKind, Task
+from tasks.table import TASKS, ResultKind, Task, TextListParameter, TextParameter
 
 MAX_ID_CHARS = 64
 MAX_EACH = 256

@@ -36,7 +36,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from PIL import Image
 
-from imaging.errors import ImageError, OversizedImage, UnreadableImage
+from imaging.errors import ImageError, OversizedImage
 from imaging.files import ImageHeader, ImageLimits, PixelBox, decode_image, read_header, resize
 from service.admission.fair_queue import ClientSlots
 from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, Overloaded, UnsupportedImage
@@ -130,7 +130,7 @@ class DecodingProcess:
 
 @asynccontextmanager
 async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[DecodingProcess]:
-    """Decode in a process, released at the end; raise `UnreadableImage` or `NotReady`."""
+    """Decode in a process, released at the end; raise `ImageError` or `NotReady`."""
     with open(anonymous_file("image"), "wb", buffering=0) as file:
         await asyncio.to_thread(file.write, data)
         file.seek(0)
@@ -154,7 +154,7 @@ async def decoded_in_process(data: bytes, limits: ImageLimits) -> AsyncIterator[
         if sandbox != "sandboxed":
             _log_missing_sandbox()
         if message:
-            raise UnreadableImage(message)
+            raise ImageError(message)
         yield decoding
     finally:
         await decoding.release()

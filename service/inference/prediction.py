@@ -15,7 +15,7 @@ from service.images.decoding import LazyImage, in_thread
 from service.inference.request_fields import TaskRequest
 from service.inference.runner_calls import JoinedCalls, RunnerClient, WrittenAnswers
 from service.inference.served_models import ServedModel, proof_for
-from tasks.errors import ParameterError, UnsupportedVariant
+from tasks.errors import ParameterError
 from tasks.errors import UnsupportedTask as TaskNotOffered
 from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
@@ -217,8 +217,6 @@ def task_prompts(
             model.entry, request.task.id, request.parameters, image_size_wh
         )
     except TaskNotOffered as error:
-        raise UnsupportedTask(str(error), "task") from error
-    except UnsupportedVariant as error:
         raise UnsupportedTask(str(error), error.param) from error
     except ParameterError as error:
         raise InvalidRequest(str(error), error.param) from error

@@ -20,9 +20,8 @@ from pydantic import (
 from service.errors import InvalidRequest
 from service.validation import StrictModel, rejected_field
 from tasks.errors import ParameterError, meant, shown
-from tasks.parameters import TaskParameters, parse_parameters
 from tasks.results import MaskFormat
-from tasks.table import TASKS, Task
+from tasks.table import TASKS, Task, TaskParameters, parse_parameters
 from tasks.tiles.grid import MAX_OVERLAP, MAX_TILES, Tiles, parse_tiles, refusal
 
 MAX_NEW_TOKENS = 4096

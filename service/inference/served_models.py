@@ -28,13 +28,12 @@ from tasks.catalog import (
     load_catalog,
     parse_entry,
 )
-from tasks.errors import meant, shown
+from tasks.errors import CheckpointFileError, meant, shown
 from tasks.families import FAMILIES, FamilyLanguage
 from tasks.florence2 import read_banned_phrases
 from tasks.paligemma import MaskDecoder
 from tasks.scores import (
     Calibration,
-    CalibrationError,
     Proof,
     calibration_key,
     read_calibrations,
@@ -371,7 +370,7 @@ def served_scoring(
                 if calibration.model == manifest.model_id:
                     calibrations[calibration.task, calibration.with_tiles] = calibration
             proofs += [proof for proof in read_proofs(file) if proof.model == manifest.model_id]
-    except CalibrationError as error:
+    except CheckpointFileError as error:
         raise SettingsError(f"DIPTYCH_CALIBRATION: {error}") from error
     for calibration in calibrations.values():
         if calibration.checkpoint != manifest.checkpoint:

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 from service.errors import InvalidRequest
 from tasks.errors import shown
-from tasks.parameter_kinds import MAX_LABELS
+from tasks.table import MAX_LABELS
 
 LABELS_TAGS = ("RectangleLabels", "PolygonLabels", "BrushLabels")
 _CONTROL_TAGS = (*LABELS_TAGS, "Rectangle", "Polygon", "TextArea", "Choices", "Labels")

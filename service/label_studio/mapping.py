@@ -27,7 +27,6 @@ from service.label_studio.labelling_config import LABELS_TAGS, Control
 from service.schema.outlines import corners, outlines, simplified
 from service.validation import validated
 from tasks.errors import shown
-from tasks.parameter_kinds import MAX_GIVEN_CHARS, MAX_LABELS
 from tasks.results import (
     BoxXyxy,
     Detection,
@@ -41,6 +40,7 @@ from tasks.results import (
     TextResult,
 )
 from tasks.run_length import decode_mask
+from tasks.table import MAX_GIVEN_CHARS, MAX_LABELS
 
 JsonObject = dict[str, Any]
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from service.errors import ErrorCode
 from service.inference.request_fields import MAX_NAME_CHARS, MAX_NEW_TOKENS, MAX_TEMPERATURE
 from service.validation import BOUNDED_BY_BODY, StrictModel
-from tasks.parameter_kinds import MAX_GIVEN_CHARS
+from tasks.table import MAX_GIVEN_CHARS
 
 _IGNORED = "Accepted and ignored."
 _MAX_PARTS = 16  # per message; one image and one text are needed

@@ -237,7 +237,7 @@ def _import_all(parts: Sequence[Part], values: Settings) -> None:
     if not values.is_one_process:
         import_module("service.gateway")
     if values.otlp_endpoint is not None:
-        import_module("wire.telemetry.span_export")
+        import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")  # and the SDK
     gc.freeze()  # otherwise garbage collection would write to the shared pages, and so copy them
 
 

@@ -37,7 +37,6 @@ from service.inference.prediction import Answer
 from service.inference.served_models import ServedModel
 from service.schema.outlines import corners, outlines, simplified
 from service.validation import validated
-from tasks.parameter_kinds import MAX_GIVEN_CHARS
 from tasks.results import (
     BoxXyxy,
     DetectionsResult,
@@ -46,7 +45,7 @@ from tasks.results import (
     TextRegionsResult,
     TextResult,
 )
-from tasks.table import TASKS
+from tasks.table import MAX_GIVEN_CHARS, TASKS
 from wire.disconnection import while_connected
 
 JsonObject = dict[str, Any]

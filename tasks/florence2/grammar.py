@@ -11,13 +11,19 @@ between tokens and leaves incomplete phrases to the parser. Source: transformers
 models/florence2/processing_florence2.py (Florence2PostProcessor).
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tasks.catalog import CatalogEntry
-from tasks.parameters import TaskParameters
 from tasks.parsing import Location, Locations, Span, spellings
+from tasks.results import BoxXyxy
+from tasks.table import TaskParameters
+
+# 1000 bins a side, x before y; a bin is decoded to its centre. Source: transformers,
+# models/florence2/processing_florence2.py (quantize, dequantize).
+NUM_BINS = 1000
 
 _LABELLED_BOXES = "(TEXT boxes)*"
 _ANSWERS = {
@@ -116,3 +122,24 @@ def _phrase(
     located = [tuple(map(tuple, filter(None, instance))) for instance in instances]
     if instances_of_phrase := tuple(instance for instance in located if instance):
         yield Phrase(label, spans, instances_of_phrase)
+
+
+def quantize(position_px: float, side_px: int) -> int:
+    """Return the bin of a position on a side of `side_px` pixels."""
+    return min(max(math.floor(position_px * NUM_BINS / side_px), 0), NUM_BINS - 1)
+
+
+def dequantize(bin_index: int, side_px: int) -> float:
+    """Return the pixel position at the centre of a bin on a side of `side_px` pixels."""
+    return (bin_index + 0.5) * side_px / NUM_BINS
+
+
+def location_token(bin_index: int) -> str:
+    return f"<loc_{bin_index}>"
+
+
+def box_tokens(box_xyxy: BoxXyxy, image_size_wh: tuple[int, int]) -> str:
+    """Return the four location tokens of a box."""
+    return "".join(
+        location_token(quantize(p, s)) for p, s in zip(box_xyxy, image_size_wh * 2, strict=True)
+    )

@@ -24,36 +24,33 @@ from pathlib import Path
 from tasks.catalog import CatalogEntry
 from tasks.florence2.grammar import (
     Phrase,
+    dequantize,
     split_phrases,
     text_before_tokens,
     text_without_tokens,
 )
-from tasks.florence2.locations import dequantize
 from tasks.florence2.prompts import asked_per_prompt
-from tasks.parameters import TaskParameters
 from tasks.parsing import (
     GeneratedText,
     Locations,
-    bounding_box,
     in_pieces,
-    named_as_requested,
+    read_objects,
     resolve_label,
     span_of,
 )
 from tasks.results import (
     Detection,
-    DetectionsResult,
+    FoundObject,
     Instance,
-    InstancesResult,
     MaskFormat,
     Result,
     Ring,
     TextRegion,
-    TextRegionsResult,
     TextResult,
+    bounding_box,
 )
 from tasks.run_length import encode_rings
-from tasks.table import TASKS
+from tasks.table import TASKS, TaskParameters
 
 _MIN_POLYGON_LOCATIONS = 6  # three points
 
@@ -69,34 +66,22 @@ def parse_answer(
     banned_phrases: frozenset[str] = frozenset(),
 ) -> Result:
     """Return the typed result of the answers; banned phrases of a caption have no boxes."""
+    kind = TASKS[task_id].result_kind
+    if kind == "text":
+        read_text = text_without_tokens if parameters.region is None else text_before_tokens
+        text = read_text(answers[0].text)
+        return TextResult(text, answers[0].is_read_as(text))
+
+    def read(answer: GeneratedText, names: Sequence[str]) -> Iterator[FoundObject]:
+        if kind == "detections":
+            return _detections(answer, names, task_id != "region_proposal", image_size_wh)
+        if kind == "instances":
+            return _instances(answer, names, image_size_wh, mask_format)
+        return _text_regions(answer, image_size_wh)
+
+    banned = frozenset() if parameters.caption is None else banned_phrases
     names_per_prompt = asked_per_prompt(parameters)
-    match TASKS[task_id].result_kind:
-        case "text":
-            read = text_without_tokens if parameters.region is None else text_before_tokens
-            text = read(answers[0].text)
-            return TextResult(text, answers[0].is_read_as(text))
-        case "detections":
-            is_named = task_id != "region_proposal"
-            banned = frozenset() if parameters.caption is None else banned_phrases
-            is_parsed = True
-            detections: list[Detection] = []
-            for answer, names in zip(answers, names_per_prompt, strict=True):
-                written = tuple(_detections(answer, names, is_named, image_size_wh))
-                is_parsed &= answer.is_read_as(written)
-                named = named_as_requested(written, names if entry.forced_names else ())
-                detections += [detection for detection in named if detection.label not in banned]
-            return DetectionsResult(tuple(detections), is_parsed)
-        case "instances":
-            is_parsed = True
-            instances: list[Instance] = []
-            for answer, names in zip(answers, names_per_prompt, strict=True):
-                segmented = tuple(_instances(answer, names, image_size_wh, mask_format))
-                is_parsed &= answer.is_read_as(segmented)
-                instances += segmented
-            return InstancesResult(tuple(instances), is_parsed)
-        case "text_regions":
-            regions = tuple(_text_regions(answers[0], image_size_wh))
-            return TextRegionsResult(regions, answers[0].is_read_as(regions))
+    return read_objects(kind, answers, names_per_prompt, read, entry.forced_names, banned)
 
 
 def read_banned_phrases(processor_config: Path) -> frozenset[str]:

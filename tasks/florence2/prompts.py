@@ -10,68 +10,61 @@ Source: transformers, models/florence2/processing_florence2.py
 import re
 
 from tasks.catalog import CatalogEntry
-from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
-from tasks.florence2.locations import box_tokens, dequantize
-from tasks.parameters import TaskParameters
+from tasks.errors import ParameterError
+from tasks.florence2.grammar import box_tokens, dequantize
 from tasks.parsing import without_article
 from tasks.prompts import (
     AskedTask,
     Prompt,
     PromptSegment,
-    check_region,
     entry_template,
-    fill_template,
+    fill_prompts,
     read_template,
+    unsupported,
 )
+from tasks.table import TaskParameters
 
-_SENTENCES = {
-    "object_detection": "Locate the objects with category name in the image.",
-    "open_vocabulary_detection": "Locate {phrase} in the image.",
-    "phrase_grounding": "Locate the phrases in the caption: {caption}",
-    "region_proposal": "Locate the region proposals in the image.",
-    "dense_region_captioning": "Locate the objects in the image, with their descriptions.",
-    "ocr": "What is the text in the image?",
-    "ocr_with_regions": "What is the text in the image, with regions?",
-}
-_CAPTIONING = {
-    "short": "What does the image describe?",
-    "detailed": "Describe in detail what is shown in the image.",
-    "paragraph": "Describe with a paragraph what is shown in the image.",
-}
-_INSTANCE_SEGMENTATION = {
-    "phrase": "Locate {phrase} in the image with mask",
-    "region": "What is the polygon mask of region {region}",
-}
-_REGION_DESCRIPTION = {
-    "category": "What is the region {region}?",
-    "description": "What does the region {region} describe?",
-    "text": "What text is in the region {region}?",
+_NAME = "Locate {phrase} in the image."
+_SENTENCES = {  # of a task, and its detail or parameter
+    ("captioning", "short"): "What does the image describe?",
+    ("captioning", "detailed"): "Describe in detail what is shown in the image.",
+    ("captioning", "paragraph"): "Describe with a paragraph what is shown in the image.",
+    ("object_detection", ""): "Locate the objects with category name in the image.",
+    ("open_vocabulary_detection", ""): _NAME,
+    ("phrase_grounding", "caption"): "Locate the phrases in the caption: {caption}",
+    ("phrase_grounding", "phrases"): _NAME,
+    ("region_proposal", ""): "Locate the region proposals in the image.",
+    ("dense_region_captioning", ""): "Locate the objects in the image, with their descriptions.",
+    ("instance_segmentation", "phrase"): "Locate {phrase} in the image with mask",
+    ("instance_segmentation", "region"): "What is the polygon mask of region {region}",
+    ("ocr", ""): "What is the text in the image?",
+    ("ocr_with_regions", ""): "What is the text in the image, with regions?",
+    ("region_description", "category"): "What is the region {region}?",
+    ("region_description", "description"): "What does the region {region} describe?",
+    ("region_description", "text"): "What text is in the region {region}?",
 }
 
 _TASK_TOKEN = re.compile(r"\s*<([A-Z_]+)>(.*)", re.DOTALL)
 _LOCATION = re.compile(r"<loc_(\d{1,3})>")
 _REGION = _LOCATION.pattern.replace("(", "(?:") * 4
-_ALONE = {
-    "CAPTION": AskedTask("captioning", {"detail": "short"}),
-    "DETAILED_CAPTION": AskedTask("captioning", {"detail": "detailed"}),
-    "MORE_DETAILED_CAPTION": AskedTask("captioning", {"detail": "paragraph"}),
-    "OD": AskedTask("object_detection"),
-    "REGION_PROPOSAL": AskedTask("region_proposal"),
-    "DENSE_REGION_CAPTION": AskedTask("dense_region_captioning"),
-    "OCR": AskedTask("ocr"),
-    "OCR_WITH_REGION": AskedTask("ocr_with_regions"),
-}
 _QUESTION_TASK = "visual_question_answering"
-_WITH_TEXT = {  # task and parameter
-    "OPEN_VOCABULARY_DETECTION": ("open_vocabulary_detection", "labels"),
-    "CAPTION_TO_PHRASE_GROUNDING": ("phrase_grounding", "caption"),
-    "REFERRING_EXPRESSION_SEGMENTATION": ("instance_segmentation", "phrase"),
-}
-_WITH_REGION = {
-    "REGION_TO_SEGMENTATION": ("instance_segmentation", {}),
-    "REGION_TO_CATEGORY": ("region_description", {"detail": "category"}),
-    "REGION_TO_DESCRIPTION": ("region_description", {"detail": "description"}),
-    "REGION_TO_OCR": ("region_description", {"detail": "text"}),
+# the task of each token, its detail, and the parameter that follows the token
+_TOKENS: dict[str, tuple[str, str, str]] = {
+    "CAPTION": ("captioning", "short", ""),
+    "DETAILED_CAPTION": ("captioning", "detailed", ""),
+    "MORE_DETAILED_CAPTION": ("captioning", "paragraph", ""),
+    "OD": ("object_detection", "", ""),
+    "REGION_PROPOSAL": ("region_proposal", "", ""),
+    "DENSE_REGION_CAPTION": ("dense_region_captioning", "", ""),
+    "OCR": ("ocr", "", ""),
+    "OCR_WITH_REGION": ("ocr_with_regions", "", ""),
+    "OPEN_VOCABULARY_DETECTION": ("open_vocabulary_detection", "", "labels"),
+    "CAPTION_TO_PHRASE_GROUNDING": ("phrase_grounding", "", "caption"),
+    "REFERRING_EXPRESSION_SEGMENTATION": ("instance_segmentation", "", "phrase"),
+    "REGION_TO_SEGMENTATION": ("instance_segmentation", "", "region"),
+    "REGION_TO_CATEGORY": ("region_description", "category", "region"),
+    "REGION_TO_DESCRIPTION": ("region_description", "description", "region"),
+    "REGION_TO_OCR": ("region_description", "text", "region"),
 }
 
 
@@ -81,29 +74,16 @@ def task_prompts(
     """Return the prompts of a task: one, or one per label or phrase."""
     if own_token := _own_token_prompt(entry, task_id, parameters):
         return (own_token,)
-    if task_id not in entry.task_ids:
-        raise UnsupportedTask(
-            f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
-        )
+    sentence = entry_template(entry, task_id, parameters)
     if parameters.language not in (None, "en"):
-        message = f"{entry.id} supports language en only, not {parameters.language}"
-        raise UnsupportedVariant("language", message)
-    sentence = _sentence(entry, task_id, parameters)
-    values = {
-        "{language}": PromptSegment("en"),
-        "{question}": PromptSegment(parameters.question or ""),
-        "{caption}": PromptSegment(parameters.caption or ""),
-    }
-    if (region := parameters.region) is not None:
-        check_region(region, image_size_wh)
-        values["{region}"] = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
+        raise unsupported(entry, "language", "en", parameters.language)
+    if sentence is None:
+        sentence = _SENTENCES[task_id, _variant(task_id, parameters)]
     # The processor asks for one name at a time: labels and phrases have a prompt each.
-    prompts: list[Prompt] = []
-    for name in parameters.labels or parameters.phrases or (parameters.phrase or "",):
-        text = without_article(name) if _drops_article(entry, task_id) else name
-        values["{phrase}"] = PromptSegment(text)
-        prompts.append(fill_template(sentence, values))
-    return tuple(prompts)
+    names = parameters.labels or parameters.phrases or (parameters.phrase or "",)
+    if entry.drops_articles and task_id != "instance_segmentation":
+        names = tuple(map(without_article, names))
+    return fill_prompts(sentence, parameters, names, image_size_wh, box_tokens)
 
 
 def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
@@ -116,23 +96,23 @@ def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
     if match is None:
         return None
     token, rest = match.groups()
-    if token in _ALONE:
-        if rest.strip():
-            message = f"<{token}> takes no input, but {rest[:80]!r} follows it"
-            raise ParameterError("messages", message)
-        return _ALONE[token]
-    if token in _WITH_TEXT:
-        task_id, name = _WITH_TEXT[token]
-        return AskedTask(task_id, {name: [rest] if name == "labels" else rest})
-    if token in _WITH_REGION:
-        task_id, values = _WITH_REGION[token]
+    if token not in _TOKENS:
+        return _read_own_token(entry, text, token)
+    task_id, detail, parameter = _TOKENS[token]
+    values: dict[str, object] = {"detail": detail} if detail else {}
+    if not parameter and rest.strip():
+        message = f"<{token}> takes no input, but {rest[:80]!r} follows it"
+        raise ParameterError("messages", message)
+    if parameter == "region":
         if re.fullmatch(_REGION, rest.strip()) is None:
             allowed = "a region <loc_x1><loc_y1><loc_x2><loc_y2> of bins 0 to 999"
             message = f"<{token}> must be followed by {allowed}, not by {rest[:80]!r}"
             raise ParameterError("messages", message)
         x1, y1, x2, y2 = (dequantize(int(bin_index), 1) for bin_index in _LOCATION.findall(rest))
         return AskedTask(task_id, values, (x1, y1, x2, y2))
-    return _read_own_token(entry, text, token)
+    if parameter:
+        values[parameter] = [rest] if parameter == "labels" else rest
+    return AskedTask(task_id, values)
 
 
 def _read_own_token(entry: CatalogEntry, text: str, token: str) -> AskedTask:
@@ -146,7 +126,7 @@ def _read_own_token(entry: CatalogEntry, text: str, token: str) -> AskedTask:
             return AskedTask(task_id, values)
     if entry.template(_QUESTION_TASK) is None:
         return AskedTask(_QUESTION_TASK, {"question": text})
-    tokens = ", ".join(f"<{name}>" for name in (*_ALONE, *_WITH_TEXT, *_WITH_REGION))
+    tokens = ", ".join(f"<{name}>" for name in _TOKENS)
     raise ParameterError(
         "messages",
         f"<{token[:80]}> is not a task token of {entry.id}; allowed are {tokens}, and those of"
@@ -161,10 +141,6 @@ def asked_per_prompt(parameters: TaskParameters) -> tuple[tuple[str, ...], ...]:
     return (() if parameters.phrase is None else (parameters.phrase,),)
 
 
-def _drops_article(entry: CatalogEntry, task_id: str) -> bool:
-    return entry.drops_articles and task_id != "instance_segmentation"
-
-
 def _own_token_prompt(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters
 ) -> Prompt | None:
@@ -177,25 +153,22 @@ def _own_token_prompt(
     if task_id != _QUESTION_TASK or match is None or entry.template(task_id) is not None:
         return None
     token, rest = match.groups()
-    is_known = token in (*_ALONE, *_WITH_TEXT, *_WITH_REGION)
-    if is_known:
+    if token in _TOKENS:
         return None
     segments = (PromptSegment(f"<{token}>", is_control=True, is_token=True), PromptSegment(rest))
     return tuple(segment for segment in segments if segment.text)
 
 
-def _sentence(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
-    """Return the sentence of a task, whose fields are still to be filled."""
-    if template := entry_template(entry, task_id, parameters):
-        return template
+def _variant(task_id: str, parameters: TaskParameters) -> str:
+    """Return the second part of a key of the sentences."""
     match task_id:
         case "captioning":
-            return _CAPTIONING[parameters.detail or "short"]
-        case "instance_segmentation":
-            return _INSTANCE_SEGMENTATION["phrase" if parameters.region is None else "region"]
+            return parameters.detail or "short"
         case "region_description":
-            return _REGION_DESCRIPTION[parameters.detail or "description"]
-        case "phrase_grounding" if parameters.phrases:
-            return _SENTENCES["open_vocabulary_detection"]
+            return parameters.detail or "description"
+        case "instance_segmentation":
+            return "phrase" if parameters.region is None else "region"
+        case "phrase_grounding":
+            return "phrases" if parameters.phrases else "caption"
         case _:
-            return _SENTENCES[task_id]
+            return ""

@@ -15,8 +15,10 @@ from typing import Self
 
 import contourpy
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from tasks.errors import CheckpointFileError
 from tasks.results import BoxXyxy, Ring
 
 NUM_CODES = 16
@@ -44,22 +46,18 @@ _CODEBOOK = "_vq_vae._embedding"
 _CODEBOOK_SHAPE = (128, 512)
 
 
-class MaskDecoderError(ValueError):
-    """A file is not a mask decoder of the published architecture."""
-
-
 @dataclass(frozen=True, slots=True)
 class MaskDecoder:
     """The codebook and the convolutions, as matrices for patches whose channels come last."""
 
     codebook: Floats  # (128, 512)
-    # layer -> (taps * C, O); transposed convolutions -> (4 phases, 4 taps * C, O)
+    # layer -> (C * taps, O); transposed convolutions -> (4 phases, C * 4 taps, O)
     matrices: Mapping[str, Floats]
     biases: Mapping[str, Floats]  # layer -> (O,)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read an `.npz` of the layout of vae-oid.npz; raise `MaskDecoderError`."""
+        """Read an `.npz` of the layout of vae-oid.npz; raise `CheckpointFileError`."""
         tensors = _read_tensors(path)
         weights = {layer: tensors[f"{layer}.weight"] for layer in _WEIGHT_SHAPES}
         matrices = {layer: _matrix(weight) for layer, weight in weights.items()}
@@ -82,7 +80,7 @@ class MaskDecoder:
         return self._convolve(x, "decoder.12")[:, :, 0]
 
     def _convolve(self, patches: Floats, layer: str) -> Floats:
-        """Apply a convolution to patches (H, W, taps * C)."""
+        """Apply a convolution to patches (H, W, C * taps)."""
         return patches @ self.matrices[layer] + self.biases[layer]
 
     def _upsample(self, x: Floats, layer: str) -> Floats:
@@ -92,7 +90,7 @@ class MaskDecoder:
         each a convolution of 2 x 2.
         """
         height, width, _ = x.shape
-        windows = _patches(x, 2)  # (H + 1, W + 1, 4 * C)
+        windows = _patches(x, 2)  # (H + 1, W + 1, C * 4)
         phases = [
             windows[row : row + height, column : column + width] @ matrix
             for (row, column), matrix in zip(np.ndindex(2, 2), self.matrices[layer], strict=True)
@@ -113,29 +111,26 @@ def _read_tensors(path: Path) -> dict[str, Floats]:
             names = expected.keys() & archive.files
             present = {name: np.asarray(archive[name]) for name in names}
     except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise MaskDecoderError(f"{path} cannot be read as an .npz of arrays: {error}") from error
+        raise CheckpointFileError(f"{path} cannot be read as an .npz of arrays: {error}") from error
     for name, shape in expected.items():
         if name not in present:
-            raise MaskDecoderError(f"{path} has no array {name} of shape {shape}")
+            raise CheckpointFileError(f"{path} has no array {name} of shape {shape}")
         if present[name].shape != shape or not np.isfinite(present[name]).all():
             problem = f"must be finite, of shape {shape}; its shape is {present[name].shape}"
-            raise MaskDecoderError(f"{path}: {name} {problem}")
+            raise CheckpointFileError(f"{path}: {name} {problem}")
     return {name: array.astype(np.float32) for name, array in present.items()}
 
 
 def _matrix(weight: Floats) -> Floats:
-    """Turn a convolution's weight (O, C, kH, kW) into (kH * kW * C, O)."""
-    return np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
+    """Turn a convolution's weight (O, C, kH, kW) into (C * kH * kW, O)."""
+    return np.ascontiguousarray(weight.reshape(len(weight), -1).T)
 
 
 def _patches(x: Floats, side: int) -> Floats:
-    """Return the `side` x `side` windows of x with a zero border: (H', W', side² * C)."""
+    """Return the `side` x `side` windows of x with a zero border: (H', W', C * side²)."""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    height = padded.shape[0] - side + 1
-    width = padded.shape[1] - side + 1
-    corners = np.ndindex(side, side)
-    shifted = [padded[row : row + height, column : column + width] for row, column in corners]
-    return np.concatenate(shifted, axis=2)
+    windows = sliding_window_view(padded, (side, side), axis=(0, 1))
+    return windows.reshape(*windows.shape[:2], -1)
 
 
 def _relu(x: Floats) -> Floats:

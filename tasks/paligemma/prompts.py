@@ -8,21 +8,20 @@ the PaliGemma paper, arXiv 2407.07726, section 3.2.
 """
 
 import re
+from dataclasses import replace
 
 from tasks.catalog import CatalogEntry
-from tasks.errors import UnsupportedTask, UnsupportedVariant
-from tasks.paligemma.locations import box_tokens, dequantize
-from tasks.parameter_kinds import SEPARATOR
-from tasks.parameters import TaskParameters
+from tasks.errors import UnsupportedTask
+from tasks.paligemma.grammar import asked_names, box_tokens, dequantize
 from tasks.prompts import (
     AskedTask,
     Prompt,
-    PromptSegment,
-    check_region,
     entry_template,
-    fill_template,
+    fill_prompts,
     read_template,
+    unsupported,
 )
+from tasks.table import SEPARATOR, TaskParameters
 
 _CAPTIONING = {"short": "caption {language}", "detailed": "describe {language}"}
 _TEMPLATES = {
@@ -44,27 +43,13 @@ def task_prompts(
     entry: CatalogEntry, task_id: str, parameters: TaskParameters, image_size_wh: tuple[int, int]
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a task: one, or one per name."""
-    if task_id not in entry.task_ids:
-        raise UnsupportedTask(
-            f"{entry.id} does not offer {task_id}; it offers {', '.join(entry.task_ids)}"
-        )
-    template = _template(entry, task_id, parameters)
+    template = entry_template(entry, task_id, parameters) or _template(entry, task_id, parameters)
     override = entry.tasks.get(task_id)
-    question = parameters.question or ""
     if override is not None and override.separator is not None:
-        question = question.replace(_JOIN, override.separator)
-    values = {
-        "{language}": PromptSegment(parameters.language or "en"),
-        "{question}": PromptSegment(question),
-    }
-    if (region := parameters.region) is not None:
-        check_region(region, image_size_wh)
-        values["{region}"] = PromptSegment(box_tokens(region, image_size_wh), is_control=True)
-    prompts: list[Prompt] = []
-    for names in asked_per_prompt(entry, task_id, parameters):
-        values["{phrase}"] = PromptSegment(_JOIN.join(names))
-        prompts.append(fill_template(template, values))
-    return tuple(prompts)
+        question = (parameters.question or "").replace(_JOIN, override.separator)
+        parameters = replace(parameters, question=question)
+    texts = map(_JOIN.join, asked_per_prompt(entry, task_id, parameters))
+    return fill_prompts(template, parameters, texts, image_size_wh, box_tokens)
 
 
 def read_prompt(entry: CatalogEntry, text: str) -> AskedTask | None:
@@ -87,12 +72,6 @@ def asked_per_prompt(
     names = asked_names(parameters)
     is_single = entry.one_name_per_prompt or not entry.has_labels(task_id)
     return tuple((name,) for name in names) if is_single and names else (names,)
-
-
-def asked_names(parameters: TaskParameters) -> tuple[str, ...]:
-    """Return the object names requested by all prompts."""
-    single = parameters.phrase or parameters.caption
-    return (single,) if single else parameters.labels or parameters.phrases or ()
 
 
 def _read_word(text: str) -> AskedTask | None:
@@ -127,23 +106,19 @@ def _names(text: str) -> list[str]:
 
 
 def _template(entry: CatalogEntry, task_id: str, parameters: TaskParameters) -> str:
-    """Return the prompt of a task, whose fields are still to be filled."""
-    if template := entry_template(entry, task_id, parameters):
-        return template
+    """Return the family's prompt of a task, whose fields are still to be filled."""
     match task_id:
         case "captioning":
             detail = parameters.detail or "short"
             if detail not in _CAPTIONING:
-                allowed = " and ".join(_CAPTIONING)
-                message = f"{entry.id} supports detail {allowed} only, not {detail}"
-                raise UnsupportedVariant("detail", message)
+                raise unsupported(entry, "detail", " and ".join(_CAPTIONING), detail)
             return _CAPTIONING[detail]
         case "phrase_grounding" if _SEVERAL_PHRASES.search(parameters.caption or ""):
             allowed = "a caption of one phrase only, without comma, semicolon or 'and'"
             message = f"{entry.id} supports {allowed}; send several as phrases"
-            raise UnsupportedVariant("caption", message)
+            raise UnsupportedTask("caption", message)
         case "instance_segmentation" if parameters.region is not None:
             message = f"{entry.id} segments by phrase only, not by region"
-            raise UnsupportedVariant("region", message)
+            raise UnsupportedTask("region", message)
         case _:
             return _TEMPLATES[task_id]

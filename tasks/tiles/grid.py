@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from tasks.parameters import TaskParameters
-from tasks.table import Task
+from tasks.table import Task, TaskParameters
 
 PixelBox = tuple[int, int, int, int]  # left, top, right, bottom; the last two are outside
 

@@ -1,53 +1,64 @@
 """Merges what a model found in several views of one image: the whole image and its tiles.
 
-Each object is returned once, in pixels of the image: boxes by `tasks/tiles/boxes.py`, masks of an
-object that a seam divides as their union, a line of text across a seam as one line. The score of
-joined parts is that of the least sure one.
+Each object is returned once, in pixels of the image. A part of an object is joined with the part on
+the other side of an inner edge that cuts both: masks as their union, a line of text as one line.
+Of the boxes of one object the one that no inner edge cuts is kept, then the one with the best
+score. Two boxes of one view are never the same object: the model distinguished them. A part within
+a box that is not cut is dropped whatever its label: a model names a part of a circle otherwise. So
+are parts that hardly overlap the box of their object, before boxes are compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import chain
-from typing import TypeVar
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from tasks.results import (
     BoxXyxy,
     Detection,
-    DetectionsResult,
+    FoundObject,
     Instance,
-    InstancesResult,
     PointXy,
     Result,
     Ring,
     TextRegion,
     TextRegionsResult,
     TextResult,
+    box_of,
+    label_of,
+    objects_of,
+    with_objects,
 )
 from tasks.run_length import place_mask, unite_masks
-from tasks.scores import box_of
-from tasks.tiles.boxes import (
-    EDGE_SHARE,
-    NEAR_SHARE,
-    FoundBox,
-    cut_sides,
-    joined,
-    moved_parts,
-    parts_of_objects,
-    seen_whole,
-    survivors,
-)
 from tasks.tiles.grid import PixelBox
 from tasks.tiles.words import joined_line, merged_text, reading_order
 
-ItemT = TypeVar("ItemT", Detection, Instance, TextRegion)
-
 MAX_OBJECTS = 20_000  # found in all views; that many take a second
+# A box that ends this close to an inner edge is cut by it: models place edges that exactly.
+_EDGE_SHARE = 0.02  # share of a tile's longer side
+_MIN_IOU = 0.5
+_MIN_COVERED = 0.8  # share of the smaller box
+_MIN_ACROSS = 0.5  # IoU of two parts along the edge that cuts both
+# A box that ends this close to an inner edge may be a part that the model moved.
+_NEAR_SHARE = 0.1  # share of a tile's longer side
+_MIN_MOVED = 0.1  # shared by a moved part, stretched to the edge, and the object; of the smaller
+_MAX_PART = 0.85  # area of a moved part; of the object's
+_MIN_AREA_RATIO = 0.25  # a whole object within another one that is larger than that is another one
+_BLOCK = 64  # boxes that are looked up together: their neighbours are in memory
 # Its labels are captions: two views describe one object in different words.
 _TASK_OF_CAPTIONS = "dense_region_captioning"
 _MIN_POINTS = 3  # a ring's
+
+_X = 0
+_Y = 1
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,122 +78,362 @@ class Merged:
     num_left_out: int = 0  # the least sure of more than `MAX_OBJECTS`
 
 
+@dataclass(frozen=True, slots=True)
+class FoundBox:
+    """The box of an object, of a part of it, or of joined parts."""
+
+    found: FoundObject
+    box: BoxXyxy
+    label: str  # '' if boxes are compared with all others
+    views: frozenset[int]  # 0 is the whole image
+    cut: tuple[bool, bool, bool, bool]  # sides that an inner edge cuts: left, top, right, bottom
+    is_joined: bool = False
+
+
 def merge(task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]) -> Merged:
     """Return the result of all views; the first one is the whole image, the others its tiles."""
-    results = [view.result for view in views]
-    is_parsed = all(result.is_parsed for result in results)
-    merging = _Merging(views, image_size_wh, task_id)
-    match results[0]:
-        case DetectionsResult():
-            detections = [
-                result.detections for result in results if isinstance(result, DetectionsResult)
-            ]
-            merged_detections, *counts = merging.merged(detections)
-            return Merged(DetectionsResult(merged_detections, is_parsed), *counts)
-        case InstancesResult():
-            masks = [result.instances for result in results if isinstance(result, InstancesResult)]
-            instances, *counts = merging.merged(masks)
-            return Merged(InstancesResult(instances, is_parsed), *counts)
-        case TextRegionsResult():
-            texts = [
-                result.text_regions for result in results if isinstance(result, TextRegionsResult)
-            ]
-            regions, *counts = merging.merged(texts)
-            lines = reading_order([box_of(region) for region in regions])
-            if task_id == "ocr":
-                texts_of_lines = [_text(regions, line) for line in lines]
-                return Merged(TextResult("\n".join(texts_of_lines), is_parsed), *counts)
-            ordered = tuple(regions[index] for index in chain(*lines))
-            return Merged(TextRegionsResult(ordered, is_parsed), *counts)
-        case TextResult(whole):
-            rows: dict[int, dict[int, str]] = {}
-            for view in views[1:]:
-                if isinstance(view.result, TextResult):
-                    left, top, _, _ = view.box
-                    rows.setdefault(top, {})[left] = view.result.text
-            return Merged(TextResult(merged_text(whole, list(rows.values())), is_parsed), 0)
+    whole = views[0].result
+    is_parsed = all(view.result.is_parsed for view in views)
+    if isinstance(whole, TextResult):
+        rows: dict[int, dict[int, str]] = {}
+        for view in views[1:]:
+            if isinstance(view.result, TextResult):
+                left, top, _, _ = view.box
+                rows.setdefault(top, {})[left] = view.result.text
+        return Merged(TextResult(merged_text(whole.text, list(rows.values())), is_parsed), 0)
+    objects, *counts = _merged_objects(task_id, views, image_size_wh)
+    if isinstance(whole, TextRegionsResult):
+        lines = reading_order(list(map(box_of, objects)))
+        if task_id == "ocr":
+            texts = [" ".join(label_of(objects[index]) for index in line) for line in lines]
+            return Merged(TextResult("\n".join(texts), is_parsed), *counts)
+        objects = [objects[index] for index in chain(*lines)]
+    return Merged(replace(with_objects(whole, objects), is_parsed=is_parsed), *counts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Merging:
-    views: Sequence[View]
-    image_size_wh: tuple[int, int]
-    task_id: str
+def _merged_objects(
+    task_id: str, views: Sequence[View], image_size_wh: tuple[int, int]
+) -> tuple[list[FoundObject], int, int]:
+    """Return the objects of all views, each once.
 
-    def merged(self, items: Sequence[Sequence[ItemT]]) -> tuple[tuple[ItemT, ...], int, int]:
-        """Return the objects of all views, each once.
-
-        Then how many of `items` are left out because of another one, and how many as too many.
-        """
-        size_wh = self.image_size_wh
-        views = [view.box for view in self.views]
-        sides_px = [max(right - left, bottom - top) for left, top, right, bottom in views[1:]]
-        tile_px = max(sides_px, default=0)
-        slack_px = EDGE_SHARE * tile_px
-        of_views: list[tuple[int, ItemT]] = []
-        for index, of_view in enumerate(items):
-            of_views += [(index, item) for item in of_view]
-        surest = sorted(range(len(of_views)), key=lambda number: -of_views[number][1].score)
-        found_boxes: list[FoundBox] = []
-        flat: list[ItemT] = []
-        for number in sorted(surest[:MAX_OBJECTS]):
-            index, item = of_views[number]
-            box = box_of(item)
-            cut = cut_sides(box, views[index], size_wh, slack_px)
-            found_boxes.append(
-                FoundBox(box, self._label(item), item.score, frozenset({index}), cut)
-            )
-            flat.append(item)
-        num_found = len(found_boxes)
-        is_text = any(isinstance(item, TextRegion) for item in flat)
-        are_parts = np.zeros(num_found, dtype=np.bool_)
-        if not is_text:
-            are_parts |= moved_parts(found_boxes, views, size_wh, NEAR_SHARE * tile_px)
-            are_parts |= seen_whole(found_boxes, views[1:], size_wh, slack_px)
-        others = np.flatnonzero(~are_parts).tolist()
-        found_boxes = [found_boxes[index] for index in others]
-        flat = [flat[index] for index in others]
-        boxes: list[FoundBox] = []
-        joined_items: list[ItemT] = []
-        for group in parts_of_objects(found_boxes, slack_px, is_text):
-            parts = sorted(group, key=lambda index: found_boxes[index].box)
-            box_of_parts = joined([found_boxes[index] for index in parts])
-            boxes.append(box_of_parts)
-            joined_items.append(joined_item([flat[index] for index in parts], box_of_parts))
-        survivors_of_views = tuple(joined_items[index] for index in survivors(boxes, is_text))
-        return survivors_of_views, num_found - len(survivors_of_views), len(of_views) - num_found
-
-    def _label(self, item: Detection | Instance | TextRegion) -> str:
-        if isinstance(item, TextRegion) or self.task_id == _TASK_OF_CAPTIONS:
-            return ""
-        return item.label
+    Then how many are left out because of another one, and how many as too many.
+    """
+    view_boxes = [view.box for view in views]
+    sides_px = [max(right - left, bottom - top) for left, top, right, bottom in view_boxes[1:]]
+    tile_px = max(sides_px, default=0)
+    slack_px = _EDGE_SHARE * tile_px
+    boxes: list[FoundBox] = []
+    for index, view in enumerate(views):
+        for found in objects_of(view.result):
+            box = box_of(found)
+            is_named = not isinstance(found, TextRegion) and task_id != _TASK_OF_CAPTIONS
+            label = label_of(found) if is_named else ""
+            cut = cut_sides(box, view.box, image_size_wh, slack_px)
+            boxes.append(FoundBox(found, box, label, frozenset({index}), cut))
+    num_too_many = max(0, len(boxes) - MAX_OBJECTS)
+    if num_too_many:
+        surest = sorted(range(len(boxes)), key=lambda index: -boxes[index].found.score)
+        boxes = [boxes[index] for index in sorted(surest[:MAX_OBJECTS])]
+    num_found = len(boxes)
+    is_text = isinstance(views[0].result, TextRegionsResult)
+    if not is_text:
+        are_parts = moved_parts(boxes, view_boxes, image_size_wh, _NEAR_SHARE * tile_px)
+        are_parts |= seen_whole(boxes, view_boxes[1:], image_size_wh, slack_px)
+        boxes = [boxes[index] for index in np.flatnonzero(~are_parts)]
+    groups = parts_of_objects(boxes, slack_px, is_text)
+    objects = [joined([boxes[index] for index in group]) for group in groups]
+    merged = [objects[index].found for index in survivors(objects, is_text)]
+    return merged, num_found - len(merged), num_too_many
 
 
-def _text(regions: Sequence[TextRegion], line: Sequence[int]) -> str:
-    return " ".join(regions[index].text for index in line)
+def cut_sides(
+    box: BoxXyxy, view: PixelBox, image_size_wh: tuple[int, int], slack_px: float
+) -> tuple[bool, bool, bool, bool]:
+    """Return which sides of a box end at an edge of its view within the image."""
+    width, height = image_size_wh
+    return (
+        view[0] > 0 and box[0] <= view[0] + slack_px,
+        view[1] > 0 and box[1] <= view[1] + slack_px,
+        view[2] < width and box[2] >= view[2] - slack_px,
+        view[3] < height and box[3] >= view[3] - slack_px,
+    )
 
 
-def joined_item(parts: Sequence[ItemT], box: FoundBox) -> ItemT:
+def seen_whole(
+    boxes: Sequence[FoundBox],
+    tiles: Sequence[PixelBox],
+    image_size_wh: tuple[int, int],
+    slack_px: float,
+) -> Flags:
+    """Return which boxes that an inner edge cuts are within a tile, off its inner edges."""
+    arrays = BoxArrays.of(boxes)
+    size = np.asarray(image_size_wh)
+    are_seen = np.zeros(len(boxes), dtype=np.bool_)
+    for tile in tiles:
+        start = np.asarray(tile[:2])
+        end = np.asarray(tile[2:])
+        # an edge of the image cuts nothing
+        starts_inside = (arrays.low > start + slack_px) | ((start == 0) & (arrays.low >= 0))
+        ends_inside = (arrays.high < end - slack_px) | ((end == size) & (arrays.high <= size))
+        are_seen |= (starts_inside & ends_inside).all(axis=1)
+    return are_seen & arrays.are_cut.any(axis=1)
+
+
+def moved_parts(
+    boxes: Sequence[FoundBox],
+    views: Sequence[PixelBox],
+    image_size_wh: tuple[int, int],
+    near_px: float,
+) -> Flags:
+    """Return which boxes are parts, near an inner edge, of objects that another view sees whole.
+
+    Models that are trained on whole objects move a part away from the edge that cuts it. The box is
+    stretched to the edge again, and is a part if it then shares enough with a larger box that goes
+    on there. Two objects in a row are not parts: the view would have the second one, too.
+    """
+    arrays = BoxArrays.of(boxes)
+    view_boxes = [views[min(box.views)] for box in boxes]
+    near_sides: list[tuple[bool, bool, bool, bool]] = []
+    for box, view_box in zip(boxes, view_boxes, strict=True):
+        near_sides.append(cut_sides(box.box, view_box, image_size_wh, near_px))
+    are_near = np.asarray(near_sides, dtype=np.bool_).reshape(-1, 4)
+    edges = np.asarray(view_boxes).reshape(-1, 4)
+    low = np.where(are_near[:, :2], edges[:, :2], arrays.low)
+    high = np.where(are_near[:, 2:], edges[:, 2:], arrays.high)
+    part, whole = arrays.best_of_each_view(low, high)
+    starts_before = arrays.low[whole] < arrays.low[part]
+    ends_after = arrays.high[whole] > arrays.high[part]
+    goes_on = np.concatenate([starts_before, ends_after], axis=1)
+    is_moved = (are_near[part] & goes_on).any(axis=1)
+    is_moved &= arrays.areas[part] < _MAX_PART * arrays.areas[whole]
+    is_moved &= ~arrays.overlap(part, whole)  # one object, of which the better box stays
+    # A part often has another label than its object, which is surer then. Without a common label a
+    # small box may be an object in front of the larger one.
+    scores = np.asarray([box.found.score for box in boxes])
+    are_named = np.asarray([bool(box.label) for box in boxes], dtype=np.bool_)
+    has_its_label = arrays.labels[part] == arrays.labels[whole]
+    is_large = arrays.areas[part] >= _MIN_AREA_RATIO * arrays.areas[whole]
+    is_surer = scores[part] < scores[whole]
+    is_moved &= (has_its_label & are_named[part]) | ((has_its_label | is_surer) & is_large)
+    are_parts = np.zeros(len(boxes), dtype=np.bool_)
+    are_parts[part[is_moved]] = True
+    return are_parts
+
+
+def parts_of_objects(boxes: Sequence[FoundBox], slack_px: float, is_text: bool) -> list[list[int]]:
+    """Return the indices of the boxes in groups, each the parts of one object, mostly one.
+
+    A group has at most one part of each view; the parts that fit best come first. A line of text
+    continues to the left and right only. Its parts may end at a word before the edge: they overlap.
+    """
+    arrays = BoxArrays.of(boxes)
+    may_overlap = np.asarray([is_text and 0 not in box.views for box in boxes], dtype=np.bool_)
+    pairs = arrays.continuations(_X, slack_px, may_overlap)
+    if not is_text:
+        pairs = np.concatenate([pairs, arrays.continuations(_Y, slack_px, may_overlap)])
+    best_first = np.lexsort(pairs.T[::-1])[::-1]
+    groups = {index: [index] for index in range(len(boxes))}  # key: the first part
+    views = [box.views for box in boxes]  # key: the first part, too
+    first_parts = list(groups)
+    for one, other in pairs[best_first, 1:].astype(np.intp).tolist():
+        first = first_parts[one]
+        second = first_parts[other]
+        if views[first].isdisjoint(views[second]):
+            views[first] |= views[second]
+            for index in groups[second]:
+                first_parts[index] = first
+            groups[first] += groups.pop(second)
+    return list(groups.values())
+
+
+def joined(parts: Sequence[FoundBox]) -> FoundBox:
+    """Return the object of all parts, which is as sure as its least sure part."""
+    if len(parts) == 1:
+        return parts[0]
+    parts = sorted(parts, key=lambda part: part.box)
+    ends = [min(parts, key=lambda part: part.box[side]) for side in (0, 1)]
+    ends += [max(parts, key=lambda part: part.box[side]) for side in (2, 3)]
+    x1, y1, x2, y2 = (end.box[side] for side, end in enumerate(ends))
+    left, top, right, bottom = (end.cut[side] for side, end in enumerate(ends))
+    box = (x1, y1, x2, y2)
+    views = frozenset[int]().union(*(part.views for part in parts))
+    found = _joined_object([part.found for part in parts], box)
+    return FoundBox(found, box, parts[0].label, views, (left, top, right, bottom), is_joined=True)
+
+
+def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
     """Return the object of parts that are in order from left to right."""
     first = parts[0]
     last = parts[-1]
-    if len(parts) == 1:
-        return first
+    score = min(part.score for part in parts)
     if isinstance(first, TextRegion) and isinstance(last, TextRegion):
-        text = first.text
-        for part in parts[1:]:
-            text = joined_line(text, part.text)
         top_left, _, _, bottom_left = first.quad
         _, top_right, bottom_right, _ = last.quad
         quad = (top_left, top_right, bottom_right, bottom_left)
-        return replace(first, quad=quad, text=text, score=box.score)
+        return TextRegion(quad, reduce(joined_line, map(label_of, parts)), score)
     if isinstance(first, Instance):
-        masks = [part.mask for part in parts if part.mask is not None]
-        rings = [part.polygons for part in parts if part.polygons is not None]
+        instances = [part for part in parts if isinstance(part, Instance)]
+        masks = [part.mask for part in instances if part.mask is not None]
+        rings = [part.polygons for part in instances if part.polygons is not None]
         mask = unite_masks(masks) if masks else None
         polygons = unite_rings(rings) if rings else None
-        return replace(first, box=box.box, score=box.score, polygons=polygons, mask=mask)
-    return replace(first, box=box.box, score=box.score)
+        return replace(first, box=box, score=score, polygons=polygons, mask=mask)
+    assert isinstance(first, Detection)
+    return replace(first, box=box, score=score)
+
+
+def survivors(boxes: Sequence[FoundBox], is_text: bool) -> list[int]:
+    """Return the indices of the boxes that are kept, one for each object, in order.
+
+    Joined parts of an object yield to a view that saw all of it. Joined lines of text do not: a
+    view that sees more of a line reads it less well.
+    """
+
+    def rank(index: int) -> tuple[bool, bool, float]:
+        box = boxes[index]
+        return any(box.cut), box.is_joined and not is_text, -box.found.score
+
+    order = sorted(range(len(boxes)), key=rank)
+    arrays = BoxArrays.of([boxes[index] for index in order])
+    min_area_ratio = 0.0 if is_text else _MIN_AREA_RATIO
+    are_kept = np.ones(len(boxes), dtype=np.bool_)
+    for better, worse in near_pairs(arrays.low, arrays.high, are_kept):
+        are_others = arrays.views[better] != arrays.views[worse]
+        pair = better[are_others], worse[are_others]
+        is_same = arrays.same_objects(*pair, min_area_ratio)
+        for one, other in zip(*(indices[is_same].tolist() for indices in pair), strict=True):
+            if are_kept[one] and boxes[order[one]].views.isdisjoint(boxes[order[other]].views):
+                are_kept[other] = False
+    return sorted(order[index] for index in np.flatnonzero(are_kept))
+
+
+def near_pairs(low: Floats, high: Floats, are_kept: Flags) -> Iterator[tuple[Indices, Indices]]:
+    """Yield pairs of boxes that overlap or touch, a block at a time, sorted by the first of a pair.
+
+    The second one comes after it. A box that the caller no longer keeps is in no later block.
+    """
+    tree = shapely.STRtree(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
+    for start in range(0, len(low), _BLOCK):
+        block = start + np.flatnonzero(are_kept[start : start + _BLOCK])
+        inputs, others = tree.query(tree.geometries[block])
+        ones = block[inputs]
+        is_pair = (others > ones) & are_kept[others]
+        yield ones[is_pair], others[is_pair]
+
+
+def shared_areas(
+    low: Floats,
+    high: Floats,
+    other_low: Floats,
+    other_high: Floats,
+) -> Floats:
+    """Return the areas that pairs of boxes share."""
+    sides = np.minimum(high, other_high) - np.maximum(low, other_low)
+    areas: Floats = np.clip(sides, 0, None).prod(axis=1)
+    return areas
+
+
+@dataclass(frozen=True, slots=True)
+class BoxArrays:
+    """Boxes as columns, for comparisons of many pairs."""
+
+    low: Floats  # (N, 2)
+    high: Floats  # (N, 2)
+    areas: Floats
+    labels: NDArray[np.int64]  # equal for equal labels
+    views: NDArray[np.int64]  # equal for equal views
+    are_cut: Flags  # (N, 4)
+
+    @classmethod
+    def of(cls, boxes: Sequence[FoundBox]) -> "BoxArrays":
+        corners = np.asarray([box.box for box in boxes], dtype=np.float64).reshape(-1, 4)
+        numbers: dict[str | frozenset[int], int] = {}
+        labels = [numbers.setdefault(box.label, len(numbers)) for box in boxes]
+        views = [numbers.setdefault(box.views, len(numbers)) for box in boxes]
+        low = corners[:, :2]
+        high = corners[:, 2:]
+        areas = (high - low).prod(axis=1)
+        are_cut = np.asarray([box.cut for box in boxes], dtype=np.bool_).reshape(-1, 4)
+        return cls(low, high, areas, np.asarray(labels), np.asarray(views), are_cut)
+
+    def shared(self, ones: Indices, others: Indices) -> Floats:
+        return shared_areas(self.low[ones], self.high[ones], self.low[others], self.high[others])
+
+    def overlap(self, ones: Indices, others: Indices) -> Flags:
+        """Return which pairs are about the same box."""
+        shared = self.shared(ones, others)
+        return shared >= _MIN_IOU * (self.areas[ones] + self.areas[others] - shared)
+
+    def best_of_each_view(self, low: Floats, high: Floats) -> tuple[Indices, Indices]:
+        """Return pairs of a box, stretched to `low` and `high`, and a whole box of another view.
+
+        Of the boxes of a view at the place of a whole box it is the one with the highest IoU.
+        """
+        areas = (high - low).prod(axis=1)
+        are_whole = ~np.any(self.are_cut, axis=1)
+        rows = [np.empty((0, 4))]  # view, whole, -IoU, part
+        for pair in near_pairs(low, high, np.ones(len(low), dtype=np.bool_)):
+            for part, whole in (pair, pair[::-1]):
+                shared = shared_areas(low[part], high[part], self.low[whole], self.high[whole])
+                either = areas[part] + self.areas[whole] - shared
+                is_there = are_whole[whole] & (self.views[part] != self.views[whole])
+                is_there &= shared > _MIN_MOVED * np.minimum(areas[part], self.areas[whole])
+                columns = (self.views[part], whole, -shared / np.where(either, either, 1), part)
+                rows.append(np.column_stack(columns)[is_there])
+        pairs = np.concatenate(rows)
+        best_first = pairs[np.lexsort(pairs.T[::-1])]
+        _, first = np.unique(best_first[:, :2], axis=0, return_index=True)
+        best = best_first[first].astype(np.intp)
+        return best[:, 3], best[:, 1]
+
+    def continuations(self, axis: int, slack_px: float, may_overlap: Flags) -> Floats:
+        """Return the pairs of a box and one that begins before its end and goes on beyond, (N, 3).
+
+        A row is how well both fit along the edge that cuts them, and their indices.
+        """
+        across = 1 - axis
+        reached = self.high.copy()
+        reached[:, axis] += 2 * slack_px
+        are_cut = self.are_cut[:, axis] | self.are_cut[:, axis + 2] | may_overlap
+        continuations = [np.empty((0, 3))]
+        for pair in near_pairs(self.low, reached, are_cut):
+            for one, other in (pair, pair[::-1]):
+                goes_on = self.are_cut[one, axis + 2] & self.are_cut[other, axis]
+                are_beside = self.low[other, axis] < self.high[one, axis]
+                goes_on |= may_overlap[one] & may_overlap[other] & are_beside
+                goes_on &= self.low[other, axis] > self.low[one, axis]
+                goes_on &= self.high[other, axis] > self.high[one, axis]
+                goes_on &= self.low[other, axis] <= reached[one, axis]
+                goes_on &= self.labels[other] == self.labels[one]
+                low = self.low[:, across]
+                high = self.high[:, across]
+                shared = np.minimum(high[one], high[other]) - np.maximum(low[one], low[other])
+                either = np.maximum(high[one], high[other]) - np.minimum(low[one], low[other])
+                goes_on &= (shared >= _MIN_ACROSS * either) & (either > 0)
+                rows = np.column_stack([shared, one, other])[goes_on]
+                rows[:, 0] /= either[goes_on]
+                continuations.append(rows)
+        return np.concatenate(continuations)
+
+    def same_objects(self, better: Indices, worse: Indices, min_area_ratio: float) -> Flags:
+        """Return which pairs are of one object; a box that is cut is never the better of others."""
+        shared = self.shared(better, worse)
+        better_areas = self.areas[better]
+        worse_areas = self.areas[worse]
+        smaller = np.minimum(better_areas, worse_areas)
+        are_cut = np.any(self.are_cut, axis=1)
+        worse_is_smaller = worse_areas <= better_areas
+        smaller_is_cut = np.where(worse_is_smaller, are_cut[worse], are_cut[better])
+        is_covered = shared >= _MIN_COVERED * smaller
+        is_part = smaller_is_cut | (
+            smaller >= min_area_ratio * np.maximum(better_areas, worse_areas)
+        )
+        is_same: Flags = self.overlap(better, worse) | (is_covered & is_part)
+        is_same &= self.labels[better] == self.labels[worse]
+        # a part looks like something else
+        is_same |= is_covered & worse_is_smaller & are_cut[worse] & ~are_cut[better]
+        is_same &= shared > 0
+        return is_same
 
 
 def unite_rings(shapes: Sequence[tuple[Ring, ...]]) -> tuple[Ring, ...]:
@@ -211,28 +462,17 @@ def placed(result: Result, crop: PixelBox, image_size_wh: tuple[int, int]) -> Re
     def moved(point: PointXy) -> PointXy:
         return point[0] + left, point[1] + top
 
-    def moved_box(box: BoxXyxy) -> BoxXyxy:
-        return box[0] + left, box[1] + top, box[2] + left, box[3] + top
-
-    def placed_detection(item: Detection) -> Detection:
-        return replace(item, box=moved_box(item.box))
-
-    def placed_instance(item: Instance) -> Instance:
-        rings = item.polygons
-        polygons = None if rings is None else tuple(tuple(map(moved, ring)) for ring in rings)
-        mask = None if item.mask is None else place_mask(item.mask, (left, top), image_size_wh)
-        return replace(item, box=moved_box(item.box), polygons=polygons, mask=mask)
-
-    def placed_region(item: TextRegion) -> TextRegion:
-        first, second, third, fourth = map(moved, item.quad)
-        return replace(item, quad=(first, second, third, fourth))
-
-    match result:
-        case DetectionsResult():
-            return replace(result, detections=tuple(map(placed_detection, result.detections)))
-        case InstancesResult():
-            return replace(result, instances=tuple(map(placed_instance, result.instances)))
-        case TextRegionsResult():
-            return replace(result, text_regions=tuple(map(placed_region, result.text_regions)))
-        case TextResult():
-            return result
+    objects: list[FoundObject] = []
+    for found in objects_of(result):
+        if isinstance(found, TextRegion):
+            first, second, third, fourth = map(moved, found.quad)
+            objects.append(replace(found, quad=(first, second, third, fourth)))
+            continue
+        x1, y1, x2, y2 = found.box
+        whole = replace(found, box=(x1 + left, y1 + top, x2 + left, y2 + top))
+        if isinstance(whole, Instance) and whole.polygons is not None:
+            whole = replace(whole, polygons=tuple(tuple(map(moved, r)) for r in whole.polygons))
+        if isinstance(whole, Instance) and whole.mask is not None:
+            whole = replace(whole, mask=place_mask(whole.mask, (left, top), image_size_wh))
+        objects.append(whole)
+    return with_objects(result, objects)

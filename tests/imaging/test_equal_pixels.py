@@ -18,8 +18,8 @@ from export.checks.reference import Reference
 from export.tuning.batches import Batches
 from export.tuning.examples import Example, read_labels
 from service.images.decoding import ImageDecoder, LazyImage
-from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment
+from tasks.table import TaskParameters
 from tests.support.catalog import FLORENCE
 from tests.support.export_cli import MODELS
 from tests.support.fake_service import encoded, served

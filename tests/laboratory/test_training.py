@@ -67,9 +67,8 @@ from laboratory.training.pictures import (
 )
 from tasks.families import FAMILIES
 from tasks.paligemma import MaskDecoder
-from tasks.parameters import parse_parameters
 from tasks.parsing import GeneratedText
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from tests.support.catalog import CATALOG, MASK_DECODER, MASK_DECODER_FILE
 from tests.support.export_cli import EMBEDDED, MODELS
 

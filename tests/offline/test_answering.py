@@ -11,17 +11,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from offline.__main__ import read_steps
-from offline.answering import Answerer, LoadedModel, Steps
+from offline.answering import Answerer
 from offline.filesystems import InputError
 from offline.output import Attempt, Output, Row, RowError
 from offline.shards import FilesShard, InputImage, Unreadable
-from service.inference.request_fields import GenerationFields, PredictFields, parse_fields
+from service.inference.request_fields import PredictFields, parse_fields
 from service.inference.runner_calls import RunnerClient
 from service.inference.served_models import ServedProof
 from service.settings import Settings
@@ -37,8 +38,8 @@ from wire.runner_messages import Failed, Outcome, SequenceSpec
 
 OTHER_BUILDS = """
 from dataclasses import replace
-from offline.answering import load_model
-from offline.job import Build, Job
+from offline.answering import load_answerer
+from offline.output import Build, Job
 from wire.artifacts.manifest import ArtifactError
 from service.inference.served_models import load_served_models
 from service.settings import read_settings
@@ -57,7 +58,7 @@ def refused(load):
 
 for name in ("build_key", "precision", "calibration"):
     job = Job(replace(build, **{name: "theirs"}), {"task": "object_detection"}, "jsonl", 1, 1, "")
-    refused(lambda: load_model(job, settings))
+    refused(lambda: load_answerer(job, settings))
 """
 SETTINGS = Settings(decoder_max_batch_size=2, max_decoded_images=2)
 NUM_PLACES = 4  # two for each slot
@@ -122,20 +123,17 @@ def run(
     work: Callable[[Answerer], Awaitable[None]],
     decoder: FakeDecoder,
     task: str = "captioning",
-    steps: Steps | None = None,
-    min_precision: float | None = None,
     proofs: tuple[ServedProof, ...] = (),
+    **fields: Any,
 ) -> None:
     """Run `work` with an answerer over the decoder."""
-    fields = {"task": task, "min_precision": min_precision}
-    request = steps or parse_fields(GenerationFields, fields)[1]
     model = replace(served(FLORENCE), proofs=proofs)
+    if "steps" not in fields:
+        fields["task"] = task
 
     async def main() -> None:
         channel = FakeChannel(FakeEncoder(), decoder, max_cache_bytes=0)
-        await work(
-            Answerer(LoadedModel(model, RunnerClient(FLORENCE.id, channel), request), SETTINGS)
-        )
+        await work(Answerer(model, RunnerClient(FLORENCE.id, channel), fields, SETTINGS))
 
     asyncio.run(main())
 
@@ -330,21 +328,16 @@ def test_features_are_not_cached(exported: ModelStore, tmp_path: Path) -> None:
 
 
 def test_an_image_is_answered_in_tiles() -> None:
-    fields = {"task": "object_detection", "tiles": "1x2", "overlap": 0.0}
-    _, request = parse_fields(GenerationFields, fields)
     decoder = FakeDecoder(FLORENCE_ANSWERS)
     halves = Image.new("RGB", (400, 200))
     halves.paste((255, 255, 255), (150, 50, 250, 150))
 
-    async def main() -> None:
-        channel = FakeChannel(FakeEncoder(), decoder, max_cache_bytes=0)
-        loaded = LoadedModel(served(FLORENCE), RunnerClient(FLORENCE.id, channel), request)
-        image = InputImage("halves", partial(bytes, encoded(halves)))
-        (row,) = await Answerer(loaded, SETTINGS).rows(shard(image))
+    async def work(answerer: Answerer) -> None:
+        (row,) = await answerer.rows(shard(InputImage("halves", partial(bytes, encoded(halves)))))
         assert row.result is not None
         assert len(row.result["detections"]) == len(decoder.specs) == 3
 
-    asyncio.run(main())
+    run(work, decoder, "object_detection", tiles="1x2", overlap=0.0)
 
 
 def test_row_has_the_answers_of_all_steps(tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ import pytest
 from pycocotools.coco import COCO
 
 from offline.filesystems import InputError
-from offline.job import Build, Job, OutputFormat
 from offline.output import (
     COCO_NAME,
     Attempt,
+    Build,
+    Job,
     Output,
+    OutputFormat,
     Row,
     RowError,
-    Totals,
     read_rows,
     write_coco,
     write_rows,
@@ -72,7 +73,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path, output_format: Outpu
     output.write_shard(1, [ANSWERED])
     output.write_shard(0, [FAILED, replace(ANSWERED, key="c.jpg")])
     assert list(output.rows()) == [(1, FAILED), (2, replace(ANSWERED, key="c.jpg")), (3, ANSWERED)]
-    assert output.totals() == Totals(3, 1)
+    assert output.counts() == (3, 1)
     assert output.begin() == {0, 1}
 
 

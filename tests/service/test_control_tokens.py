@@ -11,9 +11,7 @@ from transformers import AutoTokenizer
 
 from runners.tokens.text import PromptTokenizer
 from tasks.families import FAMILIES
-from tasks.parameter_kinds import TextListParameter, TextParameter
-from tasks.parameters import parse_parameters
-from tasks.table import TASKS
+from tasks.table import TASKS, TextListParameter, TextParameter, parse_parameters
 from tests.support.catalog import FLORENCE, PALIGEMMA, ROOT
 
 ENTRIES = {entry.id: entry for entry in (FLORENCE, PALIGEMMA)}

@@ -22,10 +22,9 @@ from runners.tokens.constraints import Constraints
 from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry, TaskOverride, load_catalog
 from tasks.families import FAMILIES
-from tasks.florence2.locations import box_tokens
-from tasks.parameters import parse_parameters
+from tasks.florence2.grammar import box_tokens
 from tasks.parsing import GeneratedText
-from tasks.table import TASKS, Family
+from tasks.table import TASKS, Family, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import CATALOG, FLORENCE, MASK_DECODER, PALIGEMMA, ROOT
 from tests.support.real_tokenizers import EOS_ID, MISSING_NPM, fetch_tokenizer

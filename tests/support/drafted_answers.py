@@ -18,8 +18,7 @@ from runners.encoder.session import VisionEncoder
 from runners.options import SchedulerLimits
 from tasks.catalog import CatalogEntry
 from tasks.families import FAMILIES
-from tasks.parameters import parse_parameters
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from wire.runner_messages import SequenceSpec
 
 MAX_PREFILL_TOKENS = 4096

@@ -12,10 +12,9 @@ import os
 import sys
 from dataclasses import asdict
 
-from offline.answering import Answerer, load_model
+from offline.answering import load_answerer
 from offline.filesystems import StoredFile
-from offline.job import Build, Job
-from offline.output import Row
+from offline.output import Build, Job, Row
 from offline.shards import FilesShard
 from service.inference.served_models import load_served_models
 from service.settings import read_settings
@@ -26,7 +25,7 @@ async def answered(model: str, task: str, files: list[str]) -> list[Row]:
     fields = {"task": task}
     build = Build.of(load_served_models(settings)[model], fields, settings)
     job = Job(build, fields, "jsonl", len(files), 1, "")
-    answerer = Answerer(load_model(job, settings), settings)
+    answerer = load_answerer(job, settings)
     return await answerer.rows(FilesShard(tuple(StoredFile(file, file) for file in files)))
 
 

@@ -6,10 +6,9 @@ from random import Random
 from typing import assert_never
 
 from tasks.families import FAMILIES
-from tasks.parameters import TaskParameters
 from tasks.parsing import without_article
 from tasks.results import DetectionsResult, InstancesResult, TextRegionsResult, TextResult
-from tasks.table import Family
+from tasks.table import Family, TaskParameters
 from tests.support.answers import generated
 from tests.support.catalog import MASK_DECODER, RELEASED
 

@@ -46,7 +46,7 @@ from service.inference.served_models import (
 )
 from service.settings import Settings, read_settings
 from tasks.families import FAMILIES
-from tasks.parameters import TaskParameters
+from tasks.table import TaskParameters
 from tests.support.catalog import FLORENCE, ROOT
 from tests.support.fake_runners import written
 from tests.support.fake_service import IMAGE_SIZE_WH, encoded, served

@@ -58,7 +58,7 @@ HOSTILE: Mapping[str, tuple[Callable[[Path], object], str]] = {
     ),
     "nested-json": (
         replaced(CONFIG_FILE, "[" * 100_000),
-        "cannot be read as JSON: maximum recursion depth",
+        "cannot be read as JSON: RecursionError: maximum recursion depth",
     ),
     "large-json": (
         replaced(CONFIG_FILE, " " * 100_000_000),

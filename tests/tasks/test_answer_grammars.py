@@ -17,8 +17,7 @@ from laboratory.training.pictures import picture_of
 from runners.tokens.constraints import Constraints
 from tasks.catalog import CatalogEntry, load_catalog
 from tasks.families import FAMILIES
-from tasks.parameters import TaskParameters, parse_parameters
-from tasks.table import TASKS, Family
+from tasks.table import TASKS, Family, TaskParameters, parse_parameters
 from tests.support.catalog import CATALOG, RELEASED
 from tests.support.export_cli import EMBEDDED, MODELS
 from tests.support.random_answers import random_answer

@@ -2,10 +2,9 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import UnsupportedVariant
+from tasks.errors import UnsupportedTask
 from tasks.families import FAMILIES
-from tasks.parameters import parse_parameters
-from tasks.table import FAMILY_NAMES, TASKS, Family
+from tasks.table import FAMILY_NAMES, TASKS, Family, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import FLORENCE, MASK_DECODER, PALIGEMMA
 
@@ -46,7 +45,7 @@ def test_every_offered_task_has_a_prompt_and_a_result_of_its_kind(
 def test_both_families_refuse_what_they_do_not_know_in_the_same_way() -> None:
     in_french = parse_parameters(TASKS["captioning"], {"language": "fr"})
     paragraph = parse_parameters(TASKS["captioning"], {"detail": "paragraph"})
-    with pytest.raises(UnsupportedVariant, match="florence-2-mini"):
+    with pytest.raises(UnsupportedTask, match="florence-2-mini"):
         FAMILIES["florence2"].task_prompts(FLORENCE, "captioning", in_french, (640, 480))
-    with pytest.raises(UnsupportedVariant, match="paligemma-mini"):
+    with pytest.raises(UnsupportedTask, match="paligemma-mini"):
         FAMILIES["paligemma"].task_prompts(PALIGEMMA, "captioning", paragraph, (640, 480))

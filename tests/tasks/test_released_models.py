@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from tasks.catalog import CatalogEntry, CatalogError, load_catalog
-from tasks.errors import UnsupportedTask, UnsupportedVariant
+from tasks.errors import UnsupportedTask
 from tasks.families import FAMILIES
-from tasks.parameters import parse_parameters
 from tasks.prompts import AskedTask
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from tests.support.catalog import CATALOG, PALIGEMMA, ROOT
 
 CATALOG_FILE = ROOT / "models" / "catalog.yaml"
@@ -131,7 +130,7 @@ def test_refcoco_segments_one_sentence_at_a_time() -> None:
     ],
 )
 def test_a_template_asks_in_one_way(task_id: str, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UnsupportedVariant, match=message):
+    with pytest.raises(UnsupportedTask, match=message):
         texts(fine_tune("cococap-224"), task_id, values)
 
 
@@ -151,7 +150,7 @@ def test_pretrained_checkpoints_describe_a_region() -> None:
     assert asked is not None
     assert asked == AskedTask("region_description", {}, asked.region_shares)
     assert asked.region_shares == pytest.approx((0.0997, 0.0997, 0.5005, 1), abs=1e-4)
-    with pytest.raises(UnsupportedVariant, match="detail description only, not category"):
+    with pytest.raises(UnsupportedTask, match="detail description only, not category"):
         texts(pretrained, "region_description", values | {"detail": "category"})
     with pytest.raises(UnsupportedTask, match="paligemma-mini does not offer region_description"):
         texts(PALIGEMMA, "region_description", values)

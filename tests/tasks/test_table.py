@@ -5,8 +5,7 @@ import jsonschema
 import pytest
 
 from tasks.errors import ParameterError
-from tasks.parameters import parse_parameters
-from tasks.table import LANGUAGES, TASKS
+from tasks.table import LANGUAGES, TASKS, parse_parameters
 
 IDS = [
     "captioning",

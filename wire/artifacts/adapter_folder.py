@@ -105,30 +105,20 @@ class AdapterFolder:
         """Return the keys of its catalog entry; raise `AdapterError`."""
         if ENTRY_FILE not in dict(self.files):
             return {}
-        path = self.path / ENTRY_FILE
-        text = read_file(path, MAX_ENTRY_BYTES)
-        try:
-            values = _parsed_yaml(text)
-        except Exception as error:  # PyYAML raises many, such as KeyError for a tag
-            raise AdapterError(
-                f"{path} cannot be read as YAML: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-            raise AdapterError(
-                f"{path} must have keys of a catalog entry, such as adapter_of and tasks"
-            )
+        keys = "must have keys of a catalog entry, such as adapter_of and tasks"
+        values = _read_mapping(self.path / ENTRY_FILE, MAX_ENTRY_BYTES, _parsed_yaml, keys)
+        if not all(isinstance(key, str) for key in values):
+            raise AdapterError(f"{self.path / ENTRY_FILE} {keys}")
         return values
 
     def base_name(self) -> str:
         """Return its base: `adapter_of` of the entry, else PEFT's `base_model_name_or_path`."""
-        if (declared := self.entry().get("adapter_of")) is not None:
-            name = declared
-        else:
+        name = self.entry().get("adapter_of")
+        if name is None:
             name = read_config(self.path).get("base_model_name_or_path")
         if not isinstance(name, str):
-            raise AdapterError(
-                f"{self.path} names no base: base_model_name_or_path and adapter_of must be strings"
-            )
+            allowed = "base_model_name_or_path and adapter_of must be strings"
+            raise AdapterError(f"{self.path} names no base: {allowed}")
         return name
 
     def is_adapter_of(self, base: Manifest, aliases: Sequence[str]) -> bool:
@@ -157,23 +147,18 @@ class AdapterScan:
         cannot be read, nothing changes.
         """
         try:
-            paths = sorted(
-                path
-                for path in self._folder.iterdir()
-                if _NAME.fullmatch(path.name) and path.is_dir()
-            )
+            paths = sorted(self._folder.iterdir())
         except OSError as error:
             if self._is_readable:
-                logger.error(
-                    "the adapters are unchanged, because their folder cannot be read: %s", error
-                )
+                message = "the adapters are unchanged, because their folder cannot be read: %s"
+                logger.error(message, error)
             self._is_readable = False
             return dict(self._settled)
         self._is_readable = True
         adapters: dict[str, AdapterFolder] = {}
         settled: dict[str, AdapterFolder] = {}
         for path in paths:
-            if not (files := _version(path)):
+            if not _NAME.fullmatch(path.name) or not (files := _version(path)):
                 continue
             adapter = adapters[path.name] = AdapterFolder(path, files)
             if self._is_settled(adapter):
@@ -182,17 +167,17 @@ class AdapterScan:
                 settled[path.name] = self._settled[path.name]
         self._seen = adapters
         self._settled = settled
-        return dict(self._settled)
+        return dict(settled)
 
     def _is_settled(self, adapter: AdapterFolder) -> bool:
         """Return True if its files have not changed since the last scan, or are old.
 
         A renamed sub-folder, whose files are old, is thus complete at once.
         """
+        if self._seen.get(adapter.name) == adapter:
+            return True
         changed_s = max(max(version[:2]) for _, version in adapter.files) / 1e9
-        return (
-            self._seen.get(adapter.name) == adapter or self._now() - changed_s >= _SETTLED_AFTER_S
-        )
+        return self._now() - changed_s >= _SETTLED_AFTER_S
 
 
 def reason_of(error: Exception) -> str:
@@ -210,10 +195,8 @@ def open_file(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
             if not stat.S_ISREG(status.st_mode):
                 raise AdapterError(f"{path} must be a regular file")
             if status.st_size > max_bytes:
-                raise AdapterError(
-                    f"{path} has {status.st_size} bytes; at most {max_bytes} are"
-                    f" allowed{share_of_copies(file)}"
-                )
+                problem = f"has {status.st_size} bytes; at most {max_bytes} are allowed"
+                raise AdapterError(f"{path} {problem}{share_of_copies(file)}")
             yield file
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
@@ -224,11 +207,10 @@ def share_of_copies(file: BufferedReader) -> str:
     try:
         length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
         header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
-        sizes = {
-            name: tensor["data_offsets"][1] - tensor["data_offsets"][0]
-            for name, tensor in header.items()
-            if name != "__metadata__"
-        }
+        sizes: dict[str, int] = {}
+        for name in header.keys() - {"__metadata__"}:
+            start, end = header[name]["data_offsets"]
+            sizes[name] = end - start
         num_copied = sum(size for name, size in sizes.items() if _COPY.fullmatch(name))
         share = num_copied / sum(sizes.values())
     except (AttributeError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
@@ -241,24 +223,25 @@ def share_of_copies(file: BufferedReader) -> str:
     )
 
 
-def read_file(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a regular file of at most `max_bytes`; raise `AdapterError`."""
-    with open_file(path, max_bytes) as file:
-        return file.read(max_bytes)
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """Return PEFT's configuration; raise `AdapterError` if it is not an object in JSON."""
-    path = folder / CONFIG_FILE
-    text = read_file(path, MAX_CONFIG_BYTES)
+    keys = "must be an object with base_model_name_or_path, r, lora_alpha and others"
+    return _read_mapping(folder / CONFIG_FILE, MAX_CONFIG_BYTES, json.loads, keys)
+
+
+def _read_mapping(
+    path: Path, max_bytes: int, parse: Callable[[bytes], Any], keys: str
+) -> dict[str, Any]:
+    with open_file(path, max_bytes) as file:
+        text = file.read(max_bytes)
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} cannot be read as JSON: {error}") from error
+        values = parse(text)
+    except Exception as error:  # PyYAML raises many, such as KeyError for a tag
+        language = path.suffix[1:].upper()
+        problem = f"cannot be read as {language}: {type(error).__name__}: {error}"
+        raise AdapterError(f"{path} {problem}") from error
     if not isinstance(values, dict):
-        raise AdapterError(
-            f"{path} must be an object with base_model_name_or_path, r, lora_alpha and others"
-        )
+        raise AdapterError(f"{path} {keys}")
     return values
 
 
@@ -270,13 +253,11 @@ def _parsed_yaml(text: bytes) -> Any:
     """
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-            event, yaml.CollectionEndEvent
-        )
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_ENTRY_DEPTH or isinstance(event, yaml.AliasEvent):
-            raise ValueError(
-                f"references (*name) and more than {_MAX_ENTRY_DEPTH} levels are not allowed"
-            )
+            allowed = f"references (*name) and more than {_MAX_ENTRY_DEPTH} levels"
+            raise ValueError(f"{allowed} are not allowed")
     return yaml.safe_load(text)
 
 
@@ -284,19 +265,13 @@ def _version(path: Path) -> tuple[tuple[str, _FileVersion], ...]:
     """Return the versions of the files of an adapter; empty if one that is required is missing."""
     versions: dict[str, _FileVersion] = {}
     for name in (CONFIG_FILE, WEIGHTS_FILE, ENTRY_FILE):
+        file = path / name
         try:
-            status = _stat(path / name)
+            # a broken link is refused when it is read
+            status = file.stat() if os.path.exists(file) else file.lstat()
         except OSError:
             if name != ENTRY_FILE:
                 return ()
             continue
         versions[name] = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
     return tuple(versions.items())
-
-
-def _stat(path: Path) -> os.stat_result:
-    """Return the state of a file, or of a broken link, which is refused when it is read."""
-    try:
-        return path.stat()
-    except OSError:
-        return path.lstat()

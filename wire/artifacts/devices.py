@@ -30,10 +30,8 @@ def model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:
     """Parse `MODEL=cpu`, `MODEL=cuda` or `MODEL=cuda:INDEX`; raise `ValueError`."""
     match = re.fullmatch(r"([^=]+)=(?:(cpu|cuda)|cuda:(\d{1,3}))", pair)
     if match is None:
-        raise ValueError(
-            f"{pair!r} must be MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as"
-            " florence-2-base=cuda:1"
-        )
+        forms = "MODEL=cpu, MODEL=cuda or MODEL=cuda:INDEX, such as florence-2-base=cuda:1"
+        raise ValueError(f"{pair!r} must be {forms}")
     model_id, device, gpu = match.groups()
     return model_id, "cpu" if device == "cpu" else "cuda", None if gpu is None else int(gpu)
 
@@ -41,6 +39,18 @@ def model_device(pair: str) -> tuple[str, DeviceSetting, int | None]:
 def encoder_device(setting: DeviceSetting) -> Device:
     """Return the device of the encoder, which ONNX Runtime must support."""
     return _device(setting, has_cuda_card() and has_cuda_provider())
+
+
+def decoder_device(setting: DeviceSetting) -> Device:
+    """Return the device of the decoder, which torch must support."""
+    return _device(setting, has_cuda_torch() and has_cuda_card())
+
+
+def _device(setting: DeviceSetting, has_cuda: bool) -> Device:
+    """Return the device; a missing one fails at its first use, with the library's message."""
+    if setting == "auto":
+        return "cuda" if has_cuda else "cpu"
+    return setting
 
 
 def has_cuda_provider() -> bool:
@@ -55,17 +65,12 @@ def has_cuda_provider() -> bool:
         for name in _CUDA_PROVIDER_FILES:
             ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
     except OSError as error:
-        logger.warning(
-            "ONNX Runtime's CUDA provider does not load, so vision encoders run on the CPU: %s",
-            error,
+        message = (
+            "ONNX Runtime's CUDA provider does not load, so vision encoders run on the CPU: %s"
         )
+        logger.warning(message, error)
         return False
     return True
-
-
-def decoder_device(setting: DeviceSetting) -> Device:
-    """Return the device of the decoder, which torch must support."""
-    return _device(setting, has_cuda_torch() and has_cuda_card())
 
 
 def has_cuda_torch(paths: Sequence[str] | None = None) -> bool:
@@ -76,7 +81,7 @@ def has_cuda_torch(paths: Sequence[str] | None = None) -> bool:
     spec = PathFinder.find_spec("torch", paths)
     if spec is None or spec.origin is None:
         return False
-    return Path(spec.origin).with_name("lib").joinpath("libtorch_cuda.so").exists()
+    return (Path(spec.origin).parent / "lib" / "libtorch_cuda.so").exists()
 
 
 def num_threads(setting: int, hidden_size: int, num_cores: int) -> int:
@@ -102,9 +107,7 @@ def may_have_cuda(setting: DeviceSetting) -> bool:
 def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -> None:
     """Make GPU `index`, of those that this process sees, its only one.
 
-    Raise `RuntimeError` if it sees too few.
-
-    Only before the driver is initialised.
+    Only before the driver is initialised. Raise `RuntimeError` if it sees too few.
     """
     visible = environment.get(_VISIBLE)
     if visible is None:
@@ -112,9 +115,8 @@ def select_gpu(index: int, environment: MutableMapping[str, str] = os.environ) -
         return
     gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
     if index >= len(gpus):
-        raise RuntimeError(
-            f"cuda:{index} is requested, but {_VISIBLE}={visible} shows {len(gpus)} GPUs"
-        )
+        problem = f"{_VISIBLE}={visible} shows {len(gpus)} GPUs"
+        raise RuntimeError(f"cuda:{index} is requested, but {problem}")
     environment[_VISIBLE] = gpus[index]
 
 
@@ -132,25 +134,13 @@ def has_cuda_card(load_library: Callable[[str], Any] = ctypes.CDLL) -> bool:
         return False
     if num_gpus.value == 0:
         return False
-    supported = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(supported)) == 0 and supported.value >= _MIN_CUDA:
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value >= _MIN_CUDA:
         return True
+    versions = [f"{number // 1000}.{number % 1000 // 10}" for number in (version.value, _MIN_CUDA)]
     logger.warning(
         "NVIDIA's driver supports CUDA %s, and torch and ONNX Runtime need %s: the models run on"
         " the CPU; install driver 580 or later",
-        _version_text(supported.value),
-        _version_text(_MIN_CUDA),
+        *versions,
     )
     return False
-
-
-def _version_text(version: int) -> str:
-    """Return 12080 as 12.8."""
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _device(setting: DeviceSetting, has_cuda: bool) -> Device:
-    """Return the device; a missing one fails at its first use, with the library's message."""
-    if setting == "auto":
-        return "cuda" if has_cuda else "cpu"
-    return setting

@@ -60,8 +60,6 @@ FILES_OF_GATEWAY = frozenset(
     {MASK_DECODER_FILE, PROCESSOR_CONFIG_FILE, CALIBRATION_FILE, ENTRY_FILE}
 )
 
-_HASH_BLOCK_BYTES = 1 << 20
-
 
 def vision_encoder_file(precision: Precision) -> str:
     """Return the file name of the vision encoder at a precision."""
@@ -102,11 +100,8 @@ class Manifest:
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, hexadecimal; reads it in blocks."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def key_of_hashes(hashes: Mapping[str, str]) -> str:
@@ -127,9 +122,8 @@ def read_manifest(folder: Path) -> Manifest:
         width, height = values.pop("image_size_wh")
         manifest = Manifest(image_size_wh=(width, height), **values)
         if not isinstance(manifest.precision, dict):
-            raise ValueError(
-                f"precision is {manifest.precision!r}; it must be a mapping by device and part"
-            )
+            allowed = "it must be a mapping by device and part"
+            raise ValueError(f"precision is {manifest.precision!r}; {allowed}")
         return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a valid manifest of this version: {error!r}") from error
@@ -142,20 +136,17 @@ def verify_files(folder: Path, manifest: Manifest, names: Container[str] | None 
     """
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     # BentoML's store adds model.yaml to each folder.
-    unknown = present - {MANIFEST_FILE, "model.yaml", *manifest.files}
-    if unknown:
-        raise ArtifactError(
-            f"{folder} holds files that its manifest does not list: {sorted(unknown)}"
-        )
+    if unknown := present - {MANIFEST_FILE, "model.yaml", *manifest.files}:
+        problem = f"holds files that its manifest does not list: {sorted(unknown)}"
+        raise ArtifactError(f"{folder} {problem}")
     for name, expected in manifest.files.items():
         if name not in present:
             raise ArtifactError(f"{folder} lacks {name}, which its manifest lists")
         if names is not None and name not in names:
             continue
         if (actual := sha256_of(folder / name)) != expected:
-            raise ArtifactError(
-                f"{folder / name} has sha256 {actual}, its manifest says {expected}"
-            )
+            problem = f"has sha256 {actual}, its manifest says {expected}"
+            raise ArtifactError(f"{folder / name} {problem}")
 
 
 def files_of_runner(manifest: Manifest, encoder_precision: Precision) -> frozenset[str]:
@@ -170,21 +161,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def possible_precisions(manifest: Manifest, part: Part, device: Device) -> tuple[Precision, ...]:
-    """Return the precisions of `part` on `device`; an encoder's must be exported."""
-    return tuple(
-        precision
-        for precision in RUNNABLE[device][part]
-        if part == "decoder" or vision_encoder_file(precision) in manifest.files
-    )
-
-
 def choose_precision(
     manifest: Manifest, part: Part, device: Device, setting: WantedPrecision
 ) -> Precision:
     """Return the precision of `part` on `device`; raise `ArtifactError` if it cannot run in it."""
     precision = manifest.precision[device][part] if setting == "auto" else setting
-    possible = possible_precisions(manifest, part, device)
+    possible = list(RUNNABLE[device][part])
+    if part == "encoder":  # each precision is a file of its own
+        possible = [name for name in possible if vision_encoder_file(name) in manifest.files]
     if precision not in possible:
         raise ArtifactError(
             f"the {part} of {manifest.model_id} cannot run in {precision} on {device}; its"
@@ -203,14 +187,9 @@ def measured_agreement(
     """
     answers = manifest.parity.get("answers", {"runs": ()})
     for run in answers["runs"]:
-        if (run["encoder"], run["decoder"], run["pictures"]) == (
-            encoder,
-            decoder,
-            answers["decided_by"],
-        ):
-            return {
-                "pictures": run["pictures"],
-                "num_pictures": run["num_pictures"],
-                **run["agreement"],
-            }
+        if (run["encoder"], run["decoder"]) != (encoder, decoder):
+            continue
+        if run["pictures"] == answers["decided_by"]:
+            names = ("pictures", "num_pictures")
+            return {name: run[name] for name in names} | dict(run["agreement"])
     return None

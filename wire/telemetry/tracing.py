@@ -2,17 +2,23 @@
 
 Before `start`, and without a collector, no spans are made and each function here takes at most a
 microsecond. The current span propagates to asyncio tasks by OpenTelemetry's context, and between
-processes by W3C Trace Context headers.
+processes by W3C Trace Context headers. Spans go to a collector over OTLP/HTTP, in batches, by a
+thread; those that cannot be sent are dropped. OpenTelemetry also reads its own environment
+variables, such as OTEL_EXPORTER_OTLP_HEADERS and OTEL_BSP_MAX_QUEUE_SIZE.
 
 Spans never contain images, prompts, answers, keys, or messages of exceptions, which may quote them.
 """
 
+import logging
+import math
+import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
@@ -30,14 +36,16 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-
 Attributes = Mapping[str, str | int | float | tuple[str, ...]]
 
+EXPORT_LOGGERS = (  # opentelemetry-sdk and its exporter, 1.45.1: failed batches, full queue
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+)
+_FLUSH_MS = 2000
 _PROPAGATOR = TraceContextTextMapPropagator()
-_provider: "TracerProvider | None" = None
 _tracer: Tracer | None = None
+_stop_exporting: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +57,58 @@ class TraceOptions:
     sample: float = 1.0
 
 
+class RateLimitFilter(logging.Filter):
+    """Passes one line per `interval_s`: an unreachable collector fails many batches in a row."""
+
+    def __init__(self, interval_s: float = 60.0, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._interval_s = interval_s
+        self._now = now
+        self._last_s = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002  # all lines count
+        is_due = self._now() - self._last_s >= self._interval_s
+        if is_due:
+            self._last_s = self._now()
+        return is_due
+
+
 def start(options: TraceOptions, part: str) -> None:
     """Start a thread that exports the spans of `part` of the service, if an endpoint is set."""
-    global _provider, _tracer
-    if options.endpoint is not None:
-        from wire.telemetry.span_export import make_provider  # loads the SDK: only if needed
+    global _tracer, _stop_exporting
+    if options.endpoint is None:
+        return
+    # the SDK: loaded only if needed
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-        _provider = make_provider(options.endpoint, options.sample, part)
-        _tracer = _provider.get_tracer("diptych")
+    rate_limit = RateLimitFilter()
+    for name in EXPORT_LOGGERS:
+        logging.getLogger(name).addFilter(rate_limit)
+    attributes: dict[str, str | int] = {
+        "service.namespace": "diptych",
+        "service.name": part,
+        "service.instance.id": str(uuid.uuid4()),
+        "process.pid": os.getpid(),
+    }
+    sampler = ParentBased(TraceIdRatioBased(options.sample))
+    provider = TracerProvider(sampler, Resource.create(attributes), shutdown_on_exit=False)
+    spans = BatchSpanProcessor(OTLPSpanExporter(options.endpoint.rstrip("/") + "/v1/traces"))
+    provider.add_span_processor(spans)
+    _tracer = provider.get_tracer("diptych")
+    # the library's own shutdown takes up to 30 s, with retries
+    _stop_exporting = partial(spans._batch_processor.shutdown, _FLUSH_MS)
 
 
 def stop() -> None:
     """Export the remaining spans, for at most two seconds, and stop making new ones."""
-    global _provider, _tracer
-    if _provider is not None:
-        _provider.shutdown()
-        _provider = _tracer = None
+    global _tracer, _stop_exporting
+    if _stop_exporting is not None:
+        _stop_exporting()
+        _tracer = _stop_exporting = None
 
 
 def are_made() -> bool:
@@ -84,16 +128,24 @@ def span(
         yield INVALID_SPAN
         return
     made = _tracer.start_span(name, parent, kind, attributes)
-    before = get_current()
-    attach(set_span_in_context(made, parent))
     try:
-        yield made
+        with _entered(set_span_in_context(made, parent)):
+            yield made
     except Exception as error:  # a cancellation is not a failure
         note_error(made, type(error).__name__)
         raise
     finally:
-        attach(before)  # detach would fail if another task closes an abandoned stream
         made.end()
+
+
+@contextmanager
+def _entered(context: Context) -> Iterator[None]:
+    before = get_current()
+    attach(context)
+    try:
+        yield
+    finally:
+        attach(before)  # detach would fail if another task closes an abandoned stream
 
 
 @contextmanager
@@ -107,16 +159,11 @@ def request_trace(
             yield made
         return
     if not get_current_span(caller).get_span_context().is_valid:
-        ids = SpanContext(
-            random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False
-        )
+        trace = random.getrandbits(128) or 1
+        ids = SpanContext(trace, random.getrandbits(64) or 1, is_remote=False)
         caller = set_span_in_context(NonRecordingSpan(ids), caller)
-    before = get_current()
-    attach(caller)
-    try:
+    with _entered(caller):
         yield get_current_span()
-    finally:
-        attach(before)
 
 
 def past_span(
@@ -129,9 +176,8 @@ def past_span(
     """Make a span of a past interval, `start_s` to `end_s` on the clock of time.monotonic()."""
     if _tracer is not None:
         epoch_ns = time.time_ns() - time.monotonic_ns()
-        made = _tracer.start_span(
-            name, parent, attributes=attributes, start_time=epoch_ns + round(start_s * 1e9)
-        )
+        start_ns = epoch_ns + round(start_s * 1e9)
+        made = _tracer.start_span(name, parent, attributes=attributes, start_time=start_ns)
         made.end(epoch_ns + round(end_s * 1e9))
 
 

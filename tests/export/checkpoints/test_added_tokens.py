@@ -11,8 +11,7 @@ from export.checks.reference import Reference
 from runners.models.load import load_decoder
 from tasks.catalog import TaskOverride
 from tasks.florence2.prompts import task_prompts
-from tasks.parameters import parse_parameters
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from tests.support.catalog import FLORENCE
 from tests.support.checkpoint_forms import add_tokens
 from tests.support.microsoft_form import answered

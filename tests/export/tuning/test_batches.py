@@ -11,8 +11,8 @@ from export.errors import ExportError
 from export.tuning.batches import NO_LABEL, Batches
 from export.tuning.examples import Example
 from imaging.files import read_image
-from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment
+from tasks.table import TaskParameters
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image
 

@@ -11,10 +11,10 @@ from export.errors import ExportError
 from export.tuning.examples import TUNED_TASKS, Example, LabelledImage, make_examples
 from tasks.catalog import CatalogEntry, TaskOverride
 from tasks.families import FAMILIES
-from tasks.parameters import TaskParameters
 from tasks.parsing import GeneratedText
 from tasks.prompts import Prompt
 from tasks.results import BoxXyxy, DetectionsResult
+from tasks.table import TaskParameters
 from tests.support.catalog import CATALOG
 
 SIZE_WH = (320, 240)

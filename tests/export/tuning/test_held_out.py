@@ -9,9 +9,8 @@ from export.checks.reference import Reference
 from export.tuning.batches import Batches
 from export.tuning.examples import Example
 from export.tuning.held_out import HeldOut, count, pooled
-from tasks.parameters import TaskParameters
 from tasks.prompts import PromptSegment
-from tasks.table import Family
+from tasks.table import Family, TaskParameters
 from tests.support.catalog import CATALOG, FLORENCE, PALIGEMMA
 from tests.support.export_cli import MODELS
 from tests.support.scene_images import scene_image

@@ -39,7 +39,7 @@ from export.tuning.training import (
 )
 from laboratory.tuning import write_named_shapes
 from runners.adapters.peft import read_adapter
-from tasks.parameters import TaskParameters
+from tasks.table import TaskParameters
 from tests.support.catalog import CATALOG
 from tests.support.export_cli import ROOT
 from wire.artifacts.adapter_folder import AdapterLimits

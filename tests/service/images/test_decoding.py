@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from imaging.errors import UnreadableImage
+from imaging.errors import ImageError
 from imaging.files import ImageLimits, decode_image, read_header, resize
 from service.errors import (
     DeadlineExceeded,
@@ -259,7 +259,7 @@ def test_process_refuses_a_damaged_image() -> None:
             pytest.fail("it was decoded")
 
     damaged = QUICK[: len(QUICK) // 2]
-    with pytest.raises(UnreadableImage, match="the PNG image is damaged or truncated"):
+    with pytest.raises(ImageError, match="the PNG image is damaged or truncated"):
         run(scenario())
 
 

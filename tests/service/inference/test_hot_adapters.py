@@ -188,7 +188,7 @@ def put_special(name: str, kind: str) -> Callable[[Path], object]:
     [
         (
             write_text(CONFIG_FILE, "[" * 100_000),
-            "cannot be read as JSON: maximum recursion depth exceeded",
+            "cannot be read as JSON: RecursionError: maximum recursion depth exceeded",
         ),
         (
             write_text(CONFIG_FILE, " " * 100_000_000),

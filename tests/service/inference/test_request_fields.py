@@ -16,8 +16,7 @@ from service.inference.request_fields import (
     TaskRequest,
     parse_fields,
 )
-from tasks.parameters import TaskParameters
-from tasks.table import TASKS
+from tasks.table import TASKS, TaskParameters
 
 
 def predict(**fields: Any) -> TaskRequest:

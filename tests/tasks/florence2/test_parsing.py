@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.catalog import CatalogEntry
 from tasks.florence2.parsing import parse_answer, read_banned_phrases
-from tasks.parameters import parse_parameters
-from tasks.results import (
-    DetectionsResult,
-    InstancesResult,
-    MaskFormat,
-    TextRegionsResult,
-    TextResult,
-)
-from tasks.table import TASKS
+from tasks.results import MaskFormat, TextResult, objects_of
+from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import FLORENCE
 
@@ -28,26 +23,33 @@ OTHER = "<loc_100><loc_200><loc_300><loc_400>"
 OTHER_PX = (100.5, 100.25, 300.5, 200.25)
 QUAD = "<loc_0><loc_0><loc_9><loc_0><loc_9><loc_9><loc_0><loc_9>"
 QUAD_PX = ((0.5, 0.25), (9.5, 0.25), (9.5, 4.75), (0.5, 4.75))
-BANNED = frozenset({"the image", "it"})
 TRIANGLE = "<loc_0><loc_0><loc_8><loc_0><loc_8><loc_4>"
 TRIANGLE_PX = ((0.5, 0.25), (8.5, 0.25), (8.5, 2.25))
+VOCABULARY = "open_vocabulary_detection"
+SEGMENTATION = "instance_segmentation"
 
 
-def parse(task_id: str, *texts: str, mask_format: MaskFormat = "polygon", **values: Any) -> Any:
+def parse(
+    task_id: str,
+    *texts: str,
+    entry: CatalogEntry = FLORENCE,
+    size_wh: tuple[int, int] = IMAGE_WH,
+    mask_format: MaskFormat = "polygon",
+    banned: frozenset[str] = frozenset(),
+    logprob_of: Callable[[str], float] = lambda _: -0.5,
+    **values: Any,
+) -> Any:
     parameters = parse_parameters(TASKS[task_id], values)
-    return parse_answer(
-        FLORENCE,
-        task_id,
-        parameters,
-        [generated(text) for text in texts],
-        IMAGE_WH,
-        mask_format,
-        None,
-    )
+    answers = [generated(text, logprob_of) for text in texts]
+    return parse_answer(entry, task_id, parameters, answers, size_wh, mask_format, None, banned)
 
 
-def boxes(result: DetectionsResult) -> list[tuple[str, tuple[float, ...]]]:
+def boxes(result: Any) -> list[tuple[str, tuple[float, ...]]]:
     return [(detection.label, detection.box) for detection in result.detections]
+
+
+def labels(result: Any) -> list[str]:
+    return [found.label for found in objects_of(result)]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_detections(
         ("<loc_1><loc_2><loc_3>", [], False),
     ],
 )
-def test_region_proposals_have_no_label(text: str, expected: Any, is_parsed: bool) -> None:
+def test_region_proposals(text: str, expected: Any, is_parsed: bool) -> None:
     result = parse("region_proposal", text)
     assert (boxes(result), result.is_parsed) == (expected, is_parsed)
 
@@ -109,38 +111,34 @@ def test_region_proposals_have_no_label(text: str, expected: Any, is_parsed: boo
         ((f"puppy{BOX}", ""), [], True),  # another name than the requested one is not an answer
         ((f"blue cat{BOX}", ""), [], True),  # asked for a dog
         ((BOX, OTHER), [("dog", BOX_PX), ("blue cat", OTHER_PX)], True),
-        (("", ""), [], True),
         ((f"dog{BOX}", "none"), [("dog", BOX_PX)], False),
     ],
 )
-def test_each_answer_is_read_for_its_own_label(
-    texts: tuple[str, ...], expected: Any, is_parsed: bool
-) -> None:
-    for task_id, name in (("open_vocabulary_detection", "labels"), ("phrase_grounding", "phrases")):
-        values: dict[str, Any] = {name: ["dog", "blue cat"]}
-        result = parse(task_id, *texts, **values)
+def test_answers_to_each_name(texts: tuple[str, ...], expected: Any, is_parsed: bool) -> None:
+    for task_id, name in ((VOCABULARY, "labels"), ("phrase_grounding", "phrases")):
+        result = parse(task_id, *texts, **{name: ["dog", "blue cat"]})  # type: ignore[arg-type]
         assert (boxes(result), result.is_parsed) == (expected, is_parsed)
 
 
 @pytest.mark.parametrize(
     ("values", "texts", "expected"),
     [
-        (
-            {"phrases": ["a Dog", "cat"]},
-            [f"dog{BOX}{OTHER}", f"the cat{BOX}"],
-            ["a Dog", "a Dog", "cat"],
-        ),
-        ({"phrases": ["a dog"]}, [BOX], ["a dog"]),
-        ({"phrases": ["dog"]}, [f"a blue dog{BOX}"], []),
-        ({"caption": "A dog sits."}, [f"A dog{BOX}"], ["A dog"]),
-        ({"caption": "A dog sits."}, [BOX], []),
+        ({"phrases": ["a Dog", "cat"]}, [f"dog{BOX}{OTHER}", f"the cat{BOX}"], "a Dog,a Dog,cat"),
+        ({"phrases": ["a dog"]}, [BOX], "a dog"),
+        ({"phrases": ["dog"]}, [f"a blue dog{BOX}"], ""),
+        ({"caption": "A dog sits."}, [f"A dog{BOX}"], "A dog"),
+        ({"caption": "A dog sits."}, [BOX], ""),
     ],
 )
-def test_grounded_boxes_carry_their_phrase(
-    values: dict[str, Any], texts: list[str], expected: list[str]
-) -> None:
-    result = parse("phrase_grounding", *texts, **values)
-    assert [detection.label for detection in result.detections] == expected
+def test_grounded_phrases(values: dict[str, Any], texts: list[str], expected: str) -> None:
+    assert ",".join(labels(parse("phrase_grounding", *texts, **values))) == expected
+
+
+def test_labels_of_a_fine_tune() -> None:
+    text = f"plate ABC1234{BOX}Plate{BOX}"
+    for expected, is_forced in (["plate ABC1234", "the plate"], False), (["the plate"], True):
+        entry = replace(FLORENCE, forced_names=is_forced)
+        assert labels(parse(VOCABULARY, text, entry=entry, labels=["the plate"])) == expected
 
 
 @pytest.mark.parametrize(
@@ -151,52 +149,28 @@ def test_grounded_boxes_carry_their_phrase(
         ("dense_region_captioning", {}, ["the image", "The image", "it", "a dog"]),
     ],
 )
-def test_banned_phrases_of_a_caption_have_no_boxes(
-    task_id: str, values: dict[str, Any], expected: list[str]
-) -> None:
-    answer = generated(f"the image{BOX}The image{BOX} it {BOX}{OTHER}a dog{BOX}")
-    parameters = parse_parameters(TASKS[task_id], values)
-    result: Any = parse_answer(
-        FLORENCE, task_id, parameters, [answer], IMAGE_WH, "polygon", None, BANNED
-    )
-    assert list(dict.fromkeys(detection.label for detection in result.detections)) == expected
-
-
-def test_an_answer_of_banned_phrases_alone_is_parsed() -> None:
-    parameters = parse_parameters(TASKS["phrase_grounding"], {"caption": "It."})
-    result = parse_answer(
-        FLORENCE,
-        "phrase_grounding",
-        parameters,
-        [generated(f"it{BOX}")],
-        IMAGE_WH,
-        "polygon",
-        None,
-        BANNED,
-    )
-    assert result == DetectionsResult((), is_parsed=True)
+def test_banned_phrases(task_id: str, values: dict[str, Any], expected: list[str]) -> None:
+    text = f"the image{BOX}The image{BOX} it {BOX}{OTHER}a dog{BOX}"
+    banned = frozenset({"the image", "it"})
+    result = parse(task_id, text, banned=banned, **values)
+    assert list(dict.fromkeys(labels(result))) == expected
+    alone = parse("phrase_grounding", f"it{BOX}", banned=banned, caption="It.")
+    assert (alone.detections, alone.is_parsed) == ((), True)
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         (None, set()),
-        ({}, set()),
         ({"post_processor_config": None}, set()),
         ({"post_processor_config": {"phrase_grounding": {}}}, set()),
         (
-            {
-                "post_processor_config": {
-                    "phrase_grounding": {"banned_grounding_tokens": ["it", "a", "it"]}
-                }
-            },
-            {"it", "a"},
+            {"post_processor_config": {"phrase_grounding": {"banned_grounding_tokens": ["a"] * 2}}},
+            {"a"},
         ),
     ],
 )
-def test_banned_phrases_are_the_checkpoints_own(
-    tmp_path: Path, config: Any, expected: set[str]
-) -> None:
+def test_banned_phrases_of_checkpoint(tmp_path: Path, config: Any, expected: set[str]) -> None:
     file = tmp_path / "processor_config.json"
     if config is not None:
         file.write_text(json.dumps(config))
@@ -226,49 +200,23 @@ def test_banned_phrases_are_the_checkpoints_own(
     ],
 )
 def test_instances(text: str, expected: Any, is_parsed: bool) -> None:
-    result: InstancesResult = parse("instance_segmentation", text, phrase="dog")
+    result = parse(SEGMENTATION, text, phrase="dog")
     assert [(i.label, list(i.polygons or ())) for i in result.instances] == expected
     assert result.is_parsed == is_parsed
     assert all(i.mask is None for i in result.instances)
 
 
-def test_each_instance_has_the_phrase_that_it_was_asked_for() -> None:
-    parameters = parse_parameters(TASKS["instance_segmentation"], {"phrases": ["dog", "a cat"]})
-    answers = [generated(TRIANGLE), generated(f"cat{TRIANGLE}<sep>{QUAD}")]
-    result = parse_answer(
-        FLORENCE, "instance_segmentation", parameters, answers, IMAGE_WH, "polygon", None
-    )
-    assert isinstance(result, InstancesResult)
-    assert [instance.label for instance in result.instances] == ["dog", "a cat"]
-    assert result.is_parsed
+def test_instances_of_several_phrases() -> None:
+    texts = (TRIANGLE, f"cat{TRIANGLE}<sep>{QUAD}")
+    assert labels(parse(SEGMENTATION, *texts, phrases=["dog", "a cat"])) == ["dog", "a cat"]
 
 
-def test_labels_of_a_fine_tune_are_kept_as_written() -> None:
-    parameters = parse_parameters(TASKS["open_vocabulary_detection"], {"labels": ["the plate"]})
-    answer = generated(f"plate ABC1234{BOX}Plate{BOX}")
-    for expected, is_forced in (["plate ABC1234", "the plate"], False), (["the plate"], True):
-        entry = replace(FLORENCE, forced_names=is_forced)
-        result = parse_answer(
-            entry, "open_vocabulary_detection", parameters, [answer], IMAGE_WH, "polygon", None
-        )
-        assert isinstance(result, DetectionsResult)
-        assert [detection.label for detection in result.detections] == expected
-
-
-def test_an_instances_box_bounds_all_its_polygons() -> None:
-    (instance,) = parse(
-        "instance_segmentation", f"{TRIANGLE}<sep>{QUAD}", region=[0, 0, 9, 9]
-    ).instances
-    assert instance.box == (0.5, 0.25, 9.5, 4.75)
-    assert instance.label == ""
-
-
-def test_polygons_become_one_mask_on_demand() -> None:
-    (instance,) = parse(
-        "instance_segmentation", f"{TRIANGLE}<sep>{QUAD}", mask_format="rle", phrase="dog"
-    ).instances
-    assert instance.polygons is None
-    assert instance.mask.size_hw == (500, 1000)
+def test_polygons_of_one_instance() -> None:
+    text = f"{TRIANGLE}<sep>{QUAD}"
+    (instance,) = parse(SEGMENTATION, text, region=[0, 0, 9, 9]).instances
+    assert (instance.box, instance.label) == ((0.5, 0.25, 9.5, 4.75), "")
+    (masked,) = parse(SEGMENTATION, text, mask_format="rle", phrase="dog").instances
+    assert (masked.polygons, masked.mask.size_hw) == (None, (500, 1000))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +233,7 @@ def test_polygons_become_one_mask_on_demand() -> None:
     ],
 )
 def test_text_regions(text: str, expected: Any, is_parsed: bool) -> None:
-    result: TextRegionsResult = parse("ocr_with_regions", text)
+    result = parse("ocr_with_regions", text)
     assert [(region.text, region.quad) for region in result.text_regions] == expected
     assert result.is_parsed == is_parsed
 
@@ -300,45 +248,31 @@ def test_text_regions(text: str, expected: Any, is_parsed: bool) -> None:
         ("größer <3", "größer <3", "größer <3"),
     ],
 )
-def test_texts_come_without_control_tokens(text: str, of_image: str, of_region: str) -> None:
+def test_texts(text: str, of_image: str, of_region: str) -> None:
     assert parse("captioning", text) == TextResult(of_image, True)
     assert parse("ocr", text) == TextResult(of_image, True)
     assert parse("region_description", text, region=[0, 0, 9, 9]) == TextResult(of_region, True)
 
 
-def test_a_text_of_tokens_only_is_not_parsed() -> None:
+def test_text_of_tokens_is_not_parsed() -> None:
     assert parse("captioning", BOX) == TextResult("", False)
     assert parse("region_description", f"{BOX}circle", region=[0, 0, 9, 9]) == TextResult("", False)
 
 
+ODDS = "<sep>|<poly>|</poly>|<od>|<loc_|<loc_1000>|<|>| |\n|car|ü"
 PIECES = st.one_of(
     st.integers(0, 999).map(lambda n: f"<loc_{n}>"),
-    st.sampled_from(
-        [
-            "<sep>",
-            "<poly>",
-            "</poly>",
-            "<od>",
-            "<loc_",
-            "<loc_1000>",
-            "<",
-            ">",
-            " ",
-            "\n",
-            "car",
-            "ü",
-        ]
-    ),
+    st.sampled_from(ODDS.split("|")),
     st.text(max_size=5),
 )
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=40).map("".join))
 CASES = [
     ("captioning", {}),
     ("object_detection", {}),
-    ("open_vocabulary_detection", {"labels": ["car"]}),
+    (VOCABULARY, {"labels": ["car"]}),
     ("phrase_grounding", {"caption": "a car"}),
     ("region_proposal", {}),
-    ("instance_segmentation", {"phrase": "car"}),
+    (SEGMENTATION, {"phrase": "car"}),
     ("ocr_with_regions", {}),
     ("region_description", {"region": [0, 0, 1, 1]}),
 ]
@@ -346,72 +280,40 @@ CASES = [
 
 @pytest.mark.parametrize(("task_id", "values"), CASES)
 @given(text=TEXTS, width=st.integers(1, 5000), height=st.integers(1, 5000))
-def test_any_text_is_read_and_all_points_lie_in_the_image(
+def test_any_text_is_read(
     task_id: str, values: dict[str, Any], text: str, width: int, height: int
 ) -> None:
-    parameters = parse_parameters(TASKS[task_id], values)
-    result: Any = parse_answer(
-        FLORENCE, task_id, parameters, [generated(text)], (width, height), "polygon", None
-    )
-    if isinstance(result, TextResult):
-        return
-    for each in getattr(result, TASKS[task_id].result_kind):
-        assert 0 <= each.score <= 1
-        for x, y in _points(each):
+    for found in objects_of(parse(task_id, text, size_wh=(width, height), **values)):
+        assert 0 <= found.score <= 1
+        points: list[tuple[float, float]] = list(getattr(found, "quad", ()))
+        if not points:
+            x1, y1, x2, y2 = found.box  # type: ignore[union-attr]
+            assert x1 < x2
+            assert y1 < y2
+            points = [(x1, y1), (x2, y2)]
+        for ring in getattr(found, "polygons", None) or ():
+            points += ring
+        for x, y in points:
             assert 0 <= x <= width
             assert 0 <= y <= height
 
 
-def _points(each: Any) -> list[tuple[float, float]]:
-    if hasattr(each, "quad"):
-        return list(each.quad)
-    x1, y1, x2, y2 = each.box
-    assert x1 < x2
-    assert y1 < y2
-    return [
-        (x1, y1),
-        (x2, y2),
-        *(point for ring in getattr(each, "polygons", None) or () for point in ring),
-    ]
+LOGPROBS = {"red": -1.0, "car": -3.0, "dog": -5.0, "<sep>": -99.0}
+LOGPROBS |= {f"<loc_{n}>": -0.01 * n for n in range(1000)}
 
 
-LOGPROBS = {"red": -1.0, "car": -3.0, "dog": -5.0, "<sep>": -99.0} | {
-    f"<loc_{n}>": -0.01 * n for n in range(1000)
-}
-
-
-def scores(task_id: str, text: str, **values: Any) -> list[float]:
-    answer = generated(text, LOGPROBS.__getitem__)
-    result: Any = parse_answer(
-        FLORENCE,
-        task_id,
-        parse_parameters(TASKS[task_id], values),
-        [answer],
-        IMAGE_WH,
-        "polygon",
-        None,
-    )
-    found = getattr(result, TASKS[task_id].result_kind)
-    return [math.log(each.score) for each in found]
-
-
-def test_a_boxs_score_is_of_its_label_and_its_own_locations() -> None:
-    label = -1 - 3
-    first = -0.01 * 100 / 4
-    second = -0.01 * 1000 / 4
-    dog = -5
-    expected = [label + first, label + second, dog + first]
-    assert scores("object_detection", f"red car{BOX}{OTHER}dog{BOX}") == pytest.approx(expected)
-
-
-def test_a_proposals_score_is_of_its_locations() -> None:
-    assert scores("region_proposal", f"dog{BOX}") == pytest.approx([-0.01 * 100 / 4])
-
-
-@pytest.mark.parametrize(("label", "logprob"), [("", 0), ("red car", -1 - 3)])
-def test_an_instances_score_is_of_its_label_and_locations_not_of_separators(
-    label: str, logprob: float
-) -> None:
-    expected = [logprob - 0.01 * (20 + 20) / 12]
-    text = f"{label}{TRIANGLE}<sep>{TRIANGLE}"
-    assert scores("instance_segmentation", text, phrase="dog") == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("task_id", "values", "text", "expected"),
+    [
+        # of the label and the box's own locations
+        ("object_detection", {}, f"red car{BOX}{OTHER}dog{BOX}", [-4.25, -6.5, -5.25]),
+        ("region_proposal", {}, f"dog{BOX}", [-0.25]),
+        # not of separators
+        (SEGMENTATION, {"phrase": "dog"}, f"{TRIANGLE}<sep>{TRIANGLE}", [-0.4 / 12]),
+        (SEGMENTATION, {"phrase": "dog"}, f"red car{TRIANGLE}<sep>{TRIANGLE}", [-4 - 0.4 / 12]),
+    ],
+)
+def test_scores(task_id: str, values: dict[str, Any], text: str, expected: list[float]) -> None:
+    result = parse(task_id, text, logprob_of=LOGPROBS.__getitem__, **values)
+    logarithms = [math.log(found.score) for found in objects_of(result)]
+    assert logarithms == pytest.approx(expected)

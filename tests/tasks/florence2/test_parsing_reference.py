@@ -18,8 +18,7 @@ from transformers import AutoTokenizer
 from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 
 from tasks.florence2.parsing import parse_answer
-from tasks.parameters import parse_parameters
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import RELEASED, ROOT
 

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from transformers.models.florence2.processing_florence2 import Florence2Processor
 
 from tasks.catalog import TaskOverride
-from tasks.errors import ParameterError, UnsupportedTask, UnsupportedVariant
-from tasks.florence2.locations import NUM_BINS, box_tokens, dequantize, quantize
+from tasks.errors import ParameterError, UnsupportedTask
+from tasks.florence2.grammar import NUM_BINS, box_tokens, dequantize, quantize
 from tasks.florence2.prompts import read_prompt, task_prompts
-from tasks.parameters import parse_parameters
 from tasks.prompts import AskedTask, Prompt
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from tests.support.catalog import CATALOG, FLORENCE, ROOT
 
 IMAGE_WH = (640, 480)
@@ -120,7 +119,7 @@ def test_a_task_that_is_not_offered_is_refused() -> None:
 
 
 def test_another_language_is_refused() -> None:
-    with pytest.raises(UnsupportedVariant, match="supports language en only, not fr") as caught:
+    with pytest.raises(UnsupportedTask, match="supports language en only, not fr") as caught:
         prompts("captioning", language="fr")
     assert caught.value.param == "language"
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 from torch import Tensor, nn
 
-from tasks.paligemma.masks import MaskDecoder, MaskDecoderError, mask_in_image, rings_in_box
+from tasks.errors import CheckpointFileError
+from tasks.paligemma.masks import MaskDecoder, mask_in_image, rings_in_box
 from tasks.results import BoxXyxy, Ring
 from tests.support.catalog import MASK_DECODER, MASK_DECODER_FILE
 
@@ -81,7 +82,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     tensors = tensors_of(MASK_DECODER_FILE)
     del tensors["decoder.6.bias"]
     np.savez(tmp_path / "vae.npz", **tensors)
-    with pytest.raises(MaskDecoderError, match=r"has no array decoder.6.bias of shape \(64,\)"):
+    with pytest.raises(CheckpointFileError, match=r"has no array decoder.6.bias of shape \(64,\)"):
         MaskDecoder.load(tmp_path / "vae.npz")
 
 
@@ -92,7 +93,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
         **(tensors | {"decoder.0.weight": tensors["decoder.0.weight"][:, :, 0, 0]}),
     )
     with pytest.raises(
-        MaskDecoderError, match=r"decoder.0.weight must be finite, .* its shape is \(128, 512\)"
+        CheckpointFileError, match=r"decoder.0.weight must be finite, .* its shape is \(128, 512\)"
     ):
         MaskDecoder.load(tmp_path / "vae.npz")
 
@@ -100,32 +101,32 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
 def test_a_tensor_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     tensors = tensors_of(MASK_DECODER_FILE)
     np.savez(tmp_path / "vae.npz", **(tensors | {"decoder.12.bias": np.array([np.nan])}))
-    with pytest.raises(MaskDecoderError, match=r"decoder.12.bias must be finite"):
+    with pytest.raises(CheckpointFileError, match=r"decoder.12.bias must be finite"):
         MaskDecoder.load(tmp_path / "vae.npz")
 
 
 def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:
     tensors = tensors_of(MASK_DECODER_FILE)
     np.savez(tmp_path / "vae.npz", **(tensors | {"decoder.12.bias": np.array([object()])}))
-    with pytest.raises(MaskDecoderError, match="cannot be read"):
+    with pytest.raises(CheckpointFileError, match="cannot be read"):
         MaskDecoder.load(tmp_path / "vae.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vae.npz").write_bytes(content)
-    with pytest.raises(MaskDecoderError, match="cannot be read"):
+    with pytest.raises(CheckpointFileError, match="cannot be read"):
         MaskDecoder.load(tmp_path / "vae.npz")
 
 
 def test_a_single_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "vae.npy", np.zeros(3))
-    with pytest.raises(MaskDecoderError, match="cannot be read"):
+    with pytest.raises(CheckpointFileError, match="cannot be read"):
         MaskDecoder.load(tmp_path / "vae.npy")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MaskDecoderError, match="cannot be read"):
+    with pytest.raises(CheckpointFileError, match="cannot be read"):
         MaskDecoder.load(tmp_path / "vae.npz")
 
 

@@ -10,9 +10,8 @@ from pycocotools import mask as coco
 
 from tasks.catalog import TaskOverride
 from tasks.paligemma.parsing import parse_answer
-from tasks.parameters import parse_parameters
 from tasks.results import DetectionsResult, InstancesResult, MaskFormat, TextResult
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import CATALOG, MASK_DECODER, PALIGEMMA
 
@@ -22,7 +21,7 @@ BOX_PX = (20.0, 20.0, 40.0, 60.0)
 OTHER = "<loc0000><loc0000><loc1023><loc1023>"
 OTHER_PX = (0.0, 0.0, 1023.0, 2046.0)
 RELEASED = CATALOG["paligemma-3b-mix-224"]
-UNLABELLED = TaskOverride("{phrase}", has_labels=False)
+UNLABELLED = TaskOverride("{phrase}", labels=False)
 CODES = "".join(f"<seg{code:03d}>" for code in range(16))
 
 

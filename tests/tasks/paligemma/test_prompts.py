@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import UnsupportedTask, UnsupportedVariant
-from tasks.paligemma.locations import NUM_BINS, box_tokens, dequantize, quantize
+from tasks.errors import UnsupportedTask
+from tasks.paligemma.grammar import NUM_BINS, box_tokens, dequantize, quantize
 from tasks.paligemma.prompts import read_prompt, task_prompts
-from tasks.parameters import parse_parameters
 from tasks.prompts import PromptSegment
-from tasks.table import TASKS
+from tasks.table import TASKS, parse_parameters
 from tests.support.catalog import CATALOG
 
 RELEASED = CATALOG["paligemma-3b-mix-224"]
@@ -93,7 +92,7 @@ def test_an_entry_may_ask_for_each_name_by_its_own_prompt(task_id: str, name: st
 def test_a_variant_that_the_family_does_not_know_is_refused(
     task_id: str, values: dict[str, Any], param: str, message: str
 ) -> None:
-    with pytest.raises(UnsupportedVariant, match=message) as caught:
+    with pytest.raises(UnsupportedTask, match=message) as caught:
         prompt(task_id, **values)
     assert caught.value.param == param
 

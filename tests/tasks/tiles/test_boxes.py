@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks.results import BoxXyxy
-from tasks.tiles.boxes import (
+from tasks.results import BoxXyxy, Detection
+from tasks.tiles.grid import PixelBox
+from tasks.tiles.merging import (
     FoundBox,
     cut_sides,
     joined,
@@ -15,7 +16,6 @@ from tasks.tiles.boxes import (
     seen_whole,
     survivors,
 )
-from tasks.tiles.grid import PixelBox
 
 SIZE_WH = (180, 100)
 WHOLE = (0, 0, *SIZE_WH)
@@ -27,7 +27,17 @@ UNCUT = (False, False, False, False)
 
 
 def box_of(view: int, box: BoxXyxy, label: str = "a", score: float = 0.5) -> FoundBox:
-    return FoundBox(box, label, score, frozenset({view}), cut_sides(box, VIEWS[view], SIZE_WH, 2))
+    return part_of(view, box, cut_sides(box, VIEWS[view], SIZE_WH, 2), label, score)
+
+
+def part_of(
+    view: int,
+    box: BoxXyxy,
+    cut: tuple[bool, bool, bool, bool],
+    label: str = "a",
+    score: float = 0.5,
+) -> FoundBox:
+    return FoundBox(Detection(box, label, score), box, label, frozenset({view}), cut)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +69,11 @@ def test_parts_across_an_edge_are_one_object() -> None:
     parts = [box_of(1, (60, 20, 100, 60)), box_of(2, (80, 22, 130, 60), score=0.4)]
     assert parts_of_objects(parts, 2, is_text=False) == [[0, 1]]
     whole = joined(parts)
-    assert (whole.box, whole.score, whole.views) == ((60, 20, 130, 60), 0.4, frozenset({1, 2}))
+    assert (whole.box, whole.found.score, whole.views) == (
+        (60, 20, 130, 60),
+        0.4,
+        frozenset({1, 2}),
+    )
     assert (whole.cut, whole.is_joined) == (UNCUT, True)
     assert joined(parts[:1]) is parts[0]
 
@@ -75,7 +89,7 @@ def test_parts_across_an_edge_are_one_object() -> None:
         box_of(2, (80, 20, 100, 60)),  # ends where it ends
         box_of(2, (80, 30, 130, 90)),  # shares 30 of 70 pixels of the edge
         box_of(2, (80, 41, 130, 60)),  # 19 of 40
-        FoundBox((105, 20, 130, 60), "a", 0.5, frozenset({2}), (True, False, False, False)),
+        part_of(2, (105, 20, 130, 60), (True, False, False, False)),
     ],
 )
 def test_other_boxes_are_other_objects(other: FoundBox) -> None:
@@ -85,17 +99,17 @@ def test_other_boxes_are_other_objects(other: FoundBox) -> None:
 
 @pytest.mark.parametrize("box", [(80, 40, 130, 60), (104, 20, 130, 60)])
 def test_parts_share_half_of_the_edge_and_are_within_the_slack_of_both(box: BoxXyxy) -> None:
-    other = FoundBox(box, "a", 0.5, frozenset({2}), (True, False, False, True))
+    other = part_of(2, box, (True, False, False, True))
     parts = [box_of(1, (60, 20, 100, 60)), other]
     assert parts_of_objects(parts, 2, is_text=False) == [[0, 1]]
 
 
 def test_joined_parts_are_cut_where_the_outermost_part_is() -> None:
-    top = FoundBox((10, 10, 50, 40), "a", 0.5, frozenset({1}), (True, False, False, True))
-    bottom = FoundBox((20, 30, 60, 80), "a", 0.5, frozenset({2}), (False, True, False, True))
+    top = part_of(1, (10, 10, 50, 40), (True, False, False, True))
+    bottom = part_of(2, (20, 30, 60, 80), (False, True, False, True))
     assert joined([top, bottom]).box == (10, 10, 60, 80)
     assert joined([top, bottom]).cut == (True, False, False, True)
-    bottom = FoundBox((20, 30, 60, 80), "a", 0.5, frozenset({2}), (False, True, True, False))
+    bottom = part_of(2, (20, 30, 60, 80), (False, True, True, False))
     assert joined([top, bottom]).cut == (True, False, True, False)
 
 
@@ -158,7 +172,7 @@ def test_joined_parts_yield_to_a_view_that_saw_all_but_lines_of_text_do_not() ->
     ],
 )
 def test_a_cut_box_within_another_tile_is_seen_whole(part: FoundBox, expected: bool) -> None:
-    cut = FoundBox(part.box, "a", 0.5, part.views, (part.views != {0}, False, False, False))
+    cut = part_of(min(part.views), part.box, (part.views != {0}, False, False, False))
     assert seen_whole([cut], [LEFT, RIGHT], SIZE_WH, 2).tolist() == [expected]
 
 
@@ -166,7 +180,7 @@ def test_a_box_beyond_the_image_is_not_seen_whole() -> None:
     cut = (True, False, False, False)
     places = {(0, 0, 50, 100): True, (-1, 0, 50, 100): False, (0, 0, 50, 101): False}
     for box, expected in places.items():
-        found = FoundBox(box, "a", 0.5, frozenset({2}), cut)
+        found = part_of(2, box, cut)
         assert seen_whole([found], [LEFT], SIZE_WH, 2).tolist() == [expected]
 
 

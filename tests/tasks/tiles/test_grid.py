@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.parameters import TaskParameters
-from tasks.table import TASKS
+from tasks.table import TASKS, TaskParameters
 from tasks.tiles.grid import MAX_TILES, Grid, Tiling, grid_of, parse_tiles, refusal, tile_boxes
 
 PHOTO_WH = (4000, 3000)

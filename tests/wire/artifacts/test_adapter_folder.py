@@ -204,7 +204,7 @@ def test_an_entry_that_is_no_mapping_is_named(tmp_path: Path, entry: str, named:
         ("[]", "must be an object"),
         ("{}", "base_model_name_or_path"),
         ('{"base_model_name_or_path": ["a"]}', "base_model_name_or_path"),
-        ("[" * 100_000, "cannot be read as JSON: maximum recursion depth"),
+        ("[" * 100_000, "cannot be read as JSON: RecursionError: maximum recursion depth"),
         (" " * MAX_CONFIG_BYTES + "{}", "has 1000002 bytes; at most 1000000 are allowed"),
     ],
     ids=["empty", "a list", "no base", "a list as base", "nested", "large"],

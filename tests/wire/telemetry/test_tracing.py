@@ -21,8 +21,9 @@ from tests.support.trace_collector import (
 )
 from tests.support.waiting import wait_until
 from wire.telemetry import tracing
-from wire.telemetry.span_export import EXPORT_LOGGERS, RateLimitFilter
 from wire.telemetry.tracing import (
+    EXPORT_LOGGERS,
+    RateLimitFilter,
     TraceOptions,
     call_headers,
     caller_context,
