@@ -22,8 +22,8 @@ from laboratory.questions import (
     TextTruth,
 )
 from laboratory.training.pictures import WORD, Picture, SpannedQuestion
-from tasks.florence2 import locations as florence2_locations
-from tasks.paligemma import locations as paligemma_locations
+from tasks.florence2 import grammar as florence2_grammar
+from tasks.paligemma import grammar as paligemma_grammar
 from tasks.parsing import without_article
 
 BOX_STEP = 8  # bins of a box's grid: 1.5 px of the 192 of the canvas
@@ -164,17 +164,17 @@ def _florence2_box(box: BoxXYXY, subject: int) -> Iterator[Piece]:
 
 
 def _florence2_location(px: float, step: int, mention: Mention) -> Piece:
-    position = px * florence2_locations.NUM_BINS / CANVAS_PX - 0.5  # whole at bin centres
-    number = _rounded(position, step, florence2_locations.NUM_BINS)
-    return Piece(florence2_locations.location_token(number), mention, position, step)
+    position = px * florence2_grammar.NUM_BINS / CANVAS_PX - 0.5  # whole at bin centres
+    number = _rounded(position, step, florence2_grammar.NUM_BINS)
+    return Piece(florence2_grammar.location_token(number), mention, position, step)
 
 
 def _paligemma_box(box: BoxXYXY, subject: int) -> Iterator[Piece]:
     for coordinate in _Y1_X1_Y2_X2:
-        position = box[coordinate] * (paligemma_locations.NUM_BINS - 1) / CANVAS_PX
-        number = _rounded(position, BOX_STEP, paligemma_locations.NUM_BINS)
+        position = box[coordinate] * (paligemma_grammar.NUM_BINS - 1) / CANVAS_PX
+        number = _rounded(position, BOX_STEP, paligemma_grammar.NUM_BINS)
         mention = Mention(subject, coordinate=coordinate)
-        yield Piece(paligemma_locations.location_token(number), mention, position, BOX_STEP)
+        yield Piece(paligemma_grammar.location_token(number), mention, position, BOX_STEP)
 
 
 def _rounded(position: float, step: int, num_bins: int) -> int:

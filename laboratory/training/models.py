@@ -32,8 +32,8 @@ from laboratory.training.answers import EncodeShape, florence2_answer, paligemma
 from laboratory.training.examples import GRID, NO_TOKEN, Batch, Language
 from runners.tokens.text import PromptTokenizer
 from tasks.catalog import CatalogEntry
-from tasks.florence2 import locations as florence2_locations
-from tasks.paligemma import locations as paligemma_locations
+from tasks.florence2 import grammar as florence2_grammar
+from tasks.paligemma import grammar as paligemma_grammar
 
 _Config: Any = AutoConfig  # transformers' factories have no types
 _Model: Any = AutoModelForImageTextToText
@@ -119,8 +119,8 @@ class Florence2Trainee(Trainee):
     num_pooled = 1  # their mean
 
     def __init__(self, folder: Path) -> None:
-        num_bins = florence2_locations.NUM_BINS
-        tokens = [florence2_locations.location_token(index) for index in range(num_bins)]
+        num_bins = florence2_grammar.NUM_BINS
+        tokens = [florence2_grammar.location_token(index) for index in range(num_bins)]
         super().__init__(folder, tokens, num_bins / CANVAS_PX)
 
     def position_tables(self) -> list[Tensor]:
@@ -171,8 +171,8 @@ class PaliGemmaTrainee(Trainee):
     """
 
     def __init__(self, folder: Path) -> None:
-        num_bins = paligemma_locations.NUM_BINS
-        tokens = [paligemma_locations.location_token(index) for index in range(num_bins)]
+        num_bins = paligemma_grammar.NUM_BINS
+        tokens = [paligemma_grammar.location_token(index) for index in range(num_bins)]
         super().__init__(folder, tokens, (num_bins - 1) / CANVAS_PX)
 
     def write(self, image_features: Tensor, batch: Batch) -> WrittenAnswers:

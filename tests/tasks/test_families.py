@@ -1,13 +1,21 @@
+from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import tasks.florence2.grammar
+import tasks.paligemma.grammar
 from tasks.errors import UnsupportedTask
 from tasks.families import FAMILIES
+from tasks.prompts import PromptSegment, join_segments
+from tasks.results import objects_of
 from tasks.table import FAMILY_NAMES, TASKS, Family, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import FLORENCE, MASK_DECODER, PALIGEMMA
 
+ENTRIES = {"florence2": FLORENCE, "paligemma": PALIGEMMA}
 VALUES: dict[str, dict[str, Any]] = {
     "open_vocabulary_detection": {"labels": ["a", "b"]},
     "phrase_grounding": {"phrases": ["a", "b"]},
@@ -17,35 +25,79 @@ VALUES: dict[str, dict[str, Any]] = {
 }
 RESULT_NAMES = {"text": "TextResult", "detections": "DetectionsResult"}
 RESULT_NAMES |= {"instances": "InstancesResult", "text_regions": "TextRegionsResult"}
+GRAMMARS = [tasks.florence2.grammar, tasks.paligemma.grammar]
+SIDES = st.integers(1, 20_000)
 
 
-def test_every_family_has_a_language() -> None:
-    assert tuple(FAMILIES) == FAMILY_NAMES
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_offered_tasks_have_prompts_and_results(family: Family) -> None:
+    entry = ENTRIES[family]
+    for task_id in entry.task_ids:
+        parameters = parse_parameters(TASKS[task_id], VALUES.get(task_id, {}))
+        prompts = FAMILIES[family].task_prompts(entry, task_id, parameters, (640, 480))
+        assert all(prompts)
+        answers = [generated("") for _ in prompts]
+        result = FAMILIES[family].parse_answer(
+            entry, task_id, parameters, answers, (640, 480), "polygon", MASK_DECODER
+        )
+        assert type(result).__name__ == RESULT_NAMES[TASKS[task_id].result_kind]
+        assert (result.is_parsed, objects_of(result)) == (True, ())
 
 
 @pytest.mark.parametrize(
-    ("family", "task_id"),
-    [(e.family, task_id) for e in (FLORENCE, PALIGEMMA) for task_id in e.task_ids],
+    ("family", "values"),
+    [("florence2", {"language": "fr"}), ("paligemma", {"detail": "paragraph"})],
 )
-def test_every_offered_task_has_a_prompt_and_a_result_of_its_kind(
-    family: Family, task_id: str
-) -> None:
-    entry = {"florence2": FLORENCE, "paligemma": PALIGEMMA}[family]
-    parameters = parse_parameters(TASKS[task_id], VALUES.get(task_id, {}))
-    prompts = FAMILIES[family].task_prompts(entry, task_id, parameters, (640, 480))
-    assert all(prompts)
-    answers = [generated("") for _ in prompts]
-    result = FAMILIES[family].parse_answer(
-        entry, task_id, parameters, answers, (640, 480), "polygon", MASK_DECODER
+def test_unsupported_value_is_refused(family: Family, values: dict[str, Any]) -> None:
+    parameters = parse_parameters(TASKS["captioning"], values)
+    (name,) = values
+    with pytest.raises(UnsupportedTask, match=f"-mini supports {name} .* only, not") as caught:
+        FAMILIES[family].task_prompts(ENTRIES[family], "captioning", parameters, (640, 480))
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS)
+@given(share=st.floats(0, 1), side_px=SIDES)
+def test_locations(grammar: ModuleType, share: float, side_px: int) -> None:
+    """A bin survives the way to pixels and back, and a position comes back within half a bin."""
+    index = grammar.quantize(share * side_px, side_px)
+    position_px = grammar.dequantize(index, side_px)
+    assert grammar.quantize(position_px, side_px) == index
+    bin_px = side_px / {"florence2": 1000, "paligemma": 1023}[grammar.__name__.split(".")[1]]
+    assert abs(position_px - share * side_px) <= bin_px / 2 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "positions_px", "tokens"),
+    [
+        (GRAMMARS[0], (64, 48, 320, 480), "<loc_100><loc_100><loc_500><loc_999>"),
+        (GRAMMARS[0], (-5, 0, 639.9, 9e9), "<loc_0><loc_0><loc_999><loc_999>"),
+        (GRAMMARS[1], (64, 0, 320, 480), "<loc0000><loc0102><loc1023><loc0512>"),
+        (GRAMMARS[1], (-5, 0, 640, 9e9), "<loc0000><loc0000><loc1023><loc1023>"),
+    ],
+)
+def test_tokens_of_a_box(grammar: ModuleType, positions_px: Any, tokens: str) -> None:
+    assert grammar.box_tokens(positions_px, (640, 480)) == tokens
+
+
+def test_last_bin_of_paligemma_is_the_border() -> None:
+    assert tasks.paligemma.grammar.dequantize(1023, 641) == 641.0
+
+
+def test_segments_of_one_kind_are_joined() -> None:
+    plain = PromptSegment
+    control = PromptSegment("<loc_1>", is_control=True)
+    empty = PromptSegment("", is_control=True)
+    joined = join_segments(
+        plain("Locate "),
+        plain("<loc_5>"),
+        control,
+        control,
+        plain("?"),
+        empty,
+        plain("!"),
+        plain(""),
     )
-    assert type(result).__name__ == RESULT_NAMES[TASKS[task_id].result_kind]
-    assert result.is_parsed
-
-
-def test_both_families_refuse_what_they_do_not_know_in_the_same_way() -> None:
-    in_french = parse_parameters(TASKS["captioning"], {"language": "fr"})
-    paragraph = parse_parameters(TASKS["captioning"], {"detail": "paragraph"})
-    with pytest.raises(UnsupportedTask, match="florence-2-mini"):
-        FAMILIES["florence2"].task_prompts(FLORENCE, "captioning", in_french, (640, 480))
-    with pytest.raises(UnsupportedTask, match="paligemma-mini"):
-        FAMILIES["paligemma"].task_prompts(PALIGEMMA, "captioning", paragraph, (640, 480))
+    tokens = PromptSegment("<loc_1><loc_1>", is_control=True)
+    assert joined == (plain("Locate <loc_5>"), tokens, plain("?!"))
+    assert not plain("<loc_1>").is_control

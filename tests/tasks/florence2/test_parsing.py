@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.catalog import CatalogEntry
 from tasks.florence2.parsing import parse_answer, read_banned_phrases
-from tasks.results import MaskFormat, TextResult, objects_of
+from tasks.results import MaskFormat, TextResult, label_of, objects_of
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import FLORENCE
@@ -49,7 +49,7 @@ def boxes(result: Any) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def labels(result: Any) -> list[str]:
-    return [found.label for found in objects_of(result)]
+    return list(map(label_of, objects_of(result)))
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,16 @@ def reference_decoder() -> nn.Sequential:
 
 
 @torch.inference_mode()
-def test_the_field_is_that_of_torchs_layers() -> None:
+def test_field_equals_that_of_torch() -> None:
     with np.load(MASK_DECODER_FILE) as file:
         tensors = {name: torch.from_numpy(file[name]).float() for name in file.files}
     decoder = reference_decoder()
     codebook = tensors.pop("_vq_vae._embedding")
-    # not the encoder
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith("decoder.")}
-    decoder.load_state_dict({name.removeprefix("decoder."): tensor for name, tensor in own.items()})
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("decoder."):  # not the encoder
+            weights[name.removeprefix("decoder.")] = tensor
+    decoder.load_state_dict(weights)
     rng = np.random.default_rng(7)
     for _ in range(20):
         codes = rng.integers(0, 128, 16).tolist()
@@ -62,72 +64,45 @@ def test_the_field_is_that_of_torchs_layers() -> None:
         np.testing.assert_allclose(field, decoder(grid)[0, 0].numpy(), atol=1e-4, rtol=0)
 
 
-def tensors_of(path: Path) -> dict[str, Any]:
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
+def saved(tmp_path: Path, **changes: Any) -> Path:
+    """Save the decoder with changed arrays, or without those that are None."""
+    path = tmp_path / "vae.npz"
+    with np.load(MASK_DECODER_FILE) as file:
+        tensors = {name: file[name] for name in file.files} | changes
+    np.savez(path, **{name: tensor for name, tensor in tensors.items() if tensor is not None})
+    return path
 
 
-def test_float32_files_are_read_too(tmp_path: Path) -> None:
-    np.savez(
-        tmp_path / "vae.npz",
-        **{name: each.astype(np.float32) for name, each in tensors_of(MASK_DECODER_FILE).items()},
-    )
-    codes = range(16)
-    assert np.array_equal(
-        MaskDecoder.load(tmp_path / "vae.npz").decode(codes), MASK_DECODER.decode(codes)
-    )
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("decoder.6.bias", None, r"has no array decoder.6.bias of shape \(64,\)"),
+        ("decoder.0.weight", np.zeros((128, 512)), r"must be finite, .* is \(128, 512\)"),
+        ("decoder.12.bias", np.array([np.nan]), r"decoder.12.bias must be finite"),
+        ("decoder.12.bias", np.array([object()]), "cannot be read"),  # pickled
+    ],
+)
+def test_bad_array_is_refused(tmp_path: Path, name: str, tensor: Any, message: str) -> None:
+    with pytest.raises(CheckpointFileError, match=message):
+        MaskDecoder.load(saved(tmp_path, **{name: tensor}))
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
-    tensors = tensors_of(MASK_DECODER_FILE)
-    del tensors["decoder.6.bias"]
-    np.savez(tmp_path / "vae.npz", **tensors)
-    with pytest.raises(CheckpointFileError, match=r"has no array decoder.6.bias of shape \(64,\)"):
-        MaskDecoder.load(tmp_path / "vae.npz")
+def test_arrays_of_float32_are_read(tmp_path: Path) -> None:
+    with np.load(MASK_DECODER_FILE) as file:
+        path = saved(tmp_path, **{name: file[name].astype(np.float32) for name in file.files})
+    assert np.array_equal(MaskDecoder.load(path).decode(range(16)), MASK_DECODER.decode(range(16)))
 
 
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
-    tensors = tensors_of(MASK_DECODER_FILE)
-    np.savez(
-        tmp_path / "vae.npz",
-        **(tensors | {"decoder.0.weight": tensors["decoder.0.weight"][:, :, 0, 0]}),
-    )
-    with pytest.raises(
-        CheckpointFileError, match=r"decoder.0.weight must be finite, .* its shape is \(128, 512\)"
-    ):
-        MaskDecoder.load(tmp_path / "vae.npz")
-
-
-def test_a_tensor_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    tensors = tensors_of(MASK_DECODER_FILE)
-    np.savez(tmp_path / "vae.npz", **(tensors | {"decoder.12.bias": np.array([np.nan])}))
-    with pytest.raises(CheckpointFileError, match=r"decoder.12.bias must be finite"):
-        MaskDecoder.load(tmp_path / "vae.npz")
-
-
-def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:
-    tensors = tensors_of(MASK_DECODER_FILE)
-    np.savez(tmp_path / "vae.npz", **(tensors | {"decoder.12.bias": np.array([object()])}))
+@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 broken", b"array"])
+def test_file_of_another_form_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "vae.npz"
+    if content == b"array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif content is not None:
+        path.write_bytes(content)
     with pytest.raises(CheckpointFileError, match="cannot be read"):
-        MaskDecoder.load(tmp_path / "vae.npz")
-
-
-@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])
-def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "vae.npz").write_bytes(content)
-    with pytest.raises(CheckpointFileError, match="cannot be read"):
-        MaskDecoder.load(tmp_path / "vae.npz")
-
-
-def test_a_single_array_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "vae.npy", np.zeros(3))
-    with pytest.raises(CheckpointFileError, match="cannot be read"):
-        MaskDecoder.load(tmp_path / "vae.npy")
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointFileError, match="cannot be read"):
-        MaskDecoder.load(tmp_path / "vae.npz")
+        MaskDecoder.load(path)
 
 
 IMAGE_WH = (400, 300)
@@ -163,14 +138,14 @@ def signed_area(ring: Ring) -> float:
 
 @pytest.mark.parametrize("cells", [2, 3, 4, 6])
 @pytest.mark.parametrize("seed", range(4))
-def test_polygons_and_mask_of_a_field_agree(cells: int, seed: int) -> None:
+def test_polygons_agree_with_mask(cells: int, seed: int) -> None:
     field = blob(np.random.default_rng([cells, seed]), cells)
     mask = mask_in_image(field, BOX, IMAGE_WH)
     polygons = rasterised(rings_in_box(field, BOX))
     assert (mask & polygons).sum() / (mask | polygons).sum() > 0.97
 
 
-def test_a_full_field_is_its_box() -> None:
+def test_full_field_is_its_box() -> None:
     field = np.ones((64, 64), dtype=np.float32)
     (ring,) = rings_in_box(field, BOX)
     x, y = np.array(ring).T
@@ -183,20 +158,20 @@ def test_a_full_field_is_its_box() -> None:
     assert mask.sum() == (336 - 32) * (270 - 40)
 
 
-def test_no_point_lies_beyond_the_box_by_rounding() -> None:
+def test_points_lie_within_the_box() -> None:
     box = (371.797, 71.4498, 612.1008, 488.9517)
     field = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     points = np.concatenate(rings_in_box(field, box))
     assert (*points.min(axis=0), *points.max(axis=0)) == box
 
 
-def test_an_empty_field_has_no_rings_and_no_pixel() -> None:
+def test_empty_field() -> None:
     field = -np.ones((64, 64), dtype=np.float32)
     assert rings_in_box(field, BOX) == ()
     assert not mask_in_image(field, BOX, IMAGE_WH).any()
 
 
-def test_outer_rings_run_clockwise_and_holes_anticlockwise() -> None:
+def test_holes_run_anticlockwise() -> None:
     field = -np.ones((64, 64), dtype=np.float32)
     field[10:50, 10:50] = 1
     field[20:40, 20:40] = -1
@@ -206,7 +181,7 @@ def test_outer_rings_run_clockwise_and_holes_anticlockwise() -> None:
     assert areas[1] == pytest.approx(40 * 40, rel=0.01)
 
 
-def test_a_field_is_placed_by_the_centres_of_its_cells() -> None:
+def test_field_is_placed_by_its_centres() -> None:
     field = -np.ones((64, 64), dtype=np.float32)
     field[:, :16] = 1
     mask = mask_in_image(field, (0.0, 0.0, 64.0, 64.0), (100, 100))
@@ -216,14 +191,14 @@ def test_a_field_is_placed_by_the_centres_of_its_cells() -> None:
     assert enlarged.sum() == 100 * 25
 
 
-def test_the_samples_at_the_border_decide_about_the_pixels_there() -> None:
+def test_pixels_at_the_border() -> None:
     field = np.full((64, 64), -1, dtype=np.float32)
     field[[0, -1], :] = field[:, [0, -1]] = 1
     mask = mask_in_image(field, (0.0, 0.0, 64.0, 64.0), (64, 64))
     assert np.array_equal(mask, field > 0)
 
 
-def test_a_box_smaller_than_a_pixel_has_polygons_and_at_most_a_pixel() -> None:
+def test_box_smaller_than_a_pixel() -> None:
     field = np.ones((64, 64), dtype=np.float32)
     box = (10.1, 10.1, 10.4, 10.4)
     assert len(rings_in_box(field, box)) == 1

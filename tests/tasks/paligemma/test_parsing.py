@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -6,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pycocotools import mask as coco
 
-from tasks.catalog import TaskOverride
+from tasks.catalog import CatalogEntry, TaskOverride
+from tasks.paligemma import MaskDecoder
 from tasks.paligemma.parsing import parse_answer
-from tasks.results import DetectionsResult, InstancesResult, MaskFormat, TextResult
+from tasks.results import MaskFormat, TextResult, label_of, objects_of
+from tasks.run_length import decode_mask
 from tasks.table import TASKS, parse_parameters
 from tests.support.answers import generated
 from tests.support.catalog import CATALOG, MASK_DECODER, PALIGEMMA
@@ -23,13 +25,32 @@ OTHER_PX = (0.0, 0.0, 1023.0, 2046.0)
 RELEASED = CATALOG["paligemma-3b-mix-224"]
 UNLABELLED = TaskOverride("{phrase}", labels=False)
 CODES = "".join(f"<seg{code:03d}>" for code in range(16))
+VOCABULARY = "open_vocabulary_detection"
+GROUNDING = "phrase_grounding"
+SEGMENTATION = "instance_segmentation"
 
 
-def parse(task_id: str, text: str, mask_format: MaskFormat = "polygon", **values: Any) -> Any:
+def parse(
+    task_id: str,
+    *texts: str,
+    entry: CatalogEntry = RELEASED,
+    size_wh: tuple[int, int] = IMAGE_WH,
+    mask_format: MaskFormat = "polygon",
+    mask_decoder: MaskDecoder | None = MASK_DECODER,
+    logprob_of: Callable[[str], float] = lambda _: -0.5,
+    **values: Any,
+) -> Any:
     parameters = parse_parameters(TASKS[task_id], values)
-    return parse_answer(
-        RELEASED, task_id, parameters, [generated(text)], IMAGE_WH, mask_format, MASK_DECODER
-    )
+    answers = [generated(text, logprob_of) for text in texts]
+    return parse_answer(entry, task_id, parameters, answers, size_wh, mask_format, mask_decoder)
+
+
+def boxes(result: Any) -> list[tuple[str, tuple[float, ...]]]:
+    return [(detection.label, detection.box) for detection in result.detections]
+
+
+def labels(result: Any) -> list[str]:
+    return list(map(label_of, objects_of(result)))
 
 
 @pytest.mark.parametrize(
@@ -60,47 +81,42 @@ def parse(task_id: str, text: str, mask_format: MaskFormat = "polygon", **values
     ],
 )
 def test_detections(text: str, expected: Any, is_parsed: bool) -> None:
-    result = parse("phrase_grounding", text, phrases=["car", "tree"])
-    assert [(detection.label, detection.box) for detection in result.detections] == expected
-    assert result.is_parsed == is_parsed
-    asked_only = parse("open_vocabulary_detection", text, labels=["car", "tree"])
-    assert [(each.label, each.box) for each in asked_only.detections] == [
-        e for e in expected if e[0] in ("car", "tree")
-    ]
-    assert asked_only.is_parsed == is_parsed
+    result = parse(GROUNDING, text, phrases=["car", "tree"])
+    assert (boxes(result), result.is_parsed) == (expected, is_parsed)
+    strict = parse(VOCABULARY, text, labels=["car", "tree"])
+    assert boxes(strict) == [box for box in expected if box[0] in ("car", "tree")]
+    assert strict.is_parsed == is_parsed
 
 
-@pytest.mark.parametrize(
-    ("task_id", "name"), [("open_vocabulary_detection", "labels"), ("phrase_grounding", "phrases")]
-)
-def test_an_answer_of_several_gives_boxes_of_its_own_name_only(task_id: str, name: str) -> None:
-    parameters = parse_parameters(TASKS[task_id], {name: ["car", "dog", "tree"]})
-    answers = [generated(text) for text in (f"{BOX} car ; {BOX} dog", OTHER, "")]
-    result: Any = parse_answer(
-        PALIGEMMA, task_id, parameters, answers, IMAGE_WH, "polygon", MASK_DECODER
-    )
-    assert [(found.label, found.box) for found in result.detections] == [
-        ("car", BOX_PX),
-        ("dog", OTHER_PX),
-    ]
+@pytest.mark.parametrize(("task_id", "name"), [(VOCABULARY, "labels"), (GROUNDING, "phrases")])
+def test_answers_to_each_name(task_id: str, name: str) -> None:
+    values: dict[str, Any] = {name: ["car", "dog", "tree"]}
+    result = parse(task_id, f"{BOX} car ; {BOX} dog", OTHER, "", entry=PALIGEMMA, **values)
+    assert boxes(result) == [("car", BOX_PX), ("dog", OTHER_PX)]
     assert result.is_parsed
 
 
 @pytest.mark.parametrize(
     ("task_id", "values"),
     [
-        ("open_vocabulary_detection", {"labels": ["the car"]}),
-        ("phrase_grounding", {"phrases": ["the car"]}),
-        ("phrase_grounding", {"caption": "the car"}),
+        (VOCABULARY, {"labels": ["the car"]}),
+        (GROUNDING, {"phrases": ["the car"]}),
+        (GROUNDING, {"caption": "the car"}),
     ],
 )
-def test_a_box_without_label_gets_the_one_asked_label(task_id: str, values: dict[str, Any]) -> None:
-    (detection,) = parse(task_id, BOX, **values).detections
-    assert detection.label == "the car"
+def test_box_without_label(task_id: str, values: dict[str, Any]) -> None:
+    assert labels(parse(task_id, BOX, **values)) == ["the car"]
+
+
+def test_labels_of_a_fine_tune() -> None:
+    text = f"{BOX} plate ABC1234 ; {OTHER} Plate"
+    for expected, is_forced in (["plate ABC1234", "the plate"], False), (["the plate"], True):
+        entry = replace(RELEASED, forced_names=is_forced)
+        assert labels(parse(VOCABULARY, text, entry=entry, labels=["the plate"])) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "labels", "is_parsed"),
+    ("text", "expected", "is_parsed"),
     [
         ("", [], True),
         ("none", [], False),
@@ -116,80 +132,33 @@ def test_a_box_without_label_gets_the_one_asked_label(task_id: str, values: dict
         (f"{BOX}{CODES.replace('seg015', 'seg128')} car", [], False),  # not a token
     ],
 )
-def test_instances(text: str, labels: list[str], is_parsed: bool) -> None:
-    result: InstancesResult = parse("instance_segmentation", text, phrase="the car")
-    assert [instance.label for instance in result.instances] == labels
-    assert result.is_parsed == is_parsed
+def test_instances(text: str, expected: list[str], is_parsed: bool) -> None:
+    result = parse(SEGMENTATION, text, phrase="the car")
+    assert (labels(result), result.is_parsed) == (expected, is_parsed)
 
 
-def test_each_instance_has_the_phrase_that_it_is_about() -> None:
+def test_instances_of_several_phrases() -> None:
     text = f"{BOX} {CODES} CAR ; {OTHER} {CODES} the tree ; {BOX}{CODES} car"
-    together = parse("instance_segmentation", text, phrases=["a car", "tree"])
-    labels = [instance.label for instance in together.instances]
-    assert labels == ["a car", "tree", "a car"]
-    parameters = parse_parameters(TASKS["instance_segmentation"], {"phrases": ["a car", "tree"]})
-    answers = [generated(f"{BOX}{CODES}"), generated("nothing")]
-    for entry in (PALIGEMMA, replace(RELEASED, tasks={"instance_segmentation": UNLABELLED})):
-        apart = parse_answer(
-            entry,
-            "instance_segmentation",
-            parameters,
-            answers,
-            IMAGE_WH,
-            "polygon",
-            MASK_DECODER,
-        )
-        assert isinstance(apart, InstancesResult)
-        assert [instance.label for instance in apart.instances] == ["a car"]
-        assert not apart.is_parsed
+    phrases = ["a car", "tree"]
+    assert labels(parse(SEGMENTATION, text, phrases=phrases)) == ["a car", "tree", "a car"]
+    for entry in (PALIGEMMA, replace(RELEASED, tasks={SEGMENTATION: UNLABELLED})):
+        apart = parse(SEGMENTATION, f"{BOX}{CODES}", "nothing", entry=entry, phrases=phrases)
+        assert (labels(apart), apart.is_parsed) == (["a car"], False)
 
 
-def test_labels_of_a_fine_tune_are_kept_as_written() -> None:
-    entry = replace(RELEASED, forced_names=False)
-    parameters = parse_parameters(TASKS["open_vocabulary_detection"], {"labels": ["the plate"]})
-    for expected, read_by in (["plate ABC1234", "the plate"], entry), (["the plate"], RELEASED):
-        text = f"{BOX} plate ABC1234 ; {OTHER} Plate"
-        result = parse_answer(
-            read_by,
-            "open_vocabulary_detection",
-            parameters,
-            [generated(text)],
-            IMAGE_WH,
-            "polygon",
-            None,
-        )
-        assert isinstance(result, DetectionsResult)
-        assert [detection.label for detection in result.detections] == expected
-
-
-def test_an_instance_has_polygons_in_its_box_or_a_mask_of_the_image() -> None:
+def test_shapes_of_an_instance() -> None:
     text = f"{BOX}{CODES} car"
-    (with_polygons,) = parse("instance_segmentation", text, phrase="car").instances
-    (with_mask,) = parse("instance_segmentation", text, "rle", phrase="car").instances
-    assert with_polygons.box == with_mask.box == BOX_PX
-    assert with_polygons.mask is None
-    assert with_mask.polygons is None
-    x, y = np.array([point for ring in with_polygons.polygons for point in ring]).T
+    (outlined,) = parse(SEGMENTATION, text, phrase="car").instances
+    (masked,) = parse(SEGMENTATION, text, mask_format="rle", phrase="car").instances
+    assert outlined.box == masked.box == BOX_PX
+    assert (outlined.mask, masked.polygons) == (None, None)
+    x, y = np.concatenate(outlined.polygons).T
     assert (x.min() >= 20, x.max() <= 40, y.min() >= 20, y.max() <= 60) == (True,) * 4
-    mask = coco.decode(
-        {"size": list(with_mask.mask.size_hw), "counts": with_mask.mask.counts.encode()}
-    )
+    mask = decode_mask(masked.mask)
     assert mask.shape == (2046, 1023)
     assert mask.sum() == mask[20:60, 20:40].sum() > 0
-
-
-def test_instances_cannot_be_read_without_a_mask_decoder() -> None:
-    parameters = parse_parameters(TASKS["instance_segmentation"], {"phrase": "car"})
     with pytest.raises(ValueError, match="without a mask decoder"):
-        parse_answer(
-            PALIGEMMA,
-            "instance_segmentation",
-            parameters,
-            [generated("")],
-            IMAGE_WH,
-            "polygon",
-            None,
-        )
+        parse(SEGMENTATION, "", mask_decoder=None, phrase="car")
 
 
 @pytest.mark.parametrize(
@@ -201,40 +170,35 @@ def test_instances_cannot_be_read_without_a_mask_decoder() -> None:
         (BOX, "", False),
     ],
 )
-def test_texts_come_without_control_tokens(text: str, expected: str, is_parsed: bool) -> None:
+def test_texts(text: str, expected: str, is_parsed: bool) -> None:
     result = TextResult(expected, is_parsed)
     assert parse("captioning", text) == parse("ocr", text) == result
     assert parse("visual_question_answering", text, question="why?") == result
 
 
-LOGPROBS = {"red": -1.0, "car": -3.0, ";": -99.0, "": -99.0} | {
-    f"<loc{n:04d}>": -0.01 * n for n in range(1024)
-}
+LOGPROBS = {"red": -1.0, "car": -3.0, ";": -99.0, "": -99.0}
+LOGPROBS |= {f"<loc{n:04d}>": -0.01 * n for n in range(1024)}
 LOGPROBS |= {f"<seg{n:03d}>": -99.0 for n in range(128)}
 
 
-def scores(task_id: str, text: str, **values: Any) -> list[float]:
-    parameters = parse_parameters(TASKS[task_id], values)
-    answer = generated(text, LOGPROBS.__getitem__)
-    result: Any = parse_answer(
-        RELEASED, task_id, parameters, [answer], IMAGE_WH, "polygon", MASK_DECODER
-    )
-    return [math.log(each.score) for each in getattr(result, TASKS[task_id].result_kind)]
-
-
-def test_a_boxs_score_is_of_its_label_and_its_own_locations() -> None:
-    label = -1 - 3
-    first = -0.01 * 100 / 4
-    second = -0.01 * 2046 / 4
-    expected = [label + first, label + second, first]
-    text = f"{BOX}{OTHER} red car ; {BOX}"
-    assert scores("phrase_grounding", text, phrases=["red car", "dog"]) == pytest.approx(expected)
-
-
-def test_segmentation_tokens_do_not_count_in_an_instances_score() -> None:
-    assert scores("instance_segmentation", f"{BOX}{CODES} car", phrase="car") == pytest.approx(
-        [-3 - 0.25]
-    )
+@pytest.mark.parametrize(
+    ("task_id", "values", "text", "expected"),
+    [
+        # of the label and the box's own locations
+        (
+            GROUNDING,
+            {"phrases": ["red car", "dog"]},
+            f"{BOX}{OTHER} red car ; {BOX}",
+            [-4.25, -4 - 20.46 / 4, -0.25],
+        ),
+        # not of segmentation tokens
+        (SEGMENTATION, {"phrase": "car"}, f"{BOX}{CODES} car", [-3.25]),
+    ],
+)
+def test_scores(task_id: str, values: dict[str, Any], text: str, expected: list[float]) -> None:
+    result = parse(task_id, text, logprob_of=LOGPROBS.__getitem__, **values)
+    logarithms = [math.log(found.score) for found in objects_of(result)]
+    assert logarithms == pytest.approx(expected)
 
 
 PIECES = st.one_of(
@@ -246,29 +210,28 @@ PIECES = st.one_of(
     st.text(max_size=5),
 )
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join))
-CASES = [
-    ("captioning", {}),
-    ("open_vocabulary_detection", {"labels": ["car", "dog"]}),
-    ("instance_segmentation", {"phrase": "car"}),
-]
 
 
-@pytest.mark.parametrize(("task_id", "values"), CASES)
+@pytest.mark.parametrize(
+    ("task_id", "values"),
+    [
+        ("captioning", {}),
+        (VOCABULARY, {"labels": ["car", "dog"]}),
+        (SEGMENTATION, {"phrase": "car"}),
+    ],
+)
 @given(text=TEXTS, width=st.integers(1, 5000), height=st.integers(1, 5000))
-def test_any_text_is_read_and_all_points_lie_in_the_image(
+def test_any_text_is_read(
     task_id: str, values: dict[str, Any], text: str, width: int, height: int
 ) -> None:
-    parameters = parse_parameters(TASKS[task_id], values)
-    result: Any = parse_answer(
-        RELEASED, task_id, parameters, [generated(text)], (width, height), "polygon", MASK_DECODER
-    )
-    if isinstance(result, TextResult):
-        return
-    for each in getattr(result, TASKS[task_id].result_kind):
-        x1, y1, x2, y2 = each.box
+    result = parse(task_id, text, size_wh=(width, height), **values)
+    objects: tuple[Any, ...] = objects_of(result)
+    for found in objects:
+        x1, y1, x2, y2 = found.box
         assert 0 <= x1 < x2 <= width
         assert 0 <= y1 < y2 <= height
-        assert 0 <= each.score <= 1
-        for x, y in (point for ring in getattr(each, "polygons", ()) for point in ring):
-            assert x1 - 1e-6 <= x <= x2 + 1e-6
-            assert y1 - 1e-6 <= y <= y2 + 1e-6
+        assert 0 <= found.score <= 1
+        for ring in getattr(found, "polygons", ()):
+            for x, y in ring:
+                assert x1 - 1e-6 <= x <= x2 + 1e-6
+                assert y1 - 1e-6 <= y <= y2 + 1e-6

@@ -1,28 +1,246 @@
 """Results of views in pixels of the image, each object once; two tiles of 100 x 100."""
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tasks.results import (
     BoxXyxy,
     Detection,
     DetectionsResult,
+    FoundObject,
     Instance,
     InstancesResult,
+    Result,
     Ring,
     TextRegion,
     TextRegionsResult,
     TextResult,
+    objects_of,
 )
 from tasks.run_length import decode_mask, encode_mask
-from tasks.tiles.merging import MAX_OBJECTS, Merged, View, merge, placed, unite_rings
+from tasks.tiles.grid import PixelBox
+from tasks.tiles.merging import (
+    MAX_OBJECTS,
+    FoundBox,
+    Merged,
+    View,
+    cut_sides,
+    joined,
+    merge,
+    moved_parts,
+    near_pairs,
+    parts_of_objects,
+    placed,
+    seen_whole,
+    survivors,
+    unite_rings,
+)
 
 SIZE_WH = (180, 100)
-WHOLE = (0, 0, 180, 100)
+WHOLE = (0, 0, *SIZE_WH)
 LEFT = (0, 0, 100, 100)
 RIGHT = (80, 0, 180, 100)
+VIEWS: list[PixelBox] = [WHOLE, LEFT, RIGHT]
+UNCUT = (False, False, False, False)
+AT_LEFT = (True, False, False, False)
+CAPTIONS = "dense_region_captioning"
+PROPOSALS = "region_proposal"
+
+Sides = tuple[bool, bool, bool, bool]
+
+
+def part_of(view: int, box: BoxXyxy, cut: Sides, label: str = "a", score: float = 0.5) -> FoundBox:
+    return FoundBox(Detection(box, label, score), box, label, frozenset({view}), cut)
+
+
+def box_of(view: int, box: BoxXyxy, label: str = "a", score: float = 0.5) -> FoundBox:
+    return part_of(view, box, cut_sides(box, VIEWS[view], SIZE_WH, 2), label, score)
+
+
+@pytest.mark.parametrize(
+    ("view", "box", "expected"),
+    [
+        # within the image: edges at 20, 10, 120, 90; cut within 2 pixels of them
+        ((20, 10, 120, 90), (22, 30, 50, 50), (True, False, False, False)),
+        ((20, 10, 120, 90), (23, 30, 50, 50), UNCUT),
+        ((20, 10, 120, 90), (50, 12, 60, 50), (False, True, False, False)),
+        ((20, 10, 120, 90), (50, 13, 60, 50), UNCUT),
+        ((20, 10, 120, 90), (50, 30, 118, 50), (False, False, True, False)),
+        ((20, 10, 120, 90), (50, 30, 117, 50), UNCUT),
+        ((20, 10, 120, 90), (50, 30, 60, 88), (False, False, False, True)),
+        ((20, 10, 120, 90), (50, 30, 60, 87), UNCUT),
+        # the edges of the image cut nothing; 100 is its height, and below its width
+        (LEFT, (0, 0, 50, 100), UNCUT),
+        (LEFT, (0, 0, 100, 100), (False, False, True, False)),
+        (RIGHT, (80, 0, 180, 100), (True, False, False, False)),
+        (WHOLE, (0, 0, 180, 100), UNCUT),
+    ],
+)
+def test_sides_that_an_edge_cuts(
+    view: PixelBox, box: BoxXyxy, expected: tuple[bool, bool, bool, bool]
+) -> None:
+    assert cut_sides(box, view, SIZE_WH, 2) == expected
+
+
+PART = box_of(1, (60, 20, 100, 60))
+
+
+@pytest.mark.parametrize(
+    ("other", "are_one"),
+    [
+        (box_of(2, (80, 22, 130, 60)), True),
+        (part_of(2, (80, 40, 130, 60), AT_LEFT), True),  # shares half of the edge
+        (part_of(2, (104, 20, 130, 60), AT_LEFT), True),  # within the slack of both
+        (part_of(2, (105, 20, 130, 60), AT_LEFT), False),
+        (box_of(2, (80, 22, 130, 60), label="b"), False),
+        (box_of(2, (80, 62, 130, 99)), False),  # beside it
+        (box_of(2, (90, 22, 130, 60)), False),  # not cut
+        (box_of(2, (80, 20, 98, 60)), False),  # ends before it
+        (box_of(1, (60, 20, 100, 61)), False),  # of the same view
+        (box_of(2, (80, 20, 100, 60)), False),  # ends where it ends
+        (box_of(2, (80, 30, 130, 90)), False),  # shares 30 of 70 pixels of the edge
+        (box_of(2, (80, 41, 130, 60)), False),  # 19 of 40
+    ],
+)
+def test_parts_across_an_edge(other: FoundBox, are_one: bool) -> None:
+    expected = [[0, 1]] if are_one else [[0], [1]]
+    assert parts_of_objects([PART, other], 2, is_text=False) == expected
+
+
+def test_parts_of_a_line_of_text() -> None:
+    """They continue to the right where they overlap; flat boxes do not."""
+    line = [box_of(1, (10, 20, 96, 30)), box_of(2, (85, 20, 130, 30))]
+    assert parts_of_objects(line, 2, is_text=True) == [[0, 1]]
+    assert parts_of_objects(line, 2, is_text=False) == [[0], [1]]
+    below = [box_of(1, (10, 20, 96, 30)), box_of(2, (10, 28, 96, 38))]
+    assert parts_of_objects(below, 2, is_text=True) == [[0], [1]]
+    flat = [box_of(1, (60, 20, 100, 20)), box_of(2, (80, 20, 130, 20))]
+    assert parts_of_objects(flat, 2, is_text=True) == [[0], [1]]
+
+
+def test_joined_parts() -> None:
+    """They are cut where the outermost part is, and as sure as the least sure part."""
+    assert joined([PART]) is PART
+    top = part_of(1, (10, 10, 50, 40), (True, False, False, True))
+    bottom = part_of(2, (20, 30, 60, 80), (False, True, False, True), score=0.4)
+    cut = (True, False, False, True)
+    box = (10, 10, 60, 80)
+    found = Detection(box, "a", 0.4)
+    assert joined([top, bottom]) == FoundBox(found, box, "a", frozenset({1, 2}), cut, True)
+    bottom = part_of(2, (20, 30, 60, 80), (False, True, True, False))
+    assert joined([bottom, top]).cut == (True, False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        # the same object in two views: the better one stays, of the same view both
+        (box_of(0, (10, 10, 50, 50)), box_of(1, (12, 10, 50, 50), score=0.6), [1]),
+        (box_of(1, (10, 10, 50, 50)), box_of(1, (12, 10, 50, 50), score=0.6), [0, 1]),
+        (box_of(0, (10, 10, 50, 50)), box_of(1, (10, 10, 50, 50), label="b"), [0, 1]),
+        # an object that an edge cuts is worse than one that is whole
+        (box_of(0, (60, 10, 140, 50)), box_of(1, (60, 10, 100, 50), score=0.9), [0]),
+        (box_of(0, (60, 10, 140, 50)), box_of(1, (60, 10, 100, 50), label="b", score=0.9), [0]),
+        # half of either box is shared, and less than half
+        (box_of(0, (0, 0, 20, 30)), box_of(1, (0, 10, 20, 40), score=0.6), [1]),
+        (box_of(0, (0, 0, 20, 30)), box_of(1, (0, 11, 20, 41), score=0.6), [0, 1]),
+        # a quarter of a larger object is a part of it, and less is another object
+        (box_of(0, (0, 0, 40, 40)), box_of(1, (0, 0, 20, 20), score=0.6), [1]),
+        (box_of(0, (0, 0, 41, 40)), box_of(1, (0, 0, 20, 20), score=0.6), [0, 1]),
+        # four fifths of the smaller box are within the larger one
+        (box_of(0, (0, 0, 40, 40)), box_of(1, (0, 20, 40, 45), score=0.4), [0]),
+        (box_of(0, (0, 0, 40, 40)), box_of(1, (0, 21, 40, 46), score=0.4), [0, 1]),
+        (box_of(0, (0, 0, 40, 40)), box_of(1, (50, 0, 90, 40)), [0, 1]),
+    ],
+)
+def test_one_box_of_each_object(one: FoundBox, other: FoundBox, expected: list[int]) -> None:
+    assert survivors([one, other], is_text=False) == expected
+    swapped = [1 - index for index in reversed(expected)]
+    assert survivors([other, one], is_text=False) == sorted(swapped)
+
+
+def test_joined_parts_and_a_view_of_all() -> None:
+    """A line of text of joined parts is not replaced."""
+    parts = joined([box_of(1, (60, 20, 100, 60), score=0.9), box_of(2, (80, 20, 130, 60))])
+    whole = box_of(0, (60, 20, 130, 60), score=0.1)
+    assert survivors([parts, whole], is_text=False) == [1]
+    assert survivors([parts, whole], is_text=True) == [0]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (part_of(2, (84, 20, 112, 40), AT_LEFT), True),  # LEFT's edge cuts it: within RIGHT
+        (part_of(2, (82, 20, 112, 40), AT_LEFT), False),
+        (part_of(0, (84, 20, 112, 40), UNCUT), False),
+        (part_of(2, (0, 0, 50, 100), AT_LEFT), True),  # the edges of the image cut nothing
+        (part_of(2, (-1, 0, 50, 100), AT_LEFT), False),
+        (part_of(2, (0, 0, 50, 101), AT_LEFT), False),
+    ],
+)
+def test_parts_that_another_tile_sees_whole(part: FoundBox, expected: bool) -> None:
+    assert seen_whole([part], [LEFT, RIGHT], SIZE_WH, 2).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "expected"),
+    [
+        (box_of(1, (70, 20, 92, 40)), box_of(0, (70, 20, 120, 40)), True),
+        (box_of(1, (70, 20, 89, 40)), box_of(0, (70, 20, 120, 40)), False),  # not near the edge
+        (box_of(2, (88, 20, 110, 40)), box_of(0, (60, 20, 110, 40)), True),
+        (box_of(1, (70, 20, 92, 40)), box_of(1, (70, 20, 99, 40)), False),  # of one view
+        (box_of(1, (70, 20, 92, 40)), box_of(0, (50, 20, 92, 40)), False),  # does not go on
+        (box_of(1, (70, 20, 92, 40)), box_of(0, (99, 20, 150, 40)), False),  # shares too little
+        (box_of(1, (70, 20, 92, 40)), box_of(0, (70, 20, 95, 40)), False),  # nearly as large
+        (box_of(1, (70, 20, 92, 40), "b"), box_of(0, (70, 20, 120, 40)), False),  # as sure
+        (box_of(1, (70, 20, 92, 40), "b"), box_of(0, (70, 20, 120, 40), score=0.6), True),
+        (box_of(1, (70, 20, 92, 40)), box_of(0, (70, 20, 180, 99)), True),  # of its label
+        (box_of(1, (70, 20, 92, 40), "b"), box_of(0, (70, 20, 180, 99), score=0.6), False),
+        (box_of(1, (70, 20, 92, 40), "b"), box_of(0, (70, 20, 114, 60), score=0.6), True),
+        (box_of(1, (70, 20, 92, 40), ""), box_of(0, (70, 20, 180, 99), "", 0.6), False),
+    ],
+)
+def test_moved_parts(part: FoundBox, whole: FoundBox, expected: bool) -> None:
+    assert moved_parts([part, whole], VIEWS, SIZE_WH, 10).tolist() == [expected, False]
+    assert moved_parts([whole, part], VIEWS, SIZE_WH, 10).tolist() == [False, expected]
+
+
+def test_two_boxes_in_a_row() -> None:
+    whole = box_of(0, (30, 20, 120, 40))
+    row = [box_of(1, (30, 20, 60, 40)), box_of(1, (62, 20, 92, 40))]
+    assert moved_parts([*row, whole], VIEWS, SIZE_WH, 10).tolist() == [False, True, False]
+    assert moved_parts([], VIEWS, SIZE_WH, 10).tolist() == []
+
+
+def corners(step: float) -> NDArray[np.float64]:
+    """Return the upper left corners of 100 x 100 boxes, (N, 2)."""
+    steps = np.arange(100) * step
+    return np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+
+
+def test_near_boxes_are_compared_once() -> None:
+    low = corners(step=8)
+    pairs = set[tuple[int, int]]()
+    num_pairs = 0
+    for ones, others in near_pairs(low, low + 10, np.ones(len(low), dtype=np.bool_)):
+        assert (ones < others).all()
+        pairs.update(zip(ones.tolist(), others.tolist(), strict=True))
+        num_pairs += len(ones)
+    assert num_pairs == len(pairs) == 2 * 100 * 99 + 2 * 99**2
+
+
+def test_dropped_boxes_are_not_compared() -> None:
+    low = np.zeros((2000, 2))
+    are_kept = np.ones(len(low), dtype=np.bool_)
+    num_pairs = 0
+    for _, others in near_pairs(low, low + 10, are_kept):
+        num_pairs += len(others)
+        are_kept[others] = False
+    assert are_kept.sum() == 1
+    assert num_pairs < 64 * len(low)
 
 
 def box(
@@ -31,97 +249,98 @@ def box(
     return Detection((x1, y1, x2, y2), label, score)
 
 
+def merged_views(
+    task: str, *views: tuple[PixelBox, list[Any]], size_wh: tuple[int, int] = SIZE_WH
+) -> Merged:
+    kinds = {"instance_segmentation": InstancesResult, "ocr": TextRegionsResult}
+    kinds["ocr_with_regions"] = TextRegionsResult
+    kind: Any = kinds.get(task, DetectionsResult)
+    results = [View(view, kind(tuple(objects), True)) for view, objects in views]
+    return merge(task, results, size_wh)
+
+
 def detected(
     whole: list[Detection],
     left: list[Detection],
     right: list[Detection],
     task: str = "object_detection",
-) -> list[Detection]:
-    found = zip((WHOLE, LEFT, RIGHT), (whole, left, right), strict=True)
-    views = [View(view, DetectionsResult(tuple(items), True)) for view, items in found]
-    merged = merge(task, views, SIZE_WH)
-    assert isinstance(merged.result, DetectionsResult)
-    assert merged.num_merged == len([*whole, *left, *right]) - len(merged.result.detections)
-    return list(merged.result.detections)
+) -> list[FoundObject]:
+    merged = merged_views(task, (WHOLE, whole), (LEFT, left), (RIGHT, right))
+    objects = list(objects_of(merged.result))
+    assert merged.num_merged == len([*whole, *left, *right]) - len(objects)
+    return objects
 
 
-@pytest.mark.parametrize("task", ["dense_region_captioning", "region_proposal"])
-def test_boxes_with_captions_or_without_labels_are_compared_with_all(task: str) -> None:
-    labels = ("a red cat", "a cat") if task == "dense_region_captioning" else ("", "")
-    whole = [box(10, 10, 20, 20, 0.9, labels[0])]
-    assert detected(whole, [box(10, 11, 20, 20, label=labels[1])], [], task) == whole
+@pytest.mark.parametrize(
+    ("whole", "left", "right", "task", "expected"),
+    [
+        # captions and boxes without labels are compared with all others
+        ([box(9, 9, 20, 20, 0.9, "cat")], [box(9, 9, 20, 20, 0.5, "a cat")], [], CAPTIONS, ""),
+        ([box(9, 9, 20, 20, 0.9, "")], [box(9, 9, 20, 20, label="")], [], PROPOSALS, ""),
+        # a part at an edge, whose place another tile sees
+        ([], [box(88, 10, 99, 20)], [], "object_detection", []),
+        ([], [box(81, 10, 99, 20)], [], "object_detection", [box(81, 10, 99, 20)]),
+        # a part that a model moved off the edge, and one 16 pixels from it
+        (
+            [],
+            [box(80, 10, 91, 20, 0.9)],
+            [box(86, 10, 106, 20, 0.4)],
+            "object_detection",
+            [box(86, 10, 106, 20, 0.4)],
+        ),
+        (
+            [],
+            [box(70, 10, 84, 20, 0.9)],
+            [box(86, 10, 106, 20, 0.4)],
+            "object_detection",
+            [box(70, 10, 84, 20, 0.9), box(86, 10, 106, 20, 0.4)],
+        ),
+    ],
+)
+def test_detections(
+    whole: list[Detection], left: list[Detection], right: list[Detection], task: str, expected: Any
+) -> None:
+    assert detected(whole, left, right, task) == (whole if expected == "" else expected)
 
 
-def test_parts_on_both_sides_of_a_seam_are_one_object() -> None:
-    assert detected([], [box(40, 10, 99, 50, 0.9)], [box(81, 12, 140, 50, 0.6)]) == [
-        box(40, 10, 140, 50, 0.6)
-    ]
-
-
-def test_parts_that_a_seam_without_overlap_divides_are_one_object() -> None:
-    views = [
-        View((0, 0, 200, 100), DetectionsResult((), True)),
-        View((0, 0, 100, 100), DetectionsResult((box(40, 10, 99, 50),), True)),
-        View((100, 0, 200, 100), DetectionsResult((box(101, 10, 140, 50),), True)),
-    ]
-    assert merge("object_detection", views, (200, 100)).result == DetectionsResult(
-        (box(40, 10, 140, 50),), True
-    )
-
-
-def test_joined_parts_are_kept_rather_than_a_surer_part() -> None:
-    tiles = [(0, 0, 100, 100), (80, 0, 180, 100), (80, 80, 180, 180)]
-    found = [box(40, 50, 99, 96), box(81, 50, 140, 96), box(81, 81, 140, 96, 0.9)]
-    views = [View((0, 0, 180, 180), DetectionsResult((), True))]
-    for tile, part in zip(tiles, found, strict=True):
-        views.append(View(tile, DetectionsResult((part,), True)))
-    merged = merge("object_detection", views, (180, 180))
-    assert merged.result == DetectionsResult((box(40, 50, 140, 96),), True)
-
-
-def test_a_part_is_joined_with_one_of_each_view_that_fits_best() -> None:
-    left = box(40, 10, 99, 50)
-    worse = box(81, 20, 140, 55, 0.9)
-    assert detected([], [left], [worse, box(81, 10, 140, 52)]) == [box(40, 10, 140, 52), worse]
-
-
-def test_the_four_parts_at_a_corner_are_one_object() -> None:
-    corners = [(0, 0), (80, 0), (0, 80), (80, 80)]
-    tiles = [(x, y, x + 100, y + 100) for x, y in corners]
-    parts = [box(60, 60, 99, 99), box(81, 60, 130, 99), box(60, 81, 99, 120), box(81, 81, 130, 120)]
-    views = [View((0, 0, 180, 180), DetectionsResult((), True))]
-    for tile, part in zip(tiles, parts, strict=True):
-        views.append(View(tile, DetectionsResult((part,), True)))
-    merged = merge("object_detection", views, (180, 180))
-    assert merged == Merged(DetectionsResult((box(60, 60, 130, 120),), True), 3)
-
-
-def test_a_part_at_an_edge_is_dropped_if_another_tile_sees_its_place() -> None:
-    assert detected([], [box(88, 10, 99, 20)], []) == []
-    at_both_edges = box(81, 10, 99, 20)
-    assert detected([], [at_both_edges], []) == [at_both_edges]
-
-
-def test_a_part_that_a_model_moved_off_the_edge_is_dropped() -> None:
-    whole = box(86, 10, 106, 20, 0.4)
-    assert detected([], [box(80, 10, 91, 20, 0.9)], [whole]) == [whole]
-    below = box(70, 10, 84, 20, 0.9)  # 16 pixels from the edge
-    assert detected([], [below], [whole]) == [below, whole]
-
-
-@pytest.mark.parametrize("task", ["dense_region_captioning", "region_proposal"])
-def test_without_common_labels_only_a_large_part_is_dropped(task: str) -> None:
+@pytest.mark.parametrize("task", [CAPTIONS, PROPOSALS])
+def test_small_part_without_common_label(task: str) -> None:
     whole = box(86, 10, 106, 20, label="")
     assert detected([], [box(80, 10, 91, 20, label="")], [whole], task) == [whole]
     small = box(80, 10, 91, 14, label="")  # less than a quarter
     assert detected([], [small], [whole], task) == [small, whole]
 
 
-def test_of_too_many_objects_the_least_sure_are_left_out() -> None:
+def test_parts_that_are_joined() -> None:
+    left = box(40, 10, 99, 50, 0.9)
+    assert detected([], [left], [box(81, 12, 140, 50, 0.6)]) == [box(40, 10, 140, 50, 0.6)]
+    other = box(81, 20, 140, 55, 0.9)  # fits less well
+    right = box(81, 10, 140, 52, 0.5)
+    assert detected([], [left], [other, right]) == [box(40, 10, 140, 52), other]
+    views = (((0, 0, 200, 100), []), (LEFT, [left]), ((100, 0, 200, 100), [box(101, 10, 140, 50)]))
+    merged = merged_views("object_detection", *views, size_wh=(200, 100))  # no overlap
+    assert objects_of(merged.result) == (box(40, 10, 140, 50),)
+
+
+def test_parts_at_a_corner() -> None:
+    tiles = [(0, 0, 100, 100), (80, 0, 180, 100), (0, 80, 100, 180), (80, 80, 180, 180)]
+    whole = ((0, 0, 180, 180), list[Detection]())
+    parts = [box(60, 60, 99, 99), box(81, 60, 130, 99), box(60, 81, 99, 120), box(81, 81, 130, 120)]
+    views = [(tile, [part]) for tile, part in zip(tiles, parts, strict=True)]
+    merged = merged_views("object_detection", whole, *views, size_wh=(180, 180))
+    assert merged == Merged(DetectionsResult((box(60, 60, 130, 120),), True), 3)
+    # a surer part does not replace joined ones
+    parts = [box(40, 50, 99, 96), box(81, 50, 140, 96), box(81, 81, 140, 96, 0.9)]
+    views = [(tiles[index], [part]) for index, part in zip((0, 1, 3), parts, strict=True)]
+    merged = merged_views("object_detection", whole, *views, size_wh=(180, 180))
+    assert objects_of(merged.result) == (box(40, 50, 140, 96),)
+
+
+def test_too_many_objects() -> None:
     sure = [box(index, 10, index + 0.5, 20, 0.9) for index in range(MAX_OBJECTS - 1)]
     unsure = [box(0, 30, 1, 40, 0.1), box(0, 50, 1, 60, 0.2)]
-    views = [View((0, 0, MAX_OBJECTS, 60), DetectionsResult((*unsure, *sure), True))]
-    merged = merge("object_detection", views, (MAX_OBJECTS, 60))
+    view = ((0, 0, MAX_OBJECTS, 60), [*unsure, *sure])
+    merged = merged_views("object_detection", view, size_wh=(MAX_OBJECTS, 60))
     assert merged == Merged(DetectionsResult((unsure[1], *sure), True), 0, num_left_out=1)
 
 
@@ -130,130 +349,116 @@ def square(x1: float, y1: float, x2: float, y2: float) -> Ring:
 
 
 def bounds(rings: tuple[Ring, ...]) -> list[BoxXyxy]:
-    return sorted(
-        (*map(min, zip(*ring, strict=True)), *map(max, zip(*ring, strict=True))) for ring in rings
-    )
+    boxes: list[BoxXyxy] = []
+    for ring in rings:
+        xs, ys = zip(*ring, strict=True)
+        boxes.append((min(xs), min(ys), max(xs), max(ys)))
+    return sorted(boxes)
 
 
-def test_the_polygons_of_an_object_across_a_seam_are_united() -> None:
-    left = Instance((40, 10, 100, 50), "a", 0.9, (square(40, 10, 100, 50),), None)
-    right = Instance((80, 10, 140, 50), "a", 0.6, (square(80, 10, 140, 50),), None)
-    views = [
-        View(view, InstancesResult(found, True))
-        for view, found in ((WHOLE, ()), (LEFT, (left,)), (RIGHT, (right,)))
-    ]
-    merged = merge("instance_segmentation", views, SIZE_WH)
-    assert isinstance(merged.result, InstancesResult)
-    (instance,) = merged.result.instances
-    assert (instance.box, instance.score, instance.mask) == ((40, 10, 140, 50), 0.6, None)
-    assert bounds(instance.polygons or ()) == [(40, 10, 140, 50)]
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_shapes_across_a_seam_are_united(has_mask: bool) -> None:
+    def instance(x1: int, x2: int, score: float) -> Instance:
+        mask = np.zeros((100, 180), dtype=np.bool_)
+        mask[10:50, x1:x2] = True
+        rings = None if has_mask else (square(x1, 10, x2, 50),)
+        run_lengths = encode_mask(mask) if has_mask else None
+        return Instance((x1, 10, x2, 50), "a", score, rings, run_lengths)
+
+    views = ((WHOLE, []), (LEFT, [instance(40, 100, 0.9)]), (RIGHT, [instance(80, 140, 0.6)]))
+    (united,) = objects_of(merged_views("instance_segmentation", *views).result)
+    assert isinstance(united, Instance)
+    assert (united.box, united.score) == ((40, 10, 140, 50), 0.6)
+    if has_mask:
+        assert united.mask is not None
+        assert decode_mask(united.mask).sum() == 40 * 100
+    else:
+        assert bounds(united.polygons or ()) == [(40, 10, 140, 50)]
+    assert (united.mask is None, united.polygons is None) == (not has_mask, has_mask)
 
 
-def test_united_polygons_keep_their_holes_and_drop_what_has_no_area() -> None:
+def test_holes_of_united_rings() -> None:
     ring = (square(0, 0, 30, 30), square(10, 10, 20, 20))
     united = unite_rings([ring, (square(25, 0, 60, 30), ((1.0, 1.0), (2.0, 2.0)))])
     assert bounds(united) == [(0, 0, 60, 30), (10, 10, 20, 20)]
     assert unite_rings([()]) == ()
 
 
-def test_the_masks_of_an_object_across_a_seam_are_united() -> None:
-    def instance(x1: int, x2: int) -> Instance:
-        mask = np.zeros((100, 180), dtype=np.bool_)
-        mask[10:50, x1:x2] = True
-        return Instance((x1, 10, x2, 50), "a", 0.5, None, encode_mask(mask))
-
-    views = [
-        View(view, InstancesResult(found, True))
-        for view, found in (
-            (WHOLE, ()),
-            (LEFT, (instance(40, 100),)),
-            (RIGHT, (instance(80, 140),)),
-        )
-    ]
-    result = merge("instance_segmentation", views, SIZE_WH).result
-    assert isinstance(result, InstancesResult)
-    (united,) = result.instances
-    assert united.mask is not None
-    assert united.polygons is None
-    assert decode_mask(united.mask).sum() == 40 * 100
-
-
 def line(text: str, x1: float, x2: float, y: float = 10, score: float = 0.5) -> TextRegion:
     return TextRegion(((x1, y), (x2, y + 1), (x2, y + 11), (x1, y + 10)), text, score)
 
 
-def read(
-    whole: list[TextRegion], left: list[TextRegion], right: list[TextRegion], task: str
-) -> Merged:
-    found = zip((WHOLE, LEFT, RIGHT), (whole, left, right), strict=True)
-    views = [View(view, TextRegionsResult(tuple(items), True)) for view, items in found]
-    return merge(task, views, SIZE_WH)
+PARTS = [line("the quick br", 10, 99)], [line("ick brown fox", 81, 170)]
 
 
-def test_a_line_across_a_seam_is_one_line_with_the_corners_of_both_ends() -> None:
-    merged = read(
-        [], [line("the quick br", 10, 99)], [line("ick brown fox", 81, 170)], "ocr_with_regions"
-    )
+@pytest.mark.parametrize(
+    ("whole", "left", "right", "text", "num_merged"),
+    [
+        (
+            [],
+            [line("below", 10, 40, 60), line("word", 84, 96, 10, 0.9), line("first", 10, 40)],
+            [line("word", 84, 97), line("last", 120, 150)],
+            "first word last\nbelow",
+            1,
+        ),
+        ([line("che qvick bnown", 10, 170, score=0.2)], *PARTS, "the quick brown fox", 2),
+        ([line("che qvick bnown", 8, 168, score=0.2)], *PARTS, "the quick brown fox", 2),
+        ([line("the quick brown fax", 10, 170, score=0.9)], *PARTS, "the quick brown fax", 2),
+    ],
+)
+def test_text(
+    whole: list[TextRegion],
+    left: list[TextRegion],
+    right: list[TextRegion],
+    text: str,
+    num_merged: int,
+) -> None:
+    merged = merged_views("ocr", (WHOLE, whole), (LEFT, left), (RIGHT, right))
+    assert merged == Merged(TextResult(text, True), num_merged)
+
+
+def test_line_across_a_seam() -> None:
+    left, right = PARTS
+    merged = merged_views("ocr_with_regions", (WHOLE, []), (LEFT, left), (RIGHT, right))
     expected = line("the quick brown fox", 10, 170)
     assert merged == Merged(TextRegionsResult((expected,), True), 1)
 
 
-def test_a_word_that_two_tiles_saw_is_written_once_in_reading_order() -> None:
-    left = [line("below", 10, 40, 60), line("word", 84, 96, 10, 0.9), line("first", 10, 40)]
-    right = [line("word", 84, 97), line("last", 120, 150)]
-    assert read([], left, right, "ocr") == Merged(TextResult("first word last\nbelow", True), 1)
-
-
-def test_the_better_reading_of_a_line_is_kept_also_if_it_is_joined() -> None:
-    parts = [line("the quick br", 10, 99)], [line("ick brown fox", 81, 170)]
-    invented = line("che qvick bnown", 10, 170, score=0.2)
-    assert read([invented], *parts, "ocr").result == TextResult("the quick brown fox", True)
-    moved = line("che qvick bnown", 8, 168, score=0.2)
-    assert read([moved], *parts, "ocr").result == TextResult("the quick brown fox", True)
-    sure = line("the quick brown fax", 10, 170, score=0.9)
-    assert read([sure], *parts, "ocr").result == TextResult("the quick brown fax", True)
-
-
-def test_text_without_places_is_merged_row_by_row() -> None:
+def test_text_without_places() -> None:
     texts = {WHOLE: "", LEFT: "one two", RIGHT: "two three"}
     views = [View(view, TextResult(text, True)) for view, text in texts.items()]
     assert merge("ocr", views, SIZE_WH) == Merged(TextResult("one two three", True), 0)
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("parsed", "unparsed"),
     [
-        lambda is_parsed: DetectionsResult((), is_parsed),
-        lambda is_parsed: InstancesResult((), is_parsed),
-        lambda is_parsed: TextRegionsResult((), is_parsed),
-        lambda is_parsed: TextResult("", is_parsed),
+        (DetectionsResult((), True), DetectionsResult((), False)),
+        (InstancesResult((), True), InstancesResult((), False)),
+        (TextRegionsResult((), True), TextRegionsResult((), False)),
+        (TextResult("", True), TextResult("", False)),
     ],
 )
-def test_a_result_is_parsed_if_that_of_every_view_is(
-    make: Callable[[bool], DetectionsResult | InstancesResult | TextRegionsResult | TextResult],
-) -> None:
-    views = [View(WHOLE, make(True)), View(LEFT, make(False))]
+def test_unparsed_view(parsed: Result, unparsed: Result) -> None:
+    views = [View(WHOLE, parsed), View(LEFT, unparsed)]
     assert not merge("object_detection", views, SIZE_WH).result.is_parsed
-    assert merge("object_detection", views[:1], SIZE_WH).result == make(True)
+    assert merge("object_detection", views[:1], SIZE_WH).result == parsed
 
 
 WHOLE_WH = (640, 480)
 CROP = (100, 50, 140, 90)
-QUAD = ((0.0, 0.0), (4.0, 0.0), (4.0, 3.0), (0.0, 3.0))
 
 
-def test_boxes_rings_and_quads_come_back_in_pixels_of_the_whole() -> None:
+def test_results_of_a_crop() -> None:
+    quad = ((0.0, 0.0), (4.0, 0.0), (4.0, 3.0), (0.0, 3.0))
     detections = DetectionsResult((Detection((1.0, 2.0, 3.5, 4.0), "a", 0.5),), True)
-    assert placed(detections, CROP, WHOLE_WH) == DetectionsResult(
-        (Detection((101.0, 52.0, 103.5, 54.0), "a", 0.5),), True
-    )
-    instances = InstancesResult(
-        (Instance((1.0, 2.0, 3.0, 4.0), "a", 0.5, (((1.0, 2.0), (3.0, 2.0), (3.0, 4.0)),), None),),
-        True,
-    )
+    moved = Detection((101.0, 52.0, 103.5, 54.0), "a", 0.5)
+    assert placed(detections, CROP, WHOLE_WH) == DetectionsResult((moved,), True)
+    ring = ((1.0, 2.0), (3.0, 2.0), (3.0, 4.0))
+    instances = InstancesResult((Instance((1.0, 2.0, 3.0, 4.0), "a", 0.5, (ring,), None),), True)
     (instance,) = placed(instances, CROP, WHOLE_WH).instances  # type: ignore[union-attr]
     assert instance.polygons == (((101.0, 52.0), (103.0, 52.0), (103.0, 54.0)),)
-    regions = TextRegionsResult((TextRegion(QUAD, "a", 0.5),), True)
+    regions = TextRegionsResult((TextRegion(quad, "a", 0.5),), True)
     (region,) = placed(regions, CROP, WHOLE_WH).text_regions  # type: ignore[union-attr]
     assert region.quad == ((100.0, 50.0), (104.0, 50.0), (104.0, 53.0), (100.0, 53.0))
     assert placed(TextResult("a", True), CROP, WHOLE_WH) == TextResult("a", True)
@@ -268,7 +473,7 @@ def test_boxes_rings_and_quads_come_back_in_pixels_of_the_whole() -> None:
         np.s_[::2, ::3],
     ],
 )
-def test_a_mask_comes_back_as_a_mask_of_the_whole(part: tuple[slice, slice]) -> None:
+def test_mask_of_a_crop(part: tuple[slice, slice]) -> None:
     mask = np.zeros((40, 40), dtype=np.bool_)
     mask[part] = True
     instances = InstancesResult(
