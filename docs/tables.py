@@ -62,13 +62,13 @@ def settings_table() -> str:
         text = ",".join(default) if isinstance(default, tuple) else str(default)
         if isinstance(default, bool):
             text = text.lower()
-        shown = "unset" if default in (None, ()) else f"`{text}`"
+        value = "unset" if default in (None, ()) else f"`{text}`"
         allowed = ""
         if "enum" in schemas[name]:
             allowed = f" One of {', '.join(schemas[name]['enum'])}."
         elif "minimum" in schemas[name]:
             allowed = f" {schemas[name]['minimum']} to {schemas[name]['maximum']}."
-        rows.append(f"| `{variable(name)}` | {shown} | {field.description}{allowed} |")
+        rows.append(f"| `{variable(name)}` | {value} | {field.description}{allowed} |")
     return "\n".join(rows)
 
 

@@ -222,9 +222,10 @@ def _entry_of_adapter(row: Mapping[str, Any], bases: Mapping[str, CatalogEntry])
         raise CatalogError(
             f"{entry_id}: an adapter shares {fixed} with its base {base}; remove the keys"
         )
-    # tuned to write labels of its own, perhaps
-    own: dict[str, Any] = {"revision": None, "weights_sha256": None, "forced_names": False}
-    return _checked(replace(bases[base], aliases=(), **own | _parsed_values(row, {"id", "source"})))
+    values: dict[str, Any] = {"revision": None, "weights_sha256": None, "aliases": ()}
+    values["forced_names"] = False  # tuned to write labels of its own, perhaps
+    values |= _parsed_values(row, {"id", "source"})
+    return _checked(replace(bases[base], **values))
 
 
 def entry_row(entry: CatalogEntry) -> dict[str, object]:

@@ -118,12 +118,12 @@ def read_objects(
     for answer, names in zip(answers, names_per_prompt, strict=True):
         written = tuple(read(answer, names))
         is_parsed &= answer.is_read_as(written)
-        for found in written:
-            if isinstance(found, Detection):
-                is_other = is_strict and bool(names) and found.label not in names
-                if is_other or found.label in banned:
+        for item in written:
+            if isinstance(item, Detection):
+                is_other = is_strict and bool(names) and item.label not in names
+                if is_other or item.label in banned:
                     continue
-            objects.append(found)
+            objects.append(item)
     return _RESULTS[kind](tuple(objects), is_parsed)  # type: ignore[arg-type]  # of the kind
 
 

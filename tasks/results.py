@@ -121,13 +121,13 @@ def ordered_box(x1: float, y1: float, x2: float, y2: float) -> BoxXyxy | None:
     return (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
 
 
-def box_of(found: FoundObject) -> BoxXyxy:
+def box_of(item: FoundObject) -> BoxXyxy:
     """Return the box of an object, or the one around a text region."""
-    if not isinstance(found, TextRegion):
-        return found.box
-    return bounding_box(found.quad) or (0.0, 0.0, 0.0, 0.0)
+    if not isinstance(item, TextRegion):
+        return item.box
+    return bounding_box(item.quad) or (0.0, 0.0, 0.0, 0.0)
 
 
-def label_of(found: FoundObject) -> str:
+def label_of(item: FoundObject) -> str:
     """Return the label of an object, or the text of a region."""
-    return found.text if isinstance(found, TextRegion) else found.label
+    return item.text if isinstance(item, TextRegion) else item.label

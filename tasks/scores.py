@@ -189,10 +189,10 @@ def refine(
     if nms_iou is not None:
         objects = suppress(objects, nms_iou)
     refined: list[FoundObject] = []
-    for found in objects:
-        score = found.score if calibration is None else calibration.probability(found.score)
+    for item in objects:
+        score = item.score if calibration is None else calibration.probability(item.score)
         if score >= min_score:
-            refined.append(replace(found, score=score))
+            refined.append(replace(item, score=score))
     return with_objects(result, refined)
 
 

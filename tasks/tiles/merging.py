@@ -82,7 +82,7 @@ class Merged:
 class FoundBox:
     """The box of an object, of a part of it, or of joined parts."""
 
-    found: FoundObject
+    item: FoundObject
     box: BoxXyxy
     label: str  # '' if boxes are compared with all others
     views: frozenset[int]  # 0 is the whole image
@@ -124,15 +124,15 @@ def _merged_objects(
     slack_px = _EDGE_SHARE * tile_px
     boxes: list[FoundBox] = []
     for index, view in enumerate(views):
-        for found in objects_of(view.result):
-            box = box_of(found)
-            is_named = not isinstance(found, TextRegion) and task_id != _TASK_OF_CAPTIONS
-            label = label_of(found) if is_named else ""
+        for item in objects_of(view.result):
+            box = box_of(item)
+            is_named = not isinstance(item, TextRegion) and task_id != _TASK_OF_CAPTIONS
+            label = label_of(item) if is_named else ""
             cut = cut_sides(box, view.box, image_size_wh, slack_px)
-            boxes.append(FoundBox(found, box, label, frozenset({index}), cut))
+            boxes.append(FoundBox(item, box, label, frozenset({index}), cut))
     num_too_many = max(0, len(boxes) - MAX_OBJECTS)
     if num_too_many:
-        surest = sorted(range(len(boxes)), key=lambda index: -boxes[index].found.score)
+        surest = sorted(range(len(boxes)), key=lambda index: -boxes[index].item.score)
         boxes = [boxes[index] for index in sorted(surest[:MAX_OBJECTS])]
     num_found = len(boxes)
     is_text = isinstance(views[0].result, TextRegionsResult)
@@ -142,7 +142,7 @@ def _merged_objects(
         boxes = [boxes[index] for index in np.flatnonzero(~are_parts)]
     groups = parts_of_objects(boxes, slack_px, is_text)
     objects = [joined([boxes[index] for index in group]) for group in groups]
-    merged = [objects[index].found for index in survivors(objects, is_text)]
+    merged = [objects[index].item for index in survivors(objects, is_text)]
     return merged, num_found - len(merged), num_too_many
 
 
@@ -209,7 +209,7 @@ def moved_parts(
     is_moved &= ~arrays.overlap(part, whole)  # one object, of which the better box stays
     # A part often has another label than its object, which is surer then. Without a common label a
     # small box may be an object in front of the larger one.
-    scores = np.asarray([box.found.score for box in boxes])
+    scores = np.asarray([box.item.score for box in boxes])
     are_named = np.asarray([bool(box.label) for box in boxes], dtype=np.bool_)
     has_its_label = arrays.labels[part] == arrays.labels[whole]
     is_large = arrays.areas[part] >= _MIN_AREA_RATIO * arrays.areas[whole]
@@ -257,8 +257,8 @@ def joined(parts: Sequence[FoundBox]) -> FoundBox:
     left, top, right, bottom = (end.cut[side] for side, end in enumerate(ends))
     box = (x1, y1, x2, y2)
     views = frozenset[int]().union(*(part.views for part in parts))
-    found = _joined_object([part.found for part in parts], box)
-    return FoundBox(found, box, parts[0].label, views, (left, top, right, bottom), is_joined=True)
+    item = _joined_object([part.item for part in parts], box)
+    return FoundBox(item, box, parts[0].label, views, (left, top, right, bottom), is_joined=True)
 
 
 def _joined_object(parts: Sequence[FoundObject], box: BoxXyxy) -> FoundObject:
@@ -291,7 +291,7 @@ def survivors(boxes: Sequence[FoundBox], is_text: bool) -> list[int]:
 
     def rank(index: int) -> tuple[bool, bool, float]:
         box = boxes[index]
-        return any(box.cut), box.is_joined and not is_text, -box.found.score
+        return any(box.cut), box.is_joined and not is_text, -box.item.score
 
     order = sorted(range(len(boxes)), key=rank)
     arrays = BoxArrays.of([boxes[index] for index in order])
@@ -463,13 +463,13 @@ def placed(result: Result, crop: PixelBox, image_size_wh: tuple[int, int]) -> Re
         return point[0] + left, point[1] + top
 
     objects: list[FoundObject] = []
-    for found in objects_of(result):
-        if isinstance(found, TextRegion):
-            first, second, third, fourth = map(moved, found.quad)
-            objects.append(replace(found, quad=(first, second, third, fourth)))
+    for item in objects_of(result):
+        if isinstance(item, TextRegion):
+            first, second, third, fourth = map(moved, item.quad)
+            objects.append(replace(item, quad=(first, second, third, fourth)))
             continue
-        x1, y1, x2, y2 = found.box
-        whole = replace(found, box=(x1 + left, y1 + top, x2 + left, y2 + top))
+        x1, y1, x2, y2 = item.box
+        whole = replace(item, box=(x1 + left, y1 + top, x2 + left, y2 + top))
         if isinstance(whole, Instance) and whole.polygons is not None:
             whole = replace(whole, polygons=tuple(tuple(map(moved, r)) for r in whole.polygons))
         if isinstance(whole, Instance) and whole.mask is not None:

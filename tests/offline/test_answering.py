@@ -9,9 +9,8 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -50,19 +49,17 @@ build = Build.of(model, {"task": "object_detection"}, settings)
 assert build.calibration is not None
 assert Build.of(model, {"task": "captioning"}, settings).calibration is None
 
-def refused(load):
-    try:
-        load()
-    except ArtifactError as error:
-        print(error, flush=True)
-
 for name in ("build_key", "precision", "calibration"):
     job = Job(replace(build, **{name: "theirs"}), {"task": "object_detection"}, "jsonl", 1, 1, "")
-    refused(lambda: load_answerer(job, settings))
+    try:
+        load_answerer(job, settings)
+    except ArtifactError as error:
+        print(error, flush=True)
 """
 SETTINGS = Settings(decoder_max_batch_size=2, max_decoded_images=2)
 NUM_PLACES = 4  # two for each slot
 CAPTION = "What does the image describe?"
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -108,122 +105,99 @@ def shard(*images: InputImage, on_read: Callable[[str], None] = lambda _: None) 
     return ListedShard((), images, on_read)
 
 
-def images(num: int, prefix: str = "") -> list[InputImage]:
-    return [InputImage(f"{prefix}{index}", partial(bytes, PNG)) for index in range(num)]
-
-
-def failing(key: str, error: Exception) -> InputImage:
+def image(key: str, content: bytes | Exception = PNG) -> InputImage:
     def read() -> bytes:
-        raise error
+        if isinstance(content, Exception):
+            raise content
+        return content
 
     return InputImage(key, read)
 
 
+def images(num_images: int, prefix: str = "") -> list[InputImage]:
+    return [image(f"{prefix}{index}") for index in range(num_images)]
+
+
 def run(
-    work: Callable[[Answerer], Awaitable[None]],
+    work: Callable[[Answerer], Awaitable[T]],
     decoder: FakeDecoder,
-    task: str = "captioning",
     proofs: tuple[ServedProof, ...] = (),
     **fields: Any,
-) -> None:
-    """Run `work` with an answerer over the decoder."""
+) -> T:
+    """Return what `work` returns with an answerer over the decoder."""
     model = replace(served(FLORENCE), proofs=proofs)
-    if "steps" not in fields:
-        fields["task"] = task
+    fields = fields or {"task": "captioning"}
 
-    async def main() -> None:
+    async def main() -> T:
         channel = FakeChannel(FakeEncoder(), decoder, max_cache_bytes=0)
-        await work(Answerer(model, RunnerClient(FLORENCE.id, channel), fields, SETTINGS))
+        return await work(Answerer(model, RunnerClient(FLORENCE.id, channel), fields, SETTINGS))
 
-    asyncio.run(main())
+    return asyncio.run(main())
+
+
+def rows_of(*listed: InputImage, decoder: FakeDecoder | None = None, **options: Any) -> list[Row]:
+    async def work(answerer: Answerer) -> list[Row]:
+        return await answerer.rows(shard(*listed))
+
+    return run(work, decoder or FakeDecoder(FLORENCE_ANSWERS), **options)
+
+
+def codes(rows: Sequence[Row]) -> list[str | None]:
+    return [row.error and row.error.code for row in rows]
 
 
 def attempt(tmp_path: Path, **deaths: int) -> Attempt:
     output = Output(str(tmp_path / "out"), JOB)
     output.begin()
-    return replace(
-        Attempt.begin(output, 0),
-        deaths=Counter({int(name[1:]): count for name, count in deaths.items()}),
-    )
+    counted = Counter({int(name[1:]): count for name, count in deaths.items()})
+    return replace(Attempt.begin(output, 0), deaths=counted)
 
 
 def position(tmp_path: Path) -> str:
     return (tmp_path / "out" / ".incomplete" / "part-00000000.attempt-0001").read_text()
 
 
-def test_rows_keep_the_order_of_the_input() -> None:
-    given = [
-        *images(2),
-        failing("missing", FileNotFoundError("no file")),
-        failing("cut off", Unreadable("it is cut off")),
-        InputImage("text", partial(bytes, b"text")),
-        failing("defect", ZeroDivisionError("secret")),
-    ]
-
-    async def work(answerer: Answerer) -> None:
-        first, second, *failed = await answerer.rows(shard(*given))
-        for key, row in (("0", first), ("1", second)):
-            expected = Row(
-                key,
-                FLORENCE.id,
-                "captioning",
-                640,
-                480,
-                {"text": "a red circle"},
-                "a red circle",
-                "stop",
-            )
-            assert row == replace(expected, calibrated=False)
-        assert [row.key for row in failed] == ["missing", "cut off", "text", "defect"]
-        errors = [row.error for row in failed if row.error is not None]
-        assert errors[:2] == [
-            RowError("unreadable_input", text) for text in ("no file", "it is cut off")
-        ]
-        assert errors[2].code == "unsupported_image"
-        assert errors[3] == RowError(
-            "internal", f"{FLORENCE.id} failed: ZeroDivisionError; the log has the cause"
-        )
-        assert {(row.model, row.task, row.result) for row in failed} == {
-            (FLORENCE.id, "captioning", None)
-        }
-
-    run(work, FakeDecoder(FLORENCE_ANSWERS))
+def test_rows_of_a_shard() -> None:
+    """They are in the order of the input; a failed one has the error, and the size if known."""
+    first, *failed = rows_of(
+        image("0"),
+        image("missing", FileNotFoundError("no file")),
+        image("cut off", Unreadable("it is cut off")),
+        image("text", b"text"),
+        image("large", png(12_000, 9_000, 8, 2, b"")),
+        image("defect", ZeroDivisionError("secret")),
+    )
+    expected = Row("0", FLORENCE.id, "captioning", 640, 480, {"text": "a red circle"})
+    options = {"raw_text": "a red circle", "finish_reason": "stop", "calibrated": False}
+    assert first == replace(expected, **options)  # type: ignore[arg-type]
+    assert [row.key for row in failed] == ["missing", "cut off", "text", "large", "defect"]
+    unreadable = ["unreadable_input"] * 2
+    assert codes(failed) == [*unreadable, "unsupported_image", "image_too_large", "internal"]
+    messages = [row.error and row.error.message for row in failed]
+    assert messages[:2] == ["no file", "it is cut off"]
+    assert messages[4] == f"{FLORENCE.id} failed: ZeroDivisionError; the log has the cause"
+    assert (failed[2].width, failed[3].width, failed[3].height) == (None, 12_000, 9_000)
+    for row in failed:
+        assert (row.model, row.task, row.result) == (FLORENCE.id, "captioning", None)
 
 
-def test_row_of_failed_answer_has_the_size() -> None:
-    async def work(answerer: Answerer) -> None:
-        (row,) = await answerer.rows(shard(*images(1)))
-        assert (row.width, row.height, row.error) == (
-            640,
-            480,
-            RowError("overloaded", "full; retry after 1 s"),
-        )
-
-    run(work, FakeDecoder({CAPTION: Failed(code="overloaded", message="full")}))
-
-
-def test_row_of_too_large_image_has_the_size() -> None:
-    large = png(12_000, 9_000, 8, 2, b"")
-
-    async def work(answerer: Answerer) -> None:
-        (row,) = await answerer.rows(shard(InputImage("large", partial(bytes, large))))
-        assert (row.width, row.height) == (12_000, 9_000)
-        assert row.error is not None
-        assert row.error.code == "image_too_large"
-
-    run(work, FakeDecoder(FLORENCE_ANSWERS))
+def test_row_of_a_failed_answer() -> None:
+    decoder = FakeDecoder({CAPTION: Failed(code="overloaded", message="full")})
+    (row,) = rows_of(image("0"), decoder=decoder)
+    assert (row.width, row.height) == (640, 480)
+    assert row.error == RowError("overloaded", "full; retry after 1 s")
 
 
 def test_shards_share_the_places() -> None:
-    read: list[str] = []
+    keys: list[str] = []
     decoder = CountingDecoder(FLORENCE_ANSWERS)
 
     async def work(answerer: Answerer) -> None:
         decoder.released = asyncio.Event()
-        shards = [shard(*images(10, prefix), on_read=read.append) for prefix in "ab"]
+        shards = [shard(*images(10, prefix), on_read=keys.append) for prefix in "ab"]
         answered = asyncio.gather(*map(answerer.rows, shards))
         await decoder.is_full.wait()
-        assert len(read) == NUM_PLACES
+        assert len(keys) == NUM_PLACES
         decoder.released.set()
         assert [len(rows) for rows in await answered] == [10, 10]
 
@@ -232,9 +206,10 @@ def test_shards_share_the_places() -> None:
 
 
 def test_failed_images_free_their_places() -> None:
+    broken = [image(str(index), OSError("broken")) for index in range(3 * NUM_PLACES)]
+
     async def work(answerer: Answerer) -> None:
         for _ in range(2):
-            broken = [failing(str(index), OSError("broken")) for index in range(3 * NUM_PLACES)]
             async with asyncio.timeout(10):
                 assert len(await answerer.rows(shard(*broken))) == len(broken)
 
@@ -242,64 +217,57 @@ def test_failed_images_free_their_places() -> None:
 
 
 def test_one_by_one_records_before_reading(tmp_path: Path) -> None:
-    recorded: list[str] = []
+    keys: list[str] = []
     has_read = threading.Event()
     decoder = CountingDecoder(FLORENCE_ANSWERS)
 
     def on_read(key: str) -> None:
         assert (decoder.num_in_progress, position(tmp_path)) == (0, key)
-        recorded.append(key)
+        keys.append(key)
         has_read.set()
 
     async def work(answerer: Answerer) -> None:
         decoder.released = asyncio.Event()
-        given = shard(*images(6), on_read=on_read), shard(*images(1))
         attempts = attempt(tmp_path), attempt(tmp_path / "other")
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             together = group.create_task(answerer.rows(shard(*images(2 * NUM_PLACES, "beside "))))
             await decoder.is_full.wait()
-            alone = [
-                group.create_task(answerer.rows_one_by_one(*each))
-                for each in zip(given, attempts, strict=True)
-            ]
+            one_by_one = answerer.rows_one_by_one
+            first = group.create_task(one_by_one(shard(*images(6), on_read=on_read), attempts[0]))
+            second = group.create_task(one_by_one(shard(*images(1)), attempts[1]))
             assert not await asyncio.to_thread(has_read.wait, 0.2)  # both wait for all places
             decoder.released.set()
-        first, second = (task.result() for task in alone)
-        assert [row.key for row in first] == recorded == [str(index) for index in range(6)]
-        assert [row.error for row in (*first, *second, *together.result())] == [None] * (
-            7 + 2 * NUM_PLACES
-        )
+        assert [row.key for row in first.result()] == keys == [str(index) for index in range(6)]
+        rows = [*first.result(), *second.result(), *together.result()]
+        assert codes(rows) == [None] * (7 + 2 * NUM_PLACES)
 
     run(work, decoder)
 
 
 def test_killer_image_is_not_answered_again(tmp_path: Path) -> None:
-    decoder = CountingDecoder(FLORENCE_ANSWERS)
-    given = images(4)
-    given[2] = failing("killer", AssertionError("it was read"))
+    listed = images(4)
+    listed[2] = image("killer", AssertionError("it was read"))
 
     async def work(answerer: Answerer) -> None:
-        rows = await answerer.rows_one_by_one(shard(*given), attempt(tmp_path, _2=1))
-        assert [row.error and row.error.code for row in rows] == [None, None, "worker_died", None]
+        rows = await answerer.rows_one_by_one(shard(*listed), attempt(tmp_path, _2=1))
+        assert codes(rows) == [None, None, "worker_died", None]
         assert (rows[2].key, rows[2].model, rows[2].task) == ("killer", FLORENCE.id, "captioning")
         assert len(await answerer.rows(shard(*images(9)))) == 9  # all places are free again
 
-    run(work, decoder)
+    run(work, CountingDecoder(FLORENCE_ANSWERS))
 
 
-def test_file_whose_reading_kills_is_a_row(
-    tmp_path: Path,
-) -> None:
-    read: list[str] = []
+def test_file_whose_reading_kills_is_a_row(tmp_path: Path) -> None:
+    keys: list[str] = []
 
     async def work(answerer: Answerer) -> None:
-        given = shard(*images(4), on_read=read.append)
-        rows = await answerer.rows_one_by_one(given, attempt(tmp_path, _2=2))
-        assert [row.error and row.error.code for row in rows] == [None, None, "worker_died"]
+        listed = shard(*images(4), on_read=keys.append)
+        rows = await answerer.rows_one_by_one(listed, attempt(tmp_path, _2=2))
+        assert codes(rows) == [None, None, "worker_died"]
         assert rows[2].key == "the shard: the rest cannot be read"
-        assert read == ["0", "1"]
+        assert keys == ["0", "1"]
         with pytest.raises(RuntimeError, match="the shard: its worker died 3 times at image 2"):
-            await answerer.rows_one_by_one(given, attempt(tmp_path, _2=3))
+            await answerer.rows_one_by_one(listed, attempt(tmp_path, _2=3))
 
     run(work, FakeDecoder(FLORENCE_ANSWERS))
 
@@ -327,47 +295,37 @@ def test_features_are_not_cached(exported: ModelStore, tmp_path: Path) -> None:
     assert len({row["raw_text"] for row in rows}) == 1
 
 
-def test_an_image_is_answered_in_tiles() -> None:
+def test_image_in_tiles() -> None:
     decoder = FakeDecoder(FLORENCE_ANSWERS)
     halves = Image.new("RGB", (400, 200))
     halves.paste((255, 255, 255), (150, 50, 250, 150))
-
-    async def work(answerer: Answerer) -> None:
-        (row,) = await answerer.rows(shard(InputImage("halves", partial(bytes, encoded(halves)))))
-        assert row.result is not None
-        assert len(row.result["detections"]) == len(decoder.specs) == 3
-
-    run(work, decoder, "object_detection", tiles="1x2", overlap=0.0)
+    fields = {"task": "object_detection", "tiles": "1x2", "overlap": 0.0}
+    (row,) = rows_of(image("halves", encoded(halves)), decoder=decoder, **fields)
+    assert row.result is not None
+    assert len(row.result["detections"]) == len(decoder.specs) == 3
 
 
-def test_row_has_the_answers_of_all_steps(tmp_path: Path) -> None:
+def test_row_of_steps(tmp_path: Path) -> None:
     path = tmp_path / "steps.yaml"
-    path.write_text(
-        "- {id: things, task: object_detection}\n"
-        "- {id: close, task: ocr, each: things, view: crop}\n"
-    )
-
-    async def work(answerer: Answerer) -> None:
-        rows = await answerer.rows(shard(*images(1), InputImage("text", partial(bytes, b"text"))))
-        assert [(row.key, row.task) for row in rows] == [("0", "analyze"), ("text", "analyze")]
-        assert (rows[0].width, rows[0].height) == (640, 480)
-        things, close = (rows[0].result or {})["steps"]
-        (found,) = things["answers"][0]["result"]["detections"]
-        (answer,) = close["answers"]
-        expected = {
-            "of": 0,
-            "view": [38, 77, 346, 308],
-            "model": FLORENCE.id,
-            "result": {"text": "HELLO"},
-            "raw_text": "HELLO",
-            "finish_reason": "stop",
-            "calibrated": False,
-        }
-        assert (found["label"], answer) == ("red circle", expected)
-        assert rows[1].error is not None
-        assert rows[1].error.code == "unsupported_image"
-
-    run(work, FakeDecoder(FLORENCE_ANSWERS), steps=read_steps(str(path), FLORENCE.id))
+    things, close = "id: things, task: object_detection", "id: close, task: ocr, each: things"
+    path.write_text(f"[{{{things}}}, {{{close}, view: crop}}]")
+    steps = read_steps(str(path), FLORENCE.id)
+    rows = rows_of(image("0"), image("text", b"text"), steps=steps)
+    assert [(row.key, row.task) for row in rows] == [("0", "analyze"), ("text", "analyze")]
+    assert codes(rows) == [None, "unsupported_image"]
+    assert (rows[0].width, rows[0].height) == (640, 480)
+    detected, read = (rows[0].result or {})["steps"]
+    assert detected["answers"][0]["result"]["detections"][0]["label"] == "red circle"
+    expected = {
+        "of": 0,
+        "view": [38, 77, 346, 308],
+        "model": FLORENCE.id,
+        "result": {"text": "HELLO"},
+        "raw_text": "HELLO",
+        "finish_reason": "stop",
+        "calibrated": False,
+    }
+    assert read["answers"] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -388,13 +346,8 @@ def test_bad_steps_are_refused(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_row_counts_what_a_proof_leaves_out() -> None:
-    _, request = parse_fields(PredictFields, {"task": "object_detection"})
-    proof = Proof(FLORENCE.id, "", "", "", {"task": "object_detection"}, 0.9, 0.95, 0.99, 1, 80)
-
-    async def work(answerer: Answerer) -> None:
-        (row,) = await answerer.rows(shard(*images(1)))
-        assert (row.result, row.left_out) == ({"detections": []}, 1)
-
-    decoder = FakeDecoder(FLORENCE_ANSWERS)
-    proofs = (ServedProof(proof, request),)
-    run(work, decoder, "object_detection", min_precision=0.9, proofs=proofs)
+    fields = {"task": "object_detection"}
+    _, request = parse_fields(PredictFields, fields)
+    proof = ServedProof(Proof(FLORENCE.id, "", "", "", fields, 0.9, 0.95, 0.99, 1, 80), request)
+    (row,) = rows_of(image("0"), proofs=(proof,), min_precision=0.9, **fields)
+    assert (row.result, row.left_out) == ({"detections": []}, 1)

@@ -25,24 +25,13 @@ from offline.output import (
 from tasks.run_length import encode_mask
 
 BUILD = Build("m", "b", "float32", None, None, False, 1_000_000, 1_000, 0, 64)
-JOB = Job(
-    build=BUILD,
-    fields={"task": "object_detection"},
-    output_format="parquet",
-    shard_size=2,
-    num_shards=2,
-    images="d",
-)
+JOB = Job(BUILD, {"task": "object_detection"}, "parquet", shard_size=2, num_shards=2, images="d")
 BOXES = {"detections": [{"box": [1.5, 2.0, 11.5, 22.0], "label": "größer", "score": 0.5}]}
 RLE = {"size": [4, 4], "counts": encode_mask(np.eye(4, dtype=np.bool_)).counts}
 MASK = {"instances": [{"box": [0.0, 0.0, 4.0, 4.0], "label": "", "score": 1.0, "mask": RLE}]}
 ANSWERED = Row("a.jpg", "m", "object_detection", 64, 48, BOXES, "größer<loc_1>", "stop", True)
-FAILED = Row(
-    "b.jpg",
-    "m",
-    "object_detection",
-    error=RowError("unsupported_image", "the image cannot be read"),
-)
+ERROR = RowError("unsupported_image", "the image cannot be read")
+FAILED = Row("b.jpg", "m", "object_detection", error=ERROR)
 
 
 class ObservedFile(io.BytesIO):
@@ -99,18 +88,12 @@ def test_run_killed_before_its_manifest_begins_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (
-            {"fields": {"task": "captioning"}},
-            'fields: {"task": "object_detection"}, now {"task": "captioning"}',
-        ),
+        ({"fields": {"task": "ocr"}}, '"object_detection"}, now {"task": "ocr"}'),
         ({"build": replace(BUILD, model="n")}, 'model: "m", now "n"'),
         ({"build": replace(BUILD, build_key="c")}, 'build_key: "b", now "c"'),
         ({"build": replace(BUILD, precision="int8")}, 'precision: "float32", now "int8"'),
         ({"build": replace(BUILD, calibration="d")}, 'calibration: null, now "d"'),
-        (
-            {"build": replace(BUILD, max_image_pixels=2, decoder_max_positions=9)},
-            "max_image_pixels: 1000000, now 2; dec",
-        ),
+        ({"build": replace(BUILD, max_image_pixels=2, max_tiles=9)}, "1000000, now 2; max_tiles:"),
         ({"shard_size": 3, "num_shards": 1}, "shard_size: 2, now 3; num_shards: 2, now 1"),
         ({"images": "e"}, 'images: "d", now "e"'),
         ({"output_format": "jsonl"}, "output_format"),
@@ -149,18 +132,13 @@ def test_coco_reads_all_shards(tmp_path: Path) -> None:
     output.write_shard(1, [replace(ANSWERED, key="c.jpg", width=4, height=4, result=MASK)])
     write_coco(output)
     coco = COCO(str(tmp_path / COCO_NAME))
-    assert {each["file_name"]: each["id"] for each in coco.imgs.values()} == {
-        "a.jpg": 2,
-        "c.jpg": 3,
-    }
-    assert {id_: each["name"] for id_, each in coco.cats.items()} == {1: "größer", 2: "object"}
+    names = {number: image["file_name"] for number, image in coco.imgs.items()}
+    assert names == {2: "a.jpg", 3: "c.jpg"}
+    categories = {number: category["name"] for number, category in coco.cats.items()}
+    assert categories == {1: "größer", 2: "object"}
     box, mask = coco.loadAnns([1, 2])
-    assert (box["image_id"], box["bbox"], box["area"], box["score"]) == (
-        2,
-        [1.5, 2.0, 10.0, 20.0],
-        200.0,
-        0.5,
-    )
+    assert (box["image_id"], box["bbox"]) == (2, [1.5, 2.0, 10.0, 20.0])
+    assert (box["area"], box["score"]) == (200.0, 0.5)
     assert int(coco.annToMask(mask).sum()) == mask["area"] == 4
     assert json.loads((tmp_path / "job.json").read_text())["num_shards"] == 2
 
@@ -173,22 +151,18 @@ def output(tmp_path: Path) -> Output:
     return output
 
 
-def test_attempt_counts_deaths_per_image(output: Output) -> None:
-    first = Attempt.begin(output, 3)
-    assert (first.number, dict(first.deaths)) == (1, {})
-    second = Attempt.begin(output, 3)
-    assert (second.number, dict(second.deaths)) == (2, {})
-    second.record(11)
-    second.record(12)
-    third = Attempt.begin(output, 3)
-    assert (third.number, dict(third.deaths)) == (3, {12: 1})
-    third.record(12)
-    assert dict(Attempt.begin(output, 3).deaths) == {12: 2}
-
-
-def test_attempts_are_counted_per_shard(output: Output) -> None:
-    Attempt.begin(output, 30).record(1)
-    assert Attempt.begin(output, 3).number == 1
+def test_deaths_of_attempts(output: Output) -> None:
+    """They are counted per image and shard; a resumed run begins with none."""
+    numbers = []
+    for positions in ([], [11, 12], [12], [12]):
+        attempt = Attempt.begin(output, 3)
+        numbers.append((attempt.number, dict(attempt.deaths)))
+        for position in positions:
+            attempt.record(position)
+    assert numbers == [(1, {}), (2, {}), (3, {12: 1}), (4, {12: 2})]
+    assert Attempt.begin(output, 30).number == 1
+    assert output.begin() == frozenset()
+    assert Attempt.begin(output, 3) == Attempt(output, 3)
 
 
 def test_end_removes_all_attempts(output: Output) -> None:
@@ -197,12 +171,6 @@ def test_end_removes_all_attempts(output: Output) -> None:
     attempts[2].end()
     assert list((Path(output.uri) / ".incomplete").iterdir()) == []
     assert Attempt.begin(output, 0).number == 1
-
-
-def test_resumed_run_starts_with_first_attempts(output: Output) -> None:
-    Attempt.begin(output, 0).record(5)
-    assert output.begin() == frozenset()
-    assert Attempt.begin(output, 0) == replace(Attempt(output, 0))
 
 
 def test_files_of_another_are_kept(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ COLUMN = "image"
 
 
 def read(shards: tuple[Shard, ...]) -> list[list[tuple[str, bytes]]]:
-    found = []
+    contents: list[list[tuple[str, bytes]]] = []
     for shard in shards:
-        found.append([(image.key, image.read()) for image in images_of(shard)])
-    return found
+        contents.append([(image.key, image.read()) for image in images_of(shard)])
+    return contents
 
 
 def keys(shards: tuple[Shard, ...]) -> list[list[str]]:
@@ -67,27 +67,22 @@ def test_file_of_two_inputs_is_taken_once(folder: Path) -> None:
     assert keys(shards) == [[str(folder / name) for name in ("a.jpg", "d.jpg", "deep/c.webp")]]
 
 
-def test_relative_path_equals_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It depends on the images and on the shard of each, not on how they are named."""
+
+    def digest(path: Path | str, shard_size: int = 2) -> str:
+        return digest_of(plan_shards([str(path)], COLUMN, shard_size))
+
     monkeypatch.chdir(folder)
-    assert digest_of(plan_shards(["."], COLUMN, 2)) == digest_of(
-        plan_shards([str(folder)], COLUMN, 2)
-    )
-
-
-def test_digest_depends_on_shards(folder: Path) -> None:
-    before = digest_of(plan_shards([str(folder)], COLUMN, 2))
-    assert digest_of(plan_shards([str(folder)], COLUMN, 3)) != before
+    before = digest(folder)
+    assert digest(".") == before
+    assert digest(folder, 3) != before
     (folder / "f.png").write_bytes(b"")
-    assert digest_of(plan_shards([str(folder)], COLUMN, 2)) != before
-
-
-def test_digest_depends_on_rows(tmp_path: Path) -> None:
-    table = write_table(tmp_path / "t.parquet", [b"1", b"2", b"3"])
-    before = digest_of(plan_shards([str(table)], COLUMN, 2))
-    write_table(table, [b"1", b"2", b"3", b"4"])
-    assert digest_of(plan_shards([str(table)], COLUMN, 2)) != before
-    write_table(tmp_path / "other.parquet", [b"1", b"2", b"3"])
-    assert digest_of(plan_shards([str(tmp_path / "other.parquet")], COLUMN, 2)) != before
+    assert digest(folder) != before
+    table = write_table(folder / "t.parquet", [b"1", b"2", b"3"])
+    before = digest(table)
+    assert digest(write_table(folder / "other.parquet", [b"1", b"2", b"3"])) != before
+    assert digest(write_table(table, [b"1", b"2", b"3", b"4"])) != before
 
 
 @pytest.mark.parametrize("row_group_size", [1, 3, 7, 100])
@@ -140,7 +135,7 @@ def test_truncated_archive_is_reported(tmp_path: Path, num_bytes: int) -> None:
         second.read()
 
 
-def test_the_files_of_a_store_have_its_uri_as_key() -> None:
+def test_keys_of_a_store() -> None:
     store = fsspec.filesystem("memory")
     store.pipe({"/bucket/a/1.jpg": b"one", "/bucket/a/2.jpg": b"two", "/bucket/b.jpg": b"three"})
     shards = plan_shards(["memory://bucket/a"], COLUMN, 9)
@@ -150,7 +145,7 @@ def test_the_files_of_a_store_have_its_uri_as_key() -> None:
     assert keys(plan_shards(["memory://bucket/*.jpg"], COLUMN, 9)) == [["memory://bucket/b.jpg"]]
 
 
-def test_inputs_that_cannot_be_used_are_refused(folder: Path) -> None:
+def test_bad_inputs_are_refused(folder: Path) -> None:
     table = write_table(folder / "t.parquet", [b"1"])
     for uri, message in {
         str(folder / "missing"): "no such file",
@@ -159,9 +154,7 @@ def test_inputs_that_cannot_be_used_are_refused(folder: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             plan_shards([uri], COLUMN, 9)
-    with pytest.raises(
-        InputError, match="no column 'picture'; choose with --column one of id, image"
-    ):
+    with pytest.raises(InputError, match=r"no column 'picture'; .* --column one of id, image"):
         plan_shards([str(table)], "picture", 9)
     table.write_bytes(b"not parquet")
     with pytest.raises(InputError, match=r"t\.parquet"):
@@ -171,8 +164,8 @@ def test_inputs_that_cannot_be_used_are_refused(folder: Path) -> None:
 def test_description_of_shards(folder: Path) -> None:
     table = write_table(folder / "t.parquet", [b"1", b"2", b"3"])
     archive = write_tar(folder / "w.tar", {"1.jpg": b"one"})
-    found = [each.describe() for each in plan_shards([str(table), str(archive)], COLUMN, 2)]
-    assert found == [f"{table}#0-2", f"{table}#2-3", str(archive)]
+    shards = plan_shards([str(table), str(archive)], COLUMN, 2)
+    assert [shard.describe() for shard in shards] == [f"{table}#0-2", f"{table}#2-3", str(archive)]
     (files,) = plan_shards([f"{folder}/*.jpg"], COLUMN, 2)
     assert files.describe() == f"{folder / 'a.jpg'}\n{folder / 'd.jpg'}"
 

@@ -136,7 +136,7 @@ class AdapterScan:
     def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
         self._now = now
-        self._seen: dict[str, AdapterFolder] = {}  # found by the last scan, complete or not
+        self._scanned: dict[str, AdapterFolder] = {}  # found by the last scan, complete or not
         self._settled: dict[str, AdapterFolder] = {}
         self._is_readable = True
 
@@ -165,7 +165,7 @@ class AdapterScan:
                 settled[path.name] = adapter
             elif path.name in self._settled:
                 settled[path.name] = self._settled[path.name]
-        self._seen = adapters
+        self._scanned = adapters
         self._settled = settled
         return dict(settled)
 
@@ -174,7 +174,7 @@ class AdapterScan:
 
         A renamed sub-folder, whose files are old, is thus complete at once.
         """
-        if self._seen.get(adapter.name) == adapter:
+        if self._scanned.get(adapter.name) == adapter:
             return True
         changed_s = max(max(version[:2]) for _, version in adapter.files) / 1e9
         return self._now() - changed_s >= _SETTLED_AFTER_S

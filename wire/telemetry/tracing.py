@@ -127,15 +127,15 @@ def span(
     if _tracer is None:
         yield INVALID_SPAN
         return
-    made = _tracer.start_span(name, parent, kind, attributes)
+    new_span = _tracer.start_span(name, parent, kind, attributes)
     try:
-        with _entered(set_span_in_context(made, parent)):
-            yield made
+        with _entered(set_span_in_context(new_span, parent)):
+            yield new_span
     except Exception as error:  # a cancellation is not a failure
-        note_error(made, type(error).__name__)
+        note_error(new_span, type(error).__name__)
         raise
     finally:
-        made.end()
+        new_span.end()
 
 
 @contextmanager
@@ -155,8 +155,8 @@ def request_trace(
     """Enter the trace in `headers`, or a new one; make a span unless `attributes` is None."""
     caller = _PROPAGATOR.extract(headers) if "traceparent" in headers else Context()
     if attributes is not None and _tracer is not None:
-        with span(name, attributes, SpanKind.SERVER, caller) as made:
-            yield made
+        with span(name, attributes, SpanKind.SERVER, caller) as new_span:
+            yield new_span
         return
     if not get_current_span(caller).get_span_context().is_valid:
         trace = random.getrandbits(128) or 1
@@ -177,8 +177,8 @@ def past_span(
     if _tracer is not None:
         epoch_ns = time.time_ns() - time.monotonic_ns()
         start_ns = epoch_ns + round(start_s * 1e9)
-        made = _tracer.start_span(name, parent, attributes=attributes, start_time=start_ns)
-        made.end(epoch_ns + round(end_s * 1e9))
+        new_span = _tracer.start_span(name, parent, attributes=attributes, start_time=start_ns)
+        new_span.end(epoch_ns + round(end_s * 1e9))
 
 
 def note_error(failed: Span, error_type: str) -> None:

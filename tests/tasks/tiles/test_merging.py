@@ -128,8 +128,8 @@ def test_joined_parts() -> None:
     bottom = part_of(2, (20, 30, 60, 80), (False, True, False, True), score=0.4)
     cut = (True, False, False, True)
     box = (10, 10, 60, 80)
-    found = Detection(box, "a", 0.4)
-    assert joined([top, bottom]) == FoundBox(found, box, "a", frozenset({1, 2}), cut, True)
+    item = Detection(box, "a", 0.4)
+    assert joined([top, bottom]) == FoundBox(item, box, "a", frozenset({1, 2}), cut, True)
     bottom = part_of(2, (20, 30, 60, 80), (False, True, True, False))
     assert joined([bottom, top]).cut == (True, False, True, False)
 
@@ -317,7 +317,8 @@ def test_parts_that_are_joined() -> None:
     other = box(81, 20, 140, 55, 0.9)  # fits less well
     right = box(81, 10, 140, 52, 0.5)
     assert detected([], [left], [other, right]) == [box(40, 10, 140, 52), other]
-    views = (((0, 0, 200, 100), []), (LEFT, [left]), ((100, 0, 200, 100), [box(101, 10, 140, 50)]))
+    views = [((0, 0, 200, 100), list[Detection]()), (LEFT, [left])]
+    views.append(((100, 0, 200, 100), [box(101, 10, 140, 50)]))
     merged = merged_views("object_detection", *views, size_wh=(200, 100))  # no overlap
     assert objects_of(merged.result) == (box(40, 10, 140, 50),)
 
@@ -365,7 +366,8 @@ def test_shapes_across_a_seam_are_united(has_mask: bool) -> None:
         run_lengths = encode_mask(mask) if has_mask else None
         return Instance((x1, 10, x2, 50), "a", score, rings, run_lengths)
 
-    views = ((WHOLE, []), (LEFT, [instance(40, 100, 0.9)]), (RIGHT, [instance(80, 140, 0.6)]))
+    left, right = [instance(40, 100, 0.9)], [instance(80, 140, 0.6)]
+    views = ((WHOLE, list[Instance]()), (LEFT, left), (RIGHT, right))
     (united,) = objects_of(merged_views("instance_segmentation", *views).result)
     assert isinstance(united, Instance)
     assert (united.box, united.score) == ((40, 10, 140, 50), 0.6)
