@@ -1,18 +1,16 @@
-"""The channel to the model of this process: no HTTP, no BentoML service.
+"""The channels to models of this process (runners/model_worker.py): no HTTP, no BentoML service.
 
 The offline run answers through it, and a service with DIPTYCH_PROCESSES=one.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from itertools import chain
 
-from runners.encoder.features_cache import CachedFeatures
 from runners.model_worker import ModelWorker
 from runners.options import RunnerOptions, encoder_batch_size
-from runners.watchdog import Watchdog, bounded_start, end_process_when_stuck
+from runners.watchdog import bounded_start, end_process_when_stuck
 from wire.artifacts.devices import encoder_device
 from wire.artifacts.manifest import (
     ArtifactError,
@@ -22,68 +20,7 @@ from wire.artifacts.manifest import (
     verify_files,
 )
 from wire.artifacts.model_store import artifact_folder, read_adapters
-from wire.runner_channel import FeaturesMissing, RunnerCall
-from wire.runner_messages import (
-    AdapterStates,
-    EncodedImage,
-    Failed,
-    ImageToEncode,
-    Outcomes,
-    WritingEvent,
-)
-
-
-class InProcessChannel:
-    """Encoder, decoder and scheduler of one model; `load` must be called first."""
-
-    def __init__(self, manifest: Manifest, options: RunnerOptions) -> None:
-        self._manifest = manifest
-        self._options = options
-        batcher = EncoderBatcher(
-            lambda images: self._worker.encode(images), encoder_batch_size(options)
-        )
-        self._worker = ModelWorker(manifest.model_id, options, batcher.encoded)
-
-    def load(self) -> None:
-        self._worker.load()
-        expected = self._manifest.build_key
-        if self._worker.build_key != expected:
-            raise ArtifactError(
-                f"the artifacts of {self._manifest.model_id} have been exported again while they"
-                f" were loaded: {expected}, now {self._worker.build_key}"
-            )
-
-    @property
-    def watchdogs(self) -> Sequence[Watchdog]:
-        return self._worker.watchdogs
-
-    async def write(self, call: RunnerCall) -> Outcomes:
-        return await self._worker.write(await self._features(call), call.sequences)
-
-    async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
-        """Yield events as they are written; closing the generator cancels the sequences."""
-        features = await self._features(call)
-        async with aclosing(self._worker.stream(features, call.sequences)) as events:
-            async for event in events:
-                yield event
-
-    async def is_ready(self) -> bool:
-        return self._worker.is_ready()
-
-    async def adapters(self) -> AdapterStates | None:
-        return self._worker.adapters()
-
-    async def close(self) -> None:
-        """Finish the accepted sequences; make no call after that."""
-        await asyncio.to_thread(self._worker.stop)
-
-    async def _features(self, call: RunnerCall) -> CachedFeatures | Failed:
-        """Raise `FeaturesMissing` for a new image without pixels."""
-        adapter = call.sequences[0].adapter
-        features = await self._worker.features(call.image_key, call.pixels, adapter)
-        if features is None:
-            raise FeaturesMissing
-        return features
+from wire.runner_messages import EncodedImage, ImageToEncode
 
 
 def verify_artifacts(manifest: Manifest, options: RunnerOptions) -> None:
@@ -96,20 +33,30 @@ def verify_artifacts(manifest: Manifest, options: RunnerOptions) -> None:
         verify_files(adapter_folder, adapter)
 
 
-def load_channels(models: Sequence[tuple[Manifest, RunnerOptions]]) -> list[InProcessChannel]:
+def load_channels(models: Sequence[tuple[Manifest, RunnerOptions]]) -> list[ModelWorker]:
     """Load models into this process, which ends when the start or a step of one is stuck.
 
     One after another: a capture of CUDA graphs forbids other threads to allocate. Raise
     `ArtifactError` or a library's error.
     """
     _, options = models[0]
-    channels = [InProcessChannel(*model) for model in models]
     with bounded_start(options.start_timeout_s):
-        for channel in channels:
-            channel.load()
-    watchdogs = chain.from_iterable(channel.watchdogs for channel in channels)
+        workers = [_loaded(*model) for model in models]
+    watchdogs = chain.from_iterable(worker.watchdogs for worker in workers)
     end_process_when_stuck(list(watchdogs), options.limits.stuck_after_s)
-    return channels
+    return workers
+
+
+def _loaded(manifest: Manifest, options: RunnerOptions) -> ModelWorker:
+    batcher = EncoderBatcher(lambda images: worker.encode(images), encoder_batch_size(options))
+    worker = ModelWorker(manifest.model_id, options, batcher.encoded)
+    worker.load()
+    if worker.build_key != manifest.build_key:
+        raise ArtifactError(
+            f"the artifacts of {manifest.model_id} have been exported again while they were loaded:"
+            f" {manifest.build_key}, now {worker.build_key}"
+        )
+    return worker
 
 
 class EncoderBatcher:

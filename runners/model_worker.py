@@ -1,8 +1,9 @@
 """A model in one process: its encoders, features cache and decoder, and the path of a call.
 
 DecoderWorker   the weights of the decoder, its scheduler, and calls as sequences
-ModelWorker     all parts. The model has an encoder, and so has each adapter that changes the
-vision tower or the projector
+ModelWorker     all parts: the channel to this model, which runners/runner_api.py serves over HTTP.
+                The model has an encoder, and so has each adapter that changes the vision tower or
+                the projector
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from runners.adapters.hot_loading import HotAdapters
 from runners.adapters.low_rank import POOL_RANK, Adapters
-from runners.decoder.answers import AnswerText, to_failed, to_request, to_written
+from runners.decoder.answers import AnswerText, to_request, to_written
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.encoder.features_cache import CachedFeatures, Encoding, VisionCache
@@ -41,7 +42,6 @@ from runners.options import (
     slots_that_fit,
 )
 from runners.tokens.choice import choice_bytes
-from runners.watchdog import Watchdog
 from wire.artifacts.adapter_folder import AdapterScan
 from wire.artifacts.devices import decoder_device, num_threads
 from wire.artifacts.manifest import (
@@ -54,7 +54,7 @@ from wire.artifacts.manifest import (
 )
 from wire.artifacts.model_store import artifact_folder, read_adapters
 from wire.host import num_cores, return_freed_memory
-from wire.pixels import Pixels
+from wire.runner_channel import FeaturesMissing, RunnerCall
 from wire.runner_messages import (
     AdapterStates,
     EncodedImage,
@@ -83,6 +83,7 @@ class DecoderWorker:
         self._options = options
         self._device = device
         self._has_adapters = bool(options.adapters or options.adapters_folder)
+        self._reserved_bytes = CUDA_RESERVE_BYTES + options.max_cache_bytes
         self.adapters = Adapters(device)
         self.max_adapter_bytes = options.adapter_limits.max_total_bytes
 
@@ -96,14 +97,12 @@ class DecoderWorker:
         manifest = self._manifest
         torch.set_num_threads(num_threads(options.decoder_threads, manifest.hidden_size, num_cores))
         device = self._device
-        precision = choose_precision(manifest, "decoder", device, options.decoder_precision)
-        positions = options.max_positions or default_positions(device, manifest.num_image_tokens)
         self._decoder = load_decoder(
             folder,
             manifest.family,
-            precision,
+            choose_precision(manifest, "decoder", device, options.decoder_precision),
             device,
-            positions,
+            options.max_positions or default_positions(device, manifest.num_image_tokens),
             adapters=self.adapters if self._has_adapters else None,
             num_image_tokens=manifest.num_image_tokens,
         )
@@ -120,15 +119,11 @@ class DecoderWorker:
             device, manifest.hidden_size
         )
         limits = replace(options.limits, num_slots=num_slots, max_prefill_tokens=max_prefill_tokens)
-        self._scheduler = Scheduler(self._decoder, manifest.model_id, limits)
-        self._scheduler.start()
+        self.scheduler = Scheduler(self._decoder, manifest.model_id, limits)
+        self.scheduler.start()
         features = torch.zeros(manifest.num_image_tokens, manifest.hidden_size)
         request = to_request(self._decoder, features, _WARM_UP)
-        self._scheduler.submit([request])[0].result(_WARM_UP.timeout_s)
-
-    @property
-    def _reserved_bytes(self) -> int:
-        return CUDA_RESERVE_BYTES + self._options.max_cache_bytes
+        self.scheduler.submit([request])[0].result(_WARM_UP.timeout_s)
 
     def open_pool(self, free_bytes: int) -> None:
         """Limit the adapters to what they may take of `free_bytes` of a GPU; give half of it to the
@@ -171,13 +166,6 @@ class DecoderWorker:
         logger.info(message)
         return num_slots
 
-    @property
-    def watchdog(self) -> Watchdog:
-        return self._scheduler.watchdog
-
-    def stop(self) -> None:
-        self._scheduler.stop()
-
     async def write(self, image_features: Tensor, specs: Sequence[SequenceSpec]) -> list[Outcome]:
         return await asyncio.gather(*self._submit(image_features, specs, [None] * len(specs)))
 
@@ -186,15 +174,14 @@ class DecoderWorker:
     ) -> AsyncGenerator[WritingEvent, None]:
         """Yield text of sequences with pieces, then each outcome; closing it cancels them."""
         events: asyncio.Queue[WritingEvent] = asyncio.Queue()
-        listeners = [
-            self._listener(index, events) if spec.has_pieces else None
-            for index, spec in enumerate(specs)
-        ]
-        outcomes = self._submit(image_features, specs, listeners)
+        listeners: list[TokenListener | None] = []
+        for index, spec in enumerate(specs):
+            listeners.append(self._listener(index, events) if spec.has_pieces else None)
 
         async def put_end(index: int, outcome: Coroutine[Any, Any, Outcome]) -> None:
             events.put_nowait(SequenceEnd(index=index, outcome=await outcome))
 
+        outcomes = self._submit(image_features, specs, listeners)
         ends = [asyncio.create_task(put_end(*pair)) for pair in enumerate(outcomes)]
         try:
             num_ended = 0
@@ -216,9 +203,9 @@ class DecoderWorker:
         pairs = zip(specs, listeners, strict=True)
         try:
             requests = [to_request(self._decoder, image_features, *pair) for pair in pairs]
-            futures = self._scheduler.submit(requests)
+            futures = self.scheduler.submit(requests)
         except SequenceError as error:
-            failed = to_failed(error)
+            failed = Failed(code=error.code, message=str(error))
             return [asyncio.sleep(0, failed) for _ in specs]  # coroutines, as those below
         return [self._outcome(*pair) for pair in zip(requests, futures, strict=True)]
 
@@ -231,7 +218,7 @@ class DecoderWorker:
             _record_spans(written)
             return to_written(self._decoder, request, written)
         except SequenceError as error:
-            failed = to_failed(error)
+            failed = Failed(code=error.code, message=str(error))
         except Exception as error:
             failed = Failed(code="internal", message=f"the decoder failed: {type(error).__name__}")
         note_error(get_current_span(), failed.code)
@@ -266,7 +253,7 @@ _NO_FEATURES = FoundFeatures(outcome="miss")  # the image of the call failed
 
 
 class ModelWorker:
-    """Answers calls for one model; `batched` passes image keys through the batcher to `encode`."""
+    """The channel to one model; `batched` passes image keys through the batcher to `encode`."""
 
     def __init__(
         self,
@@ -311,7 +298,7 @@ class ModelWorker:
             self._model_id, options.max_cache_bytes, options.limits.max_waiting, self._batched
         )
         return_freed_memory()
-        self.watchdogs = (*self._encoders.watchdogs, self._decoder.watchdog)
+        self.watchdogs = (*self._encoders.watchdogs, self._decoder.scheduler.watchdog)
 
     def _watch_adapters(self, manifest: Manifest, folder: Path) -> None:
         """Load the adapters of the watched folder, if any, and start to watch it."""
@@ -329,56 +316,61 @@ class ModelWorker:
             )
             self._hot_adapters.watch(self._decoder.adapters)
 
-    def adapters(self) -> AdapterStates:
+    async def adapters(self) -> AdapterStates:
         refused = {} if self._hot_adapters is None else dict(self._hot_adapters.refused)
         return AdapterStates(loaded=self._decoder.adapters.keys, refused=refused)
 
-    def is_ready(self) -> bool:
+    async def is_ready(self) -> bool:
         """Return True while encoder batches and decode steps are in time."""
         return all(watchdog.is_in_time() for watchdog in self.watchdogs)
 
     def stop(self) -> None:
-        self._decoder.stop()
+        self._decoder.scheduler.stop()
+
+    async def close(self) -> None:
+        """Finish the accepted sequences; make no call after that."""
+        await asyncio.to_thread(self.stop)
 
     def encode(self, images: Sequence[ImageToEncode]) -> list[EncodedImage]:
         """Encode a batch in the batcher's thread; return the outcomes in order."""
-        encodings = self._cache.encodings
         keys = [image.image_key for image in images]
         pending: dict[str, Encoding] = {}
         for key in keys:
-            if (encoding := encodings.get(key)) is not None:  # once: another thread removes them
+            encoding = self._cache.encodings.get(key)  # once: another thread removes them
+            if encoding is not None:
                 pending[key] = encoding
         outcomes = dict(zip(pending, self._encoders.encode(list(pending.values())), strict=True))
         return [outcomes.get(key, _NOT_PENDING) for key in keys]
 
-    async def features(
-        self, image_key: str, pixels: Pixels | None, adapter: str | None
-    ) -> CachedFeatures | Failed | None:
-        """Return the features of an image, its failure, or None if neither cached nor in `pixels`.
-
-        An `adapter` with its own encoder computes them, else the model's encoder.
-        """
-        return await self._cache.get(image_key, pixels, self._encoders.owner(adapter))
-
-    async def write(
-        self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]
-    ) -> Outcomes:
+    async def write(self, call: RunnerCall) -> Outcomes:
         """Return the outcomes of all sequences; cancellation frees their slots within one step."""
+        features = await self.features(call)
         if isinstance(features, Failed):
-            return Outcomes(features=_NO_FEATURES, outcomes=[features for _ in specs])
-        outcomes = await self._decoder.write(features.tensor, specs)
+            return Outcomes(features=_NO_FEATURES, outcomes=[features for _ in call.sequences])
+        outcomes = await self._decoder.write(features.tensor, call.sequences)
         return Outcomes(features=features.source, outcomes=outcomes)
 
-    async def stream(
-        self, features: CachedFeatures | Failed, specs: Sequence[SequenceSpec]
-    ) -> AsyncGenerator[WritingEvent, None]:
+    async def stream(self, call: RunnerCall) -> AsyncGenerator[WritingEvent, None]:
         """Yield the features' source, then settled text, and finally each sequence's outcome."""
+        features = await self.features(call)
         if isinstance(features, Failed):
             yield _NO_FEATURES
-            for index in range(len(specs)):
+            for index in range(len(call.sequences)):
                 yield SequenceEnd(index=index, outcome=features)
             return
         yield features.source
-        async with aclosing(self._decoder.stream(features.tensor, specs)) as events:
+        async with aclosing(self._decoder.stream(features.tensor, call.sequences)) as events:
             async for event in events:
                 yield event
+
+    async def features(self, call: RunnerCall) -> CachedFeatures | Failed:
+        """Return the features of a call's image, by the encoder of its adapter if that has one.
+
+        Raise `FeaturesMissing` if they are neither cached nor in its pixels.
+        """
+        adapter = call.sequences[0].adapter if call.sequences else None
+        owner = self._encoders.owner(adapter)
+        features = await self._cache.get(call.image_key, call.pixels, owner)
+        if features is None:
+            raise FeaturesMissing
+        return features

@@ -15,7 +15,7 @@ refuses these. The features of one build are noise to the decoder of another, wi
 builds can differ if a URL is that of another model, and while a new build is rolled out.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -41,10 +41,10 @@ from wire.pixels import (
     JSON,
     MESSAGE_BYTES_HEADER,
     BadCall,
-    ReceivedCall,
     read_call,
 )
-from wire.runner_messages import Failed, SequenceSpec, WritingEvent
+from wire.runner_channel import FeaturesMissing, RunnerCall
+from wire.runner_messages import WritingEvent
 from wire.telemetry.metric_files import metrics
 from wire.telemetry.tracing import are_made, caller_context, note_error, span
 
@@ -53,20 +53,14 @@ MAX_BODY_BYTES = 16_000_000
 _CALLS = ("/write", "/stream")
 
 
-class LoadedBuild:
-    """The key of the build that a runner has loaded, or None before."""
-
-    key: str | None = None
-
-
 class CallGuard:
     """Refuses unread bodies: another type (415), without a length (411), too long (413); and calls
     and probes for another build by 503: a proxy then tries the next runner.
     """
 
-    def __init__(self, app: ASGIApp, loaded: LoadedBuild) -> None:
+    def __init__(self, app: ASGIApp, api: "RunnerApi") -> None:
         self._app = app
-        self._loaded = loaded
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
@@ -75,8 +69,8 @@ class CallGuard:
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
         build_key = headers.get(BUILD_HEADER)
-        if build_key is not None and build_key != self._loaded.key:
-            loaded = f"this runner has loaded {self._loaded.key!r}"
+        if build_key is not None and build_key != self._api.build_key:
+            loaded = f"this runner has loaded {self._api.build_key!r}"
             message = f"{BUILD_HEADER} is {build_key[:80]!r}; {loaded}"
             return PlainTextResponse(message, HTTPStatus.SERVICE_UNAVAILABLE)
         if scope["method"] != "POST":
@@ -125,11 +119,7 @@ class TracedCalls:
 
 
 if TYPE_CHECKING:
-    from runners.encoder.features_cache import CachedFeatures
     from runners.model_worker import ModelWorker
-
-    Features = CachedFeatures | Failed
-    _Answer = Callable[[Features, Sequence[SequenceSpec]], Awaitable[Response]]
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's code, for the log: the client has disconnected
 
@@ -137,8 +127,11 @@ _CLIENT_CLOSED_REQUEST = 499  # nginx's code, for the log: the client has discon
 class RunnerApi:
     """The routes of one model; `start` must be called before the process listens."""
 
+    build_key: str | None = None  # of the loaded build
+
     def start(self, worker: "ModelWorker") -> None:
         self._worker = worker
+        self.build_key = worker.build_key
 
     def app(self) -> Starlette:
         return Starlette(
@@ -150,47 +143,49 @@ class RunnerApi:
             ]
         )
 
-    def _endpoint(self, answer: "_Answer") -> Callable[[Request], Awaitable[Response]]:
+    def _endpoint(
+        self, answer: Callable[[RunnerCall], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            message_bytes = request.headers.get(MESSAGE_BYTES_HEADER)
             try:
-                body = await request.body()
-                received = read_call(body, message_bytes, self._worker.image_shape_hwc)
-                answered = self._answer(request, received, answer)
-                return await while_connected(request.receive, answered)
+                call = self._call(await request.body(), request.headers)
+                return await while_connected(request.receive, answer(call))
             except BadCall as error:
                 return PlainTextResponse(str(error), HTTPStatus.BAD_REQUEST)
+            except FeaturesMissing:
+                message = "no features are cached under this image key; repeat the call with pixels"
+                return PlainTextResponse(message, HTTPStatus.NOT_FOUND)
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
         return endpoint
 
-    async def _adapters(self, _request: Request) -> Response:
-        return Response(self._worker.adapters().model_dump_json(), media_type=JSON)
-
-    async def _answer(
-        self, request: Request, received: ReceivedCall, answer: "_Answer"
-    ) -> Response:
-        if not (image_key := request.headers.get(IMAGE_KEY_HEADER)):
+    def _call(self, body: bytes, headers: Headers) -> RunnerCall:
+        """Return the call of a request; raise `BadCall`."""
+        message_bytes = headers.get(MESSAGE_BYTES_HEADER)
+        received = read_call(body, message_bytes, self._worker.image_shape_hwc)
+        if not (image_key := headers.get(IMAGE_KEY_HEADER)):
             raise BadCall(
                 f"the header {IMAGE_KEY_HEADER} is missing; it must be the image key, hexadecimal"
             )
-        adapters = {spec.adapter for spec in received.call.sequences} or {None}
+        sequences = received.call.sequences
+        adapters = {spec.adapter for spec in sequences}
         if len(adapters) > 1:  # the features of an adapter may be other ones
             allowed = "all must name the same one, or all none"
             raise BadCall(f"the sequences name {len(adapters)} adapters; {allowed}")
-        features = await self._worker.features(image_key, received.pixels, *adapters)
-        if features is None:
-            message = "no features are cached under this image key; repeat the call with pixels"
-            return PlainTextResponse(message, HTTPStatus.NOT_FOUND)
-        return await answer(features, received.call.sequences)
+        return RunnerCall(image_key, sequences, received.pixels)
 
-    async def _write(self, features: "Features", specs: Sequence[SequenceSpec]) -> Response:
-        outcomes = await self._worker.write(features, specs)
+    async def _adapters(self, _request: Request) -> Response:
+        states = await self._worker.adapters()
+        return Response(states.model_dump_json(), media_type=JSON)
+
+    async def _write(self, call: RunnerCall) -> Response:
+        outcomes = await self._worker.write(call)
         return Response(outcomes.model_dump_json(), media_type=JSON)
 
-    async def _stream(self, features: "Features", specs: Sequence[SequenceSpec]) -> Response:
-        return _EventLines(self._worker.stream(features, specs))
+    async def _stream(self, call: RunnerCall) -> Response:
+        events = self._worker.stream(call)
+        return _EventLines(await anext(events), events)
 
 
 class _EventLines(Response):
@@ -198,17 +193,22 @@ class _EventLines(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, events: AsyncGenerator[WritingEvent, None]) -> None:
+    def __init__(self, first: WritingEvent, events: AsyncGenerator[WritingEvent, None]) -> None:
         super().__init__()
         del self.headers["content-length"]
+        self._first = first
         self._events = events
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_event(event: WritingEvent) -> None:
+            line = event.model_dump_json().encode() + b"\n"
+            await send({"type": "http.response.body", "body": line, "more_body": True})
+
         async def send_events() -> None:
             async with aclosing(self._events) as events:
+                await send_event(self._first)
                 async for event in events:
-                    line = event.model_dump_json().encode() + b"\n"
-                    await send({"type": "http.response.body", "body": line, "more_body": True})
+                    await send_event(event)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         await send(

@@ -12,7 +12,7 @@ import bentoml
 
 from runners.bentoml_internals import batcher, dispatch_at_once
 from runners.options import RunnerOptions, encoder_batch_size, runner_name
-from runners.runner_api import CallGuard, LoadedBuild, RunnerApi, TracedCalls
+from runners.runner_api import CallGuard, RunnerApi, TracedCalls
 from runners.watchdog import bounded_start, end_process_when_stuck
 from wire.artifacts.devices import select_gpu
 from wire.drain import CallsInFlight, drain_before_stop
@@ -27,7 +27,6 @@ NO_TRACING = {"excluded_urls": "."}
 
 def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
     dispatch_at_once()
-    loaded = LoadedBuild()
     calls = CallsInFlight()
     api = RunnerApi()
 
@@ -50,7 +49,6 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
                 self._worker.load()
             end_process_when_stuck(self._worker.watchdogs, options.limits.stuck_after_s)
             api.start(self._worker)
-            loaded.key = self._worker.build_key
             drain_before_stop(calls.drain)
 
         @bentoml.on_shutdown
@@ -60,7 +58,7 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
 
         async def __is_ready__(self) -> bool:
             """Return True while iterations are in time and the runner is not draining."""
-            return self._worker.is_ready() and not calls.is_draining
+            return await self._worker.is_ready() and not calls.is_draining
 
         @bentoml.api(
             batchable=True,
@@ -84,6 +82,6 @@ def make_runner_service(model_id: str, options: RunnerOptions) -> Any:
         tracing=NO_TRACING,
     )(Runner)
     service.add_asgi_middleware(TracedCalls)
-    service.add_asgi_middleware(CallGuard, loaded=loaded)
+    service.add_asgi_middleware(CallGuard, api=api)
     service.mount_asgi_app(calls.middleware(api.app()))
     return service

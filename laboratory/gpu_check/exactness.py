@@ -19,7 +19,6 @@ from runners.decoder.captured_passes import (
     CapturedSteps,
     CudaGraph,
     StepShape,
-    StepShapes,
     capture_cuda_graph,
     row_counts,
 )
@@ -77,7 +76,7 @@ def check_choices(model: Model, device: Device) -> Verdict:
     """Choose tokens of the model's vocabulary by captured and by eager operations."""
     num_tokens = model.decoder("cpu").shape.num_tokens
     logits = torch.empty(_NUM_ROWS, num_tokens, device=device)
-    shapes = StepShapes([(num_rows, 0) for num_rows in row_counts(_NUM_ROWS)], [1])
+    shapes = [StepShape(num_rows, 1) for num_rows in row_counts(_NUM_ROWS)]
     capture = capture_cuda_graph if device == "cuda" else _computed
     graphs = CapturedSteps(
         lambda ids, *_: logits[: len(ids)], shapes, _NUM_ROWS, logits.device, capture

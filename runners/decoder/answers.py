@@ -11,7 +11,7 @@ from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import WrittenSequence
 from runners.decoder.sequences import SequenceRequest, TokenListener
 from runners.errors import SequenceError
-from wire.runner_messages import Failed, SequenceSpec, Written
+from wire.runner_messages import SequenceSpec, Written
 
 # If neither the request nor the checkpoint's generation_config sets it. Source: Florence-2's model
 # card.
@@ -72,7 +72,7 @@ class AnswerText:
     def __init__(self, decoder: Decoder) -> None:
         self._stream = decoder.text.text_stream()
         rules = decoder.rules
-        self._framing = rules.eos_token_ids | {
+        self.framing_ids = rules.eos_token_ids | {
             rules.bos_token_id,
             rules.forced_bos_token_id,
             decoder.text.pad_token_id,
@@ -80,15 +80,12 @@ class AnswerText:
         self.text = ""
         self.token_ends: list[int] = []  # offset in `text` after each token that has one
 
-    def has(self, token_id: int) -> bool:
-        """Return True for tokens of the text, False for those that start and end every answer."""
-        return token_id not in self._framing
-
     def push(self, token_ids: Iterable[int]) -> str:
         before = len(self.text)
-        for token_id in filter(self.has, token_ids):
-            self.text += self._stream.push(token_id)
-            self.token_ends.append(len(self.text))
+        for token_id in token_ids:
+            if token_id not in self.framing_ids:
+                self.text += self._stream.push(token_id)
+                self.token_ends.append(len(self.text))
         return self.text[before:]
 
 
@@ -101,7 +98,7 @@ def to_written(decoder: Decoder, request: SequenceRequest, written: WrittenSeque
     return Written(
         text=answer.text,
         token_ends=answer.token_ends,
-        logprobs=[logprob for token_id, logprob in pairs if answer.has(token_id)],
+        logprobs=[logprob for token_id, logprob in pairs if token_id not in answer.framing_ids],
         finish_reason=sequence.finish_reason,
         num_prompt_tokens=len(request.prompt_ids),
         num_generated_tokens=len(sequence.token_ids),
@@ -110,7 +107,3 @@ def to_written(decoder: Decoder, request: SequenceRequest, written: WrittenSeque
         prefill_s=written.prefill_s,
         decode_s=written.decode_s,
     )
-
-
-def to_failed(error: SequenceError) -> Failed:
-    return Failed(code=error.code, message=str(error))

@@ -29,7 +29,7 @@ Invariants:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 
@@ -46,81 +46,17 @@ from runners.decoder.slots import SlotTable
 from runners.tokens.choice import Chosen, NextInputs, RowConditions
 from runners.tokens.rules import GenerationRules
 
-SequenceT = TypeVar("SequenceT")
-PassT = TypeVar("PassT")
+_PADDING = RowConditions()  # conditions of rows that no sequence reads
 
 
 @dataclass(frozen=True, slots=True)
-class LaunchedPass(Generic[SequenceT, PassT]):
+class LaunchedPass:
     """A pass of the engine, `num_rows` rows of logits, and which are those of each sequence."""
 
-    launched: PassT
+    launched: Any
     num_rows: int
-    rows: dict[SequenceT, Sequence[int]]
-    drafts: Mapping[SequenceT, Sequence[int]] = field(default_factory=dict)
-
-    def next_inputs(
-        self,
-        slots: Mapping[SequenceT, Sequence[int]],
-        last_tokens: Mapping[SequenceT, Sequence[int]],
-    ) -> NextInputs:
-        """Return the inputs of a pass over `slots`, launched before this pass's tokens are known.
-
-        `last_tokens` are those of the sequences without rows in this pass.
-        """
-        num_slots = sum(map(len, slots.values()))
-        rows: list[int | None] = [None] * num_slots
-        tokens = [0] * num_slots
-        parents = dict[int, Sequence[int]]()
-        for sequence, sequence_slots in slots.items():
-            for place, slot in enumerate(sequence_slots):
-                if sequence in self.rows:
-                    rows[slot] = self.rows[sequence][place]
-                else:
-                    tokens[slot] = last_tokens[sequence][place]
-                if len(sequence_slots) > 1:
-                    # after a prefill all beams have the same keys
-                    parents[slot] = sequence_slots if sequence in self.rows else [slot]
-        return NextInputs(rows, tokens, parents)
-
-
-class Pipeline(Generic[SequenceT, PassT]):
-    """The pass that was launched ahead, if any."""
-
-    def __init__(self) -> None:
-        self._ahead: LaunchedPass[SequenceT, PassT] | None = None
-
-    def put(self, ahead: LaunchedPass[SequenceT, PassT]) -> None:
-        """Add a pass launched ahead; the one before must have been taken."""
-        assert self._ahead is None
-        self._ahead = ahead
-
-    def take(self) -> LaunchedPass[SequenceT, PassT] | None:
-        """Remove and return the pass launched ahead, to choose its tokens."""
-        ahead, self._ahead = self._ahead, None
-        return ahead
-
-    def __contains__(self, sequence: SequenceT) -> bool:
-        return self._ahead is not None and sequence in self._ahead.rows
-
-    def drop(self, sequence: SequenceT) -> bool:
-        """Remove a sequence from the pass launched ahead.
-
-        Return True if it was there: the caller rolls back the last token of its slots.
-        """
-        if self._ahead is None or sequence not in self._ahead.rows:
-            return False
-        del self._ahead.rows[sequence]
-        if not self._ahead.rows:
-            self._ahead = None
-        return True
-
-    def clear(self) -> None:
-        self._ahead = None
-
-
-_PADDING = RowConditions()  # conditions of rows that no sequence reads
-_Launched = LaunchedPass[LiveSequence, Any]
+    rows: dict[LiveSequence, Sequence[int]]
+    drafts: Mapping[LiveSequence, Sequence[int]] = field(default_factory=dict)
 
 
 class LiveBatch:
@@ -132,7 +68,7 @@ class LiveBatch:
         self._engine = make_engine(decoder, num_slots)
         self._cache = self._engine.cache
         self._slots = SlotTable[LiveSequence](num_slots)
-        self._pipeline = Pipeline[LiveSequence, Any]()
+        self._ahead: LaunchedPass | None = None  # launched before its tokens are known
 
     @property
     def live(self) -> list[LiveSequence]:
@@ -155,13 +91,11 @@ class LiveBatch:
             self._slots.take(sequence)
         for sequence in sequences:
             self._slots.take(sequence, sequence.num_rows - 1)
-        launched = self._engine.prefill(
-            [sequence.request for sequence in sequences], first_slot, drafts
-        )
+        requests = [sequence.request for sequence in sequences]
+        launched = self._engine.prefill(requests, first_slot, drafts)
         rows: dict[LiveSequence, Sequence[int]] = dict(zip(sequences, rows_of(drafts), strict=True))
-        num_rows = len(sequences) * width_of(drafts)
         by_sequence = dict(zip(sequences, drafts, strict=True))
-        prefilled = LaunchedPass(launched, num_rows, rows, by_sequence)
+        prefilled = LaunchedPass(launched, len(sequences) * width_of(drafts), rows, by_sequence)
         self._advance(prefilled, self._choose(prefilled))  # all beams have the same keys: no moves
 
     @torch.inference_mode()
@@ -171,20 +105,21 @@ class LiveBatch:
         Sequences admitted since a pass was launched ahead are not in it: they wait for the next
         step.
         """
-        launched = self._pipeline.take() or self._launch()
+        launched = self._ahead or self._launch()
+        self._ahead = None
         rows = self._slots.rows()
         chosen = self._choose(launched, is_step=True)
         sequences = list(launched.rows)
         moves = self._advance(launched, chosen)
         if chosen.ahead is not None:
-            self._pipeline.put(LaunchedPass(chosen.ahead, self._slots.num_used, rows))
+            self._ahead = LaunchedPass(chosen.ahead, self._slots.num_used, rows)
             redrawn = [sequences[place] for place in chosen.redrawn]
             self._roll_back([sequence for sequence in redrawn if not sequence.has_ended])
         elif moves:
             sources, targets = zip(*moves, strict=True)
             self._cache.reorder(sources, targets)
 
-    def _launch(self) -> _Launched:
+    def _launch(self) -> LaunchedPass:
         """Launch a pass over the last tokens of all live sequences, and the drafts that pay."""
         last = self._slots.by_slot(lambda sequence: sequence.last_token_ids)
         owners = self._slots.slot_owners()
@@ -198,7 +133,7 @@ class LiveBatch:
         by_sequence = dict(zip(owners, drafts, strict=True))
         return LaunchedPass(launched, len(tokens) * width_of(drafts), rows, by_sequence)
 
-    def _choose(self, launched: _Launched, is_step: bool = False) -> Chosen[Any]:
+    def _choose(self, launched: LaunchedPass, is_step: bool = False) -> Chosen[Any]:
         """Choose the next token of each row of each sequence of a pass."""
         conditions = [_PADDING] * launched.num_rows
         for sequence, rows in launched.rows.items():
@@ -208,42 +143,58 @@ class LiveBatch:
         is_useful = is_step and not all(sequence.has_one_token_left for sequence in self.live)
 
         def following() -> NextInputs:
-            rows = self._slots.rows()
-            last_tokens: dict[LiveSequence, Sequence[int]] = {}
-            for sequence in rows:
-                if sequence not in launched.rows:
-                    last_tokens[sequence] = sequence.last_token_ids
-            return launched.next_inputs(rows, last_tokens)
+            return self._next_inputs(launched)
 
+        sequences = list(launched.rows.values())
         return self._engine.choose(
-            launched.launched,
-            conditions,
-            list(launched.rows.values()),
-            following if is_useful else None,
+            launched.launched, conditions, sequences, following if is_useful else None
         )
 
-    def _advance(self, launched: _Launched, chosen: Chosen[Any]) -> list[tuple[int, int]]:
+    def _next_inputs(self, running: LaunchedPass) -> NextInputs:
+        """Return the inputs of a pass over all slots, launched before the tokens of `running` are
+        known; those of sequences without rows in it are.
+        """
+        rows: list[int | None] = [None] * self._slots.num_used
+        tokens = [0] * self._slots.num_used
+        parents: dict[int, Sequence[int]] = {}
+        for sequence, slots in self._slots.rows().items():
+            chosen_rows = running.rows.get(sequence)
+            for place, slot in enumerate(slots):
+                if chosen_rows is None:
+                    tokens[slot] = sequence.last_token_ids[place]
+                else:
+                    rows[slot] = chosen_rows[place]
+                if len(slots) > 1:  # after a prefill all beams have the same keys
+                    parents[slot] = [slot] if chosen_rows is None else slots
+        return NextInputs(rows, tokens, parents)
+
+    def _advance(self, launched: LaunchedPass, chosen: Chosen[Any]) -> list[tuple[int, int]]:
         """Append chosen tokens, keep drafted ones; return the moves of beams, slot to slot."""
         moves: list[tuple[int, int]] = []
-        accepted: list[tuple[int, int]] = []  # slot and number of drafted tokens
+        accepted: dict[int, int] = {}  # numbers of drafted tokens by slot
         for sequence, choices in zip(launched.rows, chosen.choices, strict=True):
             parents = sequence.advance(choices)
             if sequence.has_ended:
                 continue
             slots = self._slots.of(sequence)
-            pairs = [(slots[parent], slot) for parent, slot in zip(parents, slots, strict=True)]
-            moves += [(source, target) for source, target in pairs if source != target]
+            for parent, slot in zip(parents, slots, strict=True):
+                if slots[parent] != slot:
+                    moves.append((slots[parent], slot))
             if sequence.num_accepted:
-                accepted += [(slot, sequence.num_accepted) for slot in slots]
+                accepted |= dict.fromkeys(slots, sequence.num_accepted)
         if accepted:
-            self._cache.accept(*zip(*accepted, strict=True))
+            self._cache.accept(accepted)
         return moves
 
     def _roll_back(self, sequences: Sequence[LiveSequence]) -> None:
+        """Remove sequences from the pass launched ahead, and its token from their slots."""
         for sequence in sequences:
-            if self._pipeline.drop(sequence):
-                for slot in self._slots.of(sequence):
-                    self._cache.roll_back(slot)
+            if self._ahead is None or self._ahead.rows.pop(sequence, None) is None:
+                continue
+            for slot in self._slots.of(sequence):
+                self._cache.roll_back(slot)
+            if not self._ahead.rows:
+                self._ahead = None
 
     def remove_ended(self) -> list[LiveSequence]:
         """Free the slots of the sequences that have ended, and return these."""
@@ -259,12 +210,12 @@ class LiveBatch:
                 if sequence.error is not None:
                     self._cache.clear(freed.slot)
                 self._cache.free(freed.slot, freed.last)
-                if freed.moved is not None and freed.moved in self._pipeline:
+                if self._ahead is not None and freed.moved in self._ahead.rows:
                     self._cache.roll_back(freed.last)
 
     def clear(self) -> None:
         self._slots.clear()
-        self._pipeline.clear()
+        self._ahead = None
 
 
 def start_sequence(request: SequenceRequest, rules: GenerationRules) -> LiveSequence:

@@ -39,15 +39,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runners.decoder.sequences import SequenceRequest
-from runners.kv_cache.memory import DecoderShape
-from runners.kv_cache.slot_cache import NUM_CLAIMED, ClaimedSlot
+from runners.kv_cache import NUM_CLAIMED, ClaimedSlot, DecoderShape
 from runners.staging import array_into
 from runners.tokens.choice import (
     CAPTURED_KINDS,
@@ -56,7 +55,6 @@ from runners.tokens.choice import (
     Chosen,
     NextInputs,
     PackedConditions,
-    Results,
     RowConditions,
     choose,
     choose_tokens,
@@ -102,78 +100,54 @@ class StepShape:
     prefix_length: int = 0  # positions read of each prefix
     has_adapters: bool = False
 
+    def holds(self, step: "StepShape") -> bool:
+        return (
+            self.num_rows >= step.num_rows
+            and self.length >= step.length
+            and self.num_prefixes >= step.num_prefixes
+            and bool(self.num_prefixes) == bool(step.num_prefixes)
+            and self.prefix_length >= step.prefix_length
+            and self.has_adapters == step.has_adapters
+        )
+
 
 Step = Callable[[Tensor, StepShape], Tensor]  # token ids (B,) -> logits (B, V)
 
 
-@dataclass(frozen=True, slots=True)
-class StepShapes:
-    """The shapes in which steps are captured: all combinations of these, in ascending order."""
+def step_shapes(
+    shape: DecoderShape, num_slots: int, num_beams: int = 1, has_adapters: bool = False
+) -> list[StepShape]:
+    """Return the shapes in which steps are captured, the smallest first.
 
-    rows: Sequence[tuple[int, int]]  # numbers of rows and of shared prefixes
-    lengths: Sequence[int]
-    prefix_lengths: Sequence[int] = (0,)
-    adapters: Sequence[bool] = (False,)
-
-    @classmethod
-    def of(
-        cls, shape: DecoderShape, num_slots: int, num_beams: int = 1, has_adapters: bool = False
-    ) -> Self:
-        """Return the shapes for a checkpoint's own number of beams."""
-        lengths = {shape.num_positions}
-        room = _SMALLEST_ROOM
-        while shape.min_length + room < shape.num_positions:
-            lengths.add(shape.min_length + room)
-            room *= 4
-        rows = {(num_rows, 0) for num_rows in row_counts(num_slots)}
-        prefix_lengths = {0}
-        if shape.has_prefixes:
-            rows |= shared_prefixes(num_slots, num_beams)
-            usual = prompt_lengths(shape.num_image_tokens, shape.num_positions)
-            prefix_lengths = {*usual[-1:], shape.num_positions}
-        adapters = [False, True] if has_adapters else [False]
-        return cls(sorted(rows), sorted(lengths), sorted(prefix_lengths), adapters)
-
-    def all(self) -> list[StepShape]:
-        """Return all shapes, the largest first: its memory serves the others."""
-        combined = product(self.rows, self.lengths, self.prefix_lengths, self.adapters)
-        shapes: list[StepShape] = []
-        for (num_rows, num_prefixes), length, prefix_length, has_adapters in combined:
-            shapes.append(StepShape(num_rows, length, num_prefixes, prefix_length, has_adapters))
-        return shapes[::-1]
-
-    def holding(self, shape: StepShape) -> StepShape | None:
-        """Return the smallest shape in which a step of `shape` can run, fewest rows first."""
-        length = _at_least(self.lengths, shape.length)
-        prefix_length = _at_least(self.prefix_lengths, shape.prefix_length)
-        for num_rows, num_prefixes in self.rows[bisect_left(self.rows, (shape.num_rows, 0)) :]:
-            are_shared = bool(num_prefixes) == bool(shape.num_prefixes)
-            if are_shared and num_prefixes >= shape.num_prefixes:
-                return StepShape(num_rows, length, num_prefixes, prefix_length, shape.has_adapters)
-        return None
-
-
-def _at_least(values: Sequence[int], minimum: int) -> int:
-    """Return the smallest of ascending values that is not below `minimum`."""
-    return values[bisect_left(values, minimum)]
+    With a checkpoint's own number of beams, as few prefixes are read as rows need; any mixture fits
+    the largest step.
+    """
+    lengths = {shape.num_positions}
+    room = _SMALLEST_ROOM
+    while shape.min_length + room < shape.num_positions:
+        lengths.add(shape.min_length + room)
+        room *= 4
+    rows = {(num_rows, 0) for num_rows in row_counts(num_slots)}
+    prefix_lengths = {0}
+    if shape.has_prefixes:
+        rows.add((num_slots, num_slots))
+        for num_rows in row_counts(num_slots):
+            if 1 < num_beams <= num_rows:
+                rows.add((num_rows, -(-num_rows // num_beams)))
+        usual = prompt_lengths(shape.num_image_tokens, shape.num_positions)
+        prefix_lengths = {*usual[-1:], shape.num_positions}
+    shapes: list[StepShape] = []
+    combined = product(
+        sorted(rows), sorted(lengths), sorted(prefix_lengths), sorted({False, has_adapters})
+    )
+    for (num_rows, num_prefixes), length, prefix_length, with_adapters in combined:
+        shapes.append(StepShape(num_rows, length, num_prefixes, prefix_length, with_adapters))
+    return shapes
 
 
 def row_counts(num_slots: int) -> list[int]:
     powers = (1 << power for power in range(num_slots.bit_length()))
     return sorted({num_slots, *powers})
-
-
-def shared_prefixes(num_slots: int, num_beams: int) -> set[tuple[int, int]]:
-    """Return the numbers of rows and prefixes of steps in which beams share prefixes.
-
-    With a checkpoint's own number of beams, as few prefixes are read as rows need; any mixture fits
-    the largest step.
-    """
-    counts = {(num_slots, num_slots)}
-    for num_rows in row_counts(num_slots):
-        if 1 < num_beams <= num_rows:
-            counts.add((num_rows, -(-num_rows // num_beams)))
-    return counts
 
 
 def prompt_lengths(num_image_tokens: int, num_positions: int) -> list[int]:
@@ -195,7 +169,7 @@ class NoEvent:
 
 
 class CapturedSteps:
-    """The captured steps and choices of one cache of `num_slots` slots.
+    """The captured steps and choices of one cache of `num_slots` slots; `shapes` ascend.
 
     `step` takes the lengths of its sequences from the cache and leaves incrementing them to its
     caller: computing it twice gives the same result. It also receives free slots, and may write
@@ -203,7 +177,12 @@ class CapturedSteps:
     """
 
     def __init__(
-        self, step: Step, shapes: StepShapes, num_slots: int, device: torch.device, capture: Capture
+        self,
+        step: Step,
+        shapes: Sequence[StepShape],
+        num_slots: int,
+        device: torch.device,
+        capture: Capture,
     ) -> None:
         self._step = step
         self._shapes = shapes
@@ -216,16 +195,15 @@ class CapturedSteps:
         self._choices: dict[tuple[bool, int, ChoiceKind], CudaGraph] = {}
         # The pool: the next token of each slot, and the sources and targets of moves.
         self._inputs = torch.zeros(3, num_slots, dtype=torch.long, device=device)
-        self._host_tokens = self._pinned(num_slots, torch.long)
-        self._host_results = self._pinned(num_slots * MAX_RESULTS, torch.float64)
+        # memory of the host that a GPU copies from and to without waiting
+        is_cuda = device.type == "cuda"
+        self._host_tokens = torch.zeros(num_slots, dtype=torch.long, pin_memory=is_cuda)
+        num_results = num_slots * MAX_RESULTS
+        self._host_results = torch.zeros(num_results, dtype=torch.float64, pin_memory=is_cuda)
         self._is_loading = False  # nothing has waited for the last copy of `_host_tokens` yet
         self.results_copied: NoEvent | torch.cuda.Event = NoEvent()
-        if device.type == "cuda":
+        if is_cuda:
             self.results_copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-    def _pinned(self, num_values: int, dtype: torch.dtype) -> Tensor:
-        """Return memory of the host that a GPU copies from and to without waiting."""
-        return torch.zeros(num_values, dtype=dtype, pin_memory=self._device.type == "cuda")
 
     @property
     def num_captured(self) -> int:
@@ -240,21 +218,20 @@ class CapturedSteps:
         return self._inputs[1:, :num_moves]
 
     def capture_all(self, end_token_ids: Iterable[int]) -> None:
-        """Capture all steps and choices while no slot is in use; log a failure, after which the
-        others run eagerly.
+        """Capture all steps and choices while no slot is in use, the largest first, as its memory
+        serves the others; log a failure, after which the others run eagerly.
         """
         name = "logits"
-        shapes = self._shapes.all()
         try:
             self._end_token_ids = torch.tensor(sorted(end_token_ids), device=self._device)
-            logits = self._step(self._inputs[0], shapes[0])  # (slots, V)
+            logits = self._step(self._inputs[0], self._shapes[-1])  # (slots, V)
             self._logits = torch.empty_like(logits)
             # a prefill has its own: a pass launched ahead may still wait for its choice
-            self._first_logits = torch.empty_like(logits)
+            self.first_logits = torch.empty_like(logits)
             # the logits that tokens were last drawn from
             self._sampled_logits = torch.empty_like(logits)
             self._conditions = PackedConditions(self._num_slots, logits.shape[1], self._device)
-            for shape in shapes:
+            for shape in reversed(self._shapes):
                 name = f"a step of {shape.num_rows} rows of {shape.length} positions"
                 self._steps[shape] = self._capture(partial(self._store_logits, shape))
             for key in product((False, True), self._row_counts[::-1], CAPTURED_KINDS):
@@ -272,7 +249,7 @@ class CapturedSteps:
         next.
         """
         conditions = self._conditions
-        logits = (self._first_logits if is_first else self._logits)[:num_rows]
+        logits = (self.first_logits if is_first else self._logits)[:num_rows]
         results = choose(conditions, logits, kind)
         # the next step, which overwrites the others, is launched before a wide nucleus is known
         if kind.has_sampled:
@@ -295,32 +272,24 @@ class CapturedSteps:
         self._inputs[0, :num_tokens].copy_(self._host_tokens[:num_tokens], non_blocking=True)
         self._is_loading = True
 
-    def run(self, shape: StepShape) -> Tensor:
+    def run(self, step: StepShape) -> Tensor:
         """Return the logits (B, V), valid until the next call, of slots 0 to B - 1.
 
         They follow the pool's tokens, which the length counts. A slot without a free position,
         whose sequence ends with the token before, gets its last one overwritten.
         """
-        captured = self._shapes.holding(shape)
-        if captured not in self._steps:
-            return self.store(self._step(self._inputs[0, : shape.num_rows], shape))
-        self._steps[captured].replay()
-        return self._logits[: shape.num_rows]
+        shape = next((shape for shape in self._shapes if shape.holds(step)), None)
+        if shape not in self._steps:
+            return self.store(self._step(self._inputs[0, : step.num_rows], step))
+        self._steps[shape].replay()
+        return self._logits[: step.num_rows]
 
     def store(self, logits: Tensor, is_first: bool = False) -> Tensor:
         """Return the logits of an eager step or prefill, in the pool if choices are captured."""
         if not self._choices:
             return logits
-        pool = self._first_logits if is_first else self._logits
+        pool = self.first_logits if is_first else self._logits
         return pool[: len(logits)].copy_(logits)
-
-    def store_first(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Put logits (R, V) of a prefill into `rows` (R,) of the pool, and return them."""
-        self._first_logits.index_copy_(0, rows, logits)
-        return logits
-
-    def first_logits(self, num_rows: int) -> Tensor:
-        return self._first_logits[:num_rows]
 
     def choose(
         self,
@@ -341,12 +310,19 @@ class CapturedSteps:
         inputs = inputs or NextInputs(range(len(logits)), [0] * len(logits))
         num_rows = max(len(logits), len(inputs.rows))
         kind = ChoiceKind.captured(conditions, inputs)
-        key = is_first, _at_least(self._row_counts, num_rows), kind
+        key = is_first, self._row_counts[bisect_left(self._row_counts, num_rows)], kind
         if key not in self._choices or not fits(conditions):
             return Chosen(choose_tokens(logits, conditions, sequences))
         self._conditions.write(conditions, sequences, kind, inputs)
         self._choices[key].replay()
-        results, ahead = self._read(self._choices[key].output[: len(logits)], look_ahead)
+        output = self._choices[key].output[: len(logits)]
+        on_host = self._host_results[: output.numel()].view(output.shape)
+        on_host.copy_(output, non_blocking=True)
+        self.results_copied.record()
+        ahead = None if look_ahead is None else look_ahead()
+        self.results_copied.synchronize()  # the only wait of a step
+        self._is_loading = False
+        results = on_host.numpy()
         choices = unpack(results, conditions, sequences)
         wide = with_wider_nucleus(results, sequences)
         if wide:
@@ -357,18 +333,6 @@ class CapturedSteps:
                 choices[place] = sequence_choices
         return Chosen(choices, ahead, redrawn=wide)
 
-    def _read(
-        self, output: Tensor, look_ahead: Callable[[], PassT] | None
-    ) -> tuple[Results, PassT | None]:
-        """Copy results to the host, and launch the next pass before the only wait of a step."""
-        host = self._host_results[: output.numel()].view(output.shape)
-        host.copy_(output, non_blocking=True)
-        self.results_copied.record()
-        ahead = None if look_ahead is None else look_ahead()
-        self.results_copied.synchronize()
-        self._is_loading = False
-        return host.numpy(), ahead
-
 
 @dataclass(frozen=True, slots=True)
 class PrefillShape:
@@ -376,10 +340,6 @@ class PrefillShape:
 
     num_sequences: int
     length: int  # positions: image, prompt and padding
-
-    @property
-    def num_positions(self) -> int:
-        return self.num_sequences * self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +367,7 @@ def prefill_shapes(shape: DecoderShape, num_slots: int) -> list[PrefillShape]:
     for num_sequences, length in product(_PREFILL_SIZES, lengths):
         if num_sequences <= num_slots and num_sequences * length <= _MAX_PREFILL_POSITIONS:
             shapes.append(PrefillShape(num_sequences, length))
-    return sorted(shapes, key=lambda shape: -shape.num_positions)
+    return sorted(shapes, key=lambda shape: -shape.num_sequences * shape.length)
 
 
 class CapturedPrefills:
@@ -434,10 +394,11 @@ class CapturedPrefills:
         num_features = 0
         num_numbers = 0
         for shape in self._shapes:
-            num_features = max(num_features, shape.num_positions)
+            num_positions = shape.num_sequences * shape.length
+            num_features = max(num_features, num_positions * self._hidden_size)
             num_numbers = max(num_numbers, shape.num_sequences * self._num_columns(shape))
         try:
-            self._features = torch.zeros(num_features * self._hidden_size, device=device)
+            self._features = torch.zeros(num_features, device=device)
             self._numbers = torch.zeros(num_numbers, dtype=torch.long, device=device)
             for shape in self._shapes:
                 inputs = self._inputs(shape)
@@ -483,7 +444,7 @@ class CapturedPrefills:
 
     def _inputs(self, shape: PrefillShape) -> FixedPrefill:
         num_sequences = shape.num_sequences
-        num_features = shape.num_positions * self._hidden_size
+        num_features = num_sequences * shape.length * self._hidden_size
         features = self._features[:num_features].view(num_sequences, shape.length, -1)
         numbers = self._numbers[: num_sequences * self._num_columns(shape)].view(num_sequences, -1)
         sizes = [shape.length, 1, 1, self._max_beams * NUM_CLAIMED]

@@ -19,7 +19,7 @@ those before it: answers are the same as without drafts. Source: greedy speculat
 (github.com/apoorvumang/prompt-lookup-decoding).
 
 Invariants:
-- the batch and the scheduler know no engine: another backend is a class and a line of `_ENGINES`;
+- the batch and the scheduler know no engine: another backend is a class, and `new_engine` names it;
 - a pass is counted in its slots when it is launched, a draft when the batch accepts it;
 - a captured choice puts next tokens and moves of beams into the pool on the device, where the next
   pass reads them;
@@ -45,13 +45,13 @@ from runners.decoder.captured_passes import (
     CapturedSteps,
     FixedPrefill,
     StepShape,
-    StepShapes,
     capture_cuda_graph,
     prefill_shapes,
+    step_shapes,
 )
-from runners.decoder.protocol import Decoder, Engine, NewEngine
+from runners.decoder.protocol import Decoder, Engine
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.kv_cache.slot_cache import PrefixReads, SlotCache, TokenPlaces
+from runners.kv_cache import PrefixReads, SlotCache, TokenPlaces
 from runners.staging import array_into, to_device
 from runners.tokens.choice import MAX_BEAMS, Chosen, NextInputs, RowConditions, choose_tokens
 
@@ -131,12 +131,10 @@ class EagerEngine:
     def drafts(
         self, sequences: Sequence[LiveSequence], is_first: bool = False
     ) -> list[Sequence[int]]:
-        can_draft = self._decoder.can_draft
-        if is_first and self._decoder.start_token_id is None:
-            can_draft = False
-        if not can_draft or len(sequences) > MAX_SLOTS:
-            return [()] * len(sequences)
-        return paying([sequence.propose() for sequence in sequences])
+        can_read = not is_first or self._decoder.start_token_id is not None
+        if self._decoder.can_draft and can_read and len(sequences) <= MAX_SLOTS:
+            return paying([sequence.propose() for sequence in sequences])
+        return [()] * len(sequences)
 
     def prefill(
         self,
@@ -144,21 +142,21 @@ class EagerEngine:
         first_slot: int,
         drafts: Sequence[Sequence[int]] = (),
     ) -> Tensor:
+        decoder = self._decoder
         slots_of = slots_from(first_slot, requests)
         adapters = [request.adapter for request in requests]
         self.cache.begin(slots_of, [request.num_prefix_tokens for request in requests], adapters)
-        self._decoder.adapters.select(adapters)
-        slots = range(first_slot, first_slot + len(requests))
-        embeds, lengths = stack_requests(requests, self._decoder.embed, self._decoder.shape.device)
+        decoder.adapters.select(adapters)
+        embeds, lengths = stack_requests(requests, decoder.embed, decoder.shape.device)
         first = None
-        start = self._decoder.start_token_id
+        start = decoder.start_token_id
         if start is not None:
             drafts = drafts or [()] * len(requests)
             first = self.cache.places([[start, *draft] for draft in drafts], first_slot)
-        where = slice(slots.start, slots.stop)
-        logits = self._decoder.prefill(self.cache, embeds, lengths, where, first)
+        last_slot = first_slot + len(requests)
+        logits = decoder.prefill(self.cache, embeds, lengths, slice(first_slot, last_slot), first)
         if first is not None:
-            self.cache.grow(slots)
+            self.cache.grow(range(first_slot, last_slot))
         self.cache.add_beams({first: beams for first, *beams in slots_of})
         return logits
 
@@ -201,8 +199,8 @@ class GraphEngine:
         self._places = torch.zeros(num_slots, dtype=torch.long, device=shape.device)
         self._loaded_places: list[int] = []
         has_adapters = decoder.adapters.pool is not None
-        step_shapes = StepShapes.of(shape, num_slots, decoder.rules.num_beams, has_adapters)
-        self.graphs = CapturedSteps(self._step, step_shapes, num_slots, shape.device, capture)
+        steps = step_shapes(shape, num_slots, decoder.rules.num_beams, has_adapters)
+        self.graphs = CapturedSteps(self._step, steps, num_slots, shape.device, capture)
         self.graphs.capture_all(decoder.rules.eos_token_ids)
         shapes = prefill_shapes(shape, num_slots)
         any_token = torch.zeros(1, dtype=torch.long, device=shape.device)
@@ -247,7 +245,7 @@ class GraphEngine:
             self.cache.add_beams({first: beams for first, *beams in slots_of})
         else:  # the start token is in the slots
             self.cache.grow(range(first_slot, 1 + max(chain.from_iterable(slots_of))))
-        return GraphPass(self.graphs.first_logits(len(requests)), is_first=True)
+        return GraphPass(self.graphs.first_logits[: len(requests)], is_first=True)
 
     def _prefill(self, inputs: FixedPrefill) -> Tensor:
         """Compute a captured prefill; its logits (B, V) are put into the pool, too."""
@@ -268,7 +266,8 @@ class GraphEngine:
             targets = inputs.claimed[..., 0]
             sources = slots[:, None].expand_as(targets)
             self.cache.add_fixed_beams(sources.flatten(), targets.flatten())
-        return self.graphs.store_first(logits, inputs.rows)
+        self.graphs.first_logits.index_copy_(0, inputs.rows, logits)
+        return logits
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> GraphPass:
         if not self._is_captured(len(tokens)):
@@ -304,8 +303,8 @@ class GraphEngine:
         prefixes = self.cache.prefixes
         prefix_length = 0 if prefixes is None else prefixes.length(slots)
         has_adapters = self._load_places(num_slots)
-        shape = StepShape(num_slots, length, num_prefixes, prefix_length, has_adapters)
-        logits = self.graphs.run(shape)
+        step = StepShape(num_slots, length, num_prefixes, prefix_length, has_adapters)
+        logits = self.graphs.run(step)
         self.cache.grow(slots)
         return GraphPass(logits)
 
@@ -329,9 +328,6 @@ class GraphEngine:
         return num_beams <= MAX_BEAMS and (have_places or not any(adapters))
 
 
-_ENGINES: dict[str, NewEngine] = {"cuda": GraphEngine}  # keyed by torch's device type
-
-
 def new_engine(decoder: Decoder, num_slots: int) -> Engine[Any]:
-    """Return the engine of a decoder's device, by default the eager one."""
-    return _ENGINES.get(decoder.shape.device.type, EagerEngine)(decoder, num_slots)
+    is_cuda = decoder.shape.device.type == "cuda"
+    return GraphEngine(decoder, num_slots) if is_cuda else EagerEngine(decoder, num_slots)

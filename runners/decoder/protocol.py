@@ -13,8 +13,7 @@ from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.kv_cache.memory import DecoderShape, Slots
-from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
+from runners.kv_cache import DecoderShape, SlotCache, Slots, TokenPlaces
 from runners.tokens.choice import Chosen, NextInputs, RowConditions
 from runners.tokens.rules import GenerationRules
 from runners.tokens.text import CheckpointText

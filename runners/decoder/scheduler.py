@@ -26,7 +26,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -80,17 +80,15 @@ class ScheduledSequence:
             on_tokens(settled[self.num_notified :])
             self.num_notified = len(settled)
 
-    def finish(self) -> None:
+    def outcome(self) -> WrittenSequence | Exception:
         if self.sequence.error is not None:
-            self.resolve(self.sequence.error)
-            return
-        written = WrittenSequence(
+            return self.sequence.error
+        return WrittenSequence(
             self.sequence.result(),
             queue_s=self.admitted_s - self.submitted_s,
             prefill_s=self.prefilled_s - self.admitted_s,
             decode_s=time.monotonic() - self.prefilled_s,
         )
-        self.resolve(written)
 
     def resolve(self, outcome: WrittenSequence | Exception) -> None:
         """Set the future's result or exception; of a cancelled future, only notify its waiters."""
@@ -157,12 +155,15 @@ class Scheduler:
                     f" {len(requests)} were submitted, at most {limits.max_waiting} are allowed",
                 )
             now_s = time.monotonic()
-            sequences = [start_sequence(request, self._decoder.rules) for request in requests]
-            added = [ScheduledSequence(sequence, now_s) for sequence in sequences]
-            self._queue.extend(added)
+            futures: list[Future[WrittenSequence]] = []
+            for request in requests:
+                sequence = start_sequence(request, self._decoder.rules)
+                scheduled = ScheduledSequence(sequence, now_s)
+                self._queue.append(scheduled)
+                futures.append(scheduled.future)
             self._queue_depth.set(len(self._queue))
             self._changed.notify()
-        return [scheduled.future for scheduled in added]
+        return futures
 
     def _run(self) -> None:
         while self._wait_for_work():
@@ -177,7 +178,8 @@ class Scheduler:
                 self._batch.clear()
                 failed = list(self._live.values())
                 self._live.clear()
-                _fail(failed, error)
+                for scheduled in failed:
+                    scheduled.resolve(error)
             self._live_sequences.set(len(self._live))
             self._slots_taken.set(self._batch.num_used_slots)
 
@@ -233,14 +235,15 @@ class Scheduler:
             self._batch.admit(sequences)
         except torch.OutOfMemoryError as error:
             self._batch.remove(sequences)  # their slots may have been taken before
-            if len(admitted) == 1:
-                _fail(admitted, error.with_traceback(None))  # its frames would keep the activations
+            if len(admitted) == 1:  # its frames would keep the activations
+                admitted[0].resolve(error.with_traceback(None))
                 return
         except Exception as error:  # any exception must reach all callers that it affects
             exit_if_device_lost(error, self._name)
             logger.exception("a prefill of %d sequences failed", len(admitted))
             self._batch.remove(sequences)
-            _fail(admitted, error)
+            for scheduled in admitted:
+                scheduled.resolve(error)
             return
         else:
             for scheduled in admitted:
@@ -261,9 +264,5 @@ class Scheduler:
         for scheduled in self._live.values():
             scheduled.notify_listener()
         for sequence in self._batch.remove_ended():
-            self._live.pop(sequence).finish()
-
-
-def _fail(failed: Iterable[ScheduledSequence], error: Exception) -> None:
-    for scheduled in failed:
-        scheduled.resolve(error)
+            scheduled = self._live.pop(sequence)
+            scheduled.resolve(scheduled.outcome())

@@ -136,6 +136,10 @@ class LiveSequence(ABC):
                 "deadline_exceeded", f"the deadline passed after {self.num_tokens} tokens"
             )
 
+    def non_finite_error(self) -> SequenceError:
+        message = f"the logits of token {self.num_tokens} are not finite"
+        return SequenceError("non_finite_logits", message)
+
     def forced_token(self, position: int) -> int | None:
         return self.rules.forced_token(position, self.request.max_new_tokens)
 
@@ -248,9 +252,7 @@ class SingleSequence(LiveSequence):
             self.finish_reason = "stop"
             return
         if not math.isfinite(choice.logprob):
-            raise SequenceError(
-                "non_finite_logits", f"the logits of token {self.num_tokens} are not finite"
-            )
+            raise self.non_finite_error()
         self._state = self._state_after(self._state, choice.token_id, conditions)
         self.token_ids.append(choice.token_id)
         self.logprobs.append(choice.logprob)
@@ -268,31 +270,15 @@ _UNUSED_ROW_SCORE = -1e9  # transformers' score of a row without a beam
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """A partial answer; `score` is the sum of its log-probabilities."""
+    """A partial or complete answer; `score` is the sum of its log-probabilities."""
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     score: float = 0.0
     state: ConstraintState | None = None
     num_constrained: int = 0  # tokens that the constraint chose against the model
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A beam extended by one token, and the row that it extends."""
-
-    beam: Beam
-    parent: int
-    finish_reason: FinishReason | None
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedBeam:
-    """A complete answer; `score` is its mean log-probability if the length penalty is 1."""
-
-    beam: Beam
-    score: float
-    finish_reason: FinishReason
+    parent: int = 0  # the row that it extends
+    finish_reason: FinishReason | None = None  # of a complete answer
 
 
 @dataclass(slots=True, eq=False)
@@ -300,7 +286,7 @@ class BeamSequence(LiveSequence):
     """A sequence with `num_beams` rows."""
 
     beams: list[Beam] = field(default_factory=lambda: [Beam()])
-    finished: list[FinishedBeam] = field(default_factory=list)  # best first, at most `num_beams`
+    finished: list[Beam] = field(default_factory=list)  # best first, at most `num_beams`
 
     @property
     def num_tokens(self) -> int:
@@ -313,87 +299,89 @@ class BeamSequence(LiveSequence):
     @property
     def settled_token_ids(self) -> Sequence[int]:
         """The common prefix of all live and finished beams."""
-        answers = [beam.token_ids for beam in self.beams]
-        answers += [finished.beam.token_ids for finished in self.finished]
+        answers = [beam.token_ids for beam in [*self.beams, *self.finished]]
         # all others lie between these two in order
         pairs = zip(min(answers), max(answers), strict=False)
         return [first for first, last in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     # beams have no draft
     def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:  # noqa: ARG002
-        return [self._conditions(beam) for beam in self.beams]
-
-    def _conditions(self, beam: Beam) -> RowConditions:
-        """Return a beam's conditions: enough candidates that `num_beams` remain if others end."""
-        constraint = self.request.constraint
-        forced = self.forced_token(len(beam.token_ids))
-        allowed = None
-        if forced is None and constraint is not None:
-            allowed = constraint.allowed(beam.state or constraint.start())
-        return RowConditions(
-            forced=forced,
-            banned=self.rules.banned_tokens(beam.token_ids),
-            allowed=allowed,
-            beam_score=beam.score,
-            num_candidates=max(2, 1 + len(self.rules.eos_token_ids)) * self.num_rows,
-        )
+        """Return the conditions of all beams: enough candidates that `num_beams` remain if others
+        end.
+        """
+        num_candidates = max(2, 1 + len(self.rules.eos_token_ids)) * self.num_rows
+        conditions: list[RowConditions] = []
+        for beam in self.beams:
+            forced = self.forced_token(len(beam.token_ids))
+            constraint = self.request.constraint
+            allowed = None
+            if forced is None and constraint is not None:
+                allowed = constraint.allowed(beam.state or constraint.start())
+            row = RowConditions(
+                forced=forced,
+                banned=self.rules.banned_tokens(beam.token_ids),
+                allowed=allowed,
+                beam_score=beam.score,
+                num_candidates=num_candidates,
+            )
+            conditions.append(row)
+        return conditions
 
     def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
-        try:
-            self.check_deadline()
-            if any(math.isnan(choice.score) for choice in choices):
-                raise SequenceError(
-                    "non_finite_logits", f"the logits of token {self.num_tokens} are not finite"
-                )
-            possible = [choice for choice in choices if choice.score > -math.inf]
-            candidates = self._keep_best([self._extended(choice) for choice in possible])
-        except SequenceError as error:
-            self.error = error
-            return ()
-        return [candidate.parent for candidate in candidates]
-
-    def _extended(self, choice: Choice) -> Candidate:
-        before = self.beams[choice.row]
-        constraint = self.request.constraint
-        token_ids = (*before.token_ids, choice.token_id)
-        state = before.state
-        if constraint is not None and self.forced_token(len(before.token_ids)) is None:
-            state = constraint.after(state or constraint.start(), choice.token_id)
-        logprobs = (*before.logprobs, choice.logprob)
-        num_constrained = before.num_constrained + choice.is_constrained
-        beam = Beam(token_ids, logprobs, choice.score, state, num_constrained)
-        return Candidate(beam, choice.row, self.finish_reason_of(token_ids))
-
-    def _keep_best(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Collect finished beams, keep the best open ones as rows, and end the search if none of
         them can improve.
         """
+        try:
+            self.check_deadline()
+            if any(math.isnan(choice.score) for choice in choices):
+                raise self.non_finite_error()
+            possible = [choice for choice in choices if choice.score > -math.inf]
+            candidates = [self._extended(choice) for choice in possible]
+        except SequenceError as error:
+            self.error = error
+            return ()
         self._add_finished(candidates[: self.num_rows])
-        rows = [candidate for candidate in candidates if candidate.finish_reason is None]
-        del rows[self.num_rows :]
+        rows = [beam for beam in candidates if beam.finish_reason is None][: self.num_rows]
         if rows:
             # a forced token or a constraint can leave fewer candidates than rows
-            unused = replace(rows[0], beam=replace(rows[0].beam, score=_UNUSED_ROW_SCORE))
+            unused = replace(rows[0], score=_UNUSED_ROW_SCORE)
             rows += [unused] * (self.num_rows - len(rows))
-            self.beams = [candidate.beam for candidate in rows]
+            self.beams = rows
         if not rows or not self._may_improve():
             self.finish_reason = self.finished[0].finish_reason if self.finished else "length"
-        return rows
+        return [beam.parent for beam in rows]
 
-    def _add_finished(self, candidates: Sequence[Candidate]) -> None:
+    def _extended(self, choice: Choice) -> Beam:
+        before = self.beams[choice.row]
+        constraint = self.request.constraint
+        state = before.state
+        if constraint is not None and self.forced_token(len(before.token_ids)) is None:
+            state = constraint.after(state or constraint.start(), choice.token_id)
+        token_ids = (*before.token_ids, choice.token_id)
+        return Beam(
+            token_ids,
+            logprobs=(*before.logprobs, choice.logprob),
+            score=choice.score,
+            state=state,
+            num_constrained=before.num_constrained + choice.is_constrained,
+            parent=choice.row,
+            finish_reason=self.finish_reason_of(token_ids),
+        )
+
+    def _add_finished(self, candidates: Sequence[Beam]) -> None:
         """Add those that have ended and keep the best `num_beams`; early stopping closes a full
         list.
         """
         if self._is_full and self.rules.early_stopping is True:
             return
-        for candidate in candidates:
-            beam = candidate.beam
-            if candidate.finish_reason is not None:
-                score = beam.score / len(beam.token_ids) ** self.rules.length_penalty
-                self.finished.append(FinishedBeam(beam, score, candidate.finish_reason))
+        self.finished += [beam for beam in candidates if beam.finish_reason is not None]
         # stable: equal scores keep their order
-        self.finished.sort(key=lambda finished: -finished.score)
+        self.finished.sort(key=self._answer_score, reverse=True)
         del self.finished[self.num_rows :]
+
+    def _answer_score(self, beam: Beam) -> float:
+        """Return the score of a complete answer: the mean log-probability if the penalty is 1."""
+        return beam.score / float(len(beam.token_ids) ** self.rules.length_penalty)
 
     @property
     def _is_full(self) -> bool:
@@ -407,8 +395,8 @@ class BeamSequence(LiveSequence):
         is_never = self.rules.early_stopping == "never" and self.rules.length_penalty > 0
         length = self.request.max_new_tokens if is_never else self.num_tokens
         best = self.beams[0].score / float(length**self.rules.length_penalty)
-        return best > self.finished[-1].score
+        return best > self._answer_score(self.finished[-1])
 
     def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
-        best = self.finished[0].beam if self.finished else self.beams[0]
+        best = self.finished[0] if self.finished else self.beams[0]
         return GeneratedSequence(best.token_ids, best.logprobs, finish_reason, best.num_constrained)

@@ -1,28 +1,23 @@
 """The exported vision encoder in ONNX Runtime, on a CPU or a GPU.
 
-Two backends have one small interface (`EncoderBackend`); another backend is a class and a line of
-`_BACKENDS`. On both, a batch that exceeds the memory is halved.
-
     CpuBatches      a batch runs at once, except at int8, where images run one by one: ONNX Runtime
                     quantizes a batch with one scale, and an image's features must not depend on the
                     others. All encoders of a process share one arena of memory: the activations of
-                    a batch are several times as large as the weights, and batches run one after
-                    another
+                    a batch are several times as large as the weights
     FixedBatches    batches of fixed sizes, captured as CUDA graphs: a batch of 13 images runs as
-                    8 + 4 + 1, nothing is padded. All sizes run in one session, which holds the
-                    weights once; it keeps a graph for each `gpu_graph_id`, and each size is bound
-                    to the first images of the same input and output
+                    8 + 4 + 1, nothing is padded. All sizes run in one session, which keeps a graph
+                    for each `gpu_graph_id`, over the first images of the same input and output
 
-On a GPU every size first runs without a graph, the largest first, whose memory serves the others;
-one that exceeds the memory is left out. Then each is captured, and replays are compared; if one
-fails, all run without graphs. Invariants:
+On both, a batch that exceeds the memory is halved. On a GPU every size first runs without a graph,
+the largest first, whose memory serves the others; one that exceeds the memory is left out. Then
+each is captured, and replays are compared; if one fails, all run without graphs. Invariants:
 
 - ONNX Runtime keeps the graphs for the thread that captured them: all of this runs in one;
 - while it captures, no other thread may allocate memory of the GPU: encoders are loaded before the
   decoder's thread starts (runners/model_worker.py);
-- pixels and features are copied in a stream of the encoder: it never waits for the decoder, whose
-  work is in the default stream. Features may be freed while the decoder still reads them: they are
-  recorded there, and their memory is reused only after that;
+- pixels and features are copied in a stream of the encoder, which never waits for the decoder's
+  work in the default stream. Features are recorded there: if they are freed while the decoder reads
+  them, their memory is reused only after that;
 - the next part of a batch overwrites input and output: features are copied out of it before.
 
 Sources: ONNX Runtime's page of the CUDA provider, "Using CUDA Graphs"; cuda_execution_provider.cc,
@@ -35,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -60,31 +55,20 @@ _CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_s
 OpenSession = Callable[[bool], onnxruntime.InferenceSession]  # True opens it with CUDA graphs
 
 
-class EncoderBackend(Protocol):
-    """Runs one exported encoder on one device."""
-
-    def load(self) -> None:
-        """Open the session; on a GPU, capture."""
-
-    def encode(self, pixels: Pixels) -> Tensor:
-        """Return features (B, N, C), float32, on the device; `pixels`: resized RGB (B, H, W, 3)."""
-
-
 class CpuBatches:
-    """Runs batches of up to `max_images` at once."""
+    """Runs batches at once or, with `one_by_one`, image by image."""
 
-    def __init__(self, open_session: OpenSession, max_images: int | None) -> None:
+    def __init__(self, open_session: OpenSession, one_by_one: bool) -> None:
         self._open_session = open_session
-        self._max_images = max_images
+        self._one_by_one = one_by_one
 
     def load(self) -> None:
         self._session = self._open_session(False)
 
     def encode(self, pixels: Pixels) -> Tensor:
-        step = self._max_images or len(pixels)
-        starts = range(0, len(pixels), step)
-        parts = [self.run(pixels[start : start + step]) for start in starts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self._one_by_one and len(pixels) > 1:
+            return torch.cat([self.run(image[np.newaxis]) for image in pixels])
+        return self.run(pixels)
 
     def run(self, pixels: Pixels) -> Tensor:
         """Run the graph, which writes into the returned tensor's own memory."""
@@ -216,8 +200,8 @@ class FixedBatches:
     def _load(self) -> None:
         if not (self._with_graphs and self._capture()):
             self._open(with_graphs=False)
-        message = "%s: batches of %s images, CUDA graphs of %s"
-        logger.info(message, self._name, self.sizes, self.captured_sizes)
+        sizes = self.sizes, self.captured_sizes
+        logger.info("%s: batches of %s images, CUDA graphs of %s", self._name, *sizes)
 
     def _capture(self) -> bool:
         """Capture all sizes; return False if the session refuses, or a capture fails."""
@@ -284,9 +268,13 @@ class VisionEncoder:
         self._file = folder / vision_encoder_file(precision)
         self._num_threads = num_threads
         self._device = device
-        self.cuda = cuda or CudaOptions()
-        self.max_images = 1 if precision == "int8" else None
-        self.backend = _BACKENDS[device](self)
+        self._max_bytes = None if cuda is None else cuda.max_bytes
+        self.backend: CpuBatches | FixedBatches = CpuBatches(self._open, precision == "int8")
+        if device == "cuda":
+            cuda = cuda or CudaOptions()
+            self.backend = FixedBatches(
+                self._open, cuda.max_batch_size, device, cuda.name, cuda.with_graphs
+            )
 
     def load(self) -> None:
         """Load the graph; raise `RuntimeError` if ONNX Runtime would run it on another device."""
@@ -298,7 +286,7 @@ class VisionEncoder:
         """
         return encode_splitting(self.backend.encode, pixels)
 
-    def open(self, with_graphs: bool) -> onnxruntime.InferenceSession:
+    def _open(self, with_graphs: bool) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._num_threads
         # Spinning idle threads would take cores from the decoder and from other models.
@@ -311,24 +299,13 @@ class VisionEncoder:
         else:
             # the pip packages of CUDA's libraries are on no library path
             onnxruntime.preload_dlls()
-        providers = execution_providers(self._device, with_graphs, self.cuda.max_bytes)
+        providers = execution_providers(self._device, with_graphs, self._max_bytes)
         # No fallback: it would open the session on the CPU and hide the reason.
         session = onnxruntime.InferenceSession(
             str(self._file), options, providers=providers, enable_fallback=0
         )
         check_provider(self._device, session.get_providers())
         return session
-
-
-def _on_cuda(encoder: VisionEncoder) -> FixedBatches:
-    cuda = encoder.cuda
-    return FixedBatches(encoder.open, cuda.max_batch_size, "cuda", cuda.name, cuda.with_graphs)
-
-
-_BACKENDS: dict[Device, Callable[[VisionEncoder], EncoderBackend]] = {
-    "cpu": lambda encoder: CpuBatches(encoder.open, encoder.max_images),
-    "cuda": _on_cuda,
-}
 
 
 @cache

@@ -1,44 +1,39 @@
-"""Operations of both families: linear layers, normalisation, attention.
+"""Operations of both families: linear layers, and the masks of attention.
 
 A linear layer is made by precision and device; another precision is a line of `_DTYPES` and, with
 kernels of its own, a class and a line of `linear_layer`.
 
-    FloatLinear       the dtype of its weights, by torch
+    torch's linear    the dtype of its weights
     PackedLinear      float32 and bfloat16 on a CPU, by oneDNN
     Int8Linear        8-bit integers on x86-64, by oneDNN
     Int8WeightLinear  8-bit weights and float32 states on other CPUs
 
 torch's own `linear` computes float32 products with MKL, which reaches at most half of an AMD core's
 rate, and reorders bfloat16 weights at every call (measured at 63dee10). PackedLinear stores weights
-in the order that oneDNN's kernels read; its operators are those that torch's inductor uses when it
-freezes a model (torch 2.13, torch/_inductor/fx_passes/mkldnn_fusion.py). Int8Linear quantizes
-weights once, per output, and its input per row and call, by the operator for tables of embeddings:
-one pass, where norm, division, rounding and conversion were four. The product is that of torch's
-export quantization (torch/ao/quantization/pt2e).
+in the order that oneDNN's kernels read (torch 2.13, torch/_inductor/fx_passes/mkldnn_fusion.py).
+Int8Linear quantizes weights once, per output, and its input per row and call, by the operator for
+tables of embeddings: one pass, where norm, division, rounding and conversion were four. The product
+is that of torch's export quantization (torch/ao/quantization/pt2e).
 
     weight = scale (out, 1) * integers (out, in)
     states = scale (rows, 1) * integers (rows, in) + least (rows, 1)
 
 The integer product is exact and each row has its own scale: a sequence gets the same numbers in
-every batch, and a NaN stays in its row. torch's quantized.linear_dynamic has one scale for all
-rows.
+every batch, and a NaN stays in its row; quantized.linear_dynamic has one scale for all rows.
 
-On AArch64, oneDNN 3.7 of torch 2.10 has no kernel for such products. Its reference copies the whole
-matrix to float64 at each call, eight bytes per weight, and takes six times the instructions of
-float32 (one row under QEMU, Neoverse N1). Int8WeightLinear multiplies weights as it reads them.
-
-Shapes: B batch, S image and prompt, P positions attended to, T positions, C hidden, A heads,
-K key-value heads, D head size.
+On AArch64, oneDNN 3.7 of torch 2.10 has no kernel for such products: its reference copies the whole
+matrix to float64 at each call. Int8WeightLinear multiplies weights as it reads them.
 """
 
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 
 from wire.artifacts.manifest import Precision
 
@@ -56,7 +51,6 @@ _onednn: Any = torch.ops.onednn
 _weight_product: Any = torch.ops.aten._weight_int8pack_mm.default
 _quantize: Any = torch.ops.quantized.embedding_bag_byte_prepack.default
 
-
 _DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
     "int8": torch.float32,  # activations and non-matrix weights
@@ -72,30 +66,19 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def linear_layer(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear:
-    """Return the layer of a matrix (out, in) and an optional bias (out,), in its dtype."""
+def linear_layer(
+    weight: Tensor, bias: Tensor | None, precision: Precision, is_shared: bool = False
+) -> Linear:
+    """Return the layer of a matrix (out, in) and an optional bias (out,), in its dtype.
+
+    `is_shared`: without a copy of the matrix where its precision allows.
+    """
     if precision == "int8":
         is_x86 = platform.machine() in _X86
         return (Int8Linear if is_x86 else Int8WeightLinear).of(weight, bias)
-    return PackedLinear.of(weight, bias) if can_pack(weight) else FloatLinear(weight, bias)
-
-
-def tied_head(embeddings: Tensor, precision: Precision) -> Linear:
-    """Return the layer of an output head that shares the embeddings (V, C), without a copy."""
-    if precision != "int8" and can_pack(embeddings):
-        return PackedLinear.view(embeddings)
-    return linear_layer(embeddings, None, precision)
-
-
-@dataclass(frozen=True, slots=True)
-class FloatLinear:
-    """A matrix in the dtype of its input."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, hidden_states: Tensor) -> Tensor:
-        return linear(hidden_states, self.weight, self.bias)
+    if not can_pack(weight):
+        return partial(linear, weight=weight, bias=bias)
+    return (PackedLinear.view if is_shared else PackedLinear.of)(weight, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,18 +211,6 @@ def max_weight() -> int:
 _MASK_ALIGNMENT = 8  # strides of a mask in torch's memory-efficient attention
 
 
-@dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """Layer normalisation over C, with weight and bias."""
-
-    weight: Tensor
-    bias: Tensor
-    epsilon: float
-
-    def __call__(self, hidden_states: Tensor) -> Tensor:
-        return layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
 def as_bias(is_visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a mask as what is added to scores: attention would compute that from a boolean in each
     layer, and align its rows.
@@ -249,47 +220,3 @@ def as_bias(is_visible: Tensor, dtype: torch.dtype) -> Tensor:
     size = (*is_visible.shape[:-1], num_aligned)
     bias = torch.zeros(size, dtype=dtype, device=is_visible.device)[..., :width]
     return bias.masked_fill_(~is_visible, -torch.inf)
-
-
-def split_heads(states: Tensor, head_size: int) -> Tensor:
-    """Return (B, A, T, D) of (B, T, A * D)."""
-    return states.view(*states.shape[:-1], -1, head_size).transpose(1, 2)
-
-
-def split_parts(states: Tensor, num_parts: int, head_size: int) -> Tensor:
-    """Return (B, T, parts, A, D) of (B, T, parts * A * D), as of a layer that computes queries,
-    keys and values.
-    """
-    return states.view(*states.shape[:-1], num_parts, -1, head_size)
-
-
-def merge_heads(states: Tensor) -> Tensor:
-    """Return (B, T, A * D) of (B, A, T, D)."""
-    return states.transpose(1, 2).flatten(2)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Return (B, A, T, D) of `queries` (B, A, T, D) over `keys` and `values` (B, K, P, D).
-
-    `mask` (B, 1, T or 1, P) is that of `as_bias`. With fewer key-value heads than heads (K < A),
-    heads share them.
-    """
-    is_shared = queries.shape[1] != keys.shape[1]
-    return scaled_dot_product_attention(
-        queries, keys, values, mask, scale=scale, enable_gqa=is_shared
-    )
-
-
-def attend_capped(
-    queries: Tensor, keys: Tensor, values: Tensor, is_visible: Tensor, scale: float, softcap: float
-) -> Tensor:
-    """Like `attend`, with scores capped to ± `softcap` (Gemma 2, arXiv 2408.00118, section 2)."""
-    num_heads, num_positions = queries.shape[1:3]
-    # The heads that share keys are rows of one product: their keys are never repeated.
-    # (B, K, A / K * T, D)
-    rows = queries.reshape(len(queries), keys.shape[1], -1, queries.shape[3])
-    scores = torch.tanh(rows @ keys.transpose(2, 3) * scale / softcap) * softcap
-    by_head = scores.view(len(queries), num_heads, num_positions, -1)
-    by_head = by_head.masked_fill(~is_visible, torch.finfo(scores.dtype).min)
-    weights = torch.softmax(by_head, dim=-1, dtype=torch.float32).to(queries.dtype)
-    return (weights.view_as(scores) @ values).view(queries.shape)

@@ -7,15 +7,17 @@ memory once.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from runners.adapters.low_rank import Adapters
-from runners.models.layers import LayerNorm, Linear, dtype_of, linear_layer, tied_head
+from runners.models.layers import Linear, dtype_of, linear_layer
 from runners.tokens.constraints import Constraints
 from runners.tokens.rules import GenerationRules
 from runners.tokens.text import PromptTokenizer
@@ -61,11 +63,9 @@ class DecoderWeights:
         weight = self._join([f"{name}.weight" for name in names])
         biases = [f"{name}.bias" for name in names if self.has(f"{name}.bias")]
         base = self._linear_of(weight, self._join(biases) if biases else None)
-        if self.adapters is None:
-            return base
         layers = [self.prefix + name for name in names]
         sizes = [len(self.source[f"{layer}.weight"]) for layer in layers]
-        return self.adapters.over(base, layers, sizes, weight.shape[1])
+        return self._adapted(base, layers, sizes, weight.shape[1])
 
     def output_head(self, embeddings: Tensor) -> Linear:
         """Return the layer that computes logits: `lm_head`, or `embeddings` (V, C) if the
@@ -74,13 +74,21 @@ class DecoderWeights:
         whole = replace(self, prefix="")
         if whole.has("lm_head.weight"):
             return whole.linear("lm_head")
-        head = tied_head(embeddings, self.precision)
-        if self.adapters is None:
-            return head
-        return self.adapters.over(head, ["lm_head"], [len(embeddings)], embeddings.shape[1])
+        head = linear_layer(embeddings, None, self.precision, is_shared=True)
+        return self._adapted(head, ["lm_head"], [len(embeddings)], embeddings.shape[1])
 
-    def layer_norm(self, name: str, epsilon: float) -> LayerNorm:
-        return LayerNorm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), epsilon)
+    def layer_norm(self, name: str, epsilon: float) -> Callable[[Tensor], Tensor]:
+        weight = self.tensor(f"{name}.weight")
+        bias = self.tensor(f"{name}.bias")
+        return partial(
+            layer_norm, normalized_shape=weight.shape, weight=weight, bias=bias, eps=epsilon
+        )
+
+    def _adapted(
+        self, base: Linear, layers: Sequence[str], sizes: Sequence[int], width: int
+    ) -> Linear:
+        """Return `base`, open to adapters if there can be any."""
+        return base if self.adapters is None else self.adapters.over(base, layers, sizes, width)
 
     def _linear_of(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
         return linear_layer(weight, bias, self.precision)

@@ -127,35 +127,16 @@ class ChoiceKind:
 
     @classmethod
     def captured(cls, conditions: Sequence[RowConditions], inputs: NextInputs) -> "ChoiceKind":
-        """Return the captured kind that chooses rows with these conditions."""
         has_sampled = any(row.temperature > 0 for row in conditions)
         has_beams = any(row.beam_score is not None for row in conditions)
         return cls(has_sampled, has_beams or bool(inputs.parents))
-
-    @classmethod
-    def eager(cls, conditions: Sequence[RowConditions], nucleus_size: int) -> "ChoiceKind":
-        """Return the parts that rows need which are all beams, all sampled alike, or all greedy."""
-        first = conditions[0]
-        has_beams = first.beam_score is not None
-        has_banned = any(row.banned for row in conditions)
-        has_allowed = any(row.allowed is not None for row in conditions)
-        return cls(
-            has_sampled=first.temperature > 0,
-            has_beams=has_beams,
-            has_forced=any(row.forced is not None for row in conditions),
-            has_banned=has_banned and not has_beams,
-            has_masks=has_allowed or (has_banned and has_beams),
-            num_candidates=first.num_candidates,
-            nucleus_size=nucleus_size if first.top_p < 1 else 0,
-            has_whole=first.top_p >= 1,
-        )
 
 
 CAPTURED_KINDS = tuple(starmap(ChoiceKind, product((False, True), repeat=2)))
 
 
 def choice_bytes(num_tokens: int) -> int:
-    """Return the maximum memory of the choice of one row, including its logits and conditions."""
+    """Return the maximum memory of the choice of a row, with its logits and conditions."""
     return num_tokens * _BYTES_OF_TOKEN
 
 
@@ -191,10 +172,6 @@ class PackedConditions:
         if device.type == "cuda":
             self._host = self._host.pin_memory()
             self._rows = self._host.numpy().view(self._layout)[:, 0]
-
-    @property
-    def num_bytes(self) -> int:
-        return self._on_device.nbytes
 
     def write(
         self,
@@ -328,7 +305,20 @@ def _choose_alike(
     packed = PackedConditions(
         len(rows), num_tokens, logits.device, max_banned or 1, max(map(len, sequences))
     )
-    kind = ChoiceKind.eager(conditions, min(nucleus_size, num_tokens))
+    first = conditions[0]
+    has_beams = first.beam_score is not None
+    has_banned = any(row.banned for row in conditions)
+    has_allowed = any(row.allowed is not None for row in conditions)
+    kind = ChoiceKind(
+        has_sampled=first.temperature > 0,
+        has_beams=has_beams,
+        has_forced=any(row.forced is not None for row in conditions),
+        has_banned=has_banned and not has_beams,
+        has_masks=has_allowed or (has_banned and has_beams),
+        num_candidates=first.num_candidates,
+        nucleus_size=min(nucleus_size, num_tokens) if first.top_p < 1 else 0,
+        has_whole=first.top_p >= 1,
+    )
     packed.write(conditions, sequences, kind)
     results = choose(packed, logits, kind).cpu().numpy()
     choices = unpack(results, conditions, sequences)

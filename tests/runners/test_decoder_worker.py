@@ -30,7 +30,7 @@ def events_of(artifacts: Path, *specs: SequenceSpec) -> list[WritingEvent]:
         return [event async for event in worker.stream(features, specs)]
 
     found = asyncio.run(events())
-    worker.stop()
+    worker.scheduler.stop()
     return found
 
 

@@ -20,7 +20,7 @@ MODEL = "florence-2-mini"
 
 LOAD = f"""
 from dataclasses import replace
-from runners.in_process_channel import InProcessChannel, verify_artifacts
+from runners.in_process_channel import load_channels, verify_artifacts
 from service.inference.served_models import runner_options
 from service.settings import Settings
 from wire.artifacts.manifest import read_manifest
@@ -28,7 +28,7 @@ from wire.artifacts.model_store import artifact_folder
 manifest = read_manifest(artifact_folder("{MODEL}"))
 options = runner_options("{MODEL}", Settings(device="cpu"), ())
 """
-OTHER_BUILD = LOAD + "InProcessChannel(replace(manifest, build_key='theirs'), options).load()"
+OTHER_BUILD = LOAD + "load_channels([(replace(manifest, build_key='theirs'), options)])"
 VERIFIED = LOAD + "verify_artifacts(manifest, options)"
 
 

@@ -7,7 +7,7 @@ from tests.support.export_cli import ModelStore
 
 # An adapter that has the encoder of its base and changes nothing in the decoder.
 LOADS_AN_ADAPTER = """
-import os, shutil, sys
+import asyncio, os, shutil, sys
 from dataclasses import replace
 from safetensors.torch import save_file
 from export.artifacts.store import new_version
@@ -48,7 +48,8 @@ worker = ModelWorker(base_id, options, None)
 sys.setprofile(profile)
 worker.load()
 sys.setprofile(None)
-print(*worker.adapters().loaded, worker.is_ready())
+states = asyncio.run(worker.adapters())
+print(*states.loaded, asyncio.run(worker.is_ready()))
 worker.stop()
 """
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from runners.kv_cache.memory import DecoderShape
+from runners.kv_cache import DecoderShape
 from runners.model_worker import DecoderWorker
-from runners.models.layers import FloatLinear
+from runners.models.layers import linear_layer
 from runners.options import (
     CUDA_RESERVE_BYTES,
     RunnerOptions,
@@ -136,7 +136,7 @@ def test_adapters_take_at_most_a_quarter_of_a_gpu() -> None:
 def worker_with_layer(num_sharing_gpu: int = 1, **adapters: Any) -> Any:
     """Return a worker with a layer that is open to adapters: 4,000 bytes for each rank."""
     made = worker("cpu", num_sharing_gpu, **adapters)
-    made.adapters.over(FloatLinear(torch.zeros(600, 400), None), ["q"], [600], 400)
+    made.adapters.over(linear_layer(torch.zeros(600, 400), None, "float16"), ["q"], [600], 400)
     made.open_pool(8 * GB)
     return made
 

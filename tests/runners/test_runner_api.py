@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Message
 
 from runners.encoder.features_cache import CachedFeatures
 from runners.model_worker import ModelWorker
-from runners.runner_api import CallGuard, LoadedBuild, RunnerApi, TracedCalls
+from runners.runner_api import CallGuard, RunnerApi, TracedCalls
 from tests.support.trace_collector import collecting
-from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER, Pixels
+from wire.pixels import BUILD_HEADER, IMAGE_KEY_HEADER
+from wire.runner_channel import FeaturesMissing, RunnerCall
 from wire.runner_messages import (
     Failed,
     FoundFeatures,
@@ -49,11 +50,11 @@ def guarded_status(
     loaded: str | None = "a",
     **more: str,
 ) -> int:
-    build = LoadedBuild()
-    build.key = loaded
+    api = RunnerApi()
+    api.build_key = loaded
     routes = [Route(each, echo, methods=["GET", "POST"]) for each in ("/encode", "/write")]
     headers = more if content_type is None else {"Content-Type": content_type} | more
-    app = CallGuard(Starlette(routes=routes), build)
+    app = CallGuard(Starlette(routes=routes), api)
     return asyncio.run(request(app, method, path, content=b"{}", headers=headers)).status_code
 
 
@@ -119,16 +120,14 @@ class RecordingWorker(ModelWorker):
 
     def __init__(self, features: Failed | None = FAILED) -> None:
         self.image_shape_hwc = (2, 2, 3)
+        self.build_key = "a"
         self._features = features
         self.adapters_read: list[str | None] = []
 
-    async def features(
-        self,
-        image_key: str,  # noqa: ARG002  # the interface has it
-        pixels: Pixels | None,  # noqa: ARG002
-        adapter: str | None,
-    ) -> CachedFeatures | Failed | None:
-        self.adapters_read.append(adapter)
+    async def features(self, call: RunnerCall) -> CachedFeatures | Failed:
+        self.adapters_read.append(call.sequences[0].adapter if call.sequences else None)
+        if self._features is None:
+            raise FeaturesMissing
         return self._features
 
 

@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from runners.adapters.low_rank import Adapters
-from runners.kv_cache.memory import DecoderShape, Slots
-from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
+from runners.kv_cache import DecoderShape, SlotCache, Slots, TokenPlaces
 from runners.tokens.constraints import Constraints
 from runners.tokens.rules import GenerationRules
 from runners.tokens.text import CheckpointText, PromptTokenizer

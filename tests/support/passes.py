@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from runners.decoder.engines import GraphEngine, GraphPass
 from runners.decoder.protocol import Decoder
-from runners.kv_cache.slot_cache import SlotCache
+from runners.kv_cache import SlotCache
 from runners.tokens.choice import Chosen, NextInputs, RowConditions
 from tests.support.device_traffic import capture_eagerly
 

@@ -31,7 +31,7 @@ from PIL import Image
 
 from imaging.files import ImageLimits
 from runners.options import encoder_batch_size
-from runners.runner_api import CallGuard, LoadedBuild, RunnerApi, TracedCalls
+from runners.runner_api import CallGuard, RunnerApi, TracedCalls
 from service.admission.api_keys import ApiKeys
 from service.http.boundary import RestBoundary
 from service.http.middleware import Middleware
@@ -181,9 +181,7 @@ async def runner_path(model_id: str = "florence-2-mini") -> RequestPath:
         worker.load()
         api = RunnerApi()
         api.start(worker)
-        loaded = LoadedBuild()
-        loaded.key = worker.build_key
-        app = TracedCalls(CallGuard(CallsInFlight().middleware(api.app()), loaded))
+        app = TracedCalls(CallGuard(CallsInFlight().middleware(api.app()), api))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://runner") as client:
             await _write_about(client, worker, 30)

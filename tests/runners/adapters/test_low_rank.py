@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runners.adapters.low_rank import AdaptedLinear, AdapterPool, Adapters, LayerAdapters
-from runners.models.layers import FloatLinear
+from runners.models.layers import linear_layer
 from wire.artifacts.adapter_folder import AdapterError, NoRoomError
 
 WIDTH = 6
@@ -28,7 +28,7 @@ def tensors(rank: int, *layers: str) -> dict[str, Tensor]:
 def pooled_layer(num_columns: int) -> tuple[Adapters, AdapterPool, AdaptedLinear]:
     """Return a layer that joins two, open to adapters of a pool."""
     adapters = Adapters()
-    base = FloatLinear(torch.ones(sum(SIZES.values()), WIDTH), None)
+    base = linear_layer(torch.ones(sum(SIZES.values()), WIDTH), None, "float16")
     layer = adapters.over(base, list(SIZES), list(SIZES.values()), WIDTH)
     adapters.open_pool(num_columns, num_columns * COLUMN_BYTES)
     assert adapters.pool is not None
@@ -112,7 +112,7 @@ def pair(rank: int, **widths: int) -> dict[str, Tensor]:
 
 def test_an_adapter_without_room_changes_nothing() -> None:
     adapters = Adapters()
-    joined = adapters.over(FloatLinear(torch.zeros(9, 6), None), ["q", "k"], [4, 5], 6)
+    joined = adapters.over(linear_layer(torch.zeros(9, 6), None, "float16"), ["q", "k"], [4, 5], 6)
     num_columns = 0
     for key, added, rank in [
         ("a", pair(2, q=4), 2),
@@ -135,7 +135,7 @@ def test_an_adapter_without_room_changes_nothing() -> None:
 
 def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() -> None:
     adapters = Adapters()
-    base = FloatLinear(torch.zeros(4, 6), None)
+    base = linear_layer(torch.zeros(4, 6), None, "float16")
     layers = [adapters.over(base, ["good"], [4], 6), adapters.over(base, ["bad"], [5], 6)]
     with pytest.raises(RuntimeError):
         adapters.add("a", pair(2, good=4, bad=4))
@@ -147,7 +147,7 @@ def test_an_adapter_that_fails_in_one_layer_leaves_no_weights_in_the_others() ->
 def test_an_adapter_with_values_that_are_not_finite_is_refused(value: float) -> None:
     """Its products, times a masked zero, would reach the rows of others."""
     adapters = Adapters()
-    adapters.over(FloatLinear(torch.zeros(4, 6), None), ["layer"], [4], 6)
+    adapters.over(linear_layer(torch.zeros(4, 6), None, "float16"), ["layer"], [4], 6)
     tensors = pair(2, layer=4)
     tensors["layer.up"][1, 1] = value
     with pytest.raises(AdapterError, match=r"layer\.up has values that are not finite"):
@@ -157,7 +157,7 @@ def test_an_adapter_with_values_that_are_not_finite_is_refused(value: float) -> 
 
 def test_a_removed_adapter_leaves_no_weights() -> None:
     adapters = Adapters()
-    linear = adapters.over(FloatLinear(torch.zeros(4, 6), None), ["layer"], [4], 6)
+    linear = adapters.over(linear_layer(torch.zeros(4, 6), None, "float16"), ["layer"], [4], 6)
     for key, rank in (("a", 2), ("b", 1), ("c", 3)):
         adapters.add(key, pair(rank, layer=4))
     assert linear.layer_adapters.product is not None

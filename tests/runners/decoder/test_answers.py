@@ -7,7 +7,6 @@ import torch
 from runners.decoder.answers import (
     DEFAULT_MAX_NEW_TOKENS,
     AnswerText,
-    to_failed,
     to_request,
     to_written,
 )
@@ -17,7 +16,7 @@ from runners.errors import SequenceError
 from runners.tokens.rules import GenerationRules
 from tests.support.fake_decoder import EOS, FAKE_RULES, MAX_POSITIONS, FakeDecoder
 from tests.support.token_choices import is_failure
-from wire.runner_messages import Failed, SequenceSpec, Written
+from wire.runner_messages import SequenceSpec, Written
 
 BOS = 3
 
@@ -144,10 +143,4 @@ def test_the_message_of_a_sequence_has_the_tokens_of_its_text_and_its_times() ->
         queue_s=1.0,
         prefill_s=2.0,
         decode_s=3.0,
-    )
-
-
-def test_an_error_is_sent_with_its_code_and_text() -> None:
-    assert to_failed(SequenceError("sequence_too_long", "why")) == Failed(
-        code="sequence_too_long", message="why"
     )

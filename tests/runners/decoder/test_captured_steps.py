@@ -20,9 +20,9 @@ from runners.decoder.captured_passes import (
     CudaGraph,
     Step,
     StepShape,
-    StepShapes,
     prompt_lengths,
     row_counts,
+    step_shapes,
 )
 from runners.decoder.engines import new_engine
 from runners.decoder.sequences import SequenceRequest
@@ -44,7 +44,7 @@ def doubling(token_ids: Tensor, shape: StepShape) -> Tensor:
 
 
 def graphs_of(step: Step = doubling, capture: Capture = capture_eagerly) -> CapturedSteps:
-    shapes = StepShapes.of(replace(FAKE_SHAPE, num_positions=300), 6)
+    shapes = step_shapes(replace(FAKE_SHAPE, num_positions=300), 6)
     graphs = CapturedSteps(step, shapes, 6, torch.device("cpu"), capture)
     graphs.capture_all([SIZE - 1])
     return graphs
@@ -67,12 +67,12 @@ def chosen(graphs: CapturedSteps, logits: Tensor) -> list[int]:
 
 def test_steps_have_few_shapes_the_largest_first() -> None:
     shape = replace(FAKE_SHAPE, num_positions=300)
-    shapes = [(step.num_rows, step.length) for step in StepShapes.of(shape, 6).all()]
-    assert shapes == list(product((6, 4, 2, 1), (300, 256, 64)))
+    shapes = [(step.num_rows, step.length) for step in step_shapes(shape, 6)]
+    assert shapes == list(product((1, 2, 4, 6), (64, 256, 300)))
     assert row_counts(16) == [1, 2, 4, 8, 16]
     image = replace(shape, num_positions=1280, num_image_tokens=256)
-    assert StepShapes.of(image, 1).lengths == [320, 512, 1280]
-    assert StepShapes.of(replace(image, num_positions=300), 1).lengths == [300]
+    assert [step.length for step in step_shapes(image, 1)] == [320, 512, 1280]
+    assert [step.length for step in step_shapes(replace(image, num_positions=300), 1)] == [300]
 
 
 @pytest.mark.parametrize(("num_positions", "lengths"), [(1024, [640, 1024]), (590, [590])])
@@ -82,13 +82,22 @@ def test_steps_read_no_more_of_usual_prompts(num_positions: int, lengths: list[i
     shape = replace(
         FAKE_SHAPE, has_prefixes=True, num_image_tokens=577, num_positions=num_positions
     )
-    assert StepShapes.of(shape, 2).prefix_lengths == lengths
+    assert sorted({step.prefix_length for step in step_shapes(shape, 2)}) == lengths
 
 
 def test_steps_of_beams_read_few_prefixes() -> None:
     shape = replace(FAKE_SHAPE, has_prefixes=True, num_positions=300, num_image_tokens=7)
-    shapes = StepShapes.of(shape, 6, num_beams=3, has_adapters=True)
-    assert shapes.rows == [(1, 0), (2, 0), (4, 0), (4, 2), (6, 0), (6, 2), (6, 6)]
+    shapes = step_shapes(shape, 6, num_beams=3, has_adapters=True)
+    rows = dict.fromkeys((each.num_rows, each.num_prefixes) for each in shapes)
+    assert list(rows) == [
+        (1, 0),
+        (2, 0),
+        (4, 0),
+        (4, 2),
+        (6, 0),
+        (6, 2),
+        (6, 6),
+    ]
     for num_rows, num_prefixes, expected in [
         (6, 2, (6, 2)),
         (4, 2, (4, 2)),
@@ -98,9 +107,7 @@ def test_steps_of_beams_read_few_prefixes() -> None:
     ]:
         for prefix_length, has_adapters in [(0, False), (80, True), (81, True)]:
             step = StepShape(num_rows, 9, num_prefixes, prefix_length, has_adapters)
-            captured = shapes.holding(step)
-            assert captured in shapes.all()
-            assert captured is not None
+            captured = next(shape for shape in shapes if shape.holds(step))
             assert (captured.num_rows, captured.num_prefixes) == expected
             assert captured.prefix_length >= prefix_length
             assert captured.has_adapters == has_adapters

@@ -11,7 +11,7 @@ from runners.decoder.engines import paying, rows_of
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import SequenceRequest
 from runners.errors import SequenceError
-from runners.kv_cache.slot_cache import SlotCache
+from runners.kv_cache import SlotCache
 from runners.options import SchedulerLimits
 from runners.tokens.constraints import Constraints
 from runners.tokens.rules import GenerationRules

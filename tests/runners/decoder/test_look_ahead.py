@@ -21,7 +21,7 @@ from runners.decoder.batch import LiveBatch, generate_each, start_sequence
 from runners.decoder.protocol import Decoder
 from runners.decoder.scheduler import Scheduler
 from runners.decoder.sequences import LiveSequence, SequenceRequest
-from runners.kv_cache.slot_cache import SlotCache
+from runners.kv_cache import SlotCache
 from runners.models.load import load_decoder
 from runners.options import SchedulerLimits
 from tests.support.decoder_cases import Case, make_case

@@ -1,136 +1,241 @@
+"""Continuous batching: sequences enter and leave between steps without changing the answers of
+others.
+"""
+
+import random
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import replace
 
 import pytest
 import torch
 
+from runners.decoder.engines import EagerEngine
 from runners.decoder.scheduler import Scheduler, WrittenSequence
 from runners.decoder.sequences import SequenceRequest
 from runners.errors import SequenceError
+from runners.kv_cache import SlotCache
 from runners.options import SchedulerLimits
-from tests.support.fake_decoder import CRASH, EOS, POISON, FakeDecoder
+from tests.support.fake_decoder import (
+    CRASH,
+    EOS,
+    MAX_POSITIONS,
+    POISON,
+    SHORT_OF_MEMORY,
+    FakeDecoder,
+)
 from tests.support.token_choices import is_failure
+from tests.support.waiting import wait_until
 
 TIMEOUT_S = 30
-LIMITS = SchedulerLimits(num_slots=4, max_waiting=8, max_prefill_tokens=1000)
+LIMITS = SchedulerLimits(num_slots=4, max_waiting=9, max_prefill_tokens=1000)
+STEP_S = 0.01
 
 
 def request(*token_ids: int) -> SequenceRequest:
-    return SequenceRequest(torch.zeros(2, 4), token_ids, max_new_tokens=16)
+    return SequenceRequest(torch.zeros(2, 4), token_ids, max_new_tokens=MAX_POSITIONS)
+
+
+def tokens_of(future: "Future[WrittenSequence]") -> tuple[int, ...]:
+    return future.result(TIMEOUT_S).sequence.token_ids
 
 
 @pytest.fixture
 def decoder() -> FakeDecoder:
-    return FakeDecoder()
+    return FakeDecoder(step_s=STEP_S)
 
 
 @pytest.fixture
 def scheduler(decoder: FakeDecoder) -> Iterator[Scheduler]:
+    """A scheduler that a test starts."""
     scheduler = Scheduler(decoder, "fake", LIMITS)
     yield scheduler
     scheduler.stop()
 
 
-def written(future: "Future[WrittenSequence]") -> tuple[int, ...]:
-    return future.result(TIMEOUT_S).sequence.token_ids
+@pytest.fixture
+def running(scheduler: Scheduler) -> Scheduler:
+    scheduler.start()
+    return scheduler
 
 
-def test_each_sequence_gets_its_own_answer(scheduler: Scheduler) -> None:
+def test_each_sequence_gets_its_own_answer(scheduler: Scheduler, decoder: FakeDecoder) -> None:
     answers = [(5, 6, 7), (8,), (9,) * 10, (), (2, 3)]
     futures = scheduler.submit([request(*answer) for answer in answers])
     scheduler.start()
-    assert [written(future) for future in futures] == [(*answer, EOS) for answer in answers]
+    assert [tokens_of(future) for future in futures] == [(*answer, EOS) for answer in answers]
+    assert decoder.batch_sizes == [4, 1]
 
 
-def test_queued_sequences_are_batched_up_to_the_limit(
+def test_failures_end_as_few_sequences_as_possible(
     scheduler: Scheduler, decoder: FakeDecoder
 ) -> None:
-    futures = scheduler.submit([request(5)] * 6)
+    good, poisoned = scheduler.submit([request(5, 6, 7), request(5, POISON, 7)])
     scheduler.start()
-    wait(futures, TIMEOUT_S)
-    assert decoder.batch_sizes == [4, 2]
-
-
-def test_a_poisoned_sequence_fails_alone(scheduler: Scheduler) -> None:
-    good, bad, other = scheduler.submit([request(5, 6, 7), request(5, POISON, 7), request(8, 9)])
-    scheduler.start()
-    assert written(good) == (5, 6, 7, EOS)
-    assert written(other) == (8, 9, EOS)
+    assert tokens_of(good) == (5, 6, 7, EOS)
     with pytest.raises(SequenceError, check=is_failure("non_finite_logits")):
-        bad.result(TIMEOUT_S)
-
-
-def test_after_a_crashed_batch_the_next_succeeds(scheduler: Scheduler) -> None:
-    crashed = scheduler.submit([request(5), request(CRASH)])
-    scheduler.start()
-    for future in crashed:
+        poisoned.result(TIMEOUT_S)
+    for future in scheduler.submit([request(5), request(CRASH)]):
         with pytest.raises(RuntimeError, match="the batch crashed"):
             future.result(TIMEOUT_S)
-    (after,) = scheduler.submit([request(6)])
-    assert written(after) == (6, EOS)
+    decoder.failing_step = len(decoder.step_sizes) + 3
+    for future in scheduler.submit([request(5, 6, 7, 8, 9)] * 2):
+        with pytest.raises(RuntimeError, match="the step failed"):
+            future.result(TIMEOUT_S)
+    assert tokens_of(scheduler.submit([request(6)])[0]) == (6, EOS)
+
+
+class FailsAfterPrefill(SlotCache):
+    """Fails once where the rows of a sequence with beams are copied, after its first slot was
+    taken.
+    """
+
+    failure: Exception | None = None
+
+    def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+        super().add_beams(targets_of)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no copy"), torch.OutOfMemoryError("no copy")])
+def test_a_failed_prefill_frees_its_slots(failure: Exception) -> None:
+    decoder = FakeDecoder()
+    engine = EagerEngine(decoder, 4)
+    engine.cache = cache = FailsAfterPrefill(decoder.shape, 4)
+    cache.failure = failure
+    scheduler = Scheduler(decoder, "fake", LIMITS, lambda *_: engine)
+    scheduler.start()
+    wide = replace(request(5, 6), num_beams=4)
+    (failed,) = scheduler.submit([wide])
+    with pytest.raises(type(failure), match="no copy"):
+        failed.result(TIMEOUT_S)
+    assert tokens_of(scheduler.submit([wide])[0]) == (5, 6, EOS)  # needs every slot
+    scheduler.stop()
+
+
+def test_a_prefill_out_of_memory_is_halved(running: Scheduler, decoder: FakeDecoder) -> None:
+    running.submit([request(*[9] * 10)])
+    wait_until(lambda: decoder.step_sizes != [])
+    futures = running.submit([request(SHORT_OF_MEMORY), request(5), request(6)])
+    assert [tokens_of(future) for future in futures] == [(SHORT_OF_MEMORY, EOS), (5, EOS), (6, EOS)]
+    assert decoder.batch_sizes == [1, 3, 1, 2]
 
 
 def test_either_all_requests_are_queued_or_none(scheduler: Scheduler) -> None:
-    accepted = scheduler.submit([request(5)] * 7)
-    with pytest.raises(
-        SequenceError,
-        check=is_failure("overloaded"),
-        match="7 sequences are queued, 2 were submitted, at most 8 are allowed",
-    ):
+    accepted = scheduler.submit([request(5)] * 8)
+    message = "8 sequences are queued, 2 were submitted, at most 9 are allowed"
+    with pytest.raises(SequenceError, check=is_failure("overloaded"), match=message):
         scheduler.submit([request(6)] * 2)
-    scheduler.start()
-    assert all(written(future) == (5, EOS) for future in accepted)
-
-
-def test_more_beams_than_slots_are_refused(scheduler: Scheduler) -> None:
-    with pytest.raises(
-        SequenceError,
-        check=is_failure("too_many_beams"),
-        match="num_beams is 5; at most 4 are allowed",
-    ):
+    accepted += scheduler.submit([request(5)])
+    message = "num_beams is 5; at most 4 are allowed"
+    with pytest.raises(SequenceError, check=is_failure("too_many_beams"), match=message):
         scheduler.submit([replace(request(5), num_beams=5)])
     scheduler.start()
+    scheduler.stop()  # finishes accepted sequences
+    assert all(future.done() and tokens_of(future) == (5, EOS) for future in accepted)
 
 
-def test_a_cancelled_queued_sequence_is_not_prefilled(
+def test_cancelled_and_expired_sequences_are_not_prefilled(
     scheduler: Scheduler, decoder: FakeDecoder
 ) -> None:
-    gone, kept = scheduler.submit([request(5), request(6)])
-    assert gone.cancel()
+    late = replace(request(5), deadline_s=time.monotonic() - 1)
+    cancelled, expired, other = scheduler.submit([request(5), late, request(6)])
+    assert cancelled.cancel()
     scheduler.start()
-    assert written(kept) == (6, EOS)
-    assert decoder.batch_sizes == [1]
-
-
-def test_an_expired_queued_sequence_is_not_prefilled(
-    scheduler: Scheduler, decoder: FakeDecoder
-) -> None:
-    (expired,) = scheduler.submit([replace(request(5), deadline_s=time.monotonic() - 1)])
-    scheduler.start()
+    assert tokens_of(other) == (6, EOS)
     with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
         expired.result(TIMEOUT_S)
-    assert decoder.batch_sizes == []
-
-
-def test_stop_finishes_accepted_sequences(decoder: FakeDecoder) -> None:
-    scheduler = Scheduler(decoder, "fake", replace(LIMITS, num_slots=2))
-    futures = scheduler.submit([request(5)] * 5)
-    scheduler.start()
-    scheduler.stop()
-    assert all(future.done() and written(future) == (5, EOS) for future in futures)
+    assert decoder.batch_sizes == [1]
 
 
 def test_the_listener_is_called_after_every_step(
     scheduler: Scheduler, decoder: FakeDecoder
 ) -> None:
     received: list[tuple[int, tuple[int, ...]]] = []
-    first = replace(
-        request(5, 6, 7),
-        on_tokens=lambda ids: received.append((len(decoder.step_sizes), tuple(ids))),
-    )
-    future, _ = scheduler.submit([first, request(8, 9)])
+
+    def listen(token_ids: Sequence[int]) -> None:
+        received.append((len(decoder.step_sizes), tuple(token_ids)))
+
+    future, _ = scheduler.submit([replace(request(5, 6, 7), on_tokens=listen), request(8, 9)])
     scheduler.start()
-    assert written(future) == (5, 6, 7, EOS)
+    assert tokens_of(future) == (5, 6, 7, EOS)
     assert received == [(0, (5,)), (1, (6,)), (2, (7,)), (3, (EOS,))]
+
+
+def test_the_slot_of_an_ended_sequence_is_reused_at_once(
+    running: Scheduler, decoder: FakeDecoder
+) -> None:
+    futures = running.submit([request(*[5] * 40)] * 3 + [request(6, 7)] * 6)
+    wait(futures, TIMEOUT_S)
+    assert all(tokens_of(short) == (6, 7, EOS) for short in futures[3:])
+    assert decoder.step_sizes == [4] * 6 * 2 + [3] * (40 - 6 * 2)
+
+
+def test_a_cancelled_sequence_frees_its_slot_within_a_step(
+    running: Scheduler, decoder: FakeDecoder
+) -> None:
+    (cancelled,) = running.submit([request(*[5] * 60)])
+    (other,) = running.submit([request(*[6] * 20)])
+    wait_until(lambda: 2 in decoder.step_sizes)
+    cancelled.cancel()
+    num_steps = len(decoder.step_sizes)
+    wait_until(lambda: decoder.step_sizes[-1] == 1 or other.done())
+    # one in progress, one that sees the cancellation
+    assert decoder.step_sizes[num_steps:].count(2) <= 2
+    assert tokens_of(other) == (*[6] * 20, EOS)
+    with pytest.raises(CancelledError):
+        cancelled.result()
+
+
+def test_a_deadline_ends_a_live_sequence(running: Scheduler) -> None:
+    deadline_s = time.monotonic() + 10 * STEP_S
+    (late,) = running.submit([replace(request(*[5] * 60), deadline_s=deadline_s)])
+    with pytest.raises(SequenceError, check=is_failure("deadline_exceeded")):
+        late.result(TIMEOUT_S)
+
+
+def test_a_prefill_stays_within_the_token_budget(decoder: FakeDecoder) -> None:
+    scheduler = Scheduler(decoder, "fake", replace(LIMITS, max_prefill_tokens=12))
+    answers = [(5, 5), (6, 6), (7, 7), (8, 8), (9,) * 20]
+    futures = scheduler.submit([request(*answer) for answer in answers])
+    scheduler.start()
+    wait(futures, TIMEOUT_S)
+    assert decoder.batch_sizes[:2] == [3, 1]  # 2 image and 2 prompt tokens each, then no more fit
+    assert tokens_of(futures[-1]) == (*answers[-1], EOS)
+    scheduler.stop()
+
+
+def test_beams_take_a_slot_each_and_are_not_overtaken(
+    running: Scheduler, decoder: FakeDecoder
+) -> None:
+    long, beams = running.submit([request(*[5] * 20), replace(request(6, 7, 8), num_beams=3)])
+    assert tokens_of(beams) == (6, 7, 8, EOS)
+    assert decoder.step_sizes[0] == 4
+    (wide,) = running.submit([replace(request(6), num_beams=4)])
+    (behind,) = running.submit([request(7)])
+    assert tokens_of(wide) == (6, EOS)
+    assert long.done()
+    assert tokens_of(behind) == (7, EOS)
+
+
+def test_two_hundred_sequences_get_their_own_answers() -> None:
+    rng = random.Random(0)
+    decoder = FakeDecoder(step_s=0.001)  # slower than sequences arrive, so that all slots are used
+    scheduler = Scheduler(decoder, "fake", replace(LIMITS, max_waiting=1000))
+    scheduler.start()
+    answers = [tuple(rng.choices(range(2, 40), k=rng.randrange(30))) for _ in range(200)]
+    futures = []
+    for index, answer in enumerate(answers):
+        poisoned = (*answer, POISON) if index % 20 == 7 else answer
+        futures += scheduler.submit([request(*poisoned)])
+        if index % 10 == 3:
+            futures[-1].cancel()
+        time.sleep(rng.random() * 0.002)
+    scheduler.stop()
+    for index, (answer, future) in enumerate(zip(answers, futures, strict=True)):
+        if not future.cancelled() and index % 20 != 7:
+            assert tokens_of(future) == (*answer, EOS)
+    assert max(decoder.step_sizes) == LIMITS.num_slots

@@ -16,7 +16,7 @@ from export.checks.reference import Reference
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import GeneratedSequence
 from runners.encoder.session import VisionEncoder
-from runners.kv_cache.slot_cache import SlotCache, TokenPlaces
+from runners.kv_cache import SlotCache, TokenPlaces
 from runners.models.load import load_decoder
 from tasks.catalog import load_catalog
 from tasks.table import TASKS

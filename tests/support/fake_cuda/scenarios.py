@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
+from torch.nn.functional import scaled_dot_product_attention
 
 from laboratory.gpu_check.parts import MAX_POSITIONS, Model, requests, scheduler, write
 from laboratory.gpu_check.serving import check_service
@@ -34,7 +35,6 @@ from runners.decoder.engines import EagerEngine
 from runners.decoder.protocol import Decoder
 from runners.decoder.sequences import SequenceRequest
 from runners.encoder.session import FixedBatches, VisionEncoder
-from runners.models.layers import attend
 from runners.models.load import load_decoder
 from runners.tokens.choice import CAPTURED_KINDS
 from tests.support.device_traffic import make_endless
@@ -170,8 +170,10 @@ def _attend(
     keys = torch.empty(4, num_key_heads, lengths[1], size, dtype=dtype, device="cuda")
     mask = torch.empty(4, 1, 1, lengths[1], dtype=dtype, device="cuda")
     torch.backends.cuda.enable_cudnn_sdp(False)  # load_decoder does
+    is_shared = num_heads != num_key_heads
+    attend = partial(scaled_dot_product_attention, queries, keys, keys, mask, enable_gqa=is_shared)
     with torch.inference_mode():
-        return _kernels(lambda: attend(queries, keys, keys, mask, size**-0.5))
+        return _kernels(attend)
 
 
 def memory(model: Model) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The state of all sequences by slot, for every family.
+"""The state of all sequences by slot, for every family: keys, values and lengths, allocated once.
+
+A slot holds one sequence, at its first positions and without gaps. Live sequences always occupy
+slots 0 to n - 1, so that a step reads a plain slice.
 
     begin        give free slots to sequences and their beams, before their prefill; a captured one
                  writes what `claim` returns
@@ -12,26 +15,70 @@
     clear        zero a slot
 
 A pass stores keys and values at its places; only `grow` and `accept` count them, so that computing
-a pass twice gives the same result. A paged cache changes this folder and what its users read from
+a pass twice gives the same result. A paged cache changes this module and what its users read from
 `TokenPlaces`.
 
 Cross-attention reads prefixes, image and prompt, stored once for all beams of a sequence: a row
 reads the prefix of its slot. Live prefixes have the numbers 0 to S - 1; a pass over shared ones
 groups its rows by prefix, so that attention reads the keys of each once, not once for each beam.
 
-Shapes: B rows, T tokens of a row, M moves, S prefixes, W places of a prefix, one for each beam.
+Shapes: B rows, T tokens of a row, M moves, S prefixes, W places of a prefix, one for each beam, A
+key-value heads, P positions, D head size.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from runners.kv_cache.memory import DecoderShape, KeyValueCache, SlotLengths, Slots
+from runners.errors import SequenceError
 from runners.staging import to_device
+
+Slots = slice | Tensor  # consecutive ones, or their numbers (B,) on the device
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """The dimensions of keys and values, and the size of the vocabulary.
+
+    With `has_prefixes`, cross-attention reads image and prompt, which have separate positions;
+    otherwise image, prompt and answer share the positions of self-attention.
+    """
+
+    num_layers: int
+    num_heads: int  # heads of keys and values
+    num_positions: int  # positions of a slot
+    head_size: int
+    num_tokens: int  # size of the vocabulary
+    dtype: torch.dtype
+    device: torch.device
+    has_prefixes: bool = False
+    num_image_tokens: int = 0  # one image; 0: unknown
+
+    @property
+    def min_length(self) -> int:
+        """The positions of self-attention that every sequence takes at least."""
+        return 0 if self.has_prefixes else self.num_image_tokens
+
+    @property
+    def slot_bytes(self) -> int:
+        num_values = 2 * self.num_layers * self.num_heads * self.num_positions * self.head_size
+        return num_values * self.dtype.itemsize * (1 + self.has_prefixes)
+
+    def max_new_tokens(self, num_prefix_tokens: int) -> int:
+        """Return how many tokens fit after these; raise `SequenceError` if none does."""
+        limit = self.num_positions if self.has_prefixes else self.num_positions - 1
+        if num_prefix_tokens > limit:
+            raise SequenceError(
+                "sequence_too_long",
+                f"image and prompt have {num_prefix_tokens} tokens; at most {limit} are allowed",
+            )
+        return limit if self.has_prefixes else self.num_positions - num_prefix_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +90,134 @@ class PrefixReads:
     places: Tensor | None = None  # (B,) of each row among the S * W
 
 
-class PrefixTable:
-    """The prefix of each slot, and its place there: on the host, and on the device, where captured
-    steps read it.
+@dataclass(frozen=True, slots=True)
+class TokenPlaces:
+    """The tokens of a pass: their place in the cache and what they read, on the device."""
+
+    token_ids: Tensor  # (B, T)
+    slots: Slots
+    positions: Tensor  # (B, T) in the slots
+    length: int  # positions of self-attention that are read: the longest slot with these tokens
+    prefixes: PrefixReads | None = None  # input of cross-attention
+    prefix_length: int = 0  # the longest of these
+
+
+class KeyValueCache:
+    """Keys and values of all layers of one attention, by slot."""
+
+    def __init__(self, shape: DecoderShape, num_slots: int) -> None:
+        positions = (shape.num_heads, shape.num_positions, shape.head_size)
+        size = (shape.num_layers, 2, num_slots, *positions)
+        self._numbers = torch.arange(num_slots, device=shape.device)[:, None]  # of the slots
+        if shape.device.type == "cpu":  # pages are allocated when first written, as most never are
+            pages = np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8)
+            self._memory = torch.from_numpy(pages).view(shape.dtype).view(size)
+        else:
+            self._memory = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+
+    def write_prefix(self, layer: int, slots: Slots, keys_and_values: Tensor) -> None:
+        """Store `keys_and_values` (B, P, 2, A, D) from position 0 of `slots`, padding too."""
+        stored = keys_and_values.permute(2, 0, 3, 1, 4)
+        self._memory[layer, :, slots, :, : keys_and_values.shape[1]] = stored
+
+    def extend(
+        self, layer: int, places: TokenPlaces, keys_and_values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Store `keys_and_values` (B, T, 2, A, D) of a pass's tokens, each at its own position.
+
+        Return the keys and values (B, A, P, D) that the tokens attend to.
+        """
+        slots = places.slots
+        rows = slots[:, None] if isinstance(slots, Tensor) else self._numbers[slots]
+        self._memory[layer][:, rows, :, places.positions] = keys_and_values
+        return self.read(layer, slots, places.length)
+
+    def read(self, layer: int, slots: Slots, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values (B, A, num_positions, D): views, if `slots` are consecutive."""
+        keys, values = self._memory[layer, :, slots, :, :num_positions]
+        return keys, values
+
+    def clear(self, slot: int, positions: slice = slice(None)) -> None:
+        """Zero positions of a slot: a masked NaN would still reach the slot's next sequence."""
+        self._memory[:, :, slot, :, positions] = 0
+
+    def copy(
+        self,
+        sources: Sequence[int],
+        targets: Sequence[int],
+        positions: slice,
+        on_device: Tensor | None = None,
+    ) -> None:
+        """Copy `positions` of the slots `sources` to `targets`, pairwise.
+
+        All are read before any is written. `on_device` are sources and targets (2, M) on the
+        cache's device, which need not be copied there.
+        """
+        view = self._memory[:, :, :, :, positions]
+        if on_device is not None:
+            view.index_copy_(2, on_device[1], view.index_select(2, on_device[0]))
+        elif len(sources) == 1:  # a plain copy, without a gather
+            view[:, :, targets[0]] = view[:, :, sources[0]]
+        else:
+            source, target = to_device([sources, targets], self._memory.device)
+            view[:, :, target] = view[:, :, source]
+
+
+class SlotLengths:
+    """The number of tokens in each slot: on the host, which chooses shapes by it, and on the
+    device, which masks by it.
+
+    Both change together, so that no step waits for the device to tell a length.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self.on_device = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
+        self.on_host = [0] * num_slots
+
+    def of(self, slots: Iterable[int]) -> list[int]:
+        return [self.on_host[slot] for slot in slots]
+
+    def set(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        for slot, length in zip(slots, lengths, strict=True):
+            self.on_host[slot] = length
+        indices, values = to_device([list(slots), list(lengths)], self.on_device.device)
+        self.on_device[indices] = values
+
+    def increment(self, slots: range) -> None:
+        for slot in slots:
+            self.on_host[slot] += 1
+        self.on_device[slots.start : slots.stop].add_(1)
+
+    def decrement(self, slot: int) -> int:
+        """Remove the last token of a slot, and return its position."""
+        self.on_host[slot] -= 1
+        self.on_device[slot].sub_(1)
+        return self.on_host[slot]
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        if len(sources) == 1:  # without a transfer, which would wait for the device
+            self.on_host[targets[0]] = self.on_host[sources[0]]
+            self.on_device[targets[0]] = self.on_device[sources[0]]
+        else:
+            self.set(targets, self.of(sources))
+
+
+class PrefixCache:
+    """Keys and values of cross-attention, by prefix, and which slot reads which: on the host, and
+    on the device, where captured steps read it.
 
     Both change together by operations that take numbers of the host as arguments: none waits for
     the device.
     """
 
-    def __init__(self, num_slots: int, device: torch.device) -> None:
+    def __init__(self, shape: DecoderShape, num_slots: int) -> None:
+        self.memory = KeyValueCache(shape, num_slots)
+        self.lengths = SlotLengths(num_slots, shape.device)  # image and prompt
         self._of_slot: list[int | None] = [None] * num_slots
         self._slots: list[dict[int, int]] = []  # slots of each prefix, with their places
+        device = shape.device
         self._prefixes = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
-        self._places = torch.zeros(num_slots, dtype=torch.long, device=device)  # (slots,)
+        self._places = torch.zeros_like(self._prefixes)
         # (prefixes, places)
         self._rows = torch.zeros(num_slots, num_slots, dtype=torch.long, device=device)
 
@@ -72,7 +234,11 @@ class PrefixTable:
         assert prefix is not None
         return prefix
 
-    def add(self, slots: Sequence[int]) -> int:
+    def length(self, slots: range) -> int:
+        """Return the length of the longest prefix that `slots` read."""
+        return max(self.lengths.of(map(self.of, slots)))
+
+    def add(self, slots: Sequence[int], length: int) -> int:
         """Add a prefix for free slots, in the order of their places, and return its number.
 
         `write` has to follow.
@@ -81,14 +247,16 @@ class PrefixTable:
             self._slots, self._of_slot = [], [None] * len(self._of_slot)
         for slot in slots:
             self._of_slot[slot] = len(self._slots)
+        self.lengths.on_host[len(self._slots)] = length
         self._slots.append({slot: place for place, slot in enumerate(slots)})
         return len(self._slots) - 1
 
-    def write(self, slots: Tensor, prefixes: Tensor, places: Tensor) -> None:
-        """Write prefix and place of added slots, (B,) each, on the device."""
+    def write(self, slots: Tensor, prefixes: Tensor, places: Tensor, lengths: Tensor) -> None:
+        """Write prefix, place and length of added slots, (B,) each, on the device."""
         self._prefixes[slots] = prefixes
         self._places[slots] = places
         self._rows[prefixes, places] = slots
+        self.lengths.on_device[prefixes] = lengths
 
     def move(self, source: int, target: int) -> None:
         """Give the place of `source` to `target`, a free slot."""
@@ -96,25 +264,26 @@ class PrefixTable:
             self._of_slot[source] = None
             self._put(target, prefix, self._slots[prefix].pop(source))
 
-    def release(self, slot: int) -> tuple[int, int] | None:
-        """Free a slot; if its prefix ends, return the last prefix and the number that it gets, for
-        its keys to follow.
+    def release(self, slot: int) -> None:
+        """Free a slot; if its prefix ends, the last prefix gets its number.
 
         A slot without a prefix, whose prefill has failed, is ignored.
         """
         prefix, self._of_slot[slot] = self._of_slot[slot], None
         if prefix is None:
-            return None
+            return
         del self._slots[prefix][slot]
         if self._slots[prefix]:
-            return None
-        last = self._slots.pop()
-        if prefix == self.num_prefixes:
-            return None
+            return
+        last_slots = self._slots.pop()
+        last = len(self._slots)
+        if prefix == last:
+            return
         self._slots[prefix] = {}
-        for moved, place in last.items():
+        for moved, place in last_slots.items():
             self._put(moved, prefix, place)
-        return self.num_prefixes, prefix
+        self.memory.copy([last], [prefix], slice(0, self.lengths.on_host[last]))
+        self.lengths.copy([last], [prefix])
 
     def _put(self, slot: int, prefix: int, place: int) -> None:
         self._of_slot[slot] = prefix
@@ -147,53 +316,9 @@ class PrefixTable:
         return PrefixReads(slice(0, num_prefixes), rows, places)
 
 
-class PrefixCache:
-    """Keys and values of cross-attention, by prefix, and which slot reads which."""
-
-    def __init__(self, shape: DecoderShape, num_slots: int) -> None:
-        self.table = PrefixTable(num_slots, shape.device)
-        self.memory = KeyValueCache(shape, num_slots)
-        self.lengths = SlotLengths(num_slots, shape.device)  # image and prompt
-
-    def length(self, slots: range) -> int:
-        """Return the length of the longest prefix that `slots` read."""
-        return max(self.lengths.of(self.table.of(slot) for slot in slots))
-
-    def clear(self, slot: int) -> None:
-        self.memory.clear(self.table.of(slot))
-
-    def release(self, slot: int) -> None:
-        """Free a slot and, if no other slot reads its prefix, that."""
-        moved = self.table.release(slot)
-        if moved is not None:
-            source = [moved[0]]
-            target = [moved[1]]
-            self.memory.copy(source, target, slice(0, *self.lengths.of(source)))
-            self.lengths.copy(source, target)
-
-
-ValueT = TypeVar("ValueT")
 # slot, tokens in it; prefix, place among its slots, tokens of the prefix
 ClaimedSlot = tuple[int, int, int, int, int]
 NUM_CLAIMED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPlaces:
-    """The tokens of a pass: their place in the cache and what they read, on the device."""
-
-    token_ids: Tensor  # (B, T)
-    slots: Slots
-    positions: Tensor  # (B, T) in the slots
-    length: int  # positions of self-attention that are read: the longest slot with these tokens
-    prefixes: PrefixReads | None = None  # input of cross-attention
-    prefix_length: int = 0  # the longest of these
-
-    def rows(self) -> Tensor:
-        if isinstance(self.slots, Tensor):
-            return self.slots[:, None]
-        device = self.positions.device
-        return torch.arange(self.slots.start, self.slots.stop, device=device)[:, None]
 
 
 class SlotCache:
@@ -206,11 +331,6 @@ class SlotCache:
         self.num_tokens = SlotLengths(num_slots, shape.device)  # lengths of self-attention
         self._starts = [0] * num_slots  # position of each slot's first generated token
         self.adapters: list[str | None] = [None] * num_slots  # adapter of each slot
-
-    @property
-    def num_bytes(self) -> int:
-        of_prefixes = 0 if self.prefixes is None else self.prefixes.memory.num_bytes
-        return self.self_attention.num_bytes + of_prefixes
 
     def begin(
         self,
@@ -238,11 +358,10 @@ class SlotCache:
             prefix = 0
             in_slot = length
             if self.prefixes is not None:
-                prefix = self.prefixes.table.add(slots)
-                self.prefixes.lengths.set_on_host([prefix], [length])
+                prefix = self.prefixes.add(slots, length)
                 in_slot = 0
-            self.num_tokens.set_on_host(slots, [in_slot] * len(slots))
             for slot in slots:
+                self.num_tokens.on_host[slot] = in_slot
                 self._starts[slot] = in_slot
                 self.adapters[slot] = adapter
             rows = [(slot, in_slot, prefix, place, length) for place, slot in enumerate(slots)]
@@ -254,8 +373,7 @@ class SlotCache:
         slots, in_slot, prefixes, places, lengths = claimed.T
         self.num_tokens.on_device[slots] = in_slot
         if self.prefixes is not None:
-            self.prefixes.table.write(slots, prefixes, places)
-            self.prefixes.lengths.on_device[prefixes] = lengths
+            self.prefixes.write(slots, prefixes, places, lengths)
 
     def places(self, tokens: Sequence[Sequence[int]], first_slot: int = 0) -> TokenPlaces:
         """Return the places of `tokens`, one or several for each of consecutive slots, after those
@@ -264,11 +382,10 @@ class SlotCache:
         Shorter rows are padded with their last token, which is stored again at its own position.
         """
         slots = range(first_slot, first_slot + len(tokens))
-        lengths = self.num_tokens.of(slots)
         width = max(map(len, tokens))
         token_ids: list[list[int]] = []
         positions: list[list[int]] = []
-        for length, row in zip(lengths, tokens, strict=True):
+        for length, row in zip(self.num_tokens.of(slots), tokens, strict=True):
             num_padding = width - len(row)
             last = length + len(row) - 1
             token_ids.append([*row, *[row[-1]] * num_padding])
@@ -278,7 +395,7 @@ class SlotCache:
         where = slice(slots.start, slots.stop)
         if self.prefixes is None:
             return TokenPlaces(both[0], where, both[1], longest)
-        reads = self.prefixes.table.reads(where)
+        reads = self.prefixes.reads(where)
         return TokenPlaces(both[0], where, both[1], longest, reads, self.prefixes.length(slots))
 
     def fixed_places(
@@ -297,11 +414,11 @@ class SlotCache:
         """
         slots = slice(0, len(token_ids))
         positions = self.num_tokens.on_device[slots, None].clamp(max=length - 1)
-        if self.prefixes is None:
-            return TokenPlaces(token_ids[:, None], slots, positions, length)
-        reads = PrefixReads(slots)
-        if num_prefixes:
-            reads = self.prefixes.table.grouped(len(token_ids), num_prefixes, max_beams)
+        reads = None
+        if self.prefixes is not None:
+            reads = PrefixReads(slots)
+            if num_prefixes:
+                reads = self.prefixes.grouped(len(token_ids), num_prefixes, max_beams)
         return TokenPlaces(token_ids[:, None], slots, positions, length, reads, prefix_length)
 
     def shared_prefixes(self, num_slots: int) -> tuple[int, int]:
@@ -309,17 +426,19 @@ class SlotCache:
         most; 0 and 1 if slot i reads prefix i.
         """
         slots = slice(0, num_slots)
-        if self.prefixes is None or self.prefixes.table.own(slots) == slots:
+        if self.prefixes is None or self.prefixes.own(slots) == slots:
             return 0, 1
-        return self.prefixes.table.num_prefixes, self.prefixes.table.width
+        return self.prefixes.num_prefixes, self.prefixes.width
 
     def grow(self, slots: range) -> None:
         """Keep the token that a pass has stored for each of `slots`."""
         self.num_tokens.increment(slots)
 
-    def accept(self, slots: Sequence[int], num_tokens: Sequence[int]) -> None:
-        """Keep the first `num_tokens` drafted in `slots`; the next pass overwrites the rest."""
-        self.num_tokens.add(slots, num_tokens)
+    def accept(self, num_accepted: Mapping[int, int]) -> None:
+        """Keep the first drafted tokens of slots; the next pass overwrites the rest."""
+        slots = list(num_accepted)
+        lengths = [self.num_tokens.on_host[slot] + num_accepted[slot] for slot in slots]
+        self.num_tokens.set(slots, lengths)
 
     def roll_back(self, slot: int) -> None:
         """Remove a slot's last token, added by a superfluous pass, and zero its keys and values."""
@@ -331,7 +450,7 @@ class SlotCache:
         """Zero a slot, so that its NaN cannot propagate into the next sequence."""
         self.self_attention.clear(slot)
         if self.prefixes is not None:
-            self.prefixes.clear(slot)
+            self.prefixes.memory.clear(self.prefixes.of(slot))
 
     def add_beams(self, targets_of: Mapping[int, Sequence[int]]) -> None:
         """Add beams in `targets_of`, by the first slot of their sequence, after its prefill."""
@@ -340,9 +459,8 @@ class SlotCache:
         for source, beam_slots in targets_of.items():
             sources += [source] * len(beam_slots)
             targets += beam_slots
-        if not targets:
-            return
-        self._copy(sources, targets)
+        if targets:
+            self._copy(sources, targets)
 
     def add_fixed_beams(self, sources: Tensor, targets: Tensor) -> None:
         """Copy the keys of first tokens, in a captured prefill of a decoder with prefixes."""
@@ -354,7 +472,7 @@ class SlotCache:
             self.prefixes.release(slot)
         if slot != last:
             if self.prefixes is not None:
-                self.prefixes.table.move(last, slot)
+                self.prefixes.move(last, slot)
             self._copy([last], [slot])
 
     def reorder(
@@ -370,16 +488,14 @@ class SlotCache:
         self.self_attention.copy(sources, targets, generated, on_device)
 
     def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy everything but the prefixes of slots, pairwise."""
+        """Copy everything but the prefixes of slots, pairwise; all are read before any is
+        written.
+        """
         tokens = slice(0, max(self.num_tokens.of(sources)))
         self.self_attention.copy(sources, targets, tokens)
         self.num_tokens.copy(sources, targets)
-        _copy_values(self._starts, sources, targets)
-        _copy_values(self.adapters, sources, targets)
-
-
-def _copy_values(values: list[ValueT], sources: Sequence[int], targets: Sequence[int]) -> None:
-    """Copy values pairwise; all are read before any is written."""
-    copied = [values[source] for source in sources]
-    for target, value in zip(targets, copied, strict=True):
-        values[target] = value
+        by_slot: Sequence[list[Any]] = (self._starts, self.adapters)
+        for values in by_slot:
+            copied = [values[source] for source in sources]
+            for target, value in zip(targets, copied, strict=True):
+                values[target] = value
