@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runners.tokens.choice import Choice, RowConditions, choose_tokens
+from runners.tokens.choice import Choice, RowConditions, _draw_from_nucleus, choose_tokens
 
 SIZE = 40
 GREEDY = RowConditions()
@@ -107,6 +107,25 @@ def test_a_flat_distribution_is_drawn_from_beyond_the_usual_nucleus() -> None:
     # the more probable nine tenths, which are fewer than nine tenths of the tokens
     assert 2600 < len(drawn) < 2720
     assert drawn.min() > 250
+
+
+@pytest.mark.parametrize(
+    ("top_p", "token_ids"),
+    [
+        (0.5, {0}),
+        (0.501, {0, 1}),
+        (0.75, {0, 1}),
+        (0.751, {0, 1, 2}),
+        (0.90625, {0, 1, 2}),
+        (1.0, {0, 1, 2, 3}),
+    ],
+)
+def test_top_p_draws_from_the_fewest_tokens(top_p: float, token_ids: set[int]) -> None:
+    probabilities = torch.tensor([0.5, 0.25, 0.15625, 0.09375])  # sums without rounding
+    uniform = torch.linspace(0, 0.999, 50, dtype=torch.float64)[:, None]
+    limits = torch.full_like(uniform, top_p)
+    drawn, _ = _draw_from_nucleus(probabilities.expand(50, -1), limits, uniform, 4)
+    assert set(drawn.flatten().tolist()) == token_ids
 
 
 def test_the_largest_random_number_draws_a_possible_token() -> None:
