@@ -219,8 +219,9 @@ class LiveBatch:
 
 
 def start_sequence(request: SequenceRequest, rules: GenerationRules) -> LiveSequence:
-    kind = SingleSequence if request.num_beams == 1 else BeamSequence
-    return kind(request, rules)
+    if request.num_beams == 1:
+        return SingleSequence(request, rules)
+    return BeamSequence(request, rules)
 
 
 def generate_all(

@@ -1,9 +1,11 @@
 """One sequence: its request, the conditions on its next token, and its end.
 
-A sequence has one row in each decode step, or one per beam; after each step a row continues the
-beam of its parent row. Beam search has the tokens, order and stopping of transformers' `generate`
-(5.24, generation/utils.py, `_beam_search` and its helpers). Plain values and rules: logits, slots,
-caches and families are unknown here.
+A sequence has one row in each decode step, or one per beam. `conditions` are those of each row's
+next token, and of the one after each token of a draft; they are read once a pass. `advance` appends
+the chosen tokens, of a draft up to the first that differs, and returns each row's parent row, whose
+cache it continues. A sequence that fails gets its `error`. Beam search has the tokens, order and
+stopping of transformers' `generate` (5.24, generation/utils.py, `_beam_search` and its helpers).
+Plain values and rules: logits, slots, caches and families are unknown here.
 """
 
 import math
@@ -62,8 +64,8 @@ class GeneratedSequence:
 
 
 @dataclass(slots=True, eq=False)
-class LiveSequence(ABC):
-    """A sequence during generation, as the batch uses it."""
+class _Generation(ABC):
+    """What the two kinds of sequences share."""
 
     request: SequenceRequest
     rules: GenerationRules
@@ -89,34 +91,9 @@ class LiveSequence(ABC):
     def num_tokens(self) -> int:
         """The number of generated tokens, equal for all rows."""
 
-    @property
     @abstractmethod
-    def last_token_ids(self) -> Sequence[int]:
-        """The last token of each row, the input of the next decode step."""
-
-    @property
-    @abstractmethod
-    def settled_token_ids(self) -> Sequence[int]:
-        """The leading tokens of the answer that can no longer change."""
-
-    def propose(self) -> Sequence[int]:
-        """Return the likely next tokens, for a draft; none of a sequence with several rows."""
-        return ()
-
-    @abstractmethod
-    def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:
-        """Return the conditions on each row's next token, and on that after each token of `draft`.
-
-        To be called once a pass.
-        """
-
-    @abstractmethod
-    def advance(self, choices: Sequence[Choice]) -> Sequence[int]:
-        """Append the chosen tokens, and return each row's parent row, whose cache it continues.
-
-        Of a draft, `choices` are appended up to the first that differs from it.
-        A sequence that fails gets its `error`; of one that has ended the rows are meaningless.
-        """
+    def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
+        """Return the sequence as it is now, with `finish_reason`."""
 
     def result(self) -> GeneratedSequence:
         """Return the generated sequence, or raise its error; `ValueError` before it has ended."""
@@ -125,10 +102,6 @@ class LiveSequence(ABC):
         if self.finish_reason is None:
             raise ValueError("the sequence has not ended")
         return self.generated(self.finish_reason)
-
-    @abstractmethod
-    def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
-        """Return the sequence as it is now, with `finish_reason`."""
 
     def check_deadline(self) -> None:
         if time.monotonic() > self.request.deadline_s:
@@ -153,7 +126,7 @@ class LiveSequence(ABC):
 
 
 @dataclass(slots=True, eq=False)
-class SingleSequence(LiveSequence):
+class SingleSequence(_Generation):
     """A greedy or sampled sequence, with one row."""
 
     token_ids: list[int] = field(default_factory=list)
@@ -181,6 +154,7 @@ class SingleSequence(LiveSequence):
         return self.token_ids
 
     def propose(self) -> Sequence[int]:
+        """Return the likely next tokens, for a draft."""
         if self.request.temperature:
             return ()
         forced = self.forced_token(self.num_tokens)
@@ -282,7 +256,7 @@ class Beam:
 
 
 @dataclass(slots=True, eq=False)
-class BeamSequence(LiveSequence):
+class BeamSequence(_Generation):
     """A sequence with `num_beams` rows."""
 
     beams: list[Beam] = field(default_factory=lambda: [Beam()])
@@ -304,8 +278,10 @@ class BeamSequence(LiveSequence):
         pairs = zip(min(answers), max(answers), strict=False)
         return [first for first, last in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
-    # beams have no draft
-    def conditions(self, draft: Sequence[int] = ()) -> Sequence[RowConditions]:  # noqa: ARG002
+    def propose(self) -> Sequence[int]:
+        return ()  # beams have no draft
+
+    def conditions(self, _draft: Sequence[int] = ()) -> Sequence[RowConditions]:
         """Return the conditions of all beams: enough candidates that `num_beams` remain if others
         end.
         """
@@ -400,3 +376,6 @@ class BeamSequence(LiveSequence):
     def generated(self, finish_reason: FinishReason) -> GeneratedSequence:
         best = self.finished[0] if self.finished else self.beams[0]
         return GeneratedSequence(best.token_ids, best.logprobs, finish_reason, best.num_constrained)
+
+
+LiveSequence = SingleSequence | BeamSequence

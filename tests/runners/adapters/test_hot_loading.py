@@ -2,12 +2,13 @@
 refused once.
 """
 
+import json
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from runners.adapters import hot_loading
+from runners.adapters.hot_loading import HotAdapters
+from runners.adapters.low_rank import Adapters
 from runners.adapters.peft import read_adapter
 from runners.model_worker import ModelWorker
 from service.inference.served_models import runner_options
@@ -24,24 +28,126 @@ from service.settings import Settings
 from tests.support.catalog import FLORENCE
 from tests.support.fake_service import served
 from tests.support.waiting import wait_until
-from tests.support.watched_adapters import (
-    ADAPTER_BYTES,
-    CALL_TIMEOUT_S,
-    LAYER,
-    LIMITS,
-    ScanWithHanging,
-    Watched,
-)
 from wire.artifacts import adapter_folder
 from wire.artifacts.adapter_folder import (
     CONFIG_FILE,
     ENTRY_FILE,
     MAX_ADAPTERS,
     WEIGHTS_FILE,
+    AdapterFolder,
+    AdapterLimits,
     AdapterScan,
+    NoRoomError,
+    adapter_build_key,
 )
-from wire.artifacts.manifest import DECODER_FILE
+from wire.artifacts.manifest import DECODER_FILE, Manifest, sha256_of
 from wire.runner_messages import EncodedImage
+
+LAYER = "model.language_model.layers.0.self_attn.q_proj"
+CALL_TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
+ADAPTER_BYTES = 80
+LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000, max_total_bytes=100 * ADAPTER_BYTES)
+
+
+class FakeAdapters(Adapters):
+    """Holds the keys of adapters."""
+
+    failure: Exception | None = None
+    released: threading.Event | None = None  # adding waits for it
+
+    def add(
+        self, adapter: str, tensors: Mapping[str, Tensor], max_total_bytes: int | None = None
+    ) -> None:
+        assert tensors.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
+        assert adapter not in self.keys
+        assert max_total_bytes is not None
+        if self.failure is not None:
+            raise self.failure
+        if (len(self.keys) + 1) * ADAPTER_BYTES > max_total_bytes:
+            raise NoRoomError("no room")
+        assert self.released is None or self.released.wait(TIMEOUT_S)
+        self.keys |= {adapter}
+
+    def remove(self, adapter: str) -> None:
+        assert adapter in self.keys
+        self.keys -= {adapter}
+
+
+@dataclass(slots=True)
+class Watched:
+    """A folder of adapters, and the adapters that follow it."""
+
+    folder: Path
+    base_folder: Path
+    base: Manifest
+    loaded: FakeAdapters = field(default_factory=FakeAdapters)
+    time_s: float = 1.0
+    limits: AdapterLimits = LIMITS
+    aliases: tuple[str, ...] = ()
+    adapters: HotAdapters = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.follow(AdapterScan(self.folder, now=lambda: 1e12))
+
+    def follow(self, scan: AdapterScan, read_timeout_s: float = 30.0) -> None:
+        """Restart with another scan."""
+        self.adapters = HotAdapters(
+            scan,
+            self.base,
+            self.aliases,
+            self.base_folder,
+            self.limits,
+            CALL_TIMEOUT_S,
+            read_timeout_s,
+            now=lambda: self.time_s,
+        )
+
+    def write(self, name: str, value: float = 1.0, **config: object) -> str:
+        """Write an adapter; return its key."""
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        base = {"base_model_name_or_path": self.base.model_id}
+        values = {"peft_type": "LORA", "r": 2, "lora_alpha": 2} | base | config
+        (path / CONFIG_FILE).write_text(json.dumps(values))
+        sides = {"A": torch.full((2, 6), float(value)), "B": torch.ones(4, 2)}
+        weights = {
+            f"base_model.model.{LAYER}.lora_{side}.weight": tensor for side, tensor in sides.items()
+        }
+        save_file(weights, path / WEIGHTS_FILE)
+        hashes = {file: sha256_of(path / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
+        return adapter_build_key(hashes, self.base.build_key)
+
+    def update(self, after_s: float = 1.0) -> frozenset[str]:
+        """Update after a time; return the keys that are loaded."""
+        self.time_s += after_s
+        self.adapters.update(self.loaded)
+        return self.loaded.keys
+
+
+@dataclass(frozen=True, slots=True)
+class HangingFolder(AdapterFolder):
+    """An adapter whose files are on a disk that does not answer."""
+
+    released: threading.Event = field(default_factory=threading.Event, compare=False)
+
+    def hashes(self, max_bytes: int) -> dict[str, str]:
+        assert self.released.wait(TIMEOUT_S)
+        return AdapterFolder.hashes(self, max_bytes)
+
+
+class ScanWithHanging(AdapterScan):
+    """Finds the adapters of a folder, of which one hangs."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        AdapterScan.__init__(self, folder, now=lambda: 1e12)
+        self.released = threading.Event()
+        self._name = name
+
+    def scan(self) -> dict[str, AdapterFolder]:
+        folders = AdapterScan.scan(self)
+        hanging = folders[self._name]
+        return folders | {self._name: HangingFolder(hanging.path, hanging.files, self.released)}
 
 
 @pytest.fixture
@@ -52,7 +158,7 @@ def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path / "adapters", tmp_path / "base", served(FLORENCE).manifest)
 
 
-def test_an_adapter_with_a_vision_part_is_refused_in_one_line_that_names_the_export(
+def test_a_vision_part_is_refused_in_one_line(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched.write("a")
@@ -70,26 +176,21 @@ def test_an_adapter_with_a_vision_part_is_refused_in_one_line_that_names_the_exp
     assert set(watched.adapters.refused.values()) == {line.partition("refused: ")[2]}
 
 
-def test_a_removed_adapter_stays_as_long_as_a_call_may_take(watched: Watched) -> None:
+def test_a_removed_adapter_stays_for_its_calls(watched: Watched) -> None:
     key = watched.write("a")
     assert watched.update() == {key}
+    shutil.rmtree(watched.folder / "a")
+    watched.update()
+    watched.write("a")  # comes back in time
+    for _ in range(2):
+        assert watched.update(CALL_TIMEOUT_S) == {key}
     shutil.rmtree(watched.folder / "a")
     assert watched.update() == {key}
     assert watched.update(CALL_TIMEOUT_S) == {key}
     assert watched.update() == frozenset()
 
 
-def test_an_adapter_that_comes_back_in_time_stays(watched: Watched) -> None:
-    key = watched.write("a")
-    watched.update()
-    shutil.rmtree(watched.folder / "a")
-    watched.update()
-    watched.write("a")
-    for _ in range(3):
-        assert watched.update(CALL_TIMEOUT_S) == {key}
-
-
-def test_a_replaced_adapter_is_another_build_beside_the_one_before(watched: Watched) -> None:
+def test_a_replaced_adapter_is_another_build(watched: Watched) -> None:
     before = watched.write("a")
     watched.update()
     after = watched.write("a", 2.0)
@@ -97,7 +198,7 @@ def test_a_replaced_adapter_is_another_build_beside_the_one_before(watched: Watc
     assert watched.update(CALL_TIMEOUT_S + 1) == {after}
 
 
-def test_an_adapter_that_changes_while_it_is_read_is_not_loaded(
+def test_an_adapter_changed_while_read_is_not_loaded(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched.write("a")
@@ -114,7 +215,7 @@ def test_an_adapter_that_changes_while_it_is_read_is_not_loaded(
     assert watched.update() == set(keys)
 
 
-def test_an_adapter_may_name_its_base_by_an_alias(watched: Watched) -> None:
+def test_a_base_may_be_named_by_an_alias(watched: Watched) -> None:
     key = watched.write("a", base_model_name_or_path="an/alias")
     assert watched.update() == frozenset()
     watched.aliases = ("an/alias",)
@@ -122,7 +223,7 @@ def test_an_adapter_may_name_its_base_by_an_alias(watched: Watched) -> None:
     assert watched.update() == {key}
 
 
-def test_an_adapter_of_another_base_is_left_to_its_runner(
+def test_adapters_of_other_bases_are_ignored(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched.write("a", base_model_name_or_path="another")
@@ -132,30 +233,28 @@ def test_an_adapter_of_another_base_is_left_to_its_runner(
     assert not caplog.records
 
 
-def test_a_bad_adapter_is_refused_once_and_the_others_are_loaded(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
-    bad = watched.write("bad", use_dora=True)
+def test_a_bad_adapter_is_refused_once(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    bad = watched.write("bad", r=17)
     good = watched.write("good")
     for _ in range(3):
         assert watched.update() == {good}
     assert watched.adapters.refused.keys() == {bad}
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert line.startswith(f"the adapter bad of {FLORENCE.id} is refused: ")
-    assert "use_dora is True" in line
+    assert "r is 17, which is not supported; it must be a whole number of 1 to 16" in line
     repaired = watched.write("bad", 3.0)
     assert watched.update() == {good, repaired}
     assert not watched.adapters.refused
 
 
-def test_an_adapter_that_the_device_cannot_hold_is_refused(watched: Watched) -> None:
+def test_out_of_memory_refuses_the_adapter(watched: Watched) -> None:
     key = watched.write("a")
     watched.loaded.failure = torch.OutOfMemoryError("none left")
     watched.update()
     assert watched.adapters.refused == {key: "it cannot be loaded: OutOfMemoryError"}
 
 
-def test_an_adapter_above_the_maximum_is_loaded_when_one_is_freed(
+def test_adapters_above_the_maximum_wait_for_a_place(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     *first, last = (
@@ -170,7 +269,7 @@ def test_an_adapter_above_the_maximum_is_loaded_when_one_is_freed(
     assert watched.update(CALL_TIMEOUT_S + 1) == frozenset([*first[1:], last])
 
 
-def test_an_adapter_of_the_store_with_the_same_build_is_not_loaded_twice_nor_removed(
+def test_adapters_of_the_store_are_left_alone(
     watched: Watched,
 ) -> None:
     key = watched.write("a")
@@ -201,7 +300,7 @@ def make_fifo(folder: Path) -> None:
     ],
     ids=["nested JSON", "no date", "nested YAML", "FIFO", "a terabyte"],
 )
-def test_files_that_no_reader_takes_keep_no_other_adapter_out(
+def test_unreadable_files_keep_no_other_adapter_out(
     watched: Watched, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], object]
 ) -> None:
     watched.write("bad")
@@ -213,24 +312,7 @@ def test_files_that_no_reader_takes_keep_no_other_adapter_out(
     assert [record for record in caplog.records if record.levelno == logging.ERROR] == []
 
 
-def test_a_rank_or_a_pattern_that_is_not_allowed_is_refused_in_one_line(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
-    bad = {
-        watched.write("rank", 2.0, r=17),
-        watched.write("pattern", 3.0, rank_pattern={"(?=q)q_proj": 2}),
-    }
-    good = watched.write("good")
-    for _ in range(3):
-        assert watched.update() == {good}
-    assert watched.adapters.refused.keys() == bad
-    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(lines) == 2
-    assert "r is 17, which is not supported; it must be a whole number of 1 to 16" in lines[1]
-    assert "rank_pattern has the pattern '(?=q)q_proj'" in lines[0]
-
-
-def test_an_adapter_for_which_there_is_no_room_is_loaded_when_another_is_freed(
+def test_an_adapter_without_room_waits_for_it(
     watched: Watched,
 ) -> None:
     watched.limits = replace(LIMITS, max_total_bytes=ADAPTER_BYTES)
@@ -246,9 +328,7 @@ def test_an_adapter_for_which_there_is_no_room_is_loaded_when_another_is_freed(
     assert not watched.adapters.refused
 
 
-def test_an_adapter_whose_files_hang_is_refused_and_the_others_are_loaded(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_hanging_files_are_refused(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     watched.write("a")
     good = watched.write("b", 2.0)
     scan = ScanWithHanging(watched.folder, "a")
@@ -260,7 +340,7 @@ def test_an_adapter_whose_files_hang_is_refused_and_the_others_are_loaded(
     assert line == "the adapter a is refused: its files could not be read within 2 s"
 
 
-def test_an_adapter_that_takes_too_long_does_not_hold_the_start(
+def test_a_slow_adapter_does_not_hold_the_start(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = watched.write("a")
@@ -273,7 +353,7 @@ def test_an_adapter_that_takes_too_long_does_not_hold_the_start(
     wait_until(lambda: watched.loaded.keys == {key})
 
 
-def test_a_runner_waits_for_adapters_half_of_its_start_at_most(
+def test_a_runner_waits_for_half_of_its_start(
     watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter_folder, "_SETTLED_AFTER_S", 0.0)

@@ -1,0 +1,432 @@
+"""PEFT's folders: names, ranks, factors and patterns are those of peft; what a runner could not
+reproduce is refused by name.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
+from torch import Tensor
+
+from runners.adapters.peft import (
+    MAX_ALL_CHARS,
+    MAX_PATTERN_CHARS,
+    MAX_PATTERNS,
+    AdapterParts,
+    BaseWeights,
+    LayerPatterns,
+    PeftConfig,
+    Product,
+    read_adapter,
+    read_parts,
+)
+from tests.support.hostile_adapters import safetensors_file
+from wire.artifacts.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, AdapterError, AdapterLimits
+
+LAYER = "model.language_model.layers.0.self_attn.q_proj"
+EMBEDDINGS = "model.language_model.embed_tokens"
+CONFIG = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 8,
+    "bias": "none",
+    "target_modules": ["q_proj"],
+}
+IN = 6
+OUT = 4
+LIMITS = AdapterLimits(max_rank=16, max_bytes=10_000)
+
+
+def pair(layer: str, rank: int = 2, infix: str = "") -> dict[str, Tensor]:
+    name = f"base_model.model.{layer}"
+    return {
+        f"{name}.lora_A{infix}.weight": torch.ones(rank, IN, dtype=torch.bfloat16),
+        f"{name}.lora_B{infix}.weight": torch.ones(OUT, rank, dtype=torch.bfloat16),
+    }
+
+
+def converted(folder: Path, tensors: dict[str, Tensor], **config: Any) -> dict[str, Tensor]:
+    return dict(parts(folder, tensors, **config).language)
+
+
+def parts(folder: Path, tensors: dict[str, Tensor], **config: Any) -> AdapterParts:
+    write(folder, tensors, **config)
+    return read_parts(folder, folder / "decoder.safetensors", LIMITS)
+
+
+def write(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
+    (folder / CONFIG_FILE).write_text(json.dumps(CONFIG | config))
+    save_file(tensors, folder / WEIGHTS_FILE)
+    base = {
+        f"{LAYER}.weight": torch.zeros(OUT, IN),
+        f"{EMBEDDINGS}.weight": torch.arange(OUT * IN).view(OUT, IN).float(),
+    }
+    save_file(base, folder / "decoder.safetensors")
+
+
+@pytest.mark.parametrize("layer", [LAYER, "language_model.model.layers.0.self_attn.q_proj"])
+@pytest.mark.parametrize("infix", ["", ".default"])
+def test_names_of_all_versions_become_ours(tmp_path: Path, layer: str, infix: str) -> None:
+    tensors = converted(tmp_path, pair(layer, infix=infix))
+    assert tensors.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("config", "rank", "factor"),
+    [
+        ({}, 2, 4.0),
+        ({"use_rslora": True}, 2, 8 / math.sqrt(2)),
+        ({"rank_pattern": {"q_proj": 4}}, 4, 2.0),
+        ({"rank_pattern": {"k_proj": 4}}, 2, 4.0),
+        ({"alpha_pattern": {r"layers\.0\.self_attn\.q_proj": 1}}, 2, 0.5),
+        (
+            {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 6}, "use_rslora": True},
+            4,
+            3.0,
+        ),
+    ],
+    ids=str,
+)
+def test_the_factor_follows_rank_and_alpha(
+    tmp_path: Path, config: dict[str, Any], rank: int, factor: float
+) -> None:
+    tensors = converted(tmp_path, pair(LAYER, rank), **config)
+    assert torch.equal(tensors[f"{LAYER}.down"], torch.ones(rank, IN))
+    assert torch.allclose(tensors[f"{LAYER}.up"], torch.full((OUT, rank), factor))
+
+
+PREFIX = "base_model.model."
+NORM = {f"{PREFIX}vision_tower.norm.weight": torch.ones(2)}
+MUST_BE = r"with rank 2 and the base's weight of \(4, 6\) they must be \(2, 6\) and \(4, 2\)"
+UNSERVED: list[tuple[dict[str, Tensor], list[str] | None, str]] = [
+    ({f"{PREFIX}{LAYER}.weight": torch.ones(OUT, IN)}, None, "q_proj.weight, which is not suppor"),
+    (pair("lm_head", 3), None, f"lora_B of lm_head .* {MUST_BE}"),
+    (pair(LAYER, 3), None, MUST_BE),
+    (pair(EMBEDDINGS), None, "embed_tokens, which is not supported: copies of it"),
+    (
+        {f"{PREFIX}{EMBEDDINGS}.lora_embedding_A": torch.ones(2, OUT)},
+        None,
+        r"embed_tokens.lora_embedding_A, .* would take 0.0 MB in float32, 50.0% of the decoder",
+    ),
+    (pair("another.layer"), None, "another.layer, which is not supported; allowed are lora_A"),
+    (pair(LAYER.replace("0", "9")), None, "layers.9.self_attn.q_proj, which its base does not"),
+    ({f"{PREFIX}{LAYER}.lora_magnitude_vector": torch.ones(4)}, None, "lora_magnitude_vector"),
+    (dict(list(pair(LAYER).items())[:1]), None, "has only lora_A of"),
+    ({}, None, "adapts no layer"),
+    ({f"{PREFIX}lm_head.weight": torch.ones(2)}, ["lm_head"], "changes lm_head.weight, which is"),
+    (NORM, None, "changes vision_tower.norm.weight, which"),
+    (NORM, ["norm", "linear"], r"modules_to_save is \['norm', 'linear'\].* linear has no weights"),
+    (pair("vision_tower.norm") | NORM, ["norm"], "both a product for model.vision_tower.norm.wei"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "modules", "message"), UNSERVED, ids=range(len(UNSERVED)))
+def test_weights_that_cannot_be_served_are_named(
+    tmp_path: Path, tensors: dict[str, Tensor], modules: list[str] | None, message: str
+) -> None:
+    with pytest.raises(AdapterError, match=message):
+        parts(tmp_path, tensors, modules_to_save=modules)
+
+
+BLOCK = "vision_tower.blocks.1.0"
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight"),
+    [
+        ("model.vision_tower.blocks.0.fc1", "vision_tower.blocks.0.fc1"),
+        ("model.vision_tower.vision_model.encoder.fc1", "vision_tower.encoder.fc1"),
+        ("vision_tower.vision_model.encoder.fc1", "vision_tower.encoder.fc1"),
+        ("multi_modal_projector.linear", "multi_modal_projector.linear"),
+        # Microsoft's names
+        ("vision_tower.convs.0.proj", "vision_tower.convs.0.conv"),
+        (f"{BLOCK}.spatial_block.window_attn.fn.qkv", f"{BLOCK}.spatial_block.window_attn.qkv"),
+        (f"{BLOCK}.channel_block.ffn.fn.net.fc2", f"{BLOCK}.channel_block.ffn.fc2"),
+        (f"{BLOCK}.channel_block.conv1.fn.dw", f"{BLOCK}.channel_block.conv1"),
+    ],
+)
+def test_layers_of_the_vision_part_are_kept_apart(tmp_path: Path, layer: str, weight: str) -> None:
+    both = parts(tmp_path, pair(LAYER) | pair(layer))
+    assert both.language.keys() == {f"{LAYER}.down", f"{LAYER}.up"}
+    assert both.vision.weights == (f"model.{weight}.weight",)
+    (product,) = both.vision.products.values()
+    expected = torch.full((OUT, IN), 1 + 2 * 4.0)
+    assert torch.equal(product.added_to(torch.ones(OUT, IN)), expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "weight"),
+    [
+        ("multi_modal_projector", "multi_modal_projector.linear.bias", "linear.bias"),
+        ("image_proj_norm", "image_proj_norm.weight", "image_proj_norm.weight"),
+        ("image_pos_embed", "image_pos_embed.rows.weight", "image_position_embed.rows.weight"),
+    ],
+)
+def test_modules_to_save_are_taken_whole(
+    tmp_path: Path, module: str, name: str, weight: str
+) -> None:
+    saved = parts(tmp_path, {f"{PREFIX}{name}": torch.ones(3)}, modules_to_save=[module])
+    assert not saved.language
+    assert saved.vision.weights == (f"model.multi_modal_projector.{weight}",)
+
+
+def test_a_runner_refuses_a_vision_part(tmp_path: Path) -> None:
+    write(tmp_path, pair(LAYER) | pair("model.multi_modal_projector.linear"))
+    with pytest.raises(
+        AdapterError,
+        match=r"it changes model\.multi_modal_projector\.linear\.weight .* python -m export",
+    ):
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("rank", "weight", "named"),
+    [
+        (2, None, "changes vision_tower.conv, which its base does not have"),
+        (
+            2,
+            (4, 1, 3, 3),
+            "changes vision_tower.conv, a convolution in groups, which is not supported",
+        ),
+        (3, (4, 6, 3, 3), r"must be \(3, 6, 3, 3\) and \(4, 3, 1, 1\)"),
+        (2, (4, 6, 5, 5), r"must be \(2, 6, 5, 5\) and \(4, 2, 1, 1\)"),
+    ],
+)
+def test_a_product_must_fit_its_layer(
+    rank: int, weight: tuple[int, ...] | None, named: str
+) -> None:
+    product = Product("vision_tower.conv", rank, torch.ones(2, 6, 3, 3), torch.ones(4, 2, 1, 1))
+    with pytest.raises(AdapterError, match=named):
+        product.check(weight)
+    Product("vision_tower.conv", 2, product.down, product.up).check((4, 6, 3, 3))
+
+
+A_NAME, B_NAME = pair(LAYER)
+UNREADABLE = "cannot be read as safetensors"
+SIDES = {A_NAME: [2, IN], B_NAME: [OUT, 2]}
+
+
+def header(
+    dtype: str = "F32", num_bytes: int = 4, shapes: dict[str, list[int]] = SIDES
+) -> dict[str, Any]:
+    """Return the header of a file with tensors one after the other."""
+    rows = dict[str, Any]()
+    start = 0
+    for name, shape in shapes.items():
+        end = start + math.prod(shape) * num_bytes
+        rows[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        start = end
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", UNREADABLE),
+        (
+            (1 << 63).to_bytes(8, "little"),
+            "has a header of 9223372036854775808 bytes; 1000000 are allowed",
+        ),
+        ((1_000_001).to_bytes(8, "little") + b" " * 100, "has a header of 1000001 bytes"),
+        (safetensors_file(header(), 79), UNREADABLE),
+        (safetensors_file(header() | {B_NAME: header()[A_NAME]}, 48), UNREADABLE),
+        (safetensors_file(header(shapes=SIDES | {A_NAME: [0, 1 << 62, 1 << 62]}), 32), UNREADABLE),
+        (safetensors_file(header(shapes=SIDES | {A_NAME: [1 << 62, IN]}), 80), UNREADABLE),
+        (safetensors_file(header("X32"), 80), UNREADABLE),
+        (
+            safetensors_file(header("I32"), 80),
+            f"has {A_NAME} as torch.int32; it must be floating-point",
+        ),
+        (b" " * 10_001, "has 10001 bytes; at most 10000 are allowed"),
+        (
+            safetensors_file(header("F8_E5M2", 1, SIDES | {A_NAME: [2_500, 1]}), 2_508),
+            "has weights of 10032 bytes in float32; at most 10000",
+        ),
+        (safetensors_file({}), "adapts no layer"),
+    ],
+    ids=range(12),
+)
+def test_a_malformed_file_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
+    write(tmp_path, pair(LAYER))
+    (tmp_path / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(AdapterError, match=named):
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
+
+
+@pytest.mark.parametrize(
+    "names", [[f"{index}" for index in range(2_049)], ["a" * 301]], ids=["many", "long"]
+)
+def test_number_and_names_of_tensors_are_bounded(tmp_path: Path, names: list[str]) -> None:
+    limits = AdapterLimits(max_bytes=1_000_000)
+    write(tmp_path, {name: torch.ones(1) for name in names})
+    with pytest.raises(
+        AdapterError,
+        match=f"has {len(names)} tensors; allowed are 2048 tensors with names of at most",
+    ):
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", limits)
+
+
+def test_a_fifo_is_not_opened(tmp_path: Path) -> None:
+    write(tmp_path, pair(LAYER))
+    (tmp_path / WEIGHTS_FILE).unlink()
+    os.mkfifo(tmp_path / WEIGHTS_FILE)
+    with pytest.raises(AdapterError, match=f"{WEIGHTS_FILE} must be a regular file"):
+        read_adapter(tmp_path, tmp_path / "decoder.safetensors", LIMITS)
+
+
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"a_later_option": 3}, "a_later_option is 3"),
+        ({"r": "two"}, "r is 'two', which is not supported; it must be a whole number of 1 to 16"),
+        ({"r": 17}, "r is 17, which is not supported; it must be a whole number of 1 to 16"),
+        ({"r": 0}, "r is 0, "),
+        ({"r": True}, "r is True, "),
+        ({"r": None}, "r is None, "),
+        ({"rank_pattern": {"k_proj": 200_000}}, "rank_pattern is 200000, "),
+        ({"rank_pattern": ["q_proj"]}, r"rank_pattern is \['q_proj'\], .* a mapping by patterns"),
+        (
+            {"alpha_pattern": {"(?=q)": 1}},
+            r"alpha_pattern has the pattern '\(\?=q\)', which is not supported",
+        ),
+        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern is '8', .* a number of at most 1e"),
+        ({"lora_alpha": math.nan}, "lora_alpha is nan, "),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"use_rslora": "false"}, "use_rslora is 'false', .* true or false"),
+        ({"modules_to_save": "norm"}, "modules_to_save is 'norm', .* 100 names at most"),
+        ({"modules_to_save": ["norm"] * 101}, "modules_to_save is .* 100 names at most"),
+        ({"target_parameters": nested(900)}, r"target_parameters is \[{7}\.\.\.\]"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_an_unsupported_option_is_named(tmp_path: Path, config: dict[str, Any], named: str) -> None:
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(CONFIG | config))
+    with pytest.raises(AdapterError, match=named):
+        PeftConfig.read(tmp_path, LIMITS.max_rank)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "language_model.lm_head"])
+def test_a_product_for_the_tied_head_is_read(tmp_path: Path, name: str) -> None:
+    tensors = converted(tmp_path, pair(name))
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
+        "lm_head.down": (2, IN),
+        "lm_head.up": (OUT, 2),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "name", ["lm_head.base_layer", "language_model.lm_head.base_layer", "lm_head", EMBEDDINGS]
+)
+def test_copies_of_head_and_embeddings_change_nothing(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    own = torch.arange(OUT * IN).view(OUT, IN).to(dtype)
+    tensors = pair("lm_head") | {f"base_model.model.{name}.weight": own}
+    assert converted(tmp_path, tensors).keys() == {"lm_head.down", "lm_head.up"}
+    tensors[f"base_model.model.{name}.weight"] = own + 1
+    with pytest.raises(AdapterError, match=f"changes {name}.weight, which is not supported: copi"):
+        converted(tmp_path, tensors)
+
+
+@pytest.mark.parametrize(("num_missing", "num_rows"), [(0, 10), (1, 11), (63, 73), (64, 10)])
+def test_a_head_is_padded_to_the_rows_of_the_export(num_missing: int, num_rows: int) -> None:
+    base = BaseWeights(Path("none"), {"lm_head.weight": (10 + num_missing, IN)}, "none")
+    assert len(base.padded(torch.ones(10, 2))) == num_rows
+
+
+NAMES = (
+    "model.language_model.layers.0.self_attn.q_proj",
+    "model.language_model.layers.10.self_attn.q_proj",
+    "model.language_model.layers.0.self_attn.q_proj_norm",
+    "model.language_model.layers.0.self_attn.my_q_proj",
+    "model.language_model.layers.0.self_attn.k_proj",
+    "model.language_model.encoder.layers.1.fc1",
+    "model.language_model.decoder.layers.1.encoder_attn.out_proj",
+    "language_model.model.layers.0.mlp.up_proj",
+    "model.layers.0",
+    "fc1",
+    "layersX0Xself_attnXq_proj",
+)
+PATTERNS = r"""
+q_proj self_attn.q_proj self_attn\.q_proj layers.0.self_attn.q_proj layers.0 0 proj
+model.language_model.layers.0.self_attn.q_proj model model.layers language_model.model.layers
+q_proj|k_proj (q|k)_proj (?:q|k)_proj self_attn.(q|k)_proj layers.(0|1).* q_proj| | ()
+^model.language_model.layers.0.self_attn.q_proj ^q_proj ^fc1 q_proj$ ^fc1$ a$b q_proj^ .*q_proj
+.*\.layers\.[0-9]+\.self_attn\..* layers\.\d\..* layers\.\d+\..* q.proj .+ . [qk]_proj [^q]_proj
+[a-p]_proj [\w.]+_proj layers[.]0[.]self_attn[.]q_proj \w+_attn\.\w+ (q_)?proj
+(layers.0.)?self_attn.q_proj q_proj)|(fc1 fc+1 (f|fc)(c1|1) (.*_proj)+ f.*?1
+"""
+REFUSED = r"""
+(?=q)q_proj (?<!q)_proj (.)\1 (?P<side>q)_proj (?i)Q_PROJ (?i:Q)_proj q{1}_proj q++ q_proj\Z
+\bq_proj \x71_proj é ( [q q_proj) * []q]_proj
+"""
+
+
+@pytest.mark.parametrize("pattern", ["", *PATTERNS.split()])
+def test_a_pattern_matches_as_in_peft(pattern: str) -> None:
+    patterns = LayerPatterns.compile("rank_pattern", {pattern: 4})
+    found = {name: patterns.value_of(name, 2) for name in NAMES}
+    assert found == {
+        name: 4 if get_pattern_key([pattern], name) == pattern else 2 for name in NAMES
+    }
+
+
+def test_the_first_pattern_that_matches_counts() -> None:
+    values = {"k_proj": 1.0, ".*proj": 2.0, "q_proj": 3.0, "fc1": 4.0}
+    patterns = LayerPatterns.compile("alpha_pattern", values)
+    expected = {name: values.get(get_pattern_key(list(values), name), 9.0) for name in NAMES}
+    assert {name: patterns.value_of(name, 9.0) for name in NAMES} == expected
+    assert set(expected.values()) == {1.0, 2.0, 4.0, 9.0}
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(\w+\.?)+x", "(.*)*x", "(.|.|.)*x", "(a|a)*" * 80 + "x", ".*" * 240 + "x"]
+)
+def test_no_pattern_backtracks(
+    pattern: str,
+) -> None:
+    patterns = LayerPatterns.compile("rank_pattern", {pattern: 4})
+    assert {patterns.value_of(name, 2) for name in (*NAMES, "a" * 300)} == {2}
+
+
+@pytest.mark.parametrize("pattern", [*REFUSED.split(), "q_proj\n", "a" * (MAX_PATTERN_CHARS + 1)])
+def test_other_patterns_are_refused_by_name(pattern: str) -> None:
+    with pytest.raises(AdapterError) as refused:
+        LayerPatterns.compile("rank_pattern", {"q_proj": 1, pattern: 4})
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(
+        f"rank_pattern has the pattern {pattern[:MAX_PATTERN_CHARS]!r}, which is not supported;"
+        " allow"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "characters"), [(MAX_PATTERNS + 1, 4), (MAX_ALL_CHARS // 400 + 1, 400)]
+)
+def test_number_and_size_of_patterns_are_bounded(number: int, characters: int) -> None:
+    values = {f"{index:0{characters}}": 4.0 for index in range(number)}
+    with pytest.raises(
+        AdapterError,
+        match=f"rank_pattern has {number} patterns of {number * characters} characters",
+    ):
+        LayerPatterns.compile("rank_pattern", values)
+    LayerPatterns.compile("rank_pattern", dict(list(values.items())[1:]))
